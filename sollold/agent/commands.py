@@ -1,0 +1,91 @@
+"""What a leader or a head may ask of a node, and what it answers. Carried by peer calls.
+
+A placement goes in three steps. The leader sends `Reserve` to every owner in node-id order, all or
+nothing. Then it sends `Deploy` to the head, which sends `Commit` to every other owner (each starts its
+worker), opens tunnels to them and starts ``llama-server``. From then on the head alone sends `Renew`;
+an owner that hears none for the time to live kills the worker and frees the bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sollold.cluster.term import Term
+from sollold.placement.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Leader → owner. Set aside ``bytes`` (device → bytes) for ``deployment``, uncommitted."""
+
+    term: Term
+    deployment: str
+    head: str
+    bytes: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Owner's answer. ``ok`` False: ``reason`` says why, ``available`` is device → bytes there now."""
+
+    ok: bool
+    reason: str = ""
+    available: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Deploy:
+    """Leader → head: carry out ``plan`` under what every owner has reserved.
+
+    ``keep_alive``: seconds of idleness before the head unloads it; negative: never.
+    """
+
+    term: Term
+    deployment: str
+    plan: Plan
+    keep_alive: float
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Head → owner: the reservation becomes a grant; start the worker over these ``devices``."""
+
+    deployment: str
+    head: str
+    devices: tuple[str, ...]
+    build: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Head → owner: the deployment still lives. Answered with ``Done(ok=False)`` if it is unknown."""
+
+    deployment: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Leader or head → owner: end the worker, free the bytes. Idempotent."""
+
+    term: Term
+    deployment: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Leader → head: end a deployment. Refused while requests are in it, unless ``force``."""
+
+    term: Term
+    deployment: str
+    force: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A plain answer: whether it was done, and why not."""
+
+    ok: bool
+    reason: str = ""

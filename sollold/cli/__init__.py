@@ -1,0 +1,1 @@
+"""Floor 6: the commands. Thin: they call a daemon over HTTP, or start one."""

@@ -1,0 +1,168 @@
+"""Floor 0: the settings, as facts. One class a section of ``sollold.toml``; every field has its default.
+
+How they are read and checked, and where each value came from, is in `sollold.settings`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """``[node]``: this machine."""
+
+    name: str = ""
+    """Shown to people; empty: the host name."""
+    state_dir: str = ""
+    """Identity, journal, logs; empty: ``$STATE_DIRECTORY`` or ``~/.local/state/sollold``."""
+    cache_dir: str = ""
+    """llama.cpp, workers' tensors; empty: ``$CACHE_DIRECTORY`` or ``~/.cache/sollold``."""
+    memory_limit: int = 0
+    """Most bytes that may be granted over all devices; 0: no limit but the devices' own."""
+    device_limits: dict[str, int] = field(default_factory=dict)
+    """Most bytes per device (``CUDA0 = "20 GiB"``)."""
+    reserve: int = 512 * MIB
+    """Bytes of RAM left to the rest of the machine, whoever asks."""
+    gpu_reserve: int = 256 * MIB
+    """Bytes of every GPU left to the rest of the machine."""
+    devices: tuple[str, ...] = ()
+    """Devices that may be used; empty: GPUs, and the processor too."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """``[http]``: the port for people."""
+
+    host: str = "0.0.0.0"
+    port: int = 11435
+    cors_origins: tuple[str, ...] = ("http://localhost", "http://127.0.0.1")
+    wait_limit: float = 600.0
+    """Seconds that a caller waits for a model to load before 503."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """``[cluster]``: finding the others."""
+
+    token: str = ""
+    """The cluster's secret, 64 hex digits; empty: the well-known one of an open cluster."""
+    old_tokens: tuple[str, ...] = ()
+    """Accepted besides ``token`` while it is being changed."""
+    host: str = "0.0.0.0"
+    port: int = 11436
+    seeds: tuple[str, ...] = ()
+    """``host:port`` of nodes to join without multicast."""
+    mdns: bool = True
+    interfaces: tuple[str, ...] = ()
+    """Names of the interfaces for mDNS; empty: chosen, physical ones first."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSettings:
+    """``[llama]``: llama.cpp."""
+
+    server: str = ""
+    """Path of ``llama-server``; empty: found, or built."""
+    rpc_server: str = ""
+    build: bool = True
+    """Build the pinned version when none is found."""
+    jobs: int = 0
+    """Compilers at a time; 0: one a core."""
+    worker_port: int = 50052
+    server_port: int = 18080
+    threads: int = 0
+    """Threads of each engine; 0: one a physical core."""
+    worker_cache: bool = True
+    """Workers keep tensors on disk, so that a second load is quick."""
+    worker_cache_limit: int = 64 * GIB
+    extra_args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """``[models]``: where models are."""
+
+    folders: tuple[str, ...] = ()
+    ollama_stores: tuple[str, ...] = ()
+    """Roots of Ollama stores; empty: where Ollama puts them."""
+    huggingface: bool = True
+    aliases: dict[str, str] = field(default_factory=dict)
+    download_dir: str = ""
+    """Where fetched models go; empty: ``<state_dir>/models``."""
+    transfer_rate: int = 0
+    """Bytes per second for transfers between nodes; 0: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSettings:
+    """``[placement]``: how layers are placed."""
+
+    policy: str = "fastest"
+    context: int = 8192
+    """Tokens a slot, when the caller names none and memory allows."""
+    slots: int = 4
+    type_k: str = "f16"
+    type_v: str = "f16"
+    ubatch: int = 512
+    keep_alive: float = 300.0
+    """Seconds of idleness before a model is unloaded; negative: never."""
+    spare: float = 0.02
+    """Share of each device's memory that plans leave unused."""
+    max_workers: int = 15
+    enable_distributed: bool = True
+    distributed_threshold: float = 0.0
+    """Parameters in billions from which a model is sharded even if it fits one machine; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaSettings:
+    """``[ollama]``: the Ollama on this machine."""
+
+    enabled: bool = True
+    url: str = ""
+    """Empty: ``$OLLAMA_HOST`` or ``http://127.0.0.1:11434``."""
+    manage: bool = False
+    """Start and supervise Ollama when a binary is there and none answers."""
+    binary: str = ""
+    evict: bool = True
+    """Unload its idle models when a deployment needs the room."""
+    strategy: str = "intelligent"
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """``[serving]``: requests."""
+
+    queue: int = 512
+    stall: float = 120.0
+    """Seconds without a token before a stream is taken for hung, at the least."""
+    drain_limit: float = 60.0
+    """Seconds that running streams get when the daemon is stopped."""
+    recover_limit: float = 300.0
+    """Seconds that a stream waits for its model to come back after a fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """``[log]``."""
+
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings."""
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    http: HttpSettings = field(default_factory=HttpSettings)
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    llama: LlamaSettings = field(default_factory=LlamaSettings)
+    models: ModelSettings = field(default_factory=ModelSettings)
+    placement: PlacementSettings = field(default_factory=PlacementSettings)
+    ollama: OllamaSettings = field(default_factory=OllamaSettings)
+    serving: ServingSettings = field(default_factory=ServingSettings)
+    log: LogSettings = field(default_factory=LogSettings)

@@ -1,0 +1,42 @@
+"""What a machine offers to hold layers: its devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """Whether a device computes on a GPU or on the processor."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One place that can hold layers of a model. Sizes in bytes.
+
+    Attributes:
+        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``).
+        total: physical size; for ``CPU`` the RAM, bounded by the cgroup.
+        free: free when last measured, whoever uses the rest. A hint: it is stale when read.
+        limit: most that grants may take in all, from the settings (``total`` when not set).
+        granted: set aside by grants at present.
+        available: what one more grant could get now; the ledger's own arithmetic.
+        overhead: cost of one more process that uses the device (a CUDA context, say).
+        bandwidth: bytes per second its memory can be read with; 0.0 when unknown.
+        compute: multiply-adds per second in a matrix product, times two; 0.0 when unknown.
+    """
+
+    id: str
+    kind: Kind
+    name: str
+    total: int
+    free: int
+    limit: int
+    granted: int
+    available: int
+    overhead: int = 0
+    bandwidth: float = 0.0
+    compute: float = 0.0

@@ -1,0 +1,54 @@
+"""A model as the catalogue knows it: where its files lie and what its header says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model on one node, by the name that clients use.
+
+    Attributes:
+        name: canonical, with its tag (``llama3.1:70b``, ``demo:latest``).
+        digest: identity of the content (hex sha256), the same on every node that holds it. Ollama's
+            manifest digest for its models; for plain files one over header and sizes.
+        source: ``ollama``, ``folder``, ``huggingface``, ``llama.cpp`` or ``demo``.
+        files: the GGUF shards in order, absolute paths on the node; llama.cpp is given the first.
+        projector: path of the mmproj file, or empty.
+        adapters: paths of LoRA adapters.
+        size: bytes of all files.
+        modified: seconds since the epoch.
+        layers: block count, without the output.
+        parameters: count of weights.
+        quantization: as users write it (``Q4_K_M``).
+        context_train: the context the model was trained with, in tokens.
+        capabilities: Ollama's words: completion, tools, insert, vision, embedding, thinking.
+        template: Ollama's template text; empty when the file's own chat template is used.
+        system: Ollama's system text.
+        params: Ollama's default options as JSON text, ``{}`` when none.
+        license: licence text.
+        unusable: why it can't be run, as a sentence with what to do; empty when it can.
+        only_ollama: why stock llama.cpp can't read it though Ollama can; empty when it can.
+    """
+
+    name: str
+    digest: str
+    source: str
+    files: tuple[str, ...]
+    size: int
+    modified: float
+    projector: str = ""
+    adapters: tuple[str, ...] = ()
+    architecture: str = ""
+    layers: int = 0
+    parameters: int = 0
+    quantization: str = ""
+    context_train: int = 0
+    capabilities: tuple[str, ...] = ()
+    template: str = ""
+    system: str = ""
+    params: str = "{}"
+    license: str = ""
+    unusable: str = ""
+    only_ollama: str = ""

@@ -1,0 +1,84 @@
+"""A plan: which layers of a model go to which devices of which nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sollold.models.run import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The layers that one device holds, and the bytes they take there.
+
+    Layers ``first`` to ``last - 1``; the output matrix counts as layer L (the model's block count),
+    so the share that ends the model has ``last == L + 1``.
+
+    Attributes:
+        weights, state, compute, overhead: bytes: tensors; KV and recurrent state; compute buffers;
+            process and loading peak.
+    """
+
+    node: str
+    device: str
+    first: int
+    last: int
+    weights: int
+    state: int
+    compute: int
+    overhead: int = 0
+
+    @property
+    def layers(self) -> int:
+        """How many layers, the output counted as one."""
+        return self.last - self.first
+
+    @property
+    def total(self) -> int:
+        """Bytes to be granted."""
+        return self.weights + self.state + self.compute + self.overhead
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where a model will run. Carried out by the head; kept in no place but the head's record.
+
+    Attributes:
+        model: canonical name; ``digest``: its content.
+        head: node id of the one that runs ``llama-server``.
+        layers: the model's block count L.
+        host: what stays with the head's own processor: the token embedding, host buffers and, when
+            ``host.layers`` is not 0, the first layers of the model. Device ``CPU``.
+        shares: the offloaded layers in ``--device`` order, which is layer order; may be empty.
+        tokens_per_second, load_seconds: predicted; 0.0 when unknown.
+        reasons: sentences for a person: why so, what was given.
+    """
+
+    model: str
+    digest: str
+    head: str
+    layers: int
+    run: Run
+    host: Share
+    shares: tuple[Share, ...]
+    tokens_per_second: float = 0.0
+    load_seconds: float = 0.0
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def tensor_split(self) -> tuple[int, ...]:
+        """``--tensor-split``: integer counts, one a device, that sum to ``gpu_layers``."""
+        return tuple(share.layers for share in self.shares)
+
+    @property
+    def gpu_layers(self) -> int:
+        """``-ngl``: how many of the L + 1 layers leave the head's own processor."""
+        return sum(self.tensor_split)
+
+    def bytes_by_owner(self) -> dict[str, dict[str, int]]:
+        """Bytes to reserve, node → device → bytes, the host's share included."""
+        owners: dict[str, dict[str, int]] = {}
+        for share in (self.host, *self.shares):
+            devices = owners.setdefault(share.node, {})
+            devices[share.device] = devices.get(share.device, 0) + share.total
+        return owners
