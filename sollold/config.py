@@ -6,9 +6,21 @@ How they are read and checked, and where each value came from, is in `sollold.se
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+
+Bytes = Annotated[int, Meta(ge=0, title="bytes")]
+"""Written as a number of bytes or with a unit: ``"20 GiB"``, ``"400 MB"``."""
+Seconds = Annotated[float, Meta(title="seconds")]
+"""Written as a number of seconds or with a unit: ``"5m"``, ``"1h30m"``."""
+Port = Annotated[int, Meta(ge=0, le=65535, title="port")]
+"""0 takes a free one."""
+Count = Annotated[int, Meta(ge=0, title="count")]
+KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +33,13 @@ class NodeSettings:
     """Identity, journal, logs; empty: ``$STATE_DIRECTORY`` or ``~/.local/state/sollold``."""
     cache_dir: str = ""
     """llama.cpp, workers' tensors; empty: ``$CACHE_DIRECTORY`` or ``~/.cache/sollold``."""
-    memory_limit: int = 0
+    memory_limit: Bytes = 0
     """Most bytes that may be granted over all devices; 0: no limit but the devices' own."""
-    device_limits: dict[str, int] = field(default_factory=dict)
+    device_limits: dict[str, Bytes] = field(default_factory=dict)
     """Most bytes per device (``CUDA0 = "20 GiB"``)."""
-    reserve: int = 512 * MIB
+    reserve: Bytes = 512 * MIB
     """Bytes of RAM left to the rest of the machine, whoever asks."""
-    gpu_reserve: int = 256 * MIB
+    gpu_reserve: Bytes = 256 * MIB
     """Bytes of every GPU left to the rest of the machine."""
     devices: tuple[str, ...] = ()
     """Devices that may be used; empty: GPUs, and the processor too."""
@@ -38,9 +50,9 @@ class HttpSettings:
     """``[http]``: the port for people."""
 
     host: str = "0.0.0.0"
-    port: int = 11435
+    port: Port = 11435
     cors_origins: tuple[str, ...] = ("http://localhost", "http://127.0.0.1")
-    wait_limit: float = 600.0
+    wait_limit: Seconds = 600.0
     """Seconds that a caller waits for a model to load before 503."""
 
 
@@ -53,7 +65,7 @@ class ClusterSettings:
     old_tokens: tuple[str, ...] = ()
     """Accepted besides ``token`` while it is being changed."""
     host: str = "0.0.0.0"
-    port: int = 11436
+    port: Port = 11436
     seeds: tuple[str, ...] = ()
     """``host:port`` of nodes to join without multicast."""
     mdns: bool = True
@@ -70,15 +82,15 @@ class LlamaSettings:
     rpc_server: str = ""
     build: bool = True
     """Build the pinned version when none is found."""
-    jobs: int = 0
+    jobs: Count = 0
     """Compilers at a time; 0: one a core."""
-    worker_port: int = 50052
-    server_port: int = 18080
-    threads: int = 0
+    worker_port: Port = 50052
+    server_port: Port = 18080
+    threads: Count = 0
     """Threads of each engine; 0: one a physical core."""
     worker_cache: bool = True
     """Workers keep tensors on disk, so that a second load is quick."""
-    worker_cache_limit: int = 64 * GIB
+    worker_cache_limit: Bytes = 64 * GIB
     extra_args: tuple[str, ...] = ()
 
 
@@ -93,7 +105,7 @@ class ModelSettings:
     aliases: dict[str, str] = field(default_factory=dict)
     download_dir: str = ""
     """Where fetched models go; empty: ``<state_dir>/models``."""
-    transfer_rate: int = 0
+    transfer_rate: Bytes = 0
     """Bytes per second for transfers between nodes; 0: no limit."""
 
 
@@ -101,18 +113,18 @@ class ModelSettings:
 class PlacementSettings:
     """``[placement]``: how layers are placed."""
 
-    policy: str = "fastest"
-    context: int = 8192
+    policy: Literal["fastest", "memory_aware", "even", "spread"] = "fastest"
+    context: Count = 8192
     """Tokens a slot, when the caller names none and memory allows."""
-    slots: int = 4
-    type_k: str = "f16"
-    type_v: str = "f16"
-    ubatch: int = 512
-    keep_alive: float = 300.0
+    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    type_k: KvType = "f16"
+    type_v: KvType = "f16"
+    ubatch: Annotated[int, Meta(ge=1)] = 512
+    keep_alive: Seconds = 300.0
     """Seconds of idleness before a model is unloaded; negative: never."""
-    spare: float = 0.02
+    spare: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
     """Share of each device's memory that plans leave unused."""
-    max_workers: int = 15
+    max_workers: Annotated[int, Meta(ge=1, le=15)] = 15
     enable_distributed: bool = True
     distributed_threshold: float = 0.0
     """Parameters in billions from which a model is sharded even if it fits one machine; 0: never."""
@@ -130,19 +142,19 @@ class OllamaSettings:
     binary: str = ""
     evict: bool = True
     """Unload its idle models when a deployment needs the room."""
-    strategy: str = "intelligent"
+    strategy: Literal["intelligent", "least_loaded", "latency_first", "round_robin"] = "intelligent"
 
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings:
     """``[serving]``: requests."""
 
-    queue: int = 512
-    stall: float = 120.0
+    queue: Count = 512
+    stall: Seconds = 120.0
     """Seconds without a token before a stream is taken for hung, at the least."""
-    drain_limit: float = 60.0
+    drain_limit: Seconds = 60.0
     """Seconds that running streams get when the daemon is stopped."""
-    recover_limit: float = 300.0
+    recover_limit: Seconds = 300.0
     """Seconds that a stream waits for its model to come back after a fault."""
 
 
@@ -150,7 +162,7 @@ class ServingSettings:
 class LogSettings:
     """``[log]``."""
 
-    level: str = "info"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 @dataclass(frozen=True, slots=True)
