@@ -50,8 +50,11 @@ class HttpSettings:
     """``[http]``: the port for people."""
 
     host: str = "0.0.0.0"
+    """Address to listen on; ``127.0.0.1`` keeps the API to this machine."""
     port: Port = 11435
+    """Where Ollama's, OpenAI's and Anthropic's clients and browsers connect."""
     cors_origins: tuple[str, ...] = ("http://localhost", "http://127.0.0.1")
+    """Web pages that may call the API from a browser; ``"*"``: all."""
     wait_limit: Seconds = 600.0
     """Seconds that a caller waits for a model to load before 503."""
 
@@ -65,10 +68,13 @@ class ClusterSettings:
     old_tokens: tuple[str, ...] = ()
     """Accepted besides ``token`` while it is being changed."""
     host: str = "0.0.0.0"
+    """Address to listen on for other nodes."""
     port: Port = 11436
+    """UDP for gossip and TCP (TLS) for everything else between nodes; the same on all is best."""
     seeds: tuple[str, ...] = ()
     """``host:port`` of nodes to join without multicast."""
     mdns: bool = True
+    """Find nodes by multicast DNS. Seeds and remembered peers work without it."""
     interfaces: tuple[str, ...] = ()
     """Names of the interfaces for mDNS; empty: chosen, physical ones first."""
 
@@ -80,18 +86,23 @@ class LlamaSettings:
     server: str = ""
     """Path of ``llama-server``; empty: found, or built."""
     rpc_server: str = ""
+    """Path of ``ggml-rpc-server``, of the same build."""
     build: bool = True
     """Build the pinned version when none is found."""
     jobs: Count = 0
     """Compilers at a time; 0: one a core."""
     worker_port: Port = 50052
+    """First port tried for workers, on loopback."""
     server_port: Port = 18080
+    """First port tried for ``llama-server``, on loopback."""
     threads: Count = 0
     """Threads of each engine; 0: one a physical core."""
     worker_cache: bool = True
     """Workers keep tensors on disk, so that a second load is quick."""
     worker_cache_limit: Bytes = 64 * GIB
+    """Most bytes of that cache; what was used longest ago goes first."""
     extra_args: tuple[str, ...] = ()
+    """Added to every ``llama-server`` command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +110,13 @@ class ModelSettings:
     """``[models]``: where models are."""
 
     folders: tuple[str, ...] = ()
+    """Folders with GGUF files; read, never written."""
     ollama_stores: tuple[str, ...] = ()
     """Roots of Ollama stores; empty: where Ollama puts them."""
     huggingface: bool = True
+    """Look into the Hugging Face cache and llama.cpp's older one."""
     aliases: dict[str, str] = field(default_factory=dict)
+    """Names of your own (``gpt-4o = "llama3.1:70b"``)."""
     download_dir: str = ""
     """Where fetched models go; empty: ``<state_dir>/models``."""
     transfer_rate: Bytes = 0
@@ -114,18 +128,25 @@ class PlacementSettings:
     """``[placement]``: how layers are placed."""
 
     policy: Literal["fastest", "memory_aware", "even", "spread"] = "fastest"
+    """``fastest``: least time a token; ``memory_aware``: by memory; ``even``: alike; ``spread``: on all."""
     context: Count = 8192
     """Tokens a slot, when the caller names none and memory allows."""
     slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    """Requests at a time a model, fewer where memory is short."""
     type_k: KvType = "f16"
+    """KV cache of keys; ``q8_0`` halves it."""
     type_v: KvType = "f16"
+    """KV cache of values."""
     ubatch: Annotated[int, Meta(ge=1)] = 512
+    """Tokens of a prompt computed at a time."""
     keep_alive: Seconds = 300.0
     """Seconds of idleness before a model is unloaded; negative: never."""
     spare: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
     """Share of each device's memory that plans leave unused."""
     max_workers: Annotated[int, Meta(ge=1, le=15)] = 15
+    """Most devices that one model is spread over."""
     enable_distributed: bool = True
+    """Spread models over machines; false: only run what fits one."""
     distributed_threshold: float = 0.0
     """Parameters in billions from which a model is sharded even if it fits one machine; 0: never."""
 
@@ -135,14 +156,17 @@ class OllamaSettings:
     """``[ollama]``: the Ollama on this machine."""
 
     enabled: bool = True
+    """Use an Ollama that runs on this machine."""
     url: str = ""
     """Empty: ``$OLLAMA_HOST`` or ``http://127.0.0.1:11434``."""
     manage: bool = False
     """Start and supervise Ollama when a binary is there and none answers."""
     binary: str = ""
+    """Path of ``ollama``; empty: found in PATH."""
     evict: bool = True
     """Unload its idle models when a deployment needs the room."""
     strategy: Literal["intelligent", "least_loaded", "latency_first", "round_robin"] = "intelligent"
+    """How one of several endpoints is chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +174,7 @@ class ServingSettings:
     """``[serving]``: requests."""
 
     queue: Count = 512
+    """Requests in line at an endpoint before 503."""
     stall: Seconds = 120.0
     """Seconds without a token before a stream is taken for hung, at the least."""
     drain_limit: Seconds = 60.0
@@ -160,9 +185,10 @@ class ServingSettings:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """``[log]``."""
+    """``[log]``: what is written to the journal or the terminal."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,114 @@
+"""Floor 0: where log lines go: the journal with fields under systemd, else a terminal in plain words.
+
+The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an entry, ``FIELD=value``
+lines, or ``FIELD``, newline, 8 bytes little-endian length, value, newline where the value has newlines.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import sys
+from typing import TextIO
+
+JOURNAL = "/run/systemd/journal/socket"
+FIELDS = ("deployment", "request", "peer", "model")
+"""What ``extra=`` may carry; ``SOLLOLD_DEPLOYMENT=`` and so on in the journal."""
+
+_PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class JournalHandler(logging.Handler):
+    """Sends records to journald. Never blocks: a journal that is full or away costs the line."""
+
+    def __init__(self, path: str = JOURNAL) -> None:
+        """Connect.
+
+        Raises:
+            OSError: there is no journal at ``path``.
+        """
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            self._socket.connect(path)
+        except OSError:
+            self._socket.close()
+            raise
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one entry."""
+        try:
+            fields = {
+                "MESSAGE": self.format(record),
+                "PRIORITY": str(_PRIORITY.get(record.levelno, 6)),
+                "SYSLOG_IDENTIFIER": "sollold",
+                "LOGGER": record.name,
+                "CODE_FILE": record.pathname,
+                "CODE_LINE": str(record.lineno),
+            }
+            for name in FIELDS:
+                if value := getattr(record, name, ""):
+                    fields[f"SOLLOLD_{name.upper()}"] = str(value)
+            self._socket.send(b"".join(_entry(name, value) for name, value in fields.items()))
+        except OSError:
+            pass
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        super().close()
+
+
+def _entry(name: str, value: str) -> bytes:
+    data = value.encode("utf-8", "replace")
+    if b"\n" not in data:
+        return name.encode() + b"=" + data + b"\n"
+    return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+
+
+class TerminalFormatter(logging.Formatter):
+    """``12:03:07 cluster: node pc2 joined  (deployment=…)``, the level only where it is worth a look."""
+
+    def __init__(self, *, times: bool = True) -> None:
+        super().__init__("%(message)s", "%H:%M:%S")
+        self._times = times
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback below it if there is one."""
+        text = super().format(record)
+        room = record.name.removeprefix("sollold.").removeprefix("sollold")
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        fields = [f"{name}={value}" for name in FIELDS if (value := getattr(record, name, ""))]
+        time = f"{self.formatTime(record, self.datefmt)} " if self._times else ""
+        tail = f"  ({' '.join(fields)})" if fields else ""
+        return f"{time}{level}{f'{room}: ' if room else ''}{text}{tail}"
+
+
+def set_up(level: str, stream: TextIO | None = None) -> None:
+    """Send all of sollold's log to the journal when systemd started us, else to ``stream`` (stderr)."""
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    handler: logging.Handler | None = None
+    if stream is None and os.environ.get("JOURNAL_STREAM") and os.environ.get("INVOCATION_ID"):
+        try:
+            handler = JournalHandler()
+        except OSError:
+            handler = None
+    if handler is None:
+        handler = logging.StreamHandler(stream or sys.stderr)
+        handler.setFormatter(TerminalFormatter())
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    set_level(level)
+
+
+def set_level(level: str) -> None:
+    """Change the level of sollold's own lines; libraries stay at warnings."""
+    logging.getLogger("sollold").setLevel(level.upper())

@@ -1,0 +1,259 @@
+"""Floor 0: reading the settings: defaults, then one TOML file, then ``SOLLOLD_*``, then flags.
+
+A wrong key or value is refused with the place it stands in and the nearest right one. Each value remembers
+where it came from, so that ``sollold config`` can say it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import os
+import re
+import tomllib
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sollold.config import Bytes, Seconds, Settings
+from sollold.units import parse_bytes, parse_seconds
+
+_KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
+_TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
+
+
+class SettingsError(Exception):
+    """A setting that can't be. The message names the place, the fault and the nearest right word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the settings: its name, its type as Python writes it, and its default."""
+
+    section: str
+    name: str
+    kind: object
+    default: object
+
+    @property
+    def key(self) -> str:
+        """``section.name``."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return f"SOLLOLD_{self.section}_{self.name}".upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings in force, and for each key that is not a default where it was set."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    file: Path | None
+
+
+@functools.cache
+def catalogue() -> dict[str, Setting]:
+    """All settings there are, by key."""
+    found: dict[str, Setting] = {}
+    for section in dataclasses.fields(Settings):
+        kinds = typing.get_type_hints(typing.get_type_hints(Settings)[section.name], include_extras=True)
+        for name, default in _fields(getattr(Settings(), section.name)):
+            setting = Setting(section.name, name, kinds[name], default)
+            found[setting.key] = setting
+    return found
+
+
+def _fields(part: object) -> Iterator[tuple[str, object]]:
+    for item in dataclasses.fields(part):  # type: ignore[arg-type]
+        yield item.name, getattr(part, item.name)
+
+
+def candidates() -> list[Path]:
+    """Where the file is looked for when none is named, the first that exists is read."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    places = [home / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
+    if folder := os.environ.get("CONFIGURATION_DIRECTORY"):
+        places.insert(0, Path(folder.split(":")[0]) / "sollold.toml")
+    return places
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Sequence[tuple[str, str, str]] = (),
+) -> Loaded:
+    """Read the settings. Blocking: call it before the loop runs, or in a thread.
+
+    Args:
+        file: the TOML file; None: the first of `candidates` that exists, else none.
+        environment: None: the process's.
+        flags: (key, value as text, how the flag is spelled), the last one wins.
+
+    Raises:
+        SettingsError: a file that can't be read, a wrong key or value.
+    """
+    variables = os.environ if environment is None else environment
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    if file is None:
+        file = next((place for place in candidates() if place.is_file()), None)
+    if file is not None:
+        for key, value, place in _from_file(file):
+            values[key], origins[key] = value, place
+    for key, setting in catalogue().items():
+        text = variables.get(setting.variable)
+        if text is not None and text != "":
+            values[key], origins[key] = _from_text(setting, text, setting.variable), setting.variable
+    _refuse_unknown_variables(variables)
+    for key, text, spelled in flags:
+        setting = _setting(key, spelled)
+        values[key], origins[key] = _from_text(setting, text, spelled), spelled
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        setting = catalogue()[key]
+        sections.setdefault(setting.section, {})[setting.name] = value
+    settings = Settings(
+        **{  # type: ignore[arg-type]
+            name: dataclasses.replace(part, **sections.get(name, {}))  # type: ignore[type-var]
+            for name, part in _fields(Settings())
+        }
+    )
+    return Loaded(settings, origins, file)
+
+
+def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: can't be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file}: not TOML: {error}") from error
+    lines = _lines(text)
+    sections = [field.name for field in dataclasses.fields(Settings)]
+    for section, table in document.items():
+        place = f"{file}:{lines.get(section, 1)}"
+        if section not in sections:
+            raise SettingsError(f"{place}: there is no section [{section}]{_nearest(section, sections)}")
+        if not isinstance(table, dict):
+            raise SettingsError(f"{place}: {section} is a section: write [{section}] and its keys below")
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            place = f"{file}:{lines.get(key, lines.get(section, 1))}"
+            setting = _setting(key, place)
+            yield key, _checked(setting, value, place), place
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Line numbers of tables (``section``) and of their keys (``section.key``)."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _TABLE.match(line):
+            table = header[1].replace('"', "")
+            parts = table.split(".")
+            for depth in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:depth]), number)
+        elif key := _KEY.match(line):
+            name = key[1] or key[2] or key[3]
+            found.setdefault(f"{table}.{name}" if table else name, number)
+    return found
+
+
+def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
+    known = [setting.variable for setting in catalogue().values()]
+    own = {"SOLLOLD_CONFIG", "SOLLOLD_NODE_URL"}
+    sections = tuple(f"SOLLOLD_{field.name.upper()}_" for field in dataclasses.fields(Settings))
+    for name in variables:
+        if name.startswith(sections) and name not in known and name not in own:
+            raise SettingsError(f"{name}: there is no such setting{_nearest(name, known)}")
+
+
+def _setting(key: str, place: str) -> Setting:
+    known = catalogue()
+    if key in known:
+        return known[key]
+    section, _, name = key.partition(".")
+    near = _nearest(name, [item.name for item in known.values() if item.section == section])
+    if not near:
+        elsewhere = [item.key for item in known.values() if item.name == name]
+        near = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(key, list(known))
+    raise SettingsError(f"{place}: there is no setting {key}{near}")
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _from_text(setting: Setting, text: str, place: str) -> object:
+    """A value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``."""
+    bare = _bare(setting.kind)
+    if bare is bool:
+        words = {"1": True, "true": True, "yes": True, "on": True}
+        words |= {"0": False, "false": False, "no": False, "off": False}
+        if text.lower() not in words:
+            raise SettingsError(f"{place}: {setting.key} is true or false, not {text!r}")
+        return words[text.lower()]
+    if typing.get_origin(bare) is tuple:
+        return _checked(setting, [part.strip() for part in text.split(",") if part.strip()], place)
+    if typing.get_origin(bare) is dict:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if any(not sign for _, sign, _ in pairs):
+            raise SettingsError(f"{place}: {setting.key} is written name=value,name=value")
+        return _checked(setting, {name.strip(): value.strip() for name, _, value in pairs}, place)
+    if bare in (int, float) and setting.kind not in (Bytes, Seconds):
+        try:
+            return _checked(setting, bare(text), place)
+        except ValueError:
+            raise SettingsError(f"{place}: {setting.key} is a number, not {text!r}") from None
+    return _checked(setting, text, place)
+
+
+def _bare(kind: object) -> typing.Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def _checked(setting: Setting, value: object, place: str) -> object:
+    kind = setting.kind
+    try:
+        if kind in (Bytes, Seconds):
+            value = _measured(kind, value)
+        elif typing.get_origin(kind) is dict and isinstance(value, dict):
+            item = typing.get_args(kind)[1]
+            if item in (Bytes, Seconds):
+                value = {name: _measured(item, part) for name, part in value.items()}
+        return msgspec.convert(value, kind)
+    except (msgspec.ValidationError, ValueError) as error:
+        text = str(error)
+        choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
+        if choices:
+            words = [str(choice) for choice in choices]
+            text = f"{value!r} is none of {', '.join(words)}{_nearest(str(value), words)}"
+        raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _measured(kind: object, value: object) -> object:
+    if isinstance(value, str):
+        return parse_bytes(value) if kind is Bytes else parse_seconds(value)
+    return value
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Keys whose values differ, in the order of the file."""
+    changed = []
+    for key, setting in catalogue().items():
+        before = getattr(getattr(old, setting.section), setting.name)
+        after = getattr(getattr(new, setting.section), setting.name)
+        if before != after:
+            changed.append(key)
+    return changed

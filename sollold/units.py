@@ -1,0 +1,94 @@
+"""Floor 0: bytes and seconds as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_SIZES = {
+    "": 1,
+    "b": 1,
+    "k": 1024,
+    "kib": 1024,
+    "kb": 1000,
+    "m": 1024**2,
+    "mib": 1024**2,
+    "mb": 1000**2,
+    "g": 1024**3,
+    "gib": 1024**3,
+    "gb": 1000**3,
+    "t": 1024**4,
+    "tib": 1024**4,
+    "tb": 1000**4,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
+_SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
+_SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from ``20 GiB``, ``400MB``, ``1.5g`` (a bare K, M, G, T is binary) or a plain number.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in _SIZES:
+        raise ValueError(f"{text!r} is not a size; write bytes or a unit, such as 20 GiB or 400 MB")
+    return int(float(match[1]) * _SIZES[unit])
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from a plain number or Go's form of a duration: ``5m``, ``1h30m``, ``250ms``, ``-1``.
+
+    Raises:
+        ValueError: it is not such a text.
+    """
+    text = text.strip()
+    try:
+        plain = float(text)
+    except ValueError:
+        pass
+    else:
+        if plain != plain or plain in (float("inf"), float("-inf")):
+            raise ValueError(f"{text!r} is not a duration")
+        return plain
+    if not _SPAN.fullmatch(text):
+        raise ValueError(f"{text!r} is not a duration; write seconds or a unit, such as 90, 5m or 1h30m")
+    total = sum(float(number) * _SPANS[unit] for number, unit in _SPAN_PART.findall(text))
+    return -total if text.startswith("-") else total
+
+
+def bytes_text(count: float) -> str:
+    """``1536`` → ``1.5 KiB``: three digits are enough to compare."""
+    size = float(count)
+    sign = "-" if size < 0 else ""
+    size = abs(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or (unit == "MiB" and size < 10_000):
+            break
+        size /= 1024
+    else:
+        unit = "TiB"
+    if unit == "B":
+        return f"{sign}{size:.0f} B"
+    return f"{sign}{size:.0f} {unit}" if size >= 100 else f"{sign}{size:.1f} {unit}"
+
+
+def seconds_text(seconds: float) -> str:
+    """``95.2`` → ``1 min 35 s``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,72 @@
+"""Log lines: the journal's protocol, and plain words on a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sollold import log, notify
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    root.handlers = []
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers, root.level = handlers, level
+
+
+def listen(path: Path) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    link.bind(str(path))
+    link.settimeout(5)
+    return link
+
+
+def test_a_terminal_gets_one_plain_line(restored: None) -> None:
+    out = io.StringIO()
+    log.set_up("info", out)
+    logging.getLogger("sollold.agent").info("worker up", extra={"deployment": "d1"})
+    logging.getLogger("sollold.agent").debug("not this")
+    logging.getLogger("sollold").warning("look")
+    first, second = out.getvalue().splitlines()
+    assert first.endswith(" agent: worker up  (deployment=d1)")
+    assert second.endswith(" warning: look")
+
+
+def test_the_journal_gets_fields_and_newlines(tmp_path: Path) -> None:
+    with listen(tmp_path / "journal") as journal:
+        handler = log.JournalHandler(str(tmp_path / "journal"))
+        record = logging.LogRecord("sollold.agent", logging.ERROR, __file__, 7, "two\nlines", None, None)
+        record.deployment = "d1"
+        handler.emit(record)
+        handler.close()
+        entry = journal.recv(65536)
+    assert b"MESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\n" in entry
+    assert b"PRIORITY=3\n" in entry
+    assert b"SOLLOLD_DEPLOYMENT=d1\n" in entry
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert notify.notify(ready=True) is False
+    with listen(tmp_path / "notify") as link:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        assert notify.notify(ready=True, status="3 nodes\nall well") is True
+        assert link.recv(4096) == b"READY=1\nSTATUS=3 nodes all well"
+    assert notify.notify(ready=True) is False
+
+
+def test_the_watchdogs_period(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert notify.watchdog_period() == 0
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert notify.watchdog_period() == 30
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert notify.watchdog_period() == 0

@@ -1,0 +1,108 @@
+"""The settings: layers, refusals, and the file that documents them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sollold.config import GIB, MIB, Settings
+from sollold.settings import SettingsError, catalogue, differences, load
+from sollold.settings_file import documentation, example, in_force
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "sollold.toml"
+    file.write_text(text)
+    return file
+
+
+def test_nothing_set_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}).settings == Settings()
+
+
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, '[http]\nport = 1000\nhost = "::"\n[node]\nmemory_limit = "2 GiB"\n')
+    environment = {"SOLLOLD_HTTP_PORT": "2000", "SOLLOLD_NODE_NAME": "pc"}
+    loaded = load(file, environment, [("http.port", "3000", "--port")])
+    assert (loaded.settings.http.port, loaded.settings.http.host) == (3000, "::")
+    assert loaded.settings.node.memory_limit == 2 * GIB
+    assert loaded.origins == {
+        "http.port": "--port",
+        "http.host": f"{file}:3",
+        "node.memory_limit": f"{file}:5",
+        "node.name": "SOLLOLD_NODE_NAME",
+    }
+
+
+def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
+    environment = {
+        "SOLLOLD_CLUSTER_SEEDS": "a:1, b:2",
+        "SOLLOLD_NODE_DEVICE_LIMITS": "CUDA0=20 GiB,CPU=400 MiB",
+        "SOLLOLD_PLACEMENT_KEEP_ALIVE": "1h30m",
+        "SOLLOLD_CLUSTER_MDNS": "off",
+    }
+    settings = load(write(tmp_path, ""), environment).settings
+    assert settings.cluster.seeds == ("a:1", "b:2")
+    assert settings.node.device_limits == {"CUDA0": 20 * GIB, "CPU": 400 * MIB}
+    assert settings.placement.keep_alive == 5400
+    assert settings.cluster.mdns is False
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[http]\nprt = 5", 2, "did you mean port?"),
+        ("\n\n[htp]\nport = 5", 3, "did you mean http?"),
+        ("[http]\nport = 70000", 2, "<= 65535"),
+        ('[http]\nport = "many"', 2, "Expected `int`"),
+        ('[placement]\n\npolicy = "fast"', 3, "did you mean fastest?"),
+        ('[node]\nmemory_limit = "4 pounds"', 2, "20 GiB"),
+        ('[node]\ndevice_limits = { CUDA0 = "x" }', 2, "not a size"),
+        ("[node]\nmemory_limit = -1", 2, ">= 0"),
+        ("[http]\nseeds = []", 2, "did you mean cluster.seeds?"),
+        ("http = 3", 1, "is a section"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_line(
+    tmp_path: Path, text: str, line: int, words: str
+) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as refused:
+        load(file, {})
+    assert str(refused.value).startswith(f"{file}:{line}: ")
+    assert words in str(refused.value)
+
+
+def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="not TOML"):
+        load(write(tmp_path, "[http"), {})
+
+
+def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
+        load(write(tmp_path, ""), {"SOLLOLD_HTTP_PRT": "1"})
+    load(write(tmp_path, ""), {"SOLLOLD_CONFIG": "x", "SOLLOLD_NODE_URL": "y", "HTTP_PRT": "1"})
+
+
+def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:
+    texts = documentation()
+    assert [key for key in catalogue() if key not in texts] == []
+    assert all(texts[name] for name in Settings.__slots__)
+    set_again = re.sub(r"(?m)^#(\w+ = )", r"\1", example())
+    assert sum(len(table) for table in tomllib.loads(set_again).values()) == len(catalogue())
+    assert load(write(tmp_path, set_again), {}).settings == Settings()
+
+
+def test_the_token_is_not_shown(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, f'[cluster]\ntoken = "{"ab" * 32}"\n'), {})
+    rows = {key: (value, origin) for key, value, origin in in_force(loaded)}
+    assert rows["cluster.token"][0] == "(set)"
+    assert rows["http.port"] == ("11435", "default")
+
+
+def test_differences_are_named(tmp_path: Path) -> None:
+    new = load(write(tmp_path, '[log]\nlevel = "debug"\n[http]\nport = 1\n'), {}).settings
+    assert differences(Settings(), new) == ["http.port", "log.level"]
