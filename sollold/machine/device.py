@@ -27,6 +27,8 @@ class Device:
         overhead: cost of one more process that uses the device (a CUDA context, say).
         bandwidth: bytes per second its memory can be read with; 0.0 when unknown.
         compute: multiply-adds per second in a matrix product, times two; 0.0 when unknown.
+        pool: devices of a node with the same pool share one memory (an integrated GPU and the RAM, both
+            ``ram``): what one gets the other has not. Empty: the device's memory is its own.
     """
 
     id: str
@@ -40,3 +42,4 @@ class Device:
     overhead: int = 0
     bandwidth: float = 0.0
     compute: float = 0.0
+    pool: str = ""

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from sollold.agent.commands import Commit, Release, Renew, Reserve
+from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
+from sollold.cluster.record import GrantState
+from sollold.cluster.term import Term
+from sollold.machine.device import Device, Kind
+
+
+def device(name: str = "CPU", total: int = 1000, free: int | None = None, **more: object) -> Device:
+    kind = Kind.CPU if name == "CPU" else Kind.GPU
+    base = Device(name, kind, name, total, total if free is None else free, total, 0, 0)
+    return replace(base, **more)  # type: ignore[arg-type]
+
+
+def ledger(*devices: Device, **more: object) -> Ledger:
+    book = Ledger(ready=True, **more)  # type: ignore[arg-type]
+    book.measured(devices or (device(),))
+    return book
+
+
+T1 = Term(1, "a")
+
+
+def ask(deployment: str = "d", size: int = 100, *, on: str = "CPU", term: Term = T1) -> Reserve:
+    return Reserve(term, deployment, "head", {on: size})
+
+
+def commit(deployment: str = "d") -> Commit:
+    return Commit(deployment, "head", ("CPU",), "b1")
+
+
+def test_reserve_commit_release_and_every_byte_is_back():
+    book = ledger()
+    reserved, actions = book.reserve(ask(size=600), 0.0)
+    assert reserved.ok
+    assert reserved.available == {"CPU": 400}
+    assert PersistTerm(T1) in actions
+    assert book.commit(commit(), 1.0)[0].ok
+    assert [grant.state for grant in book.grants()] == [GrantState.COMMITTED]
+    done, actions = book.release(Release(T1, "d", "head"), "head", 2.0)
+    assert done.ok
+    assert KillWorker("d", "released by head") in actions
+    assert book.available("CPU") == 400, "the worker still holds its bytes"
+    book.ended("d")
+    assert book.grants() == ()
+    assert book.available("CPU") == 1000
+
+
+def test_no_more_than_there_is_and_the_refusal_has_the_arithmetic():
+    book = ledger(device(total=4 * 1024**3))
+    refused, _ = book.reserve(ask(size=5 * 1024**3), 0.0)
+    assert not refused.ok
+    assert refused.reason == "CPU: 5,120 MiB asked, 4,096 MiB left under its limit of 4,096 MiB"
+    assert refused.available == {"CPU": 4 * 1024**3}
+    assert book.grants() == ()
+
+
+def test_all_or_nothing_over_devices():
+    book = ledger(device("CUDA0"), device("CUDA1"))
+    refused, _ = book.reserve(Reserve(T1, "d", "head", {"CUDA0": 500, "CUDA1": 1001}), 0.0)
+    assert not refused.ok
+    assert book.available("CUDA0") == 1000
+
+
+def test_node_limit_spans_devices():
+    book = ledger(device("CUDA0"), device("CUDA1"), node_limit=1200)
+    assert book.reserve(Reserve(T1, "d", "head", {"CUDA0": 900}), 0.0)[0].ok
+    assert book.available("CUDA1") == 300
+    refused, _ = book.reserve(ask("e", 301, on="CUDA1"), 0.0)
+    assert "node's limit" in refused.reason
+    assert book.reserve(ask("e", 300, on="CUDA1"), 0.0)[0].ok
+
+
+def test_an_unknown_device_is_refused():
+    refused, _ = ledger().reserve(ask(on="CUDA7"), 0.0)
+    assert refused.reason == "there is no device CUDA7 here"
+
+
+def test_other_programs_and_the_reserve_are_respected():
+    book = ledger(device(free=500), reserves={"CPU": 100})
+    assert book.available("CPU") == 400
+    assert book.reserve(ask(size=300), 0.0)[0].ok
+    assert book.available("CPU") == 100
+    # The engine has allocated 250 of its 300 by now, and another program took 50.
+    book.measured([device(free=200)], {"d": {"CPU": 250}})
+    assert book.available("CPU") == 50
+    # More allocated than was granted is no gain for anybody.
+    book.measured([device(free=100)], {"d": {"CPU": 400}})
+    assert book.available("CPU") == 0
+
+
+def test_a_pool_is_one_memory():
+    book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
+    assert book.reserve(ask(size=700, on="Vulkan0"), 0.0)[0].ok
+    assert book.available("CPU") == 300
+    refused, _ = book.reserve(Reserve(T1, "e", "head", {"CPU": 200, "Vulkan0": 200}), 0.0)
+    assert not refused.ok
+
+
+def test_a_reservation_expires_and_a_late_commit_is_refused():
+    book = ledger()
+    book.reserve(ask(), 0.0)
+    assert book.next_deadline() == 15.0
+    assert book.commit(commit(), 14.9)[0].ok
+    book.reserve(ask("e"), 20.0)
+    done, _ = book.commit(commit("e"), 35.0)
+    assert not done.ok
+    assert "expired" in done.reason
+    assert not book.holds("e")
+
+
+def test_a_grant_lives_while_its_head_renews():
+    book = ledger()
+    book.reserve(ask(), 0.0)
+    book.commit(commit(), 1.0)
+    for now in range(4, 100, 10):
+        assert book.renew(Renew("d", "head"), float(now))[0].ok
+    assert not [a for a in book.expire(108.9) if isinstance(a, KillWorker)]
+    killed = [a for a in book.expire(109.0) if isinstance(a, KillWorker)]
+    assert [a.deployment for a in killed] == ["d"]
+    assert not book.renew(Renew("d", "head"), 109.0)[0].ok
+    assert book.holds("d")
+    assert not book.live("d")
+
+
+def test_only_its_head_commits_and_renews():
+    book = ledger()
+    book.reserve(ask(), 0.0)
+    assert not book.commit(replace(commit(), head="thief"), 0.0)[0].ok
+    book.commit(commit(), 0.0)
+    assert not book.renew(Renew("d", "thief"), 1.0)[0].ok
+
+
+def test_an_old_leader_is_not_obeyed_but_a_head_always_releases_its_own():
+    book = ledger()
+    book.reserve(ask(term=Term(5, "b")), 0.0)
+    book.commit(commit(), 0.0)
+    refused, actions = book.reserve(ask("e", term=Term(5, "a")), 0.0)
+    assert not refused.ok
+    assert "older" in refused.reason
+    assert actions == ()
+    assert not book.release(Release(Term(4, "z"), "d", "head"), "z", 0.0)[0].ok
+    assert book.live("d")
+    assert book.release(Release(Term(4, "z"), "d", "head"), "head", 0.0)[0].ok
+    assert book.term == Term(5, "b")
+
+
+def test_commands_are_idempotent():
+    book = ledger()
+    for _ in range(3):
+        assert book.reserve(ask(size=600), 0.0)[0].ok
+    for _ in range(3):
+        assert book.commit(commit(), 0.0)[0].ok
+    assert book.reserve(ask(size=600), 1.0)[0].ok
+    assert not book.reserve(ask(size=601), 1.0)[0].ok
+    assert book.available("CPU") == 400
+    for _ in range(3):
+        assert book.release(Release(T1, "d", "head"), "head", 2.0)[0].ok
+    assert not book.reserve(ask(size=600), 2.0)[0].ok, "not while the old worker is dying"
+    book.ended("d")
+    book.ended("d")
+    assert book.release(Release(T1, "d", "head"), "head", 2.0)[0].ok
+
+
+def test_a_reservation_can_be_replaced_but_is_kept_when_the_new_one_does_not_fit():
+    book = ledger()
+    book.reserve(ask(size=600), 0.0)
+    assert not book.reserve(ask(size=1600), 0.0)[0].ok
+    assert book.bytes_of("d") == {"CPU": 600}
+    assert book.reserve(ask(size=900), 0.0)[0].ok
+    assert book.bytes_of("d") == {"CPU": 900}
+
+
+def test_nothing_is_granted_before_the_last_run_is_cleared_up():
+    book = Ledger()
+    book.measured([device()])
+    assert not book.reserve(ask(), 0.0)[0].ok
+    book.reconciled()
+    assert book.reserve(ask(), 0.0)[0].ok
+
+
+def test_a_draining_node_takes_nothing_new():
+    book = ledger()
+    book.draining = True
+    assert "draining" in book.reserve(ask(), 0.0)[0].reason
+
+
+class Owners(RuleBasedStateMachine):
+    """Any commands, from any leader and head, in any order, with any measurements between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.totals = {"CPU": 1000, "CUDA0": 700, "Vulkan0": 1000}
+        self.pools = {"CPU": "ram", "CUDA0": "", "Vulkan0": "ram"}
+        self.limits = {"CPU": 900, "CUDA0": 700, "Vulkan0": 800}
+        self.book = Ledger(ready=True, node_limit=1500)
+        self.measure(dict.fromkeys(self.totals, 0))
+        self.dying: set[str] = set()
+        self.newest = Term()
+
+    def measure(self, others: dict[str, int]) -> None:
+        self.book.measured(
+            [
+                device(
+                    name, total, max(0, total - others[name]), limit=self.limits[name], pool=self.pools[name]
+                )
+                for name, total in self.totals.items()
+            ]
+        )
+
+    def took(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, KillWorker):
+                self.dying.add(action.deployment)
+            if isinstance(action, PersistTerm):
+                assert action.term > self.newest
+                self.newest = action.term
+
+    names = st.sampled_from("abcde")
+    heads = st.sampled_from(["h1", "h2"])
+    terms = st.builds(Term, st.integers(0, 4), st.sampled_from(["h1", "h2"]))
+    sizes = st.dictionaries(st.sampled_from(["CPU", "CUDA0", "Vulkan0"]), st.integers(0, 1100), min_size=1)
+
+    @rule(term=terms, name=names, head=heads, sizes=sizes)
+    def reserve(self, term: Term, name: str, head: str, sizes: dict[str, int]) -> None:
+        old = term < self.newest
+        before = {key: self.book.available(key) for key in self.totals}
+        known = self.book.holds(name)
+        reserved, actions = self.book.reserve(Reserve(term, name, head, sizes), self.now)
+        self.took(actions)
+        assert not (old and reserved.ok)
+        if reserved.ok and not known:
+            assert all(size <= before[key] for key, size in sizes.items())
+
+    @rule(name=names, head=heads)
+    def commit(self, name: str, head: str) -> None:
+        owner = next((g.head for g in self.book.grants() if g.deployment == name), head)
+        done, actions = self.book.commit(Commit(name, head, (), "b"), self.now)
+        self.took(actions)
+        assert not (done.ok and owner != head)
+
+    @rule(name=names, head=heads)
+    def renew(self, name: str, head: str) -> None:
+        self.took(self.book.renew(Renew(name, head), self.now)[1])
+
+    @rule(term=terms, name=names, caller=heads)
+    def release(self, term: Term, name: str, caller: str) -> None:
+        self.took(self.book.release(Release(term, name, caller), caller, self.now)[1])
+
+    @rule(step=st.floats(0, 20))
+    def wait(self, step: float) -> None:
+        self.now += step
+        self.took(self.book.expire(self.now))
+
+    @rule()
+    def die(self) -> None:
+        for name in self.dying:
+            self.book.ended(name)
+        self.dying.clear()
+
+    @rule(others=st.fixed_dictionaries({k: st.integers(0, 1000) for k in ("CPU", "CUDA0", "Vulkan0")}))
+    def others_take_memory(self, others: dict[str, int]) -> None:
+        self.measure(others)
+
+    @invariant()
+    def never_more_than_there_is(self) -> None:
+        granted = dict.fromkeys(self.totals, 0)
+        for grant in self.book.grants():
+            granted[grant.device] += grant.bytes
+        for name, size in granted.items():
+            assert size <= self.limits[name]
+        assert granted["CPU"] + granted["Vulkan0"] <= 1000
+        assert sum(granted.values()) <= 1500
+
+    @invariant()
+    def the_record_agrees(self) -> None:
+        for known in self.book.devices():
+            assert known.granted == sum(g.bytes for g in self.book.grants() if g.device == known.id)
+            assert 0 <= known.available <= known.limit - known.granted
+
+    @invariant()
+    def what_ends_is_known(self) -> None:
+        ending = {g.deployment for g in self.book.grants() if not self.book.live(g.deployment)}
+        assert ending <= self.dying
+
+    @invariant()
+    def terms_only_rise(self) -> None:
+        assert self.book.term == self.newest
+
+
+Owners.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestOwners = Owners.TestCase
