@@ -1,0 +1,46 @@
+"""Whom to probe next: everybody once in a round, each round in another order."""
+
+from __future__ import annotations
+
+from random import Random
+
+
+class ProbeOrder:
+    """A shuffled round robin. Bounds the time until a death is noticed by two rounds (SWIM, section 4.3)."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._nodes: list[str] = []
+        self._at = 0
+        self._urgent: dict[str, None] = {}
+
+    def add(self, node: str) -> None:
+        """At a random place of the round, so that newcomers are not probed by all at once."""
+        self._nodes.insert(self._random.randint(0, len(self._nodes)), node)
+
+    def remove(self, node: str) -> None:
+        """No longer probe ``node``."""
+        at = self._nodes.index(node)
+        del self._nodes[at]
+        if at < self._at:
+            self._at -= 1
+        self._urgent.pop(node, None)
+
+    def hurry(self, node: str) -> None:
+        """Probe ``node`` next, out of turn."""
+        self._urgent[node] = None
+
+    def next(self) -> str | None:
+        """The one whose turn it is; None when there is nobody."""
+        if self._urgent:
+            node = next(iter(self._urgent))
+            del self._urgent[node]
+            return node
+        if not self._nodes:
+            return None
+        if self._at >= len(self._nodes):
+            self._random.shuffle(self._nodes)
+            self._at = 0
+        node = self._nodes[self._at]
+        self._at += 1
+        return node

@@ -1,0 +1,43 @@
+"""How long a suspect has to refute (Lifeguard's dynamic suspicion time-out, arXiv:1707.00788)."""
+
+from __future__ import annotations
+
+from math import log
+
+
+class Suspicion:
+    """Starts at ``most`` seconds and shrinks to ``least`` as others confirm.
+
+    Args:
+        by: the first accuser.
+        started: when it began.
+        wanted: confirmations that bring it down to ``least``; 0: it starts there.
+    """
+
+    __slots__ = ("_accusers", "_least", "_most", "_wanted", "started")
+
+    def __init__(self, by: str, started: float, *, least: float, most: float, wanted: int) -> None:
+        self._accusers = {by}
+        self.started = started
+        self._least = least
+        self._most = most
+        self._wanted = wanted
+
+    @property
+    def deadline(self) -> float:
+        """When the suspect is dead, as things stand."""
+        if self._wanted < 1:
+            return self.started + self._least
+        share = log(len(self._accusers)) / log(self._wanted + 1)
+        return self.started + max(self._least, self._most - share * (self._most - self._least))
+
+    def confirm(self, by: str) -> bool:
+        """Another accuser; False when it tells nothing new."""
+        if by in self._accusers or len(self._accusers) > self._wanted:
+            return False
+        self._accusers.add(by)
+        return True
+
+    def quicken(self, seconds: float, now: float) -> None:
+        """Other evidence of death (its connection broke): at most ``seconds`` from now."""
+        self._least = self._most = max(0.0, min(self.deadline, now + seconds) - self.started)
