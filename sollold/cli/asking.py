@@ -1,0 +1,40 @@
+"""What all asking commands share: which node they ask, and how they print."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sollold.client.http import Client
+from sollold.settings import load
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
+    """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon."""
+    url = options.node or os.environ.get("SOLLOLD_NODE_URL", "")
+    if not url:
+        http = load().settings.http
+        host = "127.0.0.1" if http.host in ("0.0.0.0", "::", "") else http.host
+        url = f"http://{host}:{http.port}"
+    if "://" not in url:
+        url = f"http://{url}"
+    return Client(url, timeout=timeout)
+
+
+def console() -> Console:
+    """Where tables go; plain when the output is no terminal, and never cut there."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(item: Any) -> None:
+    """One JSON document, indented, for programs."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(item), indent=2).decode())

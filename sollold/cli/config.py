@@ -1,0 +1,49 @@
+"""``sollold config``: the settings in force."""
+
+from __future__ import annotations
+
+import argparse
+
+from sollold.cli.asking import console, print_json
+from sollold.cli.exit import Exit
+from sollold.settings import Loaded, SettingsError, load
+from sollold.settings_file import example, in_force
+
+
+def loaded(options: argparse.Namespace) -> Loaded:
+    """The settings that ``--config``, ``--set`` and the environment give.
+
+    Raises:
+        SettingsError: as `load`.
+    """
+    flags = []
+    for text in options.set:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise SettingsError(f"--set {text}: write --set SECTION.KEY=VALUE, such as --set http.port=8080")
+        flags.append((key.strip(), value.strip(), f"--set {text}"))
+    return load(options.config, flags=flags)
+
+
+def config(options: argparse.Namespace) -> int:
+    """Print every setting, its value and where it comes from."""
+    if options.example:
+        print(example(), end="")
+        return Exit.DONE
+    found = loaded(options)
+    rows = in_force(found)
+    if options.json:
+        print_json({key: {"value": value, "from": origin} for key, value, origin in rows})
+        return Exit.DONE
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("setting", "value", "from"):
+        table.add_column(title, overflow="fold")
+    for key, value, origin in rows:
+        style = "" if origin != "default" else "dim"
+        table.add_row(key, value, origin, style=style)
+    out = console()
+    out.print(table)
+    out.print(f"\nfile: {found.file or 'none; /etc/sollold/sollold.toml would be read'}", style="dim")
+    return Exit.DONE

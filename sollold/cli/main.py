@@ -1,0 +1,64 @@
+"""The entry point: reads the words, runs the command, turns faults into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from sollold.cli.exit import Exit
+from sollold.cli.parser import parser
+from sollold.settings import SettingsError
+
+ROOMS = {
+    "run": "run",
+    "setup": "setup",
+    "config": "config",
+    "token": "token",
+    "demo": "demo",
+    "completion": "completion",
+    "status": "status",
+    "ps": "status",
+    "models": "models",
+    "plan": "plan",
+    "route": "plan",
+    "load": "load",
+    "unload": "load",
+    "chat": "chat",
+    "pull": "models",
+    "drain": "load",
+    "doctor": "doctor",
+}
+"""The module that holds each command; its function of the command's name is called."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    options = parser().parse_args(words)
+    module = importlib.import_module(f"sollold.cli.{ROOMS[options.command]}")
+    try:
+        return _call(getattr(module, options.command), options)
+    except SettingsError as error:
+        print(f"sollold: {error}", file=sys.stderr)
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`sollold status | head`): nothing to say, nothing to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+
+
+def _call(command: object, options: argparse.Namespace) -> int:
+    if asyncio.iscoroutinefunction(command):
+        from sollold.client.http import ClientError
+
+        try:
+            return int(asyncio.run(command(options)))
+        except ClientError as error:
+            print(f"sollold: {error.message}", file=sys.stderr)
+            return Exit.of(error.status)
+    return int(command(options))  # type: ignore[operator]

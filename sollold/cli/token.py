@@ -1,0 +1,31 @@
+"""``sollold token``: the secret that closes a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+
+from sollold.cli.config import loaded
+from sollold.cli.exit import Exit
+
+
+def token(options: argparse.Namespace) -> int:
+    """Print a new token and what to do with it, or the one in force."""
+    if options.show:
+        value = loaded(options).settings.cluster.token
+        if not value:
+            print("no token is set: the cluster is open to the whole LAN", file=sys.stderr)
+            return Exit.FAILED
+        print(value)
+        return Exit.DONE
+    print(secrets.token_hex(32))
+    if sys.stdout.isatty():
+        print(
+            "\nPut it on every machine of the cluster, into /etc/sollold/sollold.toml:\n"
+            '  [cluster]\n  token = "…"\n'
+            "then `systemctl restart sollold` there. Keep the file readable by root and sollold alone\n"
+            "(chown root:sollold, chmod 640): who has the token has the cluster.",
+            file=sys.stderr,
+        )
+    return Exit.DONE

@@ -1,0 +1,139 @@
+"""A client of the HTTP API of any node."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+
+
+class ClientError(Exception):
+    """The daemon could not be asked, or said no. ``status`` is HTTP's; 0 when nobody answered."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+class Client:
+    """Asks one node. Use it as an asynchronous context manager.
+
+    Args:
+        url: of the node (``http://pc2:11435``).
+        timeout: seconds for an answer that is not streamed.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str) -> Any:
+        """The JSON at ``path``.
+
+        Raises:
+            ClientError: nobody answers, or the answer is an error.
+        """
+        return await self._whole("GET", path, None, self._timeout)
+
+    async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
+        """Send JSON, get JSON (None for an empty answer).
+
+        Raises:
+            ClientError: as `get`.
+        """
+        return await self._whole("POST", path, body, timeout or self._timeout)
+
+    async def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
+        span = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
+        async with self._open(method, path, body, span) as response:
+            data = await response.read()
+            return msgspec.json.decode(data) if data.strip() else None
+
+    async def stream(self, path: str, body: object, *, stall: float = 900.0) -> AsyncIterator[dict[str, Any]]:
+        """Send JSON, get one object a line as they come; ``stall``: longest silence in seconds.
+
+        Raises:
+            ClientError: as `get`; also for a line that says ``error``.
+        """
+        span = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=stall)
+        async with self._open("POST", path, body, span) as response:
+            async for line in response.content:
+                if line.strip():
+                    item = msgspec.json.decode(line)
+                    if isinstance(item, dict) and "error" in item:
+                        raise ClientError(error_text(item), response.status)
+                    yield item
+
+    def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its context")
+        return _Exchange(self._session, self.url, method, path, body, timeout)
+
+
+class _Exchange:
+    """One request; turns what can go wrong into a `ClientError` in words."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        method: str,
+        path: str,
+        body: object,
+        timeout: aiohttp.ClientTimeout,
+    ) -> None:
+        self._url = url
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        self._pending = session.request(method, url + path, data=data, headers=headers, timeout=timeout)
+
+    async def __aenter__(self) -> aiohttp.ClientResponse:
+        try:
+            response = await self._pending.__aenter__()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ClientError(
+                f"no daemon answers at {self._url} ({type(error).__name__}); is it running? "
+                "Start it with `systemctl start sollold` or `sollold run`, or name another with --node URL"
+            ) from error
+        if response.status >= 400:
+            try:
+                item = msgspec.json.decode(await response.read())
+            except (msgspec.DecodeError, aiohttp.ClientError, TimeoutError):
+                item = {}
+            response.release()
+            raise ClientError(error_text(item) or f"HTTP status {response.status}", response.status)
+        return response
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._pending.__aexit__(kind, error, trace)
+        if isinstance(error, aiohttp.ClientError | TimeoutError):
+            raise ClientError(
+                f"the answer of {self._url} broke off: {type(error).__name__} {error}"
+            ) from error
+
+
+def error_text(item: object) -> str:
+    """The words of an error body in any of the dialects."""
+    if isinstance(item, dict):
+        error = item.get("error", "")
+        if isinstance(error, dict):
+            return str(error.get("message", error))
+        return str(error)
+    return ""
