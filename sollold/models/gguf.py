@@ -229,7 +229,7 @@ def _joined(headers: list[Header]) -> Header:
 def _read_one(path: str) -> Header:
     try:
         # Without O_NONBLOCK a named pipe in the folder would hold the caller for ever.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise GgufError(path, 0, "not a file")
