@@ -1,0 +1,67 @@
+"""The helper that makes machines out of namespaces: what the cluster tests stand on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import netns
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
+
+
+def reaches(here: netns.Machine, there: netns.Machine) -> bool:
+    # UDP echo without tools: bind there, send from here.
+    import socket
+
+    with there.inside():
+        listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        listener.bind((there.address, 0))
+        listener.settimeout(0.4)
+    with here.inside():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sender.bind((here.address, 0))
+    with listener, sender:
+        sender.sendto(b"there?", listener.getsockname())
+        try:
+            return listener.recv(100) == b"there?"
+        except TimeoutError:
+            return False
+
+
+def test_machines_reach_each_other_until_the_cable_is_cut() -> None:
+    with netns.Lan(2) as lan:
+        assert reaches(lan[0], lan[1])
+        lan[1].cut()
+        assert not reaches(lan[0], lan[1])
+        lan[1].restore()
+        assert reaches(lan[0], lan[1])
+
+
+def test_a_partition_splits_and_heals() -> None:
+    with netns.Lan(3) as lan:
+        assert reaches(lan[0], lan[1])
+        lan.partition([0, 2], [1])
+        assert not reaches(lan[0], lan[1])
+        assert reaches(lan[0], lan[2])
+        lan.heal()
+        assert reaches(lan[0], lan[1])
+        assert reaches(lan[2], lan[1])
+
+
+def test_everything_is_gone_at_the_end() -> None:
+    with netns.Lan(1) as lan:
+        name = lan.name
+        child = lan[0].popen(["sleep", "600"])
+        assert lan[0].run(["ip", "-4", "address", "show", "eth0"]).stdout.count(lan[0].address) == 1
+        home = Path("/proc/self/ns/net").readlink()
+        with lan[0].inside():
+            assert Path("/proc/thread-self/ns/net").readlink() != home
+        assert Path("/proc/thread-self/ns/net").readlink() == home
+    assert child.poll() is not None
+    assert name not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout

@@ -1,0 +1,275 @@
+"""Machines on one machine: network namespaces joined by a bridge, each with its own addresses.
+
+The bridge lives in a namespace of its own, so nothing of it shows in the host's network. mDNS multicast
+works between the machines. Needs root and ``ip`` (iproute2); ask `available` first.
+
+    with Lan(3) as lan:
+        child = lan[0].popen(["sollold", "run"])
+        lan[1].cut()          # the cable is pulled out
+        lan[1].restore()
+
+Everything is taken down at the end, whatever happened: processes started here are killed, and so is
+whatever else still runs in the namespaces.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+
+
+def _ip(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20)
+    if check and done.returncode:
+        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+@cache
+def available() -> str:
+    """Why no namespaces can be made here; empty when they can."""
+    if os.name != "posix" or not Path("/proc/self/ns/net").exists():
+        return "network namespaces are of Linux"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if not shutil.which("ip"):
+        return "network namespaces need the command ip (iproute2)"
+    name = f"sltry{secrets.token_hex(3)}"
+    try:
+        _ip("netns", "add", name)
+        _ip("-n", name, "link", "add", "br0", "type", "bridge")
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"network namespaces can't be made here: {error}"
+    finally:
+        _ip("netns", "delete", name, check=False)
+    return ""
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """The calling *thread* is in ``namespace`` within the block; sockets made there stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+    away = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
+    try:
+        if libc.setns(away, _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"can't enter the namespace {namespace}")
+        try:
+            yield
+        finally:
+            if libc.setns(home, _CLONE_NEWNET):
+                os._exit(70)  # in the wrong network nothing here can be trusted any more
+    finally:
+        os.close(away)
+        os.close(home)
+
+
+class Machine:
+    """One namespace with a veth cable to the bridge.
+
+    Attributes:
+        namespace: its name for ``ip netns``.
+        address: its IPv4 address; ``address6`` its IPv6 one.
+        port: the name of its port on the bridge.
+    """
+
+    def __init__(self, lan: Lan, index: int) -> None:
+        self._lan = lan
+        self.namespace = f"{lan.name}n{index}"
+        self.port = f"p{index}"
+        self.address = f"{lan.network}.{index + 1}"
+        self.address6 = f"{lan.network6}::{index + 1:x}"
+        self._children: list[subprocess.Popen[Any]] = []
+
+    def command(self, arguments: Sequence[str | Path]) -> list[str]:
+        """``arguments`` as a command line that runs in this machine."""
+        # nsenter keeps the mount namespace, so /sys still shows the host: enough for us, and no remount.
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *map(str, arguments)]
+
+    def popen(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[Any]:
+        """Start a process in this machine (its pid is the command's own), ended with the LAN."""
+        options.setdefault("start_new_session", True)
+        child = subprocess.Popen(self.command(arguments), **options)
+        self._children.append(child)
+        return child
+
+    def run(
+        self, arguments: Sequence[str | Path], *, timeout: float = 60, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in this machine to its end."""
+        options.setdefault("capture_output", True)
+        options.setdefault("text", True)
+        return subprocess.run(self.command(arguments), timeout=timeout, check=check, **options)
+
+    def inside(self) -> contextlib.AbstractContextManager[None]:
+        """The calling thread is in this machine's network within the block."""
+        return inside(self.namespace)
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments)`` in this machine's network, in the calling thread."""
+        with self.inside():
+            return function(*arguments)
+
+    def get(self, port: int, path: str, *, timeout: float = 10, address: str = "127.0.0.1") -> bytes:
+        """The body of ``http://address:port path`` asked from within, as curl would."""
+        with self.inside():
+            connection = socket.create_connection((address, port), timeout=timeout)
+        with connection, connection.makefile("rwb") as stream:
+            stream.write(f"GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode())
+            stream.flush()
+            head, _, body = stream.read().partition(b"\r\n\r\n")
+        if b" 200 " not in head.split(b"\r\n", 1)[0] + b" ":
+            raise OSError(f"GET {path}: {head.splitlines()[:1]} {body[:200]!r}")
+        return body
+
+    def cut(self) -> None:
+        """Pull the cable out at the bridge's end: the machine itself notices nothing."""
+        _ip("-n", self._lan.bridge, "link", "set", self.port, "down")
+
+    def restore(self) -> None:
+        """Put the cable back in."""
+        _ip("-n", self._lan.bridge, "link", "set", self.port, "up")
+
+    def link(self, up: bool) -> None:
+        """Take the machine's own interface down or up: it notices, and loses its IPv6 address for good."""
+        _ip("-n", self.namespace, "link", "set", "eth0", "up" if up else "down")
+
+    def add_address(self, address: str) -> None:
+        """Give the machine one more address (``10.1.2.3/24``)."""
+        _ip("-n", self.namespace, "address", "add", address, "dev", "eth0")
+
+    def remove_address(self, address: str) -> None:
+        """Take an address away."""
+        _ip("-n", self.namespace, "address", "delete", address, "dev", "eth0")
+
+    def _make(self) -> None:
+        lan = self._lan
+        _ip("netns", "add", self.namespace)
+        # The ends get their final names inside their namespaces, so that the host never shows them.
+        _ip("-n", lan.bridge, "link", "add", self.port, "type", "veth", "peer", "name", "eth0", "netns",
+            self.namespace)  # fmt: skip
+        _ip("-n", lan.bridge, "link", "set", self.port, "master", "br0", "up")
+        _ip("-n", self.namespace, "link", "set", "lo", "up")
+        _ip("-n", self.namespace, "address", "add", f"{self.address}/24", "dev", "eth0")
+        _ip("-n", self.namespace, "address", "add", f"{self.address6}/64", "dev", "eth0", "nodad")
+        _ip("-n", self.namespace, "link", "set", "eth0", "up")
+        _ip("-n", self.namespace, "route", "add", "default", "via", f"{lan.network}.254")
+
+    def _end(self) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    child.kill()
+        for child in self._children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(10)
+            for stream in (child.stdin, child.stdout, child.stderr):
+                if stream:
+                    stream.close()
+        _end_namespace(self.namespace)
+
+
+def _end_namespace(name: str) -> None:
+    """Kill what still runs in a namespace that is ours alone, then delete it."""
+    deadline = time.monotonic() + 10
+    while pids := _ip("netns", "pids", name, check=False).split():
+        for pid in pids:
+            if int(pid) != os.getpid():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    _ip("netns", "delete", name, check=False)
+
+
+class Lan:
+    """A bridge and ``machines`` machines on it. A context manager; also usable by `open` and `close`."""
+
+    def __init__(self, machines: int) -> None:
+        if not 1 <= machines <= 200:
+            raise ValueError("a LAN here has 1 to 200 machines")
+        self.name = f"sl{secrets.token_hex(3)}"
+        self.bridge = f"{self.name}b"
+        self.network = f"10.{77 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
+        self.network6 = f"fd5e:{secrets.token_hex(2)}"
+        self.machines = [Machine(self, index) for index in range(machines)]
+
+    def __len__(self) -> int:
+        return len(self.machines)
+
+    def __getitem__(self, index: int) -> Machine:
+        return self.machines[index]
+
+    def __iter__(self) -> Iterator[Machine]:
+        return iter(self.machines)
+
+    def open(self) -> Lan:
+        """Make everything."""
+        atexit.register(self.close)
+        try:
+            _ip("netns", "add", self.bridge)
+            _ip("-n", self.bridge, "link", "set", "lo", "up")
+            # No snooping and no spanning tree: a plain switch that forwards multicast at once.
+            _ip("-n", self.bridge, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+            _ip("-n", self.bridge, "address", "add", f"{self.network}.254/24", "dev", "br0")
+            _ip("-n", self.bridge, "link", "set", "br0", "up")
+            for machine in self.machines:
+                machine._make()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Kill and remove everything. May be called more than once."""
+        atexit.unregister(self.close)
+        for machine in self.machines:
+            machine._end()
+        _ip("netns", "delete", self.bridge, check=False)
+
+    def partition(self, *groups: Sequence[int]) -> None:
+        """Cut the LAN into groups of machines that reach only their own. `heal` undoes it.
+
+        Each group gets a bridge of its own; machines not named stay together on the first one.
+        """
+        for number, group in enumerate(groups, 1):
+            bridge = f"br{number}"
+            if f"{bridge}:" not in _ip("-n", self.bridge, "-o", "link", "show", "type", "bridge"):
+                _ip("-n", self.bridge, "link", "add", bridge, "type", "bridge", "mcast_snooping", "0")
+                _ip("-n", self.bridge, "link", "set", bridge, "up")
+            for index in group:
+                _ip("-n", self.bridge, "link", "set", self.machines[index].port, "master", bridge)
+
+    def heal(self) -> None:
+        """End a partition."""
+        for machine in self.machines:
+            _ip("-n", self.bridge, "link", "set", machine.port, "master", "br0")
+
+    def __enter__(self) -> Lan:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
