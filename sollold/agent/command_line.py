@@ -1,0 +1,92 @@
+"""The command line of ``llama-server`` for a plan. Pure.
+
+The order matters: ``--rpc`` makes the devices ``RPC0``, ``RPC1`` … known, one counter over all workers'
+devices, so it comes before ``--device``. ``--device`` gives the order of layers, and ``--tensor-split``
+in whole numbers of layers, one a device, is exact where fractions are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sollold.agent.llama_find import Llama
+from sollold.agent.ports import LOOPBACK
+from sollold.models.model import Model
+from sollold.placement.plan import Plan
+
+PROCESSOR = "CPU"
+"""llama-server refuses it in ``--device``: layers go there by a worker, or stay as the host's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How the head reaches one node's worker: a loopback port, and the worker's devices in their order."""
+
+    node: str
+    port: int
+    devices: tuple[str, ...]
+
+
+def worker_devices(plan: Plan, node: str) -> tuple[str, ...]:
+    """The devices for which ``node`` starts a worker. The head's own GPUs need none."""
+    wanted = (share.device for share in plan.shares if share.node == node)
+    return tuple(dict.fromkeys(device for device in wanted if node != plan.head or device == PROCESSOR))
+
+
+def worker_nodes(plan: Plan) -> tuple[str, ...]:
+    """The nodes that start a worker, in the order in which their layers come."""
+    return tuple(dict.fromkeys(share.node for share in plan.shares if worker_devices(plan, share.node)))
+
+
+def device_names(plan: Plan, reach: Sequence[Reach]) -> tuple[str, ...]:
+    """``--device``: llama-server's names of the plan's devices, in the order of the shares."""
+    remote = [(one.node, device) for one in reach for device in one.devices]
+    names = {place: f"RPC{index}" for index, place in enumerate(remote)}
+    return tuple(names.get((share.node, share.device), share.device) for share in plan.shares)
+
+
+def command_line(
+    plan: Plan,
+    model: Model,
+    llama: Llama,
+    reach: Sequence[Reach],
+    *,
+    port: int,
+    threads: int,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """``llama-server`` with its options for ``plan``; the workers of ``reach`` are in ``--rpc`` order."""
+    run = plan.run
+    line = [str(llama.server), "--host", LOOPBACK, "--port", str(port)]
+    line += ["--model", model.files[0], "--alias", plan.model]
+    if reach:
+        line += ["--rpc", ",".join(f"{LOOPBACK}:{one.port}" for one in reach)]
+    if plan.shares:
+        line += ["--device", ",".join(device_names(plan, reach)), "--split-mode", "layer"]
+        line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]
+    else:
+        line += ["--device", "none"]
+    line += ["--gpu-layers", str(plan.gpu_layers), "--fit", "off"]
+    line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
+    line += ["--kv-unified" if run.unified else "--no-kv-unified"]
+    line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
+    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch), "--cache-ram", "0"]
+    line += ["--jinja", "--slots", "--metrics", "--log-verbosity", "4", "--log-colors", "off"]
+    if threads:
+        line += ["--threads", str(threads)]
+    if run.embedding:
+        line += ["--embedding"]
+    if model.projector:
+        line += ["--mmproj", model.projector]
+        if all(share.node != plan.head or share.device == PROCESSOR for share in plan.shares):
+            line += ["--no-mmproj-offload"]
+    if model.adapters:
+        line += ["--lora", ",".join(map(_quoted, model.adapters))]
+    line += [flag for flag in ("--no-webui", "--offline") if flag in llama.flags]
+    return [*line, *extra]
+
+
+def _quoted(path: str) -> str:
+    """As one field of a comma-separated row."""
+    return '"' + path.replace('"', '""') + '"' if "," in path or '"' in path else path

@@ -1,0 +1,108 @@
+"""Which child processes run, on disk: what an earlier run left behind is found and ended.
+
+A pid alone would name a stranger after a restart, so each entry carries when its process started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+log = logging.getLogger("sollold.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A child process: ``started`` tells it from another that has got its pid since."""
+
+    pid: int
+    started: str
+    name: str
+    deployment: str
+
+
+class Journal:
+    """The children of this node's daemon. Usable from any thread; every call touches the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._entries: dict[int, Left] = {}
+
+    def add(self, pid: int, name: str, deployment: str) -> None:
+        """Note a child that was just started.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with self._lock:
+            self._entries[pid] = Left(pid, started(pid), name, deployment)
+            self._write()
+
+    def remove(self, pid: int) -> None:
+        """The child is gone.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        with self._lock:
+            if self._entries.pop(pid, None) is not None:
+                self._write()
+
+    def clear_up(self, patience: float = 10.0) -> list[Left]:
+        """Kill what an earlier run left behind and wait until it is gone. Call it before any `add`.
+
+        Returns what was killed.
+        """
+        with self._lock:
+            killed = [one for one in self._read() if _alive(one)]
+            for one in killed:
+                log.warning("%s (pid %d) of an earlier run is still here: ended", one.name, one.pid)
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(one.pid, 9)
+            deadline = time.monotonic() + patience
+            while any(_alive(one) for one in killed) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            with contextlib.suppress(OSError):
+                self._write()
+        return killed
+
+    def _read(self) -> list[Left]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=list[Left])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the journal %s can't be read: %s", self._path, error)
+            return []
+
+    def _write(self) -> None:
+        fresh = self._path.with_suffix(".new")
+        fresh.write_bytes(msgspec.json.encode(list(self._entries.values())))
+        fresh.replace(self._path)
+
+
+def started(pid: int) -> str:
+    """What tells this process from any other that has or had its pid; empty when it is gone."""
+    try:
+        if sys.platform.startswith("linux"):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+            # The command's name stands in brackets and may hold anything; field 22 counts from behind it.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return f"{boot} {fields[19]}" if fields[0] != "Z" else ""
+        return repr(psutil.Process(pid).create_time())
+    except (OSError, psutil.Error, IndexError):
+        return ""
+
+
+def _alive(one: Left) -> bool:
+    return bool(one.started) and started(one.pid) == one.started

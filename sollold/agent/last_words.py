@@ -1,0 +1,60 @@
+"""Why a child of llama.cpp ended, in a sentence."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Sequence
+
+_MEMORY = re.compile(
+    r"out of memory|failed to allocate|unable to allocate|cannot allocate|OutOfDeviceMemory"
+    r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
+    re.IGNORECASE,
+)
+_TELLING = re.compile(
+    r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
+)
+_NOISE = re.compile(
+    r"exiting due to|see https?://|cmd_child_to_router|cleaning up before exit|WARNING: ", re.IGNORECASE
+)
+_PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
+"""Time and level at the start of a line of llama-server's log."""
+_LENGTH = 300
+
+
+def out_of_memory(lines: Sequence[str]) -> bool:
+    """Whether the output says that memory ran out."""
+    return any(_MEMORY.search(line) for line in lines)
+
+
+def last_words(code: int, lines: Sequence[str]) -> str:
+    """A sentence from the exit ``code`` and the last ``lines`` of output.
+
+    The line that names the cause is the first telling one after which nothing else but trouble comes, so
+    the earliest about memory wins, else the last telling one.
+    """
+    clean = [line for line in lines if not _NOISE.search(line)]
+    memory = next((line for line in clean if _MEMORY.search(line)), "")
+    if memory:
+        return f"it ran out of memory ({_short(memory)})"
+    if code == -signal.SIGKILL:
+        return "it was killed (SIGKILL), as the system does when memory runs out"
+    how = _how(code)
+    telling = next((line for line in reversed(clean) if _TELLING.search(line)), "")
+    if not telling:
+        telling = clean[-1] if clean else ""
+    return f"{how}: {_short(telling)}" if telling else how
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        try:
+            return f"it was ended by {signal.Signals(-code).name}"
+        except ValueError:
+            return f"it was ended by signal {-code}"
+    return f"it ended with exit code {code}"
+
+
+def _short(line: str) -> str:
+    line = _PREFIX.sub("", line.strip())
+    return line if len(line) <= _LENGTH else line[: _LENGTH - 1] + "…"

@@ -1,0 +1,56 @@
+"""Loopback ports for children."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+LOOPBACK = "127.0.0.1"
+_SEARCH = 2000
+
+
+class Ports:
+    """Gives each child a port of its own that is free now.
+
+    Args:
+        first: ports from here upwards are tried; 0: any that is free.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._given: set[int] = set()
+
+    def take(self) -> int:
+        """A free port, kept from others until `give_back`.
+
+        Raises:
+            OSError: none of them is free.
+        """
+        if self._first == 0:
+            port = _bind(0)
+            self._given.add(port)
+            return port
+        for port in range(self._first, min(self._first + _SEARCH, 65536)):
+            if port in self._given:
+                continue
+            try:
+                _bind(port)
+            except OSError as error:
+                if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                    continue
+                raise
+            self._given.add(port)
+            return port
+        raise OSError(errno.EADDRINUSE, f"no free port on {LOOPBACK} from {self._first} upwards")
+
+    def give_back(self, port: int) -> None:
+        """The child is gone."""
+        self._given.discard(port)
+
+
+def _bind(port: int) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # Without it a port whose last connections are in TIME_WAIT looks taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((LOOPBACK, port))
+        return int(probe.getsockname()[1])

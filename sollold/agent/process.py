@@ -1,0 +1,221 @@
+"""One child process: started, its output kept, its exit told at once, ended for certain.
+
+A thread per child starts it, reads its output and waits for its exit. That thread lives as long as the
+child does, which matters: Linux sends the parent-death signal when the *thread* that started the child
+ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sollold.agent.journal import Journal
+from sollold.agent.process_log import ProcessLog
+
+log = logging.getLogger("sollold.agent")
+
+_LAST_LINES = 60
+_GUARD = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Asks Linux for SIGKILL when the daemon dies, then becomes the program. A small program of its own,
+since code between fork and exec is not safe in a process with threads. Python leaves SIGPIPE ignored,
+and so does exec: a worker needs it ignored, or it dies when its client goes away."""
+
+
+class Process:
+    """A child process. Make it with `Process.start`.
+
+    Attributes:
+        name: what it is, for people (``worker``, ``llama-server``).
+        pid: of the child.
+        exited: done when the child is gone; its result is the exit code, negative for a signal.
+    """
+
+    def __init__(self, name: str, on_line: Callable[[str], None] | None, log_file: Path) -> None:
+        self.name = name
+        self.pid = 0
+        self._loop = asyncio.get_running_loop()
+        self.exited: asyncio.Future[int] = self._loop.create_future()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._on_line = on_line
+        self._log_file = log_file
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
+        self._popen: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        command: Sequence[str],
+        *,
+        deployment: str,
+        journal: Journal,
+        log_file: Path,
+        env: Mapping[str, str] | None = None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> Process:
+        """Start ``command`` and note it in ``journal``. ``on_line`` gets each line of output on the loop.
+
+        Raises:
+            OSError: it could not be started.
+        """
+        process = cls(name, on_line, log_file)
+        arguments = (list(command), dict(env or {}), deployment, journal)
+        threading.Thread(target=process._run, args=arguments, name=f"child {name}", daemon=True).start()
+        try:
+            await asyncio.shield(process._started)
+        except asyncio.CancelledError:
+            process._started.add_done_callback(process._unwanted)
+            raise
+        return process
+
+    @property
+    def running(self) -> bool:
+        """Whether the child is still there."""
+        return not self.exited.done()
+
+    def last_lines(self) -> list[str]:
+        """The end of its output."""
+        return list(self._last)
+
+    def memory(self) -> int:
+        """Bytes of RAM that are its own: not those of mapped files, which the system can take back."""
+        try:
+            with Path(f"/proc/{self.pid}/status").open("rb") as status:
+                for line in status:
+                    if line.startswith(b"RssAnon:"):
+                        return int(line.split()[1]) * 1024
+            return int(psutil.Process(self.pid).memory_info().rss)
+        except FileNotFoundError:
+            with contextlib.suppress(psutil.Error):
+                return int(psutil.Process(self.pid).memory_info().rss)
+            return 0
+        except (OSError, psutil.Error):
+            return 0
+
+    def addresses(self) -> list[tuple[str, int]]:
+        """The (address, port) pairs on which it accepts TCP. Found without connecting to any."""
+        try:
+            connections = psutil.Process(self.pid).net_connections("tcp")
+        except psutil.Error:
+            return []
+        return [(one.laddr.ip, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN]
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    async def stop(self, patience: float = 3.0) -> None:
+        """End it: SIGTERM, after ``patience`` seconds SIGKILL. Returns when it is gone."""
+        if patience > 0 and self.running:
+            self.terminate()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self.exited), patience)
+        if self.running:
+            self.kill()
+        try:
+            await asyncio.wait_for(asyncio.shield(self.exited), 10.0)
+        except TimeoutError:
+            log.error("%s (pid %d) does not die: it hangs in the kernel", self.name, self.pid)
+
+    def _unwanted(self, started: asyncio.Future[None]) -> None:
+        if not started.cancelled() and started.exception() is None:
+            self.kill()
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._popen is not None:
+            # Popen looks whether the child was waited for before it signals: never a stranger's pid.
+            with contextlib.suppress(ProcessLookupError):
+                self._popen.send_signal(number)
+
+    # In the child's thread
+
+    def _run(self, command: list[str], env: dict[str, str], deployment: str, journal: Journal) -> None:
+        try:
+            output = ProcessLog(self._log_file)
+            output.write((" ".join(command) + "\n").encode())
+            popen = self._popen = subprocess.Popen(
+                _guarded(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env={**_clean(os.environ), **env},
+                cwd="/",
+                start_new_session=True,
+                restore_signals=False,
+            )
+        except OSError as error:
+            self._tell(self._started, error=error)
+            return
+        self.pid = popen.pid
+        try:
+            journal.add(popen.pid, self.name, deployment)
+        except OSError as error:
+            log.warning("the journal can't be written (%s): a crash could leave %s behind", error, self.name)
+        self._tell(self._started)
+        assert popen.stdout is not None
+        with output, popen.stdout:
+            for raw in iter(lambda: popen.stdout.readline(64 * 1024), b""):  # type: ignore[union-attr]
+                output.write(raw)
+                line = raw.decode("utf-8", "replace").rstrip()
+                if line:
+                    self._last.append(line)
+                    if self._on_line is not None:
+                        self._later(self._on_line, line)
+            code = popen.wait()
+            output.write(f"[exit {code}]\n".encode())
+        if popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                popen.stdin.close()
+        with contextlib.suppress(OSError):
+            journal.remove(popen.pid)
+        self._tell(self.exited, code)
+
+    def _later(self, call: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # The loop is closed: nobody listens any more.
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _tell(self, future: asyncio.Future[Any], value: object = None, error: OSError | None = None) -> None:
+        def done() -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(value)
+
+        self._later(done)
+
+
+def _clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what would set options of llama.cpp unseen, the daemon's secrets, and systemd's socket."""
+    unwanted = ("LLAMA_", "SOLLOLD_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_")
+    return {name: value for name, value in environment.items() if not name.startswith(unwanted)}
+
+
+def _guarded(command: list[str]) -> list[str]:
+    if not sys.platform.startswith("linux"):
+        return command
+    return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]

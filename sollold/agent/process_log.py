@@ -1,0 +1,69 @@
+"""The log file of one child process, rotated."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+from types import TracebackType
+
+from sollold.config import MIB
+
+log = logging.getLogger("sollold.agent")
+
+ROTATE_BYTES = 4 * MIB
+"""A file longer than this is renamed to ``<name>.1``, and what ``<name>.1`` was is gone."""
+KEEP_DEPLOYMENTS = 20
+"""Folders of deployments that are kept."""
+
+
+class ProcessLog:
+    """Writes a child's output. A full disk costs the log, never the child."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` to append; its folder is made.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        self._path = path
+        self._file = path.open("ab", buffering=0)
+        self._size = self._file.tell()
+        self._failed = False
+
+    def __enter__(self) -> ProcessLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, data: bytes) -> None:
+        """Append ``data``."""
+        try:
+            if self._size > ROTATE_BYTES:
+                self._file.close()
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                self._file = self._path.open("ab", buffering=0)
+                self._size = 0
+            self._size += self._file.write(data) or 0
+            self._failed = False
+        except (OSError, ValueError) as error:
+            if not self._failed:
+                log.warning("%s can't be written: %s", self._path, error)
+            self._failed = True
+
+
+def prune(folder: Path, keep: int = KEEP_DEPLOYMENTS) -> None:
+    """Remove the logs of all but the newest ``keep`` deployments."""
+    with contextlib.suppress(OSError):
+        kept = sorted((one for one in folder.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime)
+        for old in kept[: max(0, len(kept) - keep)]:
+            for file in old.iterdir():
+                file.unlink(missing_ok=True)
+            old.rmdir()

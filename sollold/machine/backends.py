@@ -1,0 +1,89 @@
+"""What ``llama-server --list-devices`` says: the devices that this llama.cpp can use, by its own names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from sollold.config import MIB
+
+log = logging.getLogger("sollold.machine")
+
+ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""For every child that uses GPUs: ``CUDA<n>`` is then the n-th that NVML knows."""
+_SECONDS = 60.0
+_LINE = re.compile(r"^\s+([A-Za-z]+\d*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
+_UMA = re.compile(r"ggml_vulkan: (\d+) = .*\| uma: 1 ")
+_INTEGRATED = re.compile(
+    r"Intel.*Graphics|\bIris\b|\bUHD\b|Radeon (?:\S+ )?Graphics|\bApple\b|\bGB10\b|\bOrin\b|\bTegra\b"
+)
+_SOFTWARE = re.compile(r"llvmpipe|lavapipe|SwiftShader", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One device that llama.cpp offers. ``unified``: its memory is the machine's RAM."""
+
+    id: str
+    name: str
+    total: int
+    free: int
+    unified: bool
+
+
+def listed(server: Path) -> list[Listed]:
+    """Run ``server --list-devices``. Slow where a driver has to start: call it seldom, off the loop.
+
+    Empty when it can't be run; the log says why.
+    """
+    try:
+        done = subprocess.run(
+            [server, "--list-devices"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **ENVIRONMENT},
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("%s --list-devices failed: %s", server, error)
+        return []
+    return parse(done.stdout.decode("utf-8", "replace"))
+
+
+def parse(text: str) -> list[Listed]:
+    """The devices in the output of ``--list-devices``.
+
+    Software renderers are left out: they are the processor under another name. So is a GPU that a second
+    backend offers again, since its memory would count twice.
+    """
+    uma = {f"Vulkan{number}" for number in _UMA.findall(text)}
+    found: list[Listed] = []
+    for line in text.splitlines():
+        match = _LINE.match(line)
+        if match is None:
+            continue
+        device, name, total, free = match.groups()
+        if _SOFTWARE.search(name) or device.startswith(("CPU", "BLAS", "RPC")):
+            continue
+        if any(_same_gpu(other, device, name) for other in found):
+            continue
+        unified = device in uma or device.startswith(("MTL", "Metal")) or bool(_INTEGRATED.search(name))
+        found.append(Listed(device, name, int(total) * MIB, int(free) * MIB, unified))
+    return found
+
+
+def _same_gpu(other: Listed, device: str, name: str) -> bool:
+    """Two devices of one backend are two GPUs, even of one name; of two backends they are one."""
+    backend = device.rstrip("0123456789")
+    return other.id.rstrip("0123456789") != backend and _plain(other.name) == _plain(name)
+
+
+def _plain(name: str) -> str:
+    """Without what drivers append in brackets."""
+    return re.sub(r"\s*\(.*", "", name).strip().lower()

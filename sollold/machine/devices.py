@@ -1,0 +1,161 @@
+"""This machine's devices, measured: what the record and the ledger say of memory rests on this."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from sollold.config import MIB, NodeSettings
+from sollold.machine.backends import Listed, listed
+from sollold.machine.device import Device, Kind
+from sollold.machine.gpus import Gpu, Nvml
+from sollold.machine.memory import Memory, memory
+from sollold.machine.speed import Speed, processor_name, speed
+
+PROCESSOR = "CPU"
+UNIFIED = "ram"
+"""The pool of the processor and of every GPU that has no memory of its own."""
+LIST_SECONDS = 60.0
+"""How old the listing of GPUs without NVML may be: it starts a process."""
+_OVERHEADS = {"CUDA": 512 * MIB, "ROCm": 512 * MIB, "Vulkan": 128 * MIB, "SYCL": 256 * MIB}
+"""What one more process costs, until it is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """The devices at one moment, and what processes held of the GPUs then: pid → device → bytes."""
+
+    devices: tuple[Device, ...]
+    processes: dict[int, dict[str, int]]
+
+
+class Machine:
+    """Measures the devices. Its methods block; call them off the loop, from any thread.
+
+    Args:
+        settings: limits, reserves and which devices may be used.
+        state: folder where the measured speed is kept.
+    """
+
+    def __init__(self, settings: NodeSettings, state: Path) -> None:
+        self._settings = settings
+        self._state = state
+        self._nvml = Nvml()
+        self._lock = threading.Lock()
+        self._speed: Speed | None = None
+        self._server: Path | None = None
+        self._listed: list[Listed] = []
+        self._listed_at = float("-inf")
+        self._overheads: dict[str, int] = {}
+
+    @property
+    def problem(self) -> str:
+        """Why GPUs can't be seen, for people; empty when nothing is wrong."""
+        return self._nvml.problem
+
+    def reserves(self) -> dict[str, int]:
+        """Bytes of each device that are left to the rest of the machine."""
+        with self._lock:
+            gpus = {one.id: 0 if one.unified else self._settings.gpu_reserve for one in self._listed}
+        return {PROCESSOR: self._settings.reserve, **gpus}
+
+    def close(self) -> None:
+        """Let go of drivers."""
+        self._nvml.close()
+
+    def use(self, server: Path) -> None:
+        """From now on devices are those that this ``llama-server`` can use."""
+        with self._lock:
+            self._server = server
+            self._listed_at = float("-inf")
+
+    def measured_overhead(self, device: str, size: int) -> None:
+        """A process that had allocated nothing yet was seen to hold ``size`` bytes of ``device``."""
+        with self._lock:
+            self._overheads[device] = size
+
+    def measure(self) -> Measurement:
+        """The devices as they are now. The first call takes up to 2 s (the processor's speed)."""
+        with self._lock:
+            if self._speed is None:
+                self._speed = speed(self._state / "speed.json")
+            gpus = self._nvml.gpus()
+            self._list(gpus)
+            return combine(self._settings, memory(), self._speed, self._listed, gpus, self._overheads)
+
+    def _list(self, gpus: Collection[Gpu]) -> None:
+        if self._server is None:
+            return
+        first = self._listed_at == float("-inf")
+        without_nvml = any(not one.id.startswith("CUDA") for one in self._listed)
+        if first or (without_nvml and time.monotonic() - self._listed_at > LIST_SECONDS):
+            self._listed = listed(self._server)
+            self._listed_at = time.monotonic()
+
+
+def combine(
+    settings: NodeSettings,
+    ram: Memory,
+    processor: Speed,
+    offered: Collection[Listed],
+    gpus: Collection[Gpu],
+    overheads: dict[str, int],
+) -> Measurement:
+    """Devices from what llama.cpp offers and what NVML and the system measure.
+
+    NVML's figures are fresher than the listing's, so they win. A GPU that llama.cpp can't use is none.
+    """
+    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus)}
+    devices: list[Device] = []
+    processes: dict[int, dict[str, int]] = {}
+    for one in offered:
+        if settings.devices and one.id not in settings.devices:
+            continue
+        gpu = nvml.get(one.id)
+        total, free = (gpu.total, gpu.free) if gpu and not one.unified else (one.total, one.free)
+        if one.unified:
+            total, free = min(total, ram.total), min(free, ram.free)
+        if gpu:
+            for pid, size in gpu.processes.items():
+                processes.setdefault(pid, {})[one.id] = size
+        devices.append(
+            Device(
+                id=one.id,
+                kind=Kind.GPU,
+                name=one.name,
+                total=total,
+                free=free,
+                limit=_limit(settings, one.id, total),
+                granted=0,
+                available=0,
+                overhead=overheads.get(one.id, _OVERHEADS.get(one.id.rstrip("0123456789"), 0)),
+                bandwidth=gpu.bandwidth if gpu else processor.bandwidth if one.unified else 0.0,
+                compute=gpu.compute if gpu else 0.0,
+                pool=UNIFIED if one.unified else "",
+            )
+        )
+    if not settings.devices or PROCESSOR in settings.devices:
+        devices.append(
+            Device(
+                id=PROCESSOR,
+                kind=Kind.CPU,
+                name=processor.processor or processor_name(),
+                total=ram.total,
+                free=ram.free,
+                limit=_limit(settings, PROCESSOR, ram.total),
+                granted=0,
+                available=0,
+                bandwidth=processor.bandwidth,
+                compute=processor.compute,
+                pool=UNIFIED if any(device.pool for device in devices) else "",
+            )
+        )
+    return Measurement(tuple(devices), processes)
+
+
+def _limit(settings: NodeSettings, device: str, total: int) -> int:
+    named = settings.device_limits.get(device, 0)
+    return min(named, total) if named else total

@@ -1,0 +1,108 @@
+"""The RAM that this process and its children may use: the machine's, bounded by its control groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+_UNLIMITED = 1 << 60
+"""cgroup v1 writes a number near 2^63 for no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of RAM. ``free`` counts what the system can take back from its caches."""
+
+    total: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One control group's bound."""
+
+    limit: int
+    used: int
+
+
+def memory(root: Path = Path("/")) -> Memory:
+    """RAM of the machine, or of the tightest control group above this process.
+
+    ``root`` is where ``proc`` and ``sys`` lie.
+    """
+    system = psutil.virtual_memory()
+    return bounded(Memory(system.total, system.available), root)
+
+
+def bounded(machine: Memory, root: Path) -> Memory:
+    """``machine`` within the limits of the control groups under ``root``, of either version."""
+    total, free = machine.total, machine.free
+    for group in _groups(root):
+        total = min(total, group.limit)
+        free = min(free, max(0, group.limit - group.used))
+    return Memory(total, min(free, total))
+
+
+def _groups(root: Path) -> Iterator[_Group]:
+    """The limited groups of this process, from its own up to the root of what is mounted."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    mounted = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            for base in (mounted, mounted / "unified"):
+                yield from _chain(
+                    base, path, "memory.max", "memory.current", ("inactive_file", "active_file")
+                )
+        elif "memory" in controllers.split(","):
+            yield from _chain(
+                mounted / "memory",
+                path,
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                ("total_inactive_file", "total_active_file"),
+            )
+
+
+def _chain(base: Path, path: str, limit: str, usage: str, cached: tuple[str, str]) -> Iterator[_Group]:
+    folder = base / path.lstrip("/")
+    if ".." in path or not folder.is_dir():
+        # Inside a container the path is the host's, while the mount shows the container's own group.
+        folder = base
+    while folder == base or base in folder.parents:
+        group = _group(folder, limit, usage, cached)
+        if group is not None:
+            yield group
+        if folder == base:
+            return
+        folder = folder.parent
+
+
+def _group(folder: Path, limit: str, usage: str, cached: tuple[str, str]) -> _Group | None:
+    try:
+        text = (folder / limit).read_text().strip()
+        most = _UNLIMITED if text == "max" else int(text)
+        if most >= _UNLIMITED:
+            return None
+        used = int((folder / usage).read_text())
+    except (OSError, ValueError):
+        return None
+    # File pages, mapped weights among them, can be taken back and read again.
+    return _Group(most, max(0, used - sum(_stat(folder, name) for name in cached)))
+
+
+def _stat(folder: Path, name: str) -> int:
+    try:
+        for line in (folder / "memory.stat").read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0

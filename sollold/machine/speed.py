@@ -1,0 +1,151 @@
+"""How fast this machine's processor reads memory and multiplies, for predictions.
+
+Bandwidth is measured: every core compares two buffers that no cache holds, which reads both. The rate of
+multiply-adds is reckoned from cores, clock and vector width, at the share of it that llama.cpp's kernels
+reach on quantized weights: nothing in Python's standard library could measure it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import logging
+import mmap
+import os
+import platform
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from sollold.config import MIB
+
+log = logging.getLogger("sollold.machine")
+
+_BUFFER = 48 * MIB
+_SECONDS = 0.4
+_EFFICIENCY = 0.35
+_LANES = (("avx512f", 64), ("avx2", 32), ("sve", 32), ("asimd", 16), ("neon", 16), ("avx", 16), ("sse2", 8))
+"""Single-precision operations per cycle of a core with this flag: two units, multiply and add."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one processor: ``bandwidth`` bytes per second, ``compute`` operations per second."""
+
+    processor: str
+    cores: int
+    bandwidth: float
+    compute: float
+
+
+def cores() -> int:
+    """Physical cores that this process may use, at least one."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, min(physical, len(os.sched_getaffinity(0))))
+    return physical
+
+
+def speed(kept: Path) -> Speed:
+    """The processor's speed: as kept in the file ``kept``, or measured now (under 2 s) and written there.
+
+    Blocks; call it off the loop.
+    """
+    processor = processor_name()
+    try:
+        old = msgspec.json.decode(kept.read_bytes(), type=Speed)
+        if (old.processor, old.cores) == (processor, cores()):
+            return old
+    except (OSError, msgspec.DecodeError):
+        pass
+    fresh = Speed(processor, cores(), bandwidth(cores()), compute())
+    try:
+        beside = kept.with_suffix(".new")
+        beside.write_bytes(msgspec.json.encode(fresh))
+        beside.replace(kept)
+    except OSError as error:
+        log.warning("the measured speed can't be kept in %s: %s", kept, error)
+    return fresh
+
+
+def processor_name() -> str:
+    """The processor's model."""
+    for key in ("model name", "Hardware", "Model"):
+        if value := _cpuinfo(key):
+            return value
+    return platform.processor() or platform.machine()
+
+
+def bandwidth(threads: int) -> float:
+    """Bytes per second that ``threads`` threads read together; the best of a few rounds.
+
+    The buffers are small on a machine with little memory, and 0.0 is answered where there is none.
+    """
+    size = min(_BUFFER, psutil.virtual_memory().available // (8 * threads)) // 4096 * 4096
+    library = ctypes.util.find_library("c")
+    if size < MIB:
+        return 0.0
+    memcmp = ctypes.CDLL(library).memcmp
+    memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    rates: list[float] = [0.0] * threads
+    together = threading.Barrier(threads)
+
+    def read(place: int) -> None:
+        with mmap.mmap(-1, size) as one, mmap.mmap(-1, size) as two:
+            first = (ctypes.c_char * size).from_buffer(one)
+            second = (ctypes.c_char * size).from_buffer(two)
+            # Pages that were never written are all the same one.
+            ctypes.memset(first, 1, size)
+            ctypes.memset(second, 1, size)
+            together.wait()
+            begin = time.perf_counter()
+            done = 0
+            while (took := time.perf_counter() - begin) < _SECONDS:
+                memcmp(ctypes.addressof(first), ctypes.addressof(second), size)
+                done += 2 * size
+            rates[place] = done / took
+            del first, second
+
+    running = [threading.Thread(target=read, args=(place,), daemon=True) for place in range(threads)]
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return sum(rates)
+
+
+def compute() -> float:
+    """Operations per second of all cores in a matrix product, as llama.cpp reaches them; reckoned."""
+    flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    machine = platform.machine()
+    lanes = next((width for flag, width in _LANES if flag in flags), 16 if machine == "arm64" else 8)
+    return cores() * _clock() * lanes * _EFFICIENCY
+
+
+def _clock() -> float:
+    """Cycles per second."""
+    try:
+        frequency = psutil.cpu_freq()
+    except (OSError, NotImplementedError, RuntimeError):
+        frequency = None
+    if frequency is not None and (frequency.max or frequency.current):
+        return float(frequency.max or frequency.current) * 1e6
+    try:
+        return float(_cpuinfo("cpu MHz")) * 1e6
+    except ValueError:
+        return 2e9
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    except OSError:
+        pass
+    return ""
