@@ -1,0 +1,397 @@
+"""At the endpoint's node: requests from all nodes come in, one line an endpoint, answers go out.
+
+The node that was asked and the endpoint's node are often the same. Then `EndpointServer.visit` is called
+straight; otherwise the peer route carries it in the frames of `sollold.serving.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from sollold.cluster.peer import PeerServer
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.cluster.view import View
+from sollold.config import ServingSettings
+from sollold.serving.engines import Engines
+from sollold.serving.gate import Gate
+from sollold.serving.visit import Failure, Visit
+from sollold.serving.wire import (
+    ALIVE,
+    BEGUN,
+    BROKEN,
+    DATA,
+    END,
+    LARGEST_TURN,
+    PATH,
+    POSITION,
+    Break,
+    Broken,
+    Turn,
+    frame,
+    packed,
+)
+
+log = logging.getLogger("sollold.serving")
+
+BEAT = 1.0
+"""Seconds between two looks at what is under way."""
+_ALIVE_EVERY = 2.0
+"""Seconds of silence towards a caller's node after which it is told that this one is still here."""
+_REPORT = 0.25
+"""Seconds over which changes of the counts are gathered before they go into the record."""
+_ASK_ENGINE = 5.0
+_PATHS = (
+    "/v1/",
+    "/api/chat",
+    "/api/generate",
+    "/api/embed",
+    "/completion",
+    "/infill",
+    "/embedding",
+    "/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+)
+
+
+class _Door:
+    """An endpoint's gate and what is measured there."""
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.speed = 0.0
+        self.visits: set[Visit] = set()
+        self.asking: asyncio.Task[None] | None = None
+
+
+class _Caller:
+    """The far end of a visit from another node: frames out, its hang-up in."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        self._request = request
+        self._response = response
+        self._loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task()
+        self.sent = self._loop.time()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller's node has closed the connection."""
+        transport = self._request.transport
+        return transport is None or transport.is_closing()
+
+    async def send(self, data: bytes) -> None:
+        """Write one frame."""
+        self.sent = self._loop.time()
+        await self._response.write(data)
+
+
+class EndpointServer:
+    """This node's endpoints as they are served. Own it: `start`, `close`."""
+
+    def __init__(
+        self,
+        view: View,
+        engines: Engines,
+        settings: ServingSettings,
+        peers: PeerServer | None = None,
+    ) -> None:
+        """Registers the peer route; call it before the peer server starts, and `start` on the loop."""
+        self._view = view
+        self._engines = engines
+        self._settings = settings
+        self._doors: dict[str, _Door] = {}
+        self._callers: set[_Caller] = set()
+        self._session: aiohttp.ClientSession | None = None
+        self._beat: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
+        self._reports: dict[str, asyncio.TimerHandle] = {}
+        self._refusing = ""
+        if peers is not None:
+            peers.route("POST", PATH, self._answer)
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
+            auto_decompress=False,
+            read_bufsize=256 * 1024,
+            trust_env=False,
+        )
+        self._unsubscribe = self._view.subscribe(self._record_changed)
+        self._beat = asyncio.create_task(self._beating(), name="serving beat")
+
+    async def close(self) -> None:
+        """End everything under way."""
+        self.refuse("this node is stopping")
+        self.break_all("this node is stopping")
+        self._unsubscribe()
+        tasks = [caller.task for caller in self._callers if caller.task is not None]
+        tasks += [door.asking for door in self._doors.values() if door.asking is not None]
+        if self._beat is not None:
+            self._beat.cancel()
+            tasks.append(self._beat)
+        if tasks:
+            # A broken visit ends its own task by itself; the limit is for a caller that reads nothing.
+            _, slow = await asyncio.wait(tasks, timeout=2.0)
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for timer in self._reports.values():
+            timer.cancel()
+        self._reports.clear()
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def under_way(self) -> int:
+        """Requests in lines and engines of this node."""
+        return sum(len(door.visits) for door in self._doors.values())
+
+    def refuse(self, reason: str) -> None:
+        """Take no new work; who stands in line is sent elsewhere. An empty ``reason`` takes work again."""
+        self._refusing = reason
+        if reason:
+            for door in self._doors.values():
+                door.gate.close()
+
+    def break_all(self, reason: str) -> None:
+        """Break off what is under way, so that the nodes asked resume it elsewhere."""
+        for door in self._doors.values():
+            for visit in tuple(door.visits):
+                visit.end(Broken(Break.MOVED, reason))
+
+    def visit(self, turn: Turn) -> Visit:
+        """A request for an endpoint of this node, not yet in line.
+
+        Raises:
+            Failure: MOVED, when the endpoint takes no work here.
+        """
+        if self._refusing:
+            raise Failure(Broken(Break.MOVED, self._refusing))
+        endpoint = self._endpoint(turn.endpoint)
+        if endpoint is None or self._session is None:
+            raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is not served here"))
+        if endpoint.state is not State.READY:
+            raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is {endpoint.state}"))
+        if not turn.path.startswith(_PATHS):
+            raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
+        door = self._door(endpoint)
+        visit = Visit(
+            turn,
+            door.gate,
+            self._engines,
+            self._session,
+            stall=self._settings.stall,
+            speed=door.speed or endpoint.speed,
+            on_speed=partial(self._measured, endpoint.id, door),
+            on_end=door.visits.discard,
+        )
+        door.visits.add(visit)
+        return visit
+
+    def _endpoint(self, id: str) -> Endpoint | None:
+        return next((endpoint for endpoint in self._view.me.endpoints if endpoint.id == id), None)
+
+    def _door(self, endpoint: Endpoint) -> _Door:
+        door = self._doors.get(endpoint.id)
+        if door is None:
+            gate = Gate(endpoint.slots, self._settings.queue, partial(self._counted, endpoint.id))
+            door = self._doors[endpoint.id] = _Door(gate)
+        return door
+
+    def _record_changed(self) -> None:
+        mine = {endpoint.id: endpoint for endpoint in self._view.me.endpoints}
+        for id, door in tuple(self._doors.items()):
+            endpoint = mine.get(id)
+            if endpoint is None:
+                door.gate.close()
+                if not door.visits:
+                    del self._doors[id]
+            else:
+                if endpoint.state is not State.READY:
+                    door.gate.close()
+                door.gate.resize(endpoint.slots)
+
+    def _counted(self, id: str) -> None:
+        if id not in self._reports:
+            loop = asyncio.get_running_loop()
+            self._reports[id] = loop.call_later(_REPORT, self._report, id)
+
+    def _report(self, id: str) -> None:
+        self._reports.pop(id, None)
+        door = self._doors.get(id)
+        if door is not None:
+            self._engines.report(id, door.gate.active, door.gate.waiting, door.speed)
+
+    def _measured(self, id: str, door: _Door, speed: float) -> None:
+        # Streams side by side are each slower than one alone, and the record tells the speed of one alone.
+        if door.speed == 0.0:
+            door.speed = speed
+        elif door.gate.active <= 1 or speed > door.speed:
+            door.speed += 0.3 * (speed - door.speed)
+        self._counted(id)
+
+    # The peer route.
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        turn = await _read_turn(request)
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        await response.prepare(request)
+        caller = _Caller(request, response)
+        self._callers.add(caller)
+        extra = {"request": turn.id, "deployment": turn.endpoint}
+        try:
+            visit = self.visit(turn)
+            try:
+                await self._open(visit, caller)
+                await caller.send(packed(BEGUN, visit.begun))
+                async for chunk in visit.chunks():
+                    await caller.send(frame(DATA, chunk))
+            finally:
+                await visit.close()
+            await caller.send(frame(END))
+        except Failure as failure:
+            log.info("request broke off: %s", failure, extra=extra)
+            with contextlib.suppress(ConnectionError):
+                await caller.send(packed(BROKEN, failure.broken))
+        except ConnectionError:
+            log.debug("the asking node went away", extra=extra)
+        finally:
+            self._callers.discard(caller)
+        return response
+
+    async def _open(self, visit: Visit, caller: _Caller) -> None:
+        """Open ``visit`` while its caller hears of its place in line."""
+        news = asyncio.Event()
+        places: list[int] = []
+
+        def on_position(place: int) -> None:
+            places.append(place)
+            news.set()
+
+        opening = asyncio.ensure_future(visit.open(on_position))
+        try:
+            while not opening.done():
+                hearing = asyncio.ensure_future(news.wait())
+                try:
+                    await asyncio.wait((opening, hearing), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    hearing.cancel()
+                if places and not opening.done():
+                    news.clear()
+                    await caller.send(packed(POSITION, places[-1]))
+                    places.clear()
+        except BaseException:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            raise
+        opening.result()
+
+    # The beat: signs of life, hang-ups, hung engines.
+
+    async def _beating(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(BEAT)
+            now = loop.time()
+            for caller in tuple(self._callers):
+                if caller.gone:
+                    if caller.task is not None:
+                        caller.task.cancel()
+                elif now - caller.sent >= _ALIVE_EVERY:
+                    # Between two frames, so nothing is cut; a full transport is left alone.
+                    with contextlib.suppress(ConnectionError, TimeoutError):
+                        async with asyncio.timeout(0.1):
+                            await caller.send(frame(ALIVE))
+            for id, door in tuple(self._doors.items()):
+                self._look(id, door, now)
+
+    def _look(self, id: str, door: _Door, now: float) -> None:
+        if not door.visits:
+            if self._endpoint(id) is None:
+                del self._doors[id]
+            return
+        working = [visit for visit in door.visits if visit.progress is not None and not visit.turn.aside]
+        for visit in working:
+            progress = visit.progress
+            if progress is not None and progress.hung(now):
+                seconds = progress.silent(now)
+                reason = f"the engine made no token for {seconds:.0f} s although its process lives"
+                log.warning("%s", reason, extra={"deployment": id, "request": visit.turn.id})
+                for other in tuple(door.visits):
+                    other.end(Broken(Break.ENGINE, reason))
+                door.gate.close()
+                self._engines.fail(id, reason)
+                return
+        if any(visit.progress is not None and visit.progress.doubtful(now) for visit in working):
+            if door.asking is None or door.asking.done():
+                door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")
+
+    async def _ask_engine(self, id: str, door: _Door) -> None:
+        """What llama-server says of its slots. Silence is no news: it may be in one long batch."""
+        url = self._engines.url(id)
+        endpoint = self._endpoint(id)
+        if url is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._session is None:
+            return
+        try:
+            async with asyncio.timeout(_ASK_ENGINE):
+                async with self._session.get(url + "/slots") as response:
+                    if response.status != 200:
+                        return
+                    slots = msgspec.json.decode(await response.read(), type=list[_Slot])
+        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+            return
+        work = sum(slot.work for slot in slots)
+        now = asyncio.get_running_loop().time()
+        for visit in tuple(door.visits):
+            if visit.progress is not None:
+                visit.progress.worked(work, now)
+
+
+class _Token(msgspec.Struct):
+    n_decoded: int = 0
+
+
+class _Slot(msgspec.Struct):
+    """What is read of an entry of llama-server's ``/slots``."""
+
+    id_task: int = 0
+    n_prompt_tokens_processed: int = 0
+    next_token: list[_Token] = []
+
+    @property
+    def work(self) -> int:
+        """Grows with every token read or made, and with every new task."""
+        made = sum(token.n_decoded for token in self.next_token)
+        return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made
+
+
+async def _read_turn(request: web.Request) -> Turn:
+    """Read what is asked.
+
+    Raises:
+        web.HTTPException: it is too big or no `Turn`.
+    """
+    parts: list[bytes] = []
+    size = 0
+    pieces: AsyncIterator[bytes] = request.content.iter_any()
+    async for piece in pieces:
+        size += len(piece)
+        if size > LARGEST_TURN:
+            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_TURN, actual_size=size)
+        parts.append(piece)
+    try:
+        return msgspec.msgpack.decode(b"".join(parts), type=Turn)
+    except msgspec.MsgspecError as error:
+        raise web.HTTPBadRequest(text=f"not a request for an endpoint: {error}") from None

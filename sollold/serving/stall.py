@@ -1,0 +1,54 @@
+"""Telling a hung engine from a slow one. Pure; clock passed in.
+
+A llama-server whose worker hangs answers ``/health`` and makes no token. Silence alone proves nothing:
+a long prompt takes its time, and a slow machine is not a dead one. So the limit follows the speed that was
+measured, and before it is applied the engine's own account of its work is asked for.
+"""
+
+from __future__ import annotations
+
+_TOKENS = 100
+"""Tokens' worth of silence at the measured speed that are taken as slow still."""
+_PROMPT = 3.0
+"""While the prompt is read an engine may be in one long batch and deaf to questions: so much longer."""
+
+
+class Progress:
+    """One request's signs of life."""
+
+    def __init__(self, now: float, least: float, speed: float) -> None:
+        """``least``: seconds of silence that are always granted; ``speed``: tokens per second, 0 unknown."""
+        self._since = now
+        self._least = least
+        self._speed = speed
+        self._first = False
+        self._work = -1
+
+    def came(self, now: float) -> None:
+        """Bytes came."""
+        self._since = now
+        self._first = True
+
+    def worked(self, work: int, now: float) -> None:
+        """The engine's own account: tokens read and made so far by all its slots. More work is progress."""
+        if work > self._work >= 0:
+            self._since = now
+        self._work = work
+
+    @property
+    def limit(self) -> float:
+        """Seconds of silence after which the engine is taken for hung."""
+        limit = max(self._least, _TOKENS / self._speed) if self._speed > 0 else self._least
+        return limit if self._first else limit * _PROMPT
+
+    def silent(self, now: float) -> float:
+        """Seconds since the last sign of life."""
+        return now - self._since
+
+    def doubtful(self, now: float) -> bool:
+        """Whether it is time to ask the engine what it has done."""
+        return self.silent(now) > self.limit / 4
+
+    def hung(self, now: float) -> bool:
+        """Whether the silence has lasted too long."""
+        return self.silent(now) > self.limit

@@ -1,0 +1,224 @@
+"""One request at the endpoint's node: it waits its turn, talks to the engine, gives its place back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from typing import Protocol
+
+import aiohttp
+
+from sollold.serving.engines import Engines
+from sollold.serving.gate import Closed, Gate, LineFull
+from sollold.serving.stall import Progress
+from sollold.serving.wire import Begun, Break, Broken, Turn
+
+log = logging.getLogger("sollold.serving")
+
+_LLAMA_SPEED = re.compile(rb'"predicted_per_second":\s*([0-9.eE+-]+)')
+_OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
+_TAIL = 4096
+
+
+class Failure(Exception):
+    """The endpoint gave no answer, or not to the end.
+
+    ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
+    breaker counts.
+    """
+
+    def __init__(self, broken: Broken, *, transport: bool = False) -> None:
+        super().__init__(broken.message)
+        self.broken = broken
+        self.transport = transport
+
+    @property
+    def kind(self) -> Break:
+        """Its kind."""
+        return self.broken.kind
+
+
+class Stream(Protocol):
+    """An engine's answer under way, wherever the engine is."""
+
+    @property
+    def begun(self) -> Begun:
+        """The engine's status."""
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body in pieces, as they come.
+
+        Raises:
+            Failure: it broke off.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the generation, if it is not at its end, and free its place. May be called twice."""
+        ...
+
+
+class Visit:
+    """A `Stream` from an engine on this machine."""
+
+    def __init__(
+        self,
+        turn: Turn,
+        gate: Gate,
+        engines: Engines,
+        session: aiohttp.ClientSession,
+        *,
+        stall: float,
+        speed: float,
+        on_speed: Callable[[float], None],
+        on_end: Callable[[Visit], None],
+    ) -> None:
+        """``on_speed`` is told the tokens per second of a whole answer; ``on_end`` is called once."""
+        self.turn = turn
+        self._gate = gate
+        self._engines = engines
+        self._session = session
+        self._stack = AsyncExitStack()
+        self._posting: asyncio.Task[aiohttp.ClientResponse] | None = None
+        self._response: aiohttp.ClientResponse | None = None
+        self._begun: Begun | None = None
+        self._broken: Broken | None = None
+        self._on_speed = on_speed
+        self._on_end = on_end
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._stall = stall
+        self._speed = speed
+        self.progress: Progress | None = None
+        """From the moment the engine has the request; None before."""
+
+    @property
+    def begun(self) -> Begun:
+        """The engine's status."""
+        assert self._begun is not None
+        return self._begun
+
+    @property
+    def waits(self) -> bool:
+        """Whether it stands in line still."""
+        return self.progress is None
+
+    async def open(self, on_position: Callable[[int], None]) -> None:
+        """Wait for a turn, send the request, read the engine's status.
+
+        Raises:
+            Failure: FULL, MOVED, ENGINE, DEADLINE.
+        """
+        try:
+            if self.turn.deadline > 0:
+                async with asyncio.timeout(self.turn.deadline):
+                    await self._enter(on_position)
+            else:
+                await self._enter(on_position)
+        except TimeoutError:
+            await self.close()
+            raise Failure(Broken(Break.DEADLINE, "the deadline passed while the request waited")) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _enter(self, on_position: Callable[[int], None]) -> None:
+        turn = self.turn
+        came = self._loop.time()
+        try:
+            self._stack.enter_context(self._engines.busy(turn.endpoint, turn.keep_alive))
+            if not turn.aside:
+                await self._stack.enter_async_context(
+                    self._gate.turn(turn.id, turn.priority, turn.client, turn.age, on_position)
+                )
+        except LineFull as full:
+            message = f"{self._gate.waiting} requests wait for this model already; try again later"
+            raise Failure(Broken(Break.FULL, message, full.retry_after)) from None
+        except Closed:
+            raise self._failure("the endpoint takes no new work", Break.MOVED) from None
+        if self._broken is not None:
+            raise Failure(self._broken)
+        waited = self._loop.time() - came
+        url = self._engines.url(turn.endpoint)
+        if url is None:
+            raise Failure(Broken(Break.MOVED, "the endpoint is gone"))
+        self.progress = Progress(self._loop.time(), self._stall, self._speed)
+        try:
+            # Only the body goes to the engine. A header such as X-Conversation-Id would make llama-server
+            # go on generating after its caller has hung up.
+            self._posting = asyncio.ensure_future(self._post(url + turn.path))
+            self._response = await self._posting
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._failure(f"the engine does not answer: {error}", transport=True) from None
+        except asyncio.CancelledError:
+            if self._broken is not None and self._posting is not None and self._posting.cancelled():
+                raise Failure(self._broken) from None
+            raise
+        self._begun = Begun(self._response.status, (turn.age + waited) * 1000)
+
+    async def _post(self, url: str) -> aiohttp.ClientResponse:
+        return await self._session.post(
+            url, data=self.turn.body, headers={"Content-Type": "application/json"}
+        )
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body in pieces.
+
+        Raises:
+            Failure: ENGINE when the engine died or hung; MOVED when the node is drained.
+        """
+        response, progress = self._response, self.progress
+        assert response is not None and progress is not None
+        read = response.content.readany
+        now = self._loop.time
+        last = before = b""
+        try:
+            while chunk := await read():
+                progress.came(now())
+                before, last = last, chunk
+                yield chunk
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._failure(f"the engine broke off: {error}", transport=True) from None
+        if self._broken is not None:
+            raise Failure(self._broken)
+        self._measure((before[-_TAIL:] + last)[-_TAIL:])
+
+    def end(self, broken: Broken) -> None:
+        """Break it off from outside: whoever reads it gets `Failure`."""
+        self._broken = broken
+        if self._response is not None:
+            self._response.close()
+        elif self._posting is not None:
+            self._posting.cancel()
+
+    async def close(self) -> None:
+        """Give the place back; the connection is closed, which ends a generation under way."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._response is not None:
+            self._response.close()
+        elif self._posting is not None:
+            self._posting.cancel()
+        self._on_end(self)
+        await self._stack.aclose()
+
+    def _failure(self, message: str, kind: Break = Break.ENGINE, *, transport: bool = False) -> Failure:
+        """What was said from outside goes before what the connection says."""
+        if self._broken is not None:
+            return Failure(self._broken)
+        return Failure(Broken(kind, message), transport=transport)
+
+    def _measure(self, tail: bytes) -> None:
+        """The engine's own account stands at the end of an answer."""
+        speed = 0.0
+        if found := _LLAMA_SPEED.search(tail):
+            speed = float(found[1])
+        elif (counted := _OLLAMA_SPEED.search(tail)) and int(counted[2]):
+            speed = int(counted[1]) * 1e9 / int(counted[2])
+        if speed > 0:
+            self._on_speed(speed)
