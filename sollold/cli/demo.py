@@ -1,0 +1,161 @@
+"""``sollold demo``: a cluster of three daemons on this machine, and one model spread over them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sollold.cli.asking import console
+from sollold.cli.config import loaded
+from sollold.cli.exit import Exit
+from sollold.cli.status import deployment_table, node_table
+from sollold.client.http import Client, ClientError
+from sollold.config import MIB
+from sollold.models.demo import GREETING, Recital, pieces, write
+from sollold.places import places
+from sollold.units import bytes_text
+
+NODES = ("anna", "bert", "cleo")
+MODEL = "demo-12-layers"
+RECITAL = Recital(pieces(GREETING), name=MODEL, layers=12, hidden=16384)
+"""Its blocks are heavy (of zeros), so that a model that knows a few sentences needs three machines."""
+LIMIT = 100 * MIB
+CONTEXT = 1024
+SLOWEST = 120.0
+"""Seconds that any step may take."""
+
+
+@dataclass(slots=True)
+class _Node:
+    name: str
+    http: int
+    peer: int
+    process: asyncio.subprocess.Process
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+
+async def demo(options: argparse.Namespace) -> int:
+    """Start, spread, ask, print, and clean up."""
+    cache = places(loaded(options).settings.node).cache
+    out = console()
+    with tempfile.TemporaryDirectory(prefix="sollold-demo-") as folder:
+        models = Path(folder) / "models"
+        models.mkdir()
+        await asyncio.to_thread(write, models / f"{MODEL}.gguf", RECITAL)
+        size = (models / f"{MODEL}.gguf").stat().st_size
+        out.print(f"a model of {bytes_text(size)}, and three nodes that may use {bytes_text(LIMIT)} each\n")
+        nodes: list[_Node] = []
+        try:
+            for name in NODES:
+                nodes.append(await _start(Path(folder), cache, name, models, [node.peer for node in nodes]))
+            await _met(nodes)
+            await _show(nodes, out)
+            if options.keep:
+                out.print("\nThe nodes run until Ctrl-C: " + "  ".join(node.url for node in nodes))
+                await asyncio.Event().wait()
+        except (ClientError, TimeoutError) as error:
+            print(f"sollold: {error}", file=sys.stderr)
+            for node in nodes:
+                log = (Path(folder) / node.name / "log").read_text(errors="replace")
+                print(f"--- the end of {node.name}'s log\n{log[-1500:]}", file=sys.stderr)
+            return Exit.FAILED
+        finally:
+            await _stop(nodes)
+    return Exit.DONE
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        links = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for link in links:
+            link.bind(("127.0.0.1", 0))
+        return [int(link.getsockname()[1]) for link in links]
+
+
+async def _start(folder: Path, cache: Path, name: str, models: Path, seeds: list[int]) -> _Node:
+    http, peer = _free_ports(2)
+    (folder / name).mkdir()
+    values = {
+        "node.name": name,
+        "node.state_dir": folder / name / "state",
+        "node.cache_dir": cache,
+        "node.memory_limit": LIMIT,
+        "node.reserve": 0,
+        "http.host": "127.0.0.1",
+        "http.port": http,
+        "cluster.host": "127.0.0.1",
+        "cluster.port": peer,
+        "cluster.mdns": "off",
+        "cluster.seeds": ",".join(f"127.0.0.1:{seed}" for seed in seeds),
+        # Only the first has the file: the others get their layers from it.
+        "models.folders": models if not seeds else "",
+        "models.huggingface": "off",
+        "ollama.enabled": "off",
+    }
+    words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    with (folder / name / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "sollold", "run", "--config", os.devnull, *words,
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
+    return _Node(name, http, peer, process)
+
+
+async def _met(nodes: list[_Node]) -> None:
+    """Wait until every node sees all the others with their llama.cpp ready."""
+    deadline = time.monotonic() + SLOWEST
+    for node in nodes:
+        async with Client(node.url) as client:
+            while True:
+                with contextlib.suppress(ClientError):
+                    there = (await client.get("/api/cluster"))["nodes"]
+                    if len([one for one in there if one["build"]]) == len(nodes):
+                        break
+                if node.process.returncode is not None or time.monotonic() > deadline:
+                    raise TimeoutError(f"{node.name} did not find the others")
+                await asyncio.sleep(0.1)
+
+
+async def _show(nodes: list[_Node], out: Any) -> None:
+    first = nodes[0]
+    async with Client(first.url) as client:
+        body = {"model": MODEL, "context": CONTEXT, "slots": 1}
+        await client.post("/api/cluster/load", body, timeout=SLOWEST)
+        state = await client.get("/api/cluster")
+    out.print(node_table(state))
+    out.print()
+    out.print(deployment_table(state))
+    question = {"role": "user", "content": "Who are you?"}
+    for node in nodes:
+        async with Client(node.url) as client:
+            body = {"model": MODEL, "messages": [question], "stream": False}
+            answer = await client.post("/api/chat", body, timeout=SLOWEST)
+        speed = answer["eval_count"] / (answer["eval_duration"] / 1e9)
+        out.print(f"\n[bold]{node.name}[/] ({node.url}), {speed:.0f} tokens/s:")
+        out.print(answer["message"]["content"], markup=False)
+
+
+async def _stop(nodes: list[_Node]) -> None:
+    for node in nodes:
+        if node.process.returncode is None:
+            node.process.send_signal(signal.SIGTERM)
+    for node in nodes:
+        try:
+            async with asyncio.timeout(20):
+                await node.process.wait()
+        except TimeoutError:
+            node.process.kill()
+            await node.process.wait()
