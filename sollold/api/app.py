@@ -1,0 +1,186 @@
+"""The HTTP application, built from its parts; and the listener that serves it."""
+
+from __future__ import annotations
+
+import logging
+
+from aiohttp import web
+
+from sollold.api.caller import ID, request_id
+from sollold.api.cors import EXPOSED, METHODS, allowed
+from sollold.api.fault_shape import Dialect, error_object
+from sollold.api.ollama import OllamaRoutes, json_response
+from sollold.api.openai import OpenAiRoutes
+from sollold.api.parts import Parts
+from sollold.api.reply import Patience, refusal_response
+from sollold.api.route import Handler, Route
+from sollold.config import HttpSettings
+from sollold.serving.ask import Refusal
+
+log = logging.getLogger("sollold.api")
+
+LONGEST_BODY = 128 * 1024 * 1024
+"""Bytes of a JSON body, images included. Blobs are streamed and not bounded by it."""
+
+
+def dialect_of(path: str) -> Dialect:
+    """Whose errors a path speaks, also where there is no route."""
+    if path.startswith("/v1/api/"):
+        return Dialect.OLLAMA
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    if path.startswith("/v1/") or path in (
+        "/v1",
+        "/tokenize",
+        "/detokenize",
+        "/infill",
+        "/apply-template",
+        "/rerank",
+    ):
+        return Dialect.OPENAI
+    return Dialect.OLLAMA
+
+
+async def _root(request: web.Request) -> web.Response:
+    return web.Response(text="Ollama is running")
+
+
+def all_routes(parts: Parts, patience: Patience) -> list[Route]:
+    """Every route of the API."""
+    rows = [
+        Route(
+            "GET",
+            "/",
+            _root,
+            Dialect.OLLAMA,
+            "A sign of life; the dashboard for browsers",
+            produces=("text/plain",),
+        ),
+        Route("HEAD", "/", _root, Dialect.OLLAMA, "A sign of life", produces=("text/plain",)),
+    ]
+    rows += OllamaRoutes(parts, patience).routes()
+    rows += OpenAiRoutes(parts, patience).routes()
+    return rows
+
+
+def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
+    """The application. It owns nothing that must be closed."""
+    rows = all_routes(parts, patience or Patience())
+    app = web.Application(middlewares=[_guard(settings)], client_max_size=LONGEST_BODY)
+    for row in rows:
+        app.router.add_route(row.method, row.path, row.handler)
+        if row.path.startswith("/api/"):
+            # People who typed a base of /v1 into an Ollama client.
+            app.router.add_route(row.method, "/v1" + row.path, row.handler)
+    app.on_response_prepare.append(_stamp(settings))
+    return app
+
+
+def _guard(settings: HttpSettings):  # type: ignore[no-untyped-def]
+    """Every error in its dialect's shape; no traceback ever leaves the node; foreign pages are refused."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[ID] = request_id(request)
+        dialect = dialect_of(request.path)
+        origin = request.headers.get("Origin")
+        if origin is not None and not allowed(origin, request.host, settings.cors_origins):
+            message = (
+                f"pages of {origin[:200]} may not ask here; add it to cors_origins in sollold.toml, [http]"
+            )
+            return json_response_of(dialect, 403, message)
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            return web.Response(status=204)
+        try:
+            return await handler(request)
+        except Refusal as refusal:
+            log.info(
+                "%s %s refused: %s",
+                request.method,
+                request.path,
+                refusal.message,
+                extra={"request": request[ID]},
+            )
+            return refusal_response(dialect, refusal)
+        except web.HTTPMethodNotAllowed as error:
+            there = ", ".join(sorted(error.allowed_methods))
+            response = json_response_of(dialect, 405, f"{request.method} is not allowed here; {there} is")
+            response.headers["Allow"] = there
+            return response
+        except web.HTTPNotFound:
+            return json_response_of(
+                dialect, 404, f"there is no {request.path[:200]} here; /openapi.json lists what is"
+            )
+        except web.HTTPRequestEntityTooLarge as error:
+            return json_response_of(dialect, 413, f"the body is too long: {error.text}")
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return json_response_of(dialect, error.status, error.text or error.reason)
+        except ConnectionError:
+            raise
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path, extra={"request": request[ID]})
+            message = "the node failed in a way it did not expect; its log says more, under this request's id"
+            return json_response_of(dialect, 500, f"{message} ({request[ID]})")
+
+    return guard
+
+
+def json_response_of(dialect: Dialect, status: int, message: str) -> web.Response:
+    """An error in its dialect's shape."""
+    response = json_response(error_object(dialect, status, message))
+    response.set_status(status)
+    return response
+
+
+def _stamp(settings: HttpSettings):  # type: ignore[no-untyped-def]
+    async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        response.headers["Vary"] = "Origin"
+        if allowed(origin, request.host, settings.cors_origins):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+            if request.method == "OPTIONS":
+                wanted = request.headers.get("Access-Control-Request-Headers", "")
+                response.headers["Access-Control-Allow-Methods"] = METHODS
+                response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization, Content-Type"
+                response.headers["Access-Control-Max-Age"] = "600"
+
+    return stamp
+
+
+class Listener:
+    """Serves the application on a port. A caller's hang-up cancels its handler."""
+
+    def __init__(self, app: web.Application, settings: HttpSettings, *, drain: float = 60.0) -> None:
+        """``drain``: seconds that running answers get when it is closed."""
+        self._settings = settings
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=drain, keepalive_timeout=75.0
+        )
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            OSError: the port is in use, or may not be bound.
+        """
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=1024)
+        try:
+            await site.start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
+        for address in self._runner.addresses:
+            self.port = int(address[1])
+
+    async def close(self) -> None:
+        """Take no new requests, let the running ones end within the limit, then end them."""
+        await self._runner.cleanup()

@@ -1,0 +1,34 @@
+"""Which web pages may ask: those of the allowed origins, and the node's own."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+EXPOSED = "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, Retry-After"
+
+
+def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
+    """Whether a page of ``origin`` may use this node, reached as ``host``.
+
+    An allowed origin without a port allows every port; ``*`` allows all. A program has no origin.
+    """
+    if "*" in origins or origin in origins:
+        return True
+    try:
+        asked = urlsplit(origin)
+        asked_host, asked_port = asked.hostname, asked.port
+    except ValueError:
+        return False
+    if asked.scheme in ("http", "https") and asked.netloc.lower() == host.lower():
+        return True
+    for one in origins:
+        try:
+            known = urlsplit(one)
+            port = known.port
+        except ValueError:
+            continue
+        same_host = known.scheme == asked.scheme and asked_host is not None and known.hostname == asked_host
+        if same_host and port in (None, asked_port):
+            return True
+    return False

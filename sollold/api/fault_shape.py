@@ -1,0 +1,96 @@
+"""How a refusal looks in each dialect: its status, its type, its body."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from sollold.serving.ask import Fault, Refusal
+
+
+class Dialect(StrEnum):
+    """Whose manner of speaking a route keeps."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+_STATUS = {
+    Fault.BAD_REQUEST: 400,
+    Fault.NOT_FOUND: 404,
+    Fault.AMBIGUOUS: 400,
+    Fault.TOO_BIG: 507,
+    Fault.UNAVAILABLE: 503,
+    Fault.TIMEOUT: 504,
+    Fault.INTERRUPTED: 502,
+}
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+_CODES = {
+    Fault.NOT_FOUND: "model_not_found",
+    Fault.TOO_BIG: "insufficient_memory",
+    Fault.UNAVAILABLE: "unavailable",
+    Fault.TIMEOUT: "timeout",
+    Fault.INTERRUPTED: "interrupted",
+}
+
+
+def status_of(refusal: Refusal) -> int:
+    """The HTTP status. An engine's refusal keeps its own 4xx; its failure is a 502 of ours."""
+    if refusal.fault is Fault.ENGINE:
+        return refusal.status if 400 <= refusal.status < 500 or refusal.status in (501, 503) else 502
+    if refusal.fault is Fault.BAD_REQUEST and 400 <= refusal.status < 600:
+        return refusal.status
+    return _STATUS[refusal.fault]
+
+
+def error_object(dialect: Dialect, status: int, message: str, code: str | None = None) -> dict[str, Any]:
+    """The body of an error as ``dialect`` has it."""
+    if dialect is Dialect.OLLAMA:
+        return {"error": message}
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
+    """The body of a refusal as ``dialect`` has it."""
+    return error_object(dialect, status_of(refusal), refusal.message, _CODES.get(refusal.fault))
+
+
+def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:
+    """`refusal_object` as JSON."""
+    return msgspec.json.encode(refusal_object(dialect, refusal))
+
+
+def retry_after(refusal: Refusal) -> str | None:
+    """The value of ``Retry-After``: whole seconds, at least one; ``None`` when there is no sense in it."""
+    if refusal.retry_after > 0:
+        return str(max(1, round(refusal.retry_after)))
+    return "5" if refusal.fault is Fault.UNAVAILABLE else None

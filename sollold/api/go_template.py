@@ -1,0 +1,111 @@
+"""Ollama's prompt templates (Go's text/template), as far as a caller's own ``template`` uses them.
+
+Known: ``{{ .Name }}`` for System, Prompt, Response, Suffix; ``if`` with a name, ``not``, ``and``, ``or``;
+``else``, ``else if``, ``end``; trim marks and comments. The rest is refused by name rather than guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sollold.serving.ask import Fault, Refusal
+
+_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
+_NAME = re.compile(r"\$?\.(System|Prompt|Response|Suffix|First)")
+_LIMIT = 100_000
+_DEPTH = 50
+
+
+@dataclass(slots=True)
+class _Block:
+    """One ``if``: what counts at present, and whether a branch was taken already."""
+
+    outer: bool
+    live: bool
+    taken: bool
+    closed: bool = field(default=False)
+
+
+def render_template(template: str, values: Mapping[str, str]) -> str:
+    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``; ``Response`` ends the prompt).
+
+    Raises:
+        Refusal: BAD_REQUEST naming the part that is not known here.
+    """
+    if len(template) > _LIMIT:
+        raise Refusal(Fault.BAD_REQUEST, f"template is longer than {_LIMIT} characters")
+    out: list[str] = []
+    blocks: list[_Block] = []
+    live = True
+    place = 0
+    trim = False
+    for match in _ACTION.finditer(template):
+        text = template[place : match.start()]
+        place = match.end()
+        if trim:
+            text = text.lstrip()
+        if match[1]:
+            text = text.rstrip()
+        trim = bool(match[3])
+        if live:
+            out.append(text)
+        action = match[2].strip()
+        if action.startswith("/*") and action.endswith("*/"):
+            continue
+        if action.startswith("if "):
+            if len(blocks) >= _DEPTH:
+                raise Refusal(Fault.BAD_REQUEST, "template: ifs are nested too deeply")
+            truth = _true(action[3:], values)
+            blocks.append(_Block(live, truth, truth))
+            live = live and truth
+        elif action == "else" or action.startswith("else if "):
+            if not blocks or blocks[-1].closed:
+                raise Refusal(Fault.BAD_REQUEST, "template: else without if")
+            block = blocks[-1]
+            truth = not block.taken and (action == "else" or _true(action[8:], values))
+            block.closed = action == "else"
+            block.taken = block.taken or truth
+            live = block.outer and truth
+        elif action == "end":
+            if not blocks:
+                raise Refusal(Fault.BAD_REQUEST, "template: end without if")
+            live = blocks.pop().outer
+        elif live and _NAME.fullmatch(action) and action.endswith(".Response"):
+            # What follows the answer is not part of the prompt.
+            return "".join(out)
+        else:
+            value = _value(action, values)
+            if live:
+                out.append(value)
+    if blocks:
+        raise Refusal(Fault.BAD_REQUEST, "template: an if has no end")
+    rest = template[place:]
+    out.append(rest.lstrip() if trim else rest)
+    return "".join(out)
+
+
+def _value(action: str, values: Mapping[str, str]) -> str:
+    match = _NAME.fullmatch(action)
+    if match is None:
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f"template: {{{{ {action[:60]} }}}} is not known here; .System, .Prompt, .Suffix, .Response and "
+            'if, else, end are. Or render the prompt yourself and send "raw": true',
+        )
+    return values.get(match[1], "")
+
+
+def _true(condition: str, values: Mapping[str, str]) -> bool:
+    words = condition.split()
+    if len(words) == 1:
+        return words[0] == "$.First" or words[0] == ".First" or bool(_value(words[0], values))
+    if words[0] == "not" and len(words) == 2:
+        return not _value(words[1], values)
+    if words[0] == "and":
+        return all(_value(word, values) for word in words[1:])
+    if words[0] == "or":
+        return any(_value(word, values) for word in words[1:])
+    _value(condition, values)
+    return False

@@ -1,0 +1,130 @@
+"""Ollama's answers as bytes: NDJSON, a record a line. Passed on unread when an Ollama speaks."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from sollold.api.fault_shape import Dialect, refusal_bytes
+from sollold.api.reply import NDJSON, routing_object, waiting_text
+from sollold.serving.ask import Engine, Fault, Refusal, Routing, Waiting
+
+
+class Lines(Protocol):
+    """A translator of events: `ChatLines` or `GenerateLines`."""
+
+    def feed(self, raw: bytes) -> list[dict[str, Any]]:
+        """The records for one event."""
+        ...
+
+    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The last record."""
+        ...
+
+    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The only record."""
+        ...
+
+    def empty(self) -> dict[str, Any]:
+        """A record that says nothing and is not the last: clients add nothing to nothing."""
+        ...
+
+
+class LineForm:
+    """`Form` of chat and generate."""
+
+    dialect = Dialect.OLLAMA
+    content_type = NDJSON
+
+    def __init__(self, lines: Lines, started: float) -> None:
+        self._lines = lines
+        self._started = started
+        self._engine = Engine.LLAMA
+        self._routing: Routing | None = None
+        self._ended = False
+
+    def begin(self, routing: Routing) -> bytes:
+        """Nothing; but the engine is known now."""
+        self._engine = routing.engine
+        self._routing = routing
+        return b""
+
+    def event(self, raw: bytes) -> bytes:
+        """The lines for one event."""
+        if self._engine is Engine.OLLAMA:
+            if b'"done":true' in raw and self._routing is not None:
+                return self._last(raw, self._routing)
+            return raw + b"\n"
+        return b"".join([msgspec.json.encode(record) + b"\n" for record in self._lines.feed(raw)])
+
+    def _last(self, raw: bytes, routing: Routing) -> bytes:
+        record = msgspec.json.decode(raw)
+        if record.get("done") is True:
+            self._ended = True
+            record["_routing"] = routing_object(routing, self._started)
+        return msgspec.json.encode(record) + b"\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """The last line."""
+        if self._engine is Engine.OLLAMA:
+            if self._ended:
+                return b""
+            return self.fail(Refusal(Fault.INTERRUPTED, "Ollama ended its answer without its last record"))
+        record = self._lines.end(routing, time.monotonic() - self._started)
+        record["_routing"] = routing_object(routing, self._started)
+        return msgspec.json.encode(record) + b"\n"
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """The error as a line."""
+        return refusal_bytes(Dialect.OLLAMA, refusal) + b"\n"
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """A record without content. A blank line or a comment would break clients that parse each line."""
+        return msgspec.json.encode({**self._lines.empty(), "_waiting": waiting_text(waiting)}) + b"\n"
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The only record."""
+        if routing.engine is Engine.OLLAMA:
+            record = msgspec.json.decode(raw)
+        else:
+            record = self._lines.whole(raw, routing, time.monotonic() - self._started)
+        record["_routing"] = routing_object(routing, self._started)
+        return msgspec.json.encode(record)
+
+
+class LoadLines:
+    """`Lines` of a request that only loads or unloads: there are no events."""
+
+    def __init__(self, empty: dict[str, Any], reason: str) -> None:
+        self._empty = empty
+        self._reason = reason
+
+    def feed(self, raw: bytes) -> list[dict[str, Any]]:
+        """Nothing: what an engine may have said to it is not an answer."""
+        return []
+
+    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """Done, and why."""
+        return {**self._empty, "done": True, "done_reason": self._reason}
+
+    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The same."""
+        return self.end(routing, total_seconds)
+
+    def empty(self) -> dict[str, Any]:
+        """While it loads."""
+        return self._empty
+
+
+class LoadForm(LineForm):
+    """`Form` of a request that only loads: no engine's events are passed on."""
+
+    def begin(self, routing: Routing) -> bytes:
+        """Nothing, and whatever the engine is, the record is ours."""
+        return b""
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The only record."""
+        return self.end(routing).rstrip(b"\n")

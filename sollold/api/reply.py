@@ -1,0 +1,291 @@
+"""From an `Ask` to bytes at the caller: opens it, waits well, writes what a dialect's `Form` makes of it.
+
+While nothing has come a streamed request gets its headers after a short grace, and then now and then
+something that its client takes for nothing (a `Form` knows what). A refusal before the headers is a proper
+status; after them it is an error in the stream. The caller's hang-up cancels the handler: the place in
+line is given up, the generation ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from sollold.api.fault_shape import Dialect, refusal_bytes, retry_after, status_of
+from sollold.serving.ask import Answer, Ask, Fault, Refusal, Routing, Service, Waiting
+
+log = logging.getLogger("sollold.api")
+
+SSE = "text/event-stream; charset=utf-8"
+NDJSON = "application/x-ndjson"
+JSON = "application/json; charset=utf-8"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How waiting is shown. Seconds.
+
+    ``grace``: without an answer, then a streamed request gets its headers; ``every``: of silence, then it
+    gets a sign of life.
+    """
+
+    grace: float = 2.0
+    every: float = 5.0
+
+
+class Form(Protocol):
+    """One answer in one dialect. Made anew for every request; every method but `keep_alive` is called once
+    at most per event, in order.
+    """
+
+    dialect: Dialect
+    content_type: str
+    """Of the streamed answer."""
+
+    def begin(self, routing: Routing) -> bytes:
+        """Bytes before the first event; the engine is known now."""
+        ...
+
+    def event(self, raw: bytes) -> bytes:
+        """The bytes for one event of the engine; may be empty."""
+        ...
+
+    def end(self, routing: Routing) -> bytes:
+        """Bytes after the last event."""
+        ...
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """An error in the stream, and whatever ends it."""
+        ...
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """Bytes that the dialect's clients ignore."""
+        ...
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The body of an answer that is not streamed."""
+        ...
+
+
+def routing_headers(routing: Routing) -> dict[str, str]:
+    """Where an answer comes from, as headers."""
+    headers = {
+        "X-Sollold-Backend": str(routing.backend),
+        "X-Sollold-Node": _header_text(routing.node),
+        "X-Sollold-Model": _header_text(routing.model),
+    }
+    if routing.devices:
+        headers["X-Sollold-Devices"] = _header_text(",".join(routing.devices))
+    if routing.resumed:
+        headers["X-Sollold-Resumed"] = str(routing.resumed)
+    return headers
+
+
+def _header_text(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def waiting_text(waiting: Waiting) -> str:
+    """``loading 43 %``, ``queued, 3 ahead``: one short line, fit for a header or a comment."""
+    text = waiting.stage
+    if waiting.stage == "loading":
+        text += f" {waiting.progress * 100:.0f} %"
+    if waiting.stage == "queued" and waiting.position:
+        text += f", place {waiting.position}"
+    if waiting.message:
+        text += f": {waiting.message}"
+    return _header_text(text)[:300]
+
+
+async def close(answer: Answer) -> None:
+    """End an answer whose close is a coroutine function or a plain one."""
+    result: Any = answer.close()
+    if inspect.isawaitable(result):
+        await result
+
+
+def routing_object(routing: Routing, started: float) -> dict[str, Any]:
+    """``_routing`` as callers see it; ``started`` on the monotonic clock."""
+    shown: dict[str, Any] = {
+        "backend": str(routing.backend),
+        "duration_ms": round((time.monotonic() - started) * 1000, 3),
+        "coordinator_url": routing.coordinator_url,
+        "node": routing.node,
+        "devices": list(routing.devices),
+        "model": routing.model,
+        "engine": str(routing.engine),
+        "load_ms": round(routing.load_ms, 3),
+        "queue_ms": round(routing.queue_ms, 3),
+        "resumed": routing.resumed,
+        "gap_ms": round(routing.gap_ms, 3),
+    }
+    if routing.scores:
+        shown["scores"] = [
+            {"endpoint": endpoint, "score": score, "why": why} for endpoint, score, why in routing.scores
+        ]
+    return shown
+
+
+def refusal_response(dialect: Dialect, refusal: Refusal, waiting: Waiting | None = None) -> web.Response:
+    """A refusal before anything was sent."""
+    headers = {}
+    seconds = retry_after(refusal)
+    if seconds is not None:
+        headers["Retry-After"] = seconds
+    if waiting is not None:
+        headers["X-Sollold-Status"] = waiting_text(waiting)
+    return web.Response(
+        status=status_of(refusal),
+        body=refusal_bytes(dialect, refusal),
+        headers={"Content-Type": JSON, **headers},
+    )
+
+
+class Reply:
+    """One request's answer being given. ``run`` returns the response, sent or ready to be sent."""
+
+    def __init__(
+        self, request: web.Request, service: Service, ask: Ask, form: Form, patience: Patience
+    ) -> None:
+        self._request = request
+        self._service = service
+        self._ask = ask
+        self._form = form
+        self._patience = patience
+        self._waiting = Waiting("planning")
+        self._response: web.StreamResponse | None = None
+        self._written = time.monotonic()
+
+    def _on_wait(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
+    async def run(self) -> web.StreamResponse:
+        """Give the answer.
+
+        Raises:
+            Refusal: nothing has been sent yet.
+            CancelledError: the caller hung up.
+        """
+        if not self._ask.stream:
+            return await self._whole()
+        opening = asyncio.ensure_future(self._service.open(self._ask, self._on_wait))
+        answer: Answer | None = None
+        try:
+            await asyncio.wait((opening,), timeout=self._patience.grace)
+            if opening.done():
+                answer = opening.result()
+                await self._prepare(routing_headers(answer.routing))
+            else:
+                await self._prepare({"X-Sollold-Status": waiting_text(self._waiting)})
+            return await self._stream(opening)
+        finally:
+            await self._abandon(opening)
+
+    async def _abandon(self, opening: asyncio.Future[Answer]) -> None:
+        """Give up the place in line, or end the generation; to its end even when cancelled meanwhile."""
+        if not opening.done():
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await opening
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            await asyncio.shield(asyncio.ensure_future(close(opening.result())))
+
+    async def _prepare(self, headers: dict[str, str]) -> None:
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": self._form.content_type,
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                **headers,
+            }
+        )
+        await response.prepare(self._request)
+        self._response = response
+
+    async def _write(self, data: bytes) -> None:
+        if data and self._response is not None:
+            self._written = time.monotonic()
+            await self._response.write(data)
+
+    async def _stream(self, opening: asyncio.Future[Answer]) -> web.StreamResponse:
+        assert self._response is not None
+        breath = asyncio.ensure_future(self._breathe())
+        form = self._form
+        response = self._response
+        try:
+            try:
+                answer = await asyncio.shield(opening) if not opening.done() else opening.result()
+                await self._write(form.begin(answer.routing))
+                async for raw in answer.events:
+                    data = form.event(raw)
+                    if data:
+                        self._written = time.monotonic()
+                        await response.write(data)
+                tail = form.end(answer.routing)
+            except Refusal as refusal:
+                log.info(
+                    "request refused in its stream: %s", refusal.message, extra={"request": self._ask.id}
+                )
+                tail = form.fail(refusal)
+            except ConnectionError:
+                raise
+            except Exception:
+                log.exception("request failed in its stream", extra={"request": self._ask.id})
+                tail = form.fail(Refusal(Fault.INTERRUPTED, _UNEXPECTED))
+            await self._write(tail)
+            await response.write_eof()
+        except ConnectionError:
+            log.debug("the caller went away", extra={"request": self._ask.id})
+        finally:
+            breath.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await breath
+        return response
+
+    async def _breathe(self) -> None:
+        """A sign of life after every so much silence. Apart from the events: it costs them nothing."""
+        every = self._patience.every
+        while True:
+            silent = time.monotonic() - self._written
+            if silent >= every:
+                await self._write(self._form.keep_alive(self._waiting))
+                silent = 0.0
+            await asyncio.sleep(max(0.01, every - silent))
+
+    async def _whole(self) -> web.Response:
+        answer = await self._service.open(self._ask, self._on_wait)
+        try:
+            body = b"".join([raw async for raw in _events(answer)])
+            data = self._form.whole(body, answer.routing)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(close(answer)))
+        return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
+
+
+async def _events(answer: Answer) -> AsyncIterator[bytes]:
+    async for raw in answer.events:
+        yield raw
+
+
+_UNEXPECTED = "the node failed to give this answer for a reason it did not expect; its log says more"
+
+
+async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
+    """The whole body of a request that is not streamed, for a dialect that puts it to its own use.
+
+    Raises:
+        Refusal: as `Service.open`.
+    """
+    answer = await service.open(ask, lambda _: None)
+    try:
+        return b"".join([raw async for raw in answer.events]), answer.routing
+    finally:
+        await asyncio.shield(asyncio.ensure_future(close(answer)))

@@ -1,0 +1,91 @@
+"""Server-sent events that pass the engine's payloads on unread: the OpenAI dialect and llama-server's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from sollold.api.fault_shape import Dialect, refusal_bytes
+from sollold.api.openai_request import both_reasonings
+from sollold.api.reply import SSE, waiting_text
+from sollold.serving.ask import Refusal, Routing, Waiting
+
+
+def comment(waiting: Waiting) -> bytes:
+    """A comment: every client of server-sent events passes over it."""
+    return b": " + waiting_text(waiting).encode("ascii") + b"\n\n"
+
+
+class ChunkForm:
+    """`Form` of chat and completions: ``data:`` lines, then ``[DONE]``, or an error event."""
+
+    dialect = Dialect.OPENAI
+    content_type = SSE
+
+    def begin(self, routing: Routing) -> bytes:
+        """Nothing."""
+        return b""
+
+    def event(self, raw: bytes) -> bytes:
+        """The event as it is."""
+        return b"data: " + both_reasonings(raw) + b"\n\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """``[DONE]``."""
+        return b"data: [DONE]\n\n"
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """The error as an event; nothing follows."""
+        return b"data: " + refusal_bytes(Dialect.OPENAI, refusal) + b"\n\n"
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """A comment."""
+        return comment(waiting)
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The answer as it is."""
+        return both_reasonings(raw)
+
+
+class PlainForm(ChunkForm):
+    """`Form` of routes that are llama-server's own: nothing is read, no ``[DONE]``."""
+
+    def __init__(self, change: Callable[[bytes], bytes] | None = None) -> None:
+        """``change`` is applied to a whole answer."""
+        self._change = change
+
+    def event(self, raw: bytes) -> bytes:
+        """The event as it is."""
+        return b"data: " + raw + b"\n\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """Nothing."""
+        return b""
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The answer, changed if so wished."""
+        return self._change(raw) if self._change is not None else raw
+
+
+class _Typed(msgspec.Struct):
+    type: str = "message"
+
+
+_typed = msgspec.json.Decoder(_Typed)
+
+
+class NamedForm(ChunkForm):
+    """`Form` of ``/v1/responses``: every event also has its type as its name."""
+
+    def event(self, raw: bytes) -> bytes:
+        """The event under its name."""
+        return b"event: " + _typed.decode(raw).type.encode() + b"\ndata: " + raw + b"\n\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """``[DONE]``."""
+        return b"data: [DONE]\n\n"
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """The error as an event."""
+        return b"event: error\ndata: " + refusal_bytes(Dialect.OPENAI, refusal) + b"\n\n"

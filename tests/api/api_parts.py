@@ -1,0 +1,251 @@
+"""Stand-ins for what the API is built on: a service that plays a script, a library and a cluster of one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+
+from sollold.api.parts import Listed, Parts, Planned, Running, Scored
+from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.term import Term
+from sollold.machine.device import Device, Kind
+from sollold.models.model import Model
+from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
+
+
+def model(name: str = "demo:latest", **changes: Any) -> Model:
+    facts: dict[str, Any] = {
+        "name": name,
+        "digest": "a" * 64,
+        "source": "demo",
+        "files": ("/models/demo.gguf",),
+        "size": 1000,
+        "modified": 1_700_000_000.0,
+        "architecture": "llama",
+        "layers": 4,
+        "parameters": 8_030_261_248,
+        "quantization": "Q4_K_M",
+        "context_train": 4096,
+        "capabilities": ("completion",),
+    }
+    return Model(**{**facts, **changes})
+
+
+class PlainLibrary:
+    """Models given beforehand."""
+
+    def __init__(self, *models: Model) -> None:
+        self.all = {one.name: Listed(one, ("alpha", "beta")) for one in models}
+        self.loaded: tuple[Running, ...] = ()
+        self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
+        self.copied: list[tuple[str, str]] = []
+        self.deleted: list[str] = []
+
+    async def models(self) -> tuple[Listed, ...]:
+        return tuple(self.all.values())
+
+    async def find(self, name: str) -> Listed:
+        found = self.all.get(name) or self.all.get(f"{name}:latest")
+        if found is None:
+            raise Refusal(Fault.NOT_FOUND, f"model '{name}' not found")
+        return found
+
+    async def metadata(self, listed: Listed) -> dict[str, Any]:
+        return self.header
+
+    def running(self) -> tuple[Running, ...]:
+        return self.loaded
+
+    async def copy(self, source: str, destination: str) -> None:
+        await self.find(source)
+        self.copied.append((source, destination))
+
+    async def delete(self, name: str) -> None:
+        await self.find(name)
+        self.deleted.append(name)
+
+
+class ScriptedService:
+    """Plays events, refusals (exceptions among the events), and pauses (numbers among the events)."""
+
+    def __init__(self, *events: Any, engine: Engine = Engine.LLAMA) -> None:
+        self.events = events
+        self.engine = engine
+        self.asks: list[Ask] = []
+        self.refusal: Refusal | None = None
+        self.gate: asyncio.Event | None = None
+        self.waitings: list[Waiting] = []
+        self.cancelled = 0
+        self.closed = 0
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        self.asks.append(ask)
+        for waiting in self.waitings:
+            on_wait(waiting)
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        if self.refusal is not None:
+            raise self.refusal
+        return Answer(routing(self.engine), self._play(), self._close)
+
+    async def _close(self) -> None:
+        self.closed += 1
+
+    async def _play(self) -> AsyncIterator[bytes]:
+        for event in self.events:
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, (int, float)):
+                await asyncio.sleep(event)
+                continue
+            if isinstance(event, asyncio.Event):
+                await event.wait()
+                continue
+            yield event if isinstance(event, bytes) else msgspec.json.encode(event)
+
+
+def routing(engine: Engine = Engine.LLAMA) -> Routing:
+    return Routing(
+        backend=Backend.SHARDED if engine is Engine.LLAMA else Backend.OLLAMA,
+        engine=engine,
+        model="demo:latest",
+        node="beta",
+        coordinator_url="http://10.0.0.1:11435",
+        devices=("alpha/CPU", "beta/CPU"),
+        load_ms=12.0,
+        queue_ms=3.0,
+    )
+
+
+def chunk(content: str | None = None, finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    """A chunk as llama-server sends it."""
+    said = {**({"content": content} if content is not None else {}), **delta}
+    return {
+        "choices": [{"finish_reason": finish, "index": 0, "delta": said}],
+        "created": 1,
+        "id": "chatcmpl-1",
+        "model": "demo:latest",
+        "object": "chat.completion.chunk",
+    }
+
+
+def usage_chunk(prompt: int = 7, completion: int = 2) -> dict[str, Any]:
+    return {
+        "choices": [],
+        "created": 1,
+        "id": "chatcmpl-1",
+        "model": "demo:latest",
+        "object": "chat.completion.chunk",
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        },
+        "timings": {
+            "cache_n": 0,
+            "prompt_n": prompt,
+            "prompt_ms": 10.5,
+            "predicted_n": completion,
+            "predicted_ms": 20.25,
+        },
+    }
+
+
+def record(node: str = "0" * 16, name: str = "alpha", **changes: Any) -> Record:
+    facts: dict[str, Any] = {
+        "node": node,
+        "name": name,
+        "version": 1,
+        "addresses": ("10.0.0.1",),
+        "http_port": 11435,
+        "peer_port": 11436,
+        "release": "0.1.0",
+        "build": "b11434",
+        "devices": (Device("CPU", Kind.CPU, "processor", 1000, 900, 800, 100, 700),),
+        "endpoints": (endpoint(),),
+    }
+    return Record(**{**facts, **changes})
+
+
+def endpoint(**changes: Any) -> Endpoint:
+    facts: dict[str, Any] = {
+        "id": "d1",
+        "model": "demo:latest",
+        "digest": "a" * 64,
+        "backend": Backend.SHARDED,
+        "state": State.READY,
+        "context": 2048,
+        "slots": 2,
+        "bytes": 1000,
+        "layers": 4,
+        "expires": 300.0,
+        "placed": (Placed("0" * 16, "CPU", 0, 2, 400), Placed("1" * 16, "CUDA0", 2, 5, 600)),
+    }
+    return Endpoint(**{**facts, **changes})
+
+
+class PlainCluster:
+    """Records given beforehand; what it is asked to do it notes down."""
+
+    def __init__(self, *records: Record) -> None:
+        self.records = records or (record(),)
+        self.asked: list[Any] = []
+        self.planned = Planned(True, plan={"model": "demo:latest", "shares": []})
+
+    @property
+    def me(self) -> Record:
+        return self.records[0]
+
+    def live(self) -> tuple[Record, ...]:
+        return self.records
+
+    def leader(self) -> Term:
+        return Term(3, self.records[0].node)
+
+    async def plan(self, ask: Any) -> Planned:
+        self.asked.append(ask)
+        return self.planned
+
+    async def unload(self, model: str, *, force: bool) -> int:
+        self.asked.append(("unload", model, force))
+        return 1
+
+    async def drain(self, node: str, *, on: bool) -> None:
+        self.asked.append(("drain", node, on))
+
+    async def scores(self, model: str) -> tuple[Scored, ...]:
+        return (Scored("d1", "alpha", 0.9, "ready, nothing in line"),)
+
+
+class ScriptedPuller:
+    """Plays the steps of a fetch."""
+
+    def __init__(self, *steps: Any) -> None:
+        self.steps = steps
+
+    async def pull(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+        for step in self.steps:
+            if isinstance(step, Exception):
+                raise step
+            yield step
+
+
+def parts(service: Any = None, *models: Model, **more: Any) -> Parts:
+    return Parts(
+        service=service or ScriptedService(),
+        library=more.pop("library", None) or PlainLibrary(*(models or (model(),))),
+        cluster=more.pop("cluster", None) or PlainCluster(),
+        **more,
+    )
+
+
+def call_of(service: ScriptedService, engine: Engine = Engine.LLAMA) -> Call:
+    """What the service was last asked for an engine."""
+    return service.asks[-1].calls[engine]

@@ -1,0 +1,445 @@
+"""The application as callers meet it: shapes of errors, methods, CORS, waiting, hanging up."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from api_parts import (
+    PlainLibrary,
+    ScriptedPuller,
+    ScriptedService,
+    call_of,
+    chunk,
+    endpoint,
+    model,
+    parts,
+    usage_chunk,
+)
+
+from sollold.api.app import Listener, build_app
+from sollold.api.parts import Parts, Running
+from sollold.api.reply import Patience
+from sollold.config import HttpSettings
+from sollold.serving.ask import Engine, Fault, Refusal, Waiting
+
+Serve = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts an application over parts on a free port and gives its address."""
+    listeners: list[Listener] = []
+
+    async def start(given: Parts, patience: Patience | None = None, **settings: Any) -> str:
+        facts = HttpSettings(host="127.0.0.1", port=0, **settings)
+        listener = Listener(build_app(given, facts, patience), facts, drain=0.2)
+        await listener.start()
+        listeners.append(listener)
+        return f"http://127.0.0.1:{listener.port}"
+
+    yield start
+    for listener in listeners:
+        await listener.close()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - what is waited for is inside the application
+            await asyncio.sleep(0.005)
+
+
+async def test_root_says_what_clients_look_for(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    async with http.get(url) as answer:
+        assert await answer.text() == "Ollama is running"
+    async with http.head(url) as answer:
+        assert answer.status == 200
+
+
+async def test_chat_streams_lines_with_routing_in_the_last(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(
+        chunk(None, role="assistant"), chunk("Hel"), chunk("lo"), chunk(finish="stop"), usage_chunk()
+    )
+    url = await serve(parts(service))
+    # As bare curl sends it: a form's Content-Type.
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    async with http.post(f"{url}/api/chat", data=json.dumps(CHAT), headers=headers) as answer:
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == "application/x-ndjson"
+        assert answer.headers["X-Sollold-Backend"] == "llama.cpp-distributed"
+        assert answer.headers["X-Sollold-Node"] == "beta"
+        lines = [json.loads(line) async for line in answer.content]
+    assert [line["message"]["content"] for line in lines] == ["Hel", "lo", ""]
+    assert [line["done"] for line in lines] == [False, False, True]
+    last = lines[-1]
+    assert last["done_reason"] == "stop"
+    assert last["prompt_eval_count"] == 7 and last["eval_count"] == 2
+    assert last["eval_duration"] == 20_250_000 and last["prompt_eval_duration"] == 10_500_000
+    assert last["load_duration"] == 12_000_000 and last["total_duration"] > 0
+    assert last["_routing"]["backend"] == "llama.cpp-distributed"
+    assert last["_routing"]["coordinator_url"] == "http://10.0.0.1:11435"
+    assert last["_routing"]["devices"] == ["alpha/CPU", "beta/CPU"]
+    await until(lambda: service.closed == 1)
+
+
+async def test_chat_not_streamed(serve: Serve, http: ClientSession) -> None:
+    whole = {
+        "choices": [
+            {"finish_reason": "length", "index": 0, "message": {"role": "assistant", "content": "Hello"}}
+        ],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1},
+        "timings": {"prompt_n": 3, "prompt_ms": 1.0, "predicted_n": 1, "predicted_ms": 2.0},
+    }
+    service = ScriptedService(whole)
+    url = await serve(parts(service))
+    async with http.post(f"{url}/v1/api/chat", json={**CHAT, "stream": False}) as answer:
+        record = await answer.json()
+    assert record["message"] == {"role": "assistant", "content": "Hello"}
+    assert record["done"] is True and record["done_reason"] == "length"
+    assert record["_routing"]["node"] == "beta"
+    assert call_of(service).body["stream"] is False
+
+
+async def test_an_ollama_speaks_for_itself_but_for_the_last_line(serve: Serve, http: ClientSession) -> None:
+    first = b'{"model":"demo","message":{"role":"assistant","content":"\\"done\\":true"},"done":false}'
+    last = b'{"model":"demo","message":{"role":"assistant","content":""},"done":true,"eval_count":1}'
+    service = ScriptedService(first, last, engine=Engine.OLLAMA)
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json={**CHAT, "options": {"odd": 1}}) as answer:
+        lines = (await answer.read()).splitlines()
+    assert lines[0] == first
+    assert json.loads(lines[1])["_routing"]["backend"] == "ollama-pool"
+    assert call_of(service, Engine.OLLAMA).body == {**CHAT, "options": {"odd": 1}}
+
+
+async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        lines = [json.loads(line) async for line in answer.content]
+    assert answer.status == 200
+    assert lines[-1] == {"error": "the worker died"}
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        text = await answer.text()
+    assert (
+        json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]["message"]
+        == "the worker died"
+    )
+    assert "[DONE]" not in text
+
+
+async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), ValueError("secret inside"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        text = await answer.text()
+    assert "secret" not in text
+    assert "error" in json.loads(text.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/api/chat", b"{", 400, "not JSON"),
+        ("/api/chat", b"", 400, "empty"),
+        ("/api/chat", b"[1]", 400, "an array"),
+        ("/api/chat", b"[" * 100_000, 400, "JSON"),
+        ("/api/chat", b'{"model":"demo","messages":"x"}', 400, "messages"),
+        ("/api/chat", b'{"model":"none","messages":[]}', 404, "model 'none' not found"),
+        ("/api/chat", b"{}", 400, "model is required"),
+        ("/api/chat", b'{"model":"demo","messages":[{"role":"user"}],"think":true}', 400, "thinking"),
+        (
+            "/api/chat",
+            b'{"model":"demo","messages":[{"role":"user"}],"options":{"num_ctx":"x"}}',
+            400,
+            "num_ctx",
+        ),
+        ("/api/generate", b'{"model":"demo","prompt":"x","format":3}', 400, "format"),
+        ("/api/generate", b'{"model":"demo","prompt":"x","keep_alive":"5 parsecs"}', 400, "keep_alive"),
+        ("/api/show", b'{"model":"none"}', 404, "not found"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"none","messages":[{"role":"user","content":"x"}]}',
+            404,
+            "not found",
+        ),
+        ("/v1/chat/completions", b'{"model":"demo"}', 400, "messages"),
+        ("/v1/chat/completions", b"nonsense", 400, "not JSON"),
+        ("/v1/embeddings", b'{"model":"demo","input":{}}', 400, "input"),
+    ],
+)
+async def test_bad_requests_have_the_dialects_shape(
+    serve: Serve, http: ClientSession, path: str, body: bytes, status: int, said: str
+) -> None:
+    url = await serve(parts())
+    async with http.post(url + path, data=body) as answer:
+        assert answer.status == status
+        error = (await answer.json())["error"]
+    if path.startswith("/v1"):
+        assert set(error) == {"message", "type", "param", "code"}
+        error = error["message"]
+    assert said in error
+
+
+async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    async with http.get(f"{url}/api/nothing") as answer:
+        assert answer.status == 404 and isinstance((await answer.json())["error"], str)
+    async with http.get(f"{url}/v1/nothing") as answer:
+        assert answer.status == 404 and "message" in (await answer.json())["error"]
+    async with http.get(f"{url}/api/chat") as answer:
+        assert answer.status == 405 and "POST" in answer.headers["Allow"]
+        assert "not allowed" in (await answer.json())["error"]
+    async with http.delete(f"{url}/v1/chat/completions") as answer:
+        assert answer.status == 405 and "message" in (await answer.json())["error"]
+
+
+async def test_refusals_before_the_first_byte_have_their_status(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service))
+    service.refusal = Refusal(Fault.UNAVAILABLE, "loading, 43 %", retry_after=7)
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        assert answer.status == 503 and answer.headers["Retry-After"] == "7"
+        assert await answer.json() == {"error": "loading, 43 %"}
+    service.refusal = Refusal(Fault.ENGINE, "context too long", status=400)
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 400
+    service.refusal = Refusal(Fault.ENGINE, "boom", status=500)
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 502
+
+
+async def test_waiting_shows_signs_of_life(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
+    service.gate = asyncio.Event()
+    service.waitings = [Waiting("loading", 0.43)]
+    url = await serve(parts(service), Patience(grace=0.02, every=0.02))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        assert answer.headers["X-Sollold-Status"] == "loading 43 %"
+        first = json.loads(await answer.content.readline())
+        assert first["message"]["content"] == "" and first["done"] is False
+        assert first["_waiting"] == "loading 43 %"
+        service.gate.set()
+        rest = [json.loads(line) async for line in answer.content]
+    assert "".join(line["message"]["content"] for line in rest) == "ok"
+    service.gate.clear()
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": loading 43 %\n"
+        service.refusal = Refusal(Fault.TOO_BIG, "it does not fit")
+        service.gate.set()
+        text = (await answer.read()).decode()
+    assert answer.status == 200 and "it does not fit" in text
+
+
+async def test_silence_in_the_stream_is_filled(serve: Serve, http: ClientSession) -> None:
+    go = asyncio.Event()
+    service = ScriptedService(chunk("a"), go, chunk("b"))
+    url = await serve(parts(service), Patience(grace=1, every=0.02))
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert b"a" in await answer.content.readline()
+        await answer.content.readline()
+        assert (await answer.content.readline()).startswith(b": ")
+        go.set()
+        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), asyncio.Event())
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), Patience(grace=0.01, every=0.01))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+    await until(lambda: service.cancelled == 1)
+    service.gate.set()
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+    await until(lambda: service.closed == 1)
+    # Not streamed: the same.
+    service.gate.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await http.post(f"{url}/api/chat", json={**CHAT, "stream": False})
+    await until(lambda: service.cancelled == 2)
+
+
+async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/generate", json={"model": "demo"}) as answer:
+        record = await answer.json(content_type=None)
+    assert record["done_reason"] == "load" and record["response"] == "" and record["done"] is True
+    assert service.asks[-1].load_only and service.asks[-1].keep_alive is None
+    async with http.post(
+        f"{url}/api/chat", json={"model": "demo", "keep_alive": 0, "stream": False}
+    ) as answer:
+        record = await answer.json()
+    assert record["done_reason"] == "unload" and record["message"]["content"] == ""
+    assert service.asks[-1].keep_alive == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("5m", 300), (90, 90), ("-1m", -1), (-1, -1), ("1h30m", 5400), (0, 0)]
+)
+async def test_keep_alive_in_all_its_forms(
+    serve: Serve, http: ClientSession, given: Any, seconds: float
+) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json={**CHAT, "keep_alive": given}) as answer:
+        assert answer.status == 200
+    assert service.asks[-1].keep_alive == seconds
+
+
+async def test_priority_client_and_context(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    body = {**CHAT, "options": {"num_ctx": 4096}}
+    async with http.post(f"{url}/api/chat", json=body, headers={"X-Sollold-Priority": "URGENT"}) as answer:
+        assert answer.status == 200
+    assert (service.asks[-1].priority, service.asks[-1].context) == (9, 4096)
+    assert service.asks[-1].client == "127.0.0.1"
+    async with http.post(
+        f"{url}/v1/chat/completions", json={**CHAT, "priority": 2}, headers={"Authorization": "Bearer sk-a"}
+    ) as answer:
+        assert answer.status == 200
+    assert service.asks[-1].priority == 2 and service.asks[-1].client.startswith("key:")
+    assert "priority" not in call_of(service).body
+    async with http.post(f"{url}/api/chat", json=CHAT, headers={"X-Sollold-Role": "researcher"}) as answer:
+        assert answer.status == 200
+    assert service.asks[-1].priority == 8
+    async with http.post(f"{url}/api/chat", json=CHAT, headers={"X-Sollold-Priority": "11"}) as answer:
+        assert answer.status == 400
+
+
+async def test_tags_show_and_ps_cover_the_cluster(serve: Serve, http: ClientSession) -> None:
+    library = PlainLibrary(model(params='{"temperature":0.5,"stop":["<a>","<b>"]}', template="T"))
+    library.loaded = (Running(endpoint(), "alpha"), Running(endpoint(id="d2"), "beta"))
+    url = await serve(parts(library=library))
+    async with http.get(f"{url}/api/tags") as answer:
+        (entry,) = (await answer.json())["models"]
+    assert entry["name"] == entry["model"] == "demo:latest"
+    assert entry["nodes"] == ["alpha", "beta"] and entry["capabilities"] == ["completion"]
+    assert entry["details"]["parameter_size"] == "8.0B" and entry["details"]["families"] == ["llama"]
+    async with http.head(f"{url}/api/tags") as answer:
+        assert answer.status == 200
+    async with http.post(f"{url}/api/show", json={"name": "demo"}) as answer:
+        shown = await answer.json()
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert shown["model_info"]["tokenizer.ggml.tokens"] is None
+    assert shown["template"] == "T" and shown["capabilities"] == ["completion"]
+    assert shown["parameters"].splitlines()[0].split() == ["temperature", "0.5"]
+    async with http.post(f"{url}/api/show", json={"model": "demo", "verbose": True}) as answer:
+        assert (await answer.json())["model_info"]["tokenizer.ggml.tokens"] == ["a", "b"]
+    async with http.get(f"{url}/api/ps") as answer:
+        (loaded,) = (await answer.json())["models"]
+    assert loaded["nodes"] == ["alpha", "beta"] and loaded["size_vram"] == 1200 and loaded["size"] == 2000
+    assert loaded["context_length"] == 2048 and loaded["expires_at"].endswith("Z")
+
+
+async def test_pull_tells_its_progress(serve: Serve, http: ClientSession) -> None:
+    steps = (
+        {"status": "pulling manifest"},
+        {"status": "pulling", "total": 9, "completed": 3},
+        {"status": "success"},
+    )
+    url = await serve(parts(puller=ScriptedPuller(*steps)))
+    async with http.post(f"{url}/api/pull", json={"model": "demo"}) as answer:
+        assert [json.loads(line) async for line in answer.content] == list(steps)
+    async with http.post(f"{url}/api/pull", json={"model": "demo", "stream": False}) as answer:
+        assert await answer.json() == {"status": "success"}
+    url = await serve(parts(puller=ScriptedPuller(Refusal(Fault.NOT_FOUND, "no such repository"))))
+    async with http.post(f"{url}/api/pull", json={"model": "demo"}) as answer:
+        assert answer.status == 404
+    url = await serve(
+        parts(puller=ScriptedPuller(steps[0], Refusal(Fault.UNAVAILABLE, "the network is down")))
+    )
+    async with http.post(f"{url}/api/pull", json={"model": "demo"}) as answer:
+        assert [json.loads(line) async for line in answer.content][-1] == {"error": "the network is down"}
+
+
+async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    for path in ("/api/push", "/api/create"):
+        async with http.post(url + path, json={"model": "demo"}) as answer:
+            assert answer.status == 501 and "Ollama" in (await answer.json())["error"]
+    async with http.post(f"{url}/api/blobs/sha256:{'0' * 64}", data=b"x") as answer:
+        assert answer.status == 501
+    async with http.post(f"{url}/api/blobs/nonsense", data=b"x") as answer:
+        assert answer.status == 400
+
+
+async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:
+    library = PlainLibrary(model())
+    url = await serve(parts(library=library))
+    async with http.post(f"{url}/api/copy", json={"source": "demo", "destination": "mine"}) as answer:
+        assert answer.status == 200 and await answer.read() == b""
+    async with http.delete(f"{url}/api/delete", json={"model": "demo"}) as answer:
+        assert answer.status == 200
+    assert library.copied == [("demo", "mine")] and library.deleted == ["demo"]
+
+
+async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: ClientSession) -> None:
+    odd = b'{"choices":[{"delta":{"content":"x"}}],  "odd": 1}'
+    thought = {"choices": [{"delta": {"reasoning_content": "hm"}}]}
+    service = ScriptedService(odd, thought)
+    url = await serve(parts(service))
+    body = {**CHAT, "stream": True, "max_completion_tokens": 5, "id_slot": 1, "tools": None}
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        events = (await answer.read()).split(b"\n\n")
+    assert events[0] == b"data: " + odd
+    assert json.loads(events[1][6:])["choices"][0]["delta"] == {"reasoning_content": "hm", "reasoning": "hm"}
+    assert events[2:] == [b"data: [DONE]", b""]
+    sent = call_of(service)
+    assert sent.path == "/v1/chat/completions" and sent.body["max_completion_tokens"] == 5
+    assert "id_slot" not in sent.body and "tools" not in sent.body
+
+
+async def test_openai_models(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(None, model("org/repo:q4")))
+    async with http.get(f"{url}/v1/models") as answer:
+        assert [one["id"] for one in (await answer.json())["data"]] == ["org/repo:q4"]
+    async with http.get(f"{url}/v1/models/org/repo:q4") as answer:
+        assert (await answer.json())["object"] == "model"
+    async with http.get(f"{url}/v1/models/none") as answer:
+        assert answer.status == 404
+
+
+async def test_pages_of_foreign_origin_are_refused(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT, headers={"Origin": "http://evil.example"}) as answer:
+        assert answer.status == 403 and "cors_origins" in (await answer.json())["error"]
+    for origin in ("http://localhost:3000", url):
+        async with http.post(f"{url}/api/chat", json=CHAT, headers={"Origin": origin}) as answer:
+            assert answer.status == 200 and answer.headers["Access-Control-Allow-Origin"] == origin
+    asked = {
+        "Origin": "http://localhost:3000",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type",
+    }
+    async with http.options(f"{url}/api/chat", headers=asked) as answer:
+        assert answer.status == 204 and "POST" in answer.headers["Access-Control-Allow-Methods"]
+
+
+async def test_request_ids(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT, headers={"X-Request-Id": "mine-1"}) as answer:
+        assert answer.headers["X-Request-Id"] == "mine-1"
+    assert service.asks[-1].id == "mine-1"
+    async with http.get(f"{url}/api/version", headers={"X-Request-Id": "not sane"}) as answer:
+        assert answer.headers["X-Request-Id"] != "not sane"
