@@ -93,6 +93,8 @@ class Endpoint:
     placed: tuple[Placed, ...] = ()
     expires: float = 0.0
     """Seconds of idleness left before it is unloaded; negative: never."""
+    embedding: bool = False
+    """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _SLOWEST_RETRY = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request in line. ``arrival``: on this node's clock; earlier than now for one that waited elsewhere."""
+    """A request in line. ``arrival``: on this node's clock; in the past for one that waited elsewhere."""
 
     id: str
     priority: int
@@ -120,7 +120,7 @@ class Admission:
         return (-_level(ticket, now), *self._share(ticket.client), ticket.arrival, ticket.id)
 
     def _share(self, client: str) -> tuple[int, int]:
-        return self._of_client[client] if client in self._of_client else 0, self._last_turn.get(client, 0)
+        return self._of_client.get(client, 0), self._last_turn.get(client, 0)
 
     def _forget(self, client: str) -> None:
         """Keep nothing of a client that has nothing here: clients come without end."""

@@ -334,9 +334,9 @@ class EndpointServer:
                 door.gate.close()
                 self._engines.fail(id, reason)
                 return
-        if any(visit.progress is not None and visit.progress.doubtful(now) for visit in working):
-            if door.asking is None or door.asking.done():
-                door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")
+        doubtful = any(visit.progress is not None and visit.progress.doubtful(now) for visit in working)
+        if doubtful and (door.asking is None or door.asking.done()):
+            door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")
 
     async def _ask_engine(self, id: str, door: _Door) -> None:
         """What llama-server says of its slots. Silence is no news: it may be in one long batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -255,13 +254,3 @@ async def whole(stream: Stream, limit: int = 256 * 1024 * 1024) -> bytes:
         if size > limit:
             raise Failure(Broken(Break.ENGINE, f"the answer is longer than {limit} bytes"))
     return b"".join(parts)
-
-
-async def bounded(stream: Stream, seconds: float) -> bytes:
-    """`whole` within so many seconds.
-
-    Raises:
-        Failure, TimeoutError.
-    """
-    async with asyncio.timeout(seconds):
-        return await whole(stream)
