@@ -11,9 +11,11 @@ class Model:
 
     Attributes:
         name: canonical, with its tag (``llama3.1:70b``, ``demo:latest``).
-        digest: identity of the content (hex sha256), the same on every node that holds it. Ollama's
-            manifest digest for its models; for plain files one over header and sizes.
-        source: ``ollama``, ``folder``, ``huggingface``, ``llama.cpp`` or ``demo``.
+        digest: identity of the content (hex sha256), the same wherever the files lie: in a store, a
+            cache or a folder, on any node. Over headers, sizes and samples (`sollold.models.identity`).
+        manifest: Ollama's manifest digest (hex sha256), what its API calls the digest; empty elsewhere.
+        source: ``ollama``, ``folder``, ``huggingface``, ``llama.cpp``, ``demo``, or ``own`` for what
+            was fetched on somebody's request and may be deleted again.
         files: the GGUF shards in order, absolute paths on the node; llama.cpp is given the first.
         projector: path of the mmproj file, or empty.
         adapters: paths of LoRA adapters.
@@ -52,3 +54,4 @@ class Model:
     license: str = ""
     unusable: str = ""
     only_ollama: str = ""
+    manifest: str = ""

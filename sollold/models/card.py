@@ -1,0 +1,244 @@
+"""What a model's header says that people and routers want to know; cached by the files' stamps."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from sollold.models import gguf, identity, probe
+from sollold.models.found import stamp
+from sollold.models.gguf import GgufError, Header
+from sollold.models.tensor_type import TENSOR_TYPES
+
+log = logging.getLogger("sollold.models")
+
+_EDITION = 3
+"""Raised when cards change their meaning, so that older ones on disk are read anew."""
+
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
+}
+"""``general.file_type`` (llama.cpp: enum llama_ftype)."""
+
+_ENCODERS = ("bert", "t5encoder", "gemma-embedding", "llama-embed", "eurobert")
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The facts of one model's files.
+
+    ``kind``: ``model``, ``projector`` or ``adapter``. ``files``: in shard order. ``unusable`` and
+    ``only_ollama`` as in `sollold.models.model.Model`; with ``unusable`` the rest may be empty.
+    """
+
+    kind: str = "model"
+    digest: str = ""
+    files: tuple[str, ...] = ()
+    size: int = 0
+    architecture: str = ""
+    layers: int = 0
+    parameters: int = 0
+    quantization: str = ""
+    context_train: int = 0
+    capabilities: tuple[str, ...] = ()
+    unusable: str = ""
+    only_ollama: str = ""
+
+
+def read_card(files: tuple[str, ...]) -> Card:
+    """Read the headers of a model's files. Never raises for what is wrong with them. Blocks.
+
+    Raises:
+        OSError: a file can't be opened at present; not a property of its content.
+    """
+    for path in files:
+        with Path(path).open("rb"):
+            pass
+    try:
+        header = gguf.read_files(_of_one_model(files))
+    except GgufError as error:
+        # The path is not told twice: the caller shows the model, and its files may be links.
+        return Card(files=files, unusable=_sentence(f"{error.reason} (at byte {error.offset})"))
+    return card_of(header)
+
+
+def _of_one_model(files: tuple[str, ...]) -> tuple[str, ...]:
+    """All files when they are shards; the last alone when it is whole (older layers may lie below it)."""
+    if len(files) > 1 and gguf_split_count(files[-1]) <= 1:
+        return files[-1:]
+    return files
+
+
+def gguf_split_count(path: str) -> int:
+    """How many shards a file says that it is one of; 1 when it says nothing.
+
+    Raises:
+        GgufError: as `sollold.models.gguf.read_files`, for any other fault than missing shards.
+    """
+    try:
+        return gguf.read_files([path]).integer("split.count", 1)
+    except GgufError as error:
+        if "shard" in error.reason:
+            return 2
+        raise
+
+
+def card_of(header: Header) -> Card:
+    """The card of a header that could be read. Reads a few MB for the digest."""
+    arch = header.architecture
+    kind = _kind(header)
+    card = Card(
+        kind=kind,
+        digest=identity.of_files(header),
+        files=header.files,
+        size=header.size,
+        architecture=arch,
+        layers=max(0, header.integer(f"{arch}.block_count")),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        quantization=quantization(header),
+        context_train=max(0, header.integer(f"{arch}.context_length")),
+        capabilities=capabilities(header),
+        only_ollama=probe.refusal(header),
+    )
+    if kind == "model" and not arch:
+        return replace(card, unusable="Its header names no architecture; it is no model. Fetch it again.")
+    if kind == "model" and not header.tensors:
+        return replace(card, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
+    return card
+
+
+def _kind(header: Header) -> str:
+    said = header.text("general.type", "model")
+    if said in ("mmproj", "projector") or header.architecture == "clip":
+        return "projector"
+    if said == "adapter" or "adapter.type" in header.metadata:
+        return "adapter"
+    return "model"
+
+
+def quantization(header: Header) -> str:
+    """The quantization as users write it; the type of most bytes when the header does not say."""
+    if name := _FILE_TYPES.get(header.integer("general.file_type", -1)):
+        return name
+    sizes: dict[int, int] = {}
+    for tensor in header.tensors:
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
+    return TENSOR_TYPES[max(sizes, key=lambda kind: sizes[kind])].name if sizes else ""
+
+
+def capabilities(header: Header) -> tuple[str, ...]:
+    """Ollama's words for what the model can, by header and chat template."""
+    arch = header.architecture
+    if header.metadata.get(f"{arch}.pooling_type") is not None or any(word in arch for word in _ENCODERS):
+        return ("embedding",)
+    template = header.text("tokenizer.chat_template")
+    can = ["completion"]
+    if "tools" in template or "tool_call" in template:
+        can.append("tools")
+    if any(key in header.metadata for key in _INSERT_KEYS):
+        can.append("insert")
+    if any(word in template for word in ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")):
+        can.append("thinking")
+    return tuple(can)
+
+
+_INSERT_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+
+
+def template_capabilities(template: str) -> tuple[str, ...]:
+    """What Ollama's template text (Go) tells besides ``completion``."""
+    told = (("tools", (".Tools",)), ("insert", (".Suffix",)), ("thinking", (".Think", "<think>")))
+    return tuple(word for word, signs in told if any(sign in template for sign in signs))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+class Cards:
+    """Cards by the stamps of the files, in memory and on disk. Blocks; one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cards: dict[str, Card] = {}
+        self._used: set[str] = set()
+        self._changed = False
+
+    def load(self) -> None:
+        """Read those of the last run. Damaged or of another edition: none."""
+        try:
+            edition, cards = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, dict[str, Card]])
+        except (OSError, msgspec.DecodeError):
+            return
+        if edition == _EDITION:
+            self._cards = cards
+
+    def card(self, files: tuple[str, ...]) -> Card:
+        """The card of a model's files, read only if a file has changed."""
+        key = "|".join(f"{path}={stamp(path)}" for path in files)
+        self._used.add(key)
+        card = self._cards.get(key)
+        if card is None:
+            try:
+                card = read_card(files)
+            except OSError as error:
+                reason = f"{error.filename or files[0]} can't be read: {error.strerror}."
+                return Card(files=files, unusable=reason)
+            self._cards[key] = card
+            self._changed = True
+        return card
+
+    def keep(self) -> None:
+        """Forget what no model used since the last call, and write the rest if anything changed."""
+        if len(self._used) != len(self._cards):
+            self._cards = {key: card for key, card in self._cards.items() if key in self._used}
+            self._changed = True
+        self._used = set()
+        if not self._changed:
+            return
+        self._changed = False
+        new = self._path.with_name(f"{self._path.name}.new")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new.write_bytes(msgspec.json.encode((_EDITION, self._cards)))
+            new.replace(self._path)
+        except OSError as error:
+            log.warning("can't keep the headers read so far: %s", error)

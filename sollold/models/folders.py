@@ -1,0 +1,160 @@
+"""Models in plain folders: those of the settings, llama.cpp's older cache, and what we fetched ourselves.
+
+A folder that we filled has `CARD` beside the files: name, template and the rest as the model had them
+where it came from. Only such folders are ever removed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from sollold.models.found import Found, Problem, Scan
+from sollold.models.model import Model
+from sollold.models.names import canonical, of_file
+from sollold.models.ollama_store import mend
+from sollold.models.shards import Group, group
+
+CARD = "sollold.json"
+_DEPTH = 5
+_MOST_FILES = 20_000
+_OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.IGNORECASE)
+
+
+def llama_cache(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
+    """Where llama.cpp kept what it downloaded before it shared Hugging Face's cache."""
+    environ = os.environ if environ is None else environ
+    home = Path.home() if home is None else home
+    if given := environ.get("LLAMA_CACHE"):
+        return Path(given)
+    base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
+    return base / "llama.cpp"
+
+
+def scan_folder(root: Path) -> Scan:
+    """Models of a folder and the folders in it, five levels down. A missing one is watched for."""
+    result = Scan()
+    for _, files in _walk(root, result):
+        for found in group(files):
+            result.see_files(found.files, found.projector)
+            base, tag = of_file(found.stem)
+            result.found.append(_found(found, f"{base}:{tag}", "folder"))
+    return result
+
+
+def scan_llama_cache(root: Path) -> Scan:
+    """Models of llama.cpp's older cache, named ``hf.co/org/repo:quantization`` where the file tells."""
+    result = Scan()
+    for _, files in _walk(root, result, depth=1):
+        for found in group(files):
+            result.see_files(found.files, found.projector)
+            match = _OLD_CACHE.fullmatch(found.stem)
+            base, tag = of_file(match["stem"] if match else found.stem)
+            name = f"hf.co/{match['org']}/{match['repo']}:{tag}" if match else f"{base}:{tag}"
+            result.found.append(_found(found, name, "llama.cpp"))
+    return result
+
+
+def scan_own(root: Path, demo: str = "demo") -> Scan:
+    """Models in our own folder: those we fetched (with a card), the demo model, and plain files."""
+    result = Scan()
+    for folder, files in _walk(root, result):
+        card = read_card(folder, result)
+        for found in group(files):
+            result.see_files(found.files, found.projector)
+            if card is not None:
+                result.found.append(_carded(found, card))
+            elif folder == root and found.stem == demo:
+                result.found.append(_found(found, f"{demo}:latest", "demo"))
+            else:
+                base, tag = of_file(found.stem)
+                result.found.append(_found(found, f"{base}:{tag}", "folder"))
+    return result
+
+
+def read_card(folder: Path, result: Scan | None = None) -> Model | None:
+    """The model's facts that we wrote beside its files; None when there is no such file."""
+    path = folder / CARD
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if result is not None:
+        result.see(path)
+    try:
+        return msgspec.json.decode(raw, type=Model)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _carded(found: Group, card: Model) -> Found:
+    return Found(
+        card.name,
+        "own",
+        files=tuple(map(str, found.files)),
+        projector=str(found.projector or ""),
+        adapters=tuple(str(found.files[0].parent / Path(path).name) for path in card.adapters),
+        modified=card.modified,
+        template=card.template,
+        system=card.system,
+        params=card.params,
+        license=card.license,
+        manifest=card.manifest,
+        unusable=found.fault,
+    )
+
+
+def _found(found: Group, name: str, source: str) -> Found:
+    try:
+        name = canonical(name)
+    except ValueError:
+        name = f"{of_file(found.stem)[0][:80]}:latest"
+    return Found(
+        name,
+        source,
+        files=tuple(map(str, found.files)),
+        projector=str(found.projector or ""),
+        unusable=found.fault,
+    )
+
+
+def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder under ``root`` that has GGUF files, with them. Links are followed, circles are not."""
+    seen: set[str] = set()
+    left = _MOST_FILES
+    folders = [(root, 0)]
+    while folders:
+        folder, level = folders.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        result.see(folder)
+        files: list[Path] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name.lower().endswith(".gguf") and not _is_dir(entry) and left > 0:
+                        left -= 1
+                        files.append(Path(entry.path))
+                    elif level + 1 < depth and _is_dir(entry):
+                        folders.append((Path(entry.path), level + 1))
+        except PermissionError:
+            result.problems.append(Problem(f"The folder {folder} can't be read.", mend(folder)))
+        except OSError:
+            pass
+        if files:
+            yield folder, files
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

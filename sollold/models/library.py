@@ -1,0 +1,324 @@
+"""The models of the whole cluster, each once, from the lists of its nodes.
+
+A record carries the digest of its node's list; the list itself is fetched by a peer call when that changes.
+Peer methods registered here: ``models`` (`WhatModels` → `ModelList`) and ``shape`` (`WhatShape` → `Shape`),
+``metadata`` (`WhatShape` → `Metadata`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
+from sollold.cluster.view import View
+from sollold.models.catalogue import Catalogue, apart
+from sollold.models.model import Model
+from sollold.models.names import Resolved, resolve
+from sollold.models.shape import Shape
+
+log = logging.getLogger("sollold.models")
+
+_TIMEOUT = 15.0
+_AGAIN = 5.0
+"""Seconds before a list that could not be fetched is asked for again."""
+_SHAPES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class WhatModels:
+    """Asks a node for its models."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """A node's models and the digest that its record carries for them."""
+
+    digest: str
+    models: tuple[Model, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WhatShape:
+    """Asks a node that has the model's files what its header says."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """A header's key-value pairs, long arrays left out."""
+
+    pairs: dict[str, str | int | float | bool | list[str | int | float | bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model of the cluster and the nodes that have its content, by id."""
+
+    model: Model
+    nodes: tuple[str, ...]
+
+
+class Library:
+    """What the cluster has. Reading never waits; only `shape` and `metadata` ask other nodes."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        view: View,
+        calls: PeerCalls,
+        server: PeerServer,
+        aliases: Mapping[str, str] | None = None,
+    ) -> None:
+        """Registers its peer methods with ``server``, which must not have started."""
+        self._catalogue = catalogue
+        self._view = view
+        self._calls = calls
+        self._aliases = dict(aliases or {})
+        self._lists: dict[str, ModelList] = {}
+        self._wanted = asyncio.Event()
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._retry_at: dict[str, float] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._task: asyncio.Task[None] | None = None
+        server.method("models", WhatModels, self._answer_models)
+        server.method("shape", WhatShape, self._answer_shape)
+        server.method("metadata", WhatShape, self._answer_metadata)
+
+    async def start(self) -> None:
+        """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
+        self._undo = [self._catalogue.subscribe(self._mine), self._view.subscribe(self._wanted.set)]
+        self._mine()
+        self._wanted.set()
+        self._task = asyncio.create_task(self._run(), name="library")
+
+    async def close(self) -> None:
+        """End all fetches."""
+        for undo in self._undo:
+            undo()
+        tasks = [*self._fetches.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = None
+        self._fetches = {}
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+
+    def all(self) -> tuple[Listed, ...]:
+        """Every model once, by name. Of other content under a taken name, the digest is in the tag."""
+        return tuple(self._shelves()[0].values())
+
+    def resolve(self, name: str) -> Resolved:
+        """Which model a caller means."""
+        return resolve(name, self._shelves()[0], self._aliases)
+
+    def get(self, name: str) -> Listed | None:
+        """The model that a caller means by ``name``; None when it is not exactly one."""
+        return self._shelves()[0].get(self.resolve(name).name)
+
+    def find(self, name: str) -> tuple[tuple[str, Model], ...]:
+        """(node, model) for each live node that has the content; each with its own node's paths.
+
+        Empty when the name is not exactly one model; `resolve` says why.
+        """
+        return self._shelves()[1].get(self.resolve(name).name, ())
+
+    def models_of(self, node: str) -> tuple[Model, ...]:
+        """One node's own list, as last fetched."""
+        if node == self._view.me.node:
+            return self._catalogue.models
+        known = self._lists.get(node)
+        return known.models if known else ()
+
+    async def shape(self, node: str, model: Model) -> Shape:
+        """What the model's header says, asked of ``node``; remembered by content.
+
+        Raises:
+            LookupError: the node can't be asked or can't read the file; the message says why.
+        """
+        shape = self._shapes.get(model.digest)
+        if shape is None:
+            shape = await self._ask_shape(node, model)
+            while len(self._shapes) >= _SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+            self._shapes[model.digest] = shape
+        return shape
+
+    async def metadata(self, name: str) -> dict[str, object]:
+        """The header's key-value pairs of a model, from the first node that answers; else empty."""
+        for node, model in self.find(name)[:3]:
+            if node == self._view.me.node:
+                return await self._catalogue.metadata(model.name)
+            local = self._name_at(node, model)
+            with contextlib.suppress(PeerError):
+                answer = await self._calls.call(
+                    node, "metadata", WhatShape(local), Metadata, timeout=_TIMEOUT
+                )
+                return dict(answer.pairs)
+        return {}
+
+    async def _ask_shape(self, node: str, model: Model) -> Shape:
+        name = self._name_at(node, model)
+        if node == self._view.me.node:
+            return await self._catalogue.shape(name)
+        try:
+            return await self._calls.call(node, "shape", WhatShape(name), Shape, timeout=_TIMEOUT)
+        except PeerError as error:
+            raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
+
+    def _name_at(self, node: str, model: Model) -> str:
+        """What the node itself calls the content."""
+        models = self.models_of(node)
+        same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
+        return model.name if model.name in same or not same else same[0]
+
+    def _mine(self) -> None:
+        self._view.update_me(models=self._catalogue.digest)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._shelf = None
+        for callback in tuple(self._callbacks):
+            callback()
+
+    def _shelves(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
+        if self._shelf is None:
+            live = {record.node for record in self._view.live()}
+            lists = {node: known.models for node, known in self._lists.items() if node in live}
+            lists[self._view.me.node] = self._catalogue.models
+            self._shelf = shelve(lists)
+        return self._shelf
+
+    async def _run(self) -> None:
+        """Keep a list of every live node."""
+        loop = asyncio.get_running_loop()
+        known: frozenset[str] = frozenset()
+        while True:
+            self._wanted.clear()
+            live = {record.node: record.models for record in self._view.live()}
+            if frozenset(live) != known:
+                known = frozenset(live)
+                for node in [node for node in self._lists if self._view.record(node) is None]:
+                    del self._lists[node]
+                self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
+                self._changed()
+            now, delay = loop.time(), None
+            for node, digest in live.items():
+                mine = node == self._view.me.node
+                have = self._lists.get(node)
+                if mine or not digest or node in self._fetches or (have and have.digest == digest):
+                    continue
+                left = self._retry_at.get(node, 0.0) - now
+                if left <= 0:
+                    self._fetches[node] = asyncio.create_task(self._fetch(node), name=f"models of {node}")
+                else:
+                    delay = min(left, delay) if delay is not None else left
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), delay)
+
+    async def _fetch(self, node: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            got = await self._calls.call(node, "models", WhatModels(), ModelList, timeout=_TIMEOUT)
+        except PeerError as error:
+            log.info("the models of node %s can't be fetched just now: %s", node, error)
+            self._retry_at[node] = loop.time() + _AGAIN
+        else:
+            self._lists[node] = got
+            record = self._view.record(node)
+            if record is not None and record.models != got.digest:
+                # The record is behind the list or the list behind the record: ask again, but not at once.
+                self._retry_at[node] = loop.time() + 1.0
+            self._changed()
+        finally:
+            del self._fetches[node]
+            self._wanted.set()
+
+    async def _answer_models(self, caller: str, request: WhatModels) -> ModelList:
+        return ModelList(self._catalogue.digest, self._catalogue.models)
+
+    async def _answer_shape(self, caller: str, request: WhatShape) -> Shape:
+        try:
+            return await self._catalogue.shape(request.name)
+        except LookupError as error:
+            raise PeerError(self._view.me.node, str(error.args[0]), transport=False) from None
+
+    async def _answer_metadata(self, caller: str, request: WhatShape) -> Metadata:
+        return Metadata(await self._catalogue.metadata(request.name))  # type: ignore[arg-type]
+
+
+def shelve(
+    lists: Mapping[str, tuple[Model, ...]],
+) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
+    """The lists of all nodes as one: name → model with its nodes, and name → (node, model) pairs.
+
+    Content is told by digest, so a node that has it under another name counts too, and a model that a node
+    knows only by Ollama's manifest is the one that another node could read. If a name stands for several
+    contents, it keeps the one that most nodes have, then the newest; the others get the digest into the tag.
+    """
+    by_manifest = {
+        model.manifest: model.digest
+        for models in lists.values()
+        for model in models
+        if model.manifest and model.files and not model.unusable
+    }
+    held: dict[str, dict[str, Model]] = {}
+    named: dict[str, dict[str, list[Model]]] = {}
+    for node, models in sorted(lists.items()):
+        for model in models:
+            digest = by_manifest.get(model.manifest, model.digest) if model.manifest else model.digest
+            same = model if digest == model.digest else replace(model, digest=digest)
+            have = held.setdefault(digest, {})
+            if node not in have or (_runs(same) and not _runs(have[node])):
+                have[node] = same
+            named.setdefault(same.name.lower(), {}).setdefault(digest, []).append(same)
+    listed: dict[str, Listed] = {}
+    found: dict[str, tuple[tuple[str, Model], ...]] = {}
+    for contents in named.values():
+        order = sorted(
+            contents,
+            key=lambda d: (
+                -any(_runs(model) for model in contents[d]),
+                -len(held[d]),
+                -max(m.modified for m in contents[d]),
+                d,
+            ),
+        )
+        for rank, digest in enumerate(order):
+            best = min(contents[digest], key=lambda model: (not _runs(model), model.name))
+            if rank:
+                best = replace(best, name=apart(best.name, digest))
+            pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
+            listed[best.name] = Listed(best, tuple(node for node, _ in pairs))
+            found[best.name] = pairs
+    names = sorted(listed, key=str.lower)
+    return {name: listed[name] for name in names}, found
+
+
+def _runs(model: Model) -> bool:
+    return bool(model.files) and not model.unusable
+
+
+def _as_named(model: Model, named: Model) -> Model:
+    """A node's copy of the content with the name, and what belongs to the name rather than the files."""
+    return replace(
+        named,
+        source=model.source,
+        files=model.files,
+        projector=model.projector,
+        adapters=model.adapters,
+        modified=model.modified,
+        unusable=model.unusable,
+        only_ollama=model.only_ollama,
+    )

@@ -1,0 +1,192 @@
+"""Names of models, as Ollama reads them, and what a caller's name means among the models that are there.
+
+``[host/][namespace/]model[:tag]``: the tag follows the last ``:`` behind the last ``/``; then come model,
+namespace and host from the right. What is left out is ``registry.ollama.ai``, ``library`` and ``latest``.
+Letters' case is kept for showing and ignored for comparing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+HOST = "registry.ollama.ai"
+NAMESPACE = "library"
+TAG = "latest"
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
+_LONGEST = 350
+_QUANTIZATION = re.compile(
+    r"(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)",
+    re.IGNORECASE,
+)
+_QUANTIZED_STEM = re.compile(rf"(.+?)[-._]({_QUANTIZATION.pattern})", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A model's name in its four parts."""
+
+    host: str
+    namespace: str
+    model: str
+    tag: str
+
+    @property
+    def full(self) -> str:
+        """All four parts, ``registry.ollama.ai/library/llama3.1:70b``."""
+        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
+
+    def __str__(self) -> str:
+        """As people see it: Ollama's host and its ``library`` left out, the tag always there."""
+        name = f"{self.model}:{self.tag}"
+        if self.host.lower() != HOST:
+            return f"{self.host}/{self.namespace}/{name}"
+        return name if self.namespace.lower() == NAMESPACE else f"{self.namespace}/{name}"
+
+    @property
+    def key(self) -> str:
+        """Equal for names that mean the same."""
+        return self.full.lower()
+
+    @property
+    def cloud(self) -> bool:
+        """Whether it stands for a model in Ollama's cloud rather than a file."""
+        tag = self.tag.lower()
+        return tag == "cloud" or tag.endswith("-cloud")
+
+
+def parse(text: str) -> Name:
+    """Read a name.
+
+    Raises:
+        ValueError: it is no name; the message says why.
+    """
+    text = text.strip()
+    for scheme in ("https://", "http://"):
+        text = text.removeprefix(scheme)
+    if not text:
+        raise ValueError("the model's name is empty")
+    if len(text) > _LONGEST:
+        raise ValueError(f"a model's name has at most {_LONGEST} characters")
+    path, tag = text, TAG
+    colon = text.rfind(":")
+    if colon > text.rfind("/"):
+        path, tag = text[:colon], text[colon + 1 :]
+    parts = path.split("/")
+    if len(parts) > 3:
+        raise ValueError(f"{text!r} is not a model's name: write [host/][namespace/]model[:tag]")
+    parts = [HOST, NAMESPACE][: 3 - len(parts)] + parts
+    host, namespace, model = parts
+    for part, pattern in ((host, _HOST), (namespace, _PART), (model, _PART), (tag, _PART)):
+        if not pattern.fullmatch(part):
+            raise ValueError(f"{text!r} is not a model's name: {part!r} is empty or has odd characters")
+    return Name(host, namespace, model, tag)
+
+
+def canonical(text: str) -> str:
+    """A name in the form in which the catalogue keeps names.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    return str(parse(text))
+
+
+def of_file(stem: str) -> tuple[str, str]:
+    """Model and tag that a file's name (without ``.gguf`` and shard number) tells.
+
+    ``Llama-3-8B-Instruct-Q4_K_M`` gives ``("Llama-3-8B-Instruct", "Q4_K_M")``. Characters that no name
+    may have become ``-``.
+    """
+    clean = re.sub(r"[^A-Za-z0-9_.\-]+", "-", stem).strip("-.") or "model"
+    match = _QUANTIZED_STEM.fullmatch(clean)
+    return (match[1], match[2].upper()) if match else (clean, TAG)
+
+
+def quantization_in(stem: str) -> str:
+    """The quantization that a file's name ends with, or that it consists of; empty when none."""
+    if _QUANTIZATION.fullmatch(stem):
+        return stem.upper()
+    tag = of_file(stem)[1]
+    return "" if tag == TAG else tag
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a caller's name came to.
+
+    Attributes:
+        name: the one model meant; empty when there is none or more than one.
+        candidates: when more than one fits.
+        suggestions: names like it, when none fits.
+    """
+
+    asked: str
+    name: str = ""
+    candidates: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
+
+    @property
+    def message(self) -> str:
+        """Why it is not one model, as a sentence; empty when it is."""
+        if self.name:
+            return ""
+        if self.candidates:
+            return f"model {self.asked!r} could be any of {', '.join(self.candidates)}; name one of them"
+        message = f"model {self.asked!r} not found"
+        if self.suggestions:
+            message += f"; did you mean {' or '.join(self.suggestions)}?"
+        return message
+
+
+def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
+    """Which of the ``known`` (canonical) names is meant.
+
+    Order: an alias; the name as written; the name without regard to case; without a tag, the model's only
+    tag; without host and namespace, the only model of that name anywhere; a file's name.
+    """
+    asked = asked.strip()
+    for alias, target in (aliases or {}).items():
+        if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
+            asked = target.strip()
+            break
+    names = tuple(known)
+    wanted = asked.removesuffix(".gguf")
+    try:
+        name = parse(wanted)
+    except ValueError:
+        return Resolved(asked)
+    if str(name) in names:
+        return Resolved(asked, str(name))
+    parsed = {text: parse(text) for text in names}
+    exact = [text for text, other in parsed.items() if other.key == name.key]
+    if exact:
+        return Resolved(asked, exact[0])
+    tagged = ":" in wanted.rsplit("/", 1)[-1]
+    placed = "/" in wanted
+    fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=tagged, placed=placed)]
+    if not fitting and not tagged:
+        model, tag = of_file(name.model)
+        name = Name(name.host, name.namespace, model, tag)
+        fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=True, placed=placed)]
+    if len(fitting) == 1:
+        return Resolved(asked, fitting[0])
+    if fitting:
+        return Resolved(asked, candidates=tuple(sorted(fitting)))
+    lowered = {text.lower(): text for text in names}
+    near = difflib.get_close_matches(str(parse(wanted)).lower(), lowered, n=3, cutoff=0.6)
+    return Resolved(asked, suggestions=tuple(lowered[text] for text in near))
+
+
+def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:
+    if name.model.lower() != other.model.lower():
+        return False
+    if tagged and name.tag.lower() != other.tag.lower():
+        return False
+    if not placed:
+        return True
+    return (name.host.lower(), name.namespace.lower()) == (other.host.lower(), other.namespace.lower())

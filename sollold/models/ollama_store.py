@@ -1,0 +1,304 @@
+"""Ollama's store on disk: ``manifests/{host}/{namespace}/{model}/{tag}`` and ``blobs/sha256-<hex>``.
+
+Read only, always: Ollama deletes what it does not know in ``blobs``, and the models are the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from sollold.models.found import Found, Problem, Scan, unreadable
+from sollold.models.names import Name
+
+_KIND = "application/vnd.ollama.image."
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_UNITS = (
+    "/etc/systemd/system/ollama.service",
+    "/run/systemd/system/ollama.service",
+    "/usr/lib/systemd/system/ollama.service",
+    "/lib/systemd/system/ollama.service",
+)
+_HOMES = ("/usr/share/ollama", "/var/lib/ollama")
+_MOST_MANIFEST = 1 << 20
+_MOST_TEXT = 1 << 18
+_MOST_MODELS = 20_000
+
+
+class _Layer(msgspec.Struct):
+    mediaType: str = ""
+    digest: str = ""
+    size: int = 0
+
+
+class _Manifest(msgspec.Struct):
+    config: _Layer | None = None
+    layers: list[_Layer] | None = None
+
+
+class _Config(msgspec.Struct):
+    model_format: str | None = ""
+    model_family: str | None = ""
+    file_type: str | None = ""
+    remote_host: str | None = ""
+    capabilities: list[str] | None = None
+    context_length: int | None = 0
+
+
+def roots(
+    configured: Iterable[str] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
+    units: Iterable[str] = _UNITS,
+    homes: Iterable[str] = _HOMES,
+) -> tuple[Path, ...]:
+    """Where Ollama's models may be, the likeliest first, each folder once.
+
+    The settings' roots alone if there are any. Else: the systemd unit's Environment, our environment, the
+    service user's home, our home.
+    """
+    if given := [Path(path).expanduser() for path in configured]:
+        return _each_once(given)
+    environ = os.environ if environ is None else environ
+    home = Path.home() if home is None else home
+    found: list[Path] = []
+    user, service = _service(units)
+    if path := service.get("OLLAMA_MODELS"):
+        found.append(Path(path))
+    if path := environ.get("OLLAMA_MODELS"):
+        found.append(Path(path).expanduser())
+    if service_home := service.get("HOME"):
+        found.append(Path(service_home) / ".ollama/models")
+    with contextlib.suppress(KeyError):
+        found.append(Path(pwd.getpwnam(user or "ollama").pw_dir) / ".ollama/models")
+    found.extend(Path(base) / ".ollama/models" for base in homes)
+    found.append(home / ".ollama/models")
+    return _each_once(found)
+
+
+def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
+    seen: dict[str, Path] = {}
+    for path in paths:
+        seen.setdefault(os.path.realpath(path), path)
+    return tuple(seen.values())
+
+
+def _service(units: Iterable[str]) -> tuple[str, dict[str, str]]:
+    """User and environment of the systemd unit, drop-ins included. Nothing found: nothing given."""
+    user = ""
+    values: dict[str, str] = {}
+    unit = next((Path(path) for path in units if Path(path).is_file()), None)
+    if unit is None:
+        return user, values
+    dropins = sorted(Path("/etc/systemd/system/ollama.service.d").glob("*.conf"))
+    if unit.parent != Path("/etc/systemd/system"):
+        dropins = sorted(Path(f"{unit}.d").glob("*.conf")) + dropins
+    else:
+        dropins = sorted({*dropins, *Path(f"{unit}.d").glob("*.conf")})
+    for path in (unit, *dropins):
+        for line in _text(path).splitlines():
+            key, _, value = line.strip().partition("=")
+            if key == "User":
+                user = value.strip()
+            elif key == "Environment":
+                values.update(_assignments(value))
+            elif key == "EnvironmentFile":
+                values.update(_assignments(_text(Path(value.strip().removeprefix("-"))), comments=True))
+    return user, values
+
+
+def _assignments(text: str, *, comments: bool = False) -> dict[str, str]:
+    try:
+        words = shlex.split(text, comments=comments)
+    except ValueError:
+        return {}
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def _text(path: Path, most: int = _MOST_TEXT) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(most).decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def scan(root: Path) -> Scan:
+    """All models of one store. A store that is not there gives none and is watched for."""
+    result = Scan()
+    manifests = root / "manifests"
+    result.see(manifests)
+    if not _reachable(root, result) or not manifests.is_dir():
+        return result
+    left = _MOST_MODELS
+    for host in _children(manifests, result):
+        for namespace in _children(host, result):
+            for model in _children(namespace, result):
+                for tag in _children(model, result):
+                    if tag.is_file() and left > 0 and not tag.name.startswith("."):
+                        left -= 1
+                        result.see(tag)
+                        name = Name(host.name, namespace.name, model.name, tag.name)
+                        result.found.append(_read(root, tag, name, result))
+    return result
+
+
+def _reachable(root: Path, result: Scan) -> bool:
+    """False and a problem noted when permissions keep us out."""
+    try:
+        next(os.scandir(root / "manifests"), None)
+    except PermissionError:
+        what = f"The Ollama store {root} can't be read by {_whoami()}; its models are not seen."
+        result.problems.append(Problem(what, mend(root / "manifests")))
+        return False
+    except OSError:
+        return False
+    return True
+
+
+def _children(folder: Path, result: Scan) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    result.see(folder)
+    try:
+        return sorted(folder.iterdir())
+    except PermissionError:
+        what = f"The folder {folder} of an Ollama store can't be read by {_whoami()}."
+        result.problems.append(Problem(what, mend(folder)))
+    except OSError:
+        pass
+    return []
+
+
+def _whoami() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
+
+
+def mend(path: Path) -> str:
+    """The one command that lets us read ``path``: it opens the topmost folder that keeps us out."""
+    closed = path
+    for folder in [path, *path.parents]:
+        if os.access(folder, os.R_OK | os.X_OK if folder.is_dir() else os.R_OK):
+            break
+        closed = folder
+    return f"sudo chmod -R o+rX {shlex.quote(str(closed))}"
+
+
+def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
+    """One manifest. Whatever is wrong with it ends in ``unusable``."""
+    shown = str(name)
+    try:
+        with file.open("rb") as handle:
+            raw = handle.read(_MOST_MANIFEST)
+            modified = os.fstat(handle.fileno()).st_mtime
+    except PermissionError:
+        return Found(shown, "ollama", unusable=f"Its manifest can't be read. Run: {mend(file)}")
+    except OSError as error:
+        return Found(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
+    digest = hashlib.sha256(raw).hexdigest()
+    again = f"Pull it again: ollama pull {shown}"
+    try:
+        manifest = msgspec.json.decode(raw, type=_Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        unusable = f"Its manifest is damaged ({error}). {again}"
+        return Found(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
+    layers = manifest.layers or []
+    config = _config(root, manifest.config)
+    texts = {kind: _layer_text(root, layers, kind) for kind in ("template", "prompt", "system", "params")}
+    licenses = [_text(path) for path in _blobs(root, layers, "license")]
+    kind = "gguf"
+    if name.cloud or config.remote_host:
+        kind = "cloud"
+    elif config.model_format == "safetensors" or not _blobs(root, layers, "model"):
+        kind = "safetensors"
+    found = Found(
+        shown,
+        "ollama",
+        files=tuple(map(str, _blobs(root, layers, "model"))) if kind == "gguf" else (),
+        projector=next((str(path) for path in _blobs(root, layers, "projector")), ""),
+        adapters=tuple(str(path) for path in _blobs(root, layers, "adapter")),
+        modified=modified,
+        size=sum(max(0, layer.size) for layer in layers),
+        template=texts["template"] or texts["prompt"],
+        system=texts["system"],
+        params=_params(texts["params"]),
+        license="\n\n".join(licenses),
+        manifest=digest,
+        format=kind,
+        architecture=config.model_family or "",
+        quantization=config.file_type or "",
+        context_train=max(0, config.context_length or 0),
+        capabilities=tuple(config.capabilities or ()),
+    )
+    return _checked(found, again, result)
+
+
+def _checked(found: Found, again: str, result: Scan) -> Found:
+    """The same, with what keeps it from running; its blobs are watched."""
+    if found.format == "cloud":
+        return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
+    if found.format == "safetensors":
+        return found
+    for path in (*found.files, *filter(None, (found.projector,)), *found.adapters):
+        result.see(path)
+        try:
+            with Path(path).open("rb") as blob:
+                if not blob.read(1):
+                    return unreadable(found, f"The blob {path} is empty. {again}")
+        except FileNotFoundError:
+            return unreadable(found, f"The blob {path} is missing. {again}")
+        except PermissionError:
+            return unreadable(found, f"The blob {path} can't be read. Run: {mend(Path(path))}")
+        except OSError as error:
+            return unreadable(found, f"The blob {path} can't be read: {error.strerror}.")
+    return found
+
+
+def _blob(root: Path, digest: str) -> Path | None:
+    """The path of a blob by today's name or the one of old stores; None for what is no digest."""
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        return None
+    path = root / "blobs" / f"sha256-{match[1]}"
+    old = root / "blobs" / f"sha256:{match[1]}"
+    return old if not path.exists() and old.exists() else path
+
+
+def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
+    paths = (_blob(root, layer.digest) for layer in layers if layer.mediaType == f"{_KIND}{kind}")
+    return [path for path in paths if path is not None]
+
+
+def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
+    paths = _blobs(root, layers, kind)
+    return _text(paths[-1]) if paths else ""
+
+
+def _config(root: Path, layer: _Layer | None) -> _Config:
+    path = _blob(root, layer.digest) if layer else None
+    try:
+        return msgspec.json.decode(_text(path), type=_Config) if path else _Config()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _Config()
+
+
+def _params(text: str) -> str:
+    """Ollama's default options as JSON text; ``{}`` for anything else."""
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        return "{}"
+    return json.dumps(value) if isinstance(value, dict) else "{}"
