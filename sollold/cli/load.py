@@ -1,0 +1,66 @@
+"""``sollold load``, ``unload`` and ``drain``: what runs where, by hand."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from sollold.cli.asking import client, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.progress import loading
+from sollold.units import bytes_text, parse_seconds
+
+
+def wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """The body of ``/api/cluster/load`` and ``/plan``."""
+    body: dict[str, Any] = {"model": options.model, "context": options.context, "slots": options.slots}
+    if options.kv:
+        body |= {"type_k": options.kv, "type_v": options.kv}
+    if options.policy:
+        body["policy"] = options.policy
+    if keep := getattr(options, "keep_alive", ""):
+        body["keep_alive"] = parse_seconds(keep)
+    return body
+
+
+async def load(options: argparse.Namespace) -> int:
+    """Load, with a bar, and say where it went."""
+    async with client(options) as daemon:
+        async with loading(daemon, options.model):
+            answer = await daemon.post("/api/cluster/load", wishes(options), timeout=3600)
+        if options.json:
+            print_json(answer)
+            return Exit.DONE
+        state = await daemon.get("/api/cluster")
+    names = {node["node"]: node["name"] for node in state["nodes"]}
+    for found in state["deployments"]:
+        if found["id"] == answer.get("deployment"):
+            where = sorted({names.get(placed["node"], placed["node"]) for placed in found["placed"]})
+            words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
+            print(f"{found['model']} is loaded {words}")
+            return Exit.DONE
+    print(f"{options.model} is loaded")
+    return Exit.DONE
+
+
+async def unload(options: argparse.Namespace) -> int:
+    """Unload everywhere."""
+    async with client(options) as daemon:
+        answer = await daemon.post("/api/cluster/unload", {"model": options.model, "force": options.force})
+    if options.json:
+        print_json(answer)
+    else:
+        count = answer["unloaded"]
+        print(f"{options.model}: {count} unloaded" if count else f"{options.model} was not loaded")
+    return Exit.DONE
+
+
+async def drain(options: argparse.Namespace) -> int:
+    """Take a node out of new work, or back."""
+    async with client(options, timeout=600) as daemon:
+        answer = await daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
+    if options.json:
+        print_json(answer)
+    else:
+        print("takes work again" if options.undo else "takes no new work; running answers finish")
+    return Exit.DONE
