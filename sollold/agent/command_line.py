@@ -16,7 +16,7 @@ from sollold.models.model import Model
 from sollold.placement.plan import Plan
 
 PROCESSOR = "CPU"
-"""llama-server refuses it in ``--device``: layers go there by a worker, or stay as the host's."""
+"""llama-server refuses it in ``--device``: a worker or the host holds its layers."""
 
 
 @dataclass(frozen=True, slots=True)

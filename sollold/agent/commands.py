@@ -58,10 +58,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Head → owner: the deployment still lives. Answered with ``Done(ok=False)`` if it is unknown."""
+    """Head → owner: the deployment still lives. Answered with ``Done(ok=False)`` if it is unknown.
+
+    ``loaded``: every tensor has arrived, so what the worker wrote to its cache is whole.
+    """
 
     deployment: str
     head: str
+    loaded: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,6 @@ class Ledger:
         ready: False refuses every reservation until `reconciled`: after a start nothing is granted
             before the processes that an earlier run left behind are ended.
         node_limit: most bytes over all devices; 0: no such limit.
-        reserves: bytes of each device (or pool) that are left to others.
     """
 
     def __init__(
@@ -89,7 +88,6 @@ class Ledger:
         term: Term | None = None,
         ready: bool = False,
         node_limit: int = 0,
-        reserves: Mapping[str, int] | None = None,
         reservation_seconds: float = RESERVATION_SECONDS,
         grant_seconds: float = GRANT_SECONDS,
     ) -> None:
@@ -97,7 +95,7 @@ class Ledger:
         self.draining = False
         self._ready = ready
         self._node_limit = node_limit
-        self._reserves = dict(reserves or {})
+        self._reserves: dict[str, int] = {}
         self._reservation_seconds = reservation_seconds
         self._grant_seconds = grant_seconds
         self._devices: dict[str, Device] = {}
@@ -162,15 +160,18 @@ class Ledger:
         self,
         devices: Collection[Device],
         allocated: Mapping[str, Mapping[str, int]] | None = None,
+        reserves: Mapping[str, int] | None = None,
     ) -> tuple[Action, ...]:
         """The devices as they are now.
 
         ``allocated`` is deployment → device → bytes that its processes had taken when ``free`` was
-        measured; what is missing from it counts as not allocated yet.
+        measured; what is missing from it counts as not allocated yet. ``reserves`` is device → bytes
+        that are left to the rest of the machine.
         """
         before = self.devices()
         self._devices = {device.id: device for device in devices}
         self._allocated = {key: dict(value) for key, value in (allocated or {}).items()}
+        self._reserves = dict(reserves or {})
         return (Changed(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
@@ -270,6 +271,13 @@ class Ledger:
         for deployment, entry in list(self._entries.items()):
             if not entry.ending and now >= entry.deadline:
                 self._end(deployment, f"its head {entry.head} has been silent for too long", actions)
+        return tuple(actions)
+
+    def end(self, deployment: str, reason: str) -> tuple[Action, ...]:
+        """Its worker died, or this node wants it gone: end what ``deployment`` has here."""
+        actions: list[Action] = []
+        if self.live(deployment):
+            self._end(deployment, reason, actions)
         return tuple(actions)
 
     def ended(self, deployment: str) -> tuple[Action, ...]:

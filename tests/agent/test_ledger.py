@@ -84,15 +84,16 @@ def test_an_unknown_device_is_refused():
 
 
 def test_other_programs_and_the_reserve_are_respected():
-    book = ledger(device(free=500), reserves={"CPU": 100})
+    book = ledger()
+    book.measured([device(free=500)], reserves={"CPU": 100})
     assert book.available("CPU") == 400
     assert book.reserve(ask(size=300), 0.0)[0].ok
     assert book.available("CPU") == 100
     # The engine has allocated 250 of its 300 by now, and another program took 50.
-    book.measured([device(free=200)], {"d": {"CPU": 250}})
+    book.measured([device(free=200)], {"d": {"CPU": 250}}, {"CPU": 100})
     assert book.available("CPU") == 50
     # More allocated than was granted is no gain for anybody.
-    book.measured([device(free=100)], {"d": {"CPU": 400}})
+    book.measured([device(free=100)], {"d": {"CPU": 400}}, {"CPU": 100})
     assert book.available("CPU") == 0
 
 

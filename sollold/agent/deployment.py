@@ -1,0 +1,348 @@
+"""One deployment at its head: from the commit at every owner to the last byte given back.
+
+STARTING (owners commit, workers start, tunnels open) → LOADING → READY → gone, or FAILED from anywhere.
+A worker's death, a broken tunnel, a lost grant and the end of ``llama-server`` all end it at once: what is
+left of a deployment that lost a part can answer nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from sollold.agent.command_line import Reach, worker_devices, worker_nodes
+from sollold.agent.commands import Commit, Deploy, Done, Release, Renew
+from sollold.agent.head import LOAD_SECONDS, Head, HeadFailed
+from sollold.agent.journal import Journal
+from sollold.agent.ledger import GRANT_SECONDS
+from sollold.agent.llama_find import Llama
+from sollold.agent.ports import Ports
+from sollold.cluster.peer import PeerCalls, PeerError
+from sollold.cluster.record import Backend, Endpoint, Placed, State
+from sollold.models.model import Model
+
+log = logging.getLogger("sollold.agent")
+
+RENEW_SECONDS = 3.0
+COMMIT_SECONDS = 60.0
+_RENEW_TIMEOUT = 2.5
+_RELEASE_TIMEOUT = 15.0
+_STOP_PATIENCE = 1.5
+
+
+class Tunnel(Protocol):
+    """A loopback port on this node behind which another node's worker is."""
+
+    @property
+    def port(self) -> int:
+        """What ``--rpc`` is given."""
+        ...
+
+    async def close(self) -> None:
+        """Cut it."""
+        ...
+
+
+class Tunnels(Protocol):
+    """Opens tunnels from this node, the head, to workers."""
+
+    async def open(self, node: str, deployment: str, on_break: Callable[[str], None]) -> Tunnel:
+        """A tunnel to the worker of ``deployment`` on ``node``. ``on_break`` is told why it broke, once.
+
+        Raises:
+            PeerError: the node can't be reached or has no such worker.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every deployment of a head uses."""
+
+    node: str
+    calls: PeerCalls
+    tunnels: Tunnels
+    http: aiohttp.ClientSession
+    ports: Ports
+    journal: Journal
+    logs: Path
+    threads: int
+    extra: tuple[str, ...]
+    local_worker_port: Callable[[str], int]
+
+
+class Deployment:
+    """Runs as one task, `run`. All else may be called at any time from the loop.
+
+    Attributes:
+        busy: requests in it now, as the serving room counts them.
+        active, waiting: of those, in the engine and in line.
+        speed: tokens per second of a single stream, measured by the serving room.
+    """
+
+    def __init__(
+        self, order: Deploy, model: Model, llama: Llama, means: Means, changed: Callable[[], None]
+    ) -> None:
+        self.id = order.deployment
+        self.term = order.term
+        self.plan = order.plan
+        self.keep_alive = order.keep_alive
+        self.model = model
+        self.state = State.STARTING
+        self.progress = 0.0
+        self.reason = ""
+        self.busy = 0
+        self.active = 0
+        self.waiting = 0
+        self.speed = 0.0
+        self.ended_at = 0.0
+        self.head: Head | None = None
+        self._last_used = time.monotonic()
+        self._llama = llama
+        self._means = means
+        self._changed = changed
+        self._fault: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._head_gone = asyncio.Event()
+        self._tunnels: list[Tunnel] = []
+        self._engines = asyncio.Event()
+        self._watchers: set[asyncio.Event] = set()
+
+    # Asked by others
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The nodes that hold bytes for it, this one included, by node id."""
+        return tuple(sorted(self.plan.bytes_by_owner()))
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is neither failed nor ended."""
+        return self.state is not State.FAILED and not self._fault.done()
+
+    @property
+    def url(self) -> str:
+        """Where its ``llama-server`` answers; empty before it was started."""
+        return self.head.url if self.head is not None else ""
+
+    def idle(self) -> float:
+        """Seconds since the last request ended; 0.0 while there is one."""
+        return 0.0 if self.busy or self.active or self.waiting else time.monotonic() - self._last_used
+
+    def expires(self) -> float:
+        """Seconds of idleness left; negative: for ever."""
+        return -1.0 if self.keep_alive < 0 else max(0.0, self.keep_alive - self.idle())
+
+    def used(self) -> None:
+        """A request came or ended: idleness begins anew."""
+        self._last_used = time.monotonic()
+
+    def end(self, reason: str, *, state: State = State.FAILED) -> None:
+        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted."""
+        if self._fault.done():
+            return
+        self._fault.set_result(reason)
+        self._become(state, reason=reason)
+
+    async def head_gone(self) -> None:
+        """Wait until ``llama-server`` is dead."""
+        await self._head_gone.wait()
+
+    async def change(self, timeout: float) -> None:
+        """Wait for the next change, ``timeout`` seconds at most."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), timeout)
+        finally:
+            self._watchers.discard(event)
+
+    def endpoint(self) -> Endpoint:
+        """What the record says of it."""
+        plan = self.plan
+        shares = [share for share in (plan.host, *plan.shares) if share.layers or share is plan.host]
+        nodes = {share.node for share in shares}
+        return Endpoint(
+            id=self.id,
+            model=plan.model,
+            digest=plan.digest,
+            backend=Backend.SHARDED if len(nodes) > 1 else Backend.LOCAL,
+            state=self.state,
+            progress=round(self.progress, 3),
+            reason=self.reason,
+            context=plan.run.context if plan.run.unified else plan.run.context // plan.run.slots,
+            slots=plan.run.slots,
+            active=self.active,
+            waiting=self.waiting,
+            speed=round(self.speed, 2),
+            idle=round(self.idle(), 1),
+            loaded=self.state in (State.READY, State.DRAINING),
+            pinned=self.keep_alive < 0,
+            bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
+            layers=plan.layers,
+            placed=tuple(
+                Placed(share.node, share.device, share.first, share.last, share.total) for share in shares
+            ),
+            expires=round(self.expires(), 1),
+        )
+
+    # Its life
+
+    async def run(self) -> None:
+        """Bring it up, keep it, end it. Returns when every process is dead and every owner was told."""
+        work = asyncio.create_task(self._live())
+        try:
+            either: set[asyncio.Future[Any]] = {work, self._fault}
+            done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if work in done and not self._fault.done():
+                self.end(_sentence(work.exception()))
+        finally:
+            if not self._fault.done():
+                self.end("the daemon is stopping", state=State.DRAINING)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await self._end_all()
+
+    async def _live(self) -> None:
+        begin = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew_all())
+            reach = await self._engage()
+            self._become(State.LOADING)
+            self.head = await Head.start(
+                self.plan,
+                self.model,
+                self._llama,
+                reach,
+                deployment=self.id,
+                ports=self._means.ports,
+                journal=self._means.journal,
+                logs=self._means.logs / self.id,
+                threads=self._means.threads,
+                extra=self._means.extra,
+                on_progress=self._progressed,
+            )
+            try:
+                async with asyncio.timeout(LOAD_SECONDS):
+                    await self.head.ready(self._means.http)
+            except TimeoutError as error:
+                raise HeadFailed(
+                    f"the model was not loaded within {LOAD_SECONDS / 60:.0f} minutes"
+                ) from error
+            self.used()
+            self.progress = 1.0
+            self._become(State.READY)
+            log.info(
+                "%s is ready after %.1f s",
+                self.plan.model,
+                time.monotonic() - begin,
+                extra={"deployment": self.id},
+            )
+            await asyncio.wait({self.head.process.exited})
+            raise self.head.failure()
+
+    async def _engage(self) -> list[Reach]:
+        """Commit at every owner, then reach every worker. In ``--rpc`` order."""
+        async with asyncio.TaskGroup() as group:
+            for node in self.owners:
+                group.create_task(self._commit(node))
+        self._engines.set()
+        reach = []
+        for node in worker_nodes(self.plan):
+            if node == self._means.node:
+                port = self._means.local_worker_port(self.id)
+            else:
+                tunnel = await self._means.tunnels.open(node, self.id, self._broken(node))
+                self._tunnels.append(tunnel)
+                port = tunnel.port
+            reach.append(Reach(node, port, worker_devices(self.plan, node)))
+        return reach
+
+    async def _commit(self, node: str) -> None:
+        request = Commit(self.id, self._means.node, worker_devices(self.plan, node), self._llama.build)
+        done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
+        if not done.ok:
+            raise HeadFailed(f"node {node} did not commit: {done.reason}")
+
+    async def _renew_all(self) -> None:
+        """Tell every owner that the deployment lives, each at its own pace: one that is slow delays none."""
+        await self._engines.wait()
+        async with asyncio.TaskGroup() as group:
+            for node in self.owners:
+                group.create_task(self._renew(node))
+
+    async def _renew(self, node: str) -> None:
+        heard = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            request = Renew(self.id, self._means.node, loaded=self.state is State.READY)
+            try:
+                done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
+            except PeerError as error:
+                if time.monotonic() - heard > GRANT_SECONDS:
+                    raise HeadFailed(f"node {node} can't be reached: {error}") from error
+                continue
+            if not done.ok:
+                raise HeadFailed(f"node {node} has ended its part: {done.reason}")
+            heard = time.monotonic()
+
+    async def _end_all(self) -> None:
+        """Every process dead, every byte given back. Nothing that fails here stops the rest."""
+        if self.head is not None:
+            await self.head.stop(_STOP_PATIENCE if self.state is State.DRAINING else 0.3)
+        self._head_gone.set()
+        for tunnel in self._tunnels:
+            try:
+                await asyncio.wait_for(tunnel.close(), 2.0)
+            except (OSError, TimeoutError, PeerError) as error:
+                log.warning("a tunnel of %s did not close: %s", self.id, error)
+        await asyncio.gather(*(self._release(node) for node in self.owners))
+        self.ended_at = time.monotonic()
+        self._changed()
+
+    async def _release(self, node: str) -> None:
+        request = Release(self.term, self.id, self._means.node)
+        try:
+            await self._means.calls.call(node, "release", request, Done, timeout=_RELEASE_TIMEOUT)
+        except PeerError as error:
+            # Its time to live ends the worker there.
+            log.info("node %s was not told that %s ended: %s", node, self.id, error)
+
+    def _broken(self, node: str) -> Callable[[str], None]:
+        return lambda why: self.end(f"the connection to the worker on node {node} broke: {why}")
+
+    def _progressed(self, value: float) -> None:
+        if value > self.progress:
+            self.progress = value
+            self._tell()
+
+    def _become(self, state: State, *, reason: str = "") -> None:
+        if self.state is State.FAILED:
+            return
+        self.state = state
+        self.reason = reason
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed()
+        for event in self._watchers:
+            event.set()
+
+
+def _sentence(error: BaseException | None) -> str:
+    """The first cause in a tree of task groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if error is None:
+        return "it ended without a reason"
+    if not isinstance(error, (HeadFailed, PeerError, LookupError)):
+        log.error("a deployment failed by a fault of our own", exc_info=error)
+    return str(error) or type(error).__name__
