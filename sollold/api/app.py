@@ -7,12 +7,14 @@ import logging
 from aiohttp import web
 
 from sollold.api.caller import ID, request_id
+from sollold.api.cluster import ClusterRoutes
 from sollold.api.cors import EXPOSED, METHODS, allowed
 from sollold.api.fault_shape import Dialect, error_object
+from sollold.api.live import LiveRequests
 from sollold.api.ollama import OllamaRoutes, json_response
 from sollold.api.openai import OpenAiRoutes
 from sollold.api.parts import Parts
-from sollold.api.reply import Patience, refusal_response
+from sollold.api.reply import Desk, Patience, refusal_response
 from sollold.api.route import Handler, Route
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
@@ -45,7 +47,7 @@ async def _root(request: web.Request) -> web.Response:
     return web.Response(text="Ollama is running")
 
 
-def all_routes(parts: Parts, patience: Patience) -> list[Route]:
+def all_routes(parts: Parts, desk: Desk) -> list[Route]:
     """Every route of the API."""
     rows = [
         Route(
@@ -58,14 +60,15 @@ def all_routes(parts: Parts, patience: Patience) -> list[Route]:
         ),
         Route("HEAD", "/", _root, Dialect.OLLAMA, "A sign of life", produces=("text/plain",)),
     ]
-    rows += OllamaRoutes(parts, patience).routes()
-    rows += OpenAiRoutes(parts, patience).routes()
+    rows += OllamaRoutes(parts, desk).routes()
+    rows += OpenAiRoutes(parts, desk).routes()
+    rows += ClusterRoutes(parts, desk.live).routes()
     return rows
 
 
 def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
     """The application. It owns nothing that must be closed."""
-    rows = all_routes(parts, patience or Patience())
+    rows = all_routes(parts, Desk(parts.service, patience or Patience(), LiveRequests()))
     app = web.Application(middlewares=[_guard(settings)], client_max_size=LONGEST_BODY)
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)

@@ -40,7 +40,7 @@ from sollold.api.ollama_request import (
 )
 from sollold.api.parts import Listed, Parts
 from sollold.api.prefix import prefix_of
-from sollold.api.reply import JSON, NDJSON, Patience, Reply, ask_whole, routing_headers, routing_object
+from sollold.api.reply import JSON, NDJSON, Desk, Reply, ask_whole, routing_headers, routing_object
 from sollold.api.route import Route
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Routing
 
@@ -63,9 +63,9 @@ def json_response(value: object, headers: dict[str, str] | None = None) -> web.R
 class OllamaRoutes:
     """The handlers of Ollama's dialect."""
 
-    def __init__(self, parts: Parts, patience: Patience) -> None:
+    def __init__(self, parts: Parts, desk: Desk) -> None:
         self._parts = parts
-        self._patience = patience
+        self._desk = desk
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -187,7 +187,7 @@ class OllamaRoutes:
         self, request: web.Request, ask: Ask, lines: Lines, started: float
     ) -> web.StreamResponse:
         form = LineForm(lines, started)
-        return await Reply(request, self._parts.service, ask, form, self._patience).run()
+        return await Reply(request, self._desk, ask, form).run()
 
     async def _load(
         self,
@@ -221,7 +221,7 @@ class OllamaRoutes:
         )
         lines = LoadLines(empty, "unload" if keep_alive == 0 else "load")
         form = LoadForm(lines, started)
-        return await Reply(request, self._parts.service, ask, form, self._patience).run()
+        return await Reply(request, self._desk, ask, form).run()
 
     async def embed(self, request: web.Request) -> web.Response:
         """``/api/embed``."""

@@ -30,7 +30,7 @@ from sollold.api.openai_request import (
 )
 from sollold.api.parts import Listed, Parts
 from sollold.api.prefix import prefix_of
-from sollold.api.reply import Form, Patience, Reply
+from sollold.api.reply import Desk, Form, Reply
 from sollold.api.route import Route
 from sollold.api.sse import ChunkForm, NamedForm, PlainForm
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
@@ -51,9 +51,9 @@ def model_object(listed: Listed) -> dict[str, Any]:
 class OpenAiRoutes:
     """The handlers of OpenAI's dialect."""
 
-    def __init__(self, parts: Parts, patience: Patience) -> None:
+    def __init__(self, parts: Parts, desk: Desk) -> None:
         self._parts = parts
-        self._patience = patience
+        self._desk = desk
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -134,7 +134,7 @@ class OpenAiRoutes:
             prefix=prefix,
             explain=caller.explain,
         )
-        return await Reply(request, self._parts.service, ask, form, self._patience).run()
+        return await Reply(request, self._desk, ask, form).run()
 
     def _calls(
         self, listed: Listed, path: str, body: dict[str, Any], native: dict[str, Any]

@@ -151,6 +151,14 @@ class Cluster(Protocol):
         """
         ...
 
+    async def load(self, ask: PlanAsk) -> tuple[Record, Endpoint]:
+        """Load a model and wait until it can answer; (who answers for it, the endpoint).
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, TIMEOUT.
+        """
+        ...
+
     async def unload(self, model: str, *, force: bool) -> int:
         """End what is loaded of ``model`` (a name or a deployment's id) and say how many were.
 

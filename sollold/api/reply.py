@@ -13,13 +13,13 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from sollold.api.fault_shape import Dialect, refusal_bytes, retry_after, status_of
+from sollold.api.live import LiveRequests
 from sollold.serving.ask import Answer, Ask, Fault, Refusal, Routing, Service, Waiting
 
 log = logging.getLogger("sollold.api")
@@ -39,6 +39,15 @@ class Patience:
 
     grace: float = 2.0
     every: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """What every reply is given with."""
+
+    service: Service
+    patience: Patience
+    live: LiveRequests
 
 
 class Form(Protocol):
@@ -152,20 +161,21 @@ def refusal_response(dialect: Dialect, refusal: Refusal, waiting: Waiting | None
 class Reply:
     """One request's answer being given. ``run`` returns the response, sent or ready to be sent."""
 
-    def __init__(
-        self, request: web.Request, service: Service, ask: Ask, form: Form, patience: Patience
-    ) -> None:
+    def __init__(self, request: web.Request, desk: Desk, ask: Ask, form: Form) -> None:
         self._request = request
-        self._service = service
+        self._desk = desk
+        self._service = desk.service
         self._ask = ask
         self._form = form
-        self._patience = patience
+        self._patience = desk.patience
+        self._live = desk.live.enter(ask, request.path)
         self._waiting = Waiting("planning")
         self._response: web.StreamResponse | None = None
         self._written = time.monotonic()
 
     def _on_wait(self, waiting: Waiting) -> None:
         self._waiting = waiting
+        self._live.waits(waiting)
 
     async def run(self) -> web.StreamResponse:
         """Give the answer.
@@ -174,8 +184,12 @@ class Reply:
             Refusal: nothing has been sent yet.
             CancelledError: the caller hung up.
         """
-        if not self._ask.stream:
-            return await self._whole()
+        try:
+            return await self._streamed() if self._ask.stream else await self._whole()
+        finally:
+            self._desk.live.leave(self._live)
+
+    async def _streamed(self) -> web.StreamResponse:
         opening = asyncio.ensure_future(self._service.open(self._ask, self._on_wait))
         answer: Answer | None = None
         try:
@@ -218,13 +232,14 @@ class Reply:
     async def _stream(self, opening: asyncio.Future[Answer]) -> web.StreamResponse:
         assert self._response is not None
         breath = asyncio.ensure_future(self._breathe())
-        form = self._form
-        response = self._response
+        form, live, response = self._form, self._live, self._response
         try:
             try:
                 answer = await asyncio.shield(opening) if not opening.done() else opening.result()
+                self._live.answers(answer.routing)
                 await self._write(form.begin(answer.routing))
                 async for raw in answer.events:
+                    live.events += 1
                     data = form.event(raw)
                     if data:
                         self._written = time.monotonic()
@@ -263,16 +278,12 @@ class Reply:
     async def _whole(self) -> web.Response:
         answer = await self._service.open(self._ask, self._on_wait)
         try:
-            body = b"".join([raw async for raw in _events(answer)])
+            self._live.answers(answer.routing)
+            body = b"".join([raw async for raw in answer.events])
             data = self._form.whole(body, answer.routing)
         finally:
             await asyncio.shield(asyncio.ensure_future(close(answer)))
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
-
-
-async def _events(answer: Answer) -> AsyncIterator[bytes]:
-    async for raw in answer.events:
-        yield raw
 
 
 _UNEXPECTED = "the node failed to give this answer for a reason it did not expect; its log says more"

@@ -1,0 +1,125 @@
+"""The cluster as JSON: nodes, devices, what runs where, who leads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sollold.cluster.record import Endpoint, Record, State
+from sollold.cluster.term import Term
+from sollold.machine.device import Device
+
+
+def node_url(record: Record) -> str:
+    """Where people reach a node."""
+    host = record.addresses[0] if record.addresses else "127.0.0.1"
+    return f"http://[{host}]:{record.http_port}" if ":" in host else f"http://{host}:{record.http_port}"
+
+
+def device_object(device: Device) -> dict[str, Any]:
+    """A device; sizes in bytes."""
+    return {
+        "id": device.id,
+        "kind": str(device.kind),
+        "name": device.name,
+        "total": device.total,
+        "free": device.free,
+        "limit": device.limit,
+        "granted": device.granted,
+        "available": device.available,
+        "bandwidth": device.bandwidth,
+        "compute": device.compute,
+    }
+
+
+def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
+    """A node with its devices."""
+    return {
+        "node": record.node,
+        "name": record.name,
+        "url": node_url(record),
+        "addresses": list(record.addresses),
+        "http_port": record.http_port,
+        "peer_port": record.peer_port,
+        "release": record.release,
+        "build": record.build,
+        "setup": record.setup,
+        "open": record.open,
+        "draining": record.draining,
+        "me": record.node == me,
+        "leader": record.node == leader,
+        "total": sum(device.limit for device in record.devices),
+        "granted": sum(device.granted for device in record.devices),
+        "available": sum(device.available for device in record.devices),
+        "devices": [device_object(device) for device in record.devices],
+        "links": [
+            {"node": node, "round_trip_ms": round(trip * 1000, 3), "bytes_per_second": rate}
+            for node, trip, rate in record.links
+        ],
+    }
+
+
+def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str]) -> dict[str, Any]:
+    """Something that runs, with its layers; ``first`` to ``last - 1``."""
+    return {
+        "id": endpoint.id,
+        "model": endpoint.model,
+        "digest": endpoint.digest,
+        "backend": str(endpoint.backend),
+        "state": str(endpoint.state),
+        "progress": endpoint.progress,
+        "reason": endpoint.reason,
+        "node": record.node,
+        "node_name": record.name,
+        "context": endpoint.context,
+        "slots": endpoint.slots,
+        "active": endpoint.active,
+        "waiting": endpoint.waiting,
+        "speed": endpoint.speed,
+        "idle": endpoint.idle,
+        "pinned": endpoint.pinned,
+        "expires": endpoint.expires,
+        "bytes": endpoint.bytes,
+        "layers": endpoint.layers,
+        "placed": [
+            {
+                "node": placed.node,
+                "node_name": names.get(placed.node, placed.node),
+                "device": placed.device,
+                "first": placed.first,
+                "last": placed.last,
+                "bytes": placed.bytes,
+            }
+            for placed in endpoint.placed
+        ],
+    }
+
+
+def shown(endpoint: Endpoint) -> bool:
+    """Whether it takes part in "what runs": an Ollama's model that is not loaded does not."""
+    return endpoint.loaded or endpoint.state is not State.READY
+
+
+def cluster_object(me: Record, records: Sequence[Record], leader: Term) -> dict[str, Any]:
+    """``GET /api/cluster``."""
+    names = {record.node: record.name for record in records}
+    leads = next((record for record in records if record.node == leader.leader), None)
+    return {
+        "me": me.node,
+        "name": me.name,
+        "open": any(record.open for record in records),
+        "leader": leader.leader,
+        "leader_name": names.get(leader.leader, ""),
+        "leader_url": node_url(leads) if leads is not None else "",
+        "term": leader.counter,
+        "nodes": [
+            node_object(record, me.node, leader.leader)
+            for record in sorted(records, key=lambda record: (record.name, record.node))
+        ],
+        "deployments": [
+            deployment_object(record, endpoint, names)
+            for record in sorted(records, key=lambda record: (record.name, record.node))
+            for endpoint in record.endpoints
+            if shown(endpoint)
+        ],
+    }
