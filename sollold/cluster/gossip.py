@@ -6,11 +6,50 @@ datagram opened by `sollold.cluster.seal`, `tick` at `next_wake`, and carries ou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
 from random import Random
 
-from sollold.cluster.actions import Action, Address, Kept
+from sollold.cluster.actions import (
+    Action,
+    Address,
+    Change,
+    Event,
+    Kept,
+    Persist,
+    PushPullWith,
+    Send,
+)
+from sollold.cluster.awareness import Awareness
+from sollold.cluster.broadcast import News
+from sollold.cluster.election import Election, Standing
+from sollold.cluster.exchange import Exchange
+from sollold.cluster.introduction import Introductions
+from sollold.cluster.membership import Membership
+from sollold.cluster.packet import (
+    Ack,
+    Alive,
+    Dead,
+    Delta,
+    Left,
+    Nack,
+    Ping,
+    PingReq,
+    Rejected,
+    Suspect,
+    compound,
+    decode,
+    decode_push_pull,
+    encode,
+    head,
+    room,
+)
+from sollold.cluster.probe import Prober
 from sollold.cluster.record import Record
+from sollold.cluster.registry import Merge, Registry
 from sollold.cluster.term import Term
+from sollold.cluster.timers import Timers
 from sollold.cluster.tuning import LAN, Tuning
 
 
@@ -37,46 +76,161 @@ class Gossip:
         random: Random,
         tuning: Tuning = LAN,
     ) -> None:
-        raise NotImplementedError
+        self._me = record.node
+        self._boot = boot
+        self._random = random
+        self._tuning = tuning
+        self._timers = Timers()
+        self._news = News()
+        self._actions: list[Action] = []
+        self._awareness = Awareness(tuning.awareness_max)
+        self._rejected = 0
+        self._head = head(record.node, boot)
+        self._room = room(self._head)
+        self._gossip_at: float | None = None
+        self._gossiped = now - tuning.gossip_interval
+        self._registry = Registry(replace(record, claim=Term()), boot, kept.version)
+        self._membership = Membership(
+            record.node,
+            boot,
+            kept.incarnation + 1,
+            addresses,
+            random=random,
+            tuning=tuning,
+            timers=self._timers,
+            news=self._news,
+            awareness=self._awareness,
+            changed=self._changed,
+        )
+        self._prober = Prober(
+            self._membership,
+            tuning=tuning,
+            timers=self._timers,
+            awareness=self._awareness,
+            send=self._send,
+            actions=self._actions,
+            digest=self._total,
+            sequence=random.getrandbits(32),
+        )
+        self._introductions = Introductions(
+            self._membership,
+            tuning=tuning,
+            timers=self._timers,
+            random=random,
+            send=self._send,
+            sequence=self._prober.sequence,
+            actions=self._actions,
+        )
+        self._exchange = Exchange(self._membership, self._registry)
+        self._election = Election(record.node, kept.term, now, tuning)
+        self._term = Term()
+        self._election_due = True
+        self._decide_at = float("inf")
+        self._marks: dict[str, int] = {}
+        self._digest = 0
+        self._differing = 0
+        self._sync_at = now
+        self._sync_pause = tuning.sync_interval
+        self._fetch_at = now
+        self._fetch: tuple[str, tuple[Address, ...]] | None = None
+        self._kept = Kept()
+        self._remark(self._me)
+        self._membership.announce()
+        self._say_record()
+        self._persist()
+        self._prober.start(now + random.random() * tuning.probe_interval)
+        self._timers.at(now + random.random() * tuning.push_pull_interval, self._push_pull_turn)
+        self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
+        self._timers.at(now, self._nothing)
 
     # What comes in
 
     def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
         """A datagram, already opened. What is not a packet is counted in ``rejected`` and dropped."""
-        raise NotImplementedError
+        try:
+            packet = decode(data)
+        except Rejected:
+            self._rejected += 1
+            return self._done(now)
+        sender = packet.sender
+        if sender == self._me:
+            return self._done(now)
+        for message in packet.messages:
+            kind = type(message)
+            if kind is Ping:
+                self._prober.hear_ping(message, source, self._greeting(sender))  # type: ignore[arg-type]
+            elif kind is Ack:
+                self._hear_ack(sender, message, source, now)  # type: ignore[arg-type]
+            elif kind is Alive:
+                self._hear_alive(sender, message, source, now)  # type: ignore[arg-type]
+            elif kind is Delta:
+                self._hear_delta(message, sender, source, now)  # type: ignore[arg-type]
+            elif isinstance(message, Suspect):
+                self._membership.hear_suspect(message.node, message.incarnation, message.by, now)
+            elif isinstance(message, Dead):
+                self._membership.hear_dead(message.node, message.incarnation, now)
+            elif isinstance(message, PingReq):
+                self._prober.hear_ping_request(message, source, now)
+            elif isinstance(message, Nack):
+                self._prober.hear_nack(sender, message.sequence)
+            elif isinstance(message, Left):
+                self._membership.hear_left(message.node, message.incarnation, now)
+        self._contact(sender, packet.boot, source, now)
+        return self._done(now)
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due. Called at `next_wake` or whenever convenient."""
-        raise NotImplementedError
+        late = now - self._timers.next()
+        if late > self._tuning.lag:
+            self._timers.shift(late)
+            self._membership.shift(late)
+            self._awareness.worse()
+        self._timers.run(now)
+        return self._done(now)
 
     def next_wake(self) -> float:
         """When `tick` has something to do next; may move closer after any other call."""
-        raise NotImplementedError
+        return self._timers.next()
 
     def introduce(self, addresses: tuple[Address, ...], now: float, *, keep: bool = False) -> list[Action]:
         """Somebody may be at one of ``addresses`` (one machine's): from mDNS, seeds or memory.
 
         ``keep``: try again for ever (with growing pauses) while no live node is known there.
         """
-        raise NotImplementedError
+        self._introductions.add(addresses, now, keep=keep)
+        return self._done(now)
 
     def tcp_pong(self, sequence: int, now: float) -> list[Action]:
         """The node of a `TcpPing` answered."""
-        raise NotImplementedError
+        self._prober.tcp_pong(sequence)
+        return self._done(now)
 
     def link_made(self, node: str, address: Address, now: float) -> list[Action]:
         """The standing link to ``node`` is up; ``address`` is its IP and *gossip* port."""
-        raise NotImplementedError
+        self._prober.hear_link(node)
+        member = self._membership.members.get(node)
+        if member is None:
+            self._want("", (address,), now)
+        elif not member.live:
+            self._send(address, [member.said()])
+        elif member.reached is None:
+            member.reached = address
+        return self._done(now)
 
     def link_lost(self, node: str, now: float) -> list[Action]:
-        """The standing link broke without goodbye: find out within a second whether ``node`` is dead."""
-        raise NotImplementedError
+        """The standing link broke without goodbye: find out within a second whether ``node`` is dead.
+
+        Only for a connection that the other side's system ended (end of file, reset): that of a node which
+        is merely slow stays open, so the verdict may be quick.
+        """
+        self._prober.quick(node, now)
+        return self._done(now)
 
     # Push-pull over TCP
 
     def push_pull_open(self) -> bytes:
         """The first body of an exchange, for who begins it."""
-        raise NotImplementedError
+        return self._exchange.open()
 
     def push_pull(self, data: bytes, source: Address | None, now: float) -> tuple[bytes, list[Action]]:
         """A body from the other side → what to send back (empty: nothing more), and actions.
@@ -84,71 +238,324 @@ class Gossip:
         ``source``: the peer's IP and gossip port, when known. A body that is no push-pull is counted and
         ends the exchange.
         """
-        raise NotImplementedError
+        try:
+            body = decode_push_pull(data)
+        except Rejected:
+            self._rejected += 1
+            return b"", self._done(now)
+        if body.sender == self._me:
+            return b"", self._done(now)
+        answer, merged = self._exchange.take(body, now)
+        for node, merge in merged:
+            self._merged(node, merge, now)
+            if merge is Merge.NEWER:
+                self._news.add("record", node, self._registry.delta_of(node, self._room))
+        member = self._membership.members.get(body.sender)
+        if member is not None and member.reached is None and member.boot == body.boot:
+            member.reached = source
+        return answer, self._done(now)
 
     def push_pull_done(self, node: str, ok: bool, now: float) -> list[Action]:
         """A `PushPullWith` for ``node`` ended."""
-        raise NotImplementedError
+        if not ok and node and self._membership.live:
+            other = self._membership.sample(1, without=node)
+            if other:
+                self._want(other[0].node, other[0].everywhere(), now)
+        return self._done(now)
 
     # What this node does
 
     def update_record(self, record: Record, now: float) -> list[Action]:
         """Say something new of this node. ``version`` and ``claim`` of ``record`` are ignored."""
-        raise NotImplementedError
+        draining = self._registry.me.draining
+        if self._registry.update(replace(record, claim=self._registry.me.claim)):
+            self._own_changed()
+            if draining != record.draining:
+                self._election_due = True
+        return self._done(now)
 
     def set_addresses(self, addresses: tuple[Address, ...], now: float) -> list[Action]:
         """This node's own addresses changed."""
-        raise NotImplementedError
+        if addresses != self._membership.addresses:
+            self._membership.move(addresses)
+            self._remark(self._me)
+        return self._done(now)
 
     def observe_term(self, term: Term, now: float) -> list[Action]:
         """A term was seen outside of records (an owner refused ours as old): never claim below it."""
-        raise NotImplementedError
+        if self._election.observe(term):
+            self._election_due = True
+        return self._done(now)
 
     def leave(self, now: float) -> list[Action]:
         """Say goodbye. Tick on for half a second, so that it spreads, then stop."""
-        raise NotImplementedError
+        farewell = self._membership.leave()
+        for member in self._membership.sample(8):
+            address = member.address()
+            if address is not None:
+                self._send(address, [farewell])
+        return self._done(now)
 
     # What is known
 
     @property
     def me(self) -> Record:
         """This node's record, with its version and claim."""
-        raise NotImplementedError
+        return self._registry.me
 
     @property
     def rejected(self) -> int:
         """Packets and push-pull bodies that were not understood."""
-        raise NotImplementedError
+        return self._rejected
 
     @property
     def health(self) -> int:
-        """0: this node keeps up; up to 8: its probes fail, its time-outs are stretched."""
-        raise NotImplementedError
+        """0: this node keeps up; up to 7: its probes fail, its time-outs are stretched."""
+        return self._awareness.score
 
     def leader(self) -> Term:
         """The term that holds; ``leader`` is empty while there is none."""
-        raise NotImplementedError
+        return self._term
 
     def live(self) -> tuple[Record, ...]:
         """Records of the live nodes, this one included, by node id. Without those whose record is due."""
-        raise NotImplementedError
+        registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
+        return tuple(register.record for register in registers if register is not None)
 
     def record(self, node: str) -> Record | None:
         """The last record of ``node``, alive or not."""
-        raise NotImplementedError
+        register = self._registry.get(node)
+        return register.record if register is not None else None
 
     def alive(self, node: str) -> bool:
         """Whether ``node`` is held alive (suspected ones are)."""
-        raise NotImplementedError
+        member = self._membership.members.get(node)
+        return node == self._me or (member is not None and member.live)
 
     def addresses(self, node: str) -> tuple[Address, ...]:
         """Where to reach ``node``: the address it really reached us at first. Empty: unknown."""
-        raise NotImplementedError
+        member = self._membership.members.get(node)
+        return member.everywhere() if member is not None else ()
 
     def boot(self, node: str) -> int:
         """The boot id of ``node``; 0 when unknown."""
-        raise NotImplementedError
+        member = self._membership.members.get(node)
+        return member.boot if member is not None else 0
 
     def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         """Every other node held alive with its addresses: what to remember on disk."""
-        raise NotImplementedError
+        return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))
+
+    # Packets
+
+    def _send(self, address: Address, messages: list[bytes]) -> None:
+        space = self._room
+        for message in messages:
+            space -= len(message)
+        if len(self._news):
+            messages = messages + self._news.take(space, self._tuning.retransmits(self._membership.size))
+        self._actions.append(Send(address, compound(self._head, messages)))
+
+    def _greeting(self, sender: str) -> list[bytes]:
+        """What goes before an answer to somebody who may not know us: we did not know it live until now."""
+        member = self._membership.members.get(sender)
+        return [] if member is not None and member.live and member.reached else [self._membership.my_alive()]
+
+    def _contact(self, sender: str, boot: int, source: Address, now: float) -> None:
+        """A packet came from ``sender``: note where from, or tell it what is wrongly held of it."""
+        member = self._membership.members.get(sender)
+        if member is None:
+            self._want("", (source,), now)
+        elif member.boot != boot or not member.live:
+            self._send(source, [member.said()])
+        else:
+            member.reached = source
+
+    def _hear_alive(self, sender: str, said: Alive, source: Address, now: float) -> None:
+        members = self._membership.members
+        member = members.get(said.node)
+        was_gone = member is not None and not member.live
+        self._membership.hear_alive(said, now)
+        if was_gone and said.node == sender and members[sender].live:
+            # The other side of a healed partition has news of more than itself.
+            self._want(sender, (source,), now)
+
+    def _hear_ack(self, sender: str, ack: Ack, source: Address, now: float) -> None:
+        self._introductions.hear_ack(sender, ack.sequence, source)
+        if self._prober.hear_ack(sender, ack):
+            self._compare(sender, ack.digest, now)
+
+    def _gossip_turn(self, now: float) -> None:
+        self._gossip_at = None
+        if not len(self._news):
+            return
+        self._gossiped = now
+        tuning = self._tuning
+        limit = tuning.retransmits(self._membership.size)
+        for member in self._membership.sample(tuning.gossip_fanout):
+            address = member.address()
+            messages = self._news.take(self._room, limit)
+            if messages and address is not None:
+                self._actions.append(Send(address, compound(self._head, messages)))
+
+    def _reconnect(self, now: float) -> None:
+        """Try one that was found dead: it may live behind a partition that has healed."""
+        self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
+        for node in self._membership.forget(now):
+            self._registry.forget(node)
+        dead = [member for member in self._membership.members.values() if not member.live]
+        if dead and not self._membership.leaving:
+            member = self._random.choice(dead)
+            for address in member.everywhere()[:4]:
+                ping = encode(Ping(self._prober.sequence(), member.node))
+                self._send(address, [self._membership.my_alive(), member.said(), ping])
+
+    # Records
+
+    def _say_record(self) -> None:
+        self._news.add("record", self._me, self._registry.delta(self._room))
+
+    def _own_changed(self) -> None:
+        self._say_record()
+        self._remark(self._me)
+        self._persist()
+        self._tell(Change.UPDATED, self._me)
+
+    def _hear_delta(self, delta: Delta, sender: str, source: Address, now: float) -> None:
+        merge = self._registry.merge_delta(delta)
+        self._merged(delta.node, merge, now)
+        if merge is Merge.NEWER:
+            self._news.add("record", delta.node, encode(delta))
+        elif merge is Merge.BEHIND:
+            self._want(sender, (source,), now)
+
+    def _merged(self, node: str, merge: Merge, now: float) -> None:
+        if merge is Merge.NEWER:
+            self._remark(node)
+            if self._registry.highest > self._election.highest:
+                self._election.observe(self._registry.highest)
+            self._election_due = True
+            self._tell(Change.UPDATED, node)
+        elif merge is Merge.RAISED:
+            self._own_changed()
+        elif merge is Merge.BROKEN:
+            self._rejected += 1
+
+    def _total(self) -> int:
+        return self._digest
+
+    def _remark(self, node: str) -> None:
+        """Bring the digest of all that is known up to date with what is known of ``node``."""
+        mark = 0
+        register = self._registry.get(node)
+        version, boot = (register.version, register.boot) if register is not None else (0, 0)
+        if node == self._me:
+            incarnation = self._membership.incarnation
+        else:
+            member = self._membership.members.get(node)
+            incarnation = member.incarnation if member is not None and member.live else -1
+        if incarnation >= 0:
+            text = f"{node} {incarnation} {version} {boot}".encode()
+            mark = int.from_bytes(blake2b(text, digest_size=7).digest(), "big")
+        self._digest ^= self._marks.get(node, 0) ^ mark
+        self._marks[node] = mark
+
+    def _compare(self, sender: str, digest: int, now: float) -> None:
+        """Fetch what is missing if a peer lastingly knows something else."""
+        if digest == self._digest:
+            self._differing = 0
+            self._sync_pause = self._tuning.sync_interval
+            return
+        self._differing += 1
+        if self._differing >= 2 and now >= self._sync_at:
+            self._differing = 0
+            self._sync_at = now + self._sync_pause * (0.5 + self._random.random())
+            self._sync_pause = min(self._sync_pause * 2, self._tuning.push_pull_interval)
+            self._actions.append(PushPullWith(sender, self.addresses(sender)))
+
+    def _want(self, node: str, addresses: tuple[Address, ...], now: float) -> None:
+        """Fetch from a peer that knows more; not more often than each `Tuning.fetch_interval`."""
+        if self._membership.leaving:
+            return
+        if now >= self._fetch_at:
+            self._fetch_at = now + self._tuning.fetch_interval
+            self._actions.append(PushPullWith(node, addresses))
+        else:
+            if self._fetch is None:
+                self._timers.at(self._fetch_at, self._fetch_turn)
+            self._fetch = (node, addresses)
+
+    def _fetch_turn(self, now: float) -> None:
+        if self._fetch is not None:
+            node, addresses = self._fetch
+            self._fetch = None
+            self._want(node, addresses, now)
+
+    def _push_pull_turn(self, now: float) -> None:
+        pause = self._tuning.push_pull_every(self._membership.size)
+        self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._push_pull_turn)
+        for member in self._membership.sample(1):
+            if not self._membership.leaving:
+                self._actions.append(PushPullWith(member.node, member.everywhere()))
+
+    # Changes
+
+    def _tell(self, change: Change, node: str, term: Term | None = None) -> None:
+        self._actions.append(Event(change, node, term or Term()))
+
+    def _changed(self, change: Change, node: str) -> None:
+        """The membership changed."""
+        self._remark(node)
+        if node == self._me:
+            self._persist()
+        if change is not Change.SUSPECTED:
+            self._election_due = True
+        self._tell(change, node)
+
+    def _standings(self) -> Iterator[Standing]:
+        for node in (self._me, *self._membership.live):
+            register = self._registry.get(node)
+            if register is None:
+                yield Standing(node, None, False)
+            else:
+                yield Standing(node, register.record.claim, register.record.draining)
+
+    def _elect(self, now: float) -> None:
+        self._election_due = False
+        if self._membership.leaving:
+            return
+        verdict = self._election.decide(self._standings(), now)
+        if verdict.claim:
+            self._persist()
+            self._registry.update(replace(self._registry.me, claim=verdict.term))
+            self._own_changed()
+        if verdict.again < float("inf") and verdict.again != self._decide_at:
+            self._decide_at = verdict.again
+            self._timers.at(verdict.again, self._decide)
+        if verdict.term != self._term:
+            self._term = verdict.term
+            self._tell(Change.LEADER, verdict.term.leader, verdict.term)
+
+    def _decide(self, now: float) -> None:
+        self._decide_at = float("inf")
+        self._election_due = True
+
+    def _persist(self) -> None:
+        kept = Kept(self._election.highest, self._registry.ceiling, self._membership.incarnation)
+        if kept != self._kept:
+            self._kept = kept
+            self._actions.append(Persist(kept))
+
+    def _nothing(self, now: float) -> None:
+        """So that the first tick is due at once, with what the construction wants."""
+
+    def _done(self, now: float) -> list[Action]:
+        if self._election_due:
+            self._elect(now)
+            self._persist()
+        if self._gossip_at is None and len(self._news) and self._membership.live:
+            self._gossip_at = max(now, self._gossiped + self._tuning.gossip_interval)
+            self._timers.at(self._gossip_at, self._gossip_turn)
+        actions = self._actions[:]
+        self._actions.clear()
+        return actions

@@ -11,7 +11,6 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-
 FORMAT = 1
 LIMIT = 1350
 """Most bytes of a packet before it is sealed, so that a datagram has no more than 1,400."""
@@ -26,9 +25,9 @@ Somebody = Annotated[str, Meta(max_length=16)]
 """A node id, or empty: whoever is there."""
 Counter = Annotated[int, Meta(ge=0, lt=2**62)]
 """Incarnations and versions: nobody gets near the bound by counting."""
-Boot = Annotated[int, Meta(ge=0, lt=2**63)]
+Boot = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=0, lt=2**32)]
-Digest = Annotated[int, Meta(ge=0, lt=2**64)]
+Digest = Annotated[int, Meta(ge=0, lt=2**62)]
 _Address = tuple[Annotated[str, Meta(min_length=2, max_length=64)], Annotated[int, Meta(ge=1, le=65535)]]
 Addresses = Annotated[tuple[_Address, ...], Meta(max_length=8)]
 

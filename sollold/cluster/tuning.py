@@ -21,7 +21,8 @@ class Tuning:
         gossip_interval, gossip_fanout: news go to that many peers in each interval.
         retransmit_multiplier: each piece of news is sent this often times ⌈log10(n + 1)⌉.
         push_pull_interval: whole states are exchanged with somebody; longer in big clusters.
-        sync_interval: least time between exchanges because digests differ.
+        sync_interval: least time between exchanges because digests differ; doubled while they still do.
+        fetch_interval: least time between exchanges because a peer is known to know more.
         reconnect_interval: one dead peer is tried in each.
         forget_after: a dead or left node is forgotten.
         quick_probe, quick_suspicion: after a broken link: how long a ping may take, and how long the
@@ -47,6 +48,7 @@ class Tuning:
     retransmit_multiplier: int = 4
     push_pull_interval: float = 30.0
     sync_interval: float = 3.0
+    fetch_interval: float = 0.5
     reconnect_interval: float = 5.0
     forget_after: float = 86400.0
     quick_probe: float = 0.25
@@ -57,7 +59,7 @@ class Tuning:
     retry_max: float = 30.0
     settle: float = 0.5
     patience: float = 1.0
-    grace: float = 3.0
+    grace: float = 2.5
     record_wait: float = 3.0
 
     def retransmits(self, nodes: int) -> int:

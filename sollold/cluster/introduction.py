@@ -1,0 +1,113 @@
+"""How a node gets to know its first peers: addresses from mDNS, seeds and memory, tried until one answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from sollold.cluster.actions import Action, Address, PushPullWith
+from sollold.cluster.membership import Membership
+from sollold.cluster.packet import Ping, encode
+from sollold.cluster.timers import Timers
+from sollold.cluster.tuning import Tuning
+
+_MOST = 1024
+"""Introductions under way at most."""
+_TRIES = 4
+"""Of an introduction that is not kept: a datagram may be lost."""
+_ADDRESSES = 8
+
+
+class _Introduction:
+    __slots__ = ("addresses", "answered", "keep", "sequence", "tries")
+
+    def __init__(self, addresses: tuple[Address, ...], keep: bool) -> None:
+        self.addresses = addresses
+        self.keep = keep
+        self.tries = 0
+        self.sequence = 0
+        self.answered = False
+
+
+class Introductions:
+    """Pings introduced addresses; who answers is asked for all it knows.
+
+    Args:
+        send, sequence: as in `probe.Prober`.
+        actions: where `PushPullWith` goes.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        tuning: Tuning,
+        timers: Timers,
+        random: Random,
+        send: Callable[[Address, list[bytes]], None],
+        sequence: Callable[[], int],
+        actions: list[Action],
+    ) -> None:
+        self._membership = membership
+        self._tuning = tuning
+        self._timers = timers
+        self._random = random
+        self._send = send
+        self._sequence = sequence
+        self._actions = actions
+        self._all: dict[tuple[Address, ...], _Introduction] = {}
+        self._pinged: dict[int, _Introduction] = {}
+
+    def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool) -> None:
+        """Somebody may be at one of ``addresses``."""
+        addresses = tuple(one for one in addresses if one not in self._membership.addresses)[:_ADDRESSES]
+        if not addresses:
+            return
+        known = self._all.get(addresses)
+        if known is not None:
+            known.keep = known.keep or keep
+            known.tries = min(known.tries, 1)
+            return
+        if len(self._all) >= _MOST:
+            return
+        introduction = self._all[addresses] = _Introduction(addresses, keep)
+        self._try(introduction, now)
+
+    def _known(self, addresses: tuple[Address, ...]) -> bool:
+        """Whether a live node is there already."""
+        wanted = set(addresses)
+        members = self._membership.members
+        return any(not wanted.isdisjoint(members[node].everywhere()) for node in self._membership.live)
+
+    def _try(self, introduction: _Introduction, now: float) -> None:
+        self._pinged.pop(introduction.sequence, None)
+        if self._membership.leaving:
+            return
+        if self._known(introduction.addresses):
+            introduction.tries = 0
+        else:
+            introduction.answered = False
+            introduction.sequence = self._sequence()
+            self._pinged[introduction.sequence] = introduction
+            for address in introduction.addresses:
+                hello = encode(Ping(introduction.sequence, ""))
+                self._send(address, [self._membership.my_alive(), hello])
+            self._timers.at(now + self._tuning.introduce_timeout, self._fall_back, introduction)
+            introduction.tries += 1
+        if not introduction.keep and (introduction.tries == 0 or introduction.tries >= _TRIES):
+            self._all.pop(introduction.addresses, None)
+            return
+        tuning = self._tuning
+        pause = min(tuning.retry_max, tuning.retry_min * 2.0 ** min(introduction.tries, 16))
+        self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
+
+    def _fall_back(self, introduction: _Introduction, now: float) -> None:
+        if not introduction.answered and not self._known(introduction.addresses):
+            self._actions.append(PushPullWith("", introduction.addresses))
+
+    def hear_ack(self, sender: str, sequence: int, source: Address) -> None:
+        """Somebody answered."""
+        introduction = self._pinged.pop(sequence, None)
+        if introduction is not None and not introduction.answered:
+            introduction.answered = True
+            self._actions.append(PushPullWith(sender, (source,)))

@@ -1,0 +1,240 @@
+"""Finds out who does not answer: ping; indirect pings, other addresses and TCP; then a verdict.
+
+SWIM's probe with Lifeguard's nacks: whoever was asked to ping for us says so even if it heard nothing;
+when these nacks are missing too, the fault is likely ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sollold.cluster.actions import Action, Address, TcpPing
+from sollold.cluster.awareness import Awareness
+from sollold.cluster.membership import Member, Membership, Status
+from sollold.cluster.packet import Ack, Addresses, Nack, Ping, PingReq, Suspect, encode
+from sollold.cluster.timers import Timers
+from sollold.cluster.tuning import Tuning
+
+_RELAYED = 1024
+"""Pings for others under way at most."""
+_PATIENCE = 0.8
+"""Share of the time-out after which a nack is sent, so that it is there before the asker's verdict."""
+
+
+class _Probe:
+    __slots__ = ("node", "quick", "relays", "silent")
+
+    def __init__(self, node: str, quick: bool) -> None:
+        self.node = node
+        self.quick = quick
+        self.relays: tuple[str, ...] = ()
+        self.silent: set[str] = set()
+        """Relays that have not even sent a nack."""
+
+
+class Prober:
+    """Probes the members in turn.
+
+    Args:
+        send: sends encoded messages to an address, with news if there is room.
+        actions: where `TcpPing` goes.
+        digest: of all this node knows; goes with every ack.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        tuning: Tuning,
+        timers: Timers,
+        awareness: Awareness,
+        send: Callable[[Address, list[bytes]], None],
+        actions: list[Action],
+        digest: Callable[[], int],
+        sequence: int,
+    ) -> None:
+        self._membership = membership
+        self._tuning = tuning
+        self._timers = timers
+        self._awareness = awareness
+        self._send = send
+        self._actions = actions
+        self._digest = digest
+        self._sequence = sequence
+        self._probes: dict[int, _Probe] = {}
+        self._probed: dict[str, int] = {}
+        self._relayed: dict[int, tuple[str, Address, int]] = {}
+
+    def sequence(self) -> int:
+        """A number for a ping, not used for long."""
+        self._sequence = self._sequence + 1 & 0xFFFFFFFF
+        return self._sequence
+
+    def start(self, now: float) -> None:
+        """Begin to probe."""
+        self._timers.at(now, self._turn)
+
+    def _turn(self, now: float) -> None:
+        self._timers.at(now + self._awareness.stretch(self._tuning.probe_interval), self._turn)
+        if self._membership.leaving:
+            return
+        node = self._membership.order.next()
+        if node is not None and node not in self._probed:
+            self._probe(self._membership.members[node], now)
+
+    def _open(self, node: str, *, quick: bool) -> tuple[int, _Probe]:
+        sequence = self.sequence()
+        probe = self._probes[sequence] = _Probe(node, quick)
+        self._probed[node] = sequence
+        return sequence, probe
+
+    def _close(self, sequence: int) -> None:
+        probe = self._probes.pop(sequence, None)
+        if probe is not None and self._probed.get(probe.node) == sequence:
+            del self._probed[probe.node]
+
+    def _probe(self, member: Member, now: float) -> None:
+        sequence, _ = self._open(member.node, quick=False)
+        address = member.address()
+        if address is not None:
+            self._send(address, self._ping(sequence, member))
+        stretch = self._awareness.stretch
+        self._timers.at(now + stretch(self._tuning.probe_timeout), self._indirect, sequence)
+        self._timers.at(now + stretch(self._tuning.probe_interval), self._verdict, sequence)
+
+    def _ping(self, sequence: int, member: Member) -> list[bytes]:
+        """A ping; to a suspect it carries the suspicion, so that it can refute at once."""
+        messages = [encode(Ping(sequence, member.node))]
+        if member.status is Status.SUSPECT:
+            messages.append(encode(Suspect(member.node, member.incarnation, self._membership.me)))
+        return messages
+
+    def _indirect(self, sequence: int, now: float) -> None:
+        probe = self._probes.get(sequence)
+        member = self._membership.members.get(probe.node) if probe is not None else None
+        if probe is None or member is None:
+            return
+        relays = self._membership.sample(self._tuning.indirect_probes, without=probe.node)
+        probe.relays = tuple(relay.node for relay in relays)
+        probe.silent = set(probe.relays)
+        ask = encode(PingReq(sequence, member.node, _few(member)))
+        for relay in relays:
+            address = relay.address()
+            if address is not None:
+                self._send(address, [ask])
+        for address in member.everywhere()[1:4]:
+            self._send(address, self._ping(sequence, member))
+        timeout = self._awareness.stretch(self._tuning.probe_interval - self._tuning.probe_timeout)
+        self._actions.append(TcpPing(member.node, member.everywhere(), sequence, timeout))
+
+    def _verdict(self, sequence: int, now: float) -> None:
+        probe = self._probes.get(sequence)
+        if probe is None:
+            return
+        self._close(sequence)
+        self._awareness.worse(len(probe.silent) if probe.relays else 1)
+        self._membership.suspect(probe.node, now)
+
+    # After a broken connection
+
+    def quick(self, node: str, now: float) -> None:
+        """The connection to ``node`` broke: ping it on all ways at once, and decide soon."""
+        member = self._membership.members.get(node)
+        if member is None or not member.live:
+            return
+        sequence = self._probed.get(node)
+        if sequence is not None:
+            if self._probes[sequence].quick:
+                return
+            self._close(sequence)
+        sequence, _ = self._open(node, quick=True)
+        self._again(sequence, now)
+        self._indirect(sequence, now)
+        within = self._awareness.stretch(self._tuning.quick_probe)
+        self._timers.at(now + within / 2, self._again, sequence)
+        self._timers.at(now + within, self._quick_verdict, sequence)
+
+    def _again(self, sequence: int, now: float) -> None:
+        probe = self._probes.get(sequence)
+        member = self._membership.members.get(probe.node) if probe is not None else None
+        if member is not None and member.live:
+            for address in member.everywhere():
+                self._send(address, self._ping(sequence, member))
+
+    def _quick_verdict(self, sequence: int, now: float) -> None:
+        probe = self._probes.get(sequence)
+        if probe is None:
+            return
+        within = self._awareness.stretch(self._tuning.quick_suspicion)
+        self._membership.suspect(probe.node, now, within=within)
+        # Last tries, which tell it of the suspicion; they end with it, whatever comes back.
+        self._again(sequence, now)
+        self._timers.at(now + within / 2, self._again, sequence)
+        self._timers.at(now + within, self._forget, sequence)
+
+    def _forget(self, sequence: int, now: float) -> None:
+        self._close(sequence)
+
+    # What comes in
+
+    def hear_ping(self, ping: Ping, source: Address, greeting: list[bytes]) -> None:
+        """Answer, unless the ping is for another that had this address."""
+        if ping.node in ("", self._membership.me):
+            self._send(source, [*greeting, encode(Ack(ping.sequence, self._digest()))])
+
+    def hear_ping_request(self, ask: PingReq, source: Address, now: float) -> None:
+        """Ping for another."""
+        if ask.node == self._membership.me:
+            self._send(source, [encode(Ack(ask.sequence, self._digest()))])
+            return
+        if len(self._relayed) >= _RELAYED:
+            return
+        sequence = self.sequence()
+        self._relayed[sequence] = (ask.node, source, ask.sequence)
+        member = self._membership.members.get(ask.node)
+        own: Addresses = member.everywhere()[:1] if member is not None else ()
+        for address in dict.fromkeys(own + ask.addresses[:2]):
+            self._send(address, [encode(Ping(sequence, ask.node))])
+        timeout = self._tuning.probe_interval - self._tuning.probe_timeout
+        self._timers.at(now + timeout * _PATIENCE, self._unheard, sequence)
+
+    def _unheard(self, sequence: int, now: float) -> None:
+        asked = self._relayed.pop(sequence, None)
+        if asked is not None:
+            self._send(asked[1], [encode(Nack(asked[2]))])
+
+    def hear_ack(self, sender: str, ack: Ack) -> bool:
+        """True when ``sender`` answered a probe of ours itself."""
+        probe = self._probes.get(ack.sequence)
+        if probe is not None:
+            if sender != probe.node and sender not in probe.relays:
+                return False
+            self._close(ack.sequence)
+            if not probe.quick:
+                self._awareness.better()
+            return sender == probe.node
+        asked = self._relayed.get(ack.sequence)
+        if asked is not None and asked[0] == sender:
+            del self._relayed[ack.sequence]
+            self._send(asked[1], [encode(Ack(asked[2], 0))])
+        return False
+
+    def hear_nack(self, sender: str, sequence: int) -> None:
+        """A relay lives, though it heard nothing."""
+        probe = self._probes.get(sequence)
+        if probe is not None:
+            probe.silent.discard(sender)
+
+    def tcp_pong(self, sequence: int) -> None:
+        """The probed node answered over TCP."""
+        self._close(sequence)
+
+    def hear_link(self, node: str) -> None:
+        """A connection with ``node`` was made: it lives."""
+        sequence = self._probed.get(node)
+        if sequence is not None:
+            self._close(sequence)
+
+
+def _few(member: Member) -> Addresses:
+    return member.everywhere()[:4]
