@@ -1,0 +1,239 @@
+"""The way people install it: Debian machines with a real systemd, both packages, the README's three lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.config import MIB
+from sollold.models.demo import Recital, counting, write
+from tests import netns
+from tests.systemd import container
+from tests.systemd.container import Container
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMORY = 1300 * MIB
+"""RAM of each machine: the daemon leaves 512 MiB of it to the rest."""
+MODEL = "recital"
+WORDS = 1500
+
+pytestmark = [pytest.mark.systemd, pytest.mark.timeout(1800)]
+
+
+def lacking() -> str:
+    if not shutil.which("dh") or not shutil.which("dpkg-buildpackage"):
+        return "Debian packages need debhelper and dpkg-dev"
+    return netns.available() or container.lacking()
+
+
+if reason := lacking():
+    pytest.skip(reason, allow_module_level=True)
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"after {timeout} s still not: {what}"
+        time.sleep(0.3)
+
+
+def build(out: Path, *words: str, **environment: str) -> list[Path]:
+    """Run the recipe; the packages it made."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "packaging/deb/build"), "--out", str(out), *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(out.glob("*.deb"))
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return build(tmp_path_factory.mktemp("debs"))
+
+
+@pytest.fixture(scope="module")
+def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("newer"), "--without-llama", SOLLOLD_DEB_VERSION="99.0")[0]
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Container]]:
+    try:
+        container.base()
+    except OSError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("machines")
+    with netns.Lan(3) as lan:
+        made: list[Container] = []
+        try:
+            for index, name in enumerate(("anna", "bert", "cleo")):
+                made.append(Container(lan[index], folder, name, MEMORY))
+                made[-1].power_on()
+            yield made
+        finally:
+            for machine in made:
+                if machine.init:
+                    print(f"--- {machine.name}\n{machine.journal()}")
+                machine.remove()
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: list[Container], packages: list[Path]) -> list[Container]:
+    """The machines with what the README says typed on each, and nothing else."""
+    lines = readme_lines()
+    for machine in machines:
+        for package in packages:
+            shutil.copy(package, machine.root / "root")
+        for line in lines:
+            machine.type(f"cd /root && {line}", timeout=300)
+    return machines
+
+
+def readme_lines() -> list[str]:
+    """The shell lines of the README's section on installing, without sudo: root types them here."""
+    section = (ROOT / "README.md").read_text().split("## Install it", 1)[1]
+    block = section.split("```sh\n", 1)[1].split("```", 1)[0]
+    lines = [line.removeprefix("sudo ") for line in block.strip().splitlines()]
+    assert len(lines) == 3, "three lines, as the README promises"
+    # Nobody is there to answer apt's question.
+    return [line.replace("apt install", "apt-get install -y") for line in lines]
+
+
+def status(machine: Container) -> dict[str, Any]:
+    try:
+        return dict(json.loads(machine.run(["sollold", "status", "--json"])))
+    except (AssertionError, ValueError):
+        return {}
+
+
+def together(machines: list[Container], count: int) -> None:
+    def seen() -> bool:
+        states = [status(machine) for machine in machines]
+        return all(
+            len([node for node in state.get("nodes", []) if node["build"]]) == count for state in states
+        )
+
+    until(seen, f"{count} machines see each other")
+
+
+def chat(machine: Container, words: int = 12) -> dict[str, Any]:
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "count"}],
+        "stream": False,
+        "options": {"num_predict": words, "temperature": 0},
+    }
+    line = f"curl -sS --max-time 240 http://localhost:11435/api/chat -d {shlex.quote(json.dumps(body))}"
+    return dict(json.loads(machine.type(line, timeout=300)))
+
+
+def put_model(machine: Container) -> None:
+    """A model that no machine holds alone, into the folder that the README names."""
+    folder = machine.root / "var/lib/sollold/models"
+    recital = Recital(counting(WORDS), name=MODEL, layers=24, width=512, hidden=24576)
+    write(folder / f".{MODEL}", recital)
+    (folder / f".{MODEL}").chmod(0o644)
+    (folder / f".{MODEL}").rename(folder / f"{MODEL}.gguf")
+
+
+def test_three_machines_find_each_other(cluster: list[Container]) -> None:
+    together(cluster, 3)
+    for machine in cluster:
+        assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
+        shown = machine.run(["systemctl", "status", "sollold", "--no-pager"], check=False)
+        assert "3 nodes" in shown
+
+
+def test_the_unit_is_hardened(cluster: list[Container]) -> None:
+    text = cluster[0].run(["systemd-analyze", "security", "sollold", "--no-pager"], check=False)
+    found = re.search(r"Overall exposure level for sollold.service: ([\d.]+)", text)
+    assert found, text[-500:]
+    assert float(found[1]) <= 3.0, text
+
+
+def test_a_model_too_big_for_one_answers_from_the_others(cluster: list[Container]) -> None:
+    together(cluster, 3)
+    put_model(cluster[0])
+    until(lambda: MODEL in cluster[2].run(["sollold", "models"], check=False), "the model is listed")
+    for machine in cluster[1:]:
+        answer = chat(machine)
+        assert answer["message"]["content"].split()[:3] == ["w0001", "w0002", "w0003"], answer
+        assert answer["_routing"]["backend"] == "llama.cpp-distributed"
+    placed = status(cluster[1])["deployments"][0]["placed"]
+    assert len({share["node"] for share in placed}) >= 2
+
+
+def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], newer: Path) -> None:
+    together(cluster, 3)
+    chat(cluster[1])
+    state = status(cluster[1])
+    head = state["deployments"][0]["node"]
+    names = {node["node"]: node["name"] for node in state["nodes"]}
+    used = {share["node"] for share in state["deployments"][0]["placed"]}
+    # A machine that computes, but not the one that is asked.
+    victim = next(m for m in cluster if m.name in {names[n] for n in used} and m.name != cluster[2].name)
+    asked = cluster[2]
+    got: list[dict[str, Any]] = []
+
+    def stream() -> None:
+        got.append(chat(asked, words=400))
+
+    runner = threading.Thread(target=stream)
+    runner.start()
+    until(lambda: any(found["active"] for found in status(asked).get("deployments", [])), "the stream runs")
+    shutil.copy(newer, victim.root / "root/newer.deb")
+    victim.type("apt-get install -y /root/newer.deb", timeout=300)
+    runner.join(300)
+    assert not runner.is_alive()
+    text = got[0]["message"]["content"].split()
+    assert text == [f"w{number:04d}" for number in range(1, len(text) + 1)], (head, text[:5], text[-5:])
+    assert len(text) == 400
+    assert "99.0" in victim.run(["dpkg-query", "-W", "sollold"])
+    together(cluster, 3)
+    assert chat(victim)["message"]["content"].startswith("w0001")
+
+
+def test_a_machine_is_powered_off_and_on(cluster: list[Container]) -> None:
+    together(cluster, 3)
+    cluster[1].power_off()
+    together([cluster[0], cluster[2]], 2)
+    cluster[1].power_on()
+    together(cluster, 3)
+    assert chat(cluster[1])["message"]["content"].startswith("w0001")
+
+
+def test_settings_and_state_outlive_removal_and_purge_takes_all_but_models(cluster: list[Container]) -> None:
+    machine = cluster[2]
+    machine.type("echo '# mine' >> /etc/sollold/sollold.toml; touch /var/lib/sollold/models/mine.gguf")
+    machine.type("apt-get remove -y sollold", timeout=200)
+    assert "# mine" in machine.type("cat /etc/sollold/sollold.toml")
+    assert machine.type("ls /var/lib/sollold").split()
+    machine.type("apt-get purge -y sollold", timeout=200)
+    assert machine.type("ls /etc/sollold /var/cache/sollold 2>/dev/null; true").strip() == ""
+    assert machine.type("ls /var/lib/sollold").split() == ["models"]
+    assert "mine.gguf" in machine.type("ls /var/lib/sollold/models")
+
+
+@pytest.mark.skipif(not shutil.which("lintian"), reason="lintian is not installed")
+def test_lintian_finds_no_errors(packages: list[Path]) -> None:
+    words = ["lintian", "--allow-root", "--fail-on", "error", "--tag-display-limit", "0", *map(str, packages)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
