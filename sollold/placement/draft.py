@@ -1,0 +1,173 @@
+"""A placement worked out to the byte: who holds which layers, what that takes, how fast it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sollold.machine.device import Kind
+from sollold.models.footprint import Footprint
+from sollold.models.run import Run
+from sollold.placement import speed
+from sollold.placement.fleet import Link, Machine, Spot
+from sollold.placement.plan import Plan, Share
+from sollold.placement.wish import Wish
+
+Hold = tuple[Spot, int, int]
+"""A device with the run of layers that it holds: first, last (exclusive)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """A device that would have to hold more than it can: bytes."""
+
+    node: str
+    device: str
+    needed: int
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A placement that may fit. ``seconds``: per token; ``short``: where it does not fit."""
+
+    head: Machine
+    run: Run
+    host: Share
+    shares: tuple[Share, ...]
+    seconds: float
+    prompt_seconds: float
+    load: float
+    short: tuple[Short, ...]
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The head, then the machines with workers, in layer order."""
+        found = dict.fromkeys([self.head.node, *(share.node for share in self.shares)])
+        return tuple(found)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether layers are computed by the head's processor itself."""
+        return self.host.layers > 0
+
+    def plan(self, wish: Wish, layers: int, reasons: Sequence[str]) -> Plan:
+        """The plan to be carried out."""
+        return Plan(
+            model=wish.model,
+            digest=wish.digest,
+            head=self.head.node,
+            layers=layers,
+            run=self.run,
+            host=self.host,
+            shares=self.shares,
+            tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
+            load_seconds=self.load,
+            reasons=tuple(reasons),
+        )
+
+
+def is_worker(head: Machine, spot: Spot) -> bool:
+    """Whether the device needs a worker: it is on another machine, or the head's processor in the line."""
+    return spot.node != head.node or spot.kind is Kind.CPU
+
+
+def link_to(head: Machine, spot: Spot, links: Mapping[str, Link]) -> Link | None:
+    """The way from the head to a device; None where the head computes itself."""
+    if spot.node != head.node:
+        return links.get(spot.node, Link())
+    return speed.LOOPBACK if spot.kind is Kind.CPU else None
+
+
+def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: int) -> int:
+    """Bytes besides tensors and buffers: a process, and the peak of loading.
+
+    While a processor's worker loads, the largest tensor is in memory once more; that is over before the
+    state and the compute buffers are allocated.
+    """
+    peak = max(0, largest - state - compute) if worker and spot.kind is Kind.CPU else 0
+    return spot.overhead + peak
+
+
+def host_share(head: Machine, footprint: Footprint, layers: int, devices: int) -> Share:
+    """What stays with the head's processor when it computes the first ``layers`` itself."""
+    cpu = head.cpu
+    weights = footprint.host_weights + sum(footprint.weights[:layers])
+    state = sum(footprint.state[:layers])
+    offloaded = footprint.layers + 1 - layers
+    compute = footprint.host_compute(devices=devices, offloaded=offloaded) + footprint.host_buffers
+    overhead = (cpu.overhead if cpu is not None else 0) + max(0, footprint.largest_tensor - state - compute)
+    if cpu is None:
+        # The processor is not offered, so its memory is nobody's to grant.
+        weights = state = compute = overhead = 0
+    return Share(head.node, "CPU", 0, layers, weights, state, compute, overhead)
+
+
+def draft(
+    head: Machine,
+    footprint: Footprint,
+    run: Run,
+    on_host: int,
+    holds: Sequence[Hold],
+    links: Mapping[str, Link],
+    correction: speed.Correction,
+    parameters_per_byte: float = 0.0,
+) -> Draft:
+    """Work a placement out.
+
+    Args:
+        head: where llama-server runs.
+        footprint: the model's, for ``run``.
+        run: how it runs.
+        on_host: how many first layers the head's processor computes.
+        holds: the devices with their layers, in order.
+        links: node → link from the head.
+        correction: of the devices' speeds.
+        parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
+    """
+    total = footprint.layers + 1
+    offloaded = total - on_host
+    host = host_share(head, footprint, on_host, len(holds))
+    shares = []
+    parts = []
+    if on_host and head.cpu is not None:
+        parts.append(
+            speed.Part(
+                head.cpu,
+                sum(footprint.active[:on_host]),
+                sum(footprint.weights[:on_host]),
+                None,
+                on_host == total,
+            )
+        )
+    for spot, first, last in holds:
+        link = link_to(head, spot, links)
+        weights = sum(footprint.weights[first:last])
+        state = sum(footprint.state[first:last])
+        compute = footprint.compute(
+            first, last, devices=len(holds), local=spot.node == head.node, offloaded=offloaded
+        )
+        overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
+        shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
+        parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
+    rooms = {(spot.node, spot.device): spot.room for spot, _, _ in holds}
+    if head.cpu is not None:
+        rooms[head.node, head.cpu.device] = head.cpu.room
+    needed: dict[tuple[str, str], int] = {}
+    for share in (host, *shares):
+        needed[share.node, share.device] = needed.get((share.node, share.device), 0) + share.total
+    short = tuple(
+        Short(node, device, size, rooms.get((node, device), 0))
+        for (node, device), size in needed.items()
+        if size > rooms.get((node, device), 0)
+    )
+    return Draft(
+        head=head,
+        run=run,
+        host=host,
+        shares=tuple(shares),
+        seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
+        prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
+        load=speed.load_seconds(parts, footprint.host_weights),
+        short=short,
+    )

@@ -1,0 +1,155 @@
+"""What there is to place on: machines, their devices and the links between them, as the planner sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sollold.cluster.record import Record
+from sollold.machine.device import Device, Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One device that may hold layers.
+
+    Attributes:
+        device: llama.cpp's name on its machine.
+        room: bytes that a plan may take, spare room already left out.
+        overhead: bytes that one more process on it costs.
+        bandwidth: bytes per second that weights are read with; 0.0 when unknown.
+        compute: operations per second in a matrix product; 0.0 when unknown.
+    """
+
+    node: str
+    device: str
+    kind: Kind
+    room: int
+    overhead: int = 0
+    bandwidth: float = 0.0
+    compute: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """The way between two machines: round trip in seconds, bytes per second."""
+
+    round_trip: float = 0.0005
+    bandwidth: float = 110e6
+    """Of a 1 Gb/s network, where nothing was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A node and what it offers.
+
+    Attributes:
+        name: host name, for people.
+        holds: it has the model's file and can read it: it can be the head.
+        links: measured from here (peer, link).
+    """
+
+    node: str
+    name: str
+    spots: tuple[Spot, ...]
+    holds: bool = False
+    links: tuple[tuple[str, Link], ...] = ()
+
+    def spot(self, device: str) -> Spot | None:
+        """The device of that name."""
+        return next((spot for spot in self.spots if spot.device == device), None)
+
+    @property
+    def cpu(self) -> Spot | None:
+        """The processor."""
+        return next((spot for spot in self.spots if spot.kind is Kind.CPU), None)
+
+    @property
+    def gpus(self) -> tuple[Spot, ...]:
+        """All devices but the processor."""
+        return tuple(spot for spot in self.spots if spot.kind is Kind.GPU)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A machine that takes no part, and why: a sentence for a person."""
+
+    node: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All machines that may take part, and those left out."""
+
+    machines: tuple[Machine, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+    def machine(self, node: str) -> Machine | None:
+        """The machine of that id."""
+        return next((machine for machine in self.machines if machine.node == node), None)
+
+    def name(self, node: str) -> str:
+        """The host name of a node, for people."""
+        machine = self.machine(node)
+        return machine.name if machine is not None else node
+
+
+def links_between(machines: Iterable[Machine], head: Machine) -> dict[str, Link]:
+    """Link from ``head`` to each other machine: what either side measured, the mean where both did."""
+    own = dict(head.links)
+    found: dict[str, Link] = {}
+    for machine in machines:
+        there = own.get(machine.node)
+        back = next((link for peer, link in machine.links if peer == head.node), None)
+        if there is not None and back is not None:
+            found[machine.node] = Link(
+                (there.round_trip + back.round_trip) / 2, (there.bandwidth + back.bandwidth) / 2
+            )
+        else:
+            found[machine.node] = there or back or Link()
+    return found
+
+
+def machine_of(
+    record: Record,
+    *,
+    holds: bool,
+    spare: float,
+    freed: Mapping[str, int] | None = None,
+    taken: Mapping[str, int] | None = None,
+) -> Machine:
+    """A record as the planner sees it.
+
+    Args:
+        record: what the node says of itself.
+        holds: it has the model's file.
+        spare: share of each device's memory that stays unused.
+        freed: device → bytes that an eviction would give back.
+        taken: device → bytes promised since the record was written.
+    """
+    spots = tuple(
+        Spot(
+            node=record.node,
+            device=device.id,
+            kind=device.kind,
+            room=_room(device, spare, (freed or {}).get(device.id, 0) - (taken or {}).get(device.id, 0)),
+            overhead=device.overhead,
+            bandwidth=device.bandwidth,
+            compute=device.compute,
+        )
+        for device in record.devices
+    )
+    links = tuple(
+        (peer, Link(max(trip, 0.0), bandwidth if bandwidth > 0 else Link().bandwidth))
+        for peer, trip, bandwidth in record.links
+    )
+    return Machine(record.node, record.name, spots, holds=holds, links=links)
+
+
+def _room(device: Device, spare: float, more: int) -> int:
+    # A limit over the whole node shows in ``available`` alone, so the spare room is a share of what the
+    # device can give at all, not of its size.
+    whole = min(device.limit, device.total, device.available + device.granted)
+    return max(min(device.available + more, device.limit, device.total) - int(whole * spare), 0)

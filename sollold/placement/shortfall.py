@@ -1,0 +1,211 @@
+"""Why a model does not fit, in numbers, and the cheapest ways out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sollold.config import GIB
+from sollold.machine.device import Kind
+from sollold.models.footprint import Footprint
+from sollold.placement import context, speed
+from sollold.placement.draft import host_share
+from sollold.placement.fleet import Fleet, Machine, Spot
+from sollold.placement.planner import Choice, FootprintOf, choose
+from sollold.placement.wish import Wish
+from sollold.units import bytes_text
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A deployment that may not be evicted now: (node, device) → bytes it holds."""
+
+    deployment: str
+    model: str
+    bytes: Mapping[tuple[str, str], int]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The arithmetic. Bytes.
+
+    Attributes:
+        needed: weights, state and buffers over all devices, at the least context that would be given.
+        there: room on the machines that may take part.
+        missing: ``needed - there``; 0 when the sum is enough, but no device takes its part.
+        remedies: what would help, the cheapest first; sentences.
+        message: everything in words, for the caller.
+    """
+
+    needed: int
+    there: int
+    missing: int
+    weights: int
+    state: int
+    buffers: int
+    remedies: tuple[str, ...]
+    message: str
+
+
+def explain(
+    wish: Wish,
+    fleet: Fleet,
+    footprint_of: FootprintOf,
+    choice: Choice,
+    busy: Sequence[Busy] = (),
+    correction: speed.Correction = speed.uncorrected,
+) -> Shortfall:
+    """Work out what is missing after `choose` found nothing, and try what would help."""
+    footprint = choice.footprint
+    heads = [machine for machine in fleet.machines if machine.holds]
+    weights = footprint.host_weights + sum(footprint.weights)
+    state = sum(footprint.state)
+    spots = [spot for machine in fleet.machines for spot in machine.spots if spot.room > 0]
+    buffers = _buffers(footprint, heads, spots)
+    needed = weights + state + buffers
+    usable = spots if wish.distributed else _best_alone(heads)
+    there = sum(spot.room for spot in usable)
+    missing = max(0, needed - there)
+    remedies = tuple(_remedies(wish, fleet, footprint_of, footprint, busy, correction, missing))
+    least = context.tokens(wish, footprint.context_train)
+    if not wish.context:
+        least = min(least, context.LEAST)
+    setting = f"with {least} tokens of context for one request at a time"
+    parts = [
+        f"{wish.model} does not fit. It needs {bytes_text(needed)} {setting} "
+        f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers)}).",
+        _there(fleet, wish, there),
+    ]
+    if missing:
+        parts.append(f"Missing: {bytes_text(missing)}.")
+    elif not heads:
+        parts.append("No machine that has the file can take part.")
+    else:
+        parts.append(
+            "The sum would do, but it is in pieces: each layer lies whole on one device, beside that "
+            "device's buffers" + _closest(choice) + "."
+        )
+    if remedies:
+        parts.append("What would help: " + "; ".join(remedies) + ".")
+    parts += [f"{one.name} is left out: {one.reason}." for one in fleet.left_out[:5]]
+    return Shortfall(needed, there, missing, weights, state, buffers, remedies, " ".join(parts))
+
+
+def _buffers(footprint: Footprint, heads: Sequence[Machine], spots: Sequence[Spot]) -> int:
+    """Compute buffers and processes, with as few devices as the weights could do with."""
+    total = sum(footprint.weights) + sum(footprint.state)
+    host = host_share(heads[0], footprint, 0, 2) if heads else None
+    size = host.total - host.weights if host is not None else footprint.host_buffers
+    left = total
+    for used, spot in enumerate(sorted(spots, key=lambda one: -one.room)):
+        last = footprint.layers + (1 if used == 0 else 0)
+        each = (
+            footprint.compute(0, last, devices=2, local=False, offloaded=footprint.layers + 1) + spot.overhead
+        )
+        if left <= 0 or spot.room <= each or used == 15:
+            break
+        size += each
+        left -= spot.room - each
+    return size
+
+
+def _best_alone(heads: Sequence[Machine]) -> tuple[Spot, ...]:
+    best = max(heads, key=lambda machine: sum(spot.room for spot in machine.spots), default=None)
+    return best.spots if best is not None else ()
+
+
+def _there(fleet: Fleet, wish: Wish, there: int) -> str:
+    rows = []
+    for machine in fleet.machines:
+        room = sum(spot.room for spot in machine.spots)
+        devices = ", ".join(
+            f"{spot.device} {bytes_text(spot.room)}" for spot in machine.spots if len(machine.spots) > 1
+        )
+        rows.append((room, f"{machine.name} {bytes_text(room)}" + (f" ({devices})" if devices else "")))
+    rows.sort(key=lambda row: -row[0])
+    listed = ", ".join(text for _, text in rows[:8])
+    if len(rows) > 8:
+        listed += f" and {len(rows) - 8} more"
+    whole = "" if wish.distributed else ", and models are not spread over machines here"
+    return f"There is room for {bytes_text(there)}: {listed or 'no machine'}{whole}."
+
+
+def _closest(choice: Choice) -> str:
+    one = next((a for a in choice.alternatives if a.tokens_per_second == 0.0), None)
+    return f" ({one.what}: {one.reason})" if one is not None else ""
+
+
+def _remedies(
+    wish: Wish,
+    fleet: Fleet,
+    footprint_of: FootprintOf,
+    footprint: Footprint,
+    busy: Sequence[Busy],
+    correction: speed.Correction,
+    missing: int,
+) -> list[str]:
+    """What would help, each tried: sentences in the order of what it costs."""
+
+    def fits(other: Wish, on: Fleet = fleet) -> Choice | None:
+        tried = choose(other, on, footprint_of, correction)
+        return tried if tried.draft is not None else None
+
+    found = []
+    if wish.context > context.LEAST:
+        open_choice = fits(replace(wish, context=0, usual=wish.context))
+        if open_choice is not None and open_choice.draft is not None:
+            run = open_choice.draft.run
+            found.append(f"a context of {run.context // run.slots} tokens instead of {wish.context}")
+    if wish.type_k == "f16" or wish.type_v == "f16":
+        small = fits(replace(wish, type_k="q8_0", type_v="q8_0"))
+        if small is not None:
+            found.append("keys and values in q8_0 (type_k and type_v in the settings)")
+    if not wish.distributed and fits(replace(wish, distributed=True)) is not None:
+        found.append("spreading it over machines (enable_distributed in the settings)")
+    for one in sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]:
+        if fits(wish, _freed(fleet, one)) is not None:
+            held = bytes_text(sum(one.bytes.values()))
+            found.append(f"{one.model} giving back its {held} ({one.reason})")
+            break
+    if wish.distributed and not wish.fixed:
+        size = _another(wish, fleet, footprint, missing, fits_with=lambda on: fits(wish, on) is not None)
+        if size:
+            found.append(f"another machine with {size // GIB} GiB of free memory")
+    if not found:
+        found.append("a smaller quantization of the model")
+    return found
+
+
+def _freed(fleet: Fleet, one: Busy) -> Fleet:
+    return replace(
+        fleet,
+        machines=tuple(
+            replace(
+                machine,
+                spots=tuple(
+                    replace(spot, room=spot.room + one.bytes.get((spot.node, spot.device), 0))
+                    for spot in machine.spots
+                ),
+            )
+            for machine in fleet.machines
+        ),
+    )
+
+
+def _another(
+    wish: Wish, fleet: Fleet, footprint: Footprint, missing: int, *, fits_with: Callable[[Fleet], bool]
+) -> int:
+    """Bytes of the smallest further machine (whole GiB) that would do; 0 when one is not the answer."""
+    whole = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
+    size = -(-max(missing, 1) // GIB)
+    most = -(-whole * 2 // GIB) + 2
+    holds = not any(machine.holds for machine in fleet.machines)
+    while size <= most:
+        room = size * GIB
+        spot = Spot("another", "CPU", Kind.CPU, room)
+        machine = Machine("another", "another", (spot,), holds=holds)
+        if fits_with(replace(fleet, machines=(*fleet.machines, machine))):
+            return room
+        size += max(1, size // 4)
+    return 0

@@ -1,0 +1,115 @@
+"""How long a token takes: the speed model. Seconds and bytes throughout.
+
+Decoding is bound by memory: each device reads the weights that are active for a token once, so a layer
+costs its active bytes divided by the device's bandwidth. Each device behind a worker adds one blocking
+round trip per token, in turn, all through the head (measured; see `sollold.placement.speed.WORKER`),
+with the hidden state going out and coming back, and the logits too where the output is remote.
+Reading a prompt is bound by computing: two operations a weight and token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sollold.machine.device import Kind
+from sollold.placement.fleet import Link, Spot
+
+WORKER = 0.0004
+"""Seconds that a worker's device adds to a token besides the network: measured on loopback with a tiny
+model (459 to 387 tokens per second with a second worker)."""
+
+LOOPBACK = Link(round_trip=0.00003, bandwidth=2e9)
+"""To a worker on the head itself."""
+
+ASSUMED_BANDWIDTH = {Kind.GPU: 300e9, Kind.CPU: 20e9}
+"""Bytes per second where nothing is known: a modest GPU, two channels of DDR4."""
+
+ASSUMED_COMPUTE = {Kind.GPU: 10e12, Kind.CPU: 0.2e12}
+
+DISK = 500e6
+"""Bytes per second from disk, where nothing is known: a plain SSD."""
+
+Correction = Callable[[str, str], float]
+"""(node, device) → measured time divided by predicted time; 1.0 where nothing was measured."""
+
+
+def uncorrected(node: str, device: str) -> float:
+    """Take the devices' own figures as they are."""
+    return 1.0
+
+
+def seconds_per_byte(spot: Spot, correction: Correction = uncorrected) -> float:
+    """Seconds to read one active byte of weights while decoding."""
+    bandwidth = spot.bandwidth if spot.bandwidth > 0 else ASSUMED_BANDWIDTH[spot.kind]
+    return correction(spot.node, spot.device) / bandwidth
+
+
+def hop_seconds(link: Link, width: int) -> float:
+    """Seconds that a worker's device adds to each token: a round trip with the hidden state both ways.
+
+    Args:
+        link: from the head to the worker.
+        width: values of the hidden state (n_embd), 4 bytes each.
+    """
+    return WORKER + link.round_trip + 2 * width * 4 / link.bandwidth
+
+
+def logits_seconds(link: Link, vocabulary: int) -> float:
+    """Seconds more where the output matrix is remote: 4 bytes a word of the vocabulary."""
+    return vocabulary * 4 / link.bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one device of a plan does, for predicting: ``link`` None where the head computes itself."""
+
+    spot: Spot
+    active: int
+    weights: int
+    link: Link | None
+    output: bool
+
+
+def decode_seconds(
+    parts: Sequence[Part], width: int, vocabulary: int, correction: Correction = uncorrected
+) -> float:
+    """Seconds per generated token of one stream."""
+    total = 0.0
+    for part in parts:
+        total += part.active * seconds_per_byte(part.spot, correction)
+        if part.link is not None:
+            total += hop_seconds(part.link, width)
+            if part.output:
+                total += logits_seconds(part.link, vocabulary)
+    return total
+
+
+def prefill_seconds(parts: Sequence[Part], width: int, parameters_per_byte: float) -> float:
+    """Seconds per token of a long prompt, the devices one after the other.
+
+    Args:
+        parts: the plan's devices.
+        width: n_embd; 4 bytes a value cross each hop both ways.
+        parameters_per_byte: of the weights, from the model's parameter count and size.
+    """
+    total = 0.0
+    for part in parts:
+        compute = part.spot.compute if part.spot.compute > 0 else ASSUMED_COMPUTE[part.spot.kind]
+        total += 2 * part.active * parameters_per_byte / compute
+        if part.link is not None:
+            total += 2 * width * 4 / part.link.bandwidth
+    return total
+
+
+def load_seconds(parts: Sequence[Part], host_bytes: int, disk: float = DISK) -> float:
+    """Seconds from start to ready: every byte is read from disk, the remote ones sent after another.
+
+    llama.cpp loads tensor by tensor, so that reading and sending do not overlap much.
+    """
+    total = host_bytes / disk
+    for part in parts:
+        total += part.weights / disk
+        if part.link is not None:
+            total += part.weights / part.link.bandwidth
+    return total

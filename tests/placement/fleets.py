@@ -1,0 +1,93 @@
+"""Models and machines made up for the tests of placement."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from sollold.machine.device import Kind
+from sollold.models.footprint import Footprint, footprint
+from sollold.models.run import Run
+from sollold.models.shape import Layer, Shape
+from sollold.placement.fleet import Fleet, Link, Machine, Spot
+
+MIB = 1024**2
+GIB = 1024 * MIB
+
+
+def shape(
+    layers: int = 16,
+    layer_bytes: int = 50 * MIB,
+    output: int = 20 * MIB,
+    *,
+    active: float = 1.0,
+    sizes: Sequence[int] = (),
+    n_embd: int = 1024,
+    n_vocab: int = 32000,
+    context_train: int = 32768,
+) -> Shape:
+    """A model of the llama family; ``sizes`` gives each layer's bytes, ``active`` the share read."""
+    made = tuple(
+        Layer(
+            weights=size,
+            active=int(size * active),
+            heads=16,
+            k=256,
+            v=256,
+            width=2 * n_embd + 8 * n_embd,
+        )
+        for size in (sizes or [layer_bytes] * layers)
+    )
+    return Shape(
+        architecture="llama",
+        known=True,
+        layers=made,
+        output=output,
+        host_weights=output,
+        largest_tensor=min(layer_bytes // 4, output),
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        context_train=context_train,
+        parameters=sum(layer.weights for layer in made),
+    )
+
+
+def prints(model: Shape) -> Callable[[Run], Footprint]:
+    return lambda run: footprint(model, run)
+
+
+def cpu(node: str, room: int, bandwidth: float = 20e9) -> Spot:
+    return Spot(node, "CPU", Kind.CPU, room, overhead=30 * MIB, bandwidth=bandwidth, compute=0.2e12)
+
+
+def gpu(node: str, room: int, bandwidth: float = 500e9, number: int = 0) -> Spot:
+    return Spot(node, f"CUDA{number}", Kind.GPU, room, overhead=300 * MIB, bandwidth=bandwidth, compute=20e12)
+
+
+def machine(*spots: Spot, holds: bool = False, links: tuple[tuple[str, Link], ...] = ()) -> Machine:
+    node = spots[0].node
+    return Machine(node, f"host-{node}", spots, holds=holds, links=links)
+
+
+def fleet(*machines: Machine) -> Fleet:
+    return Fleet(machines)
+
+
+def random_fleet(seed: int, needed: int, machines: int) -> Fleet:
+    """A heterogeneous cluster that can hold ``needed`` bytes, some of its devices slow or small."""
+    dice = random.Random(seed)
+    made = []
+    for number in range(machines):
+        node = f"n{number}"
+        spots = [cpu(node, int(needed * dice.uniform(0.15, 0.6)), dice.choice([8e9, 20e9, 45e9, 80e9]))]
+        if dice.random() < 0.5:
+            spots.append(
+                gpu(node, int(needed * dice.uniform(0.1, 0.5)), dice.choice([200e9, 450e9, 900e9, 1800e9]))
+            )
+        links = tuple(
+            (f"n{peer}", Link(dice.uniform(0.0001, 0.002), dice.choice([110e6, 280e6, 1.1e9])))
+            for peer in range(machines)
+            if peer != number
+        )
+        made.append(machine(*spots, holds=number == 0, links=links))
+    return Fleet(tuple(made))
