@@ -1,0 +1,119 @@
+"""An Ollama that this daemon starts and supervises, on loopback since it has no authentication."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sollold.agent.journal import Journal
+from sollold.agent.process import Process
+
+log = logging.getLogger("sollold.agent")
+
+_START = 30.0
+"""Seconds within which a started Ollama must accept connections."""
+
+
+class OwnOllama:
+    """The child process; one at a time."""
+
+    def __init__(
+        self, binary: str, url: str, journal: Journal, log_dir: Path, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        """``binary``: its path; empty: looked for in PATH. The port is that of ``url``."""
+        self._binary = binary
+        self._port = urlsplit(url).port or 11434
+        self._journal = journal
+        self._log_file = log_dir / "ollama.log"
+        self._environ = environ
+        self._process: Process | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.trouble = ""
+        """Why the last start failed, as a sentence."""
+
+    @property
+    def started(self) -> bool:
+        """Whether one is running that was started here."""
+        return self._process is not None and self._process.running
+
+    @property
+    def ended(self) -> bool:
+        """Whether the one started here has ended by itself."""
+        return self._process is not None and not self._process.running
+
+    async def start(self) -> bool:
+        """Start one and wait until it accepts connections; False when that fails, see `trouble`."""
+        await self.stop()
+        self.trouble = ""
+        binary = self._binary or await asyncio.to_thread(_binary)
+        if not binary:
+            self.trouble = (
+                "ollama.manage is set, but there is no ollama binary; install it or set ollama.binary."
+            )
+            return False
+        try:
+            self._process = await Process.start(
+                "ollama",
+                [binary, "serve"],
+                deployment="ollama",
+                journal=self._journal,
+                log_file=self._log_file,
+                env=self.environment(),
+            )
+        except OSError as error:
+            self.trouble = f"{binary} can't be started: {error.strerror}."
+            return False
+        log.info("started Ollama: %s", binary)
+        until = asyncio.get_running_loop().time() + _START
+        while asyncio.get_running_loop().time() < until:
+            if not self._process.running:
+                words = " ".join(self._process.last_lines()[-2:])
+                self.trouble = f"Ollama ended right after its start: {words}"
+                break
+            if await self._accepts():
+                return True
+            await asyncio.sleep(0.2)
+        else:
+            self.trouble = f"Ollama was started but does not answer; see {self._log_file}."
+        await self.stop()
+        return False
+
+    def environment(self) -> dict[str, str]:
+        """What it is started with besides the environment that the daemon has itself."""
+        environment = {
+            "OLLAMA_HOST": f"127.0.0.1:{self._port}",
+            "OLLAMA_NO_CLOUD": "1",
+            "OLLAMA_NOPRUNE": "1",
+        }
+        environment["OLLAMA_KEEP_ALIVE"] = self._environ.get("OLLAMA_KEEP_ALIVE", "5m")
+        if models := self._environ.get("OLLAMA_MODELS"):
+            environment["OLLAMA_MODELS"] = models
+        return environment
+
+    def kill(self) -> None:
+        """End it at once; whoever watches starts it anew."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            await process.stop()
+
+    async def _accepts(self) -> bool:
+        with contextlib.suppress(OSError, TimeoutError):
+            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self._port), 1.0)
+            writer.close()
+            return True
+        return False
+
+
+def _binary() -> str:
+    return shutil.which("ollama") or ""
