@@ -13,7 +13,8 @@ from pathlib import Path
 from sollold.models import gguf_writer
 from sollold.models.gguf_writer import MetadataValue, NewTensor
 from tests.gguf import weights
-from tests.gguf.architectures import ARCHITECTURES, Size
+from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.size import Size
 from tests.gguf.tokenizer import SMALLEST, TEMPLATES, tokenizer
 
 _KEPT_F32 = (
@@ -44,10 +45,13 @@ def write(
     known = ARCHITECTURES[architecture]
     metadata: dict[str, MetadataValue] = {
         "general.architecture": known.name,
-        "general.name": f"random {architecture}",
+        # Not the architecture: llama.cpp takes some names for a reason to change the tokenizer.
+        "general.name": "random",
     }
     metadata |= {f"{known.name}.{key}": value for key, value in (known.metadata(size) | size.more).items()}
     metadata |= tokenizer(size.vocab, template)
+    if "bert" in architecture:
+        metadata["tokenizer.ggml.token_type_count"] = 2
     metadata |= more or {}
     listed = list(known.tensors(size))
     output = "output.weight" if any(name == "output.weight" for name, _ in listed) else "token_embd.weight"

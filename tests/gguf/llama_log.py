@@ -1,0 +1,45 @@
+"""Reads from llama-server's log (``-lv 4``) how big its buffers are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+_BUFFER = re.compile(
+    r"(?P<device>[A-Za-z][\w.:\[\]-]*?)\s+(?P<kind>model|KV|RS|compute|output) buffer size"
+    r" =\s*(?P<mib>[\d.]+) MiB"
+)
+_ENDPOINT = re.compile(r"RPC\d+\[(?P<endpoint>[^\]]+)\]")
+_LAYER = re.compile(r"layer\s+(?P<layer>\d+) assigned to device (?P<device>\S+?),")
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes of one device's buffers, as the log says them (to a hundredth of a MiB)."""
+
+    model: int = 0
+    state: int = 0
+    compute: int = 0
+    output: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.model + self.state + self.compute
+
+
+def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
+    """Buffers by device: ``RPC<n>`` for the n-th of the endpoints (``host:port``), ``CPU`` for the rest."""
+    found: dict[str, Buffers] = {}
+    for match in _BUFFER.finditer(log):
+        endpoint = _ENDPOINT.match(match["device"])
+        device = f"RPC{endpoints.index(endpoint['endpoint'])}" if endpoint else "CPU"
+        size = round(float(match["mib"]) * 1024 * 1024)
+        kind = {"KV": "state", "RS": "state"}.get(match["kind"], match["kind"])
+        before = found.get(device, Buffers())
+        found[device] = replace(before, **{kind: size + getattr(before, kind)})
+    return found
+
+
+def assigned(log: str) -> dict[int, str]:
+    """The device of each layer; the output counts as a layer. Needs ``-lv 5``."""
+    return {int(match["layer"]): match["device"] for match in _LAYER.finditer(log)}

@@ -1,0 +1,132 @@
+"""Runs the real llama-server with real workers, to see what it allocates."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sollold.models.run import Run
+
+_READY = "sched_reserve: reserve took"
+_PATIENCE = 60.0
+
+
+def binary(name: str) -> Path | None:
+    """llama.cpp's program of this name: in PATH, or built into the cache."""
+    found = shutil.which(name)
+    if found:
+        return Path(found)
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sollold" / "llama.cpp"
+    built = sorted(root.glob(f"*/bin/{name}"))
+    return built[-1] if built else None
+
+
+class LoadError(Exception):
+    """llama-server ended before it had loaded; the text is the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Running workers. ``endpoints``: ``host:port`` of each."""
+
+    endpoints: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def workers(count: int) -> Iterator[Workers]:
+    """So many ``ggml-rpc-server`` on loopback."""
+    program = binary("ggml-rpc-server")
+    assert program is not None
+    running: list[subprocess.Popen[bytes]] = []
+    ports: list[int] = []
+    try:
+        for _ in range(count):
+            ports.append(_free_port())
+            # SIGPIPE stays ignored: a worker dies of it when its client is killed.
+            running.append(
+                subprocess.Popen(
+                    [program, "-H", "127.0.0.1", "-p", str(ports[-1]), "-t", "1"],
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    restore_signals=False,
+                )
+            )
+        for process, port in zip(running, ports, strict=True):
+            _wait_for_port(process, port)
+        yield Workers(tuple(f"127.0.0.1:{port}" for port in ports))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: str) -> str:
+    """Load a model on the first of the workers and give the log. ``split``: layers of each device.
+
+    Raises:
+        LoadError: llama-server could not load it.
+    """
+    program = binary("llama-server")
+    assert program is not None
+    command = [
+        str(program),
+        *("-m", str(model), "--host", "127.0.0.1", "--port", str(_free_port()), "-lv", "5", "--no-warmup"),
+        *("-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
+        *("-c", str(run.context), "-np", str(run.slots), "-b", str(run.batch), "-ub", str(run.ubatch)),
+        *("-ctk", run.type_k, "-ctv", run.type_v, "-fa", run.flash),
+        "-kvu" if run.unified else "-no-kvu",
+        *(("--embedding",) if run.embedding else ()),
+    ]
+    if split:
+        names = [f"RPC{index}" for index in range(len(split))]
+        command += ["--rpc", ",".join(ready.endpoints[: len(split)]), "--device", ",".join(names)]
+        command += ["--tensor-split", ",".join(map(str, split))]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT)
+        try:
+            return _until_ready(process, log.fileno())
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _until_ready(process: subprocess.Popen[bytes], log: int) -> str:
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        ended = process.poll() is not None
+        text = os.pread(log, os.fstat(log).st_size, 0).decode("utf-8", "replace")
+        if re.search(rf"{_READY}[^\n]*\n", text):
+            return text
+        if ended:
+            raise LoadError(text[-2000:])
+        time.sleep(0.02)
+    raise LoadError(f"not loaded after {_PATIENCE:g} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
+    """Wait until the port is bound, without connecting: a worker takes any connection for its client."""
+    wanted = f":{port:04X} "
+    end = time.monotonic() + _PATIENCE
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise LoadError(f"the worker ended with {process.returncode}")
+        if any(wanted in line and " 0A " in line for line in Path("/proc/net/tcp").read_text().splitlines()):
+            return
+        time.sleep(0.01)
+    raise LoadError("the worker did not listen")
