@@ -6,6 +6,7 @@ import logging
 
 from aiohttp import web
 
+from sollold.api.anthropic import AnthropicRoutes
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
 from sollold.api.cors import EXPOSED, METHODS, allowed
@@ -62,6 +63,7 @@ def all_routes(parts: Parts, desk: Desk) -> list[Route]:
     ]
     rows += OllamaRoutes(parts, desk).routes()
     rows += OpenAiRoutes(parts, desk).routes()
+    rows += AnthropicRoutes(parts, desk).routes()
     rows += ClusterRoutes(parts, desk.live).routes()
     return rows
 

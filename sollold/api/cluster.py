@@ -59,7 +59,7 @@ class UnloadBody(msgspec.Struct, kw_only=True):
 
 
 class DrainBody(msgspec.Struct, kw_only=True):
-    """``POST /api/cluster/drain``. ``node``: id or name; empty: the node asked. ``on`` False: take work again."""
+    """``POST /api/cluster/drain``. ``node``: id or name, empty: the one asked; ``on`` False: back to work."""
 
     node: str = ""
     on: bool = True

@@ -37,6 +37,7 @@ class LineForm:
 
     dialect = Dialect.OLLAMA
     content_type = NDJSON
+    finished = False
 
     def __init__(self, lines: Lines, started: float) -> None:
         self._lines = lines

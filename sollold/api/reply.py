@@ -59,6 +59,11 @@ class Form(Protocol):
     content_type: str
     """Of the streamed answer."""
 
+    @property
+    def finished(self) -> bool:
+        """The answer is whole though the engine has not ended: it is not listened to any more."""
+        ...
+
     def begin(self, routing: Routing) -> bytes:
         """Bytes before the first event; the engine is known now."""
         ...
@@ -161,12 +166,16 @@ def refusal_response(dialect: Dialect, refusal: Refusal, waiting: Waiting | None
 class Reply:
     """One request's answer being given. ``run`` returns the response, sent or ready to be sent."""
 
-    def __init__(self, request: web.Request, desk: Desk, ask: Ask, form: Form) -> None:
+    def __init__(
+        self, request: web.Request, desk: Desk, ask: Ask, form: Form, *, streamed: bool | None = None
+    ) -> None:
+        """``streamed``: to the caller; when it differs from ``ask.stream`` the whole is put together here."""
         self._request = request
         self._desk = desk
         self._service = desk.service
         self._ask = ask
         self._form = form
+        self._to_stream = ask.stream if streamed is None else streamed
         self._patience = desk.patience
         self._live = desk.live.enter(ask, request.path)
         self._waiting = Waiting("planning")
@@ -185,7 +194,7 @@ class Reply:
             CancelledError: the caller hung up.
         """
         try:
-            return await self._streamed() if self._ask.stream else await self._whole()
+            return await self._streamed() if self._to_stream else await self._whole()
         finally:
             self._desk.live.leave(self._live)
 
@@ -244,6 +253,8 @@ class Reply:
                     if data:
                         self._written = time.monotonic()
                         await response.write(data)
+                    if form.finished:
+                        break
                 tail = form.end(answer.routing)
             except Refusal as refusal:
                 log.info(
@@ -279,11 +290,25 @@ class Reply:
         answer = await self._service.open(self._ask, self._on_wait)
         try:
             self._live.answers(answer.routing)
-            body = b"".join([raw async for raw in answer.events])
+            if self._ask.stream:
+                await self._collect(answer)
+                body = b""
+            else:
+                body = b"".join([raw async for raw in answer.events])
             data = self._form.whole(body, answer.routing)
         finally:
             await asyncio.shield(asyncio.ensure_future(close(answer)))
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
+
+    async def _collect(self, answer: Answer) -> None:
+        """Feed a stream to the form, for a caller that wants the whole."""
+        form = self._form
+        form.begin(answer.routing)
+        async for raw in answer.events:
+            form.event(raw)
+            if form.finished:
+                break
+        form.end(answer.routing)
 
 
 _UNEXPECTED = "the node failed to give this answer for a reason it did not expect; its log says more"

@@ -22,6 +22,7 @@ class ChunkForm:
 
     dialect = Dialect.OPENAI
     content_type = SSE
+    finished = False
 
     def begin(self, routing: Routing) -> bytes:
         """Nothing."""
