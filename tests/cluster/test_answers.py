@@ -1,0 +1,263 @@
+"""The whole way: three real daemons on a LAN, a model that none can hold alone, an answer from each."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.agent.llama_find import Llama
+from sollold.models.demo import Recital, counting, write
+from tests.daemons import Cluster, Node, until
+from tests.gguf import writer
+from tests.gguf.size import Size
+
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(600)]
+
+PROMPT = {"role": "user", "content": "Tell me a story about a lighthouse."}
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """0.8 GB, 16 layers, random weights."""
+    size = writer.sized("llama", 0.8e9, Size(layers=16, embd=1024, heads=16, kv_heads=4, vocab=4096))
+    return writer.write(tmp_path_factory.mktemp("models") / "big.gguf", "llama", size)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -> Iterator[Cluster]:
+    settings = {"placement.context": 1024, "placement.slots": 1}
+    with Cluster(3, tmp_path_factory.mktemp("cluster"), memory="400 MB", settings=settings) as cluster:
+        (cluster[0].models / "big.gguf").symlink_to(big)
+        for index, words in enumerate((200, 300)):
+            write(
+                cluster[index].models / f"count{index}.gguf", Recital(counting(words), name=f"count{index}")
+            )
+        cluster.together()
+        yield cluster
+
+
+@pytest.fixture
+def empty(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster with nothing loaded, before and after."""
+    unload_all(cluster)
+    yield cluster
+    unload_all(cluster)
+
+
+def unload_all(cluster: Cluster) -> None:
+    for found in cluster.deployments():
+        cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
+    until(lambda: not cluster.deployments(), "nothing is loaded")
+    until(lambda: granted(cluster) == 0, "no byte is granted")
+
+
+def granted(cluster: Cluster) -> int:
+    nodes = cluster[0].state()["nodes"]
+    return sum(device["granted"] for node in nodes for device in node["devices"])
+
+
+def chat(node: Node, model: str, tokens: int = 16, **more: Any) -> dict[str, Any]:
+    body = {"model": model, "messages": [PROMPT], "stream": False, **more}
+    body.setdefault("options", {"temperature": 0, "num_predict": tokens, "seed": 1})
+    reply = node.ask("POST", "/api/chat", body, timeout=240)
+    assert reply.status == 200, reply.body
+    return dict(reply.json)
+
+
+def test_three_nodes_find_each_other(cluster: Cluster) -> None:
+    for node in cluster:
+        assert node.sees() == ["node0", "node1", "node2"]
+
+
+def test_a_model_too_big_for_one_answers_on_every_node_in_every_way(empty: Cluster) -> None:
+    answers = []
+    for node in empty:
+        whole = chat(node, "big")
+        answers.append(whole["message"]["content"])
+        routing = whole["_routing"]
+        assert routing["backend"] == "llama.cpp-distributed"
+        assert routing["node"] and routing["coordinator_url"].startswith("http://")
+        assert routing["duration_ms"] > 0 and len(routing["devices"]) >= 2
+        assert whole["done_reason"] in ("stop", "length") and whole["eval_count"] > 0
+
+        body = {"model": "big", "messages": [PROMPT], "options": {"temperature": 0, "num_predict": 16}}
+        streamed = node.ask("POST", "/api/chat", body)
+        assert streamed.headers["X-Sollold-Backend"] == "llama.cpp-distributed"
+        assert streamed.headers["Content-Type"].startswith("application/x-ndjson")
+        assert len(streamed.lines) > 2 and streamed.lines[-1]["done"] is True
+        answers.append("".join(line["message"]["content"] for line in streamed.lines))
+
+        ask = {"model": "big", "messages": [PROMPT], "temperature": 0, "max_tokens": 16}
+        openai = node.ask("POST", "/v1/chat/completions", ask)
+        answers.append(openai.json["choices"][0]["message"]["content"])
+        events = node.ask("POST", "/v1/chat/completions", {**ask, "stream": True})
+        assert events.body.rstrip().endswith(b"data: [DONE]")
+        parts = [
+            event["choices"][0]["delta"].get("content") or "" for event in events.events if event["choices"]
+        ]
+        answers.append("".join(parts))
+
+        generated = node.ask("POST", "/api/generate", {"model": "big", "prompt": "A", "stream": False,
+                                                       "options": {"num_predict": 4}})  # fmt: skip
+        assert generated.json["done"] is True
+        completed = node.ask("POST", "/v1/completions", {"model": "big", "prompt": "A", "max_tokens": 4})
+        assert completed.json["choices"][0]["finish_reason"]
+    assert len(set(answers)) == 1, answers
+    assert len(empty.deployments()) == 1
+
+
+def test_the_layers_are_where_the_plan_says(empty: Cluster) -> None:
+    chat(empty[1], "big", 2)
+    (deployment,) = empty.deployments()
+    assert len({share["node"] for share in deployment["placed"]}) == 3
+    head = next(node for node in empty if node.state()["me"] == deployment["node"])
+    logs = list((head.folder / "state" / "logs").rglob("*llama-server*"))
+    text = "".join(log.read_text(errors="replace") for log in logs)
+    # llama-server tells each layer's device when it loads; the last one that a layer was told of counts.
+    told = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", text))
+    if not told:
+        pytest.skip("the log has no layers")
+    remote = [share for share in deployment["placed"] if share["last"] > share["first"]]
+    counts: dict[str, int] = {}
+    for device in told.values():
+        counts[device] = counts.get(device, 0) + 1
+    assert sorted(counts.values()) == sorted(share["last"] - share["first"] for share in remote)
+
+
+def test_the_sharded_answer_is_the_unsharded_one(empty: Cluster, big: Path, llama: Llama) -> None:
+    sharded = chat(empty[2], "big", 24)["message"]["content"]
+    assert alone(llama, big, 24) == sharded
+
+
+def alone(llama: Llama, model: Path, tokens: int) -> str:
+    """The answer of a llama-server that has the whole model to itself."""
+    import json
+    import socket
+    import urllib.request
+
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = link.getsockname()[1]
+    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", "1024", "-np", "1", "--jinja"]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def healthy() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        until(healthy, "llama-server is ready", 120)
+        body = {"messages": [PROMPT], "temperature": 0, "max_tokens": tokens, "seed": 1}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return str(json.load(answer)["choices"][0]["message"]["content"])
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_two_models_at_once(empty: Cluster) -> None:
+    first = chat(empty[2], "count0", 5)
+    second = chat(empty[2], "count1", 5)
+    assert first["message"]["content"].split() == second["message"]["content"].split()
+    assert {found["model"].split(":")[0] for found in empty.deployments()} == {"count0", "count1"}
+    assert {first["_routing"]["node"], second["_routing"]["node"]} == {"node0", "node1"}
+    assert first["_routing"]["backend"] == "llama.cpp-local"
+
+
+def test_a_cold_model_is_loaded_once_for_all_who_ask(empty: Cluster) -> None:
+    answers: list[str] = []
+
+    def ask(node: Node) -> None:
+        answers.append(chat(node, "big", 8)["message"]["content"])
+
+    threads = [threading.Thread(target=ask, args=(empty[index % 3],)) for index in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(240)
+    assert len(answers) == 6 and len(set(answers)) == 1
+    assert len(empty.deployments()) == 1
+    starts = sum(node.log().count("llama-server starts") for node in empty)
+    assert starts <= 1 or len(empty.deployments()) == 1
+
+
+def test_unload_gives_every_byte_back(empty: Cluster) -> None:
+    before = [device["available"] for node in empty[0].state()["nodes"] for device in node["devices"]]
+    chat(empty[0], "big", 2)
+    assert granted(empty) > 0
+    reply = empty[1].ask("POST", "/api/generate", {"model": "big", "keep_alive": 0})
+    assert reply.lines[-1]["done_reason"] == "unload"
+    until(lambda: granted(empty) == 0, "no byte is granted")
+    after = [device["available"] for node in empty[0].state()["nodes"] for device in node["devices"]]
+    assert after == pytest.approx(before, rel=0.1)
+
+
+def test_what_can_not_be_is_said_in_the_dialect_asked(cluster: Cluster) -> None:
+    node = cluster[1]
+    missing = node.ask("POST", "/api/chat", {"model": "nope", "messages": [PROMPT]})
+    assert missing.status == 404 and "nope" in missing.json["error"]
+    missing = node.ask("POST", "/v1/chat/completions", {"model": "nope", "messages": [PROMPT]})
+    assert missing.status == 404 and missing.json["error"]["code"] is not None
+    assert node.ask("POST", "/api/chat", b"{not json").status == 400
+    assert node.ask("POST", "/v1/chat/completions", b"{not json").json["error"]["message"]
+    assert node.ask("GET", "/api/chat").status == 405
+    assert node.ask("GET", "/v1/api/version").json["version"].count(".") == 2
+
+
+def test_a_corrupt_file_is_listed_with_the_reason(cluster: Cluster) -> None:
+    (cluster[2].models / "broken.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 16)
+    try:
+        until(
+            lambda: any("broken" in model["name"] for model in tags(cluster[0])), "the broken file is listed"
+        )
+        reply = cluster[0].ask("POST", "/api/chat", {"model": "broken", "messages": [PROMPT]})
+        assert reply.status in (400, 404, 500) and "broken" in reply.json["error"]
+        assert chat(cluster[2], "count0", 3)
+    finally:
+        (cluster[2].models / "broken.gguf").unlink()
+
+
+def tags(node: Node) -> list[dict[str, Any]]:
+    return list(node.ask("GET", "/api/tags").json["models"])
+
+
+def test_each_model_is_listed_once_on_all_nodes(cluster: Cluster) -> None:
+    for node in cluster:
+        names = [model["name"].split(":")[0] for model in tags(node)]
+        assert names.count("big") == 1 and {"big", "count0", "count1"} <= set(names)
+
+
+def test_a_model_that_does_not_fit_gets_the_arithmetic(empty: Cluster) -> None:
+    reply = empty[1].ask("POST", "/api/cluster/plan", {"model": "big", "context": 1024 * 1024, "slots": 8})
+    assert reply.status == 200
+    assert reply.json["ok"] is False
+    assert re.search(r"\d+(\.\d+)? [MG]iB", reply.json["reason"])
+
+
+def test_a_taken_port_is_named_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sollold", "run", "--config", "/dev/null", "--set"]
+    words += [f"node.state_dir={tmp_path}", "--set", "ollama.enabled=off", "--set", "cluster.mdns=off"]
+    node = cluster[0]
+    if node.machine is None:
+        words += ["--host", node.address, "--port", str(node.http), "--peer-port", "0"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    else:
+        done = node.machine.run(words, timeout=60, check=False)
+    assert done.returncode == 1
+    assert str(node.http) in done.stderr.splitlines()[-1] or str(node.peer) in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
