@@ -9,7 +9,7 @@ from __future__ import annotations
 class Breaker:
     """Closed → open after ``threshold`` errors in a row → one try after the pause → closed or open again."""
 
-    def __init__(self, threshold: int = 3, pause: float = 2.0, longest: float = 60.0) -> None:
+    def __init__(self, threshold: int = 3, pause: float = 2.0, longest: float = 15.0) -> None:
         """``pause``: seconds of the first opening; doubled by each further one up to ``longest``."""
         self._threshold = threshold
         self._pause = pause

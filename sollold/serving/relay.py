@@ -46,7 +46,7 @@ class RemoteStream:
         self._frames = Frames()
         self._early: list[tuple[int, bytes]] = []
         self._begun: Begun | None = None
-        self._lost = ""
+        self._ended: Broken | None = None
 
     @property
     def begun(self) -> Begun:
@@ -123,9 +123,9 @@ class RemoteStream:
         except _LOST as error:
             raise self._cut(error) from None
 
-    def lost(self, reason: str) -> None:
-        """The endpoint's node is known to be gone: wait for nothing more."""
-        self._lost = reason
+    def end(self, broken: Broken) -> None:
+        """Break it off: the endpoint's node is known to be gone, say. Whoever reads it gets `Failure`."""
+        self._ended = broken
         if self._response is not None:
             self._response.close()
 
@@ -143,7 +143,9 @@ class RemoteStream:
             raise Failure(Broken(Break.ENGINE, f"node {self._node} sent {error}"), transport=True) from None
 
     def _cut(self, error: BaseException) -> Failure:
-        why = self._lost or str(error) or type(error).__name__
+        if self._ended is not None:
+            return Failure(self._ended, transport=self._ended.kind is Break.ENGINE)
+        why = str(error) or type(error).__name__
         return Failure(Broken(Break.ENGINE, f"node {self._node} was lost: {why}"), transport=True)
 
 
@@ -182,7 +184,7 @@ class Events:
         self._rest = b""
         self._last = b""
         self.done = False
-        """Whether the engine has said that there is no more."""
+        """Whether the body has come to the end that the engine announces."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """The events that are whole now: payloads of ``data:`` lines, or lines."""
@@ -217,13 +219,17 @@ class Events:
             self._last = events[-1]
         return events
 
+    @property
+    def over(self) -> bool:
+        """Whether the engine has said that there is no more, however the body ended."""
+        return self.done or any(word in self._last for word in self._done_word)
+
     def finish(self) -> list[bytes]:
         """The body has ended: an event whose end-of-line was left out, and `done` gets its last word."""
         events: list[bytes] = []
         if self._rest.strip():
             events = self.feed(b"\n" if self._lines else b"\n\n")
-        if not self.done and self._done_word:
-            self.done = any(word in self._last for word in self._done_word)
+        self.done = self.over
         return events
 
 

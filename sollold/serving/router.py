@@ -24,7 +24,7 @@ _LEARN = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request needs of an endpoint. ``digest``: beginning of the content's, when it was named."""
+    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name."""
 
     model: str
     engines: frozenset[Engine]
@@ -315,16 +315,21 @@ class Router:
 
 
 def _fits(endpoint: Endpoint, wish: Wish) -> bool:
-    if endpoint.model != wish.model or endpoint.state is not State.READY:
+    if endpoint.state is not State.READY or not _same_model(endpoint, wish):
         return False
     engine = engine_of(endpoint)
     if engine not in wish.engines:
         return False
-    if wish.digest and not endpoint.digest.startswith(wish.digest):
-        return False
     if engine is Engine.OLLAMA:
         return True
     return endpoint.embedding == wish.embedding and endpoint.context >= wish.context
+
+
+def _same_model(endpoint: Endpoint, wish: Wish) -> bool:
+    # The same content may have another name on another node, and one name other content.
+    if endpoint.digest and wish.digest:
+        return endpoint.digest == wish.digest
+    return endpoint.model == wish.model
 
 
 def _on_gpu(record: Record, endpoint: Endpoint) -> bool:

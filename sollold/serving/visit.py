@@ -57,6 +57,10 @@ class Stream(Protocol):
         """
         ...
 
+    def end(self, broken: Broken) -> None:
+        """Break it off from outside: whoever reads it gets `Failure`. For once it has begun."""
+        ...
+
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its place. May be called twice."""
         ...

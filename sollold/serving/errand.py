@@ -1,0 +1,370 @@
+"""One request at the node asked, from its endpoint's choice to its last event, over all faults."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
+from sollold.serving.finding import Finder, Leg, Means, message_in
+from sollold.serving.origin import routing_of
+from sollold.serving.relay import Events, whole
+from sollold.serving.resume import keeper
+from sollold.serving.resume_state import Kept, Unfaithful
+from sollold.serving.router import Choice, Wish
+from sollold.serving.visit import Failure
+from sollold.serving.wire import Break, Broken
+
+log = logging.getLogger("sollold.serving")
+
+_ERROR = b'{"error"'
+_COUNT_LIMIT = 20.0
+"""Seconds in which an engine must have counted the tokens of what was delivered."""
+_RESUMES = 20
+"""Faults that one answer survives; more are a fault of another kind."""
+_ENGINE_ERRORS = 2
+"""Errors that engines themselves report in one stream before they are believed to be the request's own."""
+
+
+class Errand:
+    """See the module. `open`, `load` or `unload` is called once; `close` always."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        wish: Wish,
+        on_wait: Callable[[Waiting], None],
+        means: Means,
+        on_end: Callable[[Errand], None],
+    ) -> None:
+        self._ask = ask
+        self._wish = wish
+        self._on_wait = on_wait
+        self._means = means
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._finder = Finder(ask, wish, on_wait, means)
+        self._leg: Leg | None = None
+        self._routing: Routing | None = None
+        self._stopped: Refusal | None = None
+        self._mending: asyncio.Future[Leg | None] | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._fault_at = 0.0
+        self._engine_errors = 0
+        self._extra = {"request": ask.id}
+
+    @property
+    def node(self) -> str:
+        """The endpoint's node, while one answers; empty else."""
+        return self._leg.candidate.record.node if self._leg is not None else ""
+
+    async def open(self) -> Answer:
+        """Begin the answer.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        leg = self._leg = await self._finder.find(self._ask.calls, self._means.http.wait_limit, "")
+        self._routing = self._routing_from(leg)
+        if self._ask.deadline > 0:
+            left = self._finder.came + self._ask.deadline - self._loop.time()
+            self._deadline = self._loop.call_later(max(0.0, left), self._expire)
+        events = self._stream() if self._ask.stream else self._whole()
+        return Answer(self._routing, events, self.close)
+
+    async def load(self) -> Answer:
+        """Only get the model loaded.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        # The smallest question that an engine answers, so that the endpoint learns of keep_alive.
+        touch = {Engine.LLAMA: Call("/tokenize", {"content": ""})}
+        touch |= {engine: call for engine, call in self._ask.calls.items() if engine is Engine.OLLAMA}
+        touch = {engine: call for engine, call in touch.items() if engine in self._ask.calls}
+        leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit, "")
+        await _read_away(leg)
+        self._routing = self._routing_from(leg)
+        return Answer(self._routing, _nothing(), self.close)
+
+    async def unload(self) -> Answer:
+        """End the deployments of the model that are not in use, and let an Ollama unload it.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        view = self._means.view
+        candidates = self._means.router.candidates(view.live(), self._wish, self._loop.time())
+        for candidate in candidates:
+            node, deployment = candidate.key
+            if candidate.engine is Engine.LLAMA:
+                await self._means.loader.unload(node, deployment, "a caller asked for it (keep_alive 0)")
+            elif candidate.endpoint.loaded:
+                call = self._ask.calls[Engine.OLLAMA]
+                leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish)
+                if isinstance(leg, Leg):
+                    try:
+                        await _read_away(leg)
+                    finally:
+                        await self._finder.leave(leg, True)
+        if candidates:
+            record, endpoint = candidates[0].record, candidates[0].endpoint
+        else:
+            # Nothing was loaded, which is what was asked for.
+            record = view.me
+            endpoint = Endpoint("", self._wish.model, self._wish.digest, Backend.LOCAL, State.DRAINING)
+        self._routing = routing_of(self._wish.model, record, endpoint, view.live())
+        return Answer(self._routing, _nothing(), self.close)
+
+    async def close(self) -> None:
+        """End the generation, if it is not at its end, and free its place. May be called twice."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._mending is not None:
+            self._mending.cancel()
+        leg, self._leg = self._leg, None
+        self._on_end(self)
+        if leg is not None:
+            await self._finder.leave(leg, None)
+
+    def lost(self, reason: str) -> None:
+        """The endpoint's node is gone: wait for nothing more from it."""
+        if self._leg is not None:
+            self._leg.stream.end(Broken(Break.ENGINE, reason))
+
+    def stop(self, reason: str) -> None:
+        """This node stops: end the answer with a clear error."""
+        self._halt(Refusal(Fault.INTERRUPTED, f"the answer was broken off: {reason}"))
+
+    def _expire(self) -> None:
+        seconds = f"{self._ask.deadline:g} s"
+        self._halt(
+            Refusal(Fault.TIMEOUT, f"the answer was not whole within the {seconds} that the request allows")
+        )
+
+    def _halt(self, refusal: Refusal) -> None:
+        self._stopped = refusal
+        if self._leg is not None:
+            self._leg.stream.end(Broken(Break.DEADLINE, refusal.message))
+        elif self._mending is not None:
+            self._mending.cancel()
+
+    # Giving the answer.
+
+    async def _whole(self) -> AsyncIterator[bytes]:
+        """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""
+        try:
+            leg = self._leg
+            while leg is not None:
+                try:
+                    body = await whole(leg.stream)
+                except Failure as failure:
+                    leg = await self._mend(failure, leg, None)
+                    continue
+                yield body
+                await self._done(leg)
+                return
+        finally:
+            await self.close()
+
+    async def _stream(self) -> AsyncIterator[bytes]:
+        """A streamed request: the engine's events, over all faults."""
+        try:
+            leg = self._leg
+            if leg is None:
+                return
+            kept = keeper(leg.candidate.engine, leg.call)
+            while True:
+                began = 0.0
+                cut = Events(leg.candidate.engine, leg.call.path)
+                try:
+                    async for chunk in leg.stream.chunks():
+                        for event in cut.feed(chunk):
+                            if event.startswith(_ERROR):
+                                raise self._engine_error(event)
+                            if not began:
+                                began = self._first_event()
+                            if kept.resumed:
+                                for merged in kept.merge(event):
+                                    yield merged
+                            else:
+                                # Nearly every token goes this way: nothing is read, nothing is copied.
+                                kept.add(event)
+                                yield event
+                    for event in cut.finish():
+                        for merged in kept.merge(event) if kept.resumed else (event,):
+                            yield merged
+                    if not cut.done:
+                        raise Failure(
+                            Broken(Break.ENGINE, "the engine ended its answer early"), transport=True
+                        )
+                except Failure as failure:
+                    if cut.over:
+                        await self._done(leg)
+                        return
+                    if began:
+                        kept.spent_ms += (self._loop.time() - began) * 1000
+                    mended = await self._mend(failure, leg, kept)
+                    if mended is None:
+                        for event in kept.closing():
+                            yield event
+                        return
+                    leg = mended
+                else:
+                    await self._done(leg)
+                    return
+        finally:
+            await self.close()
+
+    async def _done(self, leg: Leg) -> None:
+        self._leg = None
+        await self._finder.leave(leg, True)
+
+    def _first_event(self) -> float:
+        """The first event of a leg came: after a fault the gap ends here. Returns the time."""
+        now = self._loop.time()
+        if self._fault_at and self._routing is not None:
+            self._routing.gap_ms += (now - self._fault_at) * 1000
+            self._fault_at = 0.0
+        return now
+
+    def _engine_error(self, event: bytes) -> Exception:
+        """An error in the stream: a fault to be mended once or twice, or the request's own."""
+        message = message_in(event) or "the engine failed"
+        status = _status_in(event)
+        self._engine_errors += 1
+        if status < 500 or self._engine_errors > _ENGINE_ERRORS:
+            return Refusal(Fault.ENGINE, message, status=status)
+        return Failure(Broken(Break.ENGINE, f"the engine failed: {message}"))
+
+    # After a fault.
+
+    async def _mend(self, failure: Failure, leg: Leg, kept: Kept | None) -> Leg | None:
+        """Another engine goes on where the answer stopped; None when nothing but its end is lacking.
+
+        Raises:
+            Refusal: it can't be mended.
+        """
+        routing = self._routing
+        assert routing is not None
+        self._fault_at = self._fault_at or self._loop.time()
+        self._leg = None
+        await self._finder.drop(leg, failure)
+        if self._stopped is not None:
+            raise self._stopped
+        if routing.resumed >= _RESUMES:
+            raise Refusal(
+                Fault.INTERRUPTED, f"the answer was interrupted {_RESUMES} times; at last: {failure}"
+            )
+        if kept is not None and kept.delivered:
+            try:
+                kept.check()
+            except Unfaithful as error:
+                raise Refusal(
+                    Fault.INTERRUPTED,
+                    f"the answer was interrupted ({failure}) and can't be continued exactly: {error}. "
+                    "Ask again",
+                ) from None
+        log.warning("an answer broke off and goes on elsewhere: %s", failure, extra=self._extra)
+        self._on_wait(Waiting("recovering", message=str(failure)))
+        mending = self._mending = asyncio.ensure_future(self._again(leg, kept))
+        try:
+            new = await mending
+        except asyncio.CancelledError:
+            if self._stopped is not None and mending.cancelled():
+                raise self._stopped from None
+            raise
+        except Refusal as refusal:
+            if refusal.fault is Fault.TIMEOUT:
+                raise
+            raise Refusal(
+                Fault.INTERRUPTED,
+                f"the answer was interrupted ({failure}) and could not go on: {refusal.message}",
+                retry_after=refusal.retry_after,
+            ) from None
+        finally:
+            self._mending = None
+        routing.resumed += 1
+        if new is None:
+            return None
+        self._leg = new
+        moved = self._routing_from(new)
+        routing.node, routing.backend = moved.node, moved.backend
+        routing.coordinator_url, routing.devices = moved.coordinator_url, moved.devices
+        return new
+
+    async def _again(self, leg: Leg, kept: Kept | None) -> Leg | None:
+        """Find an engine for the rest of the answer, of the same kind: its events have the same form."""
+        find, limit = self._finder.find, self._means.serving.recover_limit
+        engine = leg.candidate.engine
+        if kept is None or not kept.delivered:
+            return await find({engine: self._ask.calls[engine]}, limit, "recovering")
+        tokens: int | None = None
+        if engine is Engine.LLAMA and kept.text:
+            count = Call("/tokenize", {"content": kept.text})
+            counting = await find({engine: count}, limit, "recovering")
+            try:
+                async with asyncio.timeout(_COUNT_LIMIT):
+                    tokens = len(msgspec.json.decode(await whole(counting.stream), type=_Tokens).tokens)
+            except (Failure, TimeoutError, msgspec.MsgspecError) as error:
+                log.info("the engine did not count tokens: %s", error, extra=self._extra)
+            finally:
+                await self._finder.leave(counting, None)
+        call = kept.resume(tokens)
+        if kept.closing():
+            return None
+        return await find({engine: call}, limit, "recovering")
+
+    def _routing_from(self, leg: Leg) -> Routing:
+        view = self._means.view
+        routing = routing_of(self._wish.model, leg.candidate.record, leg.candidate.endpoint, view.live())
+        routing.load_ms = self._finder.load_ms
+        routing.queue_ms = leg.stream.begun.queue_ms
+        if self._ask.explain:
+            others = self._means.router.rank(
+                view.live(), self._wish, self._loop.time(), frozenset((leg.candidate.key,))
+            )
+            routing.scores = tuple(
+                ("/".join(choice.candidate.key), choice.score, choice.why) for choice in (leg.choice, *others)
+            )
+        return routing
+
+
+class _Tokens(msgspec.Struct):
+    """llama-server's answer to ``/tokenize``."""
+
+    tokens: list[int | msgspec.Raw]
+
+
+class _ErrorCode(msgspec.Struct):
+    code: int | str | None = None
+
+
+class _ErrorEvent(msgspec.Struct):
+    error: _ErrorCode | str = ""
+
+
+def _status_in(event: bytes) -> int:
+    """The status that an error in a stream would have had; 500 when it says none."""
+    try:
+        error = msgspec.json.decode(event, type=_ErrorEvent).error
+    except msgspec.MsgspecError:
+        return 500
+    code = error.code if isinstance(error, _ErrorCode) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+async def _read_away(leg: Leg) -> None:
+    try:
+        await whole(leg.stream)
+    except Failure as failure:
+        raise Refusal(Fault.ENGINE, f"the engine failed: {failure}", status=500) from None
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""

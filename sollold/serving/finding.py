@@ -1,0 +1,275 @@
+"""Finding an engine that begins to answer: choose an endpoint or get one loaded, stand in line, begin."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from sollold.cluster.peer import PeerCalls
+from sollold.cluster.view import View
+from sollold.config import HttpSettings, ServingSettings
+from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Waiting
+from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.loader import Loader, Need
+from sollold.serving.relay import open_stream, whole
+from sollold.serving.router import Candidate, Choice, Router, Wish
+from sollold.serving.visit import Failure, Stream
+from sollold.serving.wire import Break, Broken, Turn
+
+log = logging.getLogger("sollold.serving")
+
+_RETHINK = 0.25
+"""Seconds between two looks for a better endpoint while standing in line."""
+_AGAIN = 0.3
+"""Seconds before endpoints that failed just now are asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What requests are answered with."""
+
+    view: View
+    calls: PeerCalls
+    server: EndpointServer
+    loader: Loader
+    router: Router
+    serving: ServingSettings
+    http: HttpSettings
+
+
+@dataclass(slots=True)
+class Leg:
+    """An engine's answer under way: a request has one, and after each fault another."""
+
+    choice: Choice
+    stream: Stream
+    call: Call
+
+    @property
+    def candidate(self) -> Candidate:
+        """The endpoint."""
+        return self.choice.candidate
+
+
+class Finder:
+    """Finds engines for one request, at first and after each fault."""
+
+    def __init__(self, ask: Ask, wish: Wish, on_wait: Callable[[Waiting], None], means: Means) -> None:
+        self._ask = ask
+        self._wish = wish
+        self._on_wait = on_wait
+        self._means = means
+        self._loop = asyncio.get_running_loop()
+        self.came = self._loop.time()
+        self.load_ms = 0.0
+        self._sent = 0
+        self._extra = {"request": ask.id}
+
+    async def find(self, calls: dict[Engine, Call], limit: float, stage: str) -> Leg:
+        """An engine that has begun to answer. ``stage``: what waiting is called, when not by its own name.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        means = self._means
+        began = self._loop.time()
+        wish = replace(self._wish, engines=frozenset(calls))
+        tried: set[tuple[str, str]] = set()
+        refused: Refusal | None = None
+        wanted = ("", "")
+        loaded = False
+        while True:
+            now = self._loop.time()
+            ranked = means.router.rank(means.view.live(), wish, now, frozenset(tried))
+            if wanted[0]:
+                # In line elsewhere it saw this one free.
+                first = wanted
+                ranked = tuple(sorted(ranked, key=lambda choice: choice.candidate.key != first))
+                wanted = ("", "")
+            if not ranked:
+                if refused is not None:
+                    raise refused
+                if now - began > limit:
+                    raise self._too_long(limit, "it could not be reached")
+                if tried:
+                    # The record still calls READY what does not answer: give its owner time to notice.
+                    await asyncio.sleep(_AGAIN)
+                    tried.clear()
+                    continue
+                if loaded:
+                    # The leader knows one that is READY; here it is not known yet, or not reachable.
+                    await asyncio.sleep(_AGAIN)
+                await self._load(wish, limit - (now - began), stage)
+                loaded = True
+                continue
+            loaded = False
+            choice = ranked[0]
+            leg = await self.enter(choice, calls[choice.candidate.engine], wish, stage)
+            if isinstance(leg, Leg):
+                return leg
+            if isinstance(leg, Candidate):
+                wanted = leg.key
+                means.router.ended(wanted, None)
+                continue
+            tried.add(choice.candidate.key)
+            if isinstance(leg, Refusal):
+                refused = leg
+
+    async def _load(self, wish: Wish, limit: float, stage: str) -> None:
+        began = self._loop.time()
+        need = Need(wish, self._ask.keep_alive, limit)
+        on_wait = self._on_wait
+        if stage:
+
+            def on_wait(waiting: Waiting) -> None:
+                self._on_wait(Waiting(stage, waiting.progress, waiting.position, waiting.message))
+
+        await self._means.loader.ready(need, on_wait)
+        self.load_ms += (self._loop.time() - began) * 1000
+
+    async def enter(
+        self, choice: Choice, call: Call, wish: Wish, stage: str = ""
+    ) -> Leg | Candidate | Refusal | Failure:
+        """Ask one endpoint.
+
+        Answers the leg; or a better candidate, found while it stood in line; or why another endpoint
+        should be tried (a `Refusal` is to be raised when there is none, a `Failure` to be waited out).
+
+        Raises:
+            Refusal: no endpoint would answer this.
+        """
+        means, candidate = self._means, choice.candidate
+        node, endpoint = candidate.key
+        now = self._loop.time()
+        left = self.came + self._ask.deadline - now if self._ask.deadline > 0 else 0.0
+        self._sent += 1
+        turn = Turn(
+            # A request that comes back to an endpoint may meet its own former self, not yet gone.
+            id=self._ask.id if self._sent == 1 else f"{self._ask.id}.{self._sent}",
+            endpoint=endpoint,
+            path=call.path,
+            body=msgspec.json.encode(call.body),
+            stream=self._ask.stream,
+            priority=self._ask.priority,
+            client=self._ask.client,
+            age=now - self.came,
+            deadline=max(left, 0.001) if self._ask.deadline > 0 else 0.0,
+            keep_alive=self._ask.keep_alive,
+            aside=call.path == "/tokenize",
+        )
+        place = 0
+
+        def on_position(position: int) -> None:
+            nonlocal place
+            place = position
+            self._on_wait(Waiting(stage or "queued", position=position))
+
+        means.router.sent(candidate.key, wish, now)
+        opening = asyncio.ensure_future(
+            open_stream(means.view.me.node, node, turn, means.server, means.calls, on_position)
+        )
+        ok: bool | None = None
+        try:
+            while True:
+                done, _ = await asyncio.wait((opening,), timeout=_RETHINK)
+                if done:
+                    stream = opening.result()
+                    break
+                if not place:
+                    continue
+                better = means.router.better(means.view.live(), wish, self._loop.time(), candidate.key)
+                if better is not None:
+                    # Claimed before anything is awaited: the others in line look for it too.
+                    means.router.sent(better.key, wish, self._loop.time())
+                    await _call_off(opening)
+                    means.router.ended(candidate.key, None)
+                    return better
+            refusal = await self._refused(stream, candidate)
+        except Failure as failure:
+            if failure.transport:
+                means.router.failed(candidate.key, self._loop.time())
+                ok = False
+            means.router.ended(candidate.key, ok)
+            return self._judge(failure)
+        except BaseException:
+            await _call_off(opening)
+            means.router.ended(candidate.key, None)
+            raise
+        means.router.began(candidate.key, self._loop.time() - now)
+        if refusal is not None:
+            await stream.close()
+            means.router.ended(candidate.key, refusal.status < 500)
+            if candidate.engine is Engine.LLAMA and refusal.status != 503:
+                raise refusal
+            # An Ollama may lack the memory, or the model by now, where another does not.
+            if refusal.status < 500 and refusal.status != 404:
+                raise refusal
+            return Failure(Broken(Break.MOVED, refusal.message)) if refusal.status == 503 else refusal
+        return Leg(choice, stream, call)
+
+    def _judge(self, failure: Failure) -> Refusal | Failure:
+        if failure.kind is Break.FULL:
+            return Refusal(
+                Fault.UNAVAILABLE, failure.broken.message, retry_after=max(1.0, failure.broken.retry_after)
+            )
+        if failure.kind is Break.DEADLINE:
+            raise Refusal(Fault.TIMEOUT, failure.broken.message)
+        log.info("an endpoint did not answer: %s", failure, extra=self._extra)
+        return failure
+
+    async def _refused(self, stream: Stream, candidate: Candidate) -> Refusal | None:
+        """The engine's own error, when its status is one.
+
+        Raises:
+            Failure: it broke off.
+        """
+        status = stream.begun.status
+        if status < 400:
+            return None
+        body = await whole(stream, limit=1024 * 1024)
+        return Refusal(Fault.ENGINE, message_in(body) or f"the engine answered {status}", status=status)
+
+    def _too_long(self, limit: float, why: str) -> Refusal:
+        message = f"model {self._wish.model!r} did not answer within {limit:.0f} s: {why}; try again later"
+        return Refusal(Fault.UNAVAILABLE, message, retry_after=10.0)
+
+    async def leave(self, leg: Leg, ok: bool | None) -> None:
+        """Done with ``leg``. ``ok`` None: nothing is learned of the endpoint from it."""
+        self._means.router.ended(leg.candidate.key, ok)
+        await leg.stream.close()
+
+    async def drop(self, leg: Leg, failure: Failure) -> None:
+        """Done with ``leg``, which failed."""
+        if failure.transport:
+            self._means.router.failed(leg.candidate.key, self._loop.time())
+        await self.leave(leg, False if failure.transport else None)
+
+
+async def _call_off(opening: asyncio.Future[Stream]) -> None:
+    """End an opening, whether it is waiting or has come through in this very moment."""
+    opening.cancel()
+    results = await asyncio.gather(opening, return_exceptions=True)
+    for result in results:
+        if not isinstance(result, BaseException):
+            await result.close()
+
+
+class _ErrorDetail(msgspec.Struct):
+    message: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorDetail | str = ""
+
+
+def message_in(body: bytes) -> str:
+    """What an engine's error says, in OpenAI's form or Ollama's; empty when it can't be read."""
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error
+    except msgspec.MsgspecError:
+        return ""
+    return error if isinstance(error, str) else error.message

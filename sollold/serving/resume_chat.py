@@ -1,0 +1,145 @@
+"""Continuing ``/v1/chat/completions``, of llama-server or of an Ollama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.serving.ask import Call, Engine
+from sollold.serving.resume_state import (
+    JsonObject,
+    Kept,
+    Unfaithful,
+    asked_for,
+    less,
+    whole_timings,
+    whole_usage,
+)
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+
+
+class KeptChat(Kept):
+    """A streamed chat in OpenAI's chunks.
+
+    llama-server takes a trailing assistant message as the beginning of its answer when
+    ``continue_final_message`` names the part (content or reasoning) that goes on, and then sends only what
+    it adds. A JSON schema's grammar is led through that beginning too. An Ollama continues a trailing
+    assistant message unasked.
+    """
+
+    def __init__(self, call: Call, engine: Engine) -> None:
+        super().__init__(call)
+        self._engine = engine
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._id: Any = None
+        self._created: Any = None
+        self._model: Any = None
+        self._role = False
+        self._tool_call = False
+        self._finished = False
+        self._usage = False
+
+    @property
+    def text(self) -> str:
+        """Reasoning, then content."""
+        self.fold()
+        return "".join(self._reasoning) + "".join(self._content)
+
+    def check(self) -> None:
+        """As `Kept.check`."""
+        self.fold()
+        body = self.call.body
+        if asked_for(body, "logprobs"):
+            raise Unfaithful("it carries log probabilities")
+        if isinstance(body.get("n"), int) and body["n"] > 1:
+            raise Unfaithful("more than one answer was asked for at once")
+        if self._tool_call and not self._finished:
+            raise Unfaithful("a tool call was sent in part")
+        if asked_for(body, "grammar") and self.text:
+            raise Unfaithful("it follows a grammar of the caller's own, whose state is lost")
+        if self._engine is Engine.OLLAMA and asked_for(body, "response_format") and self._content:
+            kind = body["response_format"]
+            if not isinstance(kind, dict) or kind.get("type") != "text":
+                raise Unfaithful("it follows a JSON schema, and Ollama can't begin one in the middle")
+
+    def _read(self, event: JsonObject) -> None:
+        if self._id is None:
+            self._id, self._created = event.get("id"), event.get("created")
+            self._model = event.get("model")
+        if event.get("usage"):
+            self._usage = True
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or {}
+            self._role = self._role or "role" in delta
+            content, reasoning = delta.get("content"), _reasoning(delta)
+            if content:
+                self._content.append(content)
+            if reasoning:
+                self._reasoning.append(reasoning)
+            if content or reasoning:
+                self.events += 1
+            if delta.get("tool_calls"):
+                self._tool_call = True
+            if choice.get("finish_reason"):
+                self._finished = True
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        content, reasoning = "".join(self._content), "".join(self._reasoning)
+        self._content, self._reasoning = [content], [reasoning]
+        if self._finished:
+            # All is said. What may lack are the counts, so the prompt is read and nothing made.
+            less(body, _LIMITS, 2**31)
+            body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 0
+        else:
+            less(body, _LIMITS, self.tokens)
+        if not content and not reasoning:
+            return Call(self.call.path, body)
+        messages = list(body.get("messages") or ())
+        beginning: JsonObject = {"role": "assistant", "content": ""}
+        if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+            # The caller began the answer; two assistant messages in a row are an error.
+            beginning = dict(messages.pop())
+            if not isinstance(beginning.get("content") or "", str):
+                beginning["content"] = "".join(part.get("text", "") for part in beginning["content"])
+        beginning["content"] = (beginning.get("content") or "") + content
+        thought = (_reasoning(beginning) or "") + reasoning
+        if self._engine is Engine.LLAMA:
+            if thought:
+                beginning["reasoning_content"] = thought
+            body["add_generation_prompt"] = False
+            body["continue_final_message"] = "content" if beginning["content"] else "reasoning_content"
+        elif thought:
+            beginning["reasoning"] = thought
+        body["messages"] = [*messages, beginning]
+        return Call(self.call.path, body)
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        if self._id is not None:
+            event["id"], event["created"], event["model"] = self._id, self._created, self._model
+        tokens, spent = self.tokens, self.spent_ms
+        whole_usage(event.get("usage"), tokens)
+        whole_timings(event.get("timings"), tokens, spent)
+        choices = event.get("choices") or []
+        if not choices:
+            return event if event.get("usage") and not self._usage else None
+        kept = []
+        for choice in choices:
+            delta = choice.get("delta") or {}
+            if self._role and "role" in delta:
+                delta = {key: value for key, value in delta.items() if key != "role"}
+                if not delta.get("content"):
+                    delta.pop("content", None)
+                choice["delta"] = delta
+            finish = choice.get("finish_reason")
+            if self._finished or not (delta or finish):
+                continue
+            kept.append(choice)
+        event["choices"] = kept
+        return event if kept else None
+
+
+def _reasoning(delta: JsonObject) -> str | None:
+    """The thinking in a delta or message: llama-server and Ollama call it differently."""
+    return delta.get("reasoning_content") or delta.get("reasoning")

@@ -1,0 +1,166 @@
+"""What was delivered of a stream, how it is to be continued, and the new events made to fit the old stream.
+
+Pure. A `Kept` takes the engine's events as raw JSON while all goes well and looks into none of them, but
+now and then folds the pile into what it says, so that a long answer does not grow the daemon. After a fault
+`resume` gives the request that makes another engine go on where the stream stopped: what was delivered is
+given to it as the beginning of its own answer (prefill). `merge` turns that engine's events into ones that
+continue the old stream: same id, no second role, counts and times of the whole.
+
+Why nothing is lost or doubled: an engine sends text only as whole characters, and holds back what might be
+the beginning of a stop string; what it held back was not delivered and is made again. Where the rest of an
+answer depends on more than its text, `check` says that it can't be continued faithfully.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import msgspec
+
+from sollold.serving.ask import Call
+
+_PILE = 512
+"""Events that are kept unread at the most."""
+
+JsonObject = dict[str, Any]
+
+
+class Unfaithful(Exception):
+    """The stream can't be continued exactly; the sentence says why."""
+
+
+class Kept(ABC):
+    """The delivered part of one stream."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        """The request as it was asked first."""
+        self.resumed = False
+        """Whether events must go through `merge` now."""
+        self.delivered = False
+        """Whether the caller has anything at all."""
+        self.events = 0
+        """Events with text in them so far: a measure of tokens where the engine gives none."""
+        self.tokens = 0
+        """Tokens in what was delivered before the last fault."""
+        self.spent_ms = 0.0
+        """Milliseconds for which engines that are gone made tokens; whoever reads the streams adds them."""
+        self._pile: list[bytes] = []
+
+    def add(self, event: bytes) -> None:
+        """The caller got ``event``."""
+        self._pile.append(event)
+        self.delivered = True
+        if len(self._pile) >= _PILE:
+            self.fold()
+
+    def fold(self) -> None:
+        """Read the events that were kept unread."""
+        pile, self._pile = self._pile, []
+        for raw in pile:
+            event = read(raw)
+            if event is not None:
+                self._read(event)
+
+    def resume(self, tokens: int | None) -> Call:
+        """The request that continues the stream. From now on events go through `merge`.
+
+        ``tokens``: how many tokens `text` is, if the engine could tell.
+        """
+        self.fold()
+        self.tokens = self.events if tokens is None else tokens
+        self.resumed = True
+        return self._continuation()
+
+    def closing(self) -> list[bytes]:
+        """The last events, when they are all that is lacking and no engine is needed for them."""
+        return []
+
+    def merge(self, raw: bytes) -> list[bytes]:
+        """An event of the new engine as the events that continue the old stream."""
+        event = read(raw)
+        if event is None:
+            return []
+        merged = self._merge(event)
+        if merged is None:
+            return []
+        # Its counts are the whole's; what it says is folded in for the next fault.
+        self._read(merged)
+        self.delivered = True
+        return [msgspec.json.encode(merged)]
+
+    @property
+    @abstractmethod
+    def text(self) -> str:
+        """All that was delivered, as the engine would read it; for counting its tokens."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Look whether the stream can be continued exactly.
+
+        Raises:
+            Unfaithful: it can't.
+        """
+
+    @abstractmethod
+    def _read(self, event: JsonObject) -> None:
+        """Take in what an event says that the caller has got."""
+
+    @abstractmethod
+    def _continuation(self) -> Call: ...
+
+    @abstractmethod
+    def _merge(self, event: JsonObject) -> JsonObject | None: ...
+
+
+def read(raw: bytes) -> JsonObject | None:
+    """An event as an object; None when it is none."""
+    try:
+        event = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def less(body: JsonObject, keys: tuple[str, ...], made: int) -> None:
+    """Take tokens that were made already off the limit, under whichever of its names it has."""
+    for key in keys:
+        limit = body.get(key)
+        if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
+            body[key] = max(0, limit - made)
+
+
+def asked_for(body: JsonObject, key: str) -> bool:
+    """Whether an option is on: there, and not false, zero or empty."""
+    return bool(body.get(key))
+
+
+def whole_usage(usage: Any, tokens: int) -> None:
+    """Make a continuation's counts the whole's: what it read of the answer was made, not asked."""
+    if not isinstance(usage, dict):
+        return
+    prompt, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if isinstance(prompt, int) and isinstance(made, int):
+        usage["prompt_tokens"] = max(0, prompt - tokens)
+        usage["completion_tokens"] = made + tokens
+        usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
+    details = usage.get("prompt_tokens_details")
+    if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
+        details["cached_tokens"] = min(details["cached_tokens"], usage.get("prompt_tokens", 0))
+
+
+def whole_timings(timings: Any, tokens: int, spent_ms: float) -> None:
+    """The same for llama-server's ``timings``."""
+    if not isinstance(timings, dict):
+        return
+    if isinstance(timings.get("predicted_n"), int):
+        made = timings["predicted_n"] = timings["predicted_n"] + tokens
+        spent = timings["predicted_ms"] = float(timings.get("predicted_ms") or 0.0) + spent_ms
+        timings["predicted_per_token_ms"] = spent / made if made else 0.0
+        timings["predicted_per_second"] = made * 1000 / spent if spent else 0.0
+    if isinstance(timings.get("prompt_n"), int):
+        cached = timings.get("cache_n") if isinstance(timings.get("cache_n"), int) else 0
+        fresh = timings["prompt_n"]
+        timings["prompt_n"] = max(0, fresh - tokens)
+        timings["cache_n"] = max(0, (cached or 0) - max(0, tokens - fresh))

@@ -1,0 +1,205 @@
+"""Continuing ``/v1/completions``, and llama-server's own ``/completion`` and ``/infill``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.serving.ask import Call, Engine
+from sollold.serving.resume_state import (
+    JsonObject,
+    Kept,
+    Unfaithful,
+    asked_for,
+    less,
+    whole_timings,
+    whole_usage,
+)
+
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+
+
+def _constrain(body: JsonObject, text: str) -> None:
+    """Let a grammar or JSON schema go on behind ``text``.
+
+    llama-server leads a grammar through ``generation_prompt``, for schemas always, for a caller's own
+    grammar when it is called one for tool calls.
+    """
+    if asked_for(body, "grammar"):
+        body["grammar_type"] = "tool_calls"
+    if asked_for(body, "grammar") or "json_schema" in body or "response_format" in body:
+        body["generation_prompt"] = text
+
+
+class KeptText(Kept):
+    """A streamed completion in OpenAI's chunks: the prompt gets what was delivered at its end."""
+
+    def __init__(self, call: Call, engine: Engine) -> None:
+        super().__init__(call)
+        self._engine = engine
+        self._text: list[str] = []
+        self._id: Any = None
+        self._created: Any = None
+        self._model: Any = None
+        self._finished = False
+        self._usage = False
+
+    @property
+    def text(self) -> str:
+        """The completion so far."""
+        self.fold()
+        return "".join(self._text)
+
+    def check(self) -> None:
+        """As `Kept.check`."""
+        self.fold()
+        body = self.call.body
+        if (isinstance(body.get("logprobs"), int) and body["logprobs"] > 0) or asked_for(body, "n_probs"):
+            raise Unfaithful("it carries log probabilities")
+        if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
+            raise Unfaithful("more than one answer was asked for at once")
+        if not _one_prompt(body.get("prompt")):
+            raise Unfaithful("more than one prompt was asked at once")
+        if self._engine is Engine.OLLAMA and self._text:
+            raise Unfaithful("Ollama puts the prompt into a template, where an answer can't be begun")
+
+    def _read(self, event: JsonObject) -> None:
+        if self._id is None:
+            self._id, self._created = event.get("id"), event.get("created")
+            self._model = event.get("model")
+        if event.get("usage"):
+            self._usage = True
+        for choice in event.get("choices") or ():
+            if choice.get("text"):
+                self._text.append(choice["text"])
+                self.events += 1
+            if choice.get("finish_reason"):
+                self._finished = True
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        text = "".join(self._text)
+        self._text = [text]
+        body["prompt"] = _longer(body.get("prompt"), text)
+        # What llama-server would repeat of the prompt was sent by the first engine.
+        body.pop("echo", None)
+        if text:
+            _constrain(body, text)
+        if self._finished:
+            less(body, _LIMITS, 2**31)
+            body["max_tokens"] = 0
+        else:
+            less(body, _LIMITS, self.tokens)
+        return Call(self.call.path, body)
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        if self._id is not None:
+            event["id"], event["created"], event["model"] = self._id, self._created, self._model
+        whole_usage(event.get("usage"), self.tokens)
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms)
+        choices = event.get("choices") or []
+        if self._finished:
+            # Only the counts can be missing.
+            if self._usage or not event.get("usage"):
+                return None
+            event["choices"] = []
+            return event
+        if choices and not any(c.get("text") or c.get("finish_reason") for c in choices):
+            return None
+        return event
+
+
+class KeptNative(Kept):
+    """A stream in llama-server's own form, which carries the tokens themselves: continued by them."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._held: list[int] = []
+        self._exact = True
+        self._before = 0
+        self._finished = False
+
+    @property
+    def text(self) -> str:
+        """The completion so far."""
+        self.fold()
+        return "".join(self._text)
+
+    def check(self) -> None:
+        """As `Kept.check`."""
+        self.fold()
+        body = self.call.body
+        if asked_for(body, "n_probs") or asked_for(body, "logprobs"):
+            raise Unfaithful("it carries log probabilities")
+        if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "n_cmpl")):
+            raise Unfaithful("more than one answer was asked for at once")
+        if not _one_prompt(body.get("prompt", "")):
+            raise Unfaithful("more than one prompt was asked at once")
+
+    def _read(self, event: JsonObject) -> None:
+        if event.get("stop"):
+            self._finished = True
+        content = event.get("content") or ""
+        tokens = event.get("tokens") or []
+        if not event.get("stop"):
+            self._held += tokens
+            if event.get("tokens_predicted") != self._before + len(self._ids) + len(self._held):
+                # The parts of a character are made one by one and told as one event: some ids are missing.
+                self._exact = False
+        if content:
+            # Only now is the text of the tokens before it delivered too; until then it was held back.
+            self._ids += self._held
+            self._held = []
+            self._text.append(content)
+            self.events += 1
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        text = "".join(self._text)
+        self._text = [text]
+        prompt = body.get("prompt", "")
+        if self._exact and self._ids and self.call.path != "/infill" and isinstance(prompt, str | list):
+            self.tokens = len(self._ids)
+            body["prompt"] = [*(prompt if isinstance(prompt, list) else [prompt]), *self._ids]
+        else:
+            self._exact = False
+            body["prompt"] = _longer(prompt, text)
+        self._held = []
+        if text:
+            _constrain(body, text)
+        less(body, _LIMITS, self.tokens)
+        return Call(self.call.path, body)
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        if self._finished:
+            return None
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms)
+        if isinstance(event.get("tokens_predicted"), int):
+            event["tokens_predicted"] += self.tokens
+        if isinstance(event.get("tokens_evaluated"), int):
+            event["tokens_evaluated"] = max(0, event["tokens_evaluated"] - self.tokens)
+        if event.get("stop") and "prompt" in event:
+            event["prompt"] = self.call.body.get("prompt", "")
+        return event
+
+
+def _one_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return True
+    if not isinstance(prompt, list):
+        return False
+    return len(prompt) == 1 or any(isinstance(part, int) for part in prompt)
+
+
+def _longer(prompt: Any, text: str) -> Any:
+    """The prompt with ``text`` at its end: tokens and text may be mixed in a list."""
+    if not text:
+        return prompt
+    if isinstance(prompt, str):
+        return prompt + text
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0] + text
+    if len(prompt) == 1 and isinstance(prompt[0], list):
+        return [*prompt[0], text]
+    return [*prompt, text]
