@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.agent.commands import Commit, Deploy, Done, Release, Renew, Reserve, Unload
+from sollold.agent.commands import Commit, Deploy, Done, Lost, Release, Renew, Reserve, Unload
 from sollold.agent.deployment import Deployment, Means, Tunnels
 from sollold.agent.journal import Journal
 from sollold.agent.llama_find import Llama
@@ -89,6 +89,7 @@ class Agent:
             places,
             machine,
             self._journal,
+            calls,
             llama=lambda: self._llama,
             changed=self._dirty.set,
             end_head=self._end_head,
@@ -98,14 +99,16 @@ class Agent:
     # The daemon
 
     def register(self, server: PeerServer) -> None:
-        """Answer the peer calls ``reserve``, ``commit``, ``renew``, ``release``, ``deploy`` and ``unload``,
-        and ``GET /deployments/{id}/wait``: an `Endpoint` in JSON a line, at every change, until it is ready
-        or failed (or gone: then the lines just end).
+        """Register the peer methods of `commands` and the raw route ``GET /deployments/{id}/wait``.
+
+        The route answers an `Endpoint` in JSON a line, at every change, until it is ready or failed (or
+        gone: then the lines just end).
         """
         server.method("reserve", Reserve, self.owner.reserve)
         server.method("commit", Commit, self.owner.commit)
         server.method("renew", Renew, self.owner.renew)
         server.method("release", Release, self.owner.release)
+        server.method("lost", Lost, self._lost)
         server.method("deploy", Deploy, self._deploy)
         server.method("unload", Unload, self._unload)
         server.route("GET", "/deployments/{id}/wait", self._wait)
@@ -285,6 +288,12 @@ class Agent:
                 self._deployments.pop(deployment.id, None)
             self._dirty.set()
 
+    async def _lost(self, caller: str, request: Lost) -> Done:
+        one = self._deployments.get(request.deployment)
+        if one is not None and caller in one.owners:
+            one.end(f"{request.reason} (node {caller})")
+        return Done(True)
+
     async def _unload(self, caller: str, request: Unload) -> Done:
         refusal = await self.owner.obey(request.term)
         if refusal:
@@ -339,7 +348,8 @@ class Agent:
     async def _publishing(self) -> None:
         while True:
             try:
-                await asyncio.wait_for(self._dirty.wait(), IDLE_SECONDS)
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._dirty.wait()
             except TimeoutError:
                 if not self._deployments:
                     continue

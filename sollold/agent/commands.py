@@ -78,6 +78,14 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """Owner → head: the worker of the deployment is dead. Saves the head the wait for its next renewal."""
+
+    deployment: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Unload:
     """Leader → head: end a deployment. Refused while requests are in it, unless ``force``."""
 

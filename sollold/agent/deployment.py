@@ -161,7 +161,8 @@ class Deployment:
         self._watchers.add(event)
         try:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await event.wait()
         finally:
             self._watchers.discard(event)
 
@@ -281,17 +282,17 @@ class Deployment:
 
     async def _renew(self, node: str) -> None:
         heard = time.monotonic()
-        while True:
+        while not self._fault.done():
             await asyncio.sleep(RENEW_SECONDS)
             request = Renew(self.id, self._means.node, loaded=self.state is State.READY)
             try:
                 done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
                 if time.monotonic() - heard > GRANT_SECONDS:
-                    raise HeadFailed(f"node {node} can't be reached: {error}") from error
+                    self.end(f"node {node} can't be reached: {error}")
                 continue
             if not done.ok:
-                raise HeadFailed(f"node {node} has ended its part: {done.reason}")
+                self.end(f"node {node} has ended its part: {done.reason}")
             heard = time.monotonic()
 
     async def _end_all(self) -> None:
@@ -301,7 +302,8 @@ class Deployment:
         self._head_gone.set()
         for tunnel in self._tunnels:
             try:
-                await asyncio.wait_for(tunnel.close(), 2.0)
+                async with asyncio.timeout(2.0):
+                    await tunnel.close()
             except (OSError, TimeoutError, PeerError) as error:
                 log.warning("a tunnel of %s did not close: %s", self.id, error)
         await asyncio.gather(*(self._release(node) for node in self.owners))

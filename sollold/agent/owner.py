@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.agent.commands import Commit, Done, Release, Renew, Reserve, Reserved
+from sollold.agent.commands import Commit, Done, Lost, Release, Renew, Reserve, Reserved
 from sollold.agent.journal import Journal
 from sollold.agent.last_words import last_words
 from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
@@ -20,6 +20,7 @@ from sollold.agent.ports import Ports
 from sollold.agent.process import Process
 from sollold.agent.tensor_cache import TensorCache
 from sollold.agent.worker import Worker, WorkerFailed
+from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.term import Term
 from sollold.config import Settings
 from sollold.machine.device import Device
@@ -30,6 +31,7 @@ from sollold.places import Places
 log = logging.getLogger("sollold.agent")
 
 MEASURE_SECONDS = 5.0
+_TELL_SECONDS = 3.0
 _FRESH_SECONDS = 0.3
 """A measurement not older than this is good enough to grant on."""
 
@@ -39,6 +41,7 @@ class Owner:
 
     Args:
         node: this node's id.
+        calls: to tell a head that its worker died.
         llama: the llama.cpp in use, or None while there is none.
         changed: called after the grants or the devices changed.
         end_head: ends the ``llama-server`` of a deployment here, if there is one; returns when it is gone.
@@ -52,6 +55,7 @@ class Owner:
         places: Places,
         machine: Machine,
         journal: Journal,
+        calls: PeerCalls,
         *,
         llama: Callable[[], Llama | None],
         changed: Callable[[], None],
@@ -63,6 +67,7 @@ class Owner:
         self._places = places
         self._machine = machine
         self._journal = journal
+        self._calls = calls
         self._llama = llama
         self._changed = changed
         self._end_head = end_head
@@ -72,6 +77,7 @@ class Owner:
         self._workers: dict[str, Worker] = {}
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._telling: set[asyncio.Task[None]] = set()
         self._measured_at = float("-inf")
         self._measuring: asyncio.Task[None] | None = None
         self.ledger = Ledger(node_limit=settings.node.memory_limit)
@@ -104,6 +110,9 @@ class Owner:
             self._apply(self.ledger.end(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
+        for telling in self._telling:
+            telling.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
         if self._measuring is not None:
             await asyncio.gather(self._measuring, return_exceptions=True)
 
@@ -258,7 +267,17 @@ class Owner:
         if self._workers.get(deployment) is worker and self.ledger.live(deployment):
             why = last_words(worker.process.exited.result(), worker.process.last_lines())
             log.warning("the worker of %s is gone: %s", deployment, why, extra={"deployment": deployment})
-            self._apply(self.ledger.end(deployment, f"the worker on this node ended: {why}"))
+            head = next(one.head for one in self.ledger.grants() if one.deployment == deployment)
+            telling = asyncio.create_task(self._tell(head, Lost(deployment, f"a worker is gone: {why}")))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+            self._apply(self.ledger.end(deployment, f"its worker is gone: {why}"))
+
+    async def _tell(self, head: str, lost: Lost) -> None:
+        try:
+            await self._calls.call(head, "lost", lost, Done, timeout=_TELL_SECONDS)
+        except PeerError as error:
+            log.info("the head %s was not told: %s", head, error, extra={"deployment": lost.deployment})
 
     async def _measure(self) -> None:
         processes = dict(self._processes())

@@ -28,6 +28,7 @@ from sollold.agent.process_log import ProcessLog
 log = logging.getLogger("sollold.agent")
 
 _LAST_LINES = 60
+_KILL_SECONDS = 10.0
 _GUARD = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
@@ -131,13 +132,11 @@ class Process:
         """End it: SIGTERM, after ``patience`` seconds SIGKILL. Returns when it is gone."""
         if patience > 0 and self.running:
             self.terminate()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.exited), patience)
+            await asyncio.wait({self.exited}, timeout=patience)
         if self.running:
             self.kill()
-        try:
-            await asyncio.wait_for(asyncio.shield(self.exited), 10.0)
-        except TimeoutError:
+            await asyncio.wait({self.exited}, timeout=_KILL_SECONDS)
+        if self.running:
             log.error("%s (pid %d) does not die: it hangs in the kernel", self.name, self.pid)
 
     def _unwanted(self, started: asyncio.Future[None]) -> None:

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from sollold.agent.agent import Agent
+from sollold.agent.commands import Deploy, Done, Unload
+from sollold.agent.llama_find import Llama
+from sollold.cluster.record import Backend, State
+from sollold.models.model import Model
+from tests.agent.town import TERM, eventually, founded, plan
+
+pytestmark = pytest.mark.llama
+
+
+async def answer(agent: Agent, deployment: str) -> str:
+    body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
+    with agent.busy(deployment):
+        async with aiohttp.ClientSession() as http:
+            async with http.post(agent.url(deployment) + "/completion", json=body) as reply:
+                assert reply.status == 200
+                told = await reply.json()
+    assert told["tokens_predicted"] == 24
+    return str(told["content"])
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b", "c") as town:
+        town.models[tiny.digest] = tiny
+        assert (await town.deploy("whole", plan(tiny, "a"))).ok
+        assert (await town.deploy("spread", plan(tiny, "a", ("b", 3), ("c", 2), ("a", 2)))).ok
+        one = await town.until("a", "whole", State.READY)
+        three = await town.until("a", "spread", State.READY)
+        assert (one.backend, three.backend) == (Backend.LOCAL, Backend.SHARDED)
+        assert [(p.node, p.first, p.last) for p in three.placed] == [
+            ("a", 0, 0),
+            ("b", 0, 3),
+            ("c", 3, 5),
+            ("a", 5, 7),
+        ]
+        log = await asyncio.to_thread((folder / "a/state/logs/spread/llama-server.log").read_text)
+        for layer, device in enumerate(["RPC0"] * 3 + ["RPC1"] * 2 + ["RPC2"] * 2):
+            assert f"layer   {layer} assigned to device {device}" in log
+        assert await answer(town.agents["a"], "whole") == await answer(town.agents["a"], "spread")
+        for deployment in ("whole", "spread"):
+            done = await town.call("a", "a", "unload", Unload(TERM, deployment))
+            assert done == Done(True)
+        for agent in town.agents.values():
+            assert agent.owner.ledger.grants() == ()
+        assert children() == []
+        await eventually(lambda: town.views["a"].me.endpoints == ())
+
+
+async def test_everything_listens_on_loopback_alone(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        listening = [
+            connection.laddr.ip
+            for child in children()
+            for connection in child.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening == ["127.0.0.1", "127.0.0.1"]
+
+
+async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with founded(folder, llama, "a", "b", "c") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4), ("c", 3)))
+        await town.until("a", "d", State.READY)
+        os.kill(town.agents["b"].owner._workers["d"].process.pid, signal.SIGKILL)
+        failed = await town.until("a", "d", State.FAILED, seconds=2.0)
+        assert "a worker is gone: it was killed (SIGKILL)" in failed.reason
+        await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
+        assert children() == []
+        with pytest.raises(LookupError):
+            town.agents["a"].url("d")
+
+
+async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        os.kill(town.agents["b"].owner._workers["d"].process.pid, signal.SIGSTOP)
+        town.agents["a"].fail("d", "no token for 120 s")
+        failed = await town.until("a", "d", State.FAILED)
+        assert failed.reason == "no token for 120 s"
+        await eventually(lambda: children() == [])
+        await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
+
+
+async def test_a_broken_tunnel_ends_it(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        town.tunnels[0].on_break("the cable is cut")
+        failed = await town.until("a", "d", State.FAILED)
+        assert failed.reason == "the connection to the worker on node b broke: the cable is cut"
+        await eventually(lambda: not town.tunnels[0].open)
+
+
+async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Model):
+    broken = folder / "broken.gguf"
+    whole = await asyncio.to_thread(Path(tiny.files[0]).read_bytes)
+    await asyncio.to_thread(broken.write_bytes, whole[:100_000])
+    async with founded(folder, llama, "a") as town:
+        town.models[tiny.digest] = Model("x:latest", tiny.digest, "folder", (str(broken),), 1, 0.0, layers=6)
+        await town.deploy("d", plan(tiny, "a"))
+        failed = await town.until("a", "d", State.FAILED)
+        assert "llama-server: it ended with exit code 1" in failed.reason
+        assert "fail" in failed.reason
+        assert town.agents["a"].owner.ledger.grants() == ()
+
+
+async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with founded(folder, llama, "a") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a"), keep_alive=0.5)
+        await town.until("a", "d", State.READY)
+        with town.agents["a"].busy("d"):
+            refused = await town.call("a", "a", "unload", Unload(TERM, "d"))
+            assert refused == Done(False, "tiny:latest has requests in it")
+            await asyncio.sleep(2.5)
+            assert town.agents["a"].url("d")
+        await eventually(lambda: town.agents["a"].deployment("d") is None)
+        assert town.agents["a"].owner.ledger.grants() == ()
+
+
+async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.reserve("d", plan(tiny, "a", ("b", 4)))
+        town.cut.add(("a", "b"))
+        await town.call("a", "a", "deploy", Deploy(TERM, "d", plan(tiny, "a", ("b", 4)), -1.0))
+        failed = await town.until("a", "d", State.FAILED)
+        assert "b can't be reached" in failed.reason
+        await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
+        assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"

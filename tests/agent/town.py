@@ -1,0 +1,211 @@
+"""Agents of several nodes in one process, with the real llama.cpp, joined by nothing but Python calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from sollold.agent.agent import Agent
+from sollold.agent.commands import Deploy, Done, Reserve, Reserved
+from sollold.agent.llama_find import Llama
+from sollold.cluster.peer import PeerError
+from sollold.cluster.record import Endpoint, Record, State
+from sollold.cluster.term import Term
+from sollold.config import MIB, LlamaSettings, NodeSettings, Settings
+from sollold.machine.devices import Machine
+from sollold.models.model import Model
+from sollold.models.run import Run
+from sollold.placement.plan import Plan, Share
+from sollold.places import Places
+
+TERM = Term(1, "a")
+
+
+class OwnView:
+    """The view of a node that knows its own record only."""
+
+    def __init__(self, node: str) -> None:
+        self.me = Record(node, node, 1, ("127.0.0.1",), 1, 2, "test")
+        self.updates = 0
+
+    def live(self) -> tuple[Record, ...]:
+        return (self.me,)
+
+    def record(self, node: str) -> Record | None:
+        return self.me if node == self.me.node else None
+
+    def leader(self) -> Term:
+        return TERM
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+    def update_me(self, **changes: Any) -> None:
+        fresh = replace(self.me, **changes)
+        if fresh != self.me:
+            self.updates += 1
+            self.me = replace(fresh, version=self.me.version + 1)
+
+
+class Server:
+    """Takes registrations."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Callable[[str, Any], Awaitable[object]]] = {}
+        self.routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {}
+
+    def method(self, name: str, request: type, handler: Callable[[str, Any], Awaitable[object]]) -> None:
+        self.methods[name] = handler
+
+    def route(self, method: str, path: str, handler: Any) -> None:
+        self.routes[path] = handler
+
+    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Tunnel:
+    port: int
+    on_break: Callable[[str], None]
+    open: bool = True
+
+    async def close(self) -> None:
+        self.open = False
+
+
+class Town:
+    """All nodes. ``cut`` holds the (from, to) pairs between which no call passes."""
+
+    def __init__(self, folder: Path, llama: Llama) -> None:
+        self.folder = folder
+        self.llama = llama
+        self.agents: dict[str, Agent] = {}
+        self.servers: dict[str, Server] = {}
+        self.views: dict[str, OwnView] = {}
+        self.models: dict[str, Model] = {}
+        self.tunnels: list[Tunnel] = []
+        self.cut: set[tuple[str, str]] = set()
+
+    async def add(self, node: str, *, limit: int = 2000 * MIB, llama: LlamaSettings | None = None) -> Agent:
+        settings = Settings(
+            node=NodeSettings(memory_limit=limit),
+            llama=llama or LlamaSettings(worker_port=0, server_port=0, threads=1, extra_args=("-lv", "5")),
+        )
+        places = Places(self.folder / node / "state", self.folder / node / "cache")
+        await asyncio.to_thread(places.make)
+        # The speed of the processor matters here to nobody.
+        machine = await asyncio.to_thread(Machine, settings.node, self.folder)
+        view, server = OwnView(node), Server()
+        agent = Agent(
+            settings, places, machine, view, Calls(self, node), Tunnels(self, node), self.models.get
+        )
+        agent.register(server)
+        self.agents[node], self.servers[node], self.views[node] = agent, server, view
+        await agent.start()
+        await agent.use(self.llama)
+        return agent
+
+    async def call(self, caller: str, node: str, method: str, request: object) -> Any:
+        if {(caller, node), (caller, "*"), ("*", node)} & self.cut or node not in self.servers:
+            raise PeerError(node, f"{node} can't be reached", transport=True)
+        return await self.servers[node].methods[method](caller, request)
+
+    async def reserve(self, deployment: str, plan: Plan) -> list[Reserved]:
+        return [
+            await self.call("a", node, "reserve", Reserve(TERM, deployment, plan.head, sizes))
+            for node, sizes in sorted(plan.bytes_by_owner().items())
+        ]
+
+    async def deploy(self, deployment: str, plan: Plan, keep_alive: float = -1.0) -> Done:
+        for reserved in await self.reserve(deployment, plan):
+            assert reserved.ok, reserved.reason
+        return await self.call("a", plan.head, "deploy", Deploy(TERM, deployment, plan, keep_alive))
+
+    async def until(self, node: str, deployment: str, *states: State, seconds: float = 30.0) -> Endpoint:
+        """The endpoint in the node's record, once it is in one of ``states``."""
+        found: list[Endpoint] = []
+
+        def there() -> bool:
+            found[:] = [one for one in self.views[node].me.endpoints if one.id == deployment]
+            return bool(found) and found[0].state in states
+
+        await eventually(there, seconds, lambda: f"{deployment} is {found}")
+        return found[0]
+
+    async def close(self) -> None:
+        for agent in self.agents.values():
+            await agent.shutdown()
+
+
+class Calls:
+    def __init__(self, town: Town, node: str) -> None:
+        self._town, self._node = town, node
+
+    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self._town.call(self._node, node, method, request)
+        except TimeoutError as error:
+            raise PeerError(node, f"no answer within {timeout} s", transport=False) from error
+        assert isinstance(answer, reply)
+        return answer
+
+    def stream(self, *arguments: Any, **more: Any) -> Any:
+        raise NotImplementedError
+
+
+class Tunnels:
+    """Straight to the worker: all nodes are on this machine."""
+
+    def __init__(self, town: Town, node: str) -> None:
+        self._town, self._node = town, node
+
+    async def open(self, node: str, deployment: str, on_break: Callable[[str], None]) -> Tunnel:
+        try:
+            port = self._town.agents[node].owner.worker_port(self._node, deployment)
+        except LookupError as error:
+            raise PeerError(node, str(error), transport=False) from error
+        self._town.tunnels.append(Tunnel(port, on_break))
+        return self._town.tunnels[-1]
+
+
+async def eventually(
+    holds: Callable[[], bool], seconds: float = 10.0, story: Callable[[], str] = lambda: "it never came true"
+) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, story()
+        await asyncio.sleep(0.02)
+
+
+def plan(model: Model, head: str, *counts: tuple[str, int], size: int = 40 * MIB, context: int = 512) -> Plan:
+    """``counts``: (node, layers) on that node's processor, by workers; the rest stays with the host."""
+    total = model.layers + 1
+    first = total - sum(layers for _, layers in counts)
+    shares = []
+    start = first
+    for node, layers in counts:
+        shares.append(Share(node, "CPU", start, start + layers, size, 0, 0))
+        start += layers
+    host = Share(head, "CPU", 0, first, size, 0, 0)
+    run = Run(context=context, slots=1, batch=128, ubatch=128)
+    return Plan(model.name, model.digest, head, model.layers, run, host, tuple(shares))
+
+
+@contextlib.asynccontextmanager
+async def founded(folder: Path, llama: Llama, *nodes: str):  # type: ignore[no-untyped-def]
+    town = Town(folder, llama)
+    try:
+        for node in nodes:
+            await town.add(node)
+        yield town
+    finally:
+        await town.close()
