@@ -124,7 +124,7 @@ def _text_of(content: str | list[Any], what: str) -> str:
 
 
 def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
-    """One message of theirs as ours, one or more: a tool's result is a message of its own, before the text."""
+    """One message of theirs as ours, one or more: a tool's result is a message of its own, and first."""
     if turn.role not in ("user", "assistant", "system"):
         raise Refusal(Fault.BAD_REQUEST, f"role {turn.role[:40]!r} is not known; it is user or assistant")
     if isinstance(turn.content, str):

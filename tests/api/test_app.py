@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -21,36 +21,11 @@ from api_parts import (
     usage_chunk,
 )
 
-from sollold.api.app import Listener, build_app
-from sollold.api.parts import Parts, Running
+from sollold.api.parts import Running
 from sollold.api.reply import Patience
-from sollold.config import HttpSettings
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 
 Serve = Callable[..., Awaitable[str]]
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """Starts an application over parts on a free port and gives its address."""
-    listeners: list[Listener] = []
-
-    async def start(given: Parts, patience: Patience | None = None, **settings: Any) -> str:
-        facts = HttpSettings(host="127.0.0.1", port=0, **settings)
-        listener = Listener(build_app(given, facts, patience), facts, drain=0.2)
-        await listener.start()
-        listeners.append(listener)
-        return f"http://127.0.0.1:{listener.port}"
-
-    yield start
-    for listener in listeners:
-        await listener.close()
-
-
-@pytest.fixture
-async def http() -> AsyncIterator[ClientSession]:
-    async with ClientSession() as session:
-        yield session
 
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}

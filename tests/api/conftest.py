@@ -1,0 +1,65 @@
+"""What the API's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import reciters
+from aiohttp import ClientSession
+from api_parts import PlainLibrary, parts
+from direct_service import DirectService
+
+from sollold.api.app import Listener, build_app
+from sollold.api.parts import Parts
+from sollold.api.reply import Patience
+from sollold.config import HttpSettings
+
+Serve = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Starts an application over parts on a free port and gives its address."""
+    listeners: list[Listener] = []
+
+    async def start(given: Parts, patience: Patience | None = None, **settings: Any) -> str:
+        facts = HttpSettings(host="127.0.0.1", port=0, **settings)
+        listener = Listener(build_app(given, facts, patience), facts, drain=0.2)
+        await listener.start()
+        listeners.append(listener)
+        return f"http://127.0.0.1:{listener.port}"
+
+    yield start
+    for listener in listeners:
+        await listener.close()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[ClientSession]:
+    async with ClientSession() as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Real llama-servers that recite, name → address."""
+    if not reciters.there():
+        pytest.skip("llama.cpp is not built here: sollold setup")
+    with reciters.serve(tmp_path_factory.mktemp("reciters")) as urls:
+        yield urls
+
+
+@pytest.fixture
+async def real(engines: dict[str, str], serve: Serve) -> str:
+    """The application over real llama-servers."""
+    return await serve(parts(DirectService(engines), library=PlainLibrary(*reciters.MODELS)))
+
+
+@pytest.fixture
+async def slow(engines: dict[str, str], serve: Serve) -> str:
+    """The same behind loads that take a while, with signs of life all the while."""
+    service = DirectService(engines, delay=0.25)
+    library = PlainLibrary(*reciters.MODELS)
+    return await serve(parts(service, library=library), Patience(grace=0.02, every=0.05))

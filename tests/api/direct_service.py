@@ -1,0 +1,109 @@
+"""A service without a cluster: straight to llama-servers of its own, for the forms of events to be real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from api_parts import routing
+
+from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Waiting
+
+BINARY = Path.home() / ".cache/sollold/llama.cpp/b11434-cpu/bin/llama-server"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LlamaServer:
+    """One llama-server on a free port; ``with`` ends it whatever happens."""
+
+    def __init__(self, file: Path, *arguments: str, context: int = 1024, slots: int = 2) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        words = ["-m", str(file), "--host", "127.0.0.1", "--port", str(self.port), "-c", str(context * slots)]
+        words += ["-np", str(slots), "-fit", "off", "--cache-ram", "0", "-t", "1", "--jinja", *arguments]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self._process = subprocess.Popen([str(BINARY), *words], stdout=self._log, stderr=self._log)
+
+    def __enter__(self) -> LlamaServer:
+        until = time.monotonic() + 60
+        while time.monotonic() < until and self._process.poll() is None:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
+                with urllib.request.urlopen(f"{self.url}/health", timeout=2) as answer:
+                    if answer.status == 200:
+                        return self
+            time.sleep(0.05)
+        self.__exit__()
+        raise RuntimeError("llama-server did not start")
+
+    def __exit__(self, *_: Any) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
+
+
+class DirectService:
+    """Sends every ask to the llama-server of its model; ``delay`` seconds pass as a load would."""
+
+    def __init__(self, urls: dict[str, str], delay: float = 0.0) -> None:
+        self.urls = urls
+        self.delay = delay
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        where = routing()
+        if self.delay:
+            on_wait(Waiting("loading", 0.5))
+            await asyncio.sleep(self.delay)
+        if ask.load_only:
+            return Answer(where, _nothing())
+        call = ask.calls[Engine.LLAMA]
+        url = self.urls.get(ask.model) or self.urls[f"{ask.model}:latest"]
+        session = aiohttp.ClientSession()
+        try:
+            answer = await session.post(url + call.path, data=msgspec.json.encode(call.body))
+            if answer.status != 200:
+                raw = await answer.read()
+                try:
+                    message = msgspec.json.decode(raw)["error"]["message"]
+                except (msgspec.DecodeError, KeyError, TypeError):
+                    message = raw.decode(errors="replace")
+                raise Refusal(Fault.ENGINE, message, status=answer.status)
+        except BaseException:
+            await session.close()
+            raise
+        return Answer(where, _events(answer, ask.stream), session.close)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    for nothing in ():
+        yield nothing
+
+
+async def _events(answer: aiohttp.ClientResponse, stream: bool) -> AsyncIterator[bytes]:
+    if not stream:
+        yield await answer.read()
+        return
+    async for line in answer.content:
+        if line.startswith(b"data: "):
+            payload = line[6:].rstrip(b"\n")
+            if payload != b"[DONE]":
+                yield payload

@@ -1,0 +1,71 @@
+"""llama-servers whose models recite what a test needs: a text, a tool call, thinking; and one that embeds.
+
+Their weights make each token lead to the next, so every answer is known beforehand and the same each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from api_parts import model
+from direct_service import BINARY, LlamaServer
+
+from sollold.models import demo
+from sollold.models.demo import Recital
+from sollold.models.model import Model
+from tests.gguf.writer import write as write_random
+
+TEMPLATE = Path(__file__).with_name("qwen_like.jinja")
+CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "utc"}}\n</tool_call>'
+THOUGHT, CONCLUSION = "First I ponder this.", "Forty two, surely."
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "description": "The time of day",
+        "parameters": {
+            "type": "object",
+            "properties": {"zone": {"type": "string"}},
+            "required": ["zone"],
+        },
+    },
+}
+
+MODELS: tuple[Model, ...] = (
+    model("demo:latest"),
+    model("call:latest", capabilities=("completion", "tools")),
+    model("think:latest", capabilities=("completion", "thinking")),
+    model("embed:latest", capabilities=("embedding",)),
+    model("random:latest"),
+)
+
+
+def there() -> bool:
+    """Whether llama.cpp is built on this machine."""
+    return BINARY.exists()
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[dict[str, str]]:
+    """All of them, name → address."""
+    with contextlib.ExitStack() as stack:
+        urls = {}
+
+        def start(name: str, *words: str, context: int = 1024) -> None:
+            server = stack.enter_context(LlamaServer(folder / f"{name}.gguf", *words, context=context))
+            urls[f"{name}:latest"] = server.url
+
+        thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"
+        demo.write(folder / "demo.gguf")
+        demo.write(folder / "call.gguf", Recital(demo.pieces(CALL), name="call"))
+        demo.write(folder / "think.gguf", Recital(demo.pieces(thought), name="think"))
+        write_random(folder / "random.gguf")
+        write_random(folder / "embed.gguf")
+        start("demo")
+        start("call", "--chat-template-file", str(TEMPLATE))
+        start("think", "--chat-template-file", str(TEMPLATE))
+        start("random", context=512)
+        start("embed", "--embedding", "--pooling", "mean", "-ub", "128", "-b", "128", context=128)
+        yield urls
