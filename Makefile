@@ -53,8 +53,8 @@ sim: $(VENV)/.tests ## the simulator; SEED=n replays one schedule
 chaos: setup $(VENV)/.tests ## faults on a real cluster; FAULTS=200 SEED=1
 	@$(BIN)/python -m tests.chaos --faults $(or $(FAULTS),200) --seed $(or $(SEED),1)
 
-deb: ## Debian packages into dist/
-	packaging/deb/build
+deb: $(VENV)/.tests ## Debian packages into dist/
+	$(BIN)/python packaging/deb/build
 
 dist: $(VENV)/.tests ## wheel and sdist into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist
