@@ -1,0 +1,271 @@
+"""One random history of a cluster, from a seed: faults, then healing; the invariants are always checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from sollold.cluster.actions import Change, Event, Kept
+from sollold.cluster.term import Term
+
+from .deployments import Broken, Deployments
+from .world import Machine, Process, Weather, World
+
+HEAL = 60.0
+"""Seconds after the last fault within which all must agree again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a schedule went. ``fault``: what did not hold, or empty; ``healed``: seconds to agreement."""
+
+    seed: int
+    machines: int
+    fault: str
+    healed: float
+    packets: int
+
+
+class Schedule:
+    """The faults of one seed."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None) -> None:
+        random = self.random = Random(f"schedule {seed}")
+        self.seed = seed
+        self.world = World(
+            seed,
+            random.choice((2, 3, 3, 4, 5, 5, 6, 7)),
+            trace=trace,
+            sealed=random.random() < 0.25,
+            links=random.random() < 0.7,
+        )
+        self.deployments = Deployments(self.world)
+        self.world.watch = self._watch
+        self._claims: dict[Term, int] = {}
+        for machine in self.world.machines:
+            machine.bridge = random.random() < 0.2
+        self._faults: tuple[Callable[[], None], ...] = (
+            self.crash,
+            self.crash,
+            self.crash_within,
+            self.restart,
+            self.restart,
+            self.restart_without_disk,
+            self.leave,
+            self.stop,
+            self.partition,
+            self.partition,
+            self.isolate,
+            self.one_way,
+            self.ring,
+            self.swizzle,
+            self.heal,
+            self.weather,
+            self.weather,
+            self.late,
+            self.jump,
+            self.drift,
+            self.renumber,
+            self.change,
+            self.change,
+        )
+
+    # Always
+
+    def _watch(self, process: Process, event: Event) -> None:
+        if event.change is not Change.LEADER or event.term.leader != process.machine.node:
+            return
+        boot = self._claims.setdefault(event.term, process.boot)
+        if boot != process.boot:
+            raise Broken(f"{event.term} was claimed by two runs of {process.machine.name}")
+
+    # Faults
+
+    def _up(self) -> list[Machine]:
+        return [machine for machine in self.world.machines if machine.process is not None]
+
+    def _pick(self) -> Machine | None:
+        up = self._up()
+        return self.random.choice(up) if up else None
+
+    def crash(self) -> None:
+        machine = self._pick()
+        if machine is not None:
+            machine.crash()
+
+    def crash_within(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None:
+            machine.process.fuse = self.random.randrange(30)
+
+    def _start(self, machine: Machine) -> None:
+        machine.start()
+        if self.random.random() < 0.8:
+            machine.introduce_all()
+        else:
+            process = machine.process
+            other = self.random.choice(self.world.machines)
+            if process is not None:
+                process.carry_out(process.gossip.introduce((other.address,), process.clock(), keep=True))
+
+    def restart(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.crash("restarted")
+        self._start(machine)
+
+    def restart_without_disk(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.crash("its disk is lost")
+        machine.kept = Kept()
+        self.deployments.lose_disk(machine)
+        self._claims = {term: boot for term, boot in self._claims.items() if term.leader != machine.node}
+        self._start(machine)
+
+    def leave(self) -> None:
+        machine = self._pick()
+        if machine is not None:
+            machine.leave()
+
+    def stop(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None and not machine.process.stopped:
+            process = machine.process
+            seconds = self.random.choice((0.5, 2.0, 5.0, 12.0))
+            self.world.say(f"{machine.name} stands still for {seconds} s")
+            process.stop()
+            self.world.at(self.world.now + seconds, process.go_on)
+
+    def _sides(self, one: list[Machine]) -> None:
+        self.world.say(f"the network is split: {[machine.name for machine in one]} apart")
+        for here in one:
+            for there in self.world.machines:
+                if there not in one:
+                    self.world.cut |= {(here.number, there.number), (there.number, here.number)}
+
+    def partition(self) -> None:
+        machines = self.world.machines
+        self._sides(self.random.sample(machines, self.random.randint(1, len(machines) - 1)))
+
+    def isolate(self) -> None:
+        self._sides([self.random.choice(self.world.machines)])
+
+    def one_way(self) -> None:
+        one, other = self.random.sample(self.world.machines, 2)
+        self.world.say(f"nothing gets from {one.name} to {other.name}")
+        self.world.cut.add((one.number, other.number))
+
+    def ring(self) -> None:
+        self.world.say("each machine reaches its neighbours alone")
+        numbers = [machine.number for machine in self.world.machines]
+        count = len(numbers)
+        self.world.cut = {
+            (one, other)
+            for a, one in enumerate(numbers)
+            for b, other in enumerate(numbers)
+            if (a - b) % count not in (0, 1, count - 1)
+        }
+
+    def swizzle(self) -> None:
+        """Machines are cut off one by one and come back in another order."""
+        chosen = self.random.sample(self.world.machines, self.random.randint(1, len(self.world.machines)))
+        for at, machine in enumerate(chosen):
+            self.world.at(self.world.now + at * 0.7, self._sides, [machine])
+        self.random.shuffle(chosen)
+        for at, machine in enumerate(chosen):
+            self.world.at(self.world.now + 6.0 + at * 0.7, self._rejoin, machine)
+
+    def _rejoin(self, machine: Machine) -> None:
+        self.world.say(f"{machine.name} is connected again")
+        self.world.cut = {pair for pair in self.world.cut if machine.number not in pair}
+
+    def heal(self) -> None:
+        self.world.say("the network is whole")
+        self.world.cut.clear()
+
+    def weather(self) -> None:
+        random = self.random
+        self.world.weather = Weather(
+            loss=random.choice((0.0, 0.05, 0.2, 0.4)),
+            jitter=random.choice((0.0, 0.002, 0.05)),
+            slow=random.choice((0.0, 0.05, 0.2)),
+            double=random.choice((0.0, 0.1)),
+            damage=random.choice((0.0, 0.05)) if self.world.sealed else 0.0,
+        )
+        self.world.say(f"{self.world.weather}")
+
+    def late(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None:
+            machine.process.lateness = self.random.choice((0.0, 0.1, 0.4, 0.8))
+            self.world.say(f"{machine.name} is late by {machine.process.lateness} s")
+
+    def jump(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None:
+            seconds = self.random.choice((1.5, 10.0, 100000.0))
+            self.world.say(f"the clock of {machine.name} jumps {seconds} s")
+            machine.process.jump(seconds)
+
+    def drift(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None:
+            machine.process.drift(self.random.choice((0.9, 0.99, 1.01, 1.1)))
+
+    def renumber(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.renumber()
+
+    def change(self) -> None:
+        machine = self._pick()
+        if machine is not None and machine.process is not None:
+            self.world.mark(machine.process)
+
+    # The whole
+
+    def run(self) -> Outcome:
+        """Play it."""
+        world = self.world
+        try:
+            for machine in world.machines:
+                world.at(self.random.random() * 2, self._begin, machine)
+            world.run_until(self.random.choice((1.0, 5.0, 8.0)))
+            for _ in range(self.random.randint(2, 14)):
+                self.random.choice(self._faults)()
+                world.run_until(world.now + self.random.choice((0.1, 0.5, 1.0, 3.0, 6.0)))
+            healed = self._heal()
+            fault = ""
+        except Broken as broken:
+            fault, healed = str(broken), 0.0
+        return Outcome(self.seed, len(world.machines), fault, healed, world.packets)
+
+    def _begin(self, machine: Machine) -> None:
+        if machine.process is None:
+            self._start(machine)
+
+    def _heal(self) -> float:
+        world = self.world
+        # What is under way (a machine that stands still, a swizzle) ends first.
+        world.run_until(world.now + 12.0)
+        world.say("all faults end")
+        world.cut.clear()
+        world.weather = Weather()
+        self.deployments.frozen = True
+        for machine in world.machines:
+            if machine.process is None and self.random.random() < 0.5:
+                machine.start()
+            if machine.process is not None:
+                machine.process.fuse = -1
+                machine.process.lateness = 0.0
+                machine.introduce_all()
+        if not self._up():
+            self._start(world.machines[0])
+        began = world.now
+        if not world.run_while(lambda: bool(world.disagreement() or self.deployments.strays()), HEAL):
+            raise Broken(f"after {HEAL} s: {world.disagreement() or self.deployments.strays()}")
+        return world.now - began
+
+
+def run(seed: int, trace: Callable[[str], None] | None = None) -> Outcome:
+    """Play the schedule of ``seed``."""
+    return Schedule(seed, trace).run()
