@@ -201,7 +201,7 @@ class EndpointServer:
         return visit
 
     def _endpoint(self, id: str) -> Endpoint | None:
-        return next((endpoint for endpoint in self._view.me.endpoints if endpoint.id == id), None)
+        return self._engines.endpoint(id)
 
     def _door(self, endpoint: Endpoint) -> _Door:
         door = self._doors.get(endpoint.id)
@@ -211,9 +211,8 @@ class EndpointServer:
         return door
 
     def _record_changed(self) -> None:
-        mine = {endpoint.id: endpoint for endpoint in self._view.me.endpoints}
         for id, door in tuple(self._doors.items()):
-            endpoint = mine.get(id)
+            endpoint = self._endpoint(id)
             if endpoint is None:
                 door.gate.close()
                 if not door.visits:

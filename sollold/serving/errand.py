@@ -28,6 +28,8 @@ _RESUMES = 20
 """Faults that one answer survives; more are a fault of another kind."""
 _ENGINE_ERRORS = 2
 """Errors that engines themselves report in one stream before they are believed to be the request's own."""
+_TOUCH = Call("/tokenize", {"content": ""})
+"""The smallest question that a llama-server answers: with it an endpoint learns of keep_alive."""
 
 
 class Errand:
@@ -82,10 +84,7 @@ class Errand:
         Raises:
             Refusal: as its fault says.
         """
-        # The smallest question that an engine answers, so that the endpoint learns of keep_alive.
-        touch = {Engine.LLAMA: Call("/tokenize", {"content": ""})}
-        touch |= {engine: call for engine, call in self._ask.calls.items() if engine is Engine.OLLAMA}
-        touch = {engine: call for engine, call in touch.items() if engine in self._ask.calls}
+        touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
         leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit, "")
         await _read_away(leg)
         self._routing = self._routing_from(leg)
@@ -99,18 +98,20 @@ class Errand:
         """
         view = self._means.view
         candidates = self._means.router.candidates(view.live(), self._wish, self._loop.time())
-        for candidate in candidates:
-            node, deployment = candidate.key
-            if candidate.engine is Engine.LLAMA:
-                await self._means.loader.unload(node, deployment, "a caller asked for it (keep_alive 0)")
-            elif candidate.endpoint.loaded:
-                call = self._ask.calls[Engine.OLLAMA]
-                leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish)
-                if isinstance(leg, Leg):
-                    try:
-                        await _read_away(leg)
-                    finally:
-                        await self._finder.leave(leg, True)
+        if any(candidate.engine is Engine.LLAMA for candidate in candidates):
+            await self._means.loader.drop(self._wish, "a caller asked for it (keep_alive 0)")
+        # One that is in use ends when it is idle: it is told so by a question with keep_alive 0.
+        there = view.live()
+        for candidate in self._means.router.candidates(there, self._wish, self._loop.time()):
+            if not candidate.endpoint.loaded:
+                continue
+            call = _TOUCH if candidate.engine is Engine.LLAMA else self._ask.calls[Engine.OLLAMA]
+            leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish)
+            if isinstance(leg, Leg):
+                try:
+                    await _read_away(leg)
+                finally:
+                    await self._finder.leave(leg, True)
         if candidates:
             record, endpoint = candidates[0].record, candidates[0].endpoint
         else:

@@ -14,7 +14,7 @@ from sollold.cluster.view import View
 from sollold.config import HttpSettings, ServingSettings
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.endpoint_server import EndpointServer
-from sollold.serving.loader import Loader, Need
+from sollold.serving.loader import Loader, Need, Ready, with_ready
 from sollold.serving.relay import open_stream, whole
 from sollold.serving.router import Candidate, Choice, Router, Wish
 from sollold.serving.visit import Failure, Stream
@@ -82,9 +82,11 @@ class Finder:
         refused: Refusal | None = None
         wanted = ("", "")
         loaded = False
+        ready: Ready | None = None
         while True:
             now = self._loop.time()
-            ranked = means.router.rank(means.view.live(), wish, now, frozenset(tried))
+            records = with_ready(means.view.live(), ready)
+            ranked = means.router.rank(records, wish, now, frozenset(tried))
             if wanted[0]:
                 # In line elsewhere it saw this one free.
                 first = wanted
@@ -95,6 +97,7 @@ class Finder:
                     raise refused
                 if now - began > limit:
                     raise self._too_long(limit, "it could not be reached")
+                ready = None
                 if tried:
                     # The record still calls READY what does not answer: give its owner time to notice.
                     await asyncio.sleep(_AGAIN)
@@ -103,7 +106,7 @@ class Finder:
                 if loaded:
                     # The leader knows one that is READY; here it is not known yet, or not reachable.
                     await asyncio.sleep(_AGAIN)
-                await self._load(wish, limit - (now - began), stage)
+                ready = await self._load(wish, limit - (now - began), stage)
                 loaded = True
                 continue
             loaded = False
@@ -119,7 +122,7 @@ class Finder:
             if isinstance(leg, Refusal):
                 refused = leg
 
-    async def _load(self, wish: Wish, limit: float, stage: str) -> None:
+    async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
         began = self._loop.time()
         need = Need(wish, self._ask.keep_alive, limit)
         on_wait = self._on_wait
@@ -128,8 +131,9 @@ class Finder:
             def on_wait(waiting: Waiting) -> None:
                 self._on_wait(Waiting(stage, waiting.progress, waiting.position, waiting.message))
 
-        await self._means.loader.ready(need, on_wait)
+        ready = await self._means.loader.ready(need, on_wait)
         self.load_ms += (self._loop.time() - began) * 1000
+        return ready
 
     async def enter(
         self, choice: Choice, call: Call, wish: Wish, stage: str = ""

@@ -139,6 +139,8 @@ class Visit:
                 await self._stack.enter_async_context(
                     self._gate.turn(turn.id, turn.priority, turn.client, turn.age, on_position)
                 )
+        except LookupError as error:
+            raise Failure(Broken(Break.MOVED, str(error))) from None
         except LineFull as full:
             message = f"{self._gate.waiting} requests wait for this model already; try again later"
             raise Failure(Broken(Break.FULL, message, full.retry_after)) from None
