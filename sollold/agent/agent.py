@@ -25,7 +25,7 @@ from sollold.agent.owner import Owner
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
 from sollold.agent.process_log import prune
-from sollold.cluster.peer import PeerCalls, PeerServer
+from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.view import View
 from sollold.config import MIB, Settings
@@ -83,6 +83,7 @@ class Agent:
         self._idle_at = float("-inf")
         self._http: aiohttp.ClientSession | None = None
         self._closing = False
+        self._unsubscribe: Callable[[], None] = lambda: None
         self.owner = Owner(
             self._node,
             settings,
@@ -99,7 +100,8 @@ class Agent:
     # The daemon
 
     def register(self, server: PeerServer) -> None:
-        """Register the peer methods of `commands` and the raw route ``GET /deployments/{id}/wait``.
+        """Register the peer methods of `commands`, the way to workers for tunnels, and the raw route
+        ``GET /deployments/{id}/wait``.
 
         The route answers an `Endpoint` in JSON a line, at every change, until it is ready or failed (or
         gone: then the lines just end).
@@ -111,6 +113,7 @@ class Agent:
         server.method("lost", Lost, self._lost)
         server.method("deploy", Deploy, self._deploy)
         server.method("unload", Unload, self._unload)
+        server.tunnel(self._worker_port)
         server.route("GET", "/deployments/{id}/wait", self._wait)
 
     async def start(self) -> None:
@@ -119,6 +122,7 @@ class Agent:
         await asyncio.to_thread(prune, self._places.state / "logs")
         await self.owner.start()
         self._publish()
+        self._unsubscribe = self._view.subscribe(self._look)
         self._tasks = [
             asyncio.create_task(self.owner.run(), name="owner"),
             asyncio.create_task(self._publishing(), name="publishing"),
@@ -142,6 +146,7 @@ class Agent:
     async def shutdown(self) -> None:
         """End every deployment and worker. The caller has drained the requests."""
         self._closing = True
+        self._unsubscribe()
         self.drain()
         for deployment in self._deployments.values():
             deployment.end("the daemon is stopping", state=State.DRAINING)
@@ -329,6 +334,20 @@ class Agent:
         if one is not None and deployment in self._running:
             one.end(reason)
             await one.head_gone()
+
+    def _worker_port(self, caller: str, deployment: str) -> int:
+        try:
+            return self.owner.worker_port(caller, deployment)
+        except LookupError as error:
+            raise PeerError(self._node, str(error), transport=False) from error
+
+    def _look(self) -> None:
+        """The cluster changed: a deployment that lost an owner is lost, though its processes may hang on."""
+        if self._deployments:
+            live = {record.node for record in self._view.live()}
+            for one in self._deployments.values():
+                if one.alive and (gone := [node for node in one.owners if node not in live]):
+                    one.end(f"node {gone[0]} is gone, which held layers of it")
 
     def _head_process(self, deployment: str) -> Process | None:
         one = self._deployments.get(deployment)

@@ -1,8 +1,8 @@
 """One deployment at its head: from the commit at every owner to the last byte given back.
 
 STARTING (owners commit, workers start, tunnels open) → LOADING → READY → gone, or FAILED from anywhere.
-A worker's death, a broken tunnel, a lost grant and the end of ``llama-server`` all end it at once: what is
-left of a deployment that lost a part can answer nothing.
+A worker's death, an owner's, a lost grant and the end of ``llama-server`` all end it at once: what is left
+of a deployment that lost a part can answer nothing. A tunnel that breaks ends ``llama-server``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Tunnel(Protocol):
 class Tunnels(Protocol):
     """Opens tunnels from this node, the head, to workers."""
 
-    async def open(self, node: str, deployment: str, on_break: Callable[[str], None]) -> Tunnel:
-        """A tunnel to the worker of ``deployment`` on ``node``. ``on_break`` is told why it broke, once.
+    async def open(self, deployment: str, node: str) -> Tunnel:
+        """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
 
         Raises:
-            PeerError: the node can't be reached or has no such worker.
+            OSError: no loopback port could be had.
         """
         ...
 
@@ -261,7 +261,7 @@ class Deployment:
             if node == self._means.node:
                 port = self._means.local_worker_port(self.id)
             else:
-                tunnel = await self._means.tunnels.open(node, self.id, self._broken(node))
+                tunnel = await self._means.tunnels.open(self.id, node)
                 self._tunnels.append(tunnel)
                 port = tunnel.port
             reach.append(Reach(node, port, worker_devices(self.plan, node)))
@@ -318,9 +318,6 @@ class Deployment:
             # Its time to live ends the worker there.
             log.info("node %s was not told that %s ended: %s", node, self.id, error)
 
-    def _broken(self, node: str) -> Callable[[str], None]:
-        return lambda why: self.end(f"the connection to the worker on node {node} broke: {why}")
-
     def _progressed(self, value: float) -> None:
         if value > self.progress:
             self.progress = value
@@ -345,6 +342,6 @@ def _sentence(error: BaseException | None) -> str:
         error = error.exceptions[0]
     if error is None:
         return "it ended without a reason"
-    if not isinstance(error, (HeadFailed, PeerError, LookupError)):
+    if not isinstance(error, (HeadFailed, PeerError, LookupError, OSError)):
         log.error("a deployment failed by a fault of our own", exc_info=error)
     return str(error) or type(error).__name__

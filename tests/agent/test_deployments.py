@@ -12,6 +12,7 @@ import pytest
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
+from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
 from sollold.models.model import Model
 from tests.agent.town import TERM, eventually, founded, plan
@@ -104,15 +105,31 @@ async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama
         await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
 
 
-async def test_a_broken_tunnel_ends_it(folder: Path, llama: Llama, tiny: Model):
+async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: Model):
     async with founded(folder, llama, "a", "b") as town:
         town.models[tiny.digest] = tiny
         await town.deploy("d", plan(tiny, "a", ("b", 4)))
         await town.until("a", "d", State.READY)
-        town.tunnels[0].on_break("the cable is cut")
+        town.dead.add("b")
+        town.cut |= {("*", "b"), ("b", "*")}
+        town.views["a"].changed()
         failed = await town.until("a", "d", State.FAILED)
-        assert failed.reason == "the connection to the worker on node b broke: the cable is cut"
+        assert failed.reason == "node b is gone, which held layers of it"
         await eventually(lambda: not town.tunnels[0].open)
+        await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
+        assert town.agents["b"].owner.ledger.grants(), "b has heard nothing yet: its time to live frees it"
+
+
+async def test_a_tunnel_leads_its_head_alone_to_the_worker(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        assert town.servers["b"].resolve("a", "d") > 0
+        with pytest.raises(PeerError, match="c is not the head"):
+            town.servers["b"].resolve("c", "d")
+        with pytest.raises(PeerError, match="no worker"):
+            town.servers["b"].resolve("a", "e")
 
 
 async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Model):

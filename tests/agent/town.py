@@ -29,14 +29,16 @@ TERM = Term(1, "a")
 
 
 class OwnView:
-    """The view of a node that knows its own record only."""
+    """The view of a node of the town."""
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, town: Town, node: str) -> None:
+        self._town = town
+        self._callbacks: list[Callable[[], None]] = []
         self.me = Record(node, node, 1, ("127.0.0.1",), 1, 2, "test")
         self.updates = 0
 
     def live(self) -> tuple[Record, ...]:
-        return (self.me,)
+        return tuple(view.me for node, view in self._town.views.items() if node not in self._town.dead)
 
     def record(self, node: str) -> Record | None:
         return self.me if node == self.me.node else None
@@ -45,7 +47,12 @@ class OwnView:
         return TERM
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return lambda: None
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback)
+
+    def changed(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     def update_me(self, **changes: Any) -> None:
         fresh = replace(self.me, **changes)
@@ -68,13 +75,12 @@ class Server:
         self.routes[path] = handler
 
     def tunnel(self, resolve: Callable[[str, str], int]) -> None:
-        raise NotImplementedError
+        self.resolve = resolve
 
 
 @dataclass
 class Tunnel:
     port: int
-    on_break: Callable[[str], None]
     open: bool = True
 
     async def close(self) -> None:
@@ -82,7 +88,8 @@ class Tunnel:
 
 
 class Town:
-    """All nodes. ``cut`` holds the (from, to) pairs between which no call passes."""
+    """All nodes. ``cut`` holds the (from, to) pairs between which no call passes, ``dead`` the nodes
+    that the others hold dead."""
 
     def __init__(self, folder: Path, llama: Llama) -> None:
         self.folder = folder
@@ -92,6 +99,7 @@ class Town:
         self.views: dict[str, OwnView] = {}
         self.models: dict[str, Model] = {}
         self.tunnels: list[Tunnel] = []
+        self.dead: set[str] = set()
         self.cut: set[tuple[str, str]] = set()
 
     async def add(self, node: str, *, limit: int = 2000 * MIB, llama: LlamaSettings | None = None) -> Agent:
@@ -103,7 +111,7 @@ class Town:
         await asyncio.to_thread(places.make)
         # The speed of the processor matters here to nobody.
         machine = await asyncio.to_thread(Machine, settings.node, self.folder)
-        view, server = OwnView(node), Server()
+        view, server = OwnView(self, node), Server()
         agent = Agent(
             settings, places, machine, view, Calls(self, node), Tunnels(self, node), self.models.get
         )
@@ -168,12 +176,8 @@ class Tunnels:
     def __init__(self, town: Town, node: str) -> None:
         self._town, self._node = town, node
 
-    async def open(self, node: str, deployment: str, on_break: Callable[[str], None]) -> Tunnel:
-        try:
-            port = self._town.agents[node].owner.worker_port(self._node, deployment)
-        except LookupError as error:
-            raise PeerError(node, str(error), transport=False) from error
-        self._town.tunnels.append(Tunnel(port, on_break))
+    async def open(self, deployment: str, node: str) -> Tunnel:
+        self._town.tunnels.append(Tunnel(self._town.servers[node].resolve(self._node, deployment)))
         return self._town.tunnels[-1]
 
 
