@@ -150,16 +150,20 @@ def draft(
         overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
         parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
-    rooms = {(spot.node, spot.device): spot.room for spot, _, _ in holds}
+    spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
     if head.cpu is not None:
-        rooms[head.node, head.cpu.device] = head.cpu.room
+        spots[head.node, "CPU"] = head.cpu
     needed: dict[tuple[str, str], int] = {}
+    rooms: dict[tuple[str, str], Spot] = {}
     for share in (host, *shares):
-        needed[share.node, share.device] = needed.get((share.node, share.device), 0) + share.total
+        where = spots.get((share.node, share.device))
+        if where is not None:
+            needed[where.memory] = needed.get(where.memory, 0) + share.total
+            rooms.setdefault(where.memory, where)
     short = tuple(
-        Short(node, device, size, rooms.get((node, device), 0))
-        for (node, device), size in needed.items()
-        if size > rooms.get((node, device), 0)
+        Short(spot.node, spot.device, needed[memory], spot.room)
+        for memory, spot in rooms.items()
+        if needed[memory] > spot.room
     )
     return Draft(
         head=head,

@@ -19,6 +19,8 @@ class Spot:
         overhead: bytes that one more process on it costs.
         bandwidth: bytes per second that weights are read with; 0.0 when unknown.
         compute: operations per second in a matrix product; 0.0 when unknown.
+        pool: devices of a machine with one pool share one memory, so that ``room`` of each is that of
+            all; empty: its memory is its own.
     """
 
     node: str
@@ -28,6 +30,12 @@ class Spot:
     overhead: int = 0
     bandwidth: float = 0.0
     compute: float = 0.0
+    pool: str = ""
+
+    @property
+    def memory(self) -> tuple[str, str]:
+        """What the device's bytes are taken from."""
+        return self.node, self.pool or self.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +68,14 @@ class Machine:
         return next((spot for spot in self.spots if spot.device == device), None)
 
     @property
+    def room(self) -> int:
+        """Bytes over all devices, a shared memory counted once."""
+        memories: dict[tuple[str, str], int] = {}
+        for spot in self.spots:
+            memories[spot.memory] = max(memories.get(spot.memory, 0), spot.room)
+        return sum(memories.values())
+
+    @property
     def cpu(self) -> Spot | None:
         """The processor."""
         return next((spot for spot in self.spots if spot.kind is Kind.CPU), None)
@@ -72,7 +88,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A machine that takes no part, and why: a sentence for a person."""
+    """A machine that takes no part, and why: half a sentence for a person."""
 
     node: str
     name: str
@@ -119,6 +135,7 @@ def machine_of(
     spare: float,
     freed: Mapping[str, int] | None = None,
     taken: Mapping[str, int] | None = None,
+    one_pool: bool = False,
 ) -> Machine:
     """A record as the planner sees it.
 
@@ -128,16 +145,25 @@ def machine_of(
         spare: share of each device's memory that stays unused.
         freed: device → bytes that an eviction would give back.
         taken: device → bytes promised since the record was written.
+        one_pool: all its devices share one limit.
     """
+    # What is taken from or given back to a shared memory is so for each device that shares it.
+    change: dict[str, int] = {}
+    pools = {device.id: "node" if one_pool else device.pool or device.id for device in record.devices}
+    for device, size in (freed or {}).items():
+        change[pools.get(device, device)] = change.get(pools.get(device, device), 0) + size
+    for device, size in (taken or {}).items():
+        change[pools.get(device, device)] = change.get(pools.get(device, device), 0) - size
     spots = tuple(
         Spot(
             node=record.node,
             device=device.id,
             kind=device.kind,
-            room=_room(device, spare, (freed or {}).get(device.id, 0) - (taken or {}).get(device.id, 0)),
+            room=_room(device, spare, change.get(pools[device.id], 0)),
             overhead=device.overhead,
             bandwidth=device.bandwidth,
             compute=device.compute,
+            pool="node" if one_pool else device.pool,
         )
         for device in record.devices
     )

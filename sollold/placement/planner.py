@@ -137,6 +137,7 @@ class _Rung:
         self.total = footprint.layers + 1
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
+        self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
         self.spots = {
@@ -178,7 +179,7 @@ class _Rung:
         links = {head.node: speed.LOOPBACK}
         made = [self._draft(head, 0, [(spot, 0, self.total)], links) for spot in gpus]
         fitting = [one for one in made if not one.short]
-        if not fitting and gpus and sum(spot.room for spot in spots) > self.needed:
+        if not fitting and gpus and head.room > self.needed:
             bins = [(spot, self._bin(spot, head, links, copies=True)) for spot in gpus]
             several = self._search(head, bins, links) if len(gpus) > 1 else None
             if several is None and cpu is not None:
@@ -227,7 +228,7 @@ class _Rung:
             return self._fixed()
         if not self.wish.distributed:
             return None
-        if sum(spot.room for spots in self.spots.values() for spot in spots) < self.needed:
+        if sum(machine.room for machine in self.fleet.machines) < self.needed:
             return None
         heads = sorted(self.heads(), key=self._promise)[:HEADS]
         best: Draft | None = None
@@ -318,7 +319,8 @@ class _Rung:
         last = footprint.compute(0, self.total, devices=2, local=local, offloaded=offloaded)
         peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
         room = spot.room - spot.overhead
-        if local and spot.kind is Kind.CPU:
+        cpu = head.cpu
+        if local and cpu is not None and cpu.memory == spot.memory:
             room -= host_share(head, footprint, 0, 2).total
         return Bin(
             rate=speed.seconds_per_byte(spot, self.correction),
@@ -326,7 +328,8 @@ class _Rung:
             tail=speed.logits_seconds(link, footprint.n_vocab) if link is not None else 0.0,
             room=room - max(middle, peak),
             room_last=room - max(last, peak),
-            worker=self._number(spot.node) if spot.node != head.node else -1,
+            group=self._group(spot),
+            worker=self.numbers[spot.node] if spot.node != head.node else -1,
         )
 
     def _host_bin(self, cpu: Spot, head: Machine) -> Bin:
@@ -340,11 +343,13 @@ class _Rung:
             tail=0.0,
             room=room,
             room_last=0,
+            group=self._group(cpu),
             first=True,
         )
 
-    def _number(self, node: str) -> int:
-        return next(i for i, machine in enumerate(self.fleet.machines) if machine.node == node)
+    def _group(self, spot: Spot) -> int:
+        """One number for the devices that share a memory: only one of them is used."""
+        return self.numbers[spot.node] if spot.pool else -1
 
     # Policies that are not after speed
 

@@ -62,10 +62,11 @@ def explain(
     weights = footprint.host_weights + sum(footprint.weights)
     state = sum(footprint.state)
     spots = [spot for machine in fleet.machines for spot in machine.spots if spot.room > 0]
+    alone = max(heads, key=lambda machine: machine.room, default=None)
     buffers = _buffers(footprint, heads, spots)
     needed = weights + state + buffers
-    usable = spots if wish.distributed else _best_alone(heads)
-    there = sum(spot.room for spot in usable)
+    usable = fleet.machines if wish.distributed else (alone,) if alone is not None else ()
+    there = sum(machine.room for machine in usable)
     missing = max(0, needed - there)
     remedies = tuple(_remedies(wish, fleet, footprint_of, footprint, busy, correction, missing))
     least = context.tokens(wish, footprint.context_train)
@@ -110,15 +111,10 @@ def _buffers(footprint: Footprint, heads: Sequence[Machine], spots: Sequence[Spo
     return size
 
 
-def _best_alone(heads: Sequence[Machine]) -> tuple[Spot, ...]:
-    best = max(heads, key=lambda machine: sum(spot.room for spot in machine.spots), default=None)
-    return best.spots if best is not None else ()
-
-
 def _there(fleet: Fleet, wish: Wish, there: int) -> str:
     rows = []
     for machine in fleet.machines:
-        room = sum(spot.room for spot in machine.spots)
+        room = machine.room
         devices = ", ".join(
             f"{spot.device} {bytes_text(spot.room)}" for spot in machine.spots if len(machine.spots) > 1
         )

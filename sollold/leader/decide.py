@@ -1,0 +1,400 @@
+"""What is to be done for a model: use what runs, wait for what loads, place it, or refuse. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.leader.ensure import Ensure
+from sollold.leader.world import World, in_use, is_loading, runs_on_llama, why_blocked
+from sollold.models.footprint import Footprint, footprint
+from sollold.models.model import Model
+from sollold.models.run import Run
+from sollold.models.shape import Shape
+from sollold.placement import context
+from sollold.placement.fleet import Fleet
+from sollold.placement.plan import Plan
+from sollold.placement.planner import Alternative, Choice, choose
+from sollold.placement.shortfall import Busy, Shortfall, explain
+from sollold.placement.wish import MOST_DEVICES, Policy, Wish
+from sollold.serving.ask import Fault
+
+Held = tuple[Record, Endpoint]
+"""An endpoint and the node that has it."""
+
+IDLE_LONG = 60.0
+"""Seconds of idleness after which a deployment is worth ending for a faster plan."""
+FASTER = 1.5
+"""How much faster that plan must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """``endpoint`` on ``node`` answers now."""
+
+    endpoint: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """``deployment`` is being loaded by ``head``."""
+
+    deployment: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Carry ``plan`` out after ending ``evictions`` (node, deployment, model)."""
+
+    plan: Plan
+    evictions: tuple[tuple[str, str, str], ...]
+    choice: Choice
+    fleet: Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
+
+    fault: Fault
+    message: str
+    retry_after: float = 0.0
+    shortfall: Shortfall | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+Decision = Use | Wait | Place | Refuse
+
+
+def decide(ask: Ensure, world: World) -> Decision:
+    """The one decision. ``world.holders`` is not empty: the name was found."""
+    there = _there(ask, world)
+    larger: Held | None = None
+    if isinstance(there, tuple):
+        larger = there
+    elif there is not None and not ask.more:
+        return there
+    placed = _placement(ask, world, larger)
+    if isinstance(placed, Refuse):
+        if larger is not None:
+            record, endpoint = larger
+            return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
+        if there is not None and not isinstance(there, tuple):
+            return there
+    if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
+        return there if not isinstance(there, tuple) else placed
+    return placed
+
+
+def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
+    """What the planner is asked for."""
+    placement = world.settings.placement
+    threshold = placement.distributed_threshold
+    return Wish(
+        model=model.name,
+        digest=model.digest,
+        parameters=model.parameters,
+        size=model.size,
+        context=ask.context,
+        usual=placement.context,
+        slots=ask.slots or placement.slots,
+        type_k=ask.type_k or placement.type_k,
+        type_v=ask.type_v or placement.type_v,
+        ubatch=placement.ubatch,
+        policy=Policy(ask.policy or placement.policy),
+        workers=min(ask.workers or placement.max_workers, MOST_DEVICES),
+        distributed=placement.enable_distributed,
+        always=placement.enable_distributed and 0 < threshold <= model.parameters / 1e9,
+        fixed=ask.fixed,
+        embedding=for_embedding(ask, model),
+    )
+
+
+def for_embedding(ask: Ensure, model: Model) -> bool:
+    """Whether its llama-server must be one for embeddings: then it does nothing else."""
+    return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
+
+
+@lru_cache(maxsize=256)
+def footprint_of(shape: Shape, run: Run) -> Footprint:
+    """The footprint, remembered: a plan is asked for again and again while callers wait."""
+    return footprint(shape, run)
+
+
+# What is there
+
+
+def _there(ask: Ensure, world: World) -> Decision | Held | None:
+    """What runs or loads already. A pair: an idle deployment whose context is too small for this."""
+    model = world.holders[0][1]
+    embedding = for_embedding(ask, model)
+    same = [
+        (record, endpoint)
+        for record, endpoint in world.endpoints()
+        if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
+        and not record.draining
+        and record.node not in ask.exclude
+    ]
+    ready = [
+        (record, endpoint)
+        for record, endpoint in same
+        if endpoint.backend is not Backend.OLLAMA
+        and ask.llama
+        and endpoint.state is State.READY
+        and endpoint.embedding == embedding
+    ]
+    needed = min(ask.context, model.context_train) if model.context_train else ask.context
+    wide = [pair for pair in ready if pair[1].context >= needed]
+    if wide:
+        record, endpoint = min(wide, key=_line)
+        return Use(endpoint.id, record.node, "it is loaded there")
+    loading = [
+        (record.node, endpoint.id)
+        for record, endpoint in same
+        if endpoint.backend is not Backend.OLLAMA
+        and ask.llama
+        and is_loading(endpoint)
+        and endpoint.embedding == embedding
+    ] + [
+        (promise.head, promise.deployment)
+        for promise in world.promises
+        if promise.digest == model.digest
+        and ask.llama
+        and promise.embedding == embedding
+        and promise.deployment not in world.gone
+        and not any(e.id == promise.deployment for _, e in world.endpoints())
+    ]
+    if loading:
+        return Wait(loading[0][1], loading[0][0])
+    if ready:
+        record, endpoint = min(ready, key=_line)
+        if in_use(endpoint) or endpoint.id in world.unwilling:
+            return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
+        return record, endpoint
+    if ask.ollama:
+        return _in_ollama(model, same, world)
+    return None
+
+
+def _line(pair: Held) -> tuple[float, str]:
+    _, endpoint = pair
+    return (endpoint.active + endpoint.waiting) / max(1, endpoint.slots), endpoint.id
+
+
+def _in_ollama(model: Model, same: list[Held], world: World) -> Use | None:
+    """An Ollama that has the model, loaded or able to hold it."""
+    ours = [
+        (record, endpoint)
+        for record, endpoint in same
+        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
+    ]
+    only = not any(runs_on_llama(one) for _, one in world.holders)
+    fitting = [pair for pair in ours if pair[1].loaded or only or _fits_there(model, pair[0], world)]
+    if not fitting:
+        return None
+    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
+    why = "it is loaded in the Ollama there" if endpoint.loaded else "it fits the Ollama there"
+    return Use(endpoint.id, record.node, why)
+
+
+def _fits_there(model: Model, record: Record, world: World) -> bool:
+    """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
+    room = sum(device.available for device in record.devices)
+    idle = [e for e in record.endpoints if e.backend is Backend.OLLAMA and e.loaded and not in_use(e)]
+    room += sum(one.bytes for one in idle)
+    if world.shape is None:
+        return model.size * 1.1 <= room
+    least = context.run_with(wish_of(Ensure(model.name), model, world), context.LEAST, 1)
+    need = footprint_of(world.shape, least)
+    return need.host_weights + sum(need.weights) + sum(need.state) <= room
+
+
+# Placing
+
+
+def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Refuse:
+    models = [(node, model) for node, model in world.holders if runs_on_llama(model)]
+    if not ask.llama or not models:
+        return _no_llama(ask, world)
+    model = models[0][1]
+    if world.blocked is not None:
+        return Refuse(
+            Fault.UNAVAILABLE,
+            f"{model.name} is not loaded now: {why_blocked(world.blocked)}.",
+            retry_after=world.blocked.seconds,
+        )
+    builds = world.builds()
+    if not builds:
+        live = {record.node: record for record in world.records}
+        setups = [
+            f"{live[node].name}: {live[node].setup or 'not set up'}" for node, _ in models if node in live
+        ]
+        if not setups:
+            return Refuse(Fault.UNAVAILABLE, f"No node that has {model.name} is there now.", retry_after=5.0)
+        return Refuse(
+            Fault.UNAVAILABLE,
+            f"No node that has {model.name} has llama.cpp yet ({'; '.join(setups)}).",
+            retry_after=15.0,
+        )
+    if world.shape is None:
+        return Refuse(
+            Fault.UNAVAILABLE, f"The header of {model.name} can't be read just now.", retry_after=5.0
+        )
+    refusal: Refuse | None = None
+    for build in builds:
+        placed = _place_on(ask, model, world.shape, world, build, larger)
+        if isinstance(placed, Place):
+            return placed
+        refusal = refusal or placed
+    assert refusal is not None
+    return refusal
+
+
+def _no_llama(ask: Ensure, world: World) -> Refuse:
+    model = world.holders[0][1]
+    reason = next((m.unusable or m.only_ollama for _, m in world.holders if m.unusable or m.only_ollama), "")
+    if any(m.only_ollama for _, m in world.holders) or not ask.llama:
+        why = reason or "this request can only be answered by an Ollama"
+        return Refuse(
+            Fault.UNAVAILABLE,
+            f"{model.name} can't be answered now: {why.rstrip('.')}, and no Ollama that has it can take it.",
+            retry_after=10.0,
+        )
+    return Refuse(Fault.BAD_REQUEST, f"{model.name} can't be run: {reason or 'it has no file'}")
+
+
+def _place_on(
+    ask: Ensure,
+    model: Model,
+    shape: Shape,
+    world: World,
+    build: str,
+    larger: Held | None,
+) -> Place | Refuse:
+    """Place on the machines of one build, ending idle deployments only where that is worth it."""
+    wish = wish_of(ask, model, world)
+    prints = partial(footprint_of, shape)
+    must = [larger] if larger is not None else []
+    fleet = world.fleet(build, must)
+
+    def attempt(victims: list[Held]) -> Choice:
+        on = world.fleet(build, [*must, *victims])
+        choice = choose(wish, on, prints, world.correction)
+        if choice.draft is None and wish.always:
+            choice = choose(replace(wish, always=False), on, prints, world.correction)
+        return choice
+
+    idle, busy = _others(world, {pair[1].id for pair in must})
+    free = attempt([])
+    aim = context.tokens(wish, shape.context_train)
+    chosen, victims = free, list[Held]()
+    if idle and not ask.more and _worth_asking(free, aim, idle):
+        long = [pair for pair in idle if pair[1].idle >= IDLE_LONG]
+        allowed = idle if free.draft is None else long
+        roomy = attempt(allowed) if allowed else free
+        if roomy.draft is not None and (free.draft is None or _better(roomy, free, aim)):
+            chosen, victims = _fewest(roomy, allowed, aim, attempt)
+    if chosen.draft is None:
+        shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
+        return Refuse(Fault.TOO_BIG, shortfall.message, shortfall=shortfall, alternatives=chosen.alternatives)
+    ended = [*must, *victims]
+    reasons = list(chosen.reasons)
+    for _, endpoint in victims:
+        reasons.append(f"{endpoint.model}, idle, makes room.")
+    if larger is not None:
+        reasons.append(
+            f"It was idle with {larger[1].context} tokens of context, so it is loaded anew with more."
+        )
+    plan = chosen.draft.plan(wish, len(shape.layers), reasons)
+    return Place(
+        plan,
+        tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended),
+        chosen,
+        fleet,
+    )
+
+
+def _others(world: World, but: set[str]) -> tuple[list[Held], list[Busy]]:
+    """Deployments that may be ended, those first that cost least; and those that may not."""
+    idle: list[Held] = []
+    busy: list[Busy] = []
+    for record, endpoint in world.endpoints():
+        ollama = endpoint.backend is Backend.OLLAMA
+        if endpoint.id in but or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
+            continue
+        reason = _why_kept(endpoint, world)
+        if not reason:
+            idle.append((record, endpoint))
+            continue
+        busy.append(Busy(endpoint.id, endpoint.model, world.held(record, endpoint), reason))
+    # What is ending anyway, then the longest idle, in steps of a minute; of those the one that is loaded
+    # again the quickest.
+    idle.sort(
+        key=lambda pair: (
+            pair[1].state is not State.DRAINING,
+            -int(pair[1].idle // 60),
+            pair[1].bytes,
+            pair[1].id,
+        )
+    )
+    return idle, busy
+
+
+def _why_kept(endpoint: Endpoint, world: World) -> str:
+    if in_use(endpoint):
+        count = endpoint.active + endpoint.waiting
+        return f"{count} request{'s are' if count != 1 else ' is'} in it"
+    if endpoint.pinned:
+        return "it is kept loaded by its keep_alive"
+    if is_loading(endpoint):
+        return "it is being loaded"
+    if endpoint.id in world.unwilling:
+        return "it has just been used"
+    if endpoint.backend is Backend.OLLAMA and not world.settings.ollama.evict:
+        return "the settings leave Ollama's models alone"
+    return ""
+
+
+def _worth_asking(free: Choice, aim: int, idle: list[Held]) -> bool:
+    """Whether more room could change anything for the better."""
+    if free.draft is None:
+        return True
+    if not any(endpoint.idle >= IDLE_LONG for _, endpoint in idle):
+        return False
+    return _context(free) < aim or len(free.draft.nodes) > 1 or free.draft.on_host
+
+
+def _better(roomy: Choice, free: Choice, aim: int) -> bool:
+    """Whether ending idle deployments gives clearly more than what is free."""
+    if roomy.draft is None or free.draft is None:
+        return roomy.draft is not None
+    if _context(free) < aim and _context(roomy) > _context(free):
+        return True
+    return roomy.draft.seconds * FASTER <= free.draft.seconds
+
+
+def _context(choice: Choice) -> int:
+    assert choice.draft is not None
+    return choice.draft.run.context // choice.draft.run.slots
+
+
+def _fewest(
+    best: Choice, idle: list[Held], aim: int, attempt: Callable[[list[Held]], Choice]
+) -> tuple[Choice, list[Held]]:
+    """Spare as many deployments as the plan can do without, those that cost most to lose first."""
+    victims = list(idle)
+    for pair in reversed(idle[-16:]):
+        fewer = [one for one in victims if one is not pair]
+        if not fewer:
+            break
+        tried = attempt(fewer)
+        if tried.draft is None or best.draft is None:
+            continue
+        if _context(tried) >= min(_context(best), aim) and tried.draft.seconds <= best.draft.seconds * 1.1:
+            best, victims = tried, fewer
+    return best, victims

@@ -1,0 +1,448 @@
+"""The leader's shell: answers what nodes ask, and carries placements out, one after the other.
+
+A node leads as long as the view says so; the same object asks the leader when another node is it. Nothing
+here matters after a change of leader: the next one reads the records and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
+from sollold.cluster.record import State
+from sollold.cluster.term import Term
+from sollold.cluster.view import View
+from sollold.config import Settings
+from sollold.leader.decide import Decision, Place, Refuse, Use, Wait, decide, for_embedding
+from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
+from sollold.leader.library import Library
+from sollold.leader.memory import Memory
+from sollold.leader.preview import preview_of
+from sollold.leader.world import Promise, World, runs_on_llama, unloaded
+from sollold.models.model import Model
+from sollold.models.shape import Shape
+from sollold.placement.speed import Correction, uncorrected
+from sollold.serving.ask import Fault
+
+log = logging.getLogger("sollold.leader")
+
+ANSWER_WITHIN = 20.0
+"""Seconds after which a caller gets PLANNING rather than no answer."""
+CALL_TIMEOUT = 5.0
+UNLOAD_TIMEOUT = 60.0
+ATTEMPTS = 6
+FREED_WITHIN = 3.0
+"""Seconds in which the records should show memory that was given back."""
+
+
+class StaleError(Exception):
+    """This node does not lead any more."""
+
+
+class Leader:
+    """See the module's text. `register`, `start`, at the end `close`.
+
+    Args:
+        corrections: architecture → how much slower each device is than predicted.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        view: View,
+        calls: PeerCalls,
+        library: Library,
+        corrections: Callable[[str], Correction] = lambda architecture: uncorrected,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._view = view
+        self._calls = calls
+        self._library = library
+        self._corrections = corrections
+        self._clock = clock
+        self._memory = Memory()
+        self._jobs: dict[tuple[str, bool], asyncio.Task[Ensured]] = {}
+        self._turn = asyncio.Semaphore(1)
+        """The line of placements: a second one is planned when the first has its bytes."""
+        self._unsubscribe: Callable[[], None] | None = None
+        self._changed = asyncio.Event()
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer calls ``ensure`` and ``drop``."""
+        server.method("ensure", Ensure, self._on_ensure)
+        server.method("drop", Drop, self._on_drop)
+
+    async def start(self) -> None:
+        """Begin to watch the records."""
+        self._unsubscribe = self._view.subscribe(self._observe)
+        self._observe()
+
+    async def close(self) -> None:
+        """End what is being placed; what was reserved expires by itself."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    # For this node
+
+    async def ensure(self, ask: Ensure, timeout: float = ANSWER_WITHIN + 10) -> Ensured:
+        """Ask whoever leads. ELSEWHERE with an empty ``leader`` when nobody could be asked."""
+        asked: set[str] = set()
+        leader = self._view.leader().leader
+        while leader and leader not in asked:
+            asked.add(leader)
+            if leader == self._view.me.node:
+                answer = await self._ensure(ask)
+            else:
+                try:
+                    answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=timeout)
+                except PeerError as error:
+                    return Ensured(Verdict.ELSEWHERE, message=f"the leader can't be asked: {error}")
+            if answer.verdict is not Verdict.ELSEWHERE:
+                return answer
+            leader = answer.leader
+        return Ensured(Verdict.ELSEWHERE, message="there is no leader just now")
+
+    async def drop(self, drop: Drop) -> Dropped:
+        """Have a model unloaded, wherever the leader is.
+
+        Raises:
+            PeerError: the leader could not be asked.
+        """
+        leader = self._view.leader().leader
+        for _ in range(3):
+            if not leader:
+                break
+            if leader == self._view.me.node:
+                answer = await self._drop(drop)
+            else:
+                answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=UNLOAD_TIMEOUT + 5)
+            if not answer.leader:
+                return answer
+            leader = answer.leader
+        raise PeerError(leader, "there is no leader just now", transport=True)
+
+    async def preview(self, ask: Ensure) -> PlanPreview:
+        """What `ensure` would do, without doing it. Any node can tell: all know the records."""
+        world = await self._world(ask)
+        if isinstance(world, Refuse):
+            return preview_of(world, None)
+        decision = await asyncio.to_thread(decide, ask, world)
+        if not isinstance(decision, Place):
+            # What runs already is an answer, but the question was what a load would place.
+            other = await asyncio.to_thread(decide, replace(ask, ollama=False), unloaded(world))
+            return preview_of(decision, world, other)
+        return preview_of(decision, world)
+
+    # As the leader
+
+    @property
+    def _leads(self) -> bool:
+        return self._view.leader().leader == self._view.me.node
+
+    def _elsewhere(self) -> Ensured:
+        leader = self._view.leader().leader
+        return Ensured(Verdict.ELSEWHERE, leader=leader if leader != self._view.me.node else "")
+
+    async def _on_ensure(self, caller: str, ask: Ensure) -> Ensured:
+        return await self._ensure(ask)
+
+    async def _on_drop(self, caller: str, drop: Drop) -> Dropped:
+        return await self._drop(drop)
+
+    async def _ensure(self, ask: Ensure) -> Ensured:
+        if not self._leads:
+            return self._elsewhere()
+        world = await self._world(ask)
+        if isinstance(world, Refuse):
+            return _answer(world)
+        decision = await asyncio.to_thread(decide, ask, world)
+        if not isinstance(decision, Place):
+            return _answer(decision)
+        model = world.holders[0][1]
+        key = (model.digest or model.name, for_embedding(ask, model))
+        job = self._jobs.get(key)
+        if job is None:
+            job = asyncio.create_task(self._carry_out(ask), name=f"placing {model.name}")
+            self._jobs[key] = job
+            job.add_done_callback(lambda done: self._job_done(key, done))
+        done, _ = await asyncio.wait([job], timeout=ANSWER_WITHIN)
+        if not done:
+            return Ensured(Verdict.PLANNING, message=f"room for {model.name} is being made")
+        if job.cancelled():
+            return self._elsewhere()
+        return job.result()
+
+    def _job_done(self, key: tuple[str, bool], job: asyncio.Task[Ensured]) -> None:
+        self._jobs.pop(key, None)
+        if not job.cancelled() and job.exception() is not None:
+            log.error("placing %s ended by a fault of our own", key[0], exc_info=job.exception())
+
+    async def _carry_out(self, ask: Ensure) -> Ensured:
+        """Place a model. Placements go one after the other, so that no byte is planned for twice."""
+        out: dict[str, str] = {}
+        async with self._turn:
+            for _ in range(ATTEMPTS):
+                term = self._view.leader()
+                if not self._leads:
+                    return self._elsewhere()
+                world = await self._world(ask, out)
+                if isinstance(world, Refuse):
+                    return _answer(world)
+                decision = await asyncio.to_thread(decide, ask, world)
+                if not isinstance(decision, Place):
+                    return _answer(decision)
+                try:
+                    deployment = await self._attempt(ask, decision, term, out)
+                except StaleError:
+                    return self._elsewhere()
+                if deployment:
+                    return Ensured(
+                        Verdict.WAIT, deployment, decision.plan.head, reasons=decision.plan.reasons
+                    )
+        return Ensured(
+            Verdict.REFUSED,
+            fault=Fault.UNAVAILABLE.value,
+            message=f"{ask.model} could not be placed: {_story(out) or 'the memory changed under the plan'}.",
+            retry_after=5.0,
+        )
+
+    async def _attempt(self, ask: Ensure, place: Place, term: Term, out: dict[str, str]) -> str:
+        """Carry one plan out: the deployment's id, or empty when it must be planned anew.
+
+        Raises:
+            StaleError: another node leads.
+        """
+        if not await self._evict(place, term):
+            return ""
+        plan = place.plan
+        deployment = f"{_slug(plan.model)}-{secrets.token_hex(4)}"
+        owners = sorted(plan.bytes_by_owner().items())
+        reserved: list[str] = []
+        try:
+            for node, wanted in owners:
+                reserved.append(node)
+                if not await self._reserve(deployment, plan.head, node, wanted, term, out):
+                    await self._release(deployment, plan.head, reserved, term)
+                    return ""
+            self._check(term)
+            done = await self._deploy(deployment, place, ask, term)
+        except StaleError:
+            await self._release(deployment, plan.head, reserved, term)
+            raise
+        if not done.ok:
+            out[plan.head] = done.reason
+            self._memory.nodes.failed(plan.head, done.reason, self._clock())
+            await self._release(deployment, plan.head, reserved, term)
+            return ""
+        held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
+        model = plan.model
+        promise = Promise(deployment, plan.head, model, plan.digest, plan.run.embedding, held)
+        self._memory.promised(promise, self._clock())
+        log.info(
+            "%s goes to %s: %s", model, plan.head, " ".join(plan.reasons), extra={"deployment": deployment}
+        )
+        return deployment
+
+    async def _reserve(
+        self,
+        deployment: str,
+        head: str,
+        node: str,
+        wanted: dict[str, int],
+        term: Term,
+        out: dict[str, str],
+    ) -> bool:
+        self._check(term)
+        request = Reserve(term, deployment, head, wanted)
+        try:
+            answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
+        except PeerError as error:
+            out[node] = f"it could not be asked for memory ({error})"
+            self._memory.nodes.failed(node, str(error), self._clock())
+            return False
+        if answer.ok:
+            return True
+        log.info("%s refused %s: %s", node, deployment, answer.reason)
+        available = answer.available or {}
+        short = any(size > available.get(device, 0) for device, size in wanted.items() if size)
+        fits_each = bool(available) and not short and len(wanted) > 1
+        if available and (short or fits_each):
+            self._memory.told(node, available, wanted, self._clock())
+        else:
+            # Not for want of bytes: it drains, is clearing up, or knows a newer leader.
+            out[node] = answer.reason
+        return False
+
+    async def _deploy(self, deployment: str, place: Place, ask: Ensure, term: Term) -> Done:
+        keep = self._settings.placement.keep_alive if ask.keep_alive is None else ask.keep_alive
+        request = Deploy(term, deployment, place.plan, keep)
+        try:
+            return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
+        except PeerError as error:
+            # It may have arrived: whatever came of it is ended with the release that follows.
+            return Done(False, f"it could not be told to load the model ({error})")
+
+    async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
+        async def one(node: str) -> None:
+            with contextlib.suppress(PeerError):
+                request = Release(term, deployment, head)
+                await self._calls.call(node, "release", request, Done, timeout=CALL_TIMEOUT)
+
+        await asyncio.gather(*(one(node) for node in nodes))
+
+    async def _evict(self, place: Place, term: Term) -> bool:
+        """End idle deployments and wait until the records show their bytes. False: one refused."""
+        if not place.evictions:
+            return True
+        self._check(term)
+
+        async def one(node: str, deployment: str, model: str) -> bool:
+            reason = f"makes room for {place.plan.model}"
+            request = Unload(term, deployment, reason=reason)
+            try:
+                done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
+            except PeerError as error:
+                done = Done(False, str(error))
+            if done.ok:
+                log.info("%s %s", model, reason, extra={"deployment": deployment})
+                if not deployment.startswith("ollama:"):
+                    self._memory.ended(deployment, self._clock())
+                return True
+            log.info("%s was not unloaded: %s", model, done.reason, extra={"deployment": deployment})
+            self._memory.unwilling(deployment, self._clock())
+            return False
+
+        ended = await asyncio.gather(*(one(*victim) for victim in place.evictions))
+        await self._until_free({deployment for _, deployment, _ in place.evictions})
+        return all(ended)
+
+    async def _until_free(self, deployments: set[str]) -> None:
+        until = self._clock() + FREED_WITHIN
+        while self._clock() < until:
+            self._changed.clear()
+            if not any(g.deployment in deployments for r in self._view.live() for g in r.grants):
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), 0.5)
+
+    async def _drop(self, drop: Drop) -> Dropped:
+        term = self._view.leader()
+        if not self._leads:
+            return Dropped(leader=term.leader)
+        name = self._library.resolve(drop.model).name or drop.model
+        wanted = [
+            (record.node, endpoint.id)
+            for record in self._view.live()
+            for endpoint in record.endpoints
+            if endpoint.state is not State.FAILED
+            and endpoint.loaded
+            and (
+                endpoint.id == drop.model
+                or endpoint.model == name
+                or (drop.digest and endpoint.digest == drop.digest)
+            )
+        ]
+
+        async def one(node: str, deployment: str) -> str:
+            request = Unload(term, deployment, drop.force, drop.reason)
+            try:
+                done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
+            except PeerError as error:
+                return str(error)
+            if done.ok and not deployment.startswith("ollama:"):
+                self._memory.ended(deployment, self._clock())
+            return "" if done.ok else done.reason
+
+        answers = await asyncio.gather(*(one(node, deployment) for node, deployment in wanted))
+        told = [(deployment, why) for (_, deployment), why in zip(wanted, answers, strict=True)]
+        return Dropped(
+            ended=tuple(deployment for deployment, why in told if not why),
+            refused=tuple((deployment, why) for deployment, why in told if why),
+        )
+
+    # Inside
+
+    def _check(self, term: Term) -> None:
+        if self._view.leader() != term or not self._leads:
+            raise StaleError
+
+    def _observe(self) -> None:
+        self._memory.observe(self._view.live(), self._clock())
+        self._changed.set()
+
+    async def _world(self, ask: Ensure, out: dict[str, str] | None = None) -> World | Refuse:
+        """What a decision on this model is made from, or why there can be none."""
+        holders = self._library.find(ask.model)
+        if not holders:
+            resolved = self._library.resolve(ask.model)
+            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
+            return Refuse(fault, resolved.message or f"model {ask.model!r} not found")
+        shape = await self._shape(holders)
+        now = self._clock()
+        records = self._view.live()
+        self._memory.observe(records, now)
+        model = holders[0][1]
+        left_out = {
+            **self._memory.out(records, now),
+            **dict.fromkeys(ask.exclude, "it has just failed"),
+            **(out or {}),
+        }
+        return World(
+            records=records,
+            holders=holders,
+            shape=shape,
+            settings=self._settings,
+            promises=self._memory.promises(),
+            gone=self._memory.gone(),
+            unwilling=self._memory.refusing(),
+            out=left_out,
+            pooled=self._memory.pooled(),
+            truth=self._memory.truth(),
+            blocked=self._memory.models.blocked(model.digest, now),
+            correction=self._corrections(model.architecture),
+        )
+
+    async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> Shape | None:
+        """The header as the first node that answers has it; every node has the same content."""
+        me = self._view.me.node
+        usable = [(node, model) for node, model in holders if runs_on_llama(model)]
+        for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
+            try:
+                return await self._library.shape(node, model)
+            except LookupError as error:
+                log.info("%s", error)
+        return None
+
+
+def _answer(decision: Decision) -> Ensured:
+    match decision:
+        case Use(endpoint, node, reason):
+            return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))
+        case Wait(deployment, head):
+            return Ensured(Verdict.WAIT, deployment, head, State.LOADING)
+        case Refuse(fault, message, retry_after):
+            return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
+        case Place():
+            raise AssertionError("a placement is carried out, not answered")
+
+
+def _slug(name: str) -> str:
+    kept = "".join(c if c.isalnum() else "-" for c in name.rsplit("/", 1)[-1].lower())
+    return kept.strip("-")[:32] or "model"
+
+
+def _story(out: dict[str, str]) -> str:
+    return "; ".join(f"{node}: {reason}" for node, reason in out.items())

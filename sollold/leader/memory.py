@@ -1,0 +1,129 @@
+"""What the leader remembers from one moment to the next. Losing it costs nothing but a retry.
+
+Everything that matters is in the records. This only bridges the time until they show what was ordered, and
+counts failures. Pure: the time is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sollold.cluster.record import Backend, Record, State
+from sollold.leader.backoff import Backoff
+from sollold.leader.world import Promise, why_blocked
+
+SHOWN_WITHIN = 15.0
+"""Seconds within which the records show what was ordered, or it did not happen."""
+TRUE_FOR = 3.0
+"""Seconds for which an owner's own word on its memory goes before its record."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    promise: Promise
+    until: float
+    seen: bool = False
+
+
+class Memory:
+    """See the module's text."""
+
+    def __init__(self) -> None:
+        self.models = Backoff(free=1)
+        self.nodes = Backoff(free=2)
+        self._promises: dict[str, _Entry] = {}
+        self._gone: dict[str, float] = {}
+        self._unwilling: dict[str, float] = {}
+        self._truth: dict[tuple[str, str], tuple[int, float]] = {}
+        self._pooled: dict[str, float] = {}
+        self._failed: set[str] = set()
+        self._ready: set[str] = set()
+
+    # What is told
+
+    def promised(self, promise: Promise, now: float) -> None:
+        """Its head has accepted a deployment."""
+        self._promises[promise.deployment] = _Entry(promise, now + SHOWN_WITHIN)
+
+    def ended(self, deployment: str, now: float) -> None:
+        """A deployment is gone, whatever the records still show."""
+        self._gone[deployment] = now + SHOWN_WITHIN
+        self._promises.pop(deployment, None)
+
+    def unwilling(self, deployment: str, now: float) -> None:
+        """A deployment was not unloaded: it had just been used."""
+        self._unwilling[deployment] = now + TRUE_FOR
+
+    def told(self, node: str, available: Mapping[str, int], wanted: Mapping[str, int], now: float) -> None:
+        """An owner refused ``wanted`` and said what it has."""
+        for device, size in available.items():
+            self._truth[node, device] = (size, now + TRUE_FOR)
+        if all(size <= available.get(device, 0) for device, size in wanted.items()):
+            # Each would fit for itself: so there is a limit over all of them.
+            self._pooled[node] = now + SHOWN_WITHIN * 20
+
+    def observe(self, records: Iterable[Record], now: float) -> None:
+        """Learn from the records: what is there now, what failed, what works."""
+        present: set[str] = set()
+        for record in records:
+            for endpoint in record.endpoints:
+                present.add(endpoint.id)
+                if endpoint.backend is Backend.OLLAMA:
+                    continue
+                entry = self._promises.get(endpoint.id)
+                if entry is not None:
+                    entry.seen = True
+                if endpoint.state is State.FAILED and endpoint.id not in self._failed:
+                    self._failed.add(endpoint.id)
+                    # What answered once and broke later was no failure to load: only that counts.
+                    if endpoint.id not in self._ready:
+                        self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
+                        self.nodes.failed(record.node, f"{endpoint.model}: {endpoint.reason}", now)
+                elif endpoint.state is State.READY and endpoint.id not in self._ready:
+                    self._ready.add(endpoint.id)
+                    self.models.succeeded(endpoint.digest)
+                    for node in {record.node, *(placed.node for placed in endpoint.placed)}:
+                        self.nodes.succeeded(node)
+        self._failed &= present
+        self._ready &= present
+        self._forget(present, now)
+
+    def _forget(self, present: set[str], now: float) -> None:
+        for deployment, entry in list(self._promises.items()):
+            if now >= entry.until or (entry.seen and deployment not in present):
+                del self._promises[deployment]
+        self._gone = {key: until for key, until in self._gone.items() if now < until}
+        self._unwilling = {key: until for key, until in self._unwilling.items() if now < until}
+        self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
+        self._pooled = {key: until for key, until in self._pooled.items() if now < until}
+
+    # What is known
+
+    def promises(self) -> tuple[Promise, ...]:
+        """Deployments that may not show in the records yet."""
+        return tuple(entry.promise for entry in self._promises.values())
+
+    def gone(self) -> frozenset[str]:
+        """Deployments that may still show in the records."""
+        return frozenset(self._gone)
+
+    def refusing(self) -> frozenset[str]:
+        """Deployments that would not be unloaded a moment ago."""
+        return frozenset(self._unwilling)
+
+    def truth(self) -> dict[tuple[str, str], int]:
+        """(node, device) → available bytes by the owner's own word."""
+        return {key: size for key, (size, _) in self._truth.items()}
+
+    def pooled(self) -> frozenset[str]:
+        """Nodes with one limit over all devices."""
+        return frozenset(self._pooled)
+
+    def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
+        """Nodes that failed too often lately, and why they are left out."""
+        return {
+            record.node: why_blocked(blocked)
+            for record in records
+            if (blocked := self.nodes.blocked(record.node, now)) is not None
+        }

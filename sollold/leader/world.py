@@ -1,0 +1,184 @@
+"""All that a decision is made from: what the records say, and what was ordered since they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.config import Settings
+from sollold.leader.backoff import Blocked
+from sollold.models.model import Model
+from sollold.models.shape import Shape
+from sollold.placement import speed
+from sollold.placement.fleet import Fleet, LeftOut, Machine, machine_of
+from sollold.units import seconds_text
+
+Bytes = Mapping[tuple[str, str], int]
+"""(node, device) → bytes."""
+
+OLLAMA = "ollama:"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A deployment that its head has accepted; the records may not show it yet."""
+
+    deployment: str
+    head: str
+    model: str
+    digest: str
+    embedding: bool
+    bytes: Bytes
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One moment, as one model's placement sees it.
+
+    Attributes:
+        records: of the live nodes.
+        holders: (node, the model as that node has it).
+        shape: None while it is not known.
+        promises: what was ordered and may not show yet.
+        gone: deployments that were ended and may still show.
+        unwilling: deployments that refused to be unloaded just now.
+        out: node → why it takes no part now.
+        pooled: nodes whose devices turned out to share one limit.
+        truth: (node, device) → bytes that its owner said are available, newer than its record.
+        blocked: the model has failed too often.
+    """
+
+    records: tuple[Record, ...]
+    holders: tuple[tuple[str, Model], ...]
+    shape: Shape | None
+    settings: Settings
+    promises: tuple[Promise, ...] = ()
+    gone: frozenset[str] = frozenset()
+    unwilling: frozenset[str] = frozenset()
+    out: Mapping[str, str] = field(default_factory=dict)
+    pooled: frozenset[str] = frozenset()
+    truth: Bytes = field(default_factory=dict)
+    blocked: Blocked | None = None
+    correction: speed.Correction = speed.uncorrected
+
+    def endpoints(self) -> list[tuple[Record, Endpoint]]:
+        """Every endpoint on a live node that was not just ended."""
+        return [(r, e) for r in self.records for e in r.endpoints if e.id not in self.gone]
+
+    def held(self, record: Record, endpoint: Endpoint) -> dict[tuple[str, str], int]:
+        """The bytes that a deployment, or a model in an Ollama, has in memory."""
+        held: dict[tuple[str, str], int] = {}
+        if endpoint.backend is Backend.OLLAMA:
+            for placed in endpoint.placed:
+                held[placed.node, placed.device] = held.get((placed.node, placed.device), 0) + placed.bytes
+            return held
+        for other in self.records:
+            for grant in other.grants:
+                if grant.deployment == endpoint.id:
+                    key = other.node, grant.device
+                    held[key] = held.get(key, 0) + grant.bytes
+        return held
+
+    def fleet(self, build: str, freed: Collection[tuple[Record, Endpoint]] = ()) -> Fleet:
+        """The machines of one llama.cpp build, with the memory of ``freed`` given back."""
+        give: dict[str, dict[str, int]] = {}
+        take: dict[str, dict[str, int]] = {}
+        for record, endpoint in freed:
+            _add(give, self.held(record, endpoint))
+        shown = {(r.node, grant.deployment) for r in self.records for grant in r.grants}
+        for node, deployment in shown:
+            if deployment in self.gone:
+                record = next(r for r in self.records if r.node == node)
+                size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
+                _add(give, size)
+        for promise in self.promises:
+            hidden = {key: n for key, n in promise.bytes.items() if (key[0], promise.deployment) not in shown}
+            _add(take, hidden)
+        machines: list[Machine] = []
+        out: list[LeftOut] = []
+        have = {node: model for node, model in self.holders if runs_on_llama(model)}
+        for record in self.records:
+            reason = self._why_out(record, build)
+            if reason:
+                out.append(LeftOut(record.node, record.name, reason))
+                continue
+            machines.append(
+                machine_of(
+                    self._true(record),
+                    holds=record.node in have,
+                    spare=self.settings.placement.spare,
+                    freed=give.get(record.node),
+                    taken=take.get(record.node),
+                    one_pool=record.node in self.pooled,
+                )
+            )
+        return Fleet(tuple(machines), tuple(out))
+
+    def builds(self) -> list[str]:
+        """llama.cpp builds on nodes that have the model, the most common first."""
+        have = {node for node, model in self.holders if runs_on_llama(model)}
+        builds = {r.build for r in self.records if r.node in have and r.build}
+        return sorted(builds, key=lambda build: (-sum(r.build == build for r in self.records), build))
+
+    def _why_out(self, record: Record, build: str) -> str:
+        if record.draining:
+            return "it is draining"
+        if record.node in self.out:
+            return self.out[record.node]
+        if not record.build:
+            return f"it has no llama.cpp yet ({record.setup or 'being set up'})"
+        if record.build != build:
+            return f"it has llama.cpp {record.build}, and the others {build}"
+        return ""
+
+    def _true(self, record: Record) -> Record:
+        """The record with what the owner itself has said since."""
+        if not any((record.node, device.id) in self.truth for device in record.devices):
+            return record
+        devices = tuple(
+            replace(device, available=self.truth.get((record.node, device.id), device.available))
+            for device in record.devices
+        )
+        return replace(record, devices=devices)
+
+
+def unloaded(world: World) -> World:
+    """The same moment as if the model did not run anywhere, its memory given back."""
+    digest = world.holders[0][1].digest
+    ids = {
+        endpoint.id
+        for _, endpoint in world.endpoints()
+        if endpoint.digest == digest and endpoint.backend is not Backend.OLLAMA
+    }
+    kept = tuple(promise for promise in world.promises if promise.digest != digest)
+    return replace(world, gone=world.gone | ids, promises=kept)
+
+
+def runs_on_llama(model: Model) -> bool:
+    """Whether a node could give this model to llama.cpp."""
+    return bool(model.files) and not model.unusable and not model.only_ollama
+
+
+def why_blocked(blocked: Blocked) -> str:
+    """Half a sentence on a backoff."""
+    return (
+        f"it has failed {blocked.failures} times in a row, the last time because: "
+        f"{blocked.reason.rstrip('.')}; it is tried again in {seconds_text(blocked.seconds)}"
+    )
+
+
+def in_use(endpoint: Endpoint) -> bool:
+    """Whether a request is in it or waits for it."""
+    return endpoint.active > 0 or endpoint.waiting > 0
+
+
+def is_loading(endpoint: Endpoint) -> bool:
+    """Whether it will be ready soon."""
+    return endpoint.state in (State.STARTING, State.LOADING)
+
+
+def _add(table: dict[str, dict[str, int]], held: Bytes) -> None:
+    for (node, device), size in held.items():
+        devices = table.setdefault(node, {})
+        devices[device] = devices.get(device, 0) + size
