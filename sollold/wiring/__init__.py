@@ -1,1 +1,1 @@
-"""Floor 5, beside `sollold.daemon`: small adapters, where a room asks for a Protocol and two others answer it."""
+"""Floor 5, beside `sollold.daemon`: adapters, where one room asks for a Protocol and two others answer it."""

@@ -1,1 +1,196 @@
 """The cluster as the dialects ask for it: the view, the leader's preview, loads, drains and the router."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from sollold.agent.commands import Done
+from sollold.api.parts import PlanAsk, Planned, Scored
+from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
+from sollold.cluster.record import Endpoint, Record, State
+from sollold.cluster.term import Term
+from sollold.cluster.view import View
+from sollold.leader.ensure import Drop, Ensure, Verdict
+from sollold.leader.leader import Leader
+from sollold.models.library import Library
+from sollold.serving.ask import Engine, Fault, Refusal, Waiting
+from sollold.serving.loader import LeaderLoader, Need
+from sollold.serving.router import Router, Wish
+
+DRAIN_CALL = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """Peer method ``drain``: take no new work, or take it again."""
+
+    on: bool
+
+
+class ClusterHere:
+    """Fulfils `sollold.api.parts.Cluster`.
+
+    Args:
+        drain: empties this node of requests (True) or takes work again; returns when that has begun.
+        limit: seconds that a load may take.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        library: Library,
+        calls: PeerCalls,
+        leader: Leader,
+        loader: LeaderLoader,
+        router: Router,
+        drain: Callable[[bool], Awaitable[None]],
+        limit: float,
+    ) -> None:
+        self._view = view
+        self._library = library
+        self._calls = calls
+        self._leader = leader
+        self._loader = loader
+        self._router = router
+        self._drain = drain
+        self._limit = limit
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer call ``drain``."""
+        server.method("drain", DrainOrder, self._on_drain)
+
+    @property
+    def me(self) -> Record:
+        """This node's own record."""
+        return self._view.me
+
+    def live(self) -> tuple[Record, ...]:
+        """The nodes that are alive, this one included."""
+        return self._view.live()
+
+    def leader(self) -> Term:
+        """Who plans at present."""
+        return self._view.leader()
+
+    async def plan(self, ask: PlanAsk) -> Planned:
+        """What a load would do, without doing it.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS.
+        """
+        preview = await self._leader.preview(self._ensure(ask))
+        return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
+
+    async def load(self, ask: PlanAsk) -> tuple[Record, Endpoint]:
+        """Load a model and wait until it can answer.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, ENGINE.
+        """
+        ensure = self._ensure(ask)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._limit
+        answer = await self._leader.ensure(ensure)
+        while answer.verdict in (Verdict.PLANNING, Verdict.ELSEWHERE) and loop.time() < end:
+            await asyncio.sleep(0.2)
+            answer = await self._leader.ensure(ensure)
+        if answer.verdict is Verdict.REFUSED:
+            raise Refusal(Fault(answer.fault), answer.message, retry_after=answer.retry_after)
+        wish = Wish(
+            ensure.model,
+            frozenset((Engine.LLAMA, Engine.OLLAMA)),
+            context=ask.context,
+            embedding=ask.embedding,
+            digest=ensure.digest,
+        )
+        while True:
+            need = Need(wish, ask.keep_alive, max(0.0, end - loop.time()))
+            ready = await self._loader.ready(need, _unheard)
+            found = self._view.record(ready.node) if ready is not None else None
+            if ready is not None and found is not None:
+                return found, ready.endpoint
+            await asyncio.sleep(0.1)
+
+    async def unload(self, model: str, *, force: bool) -> int:
+        """End what is loaded of ``model`` (a name or a deployment's id) and say how many were.
+
+        Raises:
+            Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
+        """
+        loaded = {endpoint.id for record in self._view.live() for endpoint in record.endpoints}
+        name, digest = (model, "") if model in loaded else self._meant(model)
+        try:
+            dropped = await self._leader.drop(Drop(name, digest, force=force))
+        except PeerError as error:
+            raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
+        if dropped.refused:
+            why = "; ".join(reason for _, reason in dropped.refused)
+            raise Refusal(Fault.UNAVAILABLE, f"{why}; --force ends them", retry_after=10.0)
+        return len(dropped.ended)
+
+    async def drain(self, node: str, *, on: bool) -> None:
+        """Take a node (id or name; empty: this one) out of new work, or back.
+
+        Raises:
+            Refusal: NOT_FOUND, UNAVAILABLE.
+        """
+        if not node:
+            await self._drain(on)
+            return
+        found = [record.node for record in self._view.live() if node in (record.node, record.name)]
+        if len(found) != 1:
+            known = ", ".join(record.name for record in self._view.live())
+            raise Refusal(Fault.NOT_FOUND, f"there is no node {node!r}; there are {known}")
+        try:
+            await self._calls.call(found[0], "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
+        except PeerError as error:
+            raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
+
+    async def scores(self, model: str) -> tuple[Scored, ...]:
+        """What the router would choose from for ``model`` now, the best first.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS.
+        """
+        name, digest = self._meant(model)
+        wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest)
+        now = asyncio.get_running_loop().time()
+        return tuple(
+            Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
+            for choice in self._router.rank(self._view.live(), wish, now)
+            if choice.candidate.endpoint.state is State.READY
+        )
+
+    async def _on_drain(self, caller: str, order: DrainOrder) -> Done:
+        await self._drain(order.on)
+        return Done(True)
+
+    def _ensure(self, ask: PlanAsk) -> Ensure:
+        name, digest = self._meant(ask.model)
+        return Ensure(
+            name,
+            digest,
+            context=ask.context,
+            keep_alive=ask.keep_alive,
+            embedding=ask.embedding,
+            slots=ask.slots,
+            type_k=ask.type_k,
+            type_v=ask.type_v,
+            policy=ask.policy,
+        )
+
+    def _meant(self, model: str) -> tuple[str, str]:
+        resolved = self._library.resolve(model)
+        listed = self._library.get(model)
+        if listed is None:
+            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
+            raise Refusal(fault, resolved.message)
+        return resolved.name, listed.model.digest
+
+
+def _unheard(waiting: Waiting) -> None:
+    """Nobody watches this load's progress; the record shows it."""
