@@ -1,0 +1,141 @@
+"""``sollold plan`` and ``sollold route``: what would happen, and why, without doing it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from sollold.cli.asking import client, console, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.load import wishes
+from sollold.units import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BAR = 40
+KINDS = (
+    ("weights", "█", "cyan"),
+    ("state", "▓", "green"),
+    ("compute", "▒", "yellow"),
+    ("overhead", "░", "dim"),
+)
+"""Bytes by kind, as the bars show them."""
+
+
+async def plan(options: argparse.Namespace) -> int:
+    """Show the plan as bars, or what is missing and the ways out."""
+    async with client(options) as daemon:
+        preview = await daemon.post("/api/cluster/plan", wishes(options))
+        state = await daemon.get("/api/cluster")
+    if options.json:
+        print_json(preview)
+    else:
+        names = {node["node"]: node["name"] for node in state["nodes"]}
+        _show(console(), preview, names)
+    return Exit.DONE if preview["ok"] else Exit.TOO_BIG
+
+
+def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
+    made = preview.get("plan")
+    if made:
+        _bars(out, made, preview, names)
+    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    for reason in (made or {}).get("reasons", []):
+        out.print(f"  - {reason}", markup=False)
+    for deployment, model in preview.get("evicts", []):
+        out.print(f"  - {model} ({deployment}) would be unloaded for it", markup=False)
+    if missing := preview.get("missing"):
+        _missing(out, missing)
+    if options := preview.get("options"):
+        out.print("\nConsidered and not chosen:")
+        for option in options:
+            speed = f"{option['tokens_per_second']:.1f} tokens/s" if option["tokens_per_second"] else "no"
+            out.print(f"  - {option['what']}: {speed}; {option['reason']}", markup=False)
+    if preview.get("estimate"):
+        out.print("\nThe architecture is not known in detail: the bytes are an estimate on the safe side.")
+
+
+def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: dict[str, str]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
+    shares = [share for share in (made["host"], *made["shares"]) if _total(share)]
+    widest = max(_total(share) for share in shares)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("node", "device", "layers", "", "bytes", "free after"):
+        table.add_column(title, justify="right" if title in ("bytes", "free after") else "left", no_wrap=True)
+    for share in shares:
+        bar = Text()
+        for kind, sign, style in KINDS:
+            bar.append(sign * round(BAR * share[kind] / widest), style=style)
+        left = after.get((share["node"], share["device"]))
+        table.add_row(
+            names.get(share["node"], share["node"]) + (" (head)" if share is made["host"] else ""),
+            share["device"],
+            _layers(share, made["layers"]),
+            bar,
+            bytes_text(_total(share)),
+            bytes_text(left) if left is not None else "",
+        )
+    out.print(table)
+    legend = Text()
+    for kind, sign, style in KINDS:
+        size = sum(share[kind] for share in shares)
+        legend.append(f"{sign} ", style=style)
+        legend.append(f"{'KV and state' if kind == 'state' else kind} {bytes_text(size)}   ")
+    out.print(legend)
+    words = [f"context {preview.get('context') or made['run']['context']} tokens"]
+    if made["tokens_per_second"]:
+        words.append(f"about {made['tokens_per_second']:.1f} tokens/s")
+    if made["load_seconds"]:
+        words.append(f"loads in about {seconds_text(made['load_seconds'])}")
+    out.print(", ".join(words) + "\n")
+
+
+def _total(share: dict[str, Any]) -> int:
+    return sum(int(share[kind]) for kind, _, _ in KINDS)
+
+
+def _layers(share: dict[str, Any], count: int) -> str:
+    first, last = share["first"], min(share["last"], count)
+    words = [] if last <= first else [str(first) if last == first + 1 else f"{first}-{last - 1}"]
+    if share["last"] > count:
+        words.append("output")
+    return " + ".join(words) or "embedding"
+
+
+def _missing(out: Console, missing: dict[str, Any]) -> None:
+    rows = (
+        ("needed", missing["needed"]),
+        ("there", missing["there"]),
+        ("missing", missing["missing"]),
+    )
+    for word, size in rows:
+        out.print(f"  {word:8} {bytes_text(size):>9}")
+    if missing["remedies"]:
+        out.print("\nWhat would help, the cheapest first:")
+        for remedy in missing["remedies"]:
+            out.print(f"  - {remedy}", markup=False)
+
+
+async def route(options: argparse.Namespace) -> int:
+    """Say who would answer now, or what would be loaded."""
+    async with client(options) as daemon:
+        found = await daemon.post("/api/cluster/route", {"model": options.model})
+        preview = await daemon.post("/api/cluster/plan", {"model": options.model})
+    if options.json:
+        print_json({**found, "plan": preview})
+        return Exit.DONE
+    out = console()
+    out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}", markup=False)
+    for endpoint in found["endpoints"]:
+        out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}", markup=False)
+        out.print(f"          {endpoint['why']}", style="dim", markup=False)
+    if not found["endpoints"]:
+        out.print("nothing answers for it now; the first request would do this:")
+    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    for reason in (preview.get("plan") or {}).get("reasons", []):
+        out.print(f"  - {reason}", markup=False)
+    return Exit.DONE if preview["ok"] else Exit.TOO_BIG
