@@ -8,10 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sollold.models.architectures import ARCHITECTURES, UNKNOWN, Architecture
+from sollold.models.blocks import Block
 from sollold.models.gguf import Header, Tensor
 
 ALIGNMENT = 128
 """Tensors begin at multiples of this in a device's buffer: CUDA's; the processor's 32 is smaller."""
+
+_INPUT = ("token_embd.", "position_embd.", "token_types.", "per_layer_token_embd.")
+_FIRST = (
+    "token_embd_norm.",
+    "per_layer_model_proj.",
+    "per_layer_proj_norm.",
+    "rope_freqs.",
+    "rope_factors_long.",
+    "rope_factors_short.",
+)
+_ALTUP_RANK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,20 +34,19 @@ class Layer:
     Attributes:
         weights: bytes of its tensors, each padded to the buffer's alignment.
         active: bytes of them that one token reads: of experts only those used.
-        heads: attention heads; ``k``, ``v``: elements of a row of its K and V cache, 0 when it has none.
+        k, v: elements of a row of its K and V cache, 0 when it has none.
         window: its attention slides over ``Shape.window`` tokens only.
         recurrent: bytes of recurrent state a sequence.
-        width: most elements a token has in flight while the layer is computed, without attention scores.
+        block: what is computed in it; None: nothing (a layer for next-token prediction).
     """
 
     weights: int
     active: int
-    heads: int = 0
     k: int = 0
     v: int = 0
     window: bool = False
     recurrent: int = 0
-    width: int = 0
+    block: Block | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,8 @@ class Shape:
         window: tokens of the sliding window; 0: none.
         context_train: tokens of the context it was trained with.
         parameters: count of weights.
+        cached: has a cache or a recurrent state: without one it gives embeddings only.
+        per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
     """
 
     architecture: str
@@ -64,52 +78,29 @@ class Shape:
     window: int = 0
     context_train: int = 0
     parameters: int = 0
+    cached: bool = True
+    per_layer: int = 0
 
 
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""
-    arch = header.architecture
-    count = max(header.integer(f"{arch}.block_count"), 1)
-    n_embd = header.integer(f"{arch}.embedding_length")
-    heads = _per_layer(header, f"{arch}.attention.head_count", count, 0)
-    heads_kv = _per_layer(header, f"{arch}.attention.head_count_kv", count, heads)
-    ff = _per_layer(header, f"{arch}.feed_forward_length", count, 0)
-    weights, active = [0] * count, [0] * count
-    output = host = 0
-    tied = 0
-    for tensor in header.tensors:
-        size = padded(tensor.size)
-        index = block(tensor)
-        if index is not None and index < count:
-            weights[index] += size
-            active[index] += size
-        elif tensor.name.startswith("output"):
-            output += size
-        else:
-            host += size
-            if tensor.name == "token_embd.weight":
-                tied = size
-    if not any(tensor.name == "output.weight" for tensor in header.tensors):
-        output += tied
-    layers = []
-    for index in range(count):
-        head = n_embd // max(heads[index], 1)
-        k = header.integer(f"{arch}.attention.key_length", head) * heads_kv[index]
-        v = header.integer(f"{arch}.attention.value_length", head) * heads_kv[index]
-        layers.append(
-            Layer(weights[index], active[index], heads[index], k, v, width=2 * n_embd + 2 * ff[index])
-        )
+    facts = _Facts(header)
+    layers, first, output, host = _grouped(facts)
+    made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.count)]
     return Shape(
-        architecture=arch,
-        known=arch == "llama",
-        layers=tuple(layers),
+        architecture=header.architecture,
+        known=header.architecture in ARCHITECTURES,
+        layers=tuple(made),
         output=output,
         host_weights=host,
         largest_tensor=max((tensor.size for tensor in header.tensors), default=0),
-        n_embd=n_embd,
-        n_vocab=header.integer(f"{arch}.vocab_size") or header.length("tokenizer.ggml.tokens"),
-        context_train=header.integer(f"{arch}.context_length"),
+        n_embd=facts.embd,
+        n_vocab=facts.integer("vocab_size") or header.length("tokenizer.ggml.tokens"),
+        window=facts.window,
+        context_train=facts.integer("context_length"),
         parameters=sum(tensor.elements for tensor in header.tensors),
+        cached=facts.row.cache,
+        per_layer=facts.per_layer,
     )
 
 
@@ -118,7 +109,121 @@ def padded(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def block(tensor: Tensor) -> int | None:
+class _Facts:
+    """The metadata that memory depends on, with llama.cpp's defaults."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.arch = header.architecture
+        self.row: Architecture = ARCHITECTURES.get(self.arch, UNKNOWN)
+        self.count = min(max(self.integer("block_count"), 1), 1024)
+        self.trunk = max(self.count - max(self.integer("nextn_predict_layers"), 0), 0)
+        self.embd = max(self.integer("embedding_length"), 0)
+        self.heads = self.each("attention.head_count", 0)
+        self.heads_kv = self.each("attention.head_count_kv", self.heads)
+        self.ff = self.each("feed_forward_length", 0)
+        self.used = self.each("expert_used_count", 0)
+        head = self.embd // max(self.heads[0], 1)
+        self.head_k = self.integer("attention.key_length", head)
+        self.head_v = self.integer("attention.value_length", head)
+        self.head_k_swa = self.integer("attention.key_length_swa", self.head_k)
+        self.head_v_swa = self.integer("attention.value_length_swa", self.head_v)
+        self.window = self._window()
+        self.windowed = self._windowed()
+        shared = self.integer("attention.shared_kv_layers")
+        self.kv_layers = self.row.kv_from_start or self.count - max(shared, 0)
+        self.per_layer = self.integer("embedding_length_per_layer_input")
+        if self.row.streams > 1:
+            self.per_layer = _ALTUP_RANK
+        self.latent = 0
+        if self.integer("attention.key_length_mla"):
+            self.latent = self.integer("attention.kv_lora_rank")
+
+    def integer(self, key: str, default: int = 0) -> int:
+        return self.header.integer(f"{self.arch}.{key}", default)
+
+    def each(self, key: str, default: int | tuple[int, ...]) -> tuple[int, ...]:
+        """A number for every layer, said once or per layer."""
+        values = self.header.integers(f"{self.arch}.{key}")
+        if len(values) == 1:
+            return values * self.count
+        if len(values) >= self.count:
+            return values[: self.count]
+        return default if isinstance(default, tuple) else (default,) * self.count
+
+    def _window(self) -> int:
+        named = self.integer("attention.sliding_window", -1)
+        if self.row.window == "none" or named == 0:
+            return 0
+        if isinstance(self.row.window, int):
+            return self.row.window if self.row.fixed or named < 0 else named
+        return max(named, 0)
+
+    def _windowed(self) -> tuple[bool, ...]:
+        if not self.window:
+            return (False,) * self.count
+        pattern = self.header.integers(f"{self.arch}.attention.sliding_window_pattern")
+        if len(pattern) >= self.count:
+            return tuple(bool(value) for value in pattern[: self.count])
+        every = pattern[0] if len(pattern) == 1 else self.row.every
+        if every <= 0:
+            return (True,) * self.count
+        full = 0 if self.row.dense_first else every - 1
+        return tuple(index % every != full for index in range(self.count))
+
+    def recurrent(self, index: int) -> bool:
+        """Whether a layer keeps a recurrent state."""
+        if index >= self.trunk:
+            return False
+        rule = self.row.recurrent
+        if rule in ("all", "both"):
+            return True
+        if rule == "kv0":
+            return self.heads_kv[index] == 0
+        if rule == "kv0ff0":
+            return self.heads_kv[index] == 0 and self.ff[index] == 0
+        if rule == "interval":
+            listed = self.header.integers(f"{self.arch}.attention.recurrent_layers")
+            if len(listed) >= self.count:
+                return bool(listed[index])
+            return (index + 1) % max(self.integer("full_attention_interval", 4), 1) != 0
+        return False
+
+    def attends(self, index: int) -> bool:
+        """Whether a layer has a KV cache of its own."""
+        if index >= self.trunk or not self.row.cache or index >= self.kv_layers:
+            return False
+        if self.row.recurrent == "all":
+            return False
+        if self.row.recurrent == "kv0ff0":
+            return self.heads_kv[index] > 0 and self.ff[index] == 0
+        return self.row.recurrent in ("no", "both") or not self.recurrent(index)
+
+
+def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]:
+    """Tensors of each block, those that go with the first, bytes of the output group, bytes of the host."""
+    blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
+    first: list[Tensor] = []
+    output = host = tied = 0
+    own_output = False
+    for tensor in facts.header.tensors:
+        index = _block_of(tensor)
+        if index is not None and index < facts.count:
+            blocks[index].append(tensor)
+        elif tensor.name.startswith(_INPUT):
+            host += padded(tensor.size)
+            tied = padded(tensor.size) if tensor.name == "token_embd.weight" else tied
+        elif tensor.name.startswith(_FIRST) and not facts.row.norm_beside:
+            first.append(tensor)
+        else:
+            output += padded(tensor.size)
+            own_output = own_output or tensor.name == "output.weight"
+    if not own_output and facts.row.cache:
+        output += tied
+    return blocks, first, output, host
+
+
+def _block_of(tensor: Tensor) -> int | None:
     """The block that a tensor belongs to (``blk.7.attn_q.weight``: 7); None when it belongs to none."""
     parts = tensor.name.split(".", 2)
     if parts[0] == "blk" and len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():
@@ -126,10 +231,118 @@ def block(tensor: Tensor) -> int | None:
     return None
 
 
-def _per_layer(header: Header, key: str, count: int, default: int | tuple[int, ...]) -> tuple[int, ...]:
-    values = header.integers(key)
-    if len(values) == 1:
-        return values * count
-    if len(values) >= count:
-        return values[:count]
-    return default if isinstance(default, tuple) else (default,) * count
+def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tensor]) -> Layer:
+    weights = sum(padded(tensor.size) for tensor in (*tensors, *besides))
+    if index >= facts.trunk:
+        # Layers for next-token prediction are not loaded: nothing here predicts by them.
+        return Layer(0, 0)
+    experts = facts.integer("expert_count")
+    unused = 0
+    if experts > 0:
+        many = sum(tensor.size for tensor in tensors if "_exps" in tensor.name)
+        unused = many - many * min(facts.used[index], experts) // experts
+    windowed = facts.windowed[index]
+    k = v = recurrent = 0
+    if facts.attends(index):
+        k = (facts.head_k_swa if windowed else facts.head_k) * facts.heads_kv[index]
+        v = (facts.head_v_swa if windowed else facts.head_v) * facts.heads_kv[index]
+        v = 0 if facts.latent else v
+    if facts.recurrent(index):
+        recurrent = 4 * sum(_states(facts))
+    return Layer(
+        weights=weights,
+        active=weights - unused,
+        k=k,
+        v=v,
+        window=windowed,
+        recurrent=recurrent,
+        block=_block(facts, index, tensors),
+    )
+
+
+def _states(facts: _Facts) -> tuple[int, int]:
+    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer."""
+    head = facts.integer("wkv.head_size")
+    if head:
+        return facts.integer("token_shift_count", 2) * facts.embd, facts.embd * head
+    short = facts.integer("shortconv.l_cache")
+    if short:
+        return facts.embd * (short - 1), 0
+    inner, state = facts.integer("ssm.inner_size"), facts.integer("ssm.state_size")
+    kernel = max(facts.integer("ssm.conv_kernel") - 1, 0)
+    return kernel * (inner + 2 * facts.integer("ssm.group_count") * state), state * inner
+
+
+def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
+    shapes = {tensor.name.split(".", 2)[2]: tensor.shape for tensor in tensors}
+
+    def rows(name: str) -> int:
+        shape = shapes.get(f"{name}.weight", ())
+        return shape[1] if len(shape) > 1 else 0
+
+    conv_state, mixer_state = _states(facts)
+    mixer = _mixer(shapes)
+    windowed = facts.windowed[index]
+    head_k = facts.head_k_swa if windowed else facts.head_k
+    head_v = facts.head_v_swa if windowed else facts.head_v
+    heads = facts.heads[index]
+    q, k, v, fused = rows("attn_q"), rows("attn_k"), rows("attn_v"), False
+    if rows("attn_qkv") and mixer != "delta":
+        fused = True
+        q, k, v = heads * head_k, facts.heads_kv[index] * head_k, facts.heads_kv[index] * head_v
+    out = shapes.get("attn_output.weight", (0,))[0]
+    rank = rows("attn_q_a")
+    if facts.latent:
+        q = rows("attn_q_b") or q
+    ff, up = rows("ffn_down") and shapes["ffn_down.weight"][0], rows("ffn_up")
+    exps = shapes.get("ffn_down_exps.weight", ())
+    if mixer.startswith("rwkv"):
+        ff = rows("channel_mix_key")
+    return Block(
+        embd=facts.embd,
+        q=q,
+        k=k,
+        v=v or (k if q else 0),
+        out=out,
+        heads=facts.integer("ssm.time_step_rank") if mixer == "mamba2" and not q else heads,
+        head_k=head_k,
+        head_v=head_v,
+        fused=fused,
+        query_gate=bool(q and out and q == 2 * out),
+        latent=facts.latent,
+        rope=facts.integer("rope.dimension_count") if facts.latent else 0,
+        q_rank=rank,
+        mixer=mixer,
+        inner=facts.integer("ssm.inner_size"),
+        projected=rows("ssm_in"),
+        convolved=rows("ssm_conv1d"),
+        mixer_state=mixer_state if mixer else 0,
+        conv_state=conv_state if mixer else 0,
+        ff=ff,
+        gated=bool(rows("ffn_gate")) and not mixer.startswith("rwkv"),
+        wide=bool(ff) and up == 2 * ff and not rows("ffn_gate"),
+        experts=facts.integer("expert_count") if exps else 0,
+        used=facts.used[index] if exps else 0,
+        ff_expert=exps[0] if exps else 0,
+        ff_shared=shapes.get("ffn_down_shexp.weight", (0,))[0],
+        expert_gated="ffn_gate_exps.weight" in shapes or "ffn_gate_up_exps.weight" in shapes,
+        expert_first=facts.row.expert_first,
+        choice="exp_probs_b.bias" in shapes,
+        latent_expert=rows("ffn_latent_down"),
+        parallel=facts.row.parallel,
+        late=facts.row.late,
+        streams=facts.row.streams,
+        per_layer=facts.per_layer,
+    )
+
+
+def _mixer(shapes: dict[str, tuple[int, ...]]) -> str:
+    if "ssm_x.weight" in shapes:
+        return "mamba"
+    if "ssm_conv1d.weight" in shapes:
+        return "delta" if "attn_qkv.weight" in shapes or "ssm_ba.weight" in shapes else "mamba2"
+    if "shortconv.conv.weight" in shapes:
+        return "conv"
+    if "time_mix_key.weight" in shapes:
+        return "rwkv6" if "time_mix_first.weight" in shapes else "rwkv7"
+    return ""

@@ -198,13 +198,18 @@ def _per_layer_block(size: Size, block: int, width: int) -> Tensors:
 _GEMMA4_WIDTH = 64
 
 
+def _gemma4_shared(size: Size) -> int:
+    """Layers at the end that have no cache of their own; the last one that has one is a full one."""
+    return size.layers // 8 * 4
+
+
 def _gemma4(size: Size) -> Metadata:
     return windowed(common, 4)(size) | {
         "attention.key_length_swa": size.head_size,
         "attention.value_length_swa": size.head_size,
         "attention.key_length": 2 * size.head_size,
         "attention.value_length": 2 * size.head_size,
-        "attention.shared_kv_layers": size.layers // 4,
+        "attention.shared_kv_layers": _gemma4_shared(size),
         "embedding_length_per_layer_input": _GEMMA4_WIDTH,
         "rope.dimension_count": 2 * size.head_size,
         "rope.dimension_count_swa": size.head_size,
@@ -219,7 +224,7 @@ def _gemma4_tensors(size: Size) -> Tensors:
         head = size.head_size * (1 if (block + 1) % 4 else 2)
         yield from vectors(size, block, *_FOUR)
         yield f"blk.{block}.attn_q.weight", (size.embd, head * size.heads)
-        if block < size.layers - size.layers // 4:
+        if block < size.layers - _gemma4_shared(size):
             yield f"blk.{block}.attn_k.weight", (size.embd, head * size.heads_kv)
             yield f"blk.{block}.attn_v.weight", (size.embd, head * size.heads_kv)
             yield f"blk.{block}.attn_k_norm.weight", (head,)

@@ -90,8 +90,9 @@ def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: 
         names = [f"RPC{index}" for index in range(len(split))]
         command += ["--rpc", ",".join(ready.endpoints[: len(split)]), "--device", ",".join(names)]
         command += ["--tensor-split", ",".join(map(str, split))]
+    environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             return _until_ready(process, log.fileno())
         finally:

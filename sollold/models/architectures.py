@@ -1,0 +1,112 @@
+"""What is known of each architecture that a header does not say: one row each.
+
+After llama.cpp's src/models/*.cpp. Widths, experts, norms and the like are not here: they are read from the
+tensors themselves, so that most of a new architecture is right before its row is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A row of the table.
+
+    Attributes:
+        window: how attention slides over a window. ``none``: it never does, whatever the file says.
+            ``key``: when the file says how far. A number: the window when the file
+            names none.
+        fixed: the window is that number whatever the file says.
+        every: with a window, every n-th layer sees all the same, when the file has no pattern of its own;
+            0: none does.
+        dense_first: it is the first of the n rather than the last.
+        recurrent: which layers keep a recurrent state: ``no``, ``all``, ``kv0`` (those without KV heads),
+            ``kv0ff0`` (and without feed-forward), ``interval`` (all but every n-th), ``both`` (all, and they
+            attend too).
+        kv_from_start: so many first layers have a cache, the others use theirs; 0: all have their own.
+        cache: keeps a KV cache (embedders and diffusion models do not).
+        parallel: attention and feed-forward start from the same norm.
+        late: outputs are chosen only after the last block.
+        streams: hidden states carried from layer to layer.
+        expert_first: the experts' weights are applied before them.
+        norm_beside: the output norm is called ``token_embd_norm``.
+    """
+
+    window: str | int = "none"
+    fixed: bool = False
+    every: int = 0
+    dense_first: bool = False
+    recurrent: str = "no"
+    kv_from_start: int = 0
+    cache: bool = True
+    parallel: bool = False
+    late: bool = False
+    streams: int = 1
+    expert_first: bool = False
+    norm_beside: bool = False
+
+
+_PLAIN = Architecture()
+_EMBEDDER = Architecture(cache=False)
+_HYBRID = Architecture(recurrent="kv0")
+_RECURRENT = Architecture(recurrent="all")
+_DELTA = Architecture(recurrent="interval", late=True)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    # Attention everywhere, all of it over the whole context.
+    "llama": _PLAIN,
+    "llama-embed": _EMBEDDER,
+    "mistral3": _PLAIN,
+    "qwen2": _PLAIN,
+    "qwen2vl": _PLAIN,
+    "qwen2moe": _PLAIN,
+    "qwen3": _PLAIN,
+    "qwen3moe": _PLAIN,
+    "qwen3vl": _PLAIN,
+    "qwen3vlmoe": _PLAIN,
+    "gemma": _PLAIN,
+    "phi2": Architecture(parallel=True),
+    "phi3": _PLAIN,
+    "phimoe": _PLAIN,
+    "deepseek": _PLAIN,
+    "deepseek2": _PLAIN,
+    "command-r": Architecture(parallel=True),
+    "granite": _PLAIN,
+    "granitemoe": _PLAIN,
+    "glm4": _PLAIN,
+    "glm4moe": _PLAIN,
+    "nemotron": _PLAIN,
+    # Some layers look only at a window.
+    "llama4": Architecture(window=8192, fixed=True, every=4, expert_first=True),
+    "gemma2": Architecture(window=4096, every=2),
+    "gemma3": Architecture(window="key", every=6),
+    "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
+    "gemma4": Architecture(window="key", late=True),
+    "gpt-oss": Architecture(window="key", every=2),
+    "cohere2": Architecture(window="key", every=4, parallel=True),
+    # Recurrent layers, alone or among others.
+    "mamba": _RECURRENT,
+    "mamba2": _RECURRENT,
+    "rwkv6": _RECURRENT,
+    "rwkv7": _RECURRENT,
+    "jamba": _HYBRID,
+    "granitehybrid": _HYBRID,
+    "lfm2": Architecture(recurrent="kv0", norm_beside=True),
+    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True),
+    "nemotron_h": Architecture(recurrent="kv0ff0"),
+    "nemotron_h_moe": Architecture(recurrent="kv0ff0"),
+    "falcon-h1": Architecture(recurrent="both"),
+    "qwen3next": _DELTA,
+    "qwen35": _DELTA,
+    "qwen35moe": _DELTA,
+    # No cache at all: text in, one vector out.
+    "bert": _EMBEDDER,
+    "nomic-bert": _EMBEDDER,
+    "nomic-bert-moe": _EMBEDDER,
+    "jina-bert-v2": _EMBEDDER,
+    "jina-bert-v3": _EMBEDDER,
+}
+
+UNKNOWN = Architecture(late=True)
+"""For an architecture without a row: the choices that need most memory."""
