@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Awaitable, Callable
 
+import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from sollold.api.anthropic import AnthropicRoutes
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
 from sollold.api.cors import EXPOSED, METHODS, allowed
+from sollold.api.dashboard import DashboardRoutes
 from sollold.api.fault_shape import Dialect, error_object
 from sollold.api.live import LiveRequests
+from sollold.api.metrics import Metrics
 from sollold.api.ollama import OllamaRoutes, json_response
 from sollold.api.openai import OpenAiRoutes
+from sollold.api.openapi import describe
 from sollold.api.parts import Parts
-from sollold.api.reply import Desk, Patience, refusal_response
+from sollold.api.reply import JSON, Desk, Patience, refusal_response
 from sollold.api.route import Handler, Route
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
 
 log = logging.getLogger("sollold.api")
+
+_HUNG_UP = 499
+"""What the metrics call a caller that went away; it is never sent."""
 
 LONGEST_BODY = 128 * 1024 * 1024
 """Bytes of a JSON body, images included. Blobs are streamed and not bounded by it."""
@@ -44,34 +54,30 @@ def dialect_of(path: str) -> Dialect:
     return Dialect.OLLAMA
 
 
-async def _root(request: web.Request) -> web.Response:
-    return web.Response(text="Ollama is running")
-
-
-def all_routes(parts: Parts, desk: Desk) -> list[Route]:
-    """Every route of the API."""
-    rows = [
-        Route(
-            "GET",
-            "/",
-            _root,
-            Dialect.OLLAMA,
-            "A sign of life; the dashboard for browsers",
-            produces=("text/plain",),
-        ),
-        Route("HEAD", "/", _root, Dialect.OLLAMA, "A sign of life", produces=("text/plain",)),
-    ]
+def all_routes(parts: Parts, desk: Desk, metrics: Metrics) -> list[Route]:
+    """Every route of the API, its description included."""
+    rows = DashboardRoutes().routes()
     rows += OllamaRoutes(parts, desk).routes()
     rows += OpenAiRoutes(parts, desk).routes()
     rows += AnthropicRoutes(parts, desk).routes()
     rows += ClusterRoutes(parts, desk.live).routes()
+    rows += metrics.routes()
+    description: list[bytes] = []
+
+    async def openapi(request: web.Request) -> web.Response:
+        return web.Response(body=description[0], headers={"Content-Type": JSON})
+
+    rows.append(Route("GET", "/openapi.json", openapi, Dialect.OLLAMA, "This description"))
+    description.append(msgspec.json.encode(describe(rows)))
     return rows
 
 
 def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
     """The application. It owns nothing that must be closed."""
-    rows = all_routes(parts, Desk(parts.service, patience or Patience(), LiveRequests()))
-    app = web.Application(middlewares=[_guard(settings)], client_max_size=LONGEST_BODY)
+    live = LiveRequests()
+    metrics = Metrics(parts.cluster, live)
+    rows = all_routes(parts, Desk(parts.service, patience or Patience(), live), metrics)
+    app = web.Application(middlewares=[_guard(settings, metrics)], client_max_size=LONGEST_BODY)
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)
         if row.path.startswith("/api/"):
@@ -81,13 +87,23 @@ def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = 
     return app
 
 
-def _guard(settings: HttpSettings):  # type: ignore[no-untyped-def]
+def _guard(settings: HttpSettings, metrics: Metrics) -> Middleware:
     """Every error in its dialect's shape; no traceback ever leaves the node; foreign pages are refused."""
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         request[ID] = request_id(request)
         dialect = dialect_of(request.path)
+        started = time.monotonic()
+        status = _HUNG_UP
+        try:
+            response = await answer(request, handler, dialect)
+            status = response.status
+            return response
+        finally:
+            metrics.count(dialect, status, started)
+
+    async def answer(request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
         origin = request.headers.get("Origin")
         if origin is not None and not allowed(origin, request.host, settings.cors_origins):
             message = (
@@ -139,7 +155,7 @@ def json_response_of(dialect: Dialect, status: int, message: str) -> web.Respons
     return response
 
 
-def _stamp(settings: HttpSettings):  # type: ignore[no-untyped-def]
+def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
