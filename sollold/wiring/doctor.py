@@ -1,0 +1,135 @@
+"""What is wrong, why it matters, and the one command that mends it. Pure: facts in, findings out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sollold.cluster.record import Record, State
+from sollold.models.model import Model
+from sollold.units import bytes_text
+
+LOW_DISK = 5 * 1024**3
+
+
+class Grade(StrEnum):
+    """How bad a finding is."""
+
+    PROBLEM = "problem"
+    """Something does not work."""
+    NOTICE = "notice"
+    """It works, and could be better or safer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing to know. ``mend``: what to type, or to do; empty where nothing needs to be done."""
+
+    grade: Grade
+    what: str
+    mend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the daemon knows of itself.
+
+    Attributes:
+        trouble: (what, mend) that rooms report of themselves: discovery, GPUs, Ollama, model stores.
+        disk_free: bytes free where the cache is.
+        setup_failed: why llama.cpp could not be set up; empty when it could or is being.
+    """
+
+    me: Record
+    live: tuple[Record, ...]
+    models: tuple[Model, ...]
+    trouble: tuple[tuple[str, str], ...]
+    setup_failed: str
+    disk_free: int
+    cache: str
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """All findings, the worst first."""
+    found = [
+        *_llama(facts),
+        *_builds(facts.live),
+        *_failed(facts.live),
+        *(Finding(Grade.PROBLEM, what, mend) for what, mend in facts.trouble),
+        *_models(facts.models),
+        *_memory(facts.me),
+        *_disk(facts),
+        *_company(facts),
+    ]
+    return sorted(found, key=lambda finding: finding.grade is Grade.NOTICE)
+
+
+def _llama(facts: Facts) -> list[Finding]:
+    if facts.me.build:
+        return []
+    if facts.setup_failed:
+        what = f"no llama.cpp: {facts.setup_failed}; this node can run no model by itself"
+        return [Finding(Grade.PROBLEM, what, "sudo apt install sollold-llama.cpp   (or: sollold setup)")]
+    return [Finding(Grade.NOTICE, f"llama.cpp is being set up: {facts.me.setup or 'just begun'}")]
+
+
+def _builds(live: Sequence[Record]) -> list[Finding]:
+    builds: dict[str, list[str]] = {}
+    for record in live:
+        if record.build:
+            builds.setdefault(record.build, []).append(record.name)
+    if len(builds) < 2:
+        return []
+    words = "; ".join(f"{build} on {', '.join(names)}" for build, names in sorted(builds.items()))
+    what = f"the nodes run different builds of llama.cpp, which can't share a model: {words}"
+    return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
+
+
+def _failed(live: Sequence[Record]) -> list[Finding]:
+    return [
+        Finding(Grade.PROBLEM, f"{endpoint.model} on {record.name} failed: {endpoint.reason}")
+        for record in live
+        for endpoint in record.endpoints
+        if endpoint.state is State.FAILED
+    ]
+
+
+def _models(models: Sequence[Model]) -> list[Finding]:
+    return [
+        Finding(Grade.PROBLEM, f"{model.name} ({model.source}) can't be used: {model.unusable}")
+        for model in models
+        if model.unusable
+    ]
+
+
+def _memory(me: Record) -> list[Finding]:
+    if me.devices and not any(device.limit > 64 * 1024**2 for device in me.devices):
+        what = "no device of this machine may hold more than 64 MiB"
+        return [Finding(Grade.PROBLEM, what, "raise node.memory_limit, or lower node.reserve")]
+    return []
+
+
+def _disk(facts: Facts) -> list[Finding]:
+    if facts.disk_free >= LOW_DISK:
+        return []
+    what = (
+        f"only {bytes_text(facts.disk_free)} free at {facts.cache}: loads are slow without room for tensors"
+    )
+    return [Finding(Grade.NOTICE, what, f"free some room, or delete {facts.cache}/rpc")]
+
+
+def _company(facts: Facts) -> list[Finding]:
+    found = []
+    if len(facts.live) == 1:
+        what = (
+            "this node sees no other; on the others, is sollold running, is the token the same, "
+            "and does the firewall let 11436/tcp, 11436/udp and 5353/udp through?"
+        )
+        found.append(
+            Finding(Grade.NOTICE, what, "sollold run --seed HOST:11436   (to find one without mDNS)")
+        )
+    if facts.me.open:
+        what = "an open cluster: whoever is on this LAN can join it and use its memory"
+        found.append(Finding(Grade.NOTICE, what, "sollold token"))
+    return found
