@@ -213,6 +213,10 @@ class PlainCluster:
         self.asked.append(ask)
         return self.planned
 
+    async def load(self, ask: Any) -> tuple[Record, Endpoint]:
+        self.asked.append(ask)
+        return self.records[0], self.records[0].endpoints[0]
+
     async def unload(self, model: str, *, force: bool) -> int:
         self.asked.append(("unload", model, force))
         return 1

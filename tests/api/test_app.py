@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 from api_parts import (
+    PlainCluster,
     PlainLibrary,
     ScriptedPuller,
     ScriptedService,
@@ -18,6 +19,7 @@ from api_parts import (
     endpoint,
     model,
     parts,
+    record,
     usage_chunk,
 )
 
@@ -418,3 +420,93 @@ async def test_request_ids(serve: Serve, http: ClientSession) -> None:
     assert service.asks[-1].id == "mine-1"
     async with http.get(f"{url}/api/version", headers={"X-Request-Id": "not sane"}) as answer:
         assert answer.headers["X-Request-Id"] != "not sane"
+
+
+async def test_browsers_get_the_dashboard(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    async with http.get(url, headers={"Accept": "text/html,*/*"}) as answer:
+        page = await answer.text()
+        assert answer.content_type == "text/html" and "sollold" in page
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "http://" not in page and "https://" not in page
+    for name in ("dashboard.css", "dashboard.js"):
+        assert f"/web/{name}" in page
+        async with http.get(f"{url}/web/{name}") as answer:
+            assert answer.status == 200 and len(await answer.text()) > 1000
+    async with http.get(f"{url}/web/..%2fapp.py") as answer:
+        assert answer.status == 404
+
+
+async def test_the_cluster_is_shown(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster(record(), record("1" * 16, "beta", endpoints=(endpoint(id="o", loaded=False),)))
+    service = ScriptedService(chunk("a"), asyncio.Event())
+    url = await serve(parts(service, cluster=cluster))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+        async with http.get(f"{url}/api/cluster") as shown:
+            state = await shown.json()
+    assert state["open"] is True and state["term"] == 3 and state["leader_name"] == "alpha"
+    assert [node["name"] for node in state["nodes"]] == ["alpha", "beta"]
+    assert state["nodes"][0]["leader"] and state["nodes"][0]["devices"][0]["granted"] == 100
+    (found,) = state["deployments"]
+    assert [(one["node_name"], one["first"], one["last"]) for one in found["placed"]] == [
+        ("alpha", 0, 2),
+        ("beta", 2, 5),
+    ]
+    (live,) = state["requests"]
+    assert (live["model"], live["stage"], live["node"], live["events"]) == ("demo", "answering", "beta", 1)
+
+
+async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster()
+    url = await serve(parts(cluster=cluster))
+    async with http.post(
+        f"{url}/api/cluster/plan", json={"model": "demo", "context": 4096, "kv": "q8_0"}
+    ) as answer:
+        assert (await answer.json())["ok"] is True
+    assert (cluster.asked[-1].context, cluster.asked[-1].type_k, cluster.asked[-1].type_v) == (
+        4096,
+        "q8_0",
+        "q8_0",
+    )
+    async with http.post(f"{url}/api/cluster/load", json={"model": "demo", "keep_alive": "-1"}) as answer:
+        assert (await answer.json())["deployment"] == "d1"
+    assert cluster.asked[-1].keep_alive == -1
+    async with http.post(f"{url}/api/cluster/unload", json={"model": "demo", "force": True}) as answer:
+        assert await answer.json() == {"unloaded": 1}
+    async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
+        assert (await answer.json())["draining"] is False
+    assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]
+    async with http.post(f"{url}/api/cluster/route", json={"model": "demo"}) as answer:
+        assert (await answer.json())["endpoints"][0]["why"] == "ready, nothing in line"
+    async with http.post(f"{url}/api/cluster/plan", json={"model": "demo", "policy": "odd"}) as answer:
+        assert answer.status == 400
+
+
+async def test_metrics(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ScriptedService(chunk(finish="stop"))))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.read()
+    async with http.post(f"{url}/v1/chat/completions", json={}) as answer:
+        assert answer.status == 400
+    async with http.get(f"{url}/metrics") as answer:
+        text = await answer.text()
+    assert 'sollold_http_requests_total{dialect="ollama",status="200"} 1.0' in text
+    assert 'sollold_http_requests_total{dialect="openai",status="400"} 1.0' in text
+    assert 'sollold_device_bytes{device="CPU",kind="granted"} 100.0' in text
+    assert "sollold_endpoint_ready" in text
+
+
+async def test_every_route_is_described(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    async with http.get(f"{url}/openapi.json") as answer:
+        described = await answer.json()
+    paths = described["paths"]
+    for path in ("/api/chat", "/v1/chat/completions", "/v1/messages", "/api/cluster", "/v1/models/{model}"):
+        assert path in paths
+    names = set(described["components"]["schemas"])
+    text = json.dumps(paths)
+    assert (
+        all(f'"#/components/schemas/{name}"' in text for name in ("Chat", "Messages"))
+        and "Error_openai" in names
+    )
