@@ -8,7 +8,7 @@ with its reason, and when nothing fits, the arithmetic (`sollold.placement.short
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
@@ -25,6 +25,7 @@ FootprintOf = Callable[[Run], Footprint]
 
 HEADS = 4
 """Heads for which splits are sought at most."""
+RETRIES = 4
 CLEAR_GAIN = 1.5
 """A split replaces a machine that would compute on its processor only if it is this much faster."""
 
@@ -138,6 +139,7 @@ class _Rung:
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
         self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
+        self.buffers: dict[tuple[bool, bool], tuple[int, int]] = {}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
         self.spots = {
@@ -287,27 +289,32 @@ class _Rung:
         self, head: Machine, bins: Sequence[tuple[Spot, Bin]], links: Mapping[str, Link]
     ) -> Draft | None:
         """The fastest split over these devices, worked out and checked to the byte."""
-        split = best_split(
-            self.memory,
-            self.footprint.active,
-            [one for _, one in bins],
-            most=MOST_DEVICES,
-            workers=self.wish.workers,
-        )
-        if split is None:
-            return None
-        on_host = 0
-        holds: list[Hold] = []
-        for index, first, last in split.runs:
-            spot, one = bins[index]
-            if one.first:
-                on_host = last
-            else:
-                holds.append((spot, first, last))
-        made = self._draft(head, on_host, holds, links)
-        if self.wish.always and len(made.nodes) == 1:
-            return None
-        return None if made.short else made
+        tight = [one for _, one in bins]
+        for _ in range(RETRIES):
+            split = best_split(
+                self.memory, self.footprint.active, tight, most=MOST_DEVICES, workers=self.wish.workers
+            )
+            if split is None:
+                return None
+            on_host = 0
+            holds: list[Hold] = []
+            for index, first, last in split.runs:
+                if bins[index][1].first:
+                    on_host = last
+                else:
+                    holds.append((bins[index][0], first, last))
+            made = self._draft(head, on_host, holds, links)
+            if not made.short:
+                return None if self.wish.always and len(made.nodes) == 1 else made
+            # The buffers of these very layers are larger than those the search reckoned with.
+            over = {short.node: short.needed - short.room for short in made.short}
+            tight = [
+                replace(one, room=one.room - more, room_last=one.room_last - more)
+                if (more := over.get(spot.node, 0))
+                else one
+                for (spot, _), one in zip(bins, tight, strict=True)
+            ]
+        return None
 
     def _bin(self, spot: Spot, head: Machine, links: Mapping[str, Link], *, copies: bool) -> Bin:
         """A device as the search sees it; ``copies``: batches will be pipelined over the devices."""
@@ -315,8 +322,13 @@ class _Rung:
         link = link_to(head, spot, links)
         local = spot.node == head.node
         offloaded = self.total if copies else self.total - 1
-        middle = footprint.compute(0, footprint.layers, devices=2, local=local, offloaded=offloaded)
-        last = footprint.compute(0, self.total, devices=2, local=local, offloaded=offloaded)
+        key = local, copies
+        if key not in self.buffers:
+            self.buffers[key] = (
+                footprint.compute(0, footprint.layers, devices=2, local=local, offloaded=offloaded),
+                footprint.compute(0, self.total, devices=2, local=local, offloaded=offloaded),
+            )
+        middle, last = self.buffers[key]
         peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
         room = spot.room - spot.overhead
         cpu = head.cpu

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from sollold.machine.device import Kind
+from sollold.models.blocks import Block
 from sollold.models.footprint import Footprint, footprint
 from sollold.models.run import Run
 from sollold.models.shape import Layer, Shape
@@ -27,14 +28,24 @@ def shape(
     context_train: int = 32768,
 ) -> Shape:
     """A model of the llama family; ``sizes`` gives each layer's bytes, ``active`` the share read."""
+    block = Block(
+        embd=n_embd,
+        q=n_embd,
+        k=256,
+        v=256,
+        out=n_embd,
+        heads=16,
+        head_k=n_embd // 16,
+        head_v=n_embd // 16,
+        ff=4 * n_embd,
+    )
     made = tuple(
         Layer(
             weights=size,
             active=int(size * active),
-            heads=16,
             k=256,
             v=256,
-            width=2 * n_embd + 8 * n_embd,
+            block=block,
         )
         for size in (sizes or [layer_bytes] * layers)
     )

@@ -1,0 +1,75 @@
+"""How long planning takes: `python -m tests.bench.planner` prints a table."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from sollold.placement.fleet import Fleet, Link
+from sollold.placement.planner import choose
+from sollold.placement.wish import Wish
+from tests.placement.fleets import GIB, MIB, cpu, gpu, machine, prints, random_fleet, shape
+
+
+def main() -> None:
+    print(f"{'machines':>8} {'devices':>8} {'layers':>7} {'median ms':>10} {'worst ms':>9} {'goal ms':>8}")
+    row("random", 5, 80, 5.0)
+    row("random", 8, 80, 5.0)
+    row("gpus", 8, 80, 5.0)
+    row("uneven", 8, 80, 5.0)
+    row("big", 512, 128, 50.0)
+    row("big, all have the file", 512, 128, 50.0)
+
+
+def row(kind: str, machines: int, layers: int, goal: float) -> None:
+    times = []
+    devices = 0
+    for seed in range(15):
+        dice = random.Random(seed)
+        sizes = [int(500 * MIB * dice.choice([0.9, 1.0, 1.15])) for _ in range(layers)]
+        if kind != "uneven":
+            sizes = [500 * MIB] * layers
+        model = shape(layers, 500 * MIB, 1 * GIB, sizes=sizes, n_embd=8192, n_vocab=128000)
+        fleet = made(kind, seed, machines, sum(sizes))
+        devices = sum(len(one.spots) for one in fleet.machines)
+        prints_of = prints(model)
+        begun = time.perf_counter()
+        choose(Wish("model", "digest", slots=1), fleet, prints_of)
+        times.append((time.perf_counter() - begun) * 1000)
+    times.sort()
+    print(
+        f"{machines:>8} {devices:>8} {layers:>7} {times[len(times) // 2]:>10.2f} {times[-1]:>9.2f} "
+        f"{goal:>8.0f}  {kind}"
+    )
+
+
+def made(kind: str, seed: int, machines: int, needed: int) -> Fleet:
+    dice = random.Random(seed)
+    if kind in ("random", "uneven"):
+        # Eight devices: some machines have two.
+        return random_fleet(seed, needed, max(2, machines * 2 // 3))
+    if kind == "gpus":
+        return Fleet(
+            tuple(
+                machine(
+                    gpu(f"n{i}", int(needed / 5), dice.choice([400e9, 900e9])),
+                    holds=i == 0,
+                )
+                for i in range(machines)
+            )
+        )
+    share = needed / 9
+    return Fleet(
+        tuple(
+            machine(
+                cpu(f"n{i}", int(share * dice.uniform(0.3, 1.5)), dice.uniform(10e9, 900e9)),
+                holds=i == 0 or "all" in kind,
+                links=(("n0", Link(dice.uniform(0.0001, 0.002), dice.uniform(1e8, 1e9))),) if i else (),
+            )
+            for i in range(machines)
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
