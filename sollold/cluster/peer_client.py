@@ -1,0 +1,206 @@
+"""Calls to other nodes (`sollold.cluster.peer` has the contract)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+from aiohttp import ClientResponse
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from sollold.cluster.identity import tls_name
+from sollold.cluster.peer import PeerError
+from sollold.cluster.peer_server import HTTP, LARGEST, Peers, Refusal
+from sollold.cluster.reach import HEAD_START, Reach, in_words
+
+T = TypeVar("T")
+
+CONNECT_SECONDS = 3.0
+_IDLE_SECONDS = 30.0
+"""An unused connection is closed after that, before the other side does."""
+
+
+class Calls:
+    """The calling side; a `sollold.cluster.peer.PeerCalls`.
+
+    Args:
+        reach: knows where nodes are, and proves who we are.
+        own: answers calls to oneself.
+    """
+
+    def __init__(self, reach: Reach, own: Peers) -> None:
+        self._reach = reach
+        self._own = own
+        self._session: aiohttp.ClientSession | None = None
+        self._streams: dict[str, set[ClientResponse]] = {}
+
+    async def close(self) -> None:
+        """End every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def drop(self, node: str) -> None:
+        """``node`` is dead: what is read from it ends now instead of after a time-out."""
+        for response in tuple(self._streams.get(node, ())):
+            _abort(response)
+
+    async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
+        """Send a dataclass, get a dataclass (msgpack, validated). To oneself: no network.
+
+        Raises:
+            PeerError: with ``transport`` when the node could not be asked.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                if node == self._reach.node:
+                    # The reply is the handler's own object: both ends are the same program.
+                    return await self._own.answer(node, method, request)  # type: ignore[return-value]
+                data = msgspec.msgpack.encode(request)
+                async with self.stream(
+                    node, "POST", f"/call/{method}", data=data, idle_timeout=timeout,
+                    connect_timeout=min(CONNECT_SECONDS, timeout),
+                ) as response:  # fmt: skip
+                    body = await _read(response, node)
+        except TimeoutError:
+            raise PeerError(
+                node, f"node {node} did not answer {method} within {timeout:g} s", transport=False
+            ) from None
+        try:
+            if response.status != 200:
+                refusal = msgspec.msgpack.decode(body, type=Refusal)
+                raise PeerError(node, refusal.message, transport=refusal.transport)
+            return msgspec.msgpack.decode(body, type=reply)
+        except msgspec.DecodeError as error:
+            raise PeerError(
+                node,
+                f"the answer of {node} to {method} (status {response.status}) was not understood: {error}",
+                transport=False,
+            ) from error
+
+    def stream(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        data: Any = None,
+        connect_timeout: float = CONNECT_SECONDS,
+        idle_timeout: float = 60.0,
+    ) -> AbstractAsyncContextManager[ClientResponse]:
+        """An HTTP exchange with a node's peer port whose body is streamed either way.
+
+        Raises:
+            PeerError: the node could not be reached (``transport``), or it broke off, also while the body
+                is read within the block.
+        """
+        return self._stream(node, method, path, headers or {}, data, connect_timeout, idle_timeout)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        node: str,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        data: Any,
+        connect_timeout: float,
+        idle_timeout: float,
+    ) -> AsyncIterator[ClientResponse]:
+        session = self._opened()
+        try:
+            async with session.request(
+                method,
+                URL(f"https://{tls_name(node)}{path}"),
+                headers={"Accept-Encoding": "identity", **headers},
+                data=data,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=idle_timeout
+                ),
+            ) as response:
+                mine = self._streams.setdefault(node, set())
+                mine.add(response)
+                try:
+                    yield response
+                finally:
+                    mine.discard(response)
+                    if not mine and self._streams.get(node) is mine:
+                        del self._streams[node]
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise PeerError(
+                node, f"node {node} could not be reached: {in_words(_cause(error))}", transport=True
+            ) from error
+        except aiohttp.ClientError as error:
+            what = str(error) or type(error).__name__
+            raise PeerError(node, f"node {node} broke off: {what}", transport=False) from error
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                ssl=self._reach.context(HTTP), resolver=_ById(self._reach), use_dns_cache=False, limit=0,
+                keepalive_timeout=_IDLE_SECONDS, happy_eyeballs_delay=HEAD_START,
+            )  # fmt: skip
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        return self._session
+
+
+class _ById(AbstractResolver):
+    """Node ids instead of host names."""
+
+    def __init__(self, reach: Reach) -> None:
+        self._reach = reach
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        found = self._reach.addresses(host.removesuffix(tls_name("")))
+        if not found:
+            raise OSError("no address of it is known")
+        return [
+            ResolveResult(
+                hostname=host, host=ip, port=at, proto=socket.IPPROTO_TCP,
+                family=socket.AF_INET6 if ":" in ip else socket.AF_INET, flags=socket.AI_NUMERICHOST,
+            )
+            for ip, at in found
+        ]  # fmt: skip
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+async def _read(response: ClientResponse, node: str) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_any():
+        size += len(part)
+        if size > LARGEST:
+            _abort(response)
+            raise PeerError(node, f"node {node} answered with more than {LARGEST} bytes", transport=False)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _abort(response: ClientResponse) -> None:
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        with contextlib.suppress(RuntimeError):
+            connection.transport.abort()
+
+
+def _cause(error: aiohttp.ClientError) -> BaseException:
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return error.certificate_error
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error
+    return TimeoutError()

@@ -1,0 +1,219 @@
+"""The port for nodes: one TLS port, three protocols by ALPN (`sollold.cluster.peer` has the contract)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import msgspec
+from aiohttp import web
+
+from sollold.cluster.identity import Identity, peer_of
+from sollold.cluster.peer import PeerError
+from sollold.cluster.reach import keep_watch
+from sollold.cluster.tunnel_end import OwnerEnd, WorkerLines
+
+log = logging.getLogger("sollold.cluster")
+
+T = TypeVar("T")
+
+HTTP, TUNNEL, LINK = "sollold-http", "sollold-tunnel", "sollold-link"
+LARGEST = 64 * 1024 * 1024
+"""Bytes of a request's or an answer's body in a call, at the most."""
+_HANDSHAKE_SECONDS = 5.0
+_PATIENCE = 2.0
+
+Handler = Callable[[str, Any], Awaitable[object]]
+Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class PortTaken(OSError):
+    """The port for nodes is used by another program; the sentence says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The body of an answer that is no success."""
+
+    message: str
+    transport: bool
+
+
+class Peers:
+    """The answering side. Register everything, then `start`; a `sollold.cluster.peer.PeerServer`."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._methods: dict[str, tuple[msgspec.msgpack.Decoder[Any], Handler]] = {}
+        self._app = web.Application(client_max_size=LARGEST, middlewares=[_name_the_peer])
+        self._app.router.add_post("/call/{name}", self._call)
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._links: Callable[[str], asyncio.Protocol] | None = None
+        self._lines = WorkerLines()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self.port = 0
+
+    def method(self, name: str, request: type[T], handler: Callable[[str, T], Awaitable[object]]) -> None:
+        """``handler(caller_node_id, request)`` answers ``POST /call/<name>``."""
+        self._methods[name] = (msgspec.msgpack.Decoder(request), handler)
+
+    def route(self, method: str, path: str, handler: Route) -> None:
+        """A raw HTTP route; ``request["peer"]`` is the caller's node id."""
+        self._app.router.add_route(method, path, handler)
+
+    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
+        """``resolve(caller, deployment)`` gives the loopback port of the worker, or raises PeerError."""
+        self._lines.resolve = resolve
+
+    def links(self, make: Callable[[str], asyncio.Protocol]) -> None:
+        """``make(caller)`` gives the protocol for a standing link that ``caller`` opens."""
+        self._links = make
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; ``port`` 0 takes a free one. Returns the port.
+
+        Raises:
+            PortTaken: it is in use.
+            OSError: it can't be listened on for another reason.
+        """
+        self._runner = web.AppRunner(
+            self._app, handle_signals=False, access_log=None, handler_cancellation=True,
+            keepalive_timeout=90, shutdown_timeout=_PATIENCE,
+        )  # fmt: skip
+        await self._runner.setup()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Door(self._protocol),
+                host,
+                port,
+                ssl=self._identity.server_context([HTTP, TUNNEL, LINK]),
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+                ssl_shutdown_timeout=_PATIENCE,
+            )
+        except OSError as error:
+            await self._runner.cleanup()
+            self._runner = None
+            if error.errno == errno.EADDRINUSE:
+                raise port_taken("TCP", host, port) from error
+            raise
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self.port
+
+    async def close(self) -> None:
+        """Stop listening and end every connection and call."""
+        if self._server is not None:
+            self._server.close()
+        self._lines.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._runner.cleanup(), 2 * _PATIENCE)
+            self._runner = None
+        self._server = None
+
+    def drop(self, node: str) -> None:
+        """``node`` is dead: end its tunnels."""
+        self._lines.drop(node)
+
+    async def answer(self, caller: str, name: str, request: object) -> object:
+        """What the method ``name`` answers to a request of its type.
+
+        Raises:
+            PeerError: there is no such method, or it refused or failed.
+        """
+        found = self._methods.get(name)
+        if found is None:
+            raise PeerError(self._identity.node, f"no call is named {name!r} here", transport=True)
+        try:
+            return await found[1](caller, request)
+        except PeerError:
+            raise
+        except Exception as error:
+            log.exception("the call %s of node %s failed", name, caller)
+            raise PeerError(
+                self._identity.node, f"{name} failed: {error or type(error).__name__}", transport=False
+            ) from error
+
+    def _protocol(self, spoken: str | None, peer: str) -> asyncio.Protocol | None:
+        if spoken == HTTP and self._runner is not None and self._runner.server is not None:
+            return self._runner.server()
+        if spoken == TUNNEL:
+            return OwnerEnd(peer, self._lines)
+        if spoken == LINK and self._links is not None:
+            return self._links(peer)
+        return None
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        found = self._methods.get(name)
+        if found is None:
+            return _refuse(404, f"no call is named {name!r} here; it may run another release", True)
+        try:
+            asked = found[0].decode(await request.read())
+        except msgspec.DecodeError as error:
+            return _refuse(400, f"the request of {name} was not understood: {error}", True)
+        # A call that began is carried to its end even if its caller hangs up: half a command helps nobody.
+        task = asyncio.create_task(self.answer(request["peer"], name, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            reply = await asyncio.shield(task)
+        except PeerError as error:
+            return _refuse(409, str(error), error.transport)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.add_done_callback(_look_at)
+            raise
+        return web.Response(body=msgspec.msgpack.encode(reply), content_type="application/msgpack")
+
+
+def port_taken(kind: str, host: str, port: int) -> PortTaken:
+    """The error for a port of ours that another program has."""
+    return PortTaken(
+        errno.EADDRINUSE,
+        f"port {port}/{kind} on {host} (cluster.port, for other nodes) is in use: "
+        "another sollold may be running; end it or set another port",
+    )
+
+
+class _Door(asyncio.Protocol):
+    """Whoever has passed the handshake; hands the connection to the protocol that was agreed on."""
+
+    def __init__(self, choose: Callable[[str | None, str], asyncio.Protocol | None]) -> None:
+        self._choose = choose
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("ssl_object")
+        protocol = self._choose(connection.selected_alpn_protocol(), peer_of(connection))
+        if protocol is None:
+            transport.abort()
+            return
+        keep_watch(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+@web.middleware
+async def _name_the_peer(request: web.Request, handler: Route) -> web.StreamResponse:
+    request["peer"] = peer_of(request.get_extra_info("ssl_object"))
+    return await handler(request)
+
+
+def _refuse(status: int, message: str, transport: bool) -> web.Response:
+    body = msgspec.msgpack.encode(Refusal(message, transport))
+    return web.Response(status=status, body=body, content_type="application/msgpack")
+
+
+def _look_at(task: asyncio.Task[object]) -> None:
+    """The caller is gone; what the call raised was logged where it happened."""
+    if not task.cancelled():
+        task.exception()
