@@ -61,19 +61,20 @@ def parse_seconds(text: str) -> float:
 
 
 def bytes_text(count: float) -> str:
-    """``1536`` → ``1.5 KiB``: three digits are enough to compare."""
+    """``1536`` → ``1.50 KiB``: three digits are enough to compare."""
     size = float(count)
     sign = "-" if size < 0 else ""
     size = abs(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or (unit == "MiB" and size < 10_000):
+        if size < 1024:
             break
         size /= 1024
     else:
         unit = "TiB"
     if unit == "B":
         return f"{sign}{size:.0f} B"
-    return f"{sign}{size:.0f} {unit}" if size >= 100 else f"{sign}{size:.1f} {unit}"
+    digits = 0 if size >= 100 else 1 if size >= 10 else 2
+    return f"{sign}{size:.{digits}f} {unit}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -55,11 +55,11 @@ def test_texts() -> None:
     assert [bytes_text(n) for n in (0, 1023, 1536, 400 << 20, 9_000 << 20, 20 << 30, -1536)] == [
         "0 B",
         "1023 B",
-        "1.5 KiB",
+        "1.50 KiB",
         "400 MiB",
-        "9000 MiB",
+        "8.79 GiB",
         "20.0 GiB",
-        "-1.5 KiB",
+        "-1.50 KiB",
     ]
     assert [seconds_text(s) for s in (0.25, 9.5, 30, 95, 3600, 200_000)] == [
         "250 ms",

@@ -1,0 +1,176 @@
+"""The commands against a daemon that answers from a script: exit statuses, tables, JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sollold.cli.exit import Exit
+from sollold.cli.main import ROOMS, main
+from sollold.cli.parser import parser
+
+GIB = 1024**3
+
+STATE: dict[str, Any] = {
+    "leader": "aa",
+    "leader_name": "anna",
+    "term": 3,
+    "open": True,
+    "nodes": [
+        {
+            "node": "aa", "name": "anna", "addresses": ["10.0.0.1"], "http_port": 11435, "build": "b1",
+            "setup": "ready", "draining": False,
+            "devices": [{"id": "CPU", "name": "x", "total": 8 * GIB, "limit": 8 * GIB, "granted": 4 * GIB,
+                         "available": 4 * GIB}],
+        },
+        {
+            "node": "bb", "name": "bert", "addresses": ["10.0.0.2"], "http_port": 11435, "build": "",
+            "setup": "building, 40 %", "draining": True, "devices": [],
+        },
+    ],
+    "deployments": [
+        {
+            "id": "d1", "model": "big:latest", "node": "aa", "node_name": "anna", "state": "loading",
+            "progress": 0.5, "context": 4096, "active": 1, "waiting": 2, "speed": 12.5, "bytes": 4 * GIB,
+            "layers": 16, "pinned": False, "expires": 0.0, "reason": "",
+            "placed": [{"node": "aa", "device": "CPU", "first": 0, "last": 9, "bytes": GIB},
+                       {"node": "bb", "device": "CPU", "first": 9, "last": 17, "bytes": 3 * GIB}],
+        }
+    ],
+}  # fmt: skip
+
+PLAN: dict[str, Any] = {
+    "ok": True, "reason": "big:latest fits two nodes", "evicts": [["d0", "old"]], "context": 4096,
+    "plan": {
+        "layers": 16, "tokens_per_second": 9.5, "load_seconds": 12.0, "reasons": ["anna has the file"],
+        "run": {"context": 4096},
+        "host": {"node": "aa", "device": "CPU", "first": 0, "last": 9, "weights": GIB, "state": 1000,
+                 "compute": 500, "overhead": 0},
+        "shares": [{"node": "bb", "device": "CPU", "first": 9, "last": 17, "weights": GIB, "state": 1000,
+                    "compute": 500, "overhead": 0}],
+    },
+    "free": [{"node": "aa", "device": "CPU", "after": GIB}],
+    "options": [{"what": "anna alone", "tokens_per_second": 0.0, "reason": "2 GiB short"}],
+    "missing": None, "estimate": False,
+}  # fmt: skip
+
+MISSING: dict[str, Any] = {
+    "ok": False, "reason": "it does not fit", "plan": None,
+    "missing": {"needed": 8 * GIB, "there": 5 * GIB, "missing": 3 * GIB, "remedies": ["a smaller context"]},
+}  # fmt: skip
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    path, body = request.path, await request.read()
+    asked = json.loads(body) if body else {}
+    if path == "/api/cluster":
+        return web.json_response(STATE)
+    if path == "/api/cluster/plan":
+        if asked["model"] == "nope":
+            return web.json_response({"error": "model 'nope' not found"}, status=404)
+        return web.json_response(MISSING if asked["context"] else PLAN)
+    if path == "/api/cluster/unload":
+        return web.json_response({"unloaded": 2})
+    if path == "/api/doctor":
+        return web.json_response({"findings": [{"grade": "problem", "what": "bad", "mend": "mend it"}]})
+    if path == "/api/tags":
+        return web.json_response({"models": [{"name": "big:latest", "size": GIB, "nodes": ["anna"]}]})
+    if path == "/api/chat" and asked["stream"]:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for text in ("Hel", "lo"):
+            await response.write(json.dumps({"message": {"content": text}, "done": False}).encode() + b"\n")
+        await response.write(b'{"message":{"content":""},"done":true}\n')
+        return response
+    return web.json_response({"error": f"no {path}"}, status=500)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def sollold(url: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sollold", words[0], "--node", url, *words[1:]]
+    return await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
+    )
+
+
+async def test_status_shows_nodes_and_layers(url: str) -> None:
+    done = await sollold(url, "status")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert "2 nodes, leader anna (term 3)" in done.stdout
+    assert "bert (draining)" in done.stdout and "building, 40 %" in done.stdout
+    assert "0-8" in done.stdout and "9-15 + output" in done.stdout and "loading 50%" in done.stdout
+    assert "open cluster" in done.stdout
+    assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
+
+
+async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
+    done = await sollold(url, "plan", "big")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert "anna (head)" in done.stdout and "█" in done.stdout and "9.5 tokens/s" in done.stdout
+    assert "anna alone" in done.stdout and "old (d0) would be unloaded" in done.stdout
+    done = await sollold(url, "plan", "big", "--context", "100000")
+    assert done.returncode == Exit.TOO_BIG
+    assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout
+
+
+async def test_exit_statuses_mean_something(url: str) -> None:
+    assert (await sollold(url, "plan", "nope")).returncode == Exit.NO_MODEL
+    assert (await sollold(url, "doctor")).returncode == Exit.FAILED
+    assert (await sollold(url, "load", "big")).returncode == Exit.FAILED
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        done = await sollold(f"http://127.0.0.1:{taken.getsockname()[1]}", "status")
+    assert done.returncode == Exit.UNREACHABLE
+    assert "sollold run" in done.stderr and "Traceback" not in done.stderr
+
+
+async def test_chat_prints_as_it_comes(url: str) -> None:
+    done = await sollold(url, "chat", "big", "say", "hello")
+    assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
+
+
+async def test_unload_models_and_ps(url: str) -> None:
+    assert "2 unloaded" in (await sollold(url, "unload", "big")).stdout
+    assert "big:latest" in (await sollold(url, "models")).stdout
+    assert "big:latest" in (await sollold(url, "ps")).stdout
+
+
+def test_every_command_has_a_room_and_help() -> None:
+    import importlib
+
+    choices = next(a.choices for a in parser()._actions if a.dest == "command")
+    assert choices is not None and set(choices) == set(ROOMS)
+    for name, room in ROOMS.items():
+        assert callable(getattr(importlib.import_module(f"sollold.cli.{room}"), name))
+    for sub in choices.values():
+        assert all(action.help for action in sub._actions)
+
+
+def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--config", "/dev/null", "--set", "http.port=8080"]) == Exit.DONE
+    assert "--set http.port=8080" in capsys.readouterr().out
+    assert main(["config", "--config", "/dev/null", "--set", "http.prt=8080"]) == Exit.USAGE
+    assert "did you mean" in capsys.readouterr().err
+    assert main(["completion", "bash"]) == Exit.DONE
+    assert "sollold" in capsys.readouterr().out
+    assert main(["completion", "man"]) == Exit.DONE
+    assert ".SH COMMANDS" in capsys.readouterr().out
+    assert main(["token"]) == Exit.DONE
+    assert len(capsys.readouterr().out.strip()) == 64

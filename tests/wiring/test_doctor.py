@@ -1,0 +1,43 @@
+"""Findings: what is wrong is said once, with what mends it, the worst first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.config import GIB
+from sollold.machine.device import Device, Kind
+from sollold.models.model import Model
+from sollold.wiring.doctor import Facts, Grade, examine
+
+CPU = Device("CPU", Kind.CPU, "x", 8 * GIB, 8 * GIB, 8 * GIB, 0, 8 * GIB)
+ANNA = Record(
+    "aa", "anna", 1, ("10.0.0.1",), 1, 2, "0", build="b1", setup="ready", devices=(CPU,), open=False
+)
+BERT = replace(ANNA, node="bb", name="bert")
+WELL = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
+
+
+def test_nothing_is_wrong_with_what_is_well() -> None:
+    assert examine(WELL) == []
+
+
+def test_each_fault_is_found_and_problems_come_first() -> None:
+    failed = Endpoint("d", "big", "", Backend.LOCAL, State.FAILED, reason="out of memory")
+    bad = Model("odd:latest", "d", "folder", (), 1, 0.0, unusable="truncated")
+    me = replace(ANNA, build="", open=True, endpoints=(failed,))
+    old = replace(BERT, build="b0")
+    new = replace(BERT, node="cc", name="cleo", build="b1")
+    facts = Facts(me, (me, old, new), (bad,), (("no multicast", "set seeds"),), "no g++", GIB, "/cache")
+    found = examine(facts)
+    grades = [finding.grade for finding in found]
+    assert grades == sorted(grades, key=lambda grade: grade is Grade.NOTICE)
+    text = "\n".join(f"{finding.what} → {finding.mend}" for finding in found)
+    for words in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
+                  "sollold token", "1.00 GiB free"):  # fmt: skip
+        assert words in text
+
+
+def test_a_node_alone_is_told_what_to_look_at() -> None:
+    (finding,) = examine(replace(WELL, live=(ANNA,)))
+    assert "firewall" in finding.what and finding.grade is Grade.NOTICE
