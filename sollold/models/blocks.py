@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from sollold.models.graph import Graph
 
 _FLOAT = 4
+_ALIGNED = 128
+_ROUNDS = 3
+"""Blocks in a row until what they need repeats itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +91,25 @@ class Batch:
     rotate_v: bool = False
 
 
-def peak(block: Block, batch: Batch, *, first: bool, last: bool) -> int:
-    """Bytes that a block needs at most. ``first``: its input is not its own to free."""
+def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) -> int:
+    """Bytes that a block needs at most, besides what its device is given.
+
+    ``piped``: batches follow each other through the devices; then the inputs lie before everything and are
+    never freed. ``first``: it is the first block of its device. ``last``: it is the last of the model.
+    """
     graph = Graph()
     size = block.embd * block.streams * batch.tokens * _FLOAT
-    state = graph.add(size, kept=first)
-    _block(graph, block, batch, state, last=last and not block.late)
-    if not last:
-        # The block's own leftovers stay until the next one has taken them up.
-        state = len(graph) - 1
-        graph.add(size, state)
-    return graph.peak() - (size if first else 0)
+    state = graph.add(size, kept=piped and first)
+    given = 0
+    if not piped:
+        # The first hidden state lies before the other inputs and leaves a hole there.
+        given = graph.add(_FLOAT, kept=True) and _ALIGNED
+    elif first:
+        given = size
+    rounds = 1 if last else _ROUNDS
+    for _ in range(rounds):
+        state = _block(graph, block, batch, state, last=last and not block.late)
+    return graph.peak() - given
 
 
 def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:

@@ -63,9 +63,8 @@ class Footprint:
         piped = devices > 1 and offloaded > self.layers
         held = self._demands[first:last]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
-        peak = held[0].first if piped else held[0].later
-        if len(held) > 1:
-            peak = max(peak, max(demand.later for demand in held[1:]))
+        peak = max(demand.later if piped else demand.alone for demand in held[1:] or held)
+        peak = max(peak, held[0].first if piped else held[0].alone)
         inputs = self._inputs.besides(held, first=first == 0)
         if not piped:
             return peak + inputs
@@ -78,16 +77,19 @@ class Footprint:
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
         held = self._demands[:own]
-        peak = max((demand.later for demand in held), default=self._inputs.looked_up)
+        peak = max((demand.alone for demand in held), default=self._inputs.looked_up)
         return peak + (_COPIES if piped else 1) * self._inputs.host
 
 
 @dataclass(frozen=True, slots=True)
 class _Demand:
-    """What a layer's operations need: as the first of a device, and as a later one; and which inputs."""
+    """What a layer's operations need: pipelined as the first of a device, pipelined as a later one, without
+    pipelining; and which inputs.
+    """
 
     first: int
     later: int
+    alone: int
     full: bool = False
     windowed: bool = False
     recurrent: bool = False
@@ -183,7 +185,7 @@ class _Cells:
 
 def _demand(layer: Layer, cells: _Cells, run: Run, flash: bool, last: bool) -> _Demand:
     if layer.block is None:
-        return _Demand(0, 0)
+        return _Demand(0, 0, 0)
     block = layer.block
     batch = Batch(
         tokens=cells.tokens,
@@ -196,8 +198,9 @@ def _demand(layer: Layer, cells: _Cells, run: Run, flash: bool, last: bool) -> _
     )
     attends = bool(block.q)
     return _Demand(
-        first=_peak(block, batch, True, last),
-        later=_peak(block, batch, False, last),
+        first=_peak(block, batch, True, True, last),
+        later=_peak(block, batch, True, False, last),
+        alone=_peak(block, batch, False, True, last),
         full=attends and not layer.window,
         windowed=attends and layer.window,
         recurrent=layer.recurrent > 0,
@@ -205,14 +208,14 @@ def _demand(layer: Layer, cells: _Cells, run: Run, flash: bool, last: bool) -> _
 
 
 @functools.lru_cache(maxsize=4096)
-def _peak(block: Block, batch: Batch, first: bool, last: bool) -> int:
-    return blocks.peak(block, batch, first=first, last=last)
+def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> int:
+    return blocks.peak(block, batch, piped=piped, first=first, last=last)
 
 
 def _output_demand(shape: Shape, cells: _Cells) -> _Demand:
     """The output norm and the logits; the hidden state is there beside them."""
     hidden, logits = shape.n_embd * cells.outputs * 4, shape.n_vocab * cells.outputs * 4
-    return _Demand(hidden + logits, 2 * hidden + logits)
+    return _Demand(hidden + logits, 2 * hidden + logits, 2 * hidden + logits)
 
 
 def _inputs(shape: Shape, cells: _Cells, flash: bool, widest_v: int) -> _Inputs:
