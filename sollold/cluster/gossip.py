@@ -155,6 +155,7 @@ class Gossip:
         sender = packet.sender
         if sender == self._me:
             return self._done(now)
+        incarnation = self._membership.incarnation
         for message in packet.messages:
             kind = type(message)
             if kind is Ping:
@@ -175,6 +176,9 @@ class Gossip:
                 self._prober.hear_nack(sender, message.sequence)
             elif isinstance(message, Left):
                 self._membership.hear_left(message.node, message.incarnation, now)
+        if incarnation != self._membership.incarnation:
+            # Whoever accused hears the refutation first.
+            self._send(source, [self._membership.my_alive()])
         self._contact(sender, packet.boot, source, now)
         return self._done(now)
 
@@ -382,7 +386,7 @@ class Gossip:
 
     def _hear_ack(self, sender: str, ack: Ack, source: Address, now: float) -> None:
         self._introductions.hear_ack(sender, ack.sequence, source)
-        if self._prober.hear_ack(sender, ack):
+        if self._prober.hear_ack(sender, ack, now):
             self._compare(sender, ack.digest, now)
 
     def _gossip_turn(self, now: float) -> None:
@@ -413,7 +417,7 @@ class Gossip:
     # Records
 
     def _say_record(self) -> None:
-        self._news.add("record", self._me, self._registry.delta(self._room))
+        self._news.add("record", self._me, self._registry.delta(self._room, self._room // 3))
 
     def _own_changed(self) -> None:
         self._say_record()

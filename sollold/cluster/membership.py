@@ -26,6 +26,8 @@ _CLONE_RAISES = 4
 """Refutations in our name by one other process before it is called a clone: echoes make fewer."""
 _REFUTE_PAUSE = 1.0
 """Seconds between refutations of a clone: the two would go on for ever."""
+_LATE = 3
+"""How many times its time a slow node may get more."""
 _HURRY = 8
 """How many peers, about, probe a new suspect at once."""
 
@@ -42,7 +44,17 @@ class Status(IntEnum):
 class Member:
     """Another node."""
 
-    __slots__ = ("addresses", "boot", "incarnation", "node", "reached", "since", "status", "suspicion")
+    __slots__ = (
+        "addresses",
+        "boot",
+        "incarnation",
+        "late",
+        "node",
+        "reached",
+        "since",
+        "status",
+        "suspicion",
+    )
 
     def __init__(self, alive: Alive, now: float) -> None:
         self.node = alive.node
@@ -54,6 +66,16 @@ class Member:
         self.status = Status.ALIVE
         self.since = now
         self.suspicion: Suspicion | None = None
+        self.late = 0
+        """How many times longer than others it gets to answer."""
+
+    def slowed(self) -> None:
+        """It answered too late."""
+        self.late = min(self.late + 1, _LATE)
+
+    def quickened(self) -> None:
+        """It answered in the time that everybody has."""
+        self.late = max(self.late - 1, 0)
 
     @property
     def live(self) -> bool:

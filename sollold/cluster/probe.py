@@ -17,15 +17,18 @@ from sollold.cluster.tuning import Tuning
 
 _RELAYED = 1024
 """Pings for others under way at most."""
+_OVERDUE = 5.0
+"""Probe intervals in which a late ack is still told from a stray one."""
 _PATIENCE = 0.8
 """Share of the time-out after which a nack is sent, so that it is there before the asker's verdict."""
 
 
 class _Probe:
-    __slots__ = ("node", "quick", "relays", "silent")
+    __slots__ = ("began", "node", "quick", "relays", "silent")
 
-    def __init__(self, node: str, quick: bool) -> None:
+    def __init__(self, node: str, began: float, quick: bool) -> None:
         self.node = node
+        self.began = began
         self.quick = quick
         self.relays: tuple[str, ...] = ()
         self.silent: set[str] = set()
@@ -63,6 +66,7 @@ class Prober:
         self._sequence = sequence
         self._probes: dict[int, _Probe] = {}
         self._probed: dict[str, int] = {}
+        self._overdue: dict[int, str] = {}
         self._relayed: dict[int, tuple[str, Address, int]] = {}
 
     def sequence(self) -> int:
@@ -75,18 +79,19 @@ class Prober:
         self._timers.at(now, self._turn)
 
     def _turn(self, now: float) -> None:
-        self._timers.at(now + self._awareness.stretch(self._tuning.probe_interval), self._turn)
+        pause = self._tuning.probe_interval / self._tuning.probes
+        self._timers.at(now + self._awareness.stretch(pause), self._turn)
         if self._membership.leaving:
             return
         node = self._membership.order.next()
         if node is not None and node not in self._probed:
             self._probe(self._membership.members[node], now)
 
-    def _open(self, node: str, *, quick: bool) -> tuple[int, _Probe]:
+    def _open(self, node: str, now: float, *, quick: bool) -> int:
         sequence = self.sequence()
-        probe = self._probes[sequence] = _Probe(node, quick)
+        self._probes[sequence] = _Probe(node, now, quick)
         self._probed[node] = sequence
-        return sequence, probe
+        return sequence
 
     def _close(self, sequence: int) -> None:
         probe = self._probes.pop(sequence, None)
@@ -94,20 +99,20 @@ class Prober:
             del self._probed[probe.node]
 
     def _probe(self, member: Member, now: float) -> None:
-        sequence, _ = self._open(member.node, quick=False)
+        sequence = self._open(member.node, now, quick=False)
         address = member.address()
         if address is not None:
             self._send(address, self._ping(sequence, member))
-        stretch = self._awareness.stretch
-        self._timers.at(now + stretch(self._tuning.probe_timeout), self._indirect, sequence)
-        self._timers.at(now + stretch(self._tuning.probe_interval), self._verdict, sequence)
+        stretch = self._awareness.stretch(1.0 + member.late)
+        self._timers.at(now + stretch * self._tuning.probe_timeout, self._indirect, sequence)
+        self._timers.at(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
 
     def _ping(self, sequence: int, member: Member) -> list[bytes]:
-        """A ping; to a suspect it carries the suspicion, so that it can refute at once."""
-        messages = [encode(Ping(sequence, member.node))]
+        """A ping; to a suspect it carries the suspicion, before it, so that the ack refutes it."""
+        ping = encode(Ping(sequence, member.node))
         if member.status is Status.SUSPECT:
-            messages.append(encode(Suspect(member.node, member.incarnation, self._membership.me)))
-        return messages
+            return [encode(Suspect(member.node, member.incarnation, self._membership.me)), ping]
+        return [ping]
 
     def _indirect(self, sequence: int, now: float) -> None:
         probe = self._probes.get(sequence)
@@ -124,7 +129,8 @@ class Prober:
                 self._send(address, [ask])
         for address in member.everywhere()[1:4]:
             self._send(address, self._ping(sequence, member))
-        timeout = self._awareness.stretch(self._tuning.probe_interval - self._tuning.probe_timeout)
+        timeout = self._tuning.probe_interval - self._tuning.probe_timeout
+        timeout *= self._awareness.stretch(1.0 + member.late)
         self._actions.append(TcpPing(member.node, member.everywhere(), sequence, timeout))
 
     def _verdict(self, sequence: int, now: float) -> None:
@@ -132,8 +138,13 @@ class Prober:
         if probe is None:
             return
         self._close(sequence)
+        self._overdue[sequence] = probe.node
+        self._timers.at(now + _OVERDUE * self._tuning.probe_interval, self._lost, sequence)
         self._awareness.worse(len(probe.silent) if probe.relays else 1)
         self._membership.suspect(probe.node, now)
+
+    def _lost(self, sequence: int, now: float) -> None:
+        self._overdue.pop(sequence, None)
 
     # After a broken connection
 
@@ -147,7 +158,7 @@ class Prober:
             if self._probes[sequence].quick:
                 return
             self._close(sequence)
-        sequence, _ = self._open(node, quick=True)
+        sequence = self._open(node, now, quick=True)
         self._again(sequence, now)
         self._indirect(sequence, now)
         within = self._awareness.stretch(self._tuning.quick_probe)
@@ -203,8 +214,13 @@ class Prober:
         if asked is not None:
             self._send(asked[1], [encode(Nack(asked[2]))])
 
-    def hear_ack(self, sender: str, ack: Ack) -> bool:
-        """True when ``sender`` answered a probe of ours itself."""
+    def hear_ack(self, sender: str, ack: Ack, now: float) -> bool:
+        """True when ``sender`` answered a probe of ours itself.
+
+        Who answered after the verdict is slow, not dead: it gets more time from now on, less again once it
+        is quick. (Lifeguard has this for the prober alone.)
+        """
+        member = self._membership.members.get(sender)
         probe = self._probes.get(ack.sequence)
         if probe is not None:
             if sender != probe.node and sender not in probe.relays:
@@ -212,7 +228,16 @@ class Prober:
             self._close(ack.sequence)
             if not probe.quick:
                 self._awareness.better()
-            return sender == probe.node
+            if sender != probe.node:
+                return False
+            if member is not None and now - probe.began < self._tuning.probe_timeout:
+                member.quickened()
+            return True
+        if self._overdue.get(ack.sequence) == sender:
+            del self._overdue[ack.sequence]
+            if member is not None:
+                member.slowed()
+            return False
         asked = self._relayed.get(ack.sequence)
         if asked is not None and asked[0] == sender:
             del self._relayed[ack.sequence]

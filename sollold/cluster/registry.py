@@ -130,19 +130,22 @@ class Registry:
         self._changed = dict.fromkeys(_names, version + 1)
         return True
 
-    def delta(self, room: int) -> bytes:
-        """News of the own record, encoded, in at most ``room`` bytes."""
+    def delta(self, room: int, enough: int) -> bytes:
+        """News of the own record, encoded, in at most ``room`` bytes.
+
+        Older changes come along up to ``enough`` bytes only: most peers have them.
+        """
         own = self._own
         names = sorted(_names, key=self._changed.__getitem__, reverse=True)
         base = 0
-        while True:
+        while names:
             message = _encode_delta(own, base, {name: self._parts[name] for name in names})
-            if len(message) <= room:
+            newest = self._changed[names[0]] == self._changed[names[-1]]
+            if len(message) <= (room if newest else enough):
                 return message
             base = self._changed[names[-1]]
             names = [name for name in names if self._changed[name] > base]
-            if not names:
-                return encode(Delta(self._me, own.boot, own.version, own.version, b""))
+        return encode(Delta(self._me, own.boot, own.version, own.version, b""))
 
     def delta_of(self, node: str, room: int) -> bytes:
         """News of another's record: all of it if it fits ``room``, else that there is something new."""

@@ -1,0 +1,223 @@
+"""How soon a cluster knows, what that costs, and how often it errs: membership in the simulator.
+
+``python -m tests.bench.membership [--quick]``. The same state machines as in the daemon, virtual time,
+fixed seeds: the figures are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import quantiles
+
+from sollold.cluster.actions import Change, Event
+from sollold.cluster.packet import decode_push_pull
+from sollold.cluster.tuning import LAN, Tuning
+from tests.sim.world import Machine, Process, Weather, World
+
+MEMBERLIST = replace(LAN, suspicion_multiplier=4.0, probes=1)
+"""Its LAN defaults; what remains of ours are the probes of hearers, broken links and digests."""
+_LAN_WEATHER = Weather(delay=0.0003, jitter=0.0005)
+_LIMIT = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A distribution of seconds."""
+
+    median: float
+    p99: float
+
+    def __str__(self) -> str:
+        return f"{self.median:6.2f} {self.p99:6.2f}"
+
+
+def spread_of(times: list[float]) -> Spread:
+    """Median and 99th percentile."""
+    if len(times) < 2:
+        return Spread(times[0], times[0])
+    cuts = quantiles(times, n=100, method="inclusive")
+    return Spread(cuts[49], cuts[98])
+
+
+class Cluster:
+    """A cluster in which everybody already knows everybody, with some machines in reserve."""
+
+    def __init__(self, nodes: int, *, spare: int = 0, seed: int = 1, tuning: Tuning = LAN) -> None:
+        self.world = World(seed, nodes + spare, tuning=tuning, links=False)
+        self.world.weather = _LAN_WEATHER
+        machines = self.world.machines
+        self.spare = machines[nodes:]
+        for machine in machines[:nodes]:
+            machine.start()
+        self._acquaint(machines[:nodes])
+        self.deaths = 0
+        self.world.watch = self._watch
+        self._waiting: tuple[str, Change] = ("", Change.JOINED)
+        self._heard: dict[str, float] = {}
+        # The first leader is elected, and what is left of the news goes round.
+        self.world.run_until(20.0)
+
+    def _acquaint(self, machines: list[Machine]) -> None:
+        """What a long life together would bring about: each takes every other's first body in."""
+        processes = [machine.process for machine in machines if machine.process is not None]
+        first = processes[0]
+        for process in processes[1:]:
+            _exchange(process, first)
+        body = decode_push_pull(_answer(first))
+        for process in processes[1:]:
+            gossip = process.gossip
+            for node, merge in gossip._exchange.take(body, process.clock())[1]:
+                gossip._merged(node, merge, process.clock())
+        for process in processes:
+            process.gossip._news._tiers.clear()
+            process.gossip._news._tier.clear()
+            process.gossip._actions.clear()
+
+    def _watch(self, process: Process, event: Event) -> None:
+        if event.change is Change.DIED and any(
+            machine.node == event.node and machine.process is not None for machine in self.world.machines
+        ):
+            self.deaths += 1
+        if (event.node, event.change) == self._waiting:
+            self._heard.setdefault(process.machine.node, self.world.now)
+
+    def _all_hear(self, node: str, change: Change) -> float:
+        """Seconds until everybody else has told of this change."""
+        began = self.world.now
+        self._waiting = (node, change)
+        self._heard = {}
+        others = [process for process in self.world.running() if process.machine.node != node]
+        if not self.world.run_while(lambda: len(self._heard) < len(others), _LIMIT, 0.05):
+            raise RuntimeError(f"{len(others) - len(self._heard)} have not heard after {_LIMIT} s")
+        return max(self._heard.values()) - began
+
+    def join(self) -> float:
+        """Seconds from the start of a machine until all have its record."""
+        machine = self.spare.pop()
+        other = self.world.random.choice(self.world.running()).machine
+        process = machine.start()
+        process.carry_out(process.gossip.introduce((other.address,), process.clock(), keep=True))
+        return self._all_hear(machine.node, Change.UPDATED)
+
+    def crash(self, *, links: bool) -> float:
+        """Seconds from the death of a machine until all know."""
+        world = self.world
+        world.run_until(world.now + world.random.random())
+        machine = world.random.choice(world.running()).machine
+        world.links = links
+        machine.crash()
+        world.links = False
+        seconds = self._all_hear(machine.node, Change.DIED)
+        self.spare.append(machine)
+        return seconds
+
+    def load(self, seconds: float, *, every: float = 0.0) -> tuple[float, float]:
+        """Messages and bytes each node sends a second; ``every``: each changes its record so often."""
+        world = self.world
+        packets, sent, began = world.packets, world.bytes + world.tcp_bytes, world.now
+        running = world.running()
+        if every:
+            changes = int(seconds / every * len(running))
+            for _ in range(changes):
+                world.at(began + world.random.random() * seconds, world.mark, world.random.choice(running))
+        world.run_until(began + seconds)
+        per = seconds * len(running)
+        return (world.packets - packets) / per, (world.bytes + world.tcp_bytes - sent) / per
+
+
+def _answer(process: Process) -> bytes:
+    """All that a process knows, as one body."""
+    exchange = process.gossip._exchange
+    membership = process.gossip._membership
+    held = exchange._held()
+    return exchange._body(1, held, [], exchange._wholes()) if membership else b""
+
+
+def _exchange(one: Process, other: Process) -> None:
+    now = one.clock()
+    body, _ = other.gossip.push_pull(one.gossip.push_pull_open(), one.machine.address, other.clock())
+    body, _ = one.gossip.push_pull(body, other.machine.address, now)
+    if body:
+        other.gossip.push_pull(body, one.machine.address, other.clock())
+
+
+def speed(plan: list[tuple[int, int]], tuning: Tuning) -> Iterator[str]:
+    """Lines of the table of times and loads."""
+    yield "  nodes   join, all have its record   kill -9 known      cut cable known     idle, per node  "
+    yield "             median  p99 (s)            median  p99 (s)    median  p99 (s)     msg/s   bytes/s"
+    for nodes, trials in plan:
+        cluster = Cluster(nodes, spare=trials, tuning=tuning)
+        world = cluster.world
+        joins, kills, cuts = [], [], []
+        load = cluster.load(60.0)
+        for _ in range(trials):
+            joins.append(cluster.join())
+            world.run_until(world.now + 3.0)
+            kills.append(cluster.crash(links=True))
+            world.run_until(world.now + 3.0)
+            cluster.join()
+            cuts.append(cluster.crash(links=False))
+            world.run_until(world.now + 3.0)
+        yield (
+            f"  {nodes:5}        {spread_of(joins)}              {spread_of(kills)}"
+            f"      {spread_of(cuts)}     {load[0]:6.1f}  {load[1]:8.0f}"
+        )
+
+
+def mistakes(plan: list[tuple[int, float]], tuning: Tuning) -> Iterator[str]:
+    """Lines of the table of false deaths."""
+    yield "  nodes  virtual time   0 % loss   5 % loss   20 % loss   10 % slow nodes   (false deaths)"
+    for nodes, seconds in plan:
+        counts = []
+        for loss, slow in ((0.0, 0.0), (0.05, 0.0), (0.2, 0.0), (0.0, 0.1)):
+            cluster = Cluster(nodes, tuning=tuning)
+            cluster.world.weather = replace(_LAN_WEATHER, loss=loss)
+            for process in cluster.world.running()[: round(nodes * slow + 0.4)] if slow else []:
+                process.lateness = 0.5
+            cluster.deaths = 0
+            cluster.world.run_until(cluster.world.now + seconds)
+            counts.append(cluster.deaths)
+        yield (
+            f"  {nodes:5}  {seconds:8.0f} s    "
+            f"{counts[0]:8}   {counts[1]:8}    {counts[2]:8}          {counts[3]:8}"
+        )
+
+
+def busy(plan: list[int]) -> Iterator[str]:
+    """Lines of the table of loads while records change."""
+    yield "  nodes   every node changes its record once in 5 s: msg/s   bytes/s per node"
+    for nodes in plan:
+        packets, size = Cluster(nodes).load(30.0, every=5.0)
+        yield f"  {nodes:5}   {packets:47.1f}  {size:8.0f}"
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small clusters and short times")
+    quick = parser.parse_args().quick
+    began = time.monotonic()
+    times = [(8, 20), (64, 5)] if quick else [(8, 100), (64, 40), (256, 10), (1000, 3)]
+    print("Membership (simulated LAN, 0.3 to 3 ms a datagram)")
+    for line in speed(times, LAN):
+        print(line, flush=True)
+    print("The same with memberlist's own settings (one probe a second, suspicion multiplier 4)")
+    for line in speed(times[:2], MEMBERLIST):
+        print(line, flush=True)
+    print(
+        "memberlist as published: suspicion 4 s up to 3 nodes, 4 to 24 s at 5 to 10, 8 to 48 s at 100,\n"
+        "after 1 to 2 s until a probe fails; one ping and one ack a second, gossip only when there is news."
+    )
+    for line in busy([8, 32] if quick else [8, 32, 64]):
+        print(line, flush=True)
+    errors = [(8, 600.0), (64, 60.0)] if quick else [(8, 3600.0), (64, 3600.0), (256, 300.0), (1000, 60.0)]
+    for line in mistakes(errors, LAN):
+        print(line, flush=True)
+    print(f"Real time: {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
