@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from sollold.cluster.view import View
@@ -41,15 +42,17 @@ async def drain(
     log.info(
         "draining: %d requests under way, up to %s", server.under_way, seconds_text(settings.drain_limit)
     )
-    loop = asyncio.get_running_loop()
-    end = loop.time() + settings.drain_limit
-    while server.under_way and loop.time() < end:
-        await asyncio.sleep(_LOOK)
+    await _until(lambda: not (server.under_way or serving.under_way), settings.drain_limit)
     if server.under_way:
         log.info("draining: %d requests go on elsewhere", server.under_way)
         server.break_all(reason)
-    end = loop.time() + _MOVING
-    while (server.under_way or serving.under_way) and loop.time() < end:
+        await _until(lambda: not (server.under_way or serving.under_way), _MOVING)
+
+
+async def _until(done: Callable[[], bool], limit: float) -> None:
+    for _ in range(max(1, int(limit / _LOOK))):
+        if done():
+            return
         await asyncio.sleep(_LOOK)
 
 

@@ -70,7 +70,7 @@ class Errand:
         Raises:
             Refusal: as its fault says.
         """
-        leg = self._leg = await self._finder.find(self._ask.calls, self._means.http.wait_limit, "")
+        leg = self._leg = await self._finder.find(self._ask.calls, self._means.http.wait_limit)
         self._routing = self._routing_from(leg)
         if self._ask.deadline > 0:
             left = self._finder.came + self._ask.deadline - self._loop.time()
@@ -85,10 +85,10 @@ class Errand:
             Refusal: as its fault says.
         """
         touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
-        leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit, "")
+        leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit)
         await _read_away(leg)
         self._routing = self._routing_from(leg)
-        return Answer(self._routing, _nothing(), self.close)
+        return Answer(self._routing, self._nothing(), self.close)
 
     async def unload(self) -> Answer:
         """End the deployments of the model that are not in use, and let an Ollama unload it.
@@ -119,7 +119,7 @@ class Errand:
             record = view.me
             endpoint = Endpoint("", self._wish.model, self._wish.digest, Backend.LOCAL, State.DRAINING)
         self._routing = routing_of(self._wish.model, record, endpoint, view.live())
-        return Answer(self._routing, _nothing(), self.close)
+        return Answer(self._routing, self._nothing(), self.close)
 
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its place. May be called twice."""
@@ -221,6 +221,12 @@ class Errand:
         finally:
             await self.close()
 
+    async def _nothing(self) -> AsyncIterator[bytes]:
+        """The answer to a request that only loads or unloads."""
+        await self.close()
+        return
+        yield b""
+
     async def _done(self, leg: Leg) -> None:
         self._leg = None
         await self._finder.leave(leg, True)
@@ -301,13 +307,13 @@ class Errand:
     async def _again(self, leg: Leg, kept: Kept | None) -> Leg | None:
         """Find an engine for the rest of the answer, of the same kind: its events have the same form."""
         find, limit = self._finder.find, self._means.serving.recover_limit
-        engine = leg.candidate.engine
+        engine, failed = leg.candidate.engine, frozenset((leg.candidate.key,))
         if kept is None or not kept.delivered:
-            return await find({engine: self._ask.calls[engine]}, limit, "recovering")
+            return await find({engine: self._ask.calls[engine]}, limit, "recovering", failed)
         tokens: int | None = None
         if engine is Engine.LLAMA and kept.text:
             count = Call("/tokenize", {"content": kept.text})
-            counting = await find({engine: count}, limit, "recovering")
+            counting = await find({engine: count}, limit, "recovering", failed)
             try:
                 async with asyncio.timeout(_COUNT_LIMIT):
                     tokens = len(msgspec.json.decode(await whole(counting.stream), type=_Tokens).tokens)
@@ -318,7 +324,7 @@ class Errand:
         call = kept.resume(tokens)
         if kept.closing():
             return None
-        return await find({engine: call}, limit, "recovering")
+        return await find({engine: call}, limit, "recovering", failed)
 
     def _routing_from(self, leg: Leg) -> Routing:
         view = self._means.view
@@ -364,8 +370,3 @@ async def _read_away(leg: Leg) -> None:
         await whole(leg.stream)
     except Failure as failure:
         raise Refusal(Fault.ENGINE, f"the engine failed: {failure}", status=500) from None
-
-
-async def _nothing() -> AsyncIterator[bytes]:
-    return
-    yield b""

@@ -69,8 +69,17 @@ class Finder:
         self._sent = 0
         self._extra = {"request": ask.id}
 
-    async def find(self, calls: dict[Engine, Call], limit: float, stage: str) -> Leg:
-        """An engine that has begun to answer. ``stage``: what waiting is called, when not by its own name.
+    async def find(
+        self,
+        calls: dict[Engine, Call],
+        limit: float,
+        stage: str = "",
+        without: frozenset[tuple[str, str]] = frozenset(),
+    ) -> Leg:
+        """An engine that has begun to answer.
+
+        ``stage``: what waiting is called, when not by its own name; ``without``: endpoints that failed just
+        now and are asked only when there is no other.
 
         Raises:
             Refusal: as its fault says.
@@ -78,7 +87,7 @@ class Finder:
         means = self._means
         began = self._loop.time()
         wish = replace(self._wish, engines=frozenset(calls))
-        tried: set[tuple[str, str]] = set()
+        tried = set(without)
         refused: Refusal | None = None
         wanted = ("", "")
         loaded = False
@@ -100,12 +109,12 @@ class Finder:
                 ready = None
                 if tried:
                     # The record still calls READY what does not answer: give its owner time to notice.
-                    await asyncio.sleep(_AGAIN)
+                    await self._news(_AGAIN)
                     tried.clear()
                     continue
                 if loaded:
                     # The leader knows one that is READY; here it is not known yet, or not reachable.
-                    await asyncio.sleep(_AGAIN)
+                    await self._news(_AGAIN)
                 ready = await self._load(wish, limit - (now - began), stage)
                 loaded = True
                 continue
@@ -121,6 +130,18 @@ class Finder:
             tried.add(choice.candidate.key)
             if isinstance(leg, Refusal):
                 refused = leg
+
+    async def _news(self, limit: float) -> None:
+        """Wait for a change in the cluster, ``limit`` seconds at the most."""
+        changed = asyncio.Event()
+        undo = self._means.view.subscribe(changed.set)
+        try:
+            async with asyncio.timeout(limit):
+                await changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            undo()
 
     async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
         began = self._loop.time()

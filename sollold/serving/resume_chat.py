@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sollold.serving.ask import Call, Engine
 from sollold.serving.resume_state import (
     JsonObject,
@@ -32,9 +30,7 @@ class KeptChat(Kept):
         self._engine = engine
         self._content: list[str] = []
         self._reasoning: list[str] = []
-        self._id: Any = None
-        self._created: Any = None
-        self._model: Any = None
+        self._names: JsonObject | None = None
         self._role = False
         self._tool_call = False
         self._finished = False
@@ -64,9 +60,8 @@ class KeptChat(Kept):
                 raise Unfaithful("it follows a JSON schema, and Ollama can't begin one in the middle")
 
     def _read(self, event: JsonObject) -> None:
-        if self._id is None:
-            self._id, self._created = event.get("id"), event.get("created")
-            self._model = event.get("model")
+        if self._names is None:
+            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
         if event.get("usage"):
             self._usage = True
         for choice in event.get("choices") or ():
@@ -116,8 +111,7 @@ class KeptChat(Kept):
         return Call(self.call.path, body)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
-        if self._id is not None:
-            event["id"], event["created"], event["model"] = self._id, self._created, self._model
+        event |= {key: value for key, value in (self._names or {}).items() if key in event}
         tokens, spent = self.tokens, self.spent_ms
         whole_usage(event.get("usage"), tokens)
         whole_timings(event.get("timings"), tokens, spent)

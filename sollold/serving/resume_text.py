@@ -37,9 +37,7 @@ class KeptText(Kept):
         super().__init__(call)
         self._engine = engine
         self._text: list[str] = []
-        self._id: Any = None
-        self._created: Any = None
-        self._model: Any = None
+        self._names: JsonObject | None = None
         self._finished = False
         self._usage = False
 
@@ -63,9 +61,8 @@ class KeptText(Kept):
             raise Unfaithful("Ollama puts the prompt into a template, where an answer can't be begun")
 
     def _read(self, event: JsonObject) -> None:
-        if self._id is None:
-            self._id, self._created = event.get("id"), event.get("created")
-            self._model = event.get("model")
+        if self._names is None:
+            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
         if event.get("usage"):
             self._usage = True
         for choice in event.get("choices") or ():
@@ -92,8 +89,7 @@ class KeptText(Kept):
         return Call(self.call.path, body)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
-        if self._id is not None:
-            event["id"], event["created"], event["model"] = self._id, self._created, self._model
+        event |= {key: value for key, value in (self._names or {}).items() if key in event}
         whole_usage(event.get("usage"), self.tokens)
         whole_timings(event.get("timings"), self.tokens, self.spent_ms)
         choices = event.get("choices") or []

@@ -1,0 +1,257 @@
+"""A stand-in for llama-server (and Ollama): recites a known text, token by token, and dies when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from typing import Any
+
+from aiohttp import web
+
+WORDS = tuple(f"w{n}é🙂 " if n % 7 == 3 else f"word{n} " for n in range(200))
+TEXT = "".join(WORDS)
+
+
+def count(text: str) -> int:
+    """How many tokens ``text`` is; it must be a beginning of the recital."""
+    assert TEXT.startswith(text), text
+    made = 0
+    while text:
+        text = text[len(WORDS[made]) :]
+        made += 1
+    return made
+
+
+class Reciter:
+    """One engine. ``die_after``: events after which the connection is cut, once; ``hang_after`` alike."""
+
+    def __init__(self) -> None:
+        self.die_after: int | None = None
+        self.hang_after: int | None = None
+        self.pause = 0.0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.running = 0
+        self.cancelled = 0
+        self.status = 200
+        self.url = ""
+        self.work = 0
+        self._ids = itertools.count()
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/v1/chat/completions", self.chat)
+        app.router.add_post("/v1/completions", self.text)
+        app.router.add_post("/completion", self.native)
+        app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/api/chat", self.ollama)
+        app.router.add_post("/api/generate", self.ollama)
+        app.router.add_post("/v1/embeddings", self.embeddings)
+        app.router.add_get("/slots", self.slots)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def slots(self, request: web.Request) -> web.Response:
+        slot = {
+            "id": 0,
+            "id_task": 0,
+            "n_prompt_tokens_processed": 0,
+            "next_token": [{"n_decoded": self.work}],
+        }
+        return web.json_response([slot])
+
+    async def tokenize(self, request: web.Request) -> web.Response:
+        text = (await request.json())["content"]
+        return web.json_response({"tokens": list(range(count(text)))})
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        texts = (await request.json())["input"]
+        texts = [texts] if isinstance(texts, str) else texts
+        self.requests.append(("/v1/embeddings", {"input": texts}, {}))
+        await self.gate.wait()
+        if self.status != 200:
+            return web.json_response({"error": {"message": "no"}}, status=self.status)
+        data = [{"index": n, "embedding": [float(len(text)), 1.0]} for n, text in enumerate(texts)]
+        return web.json_response({"data": data, "usage": {"prompt_tokens": sum(len(t) for t in texts)}})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        messages = body["messages"]
+        begun = messages[-1]["content"] if messages[-1]["role"] == "assistant" else ""
+        if begun:
+            assert body["continue_final_message"] == "content" and body["add_generation_prompt"] is False
+        start, prompt = count(begun), sum(len(m["content"].split()) for m in messages)
+        id, n = f"chatcmpl-{next(self._ids)}", itertools.count()
+
+        def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            choice = {"finish_reason": finish, "index": 0, "delta": delta}
+            return {"choices": [choice], "created": 1000 + next(n), "id": id, "model": "m", "object": "chat"}
+
+        made = self._made(body, start)
+        finish = "length" if self._limited(body, start) else "stop"
+        usage = self._usage(prompt, len(made))
+        timings = {"prompt_n": prompt, "cache_n": 0, "predicted_n": len(made), "predicted_ms": 5.0}
+        if not body.get("stream"):
+            message = {"role": "assistant", "content": "".join(made)}
+            choice = {"index": 0, "message": message, "finish_reason": finish}
+            return await self._whole({"choices": [choice], "usage": usage, "id": id, "timings": timings})
+        events = [chunk({"role": "assistant", "content": None})]
+        events += [chunk({"content": word}) for word in made]
+        events += [chunk({}, finish)]
+        if (body.get("stream_options") or {}).get("include_usage"):
+            events.append({"choices": [], "id": id, "created": 1, "usage": usage, "timings": timings})
+        return await self._sse(request, events, done=True)
+
+    async def text(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        prompt = body["prompt"]
+        begun = prompt.removeprefix("Say: ")
+        start = count(begun)
+        made = self._made(body, start)
+        finish = "length" if self._limited(body, start) else "stop"
+        id = f"cmpl-{next(self._ids)}"
+
+        def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
+            choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish}
+            return {"choices": [choice], "created": 7, "id": id, "model": "m"}
+
+        usage = self._usage(1 + start, len(made))
+        if not body.get("stream"):
+            return await self._whole({**chunk("".join(made), finish), "usage": usage})
+        last = {**chunk("", finish), "usage": usage}
+        return await self._sse(request, [*(chunk(word) for word in made), last], done=True)
+
+    async def native(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        prompt = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+        begun = prompt[0].removeprefix("Say: ")
+        start = count(begun) + len(prompt[1:])
+        if prompt[1:]:
+            assert prompt[1:] == list(range(count(begun), start))
+        made = self._made(body, start)
+        events: list[dict[str, Any]] = [
+            {"content": word, "tokens": [start + n], "stop": False, "tokens_predicted": n + 1}
+            for n, word in enumerate(made)
+        ]
+        end = {"content": "", "tokens": [], "stop": True, "tokens_predicted": len(made), "prompt": "x"}
+        events.append({**end, "stop_type": "limit" if self._limited(body, start) else "eos"})
+        return await self._sse(request, events, done=False)
+
+    async def ollama(self, request: web.Request) -> web.StreamResponse:
+        body = await self._body(request)
+        generate = request.path == "/api/generate"
+        if generate:
+            begun = body["prompt"].removeprefix("Say: ") if body.get("raw") else ""
+        else:
+            last = body["messages"][-1]
+            begun = last["content"] if last["role"] == "assistant" else ""
+        start = count(begun)
+        body = {**body, "max_tokens": (body.get("options") or {}).get("num_predict")}
+        made = self._made(body, start)
+
+        def line(text: str, **more: Any) -> bytes:
+            said: dict[str, Any] = (
+                {"response": text} if generate else {"message": {"role": "assistant", "content": text}}
+            )
+            return (
+                json.dumps({"model": "m", "created_at": "now", **said, "done": False, **more}).encode()
+                + b"\n"
+            )
+
+        reason = "length" if self._limited(body, start) else "stop"
+        end = {"done": True, "done_reason": reason, "eval_count": len(made), "eval_duration": 10**6}
+        if body.get("stream") is False:
+            return web.Response(body=line("".join(made), **end))
+        lines = [line(word) for word in made] + [line("", **end)]
+        return await self._send(request, lines, "application/x-ndjson")
+
+    async def _body(self, request: web.Request) -> dict[str, Any]:
+        body = await request.json()
+        self.requests.append((request.path, body, dict(request.headers)))
+        if self.status != 200:
+            error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
+            raise _status(self.status, error)
+        return dict(body)
+
+    def _limit(self, body: dict[str, Any]) -> int | None:
+        limits = [body[key] for key in ("max_tokens", "n_predict") if body.get(key) is not None]
+        return min(limits) if limits else None
+
+    def _made(self, body: dict[str, Any], start: int) -> tuple[str, ...]:
+        limit = self._limit(body)
+        words = WORDS[start:] if limit is None else WORDS[start : start + limit]
+        stop = body.get("stop")
+        if stop:
+            for n, word in enumerate(words):
+                if stop in word:
+                    return words[:n]
+        return words
+
+    def _limited(self, body: dict[str, Any], start: int) -> bool:
+        limit = self._limit(body)
+        return limit is not None and len(self._made(body, start)) == limit
+
+    def _usage(self, prompt: int, made: int) -> dict[str, int]:
+        return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+    async def _whole(self, body: dict[str, Any]) -> web.Response:
+        self.running += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return web.json_response(body)
+
+    async def _sse(
+        self, request: web.Request, events: list[dict[str, Any]], *, done: bool
+    ) -> web.StreamResponse:
+        lines = [b"data: " + json.dumps(e, separators=(",", ":")).encode() + b"\n\n" for e in events]
+        if done:
+            lines.append(b"data: [DONE]\n\n")
+        return await self._send(request, lines, "text/event-stream")
+
+    async def _send(self, request: web.Request, lines: list[bytes], kind: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": kind})
+        await response.prepare(request)
+        self.running += 1
+        try:
+            for n, line in enumerate(lines):
+                await self.gate.wait()
+                if self.die_after is not None and n >= self.die_after:
+                    self.die_after = None
+                    assert request.transport is not None
+                    # What was sent gets there, and half a line of what was not.
+                    await asyncio.sleep(0.01)
+                    await response.write(line[: len(line) // 2])
+                    request.transport.abort()
+                    return response
+                if self.hang_after is not None and n >= self.hang_after:
+                    self.hang_after = None
+                    await asyncio.Event().wait()
+                await response.write(line)
+                if self.pause:
+                    await asyncio.sleep(self.pause)
+        except (asyncio.CancelledError, ConnectionError):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return response
+
+
+def _status(status: int, text: str) -> web.HTTPException:
+    classes = {400: web.HTTPBadRequest, 500: web.HTTPInternalServerError, 503: web.HTTPServiceUnavailable}
+    return classes[status](text=text, content_type="application/json")

@@ -1,0 +1,297 @@
+"""Requests over one node and over two: found, in line, answered, called off."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.serving.ask import Answer, Fault, Refusal, Waiting
+from sollold.serving.drain import drain
+from sollold.serving.loader import Ready
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
+from tests.serving.reciter import TEXT, WORDS, Reciter
+
+
+async def read(answer: Answer) -> list[dict]:
+    return [json.loads(event) async for event in answer.events]
+
+
+async def give(node: Node, *args, waits: list[Waiting] | None = None, **more) -> tuple[list[dict], Answer]:
+    answer = await node.serving.open(ask(*args, **more), (waits if waits is not None else []).append)
+    return await read(answer), answer
+
+
+async def two(cluster: Cluster, slots: int = 4) -> tuple[Node, Node, Reciter]:
+    """Node a, which is asked; node b, which has the endpoint."""
+    a, b = await cluster.node("a"), await cluster.node("b")
+    reciter = await cluster.reciter()
+    b.engines.serve("d1", reciter, slots=slots)
+    return a, b, reciter
+
+
+@pytest.mark.parametrize("form", ["chat", "text", "native"])
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_streamed_answer_is_passed_on_whole_and_in_order(
+    cluster: Cluster, form: str, asked: str
+) -> None:
+    a, b, _ = await two(cluster)
+    events, answer = await give(a if asked == "a" else b, form)
+    assert said(events) == TEXT
+    assert answer.routing.node == "host-b"
+    assert answer.routing.backend is Backend.LOCAL
+    assert answer.routing.coordinator_url == "http://127.0.0.1:11435"
+    assert answer.routing.resumed == 0
+    await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_events_are_the_engines_own_bytes(cluster: Cluster) -> None:
+    a, _, _ = await two(cluster)
+    answer = await a.serving.open(ask("chat"), lambda _: None)
+    events = [event async for event in answer.events]
+    assert events[0].startswith(b'{"choices":[{"finish_reason":null')
+    assert len(events) == 1 + len(WORDS) + 2
+    assert b"[DONE]" not in b"".join(events)
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_whole_answer_is_one_event(cluster: Cluster, asked: str) -> None:
+    a, b, _ = await two(cluster)
+    events, _ = await give(a if asked == "a" else b, "chat", stream=False)
+    assert len(events) == 1
+    assert said(events) == TEXT
+
+
+async def test_big_request_and_no_callers_headers_reach_the_engine(cluster: Cluster) -> None:
+    a, _, reciter = await two(cluster)
+    await give(a, "chat", max_tokens=1, padding="x" * 9_000_000)
+    _, body, headers = reciter.requests[0]
+    assert len(body["padding"]) == 9_000_000
+    assert "X-Conversation-Id" not in headers
+
+
+async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    with pytest.raises(Refusal) as unknown:
+        await give(a, model="nothing")
+    assert unknown.value.fault is Fault.NOT_FOUND
+    with pytest.raises(Refusal) as ambiguous:
+        await give(a, model="two")
+    assert ambiguous.value.fault is Fault.AMBIGUOUS
+    assert "two:a" in ambiguous.value.message
+
+
+async def test_engines_refusal_keeps_status_and_words(cluster: Cluster) -> None:
+    a, _, reciter = await two(cluster)
+    reciter.status = 400
+    with pytest.raises(Refusal) as refused:
+        await give(a)
+    assert (refused.value.fault, refused.value.status) == (Fault.ENGINE, 400)
+    assert refused.value.message == "status 400"
+
+
+async def test_line_is_told_and_kept(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="first", user="first"))
+    await until(lambda: reciter.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(give(a, id="second", user="second", waits=waits))
+    await until(lambda: Waiting("queued", position=1) in waits)
+    low: list[Waiting] = []
+    third = asyncio.create_task(give(b, id="third", user="third", waits=low, priority=1))
+    await until(lambda: Waiting("queued", position=2) in low)
+    high: list[Waiting] = []
+    fourth = asyncio.create_task(give(a, id="fourth", user="fourth", waits=high, priority=9))
+    await until(lambda: Waiting("queued", position=1) in high)
+    await until(lambda: waits[-1].position == 2 and low[-1].position == 3)
+    reciter.gate.set()
+    results = await asyncio.gather(first, second, third, fourth)
+    assert [said(events) for events, _ in results] == [TEXT] * 4
+    assert [body["user"] for _, body, _ in reciter.requests] == ["first", "fourth", "second", "third"]
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_hang_up_in_line_leaves_it(cluster: Cluster, asked: str) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    node = a if asked == "a" else b
+    reciter.gate.clear()
+    first = asyncio.create_task(give(node, id="first"))
+    await until(lambda: reciter.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(give(node, id="second", waits=waits))
+    await until(lambda: any(wait.stage == "queued" for wait in waits))
+    second.cancel()
+    await asyncio.gather(second, return_exceptions=True)
+    await until(lambda: b.server.under_way == 1)
+    reciter.gate.set()
+    events, _ = await first
+    assert said(events) == TEXT
+    assert len(reciter.requests) == 1
+    assert a.serving.under_way == b.serving.under_way == 0
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_hang_up_ends_the_generation(cluster: Cluster, asked: str) -> None:
+    a, b, reciter = await two(cluster)
+    reciter.pause = 0.01
+    node = a if asked == "a" else b
+    answer = await node.serving.open(ask(), lambda _: None)
+    assert await anext(answer.events)
+    await answer.close()
+    await until(lambda: reciter.cancelled == 1 and b.server.under_way == 0 and b.engines.inside == 0)
+    assert node.serving.under_way == 0
+
+
+async def test_cold_model_is_loaded_once_and_callers_keep_their_order(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    reciter = await cluster.reciter()
+    go = asyncio.Event()
+
+    async def load() -> Ready:
+        await go.wait()
+        endpoint = Endpoint("d1", MODEL, "", Backend.LOCAL, State.READY, context=4096)
+        if not a.view.me.endpoints:
+            a.engines.serve("d1", reciter, slots=1)
+        return Ready("a", endpoint)
+
+    a.loader.load = load
+    waits: list[Waiting] = []
+    tasks = []
+    for n in range(5):
+        tasks.append(asyncio.create_task(give(a, id=f"r{n}", waits=waits, max_tokens=3, user=str(n))))
+        await asyncio.sleep(0.01)
+    await until(lambda: len([w for w in waits if w.stage == "loading"]) == 5)
+    go.set()
+    results = await asyncio.gather(*tasks)
+    assert all(said(events) == "".join(WORDS[:3]) for events, _ in results)
+    assert [body["user"] for _, body, _ in reciter.requests] == ["0", "1", "2", "3", "4"]
+    assert all(answer.routing.load_ms > 0 for _, answer in results)
+
+
+async def test_endpoint_that_is_not_there_is_not_asked_for_ever(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster)
+    await reciter.stop()
+    good = await cluster.reciter()
+    task = asyncio.create_task(give(a))
+    await until(lambda: a.router._memory)
+    b.engines.drop("d1")
+    b.engines.serve("d2", good)
+    events, _ = await task
+    assert said(events) == TEXT
+
+
+async def test_unreachable_node_is_passed_over(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster)
+    c = await cluster.node("c")
+    c.engines.serve("d2", reciter)
+    await b.peers.stop()
+    for _ in range(4):
+        events, answer = await give(a)
+        assert said(events) == TEXT
+        assert answer.routing.node == "host-c"
+
+
+async def test_full_line_is_refused_with_a_time(cluster: Cluster) -> None:
+    cluster.settings = type(cluster.settings)(queue=1)
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    tasks = [asyncio.create_task(give(a, id=f"r{n}")) for n in range(2)]
+    await until(lambda: b.server.under_way == 2)
+    with pytest.raises(Refusal) as full:
+        await give(a, id="one too many")
+    assert full.value.fault is Fault.UNAVAILABLE
+    assert full.value.retry_after >= 1
+    reciter.gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.pause = 0.05
+    with pytest.raises(Refusal) as late:
+        await give(a, deadline=0.3)
+    assert late.value.fault is Fault.TIMEOUT
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="first", user="first"))
+    await until(lambda: reciter.running == 1)
+    with pytest.raises(Refusal) as waited:
+        await give(a, id="second", user="second", deadline=0.2)
+    assert waited.value.fault is Fault.TIMEOUT
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await until(lambda: b.server.under_way == 0)
+
+
+async def test_request_in_line_moves_to_an_endpoint_that_is_free(cluster: Cluster) -> None:
+    a, b, slow = await two(cluster, slots=1)
+    slow.gate.clear()
+    first = asyncio.create_task(give(a, id="first", user="first"))
+    await until(lambda: slow.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(give(a, id="second", user="second", waits=waits))
+    await until(lambda: any(wait.stage == "queued" for wait in waits))
+    c = await cluster.node("c")
+    c.engines.serve("d2", await cluster.reciter())
+    events, answer = await second
+    assert said(events) == TEXT
+    assert answer.routing.node == "host-c"
+    await until(lambda: b.server.under_way == 1)
+    slow.gate.set()
+    await first
+
+
+async def test_load_only_and_unload(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster)
+    answer = await a.serving.open(ask(load_only=True, keep_alive=60.0), lambda _: None)
+    assert [event async for event in answer.events] == []
+    assert b.engines.keep_alives[-1] == 60.0
+    assert not any(path == "/v1/chat/completions" for path, _, _ in reciter.requests)
+    answer = await a.serving.open(ask(load_only=True, keep_alive=0.0), lambda _: None)
+    assert [event async for event in answer.events] == []
+    assert a.loader.dropped == [MODEL]
+    await until(lambda: a.serving.under_way == 0)
+
+
+async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:
+    a, _, _ = await two(cluster)
+    _, answer = await give(a, explain=True)
+    ((endpoint, score, why),) = answer.routing.scores
+    assert endpoint == "b/d1"
+    assert score > 0
+    assert "loaded" in why
+
+
+async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="first", user="first"))
+    await until(lambda: reciter.running == 1)
+    second = asyncio.create_task(give(a, id="second", user="second"))
+    await until(lambda: b.server.under_way == 2)
+    c = await cluster.node("c")
+    draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
+    await until(lambda: b.server.under_way == 1)
+    c.engines.serve("d2", await cluster.reciter())
+    events, answer = await second
+    assert said(events) == TEXT
+    assert answer.routing.node == "host-c"
+    reciter.gate.set()
+    events, answer = await first
+    assert answer.routing.node == "host-b"
+    assert answer.routing.resumed == 0
+    await draining
+    assert b.view.me.draining
+
+
+async def test_64_streams_are_whole_and_in_order(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster, slots=64)
+    reciter.gate.clear()
+    giving = [asyncio.create_task(give(a, id=f"r{n}")) for n in range(64)]
+    await until(lambda: ("d1", 64, 0, 0.0) in b.engines.reports)
+    reciter.gate.set()
+    results = await asyncio.gather(*giving)
+    assert all(said(events) == TEXT for events, _ in results)
+    await until(lambda: b.engines.reports[-1][1:3] == (0, 0))

@@ -1,0 +1,226 @@
+"""Engines and nodes die in the middle; the stream goes on exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from sollold.cluster.record import Backend
+from sollold.config import ServingSettings
+from sollold.serving.ask import Answer, Fault, Refusal
+from sollold.serving.drain import drain
+from tests.serving.cluster_double import Cluster, Node, ask, said, until
+from tests.serving.reciter import TEXT, WORDS, Reciter
+
+FORMS = ["chat", "text", "native", "ollama", "generate"]
+
+
+async def read(answer: Answer) -> list[dict[str, Any]]:
+    return [json.loads(event) async for event in answer.events]
+
+
+async def three(cluster: Cluster, form: str = "chat") -> tuple[Node, Reciter, Reciter]:
+    """Node a, which is asked; b and c have an endpoint each."""
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    one, other = await cluster.reciter(), await cluster.reciter()
+    backend = Backend.OLLAMA if form in ("ollama", "generate") else Backend.LOCAL
+    # Fewer slots make the second endpoint the second choice.
+    b.engines.serve("d1", one, slots=8, backend=backend)
+    c.engines.serve("d2", other, slots=1, backend=backend, active=1)
+    return a, one, other
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cut", [0, 1, 2, 5, 11, 50, 199, 200, 201])
+async def test_cut_stream_equals_the_uncut_one(cluster: Cluster, form: str, cut: int) -> None:
+    a, one, other = await three(cluster, form)
+    whole = [json.loads(e) async for e in (await a.serving.open(ask(form, id="w"), lambda _: None)).events]
+    one.die_after = other.die_after = None
+    one.die_after = cut
+    answer = await a.serving.open(ask(form), lambda _: None)
+    events = await read(answer)
+    assert said(events) == TEXT == said(whole)
+    assert len(events) == len(whole)
+    if one.die_after is None and cut <= 200:
+        assert answer.routing.resumed == 1
+        assert answer.routing.gap_ms > 0
+        assert answer.routing.node == "host-c" or cut == 0
+    for old, new in zip(whole, events, strict=True):
+        assert old.keys() == new.keys()
+    if form in ("chat", "text"):
+        assert len({event["id"] for event in events}) == 1
+    if form == "chat":
+        roles = [e for e in events if e["choices"] and "role" in e["choices"][0]["delta"]]
+        assert len(roles) == 1
+    if form in ("chat", "text"):
+        assert events[-1]["usage"] == whole[-1]["usage"]
+    if form == "native":
+        assert events[-1]["tokens_predicted"] == len(WORDS)
+    if form in ("ollama", "generate"):
+        assert events[-1]["eval_count"] == len(WORDS)
+        assert events[-1]["done"] is True
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cut", [3, 7, 10])
+async def test_limit_on_tokens_holds_over_the_cut(cluster: Cluster, form: str, cut: int) -> None:
+    a, one, _ = await three(cluster, form)
+    one.die_after = cut
+    limit: dict[str, Any] = {"max_tokens": 10}
+    if form in ("ollama", "generate"):
+        limit = {"options": {"num_predict": 10}}
+    answer = await a.serving.open(ask(form, **limit), lambda _: None)
+    events = await read(answer)
+    assert said(events) == "".join(WORDS[:10])
+    last = json.dumps(events[-2:])
+    assert "length" in last or "limit" in last
+
+
+async def test_dies_again_and_again(cluster: Cluster) -> None:
+    a, one, other = await three(cluster)
+    one.die_after, other.die_after = 20, 30
+    answer = await a.serving.open(ask(), lambda _: None)
+    got = []
+    async for event in answer.events:
+        got.append(json.loads(event))
+        if len(got) == 70:
+            one.die_after = other.die_after = 10
+    assert said(got) == TEXT
+    assert answer.routing.resumed >= 2
+    assert got[-1]["usage"]["completion_tokens"] == len(WORDS)
+
+
+async def test_request_not_streamed_is_repeated(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.gate.clear()
+    asking = asyncio.create_task(a.serving.open(ask(stream=False), lambda _: None))
+    await until(lambda: one.running == 1)
+    await one.stop()
+    answer = await asking
+    assert said(await read(answer)) == TEXT
+
+
+async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    one, other = await cluster.reciter(), await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = 40
+    one.pause = 0.001
+    waits = []
+    answer = await a.serving.open(ask(), waits.append)
+    events = [json.loads(await anext(answer.events)) for _ in range(40)]
+    going_on = asyncio.create_task(read(answer))
+    await asyncio.sleep(0)
+    await one.stop()
+    a.engines.drop("d1")
+    await until(lambda: a.loader.loads > 0)
+    assert not going_on.done()
+    assert any(wait.stage == "recovering" for wait in waits)
+    a.engines.serve("d2", other)
+    events += await going_on
+    assert said(events) == TEXT
+
+
+async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(recover_limit=0.5)
+    a = await cluster.node("a")
+    one = await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = 5
+
+    async def never() -> None:
+        raise Refusal(Fault.TOO_BIG, "needs 9 GiB, there are 3")
+
+    a.loader.load = never
+    answer = await a.serving.open(ask(), lambda _: None)
+    got = []
+    with pytest.raises(Refusal) as refusal:
+        async for event in answer.events:
+            got.append(event)
+            a.engines.drop("d1") if a.engines.urls else None
+    assert refusal.value.fault is Fault.INTERRUPTED
+    assert "needs 9 GiB" in refusal.value.message
+    assert a.serving.under_way == 0
+
+
+@pytest.mark.parametrize("more", [{"logprobs": True}, {"n": 2}])
+async def test_what_cant_be_continued_is_said_clearly(cluster: Cluster, more: dict[str, Any]) -> None:
+    a, one, _ = await three(cluster)
+    one.die_after = 9
+    answer = await a.serving.open(ask(**more), lambda _: None)
+    with pytest.raises(Refusal) as refusal:
+        await read(answer)
+    assert refusal.value.fault is Fault.INTERRUPTED
+    assert "can't be continued exactly" in refusal.value.message
+    assert a.serving.under_way == 0
+
+
+async def test_dead_node_is_left_at_once(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.hang_after = 30
+    answer = await a.serving.open(ask(), lambda _: None)
+    events = [json.loads(await anext(answer.events)) for _ in range(30)]
+    reading = asyncio.create_task(read(answer))
+    await asyncio.sleep(0.05)
+    cluster.world.dead.add("b")
+    cluster.world.changed()
+    events += await reading
+    assert said(events) == TEXT
+    assert answer.routing.node == "host-c"
+
+
+async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.1)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=1.5)
+    a, one, _ = await three(cluster)
+    b = cluster.nodes[1]
+    one.hang_after = 30
+
+    async def work() -> None:
+        while not b.engines.failed and one.work < 400:
+            one.work += 1
+            await asyncio.sleep(0.01)
+
+    # As long as its slots say that it works it is only slow.
+    working = asyncio.create_task(work())
+    answer = await a.serving.open(ask(), lambda _: None)
+    events = await read(answer)
+    await working
+    assert one.work == 400
+    assert said(events) == TEXT
+    assert answer.routing.resumed == 1
+    assert b.engines.failed[0][0] == "d1"
+    assert "no token" in b.engines.failed[0][1]
+
+
+async def test_drained_node_gives_its_streams_away_at_the_limit(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(recover_limit=5.0, drain_limit=0.2)
+    a, one, _ = await three(cluster)
+    one.hang_after = 30
+    answer = await a.serving.open(ask(), lambda _: None)
+    events = [json.loads(await anext(answer.events)) for _ in range(30)]
+    b = cluster.nodes[1]
+    draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
+    events += await read(answer)
+    await draining
+    assert said(events) == TEXT
+    assert answer.routing.node == "host-c"
+    assert b.server.under_way == 0
+
+
+async def test_caller_hangs_up_while_it_recovers(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    one = await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = 5
+    answer = await a.serving.open(ask(), lambda _: None)
+    reading = asyncio.create_task(read(answer))
+    await until(lambda: one.die_after is None)
+    a.engines.drop("d1")
+    await until(lambda: a.loader.loads == 1)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await until(lambda: a.serving.under_way == 0 and a.server.under_way == 0)
