@@ -6,15 +6,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-import reciters
 from aiohttp import ClientSession
-from api_parts import PlainLibrary, parts
-from direct_service import DirectService
 
+from sollold.agent.llama_find import Llama
 from sollold.api.app import Listener, build_app
 from sollold.api.parts import Parts
 from sollold.api.reply import Patience
 from sollold.config import HttpSettings
+from tests.api import reciters
+from tests.api.api_parts import PlainLibrary, parts
+from tests.api.direct_service import DirectService
 
 Serve = Callable[..., Awaitable[str]]
 
@@ -43,11 +44,9 @@ async def http() -> AsyncIterator[ClientSession]:
 
 
 @pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def engines(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Real llama-servers that recite, name → address."""
-    if not reciters.there():
-        pytest.skip("llama.cpp is not built here: sollold setup")
-    with reciters.serve(tmp_path_factory.mktemp("reciters")) as urls:
+    with reciters.serve(llama.server, tmp_path_factory.mktemp("reciters")) as urls:
         yield urls
 
 

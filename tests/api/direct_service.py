@@ -16,11 +16,9 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from api_parts import routing
 
 from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Waiting
-
-BINARY = Path.home() / ".cache/sollold/llama.cpp/b11434-cpu/bin/llama-server"
+from tests.api.api_parts import routing
 
 
 def free_port() -> int:
@@ -32,13 +30,15 @@ def free_port() -> int:
 class LlamaServer:
     """One llama-server on a free port; ``with`` ends it whatever happens."""
 
-    def __init__(self, file: Path, *arguments: str, context: int = 1024, slots: int = 2) -> None:
+    def __init__(
+        self, binary: Path | str, file: Path, *arguments: str, context: int = 1024, slots: int = 2
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         words = ["-m", str(file), "--host", "127.0.0.1", "--port", str(self.port), "-c", str(context * slots)]
         words += ["-np", str(slots), "-fit", "off", "--cache-ram", "0", "-t", "1", "--jinja", *arguments]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
-        self._process = subprocess.Popen([str(BINARY), *words], stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen([str(binary), *words], stdout=self._log, stderr=self._log)
 
     def __enter__(self) -> LlamaServer:
         until = time.monotonic() + 60

@@ -9,12 +9,11 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from api_parts import model
-from direct_service import BINARY, LlamaServer
-
 from sollold.models import demo
 from sollold.models.demo import Recital
 from sollold.models.model import Model
+from tests.api.api_parts import model
+from tests.api.direct_service import LlamaServer
 from tests.gguf.writer import write as write_random
 
 TEMPLATE = Path(__file__).with_name("qwen_like.jinja")
@@ -42,19 +41,16 @@ MODELS: tuple[Model, ...] = (
 )
 
 
-def there() -> bool:
-    """Whether llama.cpp is built on this machine."""
-    return BINARY.exists()
-
-
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[dict[str, str]]:
+def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
     """All of them, name → address."""
     with contextlib.ExitStack() as stack:
         urls = {}
 
         def start(name: str, *words: str, context: int = 1024) -> None:
-            server = stack.enter_context(LlamaServer(folder / f"{name}.gguf", *words, context=context))
+            server = stack.enter_context(
+                LlamaServer(binary, folder / f"{name}.gguf", *words, context=context)
+            )
             urls[f"{name}:latest"] = server.url
 
         thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"

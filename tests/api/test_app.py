@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from api_parts import (
+
+from sollold.api.parts import Running
+from sollold.api.reply import Patience
+from sollold.serving.ask import Engine, Fault, Refusal, Waiting
+from tests.api.api_parts import (
     PlainCluster,
     PlainLibrary,
     ScriptedPuller,
@@ -22,10 +26,6 @@ from api_parts import (
     record,
     usage_chunk,
 )
-
-from sollold.api.parts import Running
-from sollold.api.reply import Patience
-from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 
 Serve = Callable[..., Awaitable[str]]
 

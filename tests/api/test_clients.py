@@ -9,9 +9,9 @@ import anthropic
 import ollama
 import openai
 import pytest
-from reciters import CONCLUSION, THOUGHT, TOOL
 
 from sollold.models.demo import GREETING
+from tests.api.reciters import CONCLUSION, THOUGHT, TOOL
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients]
 
