@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -90,8 +91,8 @@ def read_card(files: tuple[str, ...]) -> Card:
         OSError: a file can't be opened at present; not a property of its content.
     """
     for path in files:
-        with Path(path).open("rb"):
-            pass
+        # Without O_NONBLOCK a named pipe would hold us for ever.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     try:
         header = gguf.read_files(_of_one_model(files))
     except GgufError as error:

@@ -14,6 +14,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -125,9 +126,14 @@ def _assignments(text: str, *, comments: bool = False) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
+def _open(path: Path) -> BinaryIO:
+    """Without O_NONBLOCK a named pipe would hold us for ever."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
 def _text(path: Path, most: int = _MOST_TEXT) -> str:
     try:
-        with path.open("rb") as file:
+        with _open(path) as file:
             return file.read(most).decode("utf-8", "replace")
     except OSError:
         return ""
@@ -201,7 +207,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     """One manifest. Whatever is wrong with it ends in ``unusable``."""
     shown = str(name)
     try:
-        with file.open("rb") as handle:
+        with _open(file) as handle:
             raw = handle.read(_MOST_MANIFEST)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
@@ -255,7 +261,7 @@ def _checked(found: Found, again: str, result: Scan) -> Found:
     for path in (*found.files, *filter(None, (found.projector,)), *found.adapters):
         result.see(path)
         try:
-            with Path(path).open("rb") as blob:
+            with _open(Path(path)) as blob:
                 if not blob.read(1):
                     return unreadable(found, f"The blob {path} is empty. {again}")
         except FileNotFoundError:

@@ -1,0 +1,112 @@
+"""Stores as Ollama, Hugging Face and people lay them out, with small GGUF files in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sollold.models import gguf_writer
+from sollold.models.gguf_writer import NewTensor
+
+KIND = "application/vnd.ollama.image."
+
+
+def write_gguf(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    tensors: Sequence[str] = ("token_embd.weight", "blk.0.attn_q.weight", "output.weight"),
+    file_type: int = 1,
+) -> Path:
+    """A GGUF file with a whole header and tensors of a few KB that differ by ``seed``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pairs: dict[str, Any] = {
+        "general.architecture": architecture,
+        "general.file_type": file_type,
+        f"{architecture}.block_count": 1,
+        f"{architecture}.context_length": 4096,
+        f"{architecture}.embedding_length": 32,
+        f"{architecture}.attention.head_count": 4,
+        f"{architecture}.attention.layer_norm_rms_epsilon": 1e-5,
+        "tokenizer.chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}",
+    }
+    pairs.update(metadata or {})
+    pairs = {key: value for key, value in pairs.items() if value is not None}
+    data = hashlib.sha256(str(seed).encode()).digest() * 64
+    made = [NewTensor(name, (32, 32), 1, lambda: [data]) for name in tensors]
+    gguf_writer.write(path, pairs, made)
+    return path
+
+
+class OllamaStore:
+    """A store under ``root``, written as ``ollama pull`` writes it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "blobs").mkdir(parents=True, exist_ok=True)
+        (root / "manifests").mkdir(exist_ok=True)
+
+    def blob(self, content: bytes, *, old: bool = False) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        (self.root / "blobs" / f"sha256{':' if old else '-'}{digest}").write_bytes(content)
+        return {"digest": f"sha256:{digest}", "size": len(content)}
+
+    def path(self, layer: Mapping[str, Any]) -> Path:
+        return self.root / "blobs" / str(layer["digest"]).replace(":", "-")
+
+    def layer(self, kind: str, content: bytes, *, old: bool = False) -> dict[str, Any]:
+        return {"mediaType": KIND + kind, **self.blob(content, old=old)}
+
+    def manifest(
+        self,
+        name: str,
+        layers: Sequence[Mapping[str, Any]],
+        config: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """``name``: ``model:tag``, or with namespace and host before it."""
+        path, tag = name.rsplit(":", 1)
+        parts = path.split("/")
+        parts = ["registry.ollama.ai", "library"][: 3 - len(parts)] + parts
+        file = self.root.joinpath("manifests", *parts, tag)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        config = {"model_format": "gguf", "model_family": "llama", "file_type": "F16"} | dict(config or {})
+        settings = self.blob(json.dumps(config).encode())
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+            "config": {"mediaType": "application/vnd.docker.container.image.v1+json", **settings},
+            "layers": list(layers),
+        }
+        file.write_text(json.dumps(manifest))
+        return file
+
+    def model(self, name: str, tmp: Path, *, seed: int = 0, extra: Sequence[Any] = (), **gguf: Any) -> Path:
+        """A whole model of one blob; gives the manifest's path."""
+        content = write_gguf(tmp / "x.gguf", seed=seed, **gguf).read_bytes()
+        return self.manifest(name, [self.layer("model", content), *extra])
+
+
+def hub_repository(cache: Path, name: str, commit: str = "c0ffee") -> Path:
+    """An empty repository of Hugging Face's cache; gives the snapshot's folder."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    return snapshot
+
+
+def hub_file(snapshot: Path, relative: str, content: bytes) -> Path:
+    """A file of a snapshot: a link to its blob."""
+    blob = snapshot.parents[1] / "blobs" / hashlib.sha256(content).hexdigest()
+    blob.write_bytes(content)
+    path = snapshot / relative
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(blob)
+    return path

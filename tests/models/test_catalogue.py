@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.config import ModelSettings
+from sollold.models import card as cards
+from sollold.models.catalogue import Catalogue
+from sollold.models.model import Model
+from tests.models.stores import OllamaStore, hub_file, hub_repository, write_gguf
+
+Make = Callable[..., Catalogue]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    made: list[Catalogue] = []
+
+    def catalogue(**options: Any) -> Catalogue:
+        settings = options.pop("settings", None) or ModelSettings(
+            folders=(str(tmp_path / "folder"),), ollama_stores=(str(tmp_path / "store"),)
+        )
+        one = Catalogue(
+            settings, tmp_path / "state", environ={}, home=tmp_path / "home", interval=0.02, **options
+        )
+        made.append(one)
+        return one
+
+    yield catalogue
+    for one in made:
+        await one.close()
+
+
+def named(catalogue: Catalogue) -> dict[str, Model]:
+    return {model.name: model for model in catalogue.models}
+
+
+def targets(model: Model) -> list[str]:
+    return [os.path.realpath(file) for file in model.files]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+async def test_facts_from_the_header(make: Make, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "folder" / "Tiny-F16.gguf")
+    catalogue = make()
+    await catalogue.start()
+    model = named(catalogue)["Tiny:F16"]
+    assert model.files == (str(path),)
+    assert (model.architecture, model.layers, model.context_train) == ("llama", 1, 4096)
+    assert model.parameters == 3 * 32 * 32
+    assert model.quantization == "F16"
+    assert model.size == path.stat().st_size
+    assert model.capabilities == ("completion", "tools")
+    assert model.unusable == ""
+    assert len((await catalogue.shape("Tiny:F16")).layers) == 1
+    assert (await catalogue.metadata("Tiny:F16"))["llama.block_count"] == 1
+
+
+async def test_one_digest_wherever_it_lies(make: Make, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "folder" / "Tiny-F16.gguf", seed=7)
+    store = OllamaStore(tmp_path / "store")
+    store.model("tiny:f16", tmp_path, seed=7)
+    store.model("other:latest", tmp_path, seed=8)
+    snapshot = hub_repository(tmp_path / "home/.cache/huggingface/hub", "o/Tiny-GGUF")
+    hub_file(snapshot, "x-F16.gguf", path.read_bytes())
+    catalogue = make()
+    await catalogue.start()
+    models = named(catalogue)
+    assert models["tiny:f16"].digest == models["hf.co/o/Tiny-GGUF:F16"].digest
+    assert models["other:latest"].digest != models["tiny:f16"].digest
+    assert "Tiny:F16" not in models, "the same name and content is listed once"
+
+
+async def test_other_content_under_a_taken_name(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
+    OllamaStore(tmp_path / "store").model("tiny:F16", tmp_path, seed=2)
+    catalogue = make()
+    await catalogue.start()
+    (first, second) = catalogue.models
+    assert first.name == "tiny:F16"
+    assert first.source == "ollama"
+    assert second.name == f"tiny:F16-{second.digest[:8]}"
+
+
+async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    whole = write_gguf(folder / "good.gguf").read_bytes()
+    (folder / "cut.gguf").write_bytes(whole[:-500])
+    (folder / "text.gguf").write_bytes(b"this is no model")
+    (folder / "empty.gguf").write_bytes(b"")
+    (folder / "dangling.gguf").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.gguf")
+    catalogue = make()
+    async with asyncio.timeout(10):
+        await catalogue.start()
+    models = named(catalogue)
+    assert models["good:latest"].unusable == ""
+    assert "truncated" in models["cut:latest"].unusable
+    for name in ("text", "empty", "dangling", "pipe"):
+        assert models[f"{name}:latest"].unusable, name
+    with pytest.raises(LookupError, match="truncated"):
+        await catalogue.shape("cut:latest")
+
+
+async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
+    store = OllamaStore(tmp_path / "store")
+    layers = []
+    for number, tensor in enumerate(("token_embd.weight", "output.weight")):
+        split = {"split.no": number, "split.count": 2, "split.tensors.count": 2}
+        path = write_gguf(tmp_path / "x.gguf", metadata=split, tensors=(tensor,))
+        layers.append(store.layer("model", path.read_bytes()))
+    store.manifest("split:latest", layers[::-1])
+    before = sorted(store.root.rglob("*"))
+    catalogue = make()
+    await catalogue.start()
+    model = named(catalogue)["split:latest"]
+    assert [Path(file).name for file in model.files] == [
+        "model-00001-of-00002.gguf",
+        "model-00002-of-00002.gguf",
+    ]
+    assert targets(model) == [str(store.path(layer)) for layer in layers]
+    assert all(Path(file).is_relative_to(tmp_path / "state") for file in model.files)
+    assert sorted(store.root.rglob("*")) == before
+    assert model.parameters == 2 * 32 * 32
+
+
+async def test_the_last_model_layer_counts(make: Make, tmp_path: Path) -> None:
+    store = OllamaStore(tmp_path / "store")
+    layers = [store.layer("model", write_gguf(tmp_path / "x.gguf", seed=k).read_bytes()) for k in (1, 2)]
+    store.manifest("two:latest", layers)
+    catalogue = make()
+    await catalogue.start()
+    assert named(catalogue)["two:latest"].files == (str(store.path(layers[1])),)
+
+
+async def test_projectors_and_adapters_are_no_models(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    write_gguf(folder / "see-F16.gguf")
+    write_gguf(folder / "mmproj-see.gguf", architecture="clip", metadata={"general.type": "mmproj"})
+    write_gguf(folder / "lora.gguf", metadata={"general.type": "adapter", "adapter.type": "lora"})
+    catalogue = make()
+    await catalogue.start()
+    (model,) = catalogue.models
+    assert model.projector == str(folder / "mmproj-see.gguf")
+    assert "vision" in model.capabilities
+
+
+async def test_embedding_and_template(make: Make, tmp_path: Path) -> None:
+    write_gguf(
+        tmp_path / "folder" / "embed.gguf", architecture="nomic-bert", metadata={"nomic-bert.pooling_type": 1}
+    )
+    store = OllamaStore(tmp_path / "store")
+    template = store.layer("template", b"{{ .Suffix }}{{ if .Think }}{{ end }}")
+    store.model("coder:latest", tmp_path, extra=[template])
+    catalogue = make()
+    await catalogue.start()
+    models = named(catalogue)
+    assert models["embed:latest"].capabilities == ("embedding",)
+    assert set(models["coder:latest"].capabilities) == {"completion", "tools", "insert", "thinking"}
+
+
+async def test_only_ollama(make: Make, tmp_path: Path) -> None:
+    store = OllamaStore(tmp_path / "store")
+    store.model("gptoss:20b", tmp_path, architecture="gptoss")
+    store.model("see:latest", tmp_path, tensors=("token_embd.weight", "v.patch_embd.weight"))
+    store.manifest("mlx:latest", [store.layer("tensor", b"x")], {"model_format": "safetensors"})
+    catalogue = make()
+    await catalogue.start()
+    models = named(catalogue)
+    assert "gpt-oss" in models["gptoss:20b"].only_ollama
+    assert "v.patch_embd.weight" in models["see:latest"].only_ollama
+    assert "safetensors" in models["mlx:latest"].only_ollama
+
+
+async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_gguf(tmp_path / "folder" / "a.gguf")
+    reads: list[tuple[str, ...]] = []
+    real = cards.read_card
+    monkeypatch.setattr(cards, "read_card", lambda files: reads.append(files) or real(files))
+    first = make()
+    await first.start()
+    await first.refresh()
+    await first.close()
+    second = make()
+    await second.start()
+    assert second.models == first.models
+    assert len(reads) == 1
+    write_gguf(tmp_path / "folder" / "a.gguf", seed=5)
+    await second.refresh()
+    assert len(reads) == 2
+
+
+async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "a.gguf")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "headers.json").write_text('[3, {"x": 1}]')
+    catalogue = make()
+    await catalogue.start()
+    assert len(catalogue.models) == 1
+
+
+async def test_kept_current(make: Make, tmp_path: Path) -> None:
+    catalogue = make()
+    await catalogue.start()
+    seen: list[int] = []
+    catalogue.subscribe(lambda: seen.append(len(catalogue.models)))
+    digest = catalogue.digest
+    path = write_gguf(tmp_path / "folder" / "new.gguf")
+    await until(lambda: "new:latest" in named(catalogue))
+    assert catalogue.digest != digest
+    OllamaStore(tmp_path / "store").model("pulled:latest", tmp_path)
+    await until(lambda: "pulled:latest" in named(catalogue))
+    path.unlink()
+    await until(lambda: "new:latest" not in named(catalogue))
+    shutil.rmtree(tmp_path / "store")
+    await until(lambda: not catalogue.models)
+    assert seen[-1] == 0
+
+
+async def test_demo_only_when_there_is_nothing(make: Make, tmp_path: Path) -> None:
+    calls: list[Path] = []
+
+    def demo(path: Path) -> None:
+        calls.append(path)
+        write_gguf(path)
+
+    catalogue = make(demo=demo)
+    await catalogue.start()
+    assert named(catalogue)["demo:latest"].source == "demo"
+    await catalogue.close()
+    again = make(demo=demo)
+    await again.start()
+    assert calls == [tmp_path / "state" / "models" / "demo.gguf"]
+
+
+async def test_offered_models_give_way_to_files(make: Make, tmp_path: Path) -> None:
+    OllamaStore(tmp_path / "store").model("here:latest", tmp_path)
+    catalogue = make()
+    await catalogue.start()
+    catalogue.offer(
+        tuple(Model(name, "d" * 64, "ollama", (), 1, 0.0) for name in ("here:latest", "hidden:latest"))
+    )
+    models = named(catalogue)
+    assert models["here:latest"].files
+    assert not models["hidden:latest"].files
+    with pytest.raises(LookupError, match="can't be read"):
+        await catalogue.shape("hidden:latest")

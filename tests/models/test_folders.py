@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sollold.models import folders, huggingface
+from sollold.models.found import Scan
+from sollold.models.shards import group, is_projector
+from tests.models.stores import hub_file, hub_repository
+
+
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"GGUF")
+    return path
+
+
+def names(scan: Scan) -> list[str]:
+    return sorted(found.name for found in scan.found)
+
+
+def test_files_and_folders(tmp_path: Path) -> None:
+    touch(tmp_path / "Tiny-Q4_K_M.gguf")
+    touch(tmp_path / "deep" / "er" / "other.GGUF")
+    touch(tmp_path / ".hidden.gguf")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "folder.gguf").mkdir()
+    assert names(folders.scan_folder(tmp_path)) == ["Tiny:Q4_K_M", "other:latest"]
+
+
+def test_circles_of_links_end(tmp_path: Path) -> None:
+    touch(tmp_path / "a" / "m.gguf")
+    (tmp_path / "a" / "again").symlink_to(tmp_path)
+    assert names(folders.scan_folder(tmp_path)) == ["m:latest"]
+
+
+def test_shards(tmp_path: Path) -> None:
+    for number in (2, 1, 3):
+        touch(tmp_path / f"Big-Q8_0-0000{number}-of-00003.gguf")
+    (found,) = folders.scan_folder(tmp_path).found
+    assert found.name == "Big:Q8_0"
+    assert [Path(file).name[-19:-14] for file in found.files] == ["00001", "00002", "00003"]
+    assert found.unusable == ""
+
+
+def test_missing_shards_are_told(tmp_path: Path) -> None:
+    touch(tmp_path / "Big-00002-of-00004.gguf")
+    (found,) = folders.scan_folder(tmp_path).found
+    assert found.unusable.startswith("Shards 1, 3, 4 of 4 missing")
+
+
+def test_a_count_that_cannot_be() -> None:
+    (one,) = group([Path("/x/a-00001-of-99999.gguf")])
+    assert len(one.fault) < 300
+
+
+def test_projector_of_the_only_model(tmp_path: Path) -> None:
+    touch(tmp_path / "gemma-3-4b-it-Q4_K_M.gguf")
+    touch(tmp_path / "gemma-3-4b-it-Q8_0.gguf")
+    touch(tmp_path / "mmproj-BF16.gguf")
+    touch(tmp_path / "mmproj-F16.gguf")
+    scan = folders.scan_folder(tmp_path)
+    assert names(scan) == ["gemma-3-4b-it:Q4_K_M", "gemma-3-4b-it:Q8_0"]
+    assert {found.projector for found in scan.found} == {str(tmp_path / "mmproj-F16.gguf")}
+
+
+def test_projector_of_one_among_many(tmp_path: Path) -> None:
+    touch(tmp_path / "llava-Q4_0.gguf")
+    touch(tmp_path / "plain-Q4_0.gguf")
+    touch(tmp_path / "llava-mmproj-f16.gguf")
+    projectors = {found.name: found.projector for found in folders.scan_folder(tmp_path).found}
+    assert projectors == {"llava:Q4_0": str(tmp_path / "llava-mmproj-f16.gguf"), "plain:Q4_0": ""}
+
+
+def test_projector_names() -> None:
+    assert is_projector("mmproj-model-f16.gguf")
+    assert is_projector("llava.mmproj.gguf")
+    assert not is_projector("commproject.gguf")
+
+
+def test_llama_cache(tmp_path: Path) -> None:
+    touch(tmp_path / "ggml-org_gemma-3-4b-it-GGUF_gemma-3-4b-it-Q4_K_M.gguf")
+    touch(tmp_path / "other.gguf")
+    scan = folders.scan_llama_cache(tmp_path)
+    assert names(scan) == ["hf.co/ggml-org/gemma-3-4b-it-GGUF:Q4_K_M", "other:latest"]
+
+
+def test_where_llama_cache_is(tmp_path: Path) -> None:
+    assert folders.llama_cache({"LLAMA_CACHE": "/x"}, tmp_path) == Path("/x")
+    assert folders.llama_cache({"XDG_CACHE_HOME": "/c"}, tmp_path) == Path("/c/llama.cpp")
+    assert folders.llama_cache({}, tmp_path) == tmp_path / ".cache" / "llama.cpp"
+
+
+def test_own_folder_with_a_card(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "model.gguf")
+    card = {"name": "mario:latest", "digest": "d", "source": "own", "files": [], "size": 1, "modified": 5.0}
+    (tmp_path / "x" / folders.CARD).write_text(json.dumps(card | {"system": "You are Mario."}))
+    touch(tmp_path / "dropped.gguf")
+    touch(tmp_path / "demo.gguf")
+    found = {one.name: one for one in folders.scan_own(tmp_path).found}
+    assert found["mario:latest"].system == "You are Mario."
+    assert found["mario:latest"].source == "own"
+    assert found["dropped:latest"].source == "folder"
+    assert found["demo:latest"].source == "demo"
+
+
+def test_damaged_card_leaves_the_file(tmp_path: Path) -> None:
+    touch(tmp_path / "x" / "model-Q4_0.gguf")
+    (tmp_path / "x" / folders.CARD).write_text("{")
+    (found,) = folders.scan_own(tmp_path).found
+    assert (found.name, found.source) == ("model:Q4_0", "folder")
+
+
+def test_hub_cache(tmp_path: Path) -> None:
+    snapshot = hub_repository(tmp_path, "bartowski/Tiny-GGUF")
+    hub_file(snapshot, "Tiny-Q4_K_M.gguf", b"GGUF1")
+    hub_file(snapshot, "Tiny-Q8_0/Tiny-Q8_0-00001-of-00002.gguf", b"GGUF2")
+    hub_file(snapshot, "Tiny-Q8_0/Tiny-Q8_0-00002-of-00002.gguf", b"GGUF3")
+    hub_file(snapshot, "mmproj-F16.gguf", b"GGUF4")
+    hub_file(snapshot, "README.md", b"x")
+    scan = huggingface.scan(tmp_path)
+    found = {one.name: one for one in scan.found}
+    assert set(found) == {"hf.co/bartowski/Tiny-GGUF:Q4_K_M", "hf.co/bartowski/Tiny-GGUF:Q8_0"}
+    sharded = found["hf.co/bartowski/Tiny-GGUF:Q8_0"]
+    assert len(sharded.files) == 2
+    assert all("/snapshots/" in file for file in sharded.files)
+    assert sharded.projector == str(snapshot / "mmproj-F16.gguf")
+
+
+def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
+    main = hub_repository(tmp_path, "o/r", "aaaa")
+    other = main.parent / "bbbb"
+    other.mkdir()
+    hub_file(main, "m-Q4_0.gguf", b"GGUF1")
+    hub_file(other, "m-Q4_0.gguf", b"GGUF2")
+    hub_file(other, "m-Q8_0.gguf", b"GGUF3")
+    found = {one.name: one.files[0] for one in huggingface.scan(tmp_path).found}
+    assert found == {
+        "hf.co/o/r:Q4_0": str(main / "m-Q4_0.gguf"),
+        "hf.co/o/r:Q8_0": str(other / "m-Q8_0.gguf"),
+    }
+
+
+def test_where_the_hub_cache_is(tmp_path: Path) -> None:
+    assert huggingface.caches({"HF_HUB_CACHE": "/x", "HF_HOME": "/y"}, tmp_path) == (Path("/x"),)
+    assert huggingface.caches({"HF_HOME": "/y"}, tmp_path) == (Path("/y/hub"),)
+    assert huggingface.caches({}, tmp_path) == (tmp_path / ".cache/huggingface/hub",)

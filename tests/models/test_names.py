@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.models.names import Name, canonical, of_file, parse, quantization_in, resolve
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("llama3.1", "registry.ollama.ai/library/llama3.1:latest"),
+        ("llama3.1:70b", "registry.ollama.ai/library/llama3.1:70b"),
+        ("mike/mario", "registry.ollama.ai/mike/mario:latest"),
+        ("hf.co/user/Repo-GGUF:Q4_K_M", "hf.co/user/Repo-GGUF:Q4_K_M"),
+        ("https://hf.co/user/repo", "hf.co/user/repo:latest"),
+        ("localhost:5000/a/b:c", "localhost:5000/a/b:c"),
+        ("  phi3 ", "registry.ollama.ai/library/phi3:latest"),
+    ],
+)
+def test_parts(text: str, full: str) -> None:
+    assert parse(text).full == full
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "a:", "/a", "a//b", "a/b/c/d", "../x", "a b", "x:y:z", "é", "a" * 400]
+)
+def test_no_names(text: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        parse(text)
+
+
+def test_shown_short() -> None:
+    assert canonical("registry.ollama.ai/library/phi3") == "phi3:latest"
+    assert canonical("registry.ollama.ai/mike/mario:v2") == "mike/mario:v2"
+    assert canonical("hf.co/u/r:Q8_0") == "hf.co/u/r:Q8_0"
+
+
+def test_cloud() -> None:
+    assert parse("gpt-oss:120b-cloud").cloud
+    assert parse("glm:cloud").cloud
+    assert not parse("cloudy:latest").cloud
+
+
+@pytest.mark.parametrize(
+    ("stem", "model", "tag"),
+    [
+        ("Llama-3-8B-Instruct-Q4_K_M", "Llama-3-8B-Instruct", "Q4_K_M"),
+        ("tiny.Q8_0", "tiny", "Q8_0"),
+        ("Qwen3-30B-A3B-UD-Q4_K_XL", "Qwen3-30B-A3B", "UD-Q4_K_XL"),
+        ("model-bf16", "model", "BF16"),
+        ("gpt-oss-20b-mxfp4", "gpt-oss-20b", "MXFP4"),
+        ("m-IQ2_XXS", "m", "IQ2_XXS"),
+        ("plain", "plain", "latest"),
+        ("my model (1)", "my-model-1", "latest"),
+    ],
+)
+def test_file_names(stem: str, model: str, tag: str) -> None:
+    assert of_file(stem) == (model, tag)
+
+
+def test_quantization_of_a_folder_name() -> None:
+    assert quantization_in("Q4_K_M") == "Q4_K_M"
+    assert quantization_in("snapshots") == ""
+
+
+@given(st.text(max_size=60))
+def test_any_file_name_gives_a_name(stem: str) -> None:
+    model, tag = of_file(stem)
+    assert parse(f"{model}:{tag}").tag == tag
+
+
+NAMES = (
+    "llama3.1:latest",
+    "llama3.1:70b",
+    "Qwen:Q4_K_M",
+    "hf.co/a/tiny:Q8_0",
+    "hf.co/b/tiny:Q8_0",
+    "solo:4b",
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("llama3.1", "llama3.1:latest"),
+        ("LLAMA3.1:70B", "llama3.1:70b"),
+        ("registry.ollama.ai/library/llama3.1", "llama3.1:latest"),
+        ("qwen", "Qwen:Q4_K_M"),
+        ("Qwen-Q4_K_M.gguf", "Qwen:Q4_K_M"),
+        ("solo", "solo:4b"),
+        ("hf.co/b/tiny", "hf.co/b/tiny:Q8_0"),
+    ],
+)
+def test_resolved(asked: str, name: str) -> None:
+    assert resolve(asked, NAMES).name == name
+
+
+def test_ambiguous_names_the_candidates() -> None:
+    answer = resolve("tiny", NAMES)
+    assert answer.name == ""
+    assert answer.candidates == ("hf.co/a/tiny:Q8_0", "hf.co/b/tiny:Q8_0")
+    assert "hf.co/a/tiny:Q8_0, hf.co/b/tiny:Q8_0" in answer.message
+
+
+def test_unknown_suggests_what_is_near() -> None:
+    answer = resolve("lama3.1:70b", NAMES)
+    assert answer.name == ""
+    assert "llama3.1:70b" in answer.suggestions
+    assert "did you mean" in answer.message
+
+
+def test_a_tag_that_is_not_there_is_not_replaced() -> None:
+    assert resolve("llama3.1:8b", NAMES).name == ""
+
+
+def test_alias() -> None:
+    aliases = {"gpt-4": "llama3.1:70b", "Mine:x": "qwen"}
+    assert resolve("GPT-4", NAMES, aliases).name == "llama3.1:70b"
+    assert resolve("gpt-4:latest", NAMES, aliases).name == "llama3.1:70b"
+    assert resolve("mine:x", NAMES, aliases).name == "Qwen:Q4_K_M"
+
+
+@given(st.text(max_size=80))
+def test_nothing_asked_breaks_it(asked: str) -> None:
+    answer = resolve(asked, NAMES)
+    assert bool(answer.name) != bool(answer.message)
+
+
+def test_name_key_ignores_case() -> None:
+    assert Name("HF.co", "U", "R", "T").key == parse("hf.co/u/r:t").key

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sollold.models import ollama_store
+from sollold.models.found import Found
+from tests.models.stores import OllamaStore, write_gguf
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OllamaStore:
+    return OllamaStore(tmp_path / "store")
+
+
+def found(store: OllamaStore) -> dict[str, Found]:
+    return {one.name: one for one in ollama_store.scan(store.root).found}
+
+
+def test_names_from_the_four_levels(store: OllamaStore, tmp_path: Path) -> None:
+    store.model("llama3.1:70b", tmp_path)
+    store.model("mike/mario:latest", tmp_path)
+    store.model("hf.co/user/Repo-GGUF:Q4_K_M", tmp_path)
+    assert set(found(store)) == {"llama3.1:70b", "mike/mario:latest", "hf.co/user/Repo-GGUF:Q4_K_M"}
+
+
+def test_layers(store: OllamaStore, tmp_path: Path) -> None:
+    extra = [
+        store.layer("template", b"{{ .System }}{{ .Tools }}{{ .Prompt }}"),
+        store.layer("system", b"You are Mario."),
+        store.layer("params", b'{"stop":["<|end|>"],"temperature":0.5}'),
+        store.layer("license", b"MIT"),
+        store.layer("license", b"and more"),
+        store.layer("projector", b"GGUF projector"),
+        store.layer("adapter", b"GGUF adapter"),
+    ]
+    manifest = store.model("mario:latest", tmp_path, extra=extra)
+    one = found(store)["mario:latest"]
+    assert one.template == "{{ .System }}{{ .Tools }}{{ .Prompt }}"
+    assert one.system == "You are Mario."
+    assert json.loads(one.params) == {"stop": ["<|end|>"], "temperature": 0.5}
+    assert one.license == "MIT\n\nand more"
+    assert one.projector == str(store.path(extra[5]))
+    assert one.adapters == (str(store.path(extra[6])),)
+    assert one.modified == manifest.stat().st_mtime
+    assert len(one.manifest) == 64
+    assert one.unusable == ""
+
+
+def test_old_stores(store: OllamaStore, tmp_path: Path) -> None:
+    content = write_gguf(tmp_path / "x.gguf").read_bytes()
+    layers = [store.layer("model", content, old=True), store.layer("prompt", b"{{ .Prompt }}", old=True)]
+    store.manifest("old:latest", layers)
+    one = found(store)["old:latest"]
+    assert Path(one.files[0]).name.startswith("sha256:")
+    assert one.template == "{{ .Prompt }}"
+    assert one.unusable == ""
+
+
+def test_cloud_and_safetensors_are_told_apart(store: OllamaStore, tmp_path: Path) -> None:
+    store.manifest("big:120b-cloud", [])
+    store.manifest("far:latest", [], {"remote_host": "https://ollama.com:443", "remote_model": "far"})
+    store.manifest("mlx:latest", [store.layer("tensor", b"x")], {"model_format": "safetensors"})
+    got = found(store)
+    assert got["big:120b-cloud"].format == "cloud"
+    assert "cloud" in got["far:latest"].unusable
+    assert got["mlx:latest"].format == "safetensors"
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}']
+)
+def test_damaged_manifest_is_listed(store: OllamaStore, tmp_path: Path, raw: bytes) -> None:
+    store.model("bad:latest", tmp_path).write_bytes(raw)
+    one = found(store)["bad:latest"]
+    assert "ollama pull bad:latest" in one.unusable
+
+
+def test_missing_blob_is_listed(store: OllamaStore, tmp_path: Path) -> None:
+    layer = store.layer("model", write_gguf(tmp_path / "x.gguf").read_bytes())
+    store.manifest("gone:latest", [layer])
+    store.path(layer).unlink()
+    assert "missing" in found(store)["gone:latest"].unusable
+
+
+def test_digest_that_is_a_path_is_not_followed(store: OllamaStore) -> None:
+    layer = {"mediaType": "application/vnd.ollama.image.model", "digest": "../../../etc/passwd", "size": 3}
+    store.manifest("evil:latest", [layer])
+    assert found(store)["evil:latest"].files == ()
+
+
+def test_stray_things_are_left_alone(store: OllamaStore, tmp_path: Path) -> None:
+    store.model("fine:latest", tmp_path)
+    manifests = store.root / "manifests"
+    (manifests / "file-at-the-top").write_text("x")
+    (manifests / "registry.ollama.ai" / "library" / "empty").mkdir()
+    (manifests / "registry.ollama.ai" / "library" / "fine" / "latest.d").mkdir()
+    (manifests / "registry.ollama.ai" / "library" / "fine" / ".DS_Store").write_text("x")
+    assert set(found(store)) == {"fine:latest"}
+
+
+def test_no_store(tmp_path: Path) -> None:
+    scan = ollama_store.scan(tmp_path / "nothing")
+    assert scan.found == []
+    assert scan.problems == []
+    assert not scan.changed()
+    (tmp_path / "nothing" / "manifests").mkdir(parents=True)
+    assert scan.changed()
+
+
+def test_store_is_not_written_to(store: OllamaStore, tmp_path: Path) -> None:
+    store.model("a:latest", tmp_path)
+    before = sorted((str(path), path.stat().st_mtime_ns) for path in store.root.rglob("*"))
+    ollama_store.scan(store.root)
+    assert sorted((str(path), path.stat().st_mtime_ns) for path in store.root.rglob("*")) == before
+
+
+def test_change_is_noticed(store: OllamaStore, tmp_path: Path) -> None:
+    manifest = store.model("a:latest", tmp_path)
+    scan = ollama_store.scan(store.root)
+    assert not scan.changed()
+    manifest.write_text(manifest.read_text() + "\n")
+    assert scan.changed()
+    scan = ollama_store.scan(store.root)
+    store.model("a:other", tmp_path)
+    assert scan.changed()
+
+
+class TestRoots:
+    def test_settings_alone(self, tmp_path: Path) -> None:
+        got = ollama_store.roots([str(tmp_path)], environ={"OLLAMA_MODELS": "/elsewhere"}, home=tmp_path)
+        assert got == (tmp_path,)
+
+    def test_order(self, tmp_path: Path) -> None:
+        unit = tmp_path / "ollama.service"
+        unit.write_text(
+            "[Service]\nUser=nobody-such\n"
+            'Environment="PATH=/bin" "OLLAMA_MODELS=/srv/my models"\nExecStart=/usr/bin/ollama serve\n'
+        )
+        got = ollama_store.roots(
+            environ={"OLLAMA_MODELS": "/env"}, home=tmp_path, units=[str(unit)], homes=["/usr/share/ollama"]
+        )
+        assert got == (
+            Path("/srv/my models"),
+            Path("/env"),
+            Path("/usr/share/ollama/.ollama/models"),
+            tmp_path / ".ollama/models",
+        )
+
+    def test_drop_in_and_environment_file(self, tmp_path: Path) -> None:
+        unit = tmp_path / "ollama.service"
+        unit.write_text(f"[Service]\nEnvironment=OLLAMA_MODELS=/one\nEnvironmentFile=-{tmp_path}/none\n")
+        dropins = tmp_path / "ollama.service.d"
+        dropins.mkdir()
+        (tmp_path / "env").write_text("# comment\nOLLAMA_MODELS=/two\n")
+        (dropins / "override.conf").write_text(f"[Service]\nEnvironmentFile={tmp_path}/env\n")
+        got = ollama_store.roots(environ={}, home=tmp_path, units=[str(unit)], homes=[])
+        assert got[0] == Path("/two")
+
+    def test_same_folder_once(self, tmp_path: Path) -> None:
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        got = ollama_store.roots([str(tmp_path / "real"), str(tmp_path / "link")])
+        assert got == (tmp_path / "real",)
+
+
+def test_command_that_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "home of ollama"
+    inner = closed / ".ollama" / "models"
+    inner.mkdir(parents=True)
+    real = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: not str(path).startswith(str(closed)) and real(path, mode)
+    )
+    assert ollama_store.mend(inner) == f"sudo chmod -R o+rX '{closed}'"

@@ -1,0 +1,49 @@
+"""``python -m tests.ollama_standin --port 11434 --model llama3.2:3b --speed 50``.
+
+As ``ollama serve`` it takes its address from ``OLLAMA_HOST`` when no ``--port`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+
+from tests.ollama_standin.server import Known, Standin
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    models = [Known(name) for name in options.model or ["standin:latest"]]
+    standin = Standin(
+        models,
+        speed=options.speed,
+        load_seconds=options.load_seconds,
+        parallel=options.parallel,
+        engine=options.engine,
+    )
+    url = await standin.start(options.host, options.port)
+    print(f"Ollama stand-in at {url}", flush=True)
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await ended.wait()
+    await standin.close()
+
+
+def main() -> None:
+    host, _, port = os.environ.get("OLLAMA_HOST", "127.0.0.1:11434").rpartition(":")
+    parser = argparse.ArgumentParser(prog="tests.ollama_standin")
+    parser.add_argument("serve", nargs="?", help="taken and ignored, as ollama is started with it")
+    parser.add_argument("--host", default=host or "127.0.0.1")
+    parser.add_argument("--port", type=int, default=int(port))
+    parser.add_argument("--model", action="append", help="a model it has; may be given again")
+    parser.add_argument("--speed", type=float, default=100.0, help="tokens per second")
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--engine", default="", help="a llama-server that gives the text")
+    asyncio.run(_serve(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
