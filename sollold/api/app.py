@@ -23,6 +23,7 @@ from sollold.api.openai import OpenAiRoutes
 from sollold.api.openapi import describe
 from sollold.api.parts import Parts
 from sollold.api.reply import JSON, Desk, Patience, refusal_response
+from sollold.api.responses import ResponsesRoutes
 from sollold.api.route import Handler, Route
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
@@ -59,6 +60,7 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics) -> list[Route]:
     rows = DashboardRoutes().routes()
     rows += OllamaRoutes(parts, desk).routes()
     rows += OpenAiRoutes(parts, desk).routes()
+    rows += ResponsesRoutes(parts, desk).routes()
     rows += AnthropicRoutes(parts, desk).routes()
     rows += ClusterRoutes(parts, desk.live).routes()
     rows += metrics.routes()

@@ -19,7 +19,6 @@ from sollold.api.openai_request import (
     EmbeddingAsk,
     Infill,
     Rerank,
-    ResponseAsk,
     Tokenize,
     chat_completion_body,
     check_tokens,
@@ -32,7 +31,7 @@ from sollold.api.parts import Listed, Parts
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import Desk, Form, Reply
 from sollold.api.route import Route
-from sollold.api.sse import ChunkForm, NamedForm, PlainForm
+from sollold.api.sse import ChunkForm, PlainForm
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
 
 
@@ -75,14 +74,6 @@ class OpenAiRoutes:
             ),
             row("POST", "/v1/completions", self.completions, "Go on from a prompt", Completion, produces=sse),
             row("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
-            row(
-                "POST",
-                "/v1/responses",
-                self.responses,
-                "Answer, in the newer form",
-                ResponseAsk,
-                produces=sse,
-            ),
             row("GET", "/v1/models", self.models, "The models of the whole cluster"),
             row("GET", "/v1/models/{model:.+}", self.model, "One model"),
             row("POST", "/v1/rerank", self.rerank, "Order documents by a query", Rerank),
@@ -188,23 +179,6 @@ class OpenAiRoutes:
             calls = {engine: Call(call.path, embedding_body(body, ask)) for engine, call in calls.items()}
             form = PlainForm(lambda raw: shorten_embeddings(raw, ask))
         return await self._give(request, body, ask.model or listed.model.name, calls, form, embedding=True)
-
-    async def responses(self, request: web.Request) -> web.StreamResponse:
-        """``/v1/responses``. Nothing is kept here, so an answer can't be gone on from by its id."""
-        body = await read_object(request)
-        ask = as_type(body, ResponseAsk)
-        if not ask.input:
-            raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of items")
-        if ask.previous_response_id:
-            raise Refusal(
-                Fault.BAD_REQUEST, "previous_response_id is not supported: send the whole conversation"
-            )
-        listed = await self._find(ask.model)
-        if ask.tools:
-            need(listed.model, "tools", "tools")
-        calls = self._calls(listed, "/v1/responses", engine_body(body), body)
-        name = ask.model or listed.model.name
-        return await self._give(request, body, name, calls, NamedForm(), stream=bool(ask.stream))
 
     async def models(self, request: web.Request) -> web.Response:
         """``/v1/models``."""

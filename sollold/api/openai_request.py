@@ -74,20 +74,6 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True):
     keep_alive: float | str | None = None
 
 
-class ResponseAsk(msgspec.Struct, kw_only=True):
-    """``POST /v1/responses``."""
-
-    model: str = ""
-    input: str | list[Any] | None = None
-    instructions: str | None = None
-    stream: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    previous_response_id: str | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
-
-
 class Rerank(msgspec.Struct, kw_only=True):
     """``POST /v1/rerank``."""
 

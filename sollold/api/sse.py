@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import msgspec
-
 from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.openai_request import both_reasonings
 from sollold.api.reply import SSE, waiting_text
@@ -67,26 +65,3 @@ class PlainForm(ChunkForm):
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The answer, changed if so wished."""
         return self._change(raw) if self._change is not None else raw
-
-
-class _Typed(msgspec.Struct):
-    type: str = "message"
-
-
-_typed = msgspec.json.Decoder(_Typed)
-
-
-class NamedForm(ChunkForm):
-    """`Form` of ``/v1/responses``: every event also has its type as its name."""
-
-    def event(self, raw: bytes) -> bytes:
-        """The event under its name."""
-        return b"event: " + _typed.decode(raw).type.encode() + b"\ndata: " + raw + b"\n\n"
-
-    def end(self, routing: Routing) -> bytes:
-        """``[DONE]``."""
-        return b"data: [DONE]\n\n"
-
-    def fail(self, refusal: Refusal) -> bytes:
-        """The error as an event."""
-        return b"event: error\ndata: " + refusal_bytes(Dialect.OPENAI, refusal) + b"\n\n"
