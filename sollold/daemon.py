@@ -6,18 +6,44 @@ import asyncio
 import fcntl
 import logging
 import os
+import platform
+import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
-from pathlib import Path
+from typing import Any
 
 import uvloop
-from aiohttp import web
 
 from sollold import __version__, log, notify
+from sollold.agent.agent import Agent
+from sollold.agent.build_step import SetupFailed
+from sollold.agent.journal import Journal
+from sollold.agent.llama_setup import Progress, set_up
+from sollold.agent.ollama import LocalOllama
+from sollold.agent.tunnel import Tunnels
+from sollold.api.app import Listener, build_app
+from sollold.api.parts import Parts
+from sollold.cluster.identity import BadToken, Identity, Tokens, node_id
+from sollold.cluster.node import ClusterNode
+from sollold.cluster.peer_server import Peers, PortTaken
+from sollold.cluster.record import Record
+from sollold.leader.leader import Leader
+from sollold.machine.devices import Machine
+from sollold.models import demo as demo_model
+from sollold.models.catalogue import Catalogue
+from sollold.models.library import Library
 from sollold.places import Places, places
+from sollold.serving.drain import drain, undrain
+from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.engines import NodeEngines
+from sollold.serving.loader import LeaderLoader
+from sollold.serving.router import Router
+from sollold.serving.service import Serving
 from sollold.settings import Loaded, SettingsError, differences
+from sollold.wiring.cluster import ClusterHere
+from sollold.wiring.doctor import Facts, Finding, examine
+from sollold.wiring.models import ModelsHere
 
 logger = logging.getLogger("sollold")
 
@@ -68,3 +94,232 @@ def _owned(folders: Places) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], demo: bool) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        try:
+            daemon = Daemon(loaded, folders, demo=demo)
+            await daemon.start(stack)
+        except (PortTaken, BadToken) as error:
+            raise StartError(str(error)) from error
+        loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
+        notify.notify(ready=True, status=daemon.status())
+        await stopping.wait()
+        # A second signal ends the waiting for requests, not the cleaning up.
+        stopping.clear()
+        await daemon.leave(stopping)
+
+
+class Daemon:
+    """All parts of one node. `start` puts their ends on a stack, so that they end in the opposite order."""
+
+    def __init__(self, loaded: Loaded, folders: Places, *, demo: bool) -> None:
+        self.settings = settings = loaded.settings
+        self._folders = folders
+        self._setup_failed = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        tokens = Tokens.read(settings.cluster.token, settings.cluster.old_tokens)
+        self._identity = Identity(node_id(folders.state), tokens)
+        self._machine = Machine(settings.node, folders.state)
+        self._peers = Peers(self._identity)
+        record = Record(
+            node=self._identity.node,
+            name=settings.node.name or platform.node() or self._identity.node,
+            version=0,
+            addresses=(),
+            http_port=settings.http.port,
+            peer_port=settings.cluster.port,
+            release=__version__,
+            open=tokens.open,
+        )
+        self._node = ClusterNode(settings.cluster, self._identity, record, self._peers, folders.state)
+        view, calls = self._node, self._node.calls
+        self._catalogue = Catalogue(settings.models, folders.state, demo=demo_model.write if demo else None)
+        self._library = Library(self._catalogue, view, calls, self._peers, settings.models.aliases)
+        self._tunnels = Tunnels(self._node.reach, view)
+        self._agent = Agent(
+            settings, folders, self._machine, view, calls, self._tunnels, self._catalogue.with_digest
+        )
+        self._agent.register(self._peers)
+        self._leader = Leader(settings, view, calls, self._library)
+        self._leader.register(self._peers)
+        self._ollama = LocalOllama(
+            settings.ollama,
+            view,
+            self._catalogue,
+            Journal(folders.state / "ollama.json"),
+            folders.state / "logs",
+            own_port=settings.http.port,
+        )
+        engines = NodeEngines(self._agent, self._ollama)
+        self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
+        router = Router(self._identity.node, settings.ollama.strategy)
+        self._loader = LeaderLoader(view, calls)
+        self._serving = Serving(
+            view, self._library, calls, self._endpoints, self._loader, router, settings.serving, settings.http
+        )
+        self._cluster = ClusterHere(
+            view,
+            self._library,
+            calls,
+            self._leader,
+            self._loader,
+            router,
+            self._drain,
+            settings.http.wait_limit,
+        )
+        self._cluster.register(self._peers)
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start everything, from the ground up.
+
+        Raises:
+            PortTaken: a port is in use.
+        """
+        settings = self.settings
+        stack.callback(self._machine.close)
+        stack.push_async_callback(self._end_tasks)
+        await self._node.start()
+        stack.push_async_callback(self._node.close)
+        for part in (self._catalogue, self._library):
+            await part.start()
+            stack.push_async_callback(part.close)
+        stack.push_async_callback(self._tunnels.close)
+        await self._agent.start()
+        stack.push_async_callback(self._agent.shutdown)
+        await self._ollama.start()
+        stack.push_async_callback(self._ollama.close)
+        await self._leader.start()
+        stack.push_async_callback(self._leader.close)
+        await self._endpoints.start()
+        stack.push_async_callback(self._endpoints.close)
+        stack.push_async_callback(self._loader.close)
+        await self._serving.start()
+        stack.push_async_callback(self._serving.close)
+        models = ModelsHere(self._library, self._node, self._catalogue.own)
+        parts = Parts(self._serving, models, self._cluster)
+        listener = Listener(build_app(parts, settings.http), settings.http)
+        await listener.start()
+        stack.push_async_callback(listener.close)
+        self._own(self._set_up(), "llama.cpp set-up")
+        self._own(self._tell_systemd(), "systemd")
+
+    async def leave(self, hurry: asyncio.Event) -> None:
+        """Before the end: take no new work, let running answers finish or move. ``hurry`` cuts it short."""
+        limit = self.settings.serving.drain_limit
+        notify.notify(stopping=True, status="draining: running answers finish or move")
+        notify.extend(limit + 20)
+        logger.info("stopping")
+        draining = asyncio.ensure_future(
+            drain(self._node, self._endpoints, self._serving, self.settings.serving, "the node is stopping")
+        )
+        waiting = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait((draining, waiting), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, waiting):
+            task.cancel()
+        await asyncio.gather(draining, waiting, return_exceptions=True)
+
+    def reload(self, read: Callable[[], Loaded]) -> None:
+        """SIGHUP: put what can change in force, name the rest. Never ends the daemon."""
+        self._own(self._reload(read), "reload")
+
+    async def _reload(self, read: Callable[[], Loaded]) -> None:
+        notify.reloading()
+        try:
+            loaded = await asyncio.to_thread(read)
+        except SettingsError as error:
+            logger.error("the settings stay as they were: %s", error)
+        else:
+            changed = differences(self.settings, loaded.settings)
+            log.set_level(loaded.settings.log.level)
+            held = [key for key in changed if key not in LIVE_KEYS]
+            if held:
+                logger.warning("these settings change with the next start: %s", ", ".join(held))
+            logger.info("settings read again")
+        finally:
+            notify.notify(ready=True, status=self.status())
+
+    async def _drain(self, on: bool) -> None:
+        if not on:
+            undrain(self._node, self._endpoints)
+            return
+        work = drain(self._node, self._endpoints, self._serving, self.settings.serving, "the node is drained")
+        self._own(work, "drain")
+
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        live = self._node.live()
+        me = self._node.me
+        leader = next((one.name for one in live if one.node == self._node.leader().leader), "none")
+        loaded = sorted({end.model for one in live for end in one.endpoints if end.layers and end.loaded})
+        words = [f"{len(live)} node{'s' if len(live) != 1 else ''}", f"leader {leader}"]
+        words.append(f"loaded: {', '.join(loaded)}" if loaded else "nothing loaded")
+        if not me.build:
+            words.append(me.setup or "llama.cpp: not yet")
+        return "; ".join(words)
+
+    def findings(self) -> list[Finding]:
+        """What `sollold doctor` says. Blocks a moment: call it off the loop."""
+        trouble: list[tuple[str, str]] = []
+        if self._machine.problem:
+            trouble.append((self._machine.problem, ""))
+        if self._ollama.trouble:
+            trouble.append((self._ollama.trouble, ""))
+        return examine(
+            Facts(
+                self._node.me,
+                self._node.live(),
+                self._catalogue.models,
+                tuple(trouble),
+                self._setup_failed,
+                shutil.disk_usage(self._folders.cache).free,
+                str(self._folders.cache),
+            )
+        )
+
+    async def _set_up(self) -> None:
+        def tell(progress: Progress) -> None:
+            if progress.stage != "ready":
+                text = f"llama.cpp: {progress.message} ({progress.fraction:.0%})"
+                self._node.update_me(setup=text)
+
+        try:
+            llama = await set_up(self.settings.llama, self._folders.cache, tell)
+        except SetupFailed as error:
+            self._setup_failed = str(error)
+            self._node.update_me(setup=f"no llama.cpp: {error}")
+            logger.error("no llama.cpp, so this node runs no model by itself: %s", error)
+            return
+        await self._agent.use(llama)
+
+    async def _tell_systemd(self) -> None:
+        """The status line, and the watchdog: fed from the loop, so a loop that hangs feeds it no more."""
+        period = notify.watchdog_period()
+        pause = min(STATUS_SECONDS, period / 3) if period else STATUS_SECONDS
+        told = ""
+        while notify.notify(watchdog=True):
+            await asyncio.sleep(pause)
+            status = self.status()
+            if status != told:
+                told = status
+                notify.notify(status=status)
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

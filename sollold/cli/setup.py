@@ -1,0 +1,64 @@
+"""``sollold setup``: llama.cpp found, or built, with a bar."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sollold.agent.build_step import SetupFailed
+from sollold.agent.llama_setup import Progress, Setup
+from sollold.cli.config import loaded
+from sollold.cli.exit import Exit
+from sollold.places import places
+
+
+def setup(options: argparse.Namespace) -> int:
+    """Find or build, and say where it is."""
+    settings = loaded(options).settings
+    folders = places(settings.node)
+    folders.make()
+    with _shown() as tell:
+        work = Setup(settings.llama, folders.cache, tell)
+        try:
+            found = work.run_portable() if options.portable else work.run()
+        except SetupFailed as error:
+            print(f"sollold: {error}", file=sys.stderr)
+            return Exit.FAILED
+        except KeyboardInterrupt:
+            work.cancel()
+            raise
+    if options.print_folder:
+        print(found.server.parent)
+    else:
+        print(f"llama.cpp {found.build} is ready: {found.server.parent}")
+    return Exit.DONE
+
+
+@contextmanager
+def _shown() -> Iterator[Callable[[Progress], None]]:
+    """Progress as a bar on a terminal, else as a line a stage; on standard error, results are elsewhere."""
+    if not sys.stderr.isatty():
+        told = {"stage": "", "tenth": -1}
+
+        def line(progress: Progress) -> None:
+            tenth = int(progress.fraction * 10)
+            if (progress.stage, tenth) != (told["stage"], told["tenth"]):
+                told.update(stage=progress.stage, tenth=tenth)
+                print(f"{progress.fraction:4.0%}  {progress.message}", file=sys.stderr, flush=True)
+
+        yield line
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (
+        rich.BarColumn(),
+        rich.TaskProgressColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TextColumn("{task.description}"),
+    )
+    with rich.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda progress: bar.update(task, completed=progress.fraction, description=progress.message)
