@@ -1,0 +1,155 @@
+"""Suspicion, awareness, news, probe order and timers: the small machines of the gossip."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.cluster.awareness import Awareness
+from sollold.cluster.broadcast import News
+from sollold.cluster.probe_order import ProbeOrder
+from sollold.cluster.suspicion import Suspicion
+from sollold.cluster.timers import Timers
+from sollold.cluster.tuning import LAN
+
+
+def suspicion(wanted: int = 2) -> Suspicion:
+    return Suspicion("a", 100.0, least=3.0, most=18.0, wanted=wanted)
+
+
+def test_suspicion_shrinks_with_each_accuser() -> None:
+    one = suspicion()
+    assert one.deadline == 118.0
+    assert one.confirm("b")
+    assert 103.0 < one.deadline < 118.0
+    assert one.confirm("c")
+    assert one.deadline == pytest.approx(103.0)
+
+
+def test_the_same_accuser_confirms_nothing() -> None:
+    one = suspicion()
+    assert not one.confirm("a")
+    assert one.deadline == 118.0
+
+
+def test_more_accusers_than_wanted_are_no_news() -> None:
+    one = suspicion()
+    assert [one.confirm(by) for by in "bcd"] == [True, True, False]
+
+
+def test_without_others_the_least_holds() -> None:
+    assert suspicion(wanted=0).deadline == 103.0
+
+
+def test_other_evidence_shortens_and_never_lengthens() -> None:
+    one = suspicion()
+    one.quicken(0.5, 101.0)
+    assert one.deadline == pytest.approx(101.5)
+    one.quicken(10.0, 101.0)
+    assert one.deadline == pytest.approx(101.5)
+
+
+def test_awareness_stretches_and_is_bounded() -> None:
+    awareness = Awareness(8)
+    assert awareness.stretch(0.5) == 0.5
+    awareness.worse(3)
+    assert awareness.stretch(0.5) == 2.0
+    awareness.worse(100)
+    assert awareness.score == 7
+    for _ in range(10):
+        awareness.better()
+    assert awareness.score == 0
+
+
+def test_news_leave_after_their_limit() -> None:
+    news = News()
+    news.add("member", "a", b"a")
+    assert [news.take(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
+    assert len(news) == 0
+
+
+def test_newer_news_of_a_subject_replace_older() -> None:
+    news = News()
+    news.add("member", "a", b"old")
+    news.take(100, 9)
+    news.add("member", "a", b"new")
+    news.add("record", "a", b"record")
+    assert sorted(news.take(100, 9)) == [b"new", b"record"]
+
+
+def test_the_freshest_news_go_first() -> None:
+    news = News()
+    news.add("member", "a", b"aaaaaaaaaa")
+    news.take(100, 9)
+    news.add("member", "b", b"bbbbbbbbbb")
+    assert news.take(10, 9) == [b"bbbbbbbbbb"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(8, 60)), max_size=40), st.integers(8, 200))
+def test_news_fit_their_room_and_all_get_out(pieces: list[tuple[int, int]], room: int) -> None:
+    news = News()
+    for node, size in pieces:
+        news.add("member", str(node), bytes(size))
+    fitting = sum(1 for size in dict(pieces).values() if size <= room)
+    sent = 0
+    for _ in range(4 * len(pieces) + 4):
+        taken = news.take(room, 2)
+        assert sum(map(len, taken)) <= room
+        sent += len(taken)
+    assert sent == 2 * fitting
+
+
+def test_probes_go_round() -> None:
+    order = ProbeOrder(Random(1))
+    for node in "abcdef":
+        order.add(node)
+    order.remove("c")
+    for _ in range(5):
+        assert sorted(filter(None, (order.next() for _ in range(5)))) == ["a", "b", "d", "e", "f"]
+
+
+def test_a_suspect_is_probed_out_of_turn() -> None:
+    order = ProbeOrder(Random(1))
+    for node in "abcdef":
+        order.add(node)
+    order.hurry("e")
+    assert order.next() == "e"
+    order.hurry("d")
+    order.remove("d")
+    assert order.next() != "d"
+
+
+def test_nobody_is_probed_in_an_empty_round() -> None:
+    assert ProbeOrder(Random(1)).next() is None
+
+
+def test_timers_run_in_order_with_what_they_add() -> None:
+    timers = Timers()
+    calls: list[tuple[str, float]] = []
+
+    def call(name: str, now: float) -> None:
+        calls.append((name, now))
+        if name == "first":
+            timers.at(2.5, call, "added")
+
+    timers.at(3.0, call, "third")
+    timers.at(1.0, call, "first")
+    timers.at(9.0, call, "later")
+    timers.run(3.0)
+    assert calls == [("first", 3.0), ("added", 3.0), ("third", 3.0)]
+    assert timers.next() == 9.0
+    timers.shift(2.0)
+    assert timers.next() == 11.0
+
+
+@pytest.mark.parametrize(("nodes", "times"), [(1, 4), (8, 4), (9, 4), (10, 8), (100, 12), (1000, 16)])
+def test_news_are_sent_more_often_in_big_clusters(nodes: int, times: int) -> None:
+    assert LAN.retransmits(nodes) == times
+
+
+@pytest.mark.parametrize(("nodes", "seconds"), [(2, 30.0), (32, 30.0), (33, 60.0), (64, 60.0), (65, 90.0)])
+def test_whole_states_are_exchanged_less_often_in_big_clusters(nodes: int, seconds: float) -> None:
+    assert LAN.push_pull_every(nodes) == seconds
