@@ -26,11 +26,13 @@ class Architecture:
             attend too).
         kv_from_start: so many first layers have a cache, the others use theirs; 0: all have their own.
         cache: keeps a KV cache (embedders and diffusion models do not).
-        parallel: attention and feed-forward start from the same norm.
+        parallel: attention and feed-forward start from the same norm: ``early``: attention is added to the
+            feed-forward first; ``late``: the hidden state is.
         late: outputs are chosen only after the last block.
         streams: hidden states carried from layer to layer.
         expert_first: the experts' weights are applied before them.
         norm_beside: the output norm is called ``token_embd_norm``.
+        repeats: a delta net's keys are repeated to the width of its values.
     """
 
     window: str | int = "none"
@@ -40,11 +42,12 @@ class Architecture:
     recurrent: str = "no"
     kv_from_start: int = 0
     cache: bool = True
-    parallel: bool = False
+    parallel: str = ""
     late: bool = False
     streams: int = 1
     expert_first: bool = False
     norm_beside: bool = False
+    repeats: bool = False
 
 
 _PLAIN = Architecture()
@@ -66,12 +69,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3vl": _PLAIN,
     "qwen3vlmoe": _PLAIN,
     "gemma": _PLAIN,
-    "phi2": Architecture(parallel=True),
+    "phi2": Architecture(parallel="early"),
     "phi3": _PLAIN,
     "phimoe": _PLAIN,
     "deepseek": _PLAIN,
     "deepseek2": _PLAIN,
-    "command-r": Architecture(parallel=True),
+    "command-r": Architecture(parallel="late"),
     "granite": _PLAIN,
     "granitemoe": _PLAIN,
     "glm4": _PLAIN,
@@ -84,7 +87,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
     "gemma4": Architecture(window="key", late=True),
     "gpt-oss": Architecture(window="key", every=2),
-    "cohere2": Architecture(window="key", every=4, parallel=True),
+    "cohere2": Architecture(window="key", every=4, parallel="late"),
     # Recurrent layers, alone or among others.
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
@@ -97,7 +100,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h": Architecture(recurrent="kv0ff0"),
     "nemotron_h_moe": Architecture(recurrent="kv0ff0"),
     "falcon-h1": Architecture(recurrent="both"),
-    "qwen3next": _DELTA,
+    "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": _DELTA,
     "qwen35moe": _DELTA,
     # No cache at all: text in, one vector out.

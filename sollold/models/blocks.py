@@ -28,12 +28,16 @@ class Block:
         latent, rope, q_rank: of multi-head latent attention.
         mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``conv``,
             ``rwkv6``, ``rwkv7``; or empty.
-        inner, projected, convolved: of the mixer: its width, what it projects to, what it convolves.
+        inner, steps, projected, convolved: of the mixer: its width, that of its time steps, what it projects
+            to, what it convolves; ``repeats``: keys are repeated to the width of values.
         mixer_state, conv_state: elements a sequence.
         ff, gated, wide: feed-forward layer; with a gate; the gate in the same matrix.
         experts, used, ff_expert, ff_shared: of a mixture of experts; ``latent_expert``: width they work at.
-        parallel: attention and feed-forward start from the same norm.
+        parallel: attention and feed-forward start from the same norm: ``early`` or ``late``, by which is
+            added first, attention or the hidden state.
         late: outputs are chosen only after the last block.
+        after: norms follow attention and feed-forward; attention has no cache.
+        choice: experts are chosen by more than their weight; ``expert_first``: weights come before them.
         streams, per_layer: hidden states carried at once (AltUp), embedding of its own (Gemma).
     """
 
@@ -52,6 +56,8 @@ class Block:
     q_rank: int = 0
     mixer: str = ""
     inner: int = 0
+    steps: int = 0
+    repeats: bool = False
     projected: int = 0
     convolved: int = 0
     mixer_state: int = 0
@@ -67,8 +73,9 @@ class Block:
     expert_first: bool = False
     choice: bool = False
     latent_expert: int = 0
-    parallel: bool = False
+    parallel: str = ""
     late: bool = False
+    after: bool = False
     streams: int = 1
     per_layer: int = 0
 
@@ -99,13 +106,16 @@ def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) ->
     """
     graph = Graph()
     size = block.embd * block.streams * batch.tokens * _FLOAT
-    state = graph.add(size, kept=piped and first)
+    state = graph.add(size, kept=piped and first and not block.after)
     given = 0
     if not piped:
         # The first hidden state lies before the other inputs and leaves a hole there.
         given = graph.add(_FLOAT, kept=True) and _ALIGNED
-    elif first:
+    elif first and not block.after:
         given = size
+    if block.mixer == "rwkv7":
+        # Every block needs the first one's value.
+        graph.add(block.embd * batch.tokens * _FLOAT, kept=True)
     rounds = 1 if last else _ROUNDS
     for _ in range(rounds):
         state = _block(graph, block, batch, state, last=last and not block.late)
@@ -113,52 +123,70 @@ def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) ->
 
 
 def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
-    tokens = batch.tokens
-    hidden = block.embd * tokens * _FLOAT
-    x = state
+    hidden = block.embd * batch.tokens * _FLOAT
+    if block.after:
+        return _block_normed_after(graph, block, batch, state, last=last)
+    x = predictions = state
     if block.streams > 1:
-        predictions = _predictions(graph, block, hidden, state)
-        x = predictions
+        x = predictions = _predictions(graph, block, hidden, state)
     normed = graph.add(hidden, x)
     laurel = graph.add(hidden, normed) if block.streams > 1 else None
+    # Where something else is computed before it is needed, attention's output matrix waits.
+    waits = bool(block.mixer) or block.parallel == "late"
     parts = []
-    if block.mixer:
-        parts.append(_mixer(graph, block, batch, normed))
     if block.latent:
         parts.append(_latent_attention(graph, block, batch, normed))
     elif block.q:
-        parts.append(_attention(graph, block, batch, normed))
-    wanted = tokens
-    if last:
-        wanted = batch.outputs
-        hidden = block.embd * wanted * _FLOAT
+        parts.append(_attention(graph, block, batch, normed, project=not waits))
+    if block.mixer:
+        source = graph.add(hidden, x) if parts else normed
+        mixed, parts = _mixer(graph, block, batch, source, parts)
+        parts.append(mixed)
+    tokens = batch.tokens
+    if last and (not block.mixer or len(parts) == 1):
+        tokens = batch.outputs
+        hidden = block.embd * tokens * _FLOAT
         parts = [graph.add(hidden, part) for part in parts]
         x = graph.add(hidden, x)
-        if block.parallel:
-            normed = graph.add(hidden, normed)
+        normed = graph.add(hidden, normed) if block.parallel else normed
     if block.parallel and parts:
-        done = _feed_forward(graph, block, wanted, normed)
-        done = graph.add(hidden, done, x, inplace=True)
-        for part in parts:
-            done = graph.add(hidden, done, part, inplace=True)
-        return done
+        fed = _feed_forward(graph, block, tokens, normed)
+        if block.parallel == "early":
+            return graph.add(hidden, graph.add(hidden, *parts, fed, inplace=True), x, inplace=True)
+        fed = graph.add(hidden, fed, x, inplace=True)
+        return graph.add(hidden, fed, graph.add(hidden, *parts), inplace=True)
     done = x
     for part in parts:
         done = graph.add(hidden, part, done, inplace=True)
     if laurel is not None:
         done = graph.add(hidden, done, laurel, inplace=True)
-    if block.ff or block.experts or block.mixer.startswith("rwkv"):
+    if block.ff or block.experts:
         second = graph.add(hidden, done) if parts else normed
-        done = graph.add(hidden, _feed_forward(graph, block, wanted, second), done, inplace=True)
+        done = graph.add(hidden, _feed_forward(graph, block, tokens, second), done, inplace=True)
+    if block.mixer.startswith("rwkv"):
+        # The next token's shift is stored last.
+        graph.add(0, normed)
     if block.streams > 1:
-        done = _corrected(graph, block, hidden, predictions, done)
-    elif block.per_layer:
-        gate = graph.add(block.per_layer * wanted * _FLOAT, done)
+        return _corrected(graph, block, hidden, predictions, done)
+    if block.per_layer:
+        gate = graph.add(block.per_layer * tokens * _FLOAT, done)
         done = graph.add(hidden, graph.add(hidden, gate), done, inplace=True)
     return done
 
 
-def _attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
+def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
+    """As in BERT: no norm before attention, but one after each half. There is no cache."""
+    tokens = batch.outputs if last else batch.tokens
+    hidden = block.embd * tokens * _FLOAT
+    done = _attention(graph, block, batch, state)
+    if last:
+        done, state = graph.add(hidden, done), graph.add(hidden, state)
+    done = graph.add(hidden, graph.add(hidden, done, state, inplace=True))
+    done = graph.add(hidden, _feed_forward(graph, block, tokens, done), done, inplace=True)
+    return graph.add(hidden, done)
+
+
+def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project: bool = True) -> int:
     unit = batch.tokens * _FLOAT
     gate = None
     if block.fused:
@@ -180,18 +208,23 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
         key = graph.add(block.k * unit, normed)
     if batch.rotate_k:
         key = graph.add(block.k * unit, key)
-    graph.add(0, key)
-    graph.add(0, value)
+    if not block.after:
+        # Into the cache.
+        graph.add(0, key)
+        graph.add(0, value)
+        key = value = query
     if batch.flash:
-        result = graph.add(block.out * unit, query)
+        if block.after:
+            key, value = graph.add(block.k * unit // 2, key), graph.add(block.v * unit // 2, value)
+        result = graph.add(block.out * unit, query, key, value)
     else:
-        scores = graph.add(block.heads * batch.cells * unit, query)
-        result = graph.add(block.out * unit, graph.add(block.out * unit, scores))
+        scores = graph.add(block.heads * batch.cells * unit, query, key)
+        result = graph.add(block.out * unit, graph.add(block.out * unit, scores, value))
     if batch.rotate_v:
         result = graph.add(block.out * unit, result)
     if gate is not None:
         result = graph.add(block.out * unit, result, gate, inplace=True)
-    return graph.add(block.embd * unit, result)
+    return graph.add(block.embd * unit, result) if project else result
 
 
 def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
@@ -217,50 +250,60 @@ def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> 
     return graph.add(block.embd * unit, result)
 
 
-def _mixer(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
+def _mixer(
+    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int]
+) -> tuple[int, list[int]]:
+    """What takes attention's place or stands beside it; then ``waiting`` is attention's result."""
     unit = batch.tokens * _FLOAT
     if block.mixer == "conv":
-        return _short_convolution(graph, block, batch, normed)
+        return _short_convolution(graph, block, batch, normed), waiting
     if block.mixer.startswith("rwkv"):
-        return _time_mix(graph, block, batch, normed)
+        return _time_mix(graph, block, batch, normed), waiting
     before = graph.add(block.conv_state * batch.sequences * _FLOAT)
     if block.mixer == "delta":
-        return _delta(graph, block, batch, normed, before)
+        return _delta(graph, block, batch, normed, before), waiting
     joint = graph.add(block.projected * unit, normed)
-    window = graph.add(
-        (block.convolved * batch.tokens + block.conv_state * batch.sequences) * _FLOAT, before, joint
-    )
+    window = graph.add(_convolved(block, batch), before, joint)
     x = graph.add(block.convolved * unit, window)
-    result_size = (block.inner * batch.tokens + block.mixer_state * batch.sequences) * _FLOAT
     if block.mixer == "mamba":
-        small = graph.add((block.embd // 8) * unit, x)
-        step = graph.add(block.inner * unit, small)
-        scan = graph.add(result_size, x, step, small)
+        small = graph.add((block.steps + 2 * block.mixer_state // max(block.inner, 1)) * unit, x)
+        step = graph.add(block.inner * unit, graph.add(block.steps * unit, small))
+        scan = graph.add(_scanned(block, batch), x, step, small)
     else:
-        step = graph.add(block.heads * unit, joint)
-        scan = graph.add(result_size, x, step)
+        step = graph.add(block.steps * unit, joint)
+        scan = graph.add(_scanned(block, batch), x, step)
+    waiting = [graph.add(block.embd * unit, part) for part in waiting]
     skip = graph.add(block.inner * unit, x, inplace=block.mixer == "mamba")
-    result = graph.add(result_size, scan, skip, inplace=True)
+    result = graph.add(_scanned(block, batch), scan, skip, inplace=True)
     gate = graph.add(block.inner * unit, joint)
-    return graph.add(block.embd * unit, graph.add(block.inner * unit, gate, result))
+    return graph.add(block.embd * unit, graph.add(block.inner * unit, gate, result)), waiting
 
 
 def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int) -> int:
     unit = batch.tokens * _FLOAT
     joint = graph.add(block.convolved * unit, normed)
-    gate = graph.add(block.inner * unit, normed)
-    window = graph.add(
-        (block.convolved * batch.tokens + block.conv_state * batch.sequences) * _FLOAT, before, joint
-    )
+    window = graph.add(_convolved(block, batch), before, joint)
     state = graph.add(block.mixer_state * batch.sequences * _FLOAT)
     x = graph.add(block.convolved * unit, window)
     key = (block.convolved - block.inner) // 2
     query, keys = graph.add(key * unit, x), graph.add(key * unit, x)
-    result_size = (block.inner * batch.tokens + block.mixer_state * batch.sequences) * _FLOAT
-    result = graph.add(result_size, query, keys, x, state)
+    if block.repeats and key < block.inner:
+        query, keys = graph.add(block.inner * unit, query), graph.add(block.inner * unit, keys)
+    result = graph.add(_scanned(block, batch), query, keys, x, state)
     result = graph.add(block.inner * unit, result)
+    gate = graph.add(block.inner * unit, normed)
     result = graph.add(block.inner * unit, result, gate, inplace=True)
     return graph.add(block.embd * unit, result)
+
+
+def _convolved(block: Block, batch: Batch) -> int:
+    """Bytes of a convolution's input: the tokens', and what is kept of those before."""
+    return (block.convolved * batch.tokens + block.conv_state * batch.sequences) * _FLOAT
+
+
+def _scanned(block: Block, batch: Batch, width: int = 0) -> int:
+    """Bytes of a scan's result: the tokens' and the new state."""
+    return ((width or block.inner) * batch.tokens + block.mixer_state * batch.sequences) * _FLOAT
 
 
 def _short_convolution(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
@@ -277,19 +320,49 @@ def _short_convolution(graph: Graph, block: Block, batch: Batch, normed: int) ->
 
 
 def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
-    unit = batch.tokens * _FLOAT
-    hidden = block.embd * unit
-    lerps = 5 if block.mixer == "rwkv6" else 6
-    shifted = graph.add(hidden, normed)
-    mixed = graph.add(lerps * hidden, shifted, normed)
-    parts = [graph.add(hidden, mixed) for _ in range(lerps)]
-    result = graph.add((block.embd * batch.tokens + block.mixer_state * batch.sequences) * _FLOAT, *parts)
-    result = graph.add(hidden, result)
-    return graph.add(hidden, result)
+    """RWKV 6 and 7: everything is mixed with the token before, in several ways at once."""
+    hidden = block.embd * batch.tokens * _FLOAT
+    state = block.mixer_state * batch.sequences * _FLOAT
+    shift = graph.add(hidden, normed)
+    if block.mixer == "rwkv6":
+        mixed = graph.add(5 * hidden, graph.add(hidden, shift, normed), shift, normed)
+        before = graph.add(state)
+        key, value, receptance, decay = (graph.add(hidden, mixed) for _ in range(4))
+        scan = graph.add(hidden + state, key, value, receptance, decay, before)
+    else:
+        mixed = graph.add(6 * hidden, shift, normed)
+        before = graph.add(state)
+        receptance, decay, key, rate = (graph.add(hidden, mixed) for _ in range(4))
+        scaled = graph.add(hidden, key)
+        change = graph.add(hidden, rate, scaled)
+        value = graph.add(hidden, mixed)
+        other = graph.add(hidden, value)
+        value = graph.add(hidden, value, graph.add(hidden, mixed), other, inplace=True)
+        new_key = graph.add(hidden, change, scaled, inplace=True)
+        unit_key = graph.add(hidden, graph.add(hidden, key, inplace=True))
+        negative = graph.add(hidden, unit_key)
+        turned = graph.add(hidden, unit_key, rate, inplace=True)
+        scan = graph.add(hidden + state, receptance, decay, new_key, value, negative, turned, before)
+        graph.add(0, receptance, new_key, value)
+    result = graph.add(hidden, scan)
+    gate = graph.add(hidden, mixed)
+    return graph.add(hidden, graph.add(hidden, result, gate, inplace=True))
+
+
+def _channel_mix(graph: Graph, block: Block, tokens: int, normed: int) -> int:
+    hidden = block.embd * tokens * _FLOAT
+    shift = graph.add(hidden, normed)
+    if block.mixer == "rwkv7":
+        return graph.add(hidden, graph.add(block.ff * tokens * _FLOAT, graph.add(hidden, shift, normed)))
+    receptance = graph.add(hidden, graph.add(hidden, shift, normed))
+    key = graph.add(block.ff * tokens * _FLOAT, graph.add(hidden, shift, normed))
+    return graph.add(hidden, receptance, graph.add(hidden, key), inplace=True)
 
 
 def _feed_forward(graph: Graph, block: Block, tokens: int, normed: int) -> int:
     unit = tokens * _FLOAT
+    if block.mixer.startswith("rwkv"):
+        return _channel_mix(graph, block, tokens, normed)
     if block.experts:
         return _experts(graph, block, tokens, normed)
     return _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated, wide=block.wide)
