@@ -34,7 +34,7 @@ import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[2], sys.argv[2:])
 """
 """Asks Linux for SIGKILL when the daemon dies, then becomes the program. A small program of its own,
 since code between fork and exec is not safe in a process with threads. Python leaves SIGPIPE ignored,
@@ -156,7 +156,7 @@ class Process:
             output = ProcessLog(self._log_file)
             output.write((" ".join(command) + "\n").encode())
             popen = self._popen = subprocess.Popen(
-                _guarded(command),
+                guarded(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -214,7 +214,8 @@ def _clean(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith(unwanted)}
 
 
-def _guarded(command: list[str]) -> list[str]:
+def guarded(command: Sequence[str]) -> list[str]:
+    """``command`` in such a way that it dies with this process, where the system can do that."""
     if not sys.platform.startswith("linux"):
-        return command
+        return list(command)
     return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *command]

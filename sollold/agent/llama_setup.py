@@ -1,0 +1,215 @@
+"""llama.cpp made ready: found, or the pinned version built into the cache. By the daemon or by hand.
+
+Two processes that start at once build once: the second waits for the first. A build lies in a folder of
+its own beside the others until it is whole and was tried, then it is renamed into its place; so whatever
+interrupts it, nothing half-done is ever found. What an interrupted build left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sollold.agent.build_step import Cancelled, SetupFailed, Steps
+from sollold.agent.llama_build import NEEDED_BYTES, TAG, Build
+from sollold.agent.llama_find import Llama, LlamaUnusable, find, look_at
+from sollold.agent.toolchain import CPU, Backend, backends, missing
+from sollold.config import GIB, LlamaSettings
+
+log = logging.getLogger("sollold.agent")
+
+_LOCK_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the set-up is.
+
+    Attributes:
+        stage: ``finding``, ``waiting``, ``fetching``, ``configuring``, ``building``, ``checking``, ``ready``.
+        fraction: of the whole, 0.0 to 1.0.
+        message: a short sentence for people, as the record's ``setup`` says it.
+    """
+
+    stage: str
+    fraction: float
+    message: str
+
+
+async def set_up(settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> Llama:
+    """Find llama.cpp or build it; ``tell`` is called on the loop. Cancelling it ends the build's processes.
+
+    Raises:
+        SetupFailed: there is none and it can't be built; the sentence says why and what to do.
+    """
+    loop = asyncio.get_running_loop()
+
+    def tell_loop(progress: Progress) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, progress)
+
+    setup = Setup(settings, cache, tell_loop)
+    work = asyncio.ensure_future(asyncio.to_thread(setup.run))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        setup.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+
+
+class Setup:
+    """One set-up; `run` blocks, `cancel` may come from any thread.
+
+    Args:
+        cache: the daemon's cache folder; builds lie in ``cache/llama.cpp``.
+    """
+
+    def __init__(self, settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> None:
+        self._settings = settings
+        self._cache = cache
+        self._tell_all = tell
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._steps: Steps | None = None
+
+    @property
+    def _folder(self) -> Path:
+        return self._cache / "llama.cpp"
+
+    @property
+    def log_file(self) -> Path:
+        """What the last build said."""
+        return self._folder / "build.log"
+
+    def cancel(self) -> None:
+        """End it soon: `run` then raises `Cancelled`."""
+        self._cancelled.set()
+        with self._lock:
+            if self._steps is not None:
+                self._steps.cancel()
+
+    def run(self) -> Llama:
+        """Find or build.
+
+        Raises:
+            SetupFailed: there is none and it can't be built.
+            Cancelled: `cancel` was called.
+        """
+        self._tell("finding", 0.0, "looking for llama.cpp")
+        found = self._find()
+        if found is None:
+            found = self._build_once()
+        self._tell("ready", 1.0, "ready")
+        log.info("llama.cpp %s: %s", found.build, found.server)
+        return found
+
+    def _find(self) -> Llama | None:
+        try:
+            found, passed = find(self._settings, self._cache)
+        except LlamaUnusable as error:
+            raise SetupFailed(f"the llama.cpp of the settings can't be used: {error}") from error
+        for why in passed:
+            log.info("llama.cpp passed over: %s", why)
+        return found
+
+    def _build_once(self) -> Llama:
+        if not self._settings.build:
+            raise SetupFailed(
+                "no usable llama.cpp is here and llama.build is off: "
+                "install one, name it as llama.server, or turn llama.build on"
+            )
+        if lacking := missing():
+            raise SetupFailed(f"llama.cpp can't be built without {' and '.join(lacking)}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._only_one() as waited:
+                if waited and (found := self._find()) is not None:
+                    return found
+                return self._build()
+        except OSError as error:
+            raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {error}") from error
+
+    def _build(self) -> Llama:
+        for stale in self._folder.glob("tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if (free := shutil.disk_usage(self._folder).free) < NEEDED_BYTES:
+            raise SetupFailed(
+                f"building llama.cpp takes {NEEDED_BYTES / GIB:.0f} GiB in {self._folder}, "
+                f"and {free / GIB:.1f} GiB are free: make room or set node.cache_dir"
+            )
+        work = Path(tempfile.mkdtemp(prefix="tmp-", dir=self._folder))
+        try:
+            with self.log_file.open("wb") as out:
+                return self._compile(work, out)
+        finally:
+            with self._lock:
+                self._steps = None
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _compile(self, work: Path, out: BinaryIO) -> Llama:
+        steps = Steps(out, self.log_file)
+        with self._lock:
+            self._steps = steps
+        if self._cancelled.is_set():
+            raise Cancelled
+        build = Build(work, steps, self._settings.jobs, self._tell)
+        source = build.fetch()
+        for backend in backends():
+            try:
+                return self._put(build.compile(source, backend), backend)
+            except SetupFailed as error:
+                if backend is CPU:
+                    raise
+                log.warning("%s; building for the processor alone", error)
+        raise AssertionError("unreachable: the processor is always among the backends")
+
+    def _put(self, made: Path, backend: Backend) -> Llama:
+        """Try what was built, then rename it into its place."""
+        self._tell("checking", 0.99, "trying what was built")
+        try:
+            look_at(made / "llama-server", made / "ggml-rpc-server")
+        except LlamaUnusable as error:
+            raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
+        place = self._folder / f"{TAG}-{backend.name}"
+        # Only an unusable one can be there: a usable one would have been found.
+        shutil.rmtree(place, ignore_errors=True)
+        made.parent.rename(place)
+        return look_at(place / "bin" / "llama-server", place / "bin" / "ggml-rpc-server")
+
+    @contextmanager
+    def _only_one(self) -> Iterator[bool]:
+        """Hold the lock of all processes that use this cache. Whether we had to wait for it."""
+        waited = False
+        with (self._folder / "lock").open("a+b") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                if not waited:
+                    file.seek(0)
+                    pid = file.read(20).decode("ascii", "replace").strip() or "unknown"
+                    self._tell("waiting", 0.0, f"another process (pid {pid}) is building llama.cpp")
+                    waited = True
+                if self._cancelled.wait(_LOCK_SECONDS):
+                    raise Cancelled
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+            yield waited
+
+    def _tell(self, stage: str, fraction: float, message: str) -> None:
+        self._tell_all(Progress(stage, fraction, message))
