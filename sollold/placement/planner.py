@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
@@ -25,6 +26,8 @@ FootprintOf = Callable[[Run], Footprint]
 
 HEADS = 4
 """Heads for which splits are sought at most."""
+MANY = 64
+"""Machines from which on half as many are tried."""
 RETRIES = 4
 CLEAR_GAIN = 1.5
 """A split replaces a machine that would compute on its processor only if it is this much faster."""
@@ -57,9 +60,6 @@ def choose(
     correction: speed.Correction = speed.uncorrected,
 ) -> Choice:
     """Find the best placement under the room that ``fleet`` has."""
-    first = context.run_with(wish, context.tokens(wish, 0), max(wish.slots, 1))
-    train = footprint_of(first).context_train
-    full, smaller = context.rungs(wish, train)
     made: dict[Run, Footprint] = {}
 
     def print_of(run: Run) -> Footprint:
@@ -67,6 +67,8 @@ def choose(
             made[run] = footprint_of(run)
         return made[run]
 
+    train = print_of(context.run_with(wish, context.tokens(wish, 0), max(wish.slots, 1))).context_train
+    full, smaller = context.rungs(wish, train)
     found: tuple[Draft, list[Alternative]] | None = None
     tried = _Rung(wish, fleet, print_of(full[0]), full[0], correction)
     alone_allowed = not wish.always and not wish.fixed and wish.policy is not Policy.SPREAD
@@ -232,12 +234,13 @@ class _Rung:
             return None
         if sum(machine.room for machine in self.fleet.machines) < self.needed:
             return None
-        heads = sorted(self.heads(), key=self._promise)[:HEADS]
+        heads = sorted(self.heads(), key=self._promise)
+        heads = heads[: HEADS if len(self.fleet.machines) <= MANY else HEADS // 2]
         best: Draft | None = None
         for head in heads:
             links = links_between(self.fleet.machines, head)
             if self.wish.policy is Policy.FASTEST:
-                found = self._fastest(head, links)
+                found = self._fastest(head, links, best.seconds if best is not None else inf)
             else:
                 found = self._proportional(head, links)
             if found is None:
@@ -258,7 +261,7 @@ class _Rung:
         trips = sorted(link.round_trip for _, link in head.links)[:3]
         return cost + left / 10e9 + sum(trips), head.node
 
-    def _fastest(self, head: Machine, links: Mapping[str, Link]) -> Draft | None:
+    def _fastest(self, head: Machine, links: Mapping[str, Link], below: float) -> Draft | None:
         own = self.spots[head.node]
         cpu = next((spot for spot in own if spot.kind is Kind.CPU), None)
         gpu_head = any(spot.kind is Kind.GPU for spot in own)
@@ -271,10 +274,12 @@ class _Rung:
         found = []
         line = [*others, cpu] if cpu is not None and not gpu_head else others
         bins = [(spot, self._bin(spot, head, links, copies=True)) for spot in line]
-        found.append(self._search(head, bins, links))
+        found.append(self._search(head, bins, links, below))
         if cpu is not None:
+            if found[0] is not None:
+                below = min(below, found[0].seconds)
             bins = [(spot, self._bin(spot, head, links, copies=False)) for spot in others]
-            found.append(self._search(head, [*bins, (cpu, self._host_bin(cpu, head))], links))
+            found.append(self._search(head, [*bins, (cpu, self._host_bin(cpu, head))], links, below))
         fitting = [one for one in found if one is not None]
         if not fitting:
             return None
@@ -286,13 +291,25 @@ class _Rung:
         return best
 
     def _search(
-        self, head: Machine, bins: Sequence[tuple[Spot, Bin]], links: Mapping[str, Link]
+        self,
+        head: Machine,
+        bins: Sequence[tuple[Spot, Bin]],
+        links: Mapping[str, Link],
+        below: float = inf,
     ) -> Draft | None:
-        """The fastest split over these devices, worked out and checked to the byte."""
+        """The fastest split over these devices, worked out and checked to the byte.
+
+        ``below``: only one quicker than this is of interest.
+        """
         tight = [one for _, one in bins]
         for _ in range(RETRIES):
             split = best_split(
-                self.memory, self.footprint.active, tight, most=MOST_DEVICES, workers=self.wish.workers
+                self.memory,
+                self.footprint.active,
+                tight,
+                most=MOST_DEVICES,
+                workers=self.wish.workers,
+                below=below,
             )
             if split is None:
                 return None

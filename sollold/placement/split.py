@@ -11,19 +11,21 @@ found.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import inf
 
 SLACK = 0.002
 """Gain (as a share of the time) that is not worth looking for."""
+ENOUGH = 0.005
+"""How near to the bound of its devices a split must come before better orders are looked for."""
 EFFORT = 4000
-"""Subsets walked at most."""
-LEAVES = 24
-"""Subsets for which cut points are sought at most, unless none has fitted yet."""
-LEAVES_AT_MOST = 200
+"""Subsets walked at most; a quarter with more than `SHORTLIST` devices."""
+WORK = 2500
+"""Steps for the best cut points and orders of the promising subsets; ten times that until one fits."""
 SHORTLIST = 16
 ALL_ORDERS = 4
 """Up to so many devices every order is tried."""
@@ -68,6 +70,7 @@ def best_split(
     *,
     most: int = 15,
     workers: int = 15,
+    below: float = inf,
 ) -> Split | None:
     """The fastest split, or None when none fits.
 
@@ -77,8 +80,9 @@ def best_split(
         bins: the devices.
         most: devices used at most, the ``first`` kind not counted.
         workers: machines with workers at most.
+        below: only splits quicker than this are of interest.
     """
-    search = _Search(memory, active, bins, most, workers)
+    search = _Search(memory, active, bins, most, workers, below)
     search.run()
     return search.best
 
@@ -101,13 +105,22 @@ class _Search:
     bins: Sequence[Bin]
     most: int
     workers: int
+    below: float
     best: Split | None = None
     effort: int = 0
-    leaves: int = 0
+    leaves: list[tuple[float, tuple[_Item, ...]]] = field(default_factory=list)
+    many: bool = field(init=False)
+    most_effort: int = field(init=False)
+    items: list[_Item] = field(init=False)
+    hops: list[float] = field(init=False)
+    price: list[float] = field(init=False)
+    rest: list[float] = field(init=False)
     mem: list[int] = field(init=False)
     act: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.many = len(self.bins) > SHORTLIST
+        self.most_effort = EFFORT // 4 if self.many else EFFORT
         self.mem = [0, *accumulate(self.memory)]
         self.act = [0, *accumulate(self.active)]
 
@@ -116,14 +129,32 @@ class _Search:
         items.sort(key=lambda item: (item.bin.rate, item.bin.hop, -item.cap, item.index))
         if not items:
             return
-        hops = [item.bin.hop for item in items]
-        for i in range(len(items) - 2, -1, -1):
-            hops[i] = min(hops[i], hops[i + 1])
-        caps = [item.cap for item in items]
-        rest = [0.0] * (len(items) + 1)
-        for i in range(len(items) - 1, -1, -1):
-            rest[i] = rest[i + 1] + caps[i]
-        self._walk(items, hops, rest, 0, [], 0.0, float(self.act[-1]))
+        self.items = items
+        count = len(items)
+        self.hops = [inf] * (count + 1)
+        self.price = [inf] * (count + 1)
+        self.rest = [0.0] * (count + 1)
+        for i in range(count - 1, -1, -1):
+            one = items[i]
+            self.hops[i] = min(self.hops[i + 1], one.bin.hop)
+            # A byte on a device costs no less than when the device is full.
+            self.price[i] = min(self.price[i + 1], one.bin.rate + one.bin.hop / one.cap)
+            self.rest[i] = self.rest[i + 1] + one.cap
+        # Some device must hold the output, so its tail at the least is paid.
+        ends = [item.bin.tail for item in items if item.low_last < len(self.mem) - 1]
+        if not ends:
+            return
+        self._walk(0, [], min(ends), float(self.act[-1]))
+        self.leaves.sort(key=lambda leaf: leaf[0])
+        work = 0
+        for bound, chosen in self.leaves:
+            if bound >= self._bar() or work > (WORK if self.best is not None else 10 * WORK):
+                break
+            work += self._refine(chosen, bound)
+
+    def _bar(self) -> float:
+        """Only what is quicker than this can win."""
+        return self.best.seconds * (1 - SLACK) if self.best is not None else self.below
 
     def _shortlist(self) -> list[int]:
         """Indices worth searching: with very many bins the best by time a byte, and the roomiest."""
@@ -167,84 +198,81 @@ class _Search:
         low[count] = count
         return _Item(index, one, float(cap), low, low_last)
 
-    def _walk(
-        self,
-        items: list[_Item],
-        hops: list[float],
-        rest: list[float],
-        start: int,
-        chosen: list[_Item],
-        cost: float,
-        left: float,
-    ) -> bool:
-        """Try all supersets of ``chosen`` with items from ``start`` on. Returns whether one fitted."""
-        fitted = False
+    def _walk(self, start: int, chosen: list[_Item], cost: float, left: float) -> None:
+        """Try all supersets of ``chosen`` with items from ``start`` on."""
         if left <= 0 and chosen:
             if self._leaf(chosen, cost):
-                return True
+                return
             left = 0.0
+        items = self.items
+        taken_groups = {item.bin.group for item in chosen if item.bin.group >= 0}
+        machines = {item.bin.worker for item in chosen if item.bin.worker >= 0}
+        full = len(chosen) - sum(item.bin.first for item in chosen) >= self.most
         for j in range(start, len(items)):
             item = items[j]
-            if left > rest[j]:
+            one = item.bin
+            if left > self.rest[j]:
                 break
-            bar = self.best.seconds * (1 - SLACK) if self.best is not None else inf
-            if cost + hops[j] + left * item.bin.rate >= bar:
+            bar = self._bar()
+            if cost + max(self.hops[j], left * self.price[j]) >= bar:
                 break
             self.effort += 1
-            if self.effort > EFFORT or self.leaves >= LEAVES_AT_MOST:
-                break
-            if self.leaves >= LEAVES and self.best is not None:
+            if self.effort > self.most_effort:
                 break
             taken = min(left, item.cap)
-            price = cost + item.bin.hop + taken * item.bin.rate
-            if price >= bar or not self._may_join(item, chosen):
+            price = cost + one.hop + taken * one.rate
+            if price + (left - taken) * self.price[j + 1] >= bar if left > taken else price >= bar:
+                continue
+            if (full and not one.first) or one.group in taken_groups:
+                continue
+            if one.worker >= 0 and one.worker not in machines and len(machines) >= self.workers:
                 continue
             if j > start and _alike(item, items[j - 1]):
                 continue
             chosen.append(item)
-            if self._walk(items, hops, rest, j + 1, chosen, price, left - taken):
-                fitted = True
+            self._walk(j + 1, chosen, price, left - taken)
             chosen.pop()
-        return fitted
-
-    def _may_join(self, item: _Item, chosen: list[_Item]) -> bool:
-        one = item.bin
-        used = sum(1 for other in chosen if not other.bin.first)
-        if not one.first and used >= self.most:
-            return False
-        if one.group >= 0 and any(other.bin.group == one.group for other in chosen):
-            return False
-        if one.worker >= 0:
-            machines = {other.bin.worker for other in chosen if other.bin.worker >= 0}
-            if one.worker not in machines and len(machines) >= self.workers:
-                return False
-        return True
 
     def _leaf(self, chosen: list[_Item], bound: float) -> bool:
-        """Find order and cut points for exactly these devices. Returns whether they hold the model."""
-        self.leaves += 1
+        """These devices may do: fill them. Returns whether no further device can make it any better."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
         if not rest or len(head) > 1:
             return False
         found: Split | None = None
-        lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))
-        for last in lasts[:3]:
-            others = [item for item in rest if item is not last]
-            split = self._arrange([*head, *others, last])
+        for last in sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:3]:
+            split = self._pour([*head, *(item for item in rest if item is not last), last])
             if split is not None and (found is None or split.seconds < found.seconds):
                 found = split
-            if found is not None and found.seconds <= bound * (1 + SLACK):
+            if found is not None and found.seconds <= bound * (1 + ENOUGH):
                 break
-        if found is None or found.seconds > bound * (1 + SLACK):
-            better = self._any_order(head, rest) if len(rest) <= ALL_ORDERS else self._some_orders(head, rest)
-            if better is not None and (found is None or better.seconds < found.seconds):
-                found = better
-        if found is None:
-            return False
-        if self.best is None or self._wins(found, self.best):
+        if found is not None:
+            self._keep(found)
+        if found is not None and (found.seconds <= bound * (1 + ENOUGH) or self.many):
+            return True
+        self.leaves.append((bound, tuple(chosen)))
+        # Layers are whole: one more device may take the piece that ill fits these.
+        return found is not None and found.seconds <= bound * (1 + 2 * ENOUGH)
+
+    def _refine(self, chosen: tuple[_Item, ...], bound: float) -> int:
+        """Find the best order and cut points for exactly these devices. Returns the steps it took."""
+        head = [item for item in chosen if item.bin.first]
+        rest = [item for item in chosen if not item.bin.first]
+        if len(rest) <= ALL_ORDERS:
+            found = self._any_order(head, rest)
+        else:
+            found = self._some_orders(head, rest, bound)
+        if found is not None:
+            self._keep(found)
+        orders = 2 ** (len(rest) - 1) if len(rest) <= ALL_ORDERS else 6
+        return orders * len(rest) * len(self.mem)
+
+    def _keep(self, found: Split) -> None:
+        if self.best is None:
+            if found.seconds < self.below:
+                self.best = found
+        elif self._wins(found, self.best):
             self.best = found
-        return True
 
     @staticmethod
     def _wins(new: Split, old: Split) -> bool:
@@ -254,17 +282,54 @@ class _Search:
             len(new.runs) == len(old.runs) and new.seconds < old.seconds
         )
 
-    def _some_orders(self, head: list[_Item], rest: list[_Item]) -> Split | None:
-        """More orders for many devices: each one last, the others roomy first, then small first."""
+    def _some_orders(self, head: list[_Item], rest: list[_Item], bound: float) -> Split | None:
+        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first."""
         found: Split | None = None
-        for last in sorted(rest, key=lambda item: -item.bin.room_last)[:3]:
-            others = [item for item in rest if item is not last]
-            for sign in (-1, 1):
-                others.sort(key=lambda item: sign * item.bin.room)
-                split = self._arrange([*head, *others, last])
+        keys: list[Callable[[_Item], float]] = [
+            lambda item: item.bin.rate,
+            lambda item: -item.bin.room,
+            lambda item: item.bin.room,
+        ]
+        lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
+        for last in dict.fromkeys(
+            (*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room_last)))
+        ):
+            end = next(item for item in rest if id(item) == last)
+            for key in keys:
+                others = sorted((item for item in rest if item is not end), key=key)
+                split = self._arrange([*head, *others, end])
                 if split is not None and (found is None or split.seconds < found.seconds):
                     found = split
+                if found is not None and found.seconds <= bound * (1 + ENOUGH):
+                    return found
         return found
+
+    def _pour(self, order: list[_Item]) -> Split | None:
+        """Fill all devices but the slowest, from both ends; the slowest gets what is left in between.
+
+        The best there is when layers are alike, and quick.
+        """
+        mem, act = self.mem, self.act
+        count = len(mem) - 1
+        slow = max(range(len(order)), key=lambda i: order[i].bin.rate)
+        cuts = [0] * (len(order) + 1)
+        cuts[-1] = count
+        for i in range(slow):
+            cuts[i + 1] = min(bisect_right(mem, mem[cuts[i]] + order[i].bin.room) - 1, count - 1)
+        for i in range(len(order) - 1, slow, -1):
+            if cuts[i + 1] == count:
+                cuts[i] = order[i].low_last
+            else:
+                cuts[i] = order[i].low[cuts[i + 1]] if cuts[i + 1] > 0 else 0
+            cuts[i] = max(cuts[i], cuts[slow])
+        seconds = order[-1].bin.tail
+        for i, item in enumerate(order):
+            first, last = cuts[i], cuts[i + 1]
+            room = item.bin.room_last if last == count else item.bin.room
+            if first >= last or mem[last] - mem[first] > room or (item.bin.first and last == count):
+                return None
+            seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
+        return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
     def _arrange(self, order: list[_Item]) -> Split | None:
         """Best cut points for the devices in this order, each holding at least one layer."""
