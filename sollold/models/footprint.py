@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from sollold.models import blocks
 from sollold.models.blocks import Batch, Block
 from sollold.models.run import Run
-from sollold.models.shape import Layer, Shape
+from sollold.models.shape import Shape
 from sollold.models.tensor_type import by_name
 
 _COPIES = 4
 """Copies of a device's inputs when batches are pipelined (GGML_SCHED_MAX_COPIES)."""
 
 _UNPACKED = ("f32", "f16", "bf16")
+_FOURFOLD = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next")
+"""Architectures whose tokens have four positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +67,14 @@ class Footprint:
         # The first layer's input is one of the device's inputs, which pipelining keeps.
         peak = max(demand.later if piped else demand.alone for demand in held[1:] or held)
         peak = max(peak, held[0].first if piped else held[0].alone)
-        inputs = self._inputs.besides(held, first=first == 0)
+        given = self._inputs.of_all(held) + self._inputs.of_layers(first, last, self.layers)
+        given += sum(self.state[demand.source] for demand in held if 0 <= demand.source < first)
+        kept = self._inputs.raw if first == 0 else 0
         if not piped:
-            return peak + inputs
-        return peak + _COPIES * (
-            inputs + (self._inputs.hidden if first < self.layers else self._inputs.chosen)
-        )
+            return peak + kept + given
+        given += self._inputs.hidden if first < self.layers else self._inputs.chosen
+        given += held[0].received + (held[-1].sent if last < self.layers else 0)
+        return peak + kept + _COPIES * given
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
@@ -84,7 +88,8 @@ class Footprint:
 @dataclass(frozen=True, slots=True)
 class _Demand:
     """What a layer's operations need: pipelined as the first of a device, pipelined as a later one, without
-    pipelining; and which inputs.
+    pipelining; and which inputs. ``received``, ``sent``: bytes that pass besides the hidden state when a
+    device begins or ends with it. ``source``: the layer whose cache it uses, -1: its own.
     """
 
     first: int
@@ -92,7 +97,9 @@ class _Demand:
     alone: int
     full: bool = False
     windowed: bool = False
-    recurrent: bool = False
+    received: int = 0
+    sent: int = 0
+    source: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +107,9 @@ class _Inputs:
     """Bytes of what each device is given for one ubatch.
 
     ``hidden``: the hidden state; ``chosen``: of the tokens that are output; ``full``, ``windowed``: masks
-    and indices of attention; ``always``: positions and the like; ``per_layer``: embeddings of the layers'
-    own; ``host``: what the head keeps of all inputs; ``looked_up``: what the head computes of them.
+    and indices of attention; ``always``: positions and the like; ``per_layer``, ``raw``: the embedding of a
+    layer's own, of all layers together; ``joins``: the output's device needs that too; ``host``: what the
+    head keeps of all inputs; ``looked_up``: what the head computes of them.
     """
 
     hidden: int
@@ -110,17 +118,24 @@ class _Inputs:
     windowed: int
     always: int
     per_layer: int
+    raw: int
+    joins: int
     host: int
     looked_up: int
 
-    def besides(self, held: tuple[_Demand, ...], *, first: bool) -> int:
-        """Inputs of a device besides the hidden state."""
+    def of_all(self, held: tuple[_Demand, ...]) -> int:
+        """Inputs that layers have in common."""
         total = self.always
         if any(demand.full for demand in held):
             total += self.full
         if any(demand.windowed for demand in held):
             total += self.windowed
         return total
+
+    def of_layers(self, first: int, last: int, layers: int) -> int:
+        """Inputs that each layer has of its own."""
+        own = self.raw if first == 0 else self.per_layer * (min(last, layers) - first)
+        return own + (self.joins if last > layers else 0)
 
 
 def footprint(shape: Shape, run: Run) -> Footprint:
@@ -140,7 +155,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         v = layer.v if flash or not layer.v else widest_v
         kv = rows * cells.streams * (type_k.row(layer.k) + type_v.row(v))
         state.append(kv + layer.recurrent * run.slots)
-        demands.append(_demand(layer, cells, run, flash, index == last))
+        demands.append(_demand(shape, index, cells, run, flash, index == last))
     demands.append(_output_demand(shape, cells))
     return Footprint(
         layers=len(shape.layers),
@@ -155,7 +170,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         context_train=shape.context_train,
         estimate=not shape.known,
         _demands=tuple(demands),
-        _inputs=_inputs(shape, cells, flash, widest_v),
+        _inputs=_inputs(shape, run, cells, flash, widest_v),
     )
 
 
@@ -183,7 +198,8 @@ class _Cells:
         return cls(full, windowed, streams, tokens, outputs, run.slots)
 
 
-def _demand(layer: Layer, cells: _Cells, run: Run, flash: bool, last: bool) -> _Demand:
+def _demand(shape: Shape, index: int, cells: _Cells, run: Run, flash: bool, last: bool) -> _Demand:
+    layer = shape.layers[index]
     if layer.block is None:
         return _Demand(0, 0, 0)
     block = layer.block
@@ -203,8 +219,42 @@ def _demand(layer: Layer, cells: _Cells, run: Run, flash: bool, last: bool) -> _
         alone=_peak(block, batch, False, True, last),
         full=attends and not layer.window,
         windowed=attends and layer.window,
-        recurrent=layer.recurrent > 0,
+        received=_received(shape, index, cells),
+        sent=_sent(shape, index, cells),
+        source=layer.source,
     )
+
+
+def _received(shape: Shape, index: int, cells: _Cells) -> int:
+    """What a device that begins with a layer is given of the one before, besides the hidden state.
+
+    Recurrent layers fetch their state before the layer before has ended, which moves the border between the
+    devices a little: parts of products pass where one hidden state was meant to. Measured, not derived.
+    """
+    block = shape.layers[index].block
+    unit = cells.tokens * 4
+    if block is None or (index == 0 and not shape.positions):
+        return 0
+    if index == 0:
+        return shape.n_embd * unit
+    before = shape.layers[index - 1].block
+    if block.mixer in ("mamba", "mamba2") and before is not None:
+        if not block.ff and not block.experts and not block.q and before.mixer:
+            return (block.inner + block.convolved) * unit
+        return shape.n_embd * unit if before.experts and not before.ff_shared else 0
+    if block.mixer.startswith("rwkv"):
+        return shape.n_embd * unit * 5 // 2
+    return 0
+
+
+def _sent(shape: Shape, index: int, cells: _Cells) -> int:
+    """What comes back to a device that ends with a layer; see `_received`."""
+    block = shape.layers[index].block
+    if block is None:
+        return 0
+    if block.mixer in ("mamba", "mamba2") and not (block.ff or block.experts or block.q):
+        return block.inner * cells.tokens * 4
+    return shape.n_embd * cells.tokens * 4 if block.mixer.startswith("rwkv") else 0
 
 
 @functools.lru_cache(maxsize=4096)
@@ -218,28 +268,52 @@ def _output_demand(shape: Shape, cells: _Cells) -> _Demand:
     return _Demand(hidden + logits, 2 * hidden + logits, 2 * hidden + logits)
 
 
-def _inputs(shape: Shape, cells: _Cells, flash: bool, widest_v: int) -> _Inputs:
+def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -> _Inputs:
     width = 2 if flash else 4
     tokens = cells.tokens
     hidden = shape.n_embd * tokens * 4
     indices = 8 * tokens + 8 * tokens * (1 if flash else max(widest_v, 1))
-    cached = shape.cached
-    full = cells.full * tokens * width + indices if cached else tokens * tokens * width
-    windowed = cells.windowed * tokens * width + indices if cached else full
-    always = 4 * tokens + 4 * cells.outputs
-    has_full = any(layer.block and layer.block.q and not layer.window for layer in shape.layers)
-    has_windowed = any(layer.window for layer in shape.layers)
-    host = hidden + 4 * tokens + always + full * has_full + windowed * has_windowed
+    indices += _rotations(shape, run)
+    if shape.cached:
+        full = cells.full * tokens * width + indices
+        windowed = cells.windowed * tokens * width + indices
+    else:
+        full = windowed = tokens * tokens * width
+    attends = [layer for layer in shape.layers if layer.block and layer.block.q]
+    masks = full * any(not layer.window for layer in attends)
+    masks += windowed * any(layer.window for layer in attends)
+    streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
+    positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
+    always = positions + 4 * cells.outputs
+    per_layer = shape.per_layer * tokens * 4
+    raw = per_layer * sum(layer.block is not None for layer in shape.layers)
+    several = streams > 1
     return _Inputs(
-        hidden=hidden * max((layer.block.streams for layer in shape.layers if layer.block), default=1),
+        # Of several streams one, all of them turned, and all of them pass (Gemma 3n).
+        hidden=hidden * (2 * streams + 1) if several else hidden,
         chosen=shape.n_embd * cells.outputs * 4,
         full=full,
         windowed=windowed,
         always=always,
-        per_layer=shape.per_layer * tokens * 4,
-        host=host,
-        looked_up=hidden,
+        per_layer=per_layer,
+        raw=raw,
+        joins=raw + hidden if several else 0,
+        host=hidden + 4 * tokens + always + masks,
+        looked_up=hidden * (2 if shape.positions else 1) + raw,
     )
+
+
+def _rotations(shape: Shape, run: Run) -> int:
+    """Bytes of the matrices that turn the rows of a quantized cache."""
+    total = 0
+    blocks_with_heads = [layer.block for layer in shape.layers if layer.block and layer.block.q]
+    for kind, size in (
+        (run.type_k, max((block.head_k for block in blocks_with_heads), default=0)),
+        (run.type_v, max((block.head_v for block in blocks_with_heads), default=0)),
+    ):
+        if kind not in _UNPACKED and size and size % 64 == 0:
+            total += 4 * (size & -size) ** 2
+    return total
 
 
 def _pad(value: int, multiple: int) -> int:

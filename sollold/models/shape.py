@@ -38,6 +38,7 @@ class Layer:
         window: its attention slides over ``Shape.window`` tokens only.
         recurrent: bytes of recurrent state a sequence.
         block: what is computed in it; None: nothing (a layer for next-token prediction).
+        source: the layer whose cache it uses; -1: its own, or none.
     """
 
     weights: int
@@ -47,6 +48,7 @@ class Layer:
     window: bool = False
     recurrent: int = 0
     block: Block | None = None
+    source: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Shape:
         parameters: count of weights.
         cached: has a cache or a recurrent state: without one it gives embeddings only.
         per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
+        positions: places have an embedding beside that of tokens.
     """
 
     architecture: str
@@ -80,6 +83,7 @@ class Shape:
     parameters: int = 0
     cached: bool = True
     per_layer: int = 0
+    positions: bool = False
 
 
 def shape_of(header: Header) -> Shape:
@@ -101,6 +105,7 @@ def shape_of(header: Header) -> Shape:
         parameters=sum(tensor.elements for tensor in header.tensors),
         cached=facts.row.cache,
         per_layer=facts.per_layer,
+        positions=any(tensor.name.startswith("position_embd.") for tensor in header.tensors),
     )
 
 
@@ -189,6 +194,12 @@ class _Facts:
             return (index + 1) % max(self.integer("full_attention_interval", 4), 1) != 0
         return False
 
+    def source(self, index: int) -> int:
+        """The layer whose cache a layer uses that has none of its own; -1: there is none such."""
+        if index < self.kv_layers or self.kv_layers < 2 or index >= self.trunk:
+            return -1
+        return self.kv_layers - (2 if self.windowed[index] else 1)
+
     def attends(self, index: int) -> bool:
         """Whether a layer has a KV cache of its own."""
         if index >= self.trunk or not self.row.cache or index >= self.kv_layers:
@@ -257,6 +268,7 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         window=windowed,
         recurrent=recurrent,
         block=_block(facts, index, tensors),
+        source=facts.source(index),
     )
 
 
