@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ from aiohttp import web
 
 from sollold.cluster.identity import Identity, peer_of
 from sollold.cluster.peer import PeerError
-from sollold.cluster.reach import keep_watch
+from sollold.cluster.reach import keep_watch, socket_address
 from sollold.cluster.tunnel_end import OwnerEnd, WorkerLines
 
 log = logging.getLogger("sollold.cluster")
@@ -54,8 +55,11 @@ class Peers:
         self._app.router.add_post("/call/{name}", self._call)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
-        self._links: Callable[[str], asyncio.Protocol] | None = None
         self._lines = WorkerLines()
+        self._spoken: dict[str, Callable[[str], asyncio.Protocol]] = {
+            HTTP: self._http,
+            TUNNEL: lambda peer: OwnerEnd(peer, self._lines),
+        }
         self._tasks: set[asyncio.Task[object]] = set()
         self.port = 0
 
@@ -71,9 +75,9 @@ class Peers:
         """``resolve(caller, deployment)`` gives the loopback port of the worker, or raises PeerError."""
         self._lines.resolve = resolve
 
-    def links(self, make: Callable[[str], asyncio.Protocol]) -> None:
-        """``make(caller)`` gives the protocol for a standing link that ``caller`` opens."""
-        self._links = make
+    def speak(self, protocol: str, make: Callable[[str], asyncio.Protocol]) -> None:
+        """``make(caller)`` answers connections that a member opens with the ALPN name ``protocol``."""
+        self._spoken[protocol] = make
 
     async def start(self, host: str, port: int) -> int:
         """Listen; ``port`` 0 takes a free one. Returns the port.
@@ -88,19 +92,17 @@ class Peers:
         )  # fmt: skip
         await self._runner.setup()
         try:
+            listener = bound(socket.SOCK_STREAM, host, port)
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: _Door(self._protocol),
-                host,
-                port,
-                ssl=self._identity.server_context([HTTP, TUNNEL, LINK]),
+                sock=listener,
+                ssl=self._identity.server_context(tuple(self._spoken)),
                 ssl_handshake_timeout=_HANDSHAKE_SECONDS,
                 ssl_shutdown_timeout=_PATIENCE,
             )
-        except OSError as error:
+        except OSError:
             await self._runner.cleanup()
             self._runner = None
-            if error.errno == errno.EADDRINUSE:
-                raise port_taken("TCP", host, port) from error
             raise
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self.port
@@ -143,13 +145,12 @@ class Peers:
             ) from error
 
     def _protocol(self, spoken: str | None, peer: str) -> asyncio.Protocol | None:
-        if spoken == HTTP and self._runner is not None and self._runner.server is not None:
-            return self._runner.server()
-        if spoken == TUNNEL:
-            return OwnerEnd(peer, self._lines)
-        if spoken == LINK and self._links is not None:
-            return self._links(peer)
-        return None
+        make = self._spoken.get(spoken or "")
+        return make(peer) if make is not None and peer else None
+
+    def _http(self, peer: str) -> asyncio.Protocol:
+        assert self._runner is not None and self._runner.server is not None
+        return self._runner.server()
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
@@ -175,13 +176,35 @@ class Peers:
         return web.Response(body=msgspec.msgpack.encode(reply), content_type="application/msgpack")
 
 
-def port_taken(kind: str, host: str, port: int) -> PortTaken:
-    """The error for a port of ours that another program has."""
-    return PortTaken(
-        errno.EADDRINUSE,
-        f"port {port}/{kind} on {host} (cluster.port, for other nodes) is in use: "
-        "another sollold may be running; end it or set another port",
-    )
+def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+    """A socket on the port for nodes. ``::`` takes IPv4 as well.
+
+    Raises:
+        PortTaken: another program has it.
+        OSError: ``host`` is no address of this machine.
+    """
+    name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
+    family, place = socket_address((host, port))
+    made = socket.socket(family, kind)
+    try:
+        if kind == socket.SOCK_STREAM:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        made.setblocking(False)
+        made.bind(place)
+    except OSError as error:
+        made.close()
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                error.errno,
+                f"port {port}/{name} on {host} (cluster.port, for other nodes) is in use: "
+                "another sollold may be running; end it or set another port",
+            ) from error
+        raise OSError(
+            error.errno, f"can't listen on {host} port {port}/{name} (cluster.host): {error.strerror}"
+        ) from error
+    return made
 
 
 class _Door(asyncio.Protocol):

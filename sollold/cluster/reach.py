@@ -112,6 +112,7 @@ class Reach:
                         continue
                     found = peer_of(transport.get_extra_info("ssl_object"))
                     self.worked(found, address)
+                    keep_watch(transport)
                     made = make()
                     transport.set_protocol(made)
                     made.connection_made(transport)
@@ -181,11 +182,13 @@ def literal(place: Sequence[object]) -> Address:
     return host, port
 
 
-def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 4) -> None:
-    """Send at once, and let the kernel end the connection when the other machine is silent that long.
+def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bool = False) -> None:
+    """Send at once, and let the kernel end the connection when the other machine vanished.
 
-    Keep-alive probes find a vanished machine while nothing is sent; TCP_USER_TIMEOUT (RFC 5482) while
-    something is. Buffer sizes are left to the kernel, which grows them with the need.
+    Keep-alive probes find a machine that is silent for ``seconds`` while nothing is sent. With ``always``
+    TCP_USER_TIMEOUT (RFC 5482) does so while something is sent too: only where the other side reads all
+    the time, since a side that does not take bytes for so long would count as vanished. Buffer sizes are
+    left to the kernel, which grows them with the need.
     """
     sock = transport.get_extra_info("socket")
     if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
@@ -196,8 +199,9 @@ def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 4) -> None:
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), max(1, seconds // 2)),
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), 1),
         (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), max(1, seconds - seconds // 2)),
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", None), seconds * 1000),
     ]
+    if always:
+        options.append((socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", None), seconds * 1000))
     for level, option, value in options:
         if option is not None:
             with contextlib.suppress(OSError):

@@ -1,0 +1,203 @@
+"""mDNS: nodes on the same LAN are introduced to each other. It never says who is alive.
+
+Service ``_sollold._tcp.local.``, instance name = node id; TXT: ``v`` the protocol's version, ``boot`` the
+process, ``c`` a short name of the cluster that tells nothing of its token (RFC 6762, RFC 6763).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from zeroconf import IPVersion, ServiceStateChange, Zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from sollold.cluster.actions import Address
+from sollold.cluster.interfaces import Interface
+
+log = logging.getLogger("sollold.cluster")
+
+SERVICE = "_sollold._tcp.local."
+_PROTOCOL = "1"
+_ASK_MILLISECONDS = 3000
+_MOST = 256
+"""Instances that are looked at; a LAN full of forged ones must not grow the daemon."""
+_INTERFACES = 8
+_CLOSE_SECONDS = 2.0
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    """How mDNS does, for ``sollold doctor``.
+
+    Attributes:
+        working: it is announced and listened to.
+        reason: why not, or empty.
+        interfaces: the addresses it works on.
+        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters.
+    """
+
+    working: bool
+    reason: str
+    interfaces: tuple[str, ...]
+    found: tuple[str, ...]
+    foreign: int
+
+
+class Discovery:
+    """Announces this node and looks for others.
+
+    Args:
+        node, boot, cluster: told in the announcement.
+        port: for nodes.
+        found: called with a node's id and where it says it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        boot: int,
+        cluster: str,
+        port: int,
+        found: Callable[[str, tuple[Address, ...]], None],
+    ) -> None:
+        self._node = node
+        self._boot = boot
+        self._cluster = cluster
+        self._port = port
+        self._found = found
+        self._interfaces: tuple[str, ...] = ()
+        self._reason = "not started"
+        self._seen: dict[str, tuple[Address, ...]] = {}
+        self._foreign: set[str] = set()
+        self._wanted: tuple[str, ...] | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._complained = False
+
+    def status(self) -> DiscoveryStatus:
+        """How it does now."""
+        return DiscoveryStatus(
+            not self._reason, self._reason, self._interfaces, tuple(sorted(self._seen)), len(self._foreign)
+        )
+
+    def seen(self) -> dict[str, tuple[Address, ...]]:
+        """Nodes of this cluster that were announced, alive or not."""
+        return dict(self._seen)
+
+    def use(self, found: Sequence[Interface]) -> None:
+        """Work on these interfaces from now on; the first call starts it."""
+        # Every group joined counts against a small limit of the system, so bridges of containers, which
+        # lead nowhere, are left out unless there is nothing else.
+        best = [one for one in found if one.rank < 3] or list(found)
+        wanted = tuple(one.ipv4[0] for one in best if one.ipv4)[:_INTERFACES]
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def close(self) -> None:
+        """Take the announcement back and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._reason = "stopped"
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            wanted = self._wanted or ()
+            if not wanted:
+                self._reason = "no network interface has an IPv4 address"
+                await self._changed.wait()
+                continue
+            try:
+                await self._work(wanted)
+            except Exception as error:
+                # Whatever fails here (no multicast, no route, another responder that holds the port), the
+                # other two introducers go on.
+                self._reason = f"mDNS does not work here: {error or type(error).__name__}"
+                if not self._complained:
+                    self._complained = True
+                    log.warning("%s; seeds and remembered peers are used", self._reason)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_SECONDS):
+                        await self._changed.wait()
+
+    async def _work(self, addresses: tuple[str, ...]) -> None:
+        """Announce and browse on ``addresses`` until the interfaces change.
+
+        Everything is made anew then: a browser that is kept takes seconds to notice what a new one hears
+        at once.
+        """
+        zeroconf = AsyncZeroconf(interfaces=list(addresses), ip_version=IPVersion.V4Only)
+        browser: AsyncServiceBrowser | None = None
+        try:
+            info = AsyncServiceInfo(
+                SERVICE,
+                f"{self._node}.{SERVICE}",
+                port=self._port,
+                server=f"{self._node}.local.",
+                parsed_addresses=list(addresses),
+                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._cluster},
+            )
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+            # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
+            announced = await zeroconf.async_register_service(info, cooperating_responders=True)
+            self._interfaces, self._reason = addresses, ""
+            self._complained = False
+            log.info("mDNS works on %s", ", ".join(addresses))
+            await announced
+            await self._changed.wait()
+        finally:
+            for task in self._asking.values():
+                task.cancel()
+            self._asking.clear()
+            self._interfaces = ()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    if browser is not None:
+                        await browser.async_cancel()
+                    await zeroconf.async_close()
+
+    def _heard(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        """Called on the loop by zeroconf; must not wait, and must not raise."""
+        if state_change is ServiceStateChange.Removed or name in self._asking:
+            return
+        node = name.removesuffix("." + SERVICE)
+        if node == self._node or len(self._asking) >= _MOST:
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
+        self._asking[name] = task
+        task.add_done_callback(lambda _: self._asking.pop(name, None))
+
+    async def _ask(self, zeroconf: Zeroconf, name: str, node: str) -> None:
+        try:
+            info = AsyncServiceInfo(SERVICE, name)
+            if not await info.async_request(zeroconf, _ASK_MILLISECONDS):
+                return
+            told = info.decoded_properties
+            if told.get("v") != _PROTOCOL or not info.port:
+                return
+            if told.get("c") != self._cluster:
+                if len(self._foreign) < _MOST:
+                    self._foreign.add(node)
+                return
+            addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(IPVersion.V4Only))[:8]
+            if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
+                return
+            self._seen[node] = addresses
+            self._found(node, addresses)
+        except Exception as error:
+            log.debug("the announcement %s was not understood: %s", name, error)
