@@ -11,6 +11,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sollold.api.anthropic import AnthropicRoutes
+from sollold.api.batch import BatchRoutes
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
 from sollold.api.cors import EXPOSED, METHODS, allowed
@@ -27,6 +28,7 @@ from sollold.api.responses import ResponsesRoutes
 from sollold.api.route import Handler, Route
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
+from sollold.serving.batch import Batches
 
 log = logging.getLogger("sollold.api")
 
@@ -55,7 +57,7 @@ def dialect_of(path: str) -> Dialect:
     return Dialect.OLLAMA
 
 
-def all_routes(parts: Parts, desk: Desk, metrics: Metrics) -> list[Route]:
+def all_routes(parts: Parts, desk: Desk, metrics: Metrics, batches: Batches) -> list[Route]:
     """Every route of the API, its description included."""
     rows = DashboardRoutes().routes()
     rows += OllamaRoutes(parts, desk).routes()
@@ -63,6 +65,7 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics) -> list[Route]:
     rows += ResponsesRoutes(parts, desk).routes()
     rows += AnthropicRoutes(parts, desk).routes()
     rows += ClusterRoutes(parts, desk.live).routes()
+    rows += BatchRoutes(parts, batches).routes()
     rows += metrics.routes()
     description: list[bytes] = []
 
@@ -75,16 +78,22 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics) -> list[Route]:
 
 
 def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
-    """The application. It owns nothing that must be closed."""
+    """The application; its batches end with it (`on_cleanup`)."""
     live = LiveRequests()
     metrics = Metrics(parts.cluster, live)
-    rows = all_routes(parts, Desk(parts.service, patience or Patience(), live), metrics)
+    batches = Batches()
+    rows = all_routes(parts, Desk(parts.service, patience or Patience(), live), metrics, batches)
     app = web.Application(middlewares=[_guard(settings, metrics)], client_max_size=LONGEST_BODY)
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)
         if row.path.startswith("/api/"):
             # People who typed a base of /v1 into an Ollama client.
             app.router.add_route(row.method, "/v1" + row.path, row.handler)
+
+    async def end_batches(_: web.Application) -> None:
+        await batches.close()
+
+    app.on_cleanup.append(end_batches)
     app.on_response_prepare.append(_stamp(settings))
     return app
 

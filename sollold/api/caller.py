@@ -24,7 +24,7 @@ class Caller:
     """What the headers say.
 
     Attributes:
-        id: of the request; the caller's own ``X-Request-Id`` when it is a sane one.
+        id: of the request, unique: it begins with the caller's own ``X-Request-Id`` when that is a sane one.
         client: digest of the key it shows, else its address: whose share of the turns it takes.
         priority: 1 to 10.
         deadline: seconds in which the answer must be whole (``X-Sollold-Deadline``, or the
@@ -71,7 +71,7 @@ def caller_of(request: web.Request, field: object = None, timeout: object = None
         if deadline <= 0:
             raise Refusal(Fault.BAD_REQUEST, "the time-out must be more than 0 seconds")
     return Caller(
-        id=request.get(ID) or request_id(request),
+        id=f"{request.get(ID) or request_id(request)}.{secrets.token_hex(3)}",
         client=client_of(request),
         priority=priority_of(headers.get("X-Sollold-Priority"), field, headers.get("X-Sollold-Role")),
         deadline=deadline,

@@ -13,15 +13,10 @@ from aiohttp import web
 
 from sollold.api.body import as_type, read_object
 from sollold.api.caller import Caller, caller_of
+from sollold.api.embedder import Embedder
 from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.ollama_chat import ChatLines, chat_body
-from sollold.api.ollama_embed import (
-    longest_input,
-    normalized,
-    read_embeddings,
-    read_tokens,
-    shortened,
-)
+from sollold.api.ollama_embed import shortened
 from sollold.api.ollama_form import LineForm, Lines, LoadForm, LoadLines
 from sollold.api.ollama_generate import GenerateLines, generate_call, is_packed, turns_of
 from sollold.api.ollama_models import ps, show, tags
@@ -40,9 +35,9 @@ from sollold.api.ollama_request import (
 )
 from sollold.api.parts import Listed, Parts
 from sollold.api.prefix import prefix_of
-from sollold.api.reply import JSON, NDJSON, Desk, Reply, ask_whole, routing_headers, routing_object
+from sollold.api.reply import JSON, NDJSON, Desk, Reply, routing_headers, routing_object
 from sollold.api.route import Route
-from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Routing
+from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
 
 log = logging.getLogger("sollold.api")
 
@@ -66,6 +61,7 @@ class OllamaRoutes:
     def __init__(self, parts: Parts, desk: Desk) -> None:
         self._parts = parts
         self._desk = desk
+        self._embedder = Embedder(parts.service)
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -241,22 +237,20 @@ class OllamaRoutes:
             return json_response({"model": embed.model, "embeddings": []})
         if any(not text for text in texts):
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
-        vectors, tokens, routing, raw = await self._vectors(
-            caller, embed, listed, texts, Call("/api/embed", body)
+        ask = self._embedding_ask(caller, embed, listed)
+        call = Call("/api/embed", body)
+        found = await self._embedder.embed(
+            ask, listed.model, texts, call, truncate=embed.truncate is not False
         )
-        answer: dict[str, Any]
-        if raw is not None:
-            answer = raw
-        else:
-            answer = {
-                "model": embed.model,
-                "embeddings": [shortened(vector, embed.dimensions) for vector in vectors],
-                "total_duration": int((time.monotonic() - started) * 1e9),
-                "load_duration": int(routing.load_ms * 1e6),
-                "prompt_eval_count": tokens,
-            }
-        answer["_routing"] = routing_object(routing, started)
-        return json_response(answer, routing_headers(routing))
+        answer = found.native or {
+            "model": embed.model,
+            "embeddings": [shortened(vector, embed.dimensions) for vector in found.vectors],
+            "total_duration": int((time.monotonic() - started) * 1e9),
+            "load_duration": int(found.routing.load_ms * 1e6),
+            "prompt_eval_count": found.tokens,
+        }
+        answer["_routing"] = routing_object(found.routing, started)
+        return json_response(answer, routing_headers(found.routing))
 
     async def embeddings(self, request: web.Request) -> web.Response:
         """``/api/embeddings``: one text, not normalised."""
@@ -267,73 +261,28 @@ class OllamaRoutes:
         listed = await self._parts.library.find(require_model(old.model))
         if not old.prompt:
             return json_response({"embedding": []})
-        embed = Embed(model=old.model, keep_alive=old.keep_alive, options=old.options)
+        ask = self._embedding_ask(caller, old, listed)
         call = Call("/api/embeddings", body)
-        vectors, _, routing, raw = await self._vectors(
-            caller, embed, listed, [old.prompt], call, normalize=False
-        )
-        answer: dict[str, Any] = raw if raw is not None else {"embedding": vectors[0]}
-        answer["_routing"] = routing_object(routing, started)
-        return json_response(answer, routing_headers(routing))
+        found = await self._embedder.embed(ask, listed.model, [old.prompt], call, normalize=False)
+        answer = found.native or {"embedding": found.vectors[0]}
+        answer["_routing"] = routing_object(found.routing, started)
+        return json_response(answer, routing_headers(found.routing))
 
-    async def _vectors(
-        self,
-        caller: Caller,
-        embed: Embed,
-        listed: Listed,
-        texts: list[str],
-        native: Call,
-        *,
-        normalize: bool = True,
-    ) -> tuple[list[list[float]], int, Routing, dict[str, Any] | None]:
-        """(vectors, tokens, routing, Ollama's own answer when it was one).
-
-        A text that is too long is cut to what the engine takes, unless ``truncate`` is false.
-        """
+    def _embedding_ask(self, caller: Caller, embed: Embed | Embeddings, listed: Listed) -> Ask:
+        """All of it but the calls."""
         options = parse_options(embed.options, listed.model)
-
-        def ask(calls: dict[Engine, Call]) -> Ask:
-            return Ask(
-                id=caller.id,
-                model=require_model(embed.model),
-                calls=calls,
-                stream=False,
-                context=max(0, options.num_ctx or 0),
-                keep_alive=parse_keep_alive(embed.keep_alive),
-                priority=caller.priority,
-                client=caller.client,
-                embedding=True,
-                deadline=caller.deadline,
-            )
-
-        def body(inputs: list[Any]) -> dict[str, Any]:
-            return {
-                "model": listed.model.name,
-                "input": inputs,
-                "encoding_format": "float",
-                "embd_normalize": 2 if normalize else -1,
-            }
-
-        service = self._parts.service
-        calls = {Engine.OLLAMA: native}
-        if not listed.model.only_ollama:
-            calls[Engine.LLAMA] = Call("/v1/embeddings", body(texts))
-        try:
-            raw, routing = await ask_whole(service, ask(calls))
-        except Refusal as refusal:
-            limit = longest_input(refusal)
-            if limit is None or embed.truncate is False:
-                raise
-            cut: list[Any] = []
-            for text in texts:
-                tokenize = Call("/tokenize", {"content": text, "add_special": True})
-                raw, _ = await ask_whole(service, ask({Engine.LLAMA: tokenize}))
-                cut.append(read_tokens(raw)[: max(1, limit - 1)])
-            raw, routing = await ask_whole(service, ask({Engine.LLAMA: Call("/v1/embeddings", body(cut))}))
-        if routing.engine is Engine.OLLAMA:
-            return [], 0, routing, msgspec.json.decode(raw)
-        vectors, tokens = read_embeddings(raw)
-        return ([normalized(v) for v in vectors] if normalize else vectors), tokens, routing, None
+        return Ask(
+            id=caller.id,
+            model=require_model(embed.model),
+            calls={},
+            stream=False,
+            context=max(0, options.num_ctx or 0),
+            keep_alive=parse_keep_alive(embed.keep_alive),
+            priority=caller.priority,
+            client=caller.client,
+            embedding=True,
+            deadline=caller.deadline,
+        )
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         """``/api/pull``."""

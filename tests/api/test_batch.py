@@ -1,0 +1,183 @@
+"""Batches: whole in their order, behind everybody, asked for again when refused, ended when told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal
+from sollold.serving.batch import LARGEST, Batches, Progress
+from tests.api.api_parts import model, parts, routing
+from tests.api.conftest import Serve
+
+
+@pytest.fixture
+async def batches() -> AsyncIterator[Batches]:
+    made = Batches(piece=4, at_once=3, jobs=4, running=2, floats=1000, pause=0.01)
+    yield made
+    await made.close()
+
+
+async def ended(batches: Batches, id_: str) -> None:
+    async with asyncio.timeout(5):
+        while batches.job(id_).progress is Progress.RUNNING:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.005)
+
+
+async def lengths(texts: Sequence[str]) -> list[list[float]]:
+    await asyncio.sleep(0)
+    return [[float(len(text))] for text in texts]
+
+
+async def test_vectors_come_in_the_order_of_the_texts(batches: Batches) -> None:
+    job = batches.submit("m", ["x" * count for count in range(1, 31)], lengths)
+    await ended(batches, job.id)
+    assert job.progress is Progress.DONE and job.done == 30 and not job.errors
+    assert [vector[0] for vector in job.vectors if vector is not None] == [
+        float(count) for count in range(1, 31)
+    ]
+
+
+async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> None:
+    refused = 0
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            raise Refusal(Fault.UNAVAILABLE, "the queue is full")
+        return await lengths(texts)
+
+    job = batches.submit("m", ["a"] * 10, embed)
+    await ended(batches, job.id)
+    assert job.progress is Progress.DONE and refused == 3 and not job.errors
+
+
+async def test_a_piece_that_fails_is_noted_and_the_rest_goes_on(batches: Batches) -> None:
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        if "bad" in texts:
+            raise Refusal(Fault.ENGINE, "it is too long")
+        return await lengths(texts)
+
+    job = batches.submit("m", ["a"] * 4 + ["bad"] + ["a"] * 4, embed)
+    await ended(batches, job.id)
+    assert job.progress is Progress.DONE and set(job.errors) == {4, 5, 6, 7}
+    assert [vector is None for vector in job.vectors] == [False] * 4 + [True] * 4 + [False]
+    everything = batches.submit("m", ["bad"], embed)
+    await ended(batches, everything.id)
+    assert everything.progress is Progress.FAILED
+
+
+async def test_no_more_pieces_at_once_than_allowed(batches: Batches) -> None:
+    now = most = 0
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.001)
+        now -= 1
+        return await lengths(texts)
+
+    jobs = [batches.submit("m", ["a"] * 40, embed) for _ in range(2)]
+    for job in jobs:
+        await ended(batches, job.id)
+    assert most == 3
+
+
+async def test_cancelling_keeps_what_is_there(batches: Batches) -> None:
+    first = asyncio.Event()
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        if first.is_set():
+            await asyncio.Event().wait()
+        first.set()
+        return await lengths(texts)
+
+    job = batches.submit("m", ["a"] * 40, embed)
+    await first.wait()
+    await batches.cancel(job.id)
+    assert job.progress is Progress.CANCELLED and job.ended
+    at_once = batches.submit("m", ["a"] * 40, embed)
+    await batches.cancel(at_once.id)
+    assert at_once.progress is Progress.CANCELLED
+    with pytest.raises(Refusal):
+        await batches.cancel("none")
+
+
+async def test_what_is_kept_is_bounded(batches: Batches) -> None:
+    async def wide(texts: Sequence[str]) -> list[list[float]]:
+        return [[1.0] * 100 for _ in texts]
+
+    ids = []
+    for _ in range(8):
+        job = batches.submit("m", ["a"] * 5, wide)
+        ids.append(job.id)
+        await ended(batches, job.id)
+    assert [job.id for job in batches.jobs()] == list(reversed(ids[-2:]))
+    with pytest.raises(Refusal) as refused:
+        batches.submit("m", ["a"] * (LARGEST + 1), wide)
+    assert refused.value.fault is Fault.BAD_REQUEST
+
+
+async def test_too_many_under_way_are_refused(batches: Batches) -> None:
+    async def never(texts: Sequence[str]) -> list[list[float]]:
+        await asyncio.Event().wait()
+        return []
+
+    for _ in range(2):
+        batches.submit("m", ["a"], never)
+    with pytest.raises(Refusal) as refused:
+        batches.submit("m", ["a"], never)
+    assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
+
+
+class EmbeddingService:
+    """Gives each text its length as its vector."""
+
+    def __init__(self) -> None:
+        self.asks: list[Ask] = []
+
+    async def open(self, ask: Ask, on_wait: Any) -> Answer:
+        self.asks.append(ask)
+        return Answer(routing(), self._play(ask.calls[Engine.LLAMA]))
+
+    async def _play(self, call: Call) -> AsyncIterator[bytes]:
+        rows = ",".join(
+            f'{{"index":{place},"embedding":[{len(text)},0.0]}}'
+            for place, text in enumerate(call.body["input"])
+        )
+        yield f'{{"data":[{rows}],"usage":{{"prompt_tokens":1}}}}'.encode()
+
+
+async def test_over_http(serve: Serve, http: ClientSession) -> None:
+    service = EmbeddingService()
+    url = await serve(parts(service, model("embed:latest", capabilities=("embedding",))))
+    texts = ["x" * (1 + count % 7) for count in range(100)]
+    async with http.post(f"{url}/api/batch/embed", json={"model": "embed", "input": texts}) as answer:
+        assert answer.status == 202
+        job = await answer.json()
+    assert job["total"] == 100
+    async with asyncio.timeout(5):
+        while job["status"] == "running":
+            await asyncio.sleep(0.01)
+            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
+                job = await answer.json()
+    assert (job["status"], job["completed"], job["progress"]) == ("completed", 100, 1.0)
+    assert len({ask.id for ask in service.asks}) == len(service.asks) == 4
+    assert all(ask.priority == 1 and ask.embedding for ask in service.asks)
+    async with http.get(f"{url}/api/batch/results/{job['job_id']}?offset=90&limit=5") as answer:
+        page = await answer.json()
+    assert page["embeddings"] == [[1.0, 0.0]] * 5 and page["next_offset"] == 95
+    async with http.get(f"{url}/api/batch/jobs") as answer:
+        assert [one["job_id"] for one in (await answer.json())["jobs"]] == [job["job_id"]]
+    async with http.delete(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
+        assert (await answer.json())["status"] == "completed"
+    async with http.get(f"{url}/api/batch/jobs/none") as answer:
+        assert answer.status == 404
+    async with http.post(f"{url}/api/batch/embed", json={"model": "embed", "input": []}) as answer:
+        assert answer.status == 400
