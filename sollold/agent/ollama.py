@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +45,8 @@ _MARGIN = 1.1
 _RECENT = 5.0
 """Seconds for which a model counts as used after others than us have used it."""
 _LET_GO = 15.0
+_COUNTS = 0.25
+"""Seconds within which several counts of requests become one change of the record."""
 
 
 @dataclass(slots=True)
@@ -97,12 +99,12 @@ class LocalOllama:
             self._own = OwnOllama(settings.binary, self._url, journal, log_dir, self._environ)
             self._url = self._own.url
         self._task: asyncio.Task[None] | None = None
-        self._callbacks: list[Callable[[], None]] = []
         self._soon = asyncio.Event()
         self._uses: dict[str, _Use] = {}
         self._tags: dict[str, Tag] = {}
         self._held: dict[str, _Held] = {}
         self._looked = False
+        self._timer: asyncio.TimerHandle | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
         self.version = ""
         """Of the Ollama that answers; empty when none does."""
@@ -120,6 +122,8 @@ class LocalOllama:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+        if self._timer is not None:
+            self._timer.cancel()
         if self._own is not None:
             await self._own.stop()
         if self._session is not None:
@@ -135,13 +139,8 @@ class LocalOllama:
         """Where it listens; empty when none answers."""
         return self._url if self.version else ""
 
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call ``callback`` on the loop when `endpoints` has changed; the answer ends that."""
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
-
     def endpoints(self) -> tuple[Endpoint, ...]:
-        """For the record: the models that Ollama could answer for, loaded or not."""
+        """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
         return self._endpoints
 
     def held(self) -> int:
@@ -176,7 +175,8 @@ class LocalOllama:
         """As in `Engines`."""
         use = self._uses.setdefault(endpoint, _Use())
         use.active, use.waiting, use.speed = active, waiting, speed or use.speed
-        self._publish()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_COUNTS, self._publish)
 
     # Memory
 
@@ -286,6 +286,8 @@ class LocalOllama:
         while silences < _HANGS:
             self._soon.clear()
             try:
+                if silences:
+                    await self._api.version()
                 if turn % _TAGS_EVERY == 0:
                     self._know(await self._api.tags())
                 loaded = await self._api.ps()
@@ -337,6 +339,9 @@ class LocalOllama:
         self._held = held
 
     def _publish(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         endpoints = tuple(
             endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
         )
@@ -345,8 +350,8 @@ class LocalOllama:
         }
         if endpoints != self._endpoints:
             self._endpoints = endpoints
-            for callback in tuple(self._callbacks):
-                callback()
+            others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
+            self._view.update_me(endpoints=(*endpoints, *others))
 
     def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
         """None for a model that this machine could not hold, unless nothing but Ollama can run it."""

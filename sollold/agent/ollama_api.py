@@ -141,11 +141,11 @@ class OllamaApi:
         await self._ask("POST", "/api/generate", dict[str, msgspec.Raw], body=body, timeout=30.0)
 
     async def _ask(
-        self, method: str, path: str, reply: type[T], *, body: object = None, timeout: float = _QUICK
+        self, method: str, path: str, reply: type[T], *, body: object = None, timeout: float = 0.0
     ) -> T:
         try:
             async with self._session.request(
-                method, f"{self.url}{path}", json=body, timeout=_timeout(timeout)
+                method, f"{self.url}{path}", json=body, timeout=_timeout(timeout or _QUICK)
             ) as answer:
                 raw = await answer.content.read(_MOST)
                 while piece := await answer.content.read(_MOST - len(raw)):

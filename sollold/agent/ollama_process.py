@@ -52,6 +52,9 @@ class OwnOllama:
         await self.stop()
         self.trouble = ""
         binary = self._binary or await asyncio.to_thread(_binary)
+        if binary and not await asyncio.to_thread(os.access, binary, os.X_OK):
+            self.trouble = f"{binary} (ollama.binary) is not there or can't be run."
+            return False
         if not binary:
             self.trouble = (
                 "ollama.manage is set, but there is no ollama binary; install it or set ollama.binary."

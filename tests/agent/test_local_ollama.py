@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.agent.journal import Journal
+from sollold.agent.ollama import LocalOllama
+from sollold.agent.ollama_api import address
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.config import GIB, ModelSettings, OllamaSettings
+from sollold.machine.device import Device, Kind
+from sollold.models.catalogue import Catalogue
+from tests.models.fakes import FakeView, record, until
+from tests.models.stores import OllamaStore
+from tests.ollama_standin import Known, Standin
+
+Make = Callable[..., LocalOllama]
+ROOT = Path(__file__).parents[2]
+
+
+def cpu(total: int = 8 * GIB) -> Device:
+    return Device("CPU", Kind.CPU, "cpu", total, total, total, 0, total)
+
+
+@pytest.fixture
+def view() -> FakeView:
+    return FakeView(record("n", devices=(cpu(),)))
+
+
+@pytest.fixture
+async def catalogue(tmp_path: Path) -> AsyncIterator[Catalogue]:
+    OllamaStore(tmp_path / "store").model("huge:latest", tmp_path)
+    settings = ModelSettings(ollama_stores=(str(tmp_path / "store"),), huggingface=False)
+    one = Catalogue(settings, tmp_path / "state", environ={}, home=tmp_path)
+    await one.start()
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[Standin]:
+    models = [
+        Known("small:latest", 1000),
+        Known("huge:latest", 64 * GIB),
+        Known("far:120b-cloud", 10, remote_host="https://ollama.com"),
+        Known("embed:latest", 100, ("embedding",)),
+    ]
+    async with Standin(models) as one:
+        yield one
+
+
+@pytest.fixture
+async def make(
+    view: FakeView, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
+    monkeypatch.setattr("sollold.agent.ollama._ABSENT", (0.05, 0.1))
+    made: list[LocalOllama] = []
+
+    def ollama(url: str, **options: Any) -> LocalOllama:
+        environ = options.pop("environ", {})
+        port = options.pop("own_port", 0)
+        settings = OllamaSettings(url=url, **options)
+        journal = Journal(tmp_path / "journal")
+        one = LocalOllama(
+            settings, view, catalogue, journal, tmp_path, own_port=port, environ=environ, poll=0.05
+        )
+        made.append(one)
+        return one
+
+    yield ollama
+    for one in made:
+        await one.close()
+
+
+def names(ollama: LocalOllama) -> dict[str, Endpoint]:
+    return {endpoint.model: endpoint for endpoint in ollama.endpoints()}
+
+
+async def test_models_as_endpoints(
+    make: Make, standin: Standin, view: FakeView, catalogue: Catalogue
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert ollama.version == "0.33.0"
+    assert set(names(ollama)) == {"small:latest", "embed:latest"}, "too big and cloud models are left out"
+    small = names(ollama)["small:latest"]
+    assert (small.id, small.backend, small.state) == ("ollama:small:latest", Backend.OLLAMA, State.READY)
+    assert (small.loaded, small.bytes) == (False, 0)
+    assert names(ollama)["embed:latest"].embedding
+    assert view.me.endpoints == ollama.endpoints()
+    assert ollama.url(small.id) == standin.url
+    assert ollama.url("ollama:none") is None
+    offered = {model.name: model for model in catalogue.models}
+    assert offered["small:latest"].parameters == 8_000_000_000
+    assert offered["small:latest"].only_ollama
+
+
+async def test_only_ollama_runs_it_though_it_is_big(
+    make: Make, standin: Standin, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    OllamaStore(tmp_path / "store").model("huge:latest", tmp_path, architecture="gptoss")
+    await catalogue.refresh()
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: "huge:latest" in names(ollama))
+
+
+async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+    head = Endpoint("d1", "m", "x", Backend.LOCAL, State.READY)
+    view.update_me(endpoints=(head,))
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: len(view.me.endpoints) == 3)
+    assert head in view.me.endpoints
+    await standin.close()
+    await until(lambda: view.me.endpoints == (head,))
+
+
+async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    endpoint = names(ollama)["small:latest"]
+    assert (endpoint.bytes, endpoint.context) == (1000, 2048)
+    assert endpoint.placed[0].device == "CPU"
+    assert ollama.held() == 1000
+    with ollama.busy(endpoint.id, None):
+        assert not (await ollama.unload(endpoint.id)).ok
+        assert await ollama.make_room(500) == 0
+    assert (await ollama.unload(endpoint.id, force=True)).ok
+    assert not standin.loaded
+    assert not names(ollama)["small:latest"].loaded
+
+
+async def test_room_is_made_of_what_is_idle(
+    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask(standin, "small")
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: ollama.idle_bytes() == 1000)
+    assert await ollama.make_room(1) == 1000
+    assert not standin.loaded
+
+
+async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    await ask(standin, "small")
+    await until(lambda: ollama.held() == 1000)
+    assert ollama.idle_bytes() == 0
+    assert not (await ollama.unload("ollama:small:latest")).ok
+
+
+async def test_eviction_can_be_forbidden(make: Make, standin: Standin) -> None:
+    await ask(standin, "small")
+    ollama = make(standin.url, evict=False)
+    await ollama.start()
+    await until(lambda: ollama.held() == 1000)
+    assert await ollama.make_room(1) == 0
+    assert standin.loaded
+
+
+async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    ollama.report("ollama:small:latest", 2, 3, 41.5)
+    await until(lambda: names(ollama)["small:latest"].active == 2)
+    endpoint = names(ollama)["small:latest"]
+    assert (endpoint.waiting, endpoint.speed) == (3, 41.5)
+    ollama.report("ollama:small:latest", 0, 0, 0.0)
+    await until(lambda: names(ollama)["small:latest"].active == 0)
+    assert names(ollama)["small:latest"].speed == 41.5, "unknown speed does not wipe out a known one"
+
+
+async def test_busy_with_a_load_is_not_hung(
+    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.agent.ollama_api._QUICK", 0.1)
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    standin.ps_free.clear()
+    await asyncio.sleep(1.0)
+    assert names(ollama)
+    standin.ps_free.set()
+
+
+async def test_hung_is_gone_and_comes_back(
+    make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.agent.ollama_api._QUICK", 0.1)
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    standin.awake.clear()
+    await until(lambda: not names(ollama))
+    assert ollama.url_of_api == ""
+    standin.awake.set()
+    await until(lambda: names(ollama))
+
+
+async def test_nothing_there(make: Make) -> None:
+    ollama = make("http://127.0.0.1:9")
+    await ollama.start()
+    await asyncio.sleep(0.2)
+    assert ollama.endpoints() == ()
+    assert ollama.trouble == ""
+
+
+async def test_our_own_port_is_no_ollama(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url, own_port=int(standin.url.rsplit(":", 1)[1]))
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert "this daemon itself" in ollama.trouble
+    assert ollama.endpoints() == ()
+
+
+async def test_turned_off(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url, enabled=False)
+    await ollama.start()
+    await asyncio.sleep(0.2)
+    assert ollama.endpoints() == ()
+
+
+async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
+    port = free_port()
+    binary = tmp_path / "ollama"
+    noted = tmp_path / "environment"
+    binary.write_text(
+        f"#!/bin/sh\nenv > {noted}\ncd {ROOT}\n"
+        f'exec {sys.executable} -m tests.ollama_standin --model tiny:latest "$@"\n'
+    )
+    binary.chmod(0o755)
+    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    await ollama.start()
+    await until(lambda: names(ollama))
+    environment = noted.read_text()
+    assert f"OLLAMA_HOST=127.0.0.1:{port}" in environment
+    assert "OLLAMA_NO_CLOUD=1" in environment
+    assert "OLLAMA_NOPRUNE=1" in environment
+    assert ollama._own is not None
+    assert ollama._own._process is not None
+    first = ollama._own._process.pid
+    ollama.fail("ollama:tiny:latest", "no token for two minutes")
+    await until(lambda: ollama._own._process is not None and ollama._own._process.pid != first)
+    await until(lambda: names(ollama))
+    second = ollama._own._process.pid
+    await ollama.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(second, 0)
+
+
+async def test_managed_without_a_binary_says_so(make: Make) -> None:
+    ollama = make("http://127.0.0.1:9", manage=True, binary="/nowhere/ollama")
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert "/nowhere/ollama" in ollama.trouble
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "expected"),
+    [
+        ("", "", "http://127.0.0.1:11434"),
+        ("", "0.0.0.0", "http://127.0.0.1:11434"),
+        ("", "192.168.1.5:8000", "http://192.168.1.5:8000"),
+        ("", ":1234", "http://127.0.0.1:1234"),
+        ("", "https://box.lan", "https://box.lan:443"),
+        ("http://[::1]:11434/", "x", "http://[::1]:11434"),
+        ("", "host:notaport", "http://host:11434"),
+    ],
+)
+def test_address(url: str, host: str, expected: str) -> None:
+    assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
+
+
+async def ask(standin: Standin, model: str) -> None:
+    from aiohttp import ClientSession
+
+    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}}
+    async with ClientSession() as session, session.post(f"{standin.url}/api/generate", json=body) as answer:
+        assert answer.status == 200
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sollold.config import ModelSettings
+from sollold.models.catalogue import Catalogue
+from sollold.models.library import Library, shelve
+from sollold.models.model import Model
+from tests.models.fakes import FakeCalls, FakeServer, FakeView, record, until
+from tests.models.stores import OllamaStore, write_gguf
+
+
+class Node:
+    """A node with a catalogue and a library, joined to others by fakes."""
+
+    def __init__(
+        self, name: str, folder: Path, servers: dict[str, FakeServer], aliases: dict[str, str]
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.view = FakeView(record(name))
+        self.server = servers.setdefault(name, FakeServer())
+        self.calls = FakeCalls(name, servers)
+        settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
+        self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
+        self.library = Library(self.catalogue, self.view, self.calls, self.server, aliases)
+
+    async def start(self) -> None:
+        await self.catalogue.start()
+        await self.library.start()
+
+    async def close(self) -> None:
+        await self.library.close()
+        await self.catalogue.close()
+
+    def names(self) -> list[str]:
+        return [listed.model.name for listed in self.library.all()]
+
+
+class Town:
+    """Three nodes that hear of each other's records."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.servers: dict[str, FakeServer] = {}
+        aliases = {"gpt-4": "alpha"}
+        self.nodes = [Node(name, tmp_path / name, self.servers, aliases) for name in ("a", "b", "c")]
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start()
+            node.view.subscribe(self.spread)
+        self.spread()
+
+    def spread(self) -> None:
+        for node in self.nodes:
+            fresh = {other.name: other.view.me for other in self.nodes if other is not node}
+            fresh = {name: one for name, one in fresh.items() if name not in node.calls.cut}
+            if fresh != node.view.others:
+                node.view.others = fresh
+                node.view.tell()
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    town = Town(tmp_path)
+    yield town
+    for node in town.nodes:
+        await node.close()
+
+
+async def test_all_models_once_on_all_nodes(town: Town, tmp_path: Path) -> None:
+    a, b, c = town.nodes
+    write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
+    write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
+    OllamaStore(c.folder / "store").model("gamma:7b", tmp_path, seed=3)
+    OllamaStore(c.folder / "store").model("alpha:F16", tmp_path, seed=1)
+    await town.start()
+    for node in town.nodes:
+        await until(lambda node=node: node.names() == ["alpha:F16", "beta:F16", "gamma:7b"])
+        pairs = node.library.find("alpha")
+        assert [name for name, _ in pairs] == ["a", "c"]
+        assert pairs[0][1].files != pairs[1][1].files
+        assert {model.digest for _, model in pairs} == {pairs[0][1].digest}
+        assert node.library.get("gpt-4") == node.library.get("alpha:f16")
+
+
+async def test_shape_comes_from_the_node_that_has_it(town: Town, tmp_path: Path) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "beta-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("beta"))
+    ((node, model),) = a.library.find("beta")
+    shape = await a.library.shape(node, model)
+    assert len(shape.layers) == 1
+    assert (await a.library.metadata("beta"))["llama.context_length"] == 4096
+    asked = len(a.calls.made)
+    assert await a.library.shape(node, model) == shape
+    assert len(a.calls.made) == asked
+
+
+async def test_shape_of_a_corrupt_file_says_why(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = write_gguf(b.folder / "m" / "bad.gguf")
+    path.write_bytes(path.read_bytes()[:-100])
+    await town.start()
+    await until(lambda: a.library.find("bad"))
+    ((node, model),) = a.library.find("bad")
+    assert "truncated" in model.unusable
+    with pytest.raises(LookupError, match="truncated"):
+        await a.library.shape(node, model)
+
+
+async def test_new_and_gone_models(town: Town) -> None:
+    a, b, _ = town.nodes
+    await town.start()
+    assert a.names() == []
+    path = write_gguf(b.folder / "m" / "new.gguf")
+    await until(lambda: a.names() == ["new:latest"])
+    path.unlink()
+    await until(lambda: a.names() == [])
+
+
+async def test_a_node_that_goes_takes_its_models(town: Town) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "beta.gguf")
+    await town.start()
+    await until(lambda: a.names() == ["beta:latest"])
+    a.calls.cut.add("b")
+    town.spread()
+    await until(lambda: a.names() == [])
+    a.calls.cut.clear()
+    town.spread()
+    await until(lambda: a.names() == ["beta:latest"])
+
+
+async def test_a_list_that_cannot_be_fetched_is_tried_again(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.library._AGAIN", 0.05)
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "beta.gguf")
+    server = town.servers.pop("b")
+    await town.start()
+    await until(lambda: a.calls.made.count(("b", "models")) >= 2)
+    town.servers["b"] = server
+    await until(lambda: a.names() == ["beta:latest"])
+
+
+def model(name: str, digest: str, **changes: object) -> Model:
+    return replace(Model(name, digest * 64, "folder", (f"/{digest}.gguf",), 1, 0.0), **changes)
+
+
+def test_other_content_under_one_name() -> None:
+    listed, found = shelve(
+        {
+            "a": (model("x:latest", "1", modified=1.0),),
+            "b": (model("x:latest", "2", modified=9.0),),
+            "c": (model("x:latest", "1", modified=1.0),),
+        }
+    )
+    assert list(listed) == ["x:latest", "x:latest-22222222"]
+    assert [node for node, _ in found["x:latest"]] == ["a", "c"]
+    assert [node for node, _ in found["x:latest-22222222"]] == ["b"]
+
+
+def test_one_that_runs_comes_before_one_that_does_not() -> None:
+    listed, _ = shelve({"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)})
+    assert listed["x:latest"].nodes == ("b",)
+
+
+def test_known_by_manifest_only() -> None:
+    hidden = model("x:latest", "9", files=(), manifest="9" * 64, only_ollama="its files can't be read")
+    listed, found = shelve({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
+    assert listed["x:latest"].nodes == ("a", "b")
+    assert listed["x:latest"].model.files
+    assert [bool(one.files) for _, one in found["x:latest"]] == [False, True]
+
+
+def test_what_belongs_to_the_name_stays_with_the_name() -> None:
+    mario = model("mario:latest", "1", system="You are Mario.")
+    _, found = shelve({"a": (mario,), "b": (model("base:latest", "1"),)})
+    assert [one.system for _, one in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
+    assert [one.system for _, one in found["base:latest"]] == ["", ""]
