@@ -32,6 +32,7 @@ class Architecture:
         streams: hidden states carried from layer to layer.
         expert_first: the experts' weights are applied before them.
         norm_beside: the output norm is called ``token_embd_norm``.
+        slack: hidden states that the compute buffer was measured to hold beyond what the rules say.
         repeats: a delta net's keys are repeated to the width of its values.
     """
 
@@ -48,10 +49,11 @@ class Architecture:
     expert_first: bool = False
     norm_beside: bool = False
     repeats: bool = False
+    slack: int = 0
 
 
 _PLAIN = Architecture()
-_EMBEDDER = Architecture(cache=False)
+_EMBEDDER = Architecture(cache=False, slack=1)
 _HYBRID = Architecture(recurrent="kv0")
 _RECURRENT = Architecture(recurrent="all")
 _DELTA = Architecture(recurrent="interval", late=True)
@@ -69,12 +71,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3vl": _PLAIN,
     "qwen3vlmoe": _PLAIN,
     "gemma": _PLAIN,
-    "phi2": Architecture(parallel="early"),
+    "phi2": Architecture(parallel="early", slack=1),
     "phi3": _PLAIN,
     "phimoe": _PLAIN,
     "deepseek": _PLAIN,
-    "deepseek2": _PLAIN,
-    "command-r": Architecture(parallel="late"),
+    "deepseek2": Architecture(slack=2),
+    "command-r": Architecture(parallel="late", slack=1),
     "granite": _PLAIN,
     "granitemoe": _PLAIN,
     "glm4": _PLAIN,
@@ -84,22 +86,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama4": Architecture(window=8192, fixed=True, every=4, expert_first=True),
     "gemma2": Architecture(window=4096, every=2),
     "gemma3": Architecture(window="key", every=6),
-    "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
-    "gemma4": Architecture(window="key", late=True),
+    "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4, slack=4),
+    "gemma4": Architecture(window="key", late=True, slack=1),
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     # Recurrent layers, alone or among others.
     "mamba": _RECURRENT,
-    "mamba2": _RECURRENT,
-    "rwkv6": _RECURRENT,
+    "mamba2": Architecture(recurrent="all", slack=2),
+    "rwkv6": Architecture(recurrent="all", slack=1),
     "rwkv7": _RECURRENT,
     "jamba": _HYBRID,
-    "granitehybrid": _HYBRID,
-    "lfm2": Architecture(recurrent="kv0", norm_beside=True),
-    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True),
-    "nemotron_h": Architecture(recurrent="kv0ff0"),
-    "nemotron_h_moe": Architecture(recurrent="kv0ff0"),
-    "falcon-h1": Architecture(recurrent="both"),
+    "granitehybrid": Architecture(recurrent="kv0", slack=1),
+    "lfm2": Architecture(recurrent="kv0", norm_beside=True, slack=1),
+    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, slack=1),
+    "nemotron_h": Architecture(recurrent="kv0ff0", slack=1),
+    "nemotron_h_moe": Architecture(recurrent="kv0ff0", slack=1),
+    "falcon-h1": Architecture(recurrent="both", slack=1),
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": _DELTA,
     "qwen35moe": _DELTA,
@@ -111,5 +113,5 @@ ARCHITECTURES: dict[str, Architecture] = {
     "jina-bert-v3": _EMBEDDER,
 }
 
-UNKNOWN = Architecture(late=True)
+UNKNOWN = Architecture(late=True, slack=4)
 """For an architecture without a row: the choices that need most memory."""

@@ -69,12 +69,15 @@ class Footprint:
         peak = max(peak, held[0].first if piped else held[0].alone)
         given = self._inputs.of_all(held) + self._inputs.of_layers(first, last, self.layers)
         given += sum(self.state[demand.source] for demand in held if 0 <= demand.source < first)
-        kept = self._inputs.raw if first == 0 else 0
+        if first == 0:
+            peak = max(peak + self._inputs.raw, 2 * self._inputs.raw + self._inputs.begins)
+        if last > self.layers and self._inputs.joins:
+            peak = max(peak, self._inputs.joins + self._inputs.begins)
         if not piped:
-            return peak + kept + given
+            return peak + given
         given += self._inputs.hidden if first < self.layers else self._inputs.chosen
         given += held[0].received + (held[-1].sent if last < self.layers else 0)
-        return peak + kept + _COPIES * given
+        return peak + _COPIES * given
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
@@ -82,6 +85,8 @@ class Footprint:
         piped = devices > 1 and own == 0
         held = self._demands[:own]
         peak = max((demand.alone for demand in held), default=self._inputs.looked_up)
+        if own:
+            peak += self._inputs.raw * (3 if self._inputs.joins else 1)
         return peak + (_COPIES if piped else 1) * self._inputs.host
 
 
@@ -108,8 +113,9 @@ class _Inputs:
 
     ``hidden``: the hidden state; ``chosen``: of the tokens that are output; ``full``, ``windowed``: masks
     and indices of attention; ``always``: positions and the like; ``per_layer``, ``raw``: the embedding of a
-    layer's own, of all layers together; ``joins``: the output's device needs that too; ``host``: what the
-    head keeps of all inputs; ``looked_up``: what the head computes of them.
+    layer's own, of all layers together; ``joins``: the output's device needs that too; ``begins``: what
+    making several streams of one takes; ``host``: what the head keeps of all inputs; ``looked_up``: what the
+    head computes of them.
     """
 
     hidden: int
@@ -120,6 +126,7 @@ class _Inputs:
     per_layer: int
     raw: int
     joins: int
+    begins: int
     host: int
     looked_up: int
 
@@ -184,6 +191,13 @@ class _Cells:
     tokens: int
     outputs: int
     sequences: int
+    cached: bool
+
+    def seen(self, window: bool) -> int:
+        """Tokens that one token's attention looks at."""
+        if not self.cached:
+            return self.tokens
+        return self.windowed if window else self.full
 
     @classmethod
     def of(cls, shape: Shape, run: Run) -> _Cells:
@@ -195,7 +209,7 @@ class _Cells:
         windowed = min(full, _pad(shape.window * (run.slots if run.unified else 1) + ubatch, 256))
         tokens = _pad(ubatch, run.slots)
         outputs = tokens if run.embedding or not shape.cached else min(run.slots, tokens)
-        return cls(full, windowed, streams, tokens, outputs, run.slots)
+        return cls(full, windowed, streams, tokens, outputs, run.slots, shape.cached)
 
 
 def _demand(shape: Shape, index: int, cells: _Cells, run: Run, flash: bool, last: bool) -> _Demand:
@@ -207,16 +221,18 @@ def _demand(shape: Shape, index: int, cells: _Cells, run: Run, flash: bool, last
         tokens=cells.tokens,
         outputs=cells.outputs,
         sequences=cells.sequences,
-        cells=cells.windowed if layer.window else cells.full,
+        cells=cells.seen(layer.window),
         flash=flash,
         rotate_k=run.type_k not in _UNPACKED and block.head_k % 64 == 0,
         rotate_v=run.type_v not in _UNPACKED and block.head_v % 64 == 0,
     )
     attends = bool(block.q)
+    # Without flash attention the scores leave holes that one more hidden state falls into.
+    slack = (shape.slack + (not flash)) * shape.n_embd * cells.tokens * 4
     return _Demand(
-        first=_peak(block, batch, True, True, last),
-        later=_peak(block, batch, True, False, last),
-        alone=_peak(block, batch, False, True, last),
+        first=slack + _peak(block, batch, True, True, last),
+        later=slack + _peak(block, batch, True, False, last),
+        alone=slack + _peak(block, batch, False, True, last),
         full=attends and not layer.window,
         windowed=attends and layer.window,
         received=_received(shape, index, cells),
@@ -298,6 +314,7 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
         per_layer=per_layer,
         raw=raw,
         joins=raw + hidden if several else 0,
+        begins=3 * streams * hidden if several else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,
     )

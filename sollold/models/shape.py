@@ -68,6 +68,7 @@ class Shape:
         cached: has a cache or a recurrent state: without one it gives embeddings only.
         per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
         positions: places have an embedding beside that of tokens.
+        slack: hidden states to add to every compute buffer (see `sollold.models.architectures`).
     """
 
     architecture: str
@@ -84,6 +85,7 @@ class Shape:
     cached: bool = True
     per_layer: int = 0
     positions: bool = False
+    slack: int = 0
 
 
 def shape_of(header: Header) -> Shape:
@@ -106,6 +108,7 @@ def shape_of(header: Header) -> Shape:
         cached=facts.row.cache,
         per_layer=facts.per_layer,
         positions=any(tensor.name.startswith("position_embd.") for tensor in header.tensors),
+        slack=facts.row.slack,
     )
 
 
