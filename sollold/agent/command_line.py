@@ -67,12 +67,27 @@ def command_line(
         line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]
     else:
         line += ["--device", "none"]
-    line += ["--gpu-layers", str(plan.gpu_layers), "--fit", "off"]
+    line += ["--gpu-layers", str(plan.gpu_layers)]
     line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
-    line += ["--kv-unified" if run.unified else "--no-kv-unified"]
     line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
-    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch), "--cache-ram", "0"]
-    line += ["--jinja", "--slots", "--metrics", "--log-verbosity", "4", "--log-colors", "off"]
+    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
+    for option in (
+        ("--kv-unified",) if run.unified else ("--no-kv-unified",),
+        # Fitting would change what was planned; the prompt cache has aborted over RPC.
+        ("--fit", "off"),
+        ("--cache-ram", "0"),
+        ("--jinja",),
+        ("--slots",),
+        ("--metrics",),
+        # At this level it tells of its buffers, and not yet of what people ask.
+        ("--log-verbosity", "4"),
+        ("--log-colors", "off"),
+        ("--no-webui",),
+        ("--offline",),
+    ):
+        # Builds differ in what they know; what a build does not know it does not do either.
+        if option[0] in llama.flags:
+            line += option
     if threads:
         line += ["--threads", str(threads)]
     if run.embedding:
@@ -83,7 +98,6 @@ def command_line(
             line += ["--no-mmproj-offload"]
     if model.adapters:
         line += ["--lora", ",".join(map(_quoted, model.adapters))]
-    line += [flag for flag in ("--no-webui", "--offline") if flag in llama.flags]
     return [*line, *extra]
 
 

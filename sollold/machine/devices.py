@@ -21,7 +21,7 @@ UNIFIED = "ram"
 LIST_SECONDS = 60.0
 """How old the listing of GPUs without NVML may be: it starts a process."""
 _OVERHEADS = {"CUDA": 512 * MIB, "ROCm": 512 * MIB, "Vulkan": 128 * MIB, "SYCL": 256 * MIB}
-"""What one more process costs, until it is measured."""
+"""What one more process costs before it has allocated anything: its context. Safe guesses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,6 @@ class Machine:
         self._server: Path | None = None
         self._listed: list[Listed] = []
         self._listed_at = float("-inf")
-        self._overheads: dict[str, int] = {}
 
     @property
     def problem(self) -> str:
@@ -72,11 +71,6 @@ class Machine:
             self._server = server
             self._listed_at = float("-inf")
 
-    def measured_overhead(self, device: str, size: int) -> None:
-        """A process that had allocated nothing yet was seen to hold ``size`` bytes of ``device``."""
-        with self._lock:
-            self._overheads[device] = size
-
     def measure(self) -> Measurement:
         """The devices as they are now. The first call takes up to 2 s (the processor's speed)."""
         with self._lock:
@@ -84,7 +78,7 @@ class Machine:
                 self._speed = speed(self._state / "speed.json")
             gpus = self._nvml.gpus()
             self._list(gpus)
-            return combine(self._settings, memory(), self._speed, self._listed, gpus, self._overheads)
+            return combine(self._settings, memory(), self._speed, self._listed, gpus)
 
     def _list(self, gpus: Collection[Gpu]) -> None:
         if self._server is None:
@@ -102,7 +96,6 @@ def combine(
     processor: Speed,
     offered: Collection[Listed],
     gpus: Collection[Gpu],
-    overheads: dict[str, int],
 ) -> Measurement:
     """Devices from what llama.cpp offers and what NVML and the system measure.
 
@@ -131,7 +124,7 @@ def combine(
                 limit=_limit(settings, one.id, total),
                 granted=0,
                 available=0,
-                overhead=overheads.get(one.id, _OVERHEADS.get(one.id.rstrip("0123456789"), 0)),
+                overhead=_OVERHEADS.get(one.id.rstrip("0123456789"), 0),
                 bandwidth=gpu.bandwidth if gpu else processor.bandwidth if one.unified else 0.0,
                 compute=gpu.compute if gpu else 0.0,
                 pool=UNIFIED if one.unified else "",

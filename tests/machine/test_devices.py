@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sollold.config import GIB, MIB, NodeSettings
+from sollold.machine import backends, speed
+from sollold.machine.backends import Listed, parse
+from sollold.machine.device import Kind
+from sollold.machine.devices import Machine, combine
+from sollold.machine.gpus import Gpu, visible
+from sollold.machine.memory import Memory
+from sollold.machine.speed import Speed
+
+CUDA = """ggml_cuda_init: found 2 CUDA devices (Total VRAM: 48514 MiB):
+  Device 0: NVIDIA GeForce RTX 4090, compute capability 8.9, VMM: yes, VRAM: 24257 MiB
+Available devices:
+  CUDA0: NVIDIA GeForce RTX 4090 (24257 MiB, 23800 MiB free)
+  CUDA1: NVIDIA GeForce RTX 4090 (24257 MiB, 24000 MiB free)
+  Vulkan0: NVIDIA GeForce RTX 4090 (24564 MiB, 23000 MiB free)
+"""
+VULKAN = """ggml_vulkan: Found 3 Vulkan devices:
+ggml_vulkan: 0 = AMD Radeon RX 7900 XTX (RADV NAVI31) (radv) | uma: 0 | fp16: 1 | bf16: 0 | warp size: 64
+ggml_vulkan: 1 = AMD Ryzen 9 (RADV RAPHAEL) (radv) | uma: 1 | fp16: 1 | bf16: 0 | warp size: 64
+Available devices:
+  Vulkan0: AMD Radeon RX 7900 XTX (RADV NAVI31) (24560 MiB, 24000 MiB free)
+  Vulkan1: AMD Ryzen 9 (RADV RAPHAEL) (16000 MiB, 9000 MiB free)
+  Vulkan2: llvmpipe (LLVM 15.0.6, 256 bits) (24000 MiB, 24000 MiB free)
+"""
+METAL = "Available devices:\n  MTL0: Apple M3 Max (49152 MiB, 49151 MiB free)\n"
+METAL += "  BLAS: Accelerate (0 MiB, 0 MiB free)\n"
+SPEED = Speed("a processor", 8, 50e9, 1e12)
+RAM = Memory(32 * GIB, 20 * GIB)
+
+
+def gpu(index: int, uuid: str = "GPU-0000", **processes: int) -> Gpu:
+    used = {int(pid[1:]): size for pid, size in processes.items()}
+    return Gpu(index, uuid, "RTX 4090", 24257 * MIB, 20000 * MIB, 1e12, 8e13, used)
+
+
+def test_a_second_backend_does_not_offer_a_gpu_again():
+    assert [one.id for one in parse(CUDA)] == ["CUDA0", "CUDA1"]
+
+
+def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
+    assert parse(VULKAN) == [
+        Listed("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * MIB, 24000 * MIB, False),
+        Listed("Vulkan1", "AMD Ryzen 9 (RADV RAPHAEL)", 16000 * MIB, 9000 * MIB, True),
+    ]
+
+
+def test_metal_shares_the_ram():
+    assert [(one.id, one.unified) for one in parse(METAL)] == [("MTL0", True)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Available devices:\n  (none)\n", "  : (x MiB, y MiB free)\n", "\x00" * 99]
+)
+def test_other_output_lists_nothing(text: str):
+    assert parse(text) == []
+
+
+def test_a_program_that_does_not_run_lists_nothing(tmp_path: Path):
+    assert backends.listed(tmp_path / "nothing") == []
+
+
+def test_nvml_measures_what_llama_offers():
+    made = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [gpu(0, p77=5 * MIB), gpu(1)])
+    first, second, processor = made.devices
+    assert (first.id, first.kind, first.free, first.bandwidth) == ("CUDA0", Kind.GPU, 20000 * MIB, 1e12)
+    assert first.overhead == 512 * MIB
+    assert (processor.id, processor.total, processor.free, processor.overhead) == (
+        "CPU",
+        RAM.total,
+        RAM.free,
+        0,
+    )
+    assert {device.pool for device in (first, second, processor)} == {""}
+    assert made.processes == {77: {"CUDA0": 5 * MIB}}
+
+
+def test_a_gpu_that_llama_can_not_use_is_none():
+    made = combine(NodeSettings(), RAM, SPEED, [], [gpu(0)])
+    assert [device.id for device in made.devices] == ["CPU"]
+
+
+def test_unified_memory_is_in_one_pool_and_no_bigger_than_it_is():
+    apple, processor = combine(NodeSettings(), RAM, SPEED, parse(METAL), []).devices
+    assert (apple.pool, processor.pool) == ("ram", "ram")
+    assert (apple.total, apple.free) == (RAM.total, RAM.free)
+    assert apple.bandwidth == SPEED.bandwidth
+
+
+def test_limits_and_the_choice_of_devices():
+    settings = NodeSettings(device_limits={"CUDA0": 20 * GIB, "CPU": 99 * GIB}, devices=("CPU", "CUDA0"))
+    first, processor = combine(settings, RAM, SPEED, parse(CUDA), [gpu(0), gpu(1)]).devices
+    assert (first.id, first.limit) == ("CUDA0", 20 * GIB)
+    assert (processor.id, processor.limit) == ("CPU", RAM.total)
+    only = combine(NodeSettings(devices=("CUDA1",)), RAM, SPEED, parse(CUDA), [gpu(0), gpu(1)])
+    assert [device.id for device in only.devices] == ["CUDA1"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "indices"),
+    [(None, [0, 1]), ("1,0", [1, 0]), ("", []), ("1", [1]), ("0,9,1", [0]), ("GPU-bb", [1]), ("-1", [])],
+)
+def test_visible_gpus_as_cuda_sees_them(variable: str | None, indices: list[int]):
+    both = [gpu(0, "GPU-aa11"), gpu(1, "GPU-bb22")]
+    assert [one.index for one in visible(both, variable)] == indices
+
+
+def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    kept = tmp_path / "speed.json"
+    first = speed.speed(kept)
+    assert first.bandwidth > 1e8
+    assert first.compute > 1e8
+    monkeypatch.setattr(speed, "bandwidth", lambda threads: 1.0)
+    assert speed.speed(kept) == first
+    kept.write_text("{}")
+    assert speed.speed(kept).bandwidth == 1.0
+
+
+def test_the_machine_as_it_is(tmp_path: Path):
+    machine = Machine(NodeSettings(reserve=7), tmp_path)
+    try:
+        (*_, processor) = machine.measure().devices
+        assert processor.id == "CPU"
+        assert 0 < processor.free <= processor.total
+        assert machine.reserves()["CPU"] == 7
+    finally:
+        machine.close()
