@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Middleware
 
 from sollold.api.anthropic import AnthropicRoutes
@@ -186,14 +187,26 @@ def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse]
     return stamp
 
 
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """What is no HTTP is the sender's fault and answered with 400: no line, let alone a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
 class Listener:
     """Serves the application on a port. A caller's hang-up cancels its handler."""
 
     def __init__(self, app: web.Application, settings: HttpSettings, *, drain: float = 60.0) -> None:
         """``drain``: seconds that running answers get when it is closed."""
         self._settings = settings
+        logger = logging.getLogger("sollold.http")
+        logger.addFilter(_worth_a_line)
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=drain, keepalive_timeout=75.0
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            logger=logger,
+            shutdown_timeout=drain,
+            keepalive_timeout=75.0,
         )
         self.port = settings.port
 

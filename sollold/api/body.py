@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +11,9 @@ from aiohttp import web
 from sollold.serving.ask import Fault, Refusal
 
 T = TypeVar("T")
+
+_PATIENCE = 120.0
+"""Seconds for a body to arrive whole."""
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
@@ -54,10 +58,15 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The request's body as a JSON object.
 
     Raises:
-        Refusal: BAD_REQUEST, with status 413 when it is too long.
+        Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly.
     """
     try:
-        raw = await request.read()
+        async with asyncio.timeout(_PATIENCE):
+            raw = await request.read()
+    except TimeoutError:
+        raise Refusal(
+            Fault.BAD_REQUEST, f"the body did not come whole within {_PATIENCE:.0f} s", status=408
+        ) from None
     except web.HTTPRequestEntityTooLarge as error:
         raise Refusal(Fault.BAD_REQUEST, f"the body is too long: {error.text}", status=413) from None
     return parse_object(raw)

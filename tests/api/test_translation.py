@@ -1,0 +1,495 @@
+"""The pure parts: Ollama's words into llama-server's and back, stop sequences, templates, contexts."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.api.anthropic_events import MessageEvents
+from sollold.api.anthropic_request import Messages, messages_body
+from sollold.api.cors import allowed
+from sollold.api.fault_shape import Dialect, error_object, status_of
+from sollold.api.go_template import render_template
+from sollold.api.ollama_chat import ChatLines, chat_body
+from sollold.api.ollama_embed import longest_input, normalized, shortened
+from sollold.api.ollama_generate import GenerateLines, generate_call, pack_context, turns_of, unpack_context
+from sollold.api.ollama_generate import Turn as Packed
+from sollold.api.ollama_models import parameter_text
+from sollold.api.ollama_request import (
+    Chat,
+    Generate,
+    image_part,
+    parse_keep_alive,
+    parse_options,
+    response_format,
+    sampling,
+    thinking,
+)
+from sollold.api.openai_request import ChatCompletion, chat_completion_body
+from sollold.api.prefix import prefix_of
+from sollold.api.priority import NAMES, ROLES, parse_priority, priority_of
+from sollold.api.responses_events import ResponseEvents
+from sollold.api.responses_request import ResponseAsk, response_body
+from sollold.api.stop_words import StopWords
+from sollold.serving.ask import Fault, Refusal
+from tests.api.api_parts import chunk, model, routing, usage_chunk
+
+PICTURE = base64.b64encode(b"\x89PNG and more").decode()
+ABLE = model(capabilities=("completion", "tools", "thinking", "vision", "insert"))
+
+
+def refused(call: Any) -> str:
+    with pytest.raises(Refusal) as caught:
+        call()
+    assert caught.value.fault is Fault.BAD_REQUEST
+    return caught.value.message
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    asked = msgspec.convert(
+        {"model": "demo", "messages": [{"role": "user", "content": "hi"}], **fields}, Chat
+    )
+    return chat_body(asked, parse_options(asked.options, ABLE), ABLE)
+
+
+# --- options
+
+
+def test_options_in_llama_servers_words() -> None:
+    given_ = {
+        "num_predict": 5,
+        "temperature": 0,
+        "top_k": 40.0,
+        "repeat_last_n": -1,
+        "num_keep": -1,
+        "seed": 7,
+        "stop": ["a", ""],
+        "mirostat": 1,
+        "num_gpu": 99,
+        "typical_p": None,
+    }
+    assert sampling(parse_options(given_, None)) == {
+        "temperature": 0.0,
+        "top_k": 40,
+        "n_predict": 5,
+        "repeat_last_n": 2**31 - 1,
+        "n_keep": -1,
+        "seed": 7,
+        "stop": ["a"],
+        "mirostat": 1,
+    }
+    assert sampling(parse_options({"num_predict": -2, "seed": -1, "stop": "x"}, None)) == {
+        "n_predict": -1,
+        "stop": ["x"],
+    }
+
+
+def test_the_callers_options_are_over_the_models_own() -> None:
+    own = model(params='{"temperature": 0.1, "stop": ["<a>"]}')
+    assert sampling(parse_options({"temperature": 0.9}, own)) == {"temperature": 0.9, "stop": ["<a>"]}
+    assert sampling(parse_options(None, model(params="nonsense"))) == {}
+    assert "temperature" in refused(lambda: parse_options({"temperature": "hot"}, None))
+
+
+@given(st.one_of(st.none(), st.floats(), st.integers(), st.text(max_size=20)))
+def test_keep_alive_is_a_number_or_a_refusal(value: Any) -> None:
+    try:
+        seconds = parse_keep_alive(value)
+    except Refusal:
+        return
+    assert seconds is None or seconds == -1 or 0 <= seconds < 1e10
+
+
+def test_format() -> None:
+    assert response_format(None) is None and response_format("") is None
+    assert response_format("json") == {"type": "json_object"}
+    schema = {"type": "object"}
+    for given_ in (schema, '{"type": "object"}'):
+        assert response_format(given_) == {
+            "type": "json_schema",
+            "json_schema": {"name": "answer", "schema": schema},
+        }
+    assert "JSON schema" in refused(lambda: response_format("yaml"))
+    refused(lambda: response_format(3))
+
+
+def test_think() -> None:
+    assert thinking(None, model()) == {}
+    assert thinking(False, model()) == {"reasoning_effort": "none"}
+    assert thinking("high", ABLE)["reasoning_effort"] == "high"
+    assert (
+        thinking("true", ABLE) == thinking(True, ABLE) == {"chat_template_kwargs": {"enable_thinking": True}}
+    )
+    assert "does not support thinking" in refused(lambda: thinking("low", model()))
+    assert "low, medium, high" in refused(lambda: thinking("deeply", ABLE))
+
+
+# --- chat
+
+
+def test_images_become_parts() -> None:
+    message = {"role": "user", "content": "what?", "images": [PICTURE]}
+    (sent,) = chat(messages=[message])["messages"]
+    assert sent["content"][0] == {"type": "text", "text": "what?"}
+    assert sent["content"][1]["image_url"]["url"] == f"data:image/png;base64,{PICTURE}"
+    assert "base64" in refused(lambda: image_part("not base64!"))
+    asked = msgspec.convert({"model": "demo", "messages": [message]}, Chat)
+    assert "images" in refused(lambda: chat_body(asked, parse_options(None, None), model()))
+
+
+def test_tool_results_find_their_calls() -> None:
+    call = {"function": {"name": "get", "arguments": {"a": 1}}}
+    other = {"function": {"name": "put", "arguments": {}}}
+    sent = chat(
+        messages=[
+            {"role": "assistant", "content": "", "tool_calls": [call, other]},
+            {"role": "tool", "content": "second", "tool_name": "put"},
+            {"role": "tool", "content": "first"},
+        ],
+        tools=[{"type": "function", "function": {"name": "get"}}],
+    )["messages"]
+    assert sent[0]["tool_calls"][0]["function"]["arguments"] == '{"a":1}'
+    assert [message.get("tool_call_id") for message in sent[1:]] == ["call_1", "call_0"]
+    assert sent[2]["name"] == "get"
+
+
+def test_the_models_system_text_comes_first_unless_the_caller_has_one() -> None:
+    own = model(system="Be kind")
+    asked = msgspec.convert({"model": "demo", "messages": [{"role": "user", "content": "hi"}]}, Chat)
+    assert chat_body(asked, parse_options(None, None), own)["messages"][0] == {
+        "role": "system",
+        "content": "Be kind",
+    }
+    asked.messages = [msgspec.convert({"role": "system", "content": "Be brief"}, type(asked.messages[0]))]  # type: ignore[index]
+    assert [m["content"] for m in chat_body(asked, parse_options(None, None), own)["messages"]] == [
+        "Be brief"
+    ]
+
+
+def test_tool_calls_come_whole() -> None:
+    lines = ChatLines("demo")
+
+    def piece(index: int, arguments: str, name: str | None = None) -> bytes:
+        call: dict[str, Any] = {"index": index, "function": {"arguments": arguments}}
+        if name:
+            call |= {"id": f"c{index}"}
+            call["function"]["name"] = name
+        return msgspec.json.encode(chunk(tool_calls=[call]))
+
+    assert lines.feed(piece(0, '{"a', "get")) == []
+    assert lines.feed(piece(0, '": 1}')) == []
+    (first,) = lines.feed(piece(1, '{"b": ', "put"))
+    assert first["message"]["tool_calls"] == [
+        {"id": "c0", "function": {"index": 0, "name": "get", "arguments": {"a": 1}}}
+    ]
+    # The second was cut off in its arguments.
+    assert lines.feed(msgspec.json.encode(chunk(finish="length"))) == []
+    assert lines.end(routing(), 1.0)["done_reason"] == "length"
+
+
+def test_an_error_event_ends_the_answer() -> None:
+    with pytest.raises(Refusal, match="boom"):
+        ChatLines("demo").feed(b'{"error":{"code":500,"message":"boom"}}')
+    with pytest.raises(Refusal, match="can't be read"):
+        ChatLines("demo").feed(b"{")
+
+
+# --- generate
+
+
+def generate(**fields: Any) -> Any:
+    asked = msgspec.convert({"model": "demo", "prompt": "hi", **fields}, Generate)
+    return generate_call(asked, parse_options(asked.options, ABLE), ABLE)
+
+
+def test_generate_takes_the_way_it_needs() -> None:
+    assert generate(system="s").body["messages"] == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert generate(raw=True).path == "/v1/completions" and generate(raw=True).body["prompt"] == "hi"
+    shaped = generate(
+        template="{{ if .System }}S{{ .System }}{{ end }}[{{ .Prompt }}]{{ .Response }}x", system="s"
+    )
+    assert shaped.body["prompt"] == "Ss[hi]"
+    fill = generate(suffix="end", format="json")
+    assert fill.path == "/infill" and fill.body["input_suffix"] == "end" and fill.body["json_schema"]
+    assert generate(context=[5, 6]).body["prompt"] == [5, 6, "hi"]
+    assert "template" in refused(lambda: generate(template="{{ range .Messages }}{{ end }}"))
+
+
+def test_context_remembers_the_conversation() -> None:
+    asked = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
+    call = generate_call(asked, parse_options(None, ABLE), ABLE)
+    lines = GenerateLines("demo", call.path, turns_of(asked, call))
+    lines.feed(msgspec.json.encode(chunk("Hel")))
+    lines.feed(msgspec.json.encode(chunk("lo")))
+    context = lines.end(routing(), 1.0)["context"]
+    assert all(isinstance(number, int) for number in context)
+    again = generate(prompt="more", context=context)
+    assert [(m["role"], m["content"]) for m in again.body["messages"]] == [
+        ("system", "s"),
+        ("user", "hi"),
+        ("assistant", "Hello"),
+        ("user", "more"),
+    ]
+    assert "context" in refused(lambda: generate(context=[*context[:-3], 300]))
+    assert "context" in refused(lambda: generate(context=context[:-2]))
+
+
+@given(st.lists(st.builds(Packed, st.text(max_size=9), st.text(max_size=50)), max_size=5))
+def test_context_is_packed_without_loss(turns: list[Packed]) -> None:
+    assert unpack_context(pack_context(turns)) == turns
+
+
+@given(st.lists(st.integers(-10, 300), max_size=30))
+def test_any_context_is_read_or_refused(numbers: list[int]) -> None:
+    try:
+        unpack_context([-7301, *numbers])
+    except Refusal as refusal:
+        assert refusal.fault is Fault.BAD_REQUEST
+
+
+# --- templates
+
+
+def test_templates() -> None:
+    values = {"System": "", "Prompt": "p"}
+    assert render_template("a {{- if .System }} S {{ else }} N {{ end -}} b", values) == "a N b"
+    assert (
+        render_template("{{ if not .System }}x{{ end }}{{ if and .System .Prompt }}y{{ end }}", values) == "x"
+    )
+    assert render_template("{{/* hm */}}{{ if .System }}1{{ else if .Prompt }}2{{ end }}", values) == "2"
+    for broken in ("{{ if .System }}", "{{ end }}", "{{ else }}", "{{ .Odd }}", "{{ range .Messages }}"):
+        refused(lambda broken=broken: render_template(broken, values))
+
+
+@given(st.text("{}. -ifelsendSystemPrompt", max_size=60))
+def test_any_template_is_rendered_or_refused(template: str) -> None:
+    try:
+        render_template(template, {"System": "s", "Prompt": "p"})
+    except Refusal as refusal:
+        assert refusal.fault is Fault.BAD_REQUEST
+
+
+# --- stop sequences
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.data())
+def test_stop_sequences_are_found_however_the_text_is_cut(
+    text: str, words: list[str], data: st.DataObject
+) -> None:
+    places = [place for word in words if (place := text.find(word)) >= 0]
+    stops = StopWords(words)
+    shown, rest = "", text
+    while rest:
+        length = data.draw(st.integers(1, len(rest)))
+        shown += stops.feed(rest[:length])
+        rest = rest[length:]
+        assert len(text) - len(rest) - len(shown) <= 4 or stops.found is not None
+    shown += stops.end()
+    if not places:
+        assert stops.found is None and shown == text
+    else:
+        assert stops.found in words and stops.found is not None
+        assert text.startswith(shown + stops.found)
+
+
+# --- OpenAI, Anthropic, responses
+
+
+def test_openai_bodies() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    body = {
+        "model": "demo",
+        "messages": [
+            {"role": "assistant", "reasoning": "hm", "tool_calls": []},
+            {"role": "user", "content": "x"},
+        ],
+        "tools": tools,
+        "tool_choice": {"type": "function", "function": {"name": "b"}},
+    }
+    sent = chat_completion_body(body, msgspec.convert(body, ChatCompletion), ABLE)
+    assert sent["messages"][0] == {"role": "assistant", "reasoning_content": "hm", "content": ""}
+    assert sent["tools"] == tools[1:] and sent["tool_choice"] == "required"
+    body["tool_choice"] = {"type": "function", "function": {"name": "c"}}
+    assert "not among" in refused(
+        lambda: chat_completion_body(body, msgspec.convert(body, ChatCompletion), ABLE)
+    )
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": PICTURE}]}],
+    }
+    assert "images" in refused(
+        lambda: chat_completion_body(body, msgspec.convert(body, ChatCompletion), model())
+    )
+
+
+def test_anthropic_bodies() -> None:
+    asked = msgspec.convert(
+        {
+            "model": "demo",
+            "max_tokens": 5,
+            "system": [{"type": "text", "text": "s"}],
+            "messages": [
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "hm", "signature": ""},
+                        {"type": "text", "text": "I look"},
+                        {"type": "tool_use", "id": "t1", "name": "get", "input": {"a": 1}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "t1",
+                            "content": [{"type": "text", "text": "noon"}],
+                        },
+                        {"type": "image", "source": {"type": "base64", "data": PICTURE}},
+                        {"type": "text", "text": "so?"},
+                    ],
+                },
+            ],
+            "stop_sequences": ["x"],
+            "thinking": {"type": "enabled", "budget_tokens": 100},
+        },
+        Messages,
+    )
+    body = messages_body(asked, ABLE)
+    assert [message["role"] for message in body["messages"]] == ["system", "assistant", "tool", "user"]
+    assert body["messages"][1]["reasoning_content"] == "hm"
+    assert body["messages"][1]["tool_calls"][0]["function"] == {"name": "get", "arguments": '{"a":1}'}
+    assert body["messages"][2] == {"role": "tool", "tool_call_id": "t1", "content": "noon"}
+    assert body["reasoning_budget_tokens"] == 100 and "stop" not in body
+    asked.max_tokens = None
+    assert "max_tokens" in refused(lambda: messages_body(asked, ABLE))
+
+
+def test_anthropic_events_in_their_order() -> None:
+    events = MessageEvents("demo")
+    given_ = [
+        chunk(None, role="assistant"),
+        chunk(reasoning_content="hm"),
+        chunk("Hi"),
+        chunk(tool_calls=[{"index": 0, "id": "c", "function": {"name": "get", "arguments": "{"}}]),
+        chunk(tool_calls=[{"index": 0, "function": {"arguments": "}"}}]),
+        chunk(finish="tool_calls"),
+        usage_chunk(),
+    ]
+    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.end()
+    kinds = [event["type"].removeprefix("content_block_") for event in out]
+    thought, said = ["start", "delta", "delta", "stop"], ["start", "delta", "stop"]
+    called = ["start", "delta", "delta", "stop"]
+    assert kinds == ["message_start", *thought, *said, *called, "message_delta", "message_stop"]
+    assert out[-2]["delta"]["stop_reason"] == "tool_use" and out[-2]["usage"]["output_tokens"] == 2
+    assert [block["type"] for block in events.message()["content"]] == ["thinking", "text", "tool_use"]
+    assert events.message()["content"][2]["input"] == {}
+
+
+def test_responses_there_and_back() -> None:
+    asked = msgspec.convert(
+        {
+            "model": "demo",
+            "instructions": "s",
+            "input": [
+                {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+                {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+                {"type": "function_call", "call_id": "c1", "name": "get", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "noon"},
+            ],
+            "tools": [{"type": "function", "name": "get", "parameters": {"type": "object"}}],
+            "tool_choice": {"type": "function", "name": "get"},
+        },
+        ResponseAsk,
+    )
+    body = response_body(asked, ABLE)
+    assert [message["role"] for message in body["messages"]] == ["system", "user", "assistant", "tool"]
+    assert (
+        body["messages"][2]["reasoning_content"] == "hm"
+        and body["messages"][2]["tool_calls"][0]["id"] == "c1"
+    )
+    assert body["tool_choice"] == "required" and body["tools"][0]["function"]["name"] == "get"
+    events = ResponseEvents(asked)
+    out = events.start()
+    for one in (
+        chunk(reasoning_content="hm"),
+        chunk("Hi"),
+        chunk(" you"),
+        chunk(finish="length"),
+        usage_chunk(),
+    ):
+        out += events.feed(msgspec.json.encode(one))
+    out += events.end()
+    assert [event["sequence_number"] for event in out] == list(range(len(out)))
+    assert out[-1]["type"] == "response.incomplete"
+    whole = events.response()
+    assert whole["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert [item["type"] for item in whole["output"]] == ["reasoning", "message"]
+    assert whole["output"][1]["content"][0]["text"] == "Hi you" and whole["usage"]["output_tokens"] == 2
+    asked.previous_response_id = "resp_1"
+    assert "previous_response_id" in refused(lambda: response_body(asked, ABLE))
+
+
+# --- the small ones
+
+
+def test_priorities() -> None:
+    assert priority_of(None, None, None) == 5
+    assert priority_of("high", 2, "batch") == 7 and priority_of(None, 2, "batch") == 2
+    assert priority_of(None, None, "Researcher") == 8 and priority_of(None, None, "juggler") == 5
+    assert {parse_priority(name) for name in NAMES} == set(range(1, 11))
+    assert set(ROLES.values()) <= set(range(1, 11))
+    for wrong in (0, 11, "0", "urgently", True, 2.5, [], "９"):
+        refused(lambda wrong=wrong: parse_priority(wrong))
+
+
+def test_origins() -> None:
+    known = ("http://localhost", "https://chat.example:8443")
+    assert allowed("http://localhost:3000", "10.0.0.1:11435", known)
+    assert allowed("http://10.0.0.1:11435", "10.0.0.1:11435", known)
+    assert allowed("https://chat.example:8443", "x", known) and not allowed(
+        "https://chat.example", "x", known
+    )
+    assert not allowed("http://localhost.evil.example", "x", known)
+    assert not allowed("null", "x", known) and allowed("null", "x", ("*",))
+    assert not allowed("http://[", "x", known)
+
+
+def test_embeddings() -> None:
+    assert normalized([3.0, 4.0]) == [0.6, 0.8] and normalized([0.0, 0.0]) == [0.0, 0.0]
+    assert shortened([3.0, 4.0, 9.0], 2) == [0.6, 0.8]
+    text = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
+    assert longest_input(Refusal(Fault.ENGINE, text, status=500)) == 128
+    assert longest_input(Refusal(Fault.ENGINE, "no such thing", status=500)) is None
+
+
+def test_prefixes_are_those_of_the_beginning() -> None:
+    first = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    later = [*first, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    assert prefix_of(first) == prefix_of(later) != ""
+    assert prefix_of(first) != prefix_of([{"role": "user", "content": "a"}])
+    assert prefix_of(None) == prefix_of([]) == prefix_of(["x"]) == ""
+
+
+def test_shapes_of_errors() -> None:
+    assert error_object(Dialect.OLLAMA, 404, "m") == {"error": "m"}
+    assert error_object(Dialect.OPENAI, 404, "m")["error"]["type"] == "not_found_error"
+    assert error_object(Dialect.ANTHROPIC, 503, "m")["error"]["type"] == "overloaded_error"
+    assert all(status_of(Refusal(fault, "m")) >= 400 for fault in Fault)
+
+
+def test_parameter_counts_as_ollama_writes_them() -> None:
+    assert [parameter_text(n) for n in (8_030_261_248, 494_030_000, 1_500, 7)] == [
+        "8.0B",
+        "494.03M",
+        "1.50K",
+        "7",
+    ]
