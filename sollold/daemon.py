@@ -156,6 +156,7 @@ class Daemon:
             folders.state / "logs",
             own_port=settings.http.port,
         )
+        self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,10 +17,11 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.agent.commands import Commit, Deploy, Done, Lost, Release, Renew, Reserve, Unload
+from sollold.agent.commands import Commit, Deploy, Done, Lost, Release, Renew, Reserve, Reserved, Unload
 from sollold.agent.deployment import Deployment, Means, Tunnels
 from sollold.agent.journal import Journal
 from sollold.agent.llama_find import Llama
+from sollold.agent.ollama import PREFIX
 from sollold.agent.owner import Owner
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
@@ -84,6 +85,7 @@ class Agent:
         self._http: aiohttp.ClientSession | None = None
         self._closing = False
         self._unsubscribe: Callable[[], None] = lambda: None
+        self._unload_ollama: Callable[[str, bool], Awaitable[Done]] | None = None
         self.owner = Owner(
             self._node,
             settings,
@@ -106,7 +108,7 @@ class Agent:
         The route answers an `Endpoint` in JSON a line, at every change, until it is ready or failed (or
         gone: then the lines just end).
         """
-        server.method("reserve", Reserve, self.owner.reserve)
+        server.method("reserve", Reserve, self._reserve)
         server.method("commit", Commit, self.owner.commit)
         server.method("renew", Renew, self.owner.renew)
         server.method("release", Release, self.owner.release)
@@ -131,6 +133,10 @@ class Agent:
         for task in self._tasks:
             task.add_done_callback(_must_not_end)
 
+    def ollama_unloads(self, unload: Callable[[str, bool], Awaitable[Done]]) -> None:
+        """An `Unload` of an endpoint of this node's Ollama goes to ``unload`` (endpoint, force)."""
+        self._unload_ollama = unload
+
     async def use(self, llama: Llama) -> None:
         """This llama.cpp is the one to use from now on; the record says so."""
         self._llama = llama
@@ -139,15 +145,10 @@ class Agent:
         self._publish()
         self._view.update_me(build=llama.build, setup="ready")
 
-    def drain(self) -> None:
-        """Grant nothing more. What runs goes on."""
-        self.owner.ledger.draining = True
-
     async def shutdown(self) -> None:
         """End every deployment and worker. The caller has drained the requests."""
         self._closing = True
         self._unsubscribe()
-        self.drain()
         for deployment in self._deployments.values():
             deployment.end("the daemon is stopping", state=State.DRAINING)
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -222,6 +223,8 @@ class Agent:
 
     async def unload(self, deployment: str, reason: str, *, force: bool = False) -> Done:
         """End a deployment whose head this is. Returns when every byte is given back."""
+        if self._unload_ollama is not None and deployment.startswith(PREFIX):
+            return await self._unload_ollama(deployment, force)
         one = self._deployments.get(deployment)
         if one is None:
             return Done(True)
@@ -234,6 +237,10 @@ class Agent:
         return Done(True)
 
     # Peers
+
+    async def _reserve(self, caller: str, request: Reserve) -> Reserved:
+        self.owner.ledger.draining = self._closing or self._view.me.draining
+        return await self.owner.reserve(caller, request)
 
     async def _deploy(self, caller: str, request: Deploy) -> Done:
         refusal = await self.owner.obey(request.term)
