@@ -312,19 +312,50 @@ class Errand:
             return await find({engine: self._ask.calls[engine]}, limit, "recovering", failed)
         tokens: int | None = None
         if engine is Engine.LLAMA and kept.text:
-            count = Call("/tokenize", {"content": kept.text})
-            counting = await find({engine: count}, limit, "recovering", failed)
             try:
-                async with asyncio.timeout(_COUNT_LIMIT):
-                    tokens = len(msgspec.json.decode(await whole(counting.stream), type=_Tokens).tokens)
+                tokens = await self._count(kept, failed)
             except (Failure, TimeoutError, msgspec.MsgspecError) as error:
                 log.info("the engine did not count tokens: %s", error, extra=self._extra)
-            finally:
-                await self._finder.leave(counting, None)
+            except Refusal as refusal:
+                if refusal.fault is not Fault.ENGINE:
+                    raise
         call = kept.resume(tokens)
         if kept.closing():
             return None
         return await find({engine: call}, limit, "recovering", failed)
+
+    async def _count(self, kept: Kept, failed: frozenset[tuple[str, str]]) -> int:
+        """How many tokens were delivered, by the engine's own tokenizer.
+
+        Raises:
+            Failure, TimeoutError, msgspec.MsgspecError: it does not say.
+        """
+        pair = kept.measure()
+        if pair is None:
+            return await self._count_text(kept.text, False, failed)
+        prompts = []
+        for call in pair:
+            answer = msgspec.json.decode(await self._ask_aside(call, failed), type=_Prompt)
+            prompts.append(await self._count_text(answer.prompt, True, failed))
+        return max(0, prompts[1] - prompts[0])
+
+    async def _count_text(self, text: str, special: bool, failed: frozenset[tuple[str, str]]) -> int:
+        call = Call("/tokenize", {"content": text, "add_special": special, "parse_special": True})
+        return len(msgspec.json.decode(await self._ask_aside(call, failed), type=_Tokens).tokens)
+
+    async def _ask_aside(self, call: Call, failed: frozenset[tuple[str, str]]) -> bytes:
+        """A small question to an engine for this model; it needs no turn.
+
+        Raises:
+            Failure, TimeoutError: it broke off, or gave no answer.
+        """
+        limit = self._means.serving.recover_limit
+        leg = await self._finder.find({Engine.LLAMA: call}, limit, "recovering", failed)
+        try:
+            async with asyncio.timeout(_COUNT_LIMIT):
+                return await whole(leg.stream)
+        finally:
+            await self._finder.leave(leg, None)
 
     def _routing_from(self, leg: Leg) -> Routing:
         view = self._means.view
@@ -345,6 +376,12 @@ class _Tokens(msgspec.Struct):
     """llama-server's answer to ``/tokenize``."""
 
     tokens: list[int | msgspec.Raw]
+
+
+class _Prompt(msgspec.Struct):
+    """llama-server's answer to ``/apply-template``."""
+
+    prompt: str
 
 
 class _ErrorCode(msgspec.Struct):

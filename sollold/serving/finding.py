@@ -24,6 +24,8 @@ log = logging.getLogger("sollold.serving")
 
 _RETHINK = 0.25
 """Seconds between two looks for a better endpoint while standing in line."""
+_ASIDE = ("/tokenize", "/apply-template")
+"""Small questions that an engine answers beside its work."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
 
@@ -184,7 +186,7 @@ class Finder:
             age=now - self.came,
             deadline=max(left, 0.001) if self._ask.deadline > 0 else 0.0,
             keep_alive=self._ask.keep_alive,
-            aside=call.path == "/tokenize",
+            aside=call.path in _ASIDE,
         )
         place = 0
 

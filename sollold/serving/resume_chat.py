@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sollold.serving.ask import Call, Engine
 from sollold.serving.resume_state import (
+    LIMITS,
     JsonObject,
     Kept,
     Unfaithful,
@@ -12,8 +13,6 @@ from sollold.serving.resume_state import (
     whole_timings,
     whole_usage,
 )
-
-_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
 class KeptChat(Kept):
@@ -38,9 +37,29 @@ class KeptChat(Kept):
 
     @property
     def text(self) -> str:
-        """Reasoning, then content."""
+        """Reasoning, then content; without what the caller began himself."""
         self.fold()
-        return "".join(self._reasoning) + "".join(self._content)
+        return "".join(self._reasoning) + "".join(self._content).removeprefix(self._echo)
+
+    def measure(self) -> tuple[Call, Call] | None:
+        """As `Kept.measure`: reasoning stands between marks that only the template knows."""
+        self.fold()
+        if not any(self._reasoning) or self._engine is not Engine.LLAMA:
+            return None
+        longer = self._with_beginning(dict(self.call.body), "".join(self._content), "".join(self._reasoning))
+        return Call("/apply-template", dict(self.call.body)), Call("/apply-template", longer)
+
+    @property
+    def _echo(self) -> str:
+        """What llama-server repeats of an answer that the caller began and did not say that he did."""
+        body = self.call.body
+        if self._engine is not Engine.LLAMA or "continue_final_message" in body:
+            return ""
+        messages = body.get("messages") or [{}]
+        last = messages[-1]
+        if not isinstance(last, dict) or last.get("role") != "assistant":
+            return ""
+        return _text_of(last)
 
     def check(self) -> None:
         """As `Kept.check`."""
@@ -84,22 +103,32 @@ class KeptChat(Kept):
         content, reasoning = "".join(self._content), "".join(self._reasoning)
         self._content, self._reasoning = [content], [reasoning]
         if self._finished:
-            # All is said. What may lack are the counts, so the prompt is read and nothing made.
-            less(body, _LIMITS, 2**31)
-            body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 0
+            # All is said. What may lack are the counts: the prompt is read for them.
+            body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 1
+            self.exhausted = True
         else:
-            less(body, _LIMITS, self.tokens)
+            self.exhausted = less(body, LIMITS, self.tokens)
         if not content and not reasoning:
             return Call(self.call.path, body)
+        return Call(self.call.path, self._with_beginning(body, content, reasoning))
+
+    def _with_beginning(self, body: JsonObject, content: str, reasoning: str) -> JsonObject:
+        """``body`` with what was delivered as the beginning of the answer."""
         messages = list(body.get("messages") or ())
-        beginning: JsonObject = {"role": "assistant", "content": ""}
+        beginning: JsonObject = {"role": "assistant"}
+        before = ""
         if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
             # The caller began the answer; two assistant messages in a row are an error.
             beginning = dict(messages.pop())
-            if not isinstance(beginning.get("content") or "", str):
-                beginning["content"] = "".join(part.get("text", "") for part in beginning["content"])
-        beginning["content"] = (beginning.get("content") or "") + content
+            before = _text_of(beginning)
+        if self._echo and content.startswith(self._echo):
+            before = ""
+        beginning["content"] = before + content
         thought = (_reasoning(beginning) or "") + reasoning
+        if beginning["content"]:
+            # Templates put a newline before the mark that ends reasoning; while it was streamed that
+            # newline counted as reasoning.
+            thought = thought.removesuffix("\n")
         if self._engine is Engine.LLAMA:
             if thought:
                 beginning["reasoning_content"] = thought
@@ -108,13 +137,13 @@ class KeptChat(Kept):
         elif thought:
             beginning["reasoning"] = thought
         body["messages"] = [*messages, beginning]
-        return Call(self.call.path, body)
+        return body
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
         event |= {key: value for key, value in (self._names or {}).items() if key in event}
         tokens, spent = self.tokens, self.spent_ms
-        whole_usage(event.get("usage"), tokens)
-        whole_timings(event.get("timings"), tokens, spent)
+        whole_usage(event.get("usage"), tokens, self.exhausted)
+        whole_timings(event.get("timings"), tokens, spent, self.exhausted)
         choices = event.get("choices") or []
         if not choices:
             return event if event.get("usage") and not self._usage else None
@@ -127,11 +156,21 @@ class KeptChat(Kept):
                     delta.pop("content", None)
                 choice["delta"] = delta
             finish = choice.get("finish_reason")
+            if self.exhausted:
+                choice["delta"] = delta = {}
+                choice["finish_reason"] = finish = "length" if finish else None
             if self._finished or not (delta or finish):
                 continue
             kept.append(choice)
         event["choices"] = kept
         return event if kept else None
+
+
+def _text_of(message: JsonObject) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
 
 
 def _reasoning(delta: JsonObject) -> str | None:

@@ -44,6 +44,8 @@ class Kept(ABC):
         """Events with text in them so far: a measure of tokens where the engine gives none."""
         self.tokens = 0
         """Tokens in what was delivered before the last fault."""
+        self.exhausted = False
+        """Nothing may be made any more: the new engine is asked only for the end of the stream."""
         self.spent_ms = 0.0
         """Milliseconds for which engines that are gone made tokens; whoever reads the streams adds them."""
         self._pile: list[bytes] = []
@@ -90,10 +92,14 @@ class Kept(ABC):
         self.delivered = True
         return [msgspec.json.encode(merged)]
 
+    def measure(self) -> tuple[Call, Call] | None:
+        """Two requests whose prompts differ by what was delivered, where `text` does not tell all of it."""
+        return None
+
     @property
     @abstractmethod
     def text(self) -> str:
-        """All that was delivered, as the engine would read it; for counting its tokens."""
+        """What the engine made and was delivered; for counting its tokens."""
 
     @abstractmethod
     def check(self) -> None:
@@ -123,12 +129,22 @@ def read(raw: bytes) -> JsonObject | None:
     return event if isinstance(event, dict) else None
 
 
-def less(body: JsonObject, keys: tuple[str, ...], made: int) -> None:
-    """Take tokens that were made already off the limit, under whichever of its names it has."""
+LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+"""Names of the limit on tokens in llama-server's and OpenAI's forms."""
+
+
+def less(body: JsonObject, keys: tuple[str, ...], made: int) -> bool:
+    """Take tokens that were made already off the limit, under whichever of its names it has.
+
+    Answers whether nothing is left. Then the limit is 1: an engine makes one token in any case.
+    """
+    exhausted = False
     for key in keys:
         limit = body.get(key)
         if isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0:
-            body[key] = max(0, limit - made)
+            exhausted = exhausted or limit <= made
+            body[key] = max(1, limit - made)
+    return exhausted
 
 
 def asked_for(body: JsonObject, key: str) -> bool:
@@ -136,27 +152,28 @@ def asked_for(body: JsonObject, key: str) -> bool:
     return bool(body.get(key))
 
 
-def whole_usage(usage: Any, tokens: int) -> None:
+def whole_usage(usage: Any, tokens: int, exhausted: bool) -> None:
     """Make a continuation's counts the whole's: what it read of the answer was made, not asked."""
     if not isinstance(usage, dict):
         return
     prompt, made = usage.get("prompt_tokens"), usage.get("completion_tokens")
     if isinstance(prompt, int) and isinstance(made, int):
         usage["prompt_tokens"] = max(0, prompt - tokens)
-        usage["completion_tokens"] = made + tokens
+        usage["completion_tokens"] = tokens if exhausted else made + tokens
         usage["total_tokens"] = usage["prompt_tokens"] + usage["completion_tokens"]
     details = usage.get("prompt_tokens_details")
     if isinstance(details, dict) and isinstance(details.get("cached_tokens"), int):
         details["cached_tokens"] = min(details["cached_tokens"], usage.get("prompt_tokens", 0))
 
 
-def whole_timings(timings: Any, tokens: int, spent_ms: float) -> None:
+def whole_timings(timings: Any, tokens: int, spent_ms: float, exhausted: bool) -> None:
     """The same for llama-server's ``timings``."""
     if not isinstance(timings, dict):
         return
     if isinstance(timings.get("predicted_n"), int):
-        made = timings["predicted_n"] = timings["predicted_n"] + tokens
-        spent = timings["predicted_ms"] = float(timings.get("predicted_ms") or 0.0) + spent_ms
+        fresh_n, fresh_ms = timings["predicted_n"], float(timings.get("predicted_ms") or 0.0)
+        made = timings["predicted_n"] = tokens if exhausted else tokens + fresh_n
+        spent = timings["predicted_ms"] = spent_ms if exhausted else spent_ms + fresh_ms
         timings["predicted_per_token_ms"] = spent / made if made else 0.0
         timings["predicted_per_second"] = made * 1000 / spent if spent else 0.0
     if isinstance(timings.get("prompt_n"), int):

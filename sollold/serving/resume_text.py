@@ -6,6 +6,7 @@ from typing import Any
 
 from sollold.serving.ask import Call, Engine
 from sollold.serving.resume_state import (
+    LIMITS,
     JsonObject,
     Kept,
     Unfaithful,
@@ -14,8 +15,6 @@ from sollold.serving.resume_state import (
     whole_timings,
     whole_usage,
 )
-
-_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
 def _constrain(body: JsonObject, text: str) -> None:
@@ -82,17 +81,21 @@ class KeptText(Kept):
         if text:
             _constrain(body, text)
         if self._finished:
-            less(body, _LIMITS, 2**31)
-            body["max_tokens"] = 0
+            # All is said. What may lack are the counts: the prompt is read for them.
+            body["max_tokens"] = 1
+            self.exhausted = True
         else:
-            less(body, _LIMITS, self.tokens)
+            self.exhausted = less(body, LIMITS, self.tokens)
         return Call(self.call.path, body)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
         event |= {key: value for key, value in (self._names or {}).items() if key in event}
-        whole_usage(event.get("usage"), self.tokens)
-        whole_timings(event.get("timings"), self.tokens, self.spent_ms)
+        whole_usage(event.get("usage"), self.tokens, self.exhausted)
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
         choices = event.get("choices") or []
+        for choice in choices if self.exhausted else ():
+            choice["text"] = ""
+            choice["finish_reason"] = "length" if choice.get("finish_reason") else None
         if self._finished:
             # Only the counts can be missing.
             if self._usage or not event.get("usage"):
@@ -164,15 +167,19 @@ class KeptNative(Kept):
         self._held = []
         if text:
             _constrain(body, text)
-        less(body, _LIMITS, self.tokens)
+        self.exhausted = less(body, LIMITS, self.tokens)
         return Call(self.call.path, body)
 
     def _merge(self, event: JsonObject) -> JsonObject | None:
         if self._finished:
             return None
-        whole_timings(event.get("timings"), self.tokens, self.spent_ms)
+        if self.exhausted and not event.get("stop"):
+            return None
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
         if isinstance(event.get("tokens_predicted"), int):
-            event["tokens_predicted"] += self.tokens
+            event["tokens_predicted"] = self.tokens + (0 if self.exhausted else event["tokens_predicted"])
+        if self.exhausted:
+            event["content"], event["tokens"], event["stop_type"] = "", [], "limit"
         if isinstance(event.get("tokens_evaluated"), int):
             event["tokens_evaluated"] = max(0, event["tokens_evaluated"] - self.tokens)
         if event.get("stop") and "prompt" in event:

@@ -185,7 +185,8 @@ class Reciter:
 
     def _limit(self, body: dict[str, Any]) -> int | None:
         limits = [body[key] for key in ("max_tokens", "n_predict") if body.get(key) is not None]
-        return min(limits) if limits else None
+        # llama-server makes one token in any case.
+        return max(1, min(limits)) if limits else None
 
     def _made(self, body: dict[str, Any], start: int) -> tuple[str, ...]:
         limit = self._limit(body)

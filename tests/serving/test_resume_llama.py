@@ -1,0 +1,240 @@
+"""Real llama-servers die in the middle of real answers; the text must be exact."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sollold.agent.llama_find import Llama
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.models import demo
+from sollold.serving.ask import Answer, Fault, Refusal
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
+
+pytestmark = pytest.mark.llama
+
+COUNTING = tuple(f"w{n:04}{'é🙂' if n % 7 == 3 else ''} " for n in range(1, 2001))
+THINKING = (
+    "<think>\n",
+    *(f"r{n:04} " for n in range(1, 1001)),
+    "\n</think>\n\n",
+    *(f"w{n:04} " for n in range(1, 1001)),
+)
+NUMBERS = ('{"n": [', *(f"{n}, " for n in range(1000, 2000)), "1]}")
+TEMPLATE = Path(__file__).parent.parent / "api" / "qwen_like.jinja"
+SCHEMA = {"type": "object", "properties": {"n": {"type": "array", "items": {"type": "integer"}}}}
+GRAMMAR = r'root ::= "{\"n\": [" ([0-9]+ ", ")+ "1]}"'
+
+
+class Engine:
+    """One llama-server."""
+
+    def __init__(self, llama: Llama, model: Path, words: tuple[str, ...]) -> None:
+        self._llama = llama
+        self._model = model
+        self._words = words
+        self._process: asyncio.subprocess.Process | None = None
+        self.url = ""
+
+    async def start(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        fixed = ["--host", "127.0.0.1", "-np", "2", "-c", "16384", "-t", "1", "--jinja"]
+        fixed += ["--cache-ram", "0", "-fit", "off"]
+        self._process = await asyncio.create_subprocess_exec(
+            str(self._llama.server),
+            *("-m", str(self._model), "--port", str(port)),
+            *fixed,
+            *self._words,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        async with aiohttp.ClientSession() as session:
+            for _ in range(600):
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(self.url + "/health") as health:
+                        if health.status == 200:
+                            return
+                await asyncio.sleep(0.05)
+        raise AssertionError("llama-server did not start")
+
+    async def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+        if self._process is not None and self._process.returncode is None:
+            os.kill(self._process.pid, how)
+            await self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("reciters")
+    paths = {}
+    for name, pieces in (("counting", COUNTING), ("thinking", THINKING), ("numbers", NUMBERS)):
+        paths[name] = folder / f"{name}.gguf"
+        # Some width makes a token take its time, so that a kill meets it in the middle.
+        demo.write(paths[name], demo.Recital(pieces, name=name, width=512, layers=2))
+    return paths
+
+
+class Pair:
+    """Node a is asked; b and c have a llama-server each, c's is used after b's death."""
+
+    def __init__(self, asked: Node, engines: list[Engine], owner: Node) -> None:
+        self.asked = asked
+        self.engines = engines
+        self.owner = owner
+
+    async def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        await self.engines[0].stop(how)
+        self.owner.engines.drop("d1")
+
+
+@contextlib.asynccontextmanager
+async def pair(cluster: Cluster, llama: Llama, model: Path, *words: str) -> AsyncIterator[Pair]:
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    engines = [Engine(llama, model, words), Engine(llama, model, words)]
+    try:
+        await asyncio.gather(*(engine.start() for engine in engines))
+        for node, id, engine, active in ((b, "d1", engines[0], 0), (c, "d2", engines[1], 9)):
+            node.engines.urls[id] = engine.url
+            endpoint = Endpoint(
+                id, MODEL, "", Backend.LOCAL, State.READY, context=8192, slots=2, active=active
+            )
+            node.view.update_me(endpoints=(endpoint,))
+        yield Pair(a, engines, b)
+    finally:
+        for engine in engines:
+            await engine.stop()
+
+
+async def cut(pair: Pair, at: int, how: signal.Signals, form: str, **more: Any) -> tuple[list[Any], Answer]:
+    """An answer whose engine is killed after ``at`` events."""
+    answer = await pair.asked.serving.open(ask(form, **more), lambda _: None)
+    events = []
+    async for event in answer.events:
+        events.append(json.loads(event))
+        if len(events) == at:
+            await pair.kill(how)
+    return events, answer
+
+
+def thought(events: list[Any]) -> str:
+    deltas = [c.get("delta") or {} for e in events for c in e.get("choices", ())]
+    return "".join(delta.get("reasoning_content") or "" for delta in deltas)
+
+
+@pytest.mark.parametrize("form", ["chat", "text", "native"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+async def test_killed_engine(
+    cluster: Cluster, llama: Llama, models: dict[str, Path], form: str, how: signal.Signals
+) -> None:
+    async with pair(cluster, llama, models["counting"]) as both:
+        events, answer = await cut(both, 60, how, form, max_tokens=900, temperature=0)
+        assert said(events) == "".join(COUNTING[:900])
+        assert answer.routing.resumed == 1
+        assert answer.routing.node == "host-c"
+        if form == "native":
+            assert events[-1]["tokens_predicted"] == 900
+            assert events[-1]["stop_type"] == "limit"
+        else:
+            usage = events[-1]["usage"]
+            assert usage["completion_tokens"] == 900
+            assert usage["prompt_tokens"] < 30
+            assert usage["total_tokens"] == usage["prompt_tokens"] + 900
+            assert len({event["id"] for event in events}) == 1
+
+
+async def test_recital_to_its_end(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+    async with pair(cluster, llama, models["counting"]) as both:
+        events, _ = await cut(both, 1200, signal.SIGKILL, "chat")
+        assert said(events) == "".join(COUNTING)
+        assert events[-2]["choices"][0]["finish_reason"] == "stop"
+        # The last token is the one that ends the answer.
+        assert events[-1]["usage"]["completion_tokens"] == len(COUNTING) + 1
+
+
+@pytest.mark.parametrize("at", [100, 1100])
+async def test_reasoning_and_content(
+    cluster: Cluster, llama: Llama, models: dict[str, Path], at: int
+) -> None:
+    async with pair(cluster, llama, models["thinking"], "--chat-template-file", str(TEMPLATE)) as both:
+        events, answer = await cut(both, at, signal.SIGKILL, "chat", max_tokens=1500)
+        assert answer.routing.resumed == 1
+        assert thought(events).rstrip() == "".join(THINKING[1:1001]).rstrip()
+        assert said(events) == "".join(THINKING[1002:1500])
+        assert events[-1]["usage"]["completion_tokens"] == 1500
+
+
+async def test_answer_that_the_caller_began(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+    begun = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "w0001 w0002 "}]
+    async with pair(cluster, llama, models["counting"]) as both:
+        events, answer = await cut(both, 60, signal.SIGKILL, "chat", messages=begun, max_tokens=700)
+        assert answer.routing.resumed == 1
+        # llama-server repeats what was begun.
+        assert said(events) == "".join(COUNTING[:702])
+        assert events[-1]["usage"]["completion_tokens"] == 700
+
+
+@pytest.mark.parametrize(
+    ("form", "more"),
+    [
+        ("chat", {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}}),
+        ("text", {"json_schema": SCHEMA}),
+        ("text", {"grammar": GRAMMAR}),
+        ("native", {"grammar": GRAMMAR}),
+    ],
+)
+async def test_schemas_and_grammars_go_on(
+    cluster: Cluster, llama: Llama, models: dict[str, Path], form: str, more: dict[str, Any]
+) -> None:
+    async with pair(cluster, llama, models["numbers"]) as both:
+        events, answer = await cut(both, 80, signal.SIGKILL, form, **more)
+        assert answer.routing.resumed == 1
+        assert said(events) == "".join(NUMBERS)
+        assert len(json.loads(said(events))["n"]) == 1001
+
+
+async def test_grammar_of_a_chats_caller_is_refused(
+    cluster: Cluster, llama: Llama, models: dict[str, Path]
+) -> None:
+    async with pair(cluster, llama, models["numbers"]) as both:
+        with pytest.raises(Refusal) as refusal:
+            await cut(both, 80, signal.SIGKILL, "chat", grammar=GRAMMAR)
+        assert refusal.value.fault is Fault.INTERRUPTED
+
+
+@pytest.mark.parametrize("form", ["chat", "text"])
+async def test_cut_after_the_last_token_of_the_limit(
+    cluster: Cluster, llama: Llama, models: dict[str, Path], form: str
+) -> None:
+    async with pair(cluster, llama, models["counting"]) as both:
+        # Nearly the limit: whether the engine still sends the end, or it has to be asked for, is a race.
+        events, _ = await cut(both, 40, signal.SIGKILL, form, max_tokens=40)
+        assert said(events) == "".join(COUNTING[:40])
+        finishes = [c["finish_reason"] for e in events for c in e["choices"] if c.get("finish_reason")]
+        assert finishes == ["length"]
+        assert events[-1]["usage"]["completion_tokens"] == 40
+
+
+async def test_not_streamed(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+    async with pair(cluster, llama, models["counting"]) as both:
+        asking = asyncio.create_task(
+            both.asked.serving.open(ask("chat", stream=False, max_tokens=1500), lambda _: None)
+        )
+        await until(lambda: both.owner.server.under_way == 1)
+        await asyncio.sleep(0.1)
+        await both.kill()
+        answer = await asking
+        events = [json.loads(event) async for event in answer.events]
+        assert said(events) == "".join(COUNTING[:1500])
