@@ -1,0 +1,78 @@
+"""Holds what was predicted of a model's buffers against what llama-server allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sollold.models import gguf
+from sollold.models.footprint import Footprint, footprint
+from sollold.models.run import Run
+from sollold.models.shape import shape_of
+from tests.gguf import llama_log, llama_run
+from tests.gguf.llama_run import Workers
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers."""
+
+    device: str
+    weights: tuple[int, int]
+    state: tuple[int, int]
+    compute: tuple[int, int]
+
+    @property
+    def predicted(self) -> int:
+        return self.weights[0] + self.state[0] + self.compute[0]
+
+    @property
+    def actual(self) -> int:
+        return self.weights[1] + self.state[1] + self.compute[1]
+
+    @property
+    def error(self) -> int:
+        return self.predicted - self.actual
+
+    @property
+    def within(self) -> bool:
+        """At most 1 % or 4 MiB off, and never more than 1 MiB too little."""
+        return -MIB <= self.error <= max(self.actual // 100, 4 * MIB)
+
+
+def predicted(model: Path, run: Run) -> Footprint:
+    return footprint(shape_of(gguf.read(model)), run)
+
+
+def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list[Compared]:
+    """Load the model spread so (layers of each worker, the output counted) and compare every device.
+
+    Of the head's own processor only the caches and compute buffers: its weights are mapped files.
+    """
+    guess = predicted(model, run)
+    actual = llama_log.buffers(llama_run.loaded(model, run, ready, split), list(ready.endpoints))
+    devices, offloaded = len(split), sum(split)
+    own = guess.layers + 1 - offloaded
+    nothing = llama_log.Buffers()
+    found: list[Compared] = []
+    first = own
+    for index, count in enumerate(split):
+        last = first + count
+        there = actual.get(f"RPC{index}", nothing)
+        compute = guess.compute(first, last, devices=devices, local=False, offloaded=offloaded)
+        found.append(
+            Compared(
+                f"RPC{index}",
+                (sum(guess.weights[first:last]), there.model),
+                (sum(guess.state[first:last]), there.state),
+                (compute, there.compute),
+            )
+        )
+        first = last
+    there = actual.get("CPU", nothing)
+    compute = guess.host_compute(devices=devices, offloaded=offloaded)
+    found.append(Compared("CPU", (0, 0), (sum(guess.state[:own]), there.state), (compute, there.compute)))
+    return found

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sollold.models import gguf, gguf_writer
+from sollold.models.footprint import Footprint, footprint
+from sollold.models.gguf_writer import NewTensor
+from sollold.models.graph import Graph
+from sollold.models.run import Run
+from sollold.models.shape import Shape, shape_of
+from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.size import Size
+from tests.gguf.writer import write
+
+MIB = 1024 * 1024
+
+
+def _shape(tmp_path: Path, architecture: str, size: Size) -> Shape:
+    return shape_of(gguf.read(write(tmp_path / "a.gguf", architecture, size)))
+
+
+def _whole(guess: Footprint, devices: int = 1) -> int:
+    layers = guess.layers + 1
+    compute = guess.compute(0, layers, devices=devices, local=False, offloaded=layers)
+    return sum(guess.weights) + sum(guess.state) + compute
+
+
+def test_llama_by_hand(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "llama", Size(layers=2, embd=256, heads=4, heads_kv=2, ff=512, vocab=512))
+    guess = footprint(shape, Run(context=1024, slots=2))
+    matrices = (256 * 256 * 2 + 256 * 128 * 2 + 3 * 256 * 512) // 32 * 34
+    assert guess.weights[0] == matrices + 2 * 256 * 4
+    assert guess.weights[2] == 256 * 512 // 32 * 34 + 256 * 4
+    assert guess.host_weights == 256 * 512 // 32 * 34
+    # Two slots of 512 cells, K and V rows of 128 elements of two bytes.
+    assert guess.state == (2 * 512 * 2 * 128 * 2,) * 2
+    assert guess.active == guess.weights
+    assert not guess.estimate
+
+
+def test_context_is_padded_as_llama_cpp_does(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "llama", Size(layers=1))
+    row = 2 * 128 * 2
+    assert footprint(shape, Run(context=1000, slots=3)).state == (3 * 512 * row,)
+    assert footprint(shape, Run(context=1000, slots=3, unified=True)).state == (1024 * row,)
+
+
+def test_a_window_needs_no_more_than_itself(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "gpt-oss", Size(layers=2, window=128))
+    windowed, full = footprint(shape, Run(context=32768, slots=1, ubatch=512)).state
+    assert windowed * 32768 == full * 768
+
+
+def test_quantized_caches_are_smaller(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "llama", Size(layers=1))
+    plain = footprint(shape, Run(context=4096)).state[0]
+    packed = footprint(shape, Run(context=4096, type_k="q8_0", type_v="q8_0")).state[0]
+    assert packed * 64 == plain * 34
+
+
+def test_only_the_experts_in_use_are_read(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "qwen3moe", Size(layers=1, experts=8, experts_used=2))
+    layer = shape.layers[0]
+    experts = 3 * 8 * 256 * 128 // 32 * 34
+    assert layer.weights - layer.active == experts * 6 // 8
+
+
+def test_a_tied_output_is_a_second_copy(tmp_path: Path) -> None:
+    own = _shape(tmp_path, "llama", Size(layers=1))
+    tied = _shape(tmp_path, "llama", Size(layers=1, tied=True))
+    assert tied.output == own.output
+    assert tied.host_weights == own.host_weights
+
+
+def test_layers_for_next_token_prediction_take_nothing(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "glm4moe", Size(layers=4, nextn=1))
+    guess = footprint(shape, Run(context=4096))
+    assert guess.layers == 4
+    assert guess.weights[3] == guess.state[3] == 0
+    assert guess.compute(3, 5, devices=2, local=False, offloaded=5) > 0
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_travels_whole_and_grows_with_the_run(tmp_path: Path, architecture: str) -> None:
+    shape = _shape(tmp_path, architecture, Size(layers=8))
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(shape), type=Shape)
+    assert sent == shape
+    assert msgspec.json.decode(msgspec.json.encode(shape), type=Shape) == shape
+    small = footprint(shape, Run(context=2048, ubatch=128, embedding=not shape.cached))
+    big = footprint(shape, Run(context=8192, slots=4, ubatch=512, embedding=not shape.cached))
+    assert len(small.weights) == len(small.active) == small.layers + 1 == 9
+    assert len(small.state) == 8
+    assert _whole(small) < _whole(big)
+    assert not small.estimate
+    for first in range(9):
+        for last in range(first + 1, 10):
+            assert small.compute(first, last, devices=1, local=True, offloaded=9) > 0
+    assert small.compute(3, 3, devices=2, local=False, offloaded=9) == 0
+    assert small.host_compute(devices=1, offloaded=9) < small.host_compute(devices=1, offloaded=3)
+
+
+def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) -> None:
+    guess = footprint(_shape(tmp_path, "llama", Size(layers=8)), Run(context=4096))
+    alone = guess.compute(0, 4, devices=1, local=False, offloaded=9)
+    assert guess.compute(0, 4, devices=2, local=False, offloaded=8) == alone
+    assert guess.compute(0, 4, devices=2, local=False, offloaded=9) > alone
+
+
+def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path) -> None:
+    known = _shape(tmp_path, "qwen3moe", Size(layers=4))
+    header = gguf.read(tmp_path / "a.gguf")
+    metadata = {
+        key.replace("qwen3moe.", "brandnew.") if isinstance(key, str) else key: value
+        for key, value in header.metadata.items()
+    }
+    metadata["general.architecture"] = "brandnew"
+    unknown = shape_of(dataclasses.replace(header, metadata=metadata))
+    run = Run(context=8192, slots=2)
+    guess, truth = footprint(unknown, run), footprint(known, run)
+    assert guess.estimate
+    assert guess.weights == truth.weights
+    assert guess.state == truth.state
+    assert _whole(guess) > _whole(truth)
+
+
+def test_a_header_that_says_nothing_gives_a_shape(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    gguf_writer.write(path, {"general.architecture": "odd"}, [NewTensor("blk.99999999999.x", (8,), 0)])
+    shape = shape_of(gguf.read(path))
+    guess = footprint(shape, Run(context=0))
+    assert guess.estimate
+    assert _whole(guess) >= 0
+
+
+def test_graph_reuses_what_is_done_with() -> None:
+    graph = Graph()
+    first = graph.add(1024)
+    second = graph.add(1024, first)
+    third = graph.add(1024, second, inplace=True)
+    graph.add(1024, third)
+    assert graph.peak() == 2048
+
+
+def test_graph_keeps_what_is_still_needed() -> None:
+    graph = Graph()
+    first = graph.add(1024)
+    second = graph.add(4096, first)
+    third = graph.add(1024, first, second, inplace=True)
+    graph.add(1024, third, kept=True)
+    assert graph.peak() == 1024 + 4096
+
+
+def test_graph_prefers_the_smallest_hole() -> None:
+    graph = Graph()
+    big, gap, small, wall = (graph.add(size) for size in (4096, 128, 1024, 128))
+    graph.add(0, big)
+    graph.add(0, small)
+    late = graph.add(1024)
+    graph.add(4096, late, gap, wall)
+    assert graph.peak() == 4096 + 128 + 1024 + 128

@@ -1,0 +1,90 @@
+"""The prediction against the real llama-server: every buffer on every device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sollold.models.run import Run
+from tests.gguf import llama_run
+from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.compare import MIB, Compared, compare
+from tests.gguf.llama_run import Workers
+from tests.gguf.size import Size
+from tests.gguf.writer import write
+
+pytestmark = [
+    pytest.mark.llama,
+    pytest.mark.skipif(
+        not (llama_run.binary("llama-server") and llama_run.binary("ggml-rpc-server")),
+        reason="llama.cpp is not built",
+    ),
+]
+
+_SPLITS = {1: (9,), 2: (4, 5), 3: (3, 3, 3)}
+_EMBEDDERS = ("bert", "nomic-bert")
+
+
+@pytest.fixture(scope="module")
+def ready() -> Iterator[Workers]:
+    with llama_run.workers(3) as running:
+        yield running
+
+
+def _size(architecture: str) -> Size:
+    # Gemma 3n's caches belong to its first twenty layers, whatever their number.
+    return Size(layers=24 if architecture == "gemma3n" else 8)
+
+
+def _split(architecture: str, devices: int) -> tuple[int, ...]:
+    *split, rest = _SPLITS[devices]
+    return (*split, rest + 16 if architecture == "gemma3n" else rest)
+
+
+def _check(found: list[Compared]) -> None:
+    for device in found:
+        assert abs(device.weights[0] - device.weights[1]) <= MIB // 8, device
+        assert abs(device.state[0] - device.state[1]) <= MIB // 8, device
+        assert device.within, device
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_each_architecture_on_two_workers(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    run = Run(context=4096, slots=2, embedding=architecture in _EMBEDDERS)
+    _check(compare(model, run, ready, _split(architecture, 2)))
+
+
+_RUNS = {
+    "one slot, small batches, on one": (1, Run(context=8192, slots=1, ubatch=128)),
+    "on three": (3, Run(context=16384, slots=4)),
+    "one pool": (2, Run(context=4096, slots=4, unified=True)),
+    "packed caches": (2, Run(context=4096, slots=2, type_k="q8_0", type_v="q8_0")),
+    "without flash attention": (3, Run(context=2048, slots=2, flash="off")),
+}
+
+
+@pytest.mark.parametrize("case", _RUNS)
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe", "gemma3", "deepseek2", "jamba", "gemma4"])
+def test_each_way_to_run(tmp_path: Path, ready: Workers, architecture: str, case: str) -> None:
+    devices, run = _RUNS[case]
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    _check(compare(model, run, ready, _split(architecture, devices)))
+
+
+def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers) -> None:
+    model = write(tmp_path / "a.gguf", "llama", Size(layers=8))
+    _check(compare(model, Run(context=4096, slots=2), ready, (2, 3)))
+
+
+def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:
+    model = write(tmp_path / "a.gguf", "glm4moe", Size(layers=8, nextn=1))
+    _check(compare(model, Run(context=4096, slots=2), ready, (4, 5)))
+
+
+def test_a_broad_model(tmp_path: Path, ready: Workers) -> None:
+    size = Size(layers=6, embd=2048, heads=16, heads_kv=4, ff=6144, vocab=32000)
+    model = write(tmp_path / "a.gguf", "llama", size, kind="q4_0")
+    _check(compare(model, Run(context=32768, slots=4), ready, (3, 4)))
