@@ -86,7 +86,7 @@ def choose(
             best = rung.alone() if alone_allowed and run in smaller else None
             best = best or rung.split()
             if best is not None:
-                found = best, rung.lost
+                found = best, rung.lost or tried.lost
                 break
         if found is not None and found[0].run in smaller:
             found = _widen(wish, fleet, print_of, correction, found, [*full, *smaller], alone_allowed)

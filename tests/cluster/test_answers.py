@@ -26,7 +26,7 @@ PROMPT = {"role": "user", "content": "Tell me a story about a lighthouse."}
 @pytest.fixture(scope="module")
 def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """0.8 GB, 16 layers, random weights."""
-    size = writer.sized("llama", 0.8e9, Size(layers=16, embd=1024, heads=16, kv_heads=4, vocab=4096))
+    size = writer.sized("llama", 0.8e9, Size(layers=16, embd=1024, heads=16, heads_kv=4, vocab=4096))
     return writer.write(tmp_path_factory.mktemp("models") / "big.gguf", "llama", size)
 
 
