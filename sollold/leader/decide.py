@@ -58,6 +58,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Soon:
+    """``place`` can be done when memory that is being given back is free."""
+
+    place: Place
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
 
@@ -68,7 +76,7 @@ class Refuse:
     alternatives: tuple[Alternative, ...] = ()
 
 
-Decision = Use | Wait | Place | Refuse
+Decision = Use | Wait | Place | Soon | Refuse
 
 
 def decide(ask: Ensure, world: World) -> Decision:
@@ -217,7 +225,7 @@ def _fits_there(model: Model, record: Record, world: World) -> bool:
 # Placing
 
 
-def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Refuse:
+def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:
     models = [(node, model) for node, model in world.holders if runs_on_llama(model)]
     if not ask.llama or not models:
         return _no_llama(ask, world)
@@ -248,7 +256,7 @@ def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Refuse
     refusal: Refuse | None = None
     for build in builds:
         placed = _place_on(ask, model, world.shape, world, build, larger)
-        if isinstance(placed, Place):
+        if not isinstance(placed, Refuse):
             return placed
         refusal = refusal or placed
     assert refusal is not None
@@ -275,15 +283,15 @@ def _place_on(
     world: World,
     build: str,
     larger: Held | None,
-) -> Place | Refuse:
+) -> Place | Soon | Refuse:
     """Place on the machines of one build, ending idle deployments only where that is worth it."""
     wish = wish_of(ask, model, world)
     prints = partial(footprint_of, shape)
     must = [larger] if larger is not None else []
     fleet = world.fleet(build, must)
 
-    def attempt(victims: list[Held]) -> Choice:
-        on = world.fleet(build, [*must, *victims])
+    def attempt(victims: list[Held], *, later: bool = False) -> Choice:
+        on = world.fleet(build, [*must, *victims], later=later)
         choice = choose(wish, on, prints, world.correction)
         if choice.draft is None and wish.always:
             choice = choose(replace(wish, always=False), on, prints, world.correction)
@@ -299,6 +307,10 @@ def _place_on(
         roomy = attempt(allowed) if allowed else free
         if roomy.draft is not None and (free.draft is None or _better(roomy, free, aim)):
             chosen, victims = _fewest(roomy, allowed, aim, attempt)
+    soon = False
+    if chosen.draft is None and world.ending():
+        victims = idle
+        chosen, soon = attempt(victims, later=True), True
     if chosen.draft is None:
         shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
         return Refuse(Fault.TOO_BIG, shortfall.message, shortfall=shortfall, alternatives=chosen.alternatives)
@@ -311,12 +323,12 @@ def _place_on(
             f"It was idle with {larger[1].context} tokens of context, so it is loaded anew with more."
         )
     plan = chosen.draft.plan(wish, len(shape.layers), reasons)
-    return Place(
-        plan,
-        tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended),
-        chosen,
-        fleet,
+    place = Place(
+        plan, tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended), chosen, fleet
     )
+    if soon:
+        return Soon(place, f"{model.name} waits for memory that another deployment is giving back.")
+    return place
 
 
 def _others(world: World, but: set[str]) -> tuple[list[Held], list[Busy]]:

@@ -20,7 +20,7 @@ from sollold.cluster.record import State
 from sollold.cluster.term import Term
 from sollold.cluster.view import View
 from sollold.config import Settings
-from sollold.leader.decide import Decision, Place, Refuse, Use, Wait, decide, for_embedding
+from sollold.leader.decide import Decision, Place, Refuse, Soon, Use, Wait, decide, for_embedding
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
 from sollold.leader.library import Library
 from sollold.leader.memory import Memory
@@ -38,6 +38,8 @@ ANSWER_WITHIN = 20.0
 CALL_TIMEOUT = 5.0
 UNLOAD_TIMEOUT = 60.0
 ATTEMPTS = 6
+SOON = 1.0
+"""Seconds that a caller is held while others' memory is being given back."""
 FREED_WITHIN = 3.0
 """Seconds in which the records should show memory that was given back."""
 
@@ -90,6 +92,7 @@ class Leader:
         """End what is being placed; what was reserved expires by itself."""
         if self._unsubscribe is not None:
             self._unsubscribe()
+            self._unsubscribe = None
         jobs = list(self._jobs.values())
         for job in jobs:
             job.cancel()
@@ -140,7 +143,7 @@ class Leader:
         if isinstance(world, Refuse):
             return preview_of(world, None)
         decision = await asyncio.to_thread(decide, ask, world)
-        if not isinstance(decision, Place):
+        if isinstance(decision, Use | Wait):
             # What runs already is an answer, but the question was what a load would place.
             other = await asyncio.to_thread(decide, replace(ask, ollama=False), unloaded(world))
             return preview_of(decision, world, other)
@@ -169,6 +172,11 @@ class Leader:
         if isinstance(world, Refuse):
             return _answer(world)
         decision = await asyncio.to_thread(decide, ask, world)
+        if isinstance(decision, Soon):
+            # The caller asks again at once: not before there can be news.
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), SOON)
         if not isinstance(decision, Place):
             return _answer(decision)
         model = world.holders[0][1]
@@ -326,17 +334,18 @@ class Leader:
             return False
 
         ended = await asyncio.gather(*(one(*victim) for victim in place.evictions))
-        await self._until_free({deployment for _, deployment, _ in place.evictions})
-        return all(ended)
+        if not all(ended):
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FREED_WITHIN):
+                await self._until_free({deployment for _, deployment, _ in place.evictions})
+        return True
 
     async def _until_free(self, deployments: set[str]) -> None:
-        until = self._clock() + FREED_WITHIN
-        while self._clock() < until:
+        """Wait until no record shows a grant of these."""
+        while any(grant.deployment in deployments for record in self._view.live() for grant in record.grants):
             self._changed.clear()
-            if not any(g.deployment in deployments for r in self._view.live() for g in r.grants):
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), 0.5)
+            await self._changed.wait()
 
     async def _drop(self, drop: Drop) -> Dropped:
         term = self._view.leader()
@@ -433,6 +442,8 @@ def _answer(decision: Decision) -> Ensured:
             return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))
         case Wait(deployment, head):
             return Ensured(Verdict.WAIT, deployment, head, State.LOADING)
+        case Soon():
+            return Ensured(Verdict.PLANNING, message=decision.message)
         case Refuse(fault, message, retry_after):
             return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
         case Place():

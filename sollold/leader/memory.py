@@ -7,7 +7,7 @@ counts failures. Pure: the time is passed in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from sollold.cluster.record import Backend, Record, State
 from sollold.leader.backoff import Backoff
@@ -24,6 +24,8 @@ class _Entry:
     promise: Promise
     until: float
     seen: bool = False
+    shown: set[str] = field(default_factory=set)
+    """Nodes whose records have shown the grant: what they say counts from then on."""
 
 
 class Memory:
@@ -49,6 +51,7 @@ class Memory:
     def ended(self, deployment: str, now: float) -> None:
         """A deployment is gone, whatever the records still show."""
         self._gone[deployment] = now + SHOWN_WITHIN
+        self._truth.clear()
         self._promises.pop(deployment, None)
 
     def unwilling(self, deployment: str, now: float) -> None:
@@ -67,6 +70,9 @@ class Memory:
         """Learn from the records: what is there now, what failed, what works."""
         present: set[str] = set()
         for record in records:
+            for grant in record.grants:
+                if grant.deployment in self._promises:
+                    self._promises[grant.deployment].shown.add(record.node)
             for endpoint in record.endpoints:
                 present.add(endpoint.id)
                 if endpoint.backend is Backend.OLLAMA:
@@ -74,6 +80,8 @@ class Memory:
                 entry = self._promises.get(endpoint.id)
                 if entry is not None:
                     entry.seen = True
+                    if endpoint.state is State.FAILED:
+                        del self._promises[endpoint.id]
                 if endpoint.state is State.FAILED and endpoint.id not in self._failed:
                     self._failed.add(endpoint.id)
                     # What answered once and broke later was no failure to load: only that counts.
@@ -102,7 +110,13 @@ class Memory:
 
     def promises(self) -> tuple[Promise, ...]:
         """Deployments that may not show in the records yet."""
-        return tuple(entry.promise for entry in self._promises.values())
+        return tuple(
+            replace(
+                entry.promise,
+                bytes={key: size for key, size in entry.promise.bytes.items() if key[0] not in entry.shown},
+            )
+            for entry in self._promises.values()
+        )
 
     def gone(self) -> frozenset[str]:
         """Deployments that may still show in the records."""

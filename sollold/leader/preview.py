@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sollold.leader.decide import Decision, Place, Refuse, Use, Wait
+from sollold.leader.decide import Decision, Place, Refuse, Soon, Use, Wait
 from sollold.leader.ensure import Free, Missing, Option, PlanPreview, Verdict
 from sollold.leader.world import World
 from sollold.placement.planner import Alternative
@@ -22,6 +22,8 @@ def preview_of(decision: Decision, world: World | None, fresh: Decision | None =
     match decision:
         case Place():
             return _placed(decision, world, Verdict.WAIT, " ".join(decision.plan.reasons))
+        case Soon(place, message):
+            return _placed(place, world, Verdict.PLANNING, message)
         case Use(endpoint, node, reason):
             message = f"{endpoint} on {_name(world, node)} answers: {reason}."
             return _with_plan(fresh, world, Verdict.USE, message, node, endpoint)

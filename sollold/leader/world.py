@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, GrantState, Record, State
 from sollold.config import Settings
 from sollold.leader.backoff import Blocked
 from sollold.models.model import Model
@@ -40,7 +40,7 @@ class World:
         records: of the live nodes.
         holders: (node, the model as that node has it).
         shape: None while it is not known.
-        promises: what was ordered and may not show yet.
+        promises: what was ordered and may not show yet, with the bytes that do not.
         gone: deployments that were ended and may still show.
         unwilling: deployments that refused to be unloaded just now.
         out: node → why it takes no part now.
@@ -80,8 +80,25 @@ class World:
                     held[key] = held.get(key, 0) + grant.bytes
         return held
 
-    def fleet(self, build: str, freed: Collection[tuple[Record, Endpoint]] = ()) -> Fleet:
-        """The machines of one llama.cpp build, with the memory of ``freed`` given back."""
+    def ending(self) -> dict[tuple[str, str], int]:
+        """Bytes of deployments that are no more: their owners give them back within seconds."""
+        alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
+        alive |= {promise.deployment for promise in self.promises} | self.gone
+        held: dict[tuple[str, str], int] = {}
+        for record in self.records:
+            for grant in record.grants:
+                if grant.deployment not in alive and grant.state is GrantState.COMMITTED:
+                    key = record.node, grant.device
+                    held[key] = held.get(key, 0) + grant.bytes
+        return held
+
+    def fleet(
+        self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: bool = False
+    ) -> Fleet:
+        """The machines of one llama.cpp build, with the memory of ``freed`` given back.
+
+        ``later``: and that of deployments which are no more.
+        """
         give: dict[str, dict[str, int]] = {}
         take: dict[str, dict[str, int]] = {}
         for record, endpoint in freed:
@@ -93,8 +110,9 @@ class World:
                 size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
                 _add(give, size)
         for promise in self.promises:
-            hidden = {key: n for key, n in promise.bytes.items() if (key[0], promise.deployment) not in shown}
-            _add(take, hidden)
+            _add(take, promise.bytes)
+        if later:
+            _add(give, self.ending())
         machines: list[Machine] = []
         out: list[LeftOut] = []
         have = {node: model for node, model in self.holders if runs_on_llama(model)}

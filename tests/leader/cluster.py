@@ -1,0 +1,244 @@
+"""A cluster made up for the leader: owners with real ledgers, heads that only pretend to load."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from sollold.agent.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.agent.ledger import Ledger
+from sollold.cluster.peer import PeerError
+from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.term import Term
+from sollold.config import Settings
+from sollold.leader.leader import Leader
+from sollold.machine.device import Device, Kind
+from sollold.models.model import Model
+from sollold.models.names import Resolved, resolve
+from sollold.models.shape import Shape
+from tests.placement.fleets import MIB, shape
+
+T = TypeVar("T")
+
+
+def cpu_device(room: int, bandwidth: float = 20e9) -> Device:
+    return Device("CPU", Kind.CPU, "cpu", room, room, room, 0, room, 30 * MIB, bandwidth, 0.2e12)
+
+
+def model(name: str = "demo:latest", digest: str = "d1", **changes: Any) -> Model:
+    one = Model(
+        name=name,
+        digest=digest,
+        source="folder",
+        files=(f"/models/{name}.gguf",),
+        size=820 * MIB,
+        modified=0.0,
+        architecture="llama",
+        layers=16,
+        parameters=400_000_000,
+        context_train=32768,
+        capabilities=("completion",),
+    )
+    return replace(one, **changes)
+
+
+@dataclass
+class Node:
+    """An owner and head: the ledger is the real one."""
+
+    cluster: Cluster
+    id: str
+    devices: tuple[Device, ...]
+    models: list[Model] = field(default_factory=list)
+    build: str = "b1"
+    ledger: Ledger = field(default_factory=lambda: Ledger(ready=True))
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
+    deploys: list[Deploy] = field(default_factory=list)
+    unreachable: bool = False
+    hook: Callable[[str, object], Awaitable[object | None]] | None = None
+    draining: bool = False
+    hidden: bool = False
+    """Its record stays as it was."""
+    shown: Record | None = None
+
+    def record(self) -> Record:
+        if self.hidden and self.shown is not None:
+            return self.shown
+        self.shown = Record(
+            node=self.id,
+            name=f"host-{self.id}",
+            version=1,
+            addresses=("127.0.0.1",),
+            http_port=1,
+            peer_port=2,
+            release="0",
+            build=self.build,
+            devices=self.ledger.devices(),
+            grants=self.ledger.grants(),
+            endpoints=tuple(self.endpoints.values()),
+            draining=self.draining,
+        )
+        return self.shown
+
+    async def answer(self, method: str, request: object) -> object:
+        if self.hook is not None:
+            told = await self.hook(method, request)
+            if told is not None:
+                return told
+        now = self.cluster.now
+        match request:
+            case Reserve():
+                return self.ledger.reserve(request, now)[0]
+            case Release():
+                done = self.ledger.release(request, "leader", now)[0]
+                self.ledger.ended(request.deployment)
+                return done
+            case Deploy():
+                return self.deploy(request)
+            case Unload():
+                return self.unload(request)
+        raise PeerError(self.id, f"{self.id} does not answer {method}", transport=False)
+
+    def deploy(self, request: Deploy) -> Done:
+        plan = request.plan
+        for node, wanted in plan.bytes_by_owner().items():
+            owner = self.cluster.nodes[node].ledger
+            done, _ = owner.commit(
+                Commit(request.deployment, self.id, tuple(d for d in wanted if wanted[d]), self.build),
+                self.cluster.now,
+            )
+            assert done.ok, done.reason
+        self.deploys.append(request)
+        self.endpoints[request.deployment] = Endpoint(
+            id=request.deployment,
+            model=plan.model,
+            digest=plan.digest,
+            backend=Backend.SHARDED if plan.shares else Backend.LOCAL,
+            state=State.LOADING,
+            context=plan.run.context // plan.run.slots,
+            slots=plan.run.slots,
+            placed=tuple(Placed(s.node, s.device, s.first, s.last, s.total) for s in plan.shares),
+            bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
+            layers=plan.layers,
+            embedding=plan.run.embedding,
+        )
+        self.cluster.changed()
+        return Done(True)
+
+    def unload(self, request: Unload) -> Done:
+        endpoint = self.endpoints.get(request.deployment)
+        if endpoint is None:
+            return Done(True)
+        if endpoint.active and not request.force:
+            return Done(False, "there are requests in it")
+        del self.endpoints[request.deployment]
+        for node in self.cluster.nodes.values():
+            node.ledger.end(request.deployment, "unloaded")
+            node.ledger.ended(request.deployment)
+        self.cluster.changed()
+        return Done(True)
+
+
+class Cluster:
+    """View, calls and library in one, for a leader on node ``a``."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.settings = settings or Settings()
+        self.term = Term(1, "a")
+        self.now = 100.0
+        self.callbacks: list[Callable[[], None]] = []
+        self.calls_made: list[tuple[str, str, object]] = []
+        self.shapes: dict[str, Shape] = {"d1": shape()}
+        self.planner = Leader(self.settings, self, self, self, clock=lambda: self.now)
+
+    def add(self, id: str, room: int, *models: Model, devices: tuple[Device, ...] = ()) -> Node:
+        node = Node(self, id, devices or (cpu_device(room),), list(models))
+        node.ledger.measured(node.devices)
+        self.nodes[id] = node
+        return node
+
+    def changed(self) -> None:
+        for callback in tuple(self.callbacks):
+            callback()
+
+    def ready(self, deployment: str, **changes: Any) -> None:
+        """The head has loaded it."""
+        for node in self.nodes.values():
+            if deployment in node.endpoints:
+                node.endpoints[deployment] = replace(
+                    node.endpoints[deployment], **{"state": State.READY, **changes}
+                )
+        self.changed()
+
+    def granted(self) -> int:
+        return sum(grant.bytes for node in self.nodes.values() for grant in node.ledger.grants())
+
+    # View
+
+    @property
+    def me(self) -> Record:
+        return self.nodes["a"].record()
+
+    def live(self) -> tuple[Record, ...]:
+        return tuple(node.record() for _, node in sorted(self.nodes.items()))
+
+    def record(self, node: str) -> Record | None:
+        return self.nodes[node].record() if node in self.nodes else None
+
+    def leader(self) -> Term:
+        return self.term
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    def update_me(self, **changes: Any) -> None:
+        raise AssertionError("the leader keeps out of the record")
+
+    # PeerCalls
+
+    async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
+        self.calls_made.append((node, method, request))
+        await asyncio.sleep(0)
+        there = self.nodes.get(node)
+        if there is None or there.unreachable:
+            raise PeerError(node, f"node {node} does not answer", transport=True)
+        answer = await there.answer(method, request)
+        assert isinstance(answer, reply)
+        return answer
+
+    def stream(self, *args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("not used")
+
+    # Library
+
+    def resolve(self, name: str) -> Resolved:
+        return resolve(name, {m.name for node in self.nodes.values() for m in node.models})
+
+    def find(self, name: str) -> tuple[tuple[str, Model], ...]:
+        found = self.resolve(name).name
+        return tuple(
+            (node.id, one) for node in self.nodes.values() for one in node.models if one.name == found
+        )
+
+    async def shape(self, node: str, model: Model) -> Shape:
+        if model.digest not in self.shapes:
+            raise LookupError("its header can't be read")
+        return self.shapes[model.digest]
+
+    # What was asked
+
+    def asked(self, method: str) -> list[tuple[str, object]]:
+        return [(node, request) for node, name, request in self.calls_made if name == method]
+
+
+def refuse(reason: str, **available: int) -> Callable[[str, object], Awaitable[object | None]]:
+    """An owner that refuses to reserve."""
+
+    async def hook(method: str, request: object) -> object | None:
+        return Reserved(False, reason, dict(available)) if method == "reserve" else None
+
+    return hook
