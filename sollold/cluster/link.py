@@ -307,6 +307,8 @@ class Link(asyncio.Protocol):
         await self._done(self._answered, 10.0)
 
     async def _measure_rate(self) -> None:
+        if self._transport.is_closing():
+            return
         self._took = []
         self._all_took = self._loop.create_future()
         piece = frame(msgspec.msgpack.encode(Load(random.randbytes(_LOAD_PIECE))))

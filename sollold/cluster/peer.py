@@ -61,7 +61,7 @@ class PeerServer(Protocol):
     def route(
         self, method: str, path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> None:
-        """A raw HTTP route; ``request["peer"]`` is the caller's node id."""
+        """A raw HTTP route; `sollold.cluster.peer_server.caller` tells who asks."""
         ...
 
     def tunnel(self, resolve: Callable[[str, str], int]) -> None:

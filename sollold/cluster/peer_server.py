@@ -51,7 +51,7 @@ class Peers:
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
         self._methods: dict[str, tuple[msgspec.msgpack.Decoder[Any], Handler]] = {}
-        self._app = web.Application(client_max_size=LARGEST, middlewares=[_name_the_peer])
+        self._app = web.Application(client_max_size=LARGEST)
         self._app.router.add_post("/call/{name}", self._call)
         self._runner: web.AppRunner | None = None
         self._server: asyncio.Server | None = None
@@ -68,7 +68,7 @@ class Peers:
         self._methods[name] = (msgspec.msgpack.Decoder(request), handler)
 
     def route(self, method: str, path: str, handler: Route) -> None:
-        """A raw HTTP route; ``request["peer"]`` is the caller's node id."""
+        """A raw HTTP route; `caller` tells who asks."""
         self._app.router.add_route(method, path, handler)
 
     def tunnel(self, resolve: Callable[[str, str], int]) -> None:
@@ -162,7 +162,7 @@ class Peers:
         except msgspec.DecodeError as error:
             return _refuse(400, f"the request of {name} was not understood: {error}", True)
         # A call that began is carried to its end even if its caller hangs up: half a command helps nobody.
-        task = asyncio.create_task(self.answer(request["peer"], name, asked))
+        task = asyncio.create_task(self.answer(caller(request), name, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
@@ -225,10 +225,9 @@ class _Door(asyncio.Protocol):
         protocol.connection_made(transport)
 
 
-@web.middleware
-async def _name_the_peer(request: web.Request, handler: Route) -> web.StreamResponse:
-    request["peer"] = peer_of(request.get_extra_info("ssl_object"))
-    return await handler(request)
+def caller(request: web.Request) -> str:
+    """The node id that whoever sent ``request`` to a raw route has proved."""
+    return peer_of(request.get_extra_info("ssl_object"))
 
 
 def _refuse(status: int, message: str, transport: bool) -> web.Response:

@@ -93,7 +93,9 @@ class Reach:
             while waiting or running:
                 if waiting:
                     address = waiting.pop(0)
-                    running[asyncio.create_task(_attempt(address, context, tls_name(node)))] = address
+                    running[asyncio.create_task(_attempt(address, context, tls_name(node or "member")))] = (
+                        address
+                    )
                 left = deadline - loop.time()
                 if left <= 0:
                     failures.append(f"no answer within {timeout:g} s")

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from sollold.agent.tunnel import Tunnel, Tunnels
+from sollold.cluster.peer import PeerError
+from tests.cluster.shells import IDS, Pair, until
+
+
+@dataclass
+class Live:
+    """A view that knows who lives and nothing else."""
+
+    nodes: list[str] = field(default_factory=lambda: list(IDS))
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+
+    def live(self) -> tuple[Live.Node, ...]:
+        return tuple(Live.Node(node) for node in self.nodes)
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    @dataclass
+    class Node:
+        node: str
+
+
+@dataclass
+class Worker:
+    """A loopback server that serves one client at a time, as a worker does; it echoes."""
+
+    port: int = 0
+    clients: int = 0
+    ended: int = 0
+    silent: bool = False
+    dies_after: int = 0
+    server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=1 << 20)
+        self.port = self.server.sockets[0].getsockname()[1]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.clients += 1
+        left = self.dies_after
+        try:
+            while data := await reader.read(1 << 16):
+                if not self.silent:
+                    writer.write(data)
+                    await writer.drain()
+                left -= len(data)
+                if self.dies_after and left <= 0:
+                    return
+        except OSError:
+            pass
+        finally:
+            self.ended += 1
+            writer.close()
+
+
+@dataclass
+class Way:
+    """Head on one node, worker on the other."""
+
+    pair: Pair
+    view: Live
+    worker: Worker
+    tunnels: Tunnels
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def resolve(self, caller: str, deployment: str) -> int:
+        self.asked.append((caller, deployment))
+        if deployment != "d1":
+            raise PeerError("", f"there is no worker for {deployment}", transport=True)
+        return self.worker.port
+
+    async def connect(self, tunnel: Tunnel) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", tunnel.port, limit=1 << 22)
+
+
+@pytest.fixture
+async def way() -> AsyncIterator[Way]:
+    pair, view, worker = Pair(), Live(), Worker()
+    made = Way(pair, view, worker, Tunnels(pair.reach[1], view))  # type: ignore[arg-type]
+    pair.peers[0].tunnel(made.resolve)
+    await worker.start()
+    await pair.start()
+    yield made
+    await made.tunnels.close()
+    await pair.close()
+    assert worker.server is not None
+    worker.server.close()
+
+
+async def end_of(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionError:
+        return b""
+
+
+async def test_bytes_go_up_and_come_back(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    for _ in range(3):
+        writer.write(b"token")
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
+    assert way.asked == [(IDS[1], "d1")]
+    assert (tunnel.traffic.up, tunnel.traffic.down, tunnel.traffic.turns) == (15, 15, 3)
+    assert way.tunnels.all() == (tunnel,)
+    writer.close()
+    await until(lambda: way.worker.ended == 1)
+
+
+async def test_much_goes_through_unharmed_though_nobody_reads_for_a_while(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    sent = os.urandom(48 << 20)
+
+    async def send() -> None:
+        view = memoryview(sent)
+        for at in range(0, len(sent), 1 << 18):
+            writer.write(view[at : at + (1 << 18)])
+            await writer.drain()
+
+    sending = asyncio.create_task(send())
+    await asyncio.sleep(0.5)
+    assert not sending.done(), "what nobody reads must wait with the sender, not in our memory"
+    got = hashlib.sha256()
+    left = len(sent)
+    while left:
+        piece = await asyncio.wait_for(reader.read(1 << 20), 10)
+        assert piece
+        got.update(piece)
+        left -= len(piece)
+    await sending
+    assert got.digest() == hashlib.sha256(sent).digest()
+    writer.close()
+
+
+async def test_the_workers_end_is_told_after_its_last_bytes(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    way.worker.dies_after = 1_000_000
+    writer.write(b"x" * 1_000_000)
+    assert await asyncio.wait_for(reader.readexactly(1_000_000), 5) == b"x" * 1_000_000
+    assert await end_of(reader) == b""
+    writer.close()
+
+
+async def test_a_refusal_closes_and_says_why(way: Way) -> None:
+    tunnel = await way.tunnels.open("d2", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    assert await end_of(reader) == b""
+    assert "no worker for d2" in tunnel.failure
+    writer.close()
+
+
+async def test_a_worker_that_does_not_listen(way: Way) -> None:
+    way.worker.port = 1
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    assert await end_of(reader) == b""
+    assert "does not answer on port 1" in tunnel.failure
+    writer.close()
+
+
+async def test_a_node_that_is_not_there(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[2])
+    reader, writer = await way.connect(tunnel)
+    assert await end_of(reader) == b""
+    assert "no address" in tunnel.failure
+    writer.close()
+
+
+async def test_one_client_after_the_other(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    for turn in range(3):
+        reader, writer = await way.connect(tunnel)
+        writer.write(b"hello")
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
+        writer.close()
+        await until(lambda turn=turn: way.worker.ended == turn + 1)
+
+
+async def test_a_second_client_does_not_disturb_the_first(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"mine")
+    assert await asyncio.wait_for(reader.readexactly(4), 5) == b"mine"
+    other, its_writer = await way.connect(tunnel)
+    assert await end_of(other) == b""
+    assert way.worker.clients == 1
+    writer.write(b"still")
+    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"still"
+    for one in (writer, its_writer):
+        one.close()
+
+
+async def test_a_new_tunnel_takes_the_place_of_a_forgotten_one(way: Way) -> None:
+    first = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(first)
+    writer.write(b"one")
+    await asyncio.wait_for(reader.readexactly(3), 5)
+    second = await way.tunnels.open("d1", IDS[0])
+    new_reader, new_writer = await way.connect(second)
+    new_writer.write(b"two")
+    assert await asyncio.wait_for(new_reader.readexactly(3), 5) == b"two"
+    assert await end_of(reader) == b""
+    for one in (writer, new_writer):
+        one.close()
+
+
+async def test_a_dead_node_breaks_its_tunnels_at_once(way: Way) -> None:
+    way.worker.silent = True
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"anybody?")
+    await until(lambda: way.worker.clients == 1)
+    way.view.nodes.remove(IDS[0])
+    for callback in list(way.view.callbacks):
+        callback()
+    assert await end_of(reader) == b""
+    assert "is gone" in tunnel.failure
+    await until(lambda: way.worker.ended == 1)
+    writer.close()
+
+
+async def test_the_owner_lets_go_of_a_dead_heads_worker(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    _, writer = await way.connect(tunnel)
+    writer.write(b"x")
+    await until(lambda: way.worker.clients == 1)
+    way.pair.peers[0].drop(IDS[1])
+    await until(lambda: way.worker.ended == 1)
+    writer.close()
+
+
+async def test_closing_gives_the_port_back_and_ends_the_connection(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"x")
+    await asyncio.wait_for(reader.readexactly(1), 5)
+    await tunnel.close()
+    assert await end_of(reader) == b""
+    with pytest.raises(ConnectionError):
+        await way.connect(tunnel)
+    assert way.tunnels.all() == ()
+    writer.close()
+
+
+async def test_rubbish_as_a_greeting_is_refused(way: Way) -> None:
+    reader, writer = await asyncio.open_connection(
+        *way.pair.where[IDS[0]][0],
+        ssl=way.pair.reach[1].context("sollold-tunnel"),
+        server_hostname=f"{IDS[0]}.sollold",
+    )
+    writer.write(b"\xff\xff\xff\xff" + b"rubbish" * 100)
+    assert b"not understood" in await asyncio.wait_for(reader.read(), 5)
+    writer.close()
+    assert way.worker.clients == 0
+
+
+async def test_the_delay_of_a_slow_network(way: Way) -> None:
+    slow = Tunnels(way.pair.reach[1], way.view, delay=0.05)  # type: ignore[arg-type]
+    tunnel = await slow.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"warm")
+    await asyncio.wait_for(reader.readexactly(4), 5)
+    began = time.monotonic()
+    writer.write(b"x")
+    await asyncio.wait_for(reader.readexactly(1), 5)
+    assert time.monotonic() - began >= 0.1
+    writer.close()
+    await slow.close()

@@ -1,0 +1,117 @@
+"""Peer servers and nodes on loopback addresses, for the tests of the shell around the cores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sollold.cluster.identity import Identity, Tokens, node_id
+from sollold.cluster.node import ClusterNode
+from sollold.cluster.peer_client import Calls
+from sollold.cluster.peer_server import Peers
+from sollold.cluster.reach import Reach
+from sollold.cluster.record import Record
+from sollold.config import ClusterSettings
+
+IDS = ("1234567890123456", "abcdefabcdef0002", "00000000000000aa", "ffffffffffffffff")
+"""One is of digits alone: it must not be taken for an address."""
+
+
+@dataclass
+class Pair:
+    """Two peer servers that know each other's addresses."""
+
+    ids: tuple[str, ...] = IDS[:2]
+    where: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    peers: list[Peers] = field(default_factory=list)
+    reach: list[Reach] = field(default_factory=list)
+    calls: list[Calls] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for node in self.ids:
+            identity = Identity(node, Tokens.read(""))
+            server = Peers(identity)
+            reach = Reach(identity, lambda wanted: self.where.get(wanted, []))
+            self.peers.append(server)
+            self.reach.append(reach)
+            self.calls.append(Calls(reach, server))
+
+    async def start(self) -> None:
+        for at, server in enumerate(self.peers):
+            port = await server.start("127.0.0.1", 0)
+            self.where.setdefault(self.ids[at], [("127.0.0.1", port)])
+
+    async def close(self) -> None:
+        for client in self.calls:
+            await client.close()
+        for server in self.peers:
+            await server.close()
+
+    def caller(self, token: str, *old_tokens: str) -> Calls:
+        """Somebody with his own tokens who knows where the nodes are."""
+        identity = Identity(IDS[3], Tokens.read(token, old_tokens))
+        made = Calls(Reach(identity, lambda node: self.where.get(node, [])), Peers(identity))
+        self.calls.append(made)
+        return made
+
+
+@dataclass
+class Nodes:
+    """Nodes on 127.0.0.2, 127.0.0.3, … without mDNS, each with its own state folder."""
+
+    folder: Path
+    running: list[ClusterNode] = field(default_factory=list)
+
+    def make(
+        self,
+        number: int,
+        *seeds: ClusterNode,
+        token: str = "",
+        port: int = 0,
+        register: Callable[[Peers], Any] | None = None,
+    ) -> ClusterNode:
+        state = self.folder / f"state{number}"
+        state.mkdir(exist_ok=True)
+        identity = Identity(node_id(state), Tokens.read(token))
+        peers = Peers(identity)
+        if register is not None:
+            register(peers)
+        settings = ClusterSettings(
+            host=f"127.0.0.{number + 1}",
+            port=port,
+            mdns=False,
+            seeds=tuple(f"{seed.me.addresses[0]}:{seed.port}" for seed in seeds),
+        )
+        record = Record(
+            node=identity.node,
+            name=f"m{number}",
+            version=0,
+            addresses=(),
+            http_port=1,
+            peer_port=0,
+            release="0",
+        )
+        return ClusterNode(settings, identity, record, peers, state)
+
+    async def start(self, number: int, *seeds: ClusterNode, **options: Any) -> ClusterNode:
+        made = self.make(number, *seeds, **options)
+        await made.start()
+        self.running.append(made)
+        return made
+
+    async def close(self) -> None:
+        await asyncio.gather(*(one.close() for one in self.running))
+
+
+async def until(condition: Callable[[], object], seconds: float = 15.0) -> float:
+    """Wait until something holds. Returns how long it took."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > seconds:
+            raise AssertionError(f"did not come true within {seconds} s")
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+from aiohttp import web
+
+from sollold.cluster.identity import tls_name
+from sollold.cluster.peer import PeerError
+from sollold.cluster.peer_server import HTTP, Peers, PortTaken, caller
+from tests.cluster.shells import IDS, Pair, until
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    left: int
+    right: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    total: int
+    caller: str
+
+
+async def add(who: str, asked: Sum) -> Total:
+    if asked.left < 0:
+        raise PeerError("", "negative numbers are not for me", transport=False)
+    if asked.left == 99:
+        raise ValueError("a bug")
+    return Total(asked.left + asked.right, who)
+
+
+async def test_a_call_and_who_calls(pair: Pair) -> None:
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    assert await pair.calls[1].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[1])
+    assert await pair.calls[0].call(IDS[0], "add", Sum(1, 2), Total, timeout=3) == Total(3, IDS[0])
+
+
+async def test_refusals_and_bugs_reach_the_caller(pair: Pair, caplog: pytest.LogCaptureFixture) -> None:
+    for server in pair.peers:
+        server.method("add", Sum, add)
+    await pair.start()
+    for calls in pair.calls:
+        with pytest.raises(PeerError, match="not for me") as refused:
+            await calls.call(IDS[0], "add", Sum(-1), Total, timeout=3)
+        assert not refused.value.transport
+        with caplog.at_level(logging.ERROR), pytest.raises(PeerError, match="add failed: a bug") as failed:
+            await calls.call(IDS[0], "add", Sum(99), Total, timeout=3)
+        assert not failed.value.transport
+        assert "the call add of node" in caplog.text
+        caplog.clear()
+
+
+async def test_what_is_not_understood_is_refused_on_both_sides(pair: Pair) -> None:
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    with pytest.raises(PeerError, match="not understood"):
+        await pair.calls[1].call(IDS[0], "add", {"left": "one"}, Total, timeout=3)
+    with pytest.raises(PeerError, match="not understood"):
+        await pair.calls[1].call(IDS[0], "add", Sum(1), Sum, timeout=3)
+    async with pair.calls[1].stream(IDS[0], "POST", "/call/add", data=b"\xc1rubbish") as answer:
+        assert answer.status == 400
+    assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
+
+
+async def test_a_call_has_an_end(pair: Pair) -> None:
+    done = asyncio.Event()
+
+    async def slow(who: str, asked: Sum) -> Total:
+        await asyncio.sleep(0.3)
+        done.set()
+        return Total(0, who)
+
+    pair.peers[0].method("slow", Sum, slow)
+    await pair.start()
+    with pytest.raises(PeerError, match="did not answer slow within") as caught:
+        await pair.calls[1].call(IDS[0], "slow", Sum(1), Total, timeout=0.1)
+    assert not caught.value.transport, "it may be done all the same"
+    await asyncio.wait_for(done.wait(), 5)
+
+
+async def test_a_node_that_is_not_there(pair: Pair) -> None:
+    pair.where[IDS[0]] = [("127.0.0.1", 1)]
+    with pytest.raises(PeerError, match="nothing listens there") as caught:
+        await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)
+    assert caught.value.transport
+
+
+async def test_a_stream_flows_piece_by_piece_both_ways(pair: Pair) -> None:
+    async def echo(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"X-Peer": caller(request)})
+        await answer.prepare(request)
+        async for piece in request.content.iter_any():
+            await answer.write(piece.upper())
+        return answer
+
+    pair.peers[0].route("POST", "/echo", echo)
+    await pair.start()
+    come = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one"
+        await asyncio.wait_for(
+            come.wait(), 5
+        )  # the answer to the first piece comes before the second is sent
+        yield b"two"
+
+    async with pair.calls[1].stream(IDS[0], "POST", "/echo?x=1", data=pieces()) as answer:
+        assert answer.headers["X-Peer"] == IDS[1]
+        assert await answer.content.readexactly(3) == b"ONE"
+        come.set()
+        assert await answer.content.readexactly(3) == b"TWO"
+
+
+async def test_hanging_up_ends_the_other_side(pair: Pair) -> None:
+    ended = asyncio.Event()
+
+    async def forever(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        try:
+            while True:
+                await answer.write(b"x")
+                await asyncio.sleep(0.01)
+        finally:
+            ended.set()
+
+    pair.peers[0].route("GET", "/forever", forever)
+    await pair.start()
+    async with pair.calls[1].stream(IDS[0], "GET", "/forever") as answer:
+        assert await answer.content.readany()
+    await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
+    async def silent(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await asyncio.sleep(60)
+        return answer
+
+    pair.peers[0].route("GET", "/silent", silent)
+    await pair.start()
+
+    async def read() -> None:
+        async with pair.calls[1].stream(IDS[0], "GET", "/silent") as answer:
+            await answer.content.readany()
+
+    reading = asyncio.create_task(read())
+    await until(lambda: pair.calls[1]._streams)
+    pair.calls[1].drop(IDS[0])
+    with pytest.raises(PeerError, match="broke off"):
+        await asyncio.wait_for(reading, 5)
+    assert not pair.calls[1]._streams
+
+
+async def test_a_port_in_use_is_named(pair: Pair) -> None:
+    await pair.start()
+    port = pair.where[IDS[0]][0][1]
+    with pytest.raises(PortTaken, match=f"port {port}/TCP .* is in use"):
+        await Peers(pair.reach[1]._identity).start("127.0.0.1", port)
+    with pytest.raises(OSError, match=r"cluster\.host"):
+        await Peers(pair.reach[1]._identity).start("192.0.2.77", 0)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00rubbish" * 100])
+async def test_strangers_get_nothing_and_break_nothing(pair: Pair, sent: bytes) -> None:
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    reader, writer = await asyncio.open_connection(*pair.where[IDS[0]][0])
+    writer.write(sent)
+    if sent:
+        assert b"HTTP" not in await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
+
+
+async def test_a_caller_without_certificate_or_protocol_is_sent_away(pair: Pair) -> None:
+    await pair.start()
+    bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    bare.check_hostname = False
+    bare.verify_mode = ssl.CERT_NONE
+    bare.set_alpn_protocols([HTTP])
+    member = pair.reach[1].context("something-else")
+    for context in (bare, member):
+        with pytest.raises((OSError, asyncio.IncompleteReadError)):
+            reader, writer = await asyncio.open_connection(
+                *pair.where[IDS[0]][0], ssl=context, server_hostname=tls_name(IDS[0])
+            )
+            writer.write(b"POST /call/add HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+            try:
+                await asyncio.wait_for(reader.readexactly(1), 10)
+            finally:
+                writer.close()
