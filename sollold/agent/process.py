@@ -121,8 +121,11 @@ class Process:
         return [(one.laddr.ip, one.laddr.port) for one in connections if one.status == psutil.CONN_LISTEN]
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """SIGTERM, and the end of its standard input, for which llama-server waits besides."""
         self._signal(signal.SIGTERM)
+        if self._popen is not None and self._popen.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.close()
 
     def kill(self) -> None:
         """SIGKILL."""
