@@ -1,0 +1,121 @@
+"""What the agent tells: the record without noise, and the route on which callers wait."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from sollold.agent.agent import _steady
+from sollold.agent.commands import Commit, Deploy, Done, Reserve, Unload
+from sollold.agent.llama_find import Llama
+from sollold.cluster.record import Endpoint, State
+from sollold.cluster.term import Term
+from sollold.config import GIB, MIB
+from sollold.machine.device import Device, Kind
+from sollold.models.model import Model
+from tests.agent.town import TERM, Town, eventually, founded, plan
+
+NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
+
+
+def test_small_moves_of_free_memory_are_no_news():
+    old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
+    moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
+    assert _steady((old,), (moved,)) == (old,)
+    for news in (
+        replace(old, free=old.free - GIB),
+        replace(old, available=old.available - GIB),
+        replace(moved, granted=1),
+        replace(moved, id="CUDA0"),
+    ):
+        assert _steady((old,), (news,)) == (news,)
+    assert _steady((old,), ()) == ()
+
+
+async def test_the_record_carries_devices_grants_and_build(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        me = town.views["a"].me
+        assert (me.build, me.setup) == ("b1", "ready")
+        assert [device.id for device in me.devices] == ["CPU"]
+        assert me.devices[0].available == 2000 * MIB
+        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+        await eventually(lambda: town.views["a"].me.grants != ())
+        assert town.views["a"].me.devices[0].available == 1999 * MIB
+
+
+async def test_the_newest_term_outlives_a_restart(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        await town.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))
+    async with founded(folder, NOBODY, "a") as town:
+        refused = await town.call("k", "a", "reserve", Reserve(Term(8, "k"), "e", "b", {"CPU": MIB}))
+        assert not refused.ok
+        assert "older than term 9 of l" in refused.reason
+        refused = await town.call("k", "a", "unload", Unload(Term(8, "k"), "e"))
+        assert not refused.ok
+
+
+async def deploy(town: Town, term: Term = TERM, head: str = "a") -> Done:
+    return await town.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
+
+
+async def test_a_deployment_that_can_not_be_is_refused_with_the_reason(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        assert "nothing is reserved for deployment d" in (await deploy(town)).reason
+        await town.reserve("d", plan(MODEL, "a"))
+        assert "the plan's head is b" in (await deploy(town, head="b")).reason
+        assert "m:latest is not on this node any more" in (await deploy(town)).reason
+        assert "older" in (await deploy(town, Term(0, "z"))).reason
+
+
+async def test_builds_do_not_mix(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        done = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b2"))
+        assert done == Done(False, "this node has llama.cpp b1, the head b2: they don't mix")
+        done = await town.call("thief", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+        assert not done.ok
+
+
+async def test_a_worker_that_does_not_start_frees_its_bytes(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        done = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+        assert not done.ok
+        assert "the worker ended at its start" in done.reason
+        await eventually(lambda: not town.agents["a"].owner.ledger.holds("d"))
+
+
+async def test_a_draining_node_grants_nothing(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        town.views["a"].update_me(draining=True)
+        refused = await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        assert "draining" in refused.reason
+        town.views["a"].update_me(draining=False)
+        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+
+
+@pytest.mark.llama
+async def test_who_waits_is_told_until_it_is_ready_or_failed(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a") as town:
+        town.models[tiny.digest] = tiny
+        app = web.Application()
+        app.router.add_get("/deployments/{id}/wait", town.servers["a"].routes["/deployments/{id}/wait"])
+        async with TestClient(TestServer(app)) as client:
+            assert (await client.get("/deployments/none/wait")).status == 404
+            await town.deploy("d", plan(tiny, "a"))
+            async with client.get("/deployments/d/wait") as reply:
+                told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
+            states = [one.state for one in told]
+            assert states[0] in (State.STARTING, State.LOADING)
+            assert states[-1] is State.READY
+            assert [one.progress for one in told] == sorted(one.progress for one in told)
+            town.agents["a"].fail("d", "for a test")
+            async with client.get("/deployments/d/wait") as reply:
+                told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
+            assert [(one.state, one.reason) for one in told] == [(State.FAILED, "for a test")]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sollold.agent.command_line import Reach, command_line, device_names, worker_devices, worker_nodes
+from sollold.agent.head import progress_in
+from sollold.agent.llama_find import Llama
+from sollold.models.model import Model
+from sollold.models.run import Run
+from sollold.placement.plan import Plan, Share
+
+FLAGS = frozenset({"--fit", "--cache-ram", "--no-kv-unified", "--kv-unified", "--no-webui", "--slots"})
+LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", FLAGS)
+MODEL = Model("m:latest", "d", "folder", ("/m/one.gguf", "/m/two.gguf"), 1, 0.0, layers=8)
+RUN = Run(context=4096, slots=4, type_k="q8_0", type_v="q8_0")
+
+
+def share(node: str, device: str, first: int, last: int) -> Share:
+    return Share(node, device, first, last, 1, 0, 0)
+
+
+PLAN = Plan(
+    "m:latest",
+    "d",
+    "a",
+    8,
+    RUN,
+    share("a", "CPU", 0, 1),
+    (
+        share("c", "CUDA1", 1, 3),
+        share("b", "CPU", 3, 4),
+        share("c", "CUDA0", 4, 6),
+        share("a", "CUDA0", 6, 8),
+        share("a", "CPU", 8, 9),
+    ),
+)
+REACH = [Reach("c", 7001, ("CUDA1", "CUDA0")), Reach("b", 7002, ("CPU",)), Reach("a", 7003, ("CPU",))]
+
+
+def line(plan: Plan = PLAN, model: Model = MODEL, llama: Llama = LLAMA, **more: object) -> list[str]:
+    reach = REACH if plan.shares else []
+    return command_line(plan, model, llama, reach, port=18080, threads=4, **more)  # type: ignore[arg-type]
+
+
+def after(words: list[str], option: str) -> str:
+    assert words.count(option) == 1
+    return words[words.index(option) + 1]
+
+
+def test_who_starts_a_worker_over_what():
+    assert worker_nodes(PLAN) == ("c", "b", "a")
+    assert worker_devices(PLAN, "c") == ("CUDA1", "CUDA0")
+    assert worker_devices(PLAN, "a") == ("CPU",), "the head's GPU needs no worker"
+
+
+def test_devices_are_named_in_the_order_of_layers():
+    assert device_names(PLAN, REACH) == ("RPC0", "RPC2", "RPC1", "CUDA0", "RPC3")
+
+
+def test_a_spread_plan():
+    words = line(extra=("--mlock",))
+    assert after(words, "--rpc") == "127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"
+    assert words.index("--rpc") < words.index("--device")
+    assert after(words, "--device") == "RPC0,RPC2,RPC1,CUDA0,RPC3"
+    assert after(words, "--tensor-split") == "2,1,2,2,1"
+    assert after(words, "--gpu-layers") == "8"
+    assert after(words, "--fit") == "off"
+    assert after(words, "--cache-ram") == "0"
+    assert after(words, "--host") == "127.0.0.1"
+    assert after(words, "--model") == "/m/one.gguf"
+    assert after(words, "--alias") == "m:latest"
+    assert (after(words, "--ctx-size"), after(words, "--parallel")) == ("4096", "4")
+    assert (after(words, "--cache-type-k"), after(words, "--cache-type-v")) == ("q8_0", "q8_0")
+    assert "--no-kv-unified" in words
+    assert "--embedding" not in words
+    assert words[-1] == "--mlock"
+
+
+def test_a_plan_for_the_hosts_processor_alone():
+    words = line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()))
+    assert after(words, "--device") == "none"
+    assert after(words, "--gpu-layers") == "0"
+    assert "--rpc" not in words
+    assert "--tensor-split" not in words
+
+
+def test_what_a_build_does_not_know_it_is_not_told():
+    words = line(llama=replace(LLAMA, flags=frozenset()))
+    assert not {"--fit", "--cache-ram", "--no-webui", "--slots"} & set(words)
+
+
+def test_projector_adapters_and_embeddings():
+    model = replace(MODEL, projector="/m/eyes.gguf", adapters=("/m/a.gguf", "/m/b,c.gguf"))
+    words = line(replace(PLAN, run=replace(RUN, embedding=True, unified=True)), model)
+    assert after(words, "--mmproj") == "/m/eyes.gguf"
+    assert after(words, "--lora") == '/m/a.gguf,"/m/b,c.gguf"'
+    assert "--embedding" in words
+    assert "--kv-unified" in words
+    assert "--no-mmproj-offload" not in words
+    assert "--no-mmproj-offload" in line(replace(PLAN, shares=PLAN.shares[:3]), model)
+
+
+def test_progress_in_llama_servers_output():
+    told = 'cmd_child_to_router:state:{"state":"loading","payload":{"stages":["text","eyes"],'
+    told += '"current":"%s","value":%s}}'
+    assert progress_in(told % ("text", 0.5)) == 0.25
+    assert progress_in(told % ("eyes", 0.5)) == 0.75
+    assert progress_in(told % ("other", 7)) == 1.0
+    assert progress_in("0.00.1 I srv  load_model: loading model") is None
+    assert progress_in('cmd_child_to_router:state:{"state":"ready","payload":{"id":"x"}}') is None
+    assert progress_in("cmd_child_to_router:state:[") is None
+    assert progress_in('cmd_child_to_router:state:{"state":"loading","payload":{"value":"x"}}') is None
