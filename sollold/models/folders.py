@@ -64,6 +64,8 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
     result = Scan()
     for folder, files in _walk(root, result):
         card = read_card(folder, result)
+        if card is not None:
+            files = [path for path in files if path.name not in card.adapters]
         for found in group(files):
             result.see_files(found.files, found.projector)
             if card is not None:

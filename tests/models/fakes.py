@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import msgspec
+from aiohttp import web
 
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Record
@@ -60,6 +63,10 @@ class FakeServer:
     def __init__(self) -> None:
         self.methods: dict[str, tuple[type[Any], Callable[[str, Any], Awaitable[object]]]] = {}
         self.routes: list[tuple[str, str, Any]] = []
+        self.url = ""
+        self.asked = 0
+        self.fault: Callable[[web.Request], Awaitable[None]] | None = None
+        self._runner: web.AppRunner | None = None
 
     def method(self, name: str, request: type[Any], handler: Callable[[str, Any], Awaitable[object]]) -> None:
         self.methods[name] = (request, handler)
@@ -69,6 +76,30 @@ class FakeServer:
 
     def tunnel(self, resolve: Callable[[str, str], int]) -> None:
         raise NotImplementedError
+
+    async def serve(self) -> None:
+        """Answer the raw routes on loopback, until `close`."""
+        app = web.Application(middlewares=[self._faults])
+        for method, path, handler in self.routes:
+            app.router.add_route(method, path, handler)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner, self.url = None, ""
+
+    @web.middleware
+    async def _faults(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.asked += 1
+        request["peer"] = "caller"
+        if self.fault is not None:
+            await self.fault(request)
+        return await handler(request)
 
 
 class FakeCalls:
@@ -90,8 +121,19 @@ class FakeCalls:
         answer = await handler(self.me, asked)
         return msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=reply)
 
-    def stream(self, *_: object, **__: object) -> Any:
-        raise NotImplementedError
+    @contextlib.asynccontextmanager
+    async def stream(
+        self, node: str, method: str, path: str, *, headers: dict[str, str] | None = None, **_: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if node in self.cut or not self.servers[node].url:
+            raise PeerError(node, f"node {node} could not be reached", transport=True)
+        url = self.servers[node].url + path
+        try:
+            async with aiohttp.ClientSession() as session:
+                async with session.request(method, url, headers=headers) as answer:
+                    yield answer
+        except aiohttp.ClientError as error:
+            raise PeerError(node, f"node {node} broke off: {error}", transport=False) from error
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -1,0 +1,150 @@
+"""Filling a landing from one or more sources at a time, over several connections."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from sollold.models.landing import Landing
+from sollold.models.pace import Pace
+
+log = logging.getLogger("sollold.models")
+
+_BATCH = 4 << 20
+"""Bytes gathered before they are handed to a thread for writing."""
+_FAILURES = 4
+"""Failures in a row after which a source is given up."""
+
+
+class SourceError(Exception):
+    """A source broke off or refused; the message says which and why."""
+
+
+class Source(Protocol):
+    """Something that has the files of a landing."""
+
+    name: str
+
+    def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes of one file, in order.
+
+        Raises:
+            SourceError: it broke off.
+        """
+        ...
+
+
+class Fill:
+    """One filling. `run` it; `received` shows how far it is."""
+
+    def __init__(
+        self,
+        landing: Landing,
+        sources: Sequence[Source],
+        pace: Pace,
+        *,
+        connections: int = 4,
+        on_progress: Callable[[], None] = lambda: None,
+        pause: float = 0.5,
+    ) -> None:
+        """``pause``: seconds before a source that failed is asked again; doubled with each failure."""
+        self._landing = landing
+        self._sources = list(sources)
+        self._failures = {source.name: 0 for source in sources}
+        self._pace = pace
+        self._connections = connections
+        self._on_progress = on_progress
+        self._pause = pause
+        self._under_way: dict[tuple[int, int], int] = {}
+        self._last = ""
+
+    def received(self, index: int) -> int:
+        """Bytes of one file that have come, parts under way included."""
+        under_way = sum(count for (file, _), count in self._under_way.items() if file == index)
+        return self._landing.completed_of(index) + under_way
+
+    async def run(self) -> None:
+        """Fetch all that is missing.
+
+        Raises:
+            SourceError: every source failed; what came is kept for the next attempt.
+            OSError: the disk is full, say.
+        """
+        left = self._landing.missing()[::-1]
+        failure: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for turn in range(min(self._connections, len(left))):
+                    group.create_task(self._work(left, turn))
+        except* (SourceError, OSError) as errors:
+            failure = errors.exceptions[0]
+        if failure is not None:
+            raise failure
+
+    async def _work(self, left: list[tuple[int, int]], turn: int) -> None:
+        while left:
+            index, part = left.pop()
+            while True:
+                if not self._sources:
+                    raise SourceError(self._last or "there is nobody to fetch it from")
+                source = self._sources[turn % len(self._sources)]
+                try:
+                    await self._fetch(source, index, part)
+                except SourceError as error:
+                    turn += 1
+                    await self._failed(source, error)
+                else:
+                    self._failures[source.name] = 0
+                    break
+
+    async def _failed(self, source: Source, error: SourceError) -> None:
+        self._last = str(error)
+        self._failures[source.name] += 1
+        log.info("fetching from %s: %s", source.name, error)
+        if self._failures[source.name] >= _FAILURES and source in self._sources:
+            self._sources.remove(source)
+        if self._sources:
+            await asyncio.sleep(min(5.0, self._pause * 2 ** (self._failures[source.name] - 1)))
+
+    async def _fetch(self, source: Source, index: int, part: int) -> None:
+        start, end = self._landing.span(index, part)
+        at, batch, writing = start, bytearray(), None
+        loop = asyncio.get_running_loop()
+        stream = source.read(index, start, end)
+        try:
+            async for piece in stream:
+                batch += piece
+                self._under_way[index, part] = self._under_way.get((index, part), 0) + len(piece)
+                if at + len(batch) > end:
+                    raise SourceError(f"{source.name} sent more than was asked for")
+                if len(batch) >= _BATCH:
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.ensure_future(asyncio.to_thread(self._landing.write, index, at, batch))
+                    at, batch = at + len(batch), bytearray()
+                    self._on_progress()
+                if delay := self._pace.wait(len(piece), loop.time()):
+                    await asyncio.sleep(delay)
+            if at + len(batch) != end:
+                raise SourceError(
+                    f"{source.name} ended after {at + len(batch) - start} of {end - start} bytes"
+                )
+            if writing is not None:
+                await writing
+            writing = asyncio.ensure_future(self._finish(index, part, at, batch))
+            await asyncio.shield(writing)
+        finally:
+            self._under_way.pop((index, part), None)
+            if writing is not None and not writing.done():
+                # The thread writes on whatever happens here: the file must stay open until it is through.
+                await asyncio.gather(writing, return_exceptions=True)
+            self._on_progress()
+
+    async def _finish(self, index: int, part: int, at: int, batch: bytearray) -> None:
+        def finish() -> None:
+            self._landing.write(index, at, batch)
+            self._landing.finish_part(index, part)
+
+        await asyncio.to_thread(finish)

@@ -1,0 +1,204 @@
+"""Files on their way to the disk: filled part by part, resumed after any end, in place only when whole.
+
+They lie in a hidden folder of our own folder until every part is there and the check has passed; then that
+folder is renamed. A part counts only after its bytes are on the disk. Blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+PART = 32 << 20
+"""Bytes of a part: what an interruption loses at the most, for each connection."""
+_PARTS = ".parts"
+_PIECE = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A file to be fetched: under which name it is kept, its bytes, and its sha256 if that is known."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+
+class LandingError(Exception):
+    """What came is not what was promised, or there is no room; the message says which."""
+
+
+def slug(name: str, digest: str) -> str:
+    """The folder's name for a model, readable and never two models' at once."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[:120]}-{digest[:12]}"
+
+
+class Landing:
+    """One model's files while they come. `write` and `finish_part` may run in several threads."""
+
+    def __init__(self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART) -> None:
+        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued."""
+        self.items = items
+        self.part = part
+        self.folder = folder / _PARTS / key
+        self._own = folder
+        self._files: dict[int, int] = {}
+        self._noting = threading.Lock()
+        self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
+
+    def open(self) -> None:
+        """Make or find the files.
+
+        Raises:
+            LandingError: there is not enough room.
+            OSError: they can't be made.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._recall()
+        left = sum(item.size for item in self.items) - self.completed
+        free = shutil.disk_usage(self.folder).free
+        if left > free:
+            raise LandingError(f"{left} bytes are to be fetched, but {self.folder} has room for {free}")
+        for index, item in enumerate(self.items):
+            path = self.folder / item.name
+            self._files[index] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            if os.fstat(self._files[index]).st_size != item.size:
+                self._done[index] = set()
+                os.ftruncate(self._files[index], item.size)
+
+    def close(self) -> None:
+        """Let go of the files; what has come stays for the next attempt."""
+        for handle in self._files.values():
+            os.close(handle)
+        self._files = {}
+
+    @property
+    def total(self) -> int:
+        """Bytes of all files."""
+        return sum(item.size for item in self.items)
+
+    @property
+    def completed(self) -> int:
+        """Bytes of the parts that are there."""
+        return sum(self.completed_of(index) for index in range(len(self.items)))
+
+    def completed_of(self, index: int) -> int:
+        """Bytes of one file's parts that are there."""
+        return sum(
+            end - start for start, end in (self.span(index, part) for part in tuple(self._done[index]))
+        )
+
+    def span(self, index: int, part: int) -> tuple[int, int]:
+        """First byte, and the one after the last, of a part."""
+        return part * self.part, min((part + 1) * self.part, self.items[index].size)
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(file, part) of all that is not there yet, in order."""
+        return [
+            (index, part)
+            for index, item in enumerate(self.items)
+            for part in range(-(-item.size // self.part))
+            if part not in self._done[index]
+        ]
+
+    def write(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Put bytes where they belong.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
+        view = memoryview(data)
+        while view:
+            count = os.pwrite(self._files[index], view, offset)
+            view, offset = view[count:], offset + count
+
+    def finish_part(self, index: int, part: int) -> None:
+        """All bytes of a part were written: bring them to the disk and note it."""
+        os.fdatasync(self._files[index])
+        with self._noting:
+            self._done[index].add(part)
+            self._note()
+
+    def verify(self, check: Callable[[Path], str]) -> None:
+        """See that what came is what was promised; else throw it away. ``check`` gives a fault, or "".
+
+        Raises:
+            LandingError: it is not.
+        """
+        fault = ""
+        for index, item in enumerate(self.items):
+            if item.sha256 and self._sha256(index) != item.sha256:
+                fault = fault or f"{item.name} does not have the sha256 that was promised"
+        fault = fault or check(self.folder)
+        if fault:
+            self.close()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise LandingError(f"{fault}; what came was thrown away, pull it again")
+
+    def settle(self, name: str, beside: dict[str, bytes]) -> Path:
+        """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
+        self.close()
+        (self.folder / _NOTES).unlink(missing_ok=True)
+        for file, content in beside.items():
+            (self.folder / file).write_bytes(content)
+        place = self._own / name
+        if place.exists():
+            old = self.folder.with_name(f"{self.folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+            self.folder.rename(place)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            self.folder.rename(place)
+        _sync(self._own)
+        return place
+
+    def _sha256(self, index: int) -> str:
+        digest = hashlib.sha256()
+        offset = 0
+        while piece := os.pread(self._files[index], _PIECE, offset):
+            digest.update(piece)
+            offset += len(piece)
+        return digest.hexdigest()
+
+    def _note(self) -> None:
+        notes = _Notes(
+            self.part, [(i.name, i.size) for i in self.items], [sorted(d) for d in self._done.values()]
+        )
+        new = self.folder / f"{_NOTES}.new"
+        new.write_bytes(msgspec.json.encode(notes))
+        new.replace(self.folder / _NOTES)
+
+    def _recall(self) -> None:
+        try:
+            notes = msgspec.json.decode((self.folder / _NOTES).read_bytes(), type=_Notes)
+        except (OSError, msgspec.DecodeError):
+            return
+        if notes.part == self.part and notes.items == [(item.name, item.size) for item in self.items]:
+            self._done = {index: set(done) for index, done in enumerate(notes.done)}
+
+
+_NOTES = "parts.json"
+
+
+@dataclass(frozen=True, slots=True)
+class _Notes:
+    part: int
+    items: list[tuple[str, int]]
+    done: list[list[int]]
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,81 @@
+"""Second names for models, and taking models away: only in our own folder, only what has a card there."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from sollold.models.arrival import adapters_in
+from sollold.models.catalogue import Catalogue
+from sollold.models.folders import CARD, read_card
+from sollold.models.landing import slug
+from sollold.models.model import Model
+from sollold.models.names import canonical
+from sollold.models.transfer import items_of, paths_of
+
+
+class OwnError(Exception):
+    """It can't be done; the message says why and what to do."""
+
+
+class OwnModels:
+    """Second names, and taking models away again: only in our own folder, only what has a card there."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+
+    async def copy(self, model: Model, destination: str) -> None:
+        """Give content on this node a second name, in our own folder; the files are linked, not copied.
+
+        Raises:
+            OwnError: the name is no name, or taken; or the files can't be linked.
+        """
+        try:
+            name = canonical(destination)
+        except ValueError as error:
+            raise OwnError(str(error)) from None
+        if self._catalogue.get(name) is not None:
+            raise OwnError(f"there is a model {name} already; delete it first or choose another name")
+        if not model.files:
+            raise OwnError(f"the files of {model.name} can't be read by this node")
+        try:
+            await asyncio.to_thread(_link, self._catalogue.own, model, name)
+        except OSError as error:
+            raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
+        await self._catalogue.refresh()
+
+    async def delete(self, name: str) -> bool:
+        """Remove a model that was fetched or named here; False when it is the user's own.
+
+        Raises:
+            OwnError: it can't be removed.
+        """
+        model = self._catalogue.get(name)
+        if model is None or model.source != "own" or not model.files:
+            return False
+        folder = Path(model.files[0]).parent
+        if folder.parent != self._catalogue.own or read_card(folder) is None:
+            return False
+        try:
+            await asyncio.to_thread(shutil.rmtree, folder)
+        except OSError as error:
+            raise OwnError(f"{folder} can't be removed: {error.strerror}") from None
+        await self._catalogue.refresh()
+        return True
+
+
+def _link(own: Path, model: Model, name: str) -> None:
+    items = items_of(model)
+    folder = own / slug(name, model.digest)
+    making = own / f".{folder.name}.new"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    for item, path in zip(items, paths_of(model), strict=True):
+        (making / item.name).symlink_to(Path(path).resolve())
+    card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
+    (making / CARD).write_bytes(msgspec.json.encode(card))
+    making.rename(folder)

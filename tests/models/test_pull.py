@@ -1,0 +1,456 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sollold.config import ModelSettings
+from sollold.models.catalogue import Catalogue
+from sollold.models.hub import choose
+from sollold.models.landing import Item, Landing, LandingError
+from sollold.models.library import Library
+from sollold.models.own_models import OwnError, OwnModels
+from sollold.models.pace import Pace
+from sollold.models.pull import Puller, PullError
+from sollold.models.transfer import Sender
+from tests.models.fakes import FakeCalls, FakeServer, FakeView, record, until
+from tests.models.stores import OllamaStore, write_gguf
+from tests.ollama_standin import Known, Standin
+
+PART = 8192
+
+
+class Node:
+    """A node that can give and take models."""
+
+    def __init__(self, name: str, folder: Path, servers: dict[str, FakeServer], rate: int = 0) -> None:
+        self.name, self.folder = name, folder
+        self.view = FakeView(record(name))
+        self.server = servers.setdefault(name, FakeServer())
+        self.calls = FakeCalls(name, servers)
+        self.ollama = ""
+        self.environ: dict[str, str] = {}
+        settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
+        self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
+        self.library = Library(self.catalogue, self.view, self.calls, self.server)
+        pace = Pace(rate)
+        Sender(self.catalogue, self.server, name, pace)
+        self.puller = Puller(
+            self.library, self.catalogue, self.calls, name, pace, lambda: self.ollama, self.environ
+        )
+        self.own = OwnModels(self.catalogue)
+
+    async def start(self) -> None:
+        await self.catalogue.start()
+        await self.library.start()
+        await self.server.serve()
+
+    async def close(self) -> None:
+        await self.puller.close()
+        await self.server.close()
+        await self.library.close()
+        await self.catalogue.close()
+
+    async def pull(self, name: str) -> list[dict[str, Any]]:
+        return [line async for line in self.puller.pull(name)]
+
+
+class Town:
+    def __init__(self, tmp_path: Path) -> None:
+        self.servers: dict[str, FakeServer] = {}
+        self.nodes = [Node(name, tmp_path / name, self.servers) for name in ("a", "b", "c")]
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start()
+        for node in self.nodes:
+            node.view.others = {other.name: other.view.me for other in self.nodes if other is not node}
+            node.view.tell()
+
+
+@pytest.fixture
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    monkeypatch.setattr(Landing.__init__, "__defaults__", (PART,))
+    town = Town(tmp_path)
+    yield town
+    for node in town.nodes:
+        await node.close()
+
+
+def big(path: Path, seed: int = 0, **more: Any) -> Path:
+    """A model of several parts."""
+    return write_gguf(path, seed=seed, tensors=[f"blk.0.t{k}.weight" for k in range(40)], **more)
+
+
+def sole(folder: Path) -> Path:
+    (path,) = [path for path in folder.rglob("*.gguf") if ".parts" not in path.parts]
+    return path
+
+
+def unfinished(node: Node) -> list[Path]:
+    return [path for path in node.catalogue.own.rglob("*.gguf") if ".parts" in path.parts]
+
+
+async def test_from_a_node(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = big(b.folder / "m" / "tiny-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    lines = await a.pull("tiny")
+    statuses = [line["status"] for line in lines]
+    assert statuses[0] == "pulling manifest"
+    assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
+    moving = [line for line in lines if line["status"].startswith("pulling ") and "total" in line]
+    assert moving[-1]["completed"] == moving[-1]["total"] == path.stat().st_size
+    assert moving[-1]["digest"].startswith("sha256:")
+    model = a.catalogue.get("tiny:F16")
+    assert model is not None
+    assert (model.source, model.digest) == ("own", b.catalogue.models[0].digest)
+    assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
+    assert unfinished(a) == []
+    assert [node for node, _ in a.library.find("tiny")] == ["a", "b"]
+    again = await a.pull("tiny")
+    assert [line["status"] for line in again] == ["pulling manifest", "success"]
+
+
+async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path) -> None:
+    a, b, _ = town.nodes
+    store = OllamaStore(b.folder / "store")
+    extra = [
+        store.layer("system", b"You are Mario."),
+        store.layer("template", b"{{ .Prompt }}"),
+        store.layer("projector", write_gguf(tmp_path / "p", architecture="clip").read_bytes()),
+        store.layer("adapter", write_gguf(tmp_path / "l", metadata={"general.type": "adapter"}).read_bytes()),
+    ]
+    store.model("mike/mario:7b", tmp_path, extra=extra)
+    await town.start()
+    await until(lambda: a.library.find("mike/mario:7b"))
+    await a.pull("mike/mario:7b")
+    got, had = a.catalogue.get("mike/mario:7b"), b.catalogue.get("mike/mario:7b")
+    assert got is not None
+    assert had is not None
+    assert (got.system, got.template, got.manifest) == ("You are Mario.", "{{ .Prompt }}", had.manifest)
+    assert got.digest == had.digest
+    assert got.projector
+    assert len(got.adapters) == 1
+    assert len(a.catalogue.models) == 1
+
+
+async def test_shards(town: Town) -> None:
+    a, b, _ = town.nodes
+    for number in (1, 2):
+        split = {"split.no": number - 1, "split.count": 2, "split.tensors.count": 80}
+        names = [f"blk.{number}.t{k}.weight" for k in range(40)]
+        write_gguf(b.folder / "m" / f"big-0000{number}-of-00002.gguf", metadata=split, tensors=names)
+    await town.start()
+    await until(lambda: a.library.find("big"))
+    await a.pull("big")
+    model = a.catalogue.get("big:latest")
+    assert model is not None
+    assert not model.unusable
+    assert [Path(file).name for file in model.files] == [
+        "model-00001-of-00002.gguf",
+        "model-00002-of-00002.gguf",
+    ]
+
+
+async def test_goes_on_after_its_end_at_any_point(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    parts = -(-path.stat().st_size // PART)
+    assert parts > 8
+    for stop in range(1, parts):
+        before = b.server.asked
+
+        async def limited(request: web.Request, stop: int = stop, before: int = before) -> None:
+            if b.server.asked - before > 1:
+                await asyncio.sleep(60)
+
+        b.server.fault = limited
+        stream = a.puller.pull("tiny")
+        async with asyncio.timeout(10):
+            await until_completed(stream, stop * PART)
+        await stream.aclose()
+        assert a.catalogue.get("tiny:latest") is None
+        assert not (a.catalogue.own / "tiny.gguf").exists()
+    b.server.fault = None
+    asked = b.server.asked
+    await a.pull("tiny")
+    assert b.server.asked - asked <= 2, "what had come is not fetched again"
+    assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
+
+
+async def until_completed(stream: AsyncIterator[dict[str, Any]], wanted: int) -> None:
+    async for line in stream:
+        if line.get("completed", 0) >= wanted:
+            return
+
+
+async def test_a_source_that_dies_is_replaced_by_another(town: Town) -> None:
+    a, b, c = town.nodes
+    for node in (b, c):
+        path = big(node.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: len(a.library.find("tiny")) == 2)
+
+    async def dies(request: web.Request) -> None:
+        if b.server.asked > 2:
+            assert request.transport is not None
+            request.transport.abort()
+            await asyncio.sleep(60)
+
+    b.server.fault = dies
+    await a.pull("tiny")
+    assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
+    assert c.server.asked
+
+
+async def test_all_sources_gone_says_so_and_keeps_what_came(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.fill._FAILURES", 1)
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+
+    async def dies(request: web.Request) -> None:
+        if b.server.asked > 3:
+            assert request.transport is not None
+            request.transport.abort()
+            await asyncio.sleep(60)
+
+    b.server.fault = dies
+    with pytest.raises(PullError, match="node b"):
+        await a.pull("tiny")
+    assert a.catalogue.models == ()
+    assert unfinished(a)
+
+
+async def test_other_content_is_thrown_away(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = big(b.folder / "m" / "tiny.gguf", seed=1)
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+
+    async def swap(request: web.Request) -> None:
+        raw = bytearray(path.read_bytes())
+        raw[-2000:] = b"x" * 2000
+        status = path.stat()
+        path.write_bytes(raw)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        b.server.fault = None
+
+    b.server.fault = swap
+    with pytest.raises(PullError, match="not what was asked for"):
+        await a.pull("tiny")
+    assert a.catalogue.models == ()
+    assert unfinished(a) == []
+
+
+async def test_many_callers_one_fetch(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    leaver = a.puller.pull("tiny")
+    assert (await anext(leaver))["status"] == "pulling manifest"
+    others = [asyncio.create_task(a.pull("tiny:latest")) for _ in range(3)]
+    await asyncio.sleep(0)
+    await leaver.aclose()
+    for lines in await asyncio.gather(*others):
+        assert lines[-1]["status"] == "success"
+    assert b.server.asked == -(-path.stat().st_size // PART)
+
+
+async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    kind, handler = b.server.methods["parcel"]
+
+    async def evil(caller: str, request: Any) -> Any:
+        parcel = await handler(caller, request)
+        return type(parcel)(parcel.model, (Item("../../evil.gguf", 5),))
+
+    b.server.methods["parcel"] = (kind, evil)
+    with pytest.raises(PullError, match="not the file of a model"):
+        await a.pull("tiny")
+    assert not list(a.folder.rglob("evil*"))
+
+
+async def test_through_ollama(town: Town) -> None:
+    a, _, _ = town.nodes
+    await town.start()
+    async with Standin([Known("x:latest")]) as standin:
+        a.ollama = standin.url
+        lines = await a.pull("llama3.2:3b")
+        assert lines[-1] == {"status": "success"}
+        assert any(line.get("completed") == line.get("total") != None for line in lines)  # noqa: E711
+        assert "llama3.2:3b" in standin.models
+        with pytest.raises(PullError, match="does not exist") as caught:
+            await a.pull("missing-one")
+        assert caught.value.missing
+
+
+async def test_nobody_has_it(town: Town) -> None:
+    await town.start()
+    with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
+        await town.nodes[0].pull("nothing")
+    assert caught.value.missing
+    with pytest.raises(PullError, match="not a model's name"):
+        await town.nodes[0].pull("../etc")
+
+
+async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": b"x", "Tiny-Q4_K_M.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        hub.cut_after = 2
+        with pytest.raises(PullError):
+            await asyncio.wait_for(a.pull("hf.co/org/Tiny-GGUF:Q4_K_M"), 30)
+        hub.cut_after = 1 << 30
+        fetched = len(hub.ranges)
+        lines = await a.pull("hf.co/org/Tiny-GGUF:Q4_K_M")
+        assert lines[-1]["status"] == "success"
+        assert len(hub.ranges) - fetched < -(-len(content) // PART)
+        model = a.catalogue.get("hf.co/org/Tiny-GGUF:Q4_K_M")
+        assert model is not None
+        assert not model.unusable
+        assert sole(a.catalogue.own).read_bytes() == content
+        with pytest.raises(PullError, match="it has Q4_K_M, Q8_0") as caught:
+            await a.pull("hf.co/org/Tiny-GGUF:Q2_K")
+        assert caught.value.missing
+        with pytest.raises(PullError, match="is not on") as caught:
+            await a.pull("hf.co/org/Other:Q2_K")
+        assert caught.value.missing
+    finally:
+        await hub.close()
+
+
+class HubDouble:
+    """Hugging Face's hub as far as it is asked."""
+
+    def __init__(self, repository: str, files: dict[str, bytes]) -> None:
+        self.repository, self.files = repository, files
+        self.ranges: list[str] = []
+        self.cut_after = 1 << 30
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_get("/api/models/{org}/{repo}", self._info)
+        app.router.add_get("/{org}/{repo}/resolve/main/{file}", self._file)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _info(self, request: web.Request) -> web.Response:
+        if f"{request.match_info['org']}/{request.match_info['repo']}" != self.repository:
+            return web.Response(status=404)
+        siblings = [
+            {
+                "rfilename": name,
+                "size": len(raw),
+                "lfs": {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw), "pointerSize": 1},
+            }
+            for name, raw in self.files.items()
+        ]
+        return web.Response(text=json.dumps({"siblings": [*siblings, {"rfilename": "README.md", "size": 3}]}))
+
+    async def _file(self, request: web.Request) -> web.Response:
+        self.ranges.append(request.headers["Range"])
+        if len(self.ranges) > self.cut_after:
+            return web.Response(status=503)
+        start, end = request.headers["Range"].removeprefix("bytes=").split("-")
+        return web.Response(
+            status=206, body=self.files[request.match_info["file"]][int(start) : int(end) + 1]
+        )
+
+
+async def test_copy_and_delete(town: Town) -> None:
+    a, _, _ = town.nodes
+    path = big(a.folder / "m" / "tiny.gguf")
+    await town.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    await a.own.copy(tiny, "mine")
+    copied = a.catalogue.get("mine:latest")
+    assert copied is not None
+    assert copied.digest == tiny.digest
+    with pytest.raises(OwnError, match="there is a model"):
+        await a.own.copy(tiny, "mine")
+    assert await a.own.delete("mine:latest")
+    assert a.catalogue.get("mine:latest") is None
+    assert not await a.own.delete("tiny:latest"), "what we only found is never deleted"
+    assert path.exists()
+
+
+async def test_pulled_can_be_deleted(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    assert await a.own.delete("tiny:latest")
+    assert list(a.catalogue.own.glob("*.gguf")) == []
+    assert b.catalogue.models
+
+
+def test_pace() -> None:
+    pace = Pace(1000)
+    assert pace.wait(500, 100.0) == pytest.approx(0.25)
+    assert pace.wait(500, 100.0) == pytest.approx(0.75)
+    assert pace.wait(10, 200.0) == 0.0
+    assert Pace(0).wait(1 << 40, 1.0) == 0.0
+
+
+def test_landing_that_has_no_room(tmp_path: Path) -> None:
+    with pytest.raises(LandingError, match="room"):
+        Landing(tmp_path, "k", (Item("a.gguf", 1 << 60),)).open()
+
+
+@pytest.mark.parametrize(
+    "notes", [b"", b"{", b'{"part":1,"items":[],"done":[]}', b'{"part":4,"items":[["a.gguf",8]]']
+)
+def test_landing_with_odd_notes_starts_anew(tmp_path: Path, notes: bytes) -> None:
+    folder = tmp_path / ".parts" / "k"
+    folder.mkdir(parents=True)
+    (folder / "parts.json").write_bytes(notes)
+    landing = Landing(tmp_path, "k", (Item("a.gguf", 8),), part=4)
+    landing.open()
+    assert landing.missing() == [(0, 0), (0, 1)]
+    landing.close()
+
+
+def test_chosen_files() -> None:
+    paths = [
+        "README.md",
+        "m-Q8_0.gguf",
+        "m-Q4_K_M.gguf",
+        "mmproj-m-BF16.gguf",
+        "mmproj-m-F16.gguf",
+        "BF16/m-BF16-00001-of-00002.gguf",
+        "BF16/m-BF16-00002-of-00002.gguf",
+    ]
+    assert choose(paths, "latest") == ("m-Q4_K_M.gguf", "mmproj-m-F16.gguf")
+    assert choose(paths, "q8_0") == ("m-Q8_0.gguf", "mmproj-m-F16.gguf")
+    assert len(choose(paths, "BF16")) == 3
+    assert choose(paths[:-1], "BF16") == ()
+    assert choose(paths, "Q2_K") == ()
