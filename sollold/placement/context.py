@@ -41,7 +41,7 @@ def run_with(wish: Wish, context: int, slots: int, batch: int = 0) -> Run:
 
 
 def rungs(wish: Wish, context_train: int) -> tuple[list[Run], list[Run]]:
-    """Runs to try in turn: those with the full context (fewer slots, then smaller batches), then smaller ones.
+    """Runs to try in turn: those with the full context (fewer slots, then smaller batches), then less.
 
     The second list is empty when the caller named the context: nobody gets less than they asked for.
     """

@@ -347,14 +347,15 @@ class _Rung:
             )
         middle, last = self.buffers[key]
         peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
+        slower = self.correction(spot.node, speed.HOP) if link is not None else 1.0
         room = spot.room - spot.overhead
         cpu = head.cpu
         if local and cpu is not None and cpu.memory == spot.memory:
             room -= host_share(head, footprint, 0, 2).total
         return Bin(
             rate=speed.seconds_per_byte(spot, self.correction),
-            hop=speed.hop_seconds(link, footprint.n_embd) if link is not None else 0.0,
-            tail=speed.logits_seconds(link, footprint.n_vocab) if link is not None else 0.0,
+            hop=slower * speed.hop_seconds(link, footprint.n_embd) if link is not None else 0.0,
+            tail=slower * speed.logits_seconds(link, footprint.n_vocab) if link is not None else 0.0,
             room=room - max(middle, peak),
             room_last=room - max(last, peak),
             group=self._group(spot),

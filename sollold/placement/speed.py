@@ -34,6 +34,10 @@ Correction = Callable[[str, str], float]
 """(node, device) → measured time divided by predicted time; 1.0 where nothing was measured."""
 
 
+HOP = "hop"
+"""In a `Correction`, instead of a device: the round trip to a node's worker."""
+
+
 def uncorrected(node: str, device: str) -> float:
     """Take the devices' own figures as they are."""
     return 1.0
@@ -79,9 +83,10 @@ def decode_seconds(
     for part in parts:
         total += part.active * seconds_per_byte(part.spot, correction)
         if part.link is not None:
-            total += hop_seconds(part.link, width)
+            hop = hop_seconds(part.link, width)
             if part.output:
-                total += logits_seconds(part.link, vocabulary)
+                hop += logits_seconds(part.link, vocabulary)
+            total += hop * correction(part.spot.node, HOP)
     return total
 
 

@@ -1,0 +1,90 @@
+"""What real answers say about the speed model. Pure.
+
+A deployment's measured time per token is compared with what would have been predicted for it. The ratio
+corrects each device that took part, by its share of the predicted time, and the hops of each worker. It is
+kept by device and architecture, since a device reads some kinds of weights faster than others; what an
+architecture has not shown yet is taken from the others on the same device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from statistics import median
+
+from sollold.placement.speed import Correction
+
+MOST = 2048
+"""Devices whose corrections are kept."""
+LIMIT = 50.0
+"""A correction beyond this factor or below its inverse is a fault of measuring, and not taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """Measured time divided by predicted, of a node's device (or ``speed.HOP``), for an architecture."""
+
+    node: str
+    device: str
+    architecture: str
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A part of a predicted time per token, without any correction: seconds."""
+
+    node: str
+    device: str
+    seconds: float
+
+
+class Feedback:
+    """The corrections known."""
+
+    def __init__(self, factors: Iterable[Factor] = ()) -> None:
+        self._devices: OrderedDict[tuple[str, str], dict[str, Factor]] = OrderedDict()
+        for one in factors:
+            if isfinite(one.factor) and 1 / LIMIT <= one.factor <= LIMIT:
+                self._keep(one)
+
+    def factors(self) -> tuple[Factor, ...]:
+        """All that is known, to be kept on disk."""
+        return tuple(one for known in self._devices.values() for one in known.values())
+
+    def correction(self, architecture: str) -> Correction:
+        """The corrections for a model of this architecture."""
+        return lambda node, device: self.factor(node, device, architecture)
+
+    def factor(self, node: str, device: str, architecture: str) -> float:
+        """One correction; 1.0 where nothing is known."""
+        known = self._devices.get((node, device))
+        if not known:
+            return 1.0
+        if architecture in known:
+            return known[architecture].factor
+        return median(one.factor for one in known.values())
+
+    def measured(self, architecture: str, terms: Sequence[Term], seconds: float) -> None:
+        """A deployment made of ``terms`` took ``seconds`` per token."""
+        predicted = sum(term.seconds * self.factor(term.node, term.device, architecture) for term in terms)
+        if not (isfinite(seconds) and seconds > 0 and predicted > 0):
+            return
+        ratio = seconds / predicted
+        for node, device in dict.fromkeys((term.node, term.device) for term in terms if term.seconds > 0):
+            before = self._devices.get((node, device), {}).get(architecture)
+            # The first answer is believed wholly, later ones by half: they differ by chance alone.
+            change = ratio if before is None else sqrt(ratio)
+            factor = self.factor(node, device, architecture) * change
+            if 1 / LIMIT <= factor <= LIMIT:
+                self._keep(Factor(node, device, architecture, factor))
+
+    def _keep(self, one: Factor) -> None:
+        key = one.node, one.device
+        known = self._devices.setdefault(key, {})
+        known[one.architecture] = one
+        self._devices.move_to_end(key)
+        while len(self._devices) > MOST:
+            self._devices.popitem(last=False)
