@@ -29,6 +29,7 @@ from sollold.cluster.node import ClusterNode
 from sollold.cluster.peer_server import Peers, PortTaken
 from sollold.cluster.record import Record
 from sollold.leader.leader import Leader
+from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
 from sollold.models import demo as demo_model
 from sollold.models.catalogue import Catalogue
@@ -146,7 +147,8 @@ class Daemon:
             settings, folders, self._machine, view, calls, self._tunnels, self._catalogue.with_digest
         )
         self._agent.register(self._peers)
-        self._leader = Leader(settings, view, calls, self._library)
+        self._speeds = Measured(view, self._library, folders.state / "speeds.json")
+        self._leader = Leader(settings, view, calls, self._library, self._speeds.correction)
         self._leader.register(self._peers)
         self._ollama = LocalOllama(
             settings.ollama,
@@ -195,8 +197,9 @@ class Daemon:
         stack.push_async_callback(self._agent.shutdown)
         await self._ollama.start()
         stack.push_async_callback(self._ollama.close)
-        await self._leader.start()
-        stack.push_async_callback(self._leader.close)
+        for planning in (self._speeds, self._leader):
+            await planning.start()
+            stack.push_async_callback(planning.close)
         await self._endpoints.start()
         stack.push_async_callback(self._endpoints.close)
         stack.push_async_callback(self._loader.close)
