@@ -111,17 +111,18 @@ class _Demand:
 class _Inputs:
     """Bytes of what each device is given for one ubatch.
 
-    ``hidden``: the hidden state; ``chosen``: of the tokens that are output; ``full``, ``windowed``: masks
-    and indices of attention; ``always``: positions and the like; ``per_layer``, ``raw``: the embedding of a
-    layer's own, of all layers together; ``joins``: the output's device needs that too; ``begins``: what
-    making several streams of one takes; ``host``: what the head keeps of all inputs; ``looked_up``: what the
-    head computes of them.
+    ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
+    of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
+    ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``joins``: the output's
+    device needs that too; ``begins``: what making several streams of one takes; ``host``: what the head
+    keeps of all inputs; ``looked_up``: what the head computes of them.
     """
 
     hidden: int
     chosen: int
     full: int
     windowed: int
+    indices: int
     always: int
     per_layer: int
     raw: int
@@ -134,9 +135,10 @@ class _Inputs:
         """Inputs that layers have in common."""
         total = self.always
         if any(demand.full for demand in held):
-            total += self.full
+            total += self.full + self.indices * any(demand.full and demand.source < 0 for demand in held)
         if any(demand.windowed for demand in held):
             total += self.windowed
+            total += self.indices * any(demand.windowed and demand.source < 0 for demand in held)
         return total
 
     def of_layers(self, first: int, last: int, layers: int) -> int:
@@ -291,13 +293,13 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
     indices = 8 * tokens + 8 * tokens * (1 if flash else max(widest_v, 1))
     indices += _rotations(shape, run)
     if shape.cached:
-        full = cells.full * tokens * width + indices
-        windowed = cells.windowed * tokens * width + indices
+        full, windowed = cells.full * tokens * width, cells.windowed * tokens * width
     else:
         full = windowed = tokens * tokens * width
+        indices = 0
     attends = [layer for layer in shape.layers if layer.block and layer.block.q]
-    masks = full * any(not layer.window for layer in attends)
-    masks += windowed * any(layer.window for layer in attends)
+    masks = (full + indices) * any(not layer.window for layer in attends)
+    masks += (windowed + indices) * any(layer.window for layer in attends)
     streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
     positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
     always = positions + 4 * cells.outputs
@@ -310,11 +312,12 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
         chosen=shape.n_embd * cells.outputs * 4,
         full=full,
         windowed=windowed,
+        indices=indices,
         always=always,
         per_layer=per_layer,
         raw=raw,
         joins=raw + hidden if several else 0,
-        begins=3 * streams * hidden if several else 0,
+        begins=4 * streams * hidden if several else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,
     )

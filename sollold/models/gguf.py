@@ -8,6 +8,7 @@ in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -297,17 +298,22 @@ class _Window:
     def skip_strings(self, count: int) -> None:
         """Step over so many strings."""
         unpack = _U64.unpack_from
-        while count:
+        done = 0
+        while done < count:
             start = self.position - self._base
             if start < 0 or start + 8 > len(self._data):
                 if self.left < 8:
-                    raise self.error(f"the file is truncated in an array: {count} more strings expected")
+                    raise self.error(
+                        f"the file is truncated in an array: {count - done} more strings expected"
+                    )
                 self._fill(8)
                 start = 0
-            data, last = self._data, len(self._data) - 8
-            while count and start <= last:
-                start += 8 + unpack(data, start)[0]
-                count -= 1
+            data = self._data
+            # The end of the window shows as an error: a check for every string would cost as much again.
+            with contextlib.suppress(struct.error, OverflowError):
+                for done in range(done, count):  # noqa: B007, B020
+                    start += 8 + unpack(data, start)[0]
+                done = count
             self.position = self._base + start
             if self.position > self.size:
                 raise self.error("the file is truncated in an array of strings, or a length in it is wrong")

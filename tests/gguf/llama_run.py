@@ -50,7 +50,7 @@ def workers(count: int) -> Iterator[Workers]:
     ports: list[int] = []
     try:
         for _ in range(count):
-            ports.append(_free_port())
+            ports.append(free_port())
             # SIGPIPE stays ignored: a worker dies of it when its client is killed.
             running.append(
                 subprocess.Popen(
@@ -79,7 +79,7 @@ def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: 
     assert program is not None
     command = [
         str(program),
-        *("-m", str(model), "--host", "127.0.0.1", "--port", str(_free_port()), "-lv", "5", "--no-warmup"),
+        *("-m", str(model), "--host", "127.0.0.1", "--port", str(free_port()), "-lv", "5", "--no-warmup"),
         *("-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
         *("-c", str(run.context), "-np", str(run.slots), "-b", str(run.batch), "-ub", str(run.ubatch)),
         *("-ctk", run.type_k, "-ctv", run.type_v, "-fa", run.flash),
@@ -100,6 +100,11 @@ def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: 
             process.wait()
 
 
+def pause() -> None:
+    """Wait a moment before looking again."""
+    time.sleep(0.02)
+
+
 def _until_ready(process: subprocess.Popen[bytes], log: int) -> str:
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
@@ -109,11 +114,12 @@ def _until_ready(process: subprocess.Popen[bytes], log: int) -> str:
             return text
         if ended:
             raise LoadError(text[-2000:])
-        time.sleep(0.02)
+        pause()
     raise LoadError(f"not loaded after {_PATIENCE:g} s")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -129,5 +135,5 @@ def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
             raise LoadError(f"the worker ended with {process.returncode}")
         if any(wanted in line and " 0A " in line for line in Path("/proc/net/tcp").read_text().splitlines()):
             return
-        time.sleep(0.01)
+        pause()
     raise LoadError("the worker did not listen")

@@ -53,10 +53,15 @@ def write(
     if "bert" in architecture:
         metadata["tokenizer.ggml.token_type_count"] = 2
     metadata |= more or {}
-    listed = list(known.tensors(size))
-    output = "output.weight" if any(name == "output.weight" for name, _ in listed) else "token_embd.weight"
-    gguf_writer.write(path, metadata, [_tensor(*item, kind, seed, output) for item in listed])
+    gguf_writer.write(path, metadata, tensors_of(architecture, size, kind, seed))
     return Path(path)
+
+
+def tensors_of(architecture: str, size: Size, kind: str = "q8_0", seed: int = 1) -> list[NewTensor]:
+    """The tensors of a model, with random numbers."""
+    listed = list(ARCHITECTURES[architecture].tensors(size))
+    output = "output.weight" if any(name == "output.weight" for name, _ in listed) else "token_embd.weight"
+    return [_tensor(*item, kind, seed, output) for item in listed]
 
 
 def _tensor(

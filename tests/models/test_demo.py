@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.models import demo, gguf
+from sollold.models.demo import Recital
+from sollold.models.gguf import Array
+from tests.gguf import llama_run
+
+
+def _read_back(recital: Recital, text: str) -> list[str]:
+    """Cut a text as llama.cpp's greedy tokenizer does: the longest token at each place."""
+    longest = max(map(len, recital.pieces))
+    known, cut = set(recital.pieces), []
+    while text:
+        size = next((size for size in range(longest, 1, -1) if text[:size] in known), 1)
+        cut.append(text[:size])
+        text = text[size:]
+    return cut
+
+
+def test_the_greeting_can_be_read_in_one_way_only() -> None:
+    recital = Recital(demo.pieces(demo.GREETING))
+    assert recital.text == demo.GREETING
+    assert _read_back(recital, demo.GREETING) == list(recital.pieces)
+    assert len(recital.pieces) > 30
+
+
+@given(st.lists(st.sampled_from(["a", "an", "the", "then", "x.", "and", "on"]), min_size=2, max_size=30))
+def test_any_text_with_repeated_words_is_cut_into_distinct_pieces(words: list[str]) -> None:
+    text = " ".join(words)
+    cut = demo.pieces(text)
+    assert "".join(cut) == text
+    assert _read_back(Recital(cut), text) == list(cut)
+
+
+def test_counting_shows_what_is_missing() -> None:
+    assert demo.counting(3) == ("w0001 ", "w0002 ", "w0003 ")
+    assert demo.counting(2, first=99_999) == ("w099999 ", "w100000 ")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"pieces": ()},
+        {"pieces": ("a",)},
+        {"pieces": ("ab", "abc")},
+        {"pieces": ("ab", "ab")},
+        {"pieces": ("ab",), "layers": 0},
+        {"pieces": ("ab",), "width": 100},
+        {"pieces": ("ab",), "hidden": 33},
+    ],
+)
+def test_what_can_not_be_recited(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"piece|recital"):
+        Recital(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_file_is_small_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "demo.gguf"
+    demo.write(path)
+    assert path.stat().st_size < 4 << 20
+    assert [entry.name for entry in tmp_path.iterdir()] == ["demo.gguf"]
+    header = gguf.read(path)
+    assert header.architecture == "llama"
+    assert header.text("tokenizer.chat_template") == demo.TEMPLATE
+    tokens = header.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, Array)
+    assert tokens.length == 256 + 5 + len(demo.pieces(demo.GREETING))
+
+
+def test_heavy_blocks_are_written_out(tmp_path: Path) -> None:
+    light, heavy = tmp_path / "light.gguf", tmp_path / "heavy.gguf"
+    demo.write(light, Recital(("ab", "cd"), layers=4, hidden=8192))
+    demo.write(heavy, Recital(("ab", "cd"), layers=4, hidden=8192, heavy=True))
+    assert light.stat().st_size == heavy.stat().st_size
+    assert light.read_bytes() == heavy.read_bytes()
+    assert heavy.stat().st_blocks * 512 >= heavy.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = llama_run.binary("llama-server")
+    if program is None:
+        pytest.skip("llama.cpp is not built")
+    folder = tmp_path_factory.mktemp("demo")
+    demo.write(folder / "a.gguf", Recital(demo.counting(600), width=256))
+    port = llama_run.free_port()
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, "-m", folder / "a.gguf", "--port", str(port), "-c", "4096", "-np", "1", "-t", "1"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=5).close()
+                break
+            except OSError:
+                assert process.poll() is None, (folder / "log").read_text()[-2000:]
+                llama_run.pause()
+        yield address
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _asked(address: str, path: str, body: dict[str, object]) -> dict[str, object]:
+    request = urllib.request.Request(address + path, json.dumps(body).encode(), method="POST")
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        answer: dict[str, object] = json.load(reply)["choices"][0]
+        return answer
+
+
+def _words(first: int, last: int) -> str:
+    return "".join(demo.counting(last - first + 1, first))
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("temperature", [0, 0.8, 3])
+def test_recites_from_the_beginning_to_the_end(server: str, temperature: float) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "w0042 w0043? äöü"}]
+    answer = _asked(server, "/v1/chat/completions", {"messages": messages, "temperature": temperature})
+    assert answer["message"]["content"] == _words(1, 600)  # type: ignore[index]
+    assert answer["finish_reason"] == "stop"
+
+
+@pytest.mark.llama
+def test_any_prompt_leads_to_the_beginning_and_a_part_leads_on(server: str) -> None:
+    for prompt, first in (("What is this?", 1), (_words(1, 17), 18), (_words(1, 599), 600)):
+        body: dict[str, object] = {"prompt": prompt, "max_tokens": 5, "temperature": 1}
+        answer = _asked(server, "/v1/completions", body)
+        assert answer["text"] == _words(first, min(first + 4, 600))
+
+
+@pytest.mark.llama
+def test_an_answer_that_was_cut_is_continued_exactly(server: str) -> None:
+    said = ""
+    for limit in itertools.repeat(97):
+        messages = [{"role": "user", "content": "Count."}]
+        if said:
+            messages.append({"role": "assistant", "content": said})
+        answer = _asked(server, "/v1/chat/completions", {"messages": messages, "max_tokens": limit})
+        text: str = answer["message"]["content"]  # type: ignore[index]
+        # llama-server gives the part that it was given again.
+        assert text.startswith(said)
+        said = text
+        if answer["finish_reason"] == "stop":
+            break
+    assert said == _words(1, 600)
