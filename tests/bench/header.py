@@ -43,12 +43,12 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             processor.append(time.process_time() - used)
     print(
-        f"{'vocabulary':>12} {'merges':>9} {'tensors':>8} {'median ms':>10} {'best ms':>8} {'processor ms':>13} {'goal ms':>8}"
+        f"{'vocabulary':>12} {'merges':>9} {'tensors':>8} {'median ms':>10} {'best ms':>8} {'CPU ms':>8} {'goal ms':>8}"
     )
     print(
         f"{header.length('tokenizer.ggml.tokens'):12,} {header.length('tokenizer.ggml.merges'):9,}"
         f" {len(header.tensors):8,} {1000 * statistics.median(seconds):10.1f}"
-        f" {1000 * min(seconds):8.1f} {1000 * statistics.median(processor):13.1f} {1000 * _GOAL:8.0f}"
+        f" {1000 * min(seconds):8.1f} {1000 * statistics.median(processor):8.1f} {1000 * _GOAL:8.0f}"
     )
 
 
