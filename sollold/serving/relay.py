@@ -113,6 +113,8 @@ class RemoteStream:
                     if kind == DATA:
                         yield payload
                     elif kind == END:
+                        # To the very end, so that the connection can be used again.
+                        await read()
                         return
                     elif kind == BROKEN:
                         raise _broken(payload)
@@ -130,8 +132,8 @@ class RemoteStream:
             self._response.close()
 
     async def close(self) -> None:
-        """Hang up."""
-        if self._response is not None:
+        """Hang up; a connection whose answer was read to its end stays open for the next."""
+        if self._response is not None and not self._response.content.at_eof():
             self._response.close()
         with contextlib.suppress(*_LOST):
             await self._stack.aclose()

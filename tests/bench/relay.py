@@ -1,0 +1,240 @@
+"""What the relay adds to an answer, beside nginx and beside nothing: `python -m tests.bench.relay`.
+
+In one run: 64 streams at once at a steady rate (every stream checked), processor time per streamed token
+of what stands between, time to the first byte of one request after the other, and requests per second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import uvloop
+
+from tests.bench.relay_engine import EVENTS
+
+STREAMS = 64
+TOKENS = 150
+PACE = 0.03
+FIRST_BYTES = 300
+REQUESTS = 1500
+
+_NGINX = """
+worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream engine {{ server 127.0.0.1:{engine}; keepalive 128; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://engine; proxy_http_version 1.1; proxy_set_header Connection "";
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests are sent, and the processes whose time counts."""
+
+    name: str
+    port: int
+    between: tuple[psutil.Process, ...]
+
+    def spent(self) -> float:
+        """Processor seconds so far."""
+        everyone = [p for one in self.between for p in (one, *one.children(recursive=True))]
+        return sum(sum(p.cpu_times()[:2]) for p in everyone)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def body(**fields: object) -> bytes:
+    message = {"role": "user", "content": "hello"}
+    return json.dumps({"model": "bench", "messages": [message], **fields}).encode()
+
+
+class Connection:
+    """A client as lean as can be: one connection, one request at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, port: int) -> Connection:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    async def ask(self, data: bytes) -> tuple[float, bytes]:
+        """(seconds to the first byte of the body, the body)."""
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        begun = time.perf_counter()
+        self._writer.write(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        assert b" 200 " in answer.split(b"\r\n")[0], answer
+        if b"content-length" in answer:
+            length = int(answer.split(b"content-length: ")[1].split(b"\r\n")[0])
+            whole = await self._reader.readexactly(length)
+            return time.perf_counter() - begun, whole
+        first, parts = 0.0, []
+        while size := int(await self._reader.readline(), 16):
+            part = await self._reader.readexactly(size)
+            first = first or time.perf_counter() - begun
+            parts.append(part)
+            await self._reader.readexactly(2)
+        await self._reader.readexactly(2)
+        return first, b"".join(parts)
+
+
+async def streams(target: Target) -> tuple[float, float]:
+    """(processor µs per token, seconds): all streams at once, each looked through."""
+    asked = body(stream=True, max_tokens=TOKENS, pace=PACE)
+    connections = [await Connection.open(target.port) for _ in range(STREAMS)]
+    before, begun = target.spent(), time.perf_counter()
+    answers = await asyncio.gather(*(one.ask(asked) for one in connections))
+    took, spent = time.perf_counter() - begun, target.spent() - before
+    for one in connections:
+        one.close()
+    expected = [json.loads(event[6:]) for event in EVENTS[:TOKENS]]
+    for _, answer in answers:
+        events = [line[6:] for line in answer.split(b"\n\n") if line.startswith(b"data: ")]
+        assert events[-1] == b"[DONE]"
+        assert [json.loads(event) for event in events[:-1]] == expected
+    return spent * 1e6 / (STREAMS * TOKENS), took
+
+
+async def first_byte(target: Target) -> tuple[float, float]:
+    """(median, 99th percentile) in ms, one request after the other."""
+    connection = await Connection.open(target.port)
+    asked = body(stream=True, max_tokens=1)
+    for _ in range(20):
+        await connection.ask(asked)
+    times = [(await connection.ask(asked))[0] * 1000 for _ in range(FIRST_BYTES)]
+    connection.close()
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
+
+
+async def requests(target: Target) -> float:
+    """Requests per second, not streamed, 64 callers."""
+    asked = body(stream=False, max_tokens=1)
+    left = REQUESTS
+
+    async def caller() -> None:
+        nonlocal left
+        connection = await Connection.open(target.port)
+        while left > 0:
+            left -= 1
+            await connection.ask(asked)
+        connection.close()
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(STREAMS)))
+    return REQUESTS / (time.perf_counter() - begun)
+
+
+@contextlib.contextmanager
+def targets(folder: Path) -> Iterator[list[Target]]:
+    """Everything that is compared, running."""
+    engine, nginx, a, b, peer_a, peer_b = [free_port() for _ in range(6)]
+    (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, engine=engine, port=nginx))
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: str) -> psutil.Process:
+        children.append(subprocess.Popen(words))
+        return psutil.Process(children[-1].pid)
+
+    def module(name: str, *words: object) -> psutil.Process:
+        return start(sys.executable, "-m", f"tests.bench.{name}", *(str(word) for word in words))
+
+    try:
+        module("relay_engine", engine)
+        url = f"http://127.0.0.1:{engine}"
+        node_a = module("relay_node", "a", a, peer_a, peer_b, url)
+        node_b = module("relay_node", "b", b, peer_b, peer_a, url)
+        proxy = start("/usr/sbin/nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"))
+        for port in (engine, nginx, a, b):
+            _await_port(port)
+        yield [
+            Target("direct", engine, ()),
+            Target("nginx", nginx, (proxy,)),
+            Target("sollold, endpoint's node", b, (node_b,)),
+            Target("sollold, another node", a, (node_a, node_b)),
+        ]
+    finally:
+        for child in children:
+            child.terminate()
+        for child in children:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(5)
+            child.kill()
+
+
+def _await_port(port: int) -> None:
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"nothing listens on port {port}")
+
+
+def show(rows: Sequence[Sequence[str]]) -> None:
+    """A table."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+async def compare(found: list[Target]) -> None:
+    """Measure and print."""
+    rows = [("", "µs cpu/token", "stream s", "1st byte ms", "p99 ms", "added ms", "requests/s")]
+    base = 0.0
+    for target in found:
+        await streams(target)
+        per_token, took = await streams(target)
+        first, worst = await first_byte(target)
+        rate = await requests(target)
+        base = base or first
+        rows.append(
+            (
+                target.name,
+                f"{per_token:.1f}",
+                f"{took:.2f}",
+                f"{first:.2f}",
+                f"{worst:.2f}",
+                f"{first - base:.2f}",
+                f"{rate:.0f}",
+            )
+        )
+    print(f"{STREAMS} streams at once, {TOKENS} tokens each, {1 / PACE:.0f} tokens per second and stream")
+    show(rows)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="relay-bench-") as folder, targets(Path(folder)) as found:
+        uvloop.run(compare(found))
+
+
+if __name__ == "__main__":
+    main()
