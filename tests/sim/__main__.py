@@ -1,4 +1,4 @@
-"""Replays schedules: ``python -m tests.sim --seed 7`` with a trace, ``--count 1000`` many without."""
+"""Plays random schedules: many, or with ``--seed 7`` one with a trace of all that happens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from .schedule import run
 def main() -> int:
     """The command; 1 when an invariant broke."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("seed_", metavar="SEED", nargs="?", type=int, default=None)
-    parser.add_argument("--seed", type=int, default=None, help="the schedule to replay, or the first of many")
-    parser.add_argument("--count", type=int, default=1, help="how many schedules; more than one: no trace")
+    parser.add_argument("--seed", type=int, help="replay this schedule; with --count: begin with it")
+    parser.add_argument("--count", type=int, help="how many schedules (500), without a trace")
     options = parser.parse_args()
-    seed = options.seed if options.seed is not None else options.seed_
-    first = 0 if seed is None else seed
-    if options.count == 1:
-        outcome = run(first, trace=print)
+    if options.seed is not None and options.count is None:
+        outcome = run(options.seed, trace=print)
         print(outcome)
         return 1 if outcome.fault else 0
+    first, count = options.seed or 0, options.count or 500
     began = time.monotonic()
     broken = 0
     healed = []
-    for number in range(first, first + options.count):
+    for number in range(first, first + count):
         outcome = run(number)
         if outcome.fault:
             broken += 1
@@ -36,7 +34,7 @@ def main() -> int:
     if healed:
         median, most = healed[len(healed) // 2], healed[-1]
         print(f"agreement after healing: median {median:.1f} s, at most {most:.1f} s")
-    print(f"{options.count} schedules in {time.monotonic() - began:.1f} s, {broken} broken")
+    print(f"{count} schedules in {time.monotonic() - began:.1f} s, {broken} broken")
     return 1 if broken else 0
 
 

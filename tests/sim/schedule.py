@@ -12,7 +12,7 @@ from sollold.cluster.term import Term
 from .deployments import Broken, Deployments
 from .world import Machine, Process, Weather, World
 
-HEAL = 60.0
+HEAL = 30.0
 """Seconds after the last fault within which all must agree again."""
 
 
@@ -42,6 +42,8 @@ class Schedule:
         )
         self.deployments = Deployments(self.world)
         self.world.watch = self._watch
+        self._remembering = random.random() < 0.5
+        """Everybody is introduced to all at its start, and never again."""
         self._claims: dict[Term, int] = {}
         for machine in self.world.machines:
             machine.bridge = random.random() < 0.2
@@ -101,7 +103,7 @@ class Schedule:
 
     def _start(self, machine: Machine) -> None:
         machine.start()
-        if self.random.random() < 0.8:
+        if self._remembering or self.random.random() < 0.8:
             machine.introduce_all()
         else:
             process = machine.process
@@ -253,11 +255,12 @@ class Schedule:
         self.deployments.frozen = True
         for machine in world.machines:
             if machine.process is None and self.random.random() < 0.5:
-                machine.start()
+                self._start(machine)
             if machine.process is not None:
                 machine.process.fuse = -1
                 machine.process.lateness = 0.0
-                machine.introduce_all()
+                if not self._remembering:
+                    machine.introduce_all()
         if not self._up():
             self._start(world.machines[0])
         began = world.now
