@@ -7,6 +7,8 @@ graph allocator's rules applied to each block (`sollold.models.blocks`).
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sollold.models import blocks
@@ -51,7 +53,7 @@ class Footprint:
     n_vocab: int
     context_train: int
     estimate: bool
-    _demands: tuple[_Demand, ...]
+    _demands: _Demands
     _inputs: _Inputs
 
     def compute(self, first: int, last: int, *, devices: int, local: bool, offloaded: int) -> int:
@@ -63,28 +65,29 @@ class Footprint:
         if first >= last:
             return 0
         piped = devices > 1 and offloaded > self.layers
-        held = self._demands[first:last]
+        needs, inputs = self._demands, self._inputs
+        given = inputs.of_all(needs, first, last) + inputs.of_layers(first, last, self.layers)
+        for index, source in needs.borrowed:
+            if source < first <= index < last:
+                given += self.state[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
-        peak = max(demand.later if piped else demand.alone for demand in held[1:] or held)
-        peak = max(peak, held[0].first if piped else held[0].alone)
-        given = self._inputs.of_all(held) + self._inputs.of_layers(first, last, self.layers)
-        given += sum(self.state[demand.source] for demand in held if 0 <= demand.source < first)
+        peak = max((needs.later if piped else needs.alone)[first + 1 : last], default=0)
+        peak = max(peak, (needs.first if piped else needs.alone)[first])
         if first == 0:
-            peak = max(peak + self._inputs.raw, 2 * self._inputs.raw + self._inputs.begins)
-        if last > self.layers and self._inputs.joins:
-            peak = max(peak, self._inputs.joins + self._inputs.begins)
+            peak = max(peak + inputs.raw, 2 * inputs.raw + inputs.begins)
+        if last > self.layers and inputs.joins:
+            peak = max(peak, inputs.joins + inputs.begins)
         if not piped:
             return peak + given
-        given += self._inputs.hidden if first < self.layers else self._inputs.chosen
-        given += held[0].received + (held[-1].sent if last < self.layers else 0)
+        given += inputs.hidden if first < self.layers else inputs.chosen
+        given += needs.received[first] + (needs.sent[last - 1] if last < self.layers else 0)
         return peak + _COPIES * given
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
-        held = self._demands[:own]
-        peak = max((demand.alone for demand in held), default=self._inputs.looked_up)
+        peak = max(self._demands.alone[:own], default=self._inputs.looked_up)
         if own:
             peak += self._inputs.raw * (3 if self._inputs.joins else 1)
         return peak + (_COPIES if piped else 1) * self._inputs.host
@@ -105,6 +108,44 @@ class _Demand:
     received: int = 0
     sent: int = 0
     source: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class _Demands:
+    """The demands of all layers, the output last, by kind: a planner asks for thousands of ranges.
+
+    ``full`` to ``windowed_own``: how many layers before each one attend so, and have a cache of their own.
+    ``borrowed``: pairs of a layer and the one whose cache it uses.
+    """
+
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+    alone: tuple[int, ...]
+    received: tuple[int, ...]
+    sent: tuple[int, ...]
+    full: tuple[int, ...]
+    full_own: tuple[int, ...]
+    windowed: tuple[int, ...]
+    windowed_own: tuple[int, ...]
+    borrowed: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, each: Sequence[_Demand]) -> _Demands:
+        def before(flags: Iterable[bool]) -> tuple[int, ...]:
+            return tuple(itertools.accumulate(flags, initial=0))
+
+        return cls(
+            first=tuple(demand.first for demand in each),
+            later=tuple(demand.later for demand in each),
+            alone=tuple(demand.alone for demand in each),
+            received=tuple(demand.received for demand in each),
+            sent=tuple(demand.sent for demand in each),
+            full=before(demand.full for demand in each),
+            full_own=before(demand.full and demand.source < 0 for demand in each),
+            windowed=before(demand.windowed for demand in each),
+            windowed_own=before(demand.windowed and demand.source < 0 for demand in each),
+            borrowed=tuple((index, demand.source) for index, demand in enumerate(each) if demand.source >= 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +172,13 @@ class _Inputs:
     host: int
     looked_up: int
 
-    def of_all(self, held: tuple[_Demand, ...]) -> int:
+    def of_all(self, needs: _Demands, first: int, last: int) -> int:
         """Inputs that layers have in common."""
         total = self.always
-        if any(demand.full for demand in held):
-            total += self.full + self.indices * any(demand.full and demand.source < 0 for demand in held)
-        if any(demand.windowed for demand in held):
-            total += self.windowed
-            total += self.indices * any(demand.windowed and demand.source < 0 for demand in held)
+        if needs.full[last] > needs.full[first]:
+            total += self.full + self.indices * (needs.full_own[last] > needs.full_own[first])
+        if needs.windowed[last] > needs.windowed[first]:
+            total += self.windowed + self.indices * (needs.windowed_own[last] > needs.windowed_own[first])
         return total
 
     def of_layers(self, first: int, last: int, layers: int) -> int:
@@ -178,7 +218,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         n_vocab=shape.n_vocab,
         context_train=shape.context_train,
         estimate=not shape.known,
-        _demands=tuple(demands),
+        _demands=_Demands.of(demands),
         _inputs=_inputs(shape, run, cells, flash, widest_v),
     )
 
