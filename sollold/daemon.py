@@ -34,6 +34,10 @@ from sollold.machine.devices import Machine
 from sollold.models import demo as demo_model
 from sollold.models.catalogue import Catalogue
 from sollold.models.library import Library
+from sollold.models.own_models import OwnModels
+from sollold.models.pace import Pace
+from sollold.models.pull import Puller
+from sollold.models.transfer import Sender
 from sollold.places import Places, places
 from sollold.serving.drain import drain, undrain
 from sollold.serving.endpoint_server import EndpointServer
@@ -44,6 +48,7 @@ from sollold.serving.service import Serving
 from sollold.settings import Loaded, SettingsError, differences
 from sollold.wiring.cluster import ClusterHere
 from sollold.wiring.doctor import Facts, Finding, examine
+from sollold.wiring.fetching import OllamaRelay, PullerHere
 from sollold.wiring.models import ModelsHere
 
 logger = logging.getLogger("sollold")
@@ -159,6 +164,17 @@ class Daemon:
             own_port=settings.http.port,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
+        pace = Pace(settings.models.transfer_rate)
+        self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
+        self._own_models = OwnModels(self._catalogue, self._peers)
+        self._puller = Puller(
+            self._library,
+            self._catalogue,
+            calls,
+            self._identity.node,
+            pace,
+            lambda: self._ollama.url_of_api,
+        )
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)
@@ -205,8 +221,10 @@ class Daemon:
         stack.push_async_callback(self._loader.close)
         await self._serving.start()
         stack.push_async_callback(self._serving.close)
-        models = ModelsHere(self._library, self._node, self._catalogue.own)
-        parts = Parts(self._serving, models, self._cluster)
+        stack.push_async_callback(self._puller.close)
+        models = ModelsHere(self._library, self._node, self._node.calls)
+        puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
+        parts = Parts(self._serving, models, self._cluster, puller, relay)
         listener = Listener(build_app(parts, settings.http), settings.http)
         await listener.start()
         stack.push_async_callback(listener.close)
@@ -272,6 +290,7 @@ class Daemon:
         trouble: list[tuple[str, str]] = []
         if self._machine.problem:
             trouble.append((self._machine.problem, ""))
+        trouble.extend((problem.what, problem.mend) for problem in self._catalogue.problems)
         if self._ollama.trouble:
             trouble.append((self._ollama.trouble, ""))
         return examine(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
+from sollold.cluster.peer import PeerServer
 from sollold.models.arrival import adapters_in
 from sollold.models.catalogue import Catalogue
 from sollold.models.folders import CARD, read_card
@@ -22,11 +23,31 @@ class OwnError(Exception):
     """It can't be done; the message says why and what to do."""
 
 
-class OwnModels:
-    """Second names, and taking models away again: only in our own folder, only what has a card there."""
+@dataclass(frozen=True, slots=True)
+class WhatName:
+    """Asks a node to name a model of its own also ``destination``, or to delete ``source``."""
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    source: str
+    destination: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Whether it was done; ``reason`` when it could not be, empty when there was nothing to do."""
+
+    ok: bool
+    reason: str = ""
+
+
+class OwnModels:
+    """This node's side of copying and deleting. Registers the peer methods ``copy`` and ``delete``
+    (`WhatName` → `Changed`) with ``server``.
+    """
+
+    def __init__(self, catalogue: Catalogue, server: PeerServer) -> None:
         self._catalogue = catalogue
+        server.method("copy", WhatName, self._answer_copy)
+        server.method("delete", WhatName, self._answer_delete)
 
     async def copy(self, model: Model, destination: str) -> None:
         """Give content on this node a second name, in our own folder; the files are linked, not copied.
@@ -67,6 +88,22 @@ class OwnModels:
         await self._catalogue.refresh()
         return True
 
+    async def _answer_copy(self, caller: str, request: WhatName) -> Changed:
+        model = self._catalogue.get(request.source)
+        if model is None:
+            return Changed(False, f"{request.source} is not on this node any more")
+        try:
+            await self.copy(model, request.destination)
+        except OwnError as error:
+            return Changed(False, str(error))
+        return Changed(True)
+
+    async def _answer_delete(self, caller: str, request: WhatName) -> Changed:
+        try:
+            return Changed(await self.delete(request.source))
+        except OwnError as error:
+            return Changed(False, str(error))
+
 
 def _link(own: Path, model: Model, name: str) -> None:
     items = items_of(model)
@@ -75,7 +112,12 @@ def _link(own: Path, model: Model, name: str) -> None:
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
     for item, path in zip(items, paths_of(model), strict=True):
-        (making / item.name).symlink_to(Path(path).resolve())
+        target = Path(path).resolve()
+        if target.is_relative_to(own):
+            # Either name may be deleted first.
+            (making / item.name).hardlink_to(target)
+        else:
+            (making / item.name).symlink_to(target)
     card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
     (making / CARD).write_bytes(msgspec.json.encode(card))
     making.rename(folder)

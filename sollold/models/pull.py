@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ class Puller:
             await self._session.close()
             self._session = None
 
-    async def pull(self, name: str) -> AsyncIterator[Progress]:
+    async def pull(self, name: str) -> AsyncGenerator[Progress, None]:
         """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
 
         Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on

@@ -45,7 +45,7 @@ class Node:
         self.puller = Puller(
             self.library, self.catalogue, self.calls, name, pace, lambda: self.ollama, self.environ
         )
-        self.own = OwnModels(self.catalogue)
+        self.own = OwnModels(self.catalogue, self.server)
 
     async def start(self) -> None:
         await self.catalogue.start()
