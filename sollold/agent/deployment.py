@@ -218,6 +218,22 @@ class Deployment:
             group.create_task(self._renew_all())
             reach = await self._engage()
             self._become(State.LOADING)
+            self.head = await self._load(reach)
+            self.used()
+            self.progress = 1.0
+            self._become(State.READY)
+            log.info(
+                "%s is ready after %.1f s",
+                self.plan.model,
+                time.monotonic() - begin,
+                extra={"deployment": self.id},
+            )
+            await asyncio.wait({self.head.process.exited})
+            raise self.head.failure()
+
+    async def _load(self, reach: list[Reach]) -> Head:
+        """Start ``llama-server`` and wait until it answers."""
+        for last in (False, False, True):
             self.head = await Head.start(
                 self.plan,
                 self.model,
@@ -234,21 +250,16 @@ class Deployment:
             try:
                 async with asyncio.timeout(LOAD_SECONDS):
                     await self.head.ready(self._means.http)
+                return self.head
             except TimeoutError as error:
                 raise HeadFailed(
                     f"the model was not loaded within {LOAD_SECONDS / 60:.0f} minutes"
                 ) from error
-            self.used()
-            self.progress = 1.0
-            self._become(State.READY)
-            log.info(
-                "%s is ready after %.1f s",
-                self.plan.model,
-                time.monotonic() - begin,
-                extra={"deployment": self.id},
-            )
-            await asyncio.wait({self.head.process.exited})
-            raise self.head.failure()
+            except HeadFailed as error:
+                if last or not error.port:
+                    raise
+                await self.head.stop(0.0)
+        raise AssertionError("unreachable")
 
     async def _engage(self) -> list[Reach]:
         """Commit at every owner, then reach every worker. In ``--rpc`` order."""

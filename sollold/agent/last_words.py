@@ -11,6 +11,7 @@ _MEMORY = re.compile(
     r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
     re.IGNORECASE,
 )
+_PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
 _TELLING = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
@@ -22,9 +23,9 @@ _PREFIX = re.compile(r"^(?:[\d.]+ )?[IWEDT] ")
 _LENGTH = 300
 
 
-def out_of_memory(lines: Sequence[str]) -> bool:
-    """Whether the output says that memory ran out."""
-    return any(_MEMORY.search(line) for line in lines)
+def port_was_taken(lines: Sequence[str]) -> bool:
+    """Whether another program took the port between our look and the bind."""
+    return any(_PORT.search(line) for line in lines)
 
 
 def last_words(code: int, lines: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sollold.agent.journal import Journal
-from sollold.agent.last_words import last_words
+from sollold.agent.last_words import last_words, port_was_taken
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
@@ -77,8 +77,7 @@ class Worker:
                 await worker._listening()
             except WorkerFailed:
                 await worker.stop()
-                # Another program may have taken the port in the meantime.
-                if attempt == _ATTEMPTS - 1 or not any("bind" in line for line in process.last_lines()):
+                if attempt == _ATTEMPTS - 1 or not port_was_taken(process.last_lines()):
                     raise
                 continue
             except BaseException:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from pathlib import Path
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
+from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
 from sollold.models.model import Model
@@ -171,3 +173,27 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         assert "b can't be reached" in failed.reason
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
+
+
+class Contested(Ports):
+    """Gives first a port that another program has taken in the meantime."""
+
+    def __init__(self, taken: int) -> None:
+        super().__init__(0)
+        self._contested = [taken]
+
+    def take(self) -> int:
+        return self._contested.pop() if self._contested else super().take()
+
+
+async def test_a_port_that_another_program_takes_first_costs_another_try(
+    folder: Path, llama: Llama, tiny: Model
+):
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        async with founded(folder, llama, "a", "b") as town:
+            town.models[tiny.digest] = tiny
+            town.agents["b"].owner._ports = Contested(one.getsockname()[1])
+            town.agents["a"]._ports = Contested(two.getsockname()[1])
+            await town.deploy("d", plan(tiny, "a", ("b", 4)))
+            await town.until("a", "d", State.READY)
+            assert await answer(town.agents["a"], "d")
