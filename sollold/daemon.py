@@ -152,6 +152,7 @@ class Daemon:
             settings, folders, self._machine, view, calls, self._tunnels, self._catalogue.with_digest
         )
         self._agent.register(self._peers)
+        self._agent.learn_from_failures(self._catalogue.load_failed)
         self._speeds = Measured(view, self._library, folders.state / "speeds.json")
         self._leader = Leader(settings, view, calls, self._library, self._speeds.correction)
         self._leader.register(self._peers)
@@ -318,6 +319,7 @@ class Daemon:
             self._node.update_me(setup=f"no llama.cpp: {error}")
             logger.error("no llama.cpp, so this node runs no model by itself: %s", error)
             return
+        self._catalogue.use_build(llama.build)
         await self._agent.use(llama)
 
     async def _tell_systemd(self) -> None:

@@ -86,6 +86,7 @@ class Agent:
         self._closing = False
         self._unsubscribe: Callable[[], None] = lambda: None
         self._unload_ollama: Callable[[str, bool], Awaitable[Done]] | None = None
+        self._load_failed: Callable[[str, str], Awaitable[None]] | None = None
         self.owner = Owner(
             self._node,
             settings,
@@ -132,6 +133,10 @@ class Agent:
         ]
         for task in self._tasks:
             task.add_done_callback(_must_not_end)
+
+    def learn_from_failures(self, load_failed: Callable[[str, str], Awaitable[None]]) -> None:
+        """Tell ``load_failed`` the model's digest and the end of ``llama-server``'s log when it fails."""
+        self._load_failed = load_failed
 
     def ollama_unloads(self, unload: Callable[[str, bool], Awaitable[Done]]) -> None:
         """An `Unload` of an endpoint of this node's Ollama goes to ``unload`` (endpoint, force)."""
@@ -298,6 +303,9 @@ class Agent:
             )
             if not failed:
                 self._deployments.pop(deployment.id, None)
+            elif deployment.head is not None and self._load_failed is not None:
+                lines = deployment.head.process.last_lines()
+                await self._load_failed(deployment.plan.digest, "\n".join(lines))
             self._dirty.set()
 
     async def _lost(self, caller: str, request: Lost) -> Done:

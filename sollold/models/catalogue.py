@@ -20,6 +20,7 @@ from sollold.models.gguf import GgufError
 from sollold.models.identity import joined
 from sollold.models.model import Model
 from sollold.models.names import parse
+from sollold.models.probe import Refused, format_fault
 from sollold.models.shape import Shape, shape_of
 
 log = logging.getLogger("sollold.models")
@@ -55,6 +56,8 @@ class Catalogue:
         self._settings = settings
         self._links = state_dir / "links"
         self._cards = Cards(state_dir / "headers.json")
+        self._refused = Refused(state_dir / "refused.json")
+        self._build = ""
         self._demo = demo
         self._environ = os.environ if environ is None else environ
         self._home = Path.home() if home is None else home
@@ -73,6 +76,7 @@ class Catalogue:
     async def start(self) -> None:
         """Look at all stores once, then watch them."""
         await asyncio.to_thread(self._cards.load)
+        await asyncio.to_thread(self._refused.load)
         await self.refresh()
         if self._demo is not None and not any(not model.unusable for model in self._models):
             await self._write_demo(self._demo)
@@ -126,6 +130,19 @@ class Catalogue:
             self._scan = scan
             self._problems = tuple(scan.problems)
             self._local = models
+            self._publish()
+
+    def use_build(self, build: str) -> None:
+        """This llama.cpp loads models from now on: what an earlier one refused may be tried again."""
+        self._build = build
+        self._publish()
+
+    async def load_failed(self, digest: str, log_text: str) -> None:
+        """A load of this content failed: if the log says that llama.cpp can't read the file, remember it."""
+        line = format_fault(log_text)
+        if line and self._build:
+            log.warning("llama.cpp %s can't read the model %s: %s", self._build, digest[:12], line)
+            await asyncio.to_thread(self._refused.remember, digest, self._build, line)
             self._publish()
 
     async def shape(self, name: str) -> Shape:
@@ -194,13 +211,25 @@ class Catalogue:
     def _publish(self) -> None:
         have = {model.name.lower() for model in self._local}
         offered = [model for model in self._offered if model.name.lower() not in have]
-        models = tuple(sorted([*self._local, *offered], key=lambda model: model.name.lower()))
+        local = [self._as_probed(model) for model in self._local]
+        models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
         if models == self._models and self._digest:
             return
         self._models = models
         self._digest = hashlib.sha256(msgspec.msgpack.encode(models)).hexdigest()[:16]
         for callback in tuple(self._callbacks):
             callback()
+
+    def _as_probed(self, model: Model) -> Model:
+        """With what loading it has taught."""
+        line = "" if model.only_ollama else self._refused.reason(model.digest, self._build)
+        if not line:
+            return model
+        reason = (
+            f"llama.cpp {self._build} refused this file ({line}); only an Ollama can run it. "
+            "Fetch another conversion of the model from hf.co to spread it."
+        )
+        return replace(model, only_ollama=reason)
 
     def _look(self) -> tuple[Scan, tuple[Model, ...]]:
         """In a thread: all stores, then the headers of what changed."""

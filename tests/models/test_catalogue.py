@@ -258,3 +258,24 @@ async def test_offered_models_give_way_to_files(make: Make, tmp_path: Path) -> N
     assert not models["hidden:latest"].files
     with pytest.raises(LookupError, match="can't be read"):
         await catalogue.shape("hidden:latest")
+
+
+async def test_a_refused_load_is_remembered_by_content_and_build(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "odd.gguf")
+    first = make()
+    await first.start()
+    first.use_build("b1")
+    digest = first.models[0].digest
+    await first.load_failed(digest, "ggml_cuda: out of memory\nmain: exiting")
+    assert first.models[0].only_ollama == ""
+    log = (
+        "load_tensors: ...\nllama_model_load: error loading model: missing tensor 'blk.0.x'\nmain: exiting\n"
+    )
+    await first.load_failed(digest, log)
+    assert "missing tensor" in first.models[0].only_ollama
+    again = make()
+    await again.start()
+    again.use_build("b1")
+    assert "b1 refused" in again.models[0].only_ollama
+    again.use_build("b2")
+    assert again.models[0].only_ollama == "", "another build may read it"
