@@ -296,8 +296,8 @@ def _received(shape: Shape, index: int, cells: _Cells) -> int:
     if index == 0:
         return shape.n_embd * unit
     before = shape.layers[index - 1].block
-    if block.mixer in ("mamba", "mamba2") and before is not None:
-        if not block.ff and not block.experts and not block.q and before.mixer:
+    if before is not None and _scans(block):
+        if _scans(before) and not before.experts:
             return (block.inner + block.convolved) * unit
         return shape.n_embd * unit if before.experts and not before.ff_shared else 0
     if block.mixer.startswith("rwkv"):
@@ -310,9 +310,15 @@ def _sent(shape: Shape, index: int, cells: _Cells) -> int:
     block = shape.layers[index].block
     if block is None:
         return 0
-    if block.mixer in ("mamba", "mamba2") and not (block.ff or block.experts or block.q):
+    after = shape.layers[index + 1].block if index + 1 < len(shape.layers) else None
+    if after is not None and _scans(block) and _scans(after) and not block.experts:
         return block.inner * cells.tokens * 4
     return shape.n_embd * cells.tokens * 4 if block.mixer.startswith("rwkv") else 0
+
+
+def _scans(block: Block) -> bool:
+    """Whether a state-space scan stands in attention's place."""
+    return block.mixer in ("mamba", "mamba2") and not block.q
 
 
 @functools.lru_cache(maxsize=4096)
@@ -323,7 +329,14 @@ def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> i
 def _output_demand(shape: Shape, cells: _Cells) -> _Demand:
     """The output norm and the logits; the hidden state is there beside them."""
     hidden, logits = shape.n_embd * cells.outputs * 4, shape.n_vocab * cells.outputs * 4
+    if _late(shape):
+        hidden += shape.n_embd * cells.tokens * 4
     return _Demand(hidden + logits, 2 * hidden + logits, 2 * hidden + logits)
+
+
+def _late(shape: Shape) -> bool:
+    """Whether outputs are chosen only after the last block."""
+    return any(layer.block is not None and layer.block.late for layer in shape.layers)
 
 
 def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -> _Inputs:
@@ -349,7 +362,7 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
     return _Inputs(
         # Of several streams one, all of them turned, and all of them pass (Gemma 3n).
         hidden=hidden * (2 * streams + 1) if several else hidden,
-        chosen=shape.n_embd * cells.outputs * 4,
+        chosen=hidden if _late(shape) else shape.n_embd * cells.outputs * 4,
         full=full,
         windowed=windowed,
         indices=indices,
