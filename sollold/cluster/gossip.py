@@ -169,7 +169,7 @@ class Gossip:
             elif isinstance(message, Suspect):
                 self._membership.hear_suspect(message.node, message.incarnation, message.by, now)
             elif isinstance(message, Dead):
-                self._membership.hear_dead(message.node, message.incarnation, now)
+                self._membership.hear_dead(message.node, message.incarnation, message.by, now)
             elif isinstance(message, PingReq):
                 self._prober.hear_ping_request(message, source, now)
             elif isinstance(message, Nack):

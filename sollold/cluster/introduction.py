@@ -83,22 +83,23 @@ class Introductions:
         self._pinged.pop(introduction.sequence, None)
         if self._membership.leaving:
             return
-        if self._known(introduction.addresses):
-            introduction.tries = 0
-        else:
+        tuning = self._tuning
+        known = self._known(introduction.addresses)
+        if not known:
             introduction.answered = False
             introduction.sequence = self._sequence()
             self._pinged[introduction.sequence] = introduction
             for address in introduction.addresses:
                 hello = encode(Ping(introduction.sequence, ""))
                 self._send(address, [self._membership.my_alive(), hello])
-            self._timers.at(now + self._tuning.introduce_timeout, self._fall_back, introduction)
+            self._timers.at(now + tuning.introduce_timeout, self._fall_back, introduction)
             introduction.tries += 1
-        if not introduction.keep and (introduction.tries == 0 or introduction.tries >= _TRIES):
+        if not introduction.keep and (known or introduction.tries >= _TRIES):
             self._all.pop(introduction.addresses, None)
             return
-        tuning = self._tuning
-        pause = min(tuning.retry_max, tuning.retry_min * 2.0 ** min(introduction.tries, 16))
+        # While a live node is there it is enough to look now and then: the dead are tried by themselves.
+        pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)
+        pause = min(pause, tuning.retry_max)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
 
     def _fall_back(self, introduction: _Introduction, now: float) -> None:

@@ -212,14 +212,25 @@ class Membership:
         if self._accuse(member, incarnation, by, now) and self._random.random() * self.size < _HURRY:
             self.order.hurry(node)
 
-    def hear_dead(self, node: str, incarnation: int, now: float) -> None:
-        """``node`` had its time."""
+    def hear_dead(self, node: str, incarnation: int, by: str, now: float) -> None:
+        """``node`` had its time, says ``by``. Whom nobody suspected here gets a moment to object.
+
+        A node that was cut off holds all others dead, and says so when it is back.
+        """
         if node == self.me:
             self._refute(incarnation, accused=True)
             return
         member = self.members.get(node)
-        if member is not None and member.live and incarnation >= member.incarnation:
+        if member is None or not member.live or incarnation < member.incarnation:
+            return
+        if member.suspicion is not None:
             self._end(member, incarnation, Status.DEAD, now)
+            return
+        self._accuse(member, incarnation, by, now)
+        self.order.hurry(node)
+        if member.suspicion is not None:
+            member.suspicion.quicken(2 * self._tuning.probe_interval, now)
+            self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
 
     def hear_left(self, node: str, incarnation: int, now: float) -> None:
         """``node`` said goodbye."""

@@ -343,9 +343,27 @@ def test_a_suspect_that_refutes_lives() -> None:
 
 def test_old_gossip_does_not_bring_the_dead_back() -> None:
     gossip = know(core(), B, C)
-    says(gossip, C, Dead(B, 1, C))
+    says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
     assert not changes(says(gossip, C, alive(B, 1)))
     assert not gossip.alive(B)
+
+
+def test_the_word_of_one_that_was_cut_off_kills_nobody_who_answers() -> None:
+    """It holds all others dead, and says so when it is back."""
+    for answers in (True, False):
+        gossip = know(core(), B, C, D, E)
+        now = 1.0
+        told = says(gossip, E, Dead(B, 1, E), now=now)
+        while now < 3.5:
+            actions = gossip.tick(now)
+            for send in of(Send, actions):
+                for message in decode(send.data).messages:
+                    if isinstance(message, Suspect) and message.node == B and answers:
+                        actions += says(gossip, B, alive(B, 2), now=now)
+            told += actions
+            now += 0.05
+        assert (Change.SUSPECTED, B) in changes(told)
+        assert gossip.alive(B) is answers
 
 
 def test_old_accusations_do_not_touch_the_living() -> None:
@@ -357,7 +375,7 @@ def test_old_accusations_do_not_touch_the_living() -> None:
 
 def test_the_dead_that_speaks_is_told_and_comes_back_by_refuting() -> None:
     gossip = know(core(), B, C)
-    says(gossip, C, Dead(B, 1, C))
+    says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
     assert Dead(B, 1, B) in sent(says(gossip, B, Ping(1, ME)), at(B))
     assert (Change.JOINED, B) in changes(says(gossip, B, alive(B, 2)))
 
@@ -472,7 +490,7 @@ def test_equals_exchange_little() -> None:
 
 def test_the_dead_of_a_push_pull_are_suspects() -> None:
     one, other = know(core(ME), C), know(core(B, boot=3), C)
-    says(other, D, Dead(C, 1, D))
+    says(other, D, Suspect(C, 1, D), Dead(C, 1, D))
     actions = exchange(one, other, 2.0)
     assert (Change.SUSPECTED, C) in changes(actions)
     assert one.alive(C)
@@ -553,7 +571,7 @@ def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
     play(gossip, 0.0, 5.0)
     exchange(gossip, leader, 5.0)
     assert gossip.leader() == Term(6, ME)
-    says(gossip, B, alive(B), Dead(ME, 9, B), now=6.0)
+    says(gossip, B, alive(B), Suspect(ME, 9, B), Dead(ME, 9, B), now=6.0)
     assert gossip.leader() == Term()
     play(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
     assert gossip.leader() == Term(7, C)
