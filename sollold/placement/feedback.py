@@ -2,8 +2,8 @@
 
 A deployment's measured time per token is compared with what would have been predicted for it. The ratio
 corrects each device that took part, by its share of the predicted time, and the hops of each worker. It is
-kept by device and architecture, since a device reads some kinds of weights faster than others; what an
-architecture has not shown yet is taken from the others on the same device.
+kept by device and architecture, since a device reads some kinds of weights faster than others; what is not
+known yet is taken from other architectures on the same device, else from other devices of its sort.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ class Feedback:
         return tuple(one for known in self._devices.values() for one in known.values())
 
     def correction(self, architecture: str) -> Correction:
-        """The corrections for a model of this architecture."""
-        return lambda node, device: self.factor(node, device, architecture)
-
-    def factor(self, node: str, device: str, architecture: str) -> float:
-        """One correction; 1.0 where nothing is known."""
-        known = self._devices.get((node, device))
-        if not known:
-            return 1.0
-        if architecture in known:
-            return known[architecture].factor
-        return median(one.factor for one in known.values())
+        """The corrections for a model of this architecture, as known now."""
+        alike: dict[str, list[float]] = {}
+        exact: dict[tuple[str, str], float] = {}
+        for (node, device), known in self._devices.items():
+            exact[node, device] = factor = _of(known, architecture)
+            alike.setdefault(_sort(device), []).append(factor)
+        # What holds for every device seen (all of them are slower than their figures, say) is taken to hold
+        # for one not seen yet: else it would look better than it is, just because it was never used.
+        usual = {sort: median(factors) for sort, factors in alike.items()}
+        return lambda node, device: exact.get((node, device)) or usual.get(_sort(device), 1.0)
 
     def measured(self, architecture: str, terms: Sequence[Term], seconds: float) -> None:
         """A deployment made of ``terms`` took ``seconds`` per token."""
-        predicted = sum(term.seconds * self.factor(term.node, term.device, architecture) for term in terms)
+        correction = self.correction(architecture)
+        predicted = sum(term.seconds * correction(term.node, term.device) for term in terms)
         if not (isfinite(seconds) and seconds > 0 and predicted > 0):
             return
         ratio = seconds / predicted
@@ -77,7 +77,7 @@ class Feedback:
             before = self._devices.get((node, device), {}).get(architecture)
             # The first answer is believed wholly, later ones by half: they differ by chance alone.
             change = ratio if before is None else sqrt(ratio)
-            factor = self.factor(node, device, architecture) * change
+            factor = correction(node, device) * change
             if 1 / LIMIT <= factor <= LIMIT:
                 self._keep(Factor(node, device, architecture, factor))
 
@@ -88,3 +88,15 @@ class Feedback:
         self._devices.move_to_end(key)
         while len(self._devices) > MOST:
             self._devices.popitem(last=False)
+
+
+def _of(known: dict[str, Factor], architecture: str) -> float:
+    """A device's correction for an architecture: its own, else what is usual on the device."""
+    if architecture in known:
+        return known[architecture].factor
+    return median(one.factor for one in known.values())
+
+
+def _sort(device: str) -> str:
+    """``CUDA0`` and ``CUDA1`` are of one sort."""
+    return device.rstrip("0123456789")

@@ -13,11 +13,12 @@ def test_one_answer_makes_the_prediction_right() -> None:
     feedback = Feedback()
     terms = [Term("a", "CPU", 0.030), Term("b", "CPU", 0.020), Term("b", "hop", 0.001)]
     feedback.measured("llama", terms, 0.102)
-    predicted = sum(t.seconds * feedback.factor(t.node, t.device, "llama") for t in terms)
+    predicted = sum(t.seconds * feedback.correction("llama")(t.node, t.device) for t in terms)
     assert predicted == pytest.approx(0.102)
-    # Another architecture on the same devices profits, other devices don't.
-    assert feedback.factor("a", "CPU", "qwen3") == pytest.approx(2.0)
-    assert feedback.factor("c", "CPU", "llama") == 1.0
+    # Another architecture on the same devices profits, and other devices of the sort.
+    assert feedback.correction("qwen3")("a", "CPU") == pytest.approx(2.0)
+    assert feedback.correction("llama")("c", "CPU") == pytest.approx(2.0)
+    assert feedback.correction("llama")("c", "CUDA0") == 1.0
 
 
 def test_it_settles_among_noisy_answers() -> None:
@@ -26,7 +27,7 @@ def test_it_settles_among_noisy_answers() -> None:
     terms = [Term("a", "CUDA0", 0.01)]
     for _ in range(50):
         feedback.measured("llama", terms, 0.015 * dice.uniform(0.9, 1.1))
-    assert feedback.factor("a", "CUDA0", "llama") == pytest.approx(1.5, rel=0.1)
+    assert feedback.correction("llama")("a", "CUDA0") == pytest.approx(1.5, rel=0.1)
 
 
 def test_nonsense_is_kept_out() -> None:
@@ -44,4 +45,4 @@ def test_nonsense_is_kept_out() -> None:
 def test_it_is_the_same_after_being_kept() -> None:
     feedback = Feedback()
     feedback.measured("llama", [Term("a", "CPU", 0.01)], 0.02)
-    assert Feedback(feedback.factors()).factor("a", "CPU", "llama") == pytest.approx(2.0)
+    assert Feedback(feedback.factors()).correction("llama")("a", "CPU") == pytest.approx(2.0)
