@@ -70,9 +70,13 @@ class Engine:
                 await asyncio.sleep(0.05)
         raise AssertionError("llama-server did not start")
 
-    async def stop(self, how: signal.Signals = signal.SIGKILL) -> None:
+    def signal(self, how: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             os.kill(self._process.pid, how)
+
+    async def stop(self) -> None:
+        self.signal(signal.SIGKILL)
+        if self._process is not None:
             await self._process.wait()
 
 
@@ -95,8 +99,8 @@ class Pair:
         self.engines = engines
         self.owner = owner
 
-    async def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
-        await self.engines[0].stop(how)
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        self.engines[0].signal(how)
         self.owner.engines.drop("d1")
 
 
@@ -125,7 +129,7 @@ async def cut(pair: Pair, at: int, how: signal.Signals, form: str, **more: Any) 
     async for event in answer.events:
         events.append(json.loads(event))
         if len(events) == at:
-            await pair.kill(how)
+            pair.kill(how)
     return events, answer
 
 
@@ -234,7 +238,7 @@ async def test_not_streamed(cluster: Cluster, llama: Llama, models: dict[str, Pa
         )
         await until(lambda: both.owner.server.under_way == 1)
         await asyncio.sleep(0.1)
-        await both.kill()
+        both.kill()
         answer = await asking
         events = [json.loads(event) async for event in answer.events]
         assert said(events) == "".join(COUNTING[:1500])

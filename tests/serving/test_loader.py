@@ -1,0 +1,202 @@
+"""Asking the leader: once for all, over its changes, with progress, bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from sollold.cluster.peer import PeerError
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.cluster.term import Term
+from sollold.leader.ensure import Dropped, Ensure, Ensured, Verdict
+from sollold.serving.ask import Engine, Fault, Refusal, Waiting
+from sollold.serving.loader import LeaderLoader, Need, Ready
+from sollold.serving.router import Wish
+from tests.serving.cluster_double import MODEL, Cluster, until
+
+WISH = Wish(MODEL, frozenset((Engine.LLAMA,)))
+LOADING = Endpoint("d1", MODEL, "", Backend.SHARDED, State.LOADING, progress=0.25, context=4096)
+
+
+class Scene:
+    """Node a asks; a leader that answers as told; a head that loads as told."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.answers: list[Any] = []
+        self.asked: list[tuple[str, Ensure]] = []
+        self.endpoint = LOADING
+        self.changed = asyncio.Event()
+
+    async def start(self) -> None:
+        self.a = await self.cluster.node("a")
+        self.head = await self.cluster.node("h")
+        self.loader = LeaderLoader(self.a.view, self.a.calls)
+        self.a.calls.answers["ensure"] = self.ensure
+        self.tell(LOADING)
+
+    def ensure(self, node: str, request: Ensure) -> Ensured:
+        self.asked.append((node, request))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def tell(self, *endpoints: Endpoint) -> None:
+        self.head.view.update_me(endpoints=endpoints)
+
+
+@pytest.fixture
+async def scene(cluster: Cluster) -> AsyncIterator[Scene]:
+    scene = Scene(cluster)
+    await scene.start()
+    yield scene
+    await scene.loader.close()
+
+
+def need(limit: float = 5.0) -> Need:
+    return Need(WISH, None, limit)
+
+
+WAIT = Ensured(Verdict.WAIT, deployment="d1", node="h", state=State.LOADING)
+
+
+async def test_many_callers_one_load_with_progress(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    waits: list[list[Waiting]] = [[] for _ in range(5)]
+    tasks = [asyncio.create_task(scene.loader.ready(need(), waits[n].append)) for n in range(5)]
+    await until(lambda: all(Waiting("loading", 0.25) in heard for heard in waits))
+    scene.tell(replace(LOADING, progress=0.75))
+    await until(lambda: all(heard[-1].progress == 0.75 for heard in waits))
+    scene.tell(replace(LOADING, state=State.READY))
+    assert [ready.node for ready in await asyncio.gather(*tasks)] == ["h"] * 5
+    assert len(scene.asked) == 1
+    assert scene.loader._loads == {}
+
+
+async def test_leader_changes(scene: Scene) -> None:
+    scene.cluster.world.leader = Term()
+    scene.answers = [
+        PeerError("x", "gone", transport=True),
+        Ensured(Verdict.ELSEWHERE, leader="z"),
+        Ensured(Verdict.PLANNING, message="making room"),
+        Ensured(Verdict.USE, node="h", deployment="d1"),
+    ]
+    waits: list[Waiting] = []
+    asking = asyncio.create_task(scene.loader.ready(need(), waits.append))
+    await until(lambda: any("no leader" in wait.message for wait in waits))
+    scene.cluster.world.leader = Term(2, "x")
+    scene.cluster.world.changed()
+    ready = await asking
+    assert isinstance(ready, Ready)
+    assert ready.endpoint.state is State.READY
+    assert [node for node, _ in scene.asked] == ["x", "x", "z", "x"]
+    assert any(wait.message == "making room" for wait in waits)
+
+
+async def test_refusal_keeps_its_words(scene: Scene) -> None:
+    scene.answers = [Ensured(Verdict.REFUSED, fault="too_big", message="needs 9 GiB", retry_after=7)]
+    with pytest.raises(Refusal) as refusal:
+        await scene.loader.ready(need(), lambda _: None)
+    assert (refusal.value.fault, refusal.value.message) == (Fault.TOO_BIG, "needs 9 GiB")
+
+
+async def test_too_long_says_how_far_it_is(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    with pytest.raises(Refusal) as refusal:
+        await scene.loader.ready(need(0.3), lambda _: None)
+    assert refusal.value.fault is Fault.UNAVAILABLE
+    assert "25%" in refusal.value.message
+    assert refusal.value.retry_after >= 5
+    assert scene.loader._loads == {}
+
+
+async def test_failed_load_is_planned_anew_and_given_up_at_last(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    scene.tell(replace(LOADING, state=State.FAILED, reason="llama-server: out of memory"))
+    with pytest.raises(Refusal) as refusal:
+        await scene.loader.ready(need(), lambda _: None)
+    assert refusal.value.fault is Fault.ENGINE
+    assert "out of memory" in refusal.value.message
+    assert 1 < len(scene.asked) < 10
+
+
+async def test_dead_head_is_planned_anew(scene: Scene) -> None:
+    scene.answers = [WAIT, Ensured(Verdict.USE, node="a", deployment="d2")]
+    asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
+    await until(lambda: scene.asked)
+    scene.cluster.world.dead.add("h")
+    scene.cluster.world.changed()
+    assert await asking is None
+    assert len(scene.asked) == 2
+
+
+async def test_last_caller_that_leaves_ends_the_waiting(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    tasks = [asyncio.create_task(scene.loader.ready(need(), lambda _: None)) for _ in range(2)]
+    await until(lambda: scene.asked)
+    (load,) = scene.loader._loads.values()
+    tasks[0].cancel()
+    await asyncio.gather(tasks[0], return_exceptions=True)
+    assert load.task is not None and not load.task.done()
+    tasks[1].cancel()
+    await asyncio.gather(tasks[1], return_exceptions=True)
+    assert load.task.done()
+    assert scene.loader._loads == {}
+
+
+async def test_head_itself_tells_sooner_than_its_record(cluster: Cluster) -> None:
+    scene = Scene(cluster)
+    ready = asyncio.Event()
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(msgspec.json.encode(LOADING) + b"\n")
+        await ready.wait()
+        await response.write(msgspec.json.encode(replace(LOADING, state=State.READY)) + b"\n")
+        return response
+
+    from tests.serving import cluster_double
+
+    class Peers(cluster_double.FakePeers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.route("GET", "/deployments/{id}/wait", wait)
+
+    original = cluster_double.FakePeers
+    cluster_double.FakePeers = Peers  # type: ignore[misc]
+    try:
+        await scene.start()
+    finally:
+        cluster_double.FakePeers = original  # type: ignore[misc]
+    scene.answers = [WAIT]
+    asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
+    await until(lambda: scene.asked)
+    ready.set()
+    found = await asking
+    assert found is not None
+    assert found.endpoint.state is State.READY
+    assert scene.head.view.me.endpoints[0].state is State.LOADING
+    await scene.loader.close()
+
+
+async def test_drop_follows_the_leader(scene: Scene) -> None:
+    asked = []
+
+    def drop(node: str, request: Any) -> Dropped:
+        asked.append((node, request.model))
+        return Dropped(leader="b") if node == "a" else Dropped(refused=(("d1", "in use"),))
+
+    scene.a.calls.answers["drop"] = drop
+    await scene.loader.drop(WISH, "asked for")
+    assert asked == [("a", MODEL), ("b", MODEL)]
+    scene.cluster.world.leader = Term()
+    with pytest.raises(Refusal):
+        await scene.loader.drop(WISH, "asked for")

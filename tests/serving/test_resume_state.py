@@ -1,0 +1,216 @@
+"""A stream cut at any event, any number of times, and merged again equals the uncut one. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sollold.serving.ask import Call, Engine
+from sollold.serving.resume import keeper
+from sollold.serving.resume_state import Kept, Unfaithful
+from tests.serving.cluster_double import said
+
+WORDS = tuple(f"t{n}{'🙂' if n % 3 == 0 else ''} " for n in range(40))
+THOUGHT = 12
+"""So many words are reasoning, in a chat."""
+
+
+def words_in(text: str) -> int:
+    return text.count(" ")
+
+
+def chat(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
+    """What llama-server would send."""
+    last = body["messages"][-1]
+    begun = 0
+    prompt = 3
+    if last["role"] == "assistant":
+        content, thought = last["content"], last.get("reasoning_content", "")
+        assert body["continue_final_message"] == ("content" if content else "reasoning_content")
+        begun = words_in(thought) + words_in(content)
+        assert thought + content == "".join(WORDS[:begun])
+        prompt += begun
+    limit = body.get("max_tokens", 10**6)
+    made = list(enumerate(WORDS))[begun : begun + limit]
+    names = {"id": f"chat-{run}", "created": run, "model": "m"}
+
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}], **names}
+
+    events = [chunk({"role": "assistant", "content": None})]
+    events += [chunk({"reasoning_content" if n < THOUGHT else "content": word}) for n, word in made]
+    events.append(chunk({}, "length" if len(made) == limit else "stop"))
+    counts = {"prompt_tokens": prompt, "completion_tokens": len(made), "total_tokens": prompt + len(made)}
+    events.append({"choices": [], **names, "usage": counts})
+    return events
+
+
+def text(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
+    begun = words_in(body["prompt"].removeprefix("Say:"))
+    assert body["prompt"] == "Say:" + "".join(WORDS[:begun])
+    limit = body.get("max_tokens", 10**6)
+    made = WORDS[begun : begun + limit]
+    names = {"id": f"text-{run}", "created": run, "model": "m"}
+    events: list[dict[str, Any]] = [
+        {"choices": [{"text": word, "index": 0, "finish_reason": None}], **names} for word in made
+    ]
+    finish = "length" if len(made) == limit else "stop"
+    counts = {
+        "prompt_tokens": 1 + begun,
+        "completion_tokens": len(made),
+        "total_tokens": 1 + begun + len(made),
+    }
+    events.append({"choices": [{"text": "", "index": 0, "finish_reason": finish}], **names, "usage": counts})
+    return events
+
+
+def native(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
+    """Every fifth word is held back and comes with the next, as at the beginning of a stop string."""
+    prompt = body["prompt"] if isinstance(body["prompt"], list) else [body["prompt"]]
+    begun = len(prompt) - 1
+    assert prompt == ["Say:", *range(begun)]
+    limit = body.get("n_predict", 10**6)
+    events: list[dict[str, Any]] = []
+    held = ""
+    for made, n in enumerate(range(begun, min(len(WORDS), begun + limit)), 1):
+        held += WORDS[n]
+        content, held = ("", held) if n % 5 == 4 and n + 1 < len(WORDS) else (held, "")
+        events.append({"content": content, "tokens": [n], "stop": False, "tokens_predicted": made})
+    end = {"content": held, "tokens": [], "stop": True, "tokens_predicted": len(events)}
+    events.append({**end, "tokens_evaluated": 1 + begun, "prompt": "Say:"})
+    return events
+
+
+def ollama(body: dict[str, Any], run: int) -> list[dict[str, Any]]:
+    generate = "prompt" in body
+    if generate:
+        begun = words_in(body["prompt"].removeprefix("Say:"))
+    else:
+        last = body["messages"][-1]
+        begun = words_in(last["content"]) if last["role"] == "assistant" else 0
+    limit = (body.get("options") or {}).get("num_predict", 10**6)
+    made = WORDS[begun : begun + limit]
+
+    def line(word: str) -> dict[str, Any]:
+        said = {"response": word} if generate else {"message": {"role": "assistant", "content": word}}
+        return {"model": "m", "created_at": "t", **said, "done": False}
+
+    done = {"done": True, "done_reason": "length" if len(made) == limit else "stop"}
+    counts = {"eval_count": len(made), "prompt_eval_count": 3 + begun, "eval_duration": 5}
+    return [*(line(word) for word in made), {**line(""), **done, **counts}]
+
+
+ENGINES = {
+    "chat": (chat, Engine.LLAMA, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    "text": (text, Engine.LLAMA, "/v1/completions", {"prompt": "Say:"}),
+    "native": (native, Engine.LLAMA, "/completion", {"prompt": "Say:"}),
+    "ollama": (ollama, Engine.OLLAMA, "/api/chat", {"messages": [{"role": "user", "content": "x"}]}),
+    "raw": (ollama, Engine.OLLAMA, "/api/generate", {"prompt": "Say:", "raw": True}),
+    "prompt": (ollama, Engine.OLLAMA, "/api/generate", {"prompt": "x", "system": "y"}),
+}
+
+
+def limited(form: str, limit: int | None) -> dict[str, Any]:
+    if limit is None:
+        return {}
+    if form == "native":
+        return {"n_predict": limit}
+    return (
+        {"options": {"num_predict": limit}} if form in ("ollama", "raw", "prompt") else {"max_tokens": limit}
+    )
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.sampled_from(sorted(ENGINES)),
+    st.lists(st.integers(0, 45), min_size=1, max_size=4),
+    st.one_of(st.none(), st.integers(1, 42)),
+)
+def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None) -> None:
+    engine, kind, path, body = ENGINES[form]
+    body = {**body, **limited(form, limit)}
+    call = Call(path, body)
+    first = next((run for run, cut in enumerate(cuts) if cut), len(cuts))
+    whole = engine(body, first)
+    kept: Kept = keeper(kind, call)
+    got: list[dict[str, Any]] = []
+    for run, cut in enumerate([*cuts, None]):
+        for event in engine(call.body, run)[:cut]:
+            raw = json.dumps(event).encode()
+            if kept.resumed:
+                got += [json.loads(merged) for merged in kept.merge(raw)]
+            else:
+                kept.add(raw)
+                got.append(event)
+        if cut is None:
+            break
+        if kept.delivered:
+            kept.check()
+            # As an engine's tokenizer would count; an Ollama can't be asked.
+            call = kept.resume(words_in(kept.text) if kind is Engine.LLAMA else None)
+            if closing := kept.closing():
+                got += [json.loads(event) for event in closing]
+                break
+    assert said(got) == said(whole)
+    if form == "chat":
+        reasoning = [c["delta"].get("reasoning_content") or "" for e in got for c in e["choices"]]
+        assert "".join(reasoning) == "".join(WORDS[: min(THOUGHT, limit or 99)])
+    if form in ("chat", "text"):
+        # Held against the whole event by event: same names, one role, one end, the same counts.
+        assert got == whole
+    elif form == "native":
+        assert got[-1]["tokens_predicted"] == whole[-1]["tokens_predicted"]
+        assert got[-1]["tokens_evaluated"] == whole[-1]["tokens_evaluated"]
+        assert [event["stop"] for event in got].count(True) == 1
+    else:
+        assert got[-1]["eval_count"] == whole[-1]["eval_count"]
+        assert got[-1]["done_reason"] == whole[-1]["done_reason"]
+        assert [event["done"] for event in got].count(True) == 1
+        key = "message" if form == "ollama" else "response"
+        assert all(key in event for event in got)
+
+
+@pytest.mark.parametrize(
+    ("form", "more", "events"),
+    [
+        ("chat", {"logprobs": True}, []),
+        ("chat", {"n": 2}, []),
+        ("chat", {}, [{"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}]),
+        ("chat", {"grammar": "root ::= .*"}, [{"choices": [{"delta": {"content": "x"}}]}]),
+        ("text", {"logprobs": 3}, []),
+        ("text", {"best_of": 2}, []),
+        ("text", {"prompt": ["a", "b"]}, []),
+        ("native", {"n_probs": 2}, []),
+        ("ollama", {"format": "json"}, [{"message": {"content": "x"}}]),
+        ("ollama", {}, [{"message": {"content": "", "tool_calls": [{}]}}]),
+        ("prompt", {"context": [1, 2]}, [{"response": "x"}]),
+    ],
+)
+def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any]) -> None:
+    _, kind, path, body = ENGINES[form]
+    kept = keeper(kind, Call(path, {**body, **more}))
+    for event in events:
+        kept.add(json.dumps(event).encode())
+    with pytest.raises(Unfaithful):
+        kept.check()
+
+
+def test_long_stream_does_not_pile_up() -> None:
+    kept = keeper(Engine.LLAMA, Call("/v1/completions", {"prompt": "Say:"}))
+    raw = json.dumps({"choices": [{"text": "x ", "finish_reason": None}]}).encode()
+    for _ in range(5000):
+        kept.add(raw)
+    assert len(kept._pile) < 1000
+    assert kept.text == "x " * 5000
+
+
+def test_form_that_is_not_known_is_repeated_only_when_nothing_was_delivered() -> None:
+    kept = keeper(Engine.LLAMA, Call("/v1/responses", {}))
+    assert not kept.delivered
+    kept.add(b"{}")
+    with pytest.raises(Unfaithful, match="/v1/responses"):
+        kept.check()

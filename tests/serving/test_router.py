@@ -1,0 +1,215 @@
+"""Which endpoint answers."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import replace
+
+import pytest
+
+from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
+from sollold.serving.ask import Engine
+from sollold.serving.breaker import Breaker
+from sollold.serving.router import STRATEGIES, Router, Wish
+
+BOTH = frozenset((Engine.LLAMA, Engine.OLLAMA))
+WISH = Wish("m:latest", BOTH)
+READY = Endpoint("d", "m:latest", "x" * 64, Backend.LOCAL, State.READY, context=8192)
+OLLAMA = replace(READY, id="ollama:m", backend=Backend.OLLAMA)
+
+
+def record(node: str, *endpoints: Endpoint, **more: object) -> Record:
+    return replace(
+        Record(node, node, 1, ("10.0.0.1",), 1, 2, "0", endpoints=endpoints),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def first(router: Router, *records: Record, wish: Wish = WISH, now: float = 0.0) -> str:
+    ranked = router.rank(records, wish, now)
+    return ranked[0].candidate.record.node if ranked else ""
+
+
+def test_only_what_can_answer_is_a_candidate() -> None:
+    router = Router("me")
+    cases = [
+        replace(READY, state=State.LOADING),
+        replace(READY, state=State.DRAINING),
+        replace(READY, model="other", digest="y" * 64),
+        replace(READY, embedding=True),
+        replace(READY, context=100),
+    ]
+    wish = replace(WISH, context=4096, digest="x" * 64)
+    for endpoint in cases:
+        assert router.rank([record("a", endpoint)], wish, 0.0) == ()
+    assert router.rank([record("a", READY, draining=True)], wish, 0.0) == ()
+    assert first(router, record("a", READY), wish=wish) == "a"
+    assert first(router, record("a", OLLAMA), wish=replace(wish, embedding=True, context=99999)) == "a"
+    assert router.rank([record("a", OLLAMA)], replace(wish, engines=frozenset((Engine.LLAMA,))), 0.0) == ()
+
+
+def test_content_goes_before_the_name() -> None:
+    router = Router("me")
+    wish = replace(WISH, digest="x" * 64)
+    assert first(router, record("a", replace(READY, model="another name"))) == ""
+    assert first(router, record("a", replace(READY, model="another name")), wish=wish) == "a"
+    assert first(router, record("a", replace(READY, digest="z" * 64)), wish=wish) == ""
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({}, {"loaded": False}),
+        ({}, {"active": 1}),
+        ({}, {"waiting": 1}),
+        ({"speed": 40.0}, {"speed": 20.0}),
+        ({"slots": 4, "active": 1}, {"slots": 1, "active": 1}),
+        (
+            {"placed": (Placed("a", "CUDA0", 0, 9, 1),)},
+            {"placed": (Placed("b", "CPU", 0, 9, 1),)},
+        ),
+    ],
+)
+def test_rules(better: dict, worse: dict) -> None:
+    router = Router("me")
+    for one, other in (("a", "b"), ("b", "a")):
+        records = [record(one, replace(OLLAMA, **better)), record(other, replace(OLLAMA, **worse))]
+        assert first(router, *records) == one
+
+
+def test_same_context_matters_for_ollama_alone() -> None:
+    router = Router("me")
+    wish = replace(WISH, context=4096)
+    same, other = replace(OLLAMA, context=4096), replace(OLLAMA, context=8192)
+    assert first(router, record("a", other), record("b", same), wish=wish) == "b"
+    assert first(router, record("b", same), record("a", other), wish=wish) == "b"
+
+
+def test_local_node_wins_ties() -> None:
+    assert first(Router("b"), record("a", READY), record("b", READY)) == "b"
+    assert first(Router("a"), record("a", READY), record("b", READY)) == "a"
+
+
+def test_conversation_sticks_for_a_while() -> None:
+    router = Router("me")
+    records = [record("a", READY), record("b", READY)]
+    wish = replace(WISH, prefix="p")
+    other = next(n for n in "ab" if n != first(router, *records, wish=wish))
+    router.sent((other, "d"), wish, 0.0)
+    router.ended((other, "d"), True)
+    assert first(router, *records, wish=wish, now=10.0) == other
+    assert first(router, *records, wish=replace(wish, prefix="q"), now=10.0) != other
+    assert first(router, *records, wish=wish, now=10_000.0) != other
+
+
+def test_endpoint_that_failed_is_left_and_tried_again() -> None:
+    router = Router("me")
+    records = [record("a", READY), record("b", READY)]
+    key = ("a", "d")
+    for _ in range(3):
+        router.sent(key, WISH, 0.0)
+        router.failed(key, 0.0)
+        router.ended(key, False)
+    assert [c.candidate.record.node for c in router.rank(records, WISH, 0.1)] == ["b"]
+    assert len(router.rank(records, WISH, 10.0)) == 2
+    assert first(router, *records, now=10.0) == "b"
+
+
+def test_round_robin_takes_turns_and_least_loaded_looks_at_load() -> None:
+    records = [record(name, READY) for name in "abc"]
+    router = Router("me", "round_robin")
+    assert sorted(first(router, *records) for _ in range(3)) == ["a", "b", "c"]
+    least = Router("me", "least_loaded")
+    assert first(least, record("a", replace(READY, active=2)), record("b", READY)) == "b"
+    quick = Router("me", "latency_first")
+    for node, seconds in (("a", 0.5), ("b", 0.1)):
+        quick.sent((node, "d"), WISH, 0.0)
+        quick.began((node, "d"), seconds)
+        quick.ended((node, "d"), True)
+    assert first(quick, *records[:2]) == "b"
+
+
+def test_scores_have_reasons() -> None:
+    (choice,) = Router("me").rank([record("a", READY)], WISH, 0.0)
+    assert "done soonest 1.00" in choice.why
+    assert choice.score > 100
+
+
+def test_memory_of_what_is_gone_is_given_up() -> None:
+    router = Router("me")
+    for n in range(5000):
+        wish = replace(WISH, prefix=str(n))
+        router.sent(("a", f"d{n}"), wish, 0.0)
+        router.ended(("a", f"d{n}"), True)
+    router.forget([record("a", READY)])
+    assert len(router._memory) <= 1
+    assert len(router._prefixes) <= 4096
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("strategy", ["intelligent"])
+def test_pool_is_near_the_best_schedule(strategy: str, known: bool) -> None:
+    """200 requests at once for endpoints of speed 1, 1 and ½, each one at a time."""
+    assert strategy in STRATEGIES
+    speeds = {"a": 1.0, "b": 1.0, "c": 0.5}
+    router = Router("me", strategy)
+    told = {node: speed * 50.0 if known else 0.0 for node, speed in speeds.items()}
+    lines: dict[str, list[int]] = {node: [] for node in speeds}
+    now, finished = 0.0, 0
+
+    def records() -> list[Record]:
+        return [
+            record(node, replace(OLLAMA, speed=told[node], active=min(1, len(q)), waiting=max(0, len(q) - 1)))
+            for node, q in lines.items()
+        ]
+
+    ends: list[tuple[float, str]] = []
+    for n in range(200):
+        node = first(router, *records())
+        router.sent((node, OLLAMA.id), WISH, now)
+        lines[node].append(n)
+        if len(lines[node]) == 1:
+            heapq.heappush(ends, (now + 1 / speeds[node], node))
+    while ends:
+        now, node = heapq.heappop(ends)
+        lines[node].pop(0)
+        finished += 1
+        told[node] = speeds[node] * 50.0
+        router.ended((node, OLLAMA.id), True)
+        # A request in another line that sees this one free comes over.
+        if not lines[node]:
+            longest = max(lines, key=lambda other: len(lines[other]))
+            if len(lines[longest]) > 1:
+                key = (longest, OLLAMA.id)
+                better = router.better(records(), WISH, now, key)
+                if better is not None:
+                    lines[better.record.node].append(lines[longest].pop())
+                    router.ended(key, None)
+                    router.sent(better.key, WISH, now)
+        if lines[node]:
+            heapq.heappush(ends, (now + 1 / speeds[node], node))
+    assert finished == 200
+    assert now <= 1.1 * 200 / 2.5
+
+
+def test_breaker_opens_tries_once_and_closes() -> None:
+    breaker = Breaker(threshold=2, pause=2.0, longest=5.0)
+    breaker.failed(0.0)
+    breaker.reached()
+    breaker.failed(0.0)
+    assert breaker.allows(0.0)
+    breaker.failed(0.0)
+    assert not breaker.allows(1.9)
+    assert breaker.allows(2.0)
+    breaker.sent(2.0)
+    assert not breaker.allows(2.0)
+    breaker.failed(2.0)
+    assert not breaker.allows(5.9)
+    breaker.sent(6.0)
+    breaker.given_up()
+    assert breaker.allows(6.0)
+    breaker.sent(6.0)
+    breaker.reached()
+    assert breaker.allows(6.0)
+    breaker.failed(6.0)
+    assert breaker.allows(6.0)
