@@ -32,6 +32,8 @@ from sollold.models.model import Model
 log = logging.getLogger("sollold.agent")
 
 RENEW_SECONDS = 3.0
+LOAD_STALL_SECONDS = 60.0
+"""A load without progress for so long stands still, on a worker that hangs, say; see `_load_patience`."""
 COMMIT_SECONDS = 60.0
 _RENEW_TIMEOUT = 2.5
 _RELEASE_TIMEOUT = 15.0
@@ -106,6 +108,7 @@ class Deployment:
         self.ended_at = 0.0
         self.head: Head | None = None
         self._last_used = time.monotonic()
+        self._progressed_at = time.monotonic()
         self._llama = llama
         self._means = means
         self._changed = changed
@@ -218,7 +221,9 @@ class Deployment:
             group.create_task(self._renew_all())
             reach = await self._engage()
             self._become(State.LOADING)
+            still = group.create_task(self._watch_load())
             self.head = await self._load(reach)
+            still.cancel()
             self.used()
             self.progress = 1.0
             self._become(State.READY)
@@ -260,6 +265,14 @@ class Deployment:
                     raise
                 await self.head.stop(0.0)
         raise AssertionError("unreachable")
+
+    async def _watch_load(self) -> None:
+        """End a load that stands still. Without any word of progress it can't be told from a slow one."""
+        while not self._fault.done():
+            await asyncio.sleep(1.0)
+            still = time.monotonic() - self._progressed_at
+            if self.progress and still > _load_patience(self.model, self.progress):
+                self.end(f"the load stands still at {self.progress:.0%}: no progress for {still:.0f} s")
 
     async def _engage(self) -> list[Reach]:
         """Commit at every owner, then reach every worker. In ``--rpc`` order."""
@@ -332,6 +345,7 @@ class Deployment:
     def _progressed(self, value: float) -> None:
         if value > self.progress:
             self.progress = value
+            self._progressed_at = time.monotonic()
             self._tell()
 
     def _become(self, state: State, *, reason: str = "") -> None:
@@ -345,6 +359,14 @@ class Deployment:
         self._changed()
         for event in self._watchers:
             event.set()
+
+
+def _load_patience(model: Model, progress: float) -> float:
+    """Seconds until the next word of progress, which comes with each tensor, at the worst: the largest over
+    a link of 5 MB/s. After the last tensor come the allocation of state and a first token.
+    """
+    slowest = model.size / max(model.layers, 1) / 5e6
+    return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
 
 
 def _sentence(error: BaseException | None) -> str:

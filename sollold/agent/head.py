@@ -16,6 +16,7 @@ from sollold.agent.last_words import last_words, port_was_taken
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
+from sollold.machine.backends import ENVIRONMENT
 from sollold.models.model import Model
 from sollold.placement.plan import Plan
 
@@ -115,7 +116,7 @@ class Head:
                 log_file=logs / "llama-server.log",
                 # With a router's port it tells its progress, and ends when its standard input does,
                 # which it does when the daemon dies.
-                env={"GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"},
+                env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"},
                 on_line=line,
             )
         except OSError as error:

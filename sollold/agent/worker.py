@@ -15,6 +15,7 @@ from sollold.agent.last_words import last_words, port_was_taken
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
+from sollold.machine.backends import ENVIRONMENT
 
 READY_SECONDS = 30.0
 _LOOK_SECONDS = 0.02
@@ -64,7 +65,8 @@ class Worker:
                     deployment=deployment,
                     journal=journal,
                     log_file=logs / "worker.log",
-                    env={"GGML_NO_BACKTRACE": "1"} | ({"LLAMA_CACHE": str(cache)} if cache else {}),
+                    env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1"}
+                    | ({"LLAMA_CACHE": str(cache)} if cache else {}),
                 )
             except OSError as error:
                 ports.give_back(port)

@@ -84,8 +84,10 @@ class Machine:
         if self._server is None:
             return
         first = self._listed_at == float("-inf")
+        # The figures of GPUs without NVML age; and a driver may come up after the daemon.
         without_nvml = any(not one.id.startswith("CUDA") for one in self._listed)
-        if first or (without_nvml and time.monotonic() - self._listed_at > LIST_SECONDS):
+        not_yet = bool(gpus) and not self._listed
+        if first or ((without_nvml or not_yet) and time.monotonic() - self._listed_at > LIST_SECONDS):
             self._listed = listed(self._server)
             self._listed_at = time.monotonic()
 

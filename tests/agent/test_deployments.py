@@ -10,6 +10,7 @@ import aiohttp
 import psutil
 import pytest
 
+from sollold.agent import deployment
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
@@ -22,11 +23,11 @@ from tests.agent.town import TERM, eventually, founded, plan
 pytestmark = pytest.mark.llama
 
 
-async def answer(agent: Agent, deployment: str) -> str:
+async def answer(agent: Agent, name: str) -> str:
     body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
-    with agent.busy(deployment):
+    with agent.busy(name):
         async with aiohttp.ClientSession() as http:
-            async with http.post(agent.url(deployment) + "/completion", json=body) as reply:
+            async with http.post(agent.url(name) + "/completion", json=body) as reply:
                 assert reply.status == 200
                 told = await reply.json()
     assert told["tokens_predicted"] == 24
@@ -55,8 +56,8 @@ async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: L
         for layer, device in enumerate(["RPC0"] * 3 + ["RPC1"] * 2 + ["RPC2"] * 2):
             assert f"layer   {layer} assigned to device {device}" in log
         assert await answer(town.agents["a"], "whole") == await answer(town.agents["a"], "spread")
-        for deployment in ("whole", "spread"):
-            done = await town.call("a", "a", "unload", Unload(TERM, deployment))
+        for name in ("whole", "spread"):
+            done = await town.call("a", "a", "unload", Unload(TERM, name))
             assert done == Done(True)
         for agent in town.agents.values():
             assert agent.owner.ledger.grants() == ()
@@ -173,6 +174,19 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         assert "b can't be reached" in failed.reason
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
+
+
+async def test_a_load_that_stands_still_is_given_up(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(deployment, "_load_patience", lambda model, progress: 1.5)
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        monkeypatch.setattr(deployment.Head, "ready", lambda self, http: asyncio.sleep(600))
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        failed = await town.until("a", "d", State.FAILED)
+        assert failed.reason.startswith("the load stands still at 100%: no progress for")
+        await eventually(lambda: children() == [])
 
 
 class Contested(Ports):
