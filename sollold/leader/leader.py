@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
@@ -23,6 +24,7 @@ from sollold.config import Settings
 from sollold.leader.decide import Decision, Place, Refuse, Soon, Use, Wait, decide, for_embedding
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
 from sollold.leader.library import Library
+from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
 from sollold.leader.world import Promise, World, runs_on_llama, unloaded
@@ -38,6 +40,8 @@ ANSWER_WITHIN = 20.0
 CALL_TIMEOUT = 5.0
 UNLOAD_TIMEOUT = 60.0
 ATTEMPTS = 6
+REPLICA_EVERY = 2.0
+"""Seconds between two looks at the lines."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 FREED_WITHIN = 3.0
@@ -75,6 +79,8 @@ class Leader:
         self._jobs: dict[tuple[str, bool], asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
         """The line of placements: a second one is planned when the first has its bytes."""
+        self._lines = Lines()
+        self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
 
@@ -87,13 +93,16 @@ class Leader:
         """Begin to watch the records."""
         self._unsubscribe = self._view.subscribe(self._observe)
         self._observe()
+        self._watch = asyncio.create_task(self._replicate(), name="replicas")
+        self._watch.add_done_callback(_tell_fault)
 
     async def close(self) -> None:
         """End what is being placed; what was reserved expires by itself."""
         if self._unsubscribe is not None:
             self._unsubscribe()
             self._unsubscribe = None
-        jobs = list(self._jobs.values())
+        jobs: list[asyncio.Task[Any]] = [*self._jobs.values(), *([self._watch] if self._watch else [])]
+        self._watch = None
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
@@ -193,10 +202,21 @@ class Leader:
             return self._elsewhere()
         return job.result()
 
+    async def _replicate(self) -> None:
+        """Give a model with a long line one more endpoint, where memory is free."""
+        while True:
+            await asyncio.sleep(REPLICA_EVERY)
+            wanted = self._lines.observe(self._view.live(), self._clock())
+            for model, digest, embedding in wanted if self._leads else ():
+                answer = await self._ensure(
+                    Ensure(model, digest, embedding=embedding, ollama=False, more=True)
+                )
+                if answer.verdict is Verdict.WAIT:
+                    log.info("%s has a long line: one more is loaded", model)
+
     def _job_done(self, key: tuple[str, bool], job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)
-        if not job.cancelled() and job.exception() is not None:
-            log.error("placing %s ended by a fault of our own", key[0], exc_info=job.exception())
+        _tell_fault(job)
 
     async def _carry_out(self, ask: Ensure) -> Ensured:
         """Place a model. Placements go one after the other, so that no byte is planned for twice."""
@@ -434,6 +454,11 @@ class Leader:
             except LookupError as error:
                 log.info("%s", error)
         return None
+
+
+def _tell_fault(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        log.error("%s ended by a fault of our own", task.get_name(), exc_info=task.exception())
 
 
 def _answer(decision: Decision) -> Ensured:
