@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from sollold.models.demo import GREETING
 from tests.api.reciters import CONCLUSION, THOUGHT, TOOL
 
-pytestmark = [pytest.mark.llama, pytest.mark.clients]
+pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(90)]
 
 ASK = [{"role": "user", "content": "Who are you?"}]
 SCHEMA = {
@@ -357,3 +358,58 @@ async def test_anthropic_counting_and_errors(url: str) -> None:
             await client.messages.create(model="nothing", max_tokens=9, messages=ASK)  # type: ignore[arg-type]
         body: Any = refused.value.body
         assert body["type"] == "error" and body["error"]["type"] == "not_found_error"
+
+
+# --- those who build on them
+
+
+async def test_langchain(url: str) -> None:
+    from langchain_ollama import ChatOllama, OllamaEmbeddings
+
+    chat = ChatOllama(model="demo", base_url=url)
+    assert (await chat.ainvoke("Who are you?")).content == GREETING
+    pieces = [piece.content async for piece in chat.astream("Who are you?")]
+    assert "".join(str(piece) for piece in pieces) == GREETING
+    called = await ChatOllama(model="call", base_url=url).bind_tools([TOOL]).ainvoke("What time is it?")
+    assert called.tool_calls[0]["name"] == "get_time" and called.tool_calls[0]["args"] == {"zone": "utc"}
+    vectors = await OllamaEmbeddings(model="embed", base_url=url).aembed_documents(["one", "two"])
+    assert len(vectors) == 2
+
+
+@pytest.mark.parametrize("route", ["ollama_chat", "openai", "anthropic"])
+async def test_litellm(url: str, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    import litellm
+
+    base = {"ollama_chat": url, "openai": f"{url}/v1", "anthropic": url}[route]
+    wish: dict[str, Any] = {"model": f"{route}/demo", "messages": ASK, "api_base": base, "api_key": "none"}
+
+    def talk() -> tuple[str, str]:
+        whole = litellm.completion(**wish, max_tokens=200)
+        parts = litellm.completion(**wish, max_tokens=200, stream=True)
+        return whole.choices[0].message.content, "".join(
+            part.choices[0].delta.content or "" for part in parts
+        )
+
+    # Beside the loop: it asks /api/show in the middle of its own callbacks, and waits for the answer.
+    assert await asyncio.to_thread(talk) == (GREETING, GREETING)
+
+
+async def test_openai_responses_tools_and_thinking(url: str) -> None:
+    function: Any = {"type": "function", **TOOL["function"], "strict": False}  # type: ignore[dict-item]
+    async with chatgpt(url) as client:
+        whole = await client.responses.create(model="call", input="What time is it?", tools=[function])
+        (call,) = whole.output
+        assert call.type == "function_call" and json.loads(call.arguments) == {"zone": "utc"}
+        history: Any = [
+            {"role": "user", "content": "What time is it?"},
+            call.model_dump(),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "noon"},
+        ]
+        assert (
+            await client.responses.create(model="call", input=history, tools=[function])
+        ).status == "completed"
+        async with client.responses.stream(model="think", input="why") as stream:
+            final = await stream.get_final_response()
+        assert [item.type for item in final.output] == ["reasoning", "message"]
+        assert final.output_text == CONCLUSION
