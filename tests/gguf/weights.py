@@ -42,7 +42,11 @@ def _fixed(name: str) -> float | None:
         return 0.0
     if last == "ssm_a":
         return -1.0
-    if "norm" in last or last in ("rope_freqs", "rope_factors_long", "rope_factors_short", "ssm_d"):
+    if (
+        "norm" in last
+        or last.startswith(("ln", "pre_ln"))
+        or last in ("rope_freqs", "rope_factors_long", "rope_factors_short", "ssm_d")
+    ):
         return 1.0
     return None
 

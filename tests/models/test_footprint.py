@@ -7,11 +7,13 @@ import msgspec
 import pytest
 
 from sollold.models import gguf, gguf_writer
+from sollold.models.attachments import with_adapters, with_projector
 from sollold.models.footprint import Footprint, footprint
 from sollold.models.gguf_writer import NewTensor
 from sollold.models.graph import Graph
 from sollold.models.run import Run
 from sollold.models.shape import Shape, shape_of
+from tests.gguf import adapter, projector
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
 from tests.gguf.writer import write
@@ -162,3 +164,24 @@ def test_graph_prefers_the_smallest_hole() -> None:
     late = graph.add(1024)
     graph.add(4096, late, gap, wall)
     assert graph.peak() == 4096 + 128 + 1024 + 128
+
+
+def test_adapters_lie_beside_what_they_change(tmp_path: Path) -> None:
+    size = Size(layers=4)
+    plain = _shape(tmp_path, "llama", size)
+    adapted = with_adapters(plain, [gguf.read(adapter.write(tmp_path / "lora.gguf", "llama", size, rank=8))])
+    pairs = 2 * (2 * 256 + 256 + 128) + 3 * (256 + 512)
+    for before, after in zip(plain.layers, adapted.layers, strict=True):
+        assert after.weights - before.weights == pairs * 8 * 2
+    assert adapted.host_weights == plain.host_weights
+    assert with_adapters(plain, []) == plain
+
+
+def test_a_projector_stays_with_the_head(tmp_path: Path) -> None:
+    plain = _shape(tmp_path, "llama", Size(layers=4))
+    path = projector.write(tmp_path / "mmproj.gguf", 256)
+    seen = with_projector(plain, gguf.read(path))
+    assert seen.layers == plain.layers
+    weights = sum(tensor.size for tensor in gguf.read(path).tensors)
+    # llama-server says 0.05 MiB for its compute buffer.
+    assert weights + 50_000 < seen.host_weights - plain.host_weights < weights + MIB

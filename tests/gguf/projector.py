@@ -1,0 +1,73 @@
+"""Writes a tiny projector (mmproj) with random weights: a model that has one can be shown images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+from sollold.models import gguf_writer
+from sollold.models.gguf_writer import MetadataValue, NewTensor
+from tests.gguf import weights
+
+
+def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, image: int = 56) -> Path:
+    """A projector of LLaVA's kind. ``text_embd``: hidden state of the model that it is for."""
+    patch, heads, ff = 14, 2, 2 * embd
+    metadata: dict[str, MetadataValue] = {
+        "general.architecture": "clip",
+        "general.type": "mmproj",
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "mlp",
+        "clip.use_gelu": True,
+        "clip.vision.image_size": image,
+        "clip.vision.patch_size": patch,
+        "clip.vision.embedding_length": embd,
+        "clip.vision.feed_forward_length": ff,
+        "clip.vision.block_count": layers,
+        "clip.vision.attention.head_count": heads,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.projection_dim": text_embd,
+        "clip.vision.image_mean": [0.5, 0.5, 0.5],
+        "clip.vision.image_std": [0.5, 0.5, 0.5],
+    }
+    places = (image // patch) ** 2 + 1
+    tensors = [
+        _tensor(name, shape)
+        for name, shape in (
+            ("v.class_embd", (embd,)),
+            ("v.patch_embd.weight", (patch, patch, 3, embd)),
+            ("v.position_embd.weight", (embd, places)),
+            ("v.pre_ln.weight", (embd,)),
+            ("v.pre_ln.bias", (embd,)),
+            *_blocks(layers, embd, ff),
+            ("mm.0.weight", (embd, text_embd)),
+            ("mm.0.bias", (text_embd,)),
+            ("mm.2.weight", (text_embd, text_embd)),
+            ("mm.2.bias", (text_embd,)),
+        )
+    ]
+    gguf_writer.write(path, metadata, tensors)
+    return Path(path)
+
+
+def _blocks(layers: int, embd: int, ff: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for block in range(layers):
+        for name, shape in (
+            ("attn_q", (embd, embd)),
+            ("attn_k", (embd, embd)),
+            ("attn_v", (embd, embd)),
+            ("attn_out", (embd, embd)),
+            ("ffn_up", (embd, ff)),
+            ("ffn_down", (ff, embd)),
+            ("ln1", (embd,)),
+            ("ln2", (embd,)),
+        ):
+            yield f"v.blk.{block}.{name}.weight", shape
+            yield f"v.blk.{block}.{name}.bias", shape[-1:]
+
+
+def _tensor(name: str, shape: tuple[int, ...]) -> NewTensor:
+    plain = len(shape) == 1 or "position" in name
+    kind = weights.F32 if plain else weights.F16
+    return NewTensor(name, shape, kind, functools.partial(weights.data, name, shape, kind, 1))
