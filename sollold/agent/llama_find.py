@@ -41,7 +41,7 @@ class Llama:
 
 
 def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]:
-    """Look in the settings, the package's folder, the cache, PATH and ``~/llama.cpp``; the first wins.
+    """Look in the settings, the cache, PATH, ``~/llama.cpp`` and the package's folder; the first wins.
 
     Runs programs and waits for them: call it off the loop. The second answer says why each candidate
     that was there is not used.
@@ -99,14 +99,14 @@ def _named(settings: LlamaSettings) -> Llama:
 
 def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs in the same folder, which is how we know that they are of one build."""
-    folders = [PACKAGED]
-    built = cache / "llama.cpp"
-    if built.is_dir():
-        folders += sorted((one / "bin" for one in built.iterdir() if one.name.startswith("b")), reverse=True)
+    built = sorted((cache / "llama.cpp").glob("b*/bin"), reverse=True)
+    # Our own with a GPU first; of those for the processor alone any other is as good or better.
+    folders = [one for one in built if not one.parent.name.endswith("-cpu")]
     on_path = shutil.which("llama-server")
     if on_path:
         folders.append(Path(on_path).resolve().parent)
-    folders.append(Path.home() / "llama.cpp" / "build" / "bin")
+    folders += [Path.home() / "llama.cpp" / "build" / "bin", PACKAGED]
+    folders += [one for one in built if one.parent.name.endswith("-cpu")]
     for folder in folders:
         server = folder / "llama-server"
         worker = _worker_in(folder)

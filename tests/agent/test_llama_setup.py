@@ -111,7 +111,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
 
 
 def install(folder: Path, server: str = SERVER, worker: str = "ggml-rpc-server") -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("llama-server", server), (worker, WORKER)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
@@ -124,6 +124,19 @@ def test_one_in_the_home_is_used_and_nothing_is_built(shop: Shop):
     assert (found.server, found.worker.name, found.build) == (server, "rpc-server", "b11434")
     assert found.commit == "0c1e57098"
     assert not shop.cache.exists()
+
+
+def test_the_order_in_which_they_are_taken(shop: Shop):
+    places = [
+        shop.cache / "llama.cpp/b11434-cpu/bin",
+        shop.folder / "packaged",
+        shop.folder / "home/llama.cpp/build/bin",
+        shop.path,
+        shop.cache / "llama.cpp/b11434-cuda/bin",
+    ]
+    for place in places:
+        server = install(place)
+        assert shop.setup().run().server == server
 
 
 def test_one_without_rpc_or_without_its_worker_is_passed_over(shop: Shop, caplog: pytest.LogCaptureFixture):
