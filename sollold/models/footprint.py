@@ -66,7 +66,9 @@ class Footprint:
             return 0
         piped = devices > 1 and offloaded > self.layers
         needs, inputs = self._demands, self._inputs
-        given = inputs.of_all(needs, first, last) + inputs.of_layers(first, last, self.layers)
+        given = inputs.of_all(needs, first, last)
+        if first > 0:
+            given += inputs.per_layer * (min(last, self.layers) - first)
         for index, source in needs.borrowed:
             if source < first <= index < last:
                 given += self.state[source]
@@ -74,9 +76,12 @@ class Footprint:
         peak = max((needs.later if piped else needs.alone)[first + 1 : last], default=0)
         peak = max(peak, (needs.first if piped else needs.alone)[first])
         if first == 0:
-            peak = max(peak + inputs.raw, 2 * inputs.raw + inputs.begins)
-        if last > self.layers and inputs.joins:
-            peak = max(peak, inputs.joins + inputs.begins)
+            # What all layers have of their own is made here; pipelining keeps what it is made of.
+            peak = max(peak + inputs.raw, (2 if piped else 3) * inputs.raw + inputs.begins)
+            given += inputs.raw * piped
+        elif piped and last > self.layers:
+            peak = max(peak, inputs.joins and inputs.joins + inputs.begins)
+            given += inputs.joins
         if not piped:
             return peak + given
         given += inputs.hidden if first < self.layers else inputs.chosen
@@ -181,11 +186,6 @@ class _Inputs:
             total += self.windowed + self.indices * (needs.windowed_own[last] > needs.windowed_own[first])
         return total
 
-    def of_layers(self, first: int, last: int, layers: int) -> int:
-        """Inputs that each layer has of its own."""
-        own = self.raw if first == 0 else self.per_layer * (min(last, layers) - first)
-        return own + (self.joins if last > layers else 0)
-
 
 def footprint(shape: Shape, run: Run) -> Footprint:
     """The bytes of a model of this shape, run in this way.
@@ -269,8 +269,9 @@ def _demand(shape: Shape, index: int, cells: _Cells, run: Run, flash: bool, last
         rotate_v=run.type_v not in _UNPACKED and block.head_v % 64 == 0,
     )
     attends = bool(block.q)
-    # Without flash attention the scores leave holes that one more hidden state falls into.
-    slack = (shape.slack + (not flash)) * shape.n_embd * cells.tokens * 4
+    # Without flash attention the scores leave a hole that one more hidden state falls into.
+    states = shape.slack if flash or block.fused else max(shape.slack, 1)
+    slack = states * shape.n_embd * cells.tokens * 4
     return _Demand(
         first=slack + _peak(block, batch, True, True, last),
         later=slack + _peak(block, batch, True, False, last),
