@@ -213,14 +213,16 @@ class EndpointServer:
     def _record_changed(self) -> None:
         for id, door in tuple(self._doors.items()):
             endpoint = self._endpoint(id)
-            if endpoint is None:
-                door.gate.close()
-                if not door.visits:
-                    del self._doors[id]
-            else:
-                if endpoint.state is not State.READY:
-                    door.gate.close()
+            if endpoint is not None and endpoint.state is State.READY:
                 door.gate.resize(endpoint.slots)
+                continue
+            # It is being ended. An engine that was told to end may hold its streams open in silence.
+            door.gate.close()
+            why = endpoint.reason if endpoint is not None else ""
+            for visit in tuple(door.visits):
+                visit.end(Broken(Break.MOVED, f"the engine was ended{f': {why}' if why else ''}"))
+            if endpoint is None and not door.visits:
+                del self._doors[id]
 
     def _counted(self, id: str) -> None:
         if id not in self._reports:
