@@ -11,7 +11,6 @@ ring of ids. Of two nodes the one with the lower id opens the connection.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -195,7 +194,7 @@ class Links:
     async def _keep(self, node: str) -> None:
         """Open a link to ``node``, and again whenever it breaks."""
         pause = 0.5
-        while True:
+        while not self._closed:
             try:
                 link, _, _ = await self._reach.connect(
                     node, LINK, lambda: Link(self, node, dialed=True), timeout=3.0
@@ -296,8 +295,7 @@ class Link(asyncio.Protocol):
             pause = 0.2 if pings < _FIRST_PINGS else _PING_SECONDS * random.uniform(0.8, 1.2)
             if self._rate == 0.0:
                 pause = min(pause, max(0.1, load_at - self._loop.time()))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self.closed), pause)
+            await asyncio.wait([self.closed], timeout=pause)
 
     async def _measure_trip(self) -> None:
         self._sequence += 1

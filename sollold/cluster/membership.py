@@ -28,6 +28,8 @@ _REFUTE_PAUSE = 1.0
 """Seconds between refutations of a clone: the two would go on for ever."""
 _LATE = 3
 """How many times its time a slow node may get more."""
+_OBJECTION = 2.0
+"""Probe intervals that a node gets which only others hold dead."""
 _HURRY = 8
 """How many peers, about, probe a new suspect at once."""
 
@@ -213,9 +215,10 @@ class Membership:
             self.order.hurry(node)
 
     def hear_dead(self, node: str, incarnation: int, by: str, now: float) -> None:
-        """``node`` had its time, says ``by``. Whom nobody suspected here gets a moment to object.
+        """``node`` had its time, says ``by``. Whom this node does not suspect itself gets a moment to object.
 
-        A node that was cut off holds all others dead, and says so when it is back.
+        A node that was cut off holds all others dead, and says so when it is back: two that hear of it
+        must not part.
         """
         if node == self.me:
             self._refute(incarnation, accused=True)
@@ -223,14 +226,15 @@ class Membership:
         member = self.members.get(node)
         if member is None or not member.live or incarnation < member.incarnation:
             return
-        if member.suspicion is not None:
+        if member.suspicion is not None and member.suspicion.has(self.me):
             self._end(member, incarnation, Status.DEAD, now)
             return
         self._accuse(member, incarnation, by, now)
-        self.order.hurry(node)
         if member.suspicion is not None:
-            member.suspicion.quicken(2 * self._tuning.probe_interval, now)
+            self.order.hurry(node)
+            member.suspicion.quicken(_OBJECTION * self._tuning.probe_interval, now)
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
+            self._news.add("member", node, encode(Dead(node, incarnation, by)))
 
     def hear_left(self, node: str, incarnation: int, now: float) -> None:
         """``node`` said goodbye."""

@@ -117,7 +117,8 @@ class Peers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._runner is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._runner.cleanup(), 2 * _PATIENCE)
+                async with asyncio.timeout(2 * _PATIENCE):
+                    await self._runner.cleanup()
             self._runner = None
         self._server = None
 

@@ -149,9 +149,11 @@ async def _attempt(address: Address, context: ssl.SSLContext, name: str) -> asyn
 async def _end(tasks: dict[asyncio.Task[asyncio.Transport], Address]) -> None:
     for task in tasks:
         task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
     for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError, OSError, ssl.SSLError, TimeoutError):
-            (await task).abort()
+        if not task.cancelled() and task.exception() is None:
+            task.result().abort()
 
 
 def socket_address(

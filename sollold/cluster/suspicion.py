@@ -31,6 +31,10 @@ class Suspicion:
         share = log(len(self._accusers)) / log(self._wanted + 1)
         return self.started + max(self._least, self._most - share * (self._most - self._least))
 
+    def has(self, accuser: str) -> bool:
+        """Whether ``accuser`` is one of those who suspect."""
+        return accuser in self._accusers
+
     def confirm(self, by: str) -> bool:
         """Another accuser; False when it tells nothing new."""
         if by in self._accusers or len(self._accusers) > self._wanted:
