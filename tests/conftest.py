@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from sollold.agent.llama_find import Llama, find
 from sollold.config import LlamaSettings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A test run that is told to end cleans up as one that is interrupted: machines, networks, processes."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

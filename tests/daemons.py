@@ -1,6 +1,6 @@
 """Real daemons for tests: each on a machine of its own (a network namespace), or on a loopback address.
 
-    with Cluster(3, folder, memory="400 MB") as cluster:
+    with Cluster(3, folder, llama, memory="400 MB") as cluster:
         cluster.together()
         status, headers, body = cluster[1].ask("POST", "/api/chat", {...})
 
@@ -10,6 +10,7 @@ Everything a cluster starts ends with it, children of killed daemons too.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -24,10 +25,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sollold.agent.llama_find import Llama
 from tests import netns
 
 HTTP, PEER = 11435, 11436
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = 60, step: float = 0.05) -> Any:
@@ -114,7 +117,7 @@ class Node:
         values: dict[str, Any] = {
             "node.name": self.name,
             "node.state_dir": self.folder / "state",
-            "node.cache_dir": CACHE,
+            "node.cache_dir": self.folder / "cache",
             "node.reserve": 0,
             "http.host": host,
             "http.port": self.http,
@@ -124,6 +127,10 @@ class Node:
             "models.huggingface": "off",
             "ollama.enabled": "off",
             "llama.build": "off",
+            "llama.server": self.cluster.llama.server,
+            "llama.rpc_server": self.cluster.llama.worker,
+            # Engines wait busily for each other: more threads than cores would make all of them slow.
+            "llama.threads": 1,
         }
         if not self.machine:
             seeds = [f"{node.address}:{node.peer}" for node in self.cluster.nodes if node is not self]
@@ -133,6 +140,7 @@ class Node:
         words += [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
             options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            options["preexec_fn"] = _end_with_the_test
             if self.machine:
                 self.process = self.machine.popen(words, **options)
             else:
@@ -204,10 +212,18 @@ class Cluster:
     """Some nodes on one LAN. A context manager; nodes are started by it unless ``start`` is False."""
 
     def __init__(
-        self, count: int, folder: Path, *, memory: str = "", settings: dict[str, Any] | None = None,
-        each: list[dict[str, Any]] | None = None, start: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        count: int,
+        folder: Path,
+        llama: Llama,
+        *,
+        memory: str = "",
+        settings: dict[str, Any] | None = None,
+        each: list[dict[str, Any]] | None = None,
+        start: bool = True,
+    ) -> None:
         self.folder = folder
+        self.llama = llama
         self.settings = dict(settings or {})
         if memory:
             self.settings["node.memory_limit"] = memory
@@ -288,6 +304,11 @@ class Cluster:
         """What runs, as the first running node sees it."""
         node = next(node for node in self.nodes if node.process and node.process.poll() is None)
         return list(node.state().get("deployments", []))
+
+
+def _end_with_the_test() -> None:
+    """In the daemon to be: die when the test's process does, however that dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_range(count: int) -> int:

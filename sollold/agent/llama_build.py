@@ -113,8 +113,8 @@ class Build:
         )
         folder = self._work / f"out-{backend.name}" / "bin"
         folder.mkdir(parents=True)
-        for name in TARGETS:
-            shutil.copy2(target / "bin" / name, folder / name)
+        for made in [*(target / "bin" / name for name in TARGETS), *(target / "bin").glob("*.so*")]:
+            shutil.copy2(made, folder / made.name, follow_symlinks=False)
         shutil.rmtree(target, ignore_errors=True)
         return folder
 

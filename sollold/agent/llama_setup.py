@@ -24,7 +24,7 @@ from typing import BinaryIO
 from sollold.agent.build_step import Cancelled, SetupFailed, Steps
 from sollold.agent.llama_build import NEEDED_BYTES, TAG, Build
 from sollold.agent.llama_find import Llama, LlamaUnusable, find, look_at
-from sollold.agent.toolchain import CPU, Backend, backends, missing
+from sollold.agent.toolchain import PORTABLE, Backend, backends, missing
 from sollold.config import GIB, LlamaSettings
 
 log = logging.getLogger("sollold.agent")
@@ -110,10 +110,28 @@ class Setup:
         self._tell("finding", 0.0, "looking for llama.cpp")
         found = self._find()
         if found is None:
-            found = self._build_once()
+            found = self._build_once(backends, self._find)
         self._tell("ready", 1.0, "ready")
         log.info("llama.cpp %s: %s", found.build, found.server)
         return found
+
+    def run_portable(self) -> Llama:
+        """What a package carries: built for any processor of this kind, and not used on this machine.
+
+        Raises:
+            SetupFailed: it can't be built.
+            Cancelled: `cancel` was called.
+        """
+        found = self._find_portable() or self._build_once(lambda: [PORTABLE], self._find_portable)
+        self._tell("ready", 1.0, "ready")
+        return found
+
+    def _find_portable(self) -> Llama | None:
+        programs = _place(self._folder, PORTABLE) / "bin"
+        try:
+            return look_at(programs / "llama-server", programs / "ggml-rpc-server")
+        except LlamaUnusable:
+            return None
 
     def _find(self) -> Llama | None:
         try:
@@ -124,7 +142,7 @@ class Setup:
             log.info("llama.cpp passed over: %s", why)
         return found
 
-    def _build_once(self) -> Llama:
+    def _build_once(self, wanted: Callable[[], list[Backend]], there: Callable[[], Llama | None]) -> Llama:
         if not self._settings.build:
             raise SetupFailed(
                 "no usable llama.cpp is here and llama.build is off: "
@@ -135,13 +153,13 @@ class Setup:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._only_one() as waited:
-                if waited and (found := self._find()) is not None:
+                if waited and (found := there()) is not None:
                     return found
-                return self._build()
+                return self._build(wanted)
         except OSError as error:
             raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {error}") from error
 
-    def _build(self) -> Llama:
+    def _build(self, wanted: Callable[[], list[Backend]]) -> Llama:
         for stale in self._folder.glob("tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if (free := shutil.disk_usage(self._folder).free) < NEEDED_BYTES:
@@ -152,13 +170,13 @@ class Setup:
         work = Path(tempfile.mkdtemp(prefix="tmp-", dir=self._folder))
         try:
             with self.log_file.open("wb") as out:
-                return self._compile(work, out)
+                return self._compile(work, out, wanted())
         finally:
             with self._lock:
                 self._steps = None
             shutil.rmtree(work, ignore_errors=True)
 
-    def _compile(self, work: Path, out: BinaryIO) -> Llama:
+    def _compile(self, work: Path, out: BinaryIO, wanted: list[Backend]) -> Llama:
         steps = Steps(out, self.log_file)
         with self._lock:
             self._steps = steps
@@ -166,14 +184,14 @@ class Setup:
             raise Cancelled
         build = Build(work, steps, self._settings.jobs, self._tell)
         source = build.fetch()
-        for backend in backends():
+        for backend in wanted:
             try:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
-                if backend is CPU:
+                if backend is wanted[-1]:
                     raise
                 log.warning("%s; building for the processor alone", error)
-        raise AssertionError("unreachable: the processor is always among the backends")
+        raise AssertionError("unreachable: something is always wanted")
 
     def _put(self, made: Path, backend: Backend) -> Llama:
         """Try what was built, then rename it into its place."""
@@ -182,7 +200,7 @@ class Setup:
             look_at(made / "llama-server", made / "ggml-rpc-server")
         except LlamaUnusable as error:
             raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
-        place = self._folder / f"{TAG}-{backend.name}"
+        place = _place(self._folder, backend)
         # Only an unusable one can be there: a usable one would have been found.
         shutil.rmtree(place, ignore_errors=True)
         made.parent.rename(place)
@@ -213,3 +231,8 @@ class Setup:
 
     def _tell(self, stage: str, fraction: float, message: str) -> None:
         self._tell_all(Progress(stage, fraction, message))
+
+
+def _place(folder: Path, backend: Backend) -> Path:
+    """Where a build goes. What is made to be packed has a name that `find` passes over."""
+    return folder / (f"{backend.name}-{TAG}" if backend is PORTABLE else f"{TAG}-{backend.name}")

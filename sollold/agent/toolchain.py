@@ -23,6 +23,18 @@ class Backend:
 
 
 CPU = Backend("cpu")
+PORTABLE = Backend(
+    "portable",
+    (
+        "-DGGML_NATIVE=OFF",
+        "-DGGML_BACKEND_DL=ON",
+        "-DGGML_CPU_ALL_VARIANTS=ON",
+        "-DBUILD_SHARED_LIBS=ON",
+        "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
+        "-DCMAKE_BUILD_RPATH=$ORIGIN",
+    ),
+)
+"""The processor alone, but any of its kind: a library for each instruction set, chosen at run time."""
 
 
 def backends() -> list[Backend]:

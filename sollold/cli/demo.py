@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sollold.agent.llama_find import Llama, find
 from sollold.cli.asking import console
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
@@ -49,7 +50,11 @@ class _Node:
 
 async def demo(options: argparse.Namespace) -> int:
     """Start, spread, ask, print, and clean up."""
-    cache = places(loaded(options).settings.node).cache
+    settings = loaded(options).settings
+    llama, passed = await asyncio.to_thread(find, settings.llama, places(settings.node).cache)
+    if llama is None:
+        print(f"sollold: no llama.cpp here; run `sollold setup` first. {' '.join(passed)}", file=sys.stderr)
+        return Exit.FAILED
     out = console()
     with tempfile.TemporaryDirectory(prefix="sollold-demo-") as folder:
         models = Path(folder) / "models"
@@ -60,7 +65,7 @@ async def demo(options: argparse.Namespace) -> int:
         nodes: list[_Node] = []
         try:
             for name in NODES:
-                nodes.append(await _start(Path(folder), cache, name, models, [node.peer for node in nodes]))
+                nodes.append(await _start(Path(folder), llama, name, models, [node.peer for node in nodes]))
             await _met(nodes)
             await _show(nodes, out)
             if options.keep:
@@ -85,13 +90,13 @@ def _free_ports(count: int) -> list[int]:
         return [int(link.getsockname()[1]) for link in links]
 
 
-async def _start(folder: Path, cache: Path, name: str, models: Path, seeds: list[int]) -> _Node:
+async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: list[int]) -> _Node:
     http, peer = _free_ports(2)
     (folder / name).mkdir()
     values = {
         "node.name": name,
         "node.state_dir": folder / name / "state",
-        "node.cache_dir": cache,
+        "node.cache_dir": folder / name / "cache",
         "node.memory_limit": LIMIT,
         "node.reserve": 0,
         "http.host": "127.0.0.1",
@@ -104,6 +109,10 @@ async def _start(folder: Path, cache: Path, name: str, models: Path, seeds: list
         "models.folders": models if not seeds else "",
         "models.huggingface": "off",
         "ollama.enabled": "off",
+        "llama.server": llama.server,
+        "llama.rpc_server": llama.worker,
+        # The three share this machine's cores, and engines wait busily for each other.
+        "llama.threads": 1,
     }
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
     with (folder / name / "log").open("wb") as log:

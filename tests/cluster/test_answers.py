@@ -33,7 +33,8 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -> Iterator[Cluster]:
     settings = {"placement.context": 1024, "placement.slots": 1}
-    with Cluster(3, tmp_path_factory.mktemp("cluster"), memory="400 MB", settings=settings) as cluster:
+    folder = tmp_path_factory.mktemp("cluster")
+    with Cluster(3, folder, llama, memory="400 MB", settings=settings) as cluster:
         (cluster[0].models / "big.gguf").symlink_to(big)
         for index, words in enumerate((200, 300)):
             write(
