@@ -6,96 +6,14 @@ What is done in place (a rope, an activation, adding a bias) does not show; neit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from sollold.models.block import FLOAT, Batch, Block
 from sollold.models.graph import Graph
+from sollold.models.mixers import channel_mix, mixer
 
-_FLOAT = 4
 _ALIGNED = 128
+"""Bytes of what stands for the other inputs; the graph rounds to that."""
 _ROUNDS = 3
 """Blocks in a row until what they need repeats itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What one block computes: widths in elements of a token; 0 where it has no such part.
-
-    Attributes:
-        embd: hidden state.
-        q, k, v: what attention computes for new tokens; ``out``: its result before the output matrix.
-        heads: attention heads; ``head_k``, ``head_v``: elements of one.
-        fused: query, key and value come of one matrix; ``query_gate``: the query has a gate beside it.
-        latent, rope, q_rank: of multi-head latent attention.
-        mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``conv``,
-            ``rwkv6``, ``rwkv7``; or empty.
-        inner, steps, projected, convolved: of the mixer: its width, that of its time steps, what it projects
-            to, what it convolves; ``repeats``: keys are repeated to the width of values.
-        mixer_state, conv_state: elements a sequence.
-        ff, gated, wide: feed-forward layer; with a gate; the gate in the same matrix.
-        experts, used, ff_expert, ff_shared: of a mixture of experts; ``latent_expert``: width they work at.
-        parallel: attention and feed-forward start from the same norm: ``early`` or ``late``, by which is
-            added first, attention or the hidden state.
-        late: outputs are chosen only after the last block.
-        after: norms follow attention and feed-forward; attention has no cache.
-        choice: experts are chosen by more than their weight; ``expert_first``: weights come before them.
-        streams, per_layer: hidden states carried at once (AltUp), embedding of its own (Gemma).
-    """
-
-    embd: int
-    q: int = 0
-    k: int = 0
-    v: int = 0
-    out: int = 0
-    heads: int = 0
-    head_k: int = 0
-    head_v: int = 0
-    fused: bool = False
-    query_gate: bool = False
-    latent: int = 0
-    rope: int = 0
-    q_rank: int = 0
-    mixer: str = ""
-    inner: int = 0
-    steps: int = 0
-    repeats: bool = False
-    projected: int = 0
-    convolved: int = 0
-    mixer_state: int = 0
-    conv_state: int = 0
-    ff: int = 0
-    gated: bool = True
-    wide: bool = False
-    experts: int = 0
-    used: int = 0
-    ff_expert: int = 0
-    ff_shared: int = 0
-    expert_gated: bool = True
-    expert_first: bool = False
-    choice: bool = False
-    latent_expert: int = 0
-    parallel: str = ""
-    late: bool = False
-    after: bool = False
-    streams: int = 1
-    per_layer: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What is computed at once.
-
-    ``tokens``: of the ubatch; ``outputs``: those whose result is wanted; ``sequences``: slots; ``cells``:
-    of the cache over all streams, as far as one token sees them; ``flash``: flash attention; ``rotate_k``,
-    ``rotate_v``: the cache is quantized and its rows are rotated.
-    """
-
-    tokens: int
-    outputs: int
-    sequences: int
-    cells: int
-    flash: bool
-    rotate_k: bool = False
-    rotate_v: bool = False
 
 
 def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) -> int:
@@ -105,17 +23,18 @@ def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) ->
     never freed. ``first``: it is the first block of its device. ``last``: it is the last of the model.
     """
     graph = Graph()
-    size = block.embd * block.streams * batch.tokens * _FLOAT
+    size = block.embd * block.streams * batch.tokens * FLOAT
     state = graph.add(size, kept=piped and first and not block.after)
     given = 0
     if not piped:
         # The first hidden state lies before the other inputs and leaves a hole there.
-        given = graph.add(_FLOAT, kept=True) and _ALIGNED
+        graph.add(_ALIGNED, kept=True)
+        given = _ALIGNED
     elif first and not block.after:
         given = size
     if block.mixer == "rwkv7":
         # Every block needs the first one's value.
-        graph.add(block.embd * batch.tokens * _FLOAT, kept=True)
+        graph.add(block.embd * batch.tokens * FLOAT, kept=True)
     rounds = 1 if last else _ROUNDS
     for _ in range(rounds):
         state = _block(graph, block, batch, state, last=last and not block.late)
@@ -123,7 +42,7 @@ def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) ->
 
 
 def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
-    hidden = block.embd * batch.tokens * _FLOAT
+    hidden = block.embd * batch.tokens * FLOAT
     if block.after:
         return _block_normed_after(graph, block, batch, state, last=last)
     x = predictions = state
@@ -140,12 +59,12 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
         parts.append(_attention(graph, block, batch, normed, project=not waits))
     if block.mixer:
         source = graph.add(hidden, x) if parts else normed
-        mixed, parts = _mixer(graph, block, batch, source, parts)
+        mixed, parts = mixer(graph, block, batch, source, parts)
         parts.append(mixed)
     tokens = batch.tokens
     if last and (not block.mixer or len(parts) == 1):
         tokens = batch.outputs
-        hidden = block.embd * tokens * _FLOAT
+        hidden = block.embd * tokens * FLOAT
         parts = [graph.add(hidden, part) for part in parts]
         x = graph.add(hidden, x)
         normed = graph.add(hidden, normed) if block.parallel else normed
@@ -169,7 +88,7 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
     if block.streams > 1:
         return _corrected(graph, block, hidden, predictions, done)
     if block.per_layer:
-        gate = graph.add(block.per_layer * tokens * _FLOAT, done)
+        gate = graph.add(block.per_layer * tokens * FLOAT, done)
         done = graph.add(hidden, graph.add(hidden, gate), done, inplace=True)
     return done
 
@@ -177,7 +96,7 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
 def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
     """As in BERT: no norm before attention, but one after each half. There is no cache."""
     tokens = batch.outputs if last else batch.tokens
-    hidden = block.embd * tokens * _FLOAT
+    hidden = block.embd * tokens * FLOAT
     done = _attention(graph, block, batch, state)
     if last:
         done, state = graph.add(hidden, done), graph.add(hidden, state)
@@ -187,7 +106,7 @@ def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *,
 
 
 def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project: bool = True) -> int:
-    unit = batch.tokens * _FLOAT
+    unit = batch.tokens * FLOAT
     gate = None
     if block.fused:
         joint = graph.add((block.q + block.k + block.v) * unit, normed)
@@ -228,7 +147,7 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
 
 
 def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
-    unit = batch.tokens * _FLOAT
+    unit = batch.tokens * FLOAT
     source = graph.add(block.q_rank * unit, normed) if block.q_rank else normed
     query = graph.add(block.q * unit, source)
     turned = graph.add(block.heads * block.rope * unit, query)
@@ -250,119 +169,10 @@ def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> 
     return graph.add(block.embd * unit, result)
 
 
-def _mixer(
-    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int]
-) -> tuple[int, list[int]]:
-    """What takes attention's place or stands beside it; then ``waiting`` is attention's result."""
-    unit = batch.tokens * _FLOAT
-    if block.mixer == "conv":
-        return _short_convolution(graph, block, batch, normed), waiting
-    if block.mixer.startswith("rwkv"):
-        return _time_mix(graph, block, batch, normed), waiting
-    before = graph.add(block.conv_state * batch.sequences * _FLOAT)
-    if block.mixer == "delta":
-        return _delta(graph, block, batch, normed, before), waiting
-    joint = graph.add(block.projected * unit, normed)
-    window = graph.add(_convolved(block, batch), before, joint)
-    x = graph.add(block.convolved * unit, window)
-    if block.mixer == "mamba":
-        small = graph.add((block.steps + 2 * block.mixer_state // max(block.inner, 1)) * unit, x)
-        step = graph.add(block.inner * unit, graph.add(block.steps * unit, small))
-        scan = graph.add(_scanned(block, batch), x, step, small)
-    else:
-        step = graph.add(block.steps * unit, joint)
-        scan = graph.add(_scanned(block, batch), x, step)
-    waiting = [graph.add(block.embd * unit, part) for part in waiting]
-    skip = graph.add(block.inner * unit, x, inplace=block.mixer == "mamba")
-    result = graph.add(_scanned(block, batch), scan, skip, inplace=True)
-    gate = graph.add(block.inner * unit, joint)
-    return graph.add(block.embd * unit, graph.add(block.inner * unit, gate, result)), waiting
-
-
-def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int) -> int:
-    unit = batch.tokens * _FLOAT
-    joint = graph.add(block.convolved * unit, normed)
-    window = graph.add(_convolved(block, batch), before, joint)
-    state = graph.add(block.mixer_state * batch.sequences * _FLOAT)
-    x = graph.add(block.convolved * unit, window)
-    key = (block.convolved - block.inner) // 2
-    query, keys = graph.add(key * unit, x), graph.add(key * unit, x)
-    if block.repeats and key < block.inner:
-        query, keys = graph.add(block.inner * unit, query), graph.add(block.inner * unit, keys)
-    result = graph.add(_scanned(block, batch), query, keys, x, state)
-    result = graph.add(block.inner * unit, result)
-    gate = graph.add(block.inner * unit, normed)
-    result = graph.add(block.inner * unit, result, gate, inplace=True)
-    return graph.add(block.embd * unit, result)
-
-
-def _convolved(block: Block, batch: Batch) -> int:
-    """Bytes of a convolution's input: the tokens', and what is kept of those before."""
-    return (block.convolved * batch.tokens + block.conv_state * batch.sequences) * _FLOAT
-
-
-def _scanned(block: Block, batch: Batch, width: int = 0) -> int:
-    """Bytes of a scan's result: the tokens' and the new state."""
-    return ((width or block.inner) * batch.tokens + block.mixer_state * batch.sequences) * _FLOAT
-
-
-def _short_convolution(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
-    unit = batch.tokens * _FLOAT
-    joint = graph.add(3 * block.embd * unit, normed)
-    gated = graph.add(block.embd * unit, joint)
-    before = graph.add(block.conv_state * batch.sequences * _FLOAT)
-    window = graph.add(
-        (block.embd * batch.tokens + block.conv_state * batch.sequences) * _FLOAT, before, gated
-    )
-    mixed = graph.add(block.embd * unit, window)
-    gate = graph.add(block.embd * unit, mixed, joint, inplace=True)
-    return graph.add(block.embd * unit, gate)
-
-
-def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
-    """RWKV 6 and 7: everything is mixed with the token before, in several ways at once."""
-    hidden = block.embd * batch.tokens * _FLOAT
-    state = block.mixer_state * batch.sequences * _FLOAT
-    shift = graph.add(hidden, normed)
-    if block.mixer == "rwkv6":
-        mixed = graph.add(5 * hidden, graph.add(hidden, shift, normed), shift, normed)
-        before = graph.add(state)
-        key, value, receptance, decay = (graph.add(hidden, mixed) for _ in range(4))
-        scan = graph.add(hidden + state, key, value, receptance, decay, before)
-    else:
-        mixed = graph.add(6 * hidden, shift, normed)
-        before = graph.add(state)
-        receptance, decay, key, rate = (graph.add(hidden, mixed) for _ in range(4))
-        scaled = graph.add(hidden, key)
-        change = graph.add(hidden, rate, scaled)
-        value = graph.add(hidden, mixed)
-        other = graph.add(hidden, value)
-        value = graph.add(hidden, value, graph.add(hidden, mixed), other, inplace=True)
-        new_key = graph.add(hidden, change, scaled, inplace=True)
-        unit_key = graph.add(hidden, graph.add(hidden, key, inplace=True))
-        negative = graph.add(hidden, unit_key)
-        turned = graph.add(hidden, unit_key, rate, inplace=True)
-        scan = graph.add(hidden + state, receptance, decay, new_key, value, negative, turned, before)
-        graph.add(0, receptance, new_key, value)
-    result = graph.add(hidden, scan)
-    gate = graph.add(hidden, mixed)
-    return graph.add(hidden, graph.add(hidden, result, gate, inplace=True))
-
-
-def _channel_mix(graph: Graph, block: Block, tokens: int, normed: int) -> int:
-    hidden = block.embd * tokens * _FLOAT
-    shift = graph.add(hidden, normed)
-    if block.mixer == "rwkv7":
-        return graph.add(hidden, graph.add(block.ff * tokens * _FLOAT, graph.add(hidden, shift, normed)))
-    receptance = graph.add(hidden, graph.add(hidden, shift, normed))
-    key = graph.add(block.ff * tokens * _FLOAT, graph.add(hidden, shift, normed))
-    return graph.add(hidden, receptance, graph.add(hidden, key), inplace=True)
-
-
 def _feed_forward(graph: Graph, block: Block, tokens: int, normed: int) -> int:
-    unit = tokens * _FLOAT
+    unit = tokens * FLOAT
     if block.mixer.startswith("rwkv"):
-        return _channel_mix(graph, block, tokens, normed)
+        return channel_mix(graph, block, tokens, normed)
     if block.experts:
         return _experts(graph, block, tokens, normed)
     return _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated, wide=block.wide)
@@ -382,7 +192,7 @@ def _dense(
 
 
 def _experts(graph: Graph, block: Block, tokens: int, normed: int) -> int:
-    unit = tokens * _FLOAT
+    unit = tokens * FLOAT
     width = block.latent_expert or block.embd
     common = None
     if block.ff:

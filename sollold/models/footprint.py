@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sollold.models import blocks
-from sollold.models.blocks import Batch, Block
+from sollold.models.block import Batch, Block
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.models.tensor_type import by_name

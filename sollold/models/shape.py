@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sollold.models.architectures import ARCHITECTURES, UNKNOWN, Architecture
-from sollold.models.blocks import Block
+from sollold.models.block import Block
 from sollold.models.gguf import Header, Tensor
 
 ALIGNMENT = 128

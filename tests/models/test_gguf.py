@@ -11,14 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sollold.models import gguf, gguf_writer
+from sollold.models.footprint import footprint
 from sollold.models.gguf import Array, GgufError
 from sollold.models.gguf_writer import NewTensor
+from sollold.models.run import Run
+from sollold.models.shape import shape_of
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
 from tests.gguf.writer import write
 
 _KEEP_FIXTURE = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 _TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
 _VALUES = st.one_of(
@@ -99,6 +102,10 @@ def test_any_byte_may_be_wrong(tmp_path: Path, whole: bytes, data: st.DataObject
         assert error.path == str(path)
     else:
         assert sum(tensor.size for tensor in header.tensors) <= 2 * len(whole) * len(header.tensors)
+        # Whatever a header says, its memory can be asked for.
+        guess = footprint(shape_of(header), Run(context=4096, slots=2))
+        assert len(guess.weights) == guess.layers + 1
+        guess.compute(0, guess.layers + 1, devices=2, local=False, offloaded=guess.layers + 1)
 
 
 @_KEEP_FIXTURE
