@@ -83,6 +83,8 @@ def command_line(
         ("--log-verbosity", "4"),
         ("--log-colors", "off"),
         ("--no-webui",),
+        # A web page that a person on this machine looks at has no business here.
+        ("--cors-origins", "localhost"),
         ("--offline",),
     ):
         # Builds differ in what they know; what a build does not know it does not do either.
