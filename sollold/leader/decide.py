@@ -4,47 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
+from sollold.leader.reuse import Held, Use, Wait, footprint_of, what_is_there, wish_of
 from sollold.leader.world import World, in_use, is_loading, runs_on_llama, why_blocked
-from sollold.models.footprint import Footprint, footprint
 from sollold.models.model import Model
-from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.placement import context
 from sollold.placement.fleet import Fleet
 from sollold.placement.plan import Plan
-from sollold.placement.planner import Alternative, Choice, choose
+from sollold.placement.planner import Choice, choose
+from sollold.placement.rung import Alternative
 from sollold.placement.shortfall import Busy, Shortfall, explain
-from sollold.placement.wish import MOST_DEVICES, Policy, Wish
 from sollold.serving.ask import Fault
-
-Held = tuple[Record, Endpoint]
-"""An endpoint and the node that has it."""
 
 IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
 FASTER = 1.5
 """How much faster that plan must be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """``endpoint`` on ``node`` answers now."""
-
-    endpoint: str
-    node: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """``deployment`` is being loaded by ``head``."""
-
-    deployment: str
-    head: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +60,7 @@ Decision = Use | Wait | Place | Soon | Refuse
 
 def decide(ask: Ensure, world: World) -> Decision:
     """The one decision. ``world.holders`` is not empty: the name was found."""
-    there = _there(ask, world)
+    there = what_is_there(ask, world)
     larger: Held | None = None
     if isinstance(there, tuple):
         larger = there
@@ -97,132 +76,6 @@ def decide(ask: Ensure, world: World) -> Decision:
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
-
-
-def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
-    """What the planner is asked for."""
-    placement = world.settings.placement
-    threshold = placement.distributed_threshold
-    return Wish(
-        model=model.name,
-        digest=model.digest,
-        parameters=model.parameters,
-        size=model.size,
-        context=ask.context,
-        usual=placement.context,
-        slots=ask.slots or placement.slots,
-        type_k=ask.type_k or placement.type_k,
-        type_v=ask.type_v or placement.type_v,
-        ubatch=placement.ubatch,
-        policy=Policy(ask.policy or placement.policy),
-        workers=min(ask.workers or placement.max_workers, MOST_DEVICES),
-        distributed=placement.enable_distributed,
-        always=placement.enable_distributed and 0 < threshold <= model.parameters / 1e9,
-        fixed=ask.fixed,
-        embedding=for_embedding(ask, model),
-    )
-
-
-def for_embedding(ask: Ensure, model: Model) -> bool:
-    """Whether its llama-server must be one for embeddings: then it does nothing else."""
-    return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
-
-
-@lru_cache(maxsize=256)
-def footprint_of(shape: Shape, run: Run) -> Footprint:
-    """The footprint, remembered: a plan is asked for again and again while callers wait."""
-    return footprint(shape, run)
-
-
-# What is there
-
-
-def _there(ask: Ensure, world: World) -> Decision | Held | None:
-    """What runs or loads already. A pair: an idle deployment whose context is too small for this."""
-    model = world.holders[0][1]
-    embedding = for_embedding(ask, model)
-    same = [
-        (record, endpoint)
-        for record, endpoint in world.endpoints()
-        if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
-        and not record.draining
-        and record.node not in ask.exclude
-    ]
-    ready = [
-        (record, endpoint)
-        for record, endpoint in same
-        if endpoint.backend is not Backend.OLLAMA
-        and ask.llama
-        and endpoint.state is State.READY
-        and endpoint.embedding == embedding
-    ]
-    needed = min(ask.context, model.context_train) if model.context_train else ask.context
-    wide = [pair for pair in ready if pair[1].context >= needed]
-    if wide:
-        record, endpoint = min(wide, key=_line)
-        return Use(endpoint.id, record.node, "it is loaded there")
-    loading = [
-        (record.node, endpoint.id)
-        for record, endpoint in same
-        if endpoint.backend is not Backend.OLLAMA
-        and ask.llama
-        and is_loading(endpoint)
-        and endpoint.embedding == embedding
-    ] + [
-        (promise.head, promise.deployment)
-        for promise in world.promises
-        if promise.digest == model.digest
-        and ask.llama
-        and promise.embedding == embedding
-        and promise.deployment not in world.gone
-        and not any(e.id == promise.deployment for _, e in world.endpoints())
-    ]
-    if loading:
-        return Wait(loading[0][1], loading[0][0])
-    if ready:
-        record, endpoint = min(ready, key=_line)
-        if in_use(endpoint) or endpoint.id in world.unwilling:
-            return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
-        return record, endpoint
-    if ask.ollama:
-        return _in_ollama(model, same, world)
-    return None
-
-
-def _line(pair: Held) -> tuple[float, str]:
-    _, endpoint = pair
-    return (endpoint.active + endpoint.waiting) / max(1, endpoint.slots), endpoint.id
-
-
-def _in_ollama(model: Model, same: list[Held], world: World) -> Use | None:
-    """An Ollama that has the model, loaded or able to hold it."""
-    ours = [
-        (record, endpoint)
-        for record, endpoint in same
-        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
-    ]
-    only = not any(runs_on_llama(one) for _, one in world.holders)
-    fitting = [pair for pair in ours if pair[1].loaded or only or _fits_there(model, pair[0], world)]
-    if not fitting:
-        return None
-    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
-    why = "it is loaded in the Ollama there" if endpoint.loaded else "it fits the Ollama there"
-    return Use(endpoint.id, record.node, why)
-
-
-def _fits_there(model: Model, record: Record, world: World) -> bool:
-    """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
-    room = sum(device.available for device in record.devices)
-    idle = [e for e in record.endpoints if e.backend is Backend.OLLAMA and e.loaded and not in_use(e)]
-    room += sum(one.bytes for one in idle)
-    if world.shape is None:
-        return model.size * 1.1 <= room
-    least = context.run_with(wish_of(Ensure(model.name), model, world), context.LEAST, 1)
-    need = footprint_of(world.shape, least)
-    return need.host_weights + sum(need.weights) + sum(need.state) <= room
-
-
-# Placing
 
 
 def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:

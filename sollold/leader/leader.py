@@ -9,25 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.record import State
-from sollold.cluster.term import Term
 from sollold.cluster.view import View
 from sollold.config import Settings
-from sollold.leader.decide import Decision, Place, Refuse, Soon, Use, Wait, decide, for_embedding
+from sollold.leader.carry import UNLOAD_TIMEOUT, Carrier, StaleError
+from sollold.leader.decide import Decision, Place, Refuse, Soon, decide
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
 from sollold.leader.library import Library
 from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
-from sollold.leader.world import Promise, World, runs_on_llama, unloaded
+from sollold.leader.reuse import Use, Wait, for_embedding
+from sollold.leader.world import World, runs_on_llama, unloaded
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement.speed import Correction, uncorrected
@@ -37,19 +36,11 @@ log = logging.getLogger("sollold.leader")
 
 ANSWER_WITHIN = 20.0
 """Seconds after which a caller gets PLANNING rather than no answer."""
-CALL_TIMEOUT = 5.0
-UNLOAD_TIMEOUT = 60.0
 ATTEMPTS = 6
 REPLICA_EVERY = 2.0
 """Seconds between two looks at the lines."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
-FREED_WITHIN = 3.0
-"""Seconds in which the records should show memory that was given back."""
-
-
-class StaleError(Exception):
-    """This node does not lead any more."""
 
 
 class Leader:
@@ -76,6 +67,7 @@ class Leader:
         self._corrections = corrections
         self._clock = clock
         self._memory = Memory()
+        self._carrier = Carrier(view, calls, self._memory, clock)
         self._jobs: dict[tuple[str, bool], asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
         """The line of placements: a second one is planned when the first has its bytes."""
@@ -221,6 +213,8 @@ class Leader:
     async def _carry_out(self, ask: Ensure) -> Ensured:
         """Place a model. Placements go one after the other, so that no byte is planned for twice."""
         out: dict[str, str] = {}
+        usual = self._settings.placement.keep_alive
+        keep_alive = usual if ask.keep_alive is None else ask.keep_alive
         async with self._turn:
             for _ in range(ATTEMPTS):
                 term = self._view.leader()
@@ -233,7 +227,7 @@ class Leader:
                 if not isinstance(decision, Place):
                     return _answer(decision)
                 try:
-                    deployment = await self._attempt(ask, decision, term, out)
+                    deployment = await self._carrier.carry_out(decision, keep_alive, term, out)
                 except StaleError:
                     return self._elsewhere()
                 if deployment:
@@ -246,126 +240,6 @@ class Leader:
             message=f"{ask.model} could not be placed: {_story(out) or 'the memory changed under the plan'}.",
             retry_after=5.0,
         )
-
-    async def _attempt(self, ask: Ensure, place: Place, term: Term, out: dict[str, str]) -> str:
-        """Carry one plan out: the deployment's id, or empty when it must be planned anew.
-
-        Raises:
-            StaleError: another node leads.
-        """
-        if not await self._evict(place, term):
-            return ""
-        plan = place.plan
-        deployment = f"{_slug(plan.model)}-{secrets.token_hex(4)}"
-        owners = sorted(plan.bytes_by_owner().items())
-        reserved: list[str] = []
-        try:
-            for node, wanted in owners:
-                reserved.append(node)
-                if not await self._reserve(deployment, plan.head, node, wanted, term, out):
-                    await self._release(deployment, plan.head, reserved, term)
-                    return ""
-            self._check(term)
-            done = await self._deploy(deployment, place, ask, term)
-        except StaleError:
-            await self._release(deployment, plan.head, reserved, term)
-            raise
-        if not done.ok:
-            out[plan.head] = done.reason
-            self._memory.nodes.failed(plan.head, done.reason, self._clock())
-            await self._release(deployment, plan.head, reserved, term)
-            return ""
-        held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
-        model = plan.model
-        promise = Promise(deployment, plan.head, model, plan.digest, plan.run.embedding, held)
-        self._memory.promised(promise, self._clock())
-        log.info(
-            "%s goes to %s: %s", model, plan.head, " ".join(plan.reasons), extra={"deployment": deployment}
-        )
-        return deployment
-
-    async def _reserve(
-        self,
-        deployment: str,
-        head: str,
-        node: str,
-        wanted: dict[str, int],
-        term: Term,
-        out: dict[str, str],
-    ) -> bool:
-        self._check(term)
-        request = Reserve(term, deployment, head, wanted)
-        try:
-            answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
-        except PeerError as error:
-            out[node] = f"it could not be asked for memory ({error})"
-            self._memory.nodes.failed(node, str(error), self._clock())
-            return False
-        if answer.ok:
-            return True
-        log.info("%s refused %s: %s", node, deployment, answer.reason)
-        available = answer.available or {}
-        short = any(size > available.get(device, 0) for device, size in wanted.items() if size)
-        fits_each = bool(available) and not short and len(wanted) > 1
-        if available and (short or fits_each):
-            self._memory.told(node, available, wanted, self._clock())
-        else:
-            # Not for want of bytes: it drains, is clearing up, or knows a newer leader.
-            out[node] = answer.reason
-        return False
-
-    async def _deploy(self, deployment: str, place: Place, ask: Ensure, term: Term) -> Done:
-        keep = self._settings.placement.keep_alive if ask.keep_alive is None else ask.keep_alive
-        request = Deploy(term, deployment, place.plan, keep)
-        try:
-            return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
-        except PeerError as error:
-            # It may have arrived: whatever came of it is ended with the release that follows.
-            return Done(False, f"it could not be told to load the model ({error})")
-
-    async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
-        async def one(node: str) -> None:
-            with contextlib.suppress(PeerError):
-                request = Release(term, deployment, head)
-                await self._calls.call(node, "release", request, Done, timeout=CALL_TIMEOUT)
-
-        await asyncio.gather(*(one(node) for node in nodes))
-
-    async def _evict(self, place: Place, term: Term) -> bool:
-        """End idle deployments and wait until the records show their bytes. False: one refused."""
-        if not place.evictions:
-            return True
-        self._check(term)
-
-        async def one(node: str, deployment: str, model: str) -> bool:
-            reason = f"makes room for {place.plan.model}"
-            request = Unload(term, deployment, reason=reason)
-            try:
-                done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
-            except PeerError as error:
-                done = Done(False, str(error))
-            if done.ok:
-                log.info("%s %s", model, reason, extra={"deployment": deployment})
-                if not deployment.startswith("ollama:"):
-                    self._memory.ended(deployment, self._clock())
-                return True
-            log.info("%s was not unloaded: %s", model, done.reason, extra={"deployment": deployment})
-            self._memory.unwilling(deployment, self._clock())
-            return False
-
-        ended = await asyncio.gather(*(one(*victim) for victim in place.evictions))
-        if not all(ended):
-            return False
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FREED_WITHIN):
-                await self._until_free({deployment for _, deployment, _ in place.evictions})
-        return True
-
-    async def _until_free(self, deployments: set[str]) -> None:
-        """Wait until no record shows a grant of these."""
-        while any(grant.deployment in deployments for record in self._view.live() for grant in record.grants):
-            self._changed.clear()
-            await self._changed.wait()
 
     async def _drop(self, drop: Drop) -> Dropped:
         term = self._view.leader()
@@ -385,28 +259,19 @@ class Leader:
             )
         ]
 
-        async def one(node: str, deployment: str) -> str:
-            request = Unload(term, deployment, drop.force, drop.reason)
-            try:
-                done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
-            except PeerError as error:
-                return str(error)
-            if done.ok and not deployment.startswith("ollama:"):
-                self._memory.ended(deployment, self._clock())
-            return "" if done.ok else done.reason
-
-        answers = await asyncio.gather(*(one(node, deployment) for node, deployment in wanted))
-        told = [(deployment, why) for (_, deployment), why in zip(wanted, answers, strict=True)]
+        done = await asyncio.gather(
+            *(
+                self._carrier.unload(node, deployment, term, drop.reason, force=drop.force)
+                for node, deployment in wanted
+            )
+        )
+        told = list(zip((deployment for _, deployment in wanted), done, strict=True))
         return Dropped(
-            ended=tuple(deployment for deployment, why in told if not why),
-            refused=tuple((deployment, why) for deployment, why in told if why),
+            ended=tuple(deployment for deployment, one in told if one.ok),
+            refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
         )
 
     # Inside
-
-    def _check(self, term: Term) -> None:
-        if self._view.leader() != term or not self._leads:
-            raise StaleError
 
     def _observe(self) -> None:
         self._memory.observe(self._view.live(), self._clock())
@@ -473,11 +338,6 @@ def _answer(decision: Decision) -> Ensured:
             return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
         case Place():
             raise AssertionError("a placement is carried out, not answered")
-
-
-def _slug(name: str) -> str:
-    kept = "".join(c if c.isalnum() else "-" for c in name.rsplit("/", 1)[-1].lower())
-    return kept.strip("-")[:32] or "model"
 
 
 def _story(out: dict[str, str]) -> str:

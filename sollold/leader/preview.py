@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sollold.leader.decide import Decision, Place, Refuse, Soon, Use, Wait
+from sollold.leader.decide import Decision, Place, Refuse, Soon
 from sollold.leader.ensure import Free, Missing, Option, PlanPreview, Verdict
+from sollold.leader.reuse import Use, Wait
 from sollold.leader.world import World
-from sollold.placement.planner import Alternative
+from sollold.placement.rung import Alternative
 from sollold.placement.shortfall import Shortfall
 
 

@@ -33,7 +33,7 @@ class Wish:
         slots: requests at a time; fewer are given before it is refused.
         workers: most machines besides the head.
         distributed: it may be spread over several machines; ``always``: it must be.
-        fixed: (node, count of layers) that the user fixed, in layer order, the output counted as one.
+        fixed: (node's id or name, count of layers) that the user fixed, in layer order; the output is one.
         devices: (node, device) that the user allows; empty: all.
         head: the node that must be the head; empty: any that has the file.
     """

@@ -7,7 +7,8 @@ from math import inf
 
 import pytest
 
-from sollold.placement.split import Bin, Split, best_split
+from sollold.placement.arrange import Bin, Split
+from sollold.placement.split import best_split
 
 
 def reference(memory: list[int], active: list[int], bins: list[Bin]) -> float:

@@ -1,0 +1,86 @@
+"""A model over several machines: the fastest split, or by the policy or the counts that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+
+from sollold.machine.device import Kind
+from sollold.placement import speed
+from sollold.placement.draft import Draft
+from sollold.placement.fleet import Link, Machine, links_between
+from sollold.placement.rung import Rung
+from sollold.placement.share_out import fixed, proportional
+from sollold.placement.wish import Policy
+
+HEADS = 4
+"""Heads for which splits are sought at most."""
+MANY = 64
+"""Machines from which on half as many are tried."""
+
+
+def over_several(rung: Rung) -> Draft | None:
+    """The best split over several machines by the wish's policy."""
+    if rung.wish.fixed:
+        return fixed(rung)
+    if not rung.wish.distributed:
+        return None
+    if sum(machine.room for machine in rung.fleet.machines) < rung.needed:
+        return None
+    heads = sorted(rung.heads(), key=lambda head: _promise(rung, head))
+    heads = heads[: HEADS if len(rung.fleet.machines) <= MANY else HEADS // 2]
+    best: Draft | None = None
+    for head in heads:
+        links = links_between(rung.fleet.machines, head)
+        if rung.wish.policy is Policy.FASTEST:
+            found = _fastest(rung, head, links, best.seconds if best is not None else inf)
+        else:
+            found = proportional(rung, head, links)
+        if found is None:
+            continue
+        if best is None or found.seconds < best.seconds * 0.999:
+            best, found = found, best
+        if found is not None:
+            rung.lose(found, f"slower than with {best.head.name} as the head")
+    return best
+
+
+def _promise(rung: Rung, head: Machine) -> tuple[float, str]:
+    """Seconds a byte and hops if ``head`` held what fits it: the fewer the better a head it is."""
+    left, cost = float(rung.needed), 0.0
+    for spot in sorted(rung.spots[head.node], key=lambda s: speed.seconds_per_byte(s, rung.correction)):
+        held = min(left, spot.room)
+        cost += held * speed.seconds_per_byte(spot, rung.correction)
+        left -= held
+    trips = sorted(link.round_trip for _, link in head.links)[:3]
+    return cost + left / 10e9 + sum(trips), head.node
+
+
+def _fastest(rung: Rung, head: Machine, links: Mapping[str, Link], below: float) -> Draft | None:
+    own = rung.spots[head.node]
+    cpu = next((spot for spot in own if spot.kind is Kind.CPU), None)
+    gpu_head = any(spot.kind is Kind.GPU for spot in own)
+    others = [
+        spot
+        for machine in rung.fleet.machines
+        for spot in rung.spots[machine.node]
+        if not (spot.node == head.node and spot.kind is Kind.CPU)
+    ]
+    found = []
+    line = [*others, cpu] if cpu is not None and not gpu_head else others
+    bins = [(spot, rung.bin(spot, head, links, copies=True)) for spot in line]
+    found.append(rung.search(head, bins, links, below))
+    if cpu is not None:
+        if found[0] is not None:
+            below = min(below, found[0].seconds)
+        bins = [(spot, rung.bin(spot, head, links, copies=False)) for spot in others]
+        found.append(rung.search(head, [*bins, (cpu, rung.host_bin(cpu, head))], links, below))
+    fitting = [one for one in found if one is not None]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda one: (one.seconds, len(one.shares)))
+    for other in fitting:
+        if other is not best and other.shares != best.shares:
+            way = "its processor computing the first layers" if other.on_host else "a worker of its own"
+            rung.lose(other, f"{head.name} with {way} is slower")
+    return best

@@ -1,0 +1,122 @@
+"""Layers shared out by a policy that is not after speed, or by counts that the user fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sollold.machine.device import Kind
+from sollold.placement.draft import Draft, Hold
+from sollold.placement.fleet import Link, Machine, Spot, links_between
+from sollold.placement.proportion import Room, by_count, by_room
+from sollold.placement.rung import Alternative, Rung
+from sollold.placement.wish import MOST_DEVICES, Policy
+from sollold.units import bytes_text
+
+
+def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft | None:
+    """The split by the policies ``memory_aware``, ``even`` and ``spread``."""
+    line: list[tuple[Spot, Room]] = []
+    machines = [rung.fleet.machine(node) for node in rung.spots]
+    for machine in machines:
+        if machine is None:
+            continue
+        spots = rung.spots[machine.node]
+        gpus = [spot for spot in spots if spot.kind is Kind.GPU]
+        for spot in gpus or spots:
+            one = rung.bin(spot, head, links, copies=True)
+            if max(one.room, one.room_last) > 0:
+                line.append((spot, Room(max(one.room, 0), max(one.room_last, 0))))
+    line.sort(key=lambda pair: (-pair[1].middle, pair[0].node, pair[0].device))
+    line = _within_workers(rung, line, head)
+    counts = range(1, len(line) + 1)
+    if rung.wish.policy is Policy.SPREAD:
+        counts = range(len(line), 0, -1)
+    for count in counts:
+        # The head's own devices end the line, so that the logits need no network.
+        chosen = sorted(line[:count], key=lambda pair: pair[0].node == head.node)
+        rooms = [room for _, room in chosen]
+        share_out = by_count if rung.wish.policy is Policy.EVEN else by_room
+        runs = share_out(rung.memory, rooms)
+        if runs is None:
+            continue
+        holds = [
+            (spot, first, last) for (spot, _), (first, last) in zip(chosen, runs, strict=True) if last > first
+        ]
+        made = rung.draft(head, 0, holds, links)
+        if not made.short and not (rung.wish.always and len(made.nodes) == 1):
+            return made
+    return None
+
+
+def _within_workers(rung: Rung, line: list[tuple[Spot, Room]], head: Machine) -> list[tuple[Spot, Room]]:
+    kept: list[tuple[Spot, Room]] = []
+    workers: set[str] = set()
+    for spot, room in line:
+        if len(kept) == MOST_DEVICES:
+            break
+        if spot.node != head.node:
+            if spot.node not in workers and len(workers) >= rung.wish.workers:
+                continue
+            workers.add(spot.node)
+        kept.append((spot, room))
+    return kept
+
+
+def fixed(rung: Rung) -> Draft | None:
+    """The counts that the user fixed, each machine's shared out over its devices."""
+    counts = list(rung.wish.fixed)
+    given = sum(count for _, count in counts)
+    if counts and given == rung.footprint.layers:
+        counts[-1] = (counts[-1][0], counts[-1][1] + 1)
+        given += 1
+    if given != rung.total or any(count < 0 for _, count in counts):
+        rung.lost.append(
+            Alternative(
+                "the fixed counts",
+                0.0,
+                f"they sum to {given}; the model has {rung.footprint.layers} layers and the output: "
+                f"{rung.total}",
+            )
+        )
+        return None
+    for head in sorted(
+        rung.heads(), key=lambda one: all(node not in (one.node, one.name) for node, _ in counts)
+    ):
+        made = _fixed_on(rung, head, counts)
+        if made is None:
+            continue
+        if not made.short:
+            return made
+        worst = made.short[0]
+        rung.lost.append(
+            Alternative(
+                f"the fixed counts with {head.name} as the head",
+                0.0,
+                f"{rung.fleet.name(worst.node)} {worst.device} would need {bytes_text(worst.needed)}, "
+                f"{bytes_text(worst.room)} are there",
+            )
+        )
+    return None
+
+
+def _fixed_on(rung: Rung, head: Machine, counts: list[tuple[str, int]]) -> Draft | None:
+    links = links_between(rung.fleet.machines, head)
+    on_host, at = 0, 0
+    holds: list[Hold] = []
+    for node, count in counts:
+        machine = next((one for one in rung.fleet.machines if node in (one.node, one.name)), None)
+        spots = rung.spots[machine.node] if machine is not None else ()
+        gpus = [spot for spot in spots if spot.kind is Kind.GPU]
+        spots = tuple(gpus) or spots
+        if not spots:
+            rung.lost.append(Alternative("the fixed counts", 0.0, f"{node} is not there"))
+            return None
+        if machine is head and not gpus and at == 0:
+            on_host = at = count
+            continue
+        memory = rung.memory[at : at + count]
+        rooms = [Room(max(spot.room, 1), max(spot.room, 1)) for spot in spots]
+        runs = by_room(memory, rooms) or [(0, count)]
+        holds += [(s, at + a, at + b) for s, (a, b) in zip(spots, runs, strict=False) if b > a]
+        at += count
+    return rung.draft(head, on_host, holds, links)
