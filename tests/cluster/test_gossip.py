@@ -344,7 +344,8 @@ def test_a_suspect_that_refutes_lives() -> None:
 def test_old_gossip_does_not_bring_the_dead_back() -> None:
     gossip = know(core(), B, C)
     says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
-    assert not changes(says(gossip, C, alive(B, 1)))
+    play(gossip, 1.0, 3.5, silent=(B,))
+    assert not changes(says(gossip, C, alive(B, 1), now=3.5))
     assert not gossip.alive(B)
 
 
@@ -376,8 +377,9 @@ def test_old_accusations_do_not_touch_the_living() -> None:
 def test_the_dead_that_speaks_is_told_and_comes_back_by_refuting() -> None:
     gossip = know(core(), B, C)
     says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
-    assert Dead(B, 1, B) in sent(says(gossip, B, Ping(1, ME)), at(B))
-    assert (Change.JOINED, B) in changes(says(gossip, B, alive(B, 2)))
+    play(gossip, 1.0, 3.5, silent=(B,))
+    assert Dead(B, 1, B) in sent(says(gossip, B, Ping(1, ME), now=3.5), at(B))
+    assert (Change.JOINED, B) in changes(says(gossip, B, alive(B, 2), now=3.5))
 
 
 def test_a_restarted_node_is_told_what_is_held_of_it_and_comes_back_at_once() -> None:
@@ -572,6 +574,7 @@ def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
     exchange(gossip, leader, 5.0)
     assert gossip.leader() == Term(6, ME)
     says(gossip, B, alive(B), Suspect(ME, 9, B), Dead(ME, 9, B), now=6.0)
+    play(gossip, 6.0, 8.01, silent=(ME,))
     assert gossip.leader() == Term()
-    play(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
+    play(gossip, 8.01, 8.01 + LAN.settle + LAN.patience + 0.01, silent=(ME,))
     assert gossip.leader() == Term(7, C)

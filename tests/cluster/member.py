@@ -1,0 +1,66 @@
+"""A program for the cluster tests: one node without models, which writes a line for every change it sees.
+
+``python -m tests.cluster.member STATE LOG [key=value…]`` with the fields of ``[cluster]`` as keys. Each line
+of LOG is JSON: seconds (of the machine's own clock, the same for all), live nodes' names, the leader's name.
+SIGTERM leaves, SIGUSR1 writes the CPU seconds used so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from sollold.cluster.identity import Identity, Tokens, node_id
+from sollold.cluster.node import ClusterNode
+from sollold.cluster.peer_server import Peers
+from sollold.cluster.record import Record
+from sollold.config import ClusterSettings
+
+
+async def main(state: Path, log: Path, *options: str) -> None:
+    settings = msgspec.convert(
+        {key: value.split(",") if key in ("seeds", "interfaces") else value for key, _, value in
+         (option.partition("=") for option in options)},
+        ClusterSettings, strict=False,
+    )  # fmt: skip
+    state.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
+    identity = Identity(node_id(state), Tokens.read(settings.token))
+    record = Record(
+        node=identity.node, name=state.name, version=0, addresses=(), http_port=1, peer_port=0, release="0"
+    )
+    node = ClusterNode(settings, identity, record, Peers(identity), state)
+    out = log.open("a", buffering=1)
+    last: list[object] = []
+
+    def write() -> None:
+        nonlocal last
+        leader = node.record(node.leader().leader)
+        seen = [sorted(one.name for one in node.live()), leader.name if leader else "", node.leader().counter,
+                list(node.status().links)]  # fmt: skip
+        if seen != last:
+            last = seen
+            out.write(json.dumps([time.monotonic(), *seen]) + "\n")
+
+    node.subscribe(write)
+    await node.start()
+    write()
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(
+        signal.SIGUSR1, lambda: (log.parent / f"{log.name}.cpu").write_text(str(time.process_time()))
+    )
+    await stop.wait()
+    await node.close()
+
+
+logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+uvloop.run(main(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]))

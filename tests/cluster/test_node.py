@@ -1,0 +1,171 @@
+"""The whole shell on loopback addresses: seeds, memory, calls, leaving, what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sollold.cluster.peer import PeerError
+from sollold.cluster.peer_server import PortTaken
+from sollold.cluster.seeds import BadSeed, Seed
+from tests.cluster.shells import Nodes, until
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    name: str
+
+
+async def greet(who: str, asked: Hello) -> Hello:
+    return Hello(f"{asked.name}, {who}")
+
+
+async def test_three_find_each_other_by_one_seed(nodes: Nodes) -> None:
+    first = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
+    second = await nodes.start(2, first)
+    third = await nodes.start(3, first)
+    for one in nodes.running:
+        await until(lambda one=one: len(one.live()) == 3)
+        await until(lambda one=one: len(one.status().links) == 2)
+        await until(lambda one=one: one.leader().leader != "")
+    assert len({one.leader() for one in nodes.running}) == 1
+    me = third.me.node
+    answer = await third.calls.call(first.me.node, "greet", Hello("hello"), Hello, timeout=3)
+    assert answer == Hello(f"hello, {me}")
+    # What a node says of itself is seen by the others, and equal values say nothing.
+    heard: list[int] = []
+    end = second.subscribe(lambda: heard.append(1))
+    third.update_me(build="b1", setup="ready")
+    await until(lambda: (second.record(me) or second.me).build == "b1")
+    assert heard
+    end()
+    version = third.me.version
+    third.update_me(build="b1")
+    assert third.me.version == version
+    # Links are measured and told.
+    for one in nodes.running:
+        await until(lambda one=one: {node for node, trip, _ in one.me.links if 0 < trip < 1} == {
+            other.me.node for other in nodes.running if other is not one
+        })  # fmt: skip
+
+
+async def test_leaving_is_seen_at_once_and_calls_then_fail_clearly(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(lambda: len(first.live()) == 2 and len(second.live()) == 2)
+    gone = second.me.node
+    nodes.running.remove(second)
+    await second.close()
+    assert await until(lambda: len(first.live()) == 1) < 0.5
+    with pytest.raises(PeerError) as caught:
+        await first.calls.call(gone, "greet", Hello("x"), Hello, timeout=3)
+    assert caught.value.transport
+
+
+async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(
+        lambda: len(second.live()) == 2 and second.leader().leader != "" and first.leader().leader != ""
+    )
+    port, me, term, version = second.port, second.me.node, second.leader().counter, second.me.version
+    nodes.running.remove(second)
+    await second.close()
+    remembered = json.loads((tmp_path / "state2" / "peers.json").read_text())
+    assert [peer["node"] for peer in remembered] == [first.me.node]
+    # No seed this time.
+    again = await nodes.start(2, port=port)
+    assert again.me.node == me
+    await until(lambda: len(again.live()) == 2 and len(first.live()) == 2)
+    await until(lambda: again.leader() == first.leader() and again.leader().leader != "")
+    assert again.leader().counter >= term
+    again.update_me(setup="again")
+    assert again.me.version > version
+
+
+async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
+    nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state1"
+    state.mkdir()
+    for name in ("peers.json", "membership.json", "node-id"):
+        (state / name).write_bytes(b"\x00\xffrubbish")
+    with caplog.at_level(logging.WARNING):
+        node = await nodes.start(1)
+    assert len(node.live()) == 1
+    assert "peers.json" in caplog.text
+    assert "membership.json" in caplog.text
+
+
+async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    other = await nodes.start(2, first, token="ab" * 32)
+    third = await nodes.start(3, first)
+    await until(lambda: len(third.live()) == 2)
+    await until(lambda: first.status().refused["foreign"] > 0)
+    assert len(other.live()) == 1
+    assert len(first.live()) == 2
+
+
+async def test_a_port_in_use_is_one_clear_error(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    twin = nodes.make(1, port=first.port)
+    with pytest.raises(PortTaken, match=f"port {first.port}/TCP on 127.0.0.2"):
+        await twin.start()
+    await twin.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.3", 0))
+        port = taken.getsockname()[1]
+        twin = nodes.make(2, port=port)
+        with pytest.raises(PortTaken, match=f"port {port}/UDP on 127.0.0.3"):
+            await twin.start()
+        await twin.close()
+
+
+async def test_rubbish_on_the_gossip_port_is_counted_and_dropped(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(lambda: len(second.live()) == 2)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for size in (0, 1, 40, 1400, 9000):
+            stranger.sendto(b"\x01" * size, (first.me.addresses[0], first.port))
+    await until(lambda: sum(first.status().refused.values()) >= 5)
+    assert len(first.live()) == 2
+
+
+async def test_nothing_is_left_running(nodes: Nodes) -> None:
+    before = asyncio.all_tasks()
+    one = await nodes.start(1)
+    two = await nodes.start(2, one)
+    await until(lambda: len(one.status().links) == 1 and len(two.status().links) == 1)
+    nodes.running.clear()
+    await asyncio.gather(one.close(), two.close())
+    await one.close()  # twice does no harm
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
+@pytest.mark.parametrize(
+    ("text", "seed"),
+    [
+        ("one.example", Seed("one.example", 11436)),
+        ("one.example:7", Seed("one.example", 7)),
+        ("10.0.0.1:11436", Seed("10.0.0.1", 11436)),
+        ("fd00::1", Seed("fd00::1", 11436)),
+        ("[fd00::1]:9", Seed("fd00::1", 9)),
+        ("[fd00::1]", Seed("fd00::1", 11436)),
+    ],
+)
+def test_seeds_are_read(text: str, seed: Seed) -> None:
+    assert Seed.read(text, 11436) == seed
+
+
+@pytest.mark.parametrize("text", ["", "a:b", "a:70000", ":1", "[fd00::1", "[fd00::1]9", "a:0"])
+def test_bad_seeds_are_named(text: str) -> None:
+    with pytest.raises(BadSeed, match=r"cluster\.seeds"):
+        Seed.read(text, 11436)

@@ -1,0 +1,214 @@
+"""Nodes in network namespaces with real mDNS: joining, dying, cut cables, partitions."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import netns
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Member:
+    """A node's process in a machine, and what it said it saw."""
+
+    def __init__(self, machine: netns.Machine, name: str, folder: Path) -> None:
+        self.machine = machine
+        self.name = name
+        self.folder = folder
+        self.log = folder / f"{name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        with (self.folder / f"{self.name}.out").open("ab") as out:
+            self.process = self.machine.popen(
+                [sys.executable, "-m", "tests.cluster.member", self.folder / self.name, self.log, *options],
+                cwd=ROOT, stdout=out, stderr=out,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def history(self) -> list[tuple[float, list[str], str, int, list[str]]]:
+        if not self.log.exists():
+            return []
+        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines() if line.endswith("]")]
+
+    def live(self) -> list[str]:
+        seen = self.history()
+        return seen[-1][1] if seen else []
+
+    def leader(self) -> tuple[str, int]:
+        seen = self.history()
+        return (seen[-1][2], seen[-1][3]) if seen else ("", 0)
+
+    def links(self) -> int:
+        seen = self.history()
+        return len(seen[-1][4]) if seen else 0
+
+
+class Cluster:
+    """Three members on a LAN."""
+
+    def __init__(self, lan: netns.Lan, folder: Path) -> None:
+        self.lan = lan
+        self.members = [Member(machine, f"m{at}", folder) for at, machine in enumerate(lan)]
+        self.names = [member.name for member in self.members]
+
+    def __getitem__(self, at: int) -> Member:
+        return self.members[at]
+
+    def until(self, condition: Callable[[], object], seconds: float) -> float:
+        """Wait until something holds. Returns how long it took."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > seconds:
+                seen = {member.name: member.history()[-3:] for member in self.members}
+                raise AssertionError(f"did not come true within {seconds} s: {seen}")
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def whole(self) -> bool:
+        """Everybody sees everybody, linked, under one leader."""
+        leaders = {member.leader() for member in self.members}
+        return (
+            all(member.live() == self.names for member in self.members)
+            and all(member.links() == len(self.names) - 1 for member in self.members)
+            and len(leaders) == 1
+            and leaders.pop()[0] in self.names
+        )
+
+    def others(self, without: int) -> list[Member]:
+        return [member for at, member in enumerate(self.members) if at != without]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    with netns.Lan(3) as lan:
+        made = Cluster(lan, tmp_path)
+        for member in made.members:
+            member.start()
+        made.until(made.whole, 20)
+        yield made
+
+
+def test_a_node_that_joins_is_there_within_two_seconds(cluster: Cluster) -> None:
+    cluster[2].kill()
+    cluster.until(lambda: all(len(one.live()) == 2 for one in cluster.others(2)), 10)
+    seen = len(cluster[2].history())
+    cluster[2].start()
+    # Its first line says that its start is ready.
+    cluster.until(lambda: len(cluster[2].history()) > seen, 20)
+    ready = cluster[2].history()[seen][0]
+    cluster.until(lambda: all(member.live() == cluster.names for member in cluster.members), 10)
+    for member in cluster.members:
+        first = min(at for at, live, *_ in member.history() if live == cluster.names and at >= ready - 0.5)
+        assert first - ready < 2.0
+
+
+def test_kill_is_known_within_a_second(cluster: Cluster) -> None:
+    cluster[1].kill()
+    took = cluster.until(lambda: all("m1" not in one.live() for one in cluster.others(1)), 10)
+    assert took < 1.0
+
+
+def test_a_cut_cable_is_known_within_six_seconds_and_heals_without_harm_to_the_others(
+    cluster: Cluster,
+) -> None:
+    marks = {member.name: len(member.history()) for member in cluster.members}
+    cluster.lan[1].cut()
+    took = cluster.until(lambda: all("m1" not in one.live() for one in cluster.others(1)), 20)
+    assert took < 6.0
+    cluster.until(lambda: all(one.leader()[0] in ("m0", "m2") for one in cluster.others(1)), 3)
+    cluster.until(lambda: cluster[1].live() == ["m1"], 20)
+    time.sleep(1)
+    cluster.lan[1].restore()
+    cluster.until(cluster.whole, 20)
+    # What the cut-off node believed of the two must not part them.
+    for one, other in ((cluster[0], "m2"), (cluster[2], "m0")):
+        assert all(other in live for _, live, *_ in one.history()[marks[one.name] :])
+
+
+def test_a_leader_that_dies_is_followed_by_another(cluster: Cluster) -> None:
+    name, term = cluster[0].leader()
+    leader = cluster.names.index(name)
+    cluster[leader].kill()
+    cluster.until(lambda: all(name not in one.live() for one in cluster.others(leader)), 10)
+    took = cluster.until(
+        lambda: (
+            len({one.leader() for one in cluster.others(leader)}) == 1
+            and cluster.others(leader)[0].leader()[0] not in ("", name)
+        ),
+        10,
+    )
+    assert took < 3.0
+    assert cluster.others(leader)[0].leader()[1] > term
+
+
+def test_a_stopped_process_is_found_dead_and_comes_back(cluster: Cluster) -> None:
+    cluster[0].signal(signal.SIGSTOP)
+    cluster.until(lambda: all("m0" not in one.live() for one in cluster.others(0)), 20)
+    cluster[0].signal(signal.SIGCONT)
+    cluster.until(cluster.whole, 20)
+
+
+def test_a_partition_heals_to_one_leader(cluster: Cluster) -> None:
+    for alone in (0, 2):
+        cluster.lan.partition([alone], [at for at in range(3) if at != alone])
+        cluster.until(lambda alone=alone: cluster[alone].live() == [f"m{alone}"], 20)
+        cluster.until(lambda alone=alone: all(len(one.live()) == 2 for one in cluster.others(alone)), 20)
+        cluster.until(lambda alone=alone: cluster[alone].leader()[0] == f"m{alone}", 10)
+        cluster.lan.heal()
+        cluster.until(cluster.whole, 20)
+
+
+def test_a_node_that_leaves_is_gone_at_once(cluster: Cluster) -> None:
+    cluster[2].signal(signal.SIGTERM)
+    took = cluster.until(lambda: all("m2" not in one.live() for one in cluster.others(2)), 10)
+    assert took < 1.0
+    assert cluster[2].process is not None
+    assert cluster[2].process.wait(10) == 0
+
+
+def test_seeds_do_without_mdns_and_memory_without_seeds(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start("mdns=false", f"seeds={lan[0].address}")
+        cluster.until(cluster.whole, 20)
+        for member in cluster.members:
+            member.signal(signal.SIGTERM)
+        for member in cluster.members:
+            assert member.process is not None
+            assert member.process.wait(10) == 0
+            member.log.unlink()
+        for member in cluster.members:
+            member.start("mdns=false")
+        cluster.until(cluster.whole, 20)
+
+
+def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
+    with netns.Lan(2) as lan:
+        cluster = Cluster(lan, tmp_path)
+        lan[1].link(False)
+        for member in cluster.members:
+            member.start()
+        cluster.until(lambda: all(member.live() == [member.name] for member in cluster.members), 20)
+        lan[1].link(True)
+        cluster.until(cluster.whole, 20)
