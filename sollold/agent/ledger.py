@@ -30,15 +30,12 @@ from sollold.agent.commands import Commit, Done, Release, Renew, Reserve, Reserv
 from sollold.cluster.record import Grant, GrantState
 from sollold.cluster.term import Term
 from sollold.config import MIB
-from sollold.machine.device import Device, Kind
+from sollold.machine.device import Device
 
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
 GRANT_SECONDS = 15.0
 """How long a committed grant lives after its head's last word."""
-
-HOST_SHARE = 0.15
-"""Of a pool, what the record offers as the processor's part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +134,10 @@ class Ledger:
     def devices(self) -> tuple[Device, ...]:
         """The devices as measured, with ``granted`` and ``available`` of this moment.
 
-        What the members of a pool say is available adds up to no more than the pool has, so that who plans
-        need not know of pools: the GPUs get most of it, the processor what a head needs for itself.
+        What is ``available`` to each member of a pool is what the pool has: it is there once.
         """
         return tuple(
-            replace(device, granted=self._granted(device.id), available=self._told(device))
+            replace(device, granted=self._granted(device.id), available=self.available(device.id))
             for device in self._devices.values()
         )
 
@@ -336,15 +332,6 @@ class Ledger:
 
     def _granted(self, device: str) -> int:
         return sum(entry.bytes.get(device, 0) for entry in self._entries.values())
-
-    def _told(self, device: Device) -> int:
-        room = self.available(device.id)
-        members = self._members(device)
-        if len(members) == 1:
-            return room
-        gpus = sum(member.kind is Kind.GPU for member in members)
-        share = (1 - HOST_SHARE) / gpus if device.kind is Kind.GPU else HOST_SHARE
-        return min(room, max(0, int(self._pool_room(device) * share)))
 
     def _members(self, device: Device) -> list[Device]:
         if not device.pool:

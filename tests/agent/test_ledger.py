@@ -105,13 +105,6 @@ def test_a_pool_is_one_memory():
     assert not refused.ok
 
 
-def test_what_a_pool_offers_adds_up_to_what_it_has():
-    book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"), device("CUDA0", 700))
-    assert {one.id: one.available for one in book.devices()} == {"CPU": 150, "Vulkan0": 850, "CUDA0": 700}
-    book.reserve(ask(size=900, on="Vulkan0"), 0.0)
-    assert {one.id: one.available for one in book.devices()} == {"CPU": 15, "Vulkan0": 85, "CUDA0": 700}
-
-
 def test_a_reservation_expires_and_a_late_commit_is_refused():
     book = ledger()
     book.reserve(ask(), 0.0)
