@@ -97,7 +97,7 @@ def _free(place: Place, world: World | None) -> Iterable[Free]:
         for device in owner.devices:
             if device.id in devices:
                 before = device.available + given.get((node, device.id), 0)
-                after = before - devices[device.id]
+                after = max(0, before - devices[device.id])
                 yield Free(node, owner.name, device.id, device.total, before, after)
 
 

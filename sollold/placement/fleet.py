@@ -154,12 +154,13 @@ def machine_of(
         change[pools.get(device, device)] = change.get(pools.get(device, device), 0) + size
     for device, size in (taken or {}).items():
         change[pools.get(device, device)] = change.get(pools.get(device, device), 0) - size
+    offered = _offered(record.devices, one_pool)
     spots = tuple(
         Spot(
             node=record.node,
             device=device.id,
             kind=device.kind,
-            room=_room(device, spare, change.get(pools[device.id], 0)),
+            room=_room(device, offered[device.id], spare, change.get(pools[device.id], 0)),
             overhead=device.overhead,
             bandwidth=device.bandwidth,
             compute=device.compute,
@@ -174,8 +175,19 @@ def machine_of(
     return Machine(record.node, record.name, spots, holds=holds, links=links)
 
 
-def _room(device: Device, spare: float, more: int) -> int:
-    # A limit over the whole node shows in ``available`` alone, so the spare room is a share of what the
+def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:
+    """Bytes that each device could get: of a shared memory all that its members offer together."""
+    pools: dict[str, int] = {}
+    for device in devices:
+        if device.pool:
+            pools[device.pool] = pools.get(device.pool, 0) + device.available
+    offered = {device.id: pools.get(device.pool, device.available) for device in devices}
+    # Under one limit over the node each device says what the limit leaves.
+    return dict.fromkeys(offered, max(offered.values(), default=0)) if one_pool else offered
+
+
+def _room(device: Device, offered: int, spare: float, more: int) -> int:
+    # A limit over the whole node shows in what is available alone, so the spare room is a share of what the
     # device can give at all, not of its size.
-    whole = min(device.limit, device.total, device.available + device.granted)
-    return max(min(device.available + more, device.limit, device.total) - int(whole * spare), 0)
+    whole = min(device.limit, device.total, offered + device.granted)
+    return max(min(offered + more, device.limit, device.total) - int(whole * spare), 0)
