@@ -345,12 +345,11 @@ class Ledger:
         """What the memory itself has left; the members of a pool are measured as one."""
         members = self._members(device)
         reserve = max(self._reserves.get(member.id, 0) for member in members)
-        pledged = sum(
-            max(0, size - self._allocated.get(deployment, {}).get(member.id, 0))
-            for deployment, entry in self._entries.items()
-            for member in members
-            if (size := entry.bytes.get(member.id, 0))
-        )
+        pledged = 0
+        for deployment, entry in self._entries.items():
+            taken = self._allocated.get(deployment, {})
+            sizes = [(entry.bytes.get(member.id, 0), taken.get(member.id, 0)) for member in members]
+            pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
         total = max(member.total for member in members) - sum(self._granted(member.id) for member in members)
         return min(total, max(member.free for member in members) - reserve - pledged)
 

@@ -105,6 +105,14 @@ def test_a_pool_is_one_memory():
     assert not refused.ok
 
 
+def test_what_a_pool_has_given_counts_whoever_of_its_members_was_named():
+    book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
+    book.reserve(ask(size=700, on="Vulkan0"), 0.0)
+    shared = [device("CPU", free=400, pool="ram"), device("Vulkan0", free=400, pool="ram")]
+    book.measured(shared, {"d": {"CPU": 600}})
+    assert {one.id: one.available for one in book.devices()} == {"CPU": 300, "Vulkan0": 300}
+
+
 def test_a_reservation_expires_and_a_late_commit_is_refused():
     book = ledger()
     book.reserve(ask(), 0.0)
