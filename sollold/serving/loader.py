@@ -28,6 +28,8 @@ _AGAIN = 0.5
 _PLANNING = 0.2
 _SILENCE = 15.0
 """Seconds without a line from a head that loads; it sends one every five."""
+_UNANSWERED = 20
+"""Times that a leader may be there and yet fail to answer."""
 _FAILURES = 4
 """Deployments that may fail one after the other before the callers are told."""
 
@@ -174,7 +176,7 @@ class LeaderLoader:
             llama=Engine.LLAMA in wish.engines,
             ollama=Engine.OLLAMA in wish.engines,
         )
-        failures = 0
+        failures = unanswered = 0
         named = ""
         while True:
             leader = named or self._view.leader().leader
@@ -186,10 +188,16 @@ class LeaderLoader:
             try:
                 answer = await self._calls.call(leader, "ensure", request, Ensured, timeout=_ASK)
             except PeerError as error:
-                log.info("the leader %s could not be asked: %s", leader, error)
-                load.tell(Waiting("planning", message=f"the leader could not be asked: {error}"))
+                said = f"the leader could not be asked: {error}"
+                if load.last.message != said:
+                    log.warning("%s (%s)", said, leader)
+                load.tell(Waiting("planning", message=said))
+                unanswered = 0 if error.transport else unanswered + 1
+                if unanswered >= _UNANSWERED:
+                    raise Refusal(Fault.UNAVAILABLE, said, retry_after=10.0) from None
                 await self._change(_AGAIN)
                 continue
+            unanswered = 0
             if answer.verdict is Verdict.USE:
                 return self._known(answer.node, answer.deployment)
             if answer.verdict is Verdict.WAIT:
