@@ -175,6 +175,7 @@ class Daemon:
             self._identity.node,
             pace,
             lambda: self._ollama.url_of_api,
+            reach=self._node.reach,
         )
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from sollold.models.landing import Landing
 from sollold.models.pace import Pace
@@ -22,6 +26,7 @@ class SourceError(Exception):
     """A source broke off or refused; the message says which and why."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """Something that has the files of a landing."""
 
@@ -36,13 +41,57 @@ class Source(Protocol):
         ...
 
 
+class Stop:
+    """Ends the work of a thread: what it waits for is closed under it."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def use(self, used: socket.socket | None) -> None:
+        """The thread waits for this socket from now on; None: for none.
+
+        Raises:
+            SourceError: it was stopped.
+        """
+        with self._lock:
+            self._socket = used
+            if self.stopped and used is not None:
+                raise SourceError("it was stopped")
+
+    def stop(self) -> None:
+        """Wake the thread, whatever it waits for."""
+        with self._lock:
+            self.stopped = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class BlockingSource(Protocol):
+    """As `Source`, for a thread."""
+
+    name: str
+
+    def take(
+        self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
+    ) -> None:
+        """Fetch bytes of one file and ``write`` them where they belong. Blocks.
+
+        Raises:
+            SourceError: it broke off, or ``stop`` was set.
+        """
+        ...
+
+
 class Fill:
     """One filling. `run` it; `received` shows how far it is."""
 
     def __init__(
         self,
         landing: Landing,
-        sources: Sequence[Source],
+        sources: Sequence[Source | BlockingSource],
         pace: Pace,
         *,
         connections: int = 4,
@@ -99,7 +148,7 @@ class Fill:
                     self._failures[source.name] = 0
                     break
 
-    async def _failed(self, source: Source, error: SourceError) -> None:
+    async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
         self._last = str(error)
         self._failures[source.name] += 1
         log.info("fetching from %s: %s", source.name, error)
@@ -108,10 +157,46 @@ class Fill:
         if self._sources:
             await asyncio.sleep(min(5.0, self._pause * 2 ** (self._failures[source.name] - 1)))
 
-    async def _fetch(self, source: Source, index: int, part: int) -> None:
+    async def _fetch(self, source: Source | BlockingSource, index: int, part: int) -> None:
+        try:
+            if isinstance(source, Source):
+                await self._stream(source, index, part)
+            else:
+                await self._take(source, index, part)
+        finally:
+            self._under_way.pop((index, part), None)
+            self._on_progress()
+
+    async def _take(self, source: BlockingSource, index: int, part: int) -> None:
+        start, end = self._landing.span(index, part)
+        stop = Stop()
+
+        def write(offset: int, data: memoryview) -> None:
+            self._landing.write(index, offset, data)
+            self._under_way[index, part] = offset + len(data) - start
+            if delay := self._pace.wait(len(data), time.monotonic()):
+                time.sleep(delay)
+            if stop.stopped:
+                raise SourceError("it was stopped")
+
+        def work() -> None:
+            source.take(index, start, end, write, stop)
+            self._landing.finish_part(index, part)
+
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            while not (await asyncio.wait({working}, timeout=0.25))[0]:
+                self._on_progress()
+            working.result()
+        finally:
+            if not working.done():
+                stop.stop()
+                # The file must stay open until the thread is through.
+                await asyncio.gather(working, return_exceptions=True)
+
+    async def _stream(self, source: Source, index: int, part: int) -> None:
         start, end = self._landing.span(index, part)
         at, batch, writing = start, bytearray(), None
-        loop = asyncio.get_running_loop()
         stream = source.read(index, start, end)
         try:
             async for piece in stream:
@@ -125,7 +210,7 @@ class Fill:
                     writing = asyncio.ensure_future(asyncio.to_thread(self._landing.write, index, at, batch))
                     at, batch = at + len(batch), bytearray()
                     self._on_progress()
-                if delay := self._pace.wait(len(piece), loop.time()):
+                if delay := self._pace.wait(len(piece), time.monotonic()):
                     await asyncio.sleep(delay)
             if at + len(batch) != end:
                 raise SourceError(
@@ -136,11 +221,9 @@ class Fill:
             writing = asyncio.ensure_future(self._finish(index, part, at, batch))
             await asyncio.shield(writing)
         finally:
-            self._under_way.pop((index, part), None)
             if writing is not None and not writing.done():
                 # The thread writes on whatever happens here: the file must stay open until it is through.
                 await asyncio.gather(writing, return_exceptions=True)
-            self._on_progress()
 
     async def _finish(self, index: int, part: int, at: int, batch: bytearray) -> None:
         def finish() -> None:

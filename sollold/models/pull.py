@@ -15,9 +15,11 @@ import aiohttp
 import msgspec
 
 from sollold.cluster.peer import PeerCalls, PeerError
+from sollold.cluster.reach import Reach
 from sollold.models.arrival import adapters_in, check_items, fault_of
 from sollold.models.catalogue import Catalogue
-from sollold.models.fill import Fill, Source, SourceError
+from sollold.models.direct import DirectSource
+from sollold.models.fill import BlockingSource, Fill, Source, SourceError
 from sollold.models.folders import CARD
 from sollold.models.hub import HOSTS, Hub, HubError
 from sollold.models.landing import Item, Landing, LandingError, slug
@@ -71,8 +73,13 @@ class Puller:
         pace: Pace,
         ollama_url: Callable[[], str] = lambda: "",
         environ: Mapping[str, str] | None = None,
+        reach: Reach | None = None,
     ) -> None:
-        """``ollama_url``: where this machine's Ollama listens; empty when there is none."""
+        """``ollama_url``: where this machine's Ollama listens; empty when there is none.
+
+        ``reach``: bytes from nodes come over sockets of their own; None: over ``calls``, which is slower.
+        """
+        self._reach = reach
         self._library = library
         self._catalogue = catalogue
         self._calls = calls
@@ -190,7 +197,7 @@ class Puller:
 
     async def _from_nodes(self, flight: _Flight, holders: tuple[tuple[str, Model], ...]) -> None:
         model = holders[0][1]
-        sources: list[_Guarded] = []
+        sources: list[Source | BlockingSource] = []
         parcel: Parcel | None = None
         fault: PeerError | None = None
         for node, _ in holders:
@@ -205,7 +212,8 @@ class Puller:
                 (i.name, i.size) for i in parcel.items
             ]:
                 parcel = parcel or offered
-                sources.append(_Guarded(source))
+                direct = DirectSource(self._reach, node, model.digest) if self._reach else None
+                sources.append(direct or _Guarded(source))
         if parcel is None:
             raise fault or SourceError("no node could be asked for it")
         check_items(parcel.items)
@@ -237,7 +245,7 @@ class Puller:
         model: Model,
         items: tuple[Item, ...],
         key: str,
-        sources: Sequence[Source],
+        sources: Sequence[Source | BlockingSource],
         check: Callable[[Path], str],
     ) -> None:
         landing = Landing(self._catalogue.own, key[:32], items)
@@ -267,6 +275,9 @@ class Puller:
             await _through(asyncio.to_thread(landing.settle, folder, {CARD: card}))
         finally:
             landing.close()
+            for source in sources:
+                if isinstance(source, DirectSource):
+                    source.close()
         await self._catalogue.refresh()
 
     # Through Ollama
