@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sollold.agent import llama_build, llama_find, llama_setup
+from sollold.agent import llama_build, llama_find, llama_setup, toolchain
 from sollold.agent.build_step import Cancelled, SetupFailed
 from sollold.agent.llama_setup import Progress, Setup, set_up
 from sollold.config import LlamaSettings
@@ -106,7 +106,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(llama_find, "PACKAGED", tmp_path / "packaged")
-    monkeypatch.setattr(llama_setup, "backends", lambda: [llama_setup.CPU])
+    monkeypatch.setattr(llama_setup, "backends", lambda: [toolchain.CPU])
     return shop
 
 
@@ -185,7 +185,7 @@ def test_a_backend_that_does_not_build_gives_way_to_the_processor(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
     cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
-    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, llama_setup.CPU])
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     refuse = 'case "$*" in *CUDA=ON*) echo "CMake Error at x:1"; exit 1;; esac'
     shop.tool("cmake", CMAKE.replace("while [", refuse + "\nwhile ["))
     assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
@@ -278,7 +278,7 @@ def test_two_at_once_build_once(shop: Shop):
     shop.ninja(f'while [ ! -e "{gate}" ]; do sleep 0.05; done')
     code = (
         "import sys; from pathlib import Path; from sollold.agent import llama_find, llama_setup;"
-        f"llama_find.PACKAGED = Path('/nowhere'); llama_setup.backends = lambda: [llama_setup.CPU];"
+        f"llama_find.PACKAGED = Path('/nowhere'); llama_setup.backends = lambda: [toolchain.CPU];"
         "from sollold.config import LlamaSettings;"
         f"cache = Path({str(shop.cache)!r});"
         "s = llama_setup.Setup(LlamaSettings(), cache, lambda p: print(p.stage, flush=True));"
