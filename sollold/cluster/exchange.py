@@ -52,14 +52,18 @@ class Exchange:
 
     def take(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:
         """A body from the other side → the answer (empty: none), and what became of its records."""
-        merged = [(whole.node, self._registry.merge_whole(whole)) for whole in body.records]
-        if body.stage == 2:
-            return b"", merged
         answer = self._held() if body.stage == 0 else []
+        merged = []
         for held in body.held:
             self._membership.hear_held(held, body.sender, now)
             if held.node == self._membership.me and self._registry.meet(held.version, held.version_boot):
                 merged.append((held.node, Merge.RAISED))
+        known = {self._membership.me, *self._membership.members}
+        merged += [
+            (whole.node, self._registry.merge_whole(whole)) for whole in body.records if whole.node in known
+        ]
+        if body.stage == 2:
+            return b"", merged
         wanted, records = self._compare(body)
         if body.stage == 0:
             return self._body(1, answer, wanted, records), merged

@@ -156,6 +156,7 @@ class Gossip:
         if sender == self._me:
             return self._done(now)
         incarnation = self._membership.incarnation
+        deltas = []
         for message in packet.messages:
             kind = type(message)
             if kind is Ping:
@@ -165,7 +166,7 @@ class Gossip:
             elif kind is Alive:
                 self._hear_alive(sender, message, source, now)  # type: ignore[arg-type]
             elif kind is Delta:
-                self._hear_delta(message, sender, source, now)  # type: ignore[arg-type]
+                deltas.append(message)
             elif isinstance(message, Suspect):
                 self._membership.hear_suspect(message.node, message.incarnation, message.by, now)
             elif isinstance(message, Dead):
@@ -176,6 +177,9 @@ class Gossip:
                 self._prober.hear_nack(sender, message.sequence)
             elif isinstance(message, Left):
                 self._membership.hear_left(message.node, message.incarnation, now)
+        for delta in deltas:
+            # After the rest: a newcomer's record comes with the word that it lives.
+            self._hear_delta(delta, sender, source, now)  # type: ignore[arg-type]
         if incarnation != self._membership.incarnation:
             # Whoever accused hears the refutation first.
             self._send(source, [self._membership.my_alive()])
@@ -405,8 +409,9 @@ class Gossip:
     def _reconnect(self, now: float) -> None:
         """Try one that was found dead: it may live behind a partition that has healed."""
         self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
-        for node in self._membership.forget(now):
-            self._registry.forget(node)
+        self._membership.forget(now)
+        for node in self._registry.forget_all_but(self._membership.members):
+            del self._marks[node]
         dead = [member for member in self._membership.members.values() if not member.live]
         if dead and not self._membership.leaving:
             member = self._random.choice(dead)
@@ -426,6 +431,8 @@ class Gossip:
         self._tell(Change.UPDATED, self._me)
 
     def _hear_delta(self, delta: Delta, sender: str, source: Address, now: float) -> None:
+        if delta.node != self._me and delta.node not in self._membership.members:
+            return
         merge = self._registry.merge_delta(delta)
         self._merged(delta.node, merge, now)
         if merge is Merge.NEWER:

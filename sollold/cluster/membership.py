@@ -30,6 +30,8 @@ _LATE = 3
 """How many times its time a slow node may get more."""
 _OBJECTION = 2.0
 """Probe intervals that a node gets which only others hold dead."""
+_MOST = 4096
+"""Nodes known at most, the dead among them: nobody fills the memory with invented names."""
 _HURRY = 8
 """How many peers, about, probe a new suspect at once."""
 
@@ -173,7 +175,7 @@ class Membership:
             return
         member = self.members.get(said.node)
         if member is None:
-            if not plausible(said):
+            if not plausible(said) or not self._make_room():
                 return
             member = self.members[said.node] = Member(said, now)
             self._enter(member)
@@ -230,9 +232,9 @@ class Membership:
             self._end(member, incarnation, Status.DEAD, now)
             return
         self._accuse(member, incarnation, by, now)
-        if member.suspicion is not None:
+        within = _OBJECTION * self._tuning.probe_interval
+        if member.suspicion is not None and member.suspicion.quicken(within, now):
             self.order.hurry(node)
-            member.suspicion.quicken(_OBJECTION * self._tuning.probe_interval, now)
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
             self._news.add("member", node, encode(Dead(node, incarnation, by)))
 
@@ -268,8 +270,7 @@ class Membership:
         if member is None or not member.live:
             return
         self._accuse(member, member.incarnation, self.me, now)
-        if within is not None and member.suspicion is not None:
-            member.suspicion.quicken(within, now)
+        if within is not None and member.suspicion is not None and member.suspicion.quicken(within, now):
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
 
     def move(self, addresses: tuple[Address, ...]) -> None:
@@ -300,6 +301,16 @@ class Membership:
         for node in gone:
             del self.members[node]
         return gone
+
+    def _make_room(self) -> bool:
+        """Drop the longest dead when there are too many; False when all are alive."""
+        if len(self.members) < _MOST:
+            return True
+        gone = min((m for m in self.members.values() if not m.live), key=lambda m: m.since, default=None)
+        if gone is None:
+            return False
+        del self.members[gone.node]
+        return True
 
     # Transitions
 
@@ -387,7 +398,12 @@ class Membership:
 
 def plausible(said: Alive) -> bool:
     """Whether a node id and addresses are what they should be; checked when something new comes in."""
-    return _is_node(said.node) and all(_is_ip(host) for host, _ in said.addresses)
+    return _is_node(said.node) and literal(said.addresses) == said.addresses
+
+
+def literal(addresses: tuple[Address, ...]) -> tuple[Address, ...]:
+    """Those that are IP literals: a name would have to be looked up, by the sender's wish."""
+    return tuple(address for address in addresses if _is_ip(address[0]))
 
 
 @lru_cache(4096)

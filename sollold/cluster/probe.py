@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sollold.cluster.actions import Action, Address, TcpPing
 from sollold.cluster.awareness import Awareness
-from sollold.cluster.membership import Member, Membership, Status
+from sollold.cluster.membership import Member, Membership, Status, literal
 from sollold.cluster.packet import Ack, Addresses, Nack, Ping, PingReq, Suspect, encode
 from sollold.cluster.timers import Timers
 from sollold.cluster.tuning import Tuning
@@ -204,7 +204,7 @@ class Prober:
         self._relayed[sequence] = (ask.node, source, ask.sequence)
         member = self._membership.members.get(ask.node)
         own: Addresses = member.everywhere()[:1] if member is not None else ()
-        for address in dict.fromkeys(own + ask.addresses[:2]):
+        for address in dict.fromkeys(own + literal(ask.addresses[:2])):
             self._send(address, [encode(Ping(sequence, ask.node))])
         timeout = self._tuning.probe_interval - self._tuning.probe_timeout
         self._timers.at(now + timeout * _PATIENCE, self._unheard, sequence)

@@ -12,6 +12,7 @@ whole of the new one by replacing just these fields; whoever has an older one fe
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import fields, replace
 from enum import Enum, auto
 from typing import Any, get_type_hints
@@ -96,9 +97,12 @@ class Registry:
         """What is held of ``node``."""
         return self._registers.get(node)
 
-    def forget(self, node: str) -> None:
-        """Drop the record of a node that is gone for good."""
-        self._registers.pop(node, None)
+    def forget_all_but(self, nodes: Collection[str]) -> list[str]:
+        """Drop the records of nodes that are gone for good; returns whose."""
+        gone = [node for node in self._registers if node != self._me and node not in nodes]
+        for node in gone:
+            del self._registers[node]
+        return gone
 
     def update(self, record: Record) -> bool:
         """Take ``record`` (but for its version) as the own one; False when nothing changed."""

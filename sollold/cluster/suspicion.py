@@ -42,6 +42,9 @@ class Suspicion:
         self._accusers.add(by)
         return True
 
-    def quicken(self, seconds: float, now: float) -> None:
-        """Other evidence of death (its connection broke): at most ``seconds`` from now."""
-        self._least = self._most = max(0.0, min(self.deadline, now + seconds) - self.started)
+    def quicken(self, seconds: float, now: float) -> bool:
+        """Other evidence of death: at most ``seconds`` from now. False when it ends before that anyway."""
+        if now + seconds >= self.deadline:
+            return False
+        self._least = self._most = max(0.0, now + seconds - self.started)
+        return True

@@ -22,6 +22,7 @@ from sollold.cluster.packet import (
     Ack,
     Alive,
     Dead,
+    Delta,
     Left,
     Message,
     Nack,
@@ -70,6 +71,13 @@ def know(gossip: Gossip, *nodes: str, now: float = 0.5) -> Gossip:
     for node in nodes:
         says(gossip, node, alive(node), now=now)
     return gossip
+
+
+def bury(gossip: Gossip, node: str, now: float = 1.0) -> None:
+    """Hold ``node`` dead: suspected here, and found dead elsewhere."""
+    gossip._membership.suspect(node, now)
+    says(gossip, E, Dead(node, gossip._membership.members[node].incarnation, E), now=now)
+    assert not gossip.alive(node)
 
 
 def of(kind: type[T], actions: list[Action]) -> list[T]:
@@ -343,7 +351,7 @@ def test_a_suspect_that_refutes_lives() -> None:
 
 def test_old_gossip_does_not_bring_the_dead_back() -> None:
     gossip = know(core(), B, C)
-    says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
+    bury(gossip, B)
     play(gossip, 1.0, 3.5, silent=(B,))
     assert not changes(says(gossip, C, alive(B, 1), now=3.5))
     assert not gossip.alive(B)
@@ -376,7 +384,7 @@ def test_old_accusations_do_not_touch_the_living() -> None:
 
 def test_the_dead_that_speaks_is_told_and_comes_back_by_refuting() -> None:
     gossip = know(core(), B, C)
-    says(gossip, C, Suspect(B, 1, C), Dead(B, 1, C))
+    bury(gossip, B)
     play(gossip, 1.0, 3.5, silent=(B,))
     assert Dead(B, 1, B) in sent(says(gossip, B, Ping(1, ME), now=3.5), at(B))
     assert (Change.JOINED, B) in changes(says(gossip, B, alive(B, 2), now=3.5))
@@ -421,6 +429,30 @@ def test_nonsense_is_not_taken_in() -> None:
     says(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, (("example.org", 1),)))
     assert not gossip.alive(B)
     assert gossip.contacts() == ()
+
+
+def test_invented_names_fill_no_memory() -> None:
+    gossip = know(core(), B)
+    for number in range(6000):
+        says(gossip, B, alive(f"{number + 100:016x}"))
+    assert len(gossip.contacts()) <= 4096
+    assert gossip.alive(B)
+
+
+def test_a_record_of_nobody_is_not_kept() -> None:
+    gossip, stranger = know(core(), B), core(D, boot=3)
+    exchange(stranger, core(E, boot=4), 0.5)
+    news = next(m for m in sent(play(stranger, 0.5, 1.0)) if isinstance(m, Delta) and m.node == D)
+    says(gossip, B, news)
+    assert gossip.record(D) is None
+    says(gossip, B, news, alive(D, boot=3))
+    assert gossip.record(D) == stranger.me
+
+
+def test_a_name_is_not_looked_up_for_another() -> None:
+    gossip = know(core(), B)
+    actions = says(gossip, B, PingReq(1, C, (("example.org", 80), at(C))))
+    assert {send.address for send in of(Send, actions)} <= {at(B), at(C)}
 
 
 # Leaving
@@ -492,7 +524,7 @@ def test_equals_exchange_little() -> None:
 
 def test_the_dead_of_a_push_pull_are_suspects() -> None:
     one, other = know(core(ME), C), know(core(B, boot=3), C)
-    says(other, D, Suspect(C, 1, D), Dead(C, 1, D))
+    bury(other, C)
     actions = exchange(one, other, 2.0)
     assert (Change.SUSPECTED, C) in changes(actions)
     assert one.alive(C)
@@ -573,8 +605,7 @@ def test_the_leader_that_died_is_followed_within_two_seconds() -> None:
     play(gossip, 0.0, 5.0)
     exchange(gossip, leader, 5.0)
     assert gossip.leader() == Term(6, ME)
-    says(gossip, B, alive(B), Suspect(ME, 9, B), Dead(ME, 9, B), now=6.0)
-    play(gossip, 6.0, 8.01, silent=(ME,))
+    bury(know(gossip, B, now=6.0), ME, now=6.0)
     assert gossip.leader() == Term()
-    play(gossip, 8.01, 8.01 + LAN.settle + LAN.patience + 0.01, silent=(ME,))
+    play(gossip, 6.0, 6.0 + LAN.settle + LAN.patience + 0.01)
     assert gossip.leader() == Term(7, C)
