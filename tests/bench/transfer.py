@@ -1,0 +1,203 @@
+"""How fast a 1 GB model moves between two nodes: ``python -m tests.bench.transfer`` prints a table.
+
+The measure is what plain sockets reach between the same two machines in the same run. Where namespaces can be
+made, the machines are two of them, once with a link as it is and once with one of 1 Gbit/s; else both are on
+loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sollold.models import gguf_writer
+from sollold.models.gguf_writer import NewTensor
+from tests import netns
+
+GB = 10**9
+GOAL = 0.8
+_PIECE = 1 << 20
+_PLAIN = """
+import socket, sys, time
+listener = socket.create_server((sys.argv[1], 0))
+print(listener.getsockname()[1], flush=True)
+one, _ = listener.accept()
+data = bytes(1 << 20)
+left = int(sys.argv[2])
+while left > 0:
+    one.sendall(data[:min(left, len(data))])
+    left -= len(data)
+one.close()
+"""
+_TAKE = """
+import socket, sys, time
+begun = time.perf_counter()
+one = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+view, got = memoryview(bytearray(1 << 20)), 0
+while count := one.recv_into(view):
+    got += count
+print(got / (time.perf_counter() - begun))
+"""
+
+
+class Host:
+    """Where a process runs: a namespace, or this machine."""
+
+    def __init__(self, machine: netns.Machine | None) -> None:
+        self.machine = machine
+        self.address = machine.address if machine else "127.0.0.1"
+
+    def popen(self, arguments: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        if self.machine is None:
+            return subprocess.Popen(list(arguments), **options)
+        return self.machine.popen(list(arguments), **options)
+
+
+def plain(give: Host, take: Host, size: int) -> float:
+    """Bytes per second of plain sockets."""
+    giver = give.popen([sys.executable, "-c", _PLAIN, give.address, str(size)], stdout=subprocess.PIPE)
+    try:
+        port = giver.stdout.readline().decode().strip()
+        taker = take.popen([sys.executable, "-c", _TAKE, give.address, port], stdout=subprocess.PIPE)
+        answer = taker.communicate(timeout=300)[0]
+        giver.wait(timeout=30)
+        return float(answer)
+    finally:
+        giver.kill()
+        giver.wait()
+
+
+@contextlib.contextmanager
+def daemons(give: Host, take: Host, folder: Path, model: Path, ports: tuple[int, int]) -> Iterator[int]:
+    """Two daemons that know each other, the first with the model; gives the second one's HTTP port."""
+    started = []
+    try:
+        for index, host in enumerate((give, take)):
+            home = folder / str(index)
+            home.mkdir(parents=True)
+            offset = 0 if host.machine else index
+            seeds = [] if index == 0 else [f"{give.address}:{ports[1]}"]
+            settings = home / "sollold.toml"
+            settings.write_text(
+                f'[node]\nname = "{index}"\nstate_dir = "{home}/state"\ncache_dir = "{home}/cache"\n'
+                f'[http]\nhost = "{host.address}"\nport = {ports[0] + offset}\n'
+                f'[cluster]\nhost = "{host.address}"\nport = {ports[1] + offset}\nmdns = false\n'
+                f"seeds = {json.dumps(seeds)}\n"
+                f"[models]\nhuggingface = false\nollama_stores = [{json.dumps(str(home / 'none'))}]\n"
+                f"folders = {json.dumps([str(model.parent)] if index == 0 else [])}\n"
+                "[llama]\nbuild = false\n[ollama]\nenabled = false\n"
+            )
+            log = (home / "log").open("wb")
+            command = [sys.executable, "-m", "sollold", "run", "--config", str(settings)]
+            started.append(host.popen(command, stdout=log, stderr=log, env={**os.environ, "HOME": str(home)}))
+        yield ports[0] + (0 if take.machine else 1)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def pull(take: Host, port: int, name: str) -> float:
+    """Seconds that ``/api/pull`` takes, once the model is known there."""
+    end = time.monotonic() + 60
+    while name not in _ask(take, port, "GET", "/api/tags", None):
+        if time.monotonic() > end:
+            raise SystemExit("the second daemon never heard of the model")
+        time.sleep(0.3)
+    begun = time.perf_counter()
+    lines = _ask(take, port, "POST", "/api/pull", {"model": name}).splitlines()
+    taken = time.perf_counter() - begun
+    if json.loads(lines[-1]).get("status") != "success":
+        raise SystemExit(f"the transfer failed: {lines[-1]}")
+    return taken
+
+
+_ASK = """
+import json, sys, urllib.request
+body = sys.argv[3].encode() if sys.argv[3] else None
+request = urllib.request.Request(sys.argv[2], data=body, method=sys.argv[1])
+sys.stdout.write(urllib.request.urlopen(request, timeout=600).read().decode())
+"""
+
+
+def _ask(host: Host, port: int, method: str, path: str, body: object) -> str:
+    url = f"http://{host.address}:{port}{path}"
+    raw = json.dumps(body) if body is not None else ""
+    asked = host.popen(
+        [sys.executable, "-c", _ASK, method, url, raw], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    return asked.communicate(timeout=600)[0].decode()
+
+
+def write_model(path: Path, size: int) -> None:
+    """A model of about ``size`` bytes whose weights are no holes."""
+    path.parent.mkdir(parents=True)
+    rows = 4096
+    count = max(1, size // (2 * 4096 * rows))
+    noise = os.urandom(1 << 20)
+    pieces = 2 * 4096 * rows // len(noise)
+    tensors = [
+        NewTensor(f"blk.{k}.x.weight", (4096, rows), 1, lambda: [noise] * pieces) for k in range(count)
+    ]
+    metadata = {"general.architecture": "llama", "llama.block_count": count, "llama.embedding_length": 4096}
+    gguf_writer.write(path, metadata, tensors)
+
+
+def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int]) -> bool:
+    # In memory where there is room: a disk is slower than a quick link, and not what is measured.
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 3 * size
+    with tempfile.TemporaryDirectory(prefix="sollold-bench-", dir=memory if roomy else None) as made:
+        folder = Path(made)
+        model = folder / "give" / "bench.gguf"
+        write_model(model, size)
+        first = plain(give, take, model.stat().st_size)
+        with daemons(give, take, folder, model, (28435, 28535)) as port:
+            taken = pull(take, port, "bench:latest")
+        second = plain(give, take, model.stat().st_size)
+    best = max(first, second)
+    rate = size / taken
+    print(f"{name:24} {best / 1e6:12.0f} {rate / 1e6:12.0f} {rate / best:7.2f} {GOAL:6.2f}", flush=True)
+    return rate / best >= GOAL
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tests.bench.transfer", description=__doc__)
+    parser.add_argument("--size", type=float, default=1.0, help="GB")
+    options = parser.parse_args()
+    size = int(options.size * GB)
+    print(f"{'link':24} {'plain MB/s':>12} {'model MB/s':>12} {'ratio':>7} {'goal':>6}", flush=True)
+    if why := netns.available():
+        print(f"(no namespaces: {why}; on loopback)")
+        row("loopback", Host(None), Host(None), size, (28435, 28535))
+        return
+    with netns.Lan(2) as lan:
+        give, take = Host(lan[0]), Host(lan[1])
+        row("as it is", give, take, size, (28435, 28535))
+        if shutil.which("tc"):
+            for machine in lan:
+                limit = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit"]
+                limited = machine.run([*limit, "burst", "256k", "latency", "50ms"])
+                if limited.returncode:
+                    print("(the link can't be limited here)")
+                    return
+            row("1 Gbit/s", give, take, size, (28435, 28535))
+
+
+if __name__ == "__main__":
+    main()
