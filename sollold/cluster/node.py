@@ -47,6 +47,7 @@ log = logging.getLogger("sollold.cluster")
 _GOODBYE_SECONDS = 0.5
 _ROUND_SECONDS = 30.0
 """Seeds are resolved again, and announced nodes that are not there are tried again."""
+_SAVE_SECONDS = 2.0
 _EXCHANGES = 8
 """Push-pulls and TCP pings under way at a time."""
 _ANY = ("0.0.0.0", "::", "")
@@ -99,8 +100,9 @@ class ClusterNode:
         self._boot = secrets.randbits(62) | 1
         self._kept = KeptFile(state)
         self._remembered = PeersFile(state)
-        self._before: tuple[Peer, ...] = ()
+        self._known: tuple[Peer, ...] = ()
         self._saved: tuple[Peer, ...] = ()
+        self._saving: asyncio.Task[None] | None = None
         self._gossip: Gossip | None = None
         self.reach = Reach(identity, self._addresses_of)
         self.calls = Calls(self.reach, peers)
@@ -137,7 +139,7 @@ class ClusterNode:
         settings = self._settings
         seeds = read_seeds(settings.seeds, settings.port)
         kept = await asyncio.to_thread(self._kept.read)
-        self._before = await asyncio.to_thread(self._remembered.read)
+        self._known = self._saved = await asyncio.to_thread(self._remembered.read)
         await self._listen()
         self._links.port, self._links.boot = self._port, self._boot
         loop = asyncio.get_running_loop()
@@ -166,7 +168,7 @@ class ClusterNode:
         elif self._discovery is not None:
             self._discovery.use((Interface("", 0, fixed),) if ":" not in settings.host else ())
         now = time.monotonic()
-        for peer in self._before:
+        for peer in self._known:
             if peer.node != self._identity.node and peer.addresses:
                 self._do(self._gossip.introduce(peer.addresses, now, keep=True))
         self._own(loop.create_task(self._rounds(seeds)))
@@ -193,7 +195,8 @@ class ClusterNode:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._gossip is not None:
-            await self._remember()
+            self._remember()
+            await self._write_peers()
         await self.calls.close()
         await self._peers.close()
         self._datagrams.close()
@@ -388,6 +391,8 @@ class ClusterNode:
             )  # fmt: skip
         else:
             log.debug("node %s: %s", name, change)
+        if change in (Change.JOINED, Change.MOVED):
+            self._save_soon()
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
             self._links.drop(node, now=self._gossip.boot(node) if back and self._gossip else 0)
@@ -479,7 +484,7 @@ class ClusterNode:
             self._do(self._gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Any, ...]) -> None:
-        """Seeds and announcements once more every half minute, and peers to the disk when they changed."""
+        """Seeds and announcements once more every half minute, for ever."""
         assert self._gossip is not None
         while True:
             for seed in seeds:
@@ -489,18 +494,36 @@ class ClusterNode:
             if self._discovery is not None:
                 for node, addresses in self._discovery.seen().items():
                     self._announced(node, addresses)
-            await self._remember()
             await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
 
-    async def _remember(self) -> None:
+    def _save_soon(self) -> None:
+        """Remember who is there now, and write it when the news have settled."""
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().create_task(self._save())
+            self._own(self._saving)
+
+    async def _save(self) -> None:
+        try:
+            await asyncio.sleep(0)  # the core has told all that changed
+            self._remember()
+            await asyncio.sleep(_SAVE_SECONDS)
+        finally:
+            self._saving = None
+        self._remember()
+        await self._write_peers()
+
+    def _remember(self) -> None:
         assert self._gossip is not None
         now = tuple(Peer(node, addresses) for node, addresses in self._gossip.contacts())
-        peers = merged(now, self._before)
-        if peers == self._saved:
+        self._known = merged(now, self._known)
+
+    async def _write_peers(self) -> None:
+        if self._known == self._saved:
             return
+        known = self._known
         try:
-            await asyncio.to_thread(self._remembered.write, peers)
-            self._saved = self._before = peers
+            await asyncio.to_thread(self._remembered.write, known)
+            self._saved = known
         except OSError as error:
             log.warning("the peers can't be remembered on disk: %s", error)
 
