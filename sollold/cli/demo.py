@@ -143,7 +143,11 @@ async def _show(nodes: list[_Node], out: Any) -> None:
     async with Client(first.url) as client:
         body = {"model": MODEL, "context": CONTEXT, "slots": 1}
         await client.post("/api/cluster/load", body, timeout=SLOWEST)
-        state = await client.get("/api/cluster")
+        deadline = time.monotonic() + SLOWEST
+        while not _told(state := await client.get("/api/cluster")):
+            if time.monotonic() > deadline:
+                raise TimeoutError("the nodes do not say what they granted")
+            await asyncio.sleep(0.1)
     out.print(node_table(state))
     out.print()
     out.print(deployment_table(state))
@@ -155,6 +159,14 @@ async def _show(nodes: list[_Node], out: Any) -> None:
         speed = answer["eval_count"] / (answer["eval_duration"] / 1e9)
         out.print(f"\n[bold]{node.name}[/] ({node.url}), {speed:.0f} tokens/s:")
         out.print(answer["message"]["content"], markup=False)
+
+
+def _told(state: dict[str, Any]) -> bool:
+    """Whether the news of the load is everywhere: it comes by gossip, a moment after the load."""
+    ready = [found for found in state["deployments"] if found["state"] == "ready"]
+    holders = {share["node"] for found in ready for share in found["placed"]}
+    granted = {node["node"] for node in state["nodes"] if node["granted"]}
+    return bool(ready) and holders <= granted
 
 
 async def _stop(nodes: list[_Node]) -> None:

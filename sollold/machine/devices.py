@@ -152,5 +152,5 @@ def combine(
 
 
 def _limit(settings: NodeSettings, device: str, total: int) -> int:
-    named = settings.device_limits.get(device, 0)
-    return min(named, total) if named else total
+    limits = [settings.device_limits.get(device, 0), settings.memory_limit]
+    return min([total, *(limit for limit in limits if limit)])

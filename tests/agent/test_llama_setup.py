@@ -277,7 +277,7 @@ def test_two_at_once_build_once(shop: Shop):
     gate = shop.folder / "gate"
     shop.ninja(f'while [ ! -e "{gate}" ]; do sleep 0.05; done')
     code = (
-        "import sys; from pathlib import Path; from sollold.agent import llama_find, llama_setup;"
+        "import sys; from pathlib import Path; from sollold.agent import llama_find, llama_setup, toolchain;"
         f"llama_find.PACKAGED = Path('/nowhere'); llama_setup.backends = lambda: [toolchain.CPU];"
         "from sollold.config import LlamaSettings;"
         f"cache = Path({str(shop.cache)!r});"
