@@ -18,6 +18,7 @@ class Architecture:
             ``key``: when the file says how far. A number: the window when the file
             names none.
         fixed: the window is that number whatever the file says.
+        window_blocks: only models of so many blocks have it; 0: all.
         every: with a window, every n-th layer sees all the same, when the file has no pattern of its own;
             0: none does.
         dense_first: it is the first of the n rather than the last.
@@ -38,6 +39,7 @@ class Architecture:
 
     window: str | int = "none"
     fixed: bool = False
+    window_blocks: int = 0
     every: int = 0
     dense_first: bool = False
     recurrent: str = "no"
@@ -82,6 +84,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "glm4": _PLAIN,
     "glm4moe": _PLAIN,
     "nemotron": _PLAIN,
+    "smollm3": _PLAIN,
+    "seed_oss": _PLAIN,
+    "starcoder2": _PLAIN,
+    "minimax-m2": _PLAIN,
+    "hunyuan-moe": _PLAIN,
     # Some layers look only at a window.
     "llama4": Architecture(window=8192, fixed=True, every=4, expert_first=True),
     "gemma2": Architecture(window=4096, every=2),
@@ -90,6 +97,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma4": Architecture(window="key", late=True, slack=1),
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late", slack=1),
+    "olmo2": Architecture(window="key", every=4),
+    "exaone4": Architecture(window=4096, window_blocks=64, every=4),
     # Recurrent layers, alone or among others.
     "mamba": _RECURRENT,
     "mamba2": Architecture(recurrent="all", slack=2),
@@ -109,6 +118,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "bert": _EMBEDDER,
     "nomic-bert": _EMBEDDER,
     "nomic-bert-moe": _EMBEDDER,
+    "gemma-embedding": Architecture(window="key", every=6, cache=False, slack=1),
     "jina-bert-v2": _EMBEDDER,
     "jina-bert-v3": _EMBEDDER,
 }

@@ -28,7 +28,8 @@ class Block:
         parallel: attention and feed-forward start from the same norm: ``early`` or ``late``, by which is
             added first, attention or the hidden state.
         late: outputs are chosen only after the last block.
-        after: norms follow attention and feed-forward; attention has no cache.
+        after: norms follow attention and feed-forward; ``bare``: there is none before attention.
+        cached: attention has a cache.
         choice: experts are chosen by more than their weight; ``expert_first``: weights come before them.
         streams, per_layer: hidden states carried at once (AltUp), embedding of its own (Gemma).
     """
@@ -68,6 +69,8 @@ class Block:
     parallel: str = ""
     late: bool = False
     after: bool = False
+    bare: bool = False
+    cached: bool = True
     streams: int = 1
     per_layer: int = 0
 

@@ -48,7 +48,7 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
     x = predictions = state
     if block.streams > 1:
         x = predictions = _predictions(graph, block, hidden, state)
-    normed = graph.add(hidden, x)
+    normed = x if block.bare else graph.add(hidden, x)
     laurel = graph.add(hidden, normed) if block.streams > 1 else None
     # Where something else is computed before it is needed, attention's output matrix waits.
     waits = bool(block.mixer) or block.parallel == "late"
@@ -80,7 +80,7 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
     if laurel is not None:
         done = graph.add(hidden, done, laurel, inplace=True)
     if block.ff or block.experts:
-        second = graph.add(hidden, done) if parts else normed
+        second = done if block.bare else graph.add(hidden, done) if parts else normed
         done = graph.add(hidden, _feed_forward(graph, block, tokens, second), done, inplace=True)
     if block.mixer.startswith("rwkv"):
         # The next token's shift is stored last.
@@ -127,13 +127,13 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
         key = graph.add(block.k * unit, normed)
     if batch.rotate_k:
         key = graph.add(block.k * unit, key)
-    if not block.after:
+    if block.cached:
         # Into the cache.
         graph.add(0, key)
         graph.add(0, value)
         key = value = query
     if batch.flash:
-        if block.after:
+        if not block.cached:
             key, value = graph.add(block.k * unit // 2, key), graph.add(block.v * unit // 2, value)
         result = graph.add(block.out * unit, query, key, value)
     else:

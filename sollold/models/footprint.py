@@ -297,8 +297,8 @@ def _received(shape: Shape, index: int, cells: _Cells) -> int:
     if index == 0:
         return shape.n_embd * unit
     before = shape.layers[index - 1].block
-    if before is not None and _scans(block):
-        if _scans(before) and not before.experts:
+    if before is not None and (_scans(block) or block.mixer == "conv"):
+        if _scans(block) and _scans(before) and not before.experts:
             return (block.inner + block.convolved) * unit
         return shape.n_embd * unit if before.experts and not before.ff_shared else 0
     if block.mixer.startswith("rwkv"):

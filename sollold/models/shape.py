@@ -161,7 +161,7 @@ class _Facts:
 
     def _window(self) -> int:
         named = self.integer("attention.sliding_window", -1)
-        if self.row.window == "none" or named == 0:
+        if self.row.window == "none" or named == 0 or self.trunk != (self.row.window_blocks or self.trunk):
             return 0
         if isinstance(self.row.window, int):
             return self.row.window if self.row.fixed or named < 0 else named
@@ -232,7 +232,8 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]
         else:
             output += padded(tensor.size)
             own_output = own_output or tensor.name == "output.weight"
-    if not own_output and facts.row.cache:
+    # Embedders like BERT have neither output nor norm before it.
+    if output and not own_output:
         output += tied
     return blocks, first, output, host
 
@@ -261,7 +262,8 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         k = (facts.head_k_swa if windowed else facts.head_k) * facts.heads_kv[index]
         v = (facts.head_v_swa if windowed else facts.head_v) * facts.heads_kv[index]
         v = 0 if facts.latent else v
-    if facts.recurrent(index):
+    block = _block(facts, index, tensors)
+    if facts.recurrent(index) or (facts.row is UNKNOWN and block.mixer):
         recurrent = 4 * sum(_states(facts))
     return Layer(
         weights=weights,
@@ -270,7 +272,7 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         v=v,
         window=windowed,
         recurrent=recurrent,
-        block=_block(facts, index, tensors),
+        block=block,
         source=facts.source(index),
     )
 
@@ -349,6 +351,8 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         parallel=facts.row.parallel,
         late=facts.row.late,
         after="attn_output_norm.weight" in shapes,
+        bare="attn_norm.weight" not in shapes and not mixer,
+        cached=facts.row.cache,
         streams=facts.row.streams,
         per_layer=facts.per_layer,
     )

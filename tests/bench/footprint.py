@@ -37,7 +37,7 @@ _RUNS: dict[str, tuple[tuple[int, ...], Run]] = {
     "half with the head": ((2, 3), Run(context=4096, slots=2)),
 }
 _LAYERS = {"gemma3n": 24}
-_EMBEDDERS = ("bert", "nomic-bert")
+_EMBEDDERS = ("bert", "nomic-bert", "gemma-embedding")
 
 
 def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool, str]]:

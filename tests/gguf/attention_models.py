@@ -116,6 +116,46 @@ def windowed(base: Callable[[Size], Metadata], pattern: int = 0) -> Callable[[Si
     return metadata
 
 
+def _vision(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
+    """Four positions a token."""
+    return lambda size: base(size) | {"rope.dimension_sections": [8, 12, 12, 0]}
+
+
+def _whole_norms(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
+    """Norms of all queries and keys together rather than head by head."""
+
+    def tensors(size: Size) -> Tensors:
+        for name, shape in base(size):
+            yield name, {"attn_q_norm": (size.q,), "attn_k_norm": (size.kv,)}.get(name.split(".")[-2], shape)
+
+    return tensors
+
+
+def _gemma4_moe(size: Size) -> Metadata:
+    keys = (
+        _gemma4(size) | moe(size) | {"attention.shared_kv_layers": 0, "embedding_length_per_layer_input": 0}
+    )
+    return {**keys, "attention.key_length": 2 * size.head_size, "attention.value_length": 2 * size.head_size}
+
+
+def _gemma4_moe_tensors(size: Size) -> Tensors:
+    yield from ends(size, tied=True)
+    yield "rope_freqs.weight", (size.head_size,)
+    for block in range(size.layers):
+        head = size.head_size * (1 if (block + 1) % 4 else 2)
+        yield from vectors(size, block, *_FOUR, "pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2")
+        for name, heads in (("q", size.heads), ("k", size.heads_kv), ("v", size.heads_kv)):
+            yield f"blk.{block}.attn_{name}.weight", (size.embd, head * heads)
+        yield f"blk.{block}.attn_q_norm.weight", (head,)
+        yield f"blk.{block}.attn_k_norm.weight", (head,)
+        yield f"blk.{block}.attn_output.weight", (head * size.heads, size.embd)
+        yield from feed_forward(size, block)
+        yield f"blk.{block}.ffn_gate_inp.weight", (size.embd, size.experts)
+        yield f"blk.{block}.ffn_gate_inp.scale", (size.embd,)
+        yield f"blk.{block}.ffn_gate_up_exps.weight", (size.embd, 2 * size.ff_expert, size.experts)
+        yield f"blk.{block}.ffn_down_exps.weight", (size.ff_expert, size.embd, size.experts)
+
+
 _LATENT, _ROPE, _NOPE, _VALUE = 64, 32, 32, 32
 
 
@@ -361,4 +401,40 @@ MODELS: dict[str, Architecture] = {
     "nemotron": Architecture("nemotron", common, plain(norm_bias=True, gate=False)),
     "bert": Architecture("bert", _bert, _bert_tensors(rope=False)),
     "nomic-bert": Architecture("nomic-bert", _bert, _bert_tensors(rope=True)),
+    "olmo2": Architecture(
+        "olmo2",
+        windowed(common),
+        _whole_norms(plain(norms=("post_attention_norm", "post_ffw_norm"), qk_norm=True)),
+    ),
+    "exaone4": Architecture(
+        "exaone4", windowed(common), plain(norms=("post_attention_norm", "post_ffw_norm"), qk_norm=True)
+    ),
+    "smollm3": Architecture("smollm3", common, plain()),
+    "seed_oss": Architecture(
+        "seed_oss", common, plain(norms=("attn_norm", "post_attention_norm"), bias=True)
+    ),
+    "starcoder2": Architecture(
+        "starcoder2",
+        common,
+        plain(norm_bias=True, bias=True, out_bias=True, gate=False, ffn_bias=True),
+    ),
+    "qwen2vl": Architecture("qwen2vl", _vision(common), plain(bias=True)),
+    "qwen3vl": Architecture("qwen3vl", _vision(common), plain(qk_norm=True)),
+    "qwen3vlmoe": Architecture("qwen3vlmoe", _vision(moe), sparse(qk_norm=True)),
+    "minimax-m2": Architecture(
+        "minimax-m2",
+        with_keys(moe, expert_gating_func=2),
+        _whole_norms(sparse(qk_norm=True, choice=True, wide_experts=True)),
+    ),
+    "hunyuan-moe": Architecture(
+        "hunyuan-moe",
+        _shared_width(moe),
+        sparse(qk_norm=True, common_expert=True, wide_experts=True),
+    ),
+    "gemma4-moe": Architecture("gemma4", _gemma4_moe, _gemma4_moe_tensors),
+    "gemma-embedding": Architecture(
+        "gemma-embedding",
+        with_keys(windowed(common), attention__causal=False, pooling_type=1),
+        plain(norms=_FOUR, qk_norm=True, tied=True),
+    ),
 }

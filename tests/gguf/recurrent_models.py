@@ -223,6 +223,58 @@ def _qwen3next_tensors(size: Size) -> Tensors:
         yield from shared(size, block, chosen=True)
 
 
+def _qwen35moe_tensors(size: Size) -> Tensors:
+    yield from ends(size)
+    for block in range(size.layers):
+        yield from vectors(size, block, "attn_norm", "post_attention_norm")
+        if (block + 1) % 4 == 0:
+            yield from attention(size, block, norm=True, wide=2)
+        else:
+            yield from _delta_block(size, block)
+            for name in ("ssm_beta", "ssm_alpha"):
+                yield f"blk.{block}.{name}.weight", (size.embd, _inner(size) // 64)
+        yield from experts(size, block)
+        yield from shared(size, block, chosen=True)
+
+
+def _lfm2moe(size: Size) -> Metadata:
+    return moe(size) | _lfm2(size) | {"leading_dense_block_count": 1, "expert_gating_func": 2}
+
+
+def _lfm2moe_tensors(size: Size) -> Tensors:
+    for name, shape in _lfm2_tensors(size):
+        if name.startswith("blk.") and not name.startswith("blk.0.") and ".ffn_gate" in name:
+            yield from experts(size, int(name.split(".")[1]), choice=True)
+        elif (
+            not (name.startswith("blk.") and not name.startswith("blk.0.") and ".ffn_" in name)
+            or "norm" in name
+        ):
+            yield name, shape
+
+
+def _nemotron_h_moe(size: Size) -> Metadata:
+    return _nemotron_h(size) | {
+        "expert_count": size.experts,
+        "expert_used_count": size.experts_used,
+        "expert_feed_forward_length": size.ff_expert,
+        "expert_shared_feed_forward_length": size.ff_expert,
+        "expert_shared_count": 1,
+    }
+
+
+def _nemotron_h_moe_tensors(size: Size) -> Tensors:
+    yield from ends(size)
+    for block in range(size.layers):
+        yield from vectors(size, block, "attn_norm")
+        if block % 2:
+            yield from experts(size, block, gate=False, choice=True)
+            yield from shared(size, block, gate=False)
+        elif block % 4 == 2:
+            yield from attention(size, block)
+        else:
+            yield from _mamba2_block(size, block)
+
+
 def _lfm2(size: Size) -> Metadata:
     return common(size) | _hybrid_heads(size) | {"shortconv.l_cache": 3}
 
@@ -332,6 +384,9 @@ MODELS: dict[str, Architecture] = {
     "nemotron_h": Architecture("nemotron_h", _nemotron_h, _nemotron_h_tensors),
     "qwen35": Architecture("qwen35", _qwen35, _qwen35_tensors),
     "qwen3next": Architecture("qwen3next", _qwen3next, _qwen3next_tensors),
+    "qwen35moe": Architecture("qwen35moe", _qwen3next, _qwen35moe_tensors),
+    "nemotron_h_moe": Architecture("nemotron_h_moe", _nemotron_h_moe, _nemotron_h_moe_tensors),
+    "lfm2moe": Architecture("lfm2moe", _lfm2moe, _lfm2moe_tensors),
     "lfm2": Architecture("lfm2", _lfm2, _lfm2_tensors),
     "rwkv6": Architecture("rwkv6", _rwkv6, _rwkv6_tensors),
     "rwkv7": Architecture("rwkv7", _rwkv7, _rwkv7_tensors),

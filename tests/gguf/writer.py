@@ -50,7 +50,7 @@ def write(
     }
     metadata |= {f"{known.name}.{key}": value for key, value in (known.metadata(size) | size.more).items()}
     metadata |= tokenizer(size.vocab, template)
-    if "bert" in architecture:
+    if "token_types.weight" in {name for name, _ in known.tensors(size)}:
         metadata["tokenizer.ggml.token_type_count"] = 2
     metadata |= more or {}
     gguf_writer.write(path, metadata, tensors_of(architecture, size, kind, seed))

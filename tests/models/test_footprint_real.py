@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 _SPLITS = {1: (9,), 2: (4, 5), 3: (3, 3, 3)}
-_EMBEDDERS = ("bert", "nomic-bert")
+_EMBEDDERS = ("bert", "nomic-bert", "gemma-embedding")
 
 
 @pytest.fixture(scope="module")
