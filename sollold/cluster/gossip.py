@@ -361,7 +361,7 @@ class Gossip:
         for message in messages:
             space -= len(message)
         if len(self._news):
-            messages = messages + self._news.take(space, self._tuning.retransmits(self._membership.size))
+            messages = messages + self._news.take(space, self._membership.retransmits)
         self._actions.append(Send(address, compound(self._head, messages)))
 
     def _greeting(self, sender: str) -> list[bytes]:
@@ -398,11 +398,9 @@ class Gossip:
         if not len(self._news):
             return
         self._gossiped = now
-        tuning = self._tuning
-        limit = tuning.retransmits(self._membership.size)
-        for member in self._membership.sample(tuning.gossip_fanout):
+        for member in self._membership.sample(self._tuning.gossip_fanout):
             address = member.address()
-            messages = self._news.take(self._room, limit)
+            messages = self._news.take(self._room, self._membership.retransmits)
             if messages and address is not None:
                 self._actions.append(Send(address, compound(self._head, messages)))
 

@@ -135,6 +135,8 @@ class Membership:
         self.live: list[str] = []
         """Other nodes alive or suspected; in no order."""
         self.order = ProbeOrder(random)
+        self.retransmits = tuning.retransmits(1)
+        """How often each piece of news is sent in a cluster of this size."""
         self._place: dict[str, int] = {}
         self._random = random
         self._tuning = tuning
@@ -387,6 +389,7 @@ class Membership:
         self._place[member.node] = len(self.live)
         self.live.append(member.node)
         self.order.add(member.node)
+        self.retransmits = self._tuning.retransmits(self.size)
 
     def _exit(self, member: Member) -> None:
         at, last = self._place.pop(member.node), self.live.pop()
@@ -394,6 +397,7 @@ class Membership:
             self.live[at] = last
             self._place[last] = at
         self.order.remove(member.node)
+        self.retransmits = self._tuning.retransmits(self.size)
 
 
 def plausible(said: Alive) -> bool:
