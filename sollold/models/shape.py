@@ -262,6 +262,8 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         k = (facts.head_k_swa if windowed else facts.head_k) * facts.heads_kv[index]
         v = (facts.head_v_swa if windowed else facts.head_v) * facts.heads_kv[index]
         v = 0 if facts.latent else v
+        # Sparse attention keeps keys of its own to choose by (DeepSeek 3.2).
+        k += max(facts.integer("attention.indexer.key_length"), 0)
     block = _block(facts, index, tensors)
     if facts.recurrent(index) or (facts.row is UNKNOWN and block.mixer):
         recurrent = 4 * sum(_states(facts))
