@@ -212,3 +212,21 @@ def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
         cluster.until(lambda: all(member.live() == [member.name] for member in cluster.members), 20)
         lan[1].link(True)
         cluster.until(cluster.whole, 20)
+
+
+def test_ipv6_alone_will_do(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        for machine in lan:
+            machine.remove_address(f"{machine.address}/24")
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start("host=::", f"seeds=[{lan[0].address6}]:11436")
+        cluster.until(cluster.whole, 20)
+
+
+def test_both_families_at_once(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member, host in zip(cluster.members, ("::", "0.0.0.0", "::"), strict=True):
+            member.start(f"host={host}")
+        cluster.until(cluster.whole, 20)

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sollold.cluster import discovery as discovery_module
+from sollold.cluster.discovery import Discovery
+from sollold.cluster.interfaces import Interface, interfaces, rank, tellable
+from tests import netns
+from tests.cluster.shells import until
+
+
+def test_network_cards_come_first_and_bridges_for_containers_last(tmp_path: Path) -> None:
+    for card in ("eth0", "wlp3s0"):
+        (tmp_path / card / "device").mkdir(parents=True)
+    names = ["docker0", "tailscale0", "br0", "veth12ab", "wlp3s0", "br-77aa", "eth0", "wg0", "bond0"]
+    ranked = sorted(names, key=lambda name: (rank(name, tmp_path), name))
+    assert ranked[:2] == ["eth0", "wlp3s0"]
+    assert set(ranked[2:4]) == {"br0", "bond0"}
+    assert set(ranked[4:6]) == {"tailscale0", "wg0"}
+    assert set(ranked[6:]) == {"docker0", "veth12ab", "br-77aa"}
+
+
+def test_what_is_told_to_others() -> None:
+    found = (
+        Interface("eth0", 0, ("192.168.1.5",), ("fd00::5",)),
+        Interface("docker0", 3, ("172.17.0.1",)),
+    )
+    assert tellable(found, ipv6=False) == ("192.168.1.5", "172.17.0.1")
+    assert tellable(found) == ("192.168.1.5", "fd00::5", "172.17.0.1")
+
+
+def test_loopback_and_link_local_are_never_told() -> None:
+    for one in interfaces():
+        assert not any(address.startswith(("127.", "fe80:", "::1")) for address in one.ipv4 + one.ipv6)
+
+
+def test_chosen_interfaces_are_the_only_ones() -> None:
+    assert interfaces(["there-is-none"]) == ()
+
+
+def make(found: list[tuple[str, object]]) -> Discovery:
+    return Discovery(
+        node="00000000000000aa", boot=7, cluster="c0ffee", port=11436,
+        found=lambda node, addresses: found.append((node, addresses)),
+    )  # fmt: skip
+
+
+async def test_broken_mdns_is_said_once_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = []
+
+    def broken(**options: object) -> object:
+        tries.append(options)
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(discovery_module, "AsyncZeroconf", broken)
+    monkeypatch.setattr(discovery_module, "_RETRY_SECONDS", 0.01)
+    discovery = make([])
+    with caplog.at_level(logging.WARNING):
+        discovery.use((Interface("eth0", 0, ("192.168.1.5",)),))
+        await until(lambda: len(tries) > 3)
+    status = discovery.status()
+    assert not status.working
+    assert "No such device" in status.reason
+    assert caplog.text.count("mDNS does not work here") == 1
+    await discovery.close()
+
+
+async def test_no_interface_is_a_reason_not_an_error() -> None:
+    discovery = make([])
+    discovery.use(())
+    await until(lambda: discovery.status().reason == "no network interface has an IPv4 address")
+    await discovery.close()
+
+
+_TWO = """
+import asyncio, sys
+from sollold.cluster.discovery import Discovery
+from sollold.cluster.interfaces import interfaces
+async def main(node, cluster):
+    came = asyncio.Event()
+    def found(node, addresses):
+        print(node, addresses, flush=True)
+        came.set()
+    one = Discovery(node=node, boot=1, cluster=cluster, port=7000, found=found)
+    one.use(interfaces())
+    try:
+        await asyncio.wait_for(came.wait(), 4)
+        await asyncio.sleep(1)
+    except TimeoutError:
+        print("nobody", one.status().foreign, flush=True)
+    await one.close()
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.skipif(bool(netns.available()), reason=netns.available())
+@pytest.mark.parametrize(("other", "seen"), [("c1", True), ("c2", False)])
+async def test_announcements_meet_on_a_real_network(other: str, seen: bool) -> None:
+    ids = ("00000000000000aa", "00000000000000bb")
+    with netns.Lan(2) as lan:
+        children = [
+            lan[at].popen(
+                [sys.executable, "-c", _TWO, ids[at], ("c1", other)[at]],
+                stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+            )
+            for at in range(2)
+        ]  # fmt: skip
+        said = [await asyncio.to_thread(child.communicate, timeout=30) for child in children]
+    for at in range(2):
+        if seen:
+            assert said[at][0].startswith(f"{ids[1 - at]} (('{lan[1 - at].address}', 7000),)")
+        else:
+            assert said[at][0] == "nobody 1\n"
