@@ -405,10 +405,13 @@ class Standin:
             async for word in self._engine_words(body, limit):
                 yield word
             return
+        due = time.monotonic()
         for count, word in enumerate(re.findall(r"\S+\s*", model.text)):
             if count >= limit:
                 return
-            await asyncio.sleep(1.0 / self.speed)
+            # By the clock, so that a busy machine does not make it slower than it says.
+            due += 1.0 / self.speed
+            await asyncio.sleep(due - time.monotonic())
             yield word
 
     async def _engine_words(self, body: dict[str, Any], limit: int) -> AsyncIterator[str]:
