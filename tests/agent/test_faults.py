@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
 
 from sollold.agent.commands import Commit, Release, Reserve
 from sollold.agent.llama_find import Llama
@@ -79,3 +81,15 @@ async def test_a_silent_head_loses_its_grant_and_the_worker_ends(folder: Path, l
         assert (await town.call("a", "b", "commit", Commit("d", "a", ("CPU",), llama.build))).ok
         assert len(processes()) == 1
         await eventually(lambda: processes() == [] and not town.agents["b"].owner.ledger.grants(), 10.0)
+
+
+def test_nothing_blocks_the_daemons_loop(folder: Path, llama: Llama, tiny: Model):
+    async def life() -> None:
+        with blockbuster_ctx():
+            async with founded(folder, llama, "a", "b") as town:
+                town.models[tiny.digest] = tiny
+                await town.deploy("d", plan(tiny, "a", ("b", 4)))
+                await town.until("a", "d", State.READY)
+                assert (await town.agents["a"].unload("d", "for a test")).ok
+
+    uvloop.run(life())
