@@ -23,6 +23,7 @@ from sollold.agent.llama_setup import Progress, set_up
 from sollold.agent.ollama import LocalOllama
 from sollold.agent.tunnel import Tunnels
 from sollold.api.app import Listener, build_app
+from sollold.api.findings import Facts, Finding, examine
 from sollold.api.parts import Parts
 from sollold.cluster.identity import BadToken, Identity, Tokens, node_id
 from sollold.cluster.node import ClusterNode
@@ -47,7 +48,6 @@ from sollold.serving.router import Router
 from sollold.serving.service import Serving
 from sollold.settings import Loaded, SettingsError, differences
 from sollold.wiring.cluster import ClusterHere
-from sollold.wiring.doctor import Facts, Finding, examine
 from sollold.wiring.fetching import OllamaRelay, PullerHere
 from sollold.wiring.models import ModelsHere
 
@@ -226,7 +226,7 @@ class Daemon:
         stack.push_async_callback(self._puller.close)
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
-        parts = Parts(self._serving, models, self._cluster, puller, relay)
+        parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
         listener = Listener(build_app(parts, settings.http), settings.http)
         await listener.start()
         stack.push_async_callback(listener.close)
@@ -295,6 +295,12 @@ class Daemon:
         trouble.extend((problem.what, problem.mend) for problem in self._catalogue.problems)
         if self._ollama.trouble:
             trouble.append((self._ollama.trouble, ""))
+        discovery = self._node.status().discovery
+        if discovery is not None and not discovery.working:
+            what = (
+                f"multicast DNS does not work: {discovery.reason}; nodes are found by seeds and memory alone"
+            )
+            trouble.append((what, 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'))
         return examine(
             Facts(
                 self._node.me,

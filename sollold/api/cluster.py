@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -97,6 +98,7 @@ class ClusterRoutes:
                 "POST", "/api/cluster/load", self.load, "Load a model and wait until it can answer", PlanBody
             ),
             row("POST", "/api/cluster/unload", self.unload, "Unload a model or a deployment", UnloadBody),
+            row("GET", "/api/doctor", self.doctor, "What is wrong, and the one command that mends it"),
             row("POST", "/api/cluster/drain", self.drain, "Take a node out of new work, or back", DrainBody),
             row(
                 "POST",
@@ -132,6 +134,11 @@ class ClusterRoutes:
         body = as_type(await read_object(request), UnloadBody)
         count = await self._parts.cluster.unload(require_model(body.model), force=body.force)
         return json_response({"unloaded": count})
+
+    async def doctor(self, request: web.Request) -> web.Response:
+        """``GET /api/doctor``."""
+        found = await asyncio.to_thread(self._parts.findings)
+        return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
 
     async def drain(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/drain``."""

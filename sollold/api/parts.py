@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from sollold.api.findings import Finding
 from sollold.cluster.record import Endpoint, Record
 from sollold.cluster.term import Term
 from sollold.models.model import Model
@@ -193,3 +194,5 @@ class Parts:
     cluster: Cluster
     puller: Puller | None = None
     relay: Relay | None = None
+    findings: Callable[[], list[Finding]] = list
+    """What is wrong; it may block a moment."""
