@@ -164,6 +164,8 @@ def _place_on(
     if chosen.draft is None and world.ending():
         victims = idle
         chosen, soon = attempt(victims, later=True), True
+    if chosen.draft is None and larger is not None:
+        return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
         shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
         return Refuse(Fault.TOO_BIG, shortfall.message, shortfall=shortfall, alternatives=chosen.alternatives)

@@ -282,6 +282,10 @@ class Leader:
         holders = self._library.find(ask.model)
         if not holders:
             resolved = self._library.resolve(ask.model)
+            if ask.digest and not resolved.candidates:
+                # The caller knew it a moment ago.
+                gone = f"No node that has {ask.model} is there any more: it left the cluster or died."
+                return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             return Refuse(fault, resolved.message or f"model {ask.model!r} not found")
         shape = await self._shape(holders)

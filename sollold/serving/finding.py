@@ -118,6 +118,9 @@ class Finder:
                     # The leader knows one that is READY; here it is not known yet, or not reachable.
                     await self._news(_AGAIN)
                 ready = await self._load(wish, limit - (now - began), stage)
+                if ready is not None and 0 < ready.endpoint.context < wish.context:
+                    # More than the model was trained with, or than fits: the leader gives what there is.
+                    wish = replace(wish, context=ready.endpoint.context)
                 loaded = True
                 continue
             loaded = False

@@ -121,12 +121,14 @@ class Serving:
             raise Refusal(fault, resolved.message)
         listed = self._names.get(ask.model)
         digest = listed.model.digest if listed is not None else ""
+        capabilities = listed.model.capabilities if listed is not None else ()
         return Wish(
             model=resolved.name,
             engines=frozenset(ask.calls),
             context=ask.context,
             prefix=ask.prefix,
-            embedding=ask.embedding,
+            # A model that only embeds has a server that only embeds, whatever was asked of it.
+            embedding=ask.embedding or ("embedding" in capabilities and "completion" not in capabilities),
             digest=digest,
         )
 

@@ -97,6 +97,9 @@ async def test_a_new_leader_adopts_what_runs(town: Cluster) -> None:
 async def test_unknown_and_ambiguous_names(town: Cluster) -> None:
     answer = await town.planner.ensure(Ensure("nothing"))
     assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "not_found")
+    answer = await town.planner.ensure(Ensure("gone:latest", digest="d9"))
+    assert answer.fault == "unavailable"
+    assert "left the cluster" in answer.message
     town.nodes["b"].models += [model("twin:7b", "t1"), model("twin:8b", "t2")]
     answer = await town.planner.ensure(Ensure("twin"))
     assert answer.fault == "ambiguous"
@@ -295,6 +298,15 @@ async def test_a_larger_context_reloads_only_what_is_idle(town: Cluster) -> None
     # And back: who needs less uses what is there.
     smaller = await town.planner.ensure(replace(ASK, context=1024))
     assert (smaller.verdict, smaller.deployment) == (Verdict.USE, answer.deployment)
+
+
+async def test_more_than_the_training_is_no_reason_to_reload(town: Cluster) -> None:
+    town.add("d", 2 * GIB)
+    answer = await town.planner.ensure(replace(ASK, context=100_000))
+    assert answer.verdict is Verdict.WAIT
+    town.ready(answer.deployment, idle=10.0)
+    again = await town.planner.ensure(replace(ASK, context=100_000))
+    assert (again.verdict, again.deployment) == (Verdict.USE, answer.deployment)
 
 
 async def test_a_context_that_fits_nowhere_keeps_what_runs(town: Cluster) -> None:
