@@ -40,11 +40,13 @@ class Schedule:
             sealed=random.random() < 0.25,
             links=random.random() < 0.7,
         )
+        self.world.big = 0.3
         self.deployments = Deployments(self.world)
         self.world.watch = self._watch
         self._remembering = random.random() < 0.5
         """Everybody is introduced to all at its start, and never again."""
         self._claims: dict[Term, int] = {}
+        self._forgetful: set[str] = set()
         for machine in self.world.machines:
             machine.bridge = random.random() < 0.2
         self._faults: tuple[Callable[[], None], ...] = (
@@ -69,6 +71,7 @@ class Schedule:
             self.jump,
             self.drift,
             self.renumber,
+            self.fill,
             self.change,
             self.change,
         )
@@ -77,6 +80,8 @@ class Schedule:
 
     def _watch(self, process: Process, event: Event) -> None:
         if event.change is not Change.LEADER or event.term.leader != process.machine.node:
+            return
+        if event.node in self._forgetful:
             return
         boot = self._claims.setdefault(event.term, process.boot)
         if boot != process.boot:
@@ -217,6 +222,13 @@ class Schedule:
     def renumber(self) -> None:
         machine = self.random.choice(self.world.machines)
         machine.renumber()
+
+    def fill(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.full = not machine.full
+        self.world.say(f"the disk of {machine.name} is {'full' if machine.full else 'free again'}")
+        # What it claims now may be claimed again after a restart, by the same node: that is allowed.
+        self._forgetful.add(machine.node)
 
     def change(self) -> None:
         machine = self._pick()

@@ -156,7 +156,8 @@ class Process:
                 world.changed(self, action)
                 self.on_change(action)
             elif type(action) is Persist:
-                self.machine.kept = action.kept
+                if not self.machine.full:
+                    self.machine.kept = action.kept
             elif type(action) is PushPullWith:
                 world.push_pull(self, action)
             elif type(action) is TcpPing:
@@ -188,6 +189,8 @@ class Machine:
         self.address: Address = (f"10.0.{number >> 8}.{number & 255}", PORT)
         self.bridge = False
         self.kept = Kept()
+        self.full = False
+        """Its disk: nothing is written any more, and the daemon goes on."""
         self.process: Process | None = None
         self.boots = 0
 
@@ -289,6 +292,8 @@ class World:
         self.weather = Weather()
         self.cut: set[tuple[int, int]] = set()
         """Directions (machine number, machine number) in which nothing passes."""
+        self.big = 0.0
+        """Share of changes of records that are big."""
         self.packets = 0
         self.bytes = 0
         self.tcp_bytes = 0
@@ -515,6 +520,9 @@ class World:
         """Change something in a node's record."""
         gossip = process.gossip
         record = replace(gossip.me, models=f"{self.random.getrandbits(32):08x}")
+        if self.random.random() < self.big:
+            # Does not fit a datagram, however compressed.
+            record = replace(record, setup=f"{self.random.getrandbits(16000):x}")
         process.carry_out(gossip.update_record(record, process.clock()))
 
 
