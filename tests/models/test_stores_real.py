@@ -1,0 +1,122 @@
+"""What the catalogue gives is what the real llama-server loads: blobs, and links to split blobs."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.config import ModelSettings
+from sollold.models import demo, gguf_writer
+from sollold.models.catalogue import Catalogue
+from sollold.models.gguf_writer import NewTensor
+from sollold.models.model import Model
+from sollold.models.probe import format_fault
+from sollold.models.run import Run
+from tests.gguf.llama_run import Workers, binary, free_port, loaded
+from tests.models.stores import OllamaStore
+
+pytestmark = [
+    pytest.mark.llama,
+    pytest.mark.skipif(binary("llama-server") is None, reason="there is no llama-server here"),
+]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[NewTensor]]:
+    """Metadata and tensors of a small model that llama.cpp runs."""
+    caught: list[tuple[dict[str, Any], list[NewTensor]]] = []
+
+    def catch(path: str | Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> None:
+        caught.append((dict(metadata), list(tensors)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_writer, "write", catch)
+        demo.write(tmp_path / "never.gguf")
+    return caught[0]
+
+
+def file_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
+    gguf_writer.write(path, metadata, tensors)
+    return path.read_bytes()
+
+
+def shard_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
+    """As `file_of`, with the keys ``split.*`` in the types that llama.cpp wants: u16, u16 and i32."""
+    raw = file_of(path, metadata, tensors)
+    last = tensors[-1]
+    end = raw.index(last.name.encode()) + len(last.name) + 4 + 8 * len(last.shape) + 4 + 8
+    data = raw[-(-end // 32) * 32 :]
+    head = raw[:end]
+    for key, kind, form in (
+        ("split.no", 2, "<H"),
+        ("split.count", 2, "<H"),
+        ("split.tensors.count", 5, "<i"),
+    ):
+        at = head.index(key.encode()) + len(key)
+        (value,) = struct.unpack_from("<I", head, at + 4)
+        head = head[:at] + struct.pack("<I", kind) + struct.pack(form, value) + head[at + 8 :]
+    return head + bytes(-len(head) % 32) + data
+
+
+async def found(tmp_path: Path) -> dict[str, Model]:
+    settings = ModelSettings(ollama_stores=(str(tmp_path / "store"),), huggingface=False)
+    catalogue = Catalogue(settings, tmp_path / "state", environ={}, home=tmp_path)
+    await catalogue.start()
+    await catalogue.close()
+    return {model.name: model for model in catalogue.models}
+
+
+def load(model: Model) -> str:
+    return loaded(Path(model.files[0]), Run(context=512), Workers(()), ())
+
+
+def refusal(path: str) -> str:
+    """The log of a llama-server that ends because it can't load."""
+    program = binary("llama-server")
+    assert program is not None
+    command = [program, "-m", path, "--port", str(free_port()), "-c", "512", "-t", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode != 0
+    return ended.stdout + ended.stderr
+
+
+async def test_a_blob_loads(tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]) -> None:
+    store = OllamaStore(tmp_path / "store")
+    store.manifest("demo:blob", [store.layer("model", file_of(tmp_path / "x.gguf", *recipe))])
+    model = (await found(tmp_path))["demo:blob"]
+    assert not model.only_ollama
+    load(model)
+
+
+async def test_split_blobs_load(tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]) -> None:
+    metadata, tensors = recipe
+    store = OllamaStore(tmp_path / "store")
+    layers = []
+    middle = len(tensors) // 2
+    for number, share in enumerate((tensors[:middle], tensors[middle:])):
+        split = {"split.no": number, "split.count": 2, "split.tensors.count": len(tensors)}
+        whole = {**(metadata if not number else {"general.architecture": "llama"}), **split}
+        layers.append(store.layer("model", shard_of(tmp_path / "x.gguf", whole, share)))
+    store.manifest("demo:split", layers[::-1])
+    model = (await found(tmp_path))["demo:split"]
+    assert len(model.files) == 2
+    load(model)
+
+
+async def test_an_ollama_only_file_is_refused_as_was_told(
+    tmp_path: Path, recipe: tuple[dict[str, Any], list[NewTensor]]
+) -> None:
+    metadata, tensors = recipe
+    store = OllamaStore(tmp_path / "store")
+    tower = NewTensor("v.patch_embd.weight", (32, 32), 1)
+    store.manifest(
+        "demo:tower", [store.layer("model", file_of(tmp_path / "x.gguf", metadata, [*tensors, tower]))]
+    )
+    model = (await found(tmp_path))["demo:tower"]
+    assert "v.patch_embd.weight" in model.only_ollama
+    assert "wrong number of tensors" in format_fault(refusal(model.files[0]))
