@@ -110,7 +110,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, slack=1),
     "nemotron_h": Architecture(recurrent="kv0ff0", late=True, slack=1),
     "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True, slack=1),
-    "falcon-h1": Architecture(recurrent="both", slack=1),
+    "falcon-h1": Architecture(recurrent="both", slack=2),
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": _DELTA,
     "qwen35moe": _DELTA,

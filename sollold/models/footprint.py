@@ -212,7 +212,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         state=tuple(state),
         active=(*(layer.active for layer in shape.layers), shape.output),
         host_weights=shape.host_weights,
-        host_buffers=(shape.n_vocab + shape.n_embd) * cells.outputs * 4,
+        host_buffers=(shape.n_vocab * shape.cached + shape.n_embd) * cells.outputs * 4,
         largest_tensor=shape.largest_tensor,
         n_embd=shape.n_embd,
         n_vocab=shape.n_vocab,
@@ -328,7 +328,10 @@ def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> i
 
 
 def _output_demand(shape: Shape, cells: _Cells) -> _Demand:
-    """The output norm and the logits; the hidden state is there beside them."""
+    """The output norm and the logits; the hidden state is there beside them. Embedders have no logits."""
+    if not shape.cached:
+        normed = 2 * shape.n_embd * cells.tokens * 4 if shape.output else 0
+        return _Demand(normed, normed, normed)
     hidden, logits = shape.n_embd * cells.outputs * 4, shape.n_vocab * cells.outputs * 4
     if _late(shape):
         hidden += shape.n_embd * cells.tokens * 4

@@ -79,6 +79,13 @@ def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers) 
     _check(compare(model, Run(context=4096, slots=2), ready, (2, 3)))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "bert"])
+def test_all_on_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
+    run = Run(context=4096, slots=2, embedding=architecture in _EMBEDDERS)
+    _check(compare(model, run, ready, ()))
+
+
 def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:
     model = write(tmp_path / "a.gguf", "glm4moe", Size(layers=8, nextn=1))
     _check(compare(model, Run(context=4096, slots=2), ready, (4, 5)))
