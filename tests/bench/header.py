@@ -43,7 +43,8 @@ def main() -> None:
             seconds.append(time.perf_counter() - start)
             processor.append(time.process_time() - used)
     print(
-        f"{'vocabulary':>12} {'merges':>9} {'tensors':>8} {'median ms':>10} {'best ms':>8} {'CPU ms':>8} {'goal ms':>8}"
+        f"{'vocabulary':>12} {'merges':>9} {'tensors':>8} {'median ms':>10}"
+        f" {'best ms':>8} {'CPU ms':>8} {'goal ms':>8}"
     )
     print(
         f"{header.length('tokenizer.ggml.tokens'):12,} {header.length('tokenizer.ggml.merges'):9,}"
