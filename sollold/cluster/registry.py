@@ -223,4 +223,4 @@ class Registry:
 def _encode_delta(register: Register, base: int, parts: dict[str, bytes]) -> bytes:
     body = encode({name: Raw(part) for name, part in parts.items()})
     node = register.record.node
-    return encode(Delta(node, register.boot, base, register.version, zlib.compress(body, 6)))
+    return encode(Delta(node, register.boot, base, register.version, zlib.compress(body, 1)))
