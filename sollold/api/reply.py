@@ -148,14 +148,12 @@ def routing_object(routing: Routing, started: float) -> dict[str, Any]:
     return shown
 
 
-def refusal_response(dialect: Dialect, refusal: Refusal, waiting: Waiting | None = None) -> web.Response:
+def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
     """A refusal before anything was sent."""
     headers = {}
     seconds = retry_after(refusal)
     if seconds is not None:
         headers["Retry-After"] = seconds
-    if waiting is not None:
-        headers["X-Sollold-Status"] = waiting_text(waiting)
     return web.Response(
         status=status_of(refusal),
         body=refusal_bytes(dialect, refusal),
@@ -246,6 +244,10 @@ class Reply:
             try:
                 answer = await asyncio.shield(opening) if not opening.done() else opening.result()
                 self._live.answers(answer.routing)
+                if form.content_type == SSE and "X-Sollold-Backend" not in response.headers:
+                    # The headers went out before it was known: a comment says it.
+                    source = f"{answer.routing.backend} on {answer.routing.node}"
+                    await self._write(form.keep_alive(Waiting("answering", message=source)))
                 await self._write(form.begin(answer.routing))
                 async for raw in answer.events:
                     live.events += 1

@@ -216,6 +216,11 @@ async def test_waiting_shows_signs_of_life(serve: Serve, http: ClientSession) ->
     service.gate.clear()
     async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
         assert await answer.content.readline() == b": loading 43 %\n"
+        service.gate.set()
+        assert b": answering: llama.cpp-distributed on beta\n" in await answer.read()
+    service.gate.clear()
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": loading 43 %\n"
         service.refusal = Refusal(Fault.TOO_BIG, "it does not fit")
         service.gate.set()
         text = (await answer.read()).decode()

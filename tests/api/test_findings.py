@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sollold.api.findings import Facts, Grade, examine
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.config import GIB
 from sollold.machine.device import Device, Kind
 from sollold.models.model import Model
-from sollold.api.findings import Facts, Grade, examine
 
 CPU = Device("CPU", Kind.CPU, "x", 8 * GIB, 8 * GIB, 8 * GIB, 0, 8 * GIB)
 ANNA = Record(

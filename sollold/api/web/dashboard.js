@@ -19,8 +19,9 @@ function bytes(count) {
 }
 
 function span(seconds) {
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  seconds = Math.round(seconds);
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${seconds % 60} s`;
   return `${Math.floor(seconds / 3600)} h ${Math.floor((seconds % 3600) / 60)} min`;
 }
 
@@ -55,6 +56,15 @@ function nodeCard(node) {
   return card;
 }
 
+// The output counts as one more layer behind the last; people know it by its name.
+function layerRange(placed, layers) {
+  const last = Math.min(placed.last, layers || placed.last);
+  const words = [];
+  if (last > placed.first) words.push(last === placed.first + 1 ? `${placed.first}` : `${placed.first}–${last - 1}`);
+  if (layers && placed.last > layers) words.push("output");
+  return words.join(" + ") || "embedding";
+}
+
 function deploymentCard(found) {
   const card = make("article", "card");
   const title = make("h3", "", found.model);
@@ -68,7 +78,7 @@ function deploymentCard(found) {
     const bar = make("div", "layers");
     for (const placed of found.placed) {
       const count = Math.max(0, placed.last - placed.first);
-      const range = count ? `${placed.first}–${placed.last - 1}` : "embedding";
+      const range = layerRange(placed, found.layers);
       const words = `${placed.node_name} ${placed.device}: ${range}, ${bytes(placed.bytes)}`;
       const piece = make("span", "", words);
       piece.title = words;
