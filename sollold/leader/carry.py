@@ -114,6 +114,10 @@ class Carrier:
             # It may have arrived: whatever came of it is ended with the release that follows.
             return Done(False, f"it could not be told to load the model ({error})")
 
+    async def release_orphans(self, orphans: Iterable[tuple[str, str, str]], term: Term) -> None:
+        """Free what dead heads have left behind: (node, deployment, head)."""
+        await asyncio.gather(*(self._release(what, head, [node], term) for node, what, head in orphans))
+
     async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
         async def one(node: str) -> None:
             with contextlib.suppress(PeerError):

@@ -174,6 +174,8 @@ class Leader:
             return _answer(world)
         decision = await asyncio.to_thread(decide, ask, world)
         if isinstance(decision, Soon):
+            # Owners wait for a silent head; where the head is known to be dead they need not.
+            await self._carrier.release_orphans(world.orphans(), self._view.leader())
             # The caller asks again at once: not before there can be news.
             self._changed.clear()
             with contextlib.suppress(TimeoutError):

@@ -93,6 +93,17 @@ class World:
                     held[key] = held.get(key, 0) + grant.bytes
         return held
 
+    def orphans(self) -> list[tuple[str, str, str]]:
+        """(node, deployment, head) of grants whose head has left the cluster or died."""
+        live = {record.node for record in self.records}
+        found = {
+            (record.node, grant.deployment, grant.head)
+            for record in self.records
+            for grant in record.grants
+            if grant.head not in live and grant.state is GrantState.COMMITTED
+        }
+        return sorted(found)
+
     def fleet(
         self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: bool = False
     ) -> Fleet:

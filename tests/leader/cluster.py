@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -149,6 +150,7 @@ class Cluster:
         self.settings = settings or Settings()
         self.term = Term(1, "a")
         self.now = 100.0
+        self.here = "a"
         self.callbacks: list[Callable[[], None]] = []
         self.calls_made: list[tuple[str, str, object]] = []
         self.shapes: dict[str, Shape] = {"d1": shape()}
@@ -176,11 +178,17 @@ class Cluster:
     def granted(self) -> int:
         return sum(grant.bytes for node in self.nodes.values() for grant in node.ledger.grants())
 
+    def seen_by(self, node: str) -> Cluster:
+        """The same cluster as another node's view."""
+        other = copy.copy(self)
+        other.here = node
+        return other
+
     # View
 
     @property
     def me(self) -> Record:
-        return self.nodes["a"].record()
+        return self.nodes[self.here].record()
 
     def live(self) -> tuple[Record, ...]:
         return tuple(node.record() for _, node in sorted(self.nodes.items()))

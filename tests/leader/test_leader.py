@@ -485,3 +485,20 @@ async def test_memory_that_is_being_given_back_is_waited_for(town: Cluster) -> N
         node.ledger.ended(deployment)
     town.changed()
     assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
+    town.nodes["b"].models.append(model())
+    town.nodes["c"].models.append(model())
+    town.add("d", 450 * MIB)
+    deployment = await placed(town)
+    plan = next(r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy))
+    left = set(plan.bytes_by_owner()) - {plan.head}
+    assert left
+    del town.nodes[plan.head]
+    town.term = Term(2, "c" if plan.head == "a" else "a")
+    other = Leader(SETTINGS, town.seen_by(town.term.leader), town, town, clock=lambda: town.now)
+    answers = [await other.ensure(ASK) for _ in range(2)]
+    assert answers[-1].verdict is Verdict.WAIT, answers
+    assert all(not node.ledger.holds(deployment) for node in town.nodes.values())
+    await other.close()
