@@ -15,7 +15,8 @@ import os
 import secrets
 import ssl
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class Identity:
         self.tokens = tokens
         current = _authority(tokens.accepted[0])
         certificate, key = _leaf(node, *current)
-        self._chain = certificate.public_bytes(Encoding.PEM) + _pem(key)
+        self._chain = _File(certificate.public_bytes(Encoding.PEM) + _pem(key))
         self._trusted = "".join(
             _authority(token)[0].public_bytes(Encoding.PEM).decode() for token in tokens.accepted
         )
@@ -131,8 +132,7 @@ class Identity:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_verify_locations(cadata=self._trusted)
-        with _as_file(self._chain) as path:
-            context.load_cert_chain(path)
+        context.load_cert_chain(self._chain.path)
         context.set_alpn_protocols(list(protocols))
         return context
 
@@ -236,21 +236,16 @@ def _pem(key: Ed25519PrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-@contextlib.contextmanager
-def _as_file(data: bytes) -> Iterator[str]:
-    """``data`` under a path, for OpenSSL, which reads keys from files only. In memory where Linux can."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("sollold", os.MFD_CLOEXEC)
-        try:
-            os.write(descriptor, data)
-            yield f"/proc/self/fd/{descriptor}"
-        finally:
-            os.close(descriptor)
-        return
-    descriptor, path = tempfile.mkstemp()  # readable by its owner alone
-    try:
+class _File:
+    """Bytes under a path, for OpenSSL, which reads keys from files only: in memory where Linux can."""
+
+    def __init__(self, data: bytes) -> None:
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("sollold", os.MFD_CLOEXEC)
+            self.path = f"/proc/self/fd/{descriptor}"
+            weakref.finalize(self, os.close, descriptor)
+        else:
+            descriptor, self.path = tempfile.mkstemp()  # readable by its owner alone
+            weakref.finalize(self, os.close, descriptor)
+            weakref.finalize(self, os.unlink, self.path)
         os.write(descriptor, data)
-        os.close(descriptor)
-        yield path
-    finally:
-        Path(path).unlink()

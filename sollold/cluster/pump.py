@@ -62,6 +62,11 @@ class PumpEnd(asyncio.Protocol):
         assert self._transport is not None
         return self._transport
 
+    @property
+    def ended(self) -> bool:
+        """Whether this end's connection is gone, or is being closed."""
+        return self._ended
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
@@ -86,12 +91,15 @@ class PumpEnd(asyncio.Protocol):
             self._forward(data)
 
     def _forward(self, data: bytes) -> None:
+        if self._delay:
+            asyncio.get_running_loop().call_later(self._delay, self._write, data)
+        else:
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
         other = self._other
-        if other is not None and other._transport is not None:
-            if self._delay:
-                asyncio.get_running_loop().call_later(self._delay, other._transport.write, data)
-            else:
-                other._transport.write(data)
+        if other is not None and not other._ended and not other.transport.is_closing():
+            other.transport.write(data)
 
     def pause_writing(self) -> None:
         """This end takes no more for now."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_server import PortTaken
@@ -148,6 +149,22 @@ async def test_nothing_is_left_running(nodes: Nodes) -> None:
     await asyncio.gather(one.close(), two.close())
     await one.close()  # twice does no harm
     await until(lambda: asyncio.all_tasks() <= before)
+
+
+async def test_nothing_blocks_the_loop(nodes: Nodes) -> None:
+    with blockbuster_ctx("sollold.cluster") as watch:
+        # Made once, before the loop has anything to do.
+        watch.functions["os.write"].can_block_in("sollold/cluster/identity.py", "__init__")
+        for function in watch.functions.values():
+            function.can_block_in("sollold/cluster/identity.py", "node_id")
+            function.can_block_in("tests/cluster/shells.py", "make")
+        one = await nodes.start(1, register=lambda peers: peers.method("greet", Hello, greet))
+        two = await nodes.start(2, one)
+        await until(lambda: len(one.status().links) == 1 and len(two.status().links) == 1)
+        assert (await two.calls.call(one.me.node, "greet", Hello("x"), Hello, timeout=3)).name.startswith("x")
+        await until(lambda: two.leader().leader != "")
+        nodes.running.clear()
+        await asyncio.gather(one.close(), two.close())
 
 
 @pytest.mark.parametrize(
