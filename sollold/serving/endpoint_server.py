@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 
@@ -61,6 +62,9 @@ _PATHS = (
     "/detokenize",
     "/apply-template",
 )
+_PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
+_UNSEEN = 1200.0
+"""Seconds of silence granted, at the least, to an Ollama's answer that is not streamed: it shows no work."""
 
 
 class _Door:
@@ -184,7 +188,7 @@ class EndpointServer:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is not served here"))
         if endpoint.state is not State.READY:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is {endpoint.state}"))
-        if not turn.path.startswith(_PATHS):
+        if not turn.path.startswith(_PATHS) or not _PLAIN.fullmatch(turn.path):
             raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
         door = self._door(endpoint)
         visit = Visit(
@@ -192,13 +196,18 @@ class EndpointServer:
             door.gate,
             self._engines,
             self._session,
-            stall=self._settings.stall,
+            stall=self._patience(turn, endpoint),
             speed=door.speed or endpoint.speed,
             on_speed=partial(self._measured, endpoint.id, door),
             on_end=door.visits.discard,
         )
         door.visits.add(visit)
         return visit
+
+    def _patience(self, turn: Turn, endpoint: Endpoint) -> float:
+        if endpoint.backend is Backend.OLLAMA and not turn.stream:
+            return max(self._settings.stall, _UNSEEN)
+        return self._settings.stall
 
     def _endpoint(self, id: str) -> Endpoint | None:
         return self._engines.endpoint(id)

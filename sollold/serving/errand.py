@@ -284,6 +284,11 @@ class Errand:
         except asyncio.CancelledError:
             if self._stopped is not None and mending.cancelled():
                 raise self._stopped from None
+            if mending.done() and not mending.cancelled() and mending.exception() is None:
+                # Found in the very moment in which the caller hung up.
+                found = mending.result()
+                if found is not None:
+                    await self._finder.leave(found, None)
             raise
         except Refusal as refusal:
             if refusal.fault is Fault.TIMEOUT:
