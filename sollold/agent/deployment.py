@@ -1,8 +1,8 @@
 """One deployment at its head: from the commit at every owner to the last byte given back.
 
 STARTING (owners commit, workers start, tunnels open) → LOADING → READY → gone, or FAILED from anywhere.
-A worker's death, an owner's, a lost grant and the end of ``llama-server`` all end it at once: what is left
-of a deployment that lost a part can answer nothing. A tunnel that breaks ends ``llama-server``.
+A worker's death, an owner's, a lost grant, a tunnel that breaks and the end of ``llama-server`` all end it at
+once: what is left of a deployment that lost a part can answer nothing.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ COMMIT_SECONDS = 60.0
 _RENEW_TIMEOUT = 2.5
 _RELEASE_TIMEOUT = 15.0
 _STOP_PATIENCE = 1.5
+_BREAK_SECONDS = 0.2
 
 
 class Tunnel(Protocol):
@@ -56,8 +57,10 @@ class Tunnel(Protocol):
 class Tunnels(Protocol):
     """Opens tunnels from this node, the head, to workers."""
 
-    async def open(self, deployment: str, node: str) -> Tunnel:
+    async def open(self, deployment: str, node: str, on_break: Callable[[str], None]) -> Tunnel:
         """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
+
+        ``on_break`` is told why when the way to the worker breaks, or can't be made.
 
         Raises:
             OSError: no loopback port could be had.
@@ -285,11 +288,15 @@ class Deployment:
             if node == self._means.node:
                 port = self._means.local_worker_port(self.id)
             else:
-                tunnel = await self._means.tunnels.open(self.id, node)
+                tunnel = await self._means.tunnels.open(self.id, node, self._tunnel_broke)
                 self._tunnels.append(tunnel)
                 port = tunnel.port
             reach.append(Reach(node, port, worker_devices(self.plan, node)))
         return reach
+
+    def _tunnel_broke(self, reason: str) -> None:
+        """End it: a moment later, since the worker's owner may know a better reason and say it at once."""
+        asyncio.get_running_loop().call_later(_BREAK_SECONDS, self.end, reason)
 
     async def _commit(self, node: str) -> None:
         request = Commit(self.id, self._means.node, worker_devices(self.plan, node), self._llama.build)

@@ -48,15 +48,20 @@ class Tunnels:
         self._open: set[Tunnel] = set()
         self._unsubscribe: Callable[[], None] | None = None
 
-    async def open(self, deployment: str, node: str) -> Tunnel:
+    async def open(
+        self, deployment: str, node: str, on_break: Callable[[str], None] = lambda reason: None
+    ) -> Tunnel:
         """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
+
+        ``on_break`` is told why when the way to the worker can't be made, or ends before llama-server has
+        closed its connection: llama-server itself notices only when it next needs the worker.
 
         Raises:
             OSError: no loopback port could be had.
         """
         if self._unsubscribe is None:
             self._unsubscribe = self._view.subscribe(self._look)
-        tunnel = Tunnel(self._reach, deployment, node, self._delay, self._open.discard)
+        tunnel = Tunnel(self._reach, deployment, node, self._delay, on_break, self._open.discard)
         await tunnel.listen()
         self._open.add(tunnel)
         return tunnel
@@ -97,6 +102,7 @@ class Tunnel:
         deployment: str,
         node: str,
         delay: float,
+        on_break: Callable[[str], None],
         closed: Callable[[Tunnel], object],
     ) -> None:
         self.deployment = deployment
@@ -106,6 +112,7 @@ class Tunnel:
         self.failure = ""
         self._reach = reach
         self._delay = delay
+        self._on_break = on_break
         self._closed = closed
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,6 +148,16 @@ class Tunnel:
         for end in tuple(self._ends):
             end.abort()
 
+    def broke(self, exc: Exception | None) -> None:
+        """The way to the worker ended while llama-server still held its connection."""
+        if self._server is not None:
+            self._break(f"the tunnel to node {self.node} broke: {exc or 'it was closed there'}")
+
+    def _break(self, reason: str) -> None:
+        self.failure = reason
+        log.warning("%s", reason, extra={"deployment": self.deployment})
+        self._on_break(reason)
+
     def came(self, end: _LocalEnd) -> None:
         """A local connection stands."""
         self._ends.add(end)
@@ -174,7 +191,7 @@ class Tunnel:
             self._turn.clear()
             end.has_turn = True
             greeter = await self._connect()
-            remote = PumpEnd(self.traffic, up=False, delay=self._delay)
+            remote = _RemoteEnd(self, end, self._delay)
             transport = greeter.transport
             transport.set_protocol(remote)
             remote.connection_made(transport)
@@ -185,9 +202,8 @@ class Tunnel:
             end.transport.resume_reading()
             self.failure = ""
         except PeerError as error:
-            self.failure = str(error)
-            log.warning("tunnel to %s: %s", self.node, error, extra={"deployment": self.deployment})
             end.abort()
+            self._break(f"no tunnel to node {self.node}: {error}")
         except BaseException:
             end.abort()
             raise
@@ -231,6 +247,20 @@ class _LocalEnd(PumpEnd):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._tunnel.went(self)
+
+
+class _RemoteEnd(PumpEnd):
+    """The connection to the owner."""
+
+    def __init__(self, tunnel: Tunnel, local: _LocalEnd, delay: float) -> None:
+        super().__init__(tunnel.traffic, up=False, delay=delay)
+        self._tunnel = tunnel
+        self._local = local
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._local.ended:
+            self._tunnel.broke(exc)
+        super().connection_lost(exc)
 
 
 class _Greeter(asyncio.Protocol):

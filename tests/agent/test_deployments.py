@@ -95,6 +95,19 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
             town.agents["a"].url("d")
 
 
+async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes_live(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        town.tunnels[0].on_break("the tunnel to node b broke: for a test")
+        failed = await town.until("a", "d", State.FAILED)
+        assert failed.reason == "the tunnel to node b broke: for a test"
+        await eventually(lambda: not children())
+
+
 async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama: Llama, tiny: Model):
     async with founded(folder, llama, "a", "b") as town:
         town.models[tiny.digest] = tiny

@@ -156,6 +156,24 @@ async def test_the_workers_end_is_told_after_its_last_bytes(way: Way) -> None:
     writer.close()
 
 
+async def test_a_break_is_told_and_a_clients_end_is_none(way: Way) -> None:
+    breaks: list[str] = []
+    tunnel = await way.tunnels.open("d1", IDS[0], breaks.append)
+    _, writer = await way.connect(tunnel)
+    writer.write(b"hello")
+    await until(lambda: tunnel.traffic.down == 5)
+    writer.close()
+    await until(lambda: way.worker.ended == 1)
+
+    reader, writer = await way.connect(tunnel)
+    way.worker.dies_after = 5
+    writer.write(b"hello")
+    assert await end_of(reader) == b"hello"
+    await until(lambda: breaks)
+    assert len(breaks) == 1 and f"the tunnel to node {IDS[0]} broke" in breaks[0]
+    writer.close()
+
+
 async def test_a_refusal_closes_and_says_why(way: Way) -> None:
     tunnel = await way.tunnels.open("d2", IDS[0])
     reader, writer = await way.connect(tunnel)

@@ -81,6 +81,7 @@ class Server:
 @dataclass
 class Tunnel:
     port: int
+    on_break: Callable[[str], None]
     open: bool = True
 
     async def close(self) -> None:
@@ -176,8 +177,9 @@ class Tunnels:
     def __init__(self, town: Town, node: str) -> None:
         self._town, self._node = town, node
 
-    async def open(self, deployment: str, node: str) -> Tunnel:
-        self._town.tunnels.append(Tunnel(self._town.servers[node].resolve(self._node, deployment)))
+    async def open(self, deployment: str, node: str, on_break: Callable[[str], None]) -> Tunnel:
+        port = self._town.servers[node].resolve(self._node, deployment)
+        self._town.tunnels.append(Tunnel(port, on_break))
         return self._town.tunnels[-1]
 
 
