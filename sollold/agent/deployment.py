@@ -199,6 +199,7 @@ class Deployment:
                 Placed(share.node, share.device, share.first, share.last, share.total) for share in shares
             ),
             expires=round(self.expires(), 1),
+            embedding=plan.run.embedding,
         )
 
     # Its life

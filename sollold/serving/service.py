@@ -121,11 +121,14 @@ class Serving:
             raise Refusal(fault, resolved.message)
         listed = self._names.get(ask.model)
         digest = listed.model.digest if listed is not None else ""
+        trained = listed.model.context_train if listed is not None else 0
+        can = listed.model.capabilities if listed is not None else ()
         capabilities = listed.model.capabilities if listed is not None else ()
         return Wish(
             model=resolved.name,
             engines=frozenset(ask.calls),
-            context=ask.context,
+            # Nobody can give more than the model was trained with; the leader reckons so too.
+            context=min(ask.context, trained) if trained else ask.context,
             prefix=ask.prefix,
             # A model that only embeds has a server that only embeds, whatever was asked of it.
             embedding=ask.embedding or ("embedding" in capabilities and "completion" not in capabilities),
