@@ -22,7 +22,11 @@ _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
 
 class PlanBody(msgspec.Struct, kw_only=True):
-    """What ``plan`` and ``load`` take. ``kv``: the type of both halves of the KV cache."""
+    """What ``plan`` and ``load`` take.
+
+    ``kv``: the type of both halves of the KV cache; ``layers``: how many layers each node gets, by name or id
+    and in the order of the layers, the output counted as one.
+    """
 
     model: str = ""
     context: _Count = 0
@@ -31,6 +35,7 @@ class PlanBody(msgspec.Struct, kw_only=True):
     type_k: KvType | Literal[""] = ""
     type_v: KvType | Literal[""] = ""
     policy: Literal["", "fastest", "memory_aware", "even", "spread"] = ""
+    layers: dict[str, _Count] = msgspec.field(default_factory=dict)
     embedding: bool = False
     keep_alive: float | str | None = None
 
@@ -47,6 +52,7 @@ class PlanBody(msgspec.Struct, kw_only=True):
             type_k=self.type_k or self.kv,
             type_v=self.type_v or self.kv,
             policy=self.policy,
+            layers=tuple(self.layers.items()),
             embedding=self.embedding,
             keep_alive=parse_keep_alive(self.keep_alive),
         )

@@ -104,6 +104,8 @@ class PlanAsk:
     type_k: str = ""
     type_v: str = ""
     policy: str = ""
+    layers: tuple[tuple[str, int], ...] = ()
+    """(node's name or id, layers) that the caller fixed, in order, the output counted as one layer."""
     embedding: bool = False
     keep_alive: float | None = None
 

@@ -18,6 +18,8 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         body |= {"type_k": options.kv, "type_v": options.kv}
     if options.policy:
         body["policy"] = options.policy
+    if options.layers:
+        body["layers"] = options.layers
     if keep := getattr(options, "keep_alive", ""):
         body["keep_alive"] = parse_seconds(keep)
     return body

@@ -95,7 +95,7 @@ def _serving_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     demo = command("demo", "run three daemons on this machine and spread one model over them", asks=False)
     demo.add_argument("--keep", action="store_true", help="leave them running until Ctrl-C")
     completion = command("completion", "print a completion script for a shell, or the man page", asks=False)
-    completion.add_argument("shell", choices=["bash", "zsh", "man"])
+    completion.add_argument("shell", choices=["bash", "zsh", "man"], help="what to print")
 
 
 def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
@@ -114,7 +114,7 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     chat = command("chat", "talk with a model")
     pull = command("pull", "fetch a model: from another node, Ollama's library or hf.co/…")
     for sub in (plan, route, load, unload, chat, pull):
-        sub.add_argument("model", metavar="MODEL")
+        sub.add_argument("model", metavar="MODEL", help="its name, as `sollold models` shows it")
     for sub in (plan, load):
         sub.add_argument("--context", type=int, default=0, metavar="TOKENS", help="context of each request")
         sub.add_argument("--slots", type=int, default=0, metavar="N", help="requests at a time")
@@ -124,6 +124,13 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             default="",
             choices=["", "fastest", "memory_aware", "even", "spread"],
             help="how to place",
+        )
+        sub.add_argument(
+            "--layers",
+            type=_layers,
+            default={},
+            metavar="NODE=COUNT,…",
+            help="layers of each node, in order; the output counts as one",
         )
     load.add_argument(
         "--keep-alive", default="", metavar="TIME", help="idle time before it is unloaded; -1: never"
@@ -136,3 +143,14 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     drain.add_argument("--undo", action="store_true", help="take work again")
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
     command("doctor", "say what is wrong and the one command that mends it")
+
+
+def _layers(text: str) -> dict[str, int]:
+    """``a=8,b=9`` as counts by node."""
+    counts: dict[str, int] = {}
+    for part in text.split(","):
+        node, _, count = part.strip().partition("=")
+        if not node or not count.isdecimal():
+            raise argparse.ArgumentTypeError(f"{part!r} is not NODE=COUNT")
+        counts[node] = int(count)
+    return counts

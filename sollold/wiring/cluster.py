@@ -181,6 +181,7 @@ class ClusterHere:
             type_k=ask.type_k,
             type_v=ask.type_v,
             policy=ask.policy,
+            fixed=ask.layers,
         )
 
     def _meant(self, model: str) -> tuple[str, str]:
