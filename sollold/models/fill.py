@@ -18,8 +18,8 @@ log = logging.getLogger("sollold.models")
 
 _BATCH = 4 << 20
 """Bytes gathered before they are handed to a thread for writing."""
-_FAILURES = 4
-"""Failures in a row after which a source is given up."""
+_FAILURES = 5
+"""Failures in a row after which a source is given up: some eight seconds, so that it may be started anew."""
 
 
 class SourceError(Exception):
@@ -102,6 +102,7 @@ class Fill:
         self._landing = landing
         self._sources = list(sources)
         self._failures = {source.name: 0 for source in sources}
+        self._retry_at: dict[str, float] = {}
         self._pace = pace
         self._connections = connections
         self._on_progress = on_progress
@@ -149,13 +150,18 @@ class Fill:
                     break
 
     async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
+        """Count it, and wait. All connections to a node break at once: together they count as one failure."""
         self._last = str(error)
-        self._failures[source.name] += 1
-        log.info("fetching from %s: %s", source.name, error)
+        now = time.monotonic()
+        if now >= self._retry_at.get(source.name, 0.0):
+            log.info("fetching from %s: %s", source.name, error)
+            self._failures[source.name] += 1
+            pause = min(5.0, self._pause * 2 ** (self._failures[source.name] - 1))
+            self._retry_at[source.name] = now + pause
         if self._failures[source.name] >= _FAILURES and source in self._sources:
             self._sources.remove(source)
         if self._sources:
-            await asyncio.sleep(min(5.0, self._pause * 2 ** (self._failures[source.name] - 1)))
+            await asyncio.sleep(max(0.0, self._retry_at[source.name] - now))
 
     async def _fetch(self, source: Source | BlockingSource, index: int, part: int) -> None:
         try:
@@ -189,10 +195,9 @@ class Fill:
                 self._on_progress()
             working.result()
         finally:
-            if not working.done():
-                stop.stop()
-                # The file must stay open until the thread is through.
-                await asyncio.gather(working, return_exceptions=True)
+            stop.stop()
+            # The file must stay open until the thread is through.
+            await asyncio.gather(working, return_exceptions=True)
 
     async def _stream(self, source: Source, index: int, part: int) -> None:
         start, end = self._landing.span(index, part)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-PART = 32 << 20
+PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
 _PARTS = ".parts"
 _PIECE = 4 << 20

@@ -1,0 +1,145 @@
+"""A transfer between two real daemons, killed at points of chance on either side, ends whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+
+from tests.bench.transfer import write_model
+
+pytestmark = pytest.mark.cluster
+MB = 1 << 20
+
+
+class Node:
+    """A daemon on loopback; the second one looks for the first."""
+
+    def __init__(self, folder: Path, ports: list[int], seed: int | None, rate: int) -> None:
+        self.folder = folder
+        self.http, self.port = ports
+        self.child: subprocess.Popen[bytes] | None = None
+        folder.mkdir()
+        seeds = [f"127.0.0.1:{seed}"] if seed else []
+        (folder / "sollold.toml").write_text(
+            f'[node]\nname = "{folder.name}"\nstate_dir = "{folder}/state"\ncache_dir = "{folder}/cache"\n'
+            f'[http]\nhost = "127.0.0.1"\nport = {self.http}\n'
+            f'[cluster]\nhost = "127.0.0.1"\nport = {self.port}\nmdns = false\nseeds = {json.dumps(seeds)}\n'
+            f'[models]\nhuggingface = false\nfolders = ["{folder}/m"]\ntransfer_rate = {rate}\n'
+            f'ollama_stores = ["{folder}/none"]\n[llama]\nbuild = false\n[ollama]\nenabled = false\n'
+        )
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "sollold", "run", "--config", str(self.folder / "sollold.toml")]
+        with (self.folder / "log").open("ab") as log:
+            environment = {**os.environ, "HOME": str(self.folder)}
+            self.child = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        if self.child is not None:
+            self.child.send_signal(number)
+            self.child.wait(timeout=20)
+            self.child = None
+
+    def ask(self, path: str, body: object = None) -> bytes:
+        data = json.dumps(body).encode() if body is not None else None
+        with urlopen(Request(f"http://127.0.0.1:{self.http}{path}", data=data), timeout=60) as answer:
+            return bytes(answer.read())
+
+    def sees(self, name: str) -> bool:
+        try:
+            return name in self.ask("/api/tags").decode()
+        except OSError:
+            return False
+
+    def pulling(self, name: str) -> subprocess.Popen[bytes]:
+        code = (
+            "import sys, urllib.request as u; "
+            "[None for _ in u.urlopen(u.Request(sys.argv[1], data=sys.argv[2].encode()), timeout=60)]"
+        )
+        url, body = f"http://127.0.0.1:{self.http}/api/pull", json.dumps({"model": name})
+        return subprocess.Popen([sys.executable, "-c", code, url, body], stderr=subprocess.DEVNULL)
+
+    def files(self) -> list[Path]:
+        folder = self.folder / "state" / "models"
+        return [path for path in folder.rglob("*.gguf") if ".parts" not in path.parts]
+
+
+def noted(node: Node) -> int:
+    """Parts that the node knows to be there."""
+    notes = [json.loads(path.read_bytes()) for path in node.folder.rglob("parts.json")]
+    return sum(len(done) for note in notes for done in note["done"])
+
+
+def free_ports(count: int) -> list[int]:
+    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in taken]
+    for one in taken:
+        one.close()
+    return ports
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[tuple[Node, Node]]:
+    ports = free_ports(4)
+    rate = 40 * MB
+    pair = (
+        Node(tmp_path / "give", ports[:2], None, rate),
+        Node(tmp_path / "take", ports[2:], ports[1], rate),
+    )
+    yield pair
+    for node in pair:
+        if node.child is not None:
+            node.child.kill()
+            node.child.wait()
+
+
+def wait(condition: Any) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+def test_killed_at_any_point(nodes: tuple[Node, Node]) -> None:
+    give, take = nodes
+    source = give.folder / "m" / "big.gguf"
+    write_model(source, 300 * MB)
+    dice = random.Random(7)
+    give.start()
+    take.start()
+    wait(lambda: take.sees("big:latest"))
+    for victim in (take, give, take):
+        before = noted(take)
+        client = take.pulling("big")
+        while noted(take) == before:
+            if client.poll() is not None:
+                # The node that has it was killed a moment ago, and this one did not know yet.
+                client = take.pulling("big")
+            time.sleep(0.05)
+        time.sleep(dice.uniform(0.0, 0.3))
+        victim.kill()
+        client.kill()
+        client.wait()
+        assert take.files() == [], "never a half file in place"
+        victim.start()
+        wait(lambda: take.sees("big:latest"))
+    lines = take.ask("/api/pull", {"model": "big"}).splitlines()
+    assert json.loads(lines[-1]) == {"status": "success"}
+    (whole,) = take.files()
+    assert whole.read_bytes() == source.read_bytes()
+    begun = next(line for line in map(json.loads, lines) if "completed" in line)
+    assert begun["completed"] > 0, "what had come before the kills is not fetched again"
+    for node in nodes:
+        node.kill(signal.SIGTERM)
