@@ -62,7 +62,7 @@ class Election:
 
     def decide(self, live: Iterable[Standing], now: float) -> Verdict:
         """Who leads among the live nodes, this one included; a claim is taken as made."""
-        standings = sorted(live, key=lambda one: (one.draining, one.node))
+        standings = tuple(live)
         for one in standings:
             if one.claim is not None and one.claim.leader == one.node:
                 self.observe(one.claim)
@@ -81,7 +81,10 @@ class Election:
             self._missing = None
         if self._vacant is None:
             self._vacant = now
-        place = next((at for at, one in enumerate(standings) if one.node == self._me), len(standings))
+        mine = min(
+            ((one.draining, one.node) for one in standings if one.node == self._me), default=(True, "")
+        )
+        place = sum((one.draining, one.node) < mine for one in standings)
         turn = max(self._vacant + self._tuning.settle, self._started + self._tuning.grace)
         turn += place * self._tuning.patience
         if now < turn:

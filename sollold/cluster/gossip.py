@@ -255,7 +255,7 @@ class Gossip:
             return b"", self._done(now)
         answer, merged = self._exchange.take(body, now)
         for node, merge in merged:
-            self._merged(node, merge, now)
+            self._merged(node, merge)
             if merge is Merge.NEWER:
                 self._news.add("record", node, self._registry.delta_of(node, self._room))
         member = self._membership.members.get(body.sender)
@@ -432,18 +432,19 @@ class Gossip:
         if delta.node != self._me and delta.node not in self._membership.members:
             return
         merge = self._registry.merge_delta(delta)
-        self._merged(delta.node, merge, now)
+        self._merged(delta.node, merge)
         if merge is Merge.NEWER:
             self._news.add("record", delta.node, encode(delta))
         elif merge is Merge.BEHIND:
             self._want(sender, (source,), now)
 
-    def _merged(self, node: str, merge: Merge, now: float) -> None:
+    def _merged(self, node: str, merge: Merge) -> None:
         if merge is Merge.NEWER:
             self._remark(node)
-            if self._registry.highest > self._election.highest:
+            if self._registry.stirred:
+                self._registry.stirred = False
                 self._election.observe(self._registry.highest)
-            self._election_due = True
+                self._election_due = True
             self._tell(Change.UPDATED, node)
         elif merge is Merge.RAISED:
             self._own_changed()

@@ -87,6 +87,8 @@ class Registry:
         """The own version stays below it until it is written anew."""
         self.highest = Term()
         """The highest claim in any record ever seen here."""
+        self.stirred = False
+        """A record came that may change who leads; the reader sets it back."""
 
     @property
     def me(self) -> Record:
@@ -216,6 +218,9 @@ class Registry:
         return Merge.NEWER
 
     def _store(self, boot: int, version: int, record: Record) -> None:
+        held = self._registers.get(record.node)
+        if held is None or (held.record.claim, held.record.draining) != (record.claim, record.draining):
+            self.stirred = True
         self._registers[record.node] = Register(boot, version, record)
         self.highest = max(self.highest, record.claim)
 
