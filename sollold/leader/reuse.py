@@ -109,6 +109,7 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
         and ask.llama
         and promise.embedding == embedding
         and promise.deployment not in world.gone
+        and any(record.node == promise.head for record in world.records)
         and not any(e.id == promise.deployment for _, e in world.endpoints())
     ]
     if loading:

@@ -84,8 +84,13 @@ class World:
     def ending(self) -> dict[tuple[str, str], int]:
         """Bytes of deployments that are no more: their owners give them back within seconds."""
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
-        alive |= {promise.deployment for promise in self.promises} | self.gone
+        nodes = {record.node for record in self.records}
+        alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
         held: dict[tuple[str, str], int] = {}
+        for promise in self.promises:
+            if promise.head not in nodes:
+                for key, size in promise.bytes.items():
+                    held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
                 if grant.deployment not in alive and grant.state is GrantState.COMMITTED:

@@ -502,3 +502,15 @@ async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
     assert answers[-1].verdict is Verdict.WAIT, answers
     assert all(not node.ledger.holds(deployment) for node in town.nodes.values())
     await other.close()
+
+
+async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_for(town: Cluster) -> None:
+    town.nodes["b"].models.append(model())
+    town.add("d", 450 * MIB)
+    first = await town.planner.ensure(replace(ASK, exclude=("a",)))
+    assert (first.verdict, first.node) == (Verdict.WAIT, "b")
+    del town.nodes["b"]
+    town.add("e", 450 * MIB)
+    second = await town.planner.ensure(ASK)
+    assert second.verdict in (Verdict.WAIT, Verdict.PLANNING)
+    assert second.deployment != first.deployment
