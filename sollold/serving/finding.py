@@ -14,6 +14,7 @@ from sollold.cluster.view import View
 from sollold.config import HttpSettings, ServingSettings
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.in_line import InLine
 from sollold.serving.loader import Loader, Need, Ready, with_ready
 from sollold.serving.relay import open_stream, whole
 from sollold.serving.router import Candidate, Choice, Router, Wish
@@ -39,6 +40,7 @@ class Means:
     server: EndpointServer
     loader: Loader
     router: Router
+    in_line: InLine
     serving: ServingSettings
     http: HttpSettings
 
@@ -191,11 +193,11 @@ class Finder:
             keep_alive=self._ask.keep_alive,
             aside=call.path in _ASIDE,
         )
-        place = 0
+        nudge: asyncio.Future[None] | None = None
 
         def on_position(position: int) -> None:
-            nonlocal place
-            place = position
+            nonlocal nudge
+            nudge = nudge or means.in_line.stand(candidate.key)
             self._on_wait(Waiting(stage or "queued", position=position))
 
         means.router.sent(candidate.key, wish, now)
@@ -205,12 +207,15 @@ class Finder:
         ok: bool | None = None
         try:
             while True:
-                done, _ = await asyncio.wait((opening,), timeout=_RETHINK)
-                if done:
+                either = (opening,) if nudge is None else (opening, nudge)
+                await asyncio.wait(either, timeout=_RETHINK, return_when=asyncio.FIRST_COMPLETED)
+                if opening.done():
                     stream = opening.result()
                     break
-                if not place:
+                if nudge is None:
                     continue
+                if nudge.done():
+                    nudge = means.in_line.stand(candidate.key)
                 better = means.router.better(means.view.live(), wish, self._loop.time(), candidate.key)
                 if better is not None:
                     # Claimed before anything is awaited: the others in line look for it too.
@@ -229,6 +234,9 @@ class Finder:
             await _call_off(opening)
             means.router.ended(candidate.key, None)
             raise
+        finally:
+            if nudge is not None:
+                means.in_line.leave(nudge)
         means.router.began(candidate.key, self._loop.time() - now)
         if refusal is not None:
             await stream.close()

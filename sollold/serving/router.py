@@ -20,6 +20,8 @@ from sollold.serving.breaker import Breaker
 _PREFIXES = 4096
 _PREFIX_LIFE = 600.0
 _LEARN = 0.3
+_RECORD_AGE = 1.5
+"""Seconds that a record may be old when it is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ class _Memory:
     """What the router remembers of one endpoint."""
 
     under_way: int = 0
+    peak: tuple[float, int, int] = (0.0, 0, 0)
+    """Since when, the most under way since then, and the most in the span before."""
     first_byte: float = 0.0
     success: float = 1.0
     breaker: Breaker = field(default_factory=Breaker)
@@ -198,6 +202,11 @@ class Router:
         self._memory: dict[tuple[str, str], _Memory] = {}
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
         self._round = 0
+        self._on_end: list[Callable[[tuple[str, str]], None]] = []
+
+    def subscribe(self, callback: Callable[[tuple[str, str]], None]) -> None:
+        """Call ``callback`` with the endpoint whenever a request there is over."""
+        self._on_end.append(callback)
 
     def candidates(self, records: Iterable[Record], wish: Wish, now: float) -> tuple[Candidate, ...]:
         """Endpoints that could answer ``wish`` now; those behind an open breaker are left out."""
@@ -219,7 +228,7 @@ class Router:
                         endpoint,
                         local=record.node == self._me,
                         gpu=_on_gpu(record, endpoint),
-                        load=max(endpoint.active + endpoint.waiting, memory.under_way),
+                        load=_load(endpoint, memory, now),
                         speed=endpoint.speed,
                         first_byte=memory.first_byte,
                         success=memory.success,
@@ -275,6 +284,7 @@ class Router:
         """A request goes to the endpoint ``key``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.under_way += 1
+        _recent_peak(memory, now)
         memory.breaker.sent(now)
         if wish.prefix:
             self._prefixes[wish.prefix] = (key, now)
@@ -294,6 +304,8 @@ class Router:
         if memory is None:
             return
         memory.under_way = max(0, memory.under_way - 1)
+        for callback in self._on_end:
+            callback(key)
         if ok is None:
             memory.breaker.given_up()
         else:
@@ -312,6 +324,24 @@ class Router:
     def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
         found = self._prefixes.get(prefix) if prefix else None
         return found[0] if found is not None and now - found[1] < _PREFIX_LIFE else None
+
+
+def _load(endpoint: Endpoint, memory: _Memory, now: float) -> int:
+    """Ours that are under way, exactly, and others' as far as the record tells of more than ours."""
+    others = endpoint.active + endpoint.waiting - _recent_peak(memory, now)
+    return memory.under_way + max(0, others)
+
+
+def _recent_peak(memory: _Memory, now: float) -> int:
+    """The most of ours that was under way in the time from which a record may be."""
+    since, most, before = memory.peak
+    if now - since > 2 * _RECORD_AGE:
+        since, most, before = now, memory.under_way, memory.under_way
+    elif now - since > _RECORD_AGE:
+        since, most, before = now, memory.under_way, most
+    most = max(most, memory.under_way)
+    memory.peak = (since, most, before)
+    return max(most, before)
 
 
 def _fits(endpoint: Endpoint, wish: Wish) -> bool:

@@ -17,6 +17,7 @@ from sollold.serving.ask import Answer, Ask, Fault, Refusal, Waiting
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.errand import Errand
 from sollold.serving.finding import Means
+from sollold.serving.in_line import InLine
 from sollold.serving.loader import Loader
 from sollold.serving.router import Router, Wish
 
@@ -57,7 +58,9 @@ class Serving:
         self._loader = loader
         self._router = router
         self._errands: set[Errand] = set()
-        self._means = Means(view, calls, server, loader, router, serving, http)
+        in_line = InLine()
+        router.subscribe(in_line.freed)
+        self._means = Means(view, calls, server, loader, router, in_line, serving, http)
         self._unsubscribe: Callable[[], None] = lambda: None
         self._idle: asyncio.Event | None = None
 
@@ -122,7 +125,6 @@ class Serving:
         listed = self._names.get(ask.model)
         digest = listed.model.digest if listed is not None else ""
         trained = listed.model.context_train if listed is not None else 0
-        can = listed.model.capabilities if listed is not None else ()
         capabilities = listed.model.capabilities if listed is not None else ()
         return Wish(
             model=resolved.name,

@@ -295,3 +295,29 @@ async def test_64_streams_are_whole_and_in_order(cluster: Cluster) -> None:
     results = await asyncio.gather(*giving)
     assert all(said(events) == TEXT for events, _ in results)
     await until(lambda: b.engines.reports[-1][1:3] == (0, 0))
+
+
+async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
+    """Three Ollamas of speed 1, 1 and ½ that nobody has measured yet, one request at a time each."""
+    a = await cluster.node("a")
+    paces = {"b": 0.004, "c": 0.004, "d": 0.008}
+    for name, pace in paces.items():
+        node = await cluster.node(name)
+        reciter = await cluster.reciter()
+        reciter.pause = pace
+        node.engines.serve("ollama:m", reciter, slots=1, backend=Backend.OLLAMA)
+    loop = asyncio.get_running_loop()
+    alone = asyncio.create_task(give(a, "ollama", id="alone", options={"num_predict": 10}))
+    begun = loop.time()
+    await alone
+    one = loop.time() - begun
+    begun = loop.time()
+    count = 60
+    tasks = [give(a, "ollama", id=f"r{n}", options={"num_predict": 10}) for n in range(count)]
+    results = await asyncio.gather(*tasks)
+    took = loop.time() - begun
+    assert all(said(events) == "".join(WORDS[:10]) for events, _ in results)
+    served = [answer.routing.node for _, answer in results]
+    # The slow one gets its part and no more; the time itself is left to benchmarks on quiet machines.
+    assert 4 <= served.count("host-d") <= count // 3
+    assert took < one * count / 1.5
