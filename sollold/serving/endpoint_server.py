@@ -48,6 +48,8 @@ _ALIVE_EVERY = 2.0
 """Seconds of silence towards a caller's node after which it is told that this one is still here."""
 _REPORT = 0.25
 """Seconds over which changes of the counts are gathered before they go into the record."""
+_HELD = 300.0
+"""Seconds for which a caller that takes nothing keeps its place in the engine."""
 _ASK_ENGINE = 5.0
 _PATHS = (
     "/v1/",
@@ -85,7 +87,9 @@ class _Caller:
         self._response = response
         self._loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
+        self.node: str = request["peer"]
         self.sent = self._loop.time()
+        self._stuck = 0.0
 
     @property
     def gone(self) -> bool:
@@ -97,6 +101,21 @@ class _Caller:
         """Write one frame."""
         self.sent = self._loop.time()
         await self._response.write(data)
+        self._stuck = 0.0
+
+    async def show_life(self) -> None:
+        """Write a frame that says nothing else; soon given up when the other end takes nothing."""
+        try:
+            async with asyncio.timeout(0.1):
+                await self.send(frame(ALIVE))
+        except TimeoutError:
+            self._stuck = self._stuck or self.sent
+        except ConnectionError:
+            log.debug("the asking node went away")
+
+    def blocked(self, now: float) -> float:
+        """Seconds for which the caller's node has taken nothing."""
+        return now - self._stuck if self._stuck else 0.0
 
 
 class EndpointServer:
@@ -220,6 +239,11 @@ class EndpointServer:
         return door
 
     def _record_changed(self) -> None:
+        live = {record.node for record in self._view.live()}
+        for caller in tuple(self._callers):
+            if caller.node not in live and caller.task is not None:
+                # Its machine may be off: then no packet ever says that the connection is gone.
+                caller.task.cancel()
         for id, door in tuple(self._doors.items()):
             endpoint = self._endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
@@ -316,14 +340,12 @@ class EndpointServer:
             await asyncio.sleep(BEAT)
             now = loop.time()
             for caller in tuple(self._callers):
-                if caller.gone:
+                if caller.gone or caller.blocked(now) > _HELD:
                     if caller.task is not None:
                         caller.task.cancel()
                 elif now - caller.sent >= _ALIVE_EVERY:
                     # Between two frames, so nothing is cut; a full transport is left alone.
-                    with contextlib.suppress(ConnectionError, TimeoutError):
-                        async with asyncio.timeout(0.1):
-                            await caller.send(frame(ALIVE))
+                    await caller.show_life()
             for id, door in tuple(self._doors.items()):
                 self._look(id, door, now)
 
@@ -344,6 +366,9 @@ class EndpointServer:
                 door.gate.close()
                 self._engines.fail(id, reason)
                 return
+            if progress is not None and progress.held(now) > _HELD:
+                # Its place is given to others; when it reads on, the answer is resumed.
+                visit.end(Broken(Break.MOVED, "the caller did not read for a long time"))
         doubtful = any(visit.progress is not None and visit.progress.doubtful(now) for visit in working)
         if doubtful and (door.asking is None or door.asking.done()):
             door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")

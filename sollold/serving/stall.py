@@ -23,11 +23,22 @@ class Progress:
         self._speed = speed
         self._first = False
         self._work = -1
+        self._held = False
 
     def came(self, now: float) -> None:
-        """Bytes came."""
+        """Bytes came, and are being handed on: until `wanted` the silence is the caller's."""
         self._since = now
         self._first = True
+        self._held = True
+
+    def wanted(self, now: float) -> None:
+        """The caller took them and wants more."""
+        self._since = now
+        self._held = False
+
+    def held(self, now: float) -> float:
+        """Seconds for which the caller has not taken what came; 0.0 while the engine is waited for."""
+        return now - self._since if self._held else 0.0
 
     def worked(self, work: int, now: float) -> None:
         """The engine's own account: tokens read and made so far by all its slots. More work is progress."""
@@ -47,8 +58,8 @@ class Progress:
 
     def doubtful(self, now: float) -> bool:
         """Whether it is time to ask the engine what it has done."""
-        return self.silent(now) > self.limit / 4
+        return not self._held and self.silent(now) > self.limit / 4
 
     def hung(self, now: float) -> bool:
         """Whether the silence has lasted too long."""
-        return self.silent(now) > self.limit
+        return not self._held and self.silent(now) > self.limit

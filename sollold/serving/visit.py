@@ -187,6 +187,7 @@ class Visit:
                 progress.came(now())
                 before, last = last, chunk
                 yield chunk
+                progress.wanted(now())
         except (aiohttp.ClientError, OSError) as error:
             raise self._failure(f"the engine broke off: {error}", transport=True) from None
         if self._broken is not None:

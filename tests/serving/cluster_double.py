@@ -125,7 +125,7 @@ class FakePeers:
 
     def route(self, method: str, path: str, handler: Callable[..., Awaitable[web.StreamResponse]]) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:
-            request["peer"] = "someone"
+            request["peer"] = request.headers["X-Peer"]
             return await handler(request)
 
         self.app.router.add_route(method, path, answer)
@@ -145,7 +145,8 @@ class FakePeers:
 
 
 class FakeCalls:
-    def __init__(self, peers: dict[str, FakePeers]) -> None:
+    def __init__(self, name: str, peers: dict[str, FakePeers]) -> None:
+        self._name = name
         self._peers = peers
         self.session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None))
         self.answers: dict[str, Callable[[str, Any], Any]] = {}
@@ -168,6 +169,7 @@ class FakeCalls:
         idle_timeout: float = 60.0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout, sock_read=idle_timeout)
+        headers = {"X-Peer": self._name, **(headers or {})}
         try:
             response = await self.session.request(
                 method, self._peers[node].url + path, headers=headers, data=data, timeout=timeout
@@ -229,7 +231,7 @@ class Node:
         self.server = EndpointServer(self.view, self.engines, settings, self.peers)
         self.loader = FakeLoader(cluster.world)
         self.router = Router(name)
-        self.calls = FakeCalls(cluster.peers)
+        self.calls = FakeCalls(name, cluster.peers)
         self.serving = Serving(
             self.view,
             FakeNames(),

@@ -224,3 +224,49 @@ async def test_caller_hangs_up_while_it_recovers(cluster: Cluster) -> None:
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     await until(lambda: a.serving.under_way == 0 and a.server.under_way == 0)
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_slow_reader_is_not_taken_for_a_hung_engine(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=0.2)
+    await three(cluster)
+    a, b, _ = cluster.nodes
+    answer = await (a if asked == "a" else b).serving.open(ask(), lambda _: None)
+    events = [json.loads(await anext(answer.events))]
+    await asyncio.sleep(0.8)
+    events += await read(answer)
+    assert said(events) == TEXT
+    assert b.engines.failed == []
+
+
+async def test_reader_that_stopped_gives_its_place_to_others(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
+    _, one, _ = await three(cluster)
+    one.pause = 0.001
+    b = cluster.nodes[1]
+    answer = await b.serving.open(ask(), lambda _: None)
+    events = [json.loads(await anext(answer.events))]
+    await until(lambda: one.running == 0 and one.cancelled == 1)
+    assert b.engines.failed == []
+    # It reads on: the answer is taken up where it was left.
+    events += await read(answer)
+    assert said(events) == TEXT
+    assert answer.routing.resumed == 1
+
+
+async def test_asking_node_that_vanished_frees_its_place(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.hang_after = 20
+    b = cluster.nodes[1]
+    answer = await a.serving.open(ask(), lambda _: None)
+    assert await anext(answer.events)
+    cluster.world.dead.add("a")
+    cluster.world.changed()
+    await until(lambda: b.server.under_way == 0 and one.cancelled == 1)
+    await answer.close()
