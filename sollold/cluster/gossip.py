@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import blake2b
 from random import Random
 
 from sollold.cluster.actions import (
@@ -18,11 +17,11 @@ from sollold.cluster.actions import (
     Event,
     Kept,
     Persist,
-    PushPullWith,
     Send,
 )
 from sollold.cluster.awareness import Awareness
 from sollold.cluster.broadcast import News
+from sollold.cluster.catch_up import CatchUp
 from sollold.cluster.election import Election, Standing
 from sollold.cluster.exchange import Exchange
 from sollold.cluster.introduction import Introductions
@@ -109,7 +108,7 @@ class Gossip:
             awareness=self._awareness,
             send=self._send,
             actions=self._actions,
-            digest=self._total,
+            digest=lambda: self._catch_up.digest,
             sequence=random.getrandbits(32),
         )
         self._introductions = Introductions(
@@ -126,20 +125,21 @@ class Gossip:
         self._term = Term()
         self._election_due = True
         self._decide_at = float("inf")
-        self._marks: dict[str, int] = {}
-        self._digest = 0
-        self._differing = 0
-        self._sync_at = now
-        self._sync_pause = tuning.sync_interval
-        self._fetch_at = now
-        self._fetch: tuple[str, tuple[Address, ...]] | None = None
+        self._catch_up = CatchUp(
+            self._membership,
+            self._registry,
+            tuning=tuning,
+            timers=self._timers,
+            random=random,
+            actions=self._actions,
+            now=now,
+        )
         self._kept = Kept()
-        self._remark(self._me)
+        self._catch_up.note(self._me)
         self._membership.announce()
         self._say_record()
         self._persist()
         self._prober.start(now + random.random() * tuning.probe_interval)
-        self._timers.at(now + random.random() * tuning.push_pull_interval, self._push_pull_turn)
         self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
         self._timers.at(now, self._nothing)
 
@@ -218,7 +218,7 @@ class Gossip:
         self._prober.hear_link(node)
         member = self._membership.members.get(node)
         if member is None:
-            self._want("", (address,), now)
+            self._catch_up.want("", (address,), now)
         elif not member.live:
             self._send(address, [member.said()])
         elif member.reached is None:
@@ -265,10 +265,8 @@ class Gossip:
 
     def push_pull_done(self, node: str, ok: bool, now: float) -> list[Action]:
         """A `PushPullWith` for ``node`` ended."""
-        if not ok and node and self._membership.live:
-            other = self._membership.sample(1, without=node)
-            if other:
-                self._want(other[0].node, other[0].everywhere(), now)
+        if not ok and node:
+            self._catch_up.failed(node, now)
         return self._done(now)
 
     # What this node does
@@ -286,7 +284,7 @@ class Gossip:
         """This node's own addresses changed."""
         if addresses != self._membership.addresses:
             self._membership.move(addresses)
-            self._remark(self._me)
+            self._catch_up.note(self._me)
         return self._done(now)
 
     def observe_term(self, term: Term, now: float) -> list[Action]:
@@ -373,7 +371,7 @@ class Gossip:
         """A packet came from ``sender``: note where from, or tell it what is wrongly held of it."""
         member = self._membership.members.get(sender)
         if member is None:
-            self._want("", (source,), now)
+            self._catch_up.want("", (source,), now)
         elif member.boot != boot or not member.live:
             self._send(source, [member.said()])
         else:
@@ -386,12 +384,12 @@ class Gossip:
         self._membership.hear_alive(said, now)
         if was_gone and said.node == sender and members[sender].live:
             # The other side of a healed partition has news of more than itself.
-            self._want(sender, (source,), now)
+            self._catch_up.want(sender, (source,), now)
 
     def _hear_ack(self, sender: str, ack: Ack, source: Address, now: float) -> None:
         self._introductions.hear_ack(sender, ack.sequence, source)
         if self._prober.hear_ack(sender, ack, now):
-            self._compare(sender, ack.digest, now)
+            self._catch_up.compare(sender, ack.digest, now)
 
     def _gossip_turn(self, now: float) -> None:
         self._gossip_at = None
@@ -408,8 +406,7 @@ class Gossip:
         """Try one that was found dead: it may live behind a partition that has healed."""
         self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
         self._membership.forget(now)
-        for node in self._registry.forget_all_but(self._membership.members):
-            del self._marks[node]
+        self._registry.forget_all_but(self._membership.members)
         dead = [member for member in self._membership.members.values() if not member.live]
         if dead and not self._membership.leaving:
             member = self._random.choice(dead)
@@ -424,7 +421,7 @@ class Gossip:
 
     def _own_changed(self) -> None:
         self._say_record()
-        self._remark(self._me)
+        self._catch_up.note(self._me)
         self._persist()
         self._tell(Change.UPDATED, self._me)
 
@@ -436,11 +433,11 @@ class Gossip:
         if merge is Merge.NEWER:
             self._news.add("record", delta.node, encode(delta))
         elif merge is Merge.BEHIND:
-            self._want(sender, (source,), now)
+            self._catch_up.want(sender, (source,), now)
 
     def _merged(self, node: str, merge: Merge) -> None:
         if merge is Merge.NEWER:
-            self._remark(node)
+            self._catch_up.note(node)
             if self._registry.stirred:
                 self._registry.stirred = False
                 self._election.observe(self._registry.highest)
@@ -451,63 +448,6 @@ class Gossip:
         elif merge is Merge.BROKEN:
             self._rejected += 1
 
-    def _total(self) -> int:
-        return self._digest
-
-    def _remark(self, node: str) -> None:
-        """Bring the digest of all that is known up to date with what is known of ``node``."""
-        mark = 0
-        register = self._registry.get(node)
-        version, boot = (register.version, register.boot) if register is not None else (0, 0)
-        if node == self._me:
-            incarnation = self._membership.incarnation
-        else:
-            member = self._membership.members.get(node)
-            incarnation = member.incarnation if member is not None and member.live else -1
-        if incarnation >= 0:
-            text = f"{node} {incarnation} {version} {boot}".encode()
-            mark = int.from_bytes(blake2b(text, digest_size=7).digest(), "big")
-        self._digest ^= self._marks.get(node, 0) ^ mark
-        self._marks[node] = mark
-
-    def _compare(self, sender: str, digest: int, now: float) -> None:
-        """Fetch what is missing if a peer lastingly knows something else."""
-        if digest == self._digest:
-            self._differing = 0
-            self._sync_pause = self._tuning.sync_interval
-            return
-        self._differing += 1
-        if self._differing >= 2 and now >= self._sync_at:
-            self._differing = 0
-            self._sync_at = now + self._sync_pause * (0.5 + self._random.random())
-            self._sync_pause = min(self._sync_pause * 2, self._tuning.push_pull_interval)
-            self._actions.append(PushPullWith(sender, self.addresses(sender)))
-
-    def _want(self, node: str, addresses: tuple[Address, ...], now: float) -> None:
-        """Fetch from a peer that knows more; not more often than each `Tuning.fetch_interval`."""
-        if self._membership.leaving:
-            return
-        if now >= self._fetch_at:
-            self._fetch_at = now + self._tuning.fetch_interval
-            self._actions.append(PushPullWith(node, addresses))
-        else:
-            if self._fetch is None:
-                self._timers.at(self._fetch_at, self._fetch_turn)
-            self._fetch = (node, addresses)
-
-    def _fetch_turn(self, now: float) -> None:
-        if self._fetch is not None:
-            node, addresses = self._fetch
-            self._fetch = None
-            self._want(node, addresses, now)
-
-    def _push_pull_turn(self, now: float) -> None:
-        pause = self._tuning.push_pull_every(self._membership.size)
-        self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._push_pull_turn)
-        for member in self._membership.sample(1):
-            if not self._membership.leaving:
-                self._actions.append(PushPullWith(member.node, member.everywhere()))
-
     # Changes
 
     def _tell(self, change: Change, node: str, term: Term | None = None) -> None:
@@ -515,7 +455,7 @@ class Gossip:
 
     def _changed(self, change: Change, node: str) -> None:
         """The membership changed."""
-        self._remark(node)
+        self._catch_up.note(node)
         if node == self._me:
             self._persist()
         if change is not Change.SUSPECTED:

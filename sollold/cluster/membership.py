@@ -296,13 +296,12 @@ class Membership:
             if suspicion is not None:
                 suspicion.started += seconds
 
-    def forget(self, now: float) -> list[str]:
-        """Drop those dead or gone for long; returns them."""
+    def forget(self, now: float) -> None:
+        """Drop those dead or gone for long."""
         until = now - self._tuning.forget_after
         gone = [m.node for m in self.members.values() if not m.live and m.since < until]
         for node in gone:
             del self.members[node]
-        return gone
 
     def _make_room(self) -> bool:
         """Drop the longest dead when there are too many; False when all are alive."""

@@ -99,12 +99,10 @@ class Registry:
         """What is held of ``node``."""
         return self._registers.get(node)
 
-    def forget_all_but(self, nodes: Collection[str]) -> list[str]:
-        """Drop the records of nodes that are gone for good; returns whose."""
-        gone = [node for node in self._registers if node != self._me and node not in nodes]
-        for node in gone:
+    def forget_all_but(self, nodes: Collection[str]) -> None:
+        """Drop the records of nodes that are gone for good."""
+        for node in [node for node in self._registers if node != self._me and node not in nodes]:
             del self._registers[node]
-        return gone
 
     def update(self, record: Record) -> bool:
         """Take ``record`` (but for its version) as the own one; False when nothing changed."""

@@ -70,7 +70,7 @@ class Cluster:
             Alive(g.me.node, g._boot, g._membership.incarnation, g._membership.addresses) for g in gossips
         ]
         registers = {g.me.node: g._registry._own for g in gossips}
-        marks = {node: mark for g in gossips for node, mark in g._marks.items()}
+        marks = {node: mark for g in gossips for node, mark in g._catch_up._marks.items()}
         digest = reduce(xor, marks.values())
         for machine, gossip in zip(machines, gossips, strict=True):
             membership = gossip._membership
@@ -81,8 +81,8 @@ class Cluster:
             gossip._registry._registers.update(
                 (node, register) for node, register in registers.items() if node != machine.node
             )
-            gossip._marks = dict(marks)
-            gossip._digest = digest
+            gossip._catch_up._marks = dict(marks)
+            gossip._catch_up.digest = digest
             gossip._news._tiers.clear()
             gossip._news._tier.clear()
 
