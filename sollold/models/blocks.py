@@ -150,12 +150,12 @@ def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> 
     unit = batch.tokens * FLOAT
     source = graph.add(block.q_rank * unit, normed) if block.q_rank else normed
     query = graph.add(block.q * unit, source)
-    turned = graph.add(block.heads * block.rope * unit, query)
-    both = graph.add((block.latent + block.rope) * unit, normed)
     absorbed = graph.add(block.heads * block.latent * unit, query)
+    turned = graph.add(block.heads * block.rope * unit, query)
     query = graph.add(block.heads * (block.latent + block.rope) * unit, absorbed, turned)
-    place = graph.add(block.rope * unit, both)
+    both = graph.add((block.latent + block.rope) * unit, normed)
     value = graph.add(block.latent * unit, both)
+    place = graph.add(block.rope * unit, both)
     key = graph.add((block.latent + block.rope) * unit, value, place)
     graph.add(0, key)
     if batch.flash:

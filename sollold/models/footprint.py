@@ -77,10 +77,11 @@ class Footprint:
         peak = max(peak, (needs.first if piped else needs.alone)[first])
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
-            peak = max(peak + inputs.raw, (2 if piped else 3) * inputs.raw + inputs.begins)
+            beside = inputs.raw + (inputs.hidden if inputs.raw and not inputs.begins else 0)
+            peak = max(peak + beside, (2 if piped else 3) * inputs.raw + inputs.begins)
             given += inputs.raw * piped
         elif piped and last > self.layers:
-            peak = max(peak, inputs.joins and inputs.joins + inputs.begins)
+            peak = max(peak, inputs.joins and inputs.joins + inputs.ends)
             given += inputs.joins
         if not piped:
             return peak + given
@@ -160,8 +161,8 @@ class _Inputs:
     ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
     of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
     ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``joins``: the output's
-    device needs that too; ``begins``: what making several streams of one takes; ``host``: what the head
-    keeps of all inputs; ``looked_up``: what the head computes of them.
+    device needs that too; ``begins``, ``ends``: what making several streams of one takes, and one of
+    several; ``host``: what the head keeps of all inputs; ``looked_up``: what the head computes of them.
     """
 
     hidden: int
@@ -174,6 +175,7 @@ class _Inputs:
     raw: int
     joins: int
     begins: int
+    ends: int
     host: int
     looked_up: int
 
@@ -269,8 +271,8 @@ def _demand(shape: Shape, index: int, cells: _Cells, run: Run, flash: bool, last
         rotate_v=run.type_v not in _UNPACKED and block.head_v % 64 == 0,
     )
     attends = bool(block.q)
-    # Without flash attention the scores leave a hole that one more hidden state falls into.
-    states = shape.slack if flash or block.fused else max(shape.slack, 1)
+    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
+    states = shape.slack if flash or block.fused else max(shape.slack, block.streams)
     slack = states * shape.n_embd * cells.tokens * 4
     return _Demand(
         first=slack + _peak(block, batch, True, True, last),
@@ -375,6 +377,7 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
         raw=raw,
         joins=raw + hidden if several else 0,
         begins=4 * streams * hidden if several else 0,
+        ends=2 * (streams + 1) * hidden if several else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,
     )
