@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+log = logging.getLogger("sollold.cluster")
 
 _VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
 """Names of interfaces that lead to containers and virtual machines of this machine."""
@@ -117,11 +120,18 @@ class InterfaceWatch:
         """Let the kernel tell: rtnetlink(7), groups for links and for IPv4 and IPv6 addresses."""
         if not hasattr(socket, "AF_NETLINK"):
             return
-        with contextlib.suppress(OSError):
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
-            self._socket.setblocking(False)
-            self._socket.bind((0, 0x1 | 0x10 | 0x100))
-            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._told)
+        try:
+            told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        except OSError:
+            return  # forbidden here: looking from time to time must do
+        try:
+            told.setblocking(False)
+            told.bind((0, 0x1 | 0x10 | 0x100))
+            asyncio.get_running_loop().add_reader(told.fileno(), self._told)
+        except OSError:
+            told.close()
+            return
+        self._socket = told
 
     def _told(self) -> None:
         assert self._socket is not None
@@ -140,7 +150,11 @@ class InterfaceWatch:
             await self._look()
 
     async def _look(self) -> None:
-        found = await asyncio.to_thread(interfaces, self._chosen)
+        try:
+            found = await asyncio.to_thread(interfaces, self._chosen)
+        except OSError as error:
+            log.warning("the network interfaces can't be read: %s", error)
+            return
         if found != self._known:
             self._known = found
             self._changed(found)
