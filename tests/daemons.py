@@ -102,6 +102,7 @@ class Node:
         self.models.mkdir(parents=True)
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
+        self.small_disk = False
 
     @property
     def url(self) -> str:
@@ -157,6 +158,19 @@ class Node:
         assert self.process is not None
         self.process.kill()
         self.process.wait(10)
+
+    def limit_disk(self, size: int) -> bool:
+        """Give the cache folder a disk of its own, of ``size`` bytes; False when that can't be had here."""
+        cache = self.folder / "cache"
+        cache.mkdir(exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(cache)]
+        self.small_disk = subprocess.run(words, capture_output=True).returncode == 0
+        return self.small_disk
+
+    def tensors(self) -> list[Path]:
+        """The tensors that this node's workers have kept."""
+        folder = self.folder / "cache" / "tensors" / "whole"
+        return sorted(folder.iterdir()) if folder.is_dir() else []
 
     def log(self) -> str:
         """All the daemon logged so far."""
@@ -280,6 +294,8 @@ class Cluster:
                     node.process.wait(10)
         for node in self.nodes:
             _end_children(node.folder)
+            if node.small_disk:
+                subprocess.run(["umount", "-l", str(node.folder / "cache")], capture_output=True)
         if self.lan:
             self.lan.close()
 

@@ -1,0 +1,58 @@
+"""``python -m tests.chaos --faults 200 --seed 1``: faults on a real cluster; exit status 1 on any wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from sollold.agent.llama_find import find
+from sollold.config import LlamaSettings
+from tests.chaos.report import forbidden, report
+from tests.chaos.round import run
+
+
+def main() -> int:
+    """See the module."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--faults", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="strike no longer than that")
+    parser.add_argument("--short", action="store_true", help="only the faults that the tests use")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold"
+    llama, passed = find(LlamaSettings(), cache)
+    if llama is None:
+        print(f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}")
+        return 1
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    say(f"seed {given.seed}, logs in {folder}")
+    outcome = run(
+        llama,
+        folder,
+        faults=given.faults,
+        seed=given.seed,
+        short=given.short,
+        seconds=given.seconds,
+        say=say,
+    )
+    for line in report(outcome):
+        say(line)
+    if forbidden(outcome):
+        say(f"the daemons' logs are kept in {folder}")
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Callers that stream without an end, in every dialect, and check each answer word by word."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.daemons import Node
+
+HUNG = 200.0
+"""Seconds without a word after which a stream counts as hung: longer than the daemons wait for a recovery."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one dialect asks and what it answers. ``text``: the text in one event, '' when there is none."""
+
+    name: str
+    path: str
+    body: Callable[[str, int], dict[str, Any]]
+    text: Callable[[dict[str, Any]], str]
+    sse: bool
+    streamed: bool = True
+
+
+def _messages(model: str, **more: Any) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": "count"}], **more}
+
+
+def _options(words: int) -> dict[str, Any]:
+    return {"options": {"temperature": 0, "num_predict": words}}
+
+
+def _openai(words: int) -> dict[str, Any]:
+    return {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0, "max_tokens": words}
+
+
+def _first(item: dict[str, Any]) -> dict[str, Any]:
+    return dict((item.get("choices") or [{}])[0])
+
+
+def _ollama_text(item: dict[str, Any]) -> str:
+    return str(item.get("message", {}).get("content", ""))
+
+
+def _anthropic_text(item: dict[str, Any]) -> str:
+    return str(item["delta"].get("text", "")) if item.get("type") == "content_block_delta" else ""
+
+
+DIALECTS = (
+    Dialect(
+        "ollama chat",
+        "/api/chat",
+        lambda model, words: _messages(model, stream=True, **_options(words)),
+        _ollama_text,
+        sse=False,
+    ),
+    Dialect(
+        "openai chat",
+        "/v1/chat/completions",
+        lambda model, words: _messages(model, **_openai(words)),
+        lambda item: str(_first(item).get("delta", {}).get("content") or ""),
+        sse=True,
+    ),
+    Dialect(
+        "anthropic",
+        "/v1/messages",
+        lambda model, words: _messages(model, stream=True, temperature=0, max_tokens=words),
+        _anthropic_text,
+        sse=True,
+    ),
+    Dialect(
+        "ollama generate",
+        "/api/generate",
+        lambda model, words: {"model": model, "prompt": "count", "stream": True, **_options(words)},
+        lambda item: str(item.get("response", "")),
+        sse=False,
+    ),
+    Dialect(
+        "openai completions",
+        "/v1/completions",
+        lambda model, words: {"model": model, "prompt": "count", **_openai(words)},
+        lambda item: str(_first(item).get("text") or ""),
+        sse=True,
+    ),
+    Dialect(
+        "ollama chat, whole",
+        "/api/chat",
+        lambda model, words: _messages(model, stream=False, **_options(words)),
+        _ollama_text,
+        sse=False,
+        streamed=False,
+    ),
+)
+
+
+@dataclass(slots=True)
+class Stream:
+    """One answer and how it ended.
+
+    Attributes:
+        wanted: words asked for.
+        times: when each piece of text came, on the monotonic clock.
+        counted: how many tokens the answer says it has; -1 when it does not say.
+        error: why it ended before its end; empty when it did not.
+        broken: the connection broke, so that no error could be told.
+        hung: nothing came for `HUNG` seconds.
+    """
+
+    dialect: Dialect
+    node: Node
+    wanted: int
+    began: float
+    words: list[str] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    counted: int = -1
+    error: str = ""
+    broken: bool = False
+    hung: bool = False
+    done: bool = False
+    resumed: int = 0
+    ended: float = 0.0
+
+    def what_is_wrong(self) -> str:
+        """Empty when what was said is the count from its start, every word once, and whole if it ended."""
+        said = [f"w{number:04d}" for number in range(1, len(self.words) + 1)]
+        if self.words != said:
+            wrong = next(at for at, word in enumerate(self.words) if word != said[at])
+            return f"word {wrong + 1} is {self.words[wrong]}, after {self.words[max(0, wrong - 3) : wrong]}"
+        if self.done and len(self.words) != self.wanted:
+            return f"{len(self.words)} words instead of {self.wanted}"
+        if self.done and self.counted not in (-1, self.wanted):
+            return f"it says that it has {self.counted} tokens, it has {self.wanted}"
+        return ""
+
+
+class Caller(threading.Thread):
+    """Asks one node again and again until told to stop; ``streams`` are those that ended."""
+
+    def __init__(self, node: Node, dialect: Dialect, model: str, words: tuple[int, int], seed: int) -> None:
+        super().__init__(daemon=True, name=f"{node.name} {dialect.name}")
+        self.node = node
+        self.dialect = dialect
+        self.model = model
+        self.streams: list[Stream] = []
+        self.current: Stream | None = None
+        self._words = words
+        self._random = random.Random(seed)
+        self._stop_asked = threading.Event()
+
+    def stop(self) -> None:
+        """After the answer under way."""
+        self._stop_asked.set()
+
+    def last_word(self) -> float:
+        """When the newest word came, or the newest answer ended well."""
+        current = self.current
+        times = [stream.ended for stream in self.streams[-1:] if stream.done]
+        if current is not None and current.times:
+            times.append(current.times[-1])
+        return max(times, default=0.0)
+
+    def run(self) -> None:
+        while not self._stop_asked.is_set():
+            wanted = self._random.randint(*self._words)
+            stream = self.current = Stream(self.dialect, self.node, wanted, time.monotonic())
+            self._ask(stream)
+            stream.ended = time.monotonic()
+            self.streams.append(stream)
+            self.current = None
+            if stream.error:
+                self._stop_asked.wait(0.5)
+
+    def _ask(self, stream: Stream) -> None:
+        body = self.dialect.body(self.model, stream.wanted)
+        text: list[str] = []
+        try:
+            with self.node.open("POST", self.dialect.path, body, timeout=HUNG) as response:
+                if response.status != 200:
+                    stream.error = f"{response.status} {response.read()[:400].decode(errors='replace')}"
+                    return
+                stream.resumed = int(response.headers.get("X-Sollold-Resumed", 0))
+                for item in self._items(response, stream):
+                    if "error" in item:
+                        stream.error = json.dumps(item["error"])[:400]
+                        break
+                    if piece := self.dialect.text(item):
+                        stream.times.append(time.monotonic())
+                        text.append(piece)
+                    self._account(stream, item)
+        except TimeoutError:
+            stream.error, stream.hung = f"no word for {HUNG:.0f} s", True
+        except (OSError, http.client.HTTPException) as error:
+            stream.error, stream.broken = f"{type(error).__name__}: {error}", True
+        except ValueError as error:
+            stream.error = f"an event is no JSON: {error}"
+        stream.words = "".join(text).split()
+        if not stream.error and not stream.done:
+            stream.error, stream.broken = "the stream ended without its end", True
+
+    def _account(self, stream: Stream, item: dict[str, Any]) -> None:
+        usage = item.get("usage") or {}
+        for counted in (item.get("eval_count"), usage.get("completion_tokens"), usage.get("output_tokens")):
+            if counted is not None:
+                stream.counted = int(counted)
+        if item.get("done") or item.get("type") == "message_stop":
+            stream.done = True
+        stream.resumed = max(stream.resumed, int((item.get("_routing") or {}).get("resumed", 0)))
+
+    def _items(self, response: http.client.HTTPResponse, stream: Stream) -> Iterator[dict[str, Any]]:
+        for line in response:
+            line = line.strip()
+            if time.monotonic() - max([stream.began, *stream.times[-1:]]) > HUNG:
+                raise TimeoutError
+            if self.dialect.sse:
+                if not line.startswith(b"data:"):
+                    continue
+                line = line[5:].strip()
+                if line == b"[DONE]":
+                    yield {"done": True}
+                    continue
+            if line:
+                yield json.loads(line)

@@ -1,0 +1,305 @@
+"""One chaos run: a cluster, callers, faults one after the other, and what must hold at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sollold.agent.llama_find import Llama
+from sollold.models.demo import Recital, counting, write
+from tests.chaos.callers import DIALECTS, HUNG, Caller, Stream
+from tests.chaos.faults import SMALL_DISK, Done, Faults, engines
+from tests.daemons import Cluster, Node, until
+
+MODEL = "count"
+TEXT = 420
+RECITAL = Recital(counting(TEXT), name=MODEL, layers=6, width=256, hidden=40_960, heavy=True)
+"""Some 200 MB; each matrix of its feed-forward is large enough for the workers' cache."""
+MEMORY = "170 MiB"
+"""What a node may grant: the model needs two."""
+SETTINGS: dict[str, Any] = {
+    "placement.context": 768,
+    "placement.slots": len(DIALECTS),
+    "placement.ubatch": 64,
+    "serving.stall": 6,
+    "serving.drain_limit": 3,
+    "serving.recover_limit": 150,
+}
+SETTLED_WITHIN = 170.0
+PAUSE = 1.0
+"""Silence from which a stream counts as hit by a fault."""
+
+
+@dataclass(slots=True)
+class Struck:
+    """One fault and what came of it. Seconds.
+
+    Attributes:
+        under_way: streams that were being answered when it struck.
+        waits: from the fault to the next word, of the streams at well nodes that it made wait.
+        settled: from the fault until every caller got words again; infinite when they never did.
+    """
+
+    fault: Done
+    under_way: list[Stream]
+    waits: list[float] = field(default_factory=list)
+    settled: float = 0.0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """All that a run found out."""
+
+    load: float
+    """Seconds that a llama-server alone needs to load the model."""
+    struck: list[Struck] = field(default_factory=list)
+    streams: list[Stream] = field(default_factory=list)
+    hurt: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    """What must not be, in sentences."""
+    seconds: float = 0.0
+    memory: list[tuple[float, float]] = field(default_factory=list)
+    """MB of each daemon at first and at last."""
+
+    def may_err(self, stream: Stream) -> bool:
+        """Whether the node that was asked was itself hurt meanwhile."""
+        spans = self.hurt.get(stream.node.name, [])
+        return any(begin <= stream.ended and stream.began <= end for begin, end in spans)
+
+    def verdict(self, stream: Stream) -> str:
+        """``exact``, ``resumed`` (and exact), ``allowed`` (an error that may be) or why it must not be."""
+        if stream.hung:
+            return stream.error
+        if why := stream.what_is_wrong():
+            return why
+        if not stream.error:
+            return "resumed" if stream.resumed else "exact"
+        return "allowed" if self.may_err(stream) else stream.error
+
+
+def run(
+    llama: Llama,
+    folder: Path,
+    *,
+    faults: int,
+    seed: int,
+    short: bool = False,
+    seconds: float = float("inf"),
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Strike ``faults`` times, or for so many ``seconds``, and answer what was found.
+
+    Call it in the main thread: the daemons die with the thread that started them.
+    """
+    model = folder / "count.gguf"
+    write(model, RECITAL)
+    outcome = Outcome(load=statistics.median(_load_alone(llama, model) for _ in range(3)))
+    say(f"a llama-server alone loads the model in {outcome.load:.2f} s")
+    settings = SETTINGS | {"llama.worker_cache_limit": "200 MB"}
+    with Cluster(3, folder, llama, memory=MEMORY, settings=settings, start=False) as cluster:
+        for node in cluster.nodes[:2]:
+            (node.models / "count.gguf").symlink_to(model)
+        if not short:
+            cluster[2].limit_disk(SMALL_DISK)
+            cluster[1].limit_disk(SMALL_DISK)
+        for node in cluster:
+            node.start()
+        cluster.together()
+        began = time.monotonic()
+        callers = [
+            Caller(
+                cluster[index % 3],
+                dialect,
+                MODEL,
+                (150, 400) if dialect.streamed else (30, 120),
+                seed + index,
+            )
+            for index, dialect in enumerate(DIALECTS)
+        ]
+        for caller in callers:
+            caller.start()
+        try:
+            _strike_all(cluster, callers, outcome, Faults(cluster, seed, short=short), faults, seconds, say)
+        finally:
+            for caller in callers:
+                caller.stop()
+            limit = time.monotonic() + HUNG + 30
+            for caller in callers:
+                caller.join(max(0.1, limit - time.monotonic()))
+        outcome.streams = [stream for caller in callers for stream in caller.streams]
+        outcome.wrong += [f"the caller {one.name} still waits" for one in callers if one.is_alive()]
+        _look_at_the_end(cluster, outcome)
+        outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def _strike_all(
+    cluster: Cluster,
+    callers: list[Caller],
+    outcome: Outcome,
+    faults: Faults,
+    count: int,
+    seconds: float,
+    say: Callable[[str], None],
+) -> None:
+    end = time.monotonic() + seconds
+    first = _wait_for_words(callers, time.monotonic(), set())
+    if first == float("inf"):
+        outcome.wrong.append(f"no answers within {SETTLED_WITHIN:.0f} s from the start")
+        return
+    outcome.memory = [(_memory(node), 0.0) for node in cluster]
+    while len(outcome.struck) < count and time.monotonic() < end:
+        under_way = [stream for caller in callers if (stream := caller.current) is not None]
+        before = {id(stream): len(stream.times) for stream in under_way}
+        fault = faults.strike()
+        struck = Struck(fault, under_way)
+        outcome.struck.append(struck)
+        away = set(fault.hurt) if fault.undo else set()
+        struck.settled = _wait_for_words(callers, fault.at, away)
+        if fault.undo:
+            fault.undo()
+        if fault.hurt:
+            with contextlib.suppress(AssertionError):
+                cluster.together(60)
+            for name in fault.hurt:
+                outcome.hurt.setdefault(name, []).append((fault.at, time.monotonic() + 1.0))
+            if fault.undo:
+                _wait_for_words(callers, time.monotonic(), set())
+        struck.waits = [
+            wait
+            for stream in under_way
+            if stream.node.name not in fault.hurt and stream.dialect.streamed and before[id(stream)]
+            if (wait := _wait_of(stream, fault.at)) is not None
+        ]
+        say(_line(len(outcome.struck), struck))
+        if struck.settled == float("inf"):
+            outcome.wrong.append(
+                f"fault {len(outcome.struck)} ({fault.kind}): no answers within {SETTLED_WITHIN:.0f} s; "
+                + "; ".join(_where(caller) for caller in callers)
+            )
+            if sum(one.settled == float("inf") for one in outcome.struck) >= 3:
+                return
+
+
+def _where(caller: Caller) -> str:
+    stream = caller.current
+    words = len(stream.times) if stream else 0
+    return f"{caller.name}: {words} words, before {caller.streams[-1].error if caller.streams else 'nothing'}"
+
+
+def _wait_for_words(callers: list[Caller], since: float, away: set[str]) -> float:
+    """Wait until each caller has a word that is newer than the fault; the seconds that took since it."""
+    asked = [one for one in callers if one.node.name not in away and one.dialect.streamed]
+    # A word that was on its way already is no sign of life.
+    fresh = max(time.monotonic(), since) + 0.5
+    while any(one.last_word() <= fresh for one in asked):
+        if time.monotonic() - fresh > SETTLED_WITHIN:
+            return float("inf")
+        time.sleep(0.05)
+    return time.monotonic() - since
+
+
+def _wait_of(stream: Stream, at: float) -> float | None:
+    """From the fault to the end of the longest silence that came of it; None when there was none."""
+    times = list(stream.times)
+    pauses = [(later - sooner, later) for sooner, later in itertools.pairwise(times) if later > at]
+    pause, end = max(pauses, default=(0.0, 0.0))
+    return end - at if pause >= PAUSE else None
+
+
+def _line(number: int, struck: Struck) -> str:
+    fault = struck.fault
+    waits = "nobody waited"
+    if struck.waits:
+        waits = (
+            f"next word after {statistics.median(struck.waits):5.1f} s, worst {max(struck.waits):5.1f} s, "
+            f"{len(struck.waits)} streams"
+        )
+    settled = f"all go on after {struck.settled:5.1f} s" if struck.settled != float("inf") else "NO ANSWERS"
+    return f"{number:4} {fault.kind:26} {fault.what:12} {settled}; {waits}"
+
+
+def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
+    """Nothing is granted, no engine runs: neither after unloading, nor after the daemons' end."""
+    wrong = outcome.wrong
+    with _noted(wrong):
+        cluster.together(60)
+    outcome.memory = [
+        (first, _memory(node)) for (first, _), node in zip(outcome.memory, cluster, strict=False)
+    ]
+
+    def unloaded() -> bool:
+        for found in cluster.deployments():
+            cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
+        return not cluster.deployments()
+
+    def granted() -> int:
+        return sum(
+            device["granted"]
+            for node in cluster
+            for one in node.state().get("nodes", [])
+            for device in one["devices"]
+        )
+
+    with _noted(wrong):
+        until(unloaded, "every deployment is unloaded", 60, 0.5)
+    with _noted(wrong):
+        until(lambda: granted() == 0, "every byte is given back", 30, 0.5)
+    with _noted(wrong):
+        until(lambda: not any(engines(node) for node in cluster), "every engine has ended", 30, 0.5)
+    for node in cluster:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if (code := node.stop()) != 0:
+                wrong.append(f"{node.name} ended with {code}")
+    wrong.extend(f"engines of {node.name} outlive it" for node in cluster if engines(node))
+    for node in cluster:
+        wrong.extend(
+            f"{node.name} logged: {line}" for line in node.log().splitlines() if "fault of our own" in line
+        )
+
+
+@contextlib.contextmanager
+def _noted(wrong: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, OSError) as error:
+        wrong.append(f"at the end: {error}")
+
+
+def _memory(node: Node) -> float:
+    """MB of RAM that the daemon holds."""
+    assert node.process is not None
+    text = Path(f"/proc/{node.process.pid}/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmRSS"))
+
+
+def _load_alone(llama: Llama, model: Path) -> float:
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = link.getsockname()[1]
+    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", "768", "-np", "1", "-t", "1"]
+    began = time.monotonic()
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+
+        def healthy() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        until(healthy, "llama-server is ready", 120, 0.02)
+        return time.monotonic() - began
+    finally:
+        server.kill()
+        server.wait()
