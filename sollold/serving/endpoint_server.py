@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from sollold.cluster import peer_server
 from sollold.cluster.peer import PeerServer
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.view import View
@@ -87,7 +88,7 @@ class _Caller:
         self._response = response
         self._loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
-        self.node: str = request["peer"]
+        self.node = peer_server.caller(request)
         self.sent = self._loop.time()
         self._stuck = 0.0
 
