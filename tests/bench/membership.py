@@ -17,6 +17,7 @@ from statistics import quantiles
 from sollold.cluster.actions import Change, Event
 from sollold.cluster.membership import Member
 from sollold.cluster.packet import Alive
+from sollold.cluster.registry import Register
 from sollold.cluster.tuning import LAN, Tuning
 from tests.sim.world import Machine, Process, Weather, World
 
@@ -69,7 +70,8 @@ class Cluster:
         said = [
             Alive(g.me.node, g._boot, g._membership.incarnation, g._membership.addresses) for g in gossips
         ]
-        registers = {g.me.node: g._registry._own for g in gossips}
+        # A copy: the writer changes its own register in place.
+        registers = {g.me.node: Register(g._boot, g.me.version, g.me) for g in gossips}
         marks = {node: mark for g in gossips for node, mark in g._catch_up._marks.items()}
         digest = reduce(xor, marks.values())
         for machine, gossip in zip(machines, gossips, strict=True):
