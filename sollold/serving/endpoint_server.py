@@ -19,6 +19,7 @@ from aiohttp import web
 
 from sollold.cluster import peer_server
 from sollold.cluster.peer import PeerServer
+from sollold.cluster.peer_server import caller as proved_caller
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.view import View
 from sollold.config import ServingSettings
@@ -83,7 +84,7 @@ class _Door:
 class _Caller:
     """The far end of a visit from another node: frames out, its hang-up in."""
 
-    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+    def __init__(self, node: str, request: web.Request, response: web.StreamResponse) -> None:
         self._request = request
         self._response = response
         self._loop = asyncio.get_running_loop()
@@ -128,8 +129,13 @@ class EndpointServer:
         engines: Engines,
         settings: ServingSettings,
         peers: PeerServer | None = None,
+        who: Callable[[web.Request], str] = proved_caller,
     ) -> None:
-        """Registers the peer route; call it before the peer server starts, and `start` on the loop."""
+        """Registers the peer route; call it before the peer server starts, and `start` on the loop.
+
+        ``who`` tells the node id of whoever asks.
+        """
+        self._who = who
         self._view = view
         self._engines = engines
         self._settings = settings
@@ -283,7 +289,7 @@ class EndpointServer:
         turn = await _read_turn(request)
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
         await response.prepare(request)
-        caller = _Caller(request, response)
+        caller = _Caller(self._who(request), request, response)
         self._callers.add(caller)
         extra = {"request": turn.id, "deployment": turn.endpoint}
         try:

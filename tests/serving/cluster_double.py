@@ -124,11 +124,7 @@ class FakePeers:
         raise NotImplementedError
 
     def route(self, method: str, path: str, handler: Callable[..., Awaitable[web.StreamResponse]]) -> None:
-        async def answer(request: web.Request) -> web.StreamResponse:
-            request["peer"] = request.headers["X-Peer"]
-            return await handler(request)
-
-        self.app.router.add_route(method, path, answer)
+        self.app.router.add_route(method, path, handler)
 
     def tunnel(self, resolve: Callable[[str, str], int]) -> None:
         raise NotImplementedError
@@ -228,7 +224,9 @@ class Node:
         self.view = FakeView(cluster.world, name)
         self.engines = FakeEngines(self.view)
         self.peers = cluster.peers[name] = FakePeers()
-        self.server = EndpointServer(self.view, self.engines, settings, self.peers)
+        self.server = EndpointServer(
+            self.view, self.engines, settings, self.peers, who=lambda request: request.headers["X-Peer"]
+        )
         self.loader = FakeLoader(cluster.world)
         self.router = Router(name)
         self.calls = FakeCalls(name, cluster.peers)
