@@ -49,6 +49,7 @@ class TensorCache:
         self._limit = limit
         self._lock = threading.Lock()
         self._taken: set[str] = set()
+        self._offered: dict[str, dict[str, _Known]] = {}
 
     def clear_up(self) -> None:
         """Remove what workers of an earlier run wrote and nobody took over."""
@@ -72,6 +73,7 @@ class TensorCache:
                     return None
                 for name in known:
                     os.link(self._whole / name, folder / name)
+                self._offered[deployment] = known
                 return folder.parent
             except OSError as error:
                 log.warning("no cache for the worker of %s: %s", deployment, error)
@@ -90,10 +92,15 @@ class TensorCache:
                     # A full disk cuts files short without a word from the worker.
                     log.info("the tensors of %s are not kept: the disk is full", deployment)
                     return
-                known = self._read()
+                # A user may have emptied the cache meanwhile.
+                self._whole.mkdir(parents=True, exist_ok=True, mode=0o700)
+                known = self._verified()
+                offered = self._offered.get(deployment, {})
                 for file in folder.iterdir():
                     if not _NAME.match(file.name) or file.name in known or not file.stat().st_size:
                         continue
+                    if offered.get(file.name, _look(file)) != _look(file):
+                        continue  # It is not the worker's work, and somebody has written to it.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
                         known[file.name] = _look(self._whole / file.name)
@@ -105,6 +112,7 @@ class TensorCache:
         """The worker is dead: remove its folder. What was taken over stays."""
         with self._lock:
             self._taken.discard(deployment)
+            self._offered.pop(deployment, None)
             shutil.rmtree(self._work / deployment, ignore_errors=True)
 
     def _verified(self) -> dict[str, _Known]:

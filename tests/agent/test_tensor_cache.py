@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,23 @@ def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path):
     cache.keep("a")
     (tmp_path / "tensors/whole.json").write_text("[")
     assert names(load(cache, "b")) == []
+
+
+def test_a_cache_that_a_user_empties_fills_again(cache: TensorCache, tmp_path: Path):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.keep("a")
+    load(cache, "b", **{"_" + TWO: b"y" * 10})
+    shutil.rmtree(tmp_path / "tensors/whole")
+    cache.keep("b")
+    assert names(load(cache, "c")) == [ONE, TWO]
+
+
+def test_a_file_that_is_changed_while_a_worker_has_it_is_not_taken_for_its_work(
+    cache: TensorCache, tmp_path: Path
+):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.keep("a")
+    load(cache, "b")
+    os.truncate(tmp_path / "tensors/whole" / ONE, 5)
+    cache.keep("b")
+    assert names(load(cache, "c")) == []

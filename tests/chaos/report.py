@@ -54,7 +54,8 @@ def report(outcome: Outcome) -> Iterator[str]:
             within = sum(wait <= aim for wait in waits)
             yield (
                 f"{kind}: next word aimed at {aim:.1f} s ({limit:g} s + {outcome.load:.1f} s to load); "
-                f"median {statistics.median(waits):.1f} s, worst {max(waits):.1f} s, {within} of {len(waits)} within"
+                f"median {statistics.median(waits):.1f} s, worst {max(waits):.1f} s, "
+                f"{within} of {len(waits)} within"
             )
     yield "memory of the daemons, MB: " + ", ".join(f"{a:.0f} -> {b:.0f}" for a, b in outcome.memory)
     errors = Counter(stream.error[:110] for stream in outcome.streams if outcome.verdict(stream) == "allowed")
