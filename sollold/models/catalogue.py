@@ -30,6 +30,8 @@ _LOOK = 5.0
 """Seconds between two looks at the stamps: a thousand of them take about two milliseconds."""
 _RETRY = 60.0
 """Seconds after which what could not be read is tried again though no stamp changed (``chmod``, say)."""
+_FIRST = 5.0
+"""Seconds for which a start waits for the first look: hundreds of headers never seen take longer."""
 _SHAPES = 8
 
 
@@ -74,13 +76,16 @@ class Catalogue:
         self._looking = asyncio.Lock()
 
     async def start(self) -> None:
-        """Look at all stores once, then watch them."""
+        """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
         await asyncio.to_thread(self._cards.load)
         await asyncio.to_thread(self._refused.load)
-        await self.refresh()
-        if self._demo is not None and not any(not model.unusable for model in self._models):
-            await self._write_demo(self._demo)
-        self._task = asyncio.create_task(self._watch(), name="catalogue")
+        first = asyncio.Event()
+        self._task = asyncio.create_task(self._watch(first), name="catalogue")
+        waiting = asyncio.ensure_future(first.wait())
+        try:
+            await asyncio.wait({waiting, self._task}, timeout=_FIRST, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
 
     async def close(self) -> None:
         """End the watch."""
@@ -192,8 +197,15 @@ class Catalogue:
         log.info("no model found; wrote a demo model to %s", path)
         await self.refresh()
 
-    async def _watch(self) -> None:
+    async def _watch(self, first: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
+        try:
+            await self.refresh()
+            if self._demo is not None and not any(not model.unusable for model in self._models):
+                await self._write_demo(self._demo)
+        except OSError as error:
+            log.warning("the stores can't be looked at just now: %s", error)
+        first.set()
         tried = loop.time()
         while True:
             await asyncio.sleep(self._interval)

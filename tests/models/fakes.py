@@ -96,7 +96,6 @@ class FakeServer:
     @web.middleware
     async def _faults(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.asked += 1
-        request["peer"] = "caller"
         if self.fault is not None:
             await self.fault(request)
         return await handler(request)
