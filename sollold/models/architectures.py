@@ -33,7 +33,8 @@ class Architecture:
         streams: hidden states carried from layer to layer.
         expert_first: the experts' weights are applied before them.
         norm_beside: the output norm is called ``token_embd_norm``.
-        slack: hidden states that the compute buffer was measured to hold beyond what the rules say.
+        slack, front: hidden states that the compute buffer was measured to hold beyond what the rules say, on
+            every device and on the one that begins.
         repeats: a delta net's keys are repeated to the width of its values.
     """
 
@@ -52,6 +53,7 @@ class Architecture:
     norm_beside: bool = False
     repeats: bool = False
     slack: int = 0
+    front: int = 0
 
 
 _PLAIN = Architecture()
@@ -94,13 +96,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(window=4096, every=2),
     "gemma3": Architecture(window="key", every=6),
     "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
-    "gemma4": Architecture(window="key", late=True),
+    "gemma4": Architecture(window="key", late=True, front=1),
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     "olmo2": Architecture(window="key", every=4, slack=1),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
     # Recurrent layers, alone or among others.
-    "mamba": _RECURRENT,
+    "mamba": Architecture(recurrent="all", slack=1),
     "mamba2": Architecture(recurrent="all", slack=2),
     "rwkv6": Architecture(recurrent="all", slack=1),
     "rwkv7": _RECURRENT,

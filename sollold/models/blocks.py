@@ -198,6 +198,7 @@ def _experts(graph: Graph, block: Block, tokens: int, normed: int) -> int:
     if block.ff:
         # Gemma 4: a dense layer beside the experts.
         common = _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated)
+        common = graph.add(block.embd * unit, common, graph.add(block.embd * unit, normed))
     probabilities = graph.add(block.experts * unit, normed)
     choice = graph.add(block.experts * unit, probabilities) if block.choice else probabilities
     order = graph.add(block.experts * unit, choice)

@@ -77,8 +77,7 @@ class Footprint:
         peak = max(peak, (needs.first if piped else needs.alone)[first])
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
-            beside = inputs.raw + (inputs.hidden if inputs.raw and not inputs.begins else 0)
-            peak = max(peak + beside, (2 if piped else 3) * inputs.raw + inputs.begins)
+            peak = max(peak + inputs.raw + inputs.front, (2 if piped else 3) * inputs.raw + inputs.begins)
             given += inputs.raw * piped
         elif piped and last > self.layers:
             peak = max(peak, inputs.joins and inputs.joins + inputs.ends)
@@ -95,7 +94,7 @@ class Footprint:
         piped = devices > 1 and own == 0
         peak = max(self._demands.alone[:own], default=self._inputs.looked_up)
         if own:
-            peak += self._inputs.raw * (3 if self._inputs.joins else 1)
+            peak += self._inputs.raw * (3 if self._inputs.joins else 1) + self._inputs.front
         return peak + (_COPIES if piped else 1) * self._inputs.host
 
 
@@ -160,7 +159,8 @@ class _Inputs:
 
     ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
     of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
-    ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``joins``: the output's
+    ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``front``: what the
+    first block's device holds besides; ``joins``: the output's
     device needs that too; ``begins``, ``ends``: what making several streams of one takes, and one of
     several; ``host``: what the head keeps of all inputs; ``looked_up``: what the head computes of them.
     """
@@ -173,6 +173,7 @@ class _Inputs:
     always: int
     per_layer: int
     raw: int
+    front: int
     joins: int
     begins: int
     ends: int
@@ -368,13 +369,14 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
     return _Inputs(
         # Of several streams one, all of them turned, and all of them pass (Gemma 3n).
         hidden=hidden * (2 * streams + 1) if several else hidden,
-        chosen=hidden if _late(shape) else shape.n_embd * cells.outputs * 4,
+        chosen=hidden if _late(shape) else shape.n_embd * cells.outputs * 4 * (shape.output > 0),
         full=full,
         windowed=windowed,
         indices=indices,
         always=always,
         per_layer=per_layer,
         raw=raw,
+        front=shape.front * hidden,
         joins=raw + hidden if several else 0,
         begins=4 * streams * hidden if several else 0,
         ends=2 * (streams + 1) * hidden if several else 0,

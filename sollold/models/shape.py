@@ -68,7 +68,8 @@ class Shape:
         cached: has a cache or a recurrent state: without one it gives embeddings only.
         per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
         positions: places have an embedding beside that of tokens.
-        slack: hidden states to add to every compute buffer (see `sollold.models.architectures`).
+        slack, front: hidden states to add to every compute buffer, and to that of the device that begins
+            (see `sollold.models.architectures`).
     """
 
     architecture: str
@@ -86,6 +87,7 @@ class Shape:
     per_layer: int = 0
     positions: bool = False
     slack: int = 0
+    front: int = 0
 
 
 def shape_of(header: Header) -> Shape:
@@ -109,6 +111,7 @@ def shape_of(header: Header) -> Shape:
         per_layer=facts.per_layer,
         positions=any(tensor.name.startswith("position_embd.") for tensor in header.tensors),
         slack=facts.row.slack,
+        front=facts.row.front,
     )
 
 
