@@ -56,6 +56,8 @@ logger = logging.getLogger("sollold")
 LIVE_KEYS = frozenset({"log.level"})
 """Settings that a reload changes at once; the others need a restart and are named."""
 STATUS_SECONDS = 5.0
+_CLOSE_SECONDS = 2.0
+"""For connections of callers to close when every answer has ended."""
 
 
 class StartError(Exception):
@@ -227,7 +229,7 @@ class Daemon:
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
         parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
-        listener = Listener(build_app(parts, settings.http), settings.http)
+        listener = Listener(build_app(parts, settings.http), settings.http, drain=_CLOSE_SECONDS)
         await listener.start()
         stack.push_async_callback(listener.close)
         self._own(self._set_up(), "llama.cpp set-up")
@@ -239,6 +241,7 @@ class Daemon:
         notify.notify(stopping=True, status="draining: running answers finish or move")
         notify.extend(limit + 20)
         logger.info("stopping")
+        self._serving.refuse("this node is stopping; ask another")
         draining = asyncio.ensure_future(
             drain(self._node, self._endpoints, self._serving, self.settings.serving, "the node is stopping")
         )
@@ -247,6 +250,8 @@ class Daemon:
         for task in (draining, waiting):
             task.cancel()
         await asyncio.gather(draining, waiting, return_exceptions=True)
+        # While the connections stand: whoever has no answer yet gets an error that says why.
+        await self._serving.close()
 
     def reload(self, read: Callable[[], Loaded]) -> None:
         """SIGHUP: put what can change in force, name the rest. Never ends the daemon."""

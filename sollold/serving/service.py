@@ -63,14 +63,21 @@ class Serving:
         self._means = Means(view, calls, server, loader, router, in_line, serving, http)
         self._unsubscribe: Callable[[], None] = lambda: None
         self._idle: asyncio.Event | None = None
+        self._refusing = ""
 
     async def start(self) -> None:
         """Begin to watch the cluster."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
 
+    def refuse(self, reason: str) -> None:
+        """Answer no new request; those under way go on."""
+        self._refusing = reason
+
     async def close(self) -> None:
-        """Break off what callers here still have under way."""
+        """Break off what callers here still have under way, with a clear error. May be called twice."""
+        self.refuse("this node is stopping; ask another")
         self._unsubscribe()
+        self._unsubscribe = lambda: None
         for errand in tuple(self._errands):
             errand.stop("this node is stopping")
         if self._errands:
@@ -88,6 +95,8 @@ class Serving:
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         """As `sollold.serving.ask.Service.open`."""
+        if self._refusing:
+            raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
         wish = self._wish(ask)
         errand = Errand(ask, wish, on_wait, self._means, self._ended)
         self._errands.add(errand)

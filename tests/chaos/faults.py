@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from tests.daemons import Cluster, Node
 
 SMALL_DISK = 1400 << 20
 """Bytes of a node's cache disk: somewhat more than what the cache wants free at the least."""
+
+STOP_SECONDS = 30.0
+"""A daemon that is told to stop must be gone by then: the limit of draining here is 3 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Faults:
         if not short:
             more = [self.stop_server, self.stop_daemon, self.restart_daemon, self.partition, self.fill_cache]
             self._kinds += more
+        self.wrong: list[str] = []
         self._left: list[Callable[[], Done | None]] = []
 
     def strike(self) -> Done:
@@ -139,7 +144,11 @@ class Faults:
     def restart_daemon(self) -> Done:
         """As for an upgrade."""
         node, at = self._node(), time.monotonic()
-        node.stop()
+        try:
+            node.stop(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.wrong.append(f"{node.name} did not stop within {STOP_SECONDS:.0f} s")
+            node.kill()
         node.start()
         return Done("a daemon is restarted", node.name, frozenset((node.name,)), at)
 

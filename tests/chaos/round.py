@@ -17,19 +17,19 @@ from typing import Any
 from sollold.agent.llama_find import Llama
 from sollold.models.demo import Recital, counting, write
 from tests.chaos.callers import DIALECTS, HUNG, Caller, Stream
-from tests.chaos.faults import SMALL_DISK, Done, Faults, engines
+from tests.chaos.faults import SMALL_DISK, STOP_SECONDS, Done, Faults, engines
 from tests.daemons import Cluster, Node, until
 
 MODEL = "count"
-TEXT = 420
-RECITAL = Recital(counting(TEXT), name=MODEL, layers=6, width=256, hidden=40_960, heavy=True)
-"""Some 200 MB; each matrix of its feed-forward is large enough for the workers' cache."""
-MEMORY = "170 MiB"
+TEXT = 320
+RECITAL = Recital(counting(TEXT), name=MODEL, layers=3, width=256, hidden=40_960, heavy=True)
+"""Some 100 MB; each matrix of its feed-forward is large enough for the workers' cache."""
+MEMORY = "105 MiB"
 """What a node may grant: the model needs two."""
 SETTINGS: dict[str, Any] = {
     "placement.context": 768,
     "placement.slots": len(DIALECTS),
-    "placement.ubatch": 64,
+    "placement.ubatch": 32,
     "serving.stall": 6,
     "serving.drain_limit": 3,
     "serving.recover_limit": 150,
@@ -120,7 +120,7 @@ def run(
                 cluster[index % 3],
                 dialect,
                 MODEL,
-                (150, 400) if dialect.streamed else (30, 120),
+                (100, 300) if dialect.streamed else (30, 120),
                 seed + index,
             )
             for index, dialect in enumerate(DIALECTS)
@@ -128,7 +128,9 @@ def run(
         for caller in callers:
             caller.start()
         try:
-            _strike_all(cluster, callers, outcome, Faults(cluster, seed, short=short), faults, seconds, say)
+            strikes = Faults(cluster, seed, short=short)
+            _strike_all(cluster, callers, outcome, strikes, faults, seconds, say)
+            outcome.wrong += strikes.wrong
         finally:
             for caller in callers:
                 caller.stop()
@@ -257,8 +259,8 @@ def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
     with _noted(wrong):
         until(lambda: not any(engines(node) for node in cluster), "every engine has ended", 30, 0.5)
     for node in cluster:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if (code := node.stop()) != 0:
+        with _noted(wrong):
+            if (code := node.stop(STOP_SECONDS)) != 0:
                 wrong.append(f"{node.name} ended with {code}")
     wrong.extend(f"engines of {node.name} outlive it" for node in cluster if engines(node))
     for node in cluster:
@@ -271,7 +273,7 @@ def _look_at_the_end(cluster: Cluster, outcome: Outcome) -> None:
 def _noted(wrong: list[str]) -> Iterator[None]:
     try:
         yield
-    except (AssertionError, OSError) as error:
+    except (AssertionError, OSError, subprocess.TimeoutExpired) as error:
         wrong.append(f"at the end: {error}")
 
 

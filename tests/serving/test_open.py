@@ -243,6 +243,22 @@ async def test_request_in_line_moves_to_an_endpoint_that_is_free(cluster: Cluste
     await first
 
 
+async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:
+    a, _, reciter = await two(cluster)
+    reciter.pause = 0.05
+    running = asyncio.create_task(give(a, id="running"))
+    await until(lambda: reciter.running == 1)
+    a.serving.refuse("this node is stopping; ask another")
+    with pytest.raises(Refusal) as late:
+        await give(a, id="late")
+    assert late.value.fault is Fault.UNAVAILABLE and late.value.retry_after > 0
+    assert reciter.running == 1
+    await a.serving.close()
+    with pytest.raises(Refusal) as broken:
+        await running
+    assert broken.value.fault is Fault.INTERRUPTED and "this node is stopping" in broken.value.message
+
+
 async def test_load_only_and_unload(cluster: Cluster) -> None:
     a, b, reciter = await two(cluster)
     answer = await a.serving.open(ask(load_only=True, keep_alive=60.0), lambda _: None)
