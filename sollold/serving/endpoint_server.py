@@ -17,7 +17,6 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.cluster import peer_server
 from sollold.cluster.peer import PeerServer
 from sollold.cluster.peer_server import caller as proved_caller
 from sollold.cluster.record import Backend, Endpoint, State
@@ -89,7 +88,7 @@ class _Caller:
         self._response = response
         self._loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
-        self.node = peer_server.caller(request)
+        self.node = node
         self.sent = self._loop.time()
         self._stuck = 0.0
 

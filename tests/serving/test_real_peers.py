@@ -1,0 +1,103 @@
+"""The serving room over the real transport between nodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sollold.cluster.identity import Identity, Tokens
+from sollold.cluster.peer_client import Calls
+from sollold.cluster.peer_server import Peers
+from sollold.cluster.reach import Reach
+from sollold.config import HttpSettings, ServingSettings
+from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.router import Router
+from sollold.serving.service import Serving
+from tests.serving.cluster_double import FakeEngines, FakeLoader, FakeNames, FakeView, World, ask, said, until
+from tests.serving.reciter import TEXT, Reciter
+
+A, B = "a" * 16, "b" * 16
+
+
+class RealNode:
+    """A node whose peers are real; its view and its engines are stand-ins."""
+
+    def __init__(self, world: World, node: str, ports: dict[str, int]) -> None:
+        identity = Identity(node, Tokens.read(""))
+        self.node = node
+        self.ports = ports
+        self.view = FakeView(world, node)
+        self.engines = FakeEngines(self.view)
+        self.peers = Peers(identity)
+        reach = Reach(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
+        self.calls = Calls(reach, self.peers)
+        settings = ServingSettings()
+        self.server = EndpointServer(self.view, self.engines, settings, self.peers)
+        self.serving = Serving(
+            self.view,
+            FakeNames(),
+            self.calls,
+            self.server,
+            FakeLoader(world),
+            Router(node),
+            settings,
+            HttpSettings(wait_limit=5.0),
+        )
+
+    async def start(self) -> None:
+        self.ports[self.node] = await self.peers.start("127.0.0.1", 0)
+        await self.server.start()
+        await self.serving.start()
+
+    async def stop(self) -> None:
+        await self.serving.close()
+        await self.server.close()
+        await self.calls.close()
+        await self.peers.close()
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[tuple[RealNode, RealNode, Reciter]]:
+    world, ports = World(), {}
+    a, b = RealNode(world, A, ports), RealNode(world, B, ports)
+    reciter = Reciter()
+    for part in (reciter, a, b):
+        await part.start()
+    b.engines.serve("d1", reciter, slots=1)
+    try:
+        yield a, b, reciter
+    finally:
+        for part in (a, b, reciter):
+            await part.stop()
+
+
+async def test_answers_one_after_the_other(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
+    a, b, _ = nodes
+    for n in range(3):
+        answer = await a.serving.open(ask(id=f"r{n}"), lambda _: None)
+        events: list[Any] = [json.loads(event) async for event in answer.events]
+        assert said(events) == TEXT
+        assert answer.routing.resumed == 0
+    await until(lambda: b.server.under_way == 0)
+
+
+async def test_hang_up_ends_the_generation(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
+    a, b, reciter = nodes
+    reciter.pause = 0.01
+    answer = await a.serving.open(ask(), lambda _: None)
+    assert await anext(answer.events)
+    await answer.close()
+    await until(lambda: reciter.cancelled == 1 and b.server.under_way == 0)
+
+
+async def test_killed_engine_is_resumed(nodes: tuple[RealNode, RealNode, Reciter]) -> None:
+    a, _, reciter = nodes
+    reciter.pause = 0.001
+    reciter.die_after = 60
+    answer = await a.serving.open(ask(), lambda _: None)
+    events = [json.loads(event) async for event in answer.events]
+    assert said(events) == TEXT
+    assert answer.routing.resumed == 1
