@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -58,6 +60,7 @@ def workers(count: int) -> Iterator[Workers]:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     restore_signals=False,
+                    preexec_fn=_end_with_parent,
                 )
             )
         for process, port in zip(running, ports, strict=True):
@@ -92,12 +95,23 @@ def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: 
         command += ["--tensor-split", ",".join(map(str, split))]
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen([*command, *extra], stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(
+            [*command, *extra],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            preexec_fn=_end_with_parent,
+        )
         try:
             return _until_ready(process, log.fileno())
         finally:
             process.kill()
             process.wait()
+
+
+def _end_with_parent() -> None:
+    """The kernel kills the child when its parent is killed (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def pause() -> None:
