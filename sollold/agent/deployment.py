@@ -116,6 +116,7 @@ class Deployment:
         self._means = means
         self._changed = changed
         self._fault: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._answered = False
         self._head_gone = asyncio.Event()
         self._tunnels: list[Tunnel] = []
         self._engines = asyncio.Event()
@@ -195,6 +196,7 @@ class Deployment:
             pinned=self.keep_alive < 0,
             bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
             layers=plan.layers,
+            answered=self._answered,
             placed=tuple(
                 Placed(share.node, share.device, share.first, share.last, share.total) for share in shares
             ),
@@ -230,6 +232,7 @@ class Deployment:
             still.cancel()
             self.used()
             self.progress = 1.0
+            self._answered = True
             self._become(State.READY)
             log.info(
                 "%s is ready after %.1f s",

@@ -95,6 +95,8 @@ class Endpoint:
     """Seconds of idleness left before it is unloaded; negative: never."""
     embedding: bool = False
     """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
+    answered: bool = False
+    """It was READY once: if it is FAILED now, it was not the load that failed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from functools import partial
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
 from sollold.leader.reuse import Held, Use, Wait, footprint_of, what_is_there, wish_of
-from sollold.leader.world import World, in_use, is_loading, runs_on_llama, why_blocked
+from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama, why_blocked
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement import context
@@ -143,7 +143,7 @@ def _place_on(
     must = [larger] if larger is not None else []
     fleet = world.fleet(build, must)
 
-    def attempt(victims: list[Held], *, later: bool = False) -> Choice:
+    def attempt(victims: list[Held], *, later: Bytes | None = None) -> Choice:
         on = world.fleet(build, [*must, *victims], later=later)
         choice = choose(wish, on, prints, world.correction)
         if choice.draft is None and wish.always:
@@ -161,9 +161,14 @@ def _place_on(
         if roomy.draft is not None and (free.draft is None or _better(roomy, free, aim)):
             chosen, victims = _fewest(roomy, allowed, aim, attempt)
     soon = False
-    if chosen.draft is None and world.ending():
+    if chosen.draft is None and (coming := world.ending()):
         victims = idle
-        chosen, soon = attempt(victims, later=True), True
+        chosen, soon = attempt(victims, later=coming), True
+    elif coming := world.ending(lately=True):
+        # What failed just now holds its memory still: a worse plan would last, and this is over in a moment.
+        roomy = attempt(victims, later=coming)
+        if _worth_a_moment(roomy, chosen, aim):
+            chosen, soon = roomy, True
     if chosen.draft is None and larger is not None:
         return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
@@ -243,6 +248,14 @@ def _better(roomy: Choice, free: Choice, aim: int) -> bool:
     if _context(free) < aim and _context(roomy) > _context(free):
         return True
     return roomy.draft.seconds * FASTER <= free.draft.seconds
+
+
+def _worth_a_moment(roomy: Choice, chosen: Choice, aim: int) -> bool:
+    """Whether memory that is about to be free gives a plan worth waiting for."""
+    if _better(roomy, chosen, aim):
+        return True
+    assert roomy.draft is not None and chosen.draft is not None
+    return _context(roomy) >= _context(chosen) and roomy.draft.run.slots > chosen.draft.run.slots
 
 
 def _context(choice: Choice) -> int:

@@ -307,6 +307,7 @@ class Leader:
             settings=self._settings,
             promises=self._memory.promises(),
             gone=self._memory.gone(),
+            returning=self._memory.returning(now),
             unwilling=self._memory.refusing(),
             out=left_out,
             pooled=self._memory.pooled(),

@@ -6,7 +6,7 @@ counts failures. Pure: the time is passed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sollold.cluster.record import Backend, Record, State
@@ -15,6 +15,8 @@ from sollold.leader.world import Promise, why_blocked
 
 SHOWN_WITHIN = 15.0
 """Seconds within which the records show what was ordered, or it did not happen."""
+RETURNED_WITHIN = 2.0
+"""Seconds within which owners that can be reached give back the memory of a deployment that ended."""
 TRUE_FOR = 3.0
 """Seconds for which an owner's own word on its memory goes before its record."""
 
@@ -39,6 +41,7 @@ class Memory:
         self._unwilling: dict[str, float] = {}
         self._truth: dict[tuple[str, str], tuple[int, float]] = {}
         self._pooled: dict[str, float] = {}
+        self._ended_at: dict[str, float] = {}
         self._failed: set[str] = set()
         self._ready: set[str] = set()
 
@@ -66,7 +69,7 @@ class Memory:
             # Each would fit for itself: so there is a limit over all of them.
             self._pooled[node] = now + SHOWN_WITHIN * 20
 
-    def observe(self, records: Iterable[Record], now: float) -> None:
+    def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records: what is there now, what failed, what works."""
         present: set[str] = set()
         for record in records:
@@ -84,8 +87,9 @@ class Memory:
                         del self._promises[endpoint.id]
                 if endpoint.state is State.FAILED and endpoint.id not in self._failed:
                     self._failed.add(endpoint.id)
-                    # What answered once and broke later was no failure to load: only that counts.
-                    if endpoint.id not in self._ready:
+                    # What answered once and broke later was no failure to load: only that counts. Another
+                    # may have led when it answered.
+                    if endpoint.id not in self._ready and not endpoint.answered:
                         self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
                         self.nodes.failed(record.node, f"{endpoint.model}: {endpoint.reason}", now)
                 elif endpoint.state is State.READY and endpoint.id not in self._ready:
@@ -95,7 +99,15 @@ class Memory:
                         self.nodes.succeeded(node)
         self._failed &= present
         self._ready &= present
+        self._note_ends(records, now)
         self._forget(present, now)
+
+    def _note_ends(self, records: Sequence[Record], now: float) -> None:
+        """Since when deployments hold memory that are no more."""
+        alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
+        held = {grant.deployment for record in records for grant in record.grants}
+        ended = held - alive - self._promises.keys()
+        self._ended_at = {deployment: self._ended_at.get(deployment, now) for deployment in ended}
 
     def _forget(self, present: set[str], now: float) -> None:
         for deployment, entry in list(self._promises.items()):
@@ -121,6 +133,10 @@ class Memory:
     def gone(self) -> frozenset[str]:
         """Deployments that may still show in the records."""
         return frozenset(self._gone)
+
+    def returning(self, now: float) -> frozenset[str]:
+        """Deployments that ended so short a time ago that their memory is about to be free."""
+        return frozenset(key for key, at in self._ended_at.items() if now - at < RETURNED_WITHIN)
 
     def refusing(self) -> frozenset[str]:
         """Deployments that would not be unloaded a moment ago."""

@@ -43,6 +43,7 @@ class World:
         shape: None while it is not known.
         promises: what was ordered and may not show yet, with the bytes that do not.
         gone: deployments that were ended and may still show.
+        returning: deployments that ended a moment ago: their memory will be back in another.
         unwilling: deployments that refused to be unloaded just now.
         out: node → why it takes no part now.
         pooled: nodes whose devices turned out to share one limit.
@@ -56,6 +57,7 @@ class World:
     settings: Settings
     promises: tuple[Promise, ...] = ()
     gone: frozenset[str] = frozenset()
+    returning: frozenset[str] = frozenset()
     unwilling: frozenset[str] = frozenset()
     out: Mapping[str, str] = field(default_factory=dict)
     pooled: frozenset[str] = frozenset()
@@ -81,19 +83,24 @@ class World:
                     held[key] = held.get(key, 0) + grant.bytes
         return held
 
-    def ending(self) -> dict[tuple[str, str], int]:
-        """Bytes of deployments that are no more: their owners give them back within seconds."""
+    def ending(self, lately: bool = False) -> dict[tuple[str, str], int]:
+        """Bytes of deployments that are no more: their owners give them back within seconds.
+
+        ``lately``: only of those that ended a moment ago.
+        """
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
         alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
         held: dict[tuple[str, str], int] = {}
         for promise in self.promises:
-            if promise.head not in nodes:
+            if promise.head not in nodes and not lately:
                 for key, size in promise.bytes.items():
                     held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
-                if grant.deployment not in alive and grant.state is GrantState.COMMITTED:
+                if grant.deployment in alive or grant.state is not GrantState.COMMITTED:
+                    continue
+                if not lately or grant.deployment in self.returning:
                     key = record.node, grant.device
                     held[key] = held.get(key, 0) + grant.bytes
         return held
@@ -110,11 +117,11 @@ class World:
         return sorted(found)
 
     def fleet(
-        self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: bool = False
+        self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: Bytes | None = None
     ) -> Fleet:
         """The machines of one llama.cpp build, with the memory of ``freed`` given back.
 
-        ``later``: and that of deployments which are no more.
+        ``later``: and these bytes, of deployments which are no more.
         """
         give: dict[str, dict[str, int]] = {}
         take: dict[str, dict[str, int]] = {}
@@ -129,7 +136,7 @@ class World:
         for promise in self.promises:
             _add(take, promise.bytes)
         if later:
-            _add(give, self.ending())
+            _add(give, later)
         machines: list[Machine] = []
         out: list[LeftOut] = []
         have = {node: model for node, model in self.holders if runs_on_llama(model)}

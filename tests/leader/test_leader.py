@@ -344,6 +344,20 @@ async def test_a_deployment_that_broke_after_answering_is_placed_again_at_once(t
     assert len(town.asked("deploy")) == 5
 
 
+async def test_a_new_leader_takes_no_fault_of_before_for_a_load_that_failed(town: Cluster) -> None:
+    for _ in range(3):
+        deployment = await placed(town)
+        town.ready(deployment, state=State.FAILED, reason="a worker died", answered=True)
+        for node in town.nodes.values():
+            node.ledger.end(deployment, "failed")
+            node.ledger.ended(deployment)
+        town.changed()
+    other = Leader(SETTINGS, town.seen_by("a"), town, town, clock=lambda: town.now)
+    town.term = Term(2, "a")
+    assert (await other.ensure(ASK)).verdict is Verdict.WAIT
+    await other.close()
+
+
 async def test_draining_excluded_and_other_builds_take_no_part(town: Cluster) -> None:
     town.add("d", 900 * MIB)
     town.add("e", 900 * MIB).build = "b2"
@@ -485,6 +499,23 @@ async def test_memory_that_is_being_given_back_is_waited_for(town: Cluster) -> N
         node.ledger.ended(deployment)
     town.changed()
     assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_worse_plan_waits_a_moment_for_memory_that_is_about_to_be_free() -> None:
+    town = Cluster(Settings(placement=PlacementSettings(context=4096, slots=8)))
+    town.add("a", 1400 * MIB, model())
+    town.add("b", 1100 * MIB, model())
+    await town.planner.start()
+    deployment = await placed(town)
+    town.ready(deployment, state=State.FAILED, reason="a worker died")
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    # Its owner does not give it back: then it goes without.
+    town.now += 2.1
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    plans = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)]
+    assert [(plan.head, plan.run.slots) for plan in plans] == [("a", 4), ("b", 2)]
+    await town.planner.close()
 
 
 async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
