@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 _SIZES = {
@@ -20,6 +21,7 @@ _SIZES = {
     "tib": 1024**4,
     "tb": 1000**4,
 }
+_BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
@@ -62,19 +64,13 @@ def parse_seconds(text: str) -> float:
 
 def bytes_text(count: float) -> str:
     """``1536`` → ``1.50 KiB``: three digits are enough to compare."""
-    size = float(count)
-    sign = "-" if size < 0 else ""
-    size = abs(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "TiB"
-    if unit == "B":
+    sign, size = "-" if count < 0 else "", abs(float(count))
+    if size < 1024:
         return f"{sign}{size:.0f} B"
+    power = min(int(math.log(size, 1024)), len(_BINARY))
+    size /= 1024**power
     digits = 0 if size >= 100 else 1 if size >= 10 else 2
-    return f"{sign}{size:.{digits}f} {unit}"
+    return f"{sign}{size:.{digits}f} {_BINARY[power - 1]}"
 
 
 def seconds_text(seconds: float) -> str:

@@ -94,6 +94,9 @@ def command_line(
         line += ["--threads", str(threads)]
     if run.embedding:
         line += ["--embedding"]
+        if "completion" in model.capabilities:
+            # An embedder says itself how it sums up its tokens; a model that generates says nothing.
+            line += ["--pooling", "mean"]
     if model.projector:
         line += ["--mmproj", model.projector]
         if all(share.node != plan.head or share.device == PROCESSOR for share in plan.shares):

@@ -14,6 +14,7 @@ import msgspec
 
 from sollold.config import ModelSettings
 from sollold.models import folders, gguf, huggingface, ollama_store
+from sollold.models.attachments import with_adapters, with_projector
 from sollold.models.card import Card, Cards, template_capabilities
 from sollold.models.found import Found, Problem, Scan
 from sollold.models.gguf import GgufError
@@ -164,7 +165,7 @@ class Catalogue:
         shape = self._shapes.get(model.digest)
         if shape is None:
             try:
-                shape = await asyncio.to_thread(_shape, model.files)
+                shape = await asyncio.to_thread(_shape, model)
             except GgufError as error:
                 raise LookupError(str(error)) from None
             while len(self._shapes) >= _SHAPES:
@@ -386,8 +387,12 @@ def _modified(files: tuple[str, ...]) -> float:
         return 0.0
 
 
-def _shape(files: tuple[str, ...]) -> Shape:
-    return shape_of(gguf.read_files(files))
+def _shape(model: Model) -> Shape:
+    """Of the model with what is loaded beside it."""
+    shape = shape_of(gguf.read_files(model.files))
+    if model.projector:
+        shape = with_projector(shape, gguf.read(model.projector))
+    return with_adapters(shape, [gguf.read(adapter) for adapter in model.adapters])
 
 
 def _metadata(files: tuple[str, ...]) -> dict[str, object]:

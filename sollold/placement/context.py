@@ -36,6 +36,8 @@ def run_with(wish: Wish, context: int, slots: int, batch: int = 0) -> Run:
         type_v=wish.type_v,
         batch=max(ubatch, 2048),
         ubatch=ubatch,
+        # Left to itself llama.cpp turns it off for some splits, and then needs more than was reckoned.
+        flash="on",
         embedding=wish.embedding,
     )
 

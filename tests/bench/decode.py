@@ -138,6 +138,7 @@ def main() -> None:
         with Cluster(3, Path(folder), llama, memory=memory, settings=settings) as cluster:
             writer.write(cluster[0].models / f"{MODEL}.gguf", "llama", size)
             cluster.together()
+            until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "the model is listed")
             loaded = cluster[0].ask("POST", "/api/cluster/load", {"model": MODEL}, timeout=300)
             assert loaded.status == 200, loaded.body
             with by_hand(cluster) as (head, port):
