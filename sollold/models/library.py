@@ -127,6 +127,12 @@ class Library:
         """The model that a caller means by ``name``; None when it is not exactly one."""
         return self._shelves()[0].get(self.resolve(name).name)
 
+    def settled(self) -> bool:
+        """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
+        others = [record for record in self._view.live() if record.node != self._view.me.node]
+        known = all(record.node in self._lists or not record.models for record in others)
+        return known and bool(self._view.leader().leader)
+
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
         """(node, model) for each live node that has the content; each with its own node's paths.
 

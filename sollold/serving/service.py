@@ -23,6 +23,9 @@ from sollold.serving.router import Router, Wish
 
 log = logging.getLogger("sollold.serving")
 
+_SETTLE = 5.0
+"""Seconds that an unknown name waits for this node to learn of the others' models."""
+_LOOK = 0.1
 _CLOSE = 2.0
 """Seconds that callers get to read the error when this node stops."""
 
@@ -36,6 +39,10 @@ class Names(Protocol):
 
     def get(self, name: str) -> Listed | None:
         """The model itself."""
+        ...
+
+    def settled(self) -> bool:
+        """Whether the models of all nodes are known: not yet so just after a start."""
         ...
 
 
@@ -97,6 +104,7 @@ class Serving:
         """As `sollold.serving.ask.Service.open`."""
         if self._refusing:
             raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
+        await self._settled_for(ask.model)
         wish = self._wish(ask)
         errand = Errand(ask, wish, on_wait, self._means, self._ended)
         self._errands.add(errand)
@@ -120,6 +128,14 @@ class Serving:
         if ask.load_only:
             return await errand.load()
         return await errand.open()
+
+    async def _settled_for(self, model: str) -> None:
+        """A node that was just started, or joined, must not call a model missing that others have."""
+        for _ in range(int(_SETTLE / _LOOK)):
+            resolved = self._names.resolve(model)
+            if resolved.name or resolved.candidates or self._names.settled():
+                return
+            await asyncio.sleep(_LOOK)
 
     def _wish(self, ask: Ask) -> Wish:
         """Which model is meant.

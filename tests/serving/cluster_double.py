@@ -205,7 +205,17 @@ class FakeLoader:
 
 
 class FakeNames:
+    """``late``: names that are known only when this node has settled."""
+
+    def __init__(self) -> None:
+        self.late: set[str] = set()
+
+    def settled(self) -> bool:
+        return not self.late
+
     def resolve(self, name: str) -> Resolved:
+        if name in self.late:
+            return Resolved(name)
         if name.split(":")[0] == "reciter":
             return Resolved(name, MODEL)
         if name == "two":
@@ -230,9 +240,10 @@ class Node:
         self.loader = FakeLoader(cluster.world)
         self.router = Router(name)
         self.calls = FakeCalls(name, cluster.peers)
+        self.names = FakeNames()
         self.serving = Serving(
             self.view,
-            FakeNames(),
+            self.names,
             self.calls,
             self.server,
             self.loader,

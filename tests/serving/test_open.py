@@ -72,6 +72,16 @@ async def test_big_request_and_no_callers_headers_reach_the_engine(cluster: Clus
     assert "X-Conversation-Id" not in headers
 
 
+async def test_a_node_that_has_not_met_the_others_yet_calls_nothing_missing(cluster: Cluster) -> None:
+    a, _, _ = await two(cluster)
+    a.names.late.add("reciter")
+    asking = asyncio.create_task(give(a, model="reciter"))
+    done, _ = await asyncio.wait([asking], timeout=0.3)
+    assert not done
+    a.names.late.clear()
+    assert said((await asking)[0]) == TEXT
+
+
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     a = await cluster.node("a")
     with pytest.raises(Refusal) as unknown:
