@@ -31,6 +31,8 @@ class PeerCalls(Protocol):
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         """Send a dataclass, get a dataclass (msgpack, validated). To oneself: no network.
 
+        A request may arrive twice: it is sent again when a connection that was kept turns out to be broken.
+
         Raises:
             PeerError: with ``transport`` when the node could not be asked.
         """

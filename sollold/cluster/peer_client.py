@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import aiohttp
@@ -25,6 +26,20 @@ T = TypeVar("T")
 CONNECT_SECONDS = 3.0
 _IDLE_SECONDS = 30.0
 """An unused connection is closed after that, before the other side does."""
+
+
+_ATTEMPTS = 3
+"""A cable that was cut breaks all kept connections to a node, and each shows it only when it is used."""
+
+
+class _Stale(PeerError):
+    """A connection that was kept from an earlier exchange broke before any answer."""
+
+
+class _Use:
+    """How one exchange is made. ``kept``: over a connection of an earlier one."""
+
+    kept = False
 
 
 class Calls:
@@ -63,27 +78,36 @@ class Calls:
                 if node == self._reach.node:
                     # The reply is the handler's own object: both ends are the same program.
                     return await self._own.answer(node, method, request)  # type: ignore[return-value]
-                data = msgspec.msgpack.encode(request)
-                async with self.stream(
-                    node, "POST", f"/call/{method}", data=data, idle_timeout=timeout,
-                    connect_timeout=min(CONNECT_SECONDS, timeout),
-                ) as response:  # fmt: skip
-                    body = await _read(response, node)
+                status, body = await self._post(node, method, msgspec.msgpack.encode(request), timeout)
         except TimeoutError:
             raise PeerError(
                 node, f"node {node} did not answer {method} within {timeout:g} s", transport=False
             ) from None
         try:
-            if response.status != 200:
+            if status != 200:
                 refusal = msgspec.msgpack.decode(body, type=Refusal)
                 raise PeerError(node, refusal.message, transport=refusal.transport)
             return msgspec.msgpack.decode(body, type=reply)
         except msgspec.DecodeError as error:
             raise PeerError(
                 node,
-                f"the answer of {node} to {method} (status {response.status}) was not understood: {error}",
+                f"the answer of {node} to {method} (status {status}) was not understood: {error}",
                 transport=False,
             ) from error
+
+    async def _post(self, node: str, method: str, data: bytes, timeout: float) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        connect = min(CONNECT_SECONDS, timeout)
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                async with self.stream(
+                    node, "POST", f"/call/{method}", data=data, idle_timeout=timeout, connect_timeout=connect
+                ) as response:
+                    return response.status, await _read(response, node)
+            except _Stale:
+                if attempt == _ATTEMPTS:
+                    raise
+        raise AssertionError("unreachable")
 
     def stream(
         self,
@@ -116,6 +140,7 @@ class Calls:
         idle_timeout: float,
     ) -> AsyncIterator[ClientResponse]:
         session = self._opened()
+        use, begun = _Use(), False
         try:
             async with session.request(
                 method,
@@ -123,10 +148,12 @@ class Calls:
                 headers={"Accept-Encoding": "identity", **headers},
                 data=data,
                 allow_redirects=False,
+                trace_request_ctx=use,
                 timeout=aiohttp.ClientTimeout(
                     total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=idle_timeout
                 ),
             ) as response:
+                begun = True
                 mine = self._streams.setdefault(node, set())
                 mine.add(response)
                 try:
@@ -141,7 +168,8 @@ class Calls:
             ) from error
         except aiohttp.ClientError as error:
             what = str(error) or type(error).__name__
-            raise PeerError(node, f"node {node} broke off: {what}", transport=False) from error
+            kind = _Stale if use.kept and not begun else PeerError
+            raise kind(node, f"node {node} broke off: {what}", transport=False) from error
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -149,10 +177,19 @@ class Calls:
                 ssl=self._reach.context(HTTP), resolver=_ById(self._reach), use_dns_cache=False, limit=0,
                 keepalive_timeout=_IDLE_SECONDS, happy_eyeballs_delay=HEAD_START,
             )  # fmt: skip
+            tracing = aiohttp.TraceConfig()
+            tracing.on_connection_reuseconn.append(_note_kept)
             self._session = aiohttp.ClientSession(
-                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+                connector=connector,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+                trace_configs=[tracing],
             )
         return self._session
+
+
+async def _note_kept(session: aiohttp.ClientSession, context: SimpleNamespace, told: object) -> None:
+    context.trace_request_ctx.kept = True
 
 
 class _ById(AbstractResolver):

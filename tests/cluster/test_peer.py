@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import msgspec
 import pytest
 from aiohttp import web
 
@@ -136,6 +137,36 @@ async def test_hanging_up_ends_the_other_side(pair: Pair) -> None:
     async with pair.calls[1].stream(IDS[0], "GET", "/forever") as answer:
         assert await answer.content.readany()
     await asyncio.wait_for(ended.wait(), 5)
+
+
+async def test_a_kept_connection_that_turns_out_broken_is_replaced_and_a_fresh_one_is_not(pair: Pair) -> None:
+    arrived: list[int] = []
+    breaks: list[bool] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        arrived.append(id(request.transport))
+        if breaks.pop(0):
+            assert request.transport is not None
+            request.transport.abort()
+            await asyncio.sleep(5)
+        return web.Response(body=msgspec.msgpack.encode(Total(3, IDS[1])))
+
+    pair.peers[0].route("POST", "/call/sum", answer)
+    await pair.start()
+
+    async def ask() -> Total:
+        return await pair.calls[1].call(IDS[0], "sum", Sum(1, 2), Total, timeout=3)
+
+    breaks += [False, True, False]
+    assert await ask() == await ask() == Total(3, IDS[1])
+    assert arrived[0] == arrived[1] and len(arrived) == 3
+
+    await pair.calls[1].close()
+    breaks += [True]
+    with pytest.raises(PeerError, match="broke off"):
+        await ask()
+    assert len(arrived) == 4
 
 
 async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
