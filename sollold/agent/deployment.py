@@ -112,6 +112,7 @@ class Deployment:
         self.head: Head | None = None
         self._last_used = time.monotonic()
         self._progressed_at = time.monotonic()
+        self._told_progress = False
         self._llama = llama
         self._means = means
         self._changed = changed
@@ -278,7 +279,7 @@ class Deployment:
         while not self._fault.done():
             await asyncio.sleep(1.0)
             still = time.monotonic() - self._progressed_at
-            if self.progress and still > _load_patience(self.model, self.progress):
+            if self._told_progress and still > _load_patience(self.model, self.progress):
                 self.end(f"the load stands still at {self.progress:.0%}: no progress for {still:.0f} s")
 
     async def _engage(self) -> list[Reach]:
@@ -354,7 +355,8 @@ class Deployment:
             log.info("node %s was not told that %s ended: %s", node, self.id, error)
 
     def _progressed(self, value: float) -> None:
-        if value > self.progress:
+        if value > self.progress or not self._told_progress:
+            self._told_progress = True
             self.progress = value
             self._progressed_at = time.monotonic()
             self._tell()

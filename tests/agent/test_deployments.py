@@ -10,7 +10,7 @@ import aiohttp
 import psutil
 import pytest
 
-from sollold.agent import deployment
+from sollold.agent import deployment, head
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
@@ -189,16 +189,19 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
 
 
+@pytest.mark.parametrize("at", [0.0, 1.0])
 async def test_a_load_that_stands_still_is_given_up(
-    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float
 ):
     monkeypatch.setattr(deployment, "_load_patience", lambda model, progress: 1.5)
+    known = head.progress_in
+    monkeypatch.setattr(head, "progress_in", lambda line: at if known(line) is not None else None)
     async with founded(folder, llama, "a", "b") as town:
         town.models[tiny.digest] = tiny
         monkeypatch.setattr(deployment.Head, "ready", lambda self, http: asyncio.sleep(600))
         await town.deploy("d", plan(tiny, "a", ("b", 4)))
         failed = await town.until("a", "d", State.FAILED)
-        assert failed.reason.startswith("the load stands still at 100%: no progress for")
+        assert failed.reason.startswith(f"the load stands still at {at:.0%}: no progress for")
         await eventually(lambda: children() == [])
 
 

@@ -71,7 +71,7 @@ class Faults:
         """``short``: without those that take their time."""
         self._cluster = cluster
         self._random = random.Random(seed)
-        self._longest = 4.0 if short else 12.0
+        self._longest = 3.0 if short else 6.0
         self._kinds: list[Callable[[], Done | None]] = [
             self.kill_worker,
             self.kill_server,
