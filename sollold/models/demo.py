@@ -50,6 +50,7 @@ class Recital:
         hidden: elements of the feed-forward layer, a multiple of 32: makes a block as heavy as wanted.
         heavy: write the blocks' zeros to the disk instead of leaving holes.
         context: tokens it claims to have been trained with.
+        template: the chat template that the file carries.
     """
 
     pieces: tuple[str, ...]
@@ -59,6 +60,7 @@ class Recital:
     hidden: int = 512
     heavy: bool = False
     context: int = 32_768
+    template: str = TEMPLATE
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.width % _HEAD or self.hidden % 32 or not self.pieces:
@@ -156,7 +158,7 @@ def _metadata(recital: Recital, tokens: list[str], kinds: list[int]) -> dict[str
         "tokenizer.ggml.eos_token_id": 256,
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.ggml.add_eos_token": False,
-        "tokenizer.chat_template": TEMPLATE,
+        "tokenizer.chat_template": recital.template,
     }
 
 

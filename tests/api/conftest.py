@@ -16,6 +16,7 @@ from sollold.config import HttpSettings
 from tests.api import reciters
 from tests.api.api_parts import PlainLibrary, parts
 from tests.api.direct_service import DirectService
+from tests.daemons import Cluster, until
 
 Serve = Callable[..., Awaitable[str]]
 
@@ -54,6 +55,21 @@ def engines(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 async def real(engines: dict[str, str], serve: Serve) -> str:
     """The application over real llama-servers."""
     return await serve(parts(DirectService(engines), library=PlainLibrary(*reciters.MODELS)))
+
+
+@pytest.fixture(scope="session")
+def far(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real node that holds no part of any model: another one has them all."""
+    settings = {"placement.context": 1024, "placement.slots": 2}
+    folder = tmp_path_factory.mktemp("far")
+    with Cluster(2, folder, llama, settings=settings, loopback=True) as cluster:
+        reciters.write_all(cluster[0].models, reciters.TEMPLATE.read_text())
+        cluster.together()
+        names = [model.name for model in reciters.MODELS]
+        until(
+            lambda: all(name in cluster[1].ask("GET", "/api/tags").body.decode() for name in names), "models"
+        )
+        yield cluster[1].url
 
 
 @pytest.fixture

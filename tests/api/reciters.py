@@ -41,6 +41,16 @@ MODELS: tuple[Model, ...] = (
 )
 
 
+def write_all(folder: Path, template: str = demo.TEMPLATE) -> None:
+    """All models as files; ``template``: of those that call tools and think."""
+    thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"
+    demo.write(folder / "demo.gguf")
+    demo.write(folder / "call.gguf", Recital(demo.pieces(CALL), name="call", template=template))
+    demo.write(folder / "think.gguf", Recital(demo.pieces(thought), name="think", template=template))
+    write_random(folder / "random.gguf")
+    write_random(folder / "embed.gguf")
+
+
 @contextlib.contextmanager
 def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
     """All of them, name → address."""
@@ -53,12 +63,7 @@ def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
             )
             urls[f"{name}:latest"] = server.url
 
-        thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"
-        demo.write(folder / "demo.gguf")
-        demo.write(folder / "call.gguf", Recital(demo.pieces(CALL), name="call"))
-        demo.write(folder / "think.gguf", Recital(demo.pieces(thought), name="think"))
-        write_random(folder / "random.gguf")
-        write_random(folder / "embed.gguf")
+        write_all(folder)
         start("demo")
         start("call", "--chat-template-file", str(TEMPLATE))
         start("think", "--chat-template-file", str(TEMPLATE))

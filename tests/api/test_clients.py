@@ -24,9 +24,12 @@ SCHEMA = {
 }
 
 
-@pytest.fixture(params=["at once", "after a load"])
+WAYS = {"at once": "real", "after a load": "slow", "on a node without the model": "far"}
+
+
+@pytest.fixture(params=WAYS)
 def url(request: pytest.FixtureRequest) -> str:
-    return request.getfixturevalue("real" if request.param == "at once" else "slow")  # type: ignore[no-any-return]
+    return str(request.getfixturevalue(WAYS[request.param]))
 
 
 # --- ollama
