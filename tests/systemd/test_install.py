@@ -24,7 +24,7 @@ from tests.systemd import container
 from tests.systemd.container import Container
 
 ROOT = Path(__file__).resolve().parents[2]
-MEMORY = 1300 * MIB
+MEMORY = 1000 * MIB
 """RAM of each machine: the daemon leaves 512 MiB of it to the rest."""
 MODEL = "recital"
 WORDS = 1500
@@ -150,7 +150,7 @@ def chat(machine: Container, words: int = 12) -> dict[str, Any]:
 def put_model(machine: Container) -> None:
     """A model that no machine holds alone, into the folder that the README names."""
     folder = machine.root / "var/lib/sollold/models"
-    recital = Recital(counting(WORDS), name=MODEL, layers=24, width=512, hidden=24576)
+    recital = Recital(counting(WORDS), name=MODEL, layers=24, width=512, hidden=9216)
     made = machine.root / "root" / f"{MODEL}.gguf"
     write(made, recital)
     made.chmod(0o644)
@@ -200,7 +200,7 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     got: list[dict[str, Any]] = []
 
     def stream() -> None:
-        got.append(chat(asked, words=400))
+        got.append(chat(asked, words=120))
 
     runner = threading.Thread(target=stream)
     runner.start()
@@ -211,7 +211,7 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     assert not runner.is_alive()
     text = got[0]["message"]["content"].split()
     assert text == [f"w{number:04d}" for number in range(1, len(text) + 1)], (head, text[:5], text[-5:])
-    assert len(text) == 400
+    assert len(text) == 120
     assert "99.0" in victim.run(["dpkg-query", "-W", "sollold"])
     together(cluster, 3)
     assert chat(victim)["message"]["content"].startswith("w0001")
