@@ -143,10 +143,6 @@ class LocalOllama:
         """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
         return self._endpoints
 
-    def held(self) -> int:
-        """Bytes that Ollama has in memory; they are not free, so they are not granted."""
-        return sum(held.loaded.size for held in self._held.values())
-
     # Engines
 
     def url(self, endpoint: str) -> str | None:
@@ -186,6 +182,8 @@ class LocalOllama:
         held = self._held.get(name)
         if held is None or self._api is None:
             return Done(True)
+        if not force and not self._settings.evict:
+            return Done(False, f"{name} stays in Ollama: ollama.evict is off on this node")
         if not force and self._in_use(name):
             return Done(False, f"{name} is answering a request in Ollama")
         try:
@@ -193,27 +191,6 @@ class LocalOllama:
             return await self._gone(name)
         except OllamaError as error:
             return Done(False, f"Ollama did not unload {name}: {error}")
-
-    async def make_room(self, need: int) -> int:
-        """Unload idle models, the longest idle first, until ``need`` bytes are given back; how many were.
-
-        Nothing is done when the settings forbid it (``ollama.evict``).
-        """
-        if not self._settings.evict:
-            return 0
-        given = 0
-        for name, held in sorted(self._held.items(), key=lambda item: self._last(item[0])):
-            if given >= need:
-                break
-            if not self._in_use(name) and (await self.unload(PREFIX + name)).ok:
-                given += held.loaded.size
-        return given
-
-    def idle_bytes(self) -> int:
-        """Bytes that `make_room` could give back now."""
-        if not self._settings.evict:
-            return 0
-        return sum(held.loaded.size for name, held in self._held.items() if not self._in_use(name))
 
     async def _gone(self, name: str) -> Done:
         """Wait until Ollama no longer lists the model: its runner ends a moment after the answer."""

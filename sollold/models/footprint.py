@@ -56,11 +56,11 @@ class Footprint:
     _demands: _Demands
     _inputs: _Inputs
 
-    def compute(self, first: int, last: int, *, devices: int, local: bool, offloaded: int) -> int:
+    def compute(self, first: int, last: int, *, devices: int, offloaded: int) -> int:
         """Compute buffer of a device that holds layers ``first`` to ``last - 1`` (L: the output).
 
-        ``devices``: how many the model is spread over; ``local``: on the head's own machine;
-        ``offloaded``: how many of the L + 1 layers have left the head's processor.
+        ``devices``: how many the model is spread over; ``offloaded``: how many of the L + 1 layers have left
+        the head's processor.
         """
         if first >= last:
             return 0

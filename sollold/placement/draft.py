@@ -144,9 +144,7 @@ def draft(
         link = link_to(head, spot, links)
         weights = sum(footprint.weights[first:last])
         state = sum(footprint.state[first:last])
-        compute = footprint.compute(
-            first, last, devices=len(holds), local=spot.node == head.node, offloaded=offloaded
-        )
+        compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
         overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
         parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))

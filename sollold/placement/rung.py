@@ -45,7 +45,7 @@ class Rung:
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
         self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
-        self.buffers: dict[tuple[bool, bool], tuple[int, int]] = {}
+        self.buffers: dict[bool, tuple[int, int]] = {}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
         self.spots = {
@@ -112,20 +112,18 @@ class Rung:
         """A device as the search sees it; ``copies``: batches will be pipelined over the devices."""
         footprint = self.footprint
         link = link_to(head, spot, links)
-        local = spot.node == head.node
         offloaded = self.total if copies else self.total - 1
-        key = local, copies
-        if key not in self.buffers:
-            self.buffers[key] = (
-                footprint.compute(0, footprint.layers, devices=2, local=local, offloaded=offloaded),
-                footprint.compute(0, self.total, devices=2, local=local, offloaded=offloaded),
+        if copies not in self.buffers:
+            self.buffers[copies] = (
+                footprint.compute(0, footprint.layers, devices=2, offloaded=offloaded),
+                footprint.compute(0, self.total, devices=2, offloaded=offloaded),
             )
-        middle, last = self.buffers[key]
+        middle, last = self.buffers[copies]
         peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
         slower = self.correction(spot.node, speed.HOP) if link is not None else 1.0
         room = spot.room - spot.overhead
         cpu = head.cpu
-        if local and cpu is not None and cpu.memory == spot.memory:
+        if spot.node == head.node and cpu is not None and cpu.memory == spot.memory:
             room -= host_share(head, footprint, 0, 2).total
         return Bin(
             rate=speed.seconds_per_byte(spot, self.correction),

@@ -101,9 +101,7 @@ def _buffers(footprint: Footprint, heads: Sequence[Machine], spots: Sequence[Spo
     left = total
     for used, spot in enumerate(sorted(spots, key=lambda one: -one.room)):
         last = footprint.layers + (1 if used == 0 else 0)
-        each = (
-            footprint.compute(0, last, devices=2, local=False, offloaded=footprint.layers + 1) + spot.overhead
-        )
+        each = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + spot.overhead
         if left <= 0 or spot.room <= each or used == 15:
             break
         size += each

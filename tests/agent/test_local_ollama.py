@@ -133,24 +133,11 @@ async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
     endpoint = names(ollama)["small:latest"]
     assert (endpoint.bytes, endpoint.context) == (1000, 2048)
     assert endpoint.placed[0].device == "CPU"
-    assert ollama.held() == 1000
     with ollama.busy(endpoint.id, None):
         assert not (await ollama.unload(endpoint.id)).ok
-        assert await ollama.make_room(500) == 0
     assert (await ollama.unload(endpoint.id, force=True)).ok
     assert not standin.loaded
     assert not names(ollama)["small:latest"].loaded
-
-
-async def test_room_is_made_of_what_is_idle(
-    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await ask(standin, "small")
-    ollama = make(standin.url)
-    await ollama.start()
-    await until(lambda: ollama.idle_bytes() == 1000)
-    assert await ollama.make_room(1) == 1000
-    assert not standin.loaded
 
 
 async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
@@ -158,8 +145,7 @@ async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None
     await ollama.start()
     await until(lambda: names(ollama))
     await ask(standin, "small")
-    await until(lambda: ollama.held() == 1000)
-    assert ollama.idle_bytes() == 0
+    await until(lambda: names(ollama)["small:latest"].loaded)
     assert not (await ollama.unload("ollama:small:latest")).ok
 
 
@@ -167,8 +153,9 @@ async def test_eviction_can_be_forbidden(make: Make, standin: Standin) -> None:
     await ask(standin, "small")
     ollama = make(standin.url, evict=False)
     await ollama.start()
-    await until(lambda: ollama.held() == 1000)
-    assert await ollama.make_room(1) == 0
+    await until(lambda: names(ollama) and names(ollama)["small:latest"].loaded)
+    refused = await ollama.unload("ollama:small:latest")
+    assert not refused.ok and "ollama.evict" in refused.reason
     assert standin.loaded
 
 

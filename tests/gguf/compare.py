@@ -62,7 +62,7 @@ def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list
     for index, count in enumerate(split):
         last = first + count
         there = actual.get(f"RPC{index}", nothing)
-        compute = guess.compute(first, last, devices=devices, local=False, offloaded=offloaded)
+        compute = guess.compute(first, last, devices=devices, offloaded=offloaded)
         found.append(
             Compared(
                 f"RPC{index}",

@@ -27,7 +27,7 @@ def _shape(tmp_path: Path, architecture: str, size: Size) -> Shape:
 
 def _whole(guess: Footprint, devices: int = 1) -> int:
     layers = guess.layers + 1
-    compute = guess.compute(0, layers, devices=devices, local=False, offloaded=layers)
+    compute = guess.compute(0, layers, devices=devices, offloaded=layers)
     return sum(guess.weights) + sum(guess.state) + compute
 
 
@@ -83,7 +83,7 @@ def test_layers_for_next_token_prediction_take_nothing(tmp_path: Path) -> None:
     guess = footprint(shape, Run(context=4096))
     assert guess.layers == 4
     assert guess.weights[3] == guess.state[3] == 0
-    assert guess.compute(3, 5, devices=2, local=False, offloaded=5) > 0
+    assert guess.compute(3, 5, devices=2, offloaded=5) > 0
 
 
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
@@ -100,16 +100,16 @@ def test_travels_whole_and_grows_with_the_run(tmp_path: Path, architecture: str)
     assert not small.estimate
     for first in range(8):
         for last in range(first + 1, 10):
-            assert small.compute(first, last, devices=1, local=True, offloaded=9) > 0
-    assert small.compute(3, 3, devices=2, local=False, offloaded=9) == 0
+            assert small.compute(first, last, devices=1, offloaded=9) > 0
+    assert small.compute(3, 3, devices=2, offloaded=9) == 0
     assert small.host_compute(devices=1, offloaded=9) < small.host_compute(devices=1, offloaded=3)
 
 
 def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) -> None:
     guess = footprint(_shape(tmp_path, "llama", Size(layers=8)), Run(context=4096))
-    alone = guess.compute(0, 4, devices=1, local=False, offloaded=9)
-    assert guess.compute(0, 4, devices=2, local=False, offloaded=8) == alone
-    assert guess.compute(0, 4, devices=2, local=False, offloaded=9) > alone
+    alone = guess.compute(0, 4, devices=1, offloaded=9)
+    assert guess.compute(0, 4, devices=2, offloaded=8) == alone
+    assert guess.compute(0, 4, devices=2, offloaded=9) > alone
 
 
 @pytest.mark.parametrize("architecture", ["qwen3moe", "gemma3", "mamba2", "jamba", "qwen35", "rwkv7"])

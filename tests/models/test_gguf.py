@@ -105,7 +105,7 @@ def test_any_byte_may_be_wrong(tmp_path: Path, whole: bytes, data: st.DataObject
         # Whatever a header says, its memory can be asked for.
         guess = footprint(shape_of(header), Run(context=4096, slots=2))
         assert len(guess.weights) == guess.layers + 1
-        guess.compute(0, guess.layers + 1, devices=2, local=False, offloaded=guess.layers + 1)
+        guess.compute(0, guess.layers + 1, devices=2, offloaded=guess.layers + 1)
 
 
 @_KEEP_FIXTURE
