@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -33,7 +34,7 @@ _ATTEMPTS = 3
 
 
 class _Stale(PeerError):
-    """A connection that was kept from an earlier exchange broke before any answer."""
+    """The connection was no good before it was used, as one that was kept from an earlier exchange."""
 
 
 class _Use:
@@ -163,8 +164,11 @@ class Calls:
                     if not mine and self._streams.get(node) is mine:
                         del self._streams[node]
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise PeerError(
-                node, f"node {node} could not be reached: {in_words(_cause(error))}", transport=True
+            cause = _cause(error)
+            # The race for the quickest address can close its winner: that says nothing of the node.
+            lost = isinstance(cause, OSError) and cause.errno == errno.EBADF
+            raise (_Stale if lost else PeerError)(
+                node, f"node {node} could not be reached: {in_words(cause)}", transport=True
             ) from error
         except aiohttp.ClientError as error:
             what = str(error) or type(error).__name__

@@ -39,6 +39,8 @@ ANSWER_WITHIN = 20.0
 ATTEMPTS = 6
 REPLICA_EVERY = 2.0
 """Seconds between two looks at the lines."""
+SHAPE_PAUSES = (0.3, 1.0, 0.0)
+"""Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 
@@ -320,11 +322,14 @@ class Leader:
         """The header as the first node that answers has it; every node has the same content."""
         me = self._view.me.node
         usable = [(node, model) for node, model in holders if runs_on_llama(model)]
-        for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
-            try:
-                return await self._library.shape(node, model)
-            except LookupError as error:
-                log.info("%s", error)
+        for pause in SHAPE_PAUSES:
+            for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
+                try:
+                    return await self._library.shape(node, model)
+                except LookupError as error:
+                    log.info("%s", error)
+            if usable:
+                await asyncio.sleep(pause)
         return None
 
 

@@ -82,7 +82,9 @@ class Outcome:
         if why := stream.what_is_wrong():
             return why
         if not stream.error:
-            return "resumed" if stream.resumed else "exact"
+            # Server-sent events do not say that an answer was resumed, but it shows in its pace.
+            paused = any(later - sooner >= PAUSE for sooner, later in itertools.pairwise(stream.times))
+            return "resumed" if stream.resumed or paused else "exact"
         return "allowed" if self.may_err(stream) else stream.error
 
 

@@ -16,5 +16,5 @@ pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(900)]
 def test_every_answer_is_exact_whatever_dies(tmp_path: Path, llama: Llama) -> None:
     outcome = run(llama, tmp_path, faults=8, seed=1, short=True, seconds=150)
     print("\n".join(report(outcome)))
-    assert outcome.struck and any(stream.resumed for stream in outcome.streams)
+    assert outcome.struck
     assert not forbidden(outcome)

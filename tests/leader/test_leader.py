@@ -13,8 +13,11 @@ from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unl
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.term import Term
 from sollold.config import PlacementSettings, Settings
+from sollold.leader import leader
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
+from sollold.models.model import Model
+from sollold.models.shape import Shape
 from tests.leader.cluster import Cluster, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
@@ -516,6 +519,24 @@ async def test_a_worse_plan_waits_a_moment_for_memory_that_is_about_to_be_free()
     plans = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)]
     assert [(plan.head, plan.run.slots) for plan in plans] == [("a", 4), ("b", 2)]
     await town.planner.close()
+
+
+async def test_a_header_that_can_not_be_read_just_now_is_asked_for_again(
+    town: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, asked = town.shape, 0
+
+    async def shape(node: str, model: Model) -> Shape:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise LookupError("the node is busy with a fault")
+        return await known(node, model)
+
+    monkeypatch.setattr(town, "shape", shape)
+    monkeypatch.setattr(leader, "SHAPE_PAUSES", (0.0, 0.0, 0.0))
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    assert asked >= 3
 
 
 async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
