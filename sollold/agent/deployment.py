@@ -334,7 +334,8 @@ class Deployment:
     async def _end_all(self) -> None:
         """Every process dead, every byte given back. Nothing that fails here stops the rest."""
         if self.head is not None:
-            await self.head.stop(_STOP_PATIENCE if self.state is State.DRAINING else 0.3)
+            # One that failed has nothing to finish, and others wait for what it holds.
+            await self.head.stop(_STOP_PATIENCE if self.state is State.DRAINING else 0.0)
         self._head_gone.set()
         for tunnel in self._tunnels:
             try:

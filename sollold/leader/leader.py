@@ -171,17 +171,20 @@ class Leader:
     async def _ensure(self, ask: Ensure) -> Ensured:
         if not self._leads:
             return self._elsewhere()
-        world = await self._world(ask)
-        if isinstance(world, Refuse):
-            return _answer(world)
-        decision = await asyncio.to_thread(decide, ask, world)
-        if isinstance(decision, Soon):
+        end = asyncio.get_running_loop().time() + SOON
+        while True:
+            changed = self._changed
+            world = await self._world(ask)
+            if isinstance(world, Refuse):
+                return _answer(world)
+            decision = await asyncio.to_thread(decide, ask, world)
+            left = end - asyncio.get_running_loop().time()
+            if not isinstance(decision, Soon) or left <= 0:
+                break
             # Owners wait for a silent head; where the head is known to be dead they need not.
             await self._carrier.release_orphans(world.orphans(), self._view.leader())
-            # The caller asks again at once: not before there can be news.
-            self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), SOON)
+                await asyncio.wait_for(changed.wait(), left)
         if not isinstance(decision, Place):
             return _answer(decision)
         model = world.holders[0][1]
@@ -280,6 +283,7 @@ class Leader:
     def _observe(self) -> None:
         self._memory.observe(self._view.live(), self._clock())
         self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _world(self, ask: Ensure, out: dict[str, str] | None = None) -> World | Refuse:
         """What a decision on this model is made from, or why there can be none."""
