@@ -26,8 +26,10 @@ def forbidden(outcome: Outcome) -> list[str]:
 def report(outcome: Outcome) -> Iterator[str]:
     """Lines."""
     kinds: dict[str, list[Struck]] = {}
+    last: dict[int, Struck] = {}
     for struck in outcome.struck:
         kinds.setdefault(struck.fault.kind, []).append(struck)
+        last.update({id(stream): struck for stream in struck.under_way})
     yield ""
     yield f"{len(outcome.struck)} faults in {outcome.seconds:.0f} s, {len(outcome.streams)} streams"
     yield _row("fault", "times", "next word: median", "worst", "streams", "exact", "allowed", "forbidden")
@@ -37,6 +39,8 @@ def report(outcome: Outcome) -> Iterator[str]:
             verdict if (verdict := outcome.verdict(stream)) in _GOOD else "forbidden"
             for one in all_of
             for stream in one.under_way
+            # How it ended is put down to the last fault that it met.
+            if last[id(stream)] is one
         )
         middle, worst = (f"{statistics.median(waits):.1f} s", f"{max(waits):.1f} s") if waits else ("-", "-")
         exact = ends["exact"] + ends["resumed"]
