@@ -57,7 +57,8 @@ def report(outcome: Outcome) -> Iterator[str]:
             aim = limit + outcome.load
             within = sum(wait <= aim for wait in waits)
             yield (
-                f"{kind}: next word aimed at {aim:.1f} s ({limit:g} s + {outcome.load:.1f} s to load); "
+                f"{kind}: next word aimed at {aim:.1f} s ({limit:g} s + {outcome.load:.1f} s to load, not "
+                f"the {outcome.read:.1f} s to read again what was said); "
                 f"median {statistics.median(waits):.1f} s, worst {max(waits):.1f} s, "
                 f"{within} of {len(waits)} within"
             )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import socket
 import statistics
 import subprocess
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ SETTINGS: dict[str, Any] = {
     "serving.drain_limit": 3,
     "serving.recover_limit": 150,
 }
+STREAMS, SAID = sum(dialect.streamed for dialect in DIALECTS), 100
+"""Streams at a time, and how many words of each have been said when a fault hits, more or less."""
 SETTLED_WITHIN = 170.0
 PAUSE = 1.0
 """Silence from which a stream counts as hit by a fault."""
@@ -61,6 +65,8 @@ class Outcome:
 
     load: float
     """Seconds that a llama-server alone needs to load the model."""
+    read: float
+    """Seconds that it then needs to read what as many streams as are hit had been given, half of it said."""
     struck: list[Struck] = field(default_factory=list)
     streams: list[Stream] = field(default_factory=list)
     hurt: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -104,8 +110,10 @@ def run(
     """
     model = folder / "count.gguf"
     write(model, RECITAL)
-    outcome = Outcome(load=statistics.median(_load_alone(llama, model) for _ in range(3)))
-    say(f"a llama-server alone loads the model in {outcome.load:.2f} s")
+    alone = [_load_alone(llama, model) for _ in range(3)]
+    outcome = Outcome(*(statistics.median(column) for column in zip(*alone, strict=True)))
+    said = f"and reads {STREAMS} answers of {SAID} words in {outcome.read:.2f} s"
+    say(f"a llama-server alone loads the model in {outcome.load:.2f} s {said}")
     settings = SETTINGS | {"llama.worker_cache_limit": "200 MB"}
     with Cluster(3, folder, llama, memory=MEMORY, settings=settings, start=False) as cluster:
         for node in cluster.nodes[:2]:
@@ -288,13 +296,16 @@ def _memory(node: Node) -> float:
     return next(int(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmRSS"))
 
 
-def _load_alone(llama: Llama, model: Path) -> float:
+def _load_alone(llama: Llama, model: Path) -> tuple[float, float]:
+    """Seconds to load the model, and to read what streams that go on would have to be read again."""
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]
-    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", "768", "-np", "1", "-t", "1"]
-    began = time.monotonic()
+    slots, context = str(STREAMS), str(768 * STREAMS)
+    words = [str(llama.server), "-m", str(model), "--port", str(port), "-c", context, "-np", slots, "-t", "1"]
+    words += ["-ub", str(SETTINGS["placement.ubatch"])]
     server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    began = time.monotonic()
     try:
 
         def healthy() -> bool:
@@ -305,7 +316,17 @@ def _load_alone(llama: Llama, model: Path) -> float:
                 return False
 
         until(healthy, "llama-server is ready", 120, 0.02)
-        return time.monotonic() - began
+        loaded = time.monotonic()
+        body = json.dumps({"prompt": "".join(RECITAL.pieces[:SAID]), "n_predict": 1}).encode()
+
+        def ask(_: int) -> None:
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/completion", body)
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                answer.read()
+
+        with ThreadPoolExecutor(STREAMS) as pool:
+            list(pool.map(ask, range(STREAMS)))
+        return loaded - began, time.monotonic() - loaded
     finally:
         server.kill()
         server.wait()
