@@ -88,9 +88,12 @@ class World:
 
         ``lately``: only of those that ended a moment ago.
         """
+        # A node that drains ends what is in use there, or the requests leave it: within its limit.
+        leaving = {e.id for r, e in self.endpoints() if r.draining and in_use(e)}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
         alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
+        alive -= leaving
         held: dict[tuple[str, str], int] = {}
         for promise in self.promises:
             if promise.head not in nodes and not lately:

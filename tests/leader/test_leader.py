@@ -539,6 +539,24 @@ async def test_a_header_that_can_not_be_read_just_now_is_asked_for_again(
     assert asked >= 3
 
 
+async def test_new_requests_wait_for_what_a_draining_node_gives_back(town: Cluster) -> None:
+    town.nodes["b"].models.append(model())
+    town.nodes["c"].models.append(model())
+    town.add("d", 450 * MIB)
+    deployment = await placed(town, active=1, idle=0.0)
+    head = next(r.plan.head for _, r in town.asked("deploy") if isinstance(r, Deploy))
+    town.nodes[head].draining = True
+    town.changed()
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    for node in town.nodes.values():
+        node.endpoints.pop(deployment, None)
+        node.ledger.end(deployment, "the daemon is stopping")
+        node.ledger.ended(deployment)
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
 async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
     town.nodes["b"].models.append(model())
     town.nodes["c"].models.append(model())
