@@ -45,6 +45,10 @@ SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 
 
+_LOOKS, _LOOK = 30, 0.1
+"""How often, and after how many seconds each, the leader looks again for a model that a caller knows."""
+
+
 class Leader:
     """See the module's text. `register`, `start`, at the end `close`.
 
@@ -287,7 +291,7 @@ class Leader:
 
     async def _world(self, ask: Ensure, out: dict[str, str] | None = None) -> World | Refuse:
         """What a decision on this model is made from, or why there can be none."""
-        holders = self._library.find(ask.model)
+        holders = await self._holders(ask)
         if not holders:
             resolved = self._library.resolve(ask.model)
             if ask.digest and not resolved.candidates:
@@ -321,6 +325,15 @@ class Leader:
             blocked=self._memory.models.blocked(model.digest, now),
             correction=self._corrections(model.architecture),
         )
+
+    async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
+        """Who has the model. One that the caller knows may be so new that its node's list is on its way."""
+        for _ in range(_LOOKS):
+            holders = self._library.find(ask.model)
+            if holders or not ask.digest or self._library.settled():
+                return holders
+            await asyncio.sleep(_LOOK)
+        return ()
 
     async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> Shape | None:
         """The header as the first node that answers has it; every node has the same content."""

@@ -63,6 +63,9 @@ class Listed:
     nodes: tuple[str, ...]
 
 
+_UNKNOWN = ModelList("", ())
+
+
 class Library:
     """What the cluster has. Reading never waits; only `shape` and `metadata` ask other nodes."""
 
@@ -130,7 +133,10 @@ class Library:
     def settled(self) -> bool:
         """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
         others = [record for record in self._view.live() if record.node != self._view.me.node]
-        known = all(record.node in self._lists or not record.models for record in others)
+        known = all(
+            not record.models or self._lists.get(record.node, _UNKNOWN).digest == record.models
+            for record in others
+        )
         return known and bool(self._view.leader().leader)
 
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
