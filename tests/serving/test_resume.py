@@ -248,7 +248,7 @@ async def test_reader_that_stopped_gives_its_place_to_others(
     monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
     monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
     _, one, _ = await three(cluster)
-    one.pause = 0.001
+    one.pause = 0.02
     b = cluster.nodes[1]
     answer = await b.serving.open(ask(), lambda _: None)
     events = [json.loads(await anext(answer.events))]
