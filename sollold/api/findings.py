@@ -116,7 +116,7 @@ def _disk(facts: Facts) -> list[Finding]:
     what = (
         f"only {bytes_text(facts.disk_free)} free at {facts.cache}: loads are slow without room for tensors"
     )
-    return [Finding(Grade.NOTICE, what, f"free some room, or delete {facts.cache}/rpc")]
+    return [Finding(Grade.NOTICE, what, f"free some room, or delete {facts.cache}/tensors")]
 
 
 def _company(facts: Facts) -> list[Finding]:

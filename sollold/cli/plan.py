@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.load import wishes
+from sollold.cli.status import layers_text
 from sollold.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
         table.add_row(
             names.get(share["node"], share["node"]) + (" (head)" if share is made["host"] else ""),
             share["device"],
-            _layers(share, made["layers"]),
+            layers_text(share, made["layers"]),
             bar,
             bytes_text(_total(share)),
             bytes_text(left) if left is not None else "",
@@ -96,14 +97,6 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
 
 def _total(share: dict[str, Any]) -> int:
     return sum(int(share[kind]) for kind, _, _ in KINDS)
-
-
-def _layers(share: dict[str, Any], count: int) -> str:
-    first, last = share["first"], min(share["last"], count)
-    words = [] if last <= first else [str(first) if last == first + 1 else f"{first}-{last - 1}"]
-    if share["last"] > count:
-        words.append("output")
-    return " + ".join(words) or "embedding"
 
 
 def _missing(out: Console, missing: dict[str, Any]) -> None:

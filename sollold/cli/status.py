@@ -119,7 +119,7 @@ def deployment_table(state: dict[str, Any]) -> Table:
                 where, layers, size = names.get(found["node"], found["node"]), "", bytes_text(found["bytes"])
             else:
                 where = f"{names.get(placed['node'], placed['node'])} {placed['device']}"
-                layers, size = _layers(placed, found["layers"]), bytes_text(placed["bytes"])
+                layers, size = layers_text(placed, found["layers"]), bytes_text(placed["bytes"])
             table.add_row(*first, where, layers, size, *rest)
             first, rest = ["", ""], ["", "", "", ""]
         if found["reason"]:
@@ -127,7 +127,7 @@ def deployment_table(state: dict[str, Any]) -> Table:
     return table
 
 
-def _layers(placed: dict[str, Any], count: int) -> str:
+def layers_text(placed: dict[str, Any], count: int) -> str:
     """``0-11`` with the output named, since it is no layer to people."""
     first, last = placed["first"], min(placed["last"], count)
     words = [] if last <= first else [str(first) if last == first + 1 else f"{first}-{last - 1}"]
