@@ -105,9 +105,11 @@ class Head:
             if value is not None:
                 on_progress(value)
 
-        port = 0
         try:
-            port = await asyncio.to_thread(ports.take)
+            port = ports.take()
+        except OSError as error:
+            raise HeadFailed(f"llama-server could not be started: {error}") from error
+        try:
             process = await Process.start(
                 "llama-server",
                 command_line(plan, model, llama, reach, port=port, threads=threads, extra=extra),

@@ -10,7 +10,8 @@ _SEARCH = 2000
 
 
 class Ports:
-    """Gives each child a port of its own that is free now.
+    """Gives each child a port of its own that is free now. Belongs to one thread: a bind is quick enough
+    for the loop, and what was taken is never lost to a cancellation.
 
     Args:
         first: ports from here upwards are tried; 0: any that is free.

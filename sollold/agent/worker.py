@@ -55,7 +55,7 @@ class Worker:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                port = await asyncio.to_thread(ports.take)
+                port = ports.take()
             except OSError as error:
                 raise WorkerFailed(str(error)) from error
             try:
