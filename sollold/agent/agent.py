@@ -235,6 +235,8 @@ class Agent:
             return Done(True)
         if not force and (one.busy or one.active or one.waiting):
             return Done(False, f"{one.plan.model} has requests in it")
+        if not force and one.state in (State.STARTING, State.LOADING):
+            return Done(False, f"{one.plan.model} is being loaded, for somebody who waits for it")
         one.end(reason, state=State.DRAINING)
         task = self._running.get(deployment)
         if task is not None:

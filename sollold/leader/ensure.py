@@ -75,12 +75,17 @@ class Ensured:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Peer method ``drop``: unload every deployment of ``model`` (a name, or a deployment's id)."""
+    """Peer method ``drop``: unload every deployment of ``model`` (a name, or a deployment's id).
+
+    Attributes:
+        seen: (node, deployment) of those that the caller sees; the leader's news may be a moment older.
+    """
 
     model: str
     digest: str = ""
     force: bool = False
     reason: str = "asked for"
+    seen: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
 from sollold.leader.reuse import Use, Wait, for_embedding
-from sollold.leader.world import World, runs_on_llama, unloaded
+from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement.speed import Correction, uncorrected
@@ -257,19 +257,8 @@ class Leader:
         if not self._leads:
             return Dropped(leader=term.leader)
         name = self._library.resolve(drop.model).name or drop.model
-        wanted = [
-            (record.node, endpoint.id)
-            for record in self._view.live()
-            for endpoint in record.endpoints
-            if endpoint.state is not State.FAILED
-            and endpoint.loaded
-            and (
-                endpoint.id == drop.model
-                or endpoint.model == name
-                or (drop.digest and endpoint.digest == drop.digest)
-            )
-        ]
-
+        ours = loaded_of(self._view.live(), drop.model, name, drop.digest)
+        wanted = sorted({*ours, *drop.seen})
         done = await asyncio.gather(
             *(
                 self._carrier.unload(node, deployment, term, drop.reason, force=drop.force)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from sollold.cluster.record import Backend, Endpoint, GrantState, Record, State
@@ -226,6 +226,24 @@ def in_use(endpoint: Endpoint) -> bool:
 def is_loading(endpoint: Endpoint) -> bool:
     """Whether it will be ready soon."""
     return endpoint.state in (State.STARTING, State.LOADING)
+
+
+def loaded_of(
+    records: Iterable[Record], deployment: str, model: str, digest: str
+) -> tuple[tuple[str, str], ...]:
+    """(node, id) of what can be unloaded: the deployment of this id, or all of this model or content."""
+    return tuple(
+        (record.node, endpoint.id)
+        for record in records
+        for endpoint in record.endpoints
+        if endpoint.state is not State.FAILED
+        and (endpoint.loaded or endpoint.backend is not Backend.OLLAMA)
+        and (
+            endpoint.id == deployment
+            or endpoint.model == model
+            or (bool(digest) and endpoint.digest == digest)
+        )
+    )
 
 
 def _add(table: dict[str, dict[str, int]], held: Bytes) -> None:

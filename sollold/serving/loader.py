@@ -16,6 +16,7 @@ from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.record import Endpoint, Record, State
 from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, Verdict
+from sollold.leader.world import loaded_of
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.router import Wish
 from sollold.units import seconds_text
@@ -148,7 +149,8 @@ class LeaderLoader:
 
     async def drop(self, wish: Wish, reason: str) -> None:
         """As `Loader.drop`."""
-        request = Drop(wish.model, wish.digest, reason=reason)
+        seen = loaded_of(self._view.live(), wish.model, wish.model, wish.digest)
+        request = Drop(wish.model, wish.digest, reason=reason, seen=seen)
         leader = self._view.leader().leader
         for _ in range(3):
             if not leader:

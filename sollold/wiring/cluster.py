@@ -16,6 +16,7 @@ from sollold.cluster.term import Term
 from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
 from sollold.leader.leader import Leader
+from sollold.leader.world import loaded_of
 from sollold.models.library import Library
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
@@ -121,10 +122,12 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
         """
-        loaded = {endpoint.id for record in self._view.live() for endpoint in record.endpoints}
+        live = self._view.live()
+        loaded = {endpoint.id for record in live for endpoint in record.endpoints}
         name, digest = (model, "") if model in loaded else self._meant(model)
+        drop = Drop(name, digest, force=force, seen=loaded_of(live, name, name, digest))
         try:
-            dropped = await self._leader.drop(Drop(name, digest, force=force))
+            dropped = await self._leader.drop(drop)
         except PeerError as error:
             raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
         if dropped.refused:

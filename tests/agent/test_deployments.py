@@ -177,6 +177,17 @@ async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
         assert town.agents["a"].owner.ledger.grants() == ()
 
 
+async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "a") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a"))
+        refused = await town.call("a", "a", "unload", Unload(TERM, "d"))
+        assert refused == Done(False, "tiny:latest is being loaded, for somebody who waits for it")
+        assert await town.call("a", "a", "unload", Unload(TERM, "d", force=True)) == Done(True)
+        assert town.agents["a"].deployment("d") is None
+        assert town.agents["a"].owner.ledger.grants() == ()
+
+
 async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama, tiny: Model):
     async with founded(folder, llama, "a", "b") as town:
         town.models[tiny.digest] = tiny

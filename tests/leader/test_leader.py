@@ -435,6 +435,16 @@ async def test_drop_ends_what_is_idle(town: Cluster) -> None:
     assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
 
 
+async def test_drop_ends_what_only_the_caller_sees_yet(town: Cluster) -> None:
+    for node in town.nodes.values():
+        node.record()
+        node.hidden = True
+    answer = await town.planner.ensure(ASK)
+    assert (await town.planner.drop(Drop("demo"))).ended == ()
+    seen = ((answer.node, answer.deployment),)
+    assert (await town.planner.drop(Drop("demo", seen=seen))).ended == (answer.deployment,)
+
+
 async def test_the_preview_places_nothing(town: Cluster) -> None:
     preview = await town.planner.preview(ASK)
     assert preview.ok
