@@ -56,7 +56,8 @@ def empty(cluster: Cluster) -> Iterator[Cluster]:
 
 def unload_all(cluster: Cluster) -> None:
     for found in cluster.deployments():
-        cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
+        reply = cluster[0].ask("POST", "/api/cluster/unload", {"model": found["id"], "force": True})
+        assert reply.status == 200, reply.body
     until(lambda: not cluster.deployments(), "nothing is loaded")
     until(lambda: granted(cluster) == 0, "no byte is granted")
 
@@ -121,7 +122,7 @@ def test_the_layers_are_where_the_plan_says(empty: Cluster) -> None:
     (deployment,) = empty.deployments()
     assert len({share["node"] for share in deployment["placed"]}) == 3
     head = next(node for node in empty if node.state()["me"] == deployment["node"])
-    logs = list((head.folder / "state" / "logs").rglob("*llama-server*"))
+    logs = sorted((head.folder / "state" / "logs" / deployment["id"]).glob("llama-server*"))
     text = "".join(log.read_text(errors="replace") for log in logs)
     # It says so twice, for a trial and for the load: the last word on a layer counts.
     told = dict(re.findall(r"layer +(\d+) assigned to device (\w+)", text))
