@@ -28,7 +28,8 @@ class Ports:
             OSError: none of them is free.
         """
         if self._first == 0:
-            port = _bind(0)
+            # The system may name one again that was given, while its child has not bound it yet.
+            port = next(port for port in iter(lambda: _bind(0), 0) if port not in self._given)
             self._given.add(port)
             return port
         for port in range(self._first, min(self._first + _SEARCH, 65536)):
