@@ -42,6 +42,14 @@ async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
     assert (folder / "children.json").read_text() == "[]"
 
 
+async def test_it_goes_before_the_daemon_when_memory_ends(folder: Path):
+    process = await begin(folder, "/bin/sh", "-c", "echo ready; exec sleep 60")
+    await eventually(lambda: process.last_lines() == ["ready"])
+    score = int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
+    assert score > int(Path("/proc/self/oom_score_adj").read_text())
+    await process.stop(patience=0.0)
+
+
 async def test_one_that_ignores_sigterm_is_killed(folder: Path):
     process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
     await eventually(lambda: process.last_lines() == ["ready"])
@@ -157,8 +165,8 @@ def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.Monk
 
 def test_ports_are_given_once():
     ports = Ports(0)
-    taken = {ports.take() for _ in range(20)}
-    assert len(taken) == 20
+    taken = {ports.take() for _ in range(2000)}
+    assert len(taken) == 2000
     first = min(taken)
     assert Ports(first).take() >= first
     same = Ports(first)
