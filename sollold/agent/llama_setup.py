@@ -23,8 +23,8 @@ from typing import BinaryIO
 
 from sollold.agent.build_step import Cancelled, SetupFailed, Steps
 from sollold.agent.llama_build import NEEDED_BYTES, TAG, Build
-from sollold.agent.llama_find import Llama, LlamaUnusable, find, look_at
-from sollold.agent.toolchain import PORTABLE, Backend, backends, missing
+from sollold.agent.llama_find import PACKAGED, Llama, LlamaUnusable, find, look_at
+from sollold.agent.toolchain import CPU, PORTABLE, Backend, backends, missing
 from sollold.config import GIB, LlamaSettings
 
 log = logging.getLogger("sollold.agent")
@@ -111,6 +111,8 @@ class Setup:
         found = self._find()
         if found is None:
             found = self._build_once(backends, self._find)
+        elif (gpu := self._worth_building(found)) is not None:
+            found = self._build_beside(found, gpu)
         self._tell("ready", 1.0, "ready")
         log.info("llama.cpp %s: %s", found.build, found.server)
         return found
@@ -125,6 +127,30 @@ class Setup:
         found = self._find_portable() or self._build_once(lambda: [PORTABLE], self._find_portable)
         self._tell("ready", 1.0, "ready")
         return found
+
+    def _worth_building(self, found: Llama) -> Backend | None:
+        """The GPU's backend, where its toolkit is here and what was found knows the processor alone."""
+        if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
+            return None
+        best = backends()[0]
+        ours = found.server.parent in (PACKAGED, _place(self._folder, CPU) / "bin")
+        if best is CPU or not ours or _failure(self._folder, best).exists():
+            return None
+        return best
+
+    def _build_beside(self, found: Llama, gpu: Backend) -> Llama:
+        """Build for the GPU; ``found`` does when that fails. It is tried once, and again after an upgrade."""
+        log.info("%s knows the processor alone; building for %s", found.server, gpu.name)
+
+        def there() -> Llama | None:
+            now = self._find()
+            return now if now != found else None
+
+        try:
+            return self._build_once(lambda: [gpu], there)
+        except SetupFailed as error:
+            log.warning("%s; the processor alone is used", error)
+            return found
 
     def _find_portable(self) -> Llama | None:
         programs = _place(self._folder, PORTABLE) / "bin"
@@ -188,6 +214,8 @@ class Setup:
             try:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
+                if backend is not CPU:
+                    _failure(self._folder, backend).write_text(f"{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
                 log.warning("%s; building for the processor alone", error)
@@ -231,6 +259,11 @@ class Setup:
 
     def _tell(self, stage: str, fraction: float, message: str) -> None:
         self._tell_all(Progress(stage, fraction, message))
+
+
+def _failure(folder: Path, backend: Backend) -> Path:
+    """Where it is noted that this build for a GPU failed here, so that not every start tries it anew."""
+    return folder / f"{TAG}-{backend.name}.failed"
 
 
 def _place(folder: Path, backend: Backend) -> Path:

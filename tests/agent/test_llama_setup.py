@@ -106,6 +106,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shop:
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setattr(llama_find, "PACKAGED", tmp_path / "packaged")
+    monkeypatch.setattr(llama_setup, "PACKAGED", tmp_path / "packaged")
     monkeypatch.setattr(llama_setup, "backends", lambda: [toolchain.CPU])
     return shop
 
@@ -189,6 +190,24 @@ def test_a_backend_that_does_not_build_gives_way_to_the_processor(
     refuse = 'case "$*" in *CUDA=ON*) echo "CMake Error at x:1"; exit 1;; esac'
     shop.tool("cmake", CMAKE.replace("while [", refuse + "\nwhile ["))
     assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
+    # It is not tried again with every start, and the reason stays.
+    runs = shop.runs()
+    assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
+    assert shop.runs() == runs
+    assert "CMake Error at x:1" in (shop.cache / "llama.cpp/b11434-cuda.failed").read_text()
+
+
+def test_where_a_toolkit_is_one_for_the_processor_alone_is_not_enough(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    packaged = install(shop.folder / "packaged")
+    mine = install(shop.folder / "mine")
+    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
+    assert shop.setup(build=False).run().server == packaged
+    assert shop.setup(server=str(mine)).run().server == mine
+    assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
+    assert shop.runs() == 1
 
 
 def test_no_compiler_is_said_with_what_to_do(shop: Shop, monkeypatch: pytest.MonkeyPatch):
