@@ -17,6 +17,22 @@ Bytes = Annotated[int, Meta(ge=0, title="bytes")]
 """Written as a number of bytes or with a unit: ``"20 GiB"``, ``"400 MB"``."""
 Seconds = Annotated[float, Meta(title="seconds")]
 """Written as a number of seconds or with a unit: ``"5m"``, ``"1h30m"``."""
+Limit = Annotated[float, Meta(ge=0, le=1e8, title="seconds")]
+"""`Seconds` that somebody is made to wait at the most: never negative, never for ever."""
+Token = Annotated[
+    str,
+    Meta(
+        pattern=r"^\s*([0-9a-fA-F]{64}|open|)\s*$",
+        description="64 hex digits, as `sollold token` makes them, or open",
+    ),
+]
+SeedText = Annotated[
+    str,
+    Meta(
+        pattern=r"^\s*(\[[0-9a-fA-F:.%\w]+\](:\d{1,5})?|[^\s:\[\]]+(:\d{1,5})?|[0-9a-fA-F:.%\w]+)\s*$",
+        description="host, host:port or [IPv6]:port",
+    ),
+]
 Port = Annotated[int, Meta(ge=0, le=65535, title="port")]
 """0 takes a free one."""
 Count = Annotated[int, Meta(ge=0, title="count")]
@@ -55,7 +71,7 @@ class HttpSettings:
     """Where Ollama's, OpenAI's and Anthropic's clients and browsers connect."""
     cors_origins: tuple[str, ...] = ("http://localhost", "http://127.0.0.1")
     """Web pages that may call the API from a browser; ``"*"``: all."""
-    wait_limit: Seconds = 600.0
+    wait_limit: Limit = 600.0
     """Seconds that a caller waits for a model to load before 503."""
 
 
@@ -63,15 +79,15 @@ class HttpSettings:
 class ClusterSettings:
     """``[cluster]``: finding the others."""
 
-    token: str = ""
+    token: Token = ""
     """The cluster's secret, 64 hex digits; empty: the well-known one of an open cluster."""
-    old_tokens: tuple[str, ...] = ()
+    old_tokens: tuple[Token, ...] = ()
     """Accepted besides ``token`` while it is being changed."""
     host: str = "0.0.0.0"
     """Address to listen on for other nodes."""
     port: Port = 11436
     """UDP for gossip and TCP (TLS) for everything else between nodes; the same on all is best."""
-    seeds: tuple[str, ...] = ()
+    seeds: tuple[SeedText, ...] = ()
     """``host:port`` of nodes to join without multicast."""
     mdns: bool = True
     """Find nodes by multicast DNS. Seeds and remembered peers work without it."""
@@ -118,7 +134,8 @@ class ModelSettings:
     aliases: dict[str, str] = field(default_factory=dict)
     """Names of your own (``gpt-4o = "llama3.1:70b"``)."""
     download_dir: str = ""
-    """Where fetched models go; empty: ``<state_dir>/models``."""
+    """Where fetched models go; empty: ``<state_dir>/models``. The service may write to its own folders alone:
+    for another one give it ``ReadWritePaths=`` with ``systemctl edit sollold``."""
     transfer_rate: Bytes = 0
     """Bytes per second for transfers between nodes; 0: no limit."""
 
@@ -177,9 +194,9 @@ class ServingSettings:
     """Requests in line at an endpoint before 503."""
     stall: Seconds = 120.0
     """Seconds without a token before a stream is taken for hung, at the least."""
-    drain_limit: Seconds = 60.0
+    drain_limit: Limit = 60.0
     """Seconds that running streams get when the daemon is stopped."""
-    recover_limit: Seconds = 300.0
+    recover_limit: Limit = 300.0
     """Seconds that a stream waits for its model to come back after a fault."""
 
 

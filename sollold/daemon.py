@@ -19,7 +19,7 @@ from sollold import __version__, log, notify
 from sollold.agent.agent import Agent
 from sollold.agent.build_step import SetupFailed
 from sollold.agent.journal import Journal
-from sollold.agent.llama_setup import Progress, set_up
+from sollold.agent.llama_setup import Progress, persist
 from sollold.agent.ollama import LocalOllama
 from sollold.agent.tunnel import Tunnels
 from sollold.api.app import Listener, build_app
@@ -315,6 +315,7 @@ class Daemon:
                 self._setup_failed,
                 shutil.disk_usage(self._folders.cache).free,
                 str(self._folders.cache),
+                self._machine.idle_gpus(),
             )
         )
 
@@ -324,13 +325,14 @@ class Daemon:
                 text = f"llama.cpp: {progress.message} ({progress.fraction:.0%})"
                 self._node.update_me(setup=text)
 
-        try:
-            llama = await set_up(self.settings.llama, self._folders.cache, tell)
-        except SetupFailed as error:
+        def failed(error: SetupFailed) -> None:
+            if str(error) != self._setup_failed:
+                logger.error("no llama.cpp, so this node runs no model by itself: %s", error)
             self._setup_failed = str(error)
             self._node.update_me(setup=f"no llama.cpp: {error}")
-            logger.error("no llama.cpp, so this node runs no model by itself: %s", error)
-            return
+
+        llama = await persist(self.settings.llama, self._folders.cache, tell, failed)
+        self._setup_failed = ""
         self._catalogue.use_build(llama.build)
         await self._agent.use(llama)
 

@@ -19,11 +19,14 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.config import Bytes, Seconds, Settings
+from sollold.config import Settings
 from sollold.units import parse_bytes, parse_seconds
 
 _KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
 _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
+
+
+FILE_VARIABLE = "SOLLOLD_CONFIG"
 
 
 class SettingsError(Exception):
@@ -93,7 +96,8 @@ def load(
     """Read the settings. Blocking: call it before the loop runs, or in a thread.
 
     Args:
-        file: the TOML file; None: the first of `candidates` that exists, else none.
+        file: the TOML file; None: the one that ``$SOLLOLD_CONFIG`` names, else the first of `candidates`
+            that exists, else none.
         environment: None: the process's.
         flags: (key, value as text, how the flag is spelled), the last one wins.
 
@@ -103,6 +107,8 @@ def load(
     variables = os.environ if environment is None else environment
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
+    if file is None and variables.get(FILE_VARIABLE):
+        file = Path(variables[FILE_VARIABLE])
     if file is None:
         file = next((place for place in candidates() if place.is_file()), None)
     if file is not None:
@@ -171,10 +177,11 @@ def _lines(text: str) -> dict[str, int]:
 
 def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
     known = [setting.variable for setting in catalogue().values()]
-    own = {"SOLLOLD_CONFIG", "SOLLOLD_NODE_URL"}
-    sections = tuple(f"SOLLOLD_{field.name.upper()}_" for field in dataclasses.fields(Settings))
+    others = {FILE_VARIABLE, "SOLLOLD_NODE_URL"}
+    # Building packages and testing have variables of their own.
+    apart = ("SOLLOLD_DEB_", "SOLLOLD_TEST_")
     for name in variables:
-        if name.startswith(sections) and name not in known and name not in own:
+        if name.startswith("SOLLOLD_") and name not in {*known, *others} and not name.startswith(apart):
             raise SettingsError(f"{name}: there is no such setting{_nearest(name, known)}")
 
 
@@ -211,7 +218,7 @@ def _from_text(setting: Setting, text: str, place: str) -> object:
         if any(not sign for _, sign, _ in pairs):
             raise SettingsError(f"{place}: {setting.key} is written name=value,name=value")
         return _checked(setting, {name.strip(): value.strip() for name, _, value in pairs}, place)
-    if bare in (int, float) and setting.kind not in (Bytes, Seconds):
+    if bare in (int, float) and not _unit(setting.kind):
         try:
             return _checked(setting, bare(text), place)
         except ValueError:
@@ -226,11 +233,11 @@ def _bare(kind: object) -> typing.Any:
 def _checked(setting: Setting, value: object, place: str) -> object:
     kind = setting.kind
     try:
-        if kind in (Bytes, Seconds):
+        if _unit(kind):
             value = _measured(kind, value)
         elif typing.get_origin(kind) is dict and isinstance(value, dict):
             item = typing.get_args(kind)[1]
-            if item in (Bytes, Seconds):
+            if _unit(item):
                 value = {name: _measured(item, part) for name, part in value.items()}
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError) as error:
@@ -239,13 +246,30 @@ def _checked(setting: Setting, value: object, place: str) -> object:
         if choices:
             words = [str(choice) for choice in choices]
             text = f"{value!r} is none of {', '.join(words)}{_nearest(str(value), words)}"
+        elif "matching regex" in text:
+            text = f"{value!r} is not {_description(kind)}"
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
 
 
 def _measured(kind: object, value: object) -> object:
     if isinstance(value, str):
-        return parse_bytes(value) if kind is Bytes else parse_seconds(value)
+        return parse_bytes(value) if _unit(kind) == "bytes" else parse_seconds(value)
     return value
+
+
+def _metas(kind: object) -> list[msgspec.Meta]:
+    return [one for one in typing.get_args(kind) if isinstance(one, msgspec.Meta)]
+
+
+def _unit(kind: object) -> str:
+    """``bytes`` or ``seconds``, for kinds that are written with a unit; else empty."""
+    return next((meta.title for meta in _metas(kind) if meta.title in ("bytes", "seconds")), None) or ""
+
+
+def _description(kind: object) -> str:
+    """What such a text has to be, for kinds that have a form (or lists of such)."""
+    kinds = [kind, *typing.get_args(kind)]
+    return next((meta.description for one in kinds for meta in _metas(one) if meta.description), None) or ""
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

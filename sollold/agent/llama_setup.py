@@ -17,18 +17,21 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from sollold.agent.build_step import Cancelled, SetupFailed, Steps
 from sollold.agent.llama_build import NEEDED_BYTES, TAG, Build
 from sollold.agent.llama_find import PACKAGED, Llama, LlamaUnusable, find, look_at
-from sollold.agent.toolchain import CPU, PORTABLE, Backend, backends, missing
+from sollold.agent.toolchain import CPU, PORTABLE, Backend, backends, missing, portable
 from sollold.config import GIB, LlamaSettings
 
 log = logging.getLogger("sollold.agent")
 
+LOOK_SECONDS = 60.0
+BUILD_AFTER = 10
+"""Looks after which a build that failed is tried again; then after twice as many, and so on."""
 _LOCK_SECONDS = 0.3
 
 
@@ -69,6 +72,34 @@ async def set_up(settings: LlamaSettings, cache: Path, tell: Callable[[Progress]
         raise
 
 
+async def persist(
+    settings: LlamaSettings,
+    cache: Path,
+    tell: Callable[[Progress], None],
+    failed: Callable[[SetupFailed], None],
+) -> Llama:
+    """As `set_up`, again and again until there is one; ``failed`` is told why there is none yet.
+
+    A machine may start before its network, and somebody may install what is lacking: that is looked for
+    every minute. To build costs minutes of all its cores, so that is tried ever more seldom.
+    """
+    looks = BUILD_AFTER
+    while True:
+        try:
+            return await set_up(settings, cache, tell)
+        except SetupFailed as error:
+            failed(error)
+        for _ in range(looks):
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(SetupFailed):
+                return await set_up(replace(settings, build=False), cache, _unheard)
+        looks *= 2
+
+
+def _unheard(progress: Progress) -> None:
+    """A look that will mostly find nothing is no news."""
+
+
 class Setup:
     """One set-up; `run` blocks, `cancel` may come from any thread.
 
@@ -83,6 +114,7 @@ class Setup:
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._steps: Steps | None = None
+        self._passed: list[str] = []
 
     @property
     def _folder(self) -> Path:
@@ -124,7 +156,7 @@ class Setup:
             SetupFailed: it can't be built.
             Cancelled: `cancel` was called.
         """
-        found = self._find_portable() or self._build_once(lambda: [PORTABLE], self._find_portable)
+        found = self._find_portable() or self._build_once(lambda: [portable()], self._find_portable)
         self._tell("ready", 1.0, "ready")
         return found
 
@@ -153,7 +185,7 @@ class Setup:
             return found
 
     def _find_portable(self) -> Llama | None:
-        programs = _place(self._folder, PORTABLE) / "bin"
+        programs = _place(self._folder, Backend(PORTABLE)) / "bin"
         try:
             return look_at(programs / "llama-server", programs / "ggml-rpc-server")
         except LlamaUnusable:
@@ -164,16 +196,18 @@ class Setup:
             found, passed = find(self._settings, self._cache)
         except LlamaUnusable as error:
             raise SetupFailed(f"the llama.cpp of the settings can't be used: {error}") from error
-        for why in passed:
-            log.info("llama.cpp passed over: %s", why)
+        self._passed = passed
         return found
 
     def _build_once(self, wanted: Callable[[], list[Backend]], there: Callable[[], Llama | None]) -> Llama:
         if not self._settings.build:
+            why = f" ({'; '.join(self._passed)})" if self._passed else ""
             raise SetupFailed(
-                "no usable llama.cpp is here and llama.build is off: "
+                f"no usable llama.cpp is here{why} and llama.build is off: "
                 "install one, name it as llama.server, or turn llama.build on"
             )
+        for why in self._passed:
+            log.info("llama.cpp passed over: %s", why)
         if lacking := missing():
             raise SetupFailed(f"llama.cpp can't be built without {' and '.join(lacking)}")
         try:
@@ -268,4 +302,4 @@ def _failure(folder: Path, backend: Backend) -> Path:
 
 def _place(folder: Path, backend: Backend) -> Path:
     """Where a build goes. What is made to be packed has a name that `find` passes over."""
-    return folder / (f"{backend.name}-{TAG}" if backend is PORTABLE else f"{TAG}-{backend.name}")
+    return folder / (f"{backend.name}-{TAG}" if backend.name == PORTABLE else f"{TAG}-{backend.name}")

@@ -42,7 +42,7 @@ except OSError:
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 """Asks Linux for SIGKILL when the daemon dies, offers itself as the first to go when memory ends (the daemon
-can then load anew, the other way round everything ends), then becomes the program. A small program of its own,
+loads anew then; without the daemon everything ends), then becomes the program. A small program of its own,
 since code between fork and exec is not safe in a process with threads. Python leaves SIGPIPE ignored,
 and so does exec: a worker needs it ignored, or it dies when its client goes away."""
 

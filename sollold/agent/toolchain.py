@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -23,18 +24,10 @@ class Backend:
 
 
 CPU = Backend("cpu")
-PORTABLE = Backend(
-    "portable",
-    (
-        "-DGGML_NATIVE=OFF",
-        "-DGGML_BACKEND_DL=ON",
-        "-DGGML_CPU_ALL_VARIANTS=ON",
-        "-DBUILD_SHARED_LIBS=ON",
-        "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON",
-        "-DCMAKE_BUILD_RPATH=$ORIGIN",
-    ),
-)
-"""The processor alone, but any of its kind: a library for each instruction set, chosen at run time."""
+PORTABLE = "portable"
+"""The name of what `portable` gives."""
+_VARIANTS_NEED_GCC = 14
+"""The first that knows all instruction sets of 64-bit ARM for which llama.cpp has a variant."""
 
 
 def backends() -> list[Backend]:
@@ -49,6 +42,33 @@ def backends() -> list[Backend]:
     elif _program("glslc") and (os.environ.get("VULKAN_SDK") or any(map(Path.is_file, _VULKAN_HEADERS))):
         found.append(Backend("vulkan", ("-DGGML_VULKAN=ON",)))
     return [*found, CPU]
+
+
+def portable() -> Backend:
+    """The processor alone, but any of its kind: a library for each instruction set, chosen at run time.
+
+    An older compiler on ARM can't make all of those: then one for the plainest instruction set.
+    """
+    options = ["-DGGML_NATIVE=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+    options.append("-DCMAKE_BUILD_RPATH=$ORIGIN")
+    if platform.machine() in ("aarch64", "arm64") and _gcc() < _VARIANTS_NEED_GCC:
+        options.append("-DGGML_CPU_ARM_ARCH=armv8-a")
+    else:
+        options += ["-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"]
+    return Backend(PORTABLE, tuple(options))
+
+
+def _gcc() -> int:
+    """The major version of the compiler; 0 when it does not say."""
+    compiler = os.environ.get("CXX") or "c++"
+    try:
+        told = subprocess.run(
+            [compiler, "-dumpversion"], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    major = told.strip().partition(".")[0]
+    return int(major) if major.isdigit() else 0
 
 
 def missing() -> list[str]:

@@ -38,6 +38,7 @@ class Facts:
     Attributes:
         trouble: (what, mend) that rooms report of themselves: discovery, GPUs, Ollama, model stores.
         disk_free: bytes free where the cache is.
+        idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
         setup_failed: why llama.cpp could not be set up; empty when it could or is being.
     """
 
@@ -48,6 +49,7 @@ class Facts:
     setup_failed: str
     disk_free: int
     cache: str
+    idle_gpus: tuple[str, ...] = ()
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -59,6 +61,7 @@ def examine(facts: Facts) -> list[Finding]:
         *(Finding(Grade.PROBLEM, what, mend) for what, mend in facts.trouble),
         *_models(facts.models),
         *_memory(facts.me),
+        *_gpus(facts),
         *_disk(facts),
         *_company(facts),
     ]
@@ -70,7 +73,9 @@ def _llama(facts: Facts) -> list[Finding]:
         return []
     if facts.setup_failed:
         what = f"no llama.cpp: {facts.setup_failed}; this node can run no model by itself"
-        return [Finding(Grade.PROBLEM, what, "sudo apt install sollold-llama.cpp   (or: sollold setup)")]
+        by_hand = f"sollold setup --set node.cache_dir={facts.cache}"
+        mend = f"{by_hand}   (as the daemon's user; or install the package sollold-llama.cpp)"
+        return [Finding(Grade.PROBLEM, what, mend)]
     return [Finding(Grade.NOTICE, f"llama.cpp is being set up: {facts.me.setup or 'just begun'}")]
 
 
@@ -101,6 +106,15 @@ def _models(models: Sequence[Model]) -> list[Finding]:
         for model in models
         if model.unusable
     ]
+
+
+def _gpus(facts: Facts) -> list[Finding]:
+    if not facts.me.build or not facts.idle_gpus:
+        return []
+    names = ", ".join(facts.idle_gpus)
+    what = f"llama.cpp {facts.me.build} here can't use {names}: models run on the processor"
+    mend = "install the GPU's toolkit (for NVIDIA: nvcc), then: sudo systemctl restart sollold"
+    return [Finding(Grade.NOTICE, what, mend)]
 
 
 def _memory(me: Record) -> list[Finding]:

@@ -57,6 +57,7 @@ def man_page() -> str:
         ".SH ENVIRONMENT",
         ".TP\n.B SOLLOLD_SECTION_KEY\nSets a setting: [http] port is SOLLOLD_HTTP_PORT.",
         ".TP\n.B SOLLOLD_NODE_URL\nThe node that commands ask.",
+        ".TP\n.B SOLLOLD_CONFIG\nThe settings file to read.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -53,7 +53,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _settings_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--config", type=Path, metavar="FILE", help="the settings file to read")
+    sub.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the settings file to read (default: $SOLLOLD_CONFIG, else the first that exists)",
+    )
     sub.add_argument(
         "--set",
         action="append",

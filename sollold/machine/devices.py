@@ -55,6 +55,15 @@ class Machine:
         """Why GPUs can't be seen, for people; empty when nothing is wrong."""
         return self._nvml.problem
 
+    def idle_gpus(self) -> tuple[str, ...]:
+        """Names of GPUs that the driver knows, and that the llama.cpp in use offers no device for."""
+        with self._lock:
+            offered = {one.id for one in self._listed}
+            if self._server is None or any(not name.startswith("CUDA") for name in offered):
+                return ()
+            gpus = self._nvml.gpus()
+            return tuple(gpu.name for place, gpu in enumerate(gpus) if f"CUDA{place}" not in offered)
+
     def reserves(self) -> dict[str, int]:
         """Bytes of each device that are left to the rest of the machine."""
         with self._lock:

@@ -15,8 +15,9 @@ import pytest
 
 from sollold.agent import llama_build, llama_find, llama_setup, toolchain
 from sollold.agent.build_step import Cancelled, SetupFailed
-from sollold.agent.llama_setup import Progress, Setup, set_up
+from sollold.agent.llama_setup import Progress, Setup, persist, set_up
 from sollold.config import LlamaSettings
+from tests.agent.town import eventually
 
 SERVER = """#!/bin/sh
 case "$1" in
@@ -290,6 +291,21 @@ async def test_a_cancelled_task_ends_it_too(shop: Shop):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert shop.left() == []
+
+
+async def test_what_failed_is_looked_for_and_tried_again(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(llama_setup, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(llama_setup, "BUILD_AFTER", 2)
+    shop.ninja("exit 1")
+    failures: list[str] = []
+    work = asyncio.create_task(
+        persist(LlamaSettings(), shop.cache, lambda told: None, lambda error: failures.append(str(error)))
+    )
+    await eventually(lambda: len(failures) == 2, 30.0)
+    assert shop.runs() >= 2
+    # Somebody installs one.
+    server = await asyncio.to_thread(install, shop.folder / "packaged")
+    assert (await asyncio.wait_for(work, 30)).server == server
 
 
 def test_two_at_once_build_once(shop: Shop):

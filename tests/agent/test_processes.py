@@ -42,11 +42,14 @@ async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
     assert (folder / "children.json").read_text() == "[]"
 
 
+def readiness_to_go(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
 async def test_it_goes_before_the_daemon_when_memory_ends(folder: Path):
     process = await begin(folder, "/bin/sh", "-c", "echo ready; exec sleep 60")
     await eventually(lambda: process.last_lines() == ["ready"])
-    score = int(Path(f"/proc/{process.pid}/oom_score_adj").read_text())
-    assert score > int(Path("/proc/self/oom_score_adj").read_text())
+    assert readiness_to_go(process.pid) > readiness_to_go(os.getpid())
     await process.stop(patience=0.0)
 
 

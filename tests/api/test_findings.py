@@ -38,6 +38,15 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
         assert words in text
 
 
+def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
+    (finding,) = examine(replace(WELL, idle_gpus=("RTX 9090",)))
+    assert "b1 here can't use RTX 9090" in finding.what and "toolkit" in finding.mend
+    # Before llama.cpp is there nothing can be said.
+    assert all("RTX" not in one.what for one in examine(
+        replace(WELL, me=replace(ANNA, build=""), idle_gpus=("RTX 9090",))
+    ))  # fmt: skip
+
+
 def test_a_node_alone_is_told_what_to_look_at() -> None:
     (finding,) = examine(replace(WELL, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE

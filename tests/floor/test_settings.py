@@ -64,6 +64,11 @@ def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
         ("[node]\nmemory_limit = -1", 2, ">= 0"),
         ("[http]\nseeds = []", 2, "did you mean cluster.seeds?"),
         ("http = 3", 1, "is a section"),
+        ('[cluster]\ntoken = "abc"', 2, "64 hex digits, as `sollold token` makes them"),
+        ('[cluster]\nold_tokens = ["xy"]', 2, "64 hex digits"),
+        ('[cluster]\nseeds = ["a:b:c d"]', 2, "host, host:port or [IPv6]:port"),
+        ("[serving]\ndrain_limit = -1", 2, ">= 0"),
+        ("[serving]\ndrain_limit = inf", 2, "<= 100000000"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_line(
@@ -84,7 +89,22 @@ def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
         load(write(tmp_path, ""), {"SOLLOLD_HTTP_PRT": "1"})
+    with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
+        load(write(tmp_path, ""), {"SOLLOLD_HTPP_PORT": "1"})
     load(write(tmp_path, ""), {"SOLLOLD_CONFIG": "x", "SOLLOLD_NODE_URL": "y", "HTTP_PRT": "1"})
+
+
+def test_a_variable_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "[http]\nport = 1\n")
+    loaded = load(None, {"SOLLOLD_CONFIG": str(file)})
+    assert (loaded.settings.http.port, loaded.file) == (1, file)
+    with pytest.raises(SettingsError, match="can't be read"):
+        load(None, {"SOLLOLD_CONFIG": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.parametrize("seed", ["pc", "pc:11436", "10.0.0.1:5", "[fe80::1%eth0]:11436", "fd00::7", "[::1]"])
+def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
+    assert load(None, {"SOLLOLD_CONFIG": "/dev/null", "SOLLOLD_CLUSTER_SEEDS": seed}).settings.cluster.seeds
 
 
 def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:

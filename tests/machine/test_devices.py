@@ -121,6 +121,25 @@ def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
     assert speed.speed(kept).bandwidth == 1.0
 
 
+def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    server = tmp_path / "llama-server"
+    server.write_text("#!/bin/sh\necho 'Available devices:'\n")
+    server.chmod(0o755)
+    machine = Machine(NodeSettings(), tmp_path)
+    monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
+    try:
+        assert machine.idle_gpus() == ()
+        machine.use(server)
+        machine.measure()
+        assert machine.idle_gpus() == (gpu(0).name,)
+        server.write_text(f"#!/bin/sh\ncat <<'END'\n{CUDA}\nEND\n")
+        machine.use(server)
+        machine.measure()
+        assert machine.idle_gpus() == ()
+    finally:
+        machine.close()
+
+
 def test_the_machine_as_it_is(tmp_path: Path):
     machine = Machine(NodeSettings(reserve=7), tmp_path)
     try:

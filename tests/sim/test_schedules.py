@@ -11,7 +11,7 @@ import pytest
 
 from .schedule import Outcome, run
 
-COUNT = int(os.environ.get("SOLLOLD_SCHEDULES", "3000"))
+COUNT = int(os.environ.get("SOLLOLD_TEST_SCHEDULES", "3000"))
 SECONDS = 120.0
 """A machine that is too busy for all of them plays as many as it can."""
 _CHUNK = 25

@@ -53,8 +53,8 @@ def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
 
 
 def build(out: Path, *words: str, **environment: str) -> list[Path]:
-    """Run the recipe; the packages it made. ``SOLLOLD_DEBS`` names a folder with some made before."""
-    if before := os.environ.get("SOLLOLD_DEBS"):
+    """Run the recipe; the packages it made. ``SOLLOLD_TEST_DEBS`` names a folder with some made before."""
+    if before := os.environ.get("SOLLOLD_TEST_DEBS"):
         return sorted((Path(before) / ("newer" if environment else "")).glob("*.deb"))
     done = subprocess.run(
         [sys.executable, str(ROOT / "packaging/deb/build"), "--out", str(out), *words],
