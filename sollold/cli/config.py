@@ -46,4 +46,7 @@ def config(options: argparse.Namespace) -> int:
     out = console()
     out.print(table)
     out.print(f"\nfile: {found.file or 'none; /etc/sollold/sollold.toml would be read'}", style="dim")
+    out.print(
+        "This is what a daemon started from here takes; one that runs took its own at its start.", style="dim"
+    )
     return Exit.DONE

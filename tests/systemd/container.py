@@ -27,6 +27,8 @@ def lacking() -> str:
     for tool, package in (("debootstrap", "debootstrap"), ("systemd-nspawn", "systemd-container")):
         if not shutil.which(tool):
             return f"booting machines needs {tool} (package {package})"
+    if not MEMORY_V1.is_dir():
+        return f"a machine's memory can't be limited here: there is no {MEMORY_V1}"
     return ""
 
 
@@ -96,7 +98,7 @@ class Container:
             "--register=no", "--keep-unit", "--link-journal=no", "--console=pipe", "--resolv-conf=off",
         ]  # fmt: skip
         enter = []
-        if self.memory and MEMORY_V1.is_dir():
+        if self.memory:
             self._cgroup.mkdir(exist_ok=True)
             (self._cgroup / "memory.limit_in_bytes").write_text(str(self.memory))
             enter = ["sh", "-c", f'echo $$ > {self._cgroup}/cgroup.procs; exec "$@"', "sh"]

@@ -137,14 +137,31 @@ def together(machines: list[Container], count: int) -> None:
 
 
 def chat(machine: Container, words: int = 12) -> dict[str, Any]:
-    body = {
+    line = f"curl -sS --max-time 240 http://localhost:11435/api/chat -d {body(words, stream=False)}"
+    return dict(json.loads(machine.type(line, timeout=300)))
+
+
+def streamed(machine: Container, words: int, file: str) -> list[dict[str, Any]]:
+    """The lines of a streamed answer; ``file`` on the machine grows as they come."""
+    line = f"curl -sSN --max-time 280 http://localhost:11435/api/chat -d {body(words, stream=True)} >{file}"
+    machine.type(line, timeout=300)
+    return lines_of(machine, file)
+
+
+def lines_of(machine: Container, file: str) -> list[dict[str, Any]]:
+    """The whole lines in a file of JSON lines on the machine, while it grows too."""
+    text = (machine.root / file.removeprefix("/")).read_bytes()
+    return [json.loads(line) for line in text.split(b"\n")[:-1]]
+
+
+def body(words: int, *, stream: bool) -> str:
+    ask = {
         "model": MODEL,
         "messages": [{"role": "user", "content": "count"}],
-        "stream": False,
+        "stream": stream,
         "options": {"num_predict": words, "temperature": 0},
     }
-    line = f"curl -sS --max-time 240 http://localhost:11435/api/chat -d {shlex.quote(json.dumps(body))}"
-    return dict(json.loads(machine.type(line, timeout=300)))
+    return shlex.quote(json.dumps(ask))
 
 
 def put_model(machine: Container) -> None:
@@ -187,33 +204,102 @@ def test_a_model_too_big_for_one_answers_from_the_others(cluster: list[Container
     assert len({share["node"] for share in placed}) >= 2
 
 
+def test_children_are_the_units_and_the_journal_knows_their_deployment(cluster: list[Container]) -> None:
+    together(cluster, 3)
+    chat(cluster[1])
+    (deployment,) = status(cluster[1])["deployments"]
+    names = {node["node"]: node["name"] for node in status(cluster[1])["nodes"]}
+    head = next(machine for machine in cluster if machine.name == names[deployment["node"]])
+    pid = head.type("pgrep -o -x llama-server").strip()
+    assert "sollold.service" in head.type(f"cat /proc/{pid}/cgroup")
+    daemon = head.type("systemctl show -p MainPID --value sollold").strip()
+    scores = [int(head.type(f"cat /proc/{one}/oom_score_adj")) for one in (daemon, pid)]
+    assert scores[0] < scores[1]
+    shown = ["systemctl", "status", "sollold", "--no-pager"]
+    until(lambda: f"loaded: {MODEL}" in head.run(shown, check=False), "systemctl status names what is loaded")
+    entries = head.type("journalctl -u sollold -o json --no-pager").splitlines()
+    told = [
+        entry for entry in map(json.loads, entries) if entry.get("SOLLOLD_DEPLOYMENT") == deployment["id"]
+    ]
+    assert any("is ready after" in str(entry["MESSAGE"]) for entry in told), entries[-5:]
+
+
+def test_what_people_look_for_is_installed(cluster: list[Container]) -> None:
+    for file in (
+        "usr/share/man/man1/sollold.1.gz",
+        "usr/share/bash-completion/completions/sollold",
+        "usr/share/zsh/vendor-completions/_sollold",
+        "etc/ufw/applications.d/sollold",
+        "etc/sollold/sollold.toml",
+    ):
+        assert (cluster[0].root / file).is_file(), file
+
+
+def test_settings_are_read_again_and_those_held_are_named(cluster: list[Container]) -> None:
+    machine = cluster[0]
+    file = "/etc/sollold/sollold.toml"
+    machine.type(
+        f"""sed -i.before -e 's/^#level = .*/level = "debug"/' -e 's/^#reserve = .*/reserve = 1/' {file}"""
+    )
+    machine.type("systemctl reload sollold")
+    until(
+        lambda: "these settings change with the next start: node.reserve" in machine.journal(200),
+        "what is held is named",
+    )
+    machine.type(f"echo 'nonsense = 1' >>{file}; systemctl reload sollold; mv {file}.before {file}")
+    until(lambda: "the settings stay as they were" in machine.journal(200), "a wrong file changes nothing")
+    machine.type("systemctl reload sollold")
+    assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
+
+
+def test_a_killed_daemon_comes_back_and_leaves_no_child(cluster: list[Container]) -> None:
+    together(cluster, 3)
+    chat(cluster[1])
+    machine = cluster[0]
+    before = machine.type("systemctl show -p MainPID --value sollold").strip()
+    old = set(machine.type("pgrep -f 'llama-server|rpc-server' || true").split())
+    machine.type("systemctl kill --kill-who=main -s KILL sollold")
+
+    def back() -> bool:
+        now = machine.type("systemctl show -p MainPID --value sollold").strip()
+        return now not in ("0", before) and bool(status(machine))
+
+    until(back, "the daemon is back")
+    left = set(machine.type("pgrep -f 'llama-server|rpc-server' || true").split())
+    assert not old & left
+    together(cluster, 3)
+    assert chat(machine)["message"]["content"].startswith("w0001")
+
+
 def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], newer: Path) -> None:
     together(cluster, 3)
     chat(cluster[1])
     state = status(cluster[1])
-    head = state["deployments"][0]["node"]
     names = {node["node"]: node["name"] for node in state["nodes"]}
     used = {share["node"] for share in state["deployments"][0]["placed"]}
     # A machine that computes, but not the one that is asked.
     victim = next(m for m in cluster if m.name in {names[n] for n in used} and m.name != cluster[2].name)
-    asked = cluster[2]
+    asked, file = cluster[2], "/root/stream"
+    victim.type("echo '# mine' >>/etc/sollold/sollold.toml")
+    node = status(victim)["me"]
+    words = 1200
     got: list[dict[str, Any]] = []
-
-    def stream() -> None:
-        got.append(chat(asked, words=120))
-
-    runner = threading.Thread(target=stream)
+    runner = threading.Thread(target=lambda: got.extend(streamed(asked, words, file)))
     runner.start()
-    until(lambda: any(found["active"] for found in status(asked).get("deployments", [])), "the stream runs")
+    until(lambda: (asked.root / "root/stream").exists() and len(lines_of(asked, file)) > 3, "the stream runs")
     shutil.copy(newer, victim.root / "root/newer.deb")
     victim.type("apt-get install -y /root/newer.deb", timeout=300)
+    then = len(lines_of(asked, file))
+    assert not lines_of(asked, file)[-1]["done"], "the stream was over before the upgrade"
     runner.join(300)
     assert not runner.is_alive()
-    text = got[0]["message"]["content"].split()
-    assert text == [f"w{number:04d}" for number in range(1, len(text) + 1)], (head, text[:5], text[-5:])
-    assert len(text) == 120
+    assert len(got) > then and got[-1]["done"], got[-1]
+    text = "".join(line["message"]["content"] for line in got).split()
+    assert text == [f"w{number:04d}" for number in range(1, words + 1)], (text[:5], text[-5:])
     assert "99.0" in victim.run(["dpkg-query", "-W", "sollold"])
     together(cluster, 3)
+    assert status(victim)["me"] == node
+    assert "# mine" in victim.type("cat /etc/sollold/sollold.toml")
     assert chat(victim)["message"]["content"].startswith("w0001")
 
 
