@@ -27,8 +27,9 @@ from sollold.api.findings import Facts, Finding, examine
 from sollold.api.parts import Parts
 from sollold.cluster.identity import BadToken, Identity, Tokens, node_id
 from sollold.cluster.node import ClusterNode
-from sollold.cluster.peer_server import Peers, PortTaken
+from sollold.cluster.peer_server import Peers
 from sollold.cluster.record import Record
+from sollold.cluster.seeds import BadSeed
 from sollold.leader.leader import Leader
 from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
@@ -73,7 +74,8 @@ def serve(loaded: Loaded, *, reload: Callable[[], Loaded], demo: bool = False) -
         demo: with no model on this machine, write a small one.
 
     Raises:
-        StartError: a port is taken, a folder can't be written, another daemon has it.
+        StartError: a port is taken, an address is not this machine's, a folder can't be written, another
+            daemon has it.
     """
     folders = places(loaded.settings.node)
     with _owned(folders):
@@ -113,14 +115,23 @@ async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], 
         try:
             daemon = Daemon(loaded, folders, demo=demo)
             await daemon.start(stack)
-        except (PortTaken, BadToken) as error:
+        except (BadToken, BadSeed) as error:
             raise StartError(str(error)) from error
+        except OSError as error:
+            logger.debug("the start failed", exc_info=error)
+            raise StartError(_in_words(error)) from error
         loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
         notify.notify(ready=True, status=daemon.status())
         await stopping.wait()
         # A second signal ends the waiting for requests, not the cleaning up.
         stopping.clear()
         await daemon.leave(stopping)
+
+
+def _in_words(error: OSError) -> str:
+    """Without the number; with the file, if it is about one."""
+    words = error.strerror or str(error)
+    return f"{words}: {error.filename}" if error.filename else words
 
 
 class Daemon:
@@ -203,6 +214,8 @@ class Daemon:
 
         Raises:
             PortTaken: a port is in use.
+            OSError: an address is none of this machine's, a folder can't be read.
+            BadSeed: a seed in the settings can't be read.
         """
         settings = self.settings
         stack.callback(self._machine.close)

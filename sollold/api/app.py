@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -27,6 +29,7 @@ from sollold.api.parts import Parts
 from sollold.api.reply import JSON, Desk, Patience, refusal_response
 from sollold.api.responses import ResponsesRoutes
 from sollold.api.route import Handler, Route
+from sollold.cluster.peer_server import PortTaken
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
 from sollold.serving.batch import Batches
@@ -192,6 +195,13 @@ def _worth_a_line(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
+    """In the system's own words; the loop wraps them in a sentence of its own."""
+    number = error.errno if isinstance(error, OSError) else None
+    why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", "") or str(error)
+    return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
+
+
 class Listener:
     """Serves the application on a port. A caller's hang-up cancels its handler."""
 
@@ -214,15 +224,23 @@ class Listener:
         """Bind and serve.
 
         Raises:
-            OSError: the port is in use, or may not be bound.
+            PortTaken: another program has the port.
+            OSError: ``http.host`` is no address of this machine, or the port may not be bound.
         """
+        host, port = self._settings.host, self._settings.port
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=1024)
+        site = web.TCPSite(self._runner, host, port, backlog=1024)
         try:
             await site.start()
-        except OSError:
+        except (OSError, UnicodeError) as error:
             await self._runner.cleanup()
-            raise
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    error.errno,
+                    f"port {port} on {host} (http.port, for people and programs) is in use: "
+                    "another sollold may be running; end it or set another port",
+                ) from error
+            raise _cannot_listen(host, port, error) from error
         for address in self._runner.addresses:
             self.port = int(address[1])
 

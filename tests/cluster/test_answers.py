@@ -252,15 +252,19 @@ def test_a_model_that_does_not_fit_gets_the_arithmetic(empty: Cluster) -> None:
     assert re.search(r"\d+(\.\d+)? [MG]iB", reply.json["reason"])
 
 
-def test_a_taken_port_is_named_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "sollold", "run", "--config", "/dev/null", "--set"]
-    words += [f"node.state_dir={tmp_path}", "--set", "ollama.enabled=off", "--set", "cluster.mdns=off"]
+@pytest.mark.parametrize("which", ["http", "peer"])
+def test_a_taken_port_is_named_in_one_line(cluster: Cluster, tmp_path: Path, which: str) -> None:
     node = cluster[0]
+    words = [sys.executable, "-m", "sollold", "run", "--config", "/dev/null"]
+    for setting in (f"node.state_dir={tmp_path}", "ollama.enabled=off", "cluster.mdns=off"):
+        words += ["--set", setting]
+    words += ["--host", "0.0.0.0" if node.machine else node.address]
+    words += ["--port", str(node.http if which == "http" else 0)]
+    words += ["--peer-port", str(node.peer if which == "peer" else 0)]
     if node.machine is None:
-        words += ["--host", node.address, "--port", str(node.http), "--peer-port", "0"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
     else:
         done = node.machine.run(words, timeout=60, check=False)
     assert done.returncode == 1
-    assert str(node.http) in done.stderr.splitlines()[-1] or str(node.peer) in done.stderr.splitlines()[-1]
+    assert str(getattr(node, which)) in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
