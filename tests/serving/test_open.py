@@ -78,7 +78,7 @@ async def test_a_node_that_has_not_met_the_others_yet_calls_nothing_missing(clus
     asking = asyncio.create_task(give(a, model="reciter"))
     done, _ = await asyncio.wait([asking], timeout=0.3)
     assert not done
-    a.names.late.clear()
+    a.names.learned.set()
     assert said((await asking)[0]) == TEXT
 
 
