@@ -56,7 +56,6 @@ logger = logging.getLogger("sollold")
 
 LIVE_KEYS = frozenset({"log.level"})
 """Settings that a reload changes at once; the others need a restart and are named."""
-STATUS_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 """For connections of callers to close when every answer has ended."""
 
@@ -66,11 +65,11 @@ class StartError(Exception):
 
 
 def serve(loaded: Loaded, *, reload: Callable[[], Loaded], demo: bool = False) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; on a terminal until that is closed, too (SIGHUP).
 
     Args:
         loaded: the settings in force.
-        reload: reads them anew, on SIGHUP.
+        reload: reads them anew, on SIGHUP of a daemon that has no terminal.
         demo: with no model on this machine, write a small one.
 
     Raises:
@@ -109,7 +108,9 @@ def _owned(folders: Places) -> Iterator[None]:
 async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], demo: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # Who closes the terminal does not ask for the settings to be read again.
+    closed = (signal.SIGHUP,) if _on_a_terminal() else ()
+    for number in (signal.SIGTERM, signal.SIGINT, *closed):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         try:
@@ -120,12 +121,24 @@ async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], 
         except OSError as error:
             logger.debug("the start failed", exc_info=error)
             raise StartError(_in_words(error)) from error
-        loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
+        if not closed:
+            loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
         notify.notify(ready=True, status=daemon.status())
         await stopping.wait()
         # A second signal ends the waiting for requests, not the cleaning up.
         stopping.clear()
         await daemon.leave(stopping)
+
+
+def _on_a_terminal() -> bool:
+    """Whether this process ends with its terminal: it has one, and nobody said otherwise (``nohup``)."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
 
 
 def _in_words(error: OSError) -> str:
@@ -141,6 +154,7 @@ class Daemon:
         self.settings = settings = loaded.settings
         self._folders = folders
         self._setup_failed = ""
+        self._leaving = ""
         self._tasks: set[asyncio.Task[None]] = set()
         tokens = Tokens.read(settings.cluster.token, settings.cluster.old_tokens)
         self._identity = Identity(node_id(folders.state), tokens)
@@ -246,12 +260,13 @@ class Daemon:
         await listener.start()
         stack.push_async_callback(listener.close)
         self._own(self._set_up(), "llama.cpp set-up")
-        self._own(self._tell_systemd(), "systemd")
+        self._own(notify.keep_telling(self.status), "systemd")
 
     async def leave(self, hurry: asyncio.Event) -> None:
         """Before the end: take no new work, let running answers finish or move. ``hurry`` cuts it short."""
         limit = self.settings.serving.drain_limit
-        notify.notify(stopping=True, status="draining: running answers finish or move")
+        self._leaving = "draining: running answers finish or move"
+        notify.notify(stopping=True, status=self._leaving)
         notify.extend(limit + 20)
         logger.info("stopping")
         self._serving.refuse("this node is stopping; ask another")
@@ -295,6 +310,8 @@ class Daemon:
 
     def status(self) -> str:
         """One line for ``systemctl status``."""
+        if self._leaving:
+            return self._leaving
         live = self._node.live()
         me = self._node.me
         leader = next((one.name for one in live if one.node == self._node.leader().leader), "none")
@@ -346,18 +363,6 @@ class Daemon:
             return
         self._catalogue.use_build(llama.build)
         await self._agent.use(llama)
-
-    async def _tell_systemd(self) -> None:
-        """The status line, and the watchdog: fed from the loop, so a loop that hangs feeds it no more."""
-        period = notify.watchdog_period()
-        pause = min(STATUS_SECONDS, period / 3) if period else STATUS_SECONDS
-        told = ""
-        while notify.notify(watchdog=True):
-            await asyncio.sleep(pause)
-            status = self.status()
-            if status != told:
-                told = status
-                notify.notify(status=status)
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

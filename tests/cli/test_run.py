@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import signal
 import socket
 import subprocess
 import sys
+import termios
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.daemons import until
 
 
 def command(folder: Path, **settings: object) -> list[str]:
@@ -65,3 +73,87 @@ def test_a_setting_that_can_not_be_carried_out_is_named_in_one_line(
 ) -> None:
     line = fails(command(tmp_path, **{setting: value}))
     assert what in line and (value in line or value == "short")  # secrets are not printed
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path, settings: dict[str, object] | None = None, config: str = os.devnull, **more: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A daemon that has started, ended with the block."""
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = link.getsockname()[1]
+    words = command(folder, **{**(settings or {}), "http.port": port})
+    words[words.index(os.devnull)] = config
+    with (folder / "log").open("wb") as output:
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, **more}
+        process = subprocess.Popen(words, stdout=output, stderr=output, **options)
+    try:
+        until(lambda: answers(port) or process.poll() is not None, "the daemon answers")
+        assert process.poll() is None, said(folder)
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def said(folder: Path) -> str:
+    return (folder / "log").read_text(errors="replace")
+
+
+def test_a_daemon_ends_with_its_terminal(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+
+    def take() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    try:
+        with running(tmp_path, stdin=theirs, preexec_fn=take) as process:
+            os.close(ours)
+            assert process.wait(30) == 0
+            assert "Traceback" not in said(tmp_path)
+    finally:
+        os.close(theirs)
+
+
+def test_a_daemon_without_a_terminal_reads_its_settings_again(tmp_path: Path) -> None:
+    settings = tmp_path / "sollold.toml"
+    settings.write_text('[log]\nlevel = "info"\n')
+    with running(tmp_path, config=str(settings)) as process:
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "settings read again" in said(tmp_path), "the settings are read again")
+        assert process.poll() is None
+
+
+def test_systemd_is_told_of_the_draining_until_the_end(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as link:
+        link.bind(str(tmp_path / "notify"))
+        link.settimeout(30)
+        environment = {
+            **os.environ,
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "600000",
+        }
+        with running(tmp_path, env=environment) as process:
+            heard = [link.recv(4096)]
+            while b"READY=1" not in heard[-1]:
+                heard.append(link.recv(4096))
+            process.terminate()
+            while b"STOPPING=1" not in heard[-1]:
+                heard.append(link.recv(4096))
+            after = [heard[-1]]
+            link.settimeout(0.1)
+            while process.poll() is None:
+                with contextlib.suppress(TimeoutError):
+                    after.append(link.recv(4096))
+            assert process.returncode == 0
+    assert b"WATCHDOG=1" in after
+    assert all(b"draining" in message for message in after if b"STATUS=" in message)
