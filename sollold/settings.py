@@ -89,6 +89,8 @@ def load(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     flags: Sequence[tuple[str, str, str]] = (),
+    *,
+    skip_unreadable: bool = False,
 ) -> Loaded:
     """Read the settings. Blocking: call it before the loop runs, or in a thread.
 
@@ -96,6 +98,8 @@ def load(
         file: the TOML file; None: the first of `candidates` that exists, else none.
         environment: None: the process's.
         flags: (key, value as text, how the flag is spelled), the last one wins.
+        skip_unreadable: pass over one of `candidates` that this user may not read, as who only asks a daemon
+            does: the file may have the cluster's token in it.
 
     Raises:
         SettingsError: a file that can't be read, a wrong key or value.
@@ -104,7 +108,7 @@ def load(
     values: dict[str, object] = {}
     origins: dict[str, str] = {}
     if file is None:
-        file = next((place for place in candidates() if place.is_file()), None)
+        file = _found(skip_unreadable)
     if file is not None:
         for key, value, place in _from_file(file):
             values[key], origins[key] = value, place
@@ -127,6 +131,20 @@ def load(
         }
     )
     return Loaded(settings, origins, file)
+
+
+def _found(skip_unreadable: bool) -> Path | None:
+    for place in candidates():
+        try:
+            if not place.is_file():
+                continue
+        except PermissionError as error:  # its folder can't be looked into
+            if skip_unreadable:
+                continue
+            raise SettingsError(f"{place}: can't be read: {error.strerror}") from error
+        if not (skip_unreadable and not os.access(place, os.R_OK)):
+            return place
+    return None
 
 
 def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:

@@ -52,7 +52,7 @@ class _Node:
 
 async def demo(options: argparse.Namespace) -> int:
     """Start, spread, ask, print, and clean up, also when it is told to end."""
-    settings = loaded(options).settings
+    settings = loaded(options, skip_unreadable=True).settings
     try:
         llama, passed = await asyncio.to_thread(find, settings.llama, places(settings.node).cache)
     except LlamaUnusable as error:
