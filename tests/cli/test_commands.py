@@ -142,7 +142,7 @@ async def test_exit_statuses_mean_something(url: str) -> None:
     assert "sollold run" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("body", [b"<html>Welcome to the router</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)
 @pytest.mark.parametrize("words", [("status",), ("chat", "big", "hello"), ("load", "big"), ("doctor",)])
 async def test_what_is_no_node_is_called_so(words: tuple[str, ...], body: bytes) -> None:
     async def welcome(request: web.Request) -> web.Response:
