@@ -23,6 +23,7 @@ from sollold.agent.llama_setup import Progress, set_up
 from sollold.agent.ollama import LocalOllama
 from sollold.agent.tunnel import Tunnels
 from sollold.api.app import Listener, build_app
+from sollold.api.cors import ORIGINS
 from sollold.api.findings import Facts, Finding, examine
 from sollold.api.parts import Parts
 from sollold.cluster.identity import BadToken, Identity, Tokens, node_id
@@ -30,6 +31,7 @@ from sollold.cluster.node import ClusterNode
 from sollold.cluster.peer_server import Peers
 from sollold.cluster.record import Record
 from sollold.cluster.seeds import BadSeed
+from sollold.config import Settings
 from sollold.leader.leader import Leader
 from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
@@ -47,14 +49,29 @@ from sollold.serving.engines import NodeEngines
 from sollold.serving.loader import LeaderLoader
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
-from sollold.settings import Loaded, SettingsError, differences
+from sollold.settings import Loaded, SettingsError, catalogue, differences, merged
 from sollold.wiring.cluster import ClusterHere
 from sollold.wiring.fetching import OllamaRelay, PullerHere
 from sollold.wiring.models import ModelsHere
 
 logger = logging.getLogger("sollold")
 
-LIVE_KEYS = frozenset({"log.level"})
+LIVE_KEYS = frozenset(
+    {
+        "http.cors_origins",
+        "http.wait_limit",
+        "log.level",
+        "models.aliases",
+        "models.folders",
+        "models.huggingface",
+        "models.ollama_stores",
+        "models.transfer_rate",
+        "serving.drain_limit",
+        "serving.recover_limit",
+        "serving.stall",
+    }
+    | {key for key in catalogue() if key.startswith("placement.")}
+)
 """Settings that a reload changes at once; the others need a restart and are named."""
 _CLOSE_SECONDS = 2.0
 """For connections of callers to close when every answer has ended."""
@@ -192,7 +209,7 @@ class Daemon:
             own_port=settings.http.port,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
-        pace = Pace(settings.models.transfer_rate)
+        self._pace = pace = Pace(settings.models.transfer_rate)
         self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
         self._own_models = OwnModels(self._catalogue, self._peers)
         self._puller = Puller(
@@ -256,7 +273,9 @@ class Daemon:
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
         parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
-        listener = Listener(build_app(parts, settings.http), settings.http, drain=_CLOSE_SECONDS)
+        app = build_app(parts, settings.http)
+        self._origins = app[ORIGINS]
+        listener = Listener(app, settings.http, drain=_CLOSE_SECONDS)
         await listener.start()
         stack.push_async_callback(listener.close)
         self._own(self._set_up(), "llama.cpp set-up")
@@ -293,13 +312,28 @@ class Daemon:
             logger.error("the settings stay as they were: %s", error)
         else:
             changed = differences(self.settings, loaded.settings)
-            log.set_level(loaded.settings.log.level)
-            held = [key for key in changed if key not in LIVE_KEYS]
-            if held:
+            live = [key for key in changed if key in LIVE_KEYS]
+            await self._use(merged(self.settings, loaded.settings, live))
+            if held := [key for key in changed if key not in LIVE_KEYS]:
                 logger.warning("these settings change with the next start: %s", ", ".join(held))
-            logger.info("settings read again")
+            logger.info("settings read again; changed: %s", ", ".join(live) or "none")
         finally:
             notify.notify(ready=True, status=self.status())
+
+    async def _use(self, settings: Settings) -> None:
+        """Put the settings of `LIVE_KEYS` in force."""
+        models = self.settings.models
+        self.settings = settings
+        log.set_level(settings.log.level)
+        self._origins.allowed = settings.http.cors_origins
+        self._cluster.limit = settings.http.wait_limit
+        self._serving.use(settings.serving, settings.http)
+        self._endpoints.use(settings.serving)
+        self._leader.use(settings)
+        self._pace.rate = settings.models.transfer_rate
+        self._library.use_aliases(settings.models.aliases)
+        if settings.models != models:
+            await self._catalogue.use(settings.models)
 
     async def _drain(self, on: bool) -> None:
         if not on:

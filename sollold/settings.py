@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,6 +264,18 @@ def _measured(kind: object, value: object) -> object:
     if isinstance(value, str):
         return parse_bytes(value) if kind is Bytes else parse_seconds(value)
     return value
+
+
+def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
+    """``old`` with the values of ``keys`` as in ``new``."""
+    sections: dict[str, dict[str, object]] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = getattr(getattr(new, section), name)
+    return dataclasses.replace(
+        old,
+        **{name: dataclasses.replace(getattr(old, name), **values) for name, values in sections.items()},
+    )
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -17,7 +17,7 @@ from sollold.api.anthropic import AnthropicRoutes
 from sollold.api.batch import BatchRoutes
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
-from sollold.api.cors import EXPOSED, METHODS, allowed
+from sollold.api.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.fault_shape import Dialect, error_object
 from sollold.api.live import LiveRequests
@@ -82,12 +82,14 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics, batches: Batches) -> 
 
 
 def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
-    """The application; its batches end with it (`on_cleanup`)."""
+    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later."""
     live = LiveRequests()
     metrics = Metrics(parts.cluster, live)
     batches = Batches()
     rows = all_routes(parts, Desk(parts.service, patience or Patience(), live), metrics, batches)
-    app = web.Application(middlewares=[_guard(settings, metrics)], client_max_size=LONGEST_BODY)
+    origins = Origins(settings.cors_origins)
+    app = web.Application(middlewares=[_guard(origins, metrics)], client_max_size=LONGEST_BODY)
+    app[ORIGINS] = origins
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)
         if row.path.startswith("/api/"):
@@ -98,11 +100,11 @@ def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = 
         await batches.close()
 
     app.on_cleanup.append(end_batches)
-    app.on_response_prepare.append(_stamp(settings))
+    app.on_response_prepare.append(_stamp(origins))
     return app
 
 
-def _guard(settings: HttpSettings, metrics: Metrics) -> Middleware:
+def _guard(origins: Origins, metrics: Metrics) -> Middleware:
     """Every error in its dialect's shape; no traceback ever leaves the node; foreign pages are refused."""
 
     @web.middleware
@@ -120,7 +122,7 @@ def _guard(settings: HttpSettings, metrics: Metrics) -> Middleware:
 
     async def answer(request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
         origin = request.headers.get("Origin")
-        if origin is not None and not allowed(origin, request.host, settings.cors_origins):
+        if origin is not None and not allowed(origin, request.host, origins.allowed):
             message = (
                 f"pages of {origin[:200]} may not ask here; add it to cors_origins in sollold.toml, [http]"
             )
@@ -170,7 +172,7 @@ def json_response_of(dialect: Dialect, status: int, message: str) -> web.Respons
     return response
 
 
-def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -178,7 +180,7 @@ def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse]
         if origin is None:
             return
         response.headers["Vary"] = "Origin"
-        if allowed(origin, request.host, settings.cors_origins):
+        if allowed(origin, request.host, origins.allowed):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
             if request.method == "OPTIONS":

@@ -121,6 +121,10 @@ class Library:
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
+    def use_aliases(self, aliases: Mapping[str, str]) -> None:
+        """The user's own names from now on."""
+        self._aliases = dict(aliases)
+
     def all(self) -> tuple[Listed, ...]:
         """Every model once, by name. Of other content under a taken name, the digest is in the tag."""
         return tuple(self._shelves()[0].values())

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from sollold.cluster.peer import PeerCalls
@@ -68,6 +69,10 @@ class Serving:
     async def start(self) -> None:
         """Begin to watch the cluster."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
+
+    def use(self, serving: ServingSettings, http: HttpSettings) -> None:
+        """Other limits from the next request on."""
+        self._means = replace(self._means, serving=serving, http=http)
 
     def refuse(self, reason: str) -> None:
         """Answer no new request; those under way go on."""

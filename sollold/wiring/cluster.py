@@ -37,7 +37,7 @@ class ClusterHere:
 
     Args:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
-        limit: seconds that a load may take.
+        limit: seconds that a load may take; it may be changed later.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ClusterHere:
         self._loader = loader
         self._router = router
         self._drain = drain
-        self._limit = limit
+        self.limit = limit
 
     def register(self, server: PeerServer) -> None:
         """Answer the peer call ``drain``."""
@@ -94,7 +94,7 @@ class ClusterHere:
         """
         ensure = await self._ensure(ask)
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._limit
+        end = loop.time() + self.limit
         answer = await self._leader.ensure(ensure)
         while answer.verdict in (Verdict.PLANNING, Verdict.ELSEWHERE) and loop.time() < end:
             await asyncio.sleep(0.2)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
+import json
 import os
 import signal
 import socket
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.daemons import until
+from tests.models.stores import write_gguf
 
 
 def command(folder: Path, **settings: object) -> list[str]:
@@ -78,8 +81,8 @@ def test_a_setting_that_can_not_be_carried_out_is_named_in_one_line(
 @contextlib.contextmanager
 def running(
     folder: Path, settings: dict[str, object] | None = None, config: str = os.devnull, **more: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A daemon that has started, ended with the block."""
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A daemon that has started, and its HTTP port. It is ended with the block."""
     with socket.socket() as link:
         link.bind(("127.0.0.1", 0))
         port = link.getsockname()[1]
@@ -91,7 +94,7 @@ def running(
     try:
         until(lambda: answers(port) or process.poll() is not None, "the daemon answers")
         assert process.poll() is None, said(folder)
-        yield process
+        yield process, port
     finally:
         process.kill()
         process.wait(10)
@@ -116,7 +119,7 @@ def test_a_daemon_ends_with_its_terminal(tmp_path: Path) -> None:
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     try:
-        with running(tmp_path, stdin=theirs, preexec_fn=take) as process:
+        with running(tmp_path, stdin=theirs, preexec_fn=take) as (process, _):
             os.close(ours)
             assert process.wait(30) == 0
             assert "Traceback" not in said(tmp_path)
@@ -124,12 +127,41 @@ def test_a_daemon_ends_with_its_terminal(tmp_path: Path) -> None:
         os.close(theirs)
 
 
+def ask(port: int, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
 def test_a_daemon_without_a_terminal_reads_its_settings_again(tmp_path: Path) -> None:
     settings = tmp_path / "sollold.toml"
     settings.write_text('[log]\nlevel = "info"\n')
-    with running(tmp_path, config=str(settings)) as process:
+    write_gguf(tmp_path / "new" / "Tiny-F16.gguf")
+    with running(tmp_path, config=str(settings)) as (process, port):
+        assert ask(port, "POST", "/api/show", {"model": "mine"})[0] == 404
+        assert ask(port, "GET", "/api/version", Origin="http://ui.example")[0] == 403
+
+        settings.write_text("[log]\nlevel = loud\n")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: "the settings stay as they were" in said(tmp_path), "the fault is told")
+
+        settings.write_text(
+            f'[models]\nfolders = ["{tmp_path}/new"]\ntransfer_rate = "1 MiB"\n'
+            '[models.aliases]\nmine = "Tiny:F16"\n[http]\ncors_origins = ["http://ui.example"]\n'
+            '[serving]\ndrain_limit = "5s"\nqueue = 7\n[placement]\ncontext = 512\n[node]\nname = "x"\n'
+        )
         process.send_signal(signal.SIGHUP)
         until(lambda: "settings read again" in said(tmp_path), "the settings are read again")
+        assert ask(port, "GET", "/api/version", Origin="http://ui.example")[0] == 200
+        status, shown = ask(port, "POST", "/api/show", {"model": "mine"})
+        assert status == 200 and "llama" in shown
+        (held,) = [line for line in said(tmp_path).splitlines() if "change with the next start" in line]
+        assert held.endswith(": node.name, serving.queue")
+        assert "changed: http.cors_origins, models.folders, models.aliases" in said(tmp_path)
         assert process.poll() is None
 
 
@@ -142,7 +174,7 @@ def test_systemd_is_told_of_the_draining_until_the_end(tmp_path: Path) -> None:
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": "600000",
         }
-        with running(tmp_path, env=environment) as process:
+        with running(tmp_path, env=environment) as (process, _):
             heard = [link.recv(4096)]
             while b"READY=1" not in heard[-1]:
                 heard.append(link.recv(4096))

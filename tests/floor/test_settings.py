@@ -11,7 +11,7 @@ import pytest
 
 from sollold import settings
 from sollold.config import GIB, MIB, Settings
-from sollold.settings import SettingsError, catalogue, differences, load
+from sollold.settings import SettingsError, catalogue, differences, load, merged
 from sollold.settings_file import documentation, example, in_force
 
 
@@ -137,3 +137,10 @@ def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
     assert load(environment={}, skip_unreadable=True).settings.http.port == 1000
     with pytest.raises(SettingsError, match=f"{secret}: can't be read: .*Permission denied"):
         load(environment={})
+
+
+def test_only_the_named_keys_are_merged(tmp_path: Path) -> None:
+    new = load(write(tmp_path, '[http]\nport = 1000\nwait_limit = 5\n[log]\nlevel = "debug"\n'), {}).settings
+    both = merged(Settings(), new, ["http.wait_limit", "log.level"])
+    assert differences(Settings(), both) == ["http.wait_limit", "log.level"]
+    assert differences(both, new) == ["http.port"]
