@@ -23,12 +23,15 @@ from sollold.agent.llama_setup import Progress, persist
 from sollold.agent.ollama import LocalOllama
 from sollold.agent.tunnel import Tunnels
 from sollold.api.app import Listener, build_app
+from sollold.api.cors import ORIGINS
 from sollold.api.findings import Facts, Finding, examine
 from sollold.api.parts import Parts
 from sollold.cluster.identity import BadToken, Identity, Tokens, node_id
 from sollold.cluster.node import ClusterNode
-from sollold.cluster.peer_server import Peers, PortTaken
+from sollold.cluster.peer_server import Peers
 from sollold.cluster.record import Record
+from sollold.cluster.seeds import BadSeed
+from sollold.config import Settings
 from sollold.leader.leader import Leader
 from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
@@ -46,16 +49,30 @@ from sollold.serving.engines import NodeEngines
 from sollold.serving.loader import LeaderLoader
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
-from sollold.settings import Loaded, SettingsError, differences
+from sollold.settings import Loaded, SettingsError, catalogue, differences, merged
 from sollold.wiring.cluster import ClusterHere
 from sollold.wiring.fetching import OllamaRelay, PullerHere
 from sollold.wiring.models import ModelsHere
 
 logger = logging.getLogger("sollold")
 
-LIVE_KEYS = frozenset({"log.level"})
+LIVE_KEYS = frozenset(
+    {
+        "http.cors_origins",
+        "http.wait_limit",
+        "log.level",
+        "models.aliases",
+        "models.folders",
+        "models.huggingface",
+        "models.ollama_stores",
+        "models.transfer_rate",
+        "serving.drain_limit",
+        "serving.recover_limit",
+        "serving.stall",
+    }
+    | {key for key in catalogue() if key.startswith("placement.")}
+)
 """Settings that a reload changes at once; the others need a restart and are named."""
-STATUS_SECONDS = 5.0
 _CLOSE_SECONDS = 2.0
 """For connections of callers to close when every answer has ended."""
 
@@ -65,15 +82,16 @@ class StartError(Exception):
 
 
 def serve(loaded: Loaded, *, reload: Callable[[], Loaded], demo: bool = False) -> None:
-    """Run until SIGTERM or SIGINT.
+    """Run until SIGTERM or SIGINT; on a terminal until that is closed, too (SIGHUP).
 
     Args:
         loaded: the settings in force.
-        reload: reads them anew, on SIGHUP.
+        reload: reads them anew, on SIGHUP of a daemon that has no terminal.
         demo: with no model on this machine, write a small one.
 
     Raises:
-        StartError: a port is taken, a folder can't be written, another daemon has it.
+        StartError: a port is taken, an address is not this machine's, a folder can't be written, another
+            daemon has it.
     """
     folders = places(loaded.settings.node)
     with _owned(folders):
@@ -107,20 +125,43 @@ def _owned(folders: Places) -> Iterator[None]:
 async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], demo: bool) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    # Who closes the terminal does not ask for the settings to be read again.
+    closed = (signal.SIGHUP,) if _on_a_terminal() else ()
+    for number in (signal.SIGTERM, signal.SIGINT, *closed):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
         try:
             daemon = Daemon(loaded, folders, demo=demo)
             await daemon.start(stack)
-        except (PortTaken, BadToken) as error:
+        except (BadToken, BadSeed) as error:
             raise StartError(str(error)) from error
-        loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
+        except OSError as error:
+            logger.debug("the start failed", exc_info=error)
+            raise StartError(_in_words(error)) from error
+        if not closed:
+            loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
         notify.notify(ready=True, status=daemon.status())
         await stopping.wait()
         # A second signal ends the waiting for requests, not the cleaning up.
         stopping.clear()
         await daemon.leave(stopping)
+
+
+def _on_a_terminal() -> bool:
+    """Whether this process ends with its terminal: it has one, and nobody said otherwise (``nohup``)."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _in_words(error: OSError) -> str:
+    """Without the number; with the file, if it is about one."""
+    words = error.strerror or str(error)
+    return f"{words}: {error.filename}" if error.filename else words
 
 
 class Daemon:
@@ -130,6 +171,7 @@ class Daemon:
         self.settings = settings = loaded.settings
         self._folders = folders
         self._setup_failed = ""
+        self._leaving = ""
         self._tasks: set[asyncio.Task[None]] = set()
         tokens = Tokens.read(settings.cluster.token, settings.cluster.old_tokens)
         self._identity = Identity(node_id(folders.state), tokens)
@@ -167,7 +209,7 @@ class Daemon:
             own_port=settings.http.port,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
-        pace = Pace(settings.models.transfer_rate)
+        self._pace = pace = Pace(settings.models.transfer_rate)
         self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
         self._own_models = OwnModels(self._catalogue, self._peers)
         self._puller = Puller(
@@ -203,6 +245,8 @@ class Daemon:
 
         Raises:
             PortTaken: a port is in use.
+            OSError: an address is none of this machine's, a folder can't be read.
+            BadSeed: a seed in the settings can't be read.
         """
         settings = self.settings
         stack.callback(self._machine.close)
@@ -229,16 +273,19 @@ class Daemon:
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
         parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
-        listener = Listener(build_app(parts, settings.http), settings.http, drain=_CLOSE_SECONDS)
+        app = build_app(parts, settings.http)
+        self._origins = app[ORIGINS]
+        listener = Listener(app, settings.http, drain=_CLOSE_SECONDS)
         await listener.start()
         stack.push_async_callback(listener.close)
         self._own(self._set_up(), "llama.cpp set-up")
-        self._own(self._tell_systemd(), "systemd")
+        self._own(notify.keep_telling(self.status), "systemd")
 
     async def leave(self, hurry: asyncio.Event) -> None:
         """Before the end: take no new work, let running answers finish or move. ``hurry`` cuts it short."""
         limit = self.settings.serving.drain_limit
-        notify.notify(stopping=True, status="draining: running answers finish or move")
+        self._leaving = "draining: running answers finish or move"
+        notify.notify(stopping=True, status=self._leaving)
         notify.extend(limit + 20)
         logger.info("stopping")
         self._serving.refuse("this node is stopping; ask another")
@@ -265,13 +312,28 @@ class Daemon:
             logger.error("the settings stay as they were: %s", error)
         else:
             changed = differences(self.settings, loaded.settings)
-            log.set_level(loaded.settings.log.level)
-            held = [key for key in changed if key not in LIVE_KEYS]
-            if held:
+            live = [key for key in changed if key in LIVE_KEYS]
+            await self._use(merged(self.settings, loaded.settings, live))
+            if held := [key for key in changed if key not in LIVE_KEYS]:
                 logger.warning("these settings change with the next start: %s", ", ".join(held))
-            logger.info("settings read again")
+            logger.info("settings read again; changed: %s", ", ".join(live) or "none")
         finally:
             notify.notify(ready=True, status=self.status())
+
+    async def _use(self, settings: Settings) -> None:
+        """Put the settings of `LIVE_KEYS` in force."""
+        models = self.settings.models
+        self.settings = settings
+        log.set_level(settings.log.level)
+        self._origins.allowed = settings.http.cors_origins
+        self._cluster.limit = settings.http.wait_limit
+        self._serving.use(settings.serving, settings.http)
+        self._endpoints.use(settings.serving)
+        self._leader.use(settings)
+        self._pace.rate = settings.models.transfer_rate
+        self._library.use_aliases(settings.models.aliases)
+        if settings.models != models:
+            await self._catalogue.use(settings.models)
 
     async def _drain(self, on: bool) -> None:
         if not on:
@@ -282,6 +344,8 @@ class Daemon:
 
     def status(self) -> str:
         """One line for ``systemctl status``."""
+        if self._leaving:
+            return self._leaving
         live = self._node.live()
         me = self._node.me
         leader = next((one.name for one in live if one.node == self._node.leader().leader), "none")
@@ -335,18 +399,6 @@ class Daemon:
         self._setup_failed = ""
         self._catalogue.use_build(llama.build)
         await self._agent.use(llama)
-
-    async def _tell_systemd(self) -> None:
-        """The status line, and the watchdog: fed from the loop, so a loop that hangs feeds it no more."""
-        period = notify.watchdog_period()
-        pause = min(STATUS_SECONDS, period / 3) if period else STATUS_SECONDS
-        told = ""
-        while notify.notify(watchdog=True):
-            await asyncio.sleep(pause)
-            status = self.status()
-            if status != told:
-                told = status
-                notify.notify(status=status)
 
     def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(work, name=name)

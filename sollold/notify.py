@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 import time
+from collections.abc import Callable
+
+from sollold.turns import Turns
+
+STATUS_SECONDS = 5.0
+"""How old the status line may be."""
 
 
 def notify(*, ready: bool = False, stopping: bool = False, watchdog: bool = False, status: str = "") -> bool:
-    """Tell systemd; False when nobody listens (not started by systemd)."""
+    """Tell systemd; False when that did not go: not started by systemd, or it does not listen just now."""
     lines = []
     if ready:
         lines.append("READY=1")
@@ -42,17 +50,38 @@ def watchdog_period() -> float:
         return 0.0
 
 
+async def keep_telling(status: Callable[[], str]) -> None:
+    """The status line and the watchdog, until cancelled; returns at once when not started by systemd.
+
+    Fed from the loop, so a loop that hangs feeds it no more. A datagram that is lost, or a status that can't
+    be told just now, ends nothing: the watchdog would end the whole daemon.
+    """
+    if not os.environ.get("NOTIFY_SOCKET"):
+        return
+    period = watchdog_period()
+    pause = min(STATUS_SECONDS, period / 3) if period else STATUS_SECONDS
+    told = ""
+    turns = Turns("the status line", logging.getLogger("sollold"))
+    while True:
+        notify(watchdog=True)
+        await asyncio.sleep(pause)
+        with turns:
+            now = status()
+            if now != told and notify(status=now):
+                told = now
+
+
 def _send(lines: list[str]) -> bool:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address or not lines:
         return False
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
-        link.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as link:
+            link.setblocking(False)
             link.connect(address)
             link.sendall("\n".join(lines).encode())
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True

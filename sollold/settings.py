@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,8 @@ def load(
     file: Path | None = None,
     environment: Mapping[str, str] | None = None,
     flags: Sequence[tuple[str, str, str]] = (),
+    *,
+    skip_unreadable: bool = False,
 ) -> Loaded:
     """Read the settings. Blocking: call it before the loop runs, or in a thread.
 
@@ -100,6 +102,8 @@ def load(
             that exists, else none.
         environment: None: the process's.
         flags: (key, value as text, how the flag is spelled), the last one wins.
+        skip_unreadable: pass over one of `candidates` that this user may not read, as who only asks a daemon
+            does: the file may have the cluster's token in it.
 
     Raises:
         SettingsError: a file that can't be read, a wrong key or value.
@@ -110,7 +114,7 @@ def load(
     if file is None and variables.get(FILE_VARIABLE):
         file = Path(variables[FILE_VARIABLE])
     if file is None:
-        file = next((place for place in candidates() if place.is_file()), None)
+        file = _found(skip_unreadable)
     if file is not None:
         for key, value, place in _from_file(file):
             values[key], origins[key] = value, place
@@ -133,6 +137,20 @@ def load(
         }
     )
     return Loaded(settings, origins, file)
+
+
+def _found(skip_unreadable: bool) -> Path | None:
+    for place in candidates():
+        try:
+            if not place.is_file():
+                continue
+        except PermissionError as error:  # its folder can't be looked into
+            if skip_unreadable:
+                continue
+            raise SettingsError(f"{place}: can't be read: {error.strerror}") from error
+        if not (skip_unreadable and not os.access(place, os.R_OK)):
+            return place
+    return None
 
 
 def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
@@ -270,6 +288,18 @@ def _description(kind: object) -> str:
     """What such a text has to be, for kinds that have a form (or lists of such)."""
     kinds = [kind, *typing.get_args(kind)]
     return next((meta.description for one in kinds for meta in _metas(one) if meta.description), None) or ""
+
+
+def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
+    """``old`` with the values of ``keys`` as in ``new``."""
+    sections: dict[str, dict[str, object]] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = getattr(getattr(new, section), name)
+    return dataclasses.replace(
+        old,
+        **{name: dataclasses.replace(getattr(old, name), **values) for name, values in sections.items()},
+    )
 
 
 def differences(old: Settings, new: Settings) -> list[str]:

@@ -65,6 +65,7 @@ def example() -> str:
         '# Sizes: bytes, or a text with a unit ("20 GiB"). Durations: seconds, or "5m", "1h30m".',
         "# Each key can also be set by the environment: [http] port is SOLLOLD_HTTP_PORT.",
         "# `sollold config` prints what is in force and where it comes from.",
+        "# After a change: `systemctl reload sollold`; the journal names what only a restart changes.",
     ]
     section = ""
     for key, setting in catalogue().items():

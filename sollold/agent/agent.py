@@ -35,6 +35,7 @@ from sollold.machine.devices import Machine
 from sollold.machine.speed import cores
 from sollold.models.model import Model
 from sollold.places import Places
+from sollold.turns import Turns
 
 log = logging.getLogger("sollold.agent")
 
@@ -372,16 +373,22 @@ class Agent:
 
     async def _unloading(self) -> None:
         """End what was idle for too long; forget what failed long ago."""
+        turns = Turns("the unloading of idle models", log)
         while True:
             await asyncio.sleep(1.0 if self._deployments else 3.0)
-            for one in list(self._deployments.values()):
-                if one.state is State.READY and 0 <= one.keep_alive <= one.idle():
-                    one.end(f"idle for {one.keep_alive:.0f} s", state=State.DRAINING)
-                elif one.ended_at and time.monotonic() - one.ended_at > FAILED_SECONDS:
-                    del self._deployments[one.id]
-                    self._dirty.set()
+            with turns:
+                self._unload_idle()
+
+    def _unload_idle(self) -> None:
+        for one in list(self._deployments.values()):
+            if one.state is State.READY and 0 <= one.keep_alive <= one.idle():
+                one.end(f"idle for {one.keep_alive:.0f} s", state=State.DRAINING)
+            elif one.ended_at and time.monotonic() - one.ended_at > FAILED_SECONDS:
+                del self._deployments[one.id]
+                self._dirty.set()
 
     async def _publishing(self) -> None:
+        turns = Turns("the publishing of the record", log)
         while True:
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
@@ -389,7 +396,8 @@ class Agent:
             except TimeoutError:
                 if not self._deployments:
                     continue
-            self._publish()
+            with turns:
+                self._publish()
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def _publish(self) -> None:

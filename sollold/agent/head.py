@@ -148,7 +148,8 @@ class Head:
         if (LOOPBACK, self.port) not in addresses:
             raise HeadFailed(
                 f"port {self.port} is answered by another program than our llama-server: "
-                "set llama.server_port to another"
+                "set llama.server_port to another",
+                port=True,
             )
         if any(address != LOOPBACK for address, _ in addresses):
             raise HeadFailed(f"llama-server listens on {addresses}, not on {LOOPBACK} alone: ended")

@@ -118,6 +118,10 @@ class Ledger:
         entry = self._entries.get(deployment)
         return entry is not None and not entry.ending
 
+    def deployments(self) -> frozenset[str]:
+        """All for which anything is set aside, ending or not."""
+        return frozenset(self._entries)
+
     def bytes_of(self, deployment: str) -> dict[str, int]:
         """Device → bytes set aside for ``deployment``."""
         entry = self._entries.get(deployment)

@@ -18,6 +18,7 @@ from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
+from sollold.agent.process_log import prune
 from sollold.agent.tensor_cache import TensorCache
 from sollold.agent.worker import Worker, WorkerFailed
 from sollold.cluster.peer import PeerCalls, PeerError
@@ -27,6 +28,7 @@ from sollold.machine.device import Device
 from sollold.machine.devices import PROCESSOR, Machine
 from sollold.machine.speed import cores
 from sollold.places import Places
+from sollold.turns import Turns
 
 log = logging.getLogger("sollold.agent")
 
@@ -95,14 +97,17 @@ class Owner:
         self._apply(self.ledger.reconciled())
 
     async def run(self) -> None:
-        """Expire and measure, until cancelled."""
+        """Expire and measure, until cancelled: also when the system has no file or thread left for it."""
+        expiring, measuring = Turns("the expiry of grants", log), Turns("the measurement of memory", log)
         while True:
             deadline = self.ledger.next_deadline()
             wait = MEASURE_SECONDS if deadline is None else min(deadline - time.monotonic(), MEASURE_SECONDS)
             await asyncio.sleep(max(wait, 0.05))
-            self._apply(self.ledger.expire(time.monotonic()))
+            with expiring:
+                self._apply(self.ledger.expire(time.monotonic()))
             if time.monotonic() - self._measured_at >= MEASURE_SECONDS - 0.1:
-                await self.measure()
+                with measuring:
+                    await self.measure()
 
     async def close(self) -> None:
         """End every worker."""
@@ -233,6 +238,7 @@ class Owner:
             if (worker := self._workers.pop(deployment, None)) is not None:
                 await worker.stop()
             await asyncio.to_thread(self._cache.close, deployment)
+            await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:
             # What the dead processes held is free now; the next grant measures it.
             self._measured_at = float("-inf")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,7 @@ log = logging.getLogger("sollold.agent")
 ROTATE_BYTES = 4 * MIB
 """A file longer than this is renamed to ``<name>.1``, and what ``<name>.1`` was is gone."""
 KEEP_DEPLOYMENTS = 20
-"""Folders of deployments that are kept."""
+"""Folders of ended deployments that are kept."""
 
 
 class ProcessLog:
@@ -59,11 +60,19 @@ class ProcessLog:
             self._failed = True
 
 
-def prune(folder: Path, keep: int = KEEP_DEPLOYMENTS) -> None:
-    """Remove the logs of all but the newest ``keep`` deployments."""
+def prune(folder: Path, spare: Collection[str] = (), keep: int = KEEP_DEPLOYMENTS) -> None:
+    """Remove the logs of all but the newest ``keep`` deployments, never those of the live ones in ``spare``.
+
+    One that can't be removed is left. Blocks.
+    """
+    found: list[tuple[float, Path]] = []
     with contextlib.suppress(OSError):
-        kept = sorted((one for one in folder.iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime)
-        for old in kept[: max(0, len(kept) - keep)]:
+        for one in folder.iterdir():
+            with contextlib.suppress(OSError):
+                if one.is_dir() and not one.is_symlink() and one.name not in spare:
+                    found.append((one.stat().st_mtime, one))
+    for _, old in sorted(found)[: max(0, len(found) - keep)]:
+        with contextlib.suppress(OSError):
             for file in old.iterdir():
                 file.unlink(missing_ok=True)
             old.rmdir()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 
@@ -15,7 +17,7 @@ from sollold.api.anthropic import AnthropicRoutes
 from sollold.api.batch import BatchRoutes
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
-from sollold.api.cors import EXPOSED, METHODS, allowed
+from sollold.api.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.fault_shape import Dialect, error_object
 from sollold.api.live import LiveRequests
@@ -27,6 +29,7 @@ from sollold.api.parts import Parts
 from sollold.api.reply import JSON, Desk, Patience, refusal_response
 from sollold.api.responses import ResponsesRoutes
 from sollold.api.route import Handler, Route
+from sollold.cluster.peer_server import PortTaken
 from sollold.config import HttpSettings
 from sollold.serving.ask import Refusal
 from sollold.serving.batch import Batches
@@ -79,12 +82,14 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics, batches: Batches) -> 
 
 
 def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
-    """The application; its batches end with it (`on_cleanup`)."""
+    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later."""
     live = LiveRequests()
     metrics = Metrics(parts.cluster, live)
     batches = Batches()
     rows = all_routes(parts, Desk(parts.service, patience or Patience(), live), metrics, batches)
-    app = web.Application(middlewares=[_guard(settings, metrics)], client_max_size=LONGEST_BODY)
+    origins = Origins(settings.cors_origins)
+    app = web.Application(middlewares=[_guard(origins, metrics)], client_max_size=LONGEST_BODY)
+    app[ORIGINS] = origins
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)
         if row.path.startswith("/api/"):
@@ -95,11 +100,11 @@ def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = 
         await batches.close()
 
     app.on_cleanup.append(end_batches)
-    app.on_response_prepare.append(_stamp(settings))
+    app.on_response_prepare.append(_stamp(origins))
     return app
 
 
-def _guard(settings: HttpSettings, metrics: Metrics) -> Middleware:
+def _guard(origins: Origins, metrics: Metrics) -> Middleware:
     """Every error in its dialect's shape; no traceback ever leaves the node; foreign pages are refused."""
 
     @web.middleware
@@ -117,7 +122,7 @@ def _guard(settings: HttpSettings, metrics: Metrics) -> Middleware:
 
     async def answer(request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
         origin = request.headers.get("Origin")
-        if origin is not None and not allowed(origin, request.host, settings.cors_origins):
+        if origin is not None and not allowed(origin, request.host, origins.allowed):
             message = (
                 f"pages of {origin[:200]} may not ask here; add it to cors_origins in sollold.toml, [http]"
             )
@@ -167,7 +172,7 @@ def json_response_of(dialect: Dialect, status: int, message: str) -> web.Respons
     return response
 
 
-def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
@@ -175,7 +180,7 @@ def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse]
         if origin is None:
             return
         response.headers["Vary"] = "Origin"
-        if allowed(origin, request.host, settings.cors_origins):
+        if allowed(origin, request.host, origins.allowed):
             response.headers["Access-Control-Allow-Origin"] = origin
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
             if request.method == "OPTIONS":
@@ -190,6 +195,13 @@ def _stamp(settings: HttpSettings) -> Callable[[web.Request, web.StreamResponse]
 def _worth_a_line(record: logging.LogRecord) -> bool:
     """What is no HTTP is the sender's fault and answered with 400: no line, let alone a traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+
+
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
+    """In the system's own words; the loop wraps them in a sentence of its own."""
+    number = error.errno if isinstance(error, OSError) else None
+    why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", "") or str(error)
+    return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
 
 
 class Listener:
@@ -214,15 +226,23 @@ class Listener:
         """Bind and serve.
 
         Raises:
-            OSError: the port is in use, or may not be bound.
+            PortTaken: another program has the port.
+            OSError: ``http.host`` is no address of this machine, or the port may not be bound.
         """
+        host, port = self._settings.host, self._settings.port
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port, backlog=1024)
+        site = web.TCPSite(self._runner, host, port, backlog=1024)
         try:
             await site.start()
-        except OSError:
+        except (OSError, UnicodeError) as error:
             await self._runner.cleanup()
-            raise
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    error.errno,
+                    f"port {port} on {host} (http.port, for people and programs) is in use: "
+                    "another sollold may be running; end it or set another port",
+                ) from error
+            raise _cannot_listen(host, port, error) from error
         for address in self._runner.addresses:
             self.port = int(address[1])
 

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from aiohttp import web
+
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 EXPOSED = "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, Retry-After"
+
+
+class Origins:
+    """The allowed ones now: they change when the settings are read again."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self.allowed = allowed
+
+
+ORIGINS = web.AppKey("origins", Origins)
+"""Where the application keeps them."""
 
 
 def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:

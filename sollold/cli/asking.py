@@ -18,7 +18,7 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
     """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon."""
     url = options.node or os.environ.get("SOLLOLD_NODE_URL", "")
     if not url:
-        http = load().settings.http
+        http = load(skip_unreadable=True).settings.http
         host = "127.0.0.1" if http.host in ("0.0.0.0", "::", "") else http.host
         url = f"http://{host}:{http.port}"
     if "://" not in url:

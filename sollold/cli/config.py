@@ -10,8 +10,8 @@ from sollold.settings import Loaded, SettingsError, load
 from sollold.settings_file import example, in_force
 
 
-def loaded(options: argparse.Namespace) -> Loaded:
-    """The settings that ``--config``, ``--set`` and the environment give.
+def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> Loaded:
+    """The settings that ``--config``, ``--set`` and the environment give; ``skip_unreadable`` as for `load`.
 
     Raises:
         SettingsError: as `load`.
@@ -22,7 +22,7 @@ def loaded(options: argparse.Namespace) -> Loaded:
         if not sign:
             raise SettingsError(f"--set {text}: write --set SECTION.KEY=VALUE, such as --set http.port=8080")
         flags.append((key.strip(), value.strip(), f"--set {text}"))
-    return load(options.config, flags=flags)
+    return load(options.config, flags=flags, skip_unreadable=skip_unreadable)
 
 
 def config(options: argparse.Namespace) -> int:

@@ -11,11 +11,12 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sollold.agent.llama_find import Llama, find
+from sollold.agent.llama_find import Llama, LlamaUnusable, find
 from sollold.cli.asking import console
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
@@ -34,6 +35,7 @@ LIMIT = 100 * MIB
 CONTEXT = 1024
 SLOWEST = 120.0
 """Seconds that any step may take."""
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(slots=True)
@@ -49,37 +51,89 @@ class _Node:
 
 
 async def demo(options: argparse.Namespace) -> int:
-    """Start, spread, ask, print, and clean up."""
-    settings = loaded(options).settings
-    llama, passed = await asyncio.to_thread(find, settings.llama, places(settings.node).cache)
+    """Start, spread, ask, print, and clean up, also when it is told to end."""
+    settings = loaded(options, skip_unreadable=True).settings
+    try:
+        llama, passed = await asyncio.to_thread(find, settings.llama, places(settings.node).cache)
+    except LlamaUnusable as error:
+        print(f"sollold: {error}", file=sys.stderr)
+        return Exit.FAILED
     if llama is None:
         print(f"sollold: no llama.cpp here; run `sollold setup` first. {' '.join(passed)}", file=sys.stderr)
         return Exit.FAILED
-    out = console()
-    with tempfile.TemporaryDirectory(prefix="sollold-demo-") as folder:
-        models = Path(folder) / "models"
-        models.mkdir()
-        await asyncio.to_thread(write, models / f"{MODEL}.gguf", RECITAL)
-        size = (models / f"{MODEL}.gguf").stat().st_size
-        out.print(f"a model of {bytes_text(size)}, and three nodes that may use {bytes_text(LIMIT)} each\n")
-        nodes: list[_Node] = []
+    with _signals() as told:
         try:
-            for name in NODES:
-                nodes.append(await _start(Path(folder), llama, name, models, [node.peer for node in nodes]))
-            await _met(nodes)
-            await _show(nodes, out)
-            if options.keep:
-                out.print("\nThe nodes run until Ctrl-C: " + "  ".join(node.url for node in nodes))
-                await asyncio.Event().wait()
-        except (ClientError, TimeoutError) as error:
-            print(f"sollold: {error}", file=sys.stderr)
-            for node in nodes:
-                log = (Path(folder) / node.name / "log").read_text(errors="replace")
-                print(f"--- the end of {node.name}'s log\n{log[-1500:]}", file=sys.stderr)
+            with tempfile.TemporaryDirectory(prefix="sollold-demo-") as folder:
+                return await _demo(Path(folder), llama, keep=options.keep)
+        except asyncio.CancelledError:
+            if not told:
+                raise
+            return 128 + told[0]
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            print(f"sollold: the demo can't run here: {error}", file=sys.stderr)
             return Exit.FAILED
-        finally:
-            await _stop(nodes)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C, a terminal that is closed and a wish to end cancel the block once; what came is in the list.
+
+    More of them change nothing: the cleaning up has its own limits.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    told: list[int] = []
+
+    def end(number: int) -> None:
+        told.append(number)
+        if task is not None and len(told) == 1:
+            task.cancel()
+
+    for number in _ENDS:
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield told
+    finally:
+        for number in _ENDS:
+            loop.remove_signal_handler(number)
+
+
+async def _demo(folder: Path, llama: Llama, *, keep: bool) -> int:
+    out = console()
+    models = folder / "models"
+    models.mkdir()
+    await _write(models / f"{MODEL}.gguf")
+    size = (models / f"{MODEL}.gguf").stat().st_size
+    out.print(f"a model of {bytes_text(size)}, and three nodes that may use {bytes_text(LIMIT)} each\n")
+    nodes: list[_Node] = []
+    try:
+        for name in NODES:
+            nodes.append(await _start(folder, llama, name, models, [node.peer for node in nodes]))
+        await _met(nodes)
+        await _show(nodes, out)
+        if keep:
+            out.print("\nThe nodes run until Ctrl-C: " + "  ".join(node.url for node in nodes))
+            await asyncio.Event().wait()
+    except (ClientError, TimeoutError) as error:
+        print(f"sollold: {error}", file=sys.stderr)
+        for node in nodes:
+            log = (folder / node.name / "log").read_text(errors="replace")
+            print(f"--- the end of {node.name}'s log\n{log[-1500:]}", file=sys.stderr)
+        return Exit.FAILED
+    finally:
+        await _stop(nodes)
     return Exit.DONE
+
+
+async def _write(file: Path) -> None:
+    """Write the model. Who is told to end meanwhile waits for the writer: its folder goes next."""
+    writing = asyncio.ensure_future(asyncio.to_thread(write, file, RECITAL))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing})
+        raise
 
 
 def _free_ports(count: int) -> list[int]:
@@ -115,10 +169,12 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
         "llama.threads": 1,
     }
     words = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    # Where the libraries are is known to this process, by the way it was started.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
     with (folder / name / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "sollold", "run", "--config", os.devnull, *words,
-            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
+            stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
         )  # fmt: skip
     return _Node(name, http, peer, process)
 

@@ -44,7 +44,7 @@ def _show(found: list[dict[str, Any]]) -> None:
 
 def _why_silent() -> list[dict[str, Any]]:
     """Why no daemon answers on this machine."""
-    http = load().settings.http
+    http = load(skip_unreadable=True).settings.http
     found = []
     if shutil.which("systemctl"):
         words = ["systemctl", "is-active", "sollold"]

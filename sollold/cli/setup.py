@@ -18,7 +18,15 @@ def setup(options: argparse.Namespace) -> int:
     """Find or build, and say where it is."""
     settings = loaded(options).settings
     folders = places(settings.node)
-    folders.make()
+    try:
+        folders.make()
+    except OSError as error:
+        print(
+            f"sollold: can't write {error.filename or folders.cache}: {error.strerror}; "
+            "name other folders with --set node.cache_dir=… and --set node.state_dir=…",
+            file=sys.stderr,
+        )
+        return Exit.FAILED
     with _shown() as tell:
         work = Setup(settings.llama, folders.cache, tell)
         try:

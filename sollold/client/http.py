@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -43,10 +44,10 @@ class Client:
             await self._session.close()
 
     async def get(self, path: str) -> Any:
-        """The JSON at ``path``.
+        """The JSON object at ``path``.
 
         Raises:
-            ClientError: nobody answers, or the answer is an error.
+            ClientError: nobody answers, or the answer is an error, or none of a node's.
         """
         return await self._whole("GET", path, None, self._timeout)
 
@@ -62,22 +63,37 @@ class Client:
         span = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
         async with self._open(method, path, body, span) as response:
             data = await response.read()
-            return msgspec.json.decode(data) if data.strip() else None
+            return self._object(data, response.status) if data.strip() else None
 
     async def stream(self, path: str, body: object, *, stall: float = 900.0) -> AsyncIterator[dict[str, Any]]:
         """Send JSON, get one object a line as they come; ``stall``: longest silence in seconds.
 
         Raises:
-            ClientError: as `get`; also for a line that says ``error``.
+            ClientError: as `get`; also for a line that says ``error``, or a line too long to be a node's.
         """
         span = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=stall)
         async with self._open("POST", path, body, span) as response:
-            async for line in response.content:
+            while line := await self._line(response):
                 if line.strip():
-                    item = msgspec.json.decode(line)
-                    if isinstance(item, dict) and "error" in item:
+                    item = self._object(line, response.status)
+                    if "error" in item:
                         raise ClientError(error_text(item), response.status)
                     yield item
+
+    async def _line(self, response: aiohttp.ClientResponse) -> bytes:
+        try:
+            return await response.content.readline()
+        except ValueError as error:
+            raise ClientError(
+                f"what answers at {self.url} is no sollold: its lines have no end", response.status
+            ) from error
+
+    def _object(self, data: bytes, status: int) -> dict[str, Any]:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            item = msgspec.json.decode(data)
+            if isinstance(item, dict):
+                return item
+        raise ClientError(f"what answers at {self.url} is no sollold: it sends no JSON object", status)
 
     def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
         if self._session is None:

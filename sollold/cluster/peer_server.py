@@ -34,7 +34,7 @@ Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PortTaken(OSError):
-    """The port for nodes is used by another program; the sentence says which and what to do."""
+    """A port is used by another program; the sentence says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +185,11 @@ def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
         OSError: ``host`` is no address of this machine.
     """
     name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
-    family, place = socket_address((host, port))
-    made = socket.socket(family, kind)
+    try:
+        family, place = socket_address((host, port))
+        made = socket.socket(family, kind)
+    except OSError as error:
+        raise _not_ours(host, port, name, error) from error
     try:
         if kind == socket.SOCK_STREAM:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -194,18 +197,23 @@ def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
         made.setblocking(False)
         made.bind(place)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         made.close()
-        if error.errno == errno.EADDRINUSE:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise PortTaken(
                 error.errno,
                 f"port {port}/{name} on {host} (cluster.port, for other nodes) is in use: "
                 "another sollold may be running; end it or set another port",
             ) from error
-        raise OSError(
-            error.errno, f"can't listen on {host} port {port}/{name} (cluster.host): {error.strerror}"
-        ) from error
+        raise _not_ours(host, port, name, error) from error
     return made
+
+
+def _not_ours(host: str, port: int, name: str, error: OSError | UnicodeError) -> OSError:
+    why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return OSError(
+        getattr(error, "errno", None), f"can't listen on {host} port {port}/{name} (cluster.host): {why}"
+    )
 
 
 class _Door(asyncio.Protocol):

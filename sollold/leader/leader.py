@@ -82,6 +82,10 @@ class Leader:
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
 
+    def use(self, settings: Settings) -> None:
+        """Other settings from the next placement on."""
+        self._settings = settings
+
     def register(self, server: PeerServer) -> None:
         """Answer the peer calls ``ensure`` and ``drop``."""
         server.method("ensure", Ensure, self._on_ensure)

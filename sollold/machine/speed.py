@@ -22,11 +22,14 @@ import msgspec
 import psutil
 
 from sollold.config import MIB
+from sollold.machine.memory import memory
 
 log = logging.getLogger("sollold.machine")
 
 _BUFFER = 48 * MIB
 _SECONDS = 0.4
+_TOGETHER = 5.0
+"""Seconds until all threads must have their buffers."""
 _EFFICIENCY = 0.35
 _LANES = (("avx512f", 64), ("avx2", 32), ("sve", 32), ("asimd", 16), ("neon", 16), ("avx", 16), ("sse2", 8))
 """Single-precision operations per cycle of a core with this flag: two units, multiply and add."""
@@ -62,7 +65,10 @@ def speed(kept: Path) -> Speed:
             return old
     except (OSError, msgspec.DecodeError):
         pass
-    fresh = Speed(processor, cores(), bandwidth(cores()), compute())
+    fresh = Speed(processor, cores(), bandwidth(cores(), memory().free), compute())
+    if not fresh.bandwidth:
+        log.info("the processor's speed could not be measured; the next start tries again")
+        return fresh
     try:
         beside = kept.with_suffix(".new")
         beside.write_bytes(msgspec.json.encode(fresh))
@@ -80,42 +86,59 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def bandwidth(threads: int) -> float:
-    """Bytes per second that ``threads`` threads read together; the best of a few rounds.
+def bandwidth(threads: int, free: int) -> float:
+    """Bytes per second that ``threads`` threads read together; 0.0 when it can't be measured.
 
-    The buffers are small on a machine with little memory, and 0.0 is answered where there is none.
+    ``free`` bytes of memory may be used: a quarter of them is at the most. With little the buffers are small,
+    and with too little for any that no cache holds, or for the threads, nothing is measured.
     """
-    size = min(_BUFFER, psutil.virtual_memory().available // (8 * threads)) // 4096 * 4096
+    size = min(_BUFFER, free // (8 * threads)) // 4096 * 4096
     library = ctypes.util.find_library("c")
     if size < MIB:
         return 0.0
     memcmp = ctypes.CDLL(library).memcmp
     memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     rates: list[float] = [0.0] * threads
-    together = threading.Barrier(threads)
+    together = threading.Barrier(threads, timeout=_TOGETHER)
 
-    def read(place: int) -> None:
+    def read() -> float:
         with mmap.mmap(-1, size) as one, mmap.mmap(-1, size) as two:
             first = (ctypes.c_char * size).from_buffer(one)
             second = (ctypes.c_char * size).from_buffer(two)
             # Pages that were never written are all the same one.
             ctypes.memset(first, 1, size)
             ctypes.memset(second, 1, size)
-            together.wait()
-            begin = time.perf_counter()
-            done = 0
-            while (took := time.perf_counter() - begin) < _SECONDS:
-                memcmp(ctypes.addressof(first), ctypes.addressof(second), size)
-                done += 2 * size
-            rates[place] = done / took
-            del first, second
+            try:
+                together.wait()
+                begin = time.perf_counter()
+                done = 0
+                while (took := time.perf_counter() - begin) < _SECONDS:
+                    memcmp(ctypes.addressof(first), ctypes.addressof(second), size)
+                    done += 2 * size
+                return done / took
+            finally:
+                del first, second
 
-    running = [threading.Thread(target=read, args=(place,), daemon=True) for place in range(threads)]
-    for thread in running:
-        thread.start()
+    def run(place: int) -> None:
+        try:
+            rates[place] = read()
+        except (OSError, threading.BrokenBarrierError) as error:
+            # One that has no buffer ends the waiting of the others.
+            together.abort()
+            log.debug("memory can't be read for a measurement: %s", error)
+
+    running: list[threading.Thread] = []
+    try:
+        for place in range(threads):
+            thread = threading.Thread(target=run, args=(place,), daemon=True)
+            thread.start()
+            running.append(thread)
+    except RuntimeError as error:  # no more threads are allowed
+        together.abort()
+        log.debug("memory can't be read by %d threads: %s", threads, error)
     for thread in running:
         thread.join()
-    return sum(rates)
+    return sum(rates) if all(rates) else 0.0
 
 
 def compute() -> float:

@@ -12,11 +12,12 @@ import msgspec
 from sollold.models import gguf, identity, probe
 from sollold.models.found import stamp
 from sollold.models.gguf import GgufError, Header
+from sollold.models.shape import block_of
 from sollold.models.tensor_type import TENSOR_TYPES
 
 log = logging.getLogger("sollold.models")
 
-_EDITION = 3
+_EDITION = 4
 """Raised when cards change their meaning, so that older ones on disk are read anew."""
 
 _FILE_TYPES = {
@@ -143,7 +144,24 @@ def card_of(header: Header) -> Card:
         return replace(card, unusable="Its header names no architecture; it is no model. Fetch it again.")
     if kind == "model" and not header.tensors:
         return replace(card, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
+    if kind == "model" and (why := _contradiction(header, card.layers)):
+        return replace(card, unusable=f"{why}. It is damaged or unfinished: fetch it again.")
     return card
+
+
+def _contradiction(header: Header, layers: int) -> str:
+    """Where what the header announces can't be true of the tensors that it lists; empty when nowhere.
+
+    A layer may have no tensors of its own, but not most of them; one that attends has heads.
+    """
+    if layers > len(header.tensors):
+        held = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
+        return f"Its header announces {layers} layers and lists tensors of {len(held)}"
+    heads = header.integers(f"{header.architecture}.attention.head_count")
+    attends = any(tensor.name.endswith((".attn_q.weight", ".attn_qkv.weight")) for tensor in header.tensors)
+    if attends and heads and max(heads) < 1:
+        return "Its layers attend, and its header announces no attention heads"
+    return ""
 
 
 def _kind(header: Header) -> str:

@@ -138,6 +138,14 @@ class Catalogue:
             self._local = models
             self._publish()
 
+    async def use(self, settings: ModelSettings) -> None:
+        """Other folders and stores from now on. The folder for what is fetched stays."""
+        self._settings = settings
+        try:
+            await self.refresh()
+        except OSError as error:
+            log.warning("the stores can't be looked at just now: %s", error)
+
     def use_build(self, build: str) -> None:
         """This llama.cpp loads models from now on: what an earlier one refused may be tried again."""
         self._build = build

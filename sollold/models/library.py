@@ -26,6 +26,9 @@ _TIMEOUT = 15.0
 _AGAIN = 5.0
 """Seconds before a list that could not be fetched is asked for again."""
 _SHAPES = 16
+_SETTLE = 5.0
+"""Seconds that an unknown name waits for this node to learn of the others' models."""
+_LOOK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ _UNKNOWN = ModelList("", ())
 
 
 class Library:
-    """What the cluster has. Reading never waits; only `shape` and `metadata` ask other nodes."""
+    """What the cluster has. Reading never waits but in `awaited`; only `shape` and `metadata` ask others."""
 
     def __init__(
         self,
@@ -118,6 +121,10 @@ class Library:
         self._callbacks.append(callback)
         return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
 
+    def use_aliases(self, aliases: Mapping[str, str]) -> None:
+        """The user's own names from now on."""
+        self._aliases = dict(aliases)
+
     def all(self) -> tuple[Listed, ...]:
         """Every model once, by name. Of other content under a taken name, the digest is in the tag."""
         return tuple(self._shelves()[0].values())
@@ -125,6 +132,20 @@ class Library:
     def resolve(self, name: str) -> Resolved:
         """Which model a caller means."""
         return resolve(name, self._shelves()[0], self._aliases)
+
+    async def awaited(self, name: str) -> Resolved:
+        """As `resolve`, for a caller who would be told that there is no such model.
+
+        A node that was just started, or joined, must not call a model missing that others have: while it does
+        not know all their models it waits, some seconds at the most.
+        """
+        end = asyncio.get_running_loop().time() + _SETTLE
+        while True:
+            resolved = self.resolve(name)
+            known = resolved.name or resolved.candidates or self.settled()
+            if known or asyncio.get_running_loop().time() >= end:
+                return resolved
+            await asyncio.sleep(_LOOK)
 
     def get(self, name: str) -> Listed | None:
         """The model that a caller means by ``name``; None when it is not exactly one."""

@@ -224,7 +224,7 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]
     output = host = tied = 0
     own_output = False
     for tensor in facts.header.tensors:
-        index = _block_of(tensor)
+        index = block_of(tensor)
         if index is not None and index < facts.count:
             blocks[index].append(tensor)
         elif tensor.name.startswith(_INPUT):
@@ -241,7 +241,7 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]
     return blocks, first, output, host
 
 
-def _block_of(tensor: Tensor) -> int | None:
+def block_of(tensor: Tensor) -> int | None:
     """The block that a tensor belongs to (``blk.7.attn_q.weight``: 7); None when it belongs to none."""
     parts = tensor.name.split(".", 2)
     if parts[0] == "blk" and len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():

@@ -187,6 +187,10 @@ class EndpointServer:
         """Requests in lines and engines of this node."""
         return sum(len(door.visits) for door in self._doors.values())
 
+    def use(self, settings: ServingSettings) -> None:
+        """Other limits from now on; a line that stands keeps its length."""
+        self._settings = settings
+
     def refuse(self, reason: str) -> None:
         """Take no new work; who stands in line is sent elsewhere. An empty ``reason`` takes work again."""
         self._refusing = reason

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from sollold.cluster.peer import PeerCalls
@@ -23,9 +24,6 @@ from sollold.serving.router import Router, Wish
 
 log = logging.getLogger("sollold.serving")
 
-_SETTLE = 5.0
-"""Seconds that an unknown name waits for this node to learn of the others' models."""
-_LOOK = 0.1
 _CLOSE = 2.0
 """Seconds that callers get to read the error when this node stops."""
 
@@ -33,16 +31,12 @@ _CLOSE = 2.0
 class Names(Protocol):
     """What a caller's name for a model means; the library of the cluster's models."""
 
-    def resolve(self, name: str) -> Resolved:
-        """Which model is meant, or why it is not one."""
+    async def awaited(self, name: str) -> Resolved:
+        """Which model is meant, or why it is not one; waits while not all nodes' models are known."""
         ...
 
     def get(self, name: str) -> Listed | None:
         """The model itself."""
-        ...
-
-    def settled(self) -> bool:
-        """Whether the models of all nodes are known: not yet so just after a start."""
         ...
 
 
@@ -76,6 +70,10 @@ class Serving:
         """Begin to watch the cluster."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
 
+    def use(self, serving: ServingSettings, http: HttpSettings) -> None:
+        """Other limits from the next request on."""
+        self._means = replace(self._means, serving=serving, http=http)
+
     def refuse(self, reason: str) -> None:
         """Answer no new request; those under way go on."""
         self._refusing = reason
@@ -104,8 +102,7 @@ class Serving:
         """As `sollold.serving.ask.Service.open`."""
         if self._refusing:
             raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
-        await self._settled_for(ask.model)
-        wish = self._wish(ask)
+        wish = self._wish(ask, await self._names.awaited(ask.model))
         errand = Errand(ask, wish, on_wait, self._means, self._ended)
         self._errands.add(errand)
         try:
@@ -129,21 +126,12 @@ class Serving:
             return await errand.load()
         return await errand.open()
 
-    async def _settled_for(self, model: str) -> None:
-        """A node that was just started, or joined, must not call a model missing that others have."""
-        for _ in range(int(_SETTLE / _LOOK)):
-            resolved = self._names.resolve(model)
-            if resolved.name or resolved.candidates or self._names.settled():
-                return
-            await asyncio.sleep(_LOOK)
-
-    def _wish(self, ask: Ask) -> Wish:
+    def _wish(self, ask: Ask, resolved: Resolved) -> Wish:
         """Which model is meant.
 
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        resolved = self._names.resolve(ask.model)
         if not resolved.name:
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             raise Refusal(fault, resolved.message)

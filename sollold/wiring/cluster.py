@@ -37,7 +37,7 @@ class ClusterHere:
 
     Args:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
-        limit: seconds that a load may take.
+        limit: seconds that a load may take; it may be changed later.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ClusterHere:
         self._loader = loader
         self._router = router
         self._drain = drain
-        self._limit = limit
+        self.limit = limit
 
     def register(self, server: PeerServer) -> None:
         """Answer the peer call ``drain``."""
@@ -83,7 +83,7 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        preview = await self._leader.preview(self._ensure(ask))
+        preview = await self._leader.preview(await self._ensure(ask))
         return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
 
     async def load(self, ask: PlanAsk) -> tuple[Record, Endpoint]:
@@ -92,9 +92,9 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, ENGINE.
         """
-        ensure = self._ensure(ask)
+        ensure = await self._ensure(ask)
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._limit
+        end = loop.time() + self.limit
         answer = await self._leader.ensure(ensure)
         while answer.verdict in (Verdict.PLANNING, Verdict.ELSEWHERE) and loop.time() < end:
             await asyncio.sleep(0.2)
@@ -124,7 +124,7 @@ class ClusterHere:
         """
         live = self._view.live()
         loaded = {endpoint.id for record in live for endpoint in record.endpoints}
-        name, digest = (model, "") if model in loaded else self._meant(model)
+        name, digest = (model, "") if model in loaded else await self._meant(model)
         drop = Drop(name, digest, force=force, seen=loaded_of(live, name, name, digest))
         try:
             dropped = await self._leader.drop(drop)
@@ -159,7 +159,7 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        name, digest = self._meant(model)
+        name, digest = await self._meant(model)
         wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest)
         now = asyncio.get_running_loop().time()
         return tuple(
@@ -172,8 +172,8 @@ class ClusterHere:
         await self._drain(order.on)
         return Done(True)
 
-    def _ensure(self, ask: PlanAsk) -> Ensure:
-        name, digest = self._meant(ask.model)
+    async def _ensure(self, ask: PlanAsk) -> Ensure:
+        name, digest = await self._meant(ask.model)
         return Ensure(
             name,
             digest,
@@ -187,8 +187,8 @@ class ClusterHere:
             fixed=ask.layers,
         )
 
-    def _meant(self, model: str) -> tuple[str, str]:
-        resolved = self._library.resolve(model)
+    async def _meant(self, model: str) -> tuple[str, str]:
+        resolved = await self._library.awaited(model)
         listed = self._library.get(model)
         if listed is None:
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND

@@ -37,7 +37,7 @@ class ModelsHere:
         Raises:
             Refusal: NOT_FOUND, or AMBIGUOUS with the candidates.
         """
-        return self._named(self._shelved(name))
+        return self._named(await self._shelved(name))
 
     async def metadata(self, listed: Listed) -> Mapping[str, Any]:
         """The GGUF header's key-value pairs, long arrays left out."""
@@ -58,7 +58,7 @@ class ModelsHere:
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
         """
-        shelved = self._shelved(source)
+        shelved = await self._shelved(source)
         asked = [(node, model) for node, model in self._library.find(source) if model.files]
         answers = await asyncio.gather(
             *(self._ask(node, "copy", self._there(node, model), destination) for node, model in asked)
@@ -75,7 +75,7 @@ class ModelsHere:
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own.
         """
-        model = self._shelved(name).model
+        model = (await self._shelved(name)).model
         # All are asked: what a node has got in this very moment is not in its list here yet.
         nodes = [record.node for record in self._view.live()]
         answers = await asyncio.gather(*(self._ask(node, "delete", model.name) for node in nodes))
@@ -101,8 +101,8 @@ class ModelsHere:
         except PeerError as error:
             return Changed(False, f"node {node}: {error}")
 
-    def _shelved(self, name: str) -> Shelved:
-        resolved = self._library.resolve(name)
+    async def _shelved(self, name: str) -> Shelved:
+        resolved = await self._library.awaited(name)
         shelved = self._library.get(name)
         if shelved is None:
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from sollold.agent import owner
 from sollold.agent.agent import _steady
 from sollold.agent.commands import Commit, Deploy, Done, Reserve, Unload
 from sollold.agent.llama_find import Llama
+from sollold.agent.process_log import KEEP_DEPLOYMENTS
 from sollold.cluster.record import Endpoint, State
 from sollold.cluster.term import Term
 from sollold.config import GIB, MIB
@@ -71,6 +75,59 @@ async def test_a_deployment_that_can_not_be_is_refused_with_the_reason(folder: P
         assert "the plan's head is b" in (await deploy(town, head="b")).reason
         assert "m:latest is not on this node any more" in (await deploy(town)).reason
         assert "older" in (await deploy(town, Term(0, "z"))).reason
+
+
+async def test_logs_of_ended_deployments_go_those_of_live_ones_stay(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        logs = folder / "a/state/logs"
+        for number in range(KEEP_DEPLOYMENTS + 10):
+            (logs / f"old{number}").mkdir(parents=True)
+            (logs / f"old{number}/worker.log").write_text("x")
+            os.utime(logs / f"old{number}", (number, number))
+        await town.call("l", "a", "reserve", Reserve(TERM, "old0", "b", {"CPU": MIB}))
+        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        failed = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+        assert not failed.ok
+        await eventually(lambda: len(list(logs.iterdir())) == KEEP_DEPLOYMENTS + 2)
+        names = {one.name for one in logs.iterdir()}
+        assert {"old0", "d"} <= names and "old9" not in names and "old10" in names
+
+
+async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(owner, "MEASURE_SECONDS", 0.2)
+    async with founded(folder, NOBODY, "a") as town:
+        agent = town.agents["a"]
+        agent.owner.ledger._reservation_seconds = 1.0
+        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+        failed: list[int] = []
+
+        def measure() -> None:
+            failed.append(1)
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(agent._machine, "measure", measure)
+            await eventually(lambda: len(failed) > 2)
+            await eventually(lambda: agent.owner.ledger.grants() == () and town.views["a"].me.grants == ())
+        before = agent.owner._measured_at
+        await eventually(lambda: agent.owner._measured_at > before)
+
+
+async def test_the_record_is_kept_true_after_a_publication_that_failed(folder: Path):
+    async with founded(folder, NOBODY, "a") as town:
+        view, real = town.views["a"], town.views["a"].update_me
+        failed: list[int] = []
+
+        def update(**changes: object) -> None:
+            failed.append(1)
+            view.update_me = real  # type: ignore[method-assign]
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        view.update_me = update  # type: ignore[method-assign]
+        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        await eventually(lambda: bool(failed))
+        await town.call("l", "a", "reserve", Reserve(TERM, "e", "b", {"CPU": MIB}))
+        await eventually(lambda: {grant.deployment for grant in view.me.grants} == {"d", "e"})
 
 
 async def test_builds_do_not_mix(folder: Path):

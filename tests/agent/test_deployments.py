@@ -9,6 +9,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
+from aiohttp import web
 
 from sollold.agent import deployment, head
 from sollold.agent.agent import Agent
@@ -238,3 +239,23 @@ async def test_a_port_that_another_program_takes_first_costs_another_try(
             await town.deploy("d", plan(tiny, "a", ("b", 4)))
             await town.until("a", "d", State.READY)
             assert await answer(town.agents["a"], "d")
+
+
+async def test_a_port_that_another_program_answers_costs_another_try(folder: Path, llama: Llama, tiny: Model):
+    async def welcome(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="welcome")
+
+    other = web.ServerRunner(web.Server(welcome))
+    await other.setup()
+    await web.TCPSite(other, "127.0.0.1", 0).start()
+    try:
+        async with founded(folder, llama, "a") as town:
+            town.models[tiny.digest] = tiny
+            taken = other.addresses[0][1]
+            town.agents["a"]._ports = Contested(taken)
+            await town.deploy("d", plan(tiny, "a"))
+            await town.until("a", "d", State.READY)
+            assert await answer(town.agents["a"], "d")
+            assert not town.agents["a"].url("d").endswith(f":{taken}")
+    finally:
+        await other.cleanup()

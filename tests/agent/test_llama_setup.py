@@ -329,14 +329,24 @@ def test_two_at_once_build_once(shop: Shop):
         )
         for _ in range(2)
     ]
+    told: list[list[str]] = [[], []]
+
+    def read(number: int) -> None:
+        for line in both[number].stdout or ():
+            told[number].append(line.strip())
+
+    readers = [threading.Thread(target=read, args=(number,), daemon=True) for number in range(2)]
     try:
+        for reader in readers:
+            reader.start()
         deadline = time.monotonic() + 20
-        while shop.runs() < 1:
-            assert time.monotonic() < deadline
+        while not (shop.runs() and any("waiting" in lines for lines in told)):
+            assert time.monotonic() < deadline, told
             time.sleep(0.02)
-        time.sleep(0.5)
         gate.touch()
-        told = [one.communicate(timeout=20)[0].split() for one in both]
+        for reader in readers:
+            reader.join(20)
+        assert [one.wait(20) for one in both] == [0, 0]
     finally:
         for one in both:
             if one.poll() is None:

@@ -161,9 +161,12 @@ def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.Monk
     assert max(sizes.values()) <= 121
     for number in range(5):
         (folder / f"logs/old{number}").mkdir()
+        if not number:
+            (folder / "logs/old0/folder").mkdir()
         os.utime(folder / f"logs/old{number}", (number, number))
-    prune(folder / "logs", keep=2)
-    assert sorted(one.name for one in (folder / "logs").iterdir()) == ["d", "old4"]
+    prune(folder / "logs", spare=["old2"], keep=2)
+    # What can't be removed is left, and keeps nothing else.
+    assert sorted(one.name for one in (folder / "logs").iterdir()) == ["d", "old0", "old2", "old4"]
 
 
 def test_ports_are_given_once():

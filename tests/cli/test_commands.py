@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,32 @@ async def test_exit_statuses_mean_something(url: str) -> None:
         done = await sollold(f"http://127.0.0.1:{taken.getsockname()[1]}", "status")
     assert done.returncode == Exit.UNREACHABLE
     assert "sollold run" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)
+@pytest.mark.parametrize("words", [("status",), ("chat", "big", "hello"), ("load", "big"), ("doctor",)])
+async def test_what_is_no_node_is_called_so(words: tuple[str, ...], body: bytes) -> None:
+    async def welcome(request: web.Request) -> web.Response:
+        return web.Response(body=body)
+
+    runner = web.ServerRunner(web.Server(welcome))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        done = await sollold(f"127.0.0.1:{runner.addresses[0][1]}", *words)
+    finally:
+        await runner.cleanup()
+    assert done.returncode == Exit.FAILED
+    assert "is no sollold" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    words = ["setup", "--config", "/dev/null", "--set", f"node.cache_dir={tmp_path}/file/cache"]
+    assert main([*words, "--set", f"node.state_dir={tmp_path}/state"]) == Exit.FAILED
+    said = capsys.readouterr().err
+    assert f"can't write {tmp_path}/file" in said and "node.cache_dir" in said
 
 
 async def test_chat_prints_as_it_comes(url: str) -> None:

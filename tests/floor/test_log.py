@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import socket
@@ -70,3 +71,48 @@ def test_the_watchdogs_period(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notify.watchdog_period() == 30
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert notify.watchdog_period() == 0
+
+
+async def told(link: socket.socket) -> bytes:
+    """The next datagram."""
+    return await asyncio.to_thread(link.recv, 4096)
+
+
+async def test_the_watchdog_is_fed_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "30000")
+    asked: list[int] = []
+
+    def status() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise OSError("no file left")
+        return f"all well {len(asked) // 1000}"
+
+    # At first nobody listens there.
+    telling = asyncio.create_task(notify.keep_telling(status))
+    try:
+        await asyncio.wait([telling], timeout=0.1)
+        assert not telling.done()
+        asked.clear()
+        with listen(tmp_path / "notify") as link:
+            heard = [await told(link) for _ in range(6)]
+        assert heard.count(b"STATUS=all well 0") == 1
+        assert heard.count(b"WATCHDOG=1") == 5
+    finally:
+        telling.cancel()
+
+
+async def test_without_systemd_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    async with asyncio.timeout(5):
+        await notify.keep_telling(lambda: "nobody asks")
+
+
+def test_a_process_without_a_free_file_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> socket.socket:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setattr(notify.socket, "socket", none)
+    assert notify.notify(watchdog=True) is False

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from sollold import settings
 from sollold.config import GIB, MIB, Settings
-from sollold.settings import SettingsError, catalogue, differences, load
+from sollold.settings import SettingsError, catalogue, differences, load, merged
 from sollold.settings_file import documentation, example, in_force
 
 
@@ -126,3 +128,39 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
 def test_differences_are_named(tmp_path: Path) -> None:
     new = load(write(tmp_path, '[log]\nlevel = "debug"\n[http]\nport = 1\n'), {}).settings
     assert differences(Settings(), new) == ["http.port", "log.level"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    secret, own = tmp_path / "etc" / "sollold.toml", write(tmp_path, "[http]\nport = 1000\n")
+    secret.parent.mkdir()
+    secret.write_text("[http]\nport = 2000\n")
+    monkeypatch.setattr(settings, "candidates", lambda: [secret, own])
+    # As for an ordinary user, also where the tests are run by root.
+    real_is_file, real_read = Path.is_file, Path.read_text
+
+    def is_file(path: Path) -> bool:
+        if path == secret and what == "folder":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_is_file(path)
+
+    def read(path: Path, **more: str) -> str:
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_read(path, **more)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != secret)
+    assert load(environment={}, skip_unreadable=True).settings.http.port == 1000
+    with pytest.raises(SettingsError, match=f"{secret}: can't be read: .*Permission denied"):
+        load(environment={})
+
+
+def test_only_the_named_keys_are_merged(tmp_path: Path) -> None:
+    new = load(write(tmp_path, '[http]\nport = 1000\nwait_limit = 5\n[log]\nlevel = "debug"\n'), {}).settings
+    both = merged(Settings(), new, ["http.wait_limit", "log.level"])
+    assert differences(Settings(), both) == ["http.wait_limit", "log.level"]
+    assert differences(both, new) == ["http.port"]

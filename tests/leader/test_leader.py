@@ -59,6 +59,13 @@ async def test_places_reserves_in_order_and_deploys(town: Cluster) -> None:
     assert town.granted() == sum(sum(d.values()) for d in plan.bytes_by_owner().values())
 
 
+async def test_settings_that_are_read_again_hold_for_the_next_placement(town: Cluster) -> None:
+    town.planner.use(replace(SETTINGS, placement=replace(SETTINGS.placement, keep_alive=7.0)))
+    await town.planner.ensure(ASK)
+    ((_, request),) = town.asked("deploy")
+    assert isinstance(request, Deploy) and request.keep_alive == 7.0
+
+
 async def test_many_at_once_load_it_once(town: Cluster) -> None:
     answers = await asyncio.gather(*(town.planner.ensure(ASK) for _ in range(20)))
     assert {answer.verdict for answer in answers} == {Verdict.WAIT}

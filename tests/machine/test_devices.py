@@ -115,7 +115,7 @@ def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
     first = speed.speed(kept)
     assert first.bandwidth > 1e8
     assert first.compute > 1e8
-    monkeypatch.setattr(speed, "bandwidth", lambda threads: 1.0)
+    monkeypatch.setattr(speed, "bandwidth", lambda threads, free: 1.0)
     assert speed.speed(kept) == first
     kept.write_text("{}")
     assert speed.speed(kept).bandwidth == 1.0

@@ -419,6 +419,8 @@ def test_pace() -> None:
     assert pace.wait(500, 100.0) == pytest.approx(0.75)
     assert pace.wait(10, 200.0) == 0.0
     assert Pace(0).wait(1 << 40, 1.0) == 0.0
+    pace.rate = 0
+    assert pace.wait(1 << 40, 200.0) == 0.0
 
 
 def test_landing_that_has_no_room(tmp_path: Path) -> None:

@@ -205,17 +205,15 @@ class FakeLoader:
 
 
 class FakeNames:
-    """``late``: names that are known only when this node has settled."""
+    """``late``: names that are known only when all is ``learned``."""
 
     def __init__(self) -> None:
         self.late: set[str] = set()
+        self.learned = asyncio.Event()
 
-    def settled(self) -> bool:
-        return not self.late
-
-    def resolve(self, name: str) -> Resolved:
+    async def awaited(self, name: str) -> Resolved:
         if name in self.late:
-            return Resolved(name)
+            await self.learned.wait()
         if name.split(":")[0] == "reciter":
             return Resolved(name, MODEL)
         if name == "two":

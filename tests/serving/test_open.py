@@ -8,6 +8,7 @@ import json
 import pytest
 
 from sollold.cluster.record import Backend, Endpoint, State
+from sollold.config import HttpSettings
 from sollold.serving.ask import Answer, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.loader import Ready
@@ -78,7 +79,7 @@ async def test_a_node_that_has_not_met_the_others_yet_calls_nothing_missing(clus
     asking = asyncio.create_task(give(a, model="reciter"))
     done, _ = await asyncio.wait([asking], timeout=0.3)
     assert not done
-    a.names.late.clear()
+    a.names.learned.set()
     assert said((await asking)[0]) == TEXT
 
 
@@ -267,6 +268,21 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
     with pytest.raises(Refusal) as broken:
         await running
     assert broken.value.fault is Fault.INTERRUPTED and "this node is stopping" in broken.value.message
+
+
+async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+    a.serving.use(cluster.settings, HttpSettings(wait_limit=0.3))
+    a.loader.load = nothing_yet
+    with pytest.raises(Refusal) as late:
+        async with asyncio.timeout(4):
+            await give(a)
+    assert late.value.fault is Fault.UNAVAILABLE
+
+
+async def nothing_yet() -> None:
+    """A load that is not ready in time."""
+    await asyncio.sleep(0.4)
 
 
 async def test_load_only_and_unload(cluster: Cluster) -> None:

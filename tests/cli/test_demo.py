@@ -1,0 +1,128 @@
+"""`sollold demo` and `sollold run --demo-model`, with the real llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sollold.agent.llama_find import Llama
+from sollold.models.demo import GREETING
+from tests.daemons import until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(240)]
+
+STARTER = """
+import sys
+import urllib.request
+sys.path[:0] = {places!r}
+from sollold.cli.main import main
+sys.exit(main())
+"""
+
+
+def command(llama: Llama, *words: str) -> list[str]:
+    """The command as a package starts it: by a Python that does not find the libraries by itself."""
+    starter = STARTER.format(places=[str(Path(place or ".").absolute()) for place in sys.path])
+    python = getattr(sys, "_base_executable", sys.executable)
+    given = ["--set", f"llama.server={llama.server}", "--set", f"llama.rpc_server={llama.worker}"]
+    return [python, "-I", "-c", starter, words[0], "--config", os.devnull, *given, *words[1:]]
+
+
+def start(folder: Path, words: list[str], **more: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "TMPDIR": str(folder), "COLUMNS": "160"}
+    environment.pop("PYTHONPATH", None)
+    with (folder / "errors").open("w") as errors:
+        return subprocess.Popen(
+            words, env=environment, cwd=folder, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, **more,
+        )  # fmt: skip
+
+
+def left(folder: Path) -> list[str]:
+    """Processes and folders of a demo in ``folder``."""
+    running = [" ".join(one.info["cmdline"] or ()) for one in psutil.process_iter(["cmdline"])]
+    return [words for words in running if f"{folder}/sollold-demo-" in words] + [
+        str(one) for one in folder.glob("sollold-demo-*")
+    ]
+
+
+def test_the_demo_spreads_a_model_over_three_nodes_and_asks_each(tmp_path: Path, llama: Llama) -> None:
+    process = start(tmp_path, command(llama, "demo"))
+    try:
+        out, _ = process.communicate(timeout=180)
+    finally:
+        process.kill()
+    errors = (tmp_path / "errors").read_text()
+    assert process.returncode == 0, errors
+    assert " ".join(out.split()).count(GREETING) == 3
+    for name in ("anna", "bert", "cleo"):
+        assert re.search(rf"^{name} \(http://127\.0\.0\.1:\d+\), \d+ tokens/s:$", out, re.MULTILINE), out
+        assert re.search(rf"{name} CPU +\d", out), out
+    assert "demo-12-layers" in out and "ready" in out
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_demo_that_is_told_to_end_leaves_nothing(
+    tmp_path: Path, llama: Llama, number: signal.Signals
+) -> None:
+    process = start(tmp_path, command(llama, "demo", "--keep"))
+    try:
+        # Two of its daemons are there, the third may be on its way.
+        until(lambda: len([one for one in left(tmp_path) if " run " in one]) > 1, "daemons run")
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number, (tmp_path / "errors").read_text()
+        assert "Traceback" not in (tmp_path / "errors").read_text()
+        assert left(tmp_path) == []
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_demo_names_a_llama_that_can_not_be_used(tmp_path: Path, llama: Llama) -> None:
+    process = start(tmp_path, [*command(llama, "demo"), "--set", f"llama.server={tmp_path}/none"])
+    process.communicate(timeout=60)
+    errors = (tmp_path / "errors").read_text()
+    assert process.returncode == 1 and f"sollold: {tmp_path}/none is not there" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_node_without_models_writes_one_that_answers(tmp_path: Path, llama: Llama) -> None:
+    with socket.socket() as link:
+        link.bind(("127.0.0.1", 0))
+        port = link.getsockname()[1]
+    words = [*command(llama, "run"), "--demo-model", "--host", "127.0.0.1", "--port", str(port)]
+    words += ["--peer-port", "0", "--set", "cluster.mdns=off", "--set", "ollama.enabled=off"]
+    words += ["--set", f"node.state_dir={tmp_path}/state", "--set", f"node.cache_dir={tmp_path}/cache"]
+    words += ["--set", "models.huggingface=off", "--set", f"models.ollama_stores={tmp_path}/none"]
+    process = start(tmp_path, words)
+    try:
+
+        def answer() -> dict[str, Any]:
+            assert process.poll() is None, (tmp_path / "errors").read_text()
+            body = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}], "stream": False}
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/api/chat", json.dumps(body).encode())
+            try:
+                with urllib.request.urlopen(request, timeout=120) as reply:
+                    return dict(json.load(reply))
+            except OSError:
+                return {}  # not listening yet, or llama.cpp not found yet
+
+        said = until(answer, "the demo model answers", timeout=120)
+        assert said["message"]["content"] == GREETING
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.communicate()
