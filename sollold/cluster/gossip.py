@@ -125,6 +125,8 @@ class Gossip:
         self._term = Term()
         self._election_due = True
         self._decide_at = float("inf")
+        self._claiming: Term | None = None
+        """The claim that is on its way to the disk; nobody is told of it before."""
         self._catch_up = CatchUp(
             self._membership,
             self._registry,
@@ -270,6 +272,17 @@ class Gossip:
         return self._done(now)
 
     # What this node does
+
+    def persisted(self, kept: Kept, now: float) -> list[Action]:
+        """A `Persist` was carried out: a claim that waited for it is made, unless a higher one came."""
+        claim = self._claiming
+        if claim is not None and kept.term >= claim:
+            self._claiming = None
+            if claim == self._election.highest and not self._membership.leaving:
+                self._registry.update(replace(self._registry.me, claim=claim))
+                self._own_changed()
+            self._election_due = True
+        return self._done(now)
 
     def update_record(self, record: Record, now: float) -> list[Action]:
         """Say something new of this node. ``version`` and ``claim`` of ``record`` are ignored."""
@@ -474,11 +487,13 @@ class Gossip:
         self._election_due = False
         if self._membership.leaving:
             return
+        if self._claiming is not None and self._claiming == self._election.highest:
+            return
         verdict = self._election.decide(self._standings(), now)
         if verdict.claim:
+            self._claiming = verdict.term
             self._persist()
-            self._registry.update(replace(self._registry.me, claim=verdict.term))
-            self._own_changed()
+            return
         if verdict.again < float("inf") and verdict.again != self._decide_at:
             self._decide_at = verdict.again
             self._timers.at(verdict.again, self._decide)

@@ -7,7 +7,6 @@ import logging
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from sollold.cluster.actions import (
     Address,
     Change,
     Event,
+    Kept,
     Persist,
     PushPullWith,
     Send,
@@ -28,7 +28,7 @@ from sollold.cluster.discovery import Discovery, DiscoveryStatus
 from sollold.cluster.gossip import Gossip
 from sollold.cluster.identity import Identity
 from sollold.cluster.interfaces import Interface, InterfaceWatch, tellable
-from sollold.cluster.kept_file import KeptFile
+from sollold.cluster.kept_file import KeptFile, KeptWriter
 from sollold.cluster.link import Links, neighbours
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_client import Calls
@@ -99,6 +99,7 @@ class ClusterNode:
         self._draft = record
         self._boot = secrets.randbits(62) | 1
         self._kept = KeptFile(state)
+        self._keeper = KeptWriter(self._kept, self._persisted)
         self._remembered = PeersFile(state)
         self._known: tuple[Peer, ...] = ()
         self._saved: tuple[Peer, ...] = ()
@@ -114,8 +115,6 @@ class ClusterNode:
         self._port = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._held: deque[Action] = deque()
-        self._writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._exchanging = 0
         self._callbacks: dict[object, Callable[[], None]] = {}
@@ -197,6 +196,7 @@ class ClusterNode:
         if self._gossip is not None:
             self._remember()
             await self._write_peers()
+        await self._keeper.close()
         await self.calls.close()
         await self._peers.close()
         self._datagrams.close()
@@ -296,12 +296,9 @@ class ClusterNode:
             self._do(self._gossip.tick(time.monotonic()))
 
     def _do(self, actions: list[Action]) -> None:
-        """Carry out actions in order; those after a `Persist` wait for the disk."""
+        """Carry out actions in order."""
         for action in actions:
-            if self._writing:
-                self._held.append(action)
-            else:
-                self._carry_out(action)
+            self._carry_out(action)
         assert self._gossip is not None
         wake = self._gossip.next_wake()
         if wake < self._timer_at - 0.001:
@@ -317,22 +314,15 @@ class ClusterNode:
         elif isinstance(action, Event):
             self._tell(action)
         elif isinstance(action, Persist):
-            self._writing = True
-            self._own(asyncio.get_running_loop().create_task(self._persist(action)))
+            self._keeper.write(action.kept)
         elif isinstance(action, PushPullWith):
             self._own(asyncio.get_running_loop().create_task(self._push_pull(action)))
         elif self._exchanging < _EXCHANGES:
             self._own(asyncio.get_running_loop().create_task(self._tcp_ping(action)))
 
-    async def _persist(self, action: Persist) -> None:
-        try:
-            await asyncio.to_thread(self._kept.write, action.kept)
-        except OSError as error:
-            # A full disk must not end the cluster: the peers know what this node forgets.
-            log.error("the cluster's state can't be written: %s", error)
-        self._writing = False
-        held, self._held = self._held, deque()
-        self._do(list(held))
+    def _persisted(self, kept: Kept) -> None:
+        if self._gossip is not None:
+            self._do(self._gossip.persisted(kept, time.monotonic()))
 
     def _take(self, body: bytes, source: Address | None) -> bytes:
         if self._gossip is None:

@@ -106,6 +106,8 @@ def play(gossip: Gossip, since: float, until: float, *, silent: tuple[str, ...] 
         if now > until:
             return done
         actions = gossip.tick(now)
+        for persist in of(Persist, actions):
+            actions += gossip.persisted(persist.kept, now)
         done += actions
         for send in of(Send, actions):
             for message in decode(send.data).messages:
@@ -147,6 +149,37 @@ def test_a_claim_is_on_disk_before_anybody_hears_of_it() -> None:
         getattr(message, "node", "") == ME and type(message).__name__ == "Delta" and message.version > 1
         for message in sent(actions[:persisted])
     )
+
+
+def unwritten_claim(gossip: Gossip) -> Persist:
+    """Let ``gossip`` want to lead, with a disk that is still busy."""
+    now = 0.0
+    while True:
+        for persist in of(Persist, gossip.tick(now)):
+            if persist.kept.term.leader:
+                return persist
+        now = max(now, gossip.next_wake())
+
+
+def test_nothing_waits_for_the_disk_but_the_claim() -> None:
+    gossip = core()
+    persist = unwritten_claim(gossip)
+    assert persist.kept.term == Term(1, ME)
+    assert (gossip.leader(), gossip.me.claim) == (Term(), Term())
+    answers = sent(says(gossip, B, alive(B), Ping(9, ME), now=4.0))
+    assert any(isinstance(message, Ack) for message in answers)
+    gossip.persisted(persist.kept, 5.0)
+    assert gossip.leader() == gossip.me.claim == Term(1, ME)
+
+
+def test_a_claim_is_dropped_if_a_higher_term_came_before_it_was_on_disk() -> None:
+    gossip = core()
+    persist = unwritten_claim(gossip)
+    gossip.observe_term(Term(7, B), 5.0)
+    gossip.persisted(persist.kept, 5.1)
+    assert gossip.me.claim == Term()
+    play(gossip, 5.1, 12.0)
+    assert gossip.leader() == Term(8, ME)
 
 
 # Introductions

@@ -72,6 +72,7 @@ class Schedule:
             self.drift,
             self.renumber,
             self.fill,
+            self.slow_disk,
             self.change,
             self.change,
         )
@@ -230,6 +231,11 @@ class Schedule:
         # What it claims now may be claimed again after a restart, by the same node: that is allowed.
         self._forgetful.add(machine.node)
 
+    def slow_disk(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.disk_seconds = self.random.choice((0.0, 0.5, 3.0, 20.0))
+        self.world.say(f"the disk of {machine.name} takes {machine.disk_seconds} s to write")
+
     def change(self) -> None:
         machine = self._pick()
         if machine is not None and machine.process is not None:
@@ -266,6 +272,7 @@ class Schedule:
         world.weather = Weather()
         self.deployments.frozen = True
         for machine in world.machines:
+            machine.disk_seconds = 0.0
             if machine.process is None and self.random.random() < 0.5:
                 self._start(machine)
             if machine.process is not None:

@@ -256,6 +256,35 @@ def test_a_slow_machine_is_not_dead_and_kills_nobody() -> None:
     assert not [one for one in told if one[2] is Change.DIED]
 
 
+@pytest.mark.parametrize("seconds", [5.0, 20.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slow_disk_kills_nobody(seconds: float, seed: int) -> None:
+    world = cluster(5, seed=seed, links=False)
+    machine = world.machines[2]
+    machine.disk_seconds = seconds
+    told = listen(world)
+    accuser = world.machines[0].process
+    assert accuser is not None
+    # To refute it the accused raises its incarnation, which is kept on disk.
+    accuser.gossip._membership.suspect(machine.node, accuser.clock())
+    world.run_until(world.now + 40.0)
+    assert (accuser.machine.name, Change.CLEARED, machine.name) in {one[1:] for one in told}
+    assert not [one for one in told if one[2] is Change.DIED]
+
+
+def test_who_can_not_write_its_claim_does_not_lead_and_lives_on() -> None:
+    world = cluster(4)
+    dead = leader(world)
+    first, second = (machine for machine in world.machines[:3] if machine is not dead)
+    first.disk_seconds = 60.0
+    told = listen(world)
+    dead.crash()
+    until_all(world, 6.0, lambda one: one.gossip.leader().leader == second.node)
+    world.run_until(world.now + 120.0)
+    assert leader(world) is second
+    assert {one[3] for one in told if one[2] is Change.DIED} == {dead.name}
+
+
 def test_twenty_splits_end_with_one_leader_and_every_grant_in_order() -> None:
     world = World(5, 5)
     deployments = Deployments(world)
