@@ -227,13 +227,14 @@ class Gossip:
             member.reached = address
         return self._done(now)
 
-    def link_lost(self, node: str, now: float) -> list[Action]:
-        """The standing link broke without goodbye: find out within a second whether ``node`` is dead.
+    def link_lost(self, node: str, now: float, *, silent: bool = False) -> list[Action]:
+        """The standing link broke without goodbye: find out soon whether ``node`` is dead.
 
-        Only for a connection that the other side's system ended (end of file, reset): that of a node which
-        is merely slow stays open, so the verdict may be quick.
+        Within a second where the other side's system ended it (end of file, reset): the link of a node that
+        is merely slow stays open. ``silent``: this side's system gave it up, since nothing was acknowledged;
+        that is so for a bad network too, so the answer may take about twice as long.
         """
-        self._prober.quick(node, now)
+        self._prober.quick(node, now, silent=silent)
         return self._done(now)
 
     # Push-pull over TCP

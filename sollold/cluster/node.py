@@ -419,9 +419,9 @@ class ClusterNode:
             self.reach.worked(node, address)
             self._do(self._gossip.link_made(node, address, time.monotonic()))
 
-    def _unlinked(self, node: str) -> None:
+    def _unlinked(self, node: str, silent: bool) -> None:
         if self._gossip is not None:
-            self._do(self._gossip.link_lost(node, time.monotonic()))
+            self._do(self._gossip.link_lost(node, time.monotonic(), silent=silent))
 
     def _measured(self, node: str, trip: float, rate: float) -> None:
         """Note what a link measured; only what differs clearly is worth telling everybody."""

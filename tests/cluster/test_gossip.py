@@ -340,6 +340,33 @@ def test_a_broken_connection_to_the_dead_is_known_within_a_second() -> None:
     assert (Change.DIED, B) in changes(actions)
 
 
+def test_a_connection_that_fell_silent_gets_twice_the_time() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    gossip.link_lost(B, 10.0, silent=True)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.0, 11.0, silent=(B,)))
+    assert (Change.DIED, B) in changes(play(gossip, 11.0, 11.3, silent=(B,)))
+
+
+def test_a_node_known_to_be_late_gets_more_time_after_a_broken_connection() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    gossip._membership.members[B].slowed()
+    gossip.link_lost(B, 10.0)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.0, 10.9, silent=(B,)))
+    assert (Change.DIED, B) in changes(play(gossip, 10.9, 11.2, silent=(B,)))
+
+
+def test_who_answers_after_its_connection_broke_is_suspected_no_faster_than_others() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    first = gossip.link_lost(B, 10.0, silent=True)
+    ping = next(m for m in sent(first, at(B)) if isinstance(m, Ping))
+    assert (Change.SUSPECTED, B) in changes(play(gossip, 10.0, 10.6, silent=(B,)))
+    says(gossip, B, Ack(ping.sequence, 0), now=10.61)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.61, 12.9, silent=(B,)))
+
+
 def test_a_broken_connection_to_the_living_is_harmless() -> None:
     gossip = know(core(), B, C)
     first = gossip.link_lost(B, 10.0)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sollold.cluster.actions import Change, Kept
+from sollold.cluster.link import SILENT_SECONDS
 from sollold.cluster.term import Term
 
 from .deployments import Deployments
@@ -254,6 +255,34 @@ def test_a_slow_machine_is_not_dead_and_kills_nobody() -> None:
     told = listen(world)
     world.run_until(world.now + 300.0)
     assert not [one for one in told if one[2] is Change.DIED]
+
+
+@pytest.mark.parametrize("machines", [2, 3, 5])
+@pytest.mark.parametrize("lateness", [0.0, 0.3, 0.6, 0.9])
+def test_a_link_that_breaks_kills_nobody_who_lives(machines: int, lateness: float) -> None:
+    world = cluster(machines)
+    late = world.machines[-1]
+    assert late.process is not None
+    late.process.lateness = lateness
+    world.run_until(world.now + 20.0)
+    told = listen(world)
+    for _ in range(20):
+        world.random.choice(world.machines[:-1]).break_link(late)
+        world.run_until(world.now + 8.0)
+    assert not [one for one in told if one[2] is Change.DIED]
+
+
+@pytest.mark.parametrize("machines", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cut_cable_is_known_soon_after_the_links_fell_silent(machines: int, seed: int) -> None:
+    world = cluster(machines, seed=seed)
+    machine = world.machines[seed % machines]
+    split(world, [machine])
+    world.run_until(world.now + SILENT_SECONDS)
+    for other in world.machines:
+        if other is not machine:
+            machine.break_link(other)
+    until_all(world, 1.9, lambda one: not one.gossip.alive(machine.node), machine)
 
 
 @pytest.mark.parametrize("seconds", [5.0, 20.0])

@@ -254,6 +254,16 @@ class Machine:
             if peer is not None and other is not self and not self.world.is_cut(self, other):
                 peer.later(0.001, self._link_lost, peer, process)
 
+    def break_link(self, other: Machine) -> None:
+        """The connection with ``other`` is given up on both sides for silence; both daemons go on."""
+        for here, there in ((self, other), (other, self)):
+            process = here.process
+            if process is not None:
+                process.later(process.lateness, here._fell_silent, process, there.node)
+
+    def _fell_silent(self, process: Process, node: str) -> None:
+        process.carry_out(process.gossip.link_lost(node, process.clock(), silent=True))
+
     def _link_lost(self, peer: Process, dead: Process) -> None:
         gossip = peer.gossip
         if gossip.boot(self.node) == dead.boot:
