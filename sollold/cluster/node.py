@@ -37,7 +37,7 @@ from sollold.cluster.peers_file import Peer, PeersFile, merged
 from sollold.cluster.reach import Reach
 from sollold.cluster.record import Record
 from sollold.cluster.seal import Opened, Sealer
-from sollold.cluster.seeds import read_seeds, resolve
+from sollold.cluster.seeds import Seed, read_seeds, resolve
 from sollold.cluster.sync import SYNC, SyncServer, knock, sync
 from sollold.cluster.term import Term
 from sollold.config import ClusterSettings
@@ -169,7 +169,7 @@ class ClusterNode:
         now = time.monotonic()
         for peer in self._known:
             if peer.node != self._identity.node and peer.addresses:
-                self._do(self._gossip.introduce(peer.addresses, now, keep=True))
+                self._do(self._gossip.introduce(peer.addresses, now, keep=True, source=peer.node))
         self._own(loop.create_task(self._rounds(seeds)))
         if self._identity.tokens.open:
             log.info("open cluster: whoever is on this network can join; cluster.token closes it")
@@ -473,14 +473,15 @@ class ClusterNode:
         if self._gossip is not None and not self._leaving and not self._gossip.alive(node):
             self._do(self._gossip.introduce(addresses, time.monotonic()))
 
-    async def _rounds(self, seeds: tuple[Any, ...]) -> None:
+    async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
         """Seeds and announcements once more every half minute, for ever."""
         assert self._gossip is not None
         while True:
             for seed in seeds:
                 addresses = await resolve(seed)
                 if addresses:
-                    self._do(self._gossip.introduce(addresses, time.monotonic(), keep=True))
+                    source = f"{seed.host}:{seed.port}"
+                    self._do(self._gossip.introduce(addresses, time.monotonic(), keep=True, source=source))
             if self._discovery is not None:
                 for node, addresses in self._discovery.seen().items():
                     self._announced(node, addresses)

@@ -18,6 +18,7 @@ from sollold.cluster.actions import Kept
 from sollold.cluster.kept_file import KeptFile
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_server import PortTaken
+from sollold.cluster.peers_file import Peer, merged
 from sollold.cluster.seeds import BadSeed, Seed
 from sollold.cluster.term import Term
 from tests.cluster.shells import Nodes, until
@@ -93,6 +94,12 @@ async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path:
     assert again.leader().counter >= term
     again.update_me(setup="again")
     assert again.me.version > version
+
+
+def test_an_address_that_another_node_has_now_is_not_remembered_for_the_old_one() -> None:
+    here, there = ("10.0.0.1", 1), ("10.0.0.2", 1)
+    before = (Peer("old", (here,)), Peer("away", (there,)))
+    assert merged((Peer("new", (here,)),), before) == (Peer("new", (here,)), Peer("away", (there,)))
 
 
 async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
