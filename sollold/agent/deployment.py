@@ -120,7 +120,7 @@ class Deployment:
         self._answered = False
         self._head_gone = asyncio.Event()
         self._tunnels: list[Tunnel] = []
-        self._engines = asyncio.Event()
+        self._committed: set[str] = set()
         self._watchers: set[asyncio.Event] = set()
 
     # Asked by others
@@ -225,7 +225,9 @@ class Deployment:
     async def _live(self) -> None:
         begin = time.monotonic()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._renew_all())
+            for node in self.owners:
+                # At once: a grant that is committed runs out while its worker starts, or another's does.
+                group.create_task(self._renew(node))
             reach = await self._engage()
             self._become(State.LOADING)
             still = group.create_task(self._watch_load())
@@ -287,7 +289,6 @@ class Deployment:
         async with asyncio.TaskGroup() as group:
             for node in self.owners:
                 group.create_task(self._commit(node))
-        self._engines.set()
         reach = []
         for node in worker_nodes(self.plan):
             if node == self._means.node:
@@ -308,26 +309,27 @@ class Deployment:
         done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
         if not done.ok:
             raise HeadFailed(f"node {node} did not commit: {done.reason}")
-
-    async def _renew_all(self) -> None:
-        """Tell every owner that the deployment lives, each at its own pace: one that is slow delays none."""
-        await self._engines.wait()
-        async with asyncio.TaskGroup() as group:
-            for node in self.owners:
-                group.create_task(self._renew(node))
+        self._committed.add(node)
 
     async def _renew(self, node: str) -> None:
+        """Tell an owner that the deployment lives, at its own pace: one that is slow delays none.
+
+        Until it has answered the commit, that alone tells whether it takes part.
+        """
         heard = time.monotonic()
         while not self._fault.done():
             await asyncio.sleep(RENEW_SECONDS)
+            committed = node in self._committed
+            if not committed:
+                heard = time.monotonic()
             request = Renew(self.id, self._means.node, loaded=self.state is State.READY)
             try:
                 done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
-                if time.monotonic() - heard > GRANT_SECONDS:
+                if committed and time.monotonic() - heard > GRANT_SECONDS:
                     self.end(f"node {node} can't be reached: {error}")
                 continue
-            if not done.ok:
+            if not done.ok and committed:
                 self.end(f"node {node} has ended its part: {done.reason}")
             heard = time.monotonic()
 

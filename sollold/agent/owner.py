@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
-
 from sollold.agent.commands import Commit, Done, Lost, Release, Renew, Reserve, Reserved
 from sollold.agent.journal import Journal
 from sollold.agent.last_words import last_words
-from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
+from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
 from sollold.agent.process_log import prune
 from sollold.agent.tensor_cache import TensorCache
+from sollold.agent.term_file import TermFile
 from sollold.agent.worker import Worker, WorkerFailed
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.term import Term
@@ -36,6 +34,8 @@ MEASURE_SECONDS = 5.0
 _TELL_SECONDS = 3.0
 _FRESH_SECONDS = 0.3
 """A measurement not older than this is good enough to grant on."""
+_PATIENCE_SECONDS = 4.0
+"""A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
 
 
 class Owner:
@@ -80,33 +80,43 @@ class Owner:
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._telling: set[asyncio.Task[None]] = set()
+        self._term_file = TermFile(places.state)
         self._measured_at = float("-inf")
         self._measuring: asyncio.Task[None] | None = None
         self.ledger = Ledger(node_limit=settings.node.memory_limit)
 
-    @property
-    def _term_file(self) -> Path:
-        return self._places.state / "term.json"
-
     async def start(self) -> None:
         """Read the newest term, end what an earlier run left behind, measure; then grants are given."""
-        self.ledger.term = await asyncio.to_thread(_read_term, self._term_file)
+        self.ledger.term = await asyncio.to_thread(self._term_file.read)
         await asyncio.to_thread(self._journal.clear_up)
         await asyncio.to_thread(self._cache.clear_up)
         await self.measure()
         self._apply(self.ledger.reconciled())
 
     async def run(self) -> None:
-        """Expire and measure, until cancelled: also when the system has no file or thread left for it."""
-        expiring, measuring = Turns("the expiry of grants", log), Turns("the measurement of memory", log)
+        """Expire and measure, until cancelled: also when the system has no file or thread left for it.
+
+        Two tasks: a measurement that hangs stops no expiry.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._expire())
+            group.create_task(self._keep_measuring())
+
+    async def _expire(self) -> None:
+        turns = Turns("the expiry of grants", log)
         while True:
             deadline = self.ledger.next_deadline()
             wait = MEASURE_SECONDS if deadline is None else min(deadline - time.monotonic(), MEASURE_SECONDS)
             await asyncio.sleep(max(wait, 0.05))
-            with expiring:
+            with turns:
                 self._apply(self.ledger.expire(time.monotonic()))
+
+    async def _keep_measuring(self) -> None:
+        turns = Turns("the measurement of memory", log)
+        while True:
+            await asyncio.sleep(max(1.0, self._measured_at + MEASURE_SECONDS - time.monotonic()))
             if time.monotonic() - self._measured_at >= MEASURE_SECONDS - 0.1:
-                with measuring:
+                with turns:
                     await self.measure()
 
     async def close(self) -> None:
@@ -119,7 +129,7 @@ class Owner:
             telling.cancel()
         await asyncio.gather(*self._telling, return_exceptions=True)
         if self._measuring is not None:
-            await asyncio.gather(self._measuring, return_exceptions=True)
+            await asyncio.wait([self._measuring], timeout=_PATIENCE_SECONDS)
 
     async def measure(self) -> None:
         """Measure the devices now, or share in a measurement that is under way."""
@@ -145,7 +155,14 @@ class Owner:
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
         """See `Ledger.reserve`; measured first."""
         if time.monotonic() - self._measured_at > _FRESH_SECONDS:
-            await self.measure()
+            try:
+                async with asyncio.timeout(_PATIENCE_SECONDS):
+                    await self.measure()
+            except TimeoutError:
+                return Reserved(
+                    False,
+                    f"the devices of this node can't be measured: no answer within {_PATIENCE_SECONDS:.0f} s",
+                )
         reserved, actions = self.ledger.reserve(request, time.monotonic())
         refusal = await self._carry_out(actions)
         if refusal:
@@ -164,7 +181,7 @@ class Owner:
                 False, f"this node has llama.cpp {llama.build}, the head {request.build}: they don't mix"
             )
         done, actions = self.ledger.commit(request, time.monotonic())
-        await self._carry_out(actions)
+        self._apply(actions)
         if not done.ok or not request.devices or request.deployment in self._workers:
             return done
         start = self._starting.get(request.deployment)
@@ -184,7 +201,7 @@ class Owner:
         if caller != request.head:
             return Done(False, f"{caller} renews for {request.head}")
         done, actions = self.ledger.renew(request, time.monotonic())
-        await self._carry_out(actions)
+        self._apply(actions)
         if done.ok and request.loaded:
             worker = self._workers.get(request.deployment)
             if worker is not None:
@@ -210,15 +227,14 @@ class Owner:
     # Actions
 
     async def _carry_out(self, actions: tuple[Action, ...]) -> str:
-        """Do what the ledger wants before an answer goes out. What went wrong, or empty."""
+        """Do what the ledger wants before a command with a term is answered. What went wrong, or empty.
+
+        The ledger says with `PersistTerm` that the term rose. The next command of that term must wait for
+        the disk as well, and after a write that failed the term is still to be written: so it is the term
+        that is looked at.
+        """
         self._apply(actions)
-        for action in actions:
-            if isinstance(action, PersistTerm):
-                try:
-                    await asyncio.to_thread(_write_term, self._term_file, action.term)
-                except OSError as error:
-                    return f"the term can't be written to {self._term_file}: {error}"
-        return ""
+        return await self._term_file.keep(self.ledger.term)
 
     def _apply(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
@@ -312,23 +328,3 @@ class Owner:
             both = (worker.process if worker else None, self._head_process(deployment))
             found.append((deployment, [one for one in both if one is not None]))
         return found
-
-
-def _read_term(file: Path) -> Term:
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=Term)
-    except FileNotFoundError:
-        return Term()
-    except (OSError, msgspec.DecodeError) as error:
-        log.warning("the newest term can't be read from %s: %s", file, error)
-        return Term()
-
-
-def _write_term(file: Path, term: Term) -> None:
-    """Written whole or not at all, and on the disk when this returns."""
-    fresh = file.with_suffix(".new")
-    with fresh.open("wb") as out:
-        out.write(msgspec.json.encode(term))
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.replace(file)

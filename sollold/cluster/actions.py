@@ -36,7 +36,11 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Write ``kept`` to disk. The actions after it wait until it is there."""
+    """Write ``kept`` to disk, then call `Gossip.persisted`, also when it could not be written.
+
+    Nothing waits for it: a disk may take longer than others take to hold a silent node dead. Of several
+    the last is enough.
+    """
 
     kept: Kept
 

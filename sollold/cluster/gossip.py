@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from random import Random
 
 from sollold.cluster.actions import (
@@ -116,7 +117,7 @@ class Gossip:
             tuning=tuning,
             timers=self._timers,
             random=random,
-            send=self._send,
+            send=partial(self._send, news=False),
             sequence=self._prober.sequence,
             actions=self._actions,
         )
@@ -125,6 +126,8 @@ class Gossip:
         self._term = Term()
         self._election_due = True
         self._decide_at = float("inf")
+        self._claiming: Term | None = None
+        """The claim that is on its way to the disk; nobody is told of it before."""
         self._catch_up = CatchUp(
             self._membership,
             self._registry,
@@ -147,6 +150,7 @@ class Gossip:
 
     def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
         """A datagram, already opened. What is not a packet is counted in ``rejected`` and dropped."""
+        self._awake(now)
         try:
             packet = decode(data)
         except Rejected:
@@ -188,33 +192,44 @@ class Gossip:
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due. Called at `next_wake` or whenever convenient."""
+        self._awake(now)
+        self._timers.run(now)
+        return self._done(now)
+
+    def _awake(self, now: float) -> None:
+        """If this process stood still, move its timers on. Before anything else that happens after it, or
+        what is set then would be moved as well."""
         late = now - self._timers.next()
         if late > self._tuning.lag:
             self._timers.shift(late)
             self._membership.shift(late)
             self._awareness.worse()
-        self._timers.run(now)
-        return self._done(now)
 
     def next_wake(self) -> float:
         """When `tick` has something to do next; may move closer after any other call."""
         return self._timers.next()
 
-    def introduce(self, addresses: tuple[Address, ...], now: float, *, keep: bool = False) -> list[Action]:
+    def introduce(
+        self, addresses: tuple[Address, ...], now: float, *, keep: bool = False, source: str = ""
+    ) -> list[Action]:
         """Somebody may be at one of ``addresses`` (one machine's): from mDNS, seeds or memory.
 
-        ``keep``: try again for ever (with growing pauses) while no live node is known there.
+        ``keep``: try again for ever (with growing pauses) while no live node is known there. ``source``: a
+        seed or a node id; what it says replaces what it said before.
         """
-        self._introductions.add(addresses, now, keep=keep)
+        self._awake(now)
+        self._introductions.add(addresses, now, keep=keep, source=source)
         return self._done(now)
 
     def tcp_pong(self, sequence: int, now: float) -> list[Action]:
         """The node of a `TcpPing` answered."""
+        self._awake(now)
         self._prober.tcp_pong(sequence)
         return self._done(now)
 
     def link_made(self, node: str, address: Address, now: float) -> list[Action]:
         """The standing link to ``node`` is up; ``address`` is its IP and *gossip* port."""
+        self._awake(now)
         self._prober.hear_link(node)
         member = self._membership.members.get(node)
         if member is None:
@@ -225,13 +240,15 @@ class Gossip:
             member.reached = address
         return self._done(now)
 
-    def link_lost(self, node: str, now: float) -> list[Action]:
-        """The standing link broke without goodbye: find out within a second whether ``node`` is dead.
+    def link_lost(self, node: str, now: float, *, silent: bool = False) -> list[Action]:
+        """The standing link broke without goodbye: find out soon whether ``node`` is dead.
 
-        Only for a connection that the other side's system ended (end of file, reset): that of a node which
-        is merely slow stays open, so the verdict may be quick.
+        Within a second where the other side's system ended it (end of file, reset): the link of a node that
+        is merely slow stays open. ``silent``: this side's system gave it up, since nothing was acknowledged;
+        that is so for a bad network too, so the answer may take about twice as long.
         """
-        self._prober.quick(node, now)
+        self._awake(now)
+        self._prober.quick(node, now, silent=silent)
         return self._done(now)
 
     # Push-pull over TCP
@@ -246,6 +263,7 @@ class Gossip:
         ``source``: the peer's IP and gossip port, when known. A body that is no push-pull is counted and
         ends the exchange.
         """
+        self._awake(now)
         try:
             body = decode_push_pull(data)
         except Rejected:
@@ -265,14 +283,28 @@ class Gossip:
 
     def push_pull_done(self, node: str, ok: bool, now: float) -> list[Action]:
         """A `PushPullWith` for ``node`` ended."""
+        self._awake(now)
         if not ok and node:
             self._catch_up.failed(node, now)
         return self._done(now)
 
     # What this node does
 
+    def persisted(self, kept: Kept, now: float) -> list[Action]:
+        """A `Persist` was carried out: a claim that waited for it is made, unless a higher one came."""
+        self._awake(now)
+        claim = self._claiming
+        if claim is not None and kept.term >= claim:
+            self._claiming = None
+            if claim == self._election.highest and not self._membership.leaving:
+                self._registry.update(replace(self._registry.me, claim=claim))
+                self._own_changed()
+            self._election_due = True
+        return self._done(now)
+
     def update_record(self, record: Record, now: float) -> list[Action]:
         """Say something new of this node. ``version`` and ``claim`` of ``record`` are ignored."""
+        self._awake(now)
         draining = self._registry.me.draining
         if self._registry.update(replace(record, claim=self._registry.me.claim)):
             self._own_changed()
@@ -282,6 +314,7 @@ class Gossip:
 
     def set_addresses(self, addresses: tuple[Address, ...], now: float) -> list[Action]:
         """This node's own addresses changed."""
+        self._awake(now)
         if addresses != self._membership.addresses:
             self._membership.move(addresses)
             self._catch_up.note(self._me)
@@ -289,12 +322,14 @@ class Gossip:
 
     def observe_term(self, term: Term, now: float) -> list[Action]:
         """A term was seen outside of records (an owner refused ours as old): never claim below it."""
+        self._awake(now)
         if self._election.observe(term):
             self._election_due = True
         return self._done(now)
 
     def leave(self, now: float) -> list[Action]:
         """Say goodbye. Tick on for half a second, so that it spreads, then stop."""
+        self._awake(now)
         farewell = self._membership.leave()
         for member in self._membership.sample(8):
             address = member.address()
@@ -354,11 +389,13 @@ class Gossip:
 
     # Packets
 
-    def _send(self, address: Address, messages: list[bytes]) -> None:
+    def _send(self, address: Address, messages: list[bytes], *, news: bool = True) -> None:
+        """``news``: with as much of it as there is room for; False where perhaps nobody hears it, since each
+        piece is sent so many times and no more."""
         space = self._room
         for message in messages:
             space -= len(message)
-        if len(self._news):
+        if news and len(self._news):
             messages = messages + self._news.take(space, self._membership.retransmits)
         self._actions.append(Send(address, compound(self._head, messages)))
 
@@ -412,7 +449,7 @@ class Gossip:
             member = self._random.choice(dead)
             for address in member.everywhere()[:4]:
                 ping = encode(Ping(self._prober.sequence(), member.node))
-                self._send(address, [self._membership.my_alive(), member.said(), ping])
+                self._send(address, [self._membership.my_alive(), member.said(), ping], news=False)
 
     # Records
 
@@ -474,11 +511,13 @@ class Gossip:
         self._election_due = False
         if self._membership.leaving:
             return
+        if self._claiming is not None and self._claiming == self._election.highest:
+            return
         verdict = self._election.decide(self._standings(), now)
         if verdict.claim:
+            self._claiming = verdict.term
             self._persist()
-            self._registry.update(replace(self._registry.me, claim=verdict.term))
-            self._own_changed()
+            return
         if verdict.again < float("inf") and verdict.again != self._decide_at:
             self._decide_at = verdict.again
             self._timers.at(verdict.again, self._decide)

@@ -11,6 +11,7 @@ ring of ids. Of two nodes the one with the lower id opens the connection.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import time
@@ -40,6 +41,10 @@ _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
 _LARGEST = _LOAD_PIECE + 1024
 _RETRY_SECONDS = 30.0
+_SILENCE = frozenset(
+    (errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+)
+"""Errors with which this side's system gives a connection up; all else the other side's has ended."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
@@ -101,7 +106,8 @@ class Links:
     Args:
         reach: opens connections.
         made: a link to a node is up; the address is its IP and its port for gossip.
-        lost: a link broke without goodbye.
+        lost: a link broke without goodbye; True: because nothing came from the other side any more, False:
+            because the other side's system ended it.
         measured: (node, round trip in seconds, bytes per second or 0.0).
     """
 
@@ -110,7 +116,7 @@ class Links:
         reach: Reach,
         *,
         made: Callable[[str, Address], None],
-        lost: Callable[[str], None],
+        lost: Callable[[str, bool], None],
         measured: Callable[[str, float, float], None],
     ) -> None:
         self.port = 0
@@ -153,8 +159,7 @@ class Links:
         link = self._links.get(node)
         if link is not None and link.boot != now:
             del self._links[node]
-            link.said_bye = True
-            link.abort()
+            link.bye()
 
     async def close(self) -> None:
         """Say goodbye on every link and end it."""
@@ -171,21 +176,20 @@ class Links:
         """``link`` has said hello."""
         before = self._links.get(link.node)
         if before is not None and before is not link:
-            before.said_bye = True
-            before.abort()
+            before.bye()
         if self._closed:
             link.bye()
             return
         self._links[link.node] = link
         self._made(link.node, address)
 
-    def gone(self, link: Link) -> None:
-        """``link`` is closed."""
+    def gone(self, link: Link, *, silent: bool) -> None:
+        """``link`` is closed; ``silent``: by this side's system, which heard nothing any more."""
         if self._links.get(link.node) is not link:
             return
         del self._links[link.node]
         if not link.said_bye and not self._closed:
-            self._lost(link.node)
+            self._lost(link.node, silent)
 
     def measure(self, node: str, trip: float, rate: float) -> None:
         """Something was measured."""
@@ -250,7 +254,7 @@ class Link(asyncio.Protocol):
         """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
         keep_watch(transport, seconds=SILENT_SECONDS, always=True)
-        self._timer = self._loop.call_later(_HELLO_SECONDS, self.abort)
+        self._timer = self._loop.call_later(_HELLO_SECONDS, self.bye)
         if self.dialed:
             self._say(Hello(self._links.port, self._links.boot))
 
@@ -262,7 +266,7 @@ class Link(asyncio.Protocol):
                 self._hear(_decoder.decode(message))
         except (FrameError, msgspec.DecodeError) as error:
             log.warning("the link with %s carried what is not understood: %s", self.node, error)
-            self.abort()
+            self.bye()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -270,17 +274,13 @@ class Link(asyncio.Protocol):
             self._timer.cancel()
         if not self.closed.done():
             self.closed.set_result(None)
-        self._links.gone(self)
+        self._links.gone(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
 
     def bye(self) -> None:
-        """End this link on purpose."""
+        """End this link on purpose, for whatever reason: the other side shall not take it for a death."""
         self.said_bye = True
         self._say(Bye())
         self._transport.close()
-
-    def abort(self) -> None:
-        """End the connection now."""
-        self._transport.abort()
 
     async def watch(self) -> None:
         """Measure from time to time until the link is gone. For the side that opened it."""
@@ -328,7 +328,7 @@ class Link(asyncio.Protocol):
         elif isinstance(message, Hello):
             self._greeted(message)
         elif not self._hello:
-            self.abort()
+            self.bye()
         elif isinstance(message, Ping):
             self._say(Pong(message.sequence))
             if message.trip > 0:
@@ -344,7 +344,7 @@ class Link(asyncio.Protocol):
 
     def _greeted(self, hello: Hello) -> None:
         if self._hello or not 0 < hello.port < 65536:
-            self.abort()
+            self.bye()
             return
         self._hello, self.boot = True, hello.boot
         if self._timer is not None:

@@ -275,6 +275,12 @@ class Membership:
         if within is not None and member.suspicion is not None and member.suspicion.quicken(within, now):
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
 
+    def relax(self, node: str) -> None:
+        """``node`` answered this node after its link broke: what is left of the suspicion takes its time."""
+        member = self.members.get(node)
+        if member is not None and member.suspicion is not None:
+            member.suspicion.relax()
+
     def move(self, addresses: tuple[Address, ...]) -> None:
         """This node's addresses changed."""
         self.addresses = addresses

@@ -7,7 +7,6 @@ import logging
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from sollold.cluster.actions import (
     Address,
     Change,
     Event,
+    Kept,
     Persist,
     PushPullWith,
     Send,
@@ -28,7 +28,7 @@ from sollold.cluster.discovery import Discovery, DiscoveryStatus
 from sollold.cluster.gossip import Gossip
 from sollold.cluster.identity import Identity
 from sollold.cluster.interfaces import Interface, InterfaceWatch, tellable
-from sollold.cluster.kept_file import KeptFile
+from sollold.cluster.kept_file import KeptFile, KeptWriter
 from sollold.cluster.link import Links, neighbours
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_client import Calls
@@ -37,7 +37,7 @@ from sollold.cluster.peers_file import Peer, PeersFile, merged
 from sollold.cluster.reach import Reach
 from sollold.cluster.record import Record
 from sollold.cluster.seal import Opened, Sealer
-from sollold.cluster.seeds import read_seeds, resolve
+from sollold.cluster.seeds import Seed, read_seeds, resolve
 from sollold.cluster.sync import SYNC, SyncServer, knock, sync
 from sollold.cluster.term import Term
 from sollold.config import ClusterSettings
@@ -99,6 +99,7 @@ class ClusterNode:
         self._draft = record
         self._boot = secrets.randbits(62) | 1
         self._kept = KeptFile(state)
+        self._keeper = KeptWriter(self._kept, self._persisted)
         self._remembered = PeersFile(state)
         self._known: tuple[Peer, ...] = ()
         self._saved: tuple[Peer, ...] = ()
@@ -114,8 +115,6 @@ class ClusterNode:
         self._port = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
-        self._held: deque[Action] = deque()
-        self._writing = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._exchanging = 0
         self._callbacks: dict[object, Callable[[], None]] = {}
@@ -170,7 +169,7 @@ class ClusterNode:
         now = time.monotonic()
         for peer in self._known:
             if peer.node != self._identity.node and peer.addresses:
-                self._do(self._gossip.introduce(peer.addresses, now, keep=True))
+                self._do(self._gossip.introduce(peer.addresses, now, keep=True, source=peer.node))
         self._own(loop.create_task(self._rounds(seeds)))
         if self._identity.tokens.open:
             log.info("open cluster: whoever is on this network can join; cluster.token closes it")
@@ -197,6 +196,7 @@ class ClusterNode:
         if self._gossip is not None:
             self._remember()
             await self._write_peers()
+        await self._keeper.close()
         await self.calls.close()
         await self._peers.close()
         self._datagrams.close()
@@ -296,12 +296,9 @@ class ClusterNode:
             self._do(self._gossip.tick(time.monotonic()))
 
     def _do(self, actions: list[Action]) -> None:
-        """Carry out actions in order; those after a `Persist` wait for the disk."""
+        """Carry out actions in order."""
         for action in actions:
-            if self._writing:
-                self._held.append(action)
-            else:
-                self._carry_out(action)
+            self._carry_out(action)
         assert self._gossip is not None
         wake = self._gossip.next_wake()
         if wake < self._timer_at - 0.001:
@@ -317,22 +314,15 @@ class ClusterNode:
         elif isinstance(action, Event):
             self._tell(action)
         elif isinstance(action, Persist):
-            self._writing = True
-            self._own(asyncio.get_running_loop().create_task(self._persist(action)))
+            self._keeper.write(action.kept)
         elif isinstance(action, PushPullWith):
             self._own(asyncio.get_running_loop().create_task(self._push_pull(action)))
         elif self._exchanging < _EXCHANGES:
             self._own(asyncio.get_running_loop().create_task(self._tcp_ping(action)))
 
-    async def _persist(self, action: Persist) -> None:
-        try:
-            await asyncio.to_thread(self._kept.write, action.kept)
-        except OSError as error:
-            # A full disk must not end the cluster: the peers know what this node forgets.
-            log.error("the cluster's state can't be written: %s", error)
-        self._writing = False
-        held, self._held = self._held, deque()
-        self._do(list(held))
+    def _persisted(self, kept: Kept) -> None:
+        if self._gossip is not None:
+            self._do(self._gossip.persisted(kept, time.monotonic()))
 
     def _take(self, body: bytes, source: Address | None) -> bytes:
         if self._gossip is None:
@@ -429,9 +419,9 @@ class ClusterNode:
             self.reach.worked(node, address)
             self._do(self._gossip.link_made(node, address, time.monotonic()))
 
-    def _unlinked(self, node: str) -> None:
+    def _unlinked(self, node: str, silent: bool) -> None:
         if self._gossip is not None:
-            self._do(self._gossip.link_lost(node, time.monotonic()))
+            self._do(self._gossip.link_lost(node, time.monotonic(), silent=silent))
 
     def _measured(self, node: str, trip: float, rate: float) -> None:
         """Note what a link measured; only what differs clearly is worth telling everybody."""
@@ -483,14 +473,15 @@ class ClusterNode:
         if self._gossip is not None and not self._leaving and not self._gossip.alive(node):
             self._do(self._gossip.introduce(addresses, time.monotonic()))
 
-    async def _rounds(self, seeds: tuple[Any, ...]) -> None:
+    async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
         """Seeds and announcements once more every half minute, for ever."""
         assert self._gossip is not None
         while True:
             for seed in seeds:
                 addresses = await resolve(seed)
                 if addresses:
-                    self._do(self._gossip.introduce(addresses, time.monotonic(), keep=True))
+                    source = f"{seed.host}:{seed.port}"
+                    self._do(self._gossip.introduce(addresses, time.monotonic(), keep=True, source=source))
             if self._discovery is not None:
                 for node, addresses in self._discovery.seen().items():
                     self._announced(node, addresses)

@@ -50,6 +50,11 @@ class PeersFile:
 
 
 def merged(live: tuple[Peer, ...], before: tuple[Peer, ...]) -> tuple[Peer, ...]:
-    """The live ones first, then those remembered from before, as many as fit."""
+    """The live ones first, then those remembered from before, as many as fit.
+
+    One whose address another node has now is not remembered: its machine was set up anew, or it moved.
+    """
     known = {peer.node for peer in live}
-    return (*live, *(peer for peer in before if peer.node not in known))[:_MOST]
+    taken = {address for peer in live for address in peer.addresses[:1]}
+    rest = (one for one in before if one.node not in known and taken.isdisjoint(one.addresses[:1]))
+    return (*live, *rest)[:_MOST]

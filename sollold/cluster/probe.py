@@ -148,8 +148,11 @@ class Prober:
 
     # After a broken connection
 
-    def quick(self, node: str, now: float) -> None:
-        """The connection to ``node`` broke: ping it on all ways at once, and decide soon."""
+    def quick(self, node: str, now: float, *, silent: bool) -> None:
+        """The connection to ``node`` broke: ping it on all ways at once, and decide soon.
+
+        ``silent``: see `Gossip.link_lost`. A node known to answer late has more time.
+        """
         member = self._membership.members.get(node)
         if member is None or not member.live:
             return
@@ -161,9 +164,12 @@ class Prober:
         sequence = self._open(node, now, quick=True)
         self._again(sequence, now)
         self._indirect(sequence, now)
-        within = self._awareness.stretch(self._tuning.quick_probe)
+        tuning = self._tuning
+        stretch = self._awareness.stretch(1.0 + member.late)
+        within = stretch * (tuning.silent_probe if silent else tuning.quick_probe)
+        suspected = stretch * (tuning.silent_suspicion if silent else tuning.quick_suspicion)
         self._timers.at(now + within / 2, self._again, sequence)
-        self._timers.at(now + within, self._quick_verdict, sequence)
+        self._timers.at(now + within, self._quick_verdict, sequence, suspected)
 
     def _again(self, sequence: int, now: float) -> None:
         probe = self._probes.get(sequence)
@@ -172,13 +178,13 @@ class Prober:
             for address in member.everywhere():
                 self._send(address, self._ping(sequence, member))
 
-    def _quick_verdict(self, sequence: int, now: float) -> None:
+    def _quick_verdict(self, sequence: int, within: float, now: float) -> None:
         probe = self._probes.get(sequence)
         if probe is None:
             return
-        within = self._awareness.stretch(self._tuning.quick_suspicion)
         self._membership.suspect(probe.node, now, within=within)
-        # Last tries, which tell it of the suspicion; they end with it, whatever comes back.
+        # Last tries, which tell it of the suspicion. An answer even to an earlier one shows that the process
+        # outlived its link: then the suspicion is one like any other.
         self._again(sequence, now)
         self._timers.at(now + within / 2, self._again, sequence)
         self._timers.at(now + within, self._forget, sequence)
@@ -226,7 +232,9 @@ class Prober:
             if sender != probe.node and sender not in probe.relays:
                 return False
             self._close(ack.sequence)
-            if not probe.quick:
+            if probe.quick:
+                self._membership.relax(probe.node)
+            else:
                 self._awareness.better()
             if sender != probe.node:
                 return False
@@ -252,6 +260,9 @@ class Prober:
 
     def tcp_pong(self, sequence: int) -> None:
         """The probed node answered over TCP."""
+        probe = self._probes.get(sequence)
+        if probe is not None and probe.quick:
+            self._membership.relax(probe.node)
         self._close(sequence)
 
     def hear_link(self, node: str) -> None:

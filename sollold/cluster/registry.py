@@ -123,7 +123,8 @@ class Registry:
         own.version = version
         own.record = replace(record, node=self._me, version=version)
         own.encoded = b""
-        if version >= self.ceiling:
+        if version >= self.ceiling - AHEAD // 2:
+            # Early enough that a slow disk has it before these versions are used.
             self.ceiling = version + AHEAD
 
     def meet(self, version: int, boot: int) -> bool:

@@ -14,7 +14,7 @@ class Suspicion:
         wanted: confirmations that bring it down to ``least``; 0: it starts there.
     """
 
-    __slots__ = ("_accusers", "_least", "_most", "_wanted", "started")
+    __slots__ = ("_accusers", "_least", "_most", "_slow", "_wanted", "started")
 
     def __init__(self, by: str, started: float, *, least: float, most: float, wanted: int) -> None:
         self._accusers = {by}
@@ -22,6 +22,7 @@ class Suspicion:
         self._least = least
         self._most = most
         self._wanted = wanted
+        self._slow = least, most
 
     @property
     def deadline(self) -> float:
@@ -48,3 +49,7 @@ class Suspicion:
             return False
         self._least = self._most = max(0.0, now + seconds - self.started)
         return True
+
+    def relax(self) -> None:
+        """The other evidence was wrong: the time is again what the accusers make of it."""
+        self._least, self._most = self._slow

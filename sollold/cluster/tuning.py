@@ -28,6 +28,7 @@ class Tuning:
         forget_after: a dead or left node is forgotten.
         quick_probe, quick_suspicion: after a broken link: how long a ping may take, and how long the
             suspicion lasts that follows.
+        silent_probe, silent_suspicion: the same after a link that fell silent and was given up.
         lag: a tick later than this means that this process was stopped; its time-outs are moved on.
         introduce_timeout: after it without an ack an introduced address is tried over TCP.
         retry_min, retry_max: pauses between tries of a kept introduction.
@@ -55,6 +56,8 @@ class Tuning:
     forget_after: float = 86400.0
     quick_probe: float = 0.25
     quick_suspicion: float = 0.3
+    silent_probe: float = 0.5
+    silent_suspicion: float = 0.7
     lag: float = 1.0
     introduce_timeout: float = 1.0
     retry_min: float = 1.0

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -16,6 +17,7 @@ from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
+from sollold.agent.worker import Worker
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
 from sollold.models.model import Model
@@ -199,6 +201,29 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         assert "b can't be reached" in failed.reason
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
+
+
+@pytest.mark.parametrize("slow", ["a", "b"])
+async def test_a_grant_does_not_run_out_while_a_worker_starts(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, slow: str
+):
+    monkeypatch.setattr(deployment, "RENEW_SECONDS", 0.2)
+    start = Worker.start
+
+    async def start_late(*arguments: Any, **more: Any) -> Worker:
+        if more["logs"].is_relative_to(folder / slow):
+            await asyncio.sleep(3.0)
+        return await start(*arguments, **more)
+
+    monkeypatch.setattr(Worker, "start", start_late)
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        for agent in town.agents.values():
+            monkeypatch.setattr(agent.owner.ledger, "_grant_seconds", 1.0)
+        await town.deploy("d", plan(tiny, "a", ("a", 2), ("b", 2)))
+        await town.until("a", "d", State.READY, State.FAILED)
+        (endpoint,) = town.views["a"].me.endpoints
+        assert (endpoint.state, endpoint.reason) == (State.READY, "")
 
 
 @pytest.mark.parametrize("at", [0.0, 1.0])

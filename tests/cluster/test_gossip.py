@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import permutations
 from random import Random
 from typing import TypeVar
 
@@ -106,6 +107,8 @@ def play(gossip: Gossip, since: float, until: float, *, silent: tuple[str, ...] 
         if now > until:
             return done
         actions = gossip.tick(now)
+        for persist in of(Persist, actions):
+            actions += gossip.persisted(persist.kept, now)
         done += actions
         for send in of(Send, actions):
             for message in decode(send.data).messages:
@@ -147,6 +150,74 @@ def test_a_claim_is_on_disk_before_anybody_hears_of_it() -> None:
         getattr(message, "node", "") == ME and type(message).__name__ == "Delta" and message.version > 1
         for message in sent(actions[:persisted])
     )
+
+
+def unwritten_claim(gossip: Gossip) -> Persist:
+    """Let ``gossip`` want to lead, with a disk that is still busy."""
+    now = 0.0
+    while True:
+        for persist in of(Persist, gossip.tick(now)):
+            if persist.kept.term.leader:
+                return persist
+        now = max(now, gossip.next_wake())
+
+
+def test_a_seed_whose_addresses_rotate_is_one_introduction() -> None:
+    gossip = core()
+    places = [(f"10.9.0.{number}", 11436) for number in range(1, 8)]
+    for turned in permutations(places):
+        gossip.introduce(turned, 1.0, keep=True, source="pool.example:11436")
+        gossip.introduce(turned, 1.0, keep=True)
+    assert {send.address for send in of(Send, gossip.introduce((at(B),), 1.0))} == {at(B)}
+
+
+def test_what_a_seed_says_now_replaces_what_it_said() -> None:
+    gossip = core()
+    gossip.introduce((at(B),), 1.0, keep=True, source="one.example:1")
+    actions = gossip.introduce((at(C),), 2.0, keep=True, source="one.example:1")
+    assert {send.address for send in of(Send, actions)} == {at(C)}
+    later = play(gossip, 2.0, 120.0)
+    assert at(C) in {send.address for send in of(Send, later)}
+    assert at(B) not in {send.address for send in of(Send, later)}
+
+
+def test_who_lives_elsewhere_is_not_looked_for_where_it_was() -> None:
+    gossip = know(core(), B)
+    actions = gossip.introduce((("10.5.5.5", 1),), 1.0, keep=True, source=B)
+    assert not of(Send, actions)
+    bury(gossip, B)
+    assert ("10.5.5.5", 1) in {send.address for send in of(Send, play(gossip, 1.0, 60.0))}
+
+
+def test_no_news_are_spent_on_addresses_where_perhaps_nobody_is() -> None:
+    gossip = know(core(), B)
+    play(gossip, 0.5, 10.0)
+    gossip.update_record(replace(gossip.me, build="b1"), 10.0)
+    actions = gossip.introduce(tuple((f"10.7.0.{number}", 1) for number in range(8)), 10.0, keep=True)
+    assert len(of(Send, actions)) == 8
+    assert not any(isinstance(message, Delta) for message in sent(actions))
+    assert any(isinstance(message, Delta) for message in sent(play(gossip, 10.0, 10.5), at(B)))
+
+
+def test_nothing_waits_for_the_disk_but_the_claim() -> None:
+    gossip = core()
+    persist = unwritten_claim(gossip)
+    assert persist.kept.term == Term(1, ME)
+    assert (gossip.leader(), gossip.me.claim) == (Term(), Term())
+    answers = sent(says(gossip, B, alive(B), Ping(9, ME), now=4.0))
+    assert any(isinstance(message, Ack) for message in answers)
+    gossip.persisted(persist.kept, 5.0)
+    assert gossip.leader() == gossip.me.claim == Term(1, ME)
+
+
+def test_a_claim_is_dropped_if_a_higher_term_came_before_it_was_on_disk() -> None:
+    gossip = core()
+    persist = unwritten_claim(gossip)
+    gossip.observe_term(Term(7, B), 5.0)
+    gossip.persisted(persist.kept, 5.1)
+    assert gossip.me.claim == Term()
+    play(gossip, 5.1, 12.0)
+    assert gossip.leader() == Term(8, ME)
 
 
 # Introductions
@@ -307,8 +378,36 @@ def test_a_broken_connection_to_the_dead_is_known_within_a_second() -> None:
     assert (Change.DIED, B) in changes(actions)
 
 
+def test_a_connection_that_fell_silent_gets_twice_the_time() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    gossip.link_lost(B, 10.0, silent=True)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.0, 11.0, silent=(B,)))
+    assert (Change.DIED, B) in changes(play(gossip, 11.0, 11.3, silent=(B,)))
+
+
+def test_a_node_known_to_be_late_gets_more_time_after_a_broken_connection() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    gossip._membership.members[B].slowed()
+    gossip.link_lost(B, 10.0)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.0, 10.9, silent=(B,)))
+    assert (Change.DIED, B) in changes(play(gossip, 10.9, 11.2, silent=(B,)))
+
+
+def test_who_answers_after_its_connection_broke_is_suspected_no_faster_than_others() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    first = gossip.link_lost(B, 10.0, silent=True)
+    ping = next(m for m in sent(first, at(B)) if isinstance(m, Ping))
+    assert (Change.SUSPECTED, B) in changes(play(gossip, 10.0, 10.6, silent=(B,)))
+    says(gossip, B, Ack(ping.sequence, 0), now=10.61)
+    assert (Change.DIED, B) not in changes(play(gossip, 10.61, 12.9, silent=(B,)))
+
+
 def test_a_broken_connection_to_the_living_is_harmless() -> None:
     gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
     first = gossip.link_lost(B, 10.0)
     ping = next(m for m in sent(first, at(B)) if isinstance(m, Ping))
     says(gossip, B, Ack(ping.sequence, 0), now=10.01)
@@ -322,6 +421,22 @@ def test_a_broken_connection_is_looked_into_on_all_ways_at_once() -> None:
     assert {send.address for send in of(Send, actions)} >= {("10.9.9.9", 1), at(B), at(C)}
     assert any(isinstance(message, PingReq) for message in sent(actions, at(C)))
     assert of(TcpPing, actions)
+
+
+# Standing still
+
+
+def test_what_is_set_by_the_first_packet_after_a_stop_is_not_moved_with_the_rest() -> None:
+    gossip = know(core(), B, C)
+    play(gossip, 0.5, 10.0)
+    late = 40.0
+    says(gossip, B, Suspect(C, 1, B), now=late)
+    assert gossip.health == 1
+    # What it heard goes on after the usual pause, not after another forty seconds.
+    assert any(
+        isinstance(m, Suspect) and m.node == C
+        for m in sent(play(gossip, late, late + 2 * LAN.gossip_interval, silent=(C,)))
+    )
 
 
 # Accusations and refutations

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 
+import msgspec
 import pytest
 
-from sollold.cluster.link import FULL, Links, neighbours
+from sollold.cluster.frame import frame
+from sollold.cluster.link import FULL, Bye, Links, neighbours
 from sollold.cluster.peer_server import LINK
 from tests.cluster.shells import IDS, Pair, until
 
@@ -40,7 +43,7 @@ class Ends:
         links = Links(
             pair.reach[at],
             made=lambda node, address: self.told.append((at, "made", node)),
-            lost=lambda node: self.told.append((at, "lost", node)),
+            lost=lambda node, silent: self.told.append((at, "silent" if silent else "lost", node)),
             measured=lambda node, trip, rate: self.measures.append((at, node, trip, rate)),
         )
         links.port, links.boot = 11436, at + 1
@@ -81,7 +84,7 @@ async def test_goodbye_is_no_loss(pair: Pair) -> None:
 async def test_a_broken_link_is_told_at_once_and_made_again(pair: Pair) -> None:
     ends = Ends(pair)
     await ends.start(pair)
-    ends.links[1]._links[IDS[0]].abort()
+    ends.links[1]._links[IDS[0]]._transport.abort()
     assert await until(lambda: (0, "lost", IDS[1]) in ends.told) < 1.0
     await until(lambda: [what for at, what, _ in ends.told if at == 0] == ["made", "lost", "made"])
     await ends.close()
@@ -119,7 +122,37 @@ async def test_rubbish_on_a_link_ends_it(pair: Pair, sent: bytes) -> None:
     )
     writer.write(sent)
     with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        # A goodbye: what is wrong with a link is no sign of a death.
+        assert await asyncio.wait_for(reader.read(), 5) in (b"", frame(msgspec.msgpack.encode(Bye())))
     writer.close()
     assert ends.links[0].up() == ()
+    await ends.close()
+
+
+async def test_who_ends_a_link_for_what_it_carried_is_not_taken_for_dead(pair: Pair) -> None:
+    ends = Ends(pair)
+    await ends.start(pair)
+    ends.links[1]._links[IDS[0]]._transport.write(frame(b"\xc1"))
+    await until(lambda: [what for at, what, _ in ends.told if at == 0] == ["made", "made"])
+    assert {what for _, what, _ in ends.told} == {"made"}
+    await ends.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (None, "lost"),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), "lost"),
+        (TimeoutError(errno.ETIMEDOUT, "timed out"), "silent"),
+        (OSError(errno.EHOSTUNREACH, "no route"), "silent"),
+    ],
+)
+async def test_a_link_that_fell_silent_is_told_from_one_that_the_other_side_ended(
+    pair: Pair, error: Exception | None, what: str
+) -> None:
+    ends = Ends(pair)
+    await ends.start(pair)
+    link = ends.links[0]._links[IDS[1]]
+    link.connection_lost(error)
+    assert (0, what, IDS[1]) in ends.told
     await ends.close()

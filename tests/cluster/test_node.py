@@ -6,15 +6,21 @@ import asyncio
 import json
 import logging
 import socket
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
+from sollold.cluster.actions import Kept
+from sollold.cluster.kept_file import KeptFile
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_server import PortTaken
+from sollold.cluster.peers_file import Peer, merged
 from sollold.cluster.seeds import BadSeed, Seed
+from sollold.cluster.term import Term
 from tests.cluster.shells import Nodes, until
 
 
@@ -90,6 +96,12 @@ async def test_peers_are_remembered_and_the_term_goes_on(nodes: Nodes, tmp_path:
     assert again.me.version > version
 
 
+def test_an_address_that_another_node_has_now_is_not_remembered_for_the_old_one() -> None:
+    here, there = ("10.0.0.1", 1), ("10.0.0.2", 1)
+    before = (Peer("old", (here,)), Peer("away", (there,)))
+    assert merged((Peer("new", (here,)),), before) == (Peer("new", (here,)), Peer("away", (there,)))
+
+
 async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
     nodes: Nodes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +150,34 @@ async def test_rubbish_on_the_gossip_port_is_counted_and_dropped(nodes: Nodes) -
             stranger.sendto(b"\x01" * size, (first.me.addresses[0], first.port))
     await until(lambda: sum(first.status().refused.values()) >= 5)
     assert len(first.live()) == 2
+
+
+async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = threading.Event()
+    write = KeptFile.write
+
+    def hang(file: KeptFile, kept: Kept) -> None:
+        ready.wait(60)
+        write(file, kept)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptFile, "write", hang)
+        slow = await nodes.start(1)
+        other = await nodes.start(2, slow)
+        try:
+            await until(lambda: len(slow.live()) == 2 and len(other.live()) == 2)
+            gossip = other._gossip
+            assert gossip is not None and slow._gossip is not None
+            # The accused refutes by raising what is kept on disk.
+            incarnation = slow._gossip._membership.incarnation
+            gossip._membership.suspect(slow.me.node, time.monotonic())
+            await until(lambda: slow._gossip and slow._gossip._membership.incarnation > incarnation)
+            await until(lambda: slow.leader().leader == "" and slow._gossip and slow._gossip._claiming)
+        finally:
+            ready.set()
+        await until(lambda: slow.leader() == other.leader() != Term())
 
 
 async def test_nothing_is_left_running(nodes: Nodes) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from sollold.cluster.actions import Change, Event, Kept
+from sollold.cluster.link import SILENT_SECONDS
 from sollold.cluster.term import Term
 
 from .deployments import Broken, Deployments
@@ -72,6 +73,8 @@ class Schedule:
             self.drift,
             self.renumber,
             self.fill,
+            self.slow_disk,
+            self.break_link,
             self.change,
             self.change,
         )
@@ -149,6 +152,13 @@ class Schedule:
             for there in self.world.machines:
                 if there not in one:
                     self.world.cut |= {(here.number, there.number), (there.number, here.number)}
+                    if self.world.links:
+                        self.world.at(self.world.now + SILENT_SECONDS, self._fall_silent, here, there)
+
+    def _fall_silent(self, one: Machine, other: Machine) -> None:
+        """What keep-alive finds, if they are still cut off."""
+        if self.world.is_cut(one, other):
+            one.break_link(other)
 
     def partition(self) -> None:
         machines = self.world.machines
@@ -230,6 +240,17 @@ class Schedule:
         # What it claims now may be claimed again after a restart, by the same node: that is allowed.
         self._forgetful.add(machine.node)
 
+    def break_link(self) -> None:
+        if self.world.links:
+            one, other = self.random.sample(self.world.machines, 2)
+            self.world.say(f"the connection of {one.name} and {other.name} breaks")
+            one.break_link(other)
+
+    def slow_disk(self) -> None:
+        machine = self.random.choice(self.world.machines)
+        machine.disk_seconds = self.random.choice((0.0, 0.5, 3.0, 20.0))
+        self.world.say(f"the disk of {machine.name} takes {machine.disk_seconds} s to write")
+
     def change(self) -> None:
         machine = self._pick()
         if machine is not None and machine.process is not None:
@@ -266,6 +287,7 @@ class Schedule:
         world.weather = Weather()
         self.deployments.frozen = True
         for machine in world.machines:
+            machine.disk_seconds = 0.0
             if machine.process is None and self.random.random() < 0.5:
                 self._start(machine)
             if machine.process is not None:

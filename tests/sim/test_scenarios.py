@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sollold.cluster.actions import Change, Kept
+from sollold.cluster.link import SILENT_SECONDS
 from sollold.cluster.term import Term
 
 from .deployments import Deployments
@@ -254,6 +255,63 @@ def test_a_slow_machine_is_not_dead_and_kills_nobody() -> None:
     told = listen(world)
     world.run_until(world.now + 300.0)
     assert not [one for one in told if one[2] is Change.DIED]
+
+
+@pytest.mark.parametrize("machines", [2, 3, 5])
+@pytest.mark.parametrize("lateness", [0.0, 0.3, 0.6, 0.9])
+def test_a_link_that_breaks_kills_nobody_who_lives(machines: int, lateness: float) -> None:
+    world = cluster(machines)
+    late = world.machines[-1]
+    assert late.process is not None
+    late.process.lateness = lateness
+    world.run_until(world.now + 20.0)
+    told = listen(world)
+    for _ in range(20):
+        world.random.choice(world.machines[:-1]).break_link(late)
+        world.run_until(world.now + 8.0)
+    assert not [one for one in told if one[2] is Change.DIED]
+
+
+@pytest.mark.parametrize("machines", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(10))
+def test_a_cut_cable_is_known_soon_after_the_links_fell_silent(machines: int, seed: int) -> None:
+    world = cluster(machines, seed=seed)
+    machine = world.machines[seed % machines]
+    split(world, [machine])
+    world.run_until(world.now + SILENT_SECONDS)
+    for other in world.machines:
+        if other is not machine:
+            machine.break_link(other)
+    until_all(world, 1.9, lambda one: not one.gossip.alive(machine.node), machine)
+
+
+@pytest.mark.parametrize("seconds", [5.0, 20.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_slow_disk_kills_nobody(seconds: float, seed: int) -> None:
+    world = cluster(5, seed=seed, links=False)
+    machine = world.machines[2]
+    machine.disk_seconds = seconds
+    told = listen(world)
+    accuser = world.machines[0].process
+    assert accuser is not None
+    # To refute it the accused raises its incarnation, which is kept on disk.
+    accuser.gossip._membership.suspect(machine.node, accuser.clock())
+    world.run_until(world.now + 40.0)
+    assert (accuser.machine.name, Change.CLEARED, machine.name) in {one[1:] for one in told}
+    assert not [one for one in told if one[2] is Change.DIED]
+
+
+def test_who_can_not_write_its_claim_does_not_lead_and_lives_on() -> None:
+    world = cluster(4)
+    dead = leader(world)
+    first, second = (machine for machine in world.machines[:3] if machine is not dead)
+    first.disk_seconds = 60.0
+    told = listen(world)
+    dead.crash()
+    until_all(world, 6.0, lambda one: one.gossip.leader().leader == second.node)
+    world.run_until(world.now + 120.0)
+    assert leader(world) is second
+    assert {one[3] for one in told if one[2] is Change.DIED} == {dead.name}
 
 
 def test_twenty_splits_end_with_one_leader_and_every_grant_in_order() -> None:

@@ -67,6 +67,8 @@ class Process:
         self._base = world.random.random() * 1000 - world.now
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
         self._wake = float("inf")
+        self._writing = False
+        self._unwritten: Kept | None = None
         self.sealer = Sealer((TOKEN,), node=machine.node, boot=boot) if world.sealed else None
         self.lateness = 0.0
         """Seconds by which this process is late with everything: a machine with too much to do."""
@@ -156,13 +158,30 @@ class Process:
                 world.changed(self, action)
                 self.on_change(action)
             elif type(action) is Persist:
-                if not self.machine.full:
-                    self.machine.kept = action.kept
+                self._keep(action.kept)
             elif type(action) is PushPullWith:
                 world.push_pull(self, action)
             elif type(action) is TcpPing:
                 world.tcp_ping(self, action)
         self.arm()
+
+    def _keep(self, kept: Kept) -> None:
+        """One write at a time, always the newest, as the daemon does."""
+        self._unwritten = kept
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        kept, self._unwritten = self._unwritten, None
+        self._writing = kept is not None
+        if kept is not None:
+            self.later(self.machine.disk_seconds, self._written, kept)
+
+    def _written(self, kept: Kept) -> None:
+        if not self.machine.full:
+            self.machine.kept = kept
+        self.carry_out(self.gossip.persisted(kept, self.clock()))
+        self._write()
 
     def receive(self, data: bytes, source: Address) -> None:
         """A datagram came."""
@@ -191,6 +210,8 @@ class Machine:
         self.kept = Kept()
         self.full = False
         """Its disk: nothing is written any more, and the daemon goes on."""
+        self.disk_seconds = 0.0
+        """How long its disk takes to write."""
         self.process: Process | None = None
         self.boots = 0
 
@@ -232,6 +253,16 @@ class Machine:
             peer = other.process
             if peer is not None and other is not self and not self.world.is_cut(self, other):
                 peer.later(0.001, self._link_lost, peer, process)
+
+    def break_link(self, other: Machine) -> None:
+        """The connection with ``other`` is given up on both sides for silence; both daemons go on."""
+        for here, there in ((self, other), (other, self)):
+            process = here.process
+            if process is not None:
+                process.later(process.lateness, here._fell_silent, process, there.node)
+
+    def _fell_silent(self, process: Process, node: str) -> None:
+        process.carry_out(process.gossip.link_lost(node, process.clock(), silent=True))
 
     def _link_lost(self, peer: Process, dead: Process) -> None:
         gossip = peer.gossip

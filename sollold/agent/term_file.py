@@ -1,0 +1,64 @@
+"""The newest term that this node has obeyed, on disk before anybody hears that it was."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import msgspec
+
+from sollold.cluster.state_file import read_bounded, write_whole
+from sollold.cluster.term import Term
+
+log = logging.getLogger("sollold.agent")
+
+_WRITE_SECONDS = 10.0
+
+
+class TermFile:
+    """The file ``term.json`` in the state folder.
+
+    Attributes:
+        on_disk: the term that the file is known to hold.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "term.json"
+        self._writing: asyncio.Task[str] | None = None
+        self.on_disk = Term()
+
+    def read(self) -> Term:
+        """What an earlier run kept; nothing when the file is not there or spoilt. Blocks for the disk."""
+        try:
+            self.on_disk = msgspec.json.decode(read_bounded(self._path), type=Term)
+        except FileNotFoundError:
+            pass
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the newest term can't be read from %s: %s", self._path, error)
+        return self.on_disk
+
+    async def keep(self, term: Term) -> str:
+        """Return once ``term`` or a newer one is on disk: why it is not, or empty.
+
+        Any number may wait at once; one write goes on at a time, also when who began it gives up.
+        """
+        try:
+            async with asyncio.timeout(_WRITE_SECONDS):
+                while self.on_disk < term:
+                    if self._writing is None or self._writing.done():
+                        self._writing = asyncio.create_task(self._write(term))
+                    refusal = await asyncio.shield(self._writing)
+                    if refusal:
+                        return refusal
+        except TimeoutError:
+            return f"the term is not on disk after {_WRITE_SECONDS:.0f} s of writing {self._path}"
+        return ""
+
+    async def _write(self, term: Term) -> str:
+        try:
+            await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(term))
+        except OSError as error:
+            return f"the term can't be written to {self._path}: {error}"
+        self.on_disk = term
+        return ""
