@@ -76,6 +76,8 @@ def command_line(
         # Fitting would change what was planned; the prompt cache has aborted over RPC.
         ("--fit", "off"),
         ("--cache-ram", "0"),
+        # Left to itself it keeps 32 a slot, which nobody has reckoned with.
+        ("--ctx-checkpoints", str(run.checkpoints)),
         ("--jinja",),
         ("--slots",),
         ("--metrics",),

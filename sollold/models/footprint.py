@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sollold.models import blocks
 from sollold.models.block import Batch, Block
+from sollold.models.checkpoints import checkpoints, snapshot
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.models.tensor_type import by_name
@@ -37,9 +38,12 @@ class Footprint:
         state: L entries: KV cache and recurrent state.
         active: L + 1 entries: bytes that one token reads (of experts only those used).
         host_weights: on the head's processor whatever is offloaded (token embedding).
-        host_buffers: on the head's processor besides: logits and the like.
+        host_buffers: on the head's processor besides: logits and the like, and the checkpoints.
+        checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
+        snapshots: L entries: bytes of each layer in one of them.
         largest_tensor: held once more while loading, by the head and by a device's worker.
         estimate: the architecture is not known; everything is on the safe side.
+        slots: requests at a time.
     """
 
     layers: int
@@ -48,13 +52,21 @@ class Footprint:
     active: tuple[int, ...]
     host_weights: int
     host_buffers: int
+    checkpoints: int
+    snapshots: tuple[int, ...]
     largest_tensor: int
     n_embd: int
     n_vocab: int
     context_train: int
     estimate: bool
+    slots: int
     _demands: _Demands
     _inputs: _Inputs
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What all checkpoints of all slots take of ``host_buffers``."""
+        return self.checkpoints * self.slots * sum(self.snapshots)
 
     def compute(self, first: int, last: int, *, devices: int, offloaded: int) -> int:
         """Compute buffer of a device that holds layers ``first`` to ``last - 1`` (L: the output).
@@ -209,18 +221,26 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         state.append(kv + layer.recurrent * run.slots)
         demands.append(_demand(shape, index, cells, run, flash, index == last))
     demands.append(_output_demand(shape, cells))
+    snapshots = tuple(
+        snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
+    )
+    kept = checkpoints(shape, run, sum(snapshots))
+    logits = (shape.n_vocab * shape.cached + shape.n_embd) * cells.outputs * 4
     return Footprint(
         layers=len(shape.layers),
         weights=(*(layer.weights for layer in shape.layers), shape.output),
         state=tuple(state),
         active=(*(layer.active for layer in shape.layers), shape.output),
         host_weights=shape.host_weights,
-        host_buffers=(shape.n_vocab * shape.cached + shape.n_embd) * cells.outputs * 4,
+        host_buffers=logits + kept * run.slots * sum(snapshots),
+        checkpoints=kept,
+        snapshots=snapshots,
         largest_tensor=shape.largest_tensor,
         n_embd=shape.n_embd,
         n_vocab=shape.n_vocab,
         context_train=shape.context_train,
         estimate=not shape.known,
+        slots=run.slots,
         _demands=_Demands.of(demands),
         _inputs=_inputs(shape, run, cells, flash, widest_v),
     )

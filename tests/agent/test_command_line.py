@@ -10,7 +10,12 @@ from sollold.models.model import Model
 from sollold.models.run import Run
 from sollold.placement.plan import Plan, Share
 
-FLAGS = frozenset({"--fit", "--cache-ram", "--no-kv-unified", "--kv-unified", "--no-webui", "--slots"})
+FLAGS = frozenset(
+    {
+        *("--fit", "--cache-ram", "--ctx-checkpoints", "--no-kv-unified", "--kv-unified", "--no-webui"),
+        *("--slots", "--mmproj-device", "--n-cpu-moe"),
+    }
+)
 LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", FLAGS)
 MODEL = Model("m:latest", "d", "folder", ("/m/one.gguf", "/m/two.gguf"), 1, 0.0, layers=8)
 RUN = Run(context=4096, slots=4, type_k="q8_0", type_v="q8_0")
@@ -67,6 +72,7 @@ def test_a_spread_plan():
     assert after(words, "--gpu-layers") == "8"
     assert after(words, "--fit") == "off"
     assert after(words, "--cache-ram") == "0"
+    assert after(words, "--ctx-checkpoints") == "0"
     assert after(words, "--host") == "127.0.0.1"
     assert after(words, "--model") == "/m/one.gguf"
     assert after(words, "--alias") == "m:latest"
@@ -83,6 +89,11 @@ def test_a_plan_for_the_hosts_processor_alone():
     assert after(words, "--gpu-layers") == "0"
     assert "--rpc" not in words
     assert "--tensor-split" not in words
+
+
+def test_as_many_checkpoints_are_kept_as_were_planned():
+    words = line(replace(PLAN, run=replace(RUN, checkpoints=3)))
+    assert after(words, "--ctx-checkpoints") == "3"
 
 
 def test_what_a_build_does_not_know_it_is_not_told():

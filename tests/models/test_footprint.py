@@ -57,6 +57,31 @@ def test_a_window_needs_no_more_than_itself(tmp_path: Path) -> None:
     assert windowed * 32768 == full * 768
 
 
+def test_checkpoints_are_counted_where_the_state_cannot_be_rolled_back(tmp_path: Path) -> None:
+    run = Run(context=8192, slots=2, checkpoints=3)
+    without = dataclasses.replace(run, checkpoints=0)
+    windowed = _shape(tmp_path, "gemma3", Size(layers=8))
+    guess = footprint(windowed, run)
+    assert guess.checkpoints == 3
+    assert guess.snapshots[5] == 0, "the sixth layer sees everything, and can be rolled back"
+    assert guess.host_buffers - footprint(windowed, without).host_buffers == 3 * 2 * sum(guess.snapshots)
+    assert guess.checkpoint_bytes == 3 * 2 * sum(guess.snapshots)
+    recurrent = footprint(_shape(tmp_path, "mamba2", Size(layers=8)), run)
+    assert sum(recurrent.snapshots) * 2 == sum(recurrent.state)
+    full = _shape(tmp_path, "llama", Size(layers=8))
+    assert footprint(full, run).checkpoints == footprint(full, run).checkpoint_bytes == 0
+    assert footprint(windowed, dataclasses.replace(run, embedding=True)).checkpoints == 0
+
+
+def test_checkpoints_take_no_more_than_they_bring(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "gemma3", Size(layers=12, window=4096, heads_kv=4))
+    guess = footprint(shape, Run(context=65536, slots=4, checkpoints=3))
+    assert guess.checkpoints == guess.checkpoint_bytes == 0, "they would take more than the model"
+    alone = footprint(shape, Run(context=8192, slots=1, checkpoints=3))
+    assert 1 <= alone.checkpoints <= 3
+    assert alone.checkpoint_bytes <= 64 * MIB
+
+
 def test_quantized_caches_are_smaller(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "llama", Size(layers=1))
     plain = footprint(shape, Run(context=4096)).state[0]

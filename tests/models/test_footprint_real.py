@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sollold.models.run import Run
-from tests.gguf import llama_run
+from tests.gguf import llama_log, llama_run
 from tests.gguf.architectures import ARCHITECTURES
-from tests.gguf.compare import MIB, Compared, compare
+from tests.gguf.compare import MIB, Compared, compare, predicted
 from tests.gguf.llama_run import Workers
 from tests.gguf.size import Size
 from tests.gguf.writer import write
@@ -84,6 +84,18 @@ def test_all_on_the_head(tmp_path: Path, ready: Workers, architecture: str) -> N
     model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
     run = Run(context=4096, slots=2, embedding=architecture in _EMBEDDERS)
     _check(compare(model, run, ready, ()))
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss", "jamba", "qwen35", "rwkv7", "llama"])
+def test_the_checkpoints_of_a_slot(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    run = Run(context=8192, slots=2, checkpoints=3)
+    guess = predicted(model, run)
+    tokens = [5 + place % 400 for place in range(1500)]
+    made = llama_log.checkpoints(llama_run.loaded(model, run, ready, (9,), prompt=tokens))
+    assert bool(made) == bool(guess.checkpoints) == (architecture != "llama")
+    for size in made:
+        assert -1024 <= sum(guess.snapshots) - size <= max(size // 10, 4096), (size, guess.snapshots)
 
 
 def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:

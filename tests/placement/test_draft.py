@@ -1,0 +1,39 @@
+"""What a placement takes, worked out to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sollold.models.footprint import footprint
+from sollold.models.run import Run
+from sollold.models.shape import Shape
+from sollold.placement import speed
+from sollold.placement.draft import Draft, draft
+from sollold.placement.fleet import Link
+from sollold.placement.wish import Wish
+from tests.placement.fleets import GIB, cpu, machine, shape
+
+WISH = Wish("demo:latest", "d1")
+RUN = Run(context=8192, slots=2, flash="on", checkpoints=3)
+
+
+def _windowed(model: Shape) -> Shape:
+    """The model with a window over all its layers."""
+    layers = tuple(replace(layer, window=True) for layer in model.layers)
+    return replace(model, architecture="gemma3", window=2048, layers=layers)
+
+
+def _spread(model: Shape, bandwidth: float) -> Draft:
+    head, other = machine(cpu("a", 8 * GIB), holds=True), machine(cpu("b", 8 * GIB))
+    holds = [(other.spots[0], 0, 8), (head.spots[0], 8, 17)]
+    links = {"b": Link(0.0005, bandwidth), "a": speed.LOOPBACK}
+    return draft(head, footprint(model, RUN), RUN, 0, holds, links, speed.uncorrected)
+
+
+def test_no_checkpoints_where_each_would_hold_up_the_prompt() -> None:
+    model = _windowed(shape())
+    near, far = _spread(model, 1e9), _spread(model, 10e6)
+    assert near.plan(WISH, 16, ()).run.checkpoints == footprint(model, RUN).checkpoints > 0
+    assert far.plan(WISH, 16, ()).run.checkpoints == 0
+    assert near.host.total - far.host.total == footprint(model, RUN).checkpoint_bytes > 0
+    assert near.run == far.run == RUN, "the search knows its runs by what it asked for"
