@@ -37,7 +37,8 @@ class Footprint:
         weights: L + 1 entries, the last the output group with its norm.
         state: L entries: KV cache and recurrent state.
         active: L + 1 entries: bytes that one token reads (of experts only those used).
-        host_weights: on the head's processor whatever is offloaded (token embedding).
+        host_weights: on the head's processor whatever is offloaded (token embedding), the projector included.
+        projector: what of that is on a GPU of the head's instead, where one holds layers.
         host_buffers: on the head's processor besides: logits and the like, and the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
         snapshots: L entries: bytes of each layer in one of them.
@@ -51,6 +52,7 @@ class Footprint:
     state: tuple[int, ...]
     active: tuple[int, ...]
     host_weights: int
+    projector: int
     host_buffers: int
     checkpoints: int
     snapshots: tuple[int, ...]
@@ -231,7 +233,8 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         weights=(*(layer.weights for layer in shape.layers), shape.output),
         state=tuple(state),
         active=(*(layer.active for layer in shape.layers), shape.output),
-        host_weights=shape.host_weights,
+        host_weights=shape.host_weights + shape.projector,
+        projector=shape.projector,
         host_buffers=logits + kept * run.slots * sum(snapshots),
         checkpoints=kept,
         snapshots=snapshots,

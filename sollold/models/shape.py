@@ -68,6 +68,7 @@ class Shape:
         cached: has a cache or a recurrent state: without one it gives embeddings only.
         per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
         positions: places have an embedding beside that of tokens.
+        projector: bytes of the projector and of what it computes in; 0: the model has none.
         slack, front: hidden states to add to every compute buffer, and to that of the device that begins
             (see `sollold.models.architectures`).
     """
@@ -86,6 +87,7 @@ class Shape:
     cached: bool = True
     per_layer: int = 0
     positions: bool = False
+    projector: int = 0
     slack: int = 0
     front: int = 0
 

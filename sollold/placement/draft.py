@@ -139,6 +139,9 @@ def draft(
     if checkpoints and _crossing(head, footprint, holds, links) > CROSSING_SECONDS:
         checkpoints = 0
         host = replace(host, compute=max(host.compute - footprint.checkpoint_bytes, 0))
+    seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
+    if seeing >= 0 and footprint.projector:
+        host = replace(host, weights=max(host.weights - footprint.projector, 0))
     shares = []
     parts = []
     if on_host and head.cpu is not None:
@@ -151,9 +154,9 @@ def draft(
                 on_host == total,
             )
         )
-    for spot, first, last in holds:
+    for index, (spot, first, last) in enumerate(holds):
         link = link_to(head, spot, links)
-        weights = sum(footprint.weights[first:last])
+        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing)
         state = sum(footprint.state[first:last])
         compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
         overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
@@ -185,6 +188,11 @@ def draft(
         load=speed.load_seconds(parts, footprint.host_weights),
         short=short,
     )
+
+
+def _is_gpu_of(head: Machine, spot: Spot) -> bool:
+    """Whether llama-server itself computes on the device: the projector may lie there, and nowhere else."""
+    return spot.node == head.node and spot.kind is Kind.GPU
 
 
 def _crossing(head: Machine, footprint: Footprint, holds: Sequence[Hold], links: Mapping[str, Link]) -> float:

@@ -108,8 +108,19 @@ def test_projector_adapters_and_embeddings():
     assert after(words, "--lora") == '/m/a.gguf,"/m/b,c.gguf"'
     assert "--embedding" in words
     assert "--kv-unified" in words
-    assert "--no-mmproj-offload" not in words
-    assert "--no-mmproj-offload" in line(replace(PLAN, shares=PLAN.shares[:3]), model)
+
+
+def test_the_projector_stays_on_the_head():
+    model = replace(MODEL, projector="/m/eyes.gguf")
+    old = replace(LLAMA, flags=frozenset())
+    first = replace(PLAN, shares=PLAN.shares[3:])
+    without = replace(PLAN, shares=PLAN.shares[:3])
+    assert after(line(model=model), "--mmproj-device") == "CUDA0"
+    assert "--no-mmproj-offload" not in line(model=model)
+    assert "--no-mmproj-offload" in line(without, model), "it would go to the first device, a worker"
+    assert "--no-mmproj-offload" in line(model=model, llama=old)
+    assert not {"--no-mmproj-offload", "--mmproj-device"} & set(line(first, model, old))
+    assert "--no-mmproj-offload" in line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()), model)
 
 
 def test_progress_in_llama_servers_output():

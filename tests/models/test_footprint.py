@@ -207,4 +207,6 @@ def test_a_projector_stays_with_the_head(tmp_path: Path) -> None:
     assert seen.layers == plain.layers
     weights = sum(tensor.size for tensor in gguf.read(path).tensors)
     # llama-server says 0.05 MiB for its compute buffer.
-    assert weights + 50_000 < seen.host_weights - plain.host_weights < weights + MIB
+    assert weights + 50_000 < seen.projector < weights + MIB
+    guess, blind = footprint(seen, Run(context=1024)), footprint(plain, Run(context=1024))
+    assert guess.host_weights - blind.host_weights == guess.projector == seen.projector

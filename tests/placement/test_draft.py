@@ -8,10 +8,10 @@ from sollold.models.footprint import footprint
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.placement import speed
-from sollold.placement.draft import Draft, draft
+from sollold.placement.draft import Draft, Hold, draft
 from sollold.placement.fleet import Link
 from sollold.placement.wish import Wish
-from tests.placement.fleets import GIB, cpu, machine, shape
+from tests.placement.fleets import GIB, MIB, cpu, gpu, machine, shape
 
 WISH = Wish("demo:latest", "d1")
 RUN = Run(context=8192, slots=2, flash="on", checkpoints=3)
@@ -37,3 +37,31 @@ def test_no_checkpoints_where_each_would_hold_up_the_prompt() -> None:
     assert far.plan(WISH, 16, ()).run.checkpoints == 0
     assert near.host.total - far.host.total == footprint(model, RUN).checkpoint_bytes > 0
     assert near.run == far.run == RUN, "the search knows its runs by what it asked for"
+
+
+def test_the_projector_is_counted_where_it_computes() -> None:
+    head = machine(cpu("a", 8 * GIB), gpu("a", 8 * GIB), holds=True)
+    other = machine(gpu("b", 8 * GIB))
+    plain = shape()
+    model = replace(plain, projector=100 * MIB)
+    far, near = (other.spots[0], 0, 8), (head.spots[1], 8, 17)
+
+    def added(holds: list[Hold]) -> list[int]:
+        made = [
+            draft(
+                head,
+                footprint(one, RUN),
+                RUN,
+                17 - sum(last - first for _, first, last in holds),
+                holds,
+                {},
+                speed.uncorrected,
+            )
+            for one in (plain, model)
+        ]
+        before, after = ((one.host, *one.shares) for one in made)
+        return [b.weights - a.weights for a, b in zip(before, after, strict=True)]
+
+    assert added([far, near]) == [0, 0, 100 * MIB], "the head's own GPU, though it is not the first device"
+    assert added([(other.spots[0], 0, 17)]) == [100 * MIB, 0], "never another machine's"
+    assert added([]) == [100 * MIB]
