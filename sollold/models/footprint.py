@@ -42,7 +42,9 @@ class Footprint:
         host_buffers: on the head's processor besides: logits and the like, and the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
         snapshots: L entries: bytes of each layer in one of them.
-        largest_tensor: held once more while loading, by the head and by a device's worker.
+        largest_tensor: held once more while the head loads; ``largest``: L + 1 entries, the largest of each
+            layer, held once more by a worker that is sent it.
+        experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
         estimate: the architecture is not known; everything is on the safe side.
         slots: requests at a time.
     """
@@ -57,6 +59,8 @@ class Footprint:
     checkpoints: int
     snapshots: tuple[int, ...]
     largest_tensor: int
+    largest: tuple[int, ...]
+    experts: tuple[int, ...]
     n_embd: int
     n_vocab: int
     context_train: int
@@ -239,6 +243,8 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         checkpoints=kept,
         snapshots=snapshots,
         largest_tensor=shape.largest_tensor,
+        largest=(*(layer.largest for layer in shape.layers), shape.largest_output),
+        experts=tuple(layer.experts for layer in shape.layers),
         n_embd=shape.n_embd,
         n_vocab=shape.n_vocab,
         context_train=shape.context_train,

@@ -6,6 +6,7 @@ between architectures stands as data in `sollold.models.architectures`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sollold.models.architectures import ARCHITECTURES, UNKNOWN, Architecture
@@ -25,6 +26,8 @@ _FIRST = (
     "rope_factors_short.",
 )
 _ALTUP_RANK = 256
+_EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
+"""What llama.cpp's ``--n-cpu-moe`` takes for experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Layer:
         recurrent: bytes of recurrent state a sequence.
         block: what is computed in it; None: nothing (a layer for next-token prediction).
         source: the layer whose cache it uses; -1: its own, or none.
+        largest: bytes of its largest tensor.
+        experts: bytes of the weights of its experts, of ``weights``: they can stay with the head's processor.
     """
 
     weights: int
@@ -49,6 +54,8 @@ class Layer:
     recurrent: int = 0
     block: Block | None = None
     source: int = -1
+    largest: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class Shape:
         output: bytes of the output group (output matrix, output norm), a second copy of the token
             embedding included when the output is tied to it.
         host_weights: bytes that stay with the head's processor (token embedding and the like).
-        largest_tensor: bytes of it: while loading, so much is held once more.
+        largest_tensor: bytes of it: while loading, so much is held once more. ``largest_output``: of the
+            output group's.
         n_embd, n_vocab: elements of a hidden state, tokens of the vocabulary.
         window: tokens of the sliding window; 0: none.
         context_train: tokens of the context it was trained with.
@@ -88,6 +96,7 @@ class Shape:
     per_layer: int = 0
     positions: bool = False
     projector: int = 0
+    largest_output: int = 0
     slack: int = 0
     front: int = 0
 
@@ -95,7 +104,7 @@ class Shape:
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""
     facts = _Facts(header)
-    layers, first, output, host = _grouped(facts)
+    layers, first, output, largest_output, host = _grouped(facts)
     made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.count)]
     return Shape(
         architecture=header.architecture,
@@ -104,6 +113,7 @@ def shape_of(header: Header) -> Shape:
         output=output,
         host_weights=host,
         largest_tensor=max((tensor.size for tensor in header.tensors), default=0),
+        largest_output=largest_output,
         n_embd=facts.embd,
         n_vocab=facts.integer("vocab_size") or header.length("tokenizer.ggml.tokens"),
         window=facts.window,
@@ -219,11 +229,12 @@ class _Facts:
         return self.row.recurrent in ("no", "both") or not self.recurrent(index)
 
 
-def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]:
-    """Tensors of each block, those that go with the first, bytes of the output group, bytes of the host."""
+def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int, int]:
+    """Tensors of each block, those that go with the first, bytes of the output group and of the largest in
+    it, bytes of the host."""
     blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
     first: list[Tensor] = []
-    output = host = tied = 0
+    output = largest = host = tied = 0
     own_output = False
     for tensor in facts.header.tensors:
         index = _block_of(tensor)
@@ -236,11 +247,13 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]
             first.append(tensor)
         else:
             output += padded(tensor.size)
+            largest = max(largest, tensor.size)
             own_output = own_output or tensor.name == "output.weight"
     # Embedders like BERT have neither output nor norm before it.
     if output and not own_output:
         output += tied
-    return blocks, first, output, host
+        largest = max(largest, tied)
+    return blocks, first, output, largest, host
 
 
 def _block_of(tensor: Tensor) -> int | None:
@@ -261,6 +274,7 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
     if experts > 0:
         many = sum(tensor.size for tensor in tensors if "_exps" in tensor.name)
         unused = many - many * min(facts.used[index], experts) // experts
+    kept = sum(padded(tensor.size) for tensor in tensors if _EXPERTS.search(tensor.name))
     windowed = facts.windowed[index]
     k = v = recurrent = 0
     if facts.attends(index):
@@ -281,6 +295,8 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         recurrent=recurrent,
         block=block,
         source=facts.source(index),
+        largest=max((tensor.size for tensor in (*tensors, *besides)), default=0),
+        experts=kept,
     )
 
 

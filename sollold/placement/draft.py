@@ -89,8 +89,8 @@ def link_to(head: Machine, spot: Spot, links: Mapping[str, Link]) -> Link | None
 def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: int) -> int:
     """Bytes besides tensors and buffers: a process, and the peak of loading.
 
-    While a processor's worker loads, the largest tensor is in memory once more; that is over before the
-    state and the compute buffers are allocated.
+    While a processor's worker loads, the largest tensor that it is sent is in memory once more; that is over
+    before the state and the compute buffers are allocated.
     """
     peak = max(0, largest - state - compute) if worker and spot.kind is Kind.CPU else 0
     return spot.overhead + peak
@@ -159,7 +159,8 @@ def draft(
         weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing)
         state = sum(footprint.state[first:last])
         compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
-        overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
+        largest = max(footprint.largest[first:last], default=0)
+        overhead = share_overhead(spot, link is not None, largest, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
         parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}

@@ -96,6 +96,14 @@ def test_only_the_experts_in_use_are_read(tmp_path: Path) -> None:
     assert layer.weights - layer.active == experts * 6 // 8
 
 
+def test_the_largest_tensor_of_each_layer(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "llama", Size(layers=2, embd=256, ff=512, vocab=4096))
+    guess = footprint(shape, Run(context=1024))
+    assert guess.largest == (256 * 512 // 32 * 34,) * 2 + (256 * 4096 // 32 * 34,)
+    tied = _shape(tmp_path, "llama", Size(layers=2, embd=256, ff=512, vocab=4096, tied=True))
+    assert tied.largest_output == guess.largest[2]
+
+
 def test_a_tied_output_is_a_second_copy(tmp_path: Path) -> None:
     own = _shape(tmp_path, "llama", Size(layers=1))
     tied = _shape(tmp_path, "llama", Size(layers=1, tied=True))

@@ -65,3 +65,20 @@ def test_the_projector_is_counted_where_it_computes() -> None:
     assert added([far, near]) == [0, 0, 100 * MIB], "the head's own GPU, though it is not the first device"
     assert added([(other.spots[0], 0, 17)]) == [100 * MIB, 0], "never another machine's"
     assert added([]) == [100 * MIB]
+
+
+def test_a_worker_is_sent_no_more_than_the_tensors_of_its_own_layers() -> None:
+    head, other = machine(cpu("a", 8 * GIB), holds=True), machine(cpu("b", 8 * GIB))
+    plain = shape()
+    layers = tuple(
+        replace(layer, largest=(90 if index == 3 else 10) * MIB) for index, layer in enumerate(plain.layers)
+    )
+    model = replace(plain, layers=layers, largest_tensor=500 * MIB, largest_output=300 * MIB)
+    run = Run(context=256)
+    holds = [(other.spots[0], 0, 4), (other.spots[0], 4, 8), (head.spots[0], 8, 17)]
+    made = draft(head, footprint(model, run), run, 0, holds, {}, speed.uncorrected)
+    begins, middle, ends = made.shares
+    process = other.spots[0].overhead
+    assert begins.state + begins.compute + begins.overhead - process == 90 * MIB
+    assert middle.overhead == process, "it needs more for what it computes than while it loads"
+    assert ends.state + ends.compute + ends.overhead - process == 300 * MIB
