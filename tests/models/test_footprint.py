@@ -41,6 +41,8 @@ def test_llama_by_hand(tmp_path: Path) -> None:
     # Two slots of 512 cells, K and V rows of 128 elements of two bytes.
     assert guess.state == (2 * 512 * 2 * 128 * 2,) * 2
     assert guess.active == guess.weights
+    # Logits and a hidden state for each slot, and what the vocabulary takes.
+    assert guess.host_buffers == 2 * (512 + 256) * 4 + 512 * 400
     assert not guess.estimate
 
 
