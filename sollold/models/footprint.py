@@ -390,11 +390,21 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
         full = windowed = tokens * tokens * width
         indices = 0
     attends = [layer for layer in shape.layers if layer.block and layer.block.q]
+    if any(layer.block and layer.block.indexer for layer in attends):
+        # The indexer has a cache and a mask of its own.
+        full += cells.full * tokens * 2 + 8 * tokens
+    if not shape.known and shape.window:
+        full += windowed + indices
+    lightning = max(
+        (layer.block.heads for layer in shape.layers if layer.block and layer.block.mixer == "lightning"),
+        default=0,
+    )
     masks = (full + indices) * any(not layer.window for layer in attends)
     masks += (windowed + indices) * any(layer.window for layer in attends)
     streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
     positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
-    always = positions + 4 * cells.outputs
+    # Lightning attention is told how much each token counts for each other, head by head.
+    always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
     per_layer = shape.per_layer * tokens * 4
     raw = per_layer * sum(layer.block is not None for layer in shape.layers)
     several = streams > 1

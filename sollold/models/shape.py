@@ -183,7 +183,7 @@ class _Facts:
         return max(named, 0)
 
     def _windowed(self) -> tuple[bool, ...]:
-        if not self.window:
+        if not self.window or self.row is UNKNOWN:
             return (False,) * self.count
         pattern = self.header.integers(f"{self.arch}.attention.sliding_window_pattern")
         if len(pattern) >= self.count:
@@ -220,7 +220,7 @@ class _Facts:
 
     def attends(self, index: int) -> bool:
         """Whether a layer has a KV cache of its own."""
-        if index >= self.trunk or not self.row.cache or index >= self.kv_layers:
+        if index >= self.trunk or index >= self.kv_layers or not (self.row.cache or self.row.idle_cache):
             return False
         if self.row.recurrent == "all":
             return False
@@ -249,8 +249,8 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int,
             output += padded(tensor.size)
             largest = max(largest, tensor.size)
             own_output = own_output or tensor.name == "output.weight"
-    # Embedders like BERT have neither output nor norm before it.
-    if output and not own_output:
+    # Embedders like BERT have no output, and mostly no norm before it.
+    if output and not own_output and not facts.row.headless:
         output += tied
         largest = max(largest, tied)
     return blocks, first, output, largest, host
@@ -285,7 +285,10 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         k += max(facts.integer("attention.indexer.key_length"), 0)
     block = _block(facts, index, tensors)
     if facts.recurrent(index) or (facts.row is UNKNOWN and block.mixer):
-        recurrent = 4 * sum(_states(facts))
+        recurrent = 4 * sum(_states(facts, block.mixer))
+    elif facts.row is UNKNOWN and not block.q:
+        # It mixes tokens in a way that nobody knows here, and keeps what that needs: at most a square a head.
+        recurrent = 4 * max(sum(_states(facts, mixer)) for mixer in ("", "kda", "lightning"))
     return Layer(
         weights=weights,
         active=weights - unused,
@@ -300,8 +303,15 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
     )
 
 
-def _states(facts: _Facts) -> tuple[int, int]:
-    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer."""
+def _states(facts: _Facts, mixer: str) -> tuple[int, int]:
+    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer.
+
+    After llama.cpp's ``n_embd_r`` and ``n_embd_s`` (src/llama-hparams.cpp).
+    """
+    if mixer in ("kda", "lightning"):
+        head = facts.integer("kda.head_dim", facts.head_k)
+        kept = facts.integer("ssm.conv_kernel", 4) - 1 if mixer == "kda" else 0
+        return 3 * max(kept, 0) * facts.heads[0] * head, facts.heads[0] * head * head
     head = facts.integer("wkv.head_size")
     if head:
         return facts.integer("token_shift_count", 2) * facts.embd, facts.embd * head
@@ -320,14 +330,19 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         shape = shapes.get(f"{name}.weight", ())
         return shape[1] if len(shape) > 1 else 0
 
-    conv_state, mixer_state = _states(facts)
     mixer = _mixer(shapes)
+    conv_state, mixer_state = _states(facts, mixer)
+    inner = facts.integer("ssm.inner_size")
+    if mixer in ("kda", "lightning"):
+        inner = rows("attn_gate") or facts.heads[0] * facts.integer("kda.head_dim", facts.head_k)
     windowed = facts.windowed[index]
     head_k = facts.head_k_swa if windowed else facts.head_k
     head_v = facts.head_v_swa if windowed else facts.head_v
     heads = facts.heads[index]
     q, k, v, fused = rows("attn_q"), rows("attn_k"), rows("attn_v"), False
-    if rows("attn_qkv") and mixer != "delta":
+    if mixer in ("kda", "lightning"):
+        q = k = v = 0
+    elif rows("attn_qkv") and mixer != "delta":
         fused = True
         q, k, v = heads * head_k, facts.heads_kv[index] * head_k, facts.heads_kv[index] * head_v
     out = shapes.get("attn_output.weight", (0,))[0]
@@ -349,15 +364,16 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         head_v=head_v,
         fused=fused,
         query_gate=bool(q and out and q == 2 * out),
+        out_gate=not mixer and "attn_gate.weight" in shapes,
         latent=facts.latent,
         rope=facts.integer("rope.dimension_count") if facts.latent else 0,
         q_rank=rank,
         mixer=mixer,
-        inner=facts.integer("ssm.inner_size"),
+        inner=inner,
         steps=facts.integer("ssm.time_step_rank"),
         repeats=facts.row.repeats,
         projected=rows("ssm_in"),
-        convolved=rows("ssm_conv1d"),
+        convolved=3 * inner if mixer in ("kda", "lightning") else rows("ssm_conv1d"),
         mixer_state=mixer_state if mixer else 0,
         conv_state=conv_state if mixer else 0,
         ff=ff,
@@ -373,6 +389,8 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         latent_expert=rows("ffn_latent_down"),
         parallel=facts.row.parallel,
         late=facts.row.late,
+        indexer=rows("indexer.attn_q_b"),
+        chosen=facts.integer("attention.indexer.top_k") if rows("indexer.attn_q_b") else 0,
         after="attn_output_norm.weight" in shapes,
         bare="attn_norm.weight" not in shapes and not mixer,
         cached=facts.row.cache,
@@ -382,6 +400,10 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
 
 
 def _mixer(shapes: dict[str, tuple[int, ...]]) -> str:
+    if "ssm_conv1d_q.weight" in shapes:
+        return "kda"
+    if "attn_norm_2.weight" in shapes and {"attn_gate.weight", "attn_qkv.weight"} <= shapes.keys():
+        return "lightning"
     if "ssm_x.weight" in shapes:
         return "mamba"
     if "ssm_conv1d.weight" in shapes:

@@ -147,7 +147,9 @@ def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) ->
     assert guess.compute(0, 4, devices=2, offloaded=9) > alone
 
 
-@pytest.mark.parametrize("architecture", ["qwen3moe", "gemma3", "mamba2", "jamba", "qwen35", "rwkv7"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen3moe", "gemma3", "afmoe", "mamba2", "jamba", "qwen35", "rwkv7"]
+)
 def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path, architecture: str) -> None:
     known = _shape(tmp_path, architecture, Size(layers=8))
     header = gguf.read(tmp_path / "a.gguf")
@@ -160,6 +162,32 @@ def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path,
     assert guess.weights == truth.weights
     assert all(more >= enough for more, enough in zip(guess.state, truth.state, strict=True))
     assert _whole(guess) > _whole(truth)
+
+
+def test_states_of_linear_attention_by_hand(tmp_path: Path) -> None:
+    size = Size(layers=4, embd=256, heads=4)
+    kimi = _shape(tmp_path, "kimi-linear", size)
+    assert [layer.recurrent for layer in kimi.layers] == [4 * (4 * 64 * 64 + 3 * 3 * 4 * 64)] * 3 + [0]
+    minimax = _shape(tmp_path, "minimax-01", size)
+    assert [layer.recurrent for layer in minimax.layers] == [4 * 4 * 64 * 64] * 3 + [0]
+
+
+def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    metadata: dict[str, gguf_writer.MetadataValue] = {
+        "general.architecture": "odd",
+        "odd.block_count": 2,
+        "odd.embedding_length": 256,
+        "odd.attention.head_count": 4,
+    }
+    tensors = [
+        NewTensor("blk.0.newmix_in.weight", (256, 256), 0),
+        *(NewTensor(f"blk.1.attn_{part}.weight", (256, 256), 0) for part in ("q", "k", "v", "output")),
+    ]
+    gguf_writer.write(path, metadata, tensors)
+    strange, attends = shape_of(gguf.read(path)).layers
+    assert strange.recurrent >= 4 * 4 * 64 * 64
+    assert attends.recurrent == 0
 
 
 def test_a_header_that_says_nothing_gives_a_shape(tmp_path: Path) -> None:
