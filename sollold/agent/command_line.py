@@ -76,6 +76,8 @@ def command_line(
         # Fitting would change what was planned; the prompt cache has aborted over RPC.
         ("--fit", "off"),
         ("--cache-ram", "0"),
+        # Left to itself it keeps 32 a slot, which nobody has reckoned with.
+        ("--ctx-checkpoints", str(run.checkpoints)),
         ("--jinja",),
         ("--slots",),
         ("--metrics",),
@@ -99,11 +101,19 @@ def command_line(
             line += ["--pooling", "mean"]
     if model.projector:
         line += ["--mmproj", model.projector]
-        if all(share.node != plan.head or share.device == PROCESSOR for share in plan.shares):
-            line += ["--no-mmproj-offload"]
+        line += _projector(plan, llama)
     if model.adapters:
         line += ["--lora", ",".join(map(_quoted, model.adapters))]
     return [*line, *extra]
+
+
+def _projector(plan: Plan, llama: Llama) -> list[str]:
+    """Where it computes. Left to itself it goes to the first device, another machine's perhaps."""
+    device = plan.projector_device
+    if device and "--mmproj-device" in llama.flags:
+        return ["--mmproj-device", device]
+    first = plan.shares[0] if plan.shares else plan.host
+    return [] if device and (first.node, first.device) == (plan.head, device) else ["--no-mmproj-offload"]
 
 
 def _quoted(path: str) -> str:

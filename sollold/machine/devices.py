@@ -22,6 +22,10 @@ LIST_SECONDS = 60.0
 """How old the listing of GPUs without NVML may be: it starts a process."""
 _OVERHEADS = {"CUDA": 512 * MIB, "ROCm": 512 * MIB, "Vulkan": 128 * MIB, "SYCL": 256 * MIB}
 """What one more process costs before it has allocated anything: its context. Safe guesses."""
+PROCESS = 24 * MIB
+"""What a process of llama.cpp keeps of RAM beside its buffers. Measured with b11434 (VmRSS less the buffers
+in its log): a worker 5 MiB before it serves anybody and 9 MiB then, llama-server 18 MiB, of which 13 are its
+program; the vocabulary is counted with the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ def combine(
                 limit=_limit(settings, PROCESSOR, ram.total),
                 granted=0,
                 available=0,
+                overhead=PROCESS,
                 bandwidth=processor.bandwidth,
                 compute=processor.compute,
                 pool=UNIFIED if any(device.pool for device in devices) else "",

@@ -26,12 +26,14 @@ class Architecture:
             ``kv0ff0`` (and without feed-forward), ``interval`` (all but every n-th), ``both`` (all, and they
             attend too).
         kv_from_start: so many first layers have a cache, the others use theirs; 0: all have their own.
-        cache: keeps a KV cache (embedders and diffusion models do not).
+        cache: keeps a KV cache (embedders and diffusion models do not). ``idle_cache``: one is there though
+            it is never used.
         parallel: attention and feed-forward start from the same norm: ``early``: attention is added to the
             feed-forward first; ``late``: the hidden state is.
         late: outputs are chosen only after the last block.
         streams: hidden states carried from layer to layer.
         expert_first: the experts' weights are applied before them.
+        headless: there is no output matrix.
         norm_beside: the output norm is called ``token_embd_norm``.
         slack, front: hidden states that the compute buffer was measured to hold beyond what the rules say, on
             every device and on the one that begins.
@@ -46,10 +48,12 @@ class Architecture:
     recurrent: str = "no"
     kv_from_start: int = 0
     cache: bool = True
+    idle_cache: bool = False
     parallel: str = ""
     late: bool = False
     streams: int = 1
     expert_first: bool = False
+    headless: bool = False
     norm_beside: bool = False
     repeats: bool = False
     slack: int = 0
@@ -65,8 +69,8 @@ _DELTA = Architecture(recurrent="interval", late=True)
 ARCHITECTURES: dict[str, Architecture] = {
     # Attention everywhere, all of it over the whole context.
     "llama": _PLAIN,
-    "llama-embed": _EMBEDDER,
     "mistral3": _PLAIN,
+    "mistral4": _PLAIN,
     "qwen2": _PLAIN,
     "qwen2vl": _PLAIN,
     "qwen2moe": _PLAIN,
@@ -90,7 +94,23 @@ ARCHITECTURES: dict[str, Architecture] = {
     "seed_oss": _PLAIN,
     "starcoder2": _PLAIN,
     "minimax-m2": _PLAIN,
+    "hunyuan-dense": _PLAIN,
     "hunyuan-moe": _PLAIN,
+    "hunyuan_vl": _PLAIN,
+    "olmoe": _PLAIN,
+    "internlm2": _PLAIN,
+    "ernie4_5": _PLAIN,
+    "ernie4_5-moe": _PLAIN,
+    "stablelm": _PLAIN,
+    "dots1": _PLAIN,
+    "exaone": _PLAIN,
+    "minicpm": _PLAIN,
+    "baichuan": _PLAIN,
+    "xverse": _PLAIN,
+    "orion": _PLAIN,
+    "arcee": _PLAIN,
+    "bailingmoe": _PLAIN,
+    "falcon": Architecture(parallel="early"),
     # Some layers look only at a window.
     "llama4": Architecture(window=8192, fixed=True, every=4, expert_first=True),
     "gemma2": Architecture(window=4096, every=2),
@@ -100,6 +120,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     "olmo2": Architecture(window="key", every=4, slack=1),
+    "afmoe": Architecture(window="key", every=4),
+    "mimo2": Architecture(window="key"),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
     # Recurrent layers, alone or among others.
     "mamba": Architecture(recurrent="all", slack=1),
@@ -123,7 +145,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma-embedding": Architecture(window="key", every=6, cache=False, slack=1),
     "jina-bert-v2": _EMBEDDER,
     "jina-bert-v3": _EMBEDDER,
+    "modern-bert": Architecture(window="key", every=3, dense_first=True, cache=False, headless=True, slack=1),
+    "llama-embed": Architecture(cache=False, idle_cache=True, slack=1),
 }
 
-UNKNOWN = Architecture(late=True, slack=4)
-"""For an architecture without a row: the choices that need most memory."""
+UNKNOWN = Architecture(window="key", late=True, slack=4)
+"""For an architecture without a row: the choices that need most memory. Where the file names a window, masks
+are counted for it and for the whole context, and every layer's cache for the whole context."""

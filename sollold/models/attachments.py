@@ -13,13 +13,13 @@ _BLOCK = re.compile(r"blk\.(\d{1,6})\.")
 
 
 def with_projector(shape: Shape, header: Header) -> Shape:
-    """The shape of a model with its projector (mmproj), which stays with the head's processor.
+    """The shape of a model with its projector (mmproj), which the head computes, on a GPU of its own or not.
 
     Its compute buffer is an estimate on the safe side: that of the biggest image that it says it takes, with
     attention's scores written out.
     """
     weights = sum(padded(tensor.size) for tensor in header.tensors)
-    return replace(shape, host_weights=shape.host_weights + weights + _seen(header))
+    return replace(shape, projector=shape.projector + weights + _seen(header))
 
 
 def with_adapters(shape: Shape, headers: Sequence[Header]) -> Shape:

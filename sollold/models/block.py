@@ -16,10 +16,12 @@ class Block:
         embd: hidden state.
         q, k, v: what attention computes for new tokens; ``out``: its result before the output matrix.
         heads: attention heads; ``head_k``, ``head_v``: elements of one.
-        fused: query, key and value come of one matrix; ``query_gate``: the query has a gate beside it.
-        latent, rope, q_rank: of multi-head latent attention.
-        mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``conv``,
-            ``rwkv6``, ``rwkv7``; or empty.
+        fused: query, key and value come of one matrix; ``query_gate``: the query has a gate beside it,
+            ``out_gate``: attention's result has one.
+        latent, rope, q_rank: of multi-head latent attention. ``indexer``: width of the queries that choose
+            the tokens that it looks at; ``chosen``: how many.
+        mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``kda``,
+            ``lightning``, ``conv``, ``rwkv6``, ``rwkv7``; or empty.
         inner, steps, projected, convolved: of the mixer: its width, that of its time steps, what it projects
             to, what it convolves; ``repeats``: keys are repeated to the width of values.
         mixer_state, conv_state: elements a sequence.
@@ -44,9 +46,12 @@ class Block:
     head_v: int = 0
     fused: bool = False
     query_gate: bool = False
+    out_gate: bool = False
     latent: int = 0
     rope: int = 0
     q_rank: int = 0
+    indexer: int = 0
+    chosen: int = 0
     mixer: str = ""
     inner: int = 0
     steps: int = 0

@@ -143,12 +143,15 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
         result = graph.add(block.out * unit, result)
     if gate is not None:
         result = graph.add(block.out * unit, result, gate, inplace=True)
+    if block.out_gate:
+        result = graph.add(block.out * unit, result, graph.add(block.out * unit, normed), inplace=True)
     return graph.add(block.embd * unit, result) if project else result
 
 
 def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
     unit = batch.tokens * FLOAT
     source = graph.add(block.q_rank * unit, normed) if block.q_rank else normed
+    chosen = _chosen(graph, block, batch, source) if block.indexer else None
     query = graph.add(block.q * unit, source)
     absorbed = graph.add(block.heads * block.latent * unit, query)
     turned = graph.add(block.heads * block.rope * unit, query)
@@ -158,6 +161,12 @@ def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> 
     place = graph.add(block.rope * unit, both)
     key = graph.add((block.latent + block.rope) * unit, value, place)
     graph.add(0, key)
+    if chosen is not None:
+        # A mask that only those chosen pass. Not followed step by step: rather too much than too little.
+        mask = batch.cells * batch.tokens * (2 if batch.flash else FLOAT)
+        none = graph.add(mask)
+        zeros = graph.add(3 * min(block.chosen, batch.cells) * unit)
+        query = graph.add(0, query, graph.add(mask, none), graph.add(mask, none, zeros, chosen))
     if batch.flash:
         result = graph.add(block.heads * block.latent * unit, query)
     else:
@@ -167,6 +176,14 @@ def _latent_attention(graph: Graph, block: Block, batch: Batch, normed: int) -> 
     result = graph.add(block.out * unit, result)
     result = graph.add(block.out * unit, result)
     return graph.add(block.embd * unit, result)
+
+
+def _chosen(graph: Graph, block: Block, batch: Batch, source: int) -> int:
+    """The tokens that attention looks at, by scores of their own (DeepSeek 3.2)."""
+    unit = batch.tokens * FLOAT
+    query = graph.add(block.indexer * unit, graph.add(block.indexer * unit, source))
+    scores = graph.add(batch.cells * unit, query)
+    return graph.add(min(block.chosen, batch.cells) * unit, scores)
 
 
 def _feed_forward(graph: Graph, block: Block, tokens: int, normed: int) -> int:

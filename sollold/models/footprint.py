@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sollold.models import blocks
 from sollold.models.block import Batch, Block
+from sollold.models.checkpoints import checkpoints, snapshot
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.models.tensor_type import by_name
@@ -20,6 +21,9 @@ from sollold.models.tensor_type import by_name
 _COPIES = 4
 """Copies of a device's inputs when batches are pipelined (GGML_SCHED_MAX_COPIES)."""
 
+_TOKEN = 400
+"""Bytes of llama-server's memory for each token that it knows: its text, its place in tables, the merges that
+make it. Measured: 170 with none, 390 with two merges a token."""
 _UNPACKED = ("f32", "f16", "bf16")
 _FOURFOLD = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next")
 """Architectures whose tokens have four positions."""
@@ -36,10 +40,16 @@ class Footprint:
         weights: L + 1 entries, the last the output group with its norm.
         state: L entries: KV cache and recurrent state.
         active: L + 1 entries: bytes that one token reads (of experts only those used).
-        host_weights: on the head's processor whatever is offloaded (token embedding).
-        host_buffers: on the head's processor besides: logits and the like.
-        largest_tensor: held once more while loading, by the head and by a device's worker.
+        host_weights: on the head's processor whatever is offloaded (token embedding), the projector included.
+        projector: what of that is on a GPU of the head's instead, where one holds layers.
+        host_buffers: on the head's processor besides: logits and the like, the vocabulary, the checkpoints.
+        checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
+        snapshots: L entries: bytes of each layer in one of them.
+        largest_tensor: held once more while the head loads; ``largest``: L + 1 entries, the largest of each
+            layer, held once more by a worker that is sent it.
+        experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
         estimate: the architecture is not known; everything is on the safe side.
+        slots: requests at a time.
     """
 
     layers: int
@@ -47,14 +57,25 @@ class Footprint:
     state: tuple[int, ...]
     active: tuple[int, ...]
     host_weights: int
+    projector: int
     host_buffers: int
+    checkpoints: int
+    snapshots: tuple[int, ...]
     largest_tensor: int
+    largest: tuple[int, ...]
+    experts: tuple[int, ...]
     n_embd: int
     n_vocab: int
     context_train: int
     estimate: bool
+    slots: int
     _demands: _Demands
     _inputs: _Inputs
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """What all checkpoints of all slots take of ``host_buffers``."""
+        return self.checkpoints * self.slots * sum(self.snapshots)
 
     def compute(self, first: int, last: int, *, devices: int, offloaded: int) -> int:
         """Compute buffer of a device that holds layers ``first`` to ``last - 1`` (L: the output).
@@ -209,18 +230,29 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         state.append(kv + layer.recurrent * run.slots)
         demands.append(_demand(shape, index, cells, run, flash, index == last))
     demands.append(_output_demand(shape, cells))
+    snapshots = tuple(
+        snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
+    )
+    kept = checkpoints(shape, run, sum(snapshots))
+    logits = (shape.n_vocab * shape.cached + shape.n_embd) * cells.outputs * 4
     return Footprint(
         layers=len(shape.layers),
         weights=(*(layer.weights for layer in shape.layers), shape.output),
         state=tuple(state),
         active=(*(layer.active for layer in shape.layers), shape.output),
-        host_weights=shape.host_weights,
-        host_buffers=(shape.n_vocab * shape.cached + shape.n_embd) * cells.outputs * 4,
+        host_weights=shape.host_weights + shape.projector,
+        projector=shape.projector,
+        host_buffers=logits + _TOKEN * shape.n_vocab + kept * run.slots * sum(snapshots),
+        checkpoints=kept,
+        snapshots=snapshots,
         largest_tensor=shape.largest_tensor,
+        largest=(*(layer.largest for layer in shape.layers), shape.largest_output),
+        experts=tuple(layer.experts for layer in shape.layers),
         n_embd=shape.n_embd,
         n_vocab=shape.n_vocab,
         context_train=shape.context_train,
         estimate=not shape.known,
+        slots=run.slots,
         _demands=_Demands.of(demands),
         _inputs=_inputs(shape, run, cells, flash, widest_v),
     )
@@ -358,11 +390,21 @@ def _inputs(shape: Shape, run: Run, cells: _Cells, flash: bool, widest_v: int) -
         full = windowed = tokens * tokens * width
         indices = 0
     attends = [layer for layer in shape.layers if layer.block and layer.block.q]
+    if any(layer.block and layer.block.indexer for layer in attends):
+        # The indexer has a cache and a mask of its own.
+        full += cells.full * tokens * 2 + 8 * tokens
+    if not shape.known and shape.window:
+        full += windowed + indices
+    lightning = max(
+        (layer.block.heads for layer in shape.layers if layer.block and layer.block.mixer == "lightning"),
+        default=0,
+    )
     masks = (full + indices) * any(not layer.window for layer in attends)
     masks += (windowed + indices) * any(layer.window for layer in attends)
     streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
     positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
-    always = positions + 4 * cells.outputs
+    # Lightning attention is told how much each token counts for each other, head by head.
+    always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
     per_layer = shape.per_layer * tokens * 4
     raw = per_layer * sum(layer.block is not None for layer in shape.layers)
     several = streams > 1

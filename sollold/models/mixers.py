@@ -17,7 +17,7 @@ def mixer(graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[i
     if block.mixer.startswith("rwkv"):
         return _time_mix(graph, block, batch, normed), waiting
     before = graph.add(block.conv_state * batch.sequences * FLOAT)
-    if block.mixer == "delta":
+    if block.mixer in ("delta", "kda", "lightning"):
         return _delta(graph, block, batch, normed, before), waiting
     joint = graph.add(block.projected * unit, normed)
     window = graph.add(_convolved(block, batch), before, joint)
@@ -49,8 +49,18 @@ def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int) -
     result = graph.add(_scanned(block, batch), query, keys, x, state)
     result = graph.add(block.inner * unit, result)
     gate = graph.add(block.inner * unit, normed)
+    if block.mixer != "delta":
+        # Not followed step by step: its gates and decays are as wide as its keys, and wait until the end.
+        graph.add(0, query, keys, x, *(graph.add(block.inner * unit, normed) for _ in range(4)))
+    if block.mixer == "lightning":
+        graph.add(0, *(graph.add(_decays(block, batch)) for _ in range(4)))
     result = graph.add(block.inner * unit, result, gate, inplace=True)
     return graph.add(block.embd * unit, result)
+
+
+def _decays(block: Block, batch: Batch) -> int:
+    """Bytes of how much each token of a ubatch counts for each other, head by head (lightning attention)."""
+    return block.heads * batch.tokens * batch.tokens * FLOAT
 
 
 def _convolved(block: Block, batch: Batch) -> int:

@@ -17,6 +17,7 @@ class Run:
         batch, ubatch: logical and physical batch (``-b``, ``-ub``), tokens.
         flash: flash attention: ``on``, ``off`` or ``auto`` (``-fa``).
         embedding: serve embeddings (``--embedding``).
+        checkpoints: most copies of a slot's state that are kept to go back to (``--ctx-checkpoints``).
     """
 
     context: int
@@ -28,3 +29,4 @@ class Run:
     ubatch: int = 512
     flash: str = "auto"
     embedding: bool = False
+    checkpoints: int = 0

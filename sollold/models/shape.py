@@ -6,6 +6,7 @@ between architectures stands as data in `sollold.models.architectures`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from sollold.models.architectures import ARCHITECTURES, UNKNOWN, Architecture
@@ -25,6 +26,8 @@ _FIRST = (
     "rope_factors_short.",
 )
 _ALTUP_RANK = 256
+_EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
+"""What llama.cpp's ``--n-cpu-moe`` takes for experts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Layer:
         recurrent: bytes of recurrent state a sequence.
         block: what is computed in it; None: nothing (a layer for next-token prediction).
         source: the layer whose cache it uses; -1: its own, or none.
+        largest: bytes of its largest tensor.
+        experts: bytes of the weights of its experts, of ``weights``: they can stay with the head's processor.
     """
 
     weights: int
@@ -49,6 +54,8 @@ class Layer:
     recurrent: int = 0
     block: Block | None = None
     source: int = -1
+    largest: int = 0
+    experts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +67,8 @@ class Shape:
         output: bytes of the output group (output matrix, output norm), a second copy of the token
             embedding included when the output is tied to it.
         host_weights: bytes that stay with the head's processor (token embedding and the like).
-        largest_tensor: bytes of it: while loading, so much is held once more.
+        largest_tensor: bytes of it: while loading, so much is held once more. ``largest_output``: of the
+            output group's.
         n_embd, n_vocab: elements of a hidden state, tokens of the vocabulary.
         window: tokens of the sliding window; 0: none.
         context_train: tokens of the context it was trained with.
@@ -68,6 +76,7 @@ class Shape:
         cached: has a cache or a recurrent state: without one it gives embeddings only.
         per_layer: elements of the embedding that each layer has of its own (Gemma 3n and 4).
         positions: places have an embedding beside that of tokens.
+        projector: bytes of the projector and of what it computes in; 0: the model has none.
         slack, front: hidden states to add to every compute buffer, and to that of the device that begins
             (see `sollold.models.architectures`).
     """
@@ -86,6 +95,8 @@ class Shape:
     cached: bool = True
     per_layer: int = 0
     positions: bool = False
+    projector: int = 0
+    largest_output: int = 0
     slack: int = 0
     front: int = 0
 
@@ -93,7 +104,7 @@ class Shape:
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""
     facts = _Facts(header)
-    layers, first, output, host = _grouped(facts)
+    layers, first, output, largest_output, host = _grouped(facts)
     made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.count)]
     return Shape(
         architecture=header.architecture,
@@ -102,6 +113,7 @@ def shape_of(header: Header) -> Shape:
         output=output,
         host_weights=host,
         largest_tensor=max((tensor.size for tensor in header.tensors), default=0),
+        largest_output=largest_output,
         n_embd=facts.embd,
         n_vocab=facts.integer("vocab_size") or header.length("tokenizer.ggml.tokens"),
         window=facts.window,
@@ -171,7 +183,7 @@ class _Facts:
         return max(named, 0)
 
     def _windowed(self) -> tuple[bool, ...]:
-        if not self.window:
+        if not self.window or self.row is UNKNOWN:
             return (False,) * self.count
         pattern = self.header.integers(f"{self.arch}.attention.sliding_window_pattern")
         if len(pattern) >= self.count:
@@ -208,7 +220,7 @@ class _Facts:
 
     def attends(self, index: int) -> bool:
         """Whether a layer has a KV cache of its own."""
-        if index >= self.trunk or not self.row.cache or index >= self.kv_layers:
+        if index >= self.trunk or index >= self.kv_layers or not (self.row.cache or self.row.idle_cache):
             return False
         if self.row.recurrent == "all":
             return False
@@ -217,11 +229,12 @@ class _Facts:
         return self.row.recurrent in ("no", "both") or not self.recurrent(index)
 
 
-def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]:
-    """Tensors of each block, those that go with the first, bytes of the output group, bytes of the host."""
+def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int, int]:
+    """Tensors of each block, those that go with the first, bytes of the output group and of the largest in
+    it, bytes of the host."""
     blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
     first: list[Tensor] = []
-    output = host = tied = 0
+    output = largest = host = tied = 0
     own_output = False
     for tensor in facts.header.tensors:
         index = block_of(tensor)
@@ -234,11 +247,13 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int]
             first.append(tensor)
         else:
             output += padded(tensor.size)
+            largest = max(largest, tensor.size)
             own_output = own_output or tensor.name == "output.weight"
-    # Embedders like BERT have neither output nor norm before it.
-    if output and not own_output:
+    # Embedders like BERT have no output, and mostly no norm before it.
+    if output and not own_output and not facts.row.headless:
         output += tied
-    return blocks, first, output, host
+        largest = max(largest, tied)
+    return blocks, first, output, largest, host
 
 
 def block_of(tensor: Tensor) -> int | None:
@@ -259,6 +274,7 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
     if experts > 0:
         many = sum(tensor.size for tensor in tensors if "_exps" in tensor.name)
         unused = many - many * min(facts.used[index], experts) // experts
+    kept = sum(padded(tensor.size) for tensor in tensors if _EXPERTS.search(tensor.name))
     windowed = facts.windowed[index]
     k = v = recurrent = 0
     if facts.attends(index):
@@ -269,7 +285,10 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         k += max(facts.integer("attention.indexer.key_length"), 0)
     block = _block(facts, index, tensors)
     if facts.recurrent(index) or (facts.row is UNKNOWN and block.mixer):
-        recurrent = 4 * sum(_states(facts))
+        recurrent = 4 * sum(_states(facts, block.mixer))
+    elif facts.row is UNKNOWN and not block.q:
+        # It mixes tokens in a way that nobody knows here, and keeps what that needs: at most a square a head.
+        recurrent = 4 * max(sum(_states(facts, mixer)) for mixer in ("", "kda", "lightning"))
     return Layer(
         weights=weights,
         active=weights - unused,
@@ -279,11 +298,20 @@ def _layer(facts: _Facts, index: int, tensors: list[Tensor], besides: list[Tenso
         recurrent=recurrent,
         block=block,
         source=facts.source(index),
+        largest=max((tensor.size for tensor in (*tensors, *besides)), default=0),
+        experts=kept,
     )
 
 
-def _states(facts: _Facts) -> tuple[int, int]:
-    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer."""
+def _states(facts: _Facts, mixer: str) -> tuple[int, int]:
+    """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer.
+
+    After llama.cpp's ``n_embd_r`` and ``n_embd_s`` (src/llama-hparams.cpp).
+    """
+    if mixer in ("kda", "lightning"):
+        head = facts.integer("kda.head_dim", facts.head_k)
+        kept = facts.integer("ssm.conv_kernel", 4) - 1 if mixer == "kda" else 0
+        return 3 * max(kept, 0) * facts.heads[0] * head, facts.heads[0] * head * head
     head = facts.integer("wkv.head_size")
     if head:
         return facts.integer("token_shift_count", 2) * facts.embd, facts.embd * head
@@ -302,14 +330,19 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         shape = shapes.get(f"{name}.weight", ())
         return shape[1] if len(shape) > 1 else 0
 
-    conv_state, mixer_state = _states(facts)
     mixer = _mixer(shapes)
+    conv_state, mixer_state = _states(facts, mixer)
+    inner = facts.integer("ssm.inner_size")
+    if mixer in ("kda", "lightning"):
+        inner = rows("attn_gate") or facts.heads[0] * facts.integer("kda.head_dim", facts.head_k)
     windowed = facts.windowed[index]
     head_k = facts.head_k_swa if windowed else facts.head_k
     head_v = facts.head_v_swa if windowed else facts.head_v
     heads = facts.heads[index]
     q, k, v, fused = rows("attn_q"), rows("attn_k"), rows("attn_v"), False
-    if rows("attn_qkv") and mixer != "delta":
+    if mixer in ("kda", "lightning"):
+        q = k = v = 0
+    elif rows("attn_qkv") and mixer != "delta":
         fused = True
         q, k, v = heads * head_k, facts.heads_kv[index] * head_k, facts.heads_kv[index] * head_v
     out = shapes.get("attn_output.weight", (0,))[0]
@@ -331,15 +364,16 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         head_v=head_v,
         fused=fused,
         query_gate=bool(q and out and q == 2 * out),
+        out_gate=not mixer and "attn_gate.weight" in shapes,
         latent=facts.latent,
         rope=facts.integer("rope.dimension_count") if facts.latent else 0,
         q_rank=rank,
         mixer=mixer,
-        inner=facts.integer("ssm.inner_size"),
+        inner=inner,
         steps=facts.integer("ssm.time_step_rank"),
         repeats=facts.row.repeats,
         projected=rows("ssm_in"),
-        convolved=rows("ssm_conv1d"),
+        convolved=3 * inner if mixer in ("kda", "lightning") else rows("ssm_conv1d"),
         mixer_state=mixer_state if mixer else 0,
         conv_state=conv_state if mixer else 0,
         ff=ff,
@@ -355,6 +389,8 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         latent_expert=rows("ffn_latent_down"),
         parallel=facts.row.parallel,
         late=facts.row.late,
+        indexer=rows("indexer.attn_q_b"),
+        chosen=facts.integer("attention.indexer.top_k") if rows("indexer.attn_q_b") else 0,
         after="attn_output_norm.weight" in shapes,
         bare="attn_norm.weight" not in shapes and not mixer,
         cached=facts.row.cache,
@@ -364,6 +400,10 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
 
 
 def _mixer(shapes: dict[str, tuple[int, ...]]) -> str:
+    if "ssm_conv1d_q.weight" in shapes:
+        return "kda"
+    if "attn_norm_2.weight" in shapes and {"attn_gate.weight", "attn_qkv.weight"} <= shapes.keys():
+        return "lightning"
     if "ssm_x.weight" in shapes:
         return "mamba"
     if "ssm_conv1d.weight" in shapes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sollold.models.checkpoints import CHECKPOINTS
 from sollold.models.run import Run
 from sollold.placement.wish import Wish
 
@@ -22,7 +23,10 @@ def tokens(wish: Wish, context_train: int) -> int:
 
 
 def run_with(wish: Wish, context: int, slots: int, batch: int = 0) -> Run:
-    """The run with ``context`` tokens for each of ``slots``; ``batch``: less than the wanted physical one."""
+    """The run with ``context`` tokens for each of ``slots``; ``batch``: less than the wanted physical one.
+
+    Where batches are made smaller to find room, no checkpoints are kept either.
+    """
     # Padded as llama.cpp pads each slot, so that what is promised is what is there.
     each = -(-context // 256) * 256
     ubatch = batch or wish.ubatch
@@ -39,6 +43,7 @@ def run_with(wish: Wish, context: int, slots: int, batch: int = 0) -> Run:
         # Left to itself llama.cpp turns it off for some splits, and then needs more than was reckoned.
         flash="on",
         embedding=wish.embedding,
+        checkpoints=0 if batch or wish.embedding else CHECKPOINTS,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
@@ -12,6 +12,9 @@ from sollold.placement import speed
 from sollold.placement.fleet import Link, Machine, Spot
 from sollold.placement.plan import Plan, Share
 from sollold.placement.wish import Wish
+
+CROSSING_SECONDS = 1.0
+"""A checkpoint that takes longer to cross the network is not made: each prompt would wait for two of them."""
 
 Hold = tuple[Spot, int, int]
 """A device with the run of layers that it holds: first, last (exclusive)."""
@@ -29,10 +32,14 @@ class Short:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A placement that may fit. ``seconds``: per token; ``short``: where it does not fit."""
+    """A placement that may fit.
+
+    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps.
+    """
 
     head: Machine
     run: Run
+    checkpoints: int
     host: Share
     shares: tuple[Share, ...]
     seconds: float
@@ -58,7 +65,7 @@ class Draft:
             digest=wish.digest,
             head=self.head.node,
             layers=layers,
-            run=self.run,
+            run=replace(self.run, checkpoints=self.checkpoints),
             host=self.host,
             shares=self.shares,
             tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
@@ -82,8 +89,8 @@ def link_to(head: Machine, spot: Spot, links: Mapping[str, Link]) -> Link | None
 def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: int) -> int:
     """Bytes besides tensors and buffers: a process, and the peak of loading.
 
-    While a processor's worker loads, the largest tensor is in memory once more; that is over before the
-    state and the compute buffers are allocated.
+    While a processor's worker loads, the largest tensor that it is sent is in memory once more; that is over
+    before the state and the compute buffers are allocated.
     """
     peak = max(0, largest - state - compute) if worker and spot.kind is Kind.CPU else 0
     return spot.overhead + peak
@@ -128,6 +135,13 @@ def draft(
     total = footprint.layers + 1
     offloaded = total - on_host
     host = host_share(head, footprint, on_host, len(holds))
+    checkpoints = footprint.checkpoints
+    if checkpoints and _crossing(head, footprint, holds, links) > CROSSING_SECONDS:
+        checkpoints = 0
+        host = replace(host, compute=max(host.compute - footprint.checkpoint_bytes, 0))
+    seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
+    if seeing >= 0 and footprint.projector:
+        host = replace(host, weights=max(host.weights - footprint.projector, 0))
     shares = []
     parts = []
     if on_host and head.cpu is not None:
@@ -140,12 +154,13 @@ def draft(
                 on_host == total,
             )
         )
-    for spot, first, last in holds:
+    for index, (spot, first, last) in enumerate(holds):
         link = link_to(head, spot, links)
-        weights = sum(footprint.weights[first:last])
+        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing)
         state = sum(footprint.state[first:last])
         compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
-        overhead = share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
+        largest = max(footprint.largest[first:last], default=0)
+        overhead = share_overhead(spot, link is not None, largest, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
         parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
@@ -166,10 +181,25 @@ def draft(
     return Draft(
         head=head,
         run=run,
+        checkpoints=checkpoints,
         host=host,
         shares=tuple(shares),
         seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=speed.load_seconds(parts, footprint.host_weights),
         short=short,
+    )
+
+
+def _is_gpu_of(head: Machine, spot: Spot) -> bool:
+    """Whether llama-server itself computes on the device: the projector may lie there, and nowhere else."""
+    return spot.node == head.node and spot.kind is Kind.GPU
+
+
+def _crossing(head: Machine, footprint: Footprint, holds: Sequence[Hold], links: Mapping[str, Link]) -> float:
+    """Seconds that the state of the layers elsewhere takes to the head, device after device."""
+    return sum(
+        sum(footprint.snapshots[first:last]) / links.get(spot.node, Link()).bandwidth
+        for spot, first, last in holds
+        if spot.node != head.node
     )

@@ -75,6 +75,12 @@ class Plan:
         """``-ngl``: how many of the L + 1 layers leave the head's own processor."""
         return sum(self.tensor_split)
 
+    @property
+    def projector_device(self) -> str:
+        """The head's first GPU that holds layers, which computes the projector; empty: its processor does."""
+        own = (share.device for share in self.shares if share.node == self.head and share.device != "CPU")
+        return next(own, "")
+
     def bytes_by_owner(self) -> dict[str, dict[str, int]]:
         """Bytes to reserve, node → device → bytes, the host's share included."""
         owners: dict[str, dict[str, int]] = {}

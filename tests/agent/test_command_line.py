@@ -10,7 +10,12 @@ from sollold.models.model import Model
 from sollold.models.run import Run
 from sollold.placement.plan import Plan, Share
 
-FLAGS = frozenset({"--fit", "--cache-ram", "--no-kv-unified", "--kv-unified", "--no-webui", "--slots"})
+FLAGS = frozenset(
+    {
+        *("--fit", "--cache-ram", "--ctx-checkpoints", "--no-kv-unified", "--kv-unified", "--no-webui"),
+        *("--slots", "--mmproj-device", "--n-cpu-moe"),
+    }
+)
 LLAMA = Llama(Path("/l/llama-server"), Path("/l/ggml-rpc-server"), "b1", "c", FLAGS)
 MODEL = Model("m:latest", "d", "folder", ("/m/one.gguf", "/m/two.gguf"), 1, 0.0, layers=8)
 RUN = Run(context=4096, slots=4, type_k="q8_0", type_v="q8_0")
@@ -67,6 +72,7 @@ def test_a_spread_plan():
     assert after(words, "--gpu-layers") == "8"
     assert after(words, "--fit") == "off"
     assert after(words, "--cache-ram") == "0"
+    assert after(words, "--ctx-checkpoints") == "0"
     assert after(words, "--host") == "127.0.0.1"
     assert after(words, "--model") == "/m/one.gguf"
     assert after(words, "--alias") == "m:latest"
@@ -85,6 +91,11 @@ def test_a_plan_for_the_hosts_processor_alone():
     assert "--tensor-split" not in words
 
 
+def test_as_many_checkpoints_are_kept_as_were_planned():
+    words = line(replace(PLAN, run=replace(RUN, checkpoints=3)))
+    assert after(words, "--ctx-checkpoints") == "3"
+
+
 def test_what_a_build_does_not_know_it_is_not_told():
     words = line(llama=replace(LLAMA, flags=frozenset()))
     assert not {"--fit", "--cache-ram", "--no-webui", "--slots"} & set(words)
@@ -97,8 +108,19 @@ def test_projector_adapters_and_embeddings():
     assert after(words, "--lora") == '/m/a.gguf,"/m/b,c.gguf"'
     assert "--embedding" in words
     assert "--kv-unified" in words
-    assert "--no-mmproj-offload" not in words
-    assert "--no-mmproj-offload" in line(replace(PLAN, shares=PLAN.shares[:3]), model)
+
+
+def test_the_projector_stays_on_the_head():
+    model = replace(MODEL, projector="/m/eyes.gguf")
+    old = replace(LLAMA, flags=frozenset())
+    first = replace(PLAN, shares=PLAN.shares[3:])
+    without = replace(PLAN, shares=PLAN.shares[:3])
+    assert after(line(model=model), "--mmproj-device") == "CUDA0"
+    assert "--no-mmproj-offload" not in line(model=model)
+    assert "--no-mmproj-offload" in line(without, model), "it would go to the first device, a worker"
+    assert "--no-mmproj-offload" in line(model=model, llama=old)
+    assert not {"--no-mmproj-offload", "--mmproj-device"} & set(line(first, model, old))
+    assert "--no-mmproj-offload" in line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()), model)
 
 
 def test_progress_in_llama_servers_output():

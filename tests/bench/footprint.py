@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sollold.models.run import Run
 from tests.gguf import llama_run
-from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.architectures import ARCHITECTURES, EMBEDDERS
 from tests.gguf.compare import MIB, compare
 from tests.gguf.llama_run import LoadError, Workers
 from tests.gguf.size import Size
@@ -37,7 +37,6 @@ _RUNS: dict[str, tuple[tuple[int, ...], Run]] = {
     "half with the head": ((2, 3), Run(context=4096, slots=2)),
 }
 _LAYERS = {"gemma3n": 24}
-_EMBEDDERS = ("bert", "nomic-bert", "gemma-embedding")
 
 
 def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool, str]]:
@@ -47,7 +46,7 @@ def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool
             layers = _LAYERS.get(name, size.layers)
             model = write(folder / "a.gguf", name, Size(**{**_fields(size), "layers": layers}))
             for title, (split, run) in _RUNS.items():
-                run = Run(**{**_fields(run), "embedding": name in _EMBEDDERS})
+                run = Run(**{**_fields(run), "embedding": name in EMBEDDERS})
                 given = (*split[:-1], split[-1] + layers - 8)
                 try:
                     found = compare(model, run, ready, given)

@@ -26,7 +26,7 @@ MODEL = "count"
 TEXT = 320
 RECITAL = Recital(counting(TEXT), name=MODEL, layers=3, width=256, hidden=40_960, heavy=True)
 """Some 100 MB; each matrix of its feed-forward is large enough for the workers' cache."""
-MEMORY = "105 MiB"
+MEMORY = "125 MiB"
 """What a node may grant: the model needs two."""
 SETTINGS: dict[str, Any] = {
     "placement.context": 768,

@@ -8,21 +8,21 @@ from pathlib import Path
 from sollold.models import gguf_writer
 from sollold.models.gguf_writer import NewTensor
 from tests.gguf import weights
-from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.architectures import WRITABLE
 from tests.gguf.size import Size
 
 
 def write(path: Path | str, architecture: str, size: Size, rank: int = 16) -> Path:
     """An adapter for every matrix of attention and feed-forward of a model that was written so."""
     tensors = []
-    for name, shape in ARCHITECTURES[architecture].tensors(size):
+    for name, shape in WRITABLE[architecture].tensors(size):
         if len(shape) == 2 and name.startswith("blk."):
             for part, dims in (("lora_a", (shape[0], rank)), ("lora_b", (rank, shape[1]))):
                 full = f"{name}.{part}"
                 data = functools.partial(weights.data, full, dims, weights.F16, 1)
                 tensors.append(NewTensor(full, dims, weights.F16, data))
     metadata: dict[str, gguf_writer.MetadataValue] = {
-        "general.architecture": ARCHITECTURES[architecture].name,
+        "general.architecture": WRITABLE[architecture].name,
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": float(rank),

@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from tests.gguf import attention_models, recurrent_models
+from tests.gguf import attention_models, further_models, recurrent_models, unknown_models
 from tests.gguf.size import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = attention_models.MODELS | recurrent_models.MODELS
+ARCHITECTURES: dict[str, Architecture] = (
+    attention_models.MODELS | further_models.MODELS | recurrent_models.MODELS
+)
+
+UNKNOWN = unknown_models.MODELS
+"""Those that our table does not know; ``WRITABLE``: with them."""
+WRITABLE = ARCHITECTURES | UNKNOWN
+
+EMBEDDERS = frozenset(
+    {
+        *("bert", "nomic-bert", "nomic-bert-moe", "modern-bert", "jina-bert-v2", "jina-bert-v3"),
+        *("gemma-embedding", "llama-embed"),
+    }
+)
+"""Those that give one vector for a text."""

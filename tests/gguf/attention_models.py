@@ -121,7 +121,7 @@ def _vision(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
     return lambda size: base(size) | {"rope.dimension_sections": [8, 12, 12, 0]}
 
 
-def _whole_norms(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
+def whole_norms(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
     """Norms of all queries and keys together rather than head by head."""
 
     def tensors(size: Size) -> Tensors:
@@ -159,7 +159,7 @@ def _gemma4_moe_tensors(size: Size) -> Tensors:
 _LATENT, _ROPE, _NOPE, _VALUE = 64, 32, 32, 32
 
 
-def _mla(size: Size) -> Metadata:
+def mla(size: Size) -> Metadata:
     return moe(size) | {
         "attention.head_count_kv": 1,
         "attention.key_length": _LATENT + _ROPE,
@@ -177,7 +177,7 @@ def _mla(size: Size) -> Metadata:
     }
 
 
-def _mla_tensors(size: Size) -> Tensors:
+def mla_tensors(size: Size) -> Tensors:
     yield from ends(size)
     for block in range(size.layers):
         yield from vectors(size, block, *_PAIR)
@@ -361,7 +361,7 @@ MODELS: dict[str, Architecture] = {
         with_keys(moe, leading_dense_block_count=1, expert_shared_count=1, expert_weights_scale=1.0),
         sparse(common_expert=True, dense_lead=1),
     ),
-    "deepseek2": Architecture("deepseek2", _mla, _mla_tensors),
+    "deepseek2": Architecture("deepseek2", mla, mla_tensors),
     "gpt-oss": Architecture(
         "gpt-oss",
         windowed(moe),
@@ -404,7 +404,7 @@ MODELS: dict[str, Architecture] = {
     "olmo2": Architecture(
         "olmo2",
         windowed(common),
-        _whole_norms(plain(norms=("post_attention_norm", "post_ffw_norm"), qk_norm=True)),
+        whole_norms(plain(norms=("post_attention_norm", "post_ffw_norm"), qk_norm=True)),
     ),
     "exaone4": Architecture(
         "exaone4", windowed(common), plain(norms=("post_attention_norm", "post_ffw_norm"), qk_norm=True)
@@ -424,7 +424,7 @@ MODELS: dict[str, Architecture] = {
     "minimax-m2": Architecture(
         "minimax-m2",
         with_keys(moe, expert_gating_func=2),
-        _whole_norms(sparse(qk_norm=True, choice=True, wide_experts=True)),
+        whole_norms(sparse(qk_norm=True, choice=True, wide_experts=True)),
     ),
     "hunyuan-moe": Architecture(
         "hunyuan-moe",

@@ -10,6 +10,7 @@ _BUFFER = re.compile(
     r" =\s*(?P<mib>[\d.]+) MiB"
 )
 _ENDPOINT = re.compile(r"RPC\d+\[(?P<endpoint>[^\]]+)\]")
+_CHECKPOINT = re.compile(r"created context checkpoint.*size = (?P<mib>[\d.]+) MiB")
 _LAYER = re.compile(r"layer\s+(?P<layer>\d+) assigned to device (?P<device>\S+?),")
 
 
@@ -38,6 +39,11 @@ def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
         before = found.get(device, Buffers())
         found[device] = replace(before, **{kind: size + getattr(before, kind)})
     return found
+
+
+def checkpoints(log: str) -> list[int]:
+    """Bytes of each checkpoint of a slot that was made. Needs ``-lv 4``."""
+    return [round(float(match["mib"]) * 1024 * 1024) for match in _CHECKPOINT.finditer(log)]
 
 
 def assigned(log: str) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from pathlib import Path
 from sollold.models.run import Run
 
 _READY = "sched_reserve: reserve took"
+_LISTENING = "server is listening|llama_server: listening on"
 _PATIENCE = 60.0
 
 
@@ -72,20 +75,26 @@ def workers(count: int) -> Iterator[Workers]:
             process.wait()
 
 
-def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: str) -> str:
+def loaded(
+    model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: str, prompt: Sequence[int] = ()
+) -> str:
     """Load a model on the first of the workers and give the log. ``split``: layers of each device.
+
+    ``prompt``: tokens that are answered before the log is read.
 
     Raises:
         LoadError: llama-server could not load it.
     """
     program = binary("llama-server")
     assert program is not None
+    port = free_port()
     command = [
         str(program),
-        *("-m", str(model), "--host", "127.0.0.1", "--port", str(free_port()), "-lv", "5", "--no-warmup"),
+        *("-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-lv", "5", "--no-warmup"),
         *("-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
         *("-c", str(run.context), "-np", str(run.slots), "-b", str(run.batch), "-ub", str(run.ubatch)),
         *("-ctk", run.type_k, "-ctv", run.type_v, "-fa", run.flash),
+        *("--ctx-checkpoints", str(run.checkpoints)),
         "-kvu" if run.unified else "-no-kvu",
         *(("--embedding",) if run.embedding else ()),
     ]
@@ -103,7 +112,13 @@ def loaded(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: 
             preexec_fn=_end_with_parent,
         )
         try:
-            return _until_ready(process, log.fileno())
+            if not prompt:
+                return _until(_READY, process, log.fileno())
+            _until(_LISTENING, process, log.fileno())
+            body = json.dumps({"prompt": list(prompt), "n_predict": 1}).encode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/completion", body, _PATIENCE) as reply:
+                reply.read()
+            return _until(_READY, process, log.fileno())
         finally:
             process.kill()
             process.wait()
@@ -119,12 +134,12 @@ def pause() -> None:
     time.sleep(0.02)
 
 
-def _until_ready(process: subprocess.Popen[bytes], log: int) -> str:
+def _until(words: str, process: subprocess.Popen[bytes], log: int) -> str:
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         ended = process.poll() is not None
         text = os.pread(log, os.fstat(log).st_size, 0).decode("utf-8", "replace")
-        if re.search(rf"{_READY}[^\n]*\n", text):
+        if re.search(rf"(?:{words})[^\n]*\n", text):
             return text
         if ended:
             raise LoadError(text[-2000:])

@@ -13,7 +13,7 @@ from pathlib import Path
 from sollold.models import gguf_writer
 from sollold.models.gguf_writer import MetadataValue, NewTensor
 from tests.gguf import weights
-from tests.gguf.architectures import ARCHITECTURES
+from tests.gguf.architectures import WRITABLE
 from tests.gguf.size import Size
 from tests.gguf.tokenizer import SMALLEST, TEMPLATES, tokenizer
 
@@ -42,7 +42,7 @@ def write(
 ) -> Path:
     """Write a model. ``kind``: the type of the matrices, as in `weights.TYPES`."""
     size = size or Size()
-    known = ARCHITECTURES[architecture]
+    known = WRITABLE[architecture]
     metadata: dict[str, MetadataValue] = {
         "general.architecture": known.name,
         # Not the architecture: llama.cpp takes some names for a reason to change the tokenizer.
@@ -59,7 +59,7 @@ def write(
 
 def tensors_of(architecture: str, size: Size, kind: str = "q8_0", seed: int = 1) -> list[NewTensor]:
     """The tensors of a model, with random numbers."""
-    listed = list(ARCHITECTURES[architecture].tensors(size))
+    listed = list(WRITABLE[architecture].tensors(size))
     output = "output.weight" if any(name == "output.weight" for name, _ in listed) else "token_embd.weight"
     return [_tensor(*item, kind, seed, output) for item in listed]
 
@@ -82,7 +82,7 @@ def sized(architecture: str, wanted: float, size: Size, kind: str = "q8_0") -> S
 
     def total(hidden: int) -> int:
         grown = dataclasses.replace(size, ff=hidden)
-        tensors = ARCHITECTURES[architecture].tensors(grown)
+        tensors = WRITABLE[architecture].tensors(grown)
         return sum(_tensor(name, shape, kind).size for name, shape in tensors)
 
     step = 256
@@ -96,7 +96,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path)
-    parser.add_argument("--arch", default="llama", choices=sorted(ARCHITECTURES))
+    parser.add_argument("--arch", default="llama", choices=sorted(WRITABLE))
     parser.add_argument("--type", default="q8_0", choices=sorted(weights.TYPES))
     parser.add_argument("--template", default="plain", choices=sorted(TEMPLATES))
     parser.add_argument("--seed", type=int, default=1)

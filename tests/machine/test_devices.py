@@ -8,7 +8,7 @@ from sollold.config import GIB, MIB, NodeSettings
 from sollold.machine import backends, speed
 from sollold.machine.backends import Listed, parse
 from sollold.machine.device import Kind
-from sollold.machine.devices import Machine, combine
+from sollold.machine.devices import PROCESS, Machine, combine
 from sollold.machine.gpus import Gpu, visible
 from sollold.machine.memory import Memory
 from sollold.machine.speed import Speed
@@ -74,7 +74,7 @@ def test_nvml_measures_what_llama_offers():
         "CPU",
         RAM.total,
         RAM.free,
-        0,
+        PROCESS,
     )
     assert {device.pool for device in (first, second, processor)} == {""}
     assert made.processes == {77: {"CUDA0": 5 * MIB}}

@@ -41,6 +41,8 @@ def test_llama_by_hand(tmp_path: Path) -> None:
     # Two slots of 512 cells, K and V rows of 128 elements of two bytes.
     assert guess.state == (2 * 512 * 2 * 128 * 2,) * 2
     assert guess.active == guess.weights
+    # Logits and a hidden state for each slot, and what the vocabulary takes.
+    assert guess.host_buffers == 2 * (512 + 256) * 4 + 512 * 400
     assert not guess.estimate
 
 
@@ -57,6 +59,31 @@ def test_a_window_needs_no_more_than_itself(tmp_path: Path) -> None:
     assert windowed * 32768 == full * 768
 
 
+def test_checkpoints_are_counted_where_the_state_cannot_be_rolled_back(tmp_path: Path) -> None:
+    run = Run(context=8192, slots=2, checkpoints=3)
+    without = dataclasses.replace(run, checkpoints=0)
+    windowed = _shape(tmp_path, "gemma3", Size(layers=8))
+    guess = footprint(windowed, run)
+    assert guess.checkpoints == 3
+    assert guess.snapshots[5] == 0, "the sixth layer sees everything, and can be rolled back"
+    assert guess.host_buffers - footprint(windowed, without).host_buffers == 3 * 2 * sum(guess.snapshots)
+    assert guess.checkpoint_bytes == 3 * 2 * sum(guess.snapshots)
+    recurrent = footprint(_shape(tmp_path, "mamba2", Size(layers=8)), run)
+    assert sum(recurrent.snapshots) * 2 == sum(recurrent.state)
+    full = _shape(tmp_path, "llama", Size(layers=8))
+    assert footprint(full, run).checkpoints == footprint(full, run).checkpoint_bytes == 0
+    assert footprint(windowed, dataclasses.replace(run, embedding=True)).checkpoints == 0
+
+
+def test_checkpoints_take_no_more_than_they_bring(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "gemma3", Size(layers=12, window=4096, heads_kv=4))
+    guess = footprint(shape, Run(context=65536, slots=4, checkpoints=3))
+    assert guess.checkpoints == guess.checkpoint_bytes == 0, "they would take more than the model"
+    alone = footprint(shape, Run(context=8192, slots=1, checkpoints=3))
+    assert 1 <= alone.checkpoints <= 3
+    assert alone.checkpoint_bytes <= 64 * MIB
+
+
 def test_quantized_caches_are_smaller(tmp_path: Path) -> None:
     shape = _shape(tmp_path, "llama", Size(layers=1))
     plain = footprint(shape, Run(context=4096)).state[0]
@@ -69,6 +96,14 @@ def test_only_the_experts_in_use_are_read(tmp_path: Path) -> None:
     layer = shape.layers[0]
     experts = 3 * 8 * 256 * 128 // 32 * 34
     assert layer.weights - layer.active == experts * 6 // 8
+
+
+def test_the_largest_tensor_of_each_layer(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "llama", Size(layers=2, embd=256, ff=512, vocab=4096))
+    guess = footprint(shape, Run(context=1024))
+    assert guess.largest == (256 * 512 // 32 * 34,) * 2 + (256 * 4096 // 32 * 34,)
+    tied = _shape(tmp_path, "llama", Size(layers=2, embd=256, ff=512, vocab=4096, tied=True))
+    assert tied.largest_output == guess.largest[2]
 
 
 def test_a_tied_output_is_a_second_copy(tmp_path: Path) -> None:
@@ -112,7 +147,9 @@ def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) ->
     assert guess.compute(0, 4, devices=2, offloaded=9) > alone
 
 
-@pytest.mark.parametrize("architecture", ["qwen3moe", "gemma3", "mamba2", "jamba", "qwen35", "rwkv7"])
+@pytest.mark.parametrize(
+    "architecture", ["qwen3moe", "gemma3", "afmoe", "mamba2", "jamba", "qwen35", "rwkv7"]
+)
 def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path, architecture: str) -> None:
     known = _shape(tmp_path, architecture, Size(layers=8))
     header = gguf.read(tmp_path / "a.gguf")
@@ -125,6 +162,32 @@ def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path,
     assert guess.weights == truth.weights
     assert all(more >= enough for more, enough in zip(guess.state, truth.state, strict=True))
     assert _whole(guess) > _whole(truth)
+
+
+def test_states_of_linear_attention_by_hand(tmp_path: Path) -> None:
+    size = Size(layers=4, embd=256, heads=4)
+    kimi = _shape(tmp_path, "kimi-linear", size)
+    assert [layer.recurrent for layer in kimi.layers] == [4 * (4 * 64 * 64 + 3 * 3 * 4 * 64)] * 3 + [0]
+    minimax = _shape(tmp_path, "minimax-01", size)
+    assert [layer.recurrent for layer in minimax.layers] == [4 * 4 * 64 * 64] * 3 + [0]
+
+
+def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    metadata: dict[str, gguf_writer.MetadataValue] = {
+        "general.architecture": "odd",
+        "odd.block_count": 2,
+        "odd.embedding_length": 256,
+        "odd.attention.head_count": 4,
+    }
+    tensors = [
+        NewTensor("blk.0.newmix_in.weight", (256, 256), 0),
+        *(NewTensor(f"blk.1.attn_{part}.weight", (256, 256), 0) for part in ("q", "k", "v", "output")),
+    ]
+    gguf_writer.write(path, metadata, tensors)
+    strange, attends = shape_of(gguf.read(path)).layers
+    assert strange.recurrent >= 4 * 4 * 64 * 64
+    assert attends.recurrent == 0
 
 
 def test_a_header_that_says_nothing_gives_a_shape(tmp_path: Path) -> None:
@@ -182,4 +245,6 @@ def test_a_projector_stays_with_the_head(tmp_path: Path) -> None:
     assert seen.layers == plain.layers
     weights = sum(tensor.size for tensor in gguf.read(path).tensors)
     # llama-server says 0.05 MiB for its compute buffer.
-    assert weights + 50_000 < seen.host_weights - plain.host_weights < weights + MIB
+    assert weights + 50_000 < seen.projector < weights + MIB
+    guess, blind = footprint(seen, Run(context=1024)), footprint(plain, Run(context=1024))
+    assert guess.host_weights - blind.host_weights == guess.projector == seen.projector

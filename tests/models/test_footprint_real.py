@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sollold.models.run import Run
-from tests.gguf import llama_run
-from tests.gguf.architectures import ARCHITECTURES
-from tests.gguf.compare import MIB, Compared, compare
+from tests.gguf import llama_log, llama_run
+from tests.gguf.architectures import ARCHITECTURES, EMBEDDERS, UNKNOWN
+from tests.gguf.compare import MIB, Compared, compare, predicted
 from tests.gguf.llama_run import Workers
 from tests.gguf.size import Size
 from tests.gguf.writer import write
@@ -24,7 +24,6 @@ pytestmark = [
 ]
 
 _SPLITS = {1: (9,), 2: (4, 5), 3: (3, 3, 3)}
-_EMBEDDERS = ("bert", "nomic-bert", "gemma-embedding")
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +52,22 @@ def _check(found: list[Compared]) -> None:
 @pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
 def test_each_architecture_on_two_workers(tmp_path: Path, ready: Workers, architecture: str) -> None:
     model = write(tmp_path / "a.gguf", architecture, _size(architecture))
-    run = Run(context=4096, slots=2, embedding=architecture in _EMBEDDERS)
+    run = Run(context=4096, slots=2, embedding=architecture in EMBEDDERS)
     _check(compare(model, run, ready, _split(architecture, 2)))
+
+
+@pytest.mark.parametrize("devices", _SPLITS)
+@pytest.mark.parametrize("architecture", sorted(UNKNOWN))
+def test_an_unknown_architecture_never_needs_more(
+    tmp_path: Path, ready: Workers, architecture: str, devices: int
+) -> None:
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    run = Run(context=8192, slots=2, flash="on")
+    assert predicted(model, run).estimate
+    for device in compare(model, run, ready, _split(architecture, devices)):
+        assert abs(device.weights[0] - device.weights[1]) <= MIB // 8, device
+        assert device.state[0] >= device.state[1] - MIB // 8, device
+        assert device.compute[0] >= device.compute[1] - MIB // 8, device
 
 
 _RUNS = {
@@ -82,8 +95,20 @@ def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers) 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "bert"])
 def test_all_on_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
     model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
-    run = Run(context=4096, slots=2, embedding=architecture in _EMBEDDERS)
+    run = Run(context=4096, slots=2, embedding=architecture in EMBEDDERS)
     _check(compare(model, run, ready, ()))
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss", "jamba", "qwen35", "rwkv7", "llama"])
+def test_the_checkpoints_of_a_slot(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    run = Run(context=8192, slots=2, checkpoints=3)
+    guess = predicted(model, run)
+    tokens = [5 + place % 400 for place in range(1500)]
+    made = llama_log.checkpoints(llama_run.loaded(model, run, ready, (9,), prompt=tokens))
+    assert bool(made) == bool(guess.checkpoints) == (architecture != "llama")
+    for size in made:
+        assert -1024 <= sum(guess.snapshots) - size <= max(size // 10, 4096), (size, guess.snapshots)
 
 
 def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:

@@ -46,6 +46,7 @@ def shape(
             k=256,
             v=256,
             block=block,
+            largest=min(size // 4, output),
         )
         for size in (sizes or [layer_bytes] * layers)
     )
@@ -56,6 +57,7 @@ def shape(
         output=output,
         host_weights=output,
         largest_tensor=min(layer_bytes // 4, output),
+        largest_output=output,
         n_embd=n_embd,
         n_vocab=n_vocab,
         context_train=context_train,
