@@ -34,10 +34,9 @@ def _alone_on(rung: Rung, head: Machine) -> Draft | None:
     made = [rung.draft(head, 0, [(spot, 0, rung.total)], links) for spot in gpus]
     fitting = [one for one in made if not one.short]
     if not fitting and gpus and head.room > rung.needed:
-        bins = [(spot, rung.bin(spot, head, links, copies=True)) for spot in gpus]
+        bins = [(spot, rung.bin(spot, head, links)) for spot in gpus]
         several = rung.search(head, bins, links) if len(gpus) > 1 else None
         if several is None and cpu is not None:
-            bins = [(spot, rung.bin(spot, head, links, copies=False)) for spot in gpus]
             several = rung.search(head, [*bins, (cpu, rung.host_bin(cpu, head))], links)
         if several is not None:
             fitting.append(several)
