@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -20,7 +19,7 @@ class Buffers:
     Attributes:
         begins: the run has the first layer; ``ends``: the last layers and the output; ``middle``: neither;
             ``output``: nothing but the output.
-        exact: (first, last) → bytes; where it is given it goes before the four, which are bounds.
+        exact: (first, last) → bytes, where the four are no more than bounds; ``least``: its least.
     """
 
     begins: int = 0
@@ -28,6 +27,7 @@ class Buffers:
     ends: int = 0
     output: int = 0
     exact: Callable[[int, int], int] | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +142,20 @@ class Layers:
 
     def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
         """The same with the buffers of each run as they are."""
-        mem, load, room = self.mem, self.load, one.room
-        most = room if one.loading is None else one.loading
+        mem, load = self.mem, self.load
+        most = one.room if one.loading is None else one.loading
+        # Between the two the bytes are counted; beyond them that is no question.
+        perhaps = one.room - self.buffers.least
+        surely = one.room - max(self.buffers.begins, self.buffers.middle)
         low = [0] * (len(mem) - 1)
         start = 0
         for end in range(1, len(low)):
-            while start < end and (
-                mem[end] - mem[start] + exact(start, end) > room or load[end] - load[start] > most
-            ):
+            while start < end:
+                size = mem[end] - mem[start]
+                if load[end] - load[start] <= most and (
+                    size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
+                ):
+                    break
                 start += 1
             low[end] = start
         return low
@@ -255,24 +261,29 @@ class Layers:
             high_end = count - 2
         out = [inf] * count
         back = [-1] * count
-        window: deque[tuple[float, int]] = deque()
+        # The candidates, the best first: from `lead` on, values and starts ascend.
+        values: list[float] = []
+        starts: list[int] = []
+        lead = 0
         at = begin
         for end in range(max(low_end, 1), high_end + 1):
             while at < end:
                 before = times[at]
                 if before < inf:
                     value = before - rate * act[at]
-                    while window and window[-1][0] >= value:
-                        window.pop()
-                    window.append((value, at))
+                    while len(values) > lead and values[-1] >= value:
+                        values.pop()
+                        starts.pop()
+                    values.append(value)
+                    starts.append(at)
                 at += 1
             start = low[end]
-            while window and window[0][1] < start:
-                window.popleft()
-            if window:
-                value, best = window[0]
-                out[end] = value + rate * act[end] + hop
-                back[end] = best
+            size = len(values)
+            while lead < size and starts[lead] < start:
+                lead += 1
+            if lead < size:
+                out[end] = values[lead] + rate * act[end] + hop
+                back[end] = starts[lead]
         return out, back
 
     def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
@@ -295,6 +306,7 @@ class Layers:
         tables: dict[int, list[float]] = {0: start}
         froms: dict[int, list[tuple[int, int]]] = {}
         full = (1 << len(rest)) - 1
+        lows, highs = self._bounds(head, rest)
         best: tuple[float, int, int] | None = None
         for mask in range(full):
             times = tables.get(mask)
@@ -310,16 +322,19 @@ class Layers:
                     if end is not None and (best is None or end[0] < best[0]):
                         best = (end[0], end[1], i)
                     continue
-                out, back = self._extend(times, item)
+                low, high = lows[joined], highs[joined]
+                if low > high:
+                    continue
+                out, back = self._extend(times, item, lows[mask], low, high)
                 known = tables.get(joined)
                 if known is None:
                     tables[joined] = out
                     froms[joined] = [(i, at) for at in back]
                     continue
                 origin = froms[joined]
-                for p, value in enumerate(out):
-                    if value < known[p]:
-                        known[p] = value
+                for p in range(low, high + 1):
+                    if out[p] < known[p]:
+                        known[p] = out[p]
                         origin[p] = (i, back[p])
         if best is None:
             return None
@@ -334,6 +349,26 @@ class Layers:
         if head:
             runs.append((head[0].index, prefix[cut], cut))
         return Split(seconds, tuple(reversed(runs)))
+
+    def _bounds(self, head: list[Item], rest: list[Item]) -> tuple[list[int], list[int]]:
+        """For each set of devices the first and the last layer that a run after just these may begin with:
+        the others must hold what is left, and these what comes before."""
+        mem = self.mem
+        count = len(mem) - 1
+        least = (
+            min(self.buffers.least, self.buffers.output)
+            if self.buffers.exact
+            else min(self.buffers.begins, self.buffers.middle, self.buffers.ends, self.buffers.output)
+        )
+        rooms = [0]
+        for item in rest:
+            rooms += [room + item.bin.room - least for room in rooms]
+        before = sum(item.bin.room for item in head)
+        whole = rooms[-1]
+        lows = [max(bisect_left(mem, mem[count] - (whole - room)), room > 0) for room in rooms]
+        highs = [min(bisect_right(mem, before + room) - 1, count - 1) for room in rooms]
+        lows[0] = 0
+        return lows, highs
 
 
 def _reach(item: Item, start: int) -> int:

@@ -131,14 +131,16 @@ class Rung:
                 return size
 
             middle = exact(min(1, layers), layers)
-            uneven = any(exact(first, first + 1) != middle for first in range(1, layers))
+            few = len(self.numbers) <= FEW
+            least = min((exact(first, first + 1) for first in range(1, layers)), default=middle) if few else 0
             self._buffers[piped] = Buffers(
                 begins=max(exact(0, layers), middle),
                 middle=middle,
                 ends=exact(min(1, layers), self.total),
                 output=exact(layers, self.total),
                 # What differs from layer to layer is worth its time only where every byte may count.
-                exact=exact if uneven and len(self.numbers) <= FEW else None,
+                exact=exact if few else None,
+                least=least,
             )
         return self._buffers[piped]
 

@@ -84,9 +84,10 @@ def made(seed: int) -> tuple[list[int], list[int], list[Bin], Buffers]:
     buffers = Buffers(begins=12, middle=10, ends=25, output=15)
     if seed % 3 == 0:
         # Every third layer wants more, and whoever holds the output too.
-        buffers = Buffers(
-            exact=lambda a, b: 10 + 15 * (b > layers) + 20 * any(i % 3 == 0 for i in range(a, b))
-        )
+        def exact(first: int, last: int) -> int:
+            return 10 + 15 * (last > layers) + 20 * any(not index % 3 for index in range(first, last))
+
+        buffers = Buffers(begins=30, middle=30, ends=45, output=45, exact=exact, least=10)
     return memory, active, bins, buffers
 
 
