@@ -24,6 +24,8 @@ IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
 FASTER = 1.5
 """How much faster that plan must be."""
+SPARED = 16
+"""Deployments at most for each of which it is tried whether the plan can do without its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +268,30 @@ def _context(choice: Choice) -> int:
 def _fewest(
     best: Choice, idle: list[Held], aim: int, attempt: Callable[[list[Held]], Choice]
 ) -> tuple[Choice, list[Held]]:
-    """Spare as many deployments as the plan can do without, those that cost most to lose first."""
-    victims = list(idle)
-    for pair in reversed(idle[-16:]):
-        fewer = [one for one in victims if one is not pair]
-        if not fewer:
-            break
-        tried = attempt(fewer)
+    """End as few deployments as the plan can do with, those that cost least to lose first.
+
+    The fewest of the first in line are found by halving, then those among them spared that are not needed.
+    """
+
+    def enough(victims: list[Held]) -> Choice | None:
+        tried = attempt(victims)
         if tried.draft is None or best.draft is None:
-            continue
-        if _context(tried) >= min(_context(best), aim) and tried.draft.seconds <= best.draft.seconds * 1.1:
-            best, victims = tried, fewer
-    return best, victims
+            return None
+        as_good = tried.draft.seconds <= best.draft.seconds * 1.1
+        return tried if as_good and _context(tried) >= min(_context(best), aim) else None
+
+    found, few, most = best, 0, len(idle)
+    while most - few > 1:
+        middle = (few + most) // 2
+        tried = enough(idle[:middle])
+        if tried is None:
+            few = middle
+        else:
+            found, most = tried, middle
+    victims = idle[:most]
+    for pair in reversed(victims[-SPARED - 1 : -1]):
+        fewer = [one for one in victims if one is not pair]
+        tried = enough(fewer)
+        if tried is not None:
+            found, victims = tried, fewer
+    return found, victims

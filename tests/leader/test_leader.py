@@ -288,6 +288,30 @@ async def test_the_longest_idle_goes_and_no_more_than_must() -> None:
     await town.planner.close()
 
 
+async def test_of_forty_idle_ones_only_what_must_goes() -> None:
+    town = Cluster(SETTINGS)
+    names = [f"m{number:02}" for number in range(40)]
+    town.add("a", 5000 * MIB, *(model(f"{name}:latest", name) for name in [*names, "big"]))
+    for name in names:
+        town.shapes[name] = shape(4, 10 * MIB, 10 * MIB, n_embd=256, n_vocab=8000)
+    town.shapes["big"] = shape(16, 40 * MIB, 20 * MIB)
+    await town.planner.start()
+    held = [
+        await placed(town, Ensure(name), idle=6000.0 - 100 * age, bytes=0) for age, name in enumerate(names)
+    ]
+    free = town.nodes["a"].ledger.devices()[0].available
+    answer = await town.planner.ensure(Ensure("big"))
+    assert answer.verdict is Verdict.WAIT
+    ended = [request.deployment for _, request in town.asked("unload") if isinstance(request, Unload)]
+    (big,) = [request for _, request in town.asked("deploy") if isinstance(request, Deploy)][40:]
+    needed = sum(sum(devices.values()) for devices in big.plan.bytes_by_owner().values())
+    each = sum(grant.bytes for grant in town.nodes["a"].ledger.grants() if grant.deployment == held[-1])
+    assert 1 <= len(ended) <= -(-(needed - free) // each) + 1
+    # Those idle the longest.
+    assert set(ended) == set(held[: len(ended)])
+    await town.planner.close()
+
+
 async def test_a_larger_context_reloads_only_what_is_idle(town: Cluster) -> None:
     town.add("d", 2 * GIB)
     first = await placed(town, active=1)
