@@ -57,6 +57,25 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """How a deployment was asked to run, by its caller or by the settings: it may have got less.
+
+    Attributes:
+        slots: requests at a time. 0, like what else is empty: not known.
+        type_k, type_v: of the KV cache.
+        policy: how layers were shared out; ``workers``: machines besides the head at most.
+        fixed: (node, layers) that the caller fixed; empty: the planner decided.
+    """
+
+    slots: int = 0
+    type_k: str = ""
+    type_v: str = ""
+    policy: str = ""
+    workers: int = 0
+    fixed: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Something that answers for a model now (or soon): a head's llama-server, or an Ollama.
 
@@ -97,6 +116,8 @@ class Endpoint:
     """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
     answered: bool = False
     """It was READY once: if it is FAILED now, it was not the load that failed."""
+    asked: Asked = field(default_factory=Asked)
+    """Of a deployment of llama.cpp: a caller who names something else can tell."""
 
 
 @dataclass(frozen=True, slots=True)

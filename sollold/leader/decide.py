@@ -8,7 +8,16 @@ from functools import partial
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
-from sollold.leader.reuse import Held, Use, Wait, footprint_of, what_is_there, wish_of
+from sollold.leader.reuse import (
+    Held,
+    Otherwise,
+    Use,
+    Wait,
+    footprint_of,
+    unmet,
+    what_is_there,
+    wish_of,
+)
 from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama, why_blocked
 from sollold.models.model import Model
 from sollold.models.shape import Shape
@@ -57,7 +66,7 @@ class Refuse:
     alternatives: tuple[Alternative, ...] = ()
 
 
-Decision = Use | Wait | Place | Soon | Refuse
+Decision = Use | Wait | Otherwise | Place | Soon | Refuse
 
 
 def decide(ask: Ensure, world: World) -> Decision:
@@ -69,8 +78,10 @@ def decide(ask: Ensure, world: World) -> Decision:
     elif there is not None and not ask.more:
         return there
     placed = _placement(ask, world, larger)
+    if isinstance(placed, Place) and larger is not None:
+        placed = _rounded_up(ask, world, larger, placed)
     if isinstance(placed, Refuse):
-        if larger is not None:
+        if larger is not None and not _otherwise(ask, larger):
             record, endpoint = larger
             return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
         if there is not None and not isinstance(there, tuple):
@@ -78,6 +89,34 @@ def decide(ask: Ensure, world: World) -> Decision:
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
+
+
+def _rounded_up(ask: Ensure, world: World, larger: Held, exact: Place) -> Place:
+    """Load anew with more context than was named where that costs nobody anything: callers whose
+    conversation grows come back with a little more each time."""
+    context_train = world.holders[0][1].context_train
+    context = 1 << (ask.context - 1).bit_length() if ask.context > larger[1].context else 0
+    context = min(context, context_train) if context_train else context
+    if context <= ask.context:
+        return exact
+    more = _placement(replace(ask, context=context), world, larger)
+    if not isinstance(more, Place):
+        return exact
+    was, now = exact.plan.run, more.plan.run
+    if (
+        len(more.evictions) > len(exact.evictions)
+        or (now.slots, now.ubatch) != (was.slots, was.ubatch)
+        or len(more.plan.shares) > len(exact.plan.shares)
+        or more.plan.tokens_per_second * 1.1 < exact.plan.tokens_per_second
+    ):
+        return exact
+    why = f"More than the {ask.context} tokens named: if they grow, it need not be loaded anew each time."
+    return replace(more, plan=replace(more.plan, reasons=(*more.plan.reasons, why)))
+
+
+def _otherwise(ask: Ensure, held: Held) -> str:
+    """What the caller named that a deployment does not have besides its context."""
+    return unmet(ask, held[1].asked, held[1].slots)
 
 
 def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:
@@ -171,7 +210,7 @@ def _place_on(
         roomy = attempt(victims, later=coming)
         if _worth_a_moment(roomy, chosen, aim):
             chosen, soon = roomy, True
-    if chosen.draft is None and larger is not None:
+    if chosen.draft is None and larger is not None and not _otherwise(ask, larger):
         return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
         shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
@@ -181,9 +220,8 @@ def _place_on(
     for _, endpoint in victims:
         reasons.append(f"{endpoint.model}, idle, makes room.")
     if larger is not None:
-        reasons.append(
-            f"It was idle with {larger[1].context} tokens of context, so it is loaded anew with more."
-        )
+        was = f"without {lacks}" if (lacks := _otherwise(ask, larger)) else f"with {larger[1].context} tokens"
+        reasons.append(f"It was idle {was}, so it is loaded anew.")
     plan = chosen.draft.plan(wish, len(shape.layers), reasons)
     place = Place(
         plan, tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended), chosen, fleet

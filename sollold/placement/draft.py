@@ -64,6 +64,7 @@ class Draft:
             tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
             load_seconds=self.load,
             reasons=tuple(reasons),
+            asked=wish.asked,
         )
 
 
