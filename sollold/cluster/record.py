@@ -8,6 +8,9 @@ from enum import StrEnum
 from sollold.cluster.term import Term
 from sollold.machine.device import Device
 
+MOST_CACHED, DIGEST_LENGTH = 12, 16
+"""Models of which a record tells that their tensors are kept, and how much of their digests."""
+
 
 class GrantState(StrEnum):
     """A reservation expires unless committed; a commitment lives while its head renews it."""
@@ -135,6 +138,7 @@ class Record:
         claim: the term in which this node leads or led last.
         open: the node uses the well-known token.
         draining: takes no new work.
+        cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
     """
 
@@ -155,3 +159,4 @@ class Record:
     open: bool = True
     draining: bool = False
     links: tuple[tuple[str, float, float], ...] = ()
+    cached: tuple[tuple[str, int], ...] = ()

@@ -157,6 +157,7 @@ class World:
                     freed=give.get(record.node),
                     taken=take.get(record.node),
                     one_pool=record.node in self.pooled,
+                    digest=self.holders[0][1].digest,
                 )
             )
         return Fleet(tuple(machines), tuple(out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
@@ -12,6 +13,8 @@ from sollold.placement import speed
 from sollold.placement.fleet import Link, Machine, Spot
 from sollold.placement.plan import Plan, Share
 from sollold.placement.wish import Wish
+
+NONE_KEPT: Mapping[str, int] = MappingProxyType({})
 
 Hold = tuple[Spot, int, int]
 """A device with the run of layers that it holds: first, last (exclusive)."""
@@ -113,6 +116,7 @@ def draft(
     links: Mapping[str, Link],
     correction: speed.Correction,
     parameters_per_byte: float = 0.0,
+    cached: Mapping[str, int] = NONE_KEPT,
 ) -> Draft:
     """Work a placement out.
 
@@ -125,6 +129,7 @@ def draft(
         links: node → link from the head.
         correction: of the devices' speeds.
         parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
+        cached: node → bytes of the model that its workers have on disk.
     """
     total = footprint.layers + 1
     offloaded = total - on_host
@@ -171,6 +176,6 @@ def draft(
         shares=tuple(shares),
         seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
-        load=speed.load_seconds(parts, footprint.host_weights),
+        load=speed.load_seconds(parts, footprint.host_weights, cached),
         short=short,
     )

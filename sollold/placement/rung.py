@@ -17,6 +17,8 @@ from sollold.placement.split import best_split
 from sollold.placement.wish import MOST_DEVICES, Wish
 
 RETRIES = 4
+LIKED = 0.02
+"""Share by which a device may be slower than others and be taken, since its machine has kept the tensors."""
 FEW = 16
 """Machines up to which buffers that differ from layer to layer are looked at one by one."""
 
@@ -49,6 +51,7 @@ class Rung:
         self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
         self._buffers: dict[bool, Buffers] = {}
         self._hosts: dict[str, int] = {}
+        self.cached = {machine.node: machine.cached for machine in fleet.machines if machine.cached}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
         self.spots = {
@@ -152,12 +155,13 @@ class Rung:
         if spot.node == head.node:
             room -= self._host_bytes(head, spot)
         hop = tail = 0.0
+        liked = 1 - self._kept(spot, head) * LIKED
         if link is not None:
-            slower = self.correction(spot.node, speed.HOP)
+            slower = self.correction(spot.node, speed.HOP) * liked
             hop = slower * speed.hop_seconds(link, footprint.n_embd)
             tail = slower * speed.logits_seconds(link, footprint.n_vocab)
         return Bin(
-            rate=speed.seconds_per_byte(spot, self.correction),
+            rate=speed.seconds_per_byte(spot, self.correction) * liked,
             hop=hop,
             tail=tail,
             room=room,
@@ -165,6 +169,13 @@ class Rung:
             group=self._group(spot),
             worker=self.numbers[spot.node] if spot.node != head.node else -1,
         )
+
+    def _kept(self, spot: Spot, head: Machine) -> float:
+        """Which part of what the device could hold its machine has on disk."""
+        if spot.node == head.node:
+            return 0.0
+        size = self.cached.get(spot.node, 0)
+        return min(1.0, size / max(min(self.needed, spot.room), 1)) if size else 0.0
 
     def _host_bytes(self, head: Machine, spot: Spot) -> int:
         """Bytes in the memory of one of the head's devices that stay there with all layers elsewhere."""
@@ -195,7 +206,17 @@ class Rung:
 
     def draft(self, head: Machine, on_host: int, holds: Sequence[Hold], links: Mapping[str, Link]) -> Draft:
         """Work a placement out to the byte; it may not fit."""
-        return draft(head, self.footprint, self.run, on_host, holds, links, self.correction, self.density)
+        return draft(
+            head,
+            self.footprint,
+            self.run,
+            on_host,
+            holds,
+            links,
+            self.correction,
+            self.density,
+            self.cached,
+        )
 
     def lose(self, one: Draft, reason: str) -> None:
         """Remember a placement that did not win, and why."""

@@ -242,6 +242,15 @@ def test_spare_room_is_left() -> None:
     assert machine_of(record, holds=False, spare=0.0, freed={"CPU": 100 * MIB}).room == 500 * MIB
 
 
+def test_what_a_record_says_of_kept_tensors_counts_for_their_model() -> None:
+    from sollold.cluster.record import Record
+
+    record = Record("a", "host-a", 1, (), 1, 2, "0", cached=(("ab" * 8, 5 * GIB),))
+    assert machine_of(record, holds=False, spare=0.0, digest="ab" * 32).cached == 5 * GIB
+    assert machine_of(record, holds=False, spare=0.0, digest="cd" * 32).cached == 0
+    assert machine_of(record, holds=False, spare=0.0).cached == 0
+
+
 def test_better_than_the_split_by_memory_on_200_clusters() -> None:
     gains = []
     for seed in range(200):
@@ -313,6 +322,26 @@ def test_a_machine_elsewhere_that_holds_all_of_it_needs_no_other() -> None:
     plan = plan_of(choose(replace(WISH, context=2048), on, prints(model)))
     check(plan, on)
     assert [(share.node, share.device) for share in plan.shares] == [("b", "CUDA0")]
+
+
+def test_machines_that_have_kept_the_tensors_go_before_others_that_are_as_fast() -> None:
+    def on(*kept: str, slow: float = 20e9) -> Fleet:
+        head = machine(cpu("a", 150 * MIB), holds=True)
+        rest = [machine(cpu(node, 700 * MIB, slow if node in kept else 20e9)) for node in "bcdefg"]
+        return fleet(head, *(replace(one, cached=400 * MIB * (one.node in kept)) for one in rest))
+
+    def nodes(plan: Plan) -> set[str]:
+        return {share.node for share in plan.shares} - {"a"}
+
+    plain = plan_of(choose(WISH, on(), prints(SMALL)))
+    for kept in ("fg", "de", "ce"):
+        plan = plan_of(choose(WISH, on(*kept), prints(SMALL)))
+        assert nodes(plan) == set(kept)
+        assert plan.tokens_per_second == pytest.approx(plain.tokens_per_second)
+        assert plan.load_seconds < plain.load_seconds * 0.5
+    # One that is a little slower is worth it, one that is clearly slower is not.
+    assert nodes(plan_of(choose(WISH, on("f", "g", slow=19.8e9), prints(SMALL)))) == {"f", "g"}
+    assert not nodes(plan_of(choose(WISH, on("f", "g", slow=18e9), prints(SMALL)))) & {"f", "g"}
 
 
 @settings(max_examples=60, deadline=None)
