@@ -236,6 +236,7 @@ class Daemon:
             self._loader,
             router,
             self._drain,
+            self._agent.keep_alive,
             settings.http.wait_limit,
         )
         self._cluster.register(self._peers)

@@ -415,6 +415,7 @@ class Agent:
         self._view.update_me(
             devices=_steady(me.devices, self.owner.ledger.devices()),
             grants=self.owner.ledger.grants(),
+            cached=self.owner.cached,
             endpoints=(*(one for one in me.endpoints if one.backend is Backend.OLLAMA), *ours),
         )
 

@@ -48,12 +48,16 @@ class Deploy:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Head → owner: the reservation becomes a grant; start the worker over these ``devices``."""
+    """Head → owner: the reservation becomes a grant; start the worker over these ``devices``.
+
+    ``digest``: of the model, whose tensors the worker may find kept here, and keeps.
+    """
 
     deployment: str
     head: str
     devices: tuple[str, ...]
     build: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,7 @@ class Deployment:
             ),
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
+            asked=plan.asked,
         )
 
     # Its life
@@ -305,7 +306,8 @@ class Deployment:
         asyncio.get_running_loop().call_later(_BREAK_SECONDS, self.end, reason)
 
     async def _commit(self, node: str) -> None:
-        request = Commit(self.id, self._means.node, worker_devices(self.plan, node), self._llama.build)
+        devices = worker_devices(self.plan, node)
+        request = Commit(self.id, self._means.node, devices, self._llama.build, self.plan.digest)
         done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
         if not done.ok:
             raise HeadFailed(f"node {node} did not commit: {done.reason}")

@@ -76,6 +76,9 @@ class Owner:
         self._head_process = head_process
         self._ports = Ports(settings.llama.worker_port)
         self._cache = TensorCache(places.cache / "tensors", settings.llama.worker_cache_limit)
+        self._digests: dict[str, str] = {}
+        self.cached: tuple[tuple[str, int], ...] = ()
+        """For the record: models of which tensors are kept here."""
         self._workers: dict[str, Worker] = {}
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
@@ -90,6 +93,8 @@ class Owner:
         self.ledger.term = await asyncio.to_thread(self._term_file.read)
         await asyncio.to_thread(self._journal.clear_up)
         await asyncio.to_thread(self._cache.clear_up)
+        if self._settings.llama.worker_cache:
+            self.cached = await asyncio.to_thread(self._cache.models)
         await self.measure()
         self._apply(self.ledger.reconciled())
 
@@ -205,7 +210,12 @@ class Owner:
         if done.ok and request.loaded:
             worker = self._workers.get(request.deployment)
             if worker is not None:
-                await asyncio.to_thread(self._cache.keep, request.deployment)
+                digest = self._digests.get(request.deployment, "")
+                await asyncio.to_thread(self._cache.keep, request.deployment, digest)
+                cached = await asyncio.to_thread(self._cache.models)
+                if cached != self.cached:
+                    self.cached = cached
+                    self._changed()
         return done
 
     async def release(self, caller: str, request: Release) -> Done:
@@ -253,6 +263,7 @@ class Owner:
                 await asyncio.gather(start, return_exceptions=True)
             if (worker := self._workers.pop(deployment, None)) is not None:
                 await worker.stop()
+            self._digests.pop(deployment, None)
             await asyncio.to_thread(self._cache.close, deployment)
             await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:
@@ -282,6 +293,7 @@ class Owner:
             self._apply(self.ledger.end(deployment, str(error)))
             return Done(False, str(error))
         self._workers[deployment] = worker
+        self._digests[deployment] = request.digest
         worker.process.exited.add_done_callback(lambda exited: self._worker_exited(deployment, worker))
         return Done(True)
 

@@ -14,11 +14,12 @@ import os
 import re
 import shutil
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 
+from sollold.cluster.record import DIGEST_LENGTH, MOST_CACHED
 from sollold.config import GIB, MIB
 
 log = logging.getLogger("sollold.agent")
@@ -30,10 +31,14 @@ _NAME = re.compile(r"^[0-9a-f]{16}$")
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """How a whole file looked when it was taken over: any write since would show."""
+    """How a whole file looked when it was taken over: any write since would show.
+
+    ``model``: digest of the model for which it came.
+    """
 
     size: int
     mtime: int
+    model: str = field(default="", compare=False)
 
 
 class TensorCache:
@@ -80,8 +85,24 @@ class TensorCache:
                 shutil.rmtree(self._work / deployment, ignore_errors=True)
                 return None
 
-    def keep(self, deployment: str) -> None:
-        """Every tensor of ``deployment`` has arrived: take over what its worker wrote. Once is enough."""
+    def models(self) -> tuple[tuple[str, int], ...]:
+        """(beginning of a model's digest, bytes of it that are kept), some of the latest."""
+        with self._lock:
+            try:
+                known = self._read()
+            except OSError:
+                return ()
+        sizes: dict[str, int] = {}
+        for one in sorted(known.values(), key=lambda one: -one.mtime):
+            if one.model:
+                sizes[one.model] = sizes.get(one.model, 0) + one.size
+        return tuple(sizes.items())[:MOST_CACHED]
+
+    def keep(self, deployment: str, digest: str = "") -> None:
+        """Every tensor of ``deployment`` has arrived: take over what its worker wrote. Once is enough.
+
+        ``digest``: of its model.
+        """
         with self._lock:
             folder = self._work / deployment / "rpc"
             if deployment in self._taken or not folder.is_dir():
@@ -103,7 +124,8 @@ class TensorCache:
                         continue  # It is not the worker's work, and somebody has written to it.
                     with contextlib.suppress(FileExistsError):
                         os.link(file, self._whole / file.name)
-                        known[file.name] = _look(self._whole / file.name)
+                        look = _look(self._whole / file.name)
+                        known[file.name] = replace(look, model=digest[:DIGEST_LENGTH])
                 self._prune(known)
             except OSError as error:
                 log.warning("the tensors of %s are not kept: %s", deployment, error)

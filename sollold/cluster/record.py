@@ -8,6 +8,9 @@ from enum import StrEnum
 from sollold.cluster.term import Term
 from sollold.machine.device import Device
 
+MOST_CACHED, DIGEST_LENGTH = 12, 16
+"""Models of which a record tells that their tensors are kept, and how much of their digests."""
+
 
 class GrantState(StrEnum):
     """A reservation expires unless committed; a commitment lives while its head renews it."""
@@ -57,6 +60,25 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """How a deployment was asked to run, by its caller or by the settings: it may have got less.
+
+    Attributes:
+        slots: requests at a time. 0, like what else is empty: not known.
+        type_k, type_v: of the KV cache.
+        policy: how layers were shared out; ``workers``: machines besides the head at most.
+        fixed: (node, layers) that the caller fixed; empty: the planner decided.
+    """
+
+    slots: int = 0
+    type_k: str = ""
+    type_v: str = ""
+    policy: str = ""
+    workers: int = 0
+    fixed: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Something that answers for a model now (or soon): a head's llama-server, or an Ollama.
 
@@ -97,6 +119,8 @@ class Endpoint:
     """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
     answered: bool = False
     """It was READY once: if it is FAILED now, it was not the load that failed."""
+    asked: Asked = field(default_factory=Asked)
+    """Of a deployment of llama.cpp: a caller who names something else can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +138,7 @@ class Record:
         claim: the term in which this node leads or led last.
         open: the node uses the well-known token.
         draining: takes no new work.
+        cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
     """
 
@@ -134,3 +159,4 @@ class Record:
     open: bool = True
     draining: bool = False
     links: tuple[tuple[str, float, float], ...] = ()
+    cached: tuple[tuple[str, int], ...] = ()

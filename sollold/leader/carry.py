@@ -69,7 +69,7 @@ class Carrier:
             return ""
         held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
         model = plan.model
-        promise = Promise(deployment, plan.head, model, plan.digest, plan.run.embedding, held)
+        promise = Promise(deployment, plan.head, model, plan.digest, plan.run.embedding, held, plan.asked)
         self._memory.promised(promise, self._clock())
         log.info(
             "%s goes to %s: %s", model, plan.head, " ".join(plan.reasons), extra={"deployment": deployment}

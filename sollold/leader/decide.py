@@ -8,7 +8,16 @@ from functools import partial
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
-from sollold.leader.reuse import Held, Use, Wait, footprint_of, what_is_there, wish_of
+from sollold.leader.reuse import (
+    Held,
+    Otherwise,
+    Use,
+    Wait,
+    footprint_of,
+    unmet,
+    what_is_there,
+    wish_of,
+)
 from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama, why_blocked
 from sollold.models.model import Model
 from sollold.models.shape import Shape
@@ -24,6 +33,8 @@ IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
 FASTER = 1.5
 """How much faster that plan must be."""
+SPARED = 16
+"""Deployments at most for each of which it is tried whether the plan can do without its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,7 @@ class Refuse:
     alternatives: tuple[Alternative, ...] = ()
 
 
-Decision = Use | Wait | Place | Soon | Refuse
+Decision = Use | Wait | Otherwise | Place | Soon | Refuse
 
 
 def decide(ask: Ensure, world: World) -> Decision:
@@ -67,8 +78,10 @@ def decide(ask: Ensure, world: World) -> Decision:
     elif there is not None and not ask.more:
         return there
     placed = _placement(ask, world, larger)
+    if isinstance(placed, Place) and larger is not None:
+        placed = _rounded_up(ask, world, larger, placed)
     if isinstance(placed, Refuse):
-        if larger is not None:
+        if larger is not None and not _otherwise(ask, larger):
             record, endpoint = larger
             return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
         if there is not None and not isinstance(there, tuple):
@@ -76,6 +89,34 @@ def decide(ask: Ensure, world: World) -> Decision:
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
+
+
+def _rounded_up(ask: Ensure, world: World, larger: Held, exact: Place) -> Place:
+    """Load anew with more context than was named where that costs nobody anything: callers whose
+    conversation grows come back with a little more each time."""
+    context_train = world.holders[0][1].context_train
+    context = 1 << (ask.context - 1).bit_length() if ask.context > larger[1].context else 0
+    context = min(context, context_train) if context_train else context
+    if context <= ask.context:
+        return exact
+    more = _placement(replace(ask, context=context), world, larger)
+    if not isinstance(more, Place):
+        return exact
+    was, now = exact.plan.run, more.plan.run
+    if (
+        len(more.evictions) > len(exact.evictions)
+        or (now.slots, now.ubatch) != (was.slots, was.ubatch)
+        or len(more.plan.shares) > len(exact.plan.shares)
+        or more.plan.tokens_per_second * 1.1 < exact.plan.tokens_per_second
+    ):
+        return exact
+    why = f"More than the {ask.context} tokens named: if they grow, it need not be loaded anew each time."
+    return replace(more, plan=replace(more.plan, reasons=(*more.plan.reasons, why)))
+
+
+def _otherwise(ask: Ensure, held: Held) -> str:
+    """What the caller named that a deployment does not have besides its context."""
+    return unmet(ask, held[1].asked, held[1].slots)
 
 
 def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:
@@ -169,7 +210,7 @@ def _place_on(
         roomy = attempt(victims, later=coming)
         if _worth_a_moment(roomy, chosen, aim):
             chosen, soon = roomy, True
-    if chosen.draft is None and larger is not None:
+    if chosen.draft is None and larger is not None and not _otherwise(ask, larger):
         return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
         shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
@@ -179,9 +220,8 @@ def _place_on(
     for _, endpoint in victims:
         reasons.append(f"{endpoint.model}, idle, makes room.")
     if larger is not None:
-        reasons.append(
-            f"It was idle with {larger[1].context} tokens of context, so it is loaded anew with more."
-        )
+        was = f"without {lacks}" if (lacks := _otherwise(ask, larger)) else f"with {larger[1].context} tokens"
+        reasons.append(f"It was idle {was}, so it is loaded anew.")
     plan = chosen.draft.plan(wish, len(shape.layers), reasons)
     place = Place(
         plan, tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended), chosen, fleet
@@ -266,15 +306,30 @@ def _context(choice: Choice) -> int:
 def _fewest(
     best: Choice, idle: list[Held], aim: int, attempt: Callable[[list[Held]], Choice]
 ) -> tuple[Choice, list[Held]]:
-    """Spare as many deployments as the plan can do without, those that cost most to lose first."""
-    victims = list(idle)
-    for pair in reversed(idle[-16:]):
-        fewer = [one for one in victims if one is not pair]
-        if not fewer:
-            break
-        tried = attempt(fewer)
+    """End as few deployments as the plan can do with, those that cost least to lose first.
+
+    The fewest of the first in line are found by halving, then those among them spared that are not needed.
+    """
+
+    def enough(victims: list[Held]) -> Choice | None:
+        tried = attempt(victims)
         if tried.draft is None or best.draft is None:
-            continue
-        if _context(tried) >= min(_context(best), aim) and tried.draft.seconds <= best.draft.seconds * 1.1:
-            best, victims = tried, fewer
-    return best, victims
+            return None
+        as_good = tried.draft.seconds <= best.draft.seconds * 1.1
+        return tried if as_good and _context(tried) >= min(_context(best), aim) else None
+
+    found, few, most = best, 0, len(idle)
+    while most - few > 1:
+        middle = (few + most) // 2
+        tried = enough(idle[:middle])
+        if tried is None:
+            few = middle
+        else:
+            found, most = tried, middle
+    victims = idle[:most]
+    for pair in reversed(victims[-SPARED - 1 : -1]):
+        fewer = [one for one in victims if one is not pair]
+        tried = enough(fewer)
+        if tried is not None:
+            found, victims = tried, fewer
+    return found, victims

@@ -25,7 +25,7 @@ from sollold.leader.library import Library
 from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
-from sollold.leader.reuse import Use, Wait, for_embedding
+from sollold.leader.reuse import Otherwise, Use, Wait, for_embedding
 from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded
 from sollold.models.model import Model
 from sollold.models.shape import Shape
@@ -74,7 +74,7 @@ class Leader:
         self._clock = clock
         self._memory = Memory()
         self._carrier = Carrier(view, calls, self._memory, clock)
-        self._jobs: dict[tuple[str, bool], asyncio.Task[Ensured]] = {}
+        self._jobs: dict[Ensure, asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
         """The line of placements: a second one is planned when the first has its bytes."""
         self._lines = Lines()
@@ -154,7 +154,7 @@ class Leader:
         if isinstance(world, Refuse):
             return preview_of(world, None)
         decision = await asyncio.to_thread(decide, ask, world)
-        if isinstance(decision, Use | Wait):
+        if isinstance(decision, Use | Wait | Otherwise):
             # What runs already is an answer, but the question was what a load would place.
             other = await asyncio.to_thread(decide, replace(ask, ollama=False), unloaded(world))
             return preview_of(decision, world, other)
@@ -196,7 +196,14 @@ class Leader:
         if not isinstance(decision, Place):
             return _answer(decision)
         model = world.holders[0][1]
-        key = (model.digest or model.name, for_embedding(ask, model))
+        # Those who want the same wait for one placement; how long it may be idle is no part of it.
+        key = replace(
+            ask,
+            model="" if model.digest else model.name,
+            digest=model.digest,
+            embedding=for_embedding(ask, model),
+            keep_alive=None,
+        )
         job = self._jobs.get(key)
         if job is None:
             job = asyncio.create_task(self._carry_out(ask), name=f"placing {model.name}")
@@ -221,7 +228,7 @@ class Leader:
                 if answer.verdict is Verdict.WAIT:
                     log.info("%s has a long line: one more is loaded", model)
 
-    def _job_done(self, key: tuple[str, bool], job: asyncio.Task[Ensured]) -> None:
+    def _job_done(self, key: Ensure, job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)
         _tell_fault(job)
 
@@ -354,6 +361,16 @@ def _answer(decision: Decision) -> Ensured:
             return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))
         case Wait(deployment, head):
             return Ensured(Verdict.WAIT, deployment, head, State.LOADING)
+        case Otherwise(deployment, node, message):
+            message = f"{message}; ask again when it is idle, or unload it first."
+            return Ensured(
+                Verdict.REFUSED,
+                deployment,
+                node,
+                fault=Fault.UNAVAILABLE.value,
+                message=message,
+                retry_after=10.0,
+            )
         case Soon():
             return Ensured(Verdict.PLANNING, message=decision.message)
         case Refuse(fault, message, retry_after):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sollold.leader.decide import Decision, Place, Refuse, Soon
 from sollold.leader.ensure import Free, Missing, Option, PlanPreview, Verdict
-from sollold.leader.reuse import Use, Wait
+from sollold.leader.reuse import Otherwise, Use, Wait
 from sollold.leader.world import World
 from sollold.placement.rung import Alternative
 from sollold.placement.shortfall import Shortfall
@@ -31,6 +31,8 @@ def preview_of(decision: Decision, world: World | None, fresh: Decision | None =
         case Wait(deployment, head):
             message = f"{deployment} is being loaded by {_name(world, head)}."
             return _with_plan(fresh, world, Verdict.WAIT, message, head, deployment)
+        case Otherwise(endpoint, node, message):
+            return _with_plan(fresh, world, Verdict.REFUSED, message + ".", node, endpoint)
         case Refuse():
             return PlanPreview(
                 ok=False,

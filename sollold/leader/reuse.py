@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Asked, Backend, Endpoint, Record, State
 from sollold.leader.ensure import Ensure
 from sollold.leader.world import World, in_use, is_loading, runs_on_llama
 from sollold.models.footprint import Footprint, footprint
@@ -34,6 +34,35 @@ class Wait:
 
     deployment: str
     head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Otherwise:
+    """It runs (or loads) on ``node``, but not as the caller named, and can't be ended just now."""
+
+    endpoint: str
+    node: str
+    message: str
+
+
+def unmet(ask: Ensure, asked: Asked, slots: int = 0) -> str:
+    """What the caller named that a deployment was not asked for, in a few words; empty: nothing.
+
+    ``slots``: requests at a time that it has, where that is known.
+    """
+    named = []
+    if ask.slots and ask.slots not in (asked.slots, slots):
+        named.append(f"{ask.slots} request{'s' if ask.slots != 1 else ''} at a time")
+    if (ask.type_k and ask.type_k != asked.type_k) or (ask.type_v and ask.type_v != asked.type_v):
+        named.append(f"keys and values in {' and '.join(dict.fromkeys((ask.type_k, ask.type_v)))}")
+    if ask.policy and ask.policy != asked.policy:
+        named.append(f"the policy {ask.policy}")
+    if ask.workers and min(ask.workers, MOST_DEVICES) != asked.workers:
+        named.append(f"{ask.workers} worker{'s' if ask.workers != 1 else ''} at most")
+    fixed = tuple(pair for pair in ask.fixed if pair[1])
+    if fixed and fixed != asked.fixed:
+        named.append(f"the layers {', '.join(f'{node} {count}' for node, count in fixed)}")
+    return ", ".join(named)
 
 
 def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
@@ -71,8 +100,9 @@ def footprint_of(shape: Shape, run: Run) -> Footprint:
     return footprint(shape, run)
 
 
-def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
-    """What runs or loads already. A pair: an idle deployment whose context is too small for this."""
+def what_is_there(ask: Ensure, world: World) -> Use | Wait | Otherwise | Held | None:
+    """What runs or loads already. A pair: an idle deployment whose context is too small for this, or that
+    does not run as the caller named."""
     model = world.holders[0][1]
     embedding = for_embedding(ask, model)
     same = [
@@ -91,19 +121,20 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
         and endpoint.embedding == embedding
     ]
     needed = min(ask.context, model.context_train) if model.context_train else ask.context
-    wide = [pair for pair in ready if pair[1].context >= needed]
+    otherwise = {endpoint.id: unmet(ask, endpoint.asked, endpoint.slots) for _, endpoint in same}
+    wide = [pair for pair in ready if pair[1].context >= needed and not otherwise[pair[1].id]]
     if wide:
         record, endpoint = min(wide, key=_line)
         return Use(endpoint.id, record.node, "it is loaded there")
     loading = [
-        (record.node, endpoint.id)
+        (record.node, endpoint.id, otherwise[endpoint.id])
         for record, endpoint in same
         if endpoint.backend is not Backend.OLLAMA
         and ask.llama
         and is_loading(endpoint)
         and endpoint.embedding == embedding
     ] + [
-        (promise.head, promise.deployment)
+        (promise.head, promise.deployment, unmet(ask, promise.asked))
         for promise in world.promises
         if promise.digest == model.digest
         and ask.llama
@@ -113,13 +144,18 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
         and not any(e.id == promise.deployment for _, e in world.endpoints())
     ]
     if loading:
-        return Wait(loading[0][1], loading[0][0])
+        head, deployment, lacks = min(loading, key=lambda one: bool(one[2]))
+        if lacks:
+            return Otherwise(deployment, head, f"{model.name} is just being loaded without {lacks}")
+        return Wait(deployment, head)
     if ready:
-        record, endpoint = min(ready, key=_line)
-        if in_use(endpoint) or endpoint.id in world.unwilling:
-            return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
-        return record, endpoint
-    if ask.ollama:
+        record, endpoint = min(ready, key=lambda pair: (bool(otherwise[pair[1].id]), *_line(pair)))
+        if not in_use(endpoint) and endpoint.id not in world.unwilling:
+            return record, endpoint
+        if lacks := otherwise[endpoint.id]:
+            return Otherwise(endpoint.id, record.node, f"{model.name} runs without {lacks} and is in use")
+        return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
+    if ask.ollama and not (unmet(ask, Asked()) and runs_on_llama(model)):
         return _in_ollama(model, same, world)
     return None
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from sollold.cluster.record import Backend, Endpoint, GrantState, Record, State
+from sollold.cluster.record import Asked, Backend, Endpoint, GrantState, Record, State
 from sollold.config import Settings
 from sollold.leader.backoff import Blocked
 from sollold.models.model import Model
@@ -31,6 +31,7 @@ class Promise:
     digest: str
     embedding: bool
     bytes: Bytes
+    asked: Asked = field(default_factory=Asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ class World:
                     freed=give.get(record.node),
                     taken=take.get(record.node),
                     one_pool=record.node in self.pooled,
+                    digest=self.holders[0][1].digest,
                 )
             )
         return Fleet(tuple(machines), tuple(out))

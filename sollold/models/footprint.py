@@ -223,12 +223,18 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     widest_v = max((layer.v for layer in shape.layers), default=0)
     state, demands = [], []
     last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)
+    kinds = _kinds(shape)
+    known: dict[tuple[object, ...], _Demand] = {}
     for index, layer in enumerate(shape.layers):
         rows = cells.windowed if layer.window else cells.full
         v = layer.v if flash or not layer.v else widest_v
         kv = rows * cells.streams * (type_k.row(layer.k) + type_v.row(v))
         state.append(kv + layer.recurrent * run.slots)
-        demands.append(_demand(shape, index, cells, run, flash, index == last))
+        # Most layers are alike, and stand between such that are.
+        alike = (*kinds[max(index - 1, 0) : index + 2], layer.window, layer.source, not index, index == last)
+        if alike not in known:
+            known[alike] = _demand(shape, index, cells, run, flash, index == last)
+        demands.append(known[alike])
     demands.append(_output_demand(shape, cells))
     snapshots = tuple(
         snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
@@ -256,6 +262,12 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         _demands=_Demands.of(demands),
         _inputs=_inputs(shape, run, cells, flash, widest_v),
     )
+
+
+def _kinds(shape: Shape) -> list[int]:
+    """A number for each layer: that of its block."""
+    numbers: dict[Block | None, int] = {}
+    return [numbers.setdefault(layer.block, len(numbers)) for layer in shape.layers]
 
 
 @dataclass(frozen=True, slots=True)

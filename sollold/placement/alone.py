@@ -11,11 +11,16 @@ from sollold.placement.fleet import Machine
 from sollold.placement.rung import Alternative, Rung
 from sollold.units import bytes_text
 
+TOLD = 40
+"""Machines of which it is told why the model does not fit them."""
+
 
 def on_one_machine(rung: Rung) -> Draft | None:
     """The fastest placement on one machine."""
     best: Draft | None = None
     for head in rung.heads():
+        if len(rung.lost) >= TOLD and sum(spot.room for spot in rung.spots[head.node]) < rung.needed:
+            continue
         found = _alone_on(rung, head)
         if found is None:
             continue
@@ -34,10 +39,9 @@ def _alone_on(rung: Rung, head: Machine) -> Draft | None:
     made = [rung.draft(head, 0, [(spot, 0, rung.total)], links) for spot in gpus]
     fitting = [one for one in made if not one.short]
     if not fitting and gpus and head.room > rung.needed:
-        bins = [(spot, rung.bin(spot, head, links, copies=True)) for spot in gpus]
+        bins = [(spot, rung.bin(spot, head, links)) for spot in gpus]
         several = rung.search(head, bins, links) if len(gpus) > 1 else None
         if several is None and cpu is not None:
-            bins = [(spot, rung.bin(spot, head, links, copies=False)) for spot in gpus]
             several = rung.search(head, [*bins, (cpu, rung.host_bin(cpu, head))], links)
         if several is not None:
             fitting.append(several)
@@ -51,7 +55,7 @@ def _alone_on(rung: Rung, head: Machine) -> Draft | None:
 
 
 def _cannot(rung: Rung, head: Machine, made: Sequence[Draft]) -> None:
-    if len(rung.lost) > 40:
+    if len(rung.lost) >= TOLD:
         return
     worst = max((one for draft in made for one in draft.short), key=lambda s: s.needed, default=None)
     if worst is None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -14,6 +13,24 @@ ENOUGH = 0.005
 
 
 @dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes that a device takes besides its layers, by where in the row its run lies.
+
+    Attributes:
+        begins: the run has the first layer; ``ends``: the last layers and the output; ``middle``: neither;
+            ``output``: nothing but the output.
+        exact: (first, last) → bytes, where the four are no more than bounds; ``least``: its least.
+    """
+
+    begins: int = 0
+    middle: int = 0
+    ends: int = 0
+    output: int = 0
+    exact: Callable[[int, int], int] | None = None
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Bin:
     """A device as the search sees it. Seconds and bytes.
 
@@ -21,17 +38,18 @@ class Bin:
         rate: per active byte.
         hop: per token when it is used at all.
         tail: more per token when it holds the output.
-        room: for layers, when it does not hold the output; ``room_last``: when it does.
+        room: for layers and the buffers beside them.
+        loading: for the weights alone, while they are loaded; None: no less than ``room``.
         group: of the bins with one group (not -1) at most one is used.
         worker: number of the machine that must run a worker for it; -1: none.
-        first: may only hold the first layers, and never the output.
+        first: may only hold the first layers, and never the output; its buffers are not in ``room``.
     """
 
     rate: float
     hop: float
     tail: float
     room: int
-    room_last: int
+    loading: int | None = None
     group: int = -1
     worker: int = -1
     first: bool = False
@@ -65,38 +83,94 @@ class Item:
 
 @dataclass(slots=True)
 class Layers:
-    """The layers of a model in a row, the output as the last: bytes that each takes, bytes read a token."""
+    """The layers of a model in a row, the output as the last.
+
+    Attributes:
+        memory: bytes that each takes; ``weights``: of these what is read from the file.
+        active: bytes read a token.
+    """
 
     memory: Sequence[int]
     active: Sequence[int]
+    weights: Sequence[int] = ()
+    buffers: Buffers = Buffers()
     mem: list[int] = field(init=False)
     act: list[int] = field(init=False)
+    load: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.mem = [0, *accumulate(self.memory)]
         self.act = [0, *accumulate(self.active)]
+        self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
 
     def item(self, index: int, one: Bin) -> Item:
         """What can be said of a bin beforehand."""
-        mem, act = self.mem, self.act
-        count = len(mem) - 1
-        low = [0] * (count + 1)
-        start = 0
-        cap = 0
-        room = one.room
-        for end in range(1, count):
-            while start < end and mem[end] - mem[start] > room:
-                start += 1
-            low[end] = start
-            if (not one.first or start == 0) and act[end] - act[start] > cap:
-                cap = act[end] - act[start]
+        exact = None if one.first else self.buffers.exact
+        low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
+        count = len(self.mem) - 1
         low_last = count
         if not one.first:
-            while low_last > 0 and mem[count] - mem[low_last - 1] <= one.room_last:
+            while low_last > 0 and self._ends(one, low_last - 1, exact):
                 low_last -= 1
-            cap = max(cap, act[count] - act[low_last])
-        low[count] = count
+        act = self.act
+        cap = act[count] - act[low_last]
+        for end, start in enumerate(low):
+            if act[end] - act[start] > cap and not (one.first and start):
+                cap = act[end] - act[start]
+        low.append(count)
         return Item(index, one, float(cap), low, low_last)
+
+    def _lowest(self, one: Bin) -> list[int]:
+        """For each end but the model's the first layer with which a run fits."""
+        mem, load = self.mem, self.load
+        buffers = self.buffers
+        room = one.room if one.first else one.room - buffers.middle
+        begins = one.room if one.first else one.room - buffers.begins
+        most = one.loading
+        low = [0] * (len(mem) - 1)
+        start = 0
+        for end in range(1, len(low)):
+            while start < end and mem[end] - mem[start] > room:
+                start += 1
+            if most is not None:
+                while start < end and load[end] - load[start] > most:
+                    start += 1
+            if not start and mem[end] > begins:
+                start = 1
+            low[end] = start
+        return low
+
+    def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
+        """The same with the buffers of each run as they are."""
+        mem, load = self.mem, self.load
+        most = one.room if one.loading is None else one.loading
+        # Between the two the bytes are counted; beyond them that is no question.
+        perhaps = one.room - self.buffers.least
+        surely = one.room - max(self.buffers.begins, self.buffers.middle)
+        low = [0] * (len(mem) - 1)
+        start = 0
+        for end in range(1, len(low)):
+            while start < end:
+                size = mem[end] - mem[start]
+                if load[end] - load[start] <= most and (
+                    size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
+                ):
+                    break
+                start += 1
+            low[end] = start
+        return low
+
+    def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
+        """Whether the layers from ``start`` on fit with the output."""
+        mem, load = self.mem, self.load
+        count = len(mem) - 1
+        if exact is not None:
+            more = exact(start, count)
+        else:
+            more = self.buffers.output if start == count - 1 else self.buffers.ends
+        if mem[count] - mem[start] + more > one.room:
+            return False
+        return one.loading is None or load[count] - load[start] <= one.loading
 
     def some_orders(self, head: list[Item], rest: list[Item], bound: float) -> Split | None:
         """Some orders for many devices: few ones last, the others by speed, roomy first, or small first."""
@@ -107,9 +181,7 @@ class Layers:
             lambda item: item.bin.room,
         ]
         lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
-        for last in dict.fromkeys(
-            (*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room_last)))
-        ):
+        for last in dict.fromkeys((*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room)))):
             end = next(item for item in rest if id(item) == last)
             for key in keys:
                 others = sorted((item for item in rest if item is not end), key=key)
@@ -125,13 +197,13 @@ class Layers:
 
         The best there is when layers are alike, and quick.
         """
-        mem, act = self.mem, self.act
-        count = len(mem) - 1
+        act = self.act
+        count = len(act) - 1
         slow = max(range(len(order)), key=lambda i: order[i].bin.rate)
         cuts = [0] * (len(order) + 1)
         cuts[-1] = count
         for i in range(slow):
-            cuts[i + 1] = min(bisect_right(mem, mem[cuts[i]] + order[i].bin.room) - 1, count - 1)
+            cuts[i + 1] = _reach(order[i], cuts[i])
         for i in range(len(order) - 1, slow, -1):
             if cuts[i + 1] == count:
                 cuts[i] = order[i].low_last
@@ -141,18 +213,28 @@ class Layers:
         seconds = order[-1].bin.tail
         for i, item in enumerate(order):
             first, last = cuts[i], cuts[i + 1]
-            room = item.bin.room_last if last == count else item.bin.room
-            if first >= last or mem[last] - mem[first] > room or (item.bin.first and last == count):
+            low = item.low_last if last == count else item.low[last]
+            if first >= last or first < low or (item.bin.first and last == count):
                 return None
             seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
     def arrange(self, order: list[Item]) -> Split | None:
         """Best cut points for the devices in this order, each holding at least one layer."""
+        # What those before can reach, and what those after need: between the two each cut must lie.
+        highs = [0]
+        for item in order[:-1]:
+            highs.append(_reach(item, highs[-1]))
+        lows = [order[-1].low_last]
+        for item in reversed(order[:-1]):
+            lows.append(item.low[lows[-1]])
+        lows.reverse()
+        if any(low > high for low, high in zip(lows, highs, strict=True)):
+            return None
         times = [0.0] + [inf] * (len(self.mem) - 1)
         backs: list[list[int]] = []
-        for item in order[:-1]:
-            times, back = self._extend(times, item)
+        for i, item in enumerate(order[:-1]):
+            times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
             backs.append(back)
         end = self._finish(times, order[-1])
         if end is None:
@@ -164,31 +246,44 @@ class Layers:
             cut = back[cut]
         return Split(seconds, tuple(reversed(runs)))
 
-    def _extend(self, times: list[float], item: Item) -> tuple[list[float], list[int]]:
+    def _extend(
+        self, times: list[float], item: Item, begin: int = 0, low_end: int = 1, high_end: int = -1
+    ) -> tuple[list[float], list[int]]:
         """Let ``item`` hold the layers after each prefix: least time per longer prefix, and its start.
 
-        A sliding window: the earliest start that fits only moves on, so each prefix enters and leaves the
-        queue of candidates once.
+        Only for starts from ``begin`` on and ends from ``low_end`` to ``high_end``. A sliding window: the
+        earliest start that fits only moves on, so each prefix enters and leaves the queue of candidates
+        once.
         """
         act, low, rate, hop = self.act, item.low, item.bin.rate, item.bin.hop
         count = len(act)
+        if high_end < 0:
+            high_end = count - 2
         out = [inf] * count
         back = [-1] * count
-        window: deque[tuple[float, int]] = deque()
-        for end in range(1, count - 1):
-            before = times[end - 1]
-            if before < inf:
-                value = before - rate * act[end - 1]
-                while window and window[-1][0] >= value:
-                    window.pop()
-                window.append((value, end - 1))
+        # The candidates, the best first: from `lead` on, values and starts ascend.
+        values: list[float] = []
+        starts: list[int] = []
+        lead = 0
+        at = begin
+        for end in range(max(low_end, 1), high_end + 1):
+            while at < end:
+                before = times[at]
+                if before < inf:
+                    value = before - rate * act[at]
+                    while len(values) > lead and values[-1] >= value:
+                        values.pop()
+                        starts.pop()
+                    values.append(value)
+                    starts.append(at)
+                at += 1
             start = low[end]
-            while window and window[0][1] < start:
-                window.popleft()
-            if window:
-                value, at = window[0]
-                out[end] = value + rate * act[end] + hop
-                back[end] = at
+            size = len(values)
+            while lead < size and starts[lead] < start:
+                lead += 1
+            if lead < size:
+                out[end] = values[lead] + rate * act[end] + hop
+                back[end] = starts[lead]
         return out, back
 
     def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
@@ -211,6 +306,7 @@ class Layers:
         tables: dict[int, list[float]] = {0: start}
         froms: dict[int, list[tuple[int, int]]] = {}
         full = (1 << len(rest)) - 1
+        lows, highs = self._bounds(head, rest)
         best: tuple[float, int, int] | None = None
         for mask in range(full):
             times = tables.get(mask)
@@ -226,16 +322,19 @@ class Layers:
                     if end is not None and (best is None or end[0] < best[0]):
                         best = (end[0], end[1], i)
                     continue
-                out, back = self._extend(times, item)
+                low, high = lows[joined], highs[joined]
+                if low > high:
+                    continue
+                out, back = self._extend(times, item, lows[mask], low, high)
                 known = tables.get(joined)
                 if known is None:
                     tables[joined] = out
                     froms[joined] = [(i, at) for at in back]
                     continue
                 origin = froms[joined]
-                for p, value in enumerate(out):
-                    if value < known[p]:
-                        known[p] = value
+                for p in range(low, high + 1):
+                    if out[p] < known[p]:
+                        known[p] = out[p]
                         origin[p] = (i, back[p])
         if best is None:
             return None
@@ -250,3 +349,28 @@ class Layers:
         if head:
             runs.append((head[0].index, prefix[cut], cut))
         return Split(seconds, tuple(reversed(runs)))
+
+    def _bounds(self, head: list[Item], rest: list[Item]) -> tuple[list[int], list[int]]:
+        """For each set of devices the first and the last layer that a run after just these may begin with:
+        the others must hold what is left, and these what comes before."""
+        mem = self.mem
+        count = len(mem) - 1
+        least = (
+            min(self.buffers.least, self.buffers.output)
+            if self.buffers.exact
+            else min(self.buffers.begins, self.buffers.middle, self.buffers.ends, self.buffers.output)
+        )
+        rooms = [0]
+        for item in rest:
+            rooms += [room + item.bin.room - least for room in rooms]
+        before = sum(item.bin.room for item in head)
+        whole = rooms[-1]
+        lows = [max(bisect_left(mem, mem[count] - (whole - room)), room > 0) for room in rooms]
+        highs = [min(bisect_right(mem, before + room) - 1, count - 1) for room in rooms]
+        lows[0] = 0
+        return lows, highs
+
+
+def _reach(item: Item, start: int) -> int:
+    """The last layer that a run from ``start`` on can end before, the output left to another."""
+    return bisect_right(item.low, start, start, len(item.low) - 1) - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
@@ -15,6 +16,7 @@ from sollold.placement.wish import Wish
 
 CROSSING_SECONDS = 1.0
 """A checkpoint that takes longer to cross the network is not made: each prompt would wait for two of them."""
+NONE_KEPT: Mapping[str, int] = MappingProxyType({})
 
 Hold = tuple[Spot, int, int]
 """A device with the run of layers that it holds: first, last (exclusive)."""
@@ -71,6 +73,7 @@ class Draft:
             tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
             load_seconds=self.load,
             reasons=tuple(reasons),
+            asked=wish.asked,
         )
 
 
@@ -119,6 +122,7 @@ def draft(
     links: Mapping[str, Link],
     correction: speed.Correction,
     parameters_per_byte: float = 0.0,
+    cached: Mapping[str, int] = NONE_KEPT,
 ) -> Draft:
     """Work a placement out.
 
@@ -131,6 +135,7 @@ def draft(
         links: node → link from the head.
         correction: of the devices' speeds.
         parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
+        cached: node → bytes of the model that its workers have on disk.
     """
     total = footprint.layers + 1
     offloaded = total - on_host
@@ -186,7 +191,7 @@ def draft(
         shares=tuple(shares),
         seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
-        load=speed.load_seconds(parts, footprint.host_weights),
+        load=speed.load_seconds(parts, footprint.host_weights, cached),
         short=short,
     )
 

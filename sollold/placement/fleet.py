@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sollold.cluster.record import Record
+from sollold.cluster.record import DIGEST_LENGTH, Record
 from sollold.machine.device import Device, Kind
 
 
@@ -54,6 +54,7 @@ class Machine:
     Attributes:
         name: host name, for people.
         holds: it has the model's file and can read it: it can be the head.
+        cached: bytes of the model's tensors that its workers have kept on disk.
         links: measured from here (peer, link).
     """
 
@@ -62,6 +63,7 @@ class Machine:
     spots: tuple[Spot, ...]
     holds: bool = False
     links: tuple[tuple[str, Link], ...] = ()
+    cached: int = 0
 
     def spot(self, device: str) -> Spot | None:
         """The device of that name."""
@@ -136,6 +138,7 @@ def machine_of(
     freed: Mapping[str, int] | None = None,
     taken: Mapping[str, int] | None = None,
     one_pool: bool = False,
+    digest: str = "",
 ) -> Machine:
     """A record as the planner sees it.
 
@@ -146,6 +149,7 @@ def machine_of(
         freed: device → bytes that an eviction would give back.
         taken: device → bytes promised since the record was written.
         one_pool: all its devices share one limit.
+        digest: of the model; empty: none in particular.
     """
     # What is taken from or given back to a shared memory is so for each device that shares it.
     change: dict[str, int] = {}
@@ -172,7 +176,8 @@ def machine_of(
         (peer, Link(max(trip, 0.0), bandwidth if bandwidth > 0 else Link().bandwidth))
         for peer, trip, bandwidth in record.links
     )
-    return Machine(record.node, record.name, spots, holds=holds, links=links)
+    cached = dict(record.cached).get(digest[:DIGEST_LENGTH], 0) if digest else 0
+    return Machine(record.node, record.name, spots, holds=holds, links=links, cached=cached)
 
 
 def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from sollold.cluster.record import Asked
 from sollold.models.run import Run
 
 
@@ -50,6 +51,7 @@ class Plan:
         host: what stays with the head's own processor: the token embedding, host buffers and, when
             ``host.layers`` is not 0, the first layers of the model. Device ``CPU``.
         shares: the offloaded layers in ``--device`` order, which is layer order; may be empty.
+        asked: how it was asked to run.
         tokens_per_second, load_seconds: predicted; 0.0 when unknown.
         reasons: sentences for a person: why so, what was given.
     """
@@ -64,6 +66,7 @@ class Plan:
     tokens_per_second: float = 0.0
     load_seconds: float = 0.0
     reasons: tuple[str, ...] = ()
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def tensor_split(self) -> tuple[int, ...]:

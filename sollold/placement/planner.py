@@ -61,6 +61,8 @@ def choose(
     if alone_allowed:
         # Fewer requests at a time on one machine go before many over several: a token is quicker there.
         for run in full:
+            if run is not full[0] and not _may_hold(tried):
+                break
             rung = tried if run is full[0] else Rung(wish, fleet, print_of(run), run, correction)
             alone = on_one_machine(rung)
             if alone is not None:
@@ -84,6 +86,12 @@ def choose(
     if chosen.estimate:
         reasons.append("The architecture is not known: the sizes are estimates on the safe side.")
     return Choice(best, chosen, _ranked(lost, best), tuple(reasons))
+
+
+def _may_hold(rung: Rung) -> bool:
+    """Whether some machine with the file has room for the weights, however the model runs."""
+    weights = sum(rung.footprint.weights)
+    return any(sum(spot.room for spot in rung.spots[head.node]) >= weights for head in rung.heads())
 
 
 def _widen(

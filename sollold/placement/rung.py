@@ -10,13 +10,17 @@ from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
 from sollold.models.run import Run
 from sollold.placement import speed
-from sollold.placement.arrange import Bin
+from sollold.placement.arrange import Bin, Buffers
 from sollold.placement.draft import Draft, Hold, draft, host_share, link_to
 from sollold.placement.fleet import Fleet, Link, Machine, Spot
 from sollold.placement.split import best_split
 from sollold.placement.wish import MOST_DEVICES, Wish
 
 RETRIES = 4
+LIKED = 0.02
+"""Share by which a device may be slower than others and be taken, since its machine has kept the tensors."""
+FEW = 16
+"""Machines up to which buffers that differ from layer to layer are looked at one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class Rung:
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
         self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
-        self.buffers: dict[bool, tuple[int, int]] = {}
+        self._buffers: dict[bool, Buffers] = {}
+        self._hosts: dict[str, int] = {}
+        self.cached = {machine.node: machine.cached for machine in fleet.machines if machine.cached}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
         self.spots = {
@@ -74,16 +80,23 @@ class Rung:
     ) -> Draft | None:
         """The fastest split over these devices, worked out and checked to the byte.
 
+        Where one of them is the head's processor with the first layers (`host_bin`), it holds some.
         ``below``: only one quicker than this is of interest.
         """
         tight = [one for _, one in bins]
+        host = any(one.first for one in tight)
         for _ in range(RETRIES):
             split = best_split(
                 self.memory,
                 self.footprint.active,
                 tight,
+                weights=self.footprint.weights,
+                # With the first layers on the head's processor batches are not pipelined.
+                buffers=self.buffers(piped=not host),
                 most=MOST_DEVICES,
                 workers=self.wish.workers,
+                host=host,
+                apart=self.wish.always,
                 below=below,
             )
             if split is None:
@@ -97,55 +110,92 @@ class Rung:
                     holds.append((bins[index][0], first, last))
             made = self.draft(head, on_host, holds, links)
             if not made.short:
-                return None if self.wish.always and len(made.nodes) == 1 else made
+                return made
             # The buffers of these very layers are larger than those the search reckoned with.
-            over = {short.node: short.needed - short.room for short in made.short}
+            over = {(short.node, short.device): short.needed - short.room for short in made.short}
             tight = [
-                replace(one, room=one.room - more, room_last=one.room_last - more)
-                if (more := over.get(spot.node, 0))
-                else one
+                replace(one, room=one.room - more) if (more := over.get((spot.node, spot.device), 0)) else one
                 for (spot, _), one in zip(bins, tight, strict=True)
             ]
         return None
 
-    def bin(self, spot: Spot, head: Machine, links: Mapping[str, Link], *, copies: bool) -> Bin:
-        """A device as the search sees it; ``copies``: batches will be pipelined over the devices."""
+    def buffers(self, *, piped: bool) -> Buffers:
+        """Compute buffers beside a device's layers when the model is split; ``piped``: none on the host."""
+        if piped not in self._buffers:
+            layers = self.footprint.layers
+            known: dict[tuple[int, int], int] = {}
+
+            def exact(first: int, last: int) -> int:
+                size = known.get((first, last))
+                if size is None:
+                    size = known[first, last] = self.footprint.compute(
+                        first, last, devices=2, offloaded=self.total if piped else layers
+                    )
+                return size
+
+            middle = exact(min(1, layers), layers)
+            few = len(self.numbers) <= FEW
+            least = min((exact(first, first + 1) for first in range(1, layers)), default=middle) if few else 0
+            self._buffers[piped] = Buffers(
+                begins=max(exact(0, layers), middle),
+                middle=middle,
+                ends=exact(min(1, layers), self.total),
+                output=exact(layers, self.total),
+                # What differs from layer to layer is worth its time only where every byte may count.
+                exact=exact if few else None,
+                least=least,
+            )
+        return self._buffers[piped]
+
+    def bin(self, spot: Spot, head: Machine, links: Mapping[str, Link]) -> Bin:
+        """A device as the search sees it."""
         footprint = self.footprint
         link = link_to(head, spot, links)
-        offloaded = self.total if copies else self.total - 1
-        if copies not in self.buffers:
-            self.buffers[copies] = (
-                footprint.compute(0, footprint.layers, devices=2, offloaded=offloaded),
-                footprint.compute(0, self.total, devices=2, offloaded=offloaded),
-            )
-        middle, last = self.buffers[copies]
-        peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
-        slower = self.correction(spot.node, speed.HOP) if link is not None else 1.0
         room = spot.room - spot.overhead
-        cpu = head.cpu
-        if spot.node == head.node and cpu is not None and cpu.memory == spot.memory:
-            room -= host_share(head, footprint, 0, 2).total
+        if spot.node == head.node:
+            room -= self._host_bytes(head, spot)
+        hop = tail = 0.0
+        liked = 1 - self._kept(spot, head) * LIKED
+        if link is not None:
+            slower = self.correction(spot.node, speed.HOP) * liked
+            hop = slower * speed.hop_seconds(link, footprint.n_embd)
+            tail = slower * speed.logits_seconds(link, footprint.n_vocab)
         return Bin(
-            rate=speed.seconds_per_byte(spot, self.correction),
-            hop=slower * speed.hop_seconds(link, footprint.n_embd) if link is not None else 0.0,
-            tail=slower * speed.logits_seconds(link, footprint.n_vocab) if link is not None else 0.0,
-            room=room - max(middle, peak),
-            room_last=room - max(last, peak),
+            rate=speed.seconds_per_byte(spot, self.correction) * liked,
+            hop=hop,
+            tail=tail,
+            room=room,
+            loading=room - footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else None,
             group=self._group(spot),
             worker=self.numbers[spot.node] if spot.node != head.node else -1,
         )
 
+    def _kept(self, spot: Spot, head: Machine) -> float:
+        """Which part of what the device could hold its machine has on disk."""
+        if spot.node == head.node:
+            return 0.0
+        size = self.cached.get(spot.node, 0)
+        return min(1.0, size / max(min(self.needed, spot.room), 1)) if size else 0.0
+
+    def _host_bytes(self, head: Machine, spot: Spot) -> int:
+        """Bytes in the memory of one of the head's devices that stay there with all layers elsewhere."""
+        cpu = head.cpu
+        if cpu is None or cpu.memory != spot.memory:
+            return 0
+        if head.node not in self._hosts:
+            self._hosts[head.node] = host_share(head, self.footprint, 0, 2).total
+        return self._hosts[head.node]
+
     def host_bin(self, cpu: Spot, head: Machine) -> Bin:
         """The head's processor holding the first layers itself."""
-        base = self.footprint.host_weights + self.footprint.host_buffers + cpu.overhead
-        compute = self.footprint.host_compute(devices=2, offloaded=1)
-        room = cpu.room - base - max(compute, self.footprint.largest_tensor)
+        room = cpu.room - cpu.overhead - self.footprint.host_weights
+        buffers = self.footprint.host_buffers + self.footprint.host_compute(devices=2, offloaded=1)
         return Bin(
             rate=speed.seconds_per_byte(cpu, self.correction),
             hop=0.0,
             tail=0.0,
-            room=room,
-            room_last=0,
+            room=room - buffers,
+            loading=room - self.footprint.largest_tensor,
             group=self._group(cpu),
             first=True,
         )
@@ -156,7 +206,17 @@ class Rung:
 
     def draft(self, head: Machine, on_host: int, holds: Sequence[Hold], links: Mapping[str, Link]) -> Draft:
         """Work a placement out to the byte; it may not fit."""
-        return draft(head, self.footprint, self.run, on_host, holds, links, self.correction, self.density)
+        return draft(
+            head,
+            self.footprint,
+            self.run,
+            on_host,
+            holds,
+            links,
+            self.correction,
+            self.density,
+            self.cached,
+        )
 
     def lose(self, one: Draft, reason: str) -> None:
         """Remember a placement that did not win, and why."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf
 
 from sollold.machine.device import Kind
 from sollold.placement import speed
+from sollold.placement.arrange import Bin
 from sollold.placement.draft import Draft
-from sollold.placement.fleet import Link, Machine, links_between
+from sollold.placement.fleet import Link, Machine, Spot, links_between
 from sollold.placement.rung import Rung
 from sollold.placement.share_out import fixed, proportional
 from sollold.placement.wish import Policy
 
 HEADS = 4
 """Heads for which splits are sought at most."""
+ALONE = 8
+"""Devices of other machines tried for all layers at most."""
 MANY = 64
 """Machines from which on half as many are tried."""
 
@@ -57,30 +60,40 @@ def _promise(rung: Rung, head: Machine) -> tuple[float, str]:
 
 
 def _fastest(rung: Rung, head: Machine, links: Mapping[str, Link], below: float) -> Draft | None:
-    own = rung.spots[head.node]
-    cpu = next((spot for spot in own if spot.kind is Kind.CPU), None)
-    gpu_head = any(spot.kind is Kind.GPU for spot in own)
-    others = [
-        spot
+    """Wholly on one device of another machine, over several devices, or the first layers on the head."""
+    cpu = next((spot for spot in rung.spots[head.node] if spot.kind is Kind.CPU), None)
+    bins = [
+        (spot, rung.bin(spot, head, links))
         for machine in rung.fleet.machines
         for spot in rung.spots[machine.node]
-        if not (spot.node == head.node and spot.kind is Kind.CPU)
     ]
-    found = []
-    line = [*others, cpu] if cpu is not None and not gpu_head else others
-    bins = [(spot, rung.bin(spot, head, links, copies=True)) for spot in line]
+    found = [_on_one_worker(rung, head, bins, links)]
+    below = min(below, found[0].seconds if found[0] is not None else inf)
     found.append(rung.search(head, bins, links, below))
     if cpu is not None:
-        if found[0] is not None:
-            below = min(below, found[0].seconds)
-        bins = [(spot, rung.bin(spot, head, links, copies=False)) for spot in others]
-        found.append(rung.search(head, [*bins, (cpu, rung.host_bin(cpu, head))], links, below))
+        below = min(below, found[1].seconds if found[1] is not None else inf)
+        others = [pair for pair in bins if pair[0] is not cpu]
+        found.append(rung.search(head, [*others, (cpu, rung.host_bin(cpu, head))], links, below))
     fitting = [one for one in found if one is not None]
     if not fitting:
         return None
     best = min(fitting, key=lambda one: (one.seconds, len(one.shares)))
     for other in fitting:
         if other is not best and other.shares != best.shares:
-            way = "its processor computing the first layers" if other.on_host else "a worker of its own"
+            way = "its processor computing the first layers" if other.on_host else "workers alone"
             rung.lose(other, f"{head.name} with {way} is slower")
     return best
+
+
+def _on_one_worker(
+    rung: Rung, head: Machine, bins: Sequence[tuple[Spot, Bin]], links: Mapping[str, Link]
+) -> Draft | None:
+    """All layers on the quickest device elsewhere that holds them: alone it pipelines nothing."""
+    whole = sum(rung.footprint.active)
+    able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= rung.needed]
+    able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)
+    for spot, _ in able[:ALONE]:
+        made = rung.draft(head, 0, [(spot, 0, rung.total)], links)
+        if not made.short:
+            return made
+    return None

@@ -16,6 +16,7 @@ from sollold.units import bytes_text
 def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft | None:
     """The split by the policies ``memory_aware``, ``even`` and ``spread``."""
     line: list[tuple[Spot, Room]] = []
+    buffers = rung.buffers(piped=True)
     machines = [rung.fleet.machine(node) for node in rung.spots]
     for machine in machines:
         if machine is None:
@@ -23,9 +24,10 @@ def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft 
         spots = rung.spots[machine.node]
         gpus = [spot for spot in spots if spot.kind is Kind.GPU]
         for spot in gpus or spots:
-            one = rung.bin(spot, head, links, copies=True)
-            if max(one.room, one.room_last) > 0:
-                line.append((spot, Room(max(one.room, 0), max(one.room_last, 0))))
+            one = rung.bin(spot, head, links)
+            room = min(one.room - buffers.begins, one.room if one.loading is None else one.loading)
+            if room > 0:
+                line.append((spot, Room(room, max(min(room, one.room - buffers.ends), 0))))
     line.sort(key=lambda pair: (-pair[1].middle, pair[0].node, pair[0].device))
     line = _within_workers(rung, line, head)
     counts = range(1, len(line) + 1)

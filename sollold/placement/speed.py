@@ -9,7 +9,7 @@ Reading a prompt is bound by computing: two operations a weight and token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sollold.machine.device import Kind
@@ -107,14 +107,26 @@ def prefill_seconds(parts: Sequence[Part], width: int, parameters_per_byte: floa
     return total
 
 
-def load_seconds(parts: Sequence[Part], host_bytes: int, disk: float = DISK) -> float:
+def load_seconds(
+    parts: Sequence[Part], host_bytes: int, cached: Mapping[str, int], disk: float = DISK
+) -> float:
     """Seconds from start to ready: every byte is read from disk, the remote ones sent after another.
 
-    llama.cpp loads tensor by tensor, so that reading and sending do not overlap much.
+    llama.cpp loads tensor by tensor, so that reading and sending do not overlap much. The head reads what a
+    worker has kept, too, to name it; the worker then reads it from its own disk instead of the network.
+
+    Args:
+        parts: the plan's devices.
+        host_bytes: that stay with the head's processor.
+        cached: node → bytes of the model on its disk.
+        disk: bytes per second.
     """
     total = host_bytes / disk
+    left = dict(cached)
     for part in parts:
         total += part.weights / disk
         if part.link is not None:
-            total += part.weights / part.link.bandwidth
+            kept = min(left.get(part.spot.node, 0), part.weights)
+            left[part.spot.node] = left.get(part.spot.node, 0) - kept
+            total += (part.weights - kept) / part.link.bandwidth + kept / disk
     return total

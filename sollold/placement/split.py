@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from sollold.placement.arrange import ENOUGH, Bin, Item, Layers, Split
+from sollold.placement.arrange import ENOUGH, Bin, Buffers, Item, Layers, Split
 
 SLACK = 0.002
 """Gain (as a share of the time) that is not worth looking for."""
@@ -24,8 +24,9 @@ EFFORT = 4000
 WORK = 2500
 """Steps for the best cut points and orders of the promising subsets; ten times that until one fits."""
 SHORTLIST = 16
-ALL_ORDERS = 4
-"""Up to so many devices every order is tried."""
+ALL_ORDERS, ALL_STEPS = 4, 6000
+"""Up to so many devices every order is tried, and of more where that takes no more steps."""
+NOTHING = Buffers()
 
 
 def best_split(
@@ -33,8 +34,12 @@ def best_split(
     active: Sequence[int],
     bins: Sequence[Bin],
     *,
+    weights: Sequence[int] = (),
+    buffers: Buffers = NOTHING,
     most: int = 15,
     workers: int = 15,
+    host: bool = False,
+    apart: bool = False,
     below: float = inf,
 ) -> Split | None:
     """The fastest split, or None when none fits.
@@ -43,11 +48,16 @@ def best_split(
         memory: bytes that each layer takes, the output as the last.
         active: bytes of each that are read per token.
         bins: the devices.
+        weights: bytes of ``memory`` that are read from the file; empty: all.
+        buffers: what each device takes besides.
         most: devices used at most, the ``first`` kind not counted.
         workers: machines with workers at most.
+        host: one of the ``first`` kind must hold layers.
+        apart: some machine must run a worker.
         below: only splits quicker than this are of interest.
     """
-    search = _Search(Layers(memory, active), bins, most, workers, below)
+    layers = Layers(memory, active, weights, buffers)
+    search = _Search(layers, bins, most, workers, host, apart, below)
     search.run()
     return search.best
 
@@ -58,6 +68,8 @@ class _Search:
     bins: Sequence[Bin]
     most: int
     workers: int
+    host: bool
+    apart: bool
     below: float
     best: Split | None = None
     effort: int = 0
@@ -109,19 +121,21 @@ class _Search:
 
     def _shortlist(self) -> list[int]:
         """Indices worth searching: with very many bins the best by time a byte, and the roomiest."""
-        everything = [i for i, one in enumerate(self.bins) if max(one.room, one.room_last) > 0]
+        everything = [i for i, one in enumerate(self.bins) if one.room > 0]
         if len(everything) <= SHORTLIST:
             return everything
+        buffers = self.layers.buffers.middle
+        everything = [i for i in everything if self.bins[i].first or self.bins[i].room > buffers]
         total = self.layers.mem[-1] or 1
         ratio = self.layers.act[-1] / total
 
         def merit(i: int) -> tuple[float, int]:
             one = self.bins[i]
-            held = min(max(one.room, one.room_last), total)
+            held = min(one.room - (0 if one.first else buffers), total)
             return one.hop / held + one.rate * ratio, -held
 
         def by_room(i: int) -> tuple[int, float]:
-            return -max(self.bins[i].room, self.bins[i].room_last), self.bins[i].rate
+            return -self.bins[i].room, self.bins[i].rate
 
         kept = sorted(everything, key=merit)[:SHORTLIST]
         kept += sorted(everything, key=by_room)[: self.most]
@@ -167,7 +181,9 @@ class _Search:
         """These devices may do: fill them. Returns whether no further device can make it any better."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
-        if not rest or len(head) > 1:
+        if not rest or len(head) > 1 or (self.host and not head):
+            return False
+        if self.apart and all(item.bin.worker < 0 for item in rest):
             return False
         found: Split | None = None
         for last in sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:3]:
@@ -188,14 +204,16 @@ class _Search:
         """Find the best order and cut points for exactly these devices. Returns the steps it took."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
-        if len(rest) <= ALL_ORDERS:
+        each = len(rest) * len(self.layers.mem)
+        if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * each <= ALL_STEPS:
+            orders = 1 << (len(rest) - 1)
             found = self.layers.any_order(head, rest)
         else:
+            orders = 6
             found = self.layers.some_orders(head, rest, bound)
         if found is not None:
             self._keep(found)
-        orders = 2 ** (len(rest) - 1) if len(rest) <= ALL_ORDERS else 6
-        return orders * len(rest) * len(self.layers.mem)
+        return orders * each
 
     def _keep(self, found: Split) -> None:
         if self.best is None:
@@ -218,6 +236,6 @@ def _alike(one: Item, other: Item) -> bool:
     return (
         a.worker != b.worker
         and a.group == b.group == -1
-        and (a.rate, a.hop, a.tail, a.room, a.room_last, a.first)
-        == (b.rate, b.hop, b.tail, b.room, b.room_last, b.first)
+        and (a.rate, a.hop, a.tail, a.room, a.loading, a.first)
+        == (b.rate, b.hop, b.tail, b.room, b.loading, b.first)
     )

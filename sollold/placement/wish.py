@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sollold.cluster.record import Asked
+
 MOST_DEVICES = 15
 """llama.cpp takes no more in one model (GGML_SCHED_MAX_BACKENDS less the processor's)."""
 
@@ -56,3 +58,15 @@ class Wish:
     devices: tuple[tuple[str, str], ...] = ()
     head: str = ""
     embedding: bool = False
+
+    @property
+    def asked(self) -> Asked:
+        """What of it a later caller may want otherwise."""
+        return Asked(
+            self.slots,
+            self.type_k,
+            self.type_v,
+            self.policy.value,
+            self.workers,
+            tuple(pair for pair in self.fixed if pair[1]),
+        )

@@ -66,6 +66,8 @@ _PATHS = (
     "/apply-template",
 )
 _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
+_TELLING = 16
+"""Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
 _UNSEEN = 1200.0
 """Seconds of silence granted, at the least, to an Ollama's answer that is not streamed: it shows no work."""
 
@@ -268,6 +270,11 @@ class EndpointServer:
                 del self._doors[id]
 
     def _counted(self, id: str) -> None:
+        door = self._doors.get(id)
+        if door is not None and door.gate.active > 1:
+            for visit in door.visits:
+                if not visit.waits:
+                    visit.alone = False
         if id not in self._reports:
             loop = asyncio.get_running_loop()
             self._reports[id] = loop.call_later(_REPORT, self._report, id)
@@ -278,12 +285,11 @@ class EndpointServer:
         if door is not None:
             self._engines.report(id, door.gate.active, door.gate.waiting, door.speed)
 
-    def _measured(self, id: str, door: _Door, speed: float) -> None:
-        # Streams side by side are each slower than one alone, and the record tells the speed of one alone.
-        if door.speed == 0.0:
-            door.speed = speed
-        elif door.gate.active <= 1 or speed > door.speed:
-            door.speed += 0.3 * (speed - door.speed)
+    def _measured(self, id: str, door: _Door, visit: Visit, speed: float, tokens: int) -> None:
+        """The record tells the speed of one stream alone; of several each is slower than that."""
+        if tokens < _TELLING or not (visit.alone or 0 < door.speed < speed):
+            return
+        door.speed += (0.3 if door.speed else 1.0) * (speed - door.speed)
         self._counted(id)
 
     # The peer route.

@@ -18,7 +18,7 @@ from sollold.serving.wire import Begun, Break, Broken, Turn
 
 log = logging.getLogger("sollold.serving")
 
-_LLAMA_SPEED = re.compile(rb'"predicted_per_second":\s*([0-9.eE+-]+)')
+_LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*([0-9.eE+-]+)', re.DOTALL)
 _OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
 _TAIL = 4096
 
@@ -78,10 +78,11 @@ class Visit:
         *,
         stall: float,
         speed: float,
-        on_speed: Callable[[float], None],
+        on_speed: Callable[[Visit, float, int], None],
         on_end: Callable[[Visit], None],
     ) -> None:
-        """``on_speed`` is told the tokens per second of a whole answer; ``on_end`` is called once."""
+        """``on_speed`` is told a whole answer's tokens per second and how many they were; ``on_end`` is
+        called once."""
         self.turn = turn
         self._gate = gate
         self._engines = engines
@@ -99,6 +100,8 @@ class Visit:
         self._speed = speed
         self.progress: Progress | None = None
         """From the moment the engine has the request; None before."""
+        self.alone = True
+        """No other request was in the engine meanwhile."""
 
     @property
     def begun(self) -> Begun:
@@ -149,6 +152,7 @@ class Visit:
         if self._broken is not None:
             raise Failure(self._broken)
         waited = self._loop.time() - came
+        self.alone = self._gate.active <= 1
         url = self._engines.url(turn.endpoint)
         if url is None:
             raise Failure(Broken(Break.MOVED, "the endpoint is gone"))
@@ -222,10 +226,11 @@ class Visit:
 
     def _measure(self, tail: bytes) -> None:
         """The engine's own account stands at the end of an answer."""
-        speed = 0.0
+        speed, tokens = 0.0, 0
         if found := _LLAMA_SPEED.search(tail):
-            speed = float(found[1])
+            speed, tokens = float(found[2]), int(found[1])
         elif (counted := _OLLAMA_SPEED.search(tail)) and int(counted[2]):
-            speed = int(counted[1]) * 1e9 / int(counted[2])
+            tokens = int(counted[1])
+            speed = tokens * 1e9 / int(counted[2])
         if speed > 0:
-            self._on_speed(speed)
+            self._on_speed(self, speed, tokens)

@@ -11,7 +11,7 @@ import msgspec
 from sollold.agent.commands import Done
 from sollold.api.parts import PlanAsk, Planned, Scored
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
-from sollold.cluster.record import Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.cluster.term import Term
 from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
@@ -32,11 +32,20 @@ class DrainOrder:
     on: bool
 
 
+@dataclass(frozen=True, slots=True)
+class KeepOrder:
+    """Peer method ``keep``: how long a deployment may be idle, in seconds; negative: for ever."""
+
+    deployment: str
+    keep_alive: float
+
+
 class ClusterHere:
     """Fulfils `sollold.api.parts.Cluster`.
 
     Args:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
+        keep: says of a deployment of this node how long it may be idle.
         limit: seconds that a load may take; it may be changed later.
     """
 
@@ -49,6 +58,7 @@ class ClusterHere:
         loader: LeaderLoader,
         router: Router,
         drain: Callable[[bool], Awaitable[None]],
+        keep: Callable[[str, float], None],
         limit: float,
     ) -> None:
         self._view = view
@@ -58,11 +68,13 @@ class ClusterHere:
         self._loader = loader
         self._router = router
         self._drain = drain
+        self._keep = keep
         self.limit = limit
 
     def register(self, server: PeerServer) -> None:
-        """Answer the peer call ``drain``."""
+        """Answer the peer calls ``drain`` and ``keep``."""
         server.method("drain", DrainOrder, self._on_drain)
+        server.method("keep", KeepOrder, self._on_keep)
 
     @property
     def me(self) -> Record:
@@ -113,8 +125,39 @@ class ClusterHere:
             ready = await self._loader.ready(need, _unheard)
             found = self._view.record(ready.node) if ready is not None else None
             if ready is not None and found is not None:
-                return found, ready.endpoint
+                break
             await asyncio.sleep(0.1)
+        endpoint = ready.endpoint
+        if endpoint.backend is not Backend.OLLAMA:
+            self._check_context(ensure, endpoint, answer.reasons)
+            if ask.keep_alive is not None:
+                await self._keep_for(ready.node, endpoint.id, ask.keep_alive)
+        return found, endpoint
+
+    def _check_context(self, ensure: Ensure, endpoint: Endpoint, reasons: tuple[str, ...]) -> None:
+        """Raises `Refusal` when what is loaded has less context than was named."""
+        listed = self._library.get(ensure.model)
+        train = listed.model.context_train if listed is not None else 0
+        if endpoint.context < (min(ensure.context, train) if train else ensure.context):
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            raise Refusal(
+                Fault.UNAVAILABLE,
+                f"{ensure.model} stays loaded with {endpoint.context} tokens of context{why}; "
+                "unload it first to load it anew",
+                retry_after=10.0,
+            )
+
+    async def _keep_for(self, node: str, deployment: str, seconds: float) -> None:
+        """Tell the head, which may have loaded it for another caller with other seconds."""
+        if node == self._view.me.node:
+            self._keep(deployment, seconds)
+            return
+        try:
+            order = KeepOrder(deployment, seconds)
+            await self._calls.call(node, "keep", order, Done, timeout=DRAIN_CALL)
+        except PeerError as error:
+            why = f"it is loaded, but how long it is kept could not be set: {error}"
+            raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
 
     async def unload(self, model: str, *, force: bool) -> int:
         """End what is loaded of ``model`` (a name or a deployment's id) and say how many were.
@@ -170,6 +213,10 @@ class ClusterHere:
 
     async def _on_drain(self, caller: str, order: DrainOrder) -> Done:
         await self._drain(order.on)
+        return Done(True)
+
+    async def _on_keep(self, caller: str, order: KeepOrder) -> Done:
+        self._keep(order.deployment, order.keep_alive)
         return Done(True)
 
     async def _ensure(self, ask: PlanAsk) -> Ensure:

@@ -20,8 +20,11 @@ from sollold.agent.ports import Ports
 from sollold.agent.worker import Worker
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
+from sollold.config import MIB
 from sollold.models.model import Model
 from tests.agent.town import TERM, eventually, founded, plan
+from tests.gguf.size import Size
+from tests.gguf.writer import write
 
 pytestmark = pytest.mark.llama
 
@@ -66,6 +69,22 @@ async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: L
             assert agent.owner.ledger.grants() == ()
         assert children() == []
         await eventually(lambda: town.views["a"].me.endpoints == ())
+
+
+async def test_a_record_tells_of_the_models_whose_tensors_a_worker_keeps(folder: Path, llama: Llama):
+    # Workers keep tensors over 10 MiB.
+    file = write(folder / "wide.gguf", "llama", Size(layers=2, embd=1024, ff=16384))
+    wide = Model("wide:latest", "e" * 64, "folder", (str(file),), file.stat().st_size, 0.0, layers=2)
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[wide.digest] = wide
+        assert (await town.deploy("spread", plan(wide, "a", ("b", 2), ("a", 1), size=400 * MIB))).ok
+        await town.until("a", "spread", State.READY)
+        await eventually(lambda: bool(town.views["b"].me.cached), 30)
+        ((digest, size),) = town.views["b"].me.cached
+        assert digest == "e" * 16
+        assert size > 20 * MIB
+        # The head's own worker reads the file, which is here.
+        assert town.views["a"].me.cached == ()
 
 
 async def test_everything_listens_on_loopback_alone(folder: Path, llama: Llama, tiny: Model):

@@ -8,6 +8,7 @@ import pytest
 
 from sollold.agent import tensor_cache
 from sollold.agent.tensor_cache import TensorCache
+from sollold.cluster.record import MOST_CACHED
 
 ONE, TWO, THREE = "0" * 16, "1" * 16, "2" * 16
 
@@ -118,3 +119,25 @@ def test_a_file_that_is_changed_while_a_worker_has_it_is_not_taken_for_its_work(
     os.truncate(tmp_path / "tensors/whole" / ONE, 5)
     cache.keep("b")
     assert names(load(cache, "c")) == []
+
+
+def test_it_tells_of_which_models_it_keeps_how_much(cache: TensorCache):
+    assert cache.models() == ()
+    load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 20})
+    cache.keep("a", "d1" * 32)
+    cache.close("a")
+    # What is there already was the first model's; the second is counted with what is new.
+    folder = load(cache, "b", **{"_" + THREE: b"z" * 40})
+    os.utime(folder / THREE, (2e9, 2e9))
+    cache.keep("b", "d2" * 32)
+    cache.close("b")
+    assert cache.models() == (("d2" * 8, 40), ("d1" * 8, 30))
+    assert names(load(cache, "c")) == [ONE, TWO, THREE]
+
+
+def test_it_tells_of_a_few_models_only(cache: TensorCache):
+    for number in range(20):
+        load(cache, f"d{number}", **{f"_{number:016x}": b"x"})
+        cache.keep(f"d{number}", f"{number:02}" * 32)
+        cache.close(f"d{number}")
+    assert len(cache.models()) == MOST_CACHED

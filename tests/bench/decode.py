@@ -3,6 +3,9 @@
 By hand: the very command lines of the deployment's workers and llama-server, but the workers listen on the
 machines' own addresses and llama-server calls them there in the clear. Pairs in turn, in one run.
 
+And how fast the plan says that the model answers, once one answer has been seen, against how fast it does.
+Exits 1 when that is off by more than a quarter.
+
     python -m tests.bench.decode [--pairs 5] [--tokens 48] [--bytes 0.8e9]
 """
 
@@ -29,6 +32,7 @@ from tests.gguf import writer
 from tests.gguf.size import Size
 
 MODEL = "bench"
+ERROR = 0.25
 PROMPT = {"role": "user", "content": "Tell me a story about a lighthouse."}
 
 
@@ -115,6 +119,13 @@ def speed(node: Node, port: int, tokens: int) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
+def predicted(node: Node) -> float:
+    """Tokens per second that a plan for the model says now."""
+    reply = node.ask("POST", "/api/cluster/plan", {"model": MODEL})
+    assert reply.status == 200, reply.body
+    return float(reply.json["plan"]["tokens_per_second"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -143,7 +154,9 @@ def main() -> None:
             assert loaded.status == 200, loaded.body
             with by_hand(cluster) as (head, port):
                 asked = next(node for node in cluster if node is not head)
-                speed(asked, asked.http, 8), speed(head, port, 8)
+                blind = predicted(asked)
+                speed(asked, asked.http, max(options.tokens, 24)), speed(head, port, 8)
+                told = until(lambda: (now := predicted(asked)) != blind and now, "an answer was seen", 60)
                 pairs = [
                     (speed(asked, asked.http, options.tokens), speed(head, port, options.tokens))
                     for _ in range(options.pairs)
@@ -154,6 +167,13 @@ def main() -> None:
     ratio = statistics.median(a / b for a, b in pairs)
     print(f"{'layers':>10} {'through a node':>15} {'by hand':>10} {'ratio':>6}")
     print(f"{layers:>10} {through:>11.2f} t/s {direct:>6.2f} t/s {ratio:>6.3f}   (at least 0.97 wanted)")
+    print(
+        f"predicted before any answer {blind:.2f} t/s, after one {told:.2f} t/s; measured {through:.2f} t/s"
+    )
+    error = told / through - 1
+    print(f"the prediction is off by {error:+.0%}   (at most 25 % wanted)")
+    if abs(error) > ERROR:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ class Node:
             bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
             layers=plan.layers,
             embedding=plan.run.embedding,
+            asked=plan.asked,
         )
         self.cluster.changed()
         return Done(True)

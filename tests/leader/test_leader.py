@@ -295,6 +295,30 @@ async def test_the_longest_idle_goes_and_no_more_than_must() -> None:
     await town.planner.close()
 
 
+async def test_of_forty_idle_ones_only_what_must_goes() -> None:
+    town = Cluster(SETTINGS)
+    names = [f"m{number:02}" for number in range(40)]
+    town.add("a", 5000 * MIB, *(model(f"{name}:latest", name) for name in [*names, "big"]))
+    for name in names:
+        town.shapes[name] = shape(4, 10 * MIB, 10 * MIB, n_embd=256, n_vocab=8000)
+    town.shapes["big"] = shape(16, 40 * MIB, 20 * MIB)
+    await town.planner.start()
+    held = [
+        await placed(town, Ensure(name), idle=6000.0 - 100 * age, bytes=0) for age, name in enumerate(names)
+    ]
+    free = town.nodes["a"].ledger.devices()[0].available
+    answer = await town.planner.ensure(Ensure("big"))
+    assert answer.verdict is Verdict.WAIT
+    ended = [request.deployment for _, request in town.asked("unload") if isinstance(request, Unload)]
+    (big,) = [request for _, request in town.asked("deploy") if isinstance(request, Deploy)][40:]
+    needed = sum(sum(devices.values()) for devices in big.plan.bytes_by_owner().values())
+    each = sum(grant.bytes for grant in town.nodes["a"].ledger.grants() if grant.deployment == held[-1])
+    assert 1 <= len(ended) <= -(-(needed - free) // each) + 1
+    # Those idle the longest.
+    assert set(ended) == set(held[: len(ended)])
+    await town.planner.close()
+
+
 async def test_a_larger_context_reloads_only_what_is_idle(town: Cluster) -> None:
     town.add("d", 2 * GIB)
     first = await placed(town, active=1)
@@ -308,6 +332,94 @@ async def test_a_larger_context_reloads_only_what_is_idle(town: Cluster) -> None
     # And back: who needs less uses what is there.
     smaller = await town.planner.ensure(replace(ASK, context=1024))
     assert (smaller.verdict, smaller.deployment) == (Verdict.USE, answer.deployment)
+
+
+async def test_a_context_that_grows_in_small_steps_reloads_seldom(town: Cluster) -> None:
+    town.add("d", 3 * GIB)
+    await placed(town, idle=3.0)
+    for context in range(2100, 8000, 300):
+        answer = await town.planner.ensure(replace(ASK, context=context))
+        town.ready(answer.deployment, idle=3.0)
+        (endpoint,) = [e for node in town.nodes.values() for e in node.endpoints.values()]
+        assert endpoint.context >= context
+    contexts = [r.plan.run.context for _, r in town.asked("deploy") if isinstance(r, Deploy)]
+    assert contexts == [2048, 4096, 8192]
+
+
+async def test_what_finds_no_room_for_more_is_given_what_was_named() -> None:
+    town = Cluster(SETTINGS)
+    town.add("a", 1250 * MIB, model())
+    await town.planner.start()
+    await placed(town, idle=3.0)
+    contexts = []
+    for context in range(2304, 32768, 256):
+        answer = await town.planner.ensure(replace(ASK, context=context))
+        if answer.verdict is Verdict.USE and "does not fit" in answer.reasons[0]:
+            break
+        town.ready(answer.deployment, idle=3.0)
+        contexts.append(town.nodes["a"].endpoints[answer.deployment].context)
+    # Powers of two as long as they fit, then exactly what is named.
+    assert contexts[0] == 4096
+    assert contexts[-1] == context - 256
+    assert contexts[-1] & (contexts[-1] - 1)
+    await town.planner.close()
+
+
+async def test_what_is_named_otherwise_is_loaded_anew_when_idle(town: Cluster) -> None:
+    first = await placed(town, active=1)
+    for named, words in (
+        (replace(ASK, slots=2), "2 requests at a time"),
+        (replace(ASK, type_k="q8_0", type_v="q8_0"), "keys and values in q8_0"),
+        (replace(ASK, policy="even"), "the policy even"),
+        (replace(ASK, fixed=(("host-a", 5), ("host-b", 6), ("host-c", 6))), "host-b 6"),
+    ):
+        answer = await town.planner.ensure(named)
+        assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "unavailable")
+        assert words in answer.message
+        assert "in use" in answer.message
+    preview = await town.planner.preview(replace(ASK, slots=2))
+    assert preview.verdict is Verdict.REFUSED
+    assert preview.plan is not None
+    town.ready(first, active=0, idle=3.0)
+    answer = await town.planner.ensure(replace(ASK, type_k="q8_0", type_v="q8_0"))
+    assert answer.verdict is Verdict.WAIT
+    assert answer.deployment != first
+    assert any("without keys and values in q8_0" in reason for reason in answer.reasons)
+    # While it loads another wish is not taken for the same.
+    assert (await town.planner.ensure(replace(ASK, policy="even"))).fault == "unavailable"
+    town.ready(answer.deployment, idle=3.0)
+    # Who names nothing, or what it has, uses what is there.
+    for same in (ASK, replace(ASK, type_k="q8_0"), replace(ASK, slots=1), replace(ASK, policy="fastest")):
+        again = await town.planner.ensure(same)
+        assert (again.verdict, again.deployment) == (Verdict.USE, answer.deployment)
+
+
+async def test_fewer_slots_than_named_are_no_reason_to_load_it_again_and_again(town: Cluster) -> None:
+    many = replace(ASK, slots=64)
+    answer = await town.planner.ensure(many)
+    town.ready(answer.deployment, idle=3.0)
+    assert town.nodes["a"].endpoints[answer.deployment].slots < 64
+    again = await town.planner.ensure(many)
+    assert (again.verdict, again.deployment) == (Verdict.USE, answer.deployment)
+
+
+async def test_what_can_not_be_had_as_named_leaves_what_runs(town: Cluster) -> None:
+    first = await placed(town, idle=3.0)
+    answer = await town.planner.ensure(replace(ASK, fixed=(("host-a", 17),)))
+    assert answer.verdict is Verdict.REFUSED
+    assert not town.asked("unload")
+    assert first in town.nodes["a"].endpoints
+
+
+async def test_two_wishes_at_once_are_not_taken_for_one(town: Cluster) -> None:
+    even, fast = await asyncio.gather(
+        town.planner.ensure(replace(ASK, policy="even")), town.planner.ensure(replace(ASK, policy="fastest"))
+    )
+    assert even.verdict is Verdict.WAIT
+    assert fast.verdict is Verdict.REFUSED
+    assert "the policy fastest" in fast.message
+    (request,) = [request for _, request in town.asked("deploy") if isinstance(request, Deploy)]
+    assert request.plan.asked.policy == "even"
 
 
 async def test_more_than_the_training_is_no_reason_to_reload(town: Cluster) -> None:

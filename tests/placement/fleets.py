@@ -104,3 +104,35 @@ def random_fleet(seed: int, needed: int, machines: int) -> Fleet:
         )
         made.append(machine(*spots, holds=number == 0, links=links))
     return Fleet(tuple(made))
+
+
+def tight_cluster(seed: int) -> tuple[Shape, Fleet]:
+    """A model and three unlike machines that all have its file and hold it, if at all, with little to spare.
+
+    Small enough that all placements can be tried (`tests.placement.brute`).
+    """
+    dice = random.Random(seed)
+    layers = dice.randint(8, 16)
+    sizes = [dice.choice([60, 100, 115] if seed % 3 == 1 else [100]) * MIB for _ in range(layers)]
+    model = shape(
+        sizes=sizes,
+        output=dice.choice([60, 150, 300]) * MIB,
+        n_embd=2048,
+        n_vocab=dice.choice([32000, 128000]),
+        active=dice.choice([1.0, 1.0, 0.15]),
+    )
+    needed = sum(sizes) + model.output
+    made = []
+    for node in ("n0", "n1", "n2"):
+        room = int(needed * dice.uniform(0.15, 0.6)) + 150 * MIB
+        spots = [cpu(node, room, dice.choice([8e9, 20e9, 45e9, 80e9]))]
+        if dice.random() < 0.5:
+            room = int(needed * dice.uniform(0.1, 0.5)) + 300 * MIB
+            spots.append(gpu(node, room, dice.choice([200e9, 450e9, 900e9])))
+        links = tuple(
+            (peer, Link(dice.uniform(0.0001, 0.002), dice.choice([110e6, 280e6, 1.1e9])))
+            for peer in ("n0", "n1", "n2")
+            if peer != node
+        )
+        made.append(machine(*spots, holds=True, links=links))
+    return model, Fleet(tuple(made))

@@ -11,11 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sollold.machine.device import Device, Kind
+from sollold.placement import context
 from sollold.placement.fleet import Fleet, Link, Machine, machine_of
 from sollold.placement.plan import Plan
 from sollold.placement.planner import Choice, choose
 from sollold.placement.wish import Policy, Wish
-from tests.placement.fleets import GIB, MIB, cpu, fleet, gpu, machine, prints, random_fleet, shape
+from tests.placement.brute import best_over_several
+from tests.placement.fleets import (
+    GIB,
+    MIB,
+    cpu,
+    fleet,
+    gpu,
+    machine,
+    prints,
+    random_fleet,
+    shape,
+    tight_cluster,
+)
 
 SMALL = shape()
 WISH = Wish("demo:latest", "d1", parameters=400_000_000, slots=1, usual=2048)
@@ -229,6 +242,15 @@ def test_spare_room_is_left() -> None:
     assert machine_of(record, holds=False, spare=0.0, freed={"CPU": 100 * MIB}).room == 500 * MIB
 
 
+def test_what_a_record_says_of_kept_tensors_counts_for_their_model() -> None:
+    from sollold.cluster.record import Record
+
+    record = Record("a", "host-a", 1, (), 1, 2, "0", cached=(("ab" * 8, 5 * GIB),))
+    assert machine_of(record, holds=False, spare=0.0, digest="ab" * 32).cached == 5 * GIB
+    assert machine_of(record, holds=False, spare=0.0, digest="cd" * 32).cached == 0
+    assert machine_of(record, holds=False, spare=0.0).cached == 0
+
+
 def test_better_than_the_split_by_memory_on_200_clusters() -> None:
     gains = []
     for seed in range(200):
@@ -250,6 +272,76 @@ def test_better_than_the_split_by_memory_on_200_clusters() -> None:
             gains.append(default.draft.seconds / fastest.draft.seconds)
     assert len(gains) > 80
     assert statistics.median(gains) > 1.2
+
+
+def test_within_a_hundredth_of_the_best_of_all_placements_on_200_tight_clusters() -> None:
+    gains = []
+    for seed in range(200):
+        model, on = tight_cluster(seed)
+        wish = replace(WISH, always=True, context=2048)
+        choice = choose(wish, on, prints(model))
+        full, _ = context.rungs(wish, model.context_train)
+        tried = (best_over_several(on, prints(model)(run), run) for run in full)
+        best = next((one for one in tried if one is not None), None)
+        if best is None:
+            assert choice.draft is None, seed
+            continue
+        assert choice.draft is not None, seed
+        check(plan_of(choice), on)
+        assert choice.draft.run == best.run, seed
+        assert choice.draft.seconds <= best.seconds * 1.01, seed
+        default = choose(replace(wish, policy=Policy.SPREAD), on, prints(model))
+        if default.draft is not None and default.draft.run == best.run:
+            gains.append(default.draft.seconds / choice.draft.seconds)
+    assert len(gains) > 40
+    assert statistics.median(gains) > 1.2
+
+
+def test_the_processor_of_a_head_with_a_gpu_may_end_the_line() -> None:
+    slow = Link(0.0002, 20e6)
+    links = (("b", slow),)
+    on = fleet(
+        machine(cpu("a", 900 * MIB, 80e9), gpu("a", 500 * MIB), holds=True, links=links),
+        machine(cpu("b", 100 * MIB), gpu("b", 1100 * MIB)),
+    )
+    model = shape(output=250 * MIB, n_vocab=256000)
+    plan = plan_of(choose(replace(WISH, always=True, context=2048), on, prints(model)))
+    check(plan, on)
+    assert (plan.shares[-1].node, plan.shares[-1].device) == ("a", "CPU")
+
+
+def test_a_machine_elsewhere_that_holds_all_of_it_needs_no_other() -> None:
+    # Alone it pipelines no batches, so that it holds what it could not hold with another.
+    model = shape(8, 100 * MIB, n_embd=4096)
+    run = context.run_with(replace(WISH, context=2048), 2048, 1)
+    needed = prints(model)(run)
+    size = sum(needed.weights) + sum(needed.state) + needed.compute(0, 9, devices=1, offloaded=9)
+    on = fleet(
+        machine(cpu("a", 150 * MIB), holds=True), machine(gpu("b", size + 300 * MIB), cpu("b", 10 * MIB))
+    )
+    plan = plan_of(choose(replace(WISH, context=2048), on, prints(model)))
+    check(plan, on)
+    assert [(share.node, share.device) for share in plan.shares] == [("b", "CUDA0")]
+
+
+def test_machines_that_have_kept_the_tensors_go_before_others_that_are_as_fast() -> None:
+    def on(*kept: str, slow: float = 20e9) -> Fleet:
+        head = machine(cpu("a", 150 * MIB), holds=True)
+        rest = [machine(cpu(node, 700 * MIB, slow if node in kept else 20e9)) for node in "bcdefg"]
+        return fleet(head, *(replace(one, cached=400 * MIB * (one.node in kept)) for one in rest))
+
+    def nodes(plan: Plan) -> set[str]:
+        return {share.node for share in plan.shares} - {"a"}
+
+    plain = plan_of(choose(WISH, on(), prints(SMALL)))
+    for kept in ("fg", "de", "ce"):
+        plan = plan_of(choose(WISH, on(*kept), prints(SMALL)))
+        assert nodes(plan) == set(kept)
+        assert plan.tokens_per_second == pytest.approx(plain.tokens_per_second)
+        assert plan.load_seconds < plain.load_seconds * 0.5
+    # One that is a little slower is worth it, one that is clearly slower is not.
+    assert nodes(plan_of(choose(WISH, on("f", "g", slow=19.8e9), prints(SMALL)))) == {"f", "g"}
+    assert not nodes(plan_of(choose(WISH, on("f", "g", slow=18e9), prints(SMALL)))) & {"f", "g"}
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,96 @@
+"""The speed that the record tells: of whole answers, alone in the engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from sollold.cluster.record import Backend, Endpoint, State
+from sollold.config import ServingSettings
+from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.wire import Turn
+from tests.serving.cluster_double import FakeEngines, FakeView, World, until
+
+
+class Bench:
+    """An endpoint whose engine says of each answer what its request told it to say."""
+
+    def __init__(self) -> None:
+        self.view = FakeView(World(), "a")
+        self.engines = FakeEngines(self.view)
+        self.server = EndpointServer(self.view, self.engines, ServingSettings())
+        self.go = asyncio.Event()
+        self.count = 0
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_post("/v1/completions", self._engine)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        self.engines.urls["d"] = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        self.view.update_me(endpoints=(Endpoint("d", "m", "x", Backend.LOCAL, State.READY, slots=4),))
+        await self.server.start()
+
+    async def close(self) -> None:
+        await self.server.close()
+        await self._runner.cleanup()
+
+    async def _engine(self, request: web.Request) -> web.Response:
+        tokens, speed = (await request.text()).split()
+        await self.go.wait()
+        text = f'{{"timings":{{"predicted_n":{tokens},"predicted_ms":1.5,"predicted_per_second":{speed}}}}}'
+        return web.Response(text=text)
+
+    async def answer(self, tokens: int, speed: float) -> None:
+        self.count += 1
+        turn = Turn(str(self.count), "d", "/v1/completions", f"{tokens} {speed}".encode())
+        visit = self.server.visit(turn)
+        try:
+            await visit.open(lambda place: None)
+            async for _ in visit.chunks():
+                pass
+        finally:
+            await visit.close()
+
+    async def told(self) -> float:
+        """The speed that goes into the record next."""
+        self.engines.reports.clear()
+        await until(lambda: self.engines.reports)
+        return self.engines.reports[-1][3]
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    made = Bench()
+    await made.start()
+    yield made
+    await made.close()
+
+
+async def test_a_few_tokens_tell_no_speed(bench: Bench) -> None:
+    bench.go.set()
+    await bench.answer(15, 900.0)
+    assert await bench.told() == 0.0
+    await bench.answer(16, 40.0)
+    assert await bench.told() == 40.0
+
+
+async def test_streams_side_by_side_tell_no_first_speed(bench: Bench) -> None:
+    both = asyncio.gather(bench.answer(100, 12.0), bench.answer(100, 11.0))
+    await until(lambda: any(report[1] == 2 for report in bench.engines.reports))
+    bench.go.set()
+    await both
+    assert await bench.told() == 0.0
+    await bench.answer(100, 40.0)
+    assert await bench.told() == 40.0
+
+
+async def test_later_answers_change_it_by_and_by(bench: Bench) -> None:
+    bench.go.set()
+    await bench.answer(100, 40.0)
+    await bench.answer(100, 50.0)
+    assert await bench.told() == pytest.approx(43.0)

@@ -1,0 +1,118 @@
+"""Loads by hand: what was named is there afterwards, or the caller is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from sollold.agent.commands import Done
+from sollold.api.parts import PlanAsk
+from sollold.cluster.peer import PeerError
+from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.leader.ensure import Ensure, Ensured, Verdict
+from sollold.models.names import Resolved
+from sollold.serving.ask import Fault, Refusal
+from sollold.serving.loader import Need, Ready
+from sollold.wiring.cluster import ClusterHere, KeepOrder
+
+READY = Endpoint("demo-1", "demo:latest", "d1", Backend.LOCAL, State.READY, context=4096)
+IN_USE = Ensured(Verdict.USE, "demo-1", "a", reasons=("it is in use",))
+
+
+@dataclass
+class Model:
+    digest: str = "d1"
+    context_train: int = 32768
+
+
+@dataclass
+class Listed:
+    model: Model = field(default_factory=Model)
+
+
+@dataclass
+class Around:
+    """The view, library, peers, leader and loader of a node ``a``; the deployment is on ``node``."""
+
+    node: str = "a"
+    endpoint: Endpoint = READY
+    answer: Ensured = IN_USE
+    asked: list[Ensure] = field(default_factory=list)
+    called: list[tuple[str, object]] = field(default_factory=list)
+    kept: list[tuple[str, float]] = field(default_factory=list)
+    silent: bool = False
+
+    @property
+    def me(self) -> Record:
+        return Record("a", "host-a", 1, (), 1, 2, "0")
+
+    def record(self, node: str) -> Record:
+        return Record(node, f"host-{node}", 1, (), 1, 2, "0", endpoints=(self.endpoint,))
+
+    def resolve(self, name: str) -> Resolved:
+        return Resolved(name)
+
+    def get(self, name: str) -> Listed:
+        return Listed()
+
+    async def ensure(self, ask: Ensure) -> Ensured:
+        self.asked.append(ask)
+        return self.answer
+
+    async def ready(self, need: Need, on_wait: Any) -> Ready:
+        return Ready(self.node, self.endpoint)
+
+    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Done:
+        if self.silent:
+            raise PeerError(node, "it does not answer", transport=True)
+        self.called.append((method, request))
+        return Done(True)
+
+    def here(self) -> ClusterHere:
+        any_: Any = self
+
+        async def drain(on: bool) -> None:
+            raise AssertionError("not asked")
+
+        return ClusterHere(
+            any_, any_, any_, any_, any_, any_, drain, lambda d, s: self.kept.append((d, s)), 5.0
+        )
+
+
+async def test_what_is_loaded_is_kept_as_long_as_named() -> None:
+    around = Around()
+    await around.here().load(PlanAsk("demo:latest"))
+    assert around.kept == []
+    await around.here().load(PlanAsk("demo:latest", keep_alive=-1.0))
+    assert around.kept == [("demo-1", -1.0)]
+
+
+async def test_another_nodes_deployment_is_told_there() -> None:
+    around = Around(node="b")
+    await around.here().load(PlanAsk("demo:latest", keep_alive=3600.0))
+    assert around.called == [("keep", KeepOrder("demo-1", 3600.0))]
+    assert around.kept == []
+    around.silent = True
+    with pytest.raises(Refusal, match="could not be set"):
+        await around.here().load(PlanAsk("demo:latest", keep_alive=3600.0))
+
+
+async def test_less_context_than_named_is_no_success() -> None:
+    around = Around()
+    with pytest.raises(Refusal, match="stays loaded with 4096 tokens of context") as refused:
+        await around.here().load(PlanAsk("demo:latest", context=8192, keep_alive=-1.0))
+    assert refused.value.fault is Fault.UNAVAILABLE
+    assert around.kept == []
+    around.endpoint = replace(READY, context=32768)
+    # No model has more than it was trained with.
+    await around.here().load(PlanAsk("demo:latest", context=100_000))
+
+
+async def test_a_refusal_of_the_leader_is_the_callers() -> None:
+    around = Around()
+    around.answer = Ensured(Verdict.REFUSED, fault="unavailable", message="it runs without 2 slots")
+    with pytest.raises(Refusal, match="without 2 slots"):
+        await around.here().load(PlanAsk("demo:latest", slots=2))
+    assert around.asked[0].slots == 2
