@@ -91,6 +91,8 @@ class Deployment:
         busy: requests in it now, as the serving room counts them.
         active, waiting: of those, in the engine and in line.
         speed: tokens per second of a single stream, measured by the serving room.
+        closing: why it takes no new work; empty while it does.
+        closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class Deployment:
         self.waiting = 0
         self.speed = 0.0
         self.ended_at = 0.0
+        self.closing = ""
+        self.closes_at = float("inf")
         self.head: Head | None = None
         self._last_used = time.monotonic()
         self._progressed_at = time.monotonic()
@@ -159,6 +163,24 @@ class Deployment:
         self._fault.set_result(reason)
         self._become(state, reason=reason)
 
+    def close(self, reason: str, patience: float) -> None:
+        """Take no new work, for ``reason``, and end within ``patience`` seconds of the first call."""
+        if not self.closing:
+            self.closing, self.closes_at = reason, time.monotonic() + patience
+            self._tell()
+
+    def reopen(self) -> None:
+        """Take new work again."""
+        if self.closing:
+            self.closing, self.closes_at = "", float("inf")
+            self._tell()
+
+    def end_if_due(self) -> None:
+        """End it if it is closing and nobody uses it any more, or they had their time."""
+        used = self.busy > 0 and self.state is State.READY
+        if self.closing and (not used or time.monotonic() >= self.closes_at):
+            self.end(self.closing, state=State.DRAINING)
+
     async def head_gone(self) -> None:
         """Wait until ``llama-server`` is dead."""
         await self._head_gone.wait()
@@ -203,6 +225,7 @@ class Deployment:
             ),
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
+            closing=bool(self.closing),
         )
 
     # Its life

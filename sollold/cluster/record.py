@@ -97,6 +97,8 @@ class Endpoint:
     """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
     answered: bool = False
     """It was READY once: if it is FAILED now, it was not the load that failed."""
+    closing: bool = False
+    """It takes no new work, since a node that holds layers of it drains; what is in it may finish."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,8 @@ class World:
 
         ``lately``: only of those that ended a moment ago.
         """
-        # A node that drains ends what is in use there, or the requests leave it: within its limit.
-        leaving = {e.id for r, e in self.endpoints() if r.draining and in_use(e)}
+        # What is in use at a node that drains ends, or the requests leave it: within its limit.
+        leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
         alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone

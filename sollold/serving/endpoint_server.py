@@ -213,6 +213,8 @@ class EndpointServer:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is not served here"))
         if endpoint.state is not State.READY:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is {endpoint.state}"))
+        if endpoint.closing:
+            raise Failure(Broken(Break.MOVED, f"a node that {turn.endpoint} needs is draining"))
         if not turn.path.startswith(_PATHS) or not _PLAIN.fullmatch(turn.path):
             raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
         door = self._door(endpoint)
@@ -253,7 +255,10 @@ class EndpointServer:
         for id, door in tuple(self._doors.items()):
             endpoint = self._endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
-                door.gate.resize(endpoint.slots)
+                if endpoint.closing:
+                    door.gate.close()
+                else:
+                    door.gate.resize(endpoint.slots)
                 continue
             # It is being ended. An engine that was told to end may hold its streams open in silence.
             door.gate.close()

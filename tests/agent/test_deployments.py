@@ -17,6 +17,7 @@ from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
+from sollold.config import ServingSettings
 from sollold.models.model import Model
 from tests.agent.town import TERM, eventually, founded, plan
 
@@ -238,3 +239,38 @@ async def test_a_port_that_another_program_takes_first_costs_another_try(
             await town.deploy("d", plan(tiny, "a", ("b", 4)))
             await town.until("a", "d", State.READY)
             assert await answer(town.agents["a"], "d")
+
+
+async def test_a_deployment_ends_when_idle_once_a_node_that_holds_layers_drains(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        agent = town.agents["a"]
+        await town.deploy("d", plan(tiny, "a", ("b", 3)))
+        await town.until("a", "d", State.READY)
+        with agent.busy("d"):
+            town.drains("b")
+            endpoint = agent.deployment("d")
+            assert endpoint is not None and endpoint.closing and endpoint.state is State.READY
+            town.drains("b", False)
+            endpoint = agent.deployment("d")
+            assert endpoint is not None and not endpoint.closing
+            town.drains("b")
+            # What is in it goes on, with the worker that drains.
+            assert len(await answer(agent, "d")) > 0
+            assert town.agents["b"].owner.ledger.holds("d")
+        await eventually(lambda: agent.deployment("d") is None)
+        assert not town.agents["b"].owner.ledger.holds("d")
+
+
+async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "b") as town:
+        agent = await town.add("a", serving=ServingSettings(drain_limit=0.3))
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 3)))
+        await town.until("a", "d", State.READY)
+        with agent.busy("d"):
+            town.drains("b")
+            await eventually(lambda: not town.agents["b"].owner.ledger.holds("d"))
+        await eventually(lambda: town.views["a"].me.endpoints == ())

@@ -594,3 +594,11 @@ async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_f
     second = await town.planner.ensure(ASK)
     assert second.verdict in (Verdict.WAIT, Verdict.PLANNING)
     assert second.deployment != first.deployment
+
+
+async def test_what_closes_takes_no_new_requests_and_gives_its_memory_back_soon(town: Cluster) -> None:
+    deployment = await placed(town, active=1, idle=0.0, closing=True)
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    town.nodes["a"].unload(Unload(town.term, deployment, force=True))
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
