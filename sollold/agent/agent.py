@@ -314,7 +314,7 @@ class Agent:
     async def _lost(self, caller: str, request: Lost) -> Done:
         one = self._deployments.get(request.deployment)
         if one is not None and caller in one.owners:
-            one.end(f"{request.reason} (node {caller})")
+            one.end(f"{request.reason} (node {caller})", culprit=caller)
         return Done(True)
 
     async def _unload(self, caller: str, request: Unload) -> Done:
@@ -372,7 +372,7 @@ class Agent:
                 continue
             others = [node for node in one.owners if node != self._node]
             if gone := [node for node in others if node not in live]:
-                one.end(f"node {gone[0]} is gone, which held layers of it")
+                one.end(f"node {gone[0]} is gone, which held layers of it", culprit=gone[0])
             elif leaving := [node for node in others if live[node].draining]:
                 reason = f"node {live[leaving[0]].name} drains, which holds layers of it"
                 one.close(reason, self._settings.serving.drain_limit)

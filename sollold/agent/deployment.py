@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,14 @@ class Means:
     local_worker_port: Callable[[str], int]
 
 
+class OwnerFailed(Exception):
+    """A node did not do its part; the sentence says why."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
 class Deployment:
     """Runs as one task, `run`. All else may be called at any time from the loop.
 
@@ -91,6 +100,7 @@ class Deployment:
         busy: requests in it now, as the serving room counts them.
         active, waiting: of those, in the engine and in line.
         speed: tokens per second of a single stream, measured by the serving room.
+        culprit: the node whose part failed, where that is known.
         closing: why it takes no new work; empty while it does.
         closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
     """
@@ -106,6 +116,7 @@ class Deployment:
         self.state = State.STARTING
         self.progress = 0.0
         self.reason = ""
+        self.culprit = ""
         self.busy = 0
         self.active = 0
         self.waiting = 0
@@ -156,10 +167,14 @@ class Deployment:
         """A request came or ended: idleness begins anew."""
         self._last_used = time.monotonic()
 
-    def end(self, reason: str, *, state: State = State.FAILED) -> None:
-        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted."""
+    def end(self, reason: str, *, state: State = State.FAILED, culprit: str = "") -> None:
+        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
+
+        ``culprit``: the node whose part failed.
+        """
         if self._fault.done():
             return
+        self.culprit = culprit
         self._fault.set_result(reason)
         self._become(state, reason=reason)
 
@@ -226,6 +241,7 @@ class Deployment:
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
             closing=bool(self.closing),
+            culprit=self.culprit,
         )
 
     # Its life
@@ -237,7 +253,7 @@ class Deployment:
             either: set[asyncio.Future[Any]] = {work, self._fault}
             done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if work in done and not self._fault.done():
-                self.end(_sentence(work.exception()))
+                await self._end_by(_cause(work.exception()))
         finally:
             if not self._fault.done():
                 self.end("the daemon is stopping", state=State.DRAINING)
@@ -266,6 +282,17 @@ class Deployment:
             )
             await asyncio.wait({self.head.process.exited})
             raise self.head.failure()
+
+    async def _end_by(self, error: BaseException | None) -> None:
+        """End it for what went wrong, with the node whose part failed."""
+        if isinstance(error, HeadFailed) and error.worker:
+            # llama-server only knows that some worker is gone. Its owner may say more, at once.
+            await asyncio.wait({self._fault}, timeout=_BREAK_SECONDS)
+            self.end(_sentence(error))
+        elif isinstance(error, (OwnerFailed, PeerError)):
+            self.end(_sentence(error), culprit=error.node)
+        else:
+            self.end(_sentence(error), culprit=self._means.node)
 
     async def _load(self, reach: list[Reach]) -> Head:
         """Start ``llama-server`` and wait until it answers."""
@@ -316,21 +343,23 @@ class Deployment:
             if node == self._means.node:
                 port = self._means.local_worker_port(self.id)
             else:
-                tunnel = await self._means.tunnels.open(self.id, node, self._tunnel_broke)
+                broke = partial(self._tunnel_broke, node)
+                tunnel = await self._means.tunnels.open(self.id, node, broke)
                 self._tunnels.append(tunnel)
                 port = tunnel.port
             reach.append(Reach(node, port, worker_devices(self.plan, node)))
         return reach
 
-    def _tunnel_broke(self, reason: str) -> None:
+    def _tunnel_broke(self, node: str, reason: str) -> None:
         """End it: a moment later, since the worker's owner may know a better reason and say it at once."""
-        asyncio.get_running_loop().call_later(_BREAK_SECONDS, self.end, reason)
+        end = partial(self.end, reason, culprit=node)
+        asyncio.get_running_loop().call_later(_BREAK_SECONDS, end)
 
     async def _commit(self, node: str) -> None:
         request = Commit(self.id, self._means.node, worker_devices(self.plan, node), self._llama.build)
         done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
         if not done.ok:
-            raise HeadFailed(f"node {node} did not commit: {done.reason}")
+            raise OwnerFailed(node, f"node {node} did not commit: {done.reason}")
 
     async def _renew_all(self) -> None:
         """Tell every owner that the deployment lives, each at its own pace: one that is slow delays none."""
@@ -348,10 +377,10 @@ class Deployment:
                 done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
                 if time.monotonic() - heard > GRANT_SECONDS:
-                    self.end(f"node {node} can't be reached: {error}")
+                    self.end(f"node {node} can't be reached: {error}", culprit=node)
                 continue
             if not done.ok:
-                self.end(f"node {node} has ended its part: {done.reason}")
+                self.end(f"node {node} has ended its part: {done.reason}", culprit=node)
             heard = time.monotonic()
 
     async def _end_all(self) -> None:
@@ -406,12 +435,16 @@ def _load_patience(model: Model, progress: float) -> float:
     return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
 
 
-def _sentence(error: BaseException | None) -> str:
+def _cause(error: BaseException | None) -> BaseException | None:
     """The first cause in a tree of task groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _sentence(error: BaseException | None) -> str:
     if error is None:
         return "it ended without a reason"
-    if not isinstance(error, (HeadFailed, PeerError, LookupError, OSError)):
+    if not isinstance(error, (HeadFailed, OwnerFailed, PeerError, LookupError, OSError)):
         log.error("a deployment failed by a fault of our own", exc_info=error)
     return str(error) or type(error).__name__

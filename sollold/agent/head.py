@@ -12,7 +12,7 @@ import msgspec
 
 from sollold.agent.command_line import Reach, command_line
 from sollold.agent.journal import Journal
-from sollold.agent.last_words import last_words, port_was_taken
+from sollold.agent.last_words import last_words, port_was_taken, worker_was_lost
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
@@ -29,8 +29,10 @@ _STATE = "cmd_child_to_router:state:"
 class HeadFailed(Exception):
     """``llama-server`` did not get ready, or ended; the sentence says why."""
 
-    def __init__(self, reason: str, *, port: bool = False) -> None:
+    def __init__(self, reason: str, *, port: bool = False, worker: bool = False) -> None:
         super().__init__(reason)
+        self.worker = worker
+        """It ended since it lost a worker."""
         self.port = port
         """Another program had taken its port: worth another try."""
 
@@ -157,7 +159,7 @@ class Head:
         """Why it ended. Only when it has."""
         lines = self.process.last_lines()
         why = last_words(self.process.exited.result(), lines)
-        return HeadFailed(f"llama-server: {why}", port=port_was_taken(lines))
+        return HeadFailed(f"llama-server: {why}", port=port_was_taken(lines), worker=worker_was_lost(lines))
 
     async def stop(self, patience: float) -> None:
         """End it: it ignores SIGTERM while it hangs on a worker, so ``patience`` seconds, then SIGKILL."""

@@ -99,6 +99,8 @@ class Endpoint:
     """It was READY once: if it is FAILED now, it was not the load that failed."""
     closing: bool = False
     """It takes no new work, since a node that holds layers of it drains; what is in it may finish."""
+    culprit: str = ""
+    """Of FAILED: the node whose part failed; empty when that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

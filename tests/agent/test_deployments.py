@@ -89,6 +89,7 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
         await town.until("a", "d", State.READY)
         os.kill(town.agents["b"].owner._workers["d"].process.pid, signal.SIGKILL)
         failed = await town.until("a", "d", State.FAILED, seconds=2.0)
+        assert failed.culprit == "b"
         assert "a worker is gone: it was killed (SIGKILL)" in failed.reason
         await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
         assert children() == []
@@ -105,6 +106,7 @@ async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes
         await town.until("a", "d", State.READY)
         town.tunnels[0].on_break("the tunnel to node b broke: for a test")
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert failed.reason == "the tunnel to node b broke: for a test"
         await eventually(lambda: not children())
 
@@ -131,6 +133,7 @@ async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: M
         town.cut |= {("*", "b"), ("b", "*")}
         town.views["a"].changed()
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert failed.reason == "node b is gone, which held layers of it"
         await eventually(lambda: not town.tunnels[0].open)
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
@@ -157,6 +160,7 @@ async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Mode
         town.models[tiny.digest] = Model("x:latest", tiny.digest, "folder", (str(broken),), 1, 0.0, layers=6)
         await town.deploy("d", plan(tiny, "a"))
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "a"
         assert "llama-server: it ended with exit code 1" in failed.reason
         assert "fail" in failed.reason
         assert town.agents["a"].owner.ledger.grants() == ()
@@ -196,6 +200,7 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         town.cut.add(("a", "b"))
         await town.call("a", "a", "deploy", Deploy(TERM, "d", plan(tiny, "a", ("b", 4)), -1.0))
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert "b can't be reached" in failed.reason
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
