@@ -117,7 +117,7 @@ class Record:
         models: digest of the model list, which is fetched over TCP when this changes.
         claim: the term in which this node leads or led last.
         open: the node uses the well-known token.
-        draining: takes no new work.
+        draining: takes no new work; ``empty``: and nothing is under way there any more.
         links: measured (peer node id, round trip in seconds, bytes per second).
     """
 
@@ -137,4 +137,5 @@ class Record:
     endpoints: tuple[Endpoint, ...] = ()
     open: bool = True
     draining: bool = False
+    empty: bool = False
     links: tuple[tuple[str, float, float], ...] = ()

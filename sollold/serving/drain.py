@@ -37,9 +37,9 @@ async def drain(
     The record says so at once, so that no node sends new work and the leader places nothing here. Requests
     in line here are sent elsewhere. Streams that are not done at the limit are broken off in the way that
     the nodes asked mend by themselves. Heads that have layers here end their deployments when these are
-    idle, or at the same limit.
+    idle, or at the same limit. At the end the record says that the node is empty.
     """
-    view.update_me(draining=True)
+    view.update_me(draining=True, empty=False)
     server.refuse(reason)
 
     def empty() -> bool:
@@ -56,6 +56,8 @@ async def drain(
         log.info("draining: %d requests go on elsewhere", server.under_way)
         server.break_all(reason)
         await _until(empty, _MOVING)
+    view.update_me(empty=True)
+    log.info("drained")
 
 
 def lent(me: Record) -> int:
@@ -72,6 +74,6 @@ async def _until(done: Callable[[], bool], limit: float) -> None:
 
 
 def undrain(view: View, server: EndpointServer) -> None:
-    """Take work again."""
+    """Take work again. A `drain` under way must have been ended: at its limit it breaks off what runs."""
     server.refuse("")
-    view.update_me(draining=False)
+    view.update_me(draining=False, empty=False)
