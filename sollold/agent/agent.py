@@ -314,7 +314,7 @@ class Agent:
     async def _lost(self, caller: str, request: Lost) -> Done:
         one = self._deployments.get(request.deployment)
         if one is not None and caller in one.owners:
-            one.end(f"{request.reason} (node {caller})", culprit=caller)
+            one.end(f"{request.reason} (node {caller})", culprit=caller, crashed=request.crashed)
         return Done(True)
 
     async def _unload(self, caller: str, request: Unload) -> Done:

@@ -100,7 +100,7 @@ class Deployment:
         busy: requests in it now, as the serving room counts them.
         active, waiting: of those, in the engine and in line.
         speed: tokens per second of a single stream, measured by the serving room.
-        culprit: the node whose part failed, where that is known.
+        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault.
         closing: why it takes no new work; empty while it does.
         closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
     """
@@ -117,6 +117,7 @@ class Deployment:
         self.progress = 0.0
         self.reason = ""
         self.culprit = ""
+        self.crashed = False
         self.busy = 0
         self.active = 0
         self.waiting = 0
@@ -167,14 +168,16 @@ class Deployment:
         """A request came or ended: idleness begins anew."""
         self._last_used = time.monotonic()
 
-    def end(self, reason: str, *, state: State = State.FAILED, culprit: str = "") -> None:
+    def end(
+        self, reason: str, *, state: State = State.FAILED, culprit: str = "", crashed: bool = False
+    ) -> None:
         """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
 
-        ``culprit``: the node whose part failed.
+        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own.
         """
         if self._fault.done():
             return
-        self.culprit = culprit
+        self.culprit, self.crashed = culprit, crashed
         self._fault.set_result(reason)
         self._become(state, reason=reason)
 
@@ -242,6 +245,7 @@ class Deployment:
             embedding=plan.run.embedding,
             closing=bool(self.closing),
             culprit=self.culprit,
+            crashed=self.crashed,
         )
 
     # Its life
@@ -292,7 +296,8 @@ class Deployment:
         elif isinstance(error, (OwnerFailed, PeerError)):
             self.end(_sentence(error), culprit=error.node)
         else:
-            self.end(_sentence(error), culprit=self._means.node)
+            crashed = isinstance(error, HeadFailed) and error.crashed
+            self.end(_sentence(error), culprit=self._means.node, crashed=crashed)
 
     async def _load(self, reach: list[Reach]) -> Head:
         """Start ``llama-server`` and wait until it answers."""

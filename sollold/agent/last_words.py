@@ -29,6 +29,11 @@ def port_was_taken(lines: Sequence[str]) -> bool:
     return any(_PORT.search(line) for line in lines)
 
 
+def crashed(code: int) -> bool:
+    """Whether a process with this exit code ended by a fault of its own; nobody ended or killed it."""
+    return code not in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+
+
 def worker_was_lost(lines: Sequence[str]) -> bool:
     """Whether llama-server ended since the way to a worker broke."""
     return any(_WORKER.search(line) for line in lines)

@@ -101,6 +101,8 @@ class Endpoint:
     """It takes no new work, since a node that holds layers of it drains; what is in it may finish."""
     culprit: str = ""
     """Of FAILED: the node whose part failed; empty when that is not known."""
+    crashed: bool = False
+    """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,8 +263,10 @@ class EndpointServer:
             # It is being ended. An engine that was told to end may hold its streams open in silence.
             door.gate.close()
             why = endpoint.reason if endpoint is not None else ""
+            failed = endpoint is not None and endpoint.state is State.FAILED
+            kind = Break.ENGINE if failed else Break.MOVED
             for visit in tuple(door.visits):
-                visit.end(Broken(Break.MOVED, f"the engine was ended{f': {why}' if why else ''}"))
+                visit.end(Broken(kind, f"the engine was ended{f': {why}' if why else ''}"))
             if endpoint is None and not door.visits:
                 del self._doors[id]
 
@@ -350,13 +352,15 @@ class EndpointServer:
         while True:
             await asyncio.sleep(BEAT)
             now = loop.time()
+            silent: list[_Caller] = []
             for caller in tuple(self._callers):
                 if caller.gone or caller.blocked(now) > _HELD:
                     if caller.task is not None:
                         caller.task.cancel()
                 elif now - caller.sent >= _ALIVE_EVERY:
-                    # Between two frames, so nothing is cut; a full transport is left alone.
-                    await caller.show_life()
+                    silent.append(caller)
+            # Between two frames, so nothing is cut; a full transport is left alone, and delays no other.
+            await asyncio.gather(*(caller.show_life() for caller in silent))
             for id, door in tuple(self._doors.items()):
                 self._look(id, door, now)
 

@@ -89,7 +89,7 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
         await town.until("a", "d", State.READY)
         os.kill(town.agents["b"].owner._workers["d"].process.pid, signal.SIGKILL)
         failed = await town.until("a", "d", State.FAILED, seconds=2.0)
-        assert failed.culprit == "b"
+        assert failed.culprit == "b" and not failed.crashed
         assert "a worker is gone: it was killed (SIGKILL)" in failed.reason
         await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
         assert children() == []
@@ -279,3 +279,19 @@ async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, l
             town.drains("b")
             await eventually(lambda: not town.agents["b"].owner.ledger.holds("d"))
         await eventually(lambda: town.views["a"].me.endpoints == ())
+
+
+@pytest.mark.parametrize("program", ["worker", "head"])
+async def test_a_process_that_ends_by_its_own_fault_has_crashed(
+    folder: Path, llama: Llama, tiny: Model, program: str
+):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        worker = town.agents["b"].owner._workers["d"].process
+        server = town.agents["a"]._deployments["d"].head
+        assert server is not None
+        os.kill(worker.pid if program == "worker" else server.process.pid, signal.SIGSEGV)
+        failed = await town.until("a", "d", State.FAILED)
+        assert (failed.culprit, failed.crashed) == ("b" if program == "worker" else "a", True)

@@ -24,11 +24,18 @@ def count(text: str) -> int:
 
 
 class Reciter:
-    """One engine. ``die_after``: events after which the connection is cut, once; ``hang_after`` alike."""
+    """One engine.
+
+    ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
+    of every request in which this stands, before it answers. ``deaf``: to small questions.
+    """
 
     def __init__(self) -> None:
         self.die_after: int | None = None
         self.hang_after: int | None = None
+        self.poison = ""
+        self.deaths = 0
+        self.deaf = False
         self.pause = 0.0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -71,6 +78,8 @@ class Reciter:
         return web.json_response([slot])
 
     async def tokenize(self, request: web.Request) -> web.Response:
+        if self.deaf:
+            await asyncio.Event().wait()
         text = (await request.json())["content"]
         return web.json_response({"tokens": list(range(count(text)))})
 
@@ -178,6 +187,10 @@ class Reciter:
     async def _body(self, request: web.Request) -> dict[str, Any]:
         body = await request.json()
         self.requests.append((request.path, body, dict(request.headers)))
+        if self.poison and self.poison in json.dumps(body):
+            self.deaths += 1
+            assert request.transport is not None
+            request.transport.abort()
         if self.status != 200:
             error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
             raise _status(self.status, error)
