@@ -5,7 +5,10 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-EXPOSED = "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, Retry-After"
+EXPOSED = (
+    "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, "
+    "X-Sollold-Gap-Ms, Retry-After"
+)
 
 
 def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:

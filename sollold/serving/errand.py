@@ -54,6 +54,8 @@ class Errand:
         self._mending: asyncio.Future[Leg | None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
+        self._anew = False
+        """What was given before the last fault is to be forgotten."""
         self._engine_errors = 0
         self._extra = {"request": ask.id}
 
@@ -218,6 +220,10 @@ class Errand:
                             yield event
                         return
                     leg = mended
+                    if self._anew:
+                        self._anew = False
+                        kept = keeper(leg.candidate.engine, leg.call)
+                        yield b""
                 else:
                     await self._done(leg)
                     return
@@ -274,11 +280,14 @@ class Errand:
             try:
                 kept.check()
             except Unfaithful as error:
-                raise Refusal(
-                    Fault.INTERRUPTED,
-                    f"the answer was interrupted ({failure}) and can't be continued exactly: {error}. "
-                    "Ask again",
-                ) from None
+                if not self._ask.gathered:
+                    raise Refusal(
+                        Fault.INTERRUPTED,
+                        f"the answer was interrupted ({failure}) and can't be continued exactly: {error}. "
+                        "Ask again",
+                    ) from None
+                self._anew = True
+                kept = None
         log.warning("an answer broke off and goes on elsewhere: %s", failure, extra=self._extra)
         self._on_wait(Waiting("recovering", message=str(failure)))
         mending = self._mending = asyncio.ensure_future(self._again(leg, kept))

@@ -26,6 +26,7 @@ def count(text: str) -> int:
 class Reciter:
     """One engine.
 
+    ``cut_whole``: the next answer not streamed breaks off in its middle.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
     of every request in which this stands, before it answers. ``deaf``: to small questions.
     """
@@ -36,6 +37,7 @@ class Reciter:
         self.poison = ""
         self.deaths = 0
         self.deaf = False
+        self.cut_whole = False
         self.pause = 0.0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -113,7 +115,9 @@ class Reciter:
         if not body.get("stream"):
             message = {"role": "assistant", "content": "".join(made)}
             choice = {"index": 0, "message": message, "finish_reason": finish}
-            return await self._whole({"choices": [choice], "usage": usage, "id": id, "timings": timings})
+            return await self._whole(
+                request, {"choices": [choice], "usage": usage, "id": id, "timings": timings}
+            )
         events = [chunk({"role": "assistant", "content": None})]
         events += [chunk({"content": word}) for word in made]
         events += [chunk({}, finish)]
@@ -136,7 +140,7 @@ class Reciter:
 
         usage = self._usage(1 + start, len(made))
         if not body.get("stream"):
-            return await self._whole({**chunk("".join(made), finish), "usage": usage})
+            return await self._whole(request, {**chunk("".join(made), finish), "usage": usage})
         last = {**chunk("", finish), "usage": usage}
         return await self._sse(request, [*(chunk(word) for word in made), last], done=True)
 
@@ -218,7 +222,7 @@ class Reciter:
     def _usage(self, prompt: int, made: int) -> dict[str, int]:
         return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
-    async def _whole(self, body: dict[str, Any]) -> web.Response:
+    async def _whole(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         self.running += 1
         try:
             await self.gate.wait()
@@ -227,6 +231,15 @@ class Reciter:
             raise
         finally:
             self.running -= 1
+        if self.cut_whole:
+            self.cut_whole = False
+            response = web.StreamResponse(headers={"Content-Length": "1000000"})
+            await response.prepare(request)
+            await response.write(b'{"choices":')
+            await asyncio.sleep(0.01)
+            assert request.transport is not None
+            request.transport.abort()
+            return response
         return web.json_response(body)
 
     async def _sse(

@@ -106,6 +106,14 @@ async def test_request_not_streamed_is_repeated(cluster: Cluster) -> None:
     assert said(await read(answer)) == TEXT
 
 
+async def test_a_request_not_streamed_tells_how_long_it_was_interrupted(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.cut_whole = True
+    answer = await a.serving.open(ask(stream=False), lambda _: None)
+    assert said(await read(answer)) == TEXT
+    assert answer.routing.resumed == 1 and answer.routing.gap_ms > 0
+
+
 async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:
     a = await cluster.node("a")
     one, other = await cluster.reciter(), await cluster.reciter()
@@ -159,6 +167,17 @@ async def test_what_cant_be_continued_is_said_clearly(cluster: Cluster, more: di
     assert refusal.value.fault is Fault.INTERRUPTED
     assert "can't be continued exactly" in refusal.value.message
     assert a.serving.under_way == 0
+
+
+async def test_what_cant_be_continued_begins_anew_where_nobody_has_seen_it(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.die_after = 9
+    answer = await a.serving.open(ask(n=2, gathered=True), lambda _: None)
+    events = [event async for event in answer.events]
+    anew = events.index(b"")
+    assert anew == 9
+    assert said([json.loads(event) for event in events[anew + 1 :]]) == TEXT
+    assert answer.routing.resumed == 1 and answer.routing.gap_ms > 0
 
 
 async def test_dead_node_is_left_at_once(cluster: Cluster) -> None:
