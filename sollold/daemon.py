@@ -173,6 +173,8 @@ class Daemon:
         self._setup_failed = ""
         self._leaving = ""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: asyncio.Task[None] | None = None
+        """The drain that was asked for last, under way or done."""
         tokens = Tokens.read(settings.cluster.token, settings.cluster.old_tokens)
         self._identity = Identity(node_id(folders.state), tokens)
         self._machine = Machine(settings.node, folders.state)
@@ -290,6 +292,7 @@ class Daemon:
         notify.extend(limit + 20)
         logger.info("stopping")
         self._serving.refuse("this node is stopping; ask another")
+        await self._end_drain()
         draining = asyncio.ensure_future(
             drain(self._node, self._endpoints, self._serving, self.settings.serving, "the node is stopping")
         )
@@ -337,11 +340,20 @@ class Daemon:
             await self._catalogue.use(settings.models)
 
     async def _drain(self, on: bool) -> None:
-        if not on:
+        if on and self._draining is None:
+            settings, reason = self.settings.serving, "the node is drained"
+            work = drain(self._node, self._endpoints, self._serving, settings, reason)
+            self._draining = self._own(work, "drain")
+        elif not on:
+            await self._end_drain()
             undrain(self._node, self._endpoints)
-            return
-        work = drain(self._node, self._endpoints, self._serving, self.settings.serving, "the node is drained")
-        self._own(work, "drain")
+
+    async def _end_drain(self) -> None:
+        """End a drain under way: at its limit it would break off what the node works on again."""
+        draining, self._draining = self._draining, None
+        if draining is not None:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
 
     def status(self) -> str:
         """One line for ``systemctl status``."""
@@ -401,10 +413,11 @@ class Daemon:
         self._catalogue.use_build(llama.build)
         await self._agent.use(llama)
 
-    def _own(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

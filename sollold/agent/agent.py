@@ -192,6 +192,7 @@ class Agent:
         finally:
             one.busy -= 1
             one.used()
+            one.end_if_due()
             self._dirty.set()
 
     def counts(self, deployment: str, active: int, waiting: int) -> None:
@@ -314,7 +315,7 @@ class Agent:
     async def _lost(self, caller: str, request: Lost) -> Done:
         one = self._deployments.get(request.deployment)
         if one is not None and caller in one.owners:
-            one.end(f"{request.reason} (node {caller})")
+            one.end(f"{request.reason} (node {caller})", culprit=caller, crashed=request.crashed)
         return Done(True)
 
     async def _unload(self, caller: str, request: Unload) -> Done:
@@ -360,12 +361,25 @@ class Agent:
             raise PeerError(self._node, str(error), transport=False) from error
 
     def _look(self) -> None:
-        """The cluster changed: a deployment that lost an owner is lost, though its processes may hang on."""
-        if self._deployments:
-            live = {record.node for record in self._view.live()}
-            for one in self._deployments.values():
-                if one.alive and (gone := [node for node in one.owners if node not in live]):
-                    one.end(f"node {gone[0]} is gone, which held layers of it")
+        """The cluster changed: a deployment that lost an owner is lost, though its processes may hang on.
+
+        One whose owner drains takes no new work, and ends when what is in it has ended.
+        """
+        if not self._deployments:
+            return
+        live = {record.node: record for record in self._view.live()}
+        for one in self._deployments.values():
+            if not one.alive:
+                continue
+            others = [node for node in one.owners if node != self._node]
+            if gone := [node for node in others if node not in live]:
+                one.end(f"node {gone[0]} is gone, which held layers of it", culprit=gone[0])
+            elif leaving := [node for node in others if live[node].draining]:
+                reason = f"node {live[leaving[0]].name} drains, which holds layers of it"
+                one.close(reason, self._settings.serving.drain_limit)
+                one.end_if_due()
+            else:
+                one.reopen()
 
     def _head_process(self, deployment: str) -> Process | None:
         one = self._deployments.get(deployment)
@@ -381,6 +395,7 @@ class Agent:
 
     def _unload_idle(self) -> None:
         for one in list(self._deployments.values()):
+            one.end_if_due()
             if one.state is State.READY and 0 <= one.keep_alive <= one.idle():
                 one.end(f"idle for {one.keep_alive:.0f} s", state=State.DRAINING)
             elif one.ended_at and time.monotonic() - one.ended_at > FAILED_SECONDS:

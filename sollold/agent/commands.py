@@ -83,10 +83,14 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Owner → head: the worker of the deployment is dead. Saves the head the wait for its next renewal."""
+    """Owner → head: the worker of the deployment is dead. Saves the head the wait for its next renewal.
+
+    ``crashed``: by a fault of its own; nobody killed it.
+    """
 
     deployment: str
     reason: str
+    crashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

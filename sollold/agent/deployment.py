@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,6 +85,14 @@ class Means:
     local_worker_port: Callable[[str], int]
 
 
+class OwnerFailed(Exception):
+    """A node did not do its part; the sentence says why."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
 class Deployment:
     """Runs as one task, `run`. All else may be called at any time from the loop.
 
@@ -91,6 +100,9 @@ class Deployment:
         busy: requests in it now, as the serving room counts them.
         active, waiting: of those, in the engine and in line.
         speed: tokens per second of a single stream, measured by the serving room.
+        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault.
+        closing: why it takes no new work; empty while it does.
+        closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
     """
 
     def __init__(
@@ -104,11 +116,15 @@ class Deployment:
         self.state = State.STARTING
         self.progress = 0.0
         self.reason = ""
+        self.culprit = ""
+        self.crashed = False
         self.busy = 0
         self.active = 0
         self.waiting = 0
         self.speed = 0.0
         self.ended_at = 0.0
+        self.closing = ""
+        self.closes_at = float("inf")
         self.head: Head | None = None
         self._last_used = time.monotonic()
         self._progressed_at = time.monotonic()
@@ -152,12 +168,36 @@ class Deployment:
         """A request came or ended: idleness begins anew."""
         self._last_used = time.monotonic()
 
-    def end(self, reason: str, *, state: State = State.FAILED) -> None:
-        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted."""
+    def end(
+        self, reason: str, *, state: State = State.FAILED, culprit: str = "", crashed: bool = False
+    ) -> None:
+        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
+
+        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own.
+        """
         if self._fault.done():
             return
+        self.culprit, self.crashed = culprit, crashed
         self._fault.set_result(reason)
         self._become(state, reason=reason)
+
+    def close(self, reason: str, patience: float) -> None:
+        """Take no new work, for ``reason``, and end within ``patience`` seconds of the first call."""
+        if not self.closing:
+            self.closing, self.closes_at = reason, time.monotonic() + patience
+            self._tell()
+
+    def reopen(self) -> None:
+        """Take new work again."""
+        if self.closing:
+            self.closing, self.closes_at = "", float("inf")
+            self._tell()
+
+    def end_if_due(self) -> None:
+        """End it if it is closing and nobody uses it any more, or they had their time."""
+        used = self.busy > 0 and self.state is State.READY
+        if self.closing and (not used or time.monotonic() >= self.closes_at):
+            self.end(self.closing, state=State.DRAINING)
 
     async def head_gone(self) -> None:
         """Wait until ``llama-server`` is dead."""
@@ -204,6 +244,9 @@ class Deployment:
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
             asked=plan.asked,
+            closing=bool(self.closing),
+            culprit=self.culprit,
+            crashed=self.crashed,
         )
 
     # Its life
@@ -215,7 +258,7 @@ class Deployment:
             either: set[asyncio.Future[Any]] = {work, self._fault}
             done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if work in done and not self._fault.done():
-                self.end(_sentence(work.exception()))
+                await self._end_by(_cause(work.exception()))
         finally:
             if not self._fault.done():
                 self.end("the daemon is stopping", state=State.DRAINING)
@@ -246,6 +289,18 @@ class Deployment:
             )
             await asyncio.wait({self.head.process.exited})
             raise self.head.failure()
+
+    async def _end_by(self, error: BaseException | None) -> None:
+        """End it for what went wrong, with the node whose part failed."""
+        if isinstance(error, HeadFailed) and error.worker:
+            # llama-server only knows that some worker is gone. Its owner may say more, at once.
+            await asyncio.wait({self._fault}, timeout=_BREAK_SECONDS)
+            self.end(_sentence(error))
+        elif isinstance(error, (OwnerFailed, PeerError)):
+            self.end(_sentence(error), culprit=error.node)
+        else:
+            crashed = isinstance(error, HeadFailed) and error.crashed
+            self.end(_sentence(error), culprit=self._means.node, crashed=crashed)
 
     async def _load(self, reach: list[Reach]) -> Head:
         """Start ``llama-server`` and wait until it answers."""
@@ -295,22 +350,24 @@ class Deployment:
             if node == self._means.node:
                 port = self._means.local_worker_port(self.id)
             else:
-                tunnel = await self._means.tunnels.open(self.id, node, self._tunnel_broke)
+                broke = partial(self._tunnel_broke, node)
+                tunnel = await self._means.tunnels.open(self.id, node, broke)
                 self._tunnels.append(tunnel)
                 port = tunnel.port
             reach.append(Reach(node, port, worker_devices(self.plan, node)))
         return reach
 
-    def _tunnel_broke(self, reason: str) -> None:
+    def _tunnel_broke(self, node: str, reason: str) -> None:
         """End it: a moment later, since the worker's owner may know a better reason and say it at once."""
-        asyncio.get_running_loop().call_later(_BREAK_SECONDS, self.end, reason)
+        end = partial(self.end, reason, culprit=node)
+        asyncio.get_running_loop().call_later(_BREAK_SECONDS, end)
 
     async def _commit(self, node: str) -> None:
         devices = worker_devices(self.plan, node)
         request = Commit(self.id, self._means.node, devices, self._llama.build, self.plan.digest)
         done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
         if not done.ok:
-            raise HeadFailed(f"node {node} did not commit: {done.reason}")
+            raise OwnerFailed(node, f"node {node} did not commit: {done.reason}")
         self._committed.add(node)
 
     async def _renew(self, node: str) -> None:
@@ -329,10 +386,10 @@ class Deployment:
                 done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
                 if committed and time.monotonic() - heard > GRANT_SECONDS:
-                    self.end(f"node {node} can't be reached: {error}")
+                    self.end(f"node {node} can't be reached: {error}", culprit=node)
                 continue
             if not done.ok and committed:
-                self.end(f"node {node} has ended its part: {done.reason}")
+                self.end(f"node {node} has ended its part: {done.reason}", culprit=node)
             heard = time.monotonic()
 
     async def _end_all(self) -> None:
@@ -387,12 +444,16 @@ def _load_patience(model: Model, progress: float) -> float:
     return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
 
 
-def _sentence(error: BaseException | None) -> str:
+def _cause(error: BaseException | None) -> BaseException | None:
     """The first cause in a tree of task groups."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
+    return error
+
+
+def _sentence(error: BaseException | None) -> str:
     if error is None:
         return "it ended without a reason"
-    if not isinstance(error, (HeadFailed, PeerError, LookupError, OSError)):
+    if not isinstance(error, (HeadFailed, OwnerFailed, PeerError, LookupError, OSError)):
         log.error("a deployment failed by a fault of our own", exc_info=error)
     return str(error) or type(error).__name__

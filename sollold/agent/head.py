@@ -12,7 +12,7 @@ import msgspec
 
 from sollold.agent.command_line import Reach, command_line
 from sollold.agent.journal import Journal
-from sollold.agent.last_words import last_words, port_was_taken
+from sollold.agent.last_words import crashed, last_words, port_was_taken, worker_was_lost
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
@@ -29,8 +29,14 @@ _STATE = "cmd_child_to_router:state:"
 class HeadFailed(Exception):
     """``llama-server`` did not get ready, or ended; the sentence says why."""
 
-    def __init__(self, reason: str, *, port: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, port: bool = False, worker: bool = False, crashed: bool = False
+    ) -> None:
         super().__init__(reason)
+        self.worker = worker
+        """It ended since it lost a worker."""
+        self.crashed = crashed
+        """It ended by a fault of its own."""
         self.port = port
         """Another program had taken its port: worth another try."""
 
@@ -157,8 +163,15 @@ class Head:
     def failure(self) -> HeadFailed:
         """Why it ended. Only when it has."""
         lines = self.process.last_lines()
-        why = last_words(self.process.exited.result(), lines)
-        return HeadFailed(f"llama-server: {why}", port=port_was_taken(lines))
+        code = self.process.exited.result()
+        why = last_words(code, lines)
+        worker = worker_was_lost(lines)
+        return HeadFailed(
+            f"llama-server: {why}",
+            port=port_was_taken(lines),
+            worker=worker,
+            crashed=crashed(code) and not worker,
+        )
 
     async def stop(self, patience: float) -> None:
         """End it: it ignores SIGTERM while it hangs on a worker, so ``patience`` seconds, then SIGKILL."""

@@ -12,6 +12,7 @@ _MEMORY = re.compile(
     re.IGNORECASE,
 )
 _PORT = re.compile(r"Failed to create server socket|couldn't bind|address already in use", re.IGNORECASE)
+_WORKER = re.compile(r"Remote RPC server crashed|Failed to connect to ")
 _TELLING = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
@@ -26,6 +27,16 @@ _LENGTH = 300
 def port_was_taken(lines: Sequence[str]) -> bool:
     """Whether another program took the port between our look and the bind."""
     return any(_PORT.search(line) for line in lines)
+
+
+def crashed(code: int) -> bool:
+    """Whether a process with this exit code ended by a fault of its own; nobody ended or killed it."""
+    return code not in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+
+
+def worker_was_lost(lines: Sequence[str]) -> bool:
+    """Whether llama-server ended since the way to a worker broke."""
+    return any(_WORKER.search(line) for line in lines)
 
 
 def last_words(code: int, lines: Sequence[str]) -> str:

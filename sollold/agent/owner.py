@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sollold.agent.commands import Commit, Done, Lost, Release, Renew, Reserve, Reserved
 from sollold.agent.journal import Journal
-from sollold.agent.last_words import last_words
+from sollold.agent.last_words import crashed, last_words
 from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
@@ -299,10 +299,12 @@ class Owner:
 
     def _worker_exited(self, deployment: str, worker: Worker) -> None:
         if self._workers.get(deployment) is worker and self.ledger.live(deployment):
-            why = last_words(worker.process.exited.result(), worker.process.last_lines())
+            code = worker.process.exited.result()
+            why = last_words(code, worker.process.last_lines())
             log.warning("the worker of %s is gone: %s", deployment, why, extra={"deployment": deployment})
             head = next(one.head for one in self.ledger.grants() if one.deployment == deployment)
-            telling = asyncio.create_task(self._tell(head, Lost(deployment, f"a worker is gone: {why}")))
+            lost = Lost(deployment, f"a worker is gone: {why}", crashed(code))
+            telling = asyncio.create_task(self._tell(head, lost))
             self._telling.add(telling)
             telling.add_done_callback(self._telling.discard)
             self._apply(self.ledger.end(deployment, f"its worker is gone: {why}"))

@@ -106,9 +106,12 @@ class AnthropicRoutes:
         calls = {Engine.OLLAMA: Call("/v1/chat/completions", native)}
         if not listed.model.only_ollama:
             calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
-        form = MessageForm(MessageEvents(ask.model, ask.stop_sequences or ()))
+
+        def form() -> MessageForm:
+            return MessageForm(MessageEvents(ask.model, ask.stop_sequences or ()))
+
         wish = self._ask(request, body, calls, stream=True, prefix=prefix_of(body.get("messages")))
-        return await Reply(request, self._desk, wish, form, streamed=bool(ask.stream)).run()
+        return await Reply(request, self._desk, wish, form(), gather=None if ask.stream else form).run()
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:
         """``/v1/messages/count_tokens``: the model's own tokenizer counts, so it is loaded."""

@@ -46,6 +46,7 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "setup": record.setup,
         "open": record.open,
         "draining": record.draining,
+        "empty": record.draining and record.empty,
         "me": record.node == me,
         "leader": record.node == leader,
         "total": sum(device.limit for device in record.devices),

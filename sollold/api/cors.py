@@ -7,7 +7,10 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-EXPOSED = "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, Retry-After"
+EXPOSED = (
+    "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, "
+    "X-Sollold-Gap-Ms, Retry-After"
+)
 
 
 class Origins:

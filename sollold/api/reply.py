@@ -13,7 +13,8 @@ import contextlib
 import inspect
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from aiohttp import web
@@ -100,6 +101,7 @@ def routing_headers(routing: Routing) -> dict[str, str]:
         headers["X-Sollold-Devices"] = _header_text(",".join(routing.devices))
     if routing.resumed:
         headers["X-Sollold-Resumed"] = str(routing.resumed)
+        headers["X-Sollold-Gap-Ms"] = f"{routing.gap_ms:.0f}"
     return headers
 
 
@@ -165,15 +167,22 @@ class Reply:
     """One request's answer being given. ``run`` returns the response, sent or ready to be sent."""
 
     def __init__(
-        self, request: web.Request, desk: Desk, ask: Ask, form: Form, *, streamed: bool | None = None
+        self,
+        request: web.Request,
+        desk: Desk,
+        ask: Ask,
+        form: Form,
+        *,
+        gather: Callable[[], Form] | None = None,
     ) -> None:
-        """``streamed``: to the caller; when it differs from ``ask.stream`` the whole is put together here."""
+        """``gather`` makes a form like ``form``: the whole of a stream is put together here."""
         self._request = request
         self._desk = desk
         self._service = desk.service
-        self._ask = ask
+        self._ask = replace(ask, gathered=True) if gather is not None else ask
         self._form = form
-        self._to_stream = ask.stream if streamed is None else streamed
+        self._gather = gather
+        self._to_stream = ask.stream and gather is None
         self._patience = desk.patience
         self._live = desk.live.enter(ask, request.path)
         self._waiting = Waiting("planning")
@@ -249,8 +258,12 @@ class Reply:
                     source = f"{answer.routing.backend} on {answer.routing.node}"
                     await self._write(form.keep_alive(Waiting("answering", message=source)))
                 await self._write(form.begin(answer.routing))
+                resumed = 0
                 async for raw in answer.events:
                     live.events += 1
+                    if answer.routing.resumed != resumed:
+                        resumed = answer.routing.resumed
+                        await self._say_resumed(answer.routing)
                     data = form.event(raw)
                     if data:
                         self._written = time.monotonic()
@@ -278,6 +291,12 @@ class Reply:
                 await breath
         return response
 
+    async def _say_resumed(self, routing: Routing) -> None:
+        """A comment, where the dialect has no other place for it."""
+        if self._form.content_type == SSE:
+            times = f"{routing.resumed} times, without words for {routing.gap_ms:.0f} ms in all"
+            await self._write(self._form.keep_alive(Waiting("resumed", message=times)))
+
     async def _breathe(self) -> None:
         """A sign of life after every so much silence. Apart from the events: it costs them nothing."""
         every = self._patience.every
@@ -292,8 +311,8 @@ class Reply:
         answer = await self._service.open(self._ask, self._on_wait)
         try:
             self._live.answers(answer.routing)
-            if self._ask.stream:
-                await self._collect(answer)
+            if self._gather is not None:
+                await self._collect(answer, self._gather)
                 body = b""
             else:
                 body = b"".join([raw async for raw in answer.events])
@@ -302,11 +321,15 @@ class Reply:
             await asyncio.shield(asyncio.ensure_future(close(answer)))
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
 
-    async def _collect(self, answer: Answer) -> None:
+    async def _collect(self, answer: Answer, anew: Callable[[], Form]) -> None:
         """Feed a stream to the form, for a caller that wants the whole."""
         form = self._form
         form.begin(answer.routing)
         async for raw in answer.events:
+            if not raw:
+                form = self._form = anew()
+                form.begin(answer.routing)
+                continue
             form.event(raw)
             if form.finished:
                 break

@@ -100,5 +100,8 @@ class ResponsesRoutes:
             prefix=prefix_of(engine["messages"]),
             explain=caller.explain,
         )
-        form = ResponseForm(ResponseEvents(ask))
-        return await Reply(request, self._desk, wish, form, streamed=bool(ask.stream)).run()
+
+        def form() -> ResponseForm:
+            return ResponseForm(ResponseEvents(ask))
+
+        return await Reply(request, self._desk, wish, form(), gather=None if ask.stream else form).run()

@@ -7,7 +7,7 @@ from typing import Any
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
-from sollold.cli.progress import loading
+from sollold.cli.progress import emptied, loading
 from sollold.units import bytes_text, parse_seconds
 
 
@@ -58,11 +58,16 @@ async def unload(options: argparse.Namespace) -> int:
 
 
 async def drain(options: argparse.Namespace) -> int:
-    """Take a node out of new work, or back."""
-    async with client(options, timeout=600) as daemon:
+    """Take a node out of new work and wait until it is empty, or take it back."""
+    async with client(options) as daemon:
         answer = await daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
+        empty = not options.undo and await emptied(daemon, answer["node"])
     if options.json:
-        print_json(answer)
+        print_json(answer | {"empty": empty})
+    elif options.undo:
+        print(f"{answer['node']} takes work again")
+    elif empty:
+        print(f"{answer['node']} is empty and takes no new work: it is safe to stop. --undo takes it back")
     else:
-        print("takes work again" if options.undo else "takes no new work; running answers finish")
-    return Exit.DONE
+        print(f"{answer['node']} is not drained: it left the cluster, or takes work again")
+    return Exit.DONE if empty or options.undo else Exit.FAILED

@@ -144,7 +144,7 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     chat.add_argument("prompt", nargs="*", help="ask once; without it, a conversation")
     chat.add_argument("--system", default="", help="system prompt")
     chat.add_argument("--think", action="store_true", help="show what a thinking model thinks")
-    drain = command("drain", "let running answers finish, then take this node out of new work")
+    drain = command("drain", "take this node out of new work and wait until it is empty, to stop it")
     drain.add_argument("--undo", action="store_true", help="take work again")
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
     command("doctor", "say what is wrong and the one command that mends it")

@@ -1,4 +1,4 @@
-"""What is shown while something takes long: a model being loaded, llama.cpp being built."""
+"""What is shown while something takes long: a model being loaded, a node being emptied."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 from sollold.client.http import Client, ClientError
+
+_LOOK = 0.5
+_NEWS = 10
+"""Looks that the news of a drain may take."""
 
 
 @contextlib.asynccontextmanager
@@ -39,3 +44,43 @@ async def loading(daemon: Client, model: str) -> AsyncIterator[None]:
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watcher
+
+
+async def emptied(daemon: Client, name: str) -> bool:
+    """Wait until the draining node (name or id) is empty, saying what it still does; False: it won't be."""
+    told = ""
+    # It may be another node than the one asked, where the news comes a moment later.
+    unheard = _NEWS
+    while True:
+        state = await daemon.get("/api/cluster")
+        node = next((one for one in state["nodes"] if name in (one["name"], one["node"])), None)
+        if node is not None and node["draining"]:
+            unheard = 0
+        elif not unheard:
+            return False
+        else:
+            unheard -= 1
+            await asyncio.sleep(_LOOK)
+            continue
+        if node["empty"]:
+            return True
+        words = _under_way(state, node["node"])
+        if words != told:
+            print(words, file=sys.stderr)
+            told = words
+        await asyncio.sleep(_LOOK)
+
+
+def _under_way(state: dict[str, Any], node: str) -> str:
+    """What a node that drains still does."""
+    here = [found for found in state["deployments"] if found["node"] == node]
+    requests = sum(found["active"] + found["waiting"] for found in here)
+    lent = [
+        found
+        for found in state["deployments"]
+        if found["node"] != node and any(placed["node"] == node for placed in found["placed"])
+    ]
+    words = f"draining: {requests} requests under way"
+    if lent:
+        words += f", layers of {', '.join(sorted({found['model'] for found in lent}))} in use by other nodes"
+    return words

@@ -121,6 +121,12 @@ class Endpoint:
     """It was READY once: if it is FAILED now, it was not the load that failed."""
     asked: Asked = field(default_factory=Asked)
     """Of a deployment of llama.cpp: a caller who names something else can tell."""
+    closing: bool = False
+    """It takes no new work, since a node that holds layers of it drains; what is in it may finish."""
+    culprit: str = ""
+    """Of FAILED: the node whose part failed; empty when that is not known."""
+    crashed: bool = False
+    """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,7 @@ class Record:
         models: digest of the model list, which is fetched over TCP when this changes.
         claim: the term in which this node leads or led last.
         open: the node uses the well-known token.
-        draining: takes no new work.
+        draining: takes no new work; ``empty``: and nothing is under way there any more.
         cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
     """
@@ -158,5 +164,6 @@ class Record:
     endpoints: tuple[Endpoint, ...] = ()
     open: bool = True
     draining: bool = False
+    empty: bool = False
     links: tuple[tuple[str, float, float], ...] = ()
     cached: tuple[tuple[str, int], ...] = ()

@@ -91,7 +91,7 @@ class Carrier:
             answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
         except PeerError as error:
             out[node] = f"it could not be asked for memory ({error})"
-            self._memory.nodes.failed(node, str(error), self._clock())
+            self._memory.unreachable(node, str(error), self._clock())
             return False
         if answer.ok:
             return True

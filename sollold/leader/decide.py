@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Soon:
-    """``place`` can be done when memory that is being given back is free."""
+    """``place`` can be done when memory that is being given back is free, or who has just gone is back."""
 
     place: Place
     message: str
@@ -78,6 +78,9 @@ def decide(ask: Ensure, world: World) -> Decision:
     elif there is not None and not ask.more:
         return there
     placed = _placement(ask, world, larger)
+    if isinstance(placed, Refuse) and world.avoided:
+        world = replace(world, avoided={})
+        placed = _placement(ask, world, larger)
     if isinstance(placed, Place) and larger is not None:
         placed = _rounded_up(ask, world, larger, placed)
     if isinstance(placed, Refuse):
@@ -86,6 +89,7 @@ def decide(ask: Ensure, world: World) -> Decision:
             return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
         if there is not None and not isinstance(there, tuple):
             return there
+        return _when_all_are_back(ask, world, placed)
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
@@ -117,6 +121,24 @@ def _rounded_up(ask: Ensure, world: World, larger: Held, exact: Place) -> Place:
 def _otherwise(ask: Ensure, held: Held) -> str:
     """What the caller named that a deployment does not have besides its context."""
     return unmet(ask, held[1].asked, held[1].slots)
+
+
+def _when_all_are_back(ask: Ensure, world: World, refusal: Refuse) -> Soon | Refuse:
+    """What is refused now, but could be done with nodes that have just gone or are left out for a moment."""
+    hoped = world.hoped()
+    if hoped is None or ask.more or world.blocked is not None:
+        return refusal
+    placed = _placement(ask, hoped, None)
+    if isinstance(placed, Refuse):
+        return refusal
+    place = placed.place if isinstance(placed, Soon) else placed
+    names = {record.node: record.name for record in hoped.records}
+    missing = {record.node for record in world.expected} | world.out.keys()
+    awaited = sorted(names[node] for node in place.plan.bytes_by_owner() if node in missing)
+    if not awaited:
+        return refusal
+    which = ", ".join(awaited)
+    return Soon(place, f"{place.plan.model} waits for {which}: its memory is needed and has just gone.")
 
 
 def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:

@@ -72,7 +72,7 @@ class Leader:
         self._library = library
         self._corrections = corrections
         self._clock = clock
-        self._memory = Memory()
+        self._memory = Memory(settings.serving.drain_limit)
         self._carrier = Carrier(view, calls, self._memory, clock)
         self._jobs: dict[Ensure, asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
@@ -323,6 +323,9 @@ class Leader:
             pooled=self._memory.pooled(),
             truth=self._memory.truth(),
             blocked=self._memory.models.blocked(model.digest, now),
+            avoided=self._memory.avoided(records, now),
+            passing=self._memory.passing(records, now),
+            expected=self._memory.expected(now),
             correction=self._corrections(model.architecture),
         )
 

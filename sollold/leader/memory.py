@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sollold.cluster.record import Backend, Record, State
+from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.leader.absence import BACK_WITHIN, Absences
 from sollold.leader.backoff import Backoff
 from sollold.leader.world import Promise, why_blocked
 
@@ -17,6 +18,8 @@ SHOWN_WITHIN = 15.0
 """Seconds within which the records show what was ordered, or it did not happen."""
 RETURNED_WITHIN = 2.0
 """Seconds within which owners that can be reached give back the memory of a deployment that ended."""
+GOOD_SERVICE = 180.0
+"""Seconds of answering after which earlier faults of a deployment's nodes are forgotten."""
 TRUE_FOR = 3.0
 """Seconds for which an owner's own word on its memory goes before its record."""
 
@@ -31,11 +34,20 @@ class _Entry:
 
 
 class Memory:
-    """See the module's text."""
+    """See the module's text.
 
-    def __init__(self) -> None:
+    Args:
+        leaving: seconds that a node which drains may take until it is gone.
+    """
+
+    def __init__(self, leaving: float = 60.0) -> None:
+        self._absences = Absences(leaving)
+        self._unasked: dict[str, float] = {}
         self.models = Backoff(free=1)
         self.nodes = Backoff(free=2)
+        """Loads that a node made fail: it takes no part for a while."""
+        self.crashes = Backoff(free=2)
+        """Faults of a node in what was answering: it is avoided for a while, where others can do it."""
         self._promises: dict[str, _Entry] = {}
         self._gone: dict[str, float] = {}
         self._unwilling: dict[str, float] = {}
@@ -43,7 +55,8 @@ class Memory:
         self._pooled: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
         self._failed: set[str] = set()
-        self._ready: set[str] = set()
+        self._ready: dict[str, float] = {}
+        """Since when."""
 
     # What is told
 
@@ -69,8 +82,14 @@ class Memory:
             # Each would fit for itself: so there is a limit over all of them.
             self._pooled[node] = now + SHOWN_WITHIN * 20
 
+    def unreachable(self, node: str, reason: str, now: float) -> None:
+        """An owner or head could not be asked: soon the records show that it is gone, or it can be."""
+        self._unasked[node] = now + SHOWN_WITHIN
+        self.nodes.failed(node, reason, now)
+
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records: what is there now, what failed, what works."""
+        self._absences.observe(records, now)
         present: set[str] = set()
         for record in records:
             for grant in record.grants:
@@ -87,20 +106,36 @@ class Memory:
                         del self._promises[endpoint.id]
                 if endpoint.state is State.FAILED and endpoint.id not in self._failed:
                     self._failed.add(endpoint.id)
-                    # What answered once and broke later was no failure to load: only that counts. Another
-                    # may have led when it answered.
-                    if endpoint.id not in self._ready and not endpoint.answered:
-                        self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
-                        self.nodes.failed(record.node, f"{endpoint.model}: {endpoint.reason}", now)
-                elif endpoint.state is State.READY and endpoint.id not in self._ready:
-                    self._ready.add(endpoint.id)
-                    self.models.succeeded(endpoint.digest)
-                    for node in {record.node, *(placed.node for placed in endpoint.placed)}:
-                        self.nodes.succeeded(node)
+                    self._note_failure(record.node, endpoint, now)
+                elif endpoint.state is State.READY:
+                    self._note_service(record.node, endpoint, now)
         self._failed &= present
-        self._ready &= present
+        self._ready = {key: since for key, since in self._ready.items() if key in present}
         self._note_ends(records, now)
         self._forget(present, now)
+
+    def _note_failure(self, head: str, endpoint: Endpoint, now: float) -> None:
+        reason = f"{endpoint.model}: {endpoint.reason}"
+        # Another may have led when it answered.
+        if endpoint.id in self._ready or endpoint.answered:
+            if endpoint.culprit:
+                self.crashes.failed(endpoint.culprit, reason, now)
+            return
+        self.nodes.failed(endpoint.culprit or head, reason, now)
+        if endpoint.culprit in ("", head):
+            # What another node did is no fault of the model's.
+            self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
+
+    def _note_service(self, head: str, endpoint: Endpoint, now: float) -> None:
+        nodes = {head, *(placed.node for placed in endpoint.placed)}
+        if endpoint.id not in self._ready:
+            self._ready[endpoint.id] = now
+            self.models.succeeded(endpoint.digest)
+            for node in nodes:
+                self.nodes.succeeded(node)
+        elif now - self._ready[endpoint.id] >= GOOD_SERVICE:
+            for node in nodes:
+                self.crashes.succeeded(node)
 
     def _note_ends(self, records: Sequence[Record], now: float) -> None:
         """Since when deployments hold memory that are no more."""
@@ -117,6 +152,7 @@ class Memory:
         self._unwilling = {key: until for key, until in self._unwilling.items() if now < until}
         self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
         self._pooled = {key: until for key, until in self._pooled.items() if now < until}
+        self._unasked = {key: until for key, until in self._unasked.items() if now < until}
 
     # What is known
 
@@ -150,10 +186,33 @@ class Memory:
         """Nodes with one limit over all devices."""
         return frozenset(self._pooled)
 
-    def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
-        """Nodes that failed too often lately, and why they are left out."""
-        return {
-            record.node: why_blocked(blocked)
+    def expected(self, now: float) -> tuple[Record, ...]:
+        """Nodes that were here a moment ago and should be back, as they will be."""
+        return self._absences.expected(now)
+
+    def passing(self, records: Iterable[Record], now: float) -> frozenset[str]:
+        """Nodes that take no part at present and will be asked again within a minute."""
+        soon = {
+            record.node
             for record in records
             if (blocked := self.nodes.blocked(record.node, now)) is not None
+            and blocked.seconds <= BACK_WITHIN
         }
+        never = {record.node for record in records if self.nodes.blocked(record.node, now) is not None} - soon
+        return frozenset((soon | self._unasked.keys()) - never)
+
+    def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
+        """Nodes that failed too often lately, and why they are left out."""
+        return _blocked(self.nodes, records, now)
+
+    def avoided(self, records: Iterable[Record], now: float) -> dict[str, str]:
+        """Nodes on which what answered broke too often lately, and why others are taken where they can."""
+        return _blocked(self.crashes, records, now)
+
+
+def _blocked(backoff: Backoff, records: Iterable[Record], now: float) -> dict[str, str]:
+    return {
+        record.node: why_blocked(blocked)
+        for record in records
+        if (blocked := backoff.blocked(record.node, now)) is not None
+    }

@@ -109,7 +109,7 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Otherwise | Held | 
         (record, endpoint)
         for record, endpoint in world.endpoints()
         if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
-        and not record.draining
+        and not (record.draining or endpoint.closing)
         and record.node not in ask.exclude
     ]
     ready = [

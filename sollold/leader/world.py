@@ -50,6 +50,9 @@ class World:
         pooled: nodes whose devices turned out to share one limit.
         truth: (node, device) → bytes that its owner said are available, newer than its record.
         blocked: the model has failed too often.
+        avoided: node → why others are taken where they can do it.
+        passing: nodes of ``out`` that will be asked again within a minute.
+        expected: nodes that have just gone and should be back, as they will be.
     """
 
     records: tuple[Record, ...]
@@ -64,6 +67,9 @@ class World:
     pooled: frozenset[str] = frozenset()
     truth: Bytes = field(default_factory=dict)
     blocked: Blocked | None = None
+    avoided: Mapping[str, str] = field(default_factory=dict)
+    passing: frozenset[str] = frozenset()
+    expected: tuple[Record, ...] = ()
     correction: speed.Correction = speed.uncorrected
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:
@@ -89,8 +95,8 @@ class World:
 
         ``lately``: only of those that ended a moment ago.
         """
-        # A node that drains ends what is in use there, or the requests leave it: within its limit.
-        leaving = {e.id for r, e in self.endpoints() if r.draining and in_use(e)}
+        # What is in use at a node that drains ends, or the requests leave it: within its limit.
+        leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
         alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
@@ -162,6 +168,21 @@ class World:
             )
         return Fleet(tuple(machines), tuple(out))
 
+    def hoped(self) -> World | None:
+        """The moment in which all are back that were here a moment ago; None when nobody is missing."""
+        back = {record.node for record in self.expected}
+        if not back and not self.passing & self.out.keys():
+            return None
+        return replace(
+            self,
+            records=(*(record for record in self.records if record.node not in back), *self.expected),
+            out={node: why for node, why in self.out.items() if node not in self.passing},
+            truth={key: size for key, size in self.truth.items() if key[0] not in back},
+            avoided={},
+            passing=frozenset(),
+            expected=(),
+        )
+
     def builds(self) -> list[str]:
         """llama.cpp builds on nodes that have the model, the most common first."""
         have = {node for node, model in self.holders if runs_on_llama(model)}
@@ -173,6 +194,8 @@ class World:
             return "it is draining"
         if record.node in self.out:
             return self.out[record.node]
+        if record.node in self.avoided:
+            return self.avoided[record.node]
         if not record.build:
             return f"it has no llama.cpp yet ({record.setup or 'being set up'})"
         if record.build != build:

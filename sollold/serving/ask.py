@@ -41,6 +41,8 @@ class Ask:
         model: as the caller wrote it.
         calls: the request for each engine that could answer it. An engine that is missing can't.
         stream: whether the caller wants events as they come.
+        gathered: events are wanted, and none of them reaches anybody before the answer is whole: after a
+            fault it may begin anew. Then an empty event says that those before it are to be forgotten.
         load_only: load (or unload, with ``keep_alive`` 0) and answer nothing.
         context: tokens asked for (``num_ctx``); 0: not named.
         keep_alive: seconds; negative: for ever; None: not named.
@@ -64,6 +66,7 @@ class Ask:
     deadline: float = 0.0
     prefix: str = ""
     explain: bool = False
+    gathered: bool = False
 
 
 @dataclass(slots=True)

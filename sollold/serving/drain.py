@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from sollold.cluster.record import GrantState, Record
 from sollold.cluster.view import View
 from sollold.config import ServingSettings
 from sollold.serving.endpoint_server import EndpointServer
@@ -35,18 +36,34 @@ async def drain(
 
     The record says so at once, so that no node sends new work and the leader places nothing here. Requests
     in line here are sent elsewhere. Streams that are not done at the limit are broken off in the way that
-    the nodes asked mend by themselves.
+    the nodes asked mend by themselves. Heads that have layers here end their deployments when these are
+    idle, or at the same limit. At the end the record says that the node is empty.
     """
-    view.update_me(draining=True)
+    view.update_me(draining=True, empty=False)
     server.refuse(reason)
+
+    def empty() -> bool:
+        return not (server.under_way or serving.under_way or lent(view.me))
+
     log.info(
-        "draining: %d requests under way, up to %s", server.under_way, seconds_text(settings.drain_limit)
+        "draining: %d requests under way, memory lent to %d deployments of others, up to %s",
+        server.under_way,
+        lent(view.me),
+        seconds_text(settings.drain_limit),
     )
-    await _until(lambda: not (server.under_way or serving.under_way), settings.drain_limit)
-    if server.under_way:
+    await _until(empty, settings.drain_limit)
+    if not empty():
         log.info("draining: %d requests go on elsewhere", server.under_way)
         server.break_all(reason)
-        await _until(lambda: not (server.under_way or serving.under_way), _MOVING)
+        await _until(empty, _MOVING)
+    view.update_me(empty=True)
+    log.info("drained")
+
+
+def lent(me: Record) -> int:
+    """How many deployments with another node as head hold memory of this one."""
+    committed = (grant for grant in me.grants if grant.state is GrantState.COMMITTED)
+    return len({grant.deployment for grant in committed if grant.head != me.node})
 
 
 async def _until(done: Callable[[], bool], limit: float) -> None:
@@ -57,6 +74,6 @@ async def _until(done: Callable[[], bool], limit: float) -> None:
 
 
 def undrain(view: View, server: EndpointServer) -> None:
-    """Take work again."""
+    """Take work again. A `drain` under way must have been ended: at its limit it breaks off what runs."""
     server.refuse("")
-    view.update_me(draining=False)
+    view.update_me(draining=False, empty=False)

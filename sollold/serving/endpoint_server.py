@@ -219,6 +219,8 @@ class EndpointServer:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is not served here"))
         if endpoint.state is not State.READY:
             raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is {endpoint.state}"))
+        if endpoint.closing:
+            raise Failure(Broken(Break.MOVED, f"a node that {turn.endpoint} needs is draining"))
         if not turn.path.startswith(_PATHS) or not _PLAIN.fullmatch(turn.path):
             raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
         door = self._door(endpoint)
@@ -259,13 +261,18 @@ class EndpointServer:
         for id, door in tuple(self._doors.items()):
             endpoint = self._endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
-                door.gate.resize(endpoint.slots)
+                if endpoint.closing:
+                    door.gate.close()
+                else:
+                    door.gate.resize(endpoint.slots)
                 continue
             # It is being ended. An engine that was told to end may hold its streams open in silence.
             door.gate.close()
             why = endpoint.reason if endpoint is not None else ""
+            failed = endpoint is not None and endpoint.state is State.FAILED
+            kind = Break.ENGINE if failed else Break.MOVED
             for visit in tuple(door.visits):
-                visit.end(Broken(Break.MOVED, f"the engine was ended{f': {why}' if why else ''}"))
+                visit.end(Broken(kind, f"the engine was ended{f': {why}' if why else ''}"))
             if endpoint is None and not door.visits:
                 del self._doors[id]
 
@@ -355,13 +362,15 @@ class EndpointServer:
         while True:
             await asyncio.sleep(BEAT)
             now = loop.time()
+            silent: list[_Caller] = []
             for caller in tuple(self._callers):
                 if caller.gone or caller.blocked(now) > _HELD:
                     if caller.task is not None:
                         caller.task.cancel()
                 elif now - caller.sent >= _ALIVE_EVERY:
-                    # Between two frames, so nothing is cut; a full transport is left alone.
-                    await caller.show_life()
+                    silent.append(caller)
+            # Between two frames, so nothing is cut; a full transport is left alone, and delays no other.
+            await asyncio.gather(*(caller.show_life() for caller in silent))
             for id, door in tuple(self._doors.items()):
                 self._look(id, door, now)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
-from sollold.serving.finding import Finder, Leg, Means, message_in
+from sollold.serving.finding import ASIDE, ASIDE_LIMIT, Finder, Leg, Means, message_in
 from sollold.serving.origin import routing_of
 from sollold.serving.relay import Events, whole
 from sollold.serving.resume import keeper
@@ -22,8 +22,6 @@ from sollold.serving.wire import Break, Broken
 log = logging.getLogger("sollold.serving")
 
 _ERROR = b'{"error"'
-_COUNT_LIMIT = 20.0
-"""Seconds in which an engine must have counted the tokens of what was delivered."""
 _RESUMES = 20
 """Faults that one answer survives; more are a fault of another kind."""
 _ENGINE_ERRORS = 2
@@ -56,6 +54,8 @@ class Errand:
         self._mending: asyncio.Future[Leg | None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
+        self._anew = False
+        """What was given before the last fault is to be forgotten."""
         self._engine_errors = 0
         self._extra = {"request": ask.id}
 
@@ -163,6 +163,7 @@ class Errand:
             while leg is not None:
                 try:
                     body = await whole(leg.stream)
+                    self._first_event()
                 except Failure as failure:
                     leg = await self._mend(failure, leg, None)
                     continue
@@ -181,6 +182,7 @@ class Errand:
             kept = keeper(leg.candidate.engine, leg.call)
             while True:
                 began = 0.0
+                moved = False
                 cut = Events(leg.candidate.engine, leg.call.path)
                 try:
                     async for chunk in leg.stream.chunks():
@@ -191,30 +193,37 @@ class Errand:
                                 began = self._first_event()
                             if kept.resumed:
                                 for merged in kept.merge(event):
+                                    moved = True
                                     yield merged
                             else:
                                 # Nearly every token goes this way: nothing is read, nothing is copied.
+                                moved = True
                                 kept.add(event)
                                 yield event
                     for event in cut.finish():
-                        for merged in kept.merge(event) if kept.resumed else (event,):
+                        for merged in kept.take(event):
                             yield merged
                     if not cut.done:
-                        raise Failure(
-                            Broken(Break.ENGINE, "the engine ended its answer early"), transport=True
-                        )
+                        why = "the engine ended its answer early"
+                        raise Failure(Broken(Break.ENGINE, why, transport=True))
                 except Failure as failure:
                     if cut.over:
                         await self._done(leg)
                         return
                     if began:
                         kept.spent_ms += (self._loop.time() - began) * 1000
+                    if moved:
+                        self._finder.delivered()
                     mended = await self._mend(failure, leg, kept)
                     if mended is None:
                         for event in kept.closing():
                             yield event
                         return
                     leg = mended
+                    if self._anew:
+                        self._anew = False
+                        kept = keeper(leg.candidate.engine, leg.call)
+                        yield b""
                 else:
                     await self._done(leg)
                     return
@@ -271,11 +280,14 @@ class Errand:
             try:
                 kept.check()
             except Unfaithful as error:
-                raise Refusal(
-                    Fault.INTERRUPTED,
-                    f"the answer was interrupted ({failure}) and can't be continued exactly: {error}. "
-                    "Ask again",
-                ) from None
+                if not self._ask.gathered:
+                    raise Refusal(
+                        Fault.INTERRUPTED,
+                        f"the answer was interrupted ({failure}) and can't be continued exactly: {error}. "
+                        "Ask again",
+                    ) from None
+                self._anew = True
+                kept = None
         log.warning("an answer broke off and goes on elsewhere: %s", failure, extra=self._extra)
         self._on_wait(Waiting("recovering", message=str(failure)))
         mending = self._mending = asyncio.ensure_future(self._again(leg, kept))
@@ -322,7 +334,8 @@ class Errand:
             except (Failure, TimeoutError, msgspec.MsgspecError) as error:
                 log.info("the engine did not count tokens: %s", error, extra=self._extra)
             except Refusal as refusal:
-                if refusal.fault is not Fault.ENGINE:
+                # An engine that is deaf to this is watched while it works on the answer itself.
+                if refusal.fault not in (Fault.ENGINE, Fault.TIMEOUT):
                     raise
         call = kept.resume(tokens)
         if kept.closing():
@@ -357,7 +370,7 @@ class Errand:
         limit = self._means.serving.recover_limit
         leg = await self._finder.find({Engine.LLAMA: call}, limit, "recovering", failed)
         try:
-            async with asyncio.timeout(_COUNT_LIMIT):
+            async with asyncio.timeout(ASIDE_LIMIT):
                 return await whole(leg.stream)
         finally:
             await self._finder.leave(leg, None)
@@ -409,6 +422,11 @@ def _status_in(event: bytes) -> int:
 
 async def _read_away(leg: Leg) -> None:
     try:
-        await whole(leg.stream)
+        # To load a model an Ollama may take as long as it takes.
+        async with asyncio.timeout(ASIDE_LIMIT if leg.call.path in ASIDE else None):
+            await whole(leg.stream)
     except Failure as failure:
         raise Refusal(Fault.ENGINE, f"the engine failed: {failure}", status=500) from None
+    except TimeoutError:
+        why = "the engine does not answer a small question; it may hang"
+        raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None

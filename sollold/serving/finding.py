@@ -25,8 +25,12 @@ log = logging.getLogger("sollold.serving")
 
 _RETHINK = 0.25
 """Seconds between two looks for a better endpoint while standing in line."""
-_ASIDE = ("/tokenize", "/apply-template")
+ASIDE = ("/tokenize", "/apply-template")
 """Small questions that an engine answers beside its work."""
+ASIDE_LIMIT = 20.0
+"""Seconds in which an engine must have begun to answer such a question."""
+FRUITLESS = 3
+"""Engines that may end after the first, one after the other, with a request in them."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
 
@@ -59,6 +63,15 @@ class Leg:
         return self.choice.candidate
 
 
+@dataclass(slots=True)
+class _Death:
+    """An engine that ended with the request in it. ``counts``: it may have been the request's doing."""
+
+    endpoint: tuple[str, str]
+    why: str
+    counts: bool
+
+
 class Finder:
     """Finds engines for one request, at first and after each fault."""
 
@@ -71,6 +84,8 @@ class Finder:
         self.came = self._loop.time()
         self.load_ms = 0.0
         self._sent = 0
+        self._deaths: list[_Death] = []
+        """Since anything was last delivered."""
         self._extra = {"request": ask.id}
 
     async def find(
@@ -97,6 +112,7 @@ class Finder:
         loaded = False
         ready: Ready | None = None
         while True:
+            self._refuse_a_killer()
             now = self._loop.time()
             records = with_ready(means.view.live(), ready)
             ranked = means.router.rank(records, wish, now, frozenset(tried))
@@ -137,6 +153,8 @@ class Finder:
             tried.add(choice.candidate.key)
             if isinstance(leg, Refusal):
                 refused = leg
+            elif calls[choice.candidate.engine].path not in ASIDE:
+                self._died(choice.candidate.key, leg)
 
     async def _news(self, limit: float) -> None:
         """Wait for a change in the cluster, ``limit`` seconds at the most."""
@@ -191,7 +209,7 @@ class Finder:
             age=now - self.came,
             deadline=max(left, 0.001) if self._ask.deadline > 0 else 0.0,
             keep_alive=self._ask.keep_alive,
-            aside=call.path in _ASIDE,
+            aside=call.path in ASIDE,
         )
         nudge: asyncio.Future[None] | None = None
 
@@ -212,6 +230,9 @@ class Finder:
                 if opening.done():
                     stream = opening.result()
                     break
+                if turn.aside and self._loop.time() - now > ASIDE_LIMIT:
+                    await _call_off(opening)
+                    raise Failure(Broken(Break.DEADLINE, "the engine does not answer a small question"))
                 if nudge is None:
                     continue
                 if nudge.done():
@@ -282,9 +303,40 @@ class Finder:
 
     async def drop(self, leg: Leg, failure: Failure) -> None:
         """Done with ``leg``, which failed."""
+        self._died(leg.candidate.key, failure)
         if failure.transport:
             self._means.router.failed(leg.candidate.key, self._loop.time())
         await self.leave(leg, False if failure.transport else None)
+
+    def delivered(self) -> None:
+        """The caller got something: what failed before is no sign against the request."""
+        self._deaths.clear()
+
+    def _died(self, key: tuple[str, str], failure: Failure) -> None:
+        if failure.broken.taken:
+            # Of a stream a word would have come, had all been well. Else only a crash is a sign.
+            self._deaths.append(_Death(key, str(failure), counts=self._ask.stream))
+
+    def _refuse_a_killer(self) -> None:
+        """Give a request no further engine that has ended one after the other.
+
+        Raises:
+            Refusal: INTERRUPTED.
+        """
+        for death in self._deaths:
+            death.counts = death.counts or self._crashed(death.endpoint)
+        counted = [death for death in self._deaths if death.counts]
+        if len(counted) > FRUITLESS:
+            raise Refusal(
+                Fault.INTERRUPTED,
+                f"{len(counted)} engines ended one after the other with this request in them, at last: "
+                f"{counted[-1].why}. Something in it may make them fail; ask in another way",
+            )
+
+    def _crashed(self, key: tuple[str, str]) -> bool:
+        """Whether a process of the endpoint ended by a fault of its own, as its record says by now."""
+        record = self._means.view.record(key[0])
+        return record is not None and any(one.id == key[1] and one.crashed for one in record.endpoints)
 
 
 async def _call_off(opening: asyncio.Future[Stream]) -> None:

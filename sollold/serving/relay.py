@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import aiohttp
 import msgspec
@@ -85,7 +86,7 @@ class RemoteStream:
         while True:
             data = await response.content.readany()
             if not data:
-                raise Failure(Broken(Break.ENGINE, f"node {self._node} broke off"), transport=True)
+                raise _cut_off(f"node {self._node} broke off")
             frames = self._feed(data)
             for at, (kind, payload) in enumerate(frames):
                 if kind == POSITION:
@@ -120,7 +121,7 @@ class RemoteStream:
                         raise _broken(payload)
                 data = await read()
                 if not data:
-                    raise Failure(Broken(Break.ENGINE, f"node {self._node} broke off"), transport=True)
+                    raise _cut_off(f"node {self._node} broke off")
                 frames = feed(data)
         except _LOST as error:
             raise self._cut(error) from None
@@ -142,13 +143,17 @@ class RemoteStream:
         try:
             return self._frames.feed(data)
         except BadFrame as error:
-            raise Failure(Broken(Break.ENGINE, f"node {self._node} sent {error}"), transport=True) from None
+            raise _cut_off(f"node {self._node} sent {error}") from None
 
     def _cut(self, error: BaseException) -> Failure:
         if self._ended is not None:
-            return Failure(self._ended, transport=self._ended.kind is Break.ENGINE)
+            return Failure(replace(self._ended, transport=self._ended.kind is Break.ENGINE))
         why = str(error) or type(error).__name__
-        return Failure(Broken(Break.ENGINE, f"node {self._node} was lost: {why}"), transport=True)
+        return _cut_off(f"node {self._node} was lost: {why}")
+
+
+def _cut_off(why: str) -> Failure:
+    return Failure(Broken(Break.ENGINE, why, transport=True))
 
 
 def _broken(payload: bytes) -> Failure:

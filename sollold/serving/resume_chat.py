@@ -73,6 +73,8 @@ class KeptChat(Kept):
             raise Unfaithful("a tool call was sent in part")
         if asked_for(body, "grammar") and self.text:
             raise Unfaithful("it follows a grammar of the caller's own, whose state is lost")
+        if self._engine is Engine.OLLAMA and any(self._reasoning) and not any(self._content):
+            raise Unfaithful("it was cut in its thinking, which Ollama takes for ended when it goes on")
         if self._engine is Engine.OLLAMA and asked_for(body, "response_format") and self._content:
             kind = body["response_format"]
             if not isinstance(kind, dict) or kind.get("type") != "text":

@@ -45,6 +45,8 @@ class KeptOllama(Kept):
             return
         if asked_for(body, "format"):
             raise Unfaithful("it follows a format, and Ollama can't begin one in the middle")
+        if any(self._thinking) and not any(self._content):
+            raise Unfaithful("it was cut in its thinking, which Ollama takes for ended when it goes on")
         if not self._chat and not body.get("raw"):
             for key in ("template", "suffix", "context"):
                 if body.get(key):

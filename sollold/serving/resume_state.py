@@ -79,6 +79,13 @@ class Kept(ABC):
         """The last events, when they are all that is lacking and no engine is needed for them."""
         return []
 
+    def take(self, raw: bytes) -> list[bytes]:
+        """An event as the caller is to get it, whether the stream was resumed or not."""
+        if self.resumed:
+            return self.merge(raw)
+        self.add(raw)
+        return [raw]
+
     def merge(self, raw: bytes) -> list[bytes]:
         """An event of the new engine as the events that continue the old stream."""
         event = read(raw)

@@ -345,7 +345,7 @@ def _recent_peak(memory: _Memory, now: float) -> int:
 
 
 def _fits(endpoint: Endpoint, wish: Wish) -> bool:
-    if endpoint.state is not State.READY or not _same_model(endpoint, wish):
+    if endpoint.state is not State.READY or endpoint.closing or not _same_model(endpoint, wish):
         return False
     engine = engine_of(endpoint)
     if engine not in wish.engines:

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Protocol
 
 import aiohttp
@@ -24,16 +25,16 @@ _TAIL = 4096
 
 
 class Failure(Exception):
-    """The endpoint gave no answer, or not to the end.
+    """The endpoint gave no answer, or not to the end."""
 
-    ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
-    breaker counts.
-    """
-
-    def __init__(self, broken: Broken, *, transport: bool = False) -> None:
+    def __init__(self, broken: Broken) -> None:
         super().__init__(broken.message)
         self.broken = broken
-        self.transport = transport
+
+    @property
+    def transport(self) -> bool:
+        """Whether a circuit breaker counts it."""
+        return self.broken.transport
 
     @property
     def kind(self) -> Break:
@@ -163,7 +164,8 @@ class Visit:
             self._posting = asyncio.ensure_future(self._post(url + turn.path))
             self._response = await self._posting
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failure(f"the engine does not answer: {error}", transport=True) from None
+            taken = not isinstance(error, aiohttp.ClientConnectorError)
+            raise self._failure(f"the engine does not answer: {error}", transport=True, taken=taken) from None
         except asyncio.CancelledError:
             if self._broken is not None and self._posting is not None and self._posting.cancelled():
                 raise Failure(self._broken) from None
@@ -193,14 +195,14 @@ class Visit:
                 yield chunk
                 progress.wanted(now())
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failure(f"the engine broke off: {error}", transport=True) from None
+            raise self._failure(f"the engine broke off: {error}", transport=True, taken=True) from None
         if self._broken is not None:
             raise Failure(self._broken)
         self._measure((before[-_TAIL:] + last)[-_TAIL:])
 
     def end(self, broken: Broken) -> None:
         """Break it off from outside: whoever reads it gets `Failure`."""
-        self._broken = broken
+        self._broken = replace(broken, taken=broken.kind is Break.ENGINE and not self.waits)
         if self._response is not None:
             self._response.close()
         elif self._posting is not None:
@@ -218,11 +220,13 @@ class Visit:
         self._on_end(self)
         await self._stack.aclose()
 
-    def _failure(self, message: str, kind: Break = Break.ENGINE, *, transport: bool = False) -> Failure:
+    def _failure(
+        self, message: str, kind: Break = Break.ENGINE, *, transport: bool = False, taken: bool = False
+    ) -> Failure:
         """What was said from outside goes before what the connection says."""
         if self._broken is not None:
             return Failure(self._broken)
-        return Failure(Broken(kind, message), transport=transport)
+        return Failure(Broken(kind, message, transport=transport, taken=taken))
 
     def _measure(self, tail: bytes) -> None:
         """The engine's own account stands at the end of an answer."""

@@ -84,11 +84,17 @@ class Break(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Why there is no (more) answer."""
+    """Why there is no (more) answer.
+
+    ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
+    breaker counts. ``taken``: the engine had the request in it when it failed.
+    """
 
     kind: Break
     message: str
     retry_after: float = 0.0
+    transport: bool = False
+    taken: bool = False
 
 
 class BadFrame(ValueError):

@@ -20,7 +20,7 @@ from sollold.agent.ports import Ports
 from sollold.agent.worker import Worker
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, State
-from sollold.config import MIB
+from sollold.config import MIB, ServingSettings
 from sollold.models.model import Model
 from tests.agent.town import TERM, eventually, founded, plan
 from tests.gguf.size import Size
@@ -110,6 +110,7 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
         await town.until("a", "d", State.READY)
         os.kill(town.agents["b"].owner._workers["d"].process.pid, signal.SIGKILL)
         failed = await town.until("a", "d", State.FAILED, seconds=2.0)
+        assert failed.culprit == "b" and not failed.crashed
         assert "a worker is gone: it was killed (SIGKILL)" in failed.reason
         await eventually(lambda: not any(agent.owner.ledger.grants() for agent in town.agents.values()))
         assert children() == []
@@ -126,6 +127,7 @@ async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes
         await town.until("a", "d", State.READY)
         town.tunnels[0].on_break("the tunnel to node b broke: for a test")
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert failed.reason == "the tunnel to node b broke: for a test"
         await eventually(lambda: not children())
 
@@ -152,6 +154,7 @@ async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: M
         town.cut |= {("*", "b"), ("b", "*")}
         town.views["a"].changed()
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert failed.reason == "node b is gone, which held layers of it"
         await eventually(lambda: not town.tunnels[0].open)
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
@@ -178,6 +181,7 @@ async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Mode
         town.models[tiny.digest] = Model("x:latest", tiny.digest, "folder", (str(broken),), 1, 0.0, layers=6)
         await town.deploy("d", plan(tiny, "a"))
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "a"
         assert "llama-server: it ended with exit code 1" in failed.reason
         assert "fail" in failed.reason
         assert town.agents["a"].owner.ledger.grants() == ()
@@ -217,6 +221,7 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
         town.cut.add(("a", "b"))
         await town.call("a", "a", "deploy", Deploy(TERM, "d", plan(tiny, "a", ("b", 4)), -1.0))
         failed = await town.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
         assert "b can't be reached" in failed.reason
         await eventually(lambda: town.agents["a"].owner.ledger.grants() == ())
         assert town.agents["b"].owner.ledger.grants()[0].state == "reserved"
@@ -303,3 +308,54 @@ async def test_a_port_that_another_program_answers_costs_another_try(folder: Pat
             assert not town.agents["a"].url("d").endswith(f":{taken}")
     finally:
         await other.cleanup()
+
+
+async def test_a_deployment_ends_when_idle_once_a_node_that_holds_layers_drains(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        agent = town.agents["a"]
+        await town.deploy("d", plan(tiny, "a", ("b", 3)))
+        await town.until("a", "d", State.READY)
+        with agent.busy("d"):
+            town.drains("b")
+            endpoint = agent.deployment("d")
+            assert endpoint is not None and endpoint.closing and endpoint.state is State.READY
+            town.drains("b", False)
+            endpoint = agent.deployment("d")
+            assert endpoint is not None and not endpoint.closing
+            town.drains("b")
+            # What is in it goes on, with the worker that drains.
+            assert len(await answer(agent, "d")) > 0
+            assert town.agents["b"].owner.ledger.holds("d")
+        await eventually(lambda: agent.deployment("d") is None)
+        assert not town.agents["b"].owner.ledger.holds("d")
+
+
+async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, llama: Llama, tiny: Model):
+    async with founded(folder, llama, "b") as town:
+        agent = await town.add("a", serving=ServingSettings(drain_limit=0.3))
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 3)))
+        await town.until("a", "d", State.READY)
+        with agent.busy("d"):
+            town.drains("b")
+            await eventually(lambda: not town.agents["b"].owner.ledger.holds("d"))
+        await eventually(lambda: town.views["a"].me.endpoints == ())
+
+
+@pytest.mark.parametrize("program", ["worker", "head"])
+async def test_a_process_that_ends_by_its_own_fault_has_crashed(
+    folder: Path, llama: Llama, tiny: Model, program: str
+):
+    async with founded(folder, llama, "a", "b") as town:
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a", ("b", 4)))
+        await town.until("a", "d", State.READY)
+        worker = town.agents["b"].owner._workers["d"].process
+        server = town.agents["a"]._deployments["d"].head
+        assert server is not None
+        os.kill(worker.pid if program == "worker" else server.process.pid, signal.SIGSEGV)
+        failed = await town.until("a", "d", State.FAILED)
+        assert (failed.culprit, failed.crashed) == ("b" if program == "worker" else "a", True)

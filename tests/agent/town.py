@@ -18,7 +18,7 @@ from sollold.agent.llama_find import Llama
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Endpoint, Record, State
 from sollold.cluster.term import Term
-from sollold.config import MIB, LlamaSettings, NodeSettings, Settings
+from sollold.config import MIB, LlamaSettings, NodeSettings, ServingSettings, Settings
 from sollold.machine.devices import Machine
 from sollold.models.model import Model
 from sollold.models.run import Run
@@ -103,10 +103,18 @@ class Town:
         self.dead: set[str] = set()
         self.cut: set[tuple[str, str]] = set()
 
-    async def add(self, node: str, *, limit: int = 2000 * MIB, llama: LlamaSettings | None = None) -> Agent:
+    async def add(
+        self,
+        node: str,
+        *,
+        limit: int = 2000 * MIB,
+        llama: LlamaSettings | None = None,
+        serving: ServingSettings | None = None,
+    ) -> Agent:
         settings = Settings(
             node=NodeSettings(memory_limit=limit),
             llama=llama or LlamaSettings(worker_port=0, server_port=0, threads=1, extra_args=("-lv", "5")),
+            serving=serving or ServingSettings(),
         )
         places = Places(self.folder / node / "state", self.folder / node / "cache")
         await asyncio.to_thread(places.make)
@@ -121,6 +129,12 @@ class Town:
         await agent.start()
         await agent.use(self.llama)
         return agent
+
+    def drains(self, node: str, on: bool = True) -> None:
+        """``node`` says that it drains, or that it takes work again; all hear of it."""
+        self.views[node].update_me(draining=on)
+        for view in self.views.values():
+            view.changed()
 
     async def call(self, caller: str, node: str, method: str, request: object) -> Any:
         if {(caller, node), (caller, "*"), ("*", node)} & self.cut or node not in self.servers:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -68,8 +69,15 @@ class PlainLibrary:
         self.deleted.append(name)
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """Among the events: here the answer was mended."""
+
+    gap_ms: float
+
+
 class ScriptedService:
-    """Plays events, refusals (exceptions among the events), and pauses (numbers among the events)."""
+    """Plays events, refusals (exceptions among the events), pauses (numbers among the events), faults."""
 
     def __init__(self, *events: Any, engine: Engine = Engine.LLAMA) -> None:
         self.events = events
@@ -93,7 +101,8 @@ class ScriptedService:
                 raise
         if self.refusal is not None:
             raise self.refusal
-        return Answer(routing(self.engine), self._play(), self._close)
+        self.routing = routing(self.engine)
+        return Answer(self.routing, self._play(), self._close)
 
     async def _close(self) -> None:
         self.closed += 1
@@ -107,6 +116,10 @@ class ScriptedService:
                 continue
             if isinstance(event, asyncio.Event):
                 await event.wait()
+                continue
+            if isinstance(event, Resumed):
+                self.routing.resumed += 1
+                self.routing.gap_ms += event.gap_ms
                 continue
             yield event if isinstance(event, bytes) else msgspec.json.encode(event)
 

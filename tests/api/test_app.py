@@ -16,6 +16,7 @@ from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
     PlainCluster,
     PlainLibrary,
+    Resumed,
     ScriptedPuller,
     ScriptedService,
     call_of,
@@ -515,3 +516,43 @@ async def test_every_route_is_described(serve: Serve, http: ClientSession) -> No
         all(f'"#/components/schemas/{name}"' in text for name in ("Chat", "Messages"))
         and "Error_openai" in names
     )
+
+
+PATHS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": {**CHAT, "max_tokens": 9},
+    "/v1/responses": {"model": "demo", "input": "hi"},
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_server_sent_events_say_in_a_comment_that_the_answer_was_resumed(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService(
+        chunk(None, role="assistant"), chunk("Hel"), Resumed(1500.0), chunk("lo"), chunk(finish="stop")
+    )
+    url = await serve(parts(service))
+    async with http.post(f"{url}{path}", json={**PATHS[path], "stream": True}) as answer:
+        body = await answer.text()
+    before, comment, after = body.partition(": resumed: 1 times, without words for 1500 ms in all\n\n")
+    assert comment and "Hel" in before and "lo" in after
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_an_answer_that_nobody_saw_yet_begins_anew(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService(
+        chunk("of no use"), Resumed(20.0), b"", chunk("Hello"), chunk(finish="stop"), usage_chunk()
+    )
+    url = await serve(parts(service))
+    async with http.post(f"{url}{path}", json=PATHS[path]) as answer:
+        assert answer.status == 200
+        assert answer.headers["X-Sollold-Resumed"] == "1" and answer.headers["X-Sollold-Gap-Ms"] == "20"
+        body = await answer.text()
+    assert service.asks[-1].gathered
+    assert "Hello" in body and "of no use" not in body
+    async with http.post(f"{url}{path}", json={**PATHS[path], "stream": True}) as answer:
+        await answer.read()
+    assert not service.asks[-1].gathered

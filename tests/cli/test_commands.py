@@ -34,7 +34,7 @@ STATE: dict[str, Any] = {
         },
         {
             "node": "bb", "name": "bert", "addresses": ["10.0.0.2"], "http_port": 11435, "build": "",
-            "setup": "building, 40 %", "draining": True, "devices": [],
+            "setup": "building, 40 %", "draining": True, "empty": True, "devices": [],
         },
     ],
     "deployments": [
@@ -78,6 +78,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
         if asked["model"] == "nope":
             return web.json_response({"error": "model 'nope' not found"}, status=404)
         return web.json_response(MISSING if asked["context"] else PLAN)
+    if path == "/api/cluster/drain":
+        return web.json_response({"node": asked["node"], "draining": asked["on"]})
     if path == "/api/cluster/unload":
         return web.json_response({"unloaded": 2})
     if path == "/api/doctor":
@@ -177,6 +179,14 @@ async def test_unload_models_and_ps(url: str) -> None:
     assert "2 unloaded" in (await sollold(url, "unload", "big")).stdout
     assert "big:latest" in (await sollold(url, "models")).stdout
     assert "big:latest" in (await sollold(url, "ps")).stdout
+
+
+async def test_drain_waits_until_the_node_is_empty(url: str) -> None:
+    done = await sollold(url, "drain", "bert")
+    assert done.returncode == Exit.DONE and "bert is empty" in done.stdout and "safe to stop" in done.stdout
+    assert "takes work again" in (await sollold(url, "drain", "--undo", "bert")).stdout
+    # It says that it drains, and is not seen to.
+    assert (await sollold(url, "drain", "anna")).returncode == Exit.FAILED
 
 
 def test_every_command_has_a_room_and_help() -> None:

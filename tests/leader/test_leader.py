@@ -14,8 +14,10 @@ from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.term import Term
 from sollold.config import PlacementSettings, Settings
 from sollold.leader import leader
+from sollold.leader.absence import BACK_WITHIN
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
+from sollold.leader.memory import GOOD_SERVICE
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from tests.leader.cluster import Cluster, model, refuse
@@ -41,6 +43,24 @@ async def placed(town: Cluster, ask: Ensure = ASK, **changes: Any) -> str:
     assert answer.verdict is Verdict.WAIT, answer
     town.ready(answer.deployment, **changes)
     return answer.deployment
+
+
+def gone_for_good(town: Cluster, node: str) -> None:
+    """It went so long ago that nobody waits for it."""
+    del town.nodes[node]
+    town.changed()
+    town.now += BACK_WITHIN
+    town.changed()
+
+
+def break_off(town: Cluster, deployment: str, **changes: Any) -> None:
+    """A deployment fails and its memory is given back."""
+    town.ready(deployment, state=State.FAILED, reason="a worker is gone", **changes)
+    for node in town.nodes.values():
+        node.endpoints.pop(deployment, None)
+        node.ledger.end(deployment, "failed")
+        node.ledger.ended(deployment)
+    town.changed()
 
 
 async def test_places_reserves_in_order_and_deploys(town: Cluster) -> None:
@@ -117,7 +137,7 @@ async def test_unknown_and_ambiguous_names(town: Cluster) -> None:
 
 
 async def test_too_big_is_refused_with_the_arithmetic(town: Cluster) -> None:
-    del town.nodes["c"]
+    gone_for_good(town, "c")
     answer = await town.planner.ensure(ASK)
     assert answer.fault == "too_big"
     for word in ("needs", "Missing", "host-a", "host-b", "another machine with 1 GiB"):
@@ -492,8 +512,9 @@ async def test_draining_excluded_and_other_builds_take_no_part(town: Cluster) ->
     assert set(request.plan.bytes_by_owner()) == {"a", "d"}
 
 
-async def test_no_llama_cpp_yet(town: Cluster) -> None:
-    town.nodes["a"].build = ""
+async def test_no_llama_cpp_yet() -> None:
+    town = Cluster(SETTINGS)
+    town.add("a", 450 * MIB, model()).build = ""
     answer = await town.planner.ensure(ASK)
     assert answer.fault == "unavailable"
     assert "llama.cpp" in answer.message
@@ -578,7 +599,7 @@ async def test_the_preview_places_nothing(town: Cluster) -> None:
     preview = await town.planner.preview(ASK)
     assert (preview.verdict, preview.endpoint) == (Verdict.USE, deployment)
     assert preview.plan is not None
-    del town.nodes["c"]
+    gone_for_good(town, "c")
     town.nodes["a"].endpoints.clear()
     preview = await town.planner.preview(ASK)
     assert not preview.ok
@@ -713,3 +734,110 @@ async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_f
     second = await town.planner.ensure(ASK)
     assert second.verdict in (Verdict.WAIT, Verdict.PLANNING)
     assert second.deployment != first.deployment
+
+
+async def test_what_closes_takes_no_new_requests_and_gives_its_memory_back_soon(town: Cluster) -> None:
+    deployment = await placed(town, active=1, idle=0.0, closing=True)
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    town.nodes["a"].unload(Unload(town.term, deployment, force=True))
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(town: Cluster) -> None:
+    deployment = await placed(town)
+    town.now += 1.0
+    gone = town.nodes.pop("b")
+    gone.ledger.end(deployment, "the daemon is gone")
+    gone.ledger.ended(deployment)
+    break_off(town, deployment, answered=True, culprit="b")
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "waits for host-b" in answer.message
+    assert (await town.planner.preview(ASK)).verdict is Verdict.PLANNING
+    # It is back, and its llama.cpp is being looked for still.
+    gone.build = ""
+    town.nodes["b"] = gone
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    gone.build = "b1"
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_node_that_stays_away_is_not_waited_for(town: Cluster) -> None:
+    del town.nodes["b"]
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    town.now += BACK_WITHIN
+    town.changed()
+    refused = await town.planner.ensure(ASK)
+    assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
+    assert "MiB" in refused.message
+
+
+async def test_a_node_that_drains_is_waited_for_until_it_should_have_been_restarted(town: Cluster) -> None:
+    town.nodes["b"].draining = True
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    town.now += SETTINGS.serving.drain_limit - 1
+    gone = town.nodes.pop("b")
+    town.changed()
+    town.now += BACK_WITHIN - 1
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    gone.draining = False
+    town.nodes["b"] = gone
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_node_that_goes_on_draining_is_not_waited_for(town: Cluster) -> None:
+    town.nodes["b"].draining = True
+    town.changed()
+    town.now += SETTINGS.serving.drain_limit
+    refused = await town.planner.ensure(ASK)
+    assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
+
+
+async def test_an_owner_that_can_not_be_asked_just_now_is_waited_for(town: Cluster) -> None:
+    town.nodes["b"].unreachable = True
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "host-b" in answer.message
+    town.nodes["b"].unreachable = False
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_the_node_whose_part_of_loads_fails_is_left_out_and_not_the_head(town: Cluster) -> None:
+    town.add("d", 450 * MIB)
+    for _ in range(3):
+        answer = await town.planner.ensure(ASK)
+        assert (answer.verdict, answer.node) == (Verdict.WAIT, "a")
+        break_off(town, answer.deployment, culprit="b")
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.node) == (Verdict.WAIT, "a")
+    plan = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
+
+
+async def test_a_node_on_which_answers_break_again_and_again_is_avoided_where_others_can_do_it(
+    town: Cluster,
+) -> None:
+    # It is needed: better that one than none.
+    for _ in range(4):
+        break_off(town, await placed(town), culprit="b")
+    town.add("d", 450 * MIB)
+    await placed(town)
+    plan = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
+
+
+async def test_minutes_of_good_service_make_a_node_good_again(town: Cluster) -> None:
+    for _ in range(3):
+        break_off(town, await placed(town), culprit="b")
+    deployment = await placed(town)
+    town.now += GOOD_SERVICE
+    town.changed()
+    break_off(town, deployment, culprit="b")
+    town.add("d", 450 * MIB)
+    await placed(town)
+    plan = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert "b" in plan.bytes_by_owner()

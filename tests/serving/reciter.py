@@ -24,11 +24,20 @@ def count(text: str) -> int:
 
 
 class Reciter:
-    """One engine. ``die_after``: events after which the connection is cut, once; ``hang_after`` alike."""
+    """One engine.
+
+    ``cut_whole``: the next answer not streamed breaks off in its middle.
+    ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
+    of every request in which this stands, before it answers. ``deaf``: to small questions.
+    """
 
     def __init__(self) -> None:
         self.die_after: int | None = None
         self.hang_after: int | None = None
+        self.poison = ""
+        self.deaths = 0
+        self.deaf = False
+        self.cut_whole = False
         self.pause = 0.0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -71,6 +80,8 @@ class Reciter:
         return web.json_response([slot])
 
     async def tokenize(self, request: web.Request) -> web.Response:
+        if self.deaf:
+            await asyncio.Event().wait()
         text = (await request.json())["content"]
         return web.json_response({"tokens": list(range(count(text)))})
 
@@ -104,7 +115,9 @@ class Reciter:
         if not body.get("stream"):
             message = {"role": "assistant", "content": "".join(made)}
             choice = {"index": 0, "message": message, "finish_reason": finish}
-            return await self._whole({"choices": [choice], "usage": usage, "id": id, "timings": timings})
+            return await self._whole(
+                request, {"choices": [choice], "usage": usage, "id": id, "timings": timings}
+            )
         events = [chunk({"role": "assistant", "content": None})]
         events += [chunk({"content": word}) for word in made]
         events += [chunk({}, finish)]
@@ -127,7 +140,7 @@ class Reciter:
 
         usage = self._usage(1 + start, len(made))
         if not body.get("stream"):
-            return await self._whole({**chunk("".join(made), finish), "usage": usage})
+            return await self._whole(request, {**chunk("".join(made), finish), "usage": usage})
         last = {**chunk("", finish), "usage": usage}
         return await self._sse(request, [*(chunk(word) for word in made), last], done=True)
 
@@ -178,6 +191,10 @@ class Reciter:
     async def _body(self, request: web.Request) -> dict[str, Any]:
         body = await request.json()
         self.requests.append((request.path, body, dict(request.headers)))
+        if self.poison and self.poison in json.dumps(body):
+            self.deaths += 1
+            assert request.transport is not None
+            request.transport.abort()
         if self.status != 200:
             error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
             raise _status(self.status, error)
@@ -205,7 +222,7 @@ class Reciter:
     def _usage(self, prompt: int, made: int) -> dict[str, int]:
         return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
-    async def _whole(self, body: dict[str, Any]) -> web.Response:
+    async def _whole(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         self.running += 1
         try:
             await self.gate.wait()
@@ -214,6 +231,15 @@ class Reciter:
             raise
         finally:
             self.running -= 1
+        if self.cut_whole:
+            self.cut_whole = False
+            response = web.StreamResponse(headers={"Content-Length": "1000000"})
+            await response.prepare(request)
+            await response.write(b'{"choices":')
+            await asyncio.sleep(0.01)
+            assert request.transport is not None
+            request.transport.abort()
+            return response
         return web.json_response(body)
 
     async def _sse(

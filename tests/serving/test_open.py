@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.record import Backend, Endpoint, State
+from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
 from sollold.config import HttpSettings
 from sollold.serving.ask import Answer, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
@@ -326,6 +327,38 @@ async def test_drained_node_sends_its_line_elsewhere_and_lets_streams_finish(clu
     assert answer.routing.resumed == 0
     await draining
     assert b.view.me.draining
+
+
+async def test_drain_waits_for_the_deployments_of_others_that_hold_memory_here(cluster: Cluster) -> None:
+    b = await cluster.node("b")
+    grant = Grant("d1", "CPU", 1000, "a", GrantState.COMMITTED)
+    b.view.update_me(grants=(grant, Grant("d2", "CPU", 1000, "b", GrantState.COMMITTED)))
+    draining = asyncio.create_task(drain(b.view, b.server, b.serving, cluster.settings, "node b is leaving"))
+    await asyncio.sleep(0.3)
+    assert not draining.done()
+    b.view.update_me(grants=())
+    async with asyncio.timeout(2):
+        await draining
+
+
+async def test_an_endpoint_that_closes_lets_streams_finish_and_sends_its_line_away(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="first", user="first"))
+    await until(lambda: reciter.running == 1)
+    second = asyncio.create_task(give(a, id="second", user="second"))
+    await until(lambda: b.server.under_way == 2)
+    b.view.update_me(endpoints=tuple(replace(one, closing=True) for one in b.view.me.endpoints))
+    await until(lambda: b.server.under_way == 1)
+    c = await cluster.node("c")
+    c.engines.serve("d2", await cluster.reciter())
+    assert (await second)[1].routing.node == "host-c"
+    third = await give(a, id="third", user="third")
+    assert third[1].routing.node == "host-c"
+    reciter.gate.set()
+    events, answer = await first
+    assert said(events) == TEXT
+    assert (answer.routing.node, answer.routing.resumed) == ("host-b", 0)
 
 
 async def test_64_streams_are_whole_and_in_order(cluster: Cluster) -> None:

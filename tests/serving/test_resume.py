@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sollold.cluster.record import Backend
+from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
-from sollold.serving.ask import Answer, Fault, Refusal
+from sollold.serving import errand, finding
+from sollold.serving.ask import Answer, Engine, Fault, Refusal
 from sollold.serving.drain import drain
-from tests.serving.cluster_double import Cluster, Node, ask, said, until
+from sollold.serving.router import Wish
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
 FORMS = ["chat", "text", "native", "ollama", "generate"]
@@ -103,6 +106,14 @@ async def test_request_not_streamed_is_repeated(cluster: Cluster) -> None:
     assert said(await read(answer)) == TEXT
 
 
+async def test_a_request_not_streamed_tells_how_long_it_was_interrupted(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.cut_whole = True
+    answer = await a.serving.open(ask(stream=False), lambda _: None)
+    assert said(await read(answer)) == TEXT
+    assert answer.routing.resumed == 1 and answer.routing.gap_ms > 0
+
+
 async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:
     a = await cluster.node("a")
     one, other = await cluster.reciter(), await cluster.reciter()
@@ -156,6 +167,17 @@ async def test_what_cant_be_continued_is_said_clearly(cluster: Cluster, more: di
     assert refusal.value.fault is Fault.INTERRUPTED
     assert "can't be continued exactly" in refusal.value.message
     assert a.serving.under_way == 0
+
+
+async def test_what_cant_be_continued_begins_anew_where_nobody_has_seen_it(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.die_after = 9
+    answer = await a.serving.open(ask(n=2, gathered=True), lambda _: None)
+    events = [event async for event in answer.events]
+    anew = events.index(b"")
+    assert anew == 9
+    assert said([json.loads(event) for event in events[anew + 1 :]]) == TEXT
+    assert answer.routing.resumed == 1 and answer.routing.gap_ms > 0
 
 
 async def test_dead_node_is_left_at_once(cluster: Cluster) -> None:
@@ -270,3 +292,89 @@ async def test_asking_node_that_vanished_frees_its_place(cluster: Cluster) -> No
     cluster.world.changed()
     await until(lambda: b.server.under_way == 0 and one.cancelled == 1)
     await answer.close()
+
+
+async def test_a_request_that_engines_die_of_gets_three_more_and_then_an_error(cluster: Cluster) -> None:
+    a, one, other = await three(cluster)
+    one.poison = other.poison = "recite"
+    with pytest.raises(Refusal) as refusal:
+        await read(await a.serving.open(ask(), lambda _: None))
+    assert refusal.value.fault is Fault.INTERRUPTED
+    assert "one after the other" in refusal.value.message
+    assert one.deaths + other.deaths == 4
+
+
+@pytest.mark.parametrize("crashed", [True, False])
+async def test_a_request_not_streamed_is_repeated_thrice_where_engines_crash_of_it(
+    cluster: Cluster, crashed: bool
+) -> None:
+    a = await cluster.node("a")
+    one = await cluster.reciter()
+    a.engines.serve("d0", one)
+    one.poison = "recite"
+    began = 0
+
+    def load_anew() -> None:
+        """Its record says that it is gone, and another is there."""
+        nonlocal began
+        if one.deaths > began:
+            began = one.deaths
+            if began == 6:
+                one.poison = ""
+            old = a.view.me.endpoints[-1]
+            a.view.update_me(endpoints=(replace(old, state=State.FAILED, crashed=crashed),))
+            a.engines.serve(f"d{began}", one)
+
+    async def watch() -> None:
+        while True:
+            load_anew()
+            await asyncio.sleep(0.01)
+
+    watching = asyncio.create_task(watch())
+    try:
+        opening = a.serving.open(ask(stream=False), lambda _: None)
+        if crashed:
+            with pytest.raises(Refusal, match="one after the other"):
+                await opening
+            assert one.deaths == 4
+        else:
+            assert said(await read(await opening)) == TEXT
+            assert one.deaths == 6
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def test_a_stream_goes_on_though_the_engine_is_deaf_to_the_count_of_its_tokens(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in (finding, errand):
+        monkeypatch.setattr(room, "ASIDE_LIMIT", 0.3)
+    a, one, other = await three(cluster)
+    one.die_after, other.deaf = 50, True
+    events = await read(await a.serving.open(ask(), lambda _: None))
+    assert said(events) == TEXT
+
+
+async def test_to_load_from_an_engine_that_is_deaf_ends_with_an_error(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finding, "ASIDE_LIMIT", 0.3)
+    a, one, other = await three(cluster)
+    one.deaf = other.deaf = True
+    with pytest.raises(Refusal, match="small question") as refusal:
+        await a.serving.open(ask(load_only=True), lambda _: None)
+    assert refusal.value.fault is Fault.TIMEOUT
+
+
+async def test_an_engine_of_another_node_that_can_not_be_reached_is_left_alone(cluster: Cluster) -> None:
+    a, b = await cluster.node("a"), await cluster.node("b")
+    one = await cluster.reciter()
+    b.engines.serve("d1", one)
+    await one.stop()
+    opening = asyncio.create_task(a.serving.open(ask(), lambda _: None))
+    wish, now = Wish(MODEL, frozenset((Engine.LLAMA,))), asyncio.get_running_loop().time
+    assert a.router.candidates(a.view.live(), wish, now())
+    await until(lambda: not a.router.candidates(a.view.live(), wish, now()))
+    opening.cancel()
+    await asyncio.gather(opening, return_exceptions=True)

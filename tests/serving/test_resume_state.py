@@ -188,6 +188,8 @@ def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None
         ("ollama", {"format": "json"}, [{"message": {"content": "x"}}]),
         ("ollama", {}, [{"message": {"content": "", "tool_calls": [{}]}}]),
         ("prompt", {"context": [1, 2]}, [{"response": "x"}]),
+        ("ollama", {}, [{"message": {"content": "", "thinking": "x"}}]),
+        ("prompt", {}, [{"response": "", "thinking": "x"}]),
     ],
 )
 def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any]) -> None:
@@ -197,6 +199,16 @@ def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any
         kept.add(json.dumps(event).encode())
     with pytest.raises(Unfaithful):
         kept.check()
+
+
+def test_an_ollama_goes_on_behind_its_thinking_and_not_in_it() -> None:
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    kept = keeper(Engine.OLLAMA, Call("/v1/chat/completions", body))
+    kept.add(b'{"choices":[{"delta":{"reasoning":"x"}}]}')
+    with pytest.raises(Unfaithful, match="thinking"):
+        kept.check()
+    kept.add(b'{"choices":[{"delta":{"content":"y"}}]}')
+    kept.check()
 
 
 def test_long_stream_does_not_pile_up() -> None:

@@ -38,6 +38,7 @@ def test_only_what_can_answer_is_a_candidate() -> None:
         replace(READY, model="other", digest="y" * 64),
         replace(READY, embedding=True),
         replace(READY, context=100),
+        replace(READY, closing=True),
     ]
     wish = replace(WISH, context=4096, digest="x" * 64)
     for endpoint in cases:
