@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from sollold.cluster.link import FULL, Links, neighbours
+from sollold.cluster.link import FULL, BestRate, Links, neighbours
 from sollold.cluster.peer_server import LINK
 from tests.cluster.shells import IDS, Pair, until
 
@@ -123,3 +123,16 @@ async def test_rubbish_on_a_link_ends_it(pair: Pair, sent: bytes) -> None:
     writer.close()
     assert ends.links[0].up() == ()
     await ends.close()
+
+
+def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> None:
+    best = BestRate()
+    assert best.take(20e6) == 20e6
+    assert best.take(110e6) == 110e6
+    assert not best.settled
+    assert best.take(30e6) == 110e6
+    assert best.settled
+    # A link that has become slower shows after a few.
+    assert best.take(12e6) == 110e6
+    assert best.take(11e6) == 30e6
+    assert best.take(12e6) == 12e6
