@@ -172,20 +172,28 @@ class Layers:
             return False
         return one.loading is None or load[count] - load[start] <= one.loading
 
-    def some_orders(self, head: list[Item], rest: list[Item], bound: float) -> Split | None:
-        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first."""
+    def some_orders(self, head: list[Item], rest: list[Item], bound: float, bar: float = inf) -> Split | None:
+        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
+
+        Only what is quicker than ``bar`` is of interest.
+        """
         found: Split | None = None
         keys: list[Callable[[Item], float]] = [
             lambda item: item.bin.rate,
             lambda item: -item.bin.room,
             lambda item: item.bin.room,
         ]
+        tried: set[tuple[int, ...]] = set()
         lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
         for last in dict.fromkeys((*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room)))):
             end = next(item for item in rest if id(item) == last)
             for key in keys:
-                others = sorted((item for item in rest if item is not end), key=key)
-                split = self.arrange([*head, *others, end])
+                order = [*head, *sorted((item for item in rest if item is not end), key=key), end]
+                indices = tuple(item.index for item in order)
+                if indices in tried:
+                    continue
+                tried.add(indices)
+                split = self.arrange(order, min(bar, found.seconds if found is not None else inf))
                 if split is not None and (found is None or split.seconds < found.seconds):
                     found = split
                 if found is not None and found.seconds <= bound * (1 + ENOUGH):
@@ -219,8 +227,11 @@ class Layers:
             seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
-    def arrange(self, order: list[Item]) -> Split | None:
-        """Best cut points for the devices in this order, each holding at least one layer."""
+    def arrange(self, order: list[Item], bar: float = inf) -> Split | None:
+        """Best cut points for the devices in this order, each holding at least one layer.
+
+        None as well when it can't be quicker than ``bar``.
+        """
         # What those before can reach, and what those after need: between the two each cut must lie.
         highs = [0]
         for item in order[:-1]:
@@ -236,6 +247,8 @@ class Layers:
         for i, item in enumerate(order[:-1]):
             times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
             backs.append(back)
+            if self._least(times, order[i + 1 :], lows[i + 1], highs[i + 1]) >= bar:
+                return None
         end = self._finish(times, order[-1])
         if end is None:
             return None
@@ -286,6 +299,14 @@ class Layers:
                 back[end] = starts[lead]
         return out, back
 
+    def _least(self, times: list[float], left: list[Item], low: int, high: int) -> float:
+        """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
+        act = self.act
+        rate = min(item.bin.rate for item in left)
+        fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
+        pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
+        return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
+
     def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
         """Let ``item`` hold all the rest with the output: (time, first layer)."""
         act, rate = self.act, item.bin.rate
@@ -297,8 +318,11 @@ class Layers:
                 best, at = value, start
         return (best + fixed, at) if at >= 0 else None
 
-    def any_order(self, head: list[Item], rest: list[Item]) -> Split | None:
-        """The best over all orders: dynamic programming over sets of devices and prefixes."""
+    def any_order(self, head: list[Item], rest: list[Item], bar: float = inf) -> Split | None:
+        """The best over all orders: dynamic programming over sets of devices and prefixes.
+
+        None as well when it can't be quicker than ``bar``.
+        """
         start = [0.0] + [inf] * (len(self.mem) - 1)
         prefix: list[int] = []
         if head:
@@ -311,6 +335,9 @@ class Layers:
         for mask in range(full):
             times = tables.get(mask)
             if times is None:
+                continue
+            left = [item for i, item in enumerate(rest) if not mask & 1 << i]
+            if self._least(times, left, lows[mask], highs[mask]) >= (best[0] if best is not None else bar):
                 continue
             for i, item in enumerate(rest):
                 bit = 1 << i

@@ -207,10 +207,10 @@ class _Search:
         each = len(rest) * len(self.layers.mem)
         if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * each <= ALL_STEPS:
             orders = 1 << (len(rest) - 1)
-            found = self.layers.any_order(head, rest)
+            found = self.layers.any_order(head, rest, self._bar())
         else:
             orders = 6
-            found = self.layers.some_orders(head, rest, bound)
+            found = self.layers.some_orders(head, rest, bound, self._bar())
         if found is not None:
             self._keep(found)
         return orders * each
