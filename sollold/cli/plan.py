@@ -90,6 +90,8 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
     words = [f"context {preview.get('context') or made['run']['context']} tokens"]
     if made["tokens_per_second"]:
         words.append(f"about {made['tokens_per_second']:.1f} tokens/s")
+    if preview.get("prompt_tokens_per_second"):
+        words.append(f"reads prompts at about {preview['prompt_tokens_per_second']:.0f} tokens/s")
     if made["load_seconds"]:
         words.append(f"loads in about {seconds_text(made['load_seconds'])}")
     out.print(", ".join(words) + "\n")

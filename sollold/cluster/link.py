@@ -15,6 +15,7 @@ import errno
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import cast
 
@@ -37,6 +38,9 @@ _HELLO_SECONDS = 5.0
 _FIRST_PINGS = 3
 _LOAD_AFTER = 3.0
 _LOAD_SECONDS = 3600.0
+_LOAD_AGAIN = 60.0
+"""Seconds between the first few measurements of the rate."""
+_RATES = 3
 _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
 _LARGEST = _LOAD_PIECE + 1024
@@ -98,6 +102,23 @@ def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
         found |= {ring[(here + step) % len(ring)], ring[(here - step) % len(ring)]}
         step *= 2
     return frozenset(found)
+
+
+class BestRate:
+    """The best of the last few rates: whatever else is under way makes one slower, and nothing faster."""
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=_RATES)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are as many as are kept."""
+        return len(self._rates) == _RATES
+
+    def take(self, rate: float) -> float:
+        """One more was measured; the best, in the same unit."""
+        self._rates.append(rate)
+        return max(self._rates)
 
 
 class Links:
@@ -247,6 +268,7 @@ class Link(asyncio.Protocol):
         self._answered: asyncio.Future[None] | None = None
         self._trip = 0.0
         self._rate = 0.0
+        self._rates = BestRate()
         self._took: list[float] = []
         self._all_took: asyncio.Future[None] | None = None
 
@@ -291,7 +313,8 @@ class Link(asyncio.Protocol):
             pings += 1
             if self._loop.time() >= load_at:
                 await self._measure_rate()
-                load_at = self._loop.time() + _LOAD_SECONDS * random.uniform(0.75, 1.25)
+                after = _LOAD_SECONDS if self._rates.settled else _LOAD_AGAIN
+                load_at = self._loop.time() + after * random.uniform(0.75, 1.25)
             pause = 0.2 if pings < _FIRST_PINGS else _PING_SECONDS * random.uniform(0.8, 1.2)
             if self._rate == 0.0:
                 pause = min(pause, max(0.1, load_at - self._loop.time()))
@@ -315,7 +338,8 @@ class Link(asyncio.Protocol):
         await self._done(self._all_took, 10.0)
         if len(self._took) == _LOAD_PIECES and self._took[-1] > self._took[0]:
             # The first answer ends the first piece's way; from there on only the rate counts.
-            self._rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
+            rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
+            self._rate = self._rates.take(rate)
             self._links.measure(self.node, self._trip, self._rate)
 
     async def _done(self, waited: asyncio.Future[None], seconds: float) -> None:

@@ -187,7 +187,8 @@ class Leader:
                 return _answer(world)
             decision = await asyncio.to_thread(decide, ask, world)
             left = end - asyncio.get_running_loop().time()
-            if not isinstance(decision, Soon) or left <= 0:
+            # What is in use by the records may be idle by now: they are a moment old.
+            if not isinstance(decision, Soon | Otherwise) or left <= 0:
                 break
             # Owners wait for a silent head; where the head is known to be dead they need not.
             await self._carrier.release_orphans(world.orphans(), self._view.leader())

@@ -39,7 +39,8 @@ class Bin:
         hop: per token when it is used at all.
         tail: more per token when it holds the output.
         room: for layers and the buffers beside them.
-        loading: for the weights alone, while they are loaded; None: no less than ``room``.
+        loading: for the weights and the largest of them once more, while they are loaded (of the ``first``
+            kind: for the weights alone); None: that never takes more than ``room``.
         group: of the bins with one group (not -1) at most one is used.
         worker: number of the machine that must run a worker for it; -1: none.
         first: may only hold the first layers, and never the output; its buffers are not in ``room``.
@@ -86,7 +87,8 @@ class Layers:
     """The layers of a model in a row, the output as the last.
 
     Attributes:
-        memory: bytes that each takes; ``weights``: of these what is read from the file.
+        memory: bytes that each takes; ``weights``: of these what is read from the file; ``largest``: its
+            largest tensor.
         active: bytes read a token.
     """
 
@@ -94,14 +96,26 @@ class Layers:
     active: Sequence[int]
     weights: Sequence[int] = ()
     buffers: Buffers = Buffers()
+    largest: Sequence[int] = ()
     mem: list[int] = field(init=False)
     act: list[int] = field(init=False)
     load: list[int] = field(init=False)
+    _peaks: dict[tuple[int, int], int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mem = [0, *accumulate(self.memory)]
         self.act = [0, *accumulate(self.active)]
         self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
+
+    def _loads(self, one: Bin, start: int, end: int) -> bool:
+        """Whether the run's weights fit while they are loaded."""
+        if one.loading is None:
+            return True
+        peak = 0
+        if self.largest and not one.first:
+            known = self._peaks.get((start, end))
+            peak = self._peaks[start, end] = max(self.largest[start:end]) if known is None else known
+        return self.load[end] - self.load[start] + peak <= one.loading
 
     def item(self, index: int, one: Bin) -> Item:
         """What can be said of a bin beforehand."""
@@ -122,19 +136,17 @@ class Layers:
 
     def _lowest(self, one: Bin) -> list[int]:
         """For each end but the model's the first layer with which a run fits."""
-        mem, load = self.mem, self.load
+        mem = self.mem
         buffers = self.buffers
         room = one.room if one.first else one.room - buffers.middle
         begins = one.room if one.first else one.room - buffers.begins
-        most = one.loading
         low = [0] * (len(mem) - 1)
         start = 0
         for end in range(1, len(low)):
             while start < end and mem[end] - mem[start] > room:
                 start += 1
-            if most is not None:
-                while start < end and load[end] - load[start] > most:
-                    start += 1
+            while start < end and not self._loads(one, start, end):
+                start += 1
             if not start and mem[end] > begins:
                 start = 1
             low[end] = start
@@ -142,8 +154,7 @@ class Layers:
 
     def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
         """The same with the buffers of each run as they are."""
-        mem, load = self.mem, self.load
-        most = one.room if one.loading is None else one.loading
+        mem = self.mem
         # Between the two the bytes are counted; beyond them that is no question.
         perhaps = one.room - self.buffers.least
         surely = one.room - max(self.buffers.begins, self.buffers.middle)
@@ -152,9 +163,8 @@ class Layers:
         for end in range(1, len(low)):
             while start < end:
                 size = mem[end] - mem[start]
-                if load[end] - load[start] <= most and (
-                    size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
-                ):
+                fits = size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
+                if fits and self._loads(one, start, end):
                     break
                 start += 1
             low[end] = start
@@ -162,7 +172,7 @@ class Layers:
 
     def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
         """Whether the layers from ``start`` on fit with the output."""
-        mem, load = self.mem, self.load
+        mem = self.mem
         count = len(mem) - 1
         if exact is not None:
             more = exact(start, count)
@@ -170,22 +180,30 @@ class Layers:
             more = self.buffers.output if start == count - 1 else self.buffers.ends
         if mem[count] - mem[start] + more > one.room:
             return False
-        return one.loading is None or load[count] - load[start] <= one.loading
+        return self._loads(one, start, count)
 
-    def some_orders(self, head: list[Item], rest: list[Item], bound: float) -> Split | None:
-        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first."""
+    def some_orders(self, head: list[Item], rest: list[Item], bound: float, bar: float = inf) -> Split | None:
+        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
+
+        Only what is quicker than ``bar`` is of interest.
+        """
         found: Split | None = None
         keys: list[Callable[[Item], float]] = [
             lambda item: item.bin.rate,
             lambda item: -item.bin.room,
             lambda item: item.bin.room,
         ]
+        tried: set[tuple[int, ...]] = set()
         lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
         for last in dict.fromkeys((*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room)))):
             end = next(item for item in rest if id(item) == last)
             for key in keys:
-                others = sorted((item for item in rest if item is not end), key=key)
-                split = self.arrange([*head, *others, end])
+                order = [*head, *sorted((item for item in rest if item is not end), key=key), end]
+                indices = tuple(item.index for item in order)
+                if indices in tried:
+                    continue
+                tried.add(indices)
+                split = self.arrange(order, min(bar, found.seconds if found is not None else inf))
                 if split is not None and (found is None or split.seconds < found.seconds):
                     found = split
                 if found is not None and found.seconds <= bound * (1 + ENOUGH):
@@ -219,8 +237,11 @@ class Layers:
             seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
-    def arrange(self, order: list[Item]) -> Split | None:
-        """Best cut points for the devices in this order, each holding at least one layer."""
+    def arrange(self, order: list[Item], bar: float = inf) -> Split | None:
+        """Best cut points for the devices in this order, each holding at least one layer.
+
+        None as well when it can't be quicker than ``bar``.
+        """
         # What those before can reach, and what those after need: between the two each cut must lie.
         highs = [0]
         for item in order[:-1]:
@@ -236,6 +257,8 @@ class Layers:
         for i, item in enumerate(order[:-1]):
             times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
             backs.append(back)
+            if self._least(times, order[i + 1 :], lows[i + 1], highs[i + 1]) >= bar:
+                return None
         end = self._finish(times, order[-1])
         if end is None:
             return None
@@ -286,6 +309,14 @@ class Layers:
                 back[end] = starts[lead]
         return out, back
 
+    def _least(self, times: list[float], left: list[Item], low: int, high: int) -> float:
+        """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
+        act = self.act
+        rate = min(item.bin.rate for item in left)
+        fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
+        pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
+        return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
+
     def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
         """Let ``item`` hold all the rest with the output: (time, first layer)."""
         act, rate = self.act, item.bin.rate
@@ -297,8 +328,11 @@ class Layers:
                 best, at = value, start
         return (best + fixed, at) if at >= 0 else None
 
-    def any_order(self, head: list[Item], rest: list[Item]) -> Split | None:
-        """The best over all orders: dynamic programming over sets of devices and prefixes."""
+    def any_order(self, head: list[Item], rest: list[Item], bar: float = inf) -> Split | None:
+        """The best over all orders: dynamic programming over sets of devices and prefixes.
+
+        None as well when it can't be quicker than ``bar``.
+        """
         start = [0.0] + [inf] * (len(self.mem) - 1)
         prefix: list[int] = []
         if head:
@@ -311,6 +345,9 @@ class Layers:
         for mask in range(full):
             times = tables.get(mask)
             if times is None:
+                continue
+            left = [item for i, item in enumerate(rest) if not mask & 1 << i]
+            if self._least(times, left, lows[mask], highs[mask]) >= (best[0] if best is not None else bar):
                 continue
             for i, item in enumerate(rest):
                 bit = 1 << i

@@ -177,9 +177,28 @@ def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[st
         sentences.append(
             f"Each token makes {len(hops)} round trip{'s' if len(hops) != 1 else ''} to workers."
         )
+    if unknown := [
+        fleet.name(node) for node in best.nodes[1:] if not _is_measured(fleet, best.head.node, node)
+    ]:
+        sentences.append(
+            f"How far {_listed(unknown)} {'is' if len(unknown) == 1 else 'are'} from {head} "
+            f"is not measured: a network of 1 Gb/s is assumed."
+        )
     if best.on_host:
         sentences.append(f"The first {best.host.layers} layers stay on {head}'s processor, without a hop.")
     return sentences
+
+
+def _is_measured(fleet: Fleet, head: str, node: str) -> bool:
+    """Whether either side has measured the link; with very many nodes each measures some."""
+    one, other = fleet.machine(head), fleet.machine(node)
+    return (one is not None and any(peer == node for peer, _ in one.links)) or (
+        other is not None and any(peer == head for peer, _ in other.links)
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _spot_of(fleet: Fleet, node: str, device: str) -> Spot:

@@ -98,6 +98,7 @@ class Rung:
                 host=host,
                 apart=self.wish.always,
                 below=below,
+                largest=self.footprint.largest,
             )
             if split is None:
                 return None
@@ -165,7 +166,7 @@ class Rung:
             hop=hop,
             tail=tail,
             room=room,
-            loading=room - footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else None,
+            loading=room if link is not None and spot.kind is Kind.CPU else None,
             group=self._group(spot),
             worker=self.numbers[spot.node] if spot.node != head.node else -1,
         )

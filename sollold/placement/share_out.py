@@ -25,7 +25,9 @@ def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft 
         gpus = [spot for spot in spots if spot.kind is Kind.GPU]
         for spot in gpus or spots:
             one = rung.bin(spot, head, links)
-            room = min(one.room - buffers.begins, one.room if one.loading is None else one.loading)
+            room = one.room - buffers.begins
+            if one.loading is not None:
+                room = min(room, one.loading - max(rung.footprint.largest))
             if room > 0:
                 line.append((spot, Room(room, max(min(room, one.room - buffers.ends), 0))))
     line.sort(key=lambda pair: (-pair[1].middle, pair[0].node, pair[0].device))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from sollold.config import GIB
 from sollold.machine.device import Kind
 from sollold.models.footprint import Footprint
 from sollold.placement import context, speed
-from sollold.placement.draft import host_share
+from sollold.placement.draft import Draft, host_share
 from sollold.placement.fleet import Fleet, Machine, Spot
 from sollold.placement.planner import Choice, FootprintOf, choose
 from sollold.placement.wish import Wish
 from sollold.units import bytes_text
+
+LEAST_BITS = 1.8
+"""Bits a weight of the smallest quantization that people use (IQ1_M)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,34 +145,98 @@ def _remedies(
 ) -> list[str]:
     """What would help, each tried: sentences in the order of what it costs."""
 
-    def fits(other: Wish, on: Fleet = fleet) -> Choice | None:
-        tried = choose(other, on, footprint_of, correction)
-        return tried if tried.draft is not None else None
+    def fits(other: Wish, on: Fleet = fleet, prints: FootprintOf = footprint_of) -> Draft | None:
+        return choose(other, on, prints, correction).draft
 
-    found = []
-    if wish.context > context.LEAST:
-        open_choice = fits(replace(wish, context=0, usual=wish.context))
-        if open_choice is not None and open_choice.draft is not None:
-            run = open_choice.draft.run
-            found.append(f"a context of {run.context // run.slots} tokens instead of {wish.context}")
-    if wish.type_k == "f16" or wish.type_v == "f16":
-        small = fits(replace(wish, type_k="q8_0", type_v="q8_0"))
-        if small is not None:
-            found.append("keys and values in q8_0 (type_k and type_v in the settings)")
-    if not wish.distributed and fits(replace(wish, distributed=True)) is not None:
-        found.append("spreading it over machines (enable_distributed in the settings)")
-    for one in sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]:
-        if fits(wish, _freed(fleet, one)) is not None:
-            held = bytes_text(sum(one.bytes.values()))
-            found.append(f"{one.model} giving back its {held} ({one.reason})")
-            break
+    found = _by_settings(wish, fits)
+    for one in _given_back(wish, fleet, busy, lambda on: fits(wish, on) is not None):
+        held = bytes_text(sum(sum(part.bytes.values()) for part in one))
+        models = " and ".join(part.model for part in one)
+        found.append(f"{models} giving back {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+    if size := _quantized(wish, footprint, lambda of: fits(wish, fleet, of(footprint_of)) is not None):
+        found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if wish.distributed and not wish.fixed:
         size = _another(wish, fleet, footprint, missing, fits_with=lambda on: fits(wish, on) is not None)
         if size:
             found.append(f"another machine with {size // GIB} GiB of free memory")
     if not found:
-        found.append("a smaller quantization of the model")
+        found.append("a smaller model")
     return found
+
+
+def _by_settings(wish: Wish, fits: Callable[[Wish], Draft | None]) -> list[str]:
+    """What a caller or the settings can change: each alone, or where none suffices the fewest together."""
+    changes: list[dict[str, object]] = []
+    if wish.context > context.LEAST:
+        changes.append({"context": 0, "usual": wish.context})
+    if wish.type_k == "f16" or wish.type_v == "f16":
+        changes.append({"type_k": "q8_0", "type_v": "q8_0"})
+    if not wish.distributed:
+        changes.append({"distributed": True})
+    for count in range(1, len(changes) + 1):
+        found = []
+        for some in combinations(changes, count):
+            other = replace(wish, **{name: value for change in some for name, value in change.items()})  # type: ignore[arg-type]
+            made = fits(other)
+            if made is not None:
+                found.append(" with ".join(_setting(change, wish, made) for change in some))
+        if found:
+            return found
+    return []
+
+
+def _setting(change: dict[str, object], wish: Wish, made: Draft) -> str:
+    if "context" in change:
+        return f"a context of {made.run.context // made.run.slots} tokens instead of {wish.context}"
+    if "type_k" in change:
+        return "keys and values in q8_0 (type_k and type_v in the settings)"
+    return "spreading it over machines (enable_distributed in the settings)"
+
+
+def _given_back(
+    wish: Wish, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
+) -> list[tuple[Busy, ...]]:
+    """The smallest deployment in use that would make room; where none does, the fewest of the smallest."""
+    some = sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]
+    for one in some:
+        if fits_on(_freed(fleet, one)):
+            return [(one,)]
+    on = fleet
+    for count, one in enumerate(some, 1):
+        on = _freed(on, one)
+        if count > 1 and fits_on(on):
+            return [tuple(some[:count])]
+    return []
+
+
+def _quantized(
+    wish: Wish, footprint: Footprint, fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool]
+) -> int:
+    """Bytes of the largest file of this model that would fit; 0 when not even the smallest would."""
+    whole = wish.size or footprint.host_weights + sum(footprint.weights)
+
+    def fits(share: float) -> bool:
+        return fits_as(lambda footprint_of: lambda run: _scaled(footprint_of(run), share))
+
+    least = wish.parameters * LEAST_BITS / 8 / whole if wish.parameters else 0.1
+    if least >= 1 or not fits(least):
+        return 0
+    low, high = least, 1.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return int(whole * low)
+
+
+def _scaled(footprint: Footprint, share: float) -> Footprint:
+    """With weights of so much fewer bits."""
+    return replace(
+        footprint,
+        weights=tuple(int(size * share) for size in footprint.weights),
+        active=tuple(int(size * share) for size in footprint.active),
+        host_weights=int(footprint.host_weights * share),
+        largest_tensor=int(footprint.largest_tensor * share),
+    )
 
 
 def _freed(fleet: Fleet, one: Busy) -> Fleet:

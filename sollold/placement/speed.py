@@ -96,9 +96,12 @@ def prefill_seconds(parts: Sequence[Part], width: int, parameters_per_byte: floa
     Args:
         parts: the plan's devices.
         width: n_embd; 4 bytes a value cross each hop both ways.
-        parameters_per_byte: of the weights, from the model's parameter count and size.
+        parameters_per_byte: of the weights, from the model's parameter count and size; 0.0: not known, and
+            so is the answer.
     """
     total = 0.0
+    if parameters_per_byte <= 0:
+        return total
     for part in parts:
         compute = part.spot.compute if part.spot.compute > 0 else ASSUMED_COMPUTE[part.spot.kind]
         total += 2 * part.active * parameters_per_byte / compute

@@ -41,6 +41,7 @@ def best_split(
     host: bool = False,
     apart: bool = False,
     below: float = inf,
+    largest: Sequence[int] = (),
 ) -> Split | None:
     """The fastest split, or None when none fits.
 
@@ -55,8 +56,9 @@ def best_split(
         host: one of the ``first`` kind must hold layers.
         apart: some machine must run a worker.
         below: only splits quicker than this are of interest.
+        largest: bytes of each layer's largest tensor; empty: nothing more is taken while they are loaded.
     """
-    layers = Layers(memory, active, weights, buffers)
+    layers = Layers(memory, active, weights, buffers, largest)
     search = _Search(layers, bins, most, workers, host, apart, below)
     search.run()
     return search.best
@@ -207,10 +209,10 @@ class _Search:
         each = len(rest) * len(self.layers.mem)
         if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * each <= ALL_STEPS:
             orders = 1 << (len(rest) - 1)
-            found = self.layers.any_order(head, rest)
+            found = self.layers.any_order(head, rest, self._bar())
         else:
             orders = 6
-            found = self.layers.some_orders(head, rest, bound)
+            found = self.layers.some_orders(head, rest, bound, self._bar())
         if found is not None:
             self._keep(found)
         return orders * each

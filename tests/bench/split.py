@@ -1,186 +1,130 @@
-"""The chosen split against llama.cpp's own, one worker slowed to a third: `python -m tests.bench.split`.
+"""The chosen split against llama.cpp's own, one machine slowed to a third: `python -m tests.bench.split`.
 
-Three workers of the real llama.cpp, one of them stopped two thirds of the time. The planner knows the
-speeds and picks the cut points; llama.cpp's default splits by memory, of which all have the same. Tokens
-per second of both, and what was predicted for them, in one run.
+Three real daemons in network namespaces, of which none holds the model alone; one has a third of a core. How
+fast each is the daemons find out by themselves: when they are set up, and from one answer. llama.cpp's
+default splits by memory, of which all have the same (policy ``spread``). Tokens per second of both, and
+what was predicted, in one run. Exits 1 when the chosen split is not the faster one.
+
+    python -m tests.bench.split [--rounds 5] [--tokens 32] [--bytes 0.4e9]
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import http.client
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
+import statistics
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sollold.agent.command_line import Reach, command_line
-from sollold.agent.llama_find import Llama, find
-from sollold.config import MIB, LlamaSettings
-from sollold.machine.device import Kind
-from sollold.models.footprint import footprint
-from sollold.models.gguf import read
-from sollold.models.model import Model
-from sollold.models.shape import shape_of
-from sollold.placement.fleet import Fleet, Link, Machine, Spot
-from sollold.placement.plan import Plan
-from sollold.placement.planner import choose
-from sollold.placement.wish import Policy, Wish
+from sollold.agent.llama_find import find
+from sollold.config import LlamaSettings, NodeSettings
+from sollold.places import places
+from tests import netns
+from tests.bench.slowed import slowed
+from tests.daemons import Cluster, Node, until
 from tests.gguf import writer
 from tests.gguf.size import Size
 
-TOKENS = 48
-ROUNDS = 3
-PERIOD = 0.03
-SPEED = 6e9
-"""Bytes per second that one thread reads weights with, about: only the ratio of the workers matters."""
-NODES = ("one", "two", "slow")
+MODEL = "bench"
+SLOW = 2
+"""Which of the nodes is slowed; the first is the head."""
+SHARE = 1 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A split: layers of each node in order, tokens per second."""
+
+    layers: tuple[int, ...]
+    predicted: float
+    speed: float
 
 
 def main() -> None:
-    llama, why = find(LlamaSettings(), Path.home() / ".cache" / "sollold")
-    if llama is None:
-        sys.exit(f"no llama.cpp: {'; '.join(why)}")
-    with tempfile.TemporaryDirectory() as folder:
-        size = writer.sized("llama", 0.4e9, Size(layers=24, embd=1024, heads=16, heads_kv=4, vocab=4096))
-        path = writer.write(Path(folder) / "model.gguf", "llama", size)
-        shape = shape_of(read(path))
-        wish = Wish("bench", "bench", usual=1024, slots=1, always=True)
-        whole = sum(layer.weights for layer in shape.layers)
-        room = int(whole * 0.5) + 64 * MIB
-        spots = [Spot(n, "CPU", Kind.CPU, room, bandwidth=SPEED / (3 if n == "slow" else 1)) for n in NODES]
-        head = Spot("head", "CPU", Kind.CPU, 2048 * MIB, bandwidth=SPEED / 20)
-        links = tuple((name, Link(0.0002, 1e9)) for name in NODES)
-        machines = (
-            Machine("head", "head", (head,), True, links),
-            *(Machine(s.node, s.node, (s,)) for s in spots),
-        )
-        print(f"{'split':<12} {'layers (the slow one last)':<28} {'tokens/s':>9} {'predicted ratio':>16}")
-        found: dict[str, tuple[float, float]] = {}
-        for policy in (Policy.SPREAD, Policy.FASTEST):
-            # By memory as llama.cpp does it: over the workers alone, in proportion to their room.
-            allowed = tuple((name, "CPU") for name in NODES)
-            choice = choose(
-                replace(wish, policy=policy, devices=allowed),
-                Fleet(machines),
-                lambda run: footprint(shape, run),
-            )
-            if choice.draft is None:
-                sys.exit("the model does not fit")
-            plan = choice.draft.plan(wish, len(shape.layers), ())
-            speed = measured(llama, path, plan)
-            counts = {share.node: share.layers for share in plan.shares}
-            found[policy.value] = speed, plan.tokens_per_second
-            base = found[Policy.SPREAD.value][1]
-            print(
-                f"{policy.value:<12} {', '.join(f'{n} {counts.get(n, 0)}' for n in NODES):<28} "
-                f"{speed:>9.2f} {plan.tokens_per_second / base:>16.2f}"
-            )
-        gain = found["fastest"][0] / found["spread"][0]
-        print(f"the chosen split is {gain:.2f} times as fast as the default one")
-
-
-def measured(llama: Llama, path: Path, plan: Plan) -> float:
-    """Tokens per second of a plan, the median of some rounds."""
-    model = Model("bench", "bench", "folder", (str(path),), 0, 0.0)
-    with contextlib.ExitStack() as stack:
-        reach = []
-        for node in dict.fromkeys(share.node for share in plan.shares):
-            port = free_port()
-            worker = stack.enter_context(running([llama.worker, "-H", "127.0.0.1", "-p", port, "-t", 1]))
-            if node == "slow":
-                stack.enter_context(slowed(worker.pid))
-            reach.append(Reach(node, port, ("CPU",)))
-            until_listening(port)
-        port = free_port()
-        line = command_line(plan, model, llama, reach, port=port, threads=1)
-        stack.enter_context(running(line))
-        until_healthy(port)
-        speeds = sorted(one_answer(port) for _ in range(ROUNDS))
-        return speeds[len(speeds) // 2]
-
-
-@contextlib.contextmanager
-def running(line: list[object]) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [str(word) for word in line],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        restore_signals=False,
-        env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--bytes", type=float, default=0.4e9)
+    options = parser.parse_args()
+    if reason := netns.available():
+        print(f"skipped: {reason}")
+        return
+    llama, _ = find(LlamaSettings(), places(NodeSettings()).cache)
+    if llama is None:
+        raise SystemExit("no llama.cpp: run `sollold setup`")
+    with tempfile.TemporaryDirectory() as folder:
+        size = writer.sized(
+            "llama", options.bytes, Size(layers=24, embd=1024, heads=16, heads_kv=4, vocab=4096)
+        )
+        settings = {"placement.context": 1024, "placement.slots": 1, "placement.keep_alive": -1}
+        memory = f"{int(options.bytes / 1.6e6)} MB"
+        cluster = Cluster(3, Path(folder), llama, memory=memory, settings=settings, start=False)
+        with cluster, contextlib.ExitStack() as stack:
+            writer.write(cluster[0].models / f"{MODEL}.gguf", "llama", size)
+            for index, node in enumerate(cluster):
+                # One after the other: each measures how fast it is, and they share this machine's cores.
+                node.start()
+                assert node.process is not None
+                if index == SLOW:
+                    means = stack.enter_context(slowed(node.process.pid, SHARE))
+                    print(f"{node.name} has a third of a core (by {means})")
+                until(lambda node=node: bandwidth(node) > 0, f"{node.name} has measured itself", 180)
+            cluster.together(timeout=180)
+            rates = ", ".join(f"{node.name} {bandwidth(node) / 1e9:.1f} GB/s" for node in cluster)
+            print(f"as they have measured themselves: {rates}")
+            until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "it is listed")
+            default = measured(cluster, "spread", options.rounds, options.tokens)
+            chosen = measured(cluster, "fastest", options.rounds, options.tokens)
+    print(f"{'split':<9} {'layers':>10} {'predicted':>11} {'measured':>10}")
+    for name, one in (("default", default), ("chosen", chosen)):
+        counts = "+".join(map(str, one.layers))
+        print(f"{name:<9} {counts:>10} {one.predicted:>7.2f} t/s {one.speed:>6.2f} t/s")
+    print(f"the chosen split is {chosen.speed / default.speed:.2f} times as fast as the default one")
+    if chosen.speed <= default.speed:
+        raise SystemExit(1)
 
 
-@contextlib.contextmanager
-def slowed(pid: int) -> Iterator[None]:
-    """The process runs a third of the time."""
-    end = threading.Event()
-
-    def beat() -> None:
-        while not end.wait(PERIOD / 3):
-            os.kill(pid, signal.SIGSTOP)
-            end.wait(PERIOD * 2 / 3)
-            os.kill(pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-
-
-def free_port() -> int:
-    with socket.socket() as link:
-        link.bind(("127.0.0.1", 0))
-        return int(link.getsockname()[1])
+def measured(cluster: Cluster, policy: str, rounds: int, tokens: int) -> Measured:
+    """Load it by a policy, let the daemons see an answer, and measure."""
+    head = cluster[0]
+    wish = {"model": MODEL, "policy": policy}
+    loaded = head.ask("POST", "/api/cluster/load", wish, timeout=300)
+    assert loaded.status == 200, loaded.body
+    one_answer(head, tokens)
+    (deployment,) = cluster.deployments()
+    # The leader has heard of it: so the next plan knows how fast these devices really are.
+    until(lambda: cluster.deployments()[0]["speed"] > 0, "the daemons have measured it")
+    speed = statistics.median(one_answer(head, tokens) for _ in range(rounds))
+    reply = head.ask("POST", "/api/cluster/plan", wish)
+    unloaded = head.ask("POST", "/api/cluster/unload", {"model": MODEL, "force": True})
+    assert unloaded.status == 200, unloaded.body
+    names = {node.state()["me"]: index for index, node in enumerate(cluster)}
+    layers = [0] * len(cluster)
+    for share in deployment["placed"]:
+        layers[names[share["node"]]] += share["last"] - share["first"]
+    return Measured(tuple(layers), float(reply.json["plan"]["tokens_per_second"]), speed)
 
 
-def until_listening(port: int) -> None:
-    """By the kernel's table: to connect would be to be the worker's only client."""
-    wanted = f":{port:04X} "
-    for _ in range(400):
-        table = Path("/proc/net/tcp").read_text().splitlines()
-        if any(wanted in row[:40] and " 0A " in row for row in table):
-            return
-        time.sleep(0.05)
-    raise TimeoutError("the worker does not listen")
+def bandwidth(node: Node) -> float:
+    """Bytes per second that the node says its processor reads; 0.0 while it does not."""
+    state = node.state()
+    for one in state.get("nodes", []):
+        if one["node"] == state["me"]:
+            return float(next((d["bandwidth"] for d in one["devices"] if d["kind"] == "cpu"), 0.0))
+    return 0.0
 
 
-def until_healthy(port: int) -> None:
-    for _ in range(1200):
-        with contextlib.suppress(OSError):
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            connection.request("GET", "/health")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.1)
-    raise TimeoutError("llama-server is not ready")
-
-
-def one_answer(port: int) -> float:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    body = {"prompt": "a b c", "n_predict": TOKENS, "temperature": 0, "ignore_eos": True}
-    connection.request("POST", "/completion", json.dumps(body))
-    answer = json.loads(connection.getresponse().read())
-    return float(answer["timings"]["predicted_per_second"])
+def one_answer(node: Node, tokens: int) -> float:
+    """Tokens per second of one answer, by the engine's own account."""
+    body: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "Tell me a story."}]}
+    body |= {"max_tokens": tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    reply = node.ask("POST", "/v1/chat/completions", body, timeout=300)
+    assert reply.status == 200, reply.body
+    return float(reply.json["timings"]["predicted_per_second"])
 
 
 if __name__ == "__main__":

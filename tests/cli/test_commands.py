@@ -50,6 +50,7 @@ STATE: dict[str, Any] = {
 
 PLAN: dict[str, Any] = {
     "ok": True, "reason": "big:latest fits two nodes", "evicts": [["d0", "old"]], "context": 4096,
+    "prompt_tokens_per_second": 184.4,
     "plan": {
         "layers": 16, "tokens_per_second": 9.5, "load_seconds": 12.0, "reasons": ["anna has the file"],
         "run": {"context": 4096},
@@ -127,6 +128,7 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
     done = await sollold(url, "plan", "big")
     assert done.returncode == Exit.DONE, done.stderr
     assert "anna (head)" in done.stdout and "█" in done.stdout and "9.5 tokens/s" in done.stdout
+    assert "reads prompts at about 184 tokens/s" in " ".join(done.stdout.split())
     assert "anna alone" in done.stdout and "old (d0) would be unloaded" in done.stdout
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from sollold.cluster.frame import frame
-from sollold.cluster.link import FULL, Bye, Links, neighbours
+from sollold.cluster.link import FULL, BestRate, Bye, Links, neighbours
 from sollold.cluster.peer_server import LINK
 from tests.cluster.shells import IDS, Pair, until
 
@@ -156,3 +156,16 @@ async def test_a_link_that_fell_silent_is_told_from_one_that_the_other_side_ende
     link.connection_lost(error)
     assert (0, what, IDS[1]) in ends.told
     await ends.close()
+
+
+def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> None:
+    best = BestRate()
+    assert best.take(20e6) == 20e6
+    assert best.take(110e6) == 110e6
+    assert not best.settled
+    assert best.take(30e6) == 110e6
+    assert best.settled
+    # A link that has become slower shows after a few.
+    assert best.take(12e6) == 110e6
+    assert best.take(11e6) == 30e6
+    assert best.take(12e6) == 12e6

@@ -108,7 +108,8 @@ def _runs(
             state = sum(footprint.state[first:last])
             compute = footprint.compute(first, last, devices=devices, offloaded=offloaded)
             size = sum(footprint.weights[first:last]) + state + compute
-            size += share_overhead(spot, link is not None, footprint.largest_tensor, state, compute)
+            largest = max(footprint.largest[first:last])
+            size += share_overhead(spot, link is not None, largest, state, compute)
             if size > room:
                 continue
             output = last > footprint.layers

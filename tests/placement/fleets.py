@@ -124,7 +124,7 @@ def tight_cluster(seed: int) -> tuple[Shape, Fleet]:
     needed = sum(sizes) + model.output
     made = []
     for node in ("n0", "n1", "n2"):
-        room = int(needed * dice.uniform(0.15, 0.6)) + 150 * MIB
+        room = int(needed * dice.uniform(0.15, 0.6)) + 250 * MIB
         spots = [cpu(node, room, dice.choice([8e9, 20e9, 45e9, 80e9]))]
         if dice.random() < 0.5:
             room = int(needed * dice.uniform(0.1, 0.5)) + 300 * MIB

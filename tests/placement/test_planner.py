@@ -110,6 +110,21 @@ def test_three_machines_of_400_mib_hold_a_model_of_800() -> None:
     assert any("alone" in one.what and one.tokens_per_second == 0 for one in choice.alternatives)
 
 
+def test_a_plan_says_which_links_it_only_assumes() -> None:
+    def reasons(*measured: str) -> str:
+        links = tuple((node, Link(0.0003, 1e8)) for node in measured)
+        on = fleet(
+            machine(cpu("a", 400 * MIB), holds=True, links=links),
+            machine(cpu("b", 400 * MIB)),
+            machine(cpu("c", 400 * MIB)),
+        )
+        return " ".join(choose(WISH, on, prints(SMALL)).reasons)
+
+    assert "assumed" not in reasons("b", "c")
+    assert "host-c is from host-a is not measured: a network of 1 Gb/s is assumed" in reasons("b")
+    assert "host-b, host-c are from host-a" in reasons()
+
+
 def test_a_local_device_ends_the_line() -> None:
     on = fleet(
         machine(cpu("a", 8 * GIB), gpu("a", 900 * MIB), holds=True),
@@ -301,7 +316,7 @@ def test_the_processor_of_a_head_with_a_gpu_may_end_the_line() -> None:
     slow = Link(0.0002, 20e6)
     links = (("b", slow),)
     on = fleet(
-        machine(cpu("a", 900 * MIB, 80e9), gpu("a", 500 * MIB), holds=True, links=links),
+        machine(cpu("a", 1000 * MIB, 80e9), gpu("a", 500 * MIB), holds=True, links=links),
         machine(cpu("b", 100 * MIB), gpu("b", 1100 * MIB)),
     )
     model = shape(output=250 * MIB, n_vocab=256000)

@@ -51,7 +51,7 @@ class Around:
     def record(self, node: str) -> Record:
         return Record(node, f"host-{node}", 1, (), 1, 2, "0", endpoints=(self.endpoint,))
 
-    def resolve(self, name: str) -> Resolved:
+    async def awaited(self, name: str) -> Resolved:
         return Resolved(name)
 
     def get(self, name: str) -> Listed:

@@ -79,6 +79,7 @@ class Newcomer:
             LeaderLoader(view, self.calls),
             router,
             lambda on: asyncio.sleep(0),
+            lambda deployment, seconds: None,
             5.0,
         )
         service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
