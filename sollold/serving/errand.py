@@ -166,7 +166,8 @@ class Errand:
                 except Failure as failure:
                     leg = await self._mend(failure, leg, None)
                     continue
-                yield body
+                renamed = leg.renamed
+                yield renamed(body) if renamed else body
                 await self._done(leg)
                 return
         finally:
@@ -182,11 +183,14 @@ class Errand:
             while True:
                 began = 0.0
                 cut = Events(leg.candidate.engine, leg.call.path)
+                renamed = leg.renamed
                 try:
                     async for chunk in leg.stream.chunks():
                         for event in cut.feed(chunk):
                             if event.startswith(_ERROR):
                                 raise self._engine_error(event)
+                            if renamed:
+                                event = renamed(event)
                             if not began:
                                 began = self._first_event()
                             if kept.resumed:
@@ -197,6 +201,8 @@ class Errand:
                                 kept.add(event)
                                 yield event
                     for event in cut.finish():
+                        if renamed:
+                            event = renamed(event)
                         for merged in kept.merge(event) if kept.resumed else (event,):
                             yield merged
                     if not cut.done:

@@ -320,7 +320,7 @@ class Standin:
         last = {"delta": {}} if chat else {"text": ""}
         await response.write(_event(model, {"index": 0, "finish_reason": "stop"} | last, chat))
         if (body.get("stream_options") or {}).get("include_usage"):
-            raw = json.dumps(_v1(model, [], chat, chunk=True) | {"usage": usage})
+            raw = _packed(_v1(model, [], chat, chunk=True) | {"usage": usage})
             await response.write(f"data: {raw}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -473,7 +473,12 @@ def _final(model: Known, chat: bool, reason: str) -> dict[str, Any]:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+    return _packed(value).encode() + b"\n"
+
+
+def _packed(value: dict[str, Any]) -> str:
+    """Without spaces, as Go writes it."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool = False) -> dict[str, Any]:
@@ -482,7 +487,7 @@ def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool 
 
 
 def _event(model: Known, choice: dict[str, Any], chat: bool) -> bytes:
-    return f"data: {json.dumps(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
+    return f"data: {_packed(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
 
 
 def _vector(text: str) -> list[float]:
