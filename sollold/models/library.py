@@ -17,7 +17,7 @@ from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.view import View
 from sollold.models.catalogue import Catalogue, apart
 from sollold.models.model import Model
-from sollold.models.names import Resolved, resolve
+from sollold.models.names import Resolved, is_name, resolve
 from sollold.models.shape import Shape
 
 log = logging.getLogger("sollold.models")
@@ -247,7 +247,8 @@ class Library:
             log.info("the models of node %s can't be fetched just now: %s", node, error)
             self._retry_at[node] = loop.time() + _AGAIN
         else:
-            self._lists[node] = got
+            # What a node of another release may call a model must not keep the others' from being found.
+            self._lists[node] = replace(got, models=tuple(one for one in got.models if is_name(one.name)))
             record = self._view.record(node)
             if record is not None and record.models != got.digest:
                 # The record is behind the list or the list behind the record: ask again, but not at once.

@@ -18,7 +18,7 @@ TAG = "latest"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
-_LONGEST = 350
+LONGEST = 350
 _QUANTIZATION = re.compile(
     r"(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)",
     re.IGNORECASE,
@@ -70,8 +70,8 @@ def parse(text: str) -> Name:
         text = text.removeprefix(scheme)
     if not text:
         raise ValueError("the model's name is empty")
-    if len(text) > _LONGEST:
-        raise ValueError(f"a model's name has at most {_LONGEST} characters")
+    if len(text) > LONGEST:
+        raise ValueError(f"a model's name has at most {LONGEST} characters")
     path, tag = text, TAG
     colon = text.rfind(":")
     if colon > text.rfind("/"):
@@ -94,6 +94,15 @@ def canonical(text: str) -> str:
         ValueError: it is no name.
     """
     return str(parse(text))
+
+
+def is_name(text: str) -> bool:
+    """Whether `parse` can read it."""
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def of_file(stem: str) -> tuple[str, str]:

@@ -19,7 +19,8 @@ from typing import BinaryIO
 import msgspec
 
 from sollold.models.found import Found, Problem, Scan, unreadable
-from sollold.models.names import Name
+from sollold.models.mend import mend, whoami
+from sollold.models.names import Name, is_name
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -147,15 +148,27 @@ def scan(root: Path) -> Scan:
     if not _reachable(root, result) or not manifests.is_dir():
         return result
     left = _MOST_MODELS
-    for host in _children(manifests, result):
-        for namespace in _children(host, result):
-            for model in _children(namespace, result):
-                for tag in _children(model, result):
+    strange: list[Path] = []
+    for host in _children(manifests, root, result):
+        for namespace in _children(host, root, result):
+            for model in _children(namespace, root, result):
+                for tag in _children(model, root, result):
                     if tag.is_file() and left > 0 and not tag.name.startswith("."):
                         left -= 1
                         result.see(tag)
                         name = Name(host.name, namespace.name, model.name, tag.name)
-                        result.found.append(_read(root, tag, name, result))
+                        if is_name(str(name)):
+                            result.found.append(_read(root, tag, name, result))
+                        else:
+                            strange.append(tag)
+    if strange:
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        result.problems.append(
+            Problem(
+                f"{strange[0]}{others} in an Ollama store can't be the name of a model and is left out; "
+                "move it elsewhere, or pull the model again under a proper name."
+            )
+        )
     return result
 
 
@@ -164,43 +177,29 @@ def _reachable(root: Path, result: Scan) -> bool:
     try:
         next(os.scandir(root / "manifests"), None)
     except PermissionError:
-        what = f"The Ollama store {root} can't be read by {_whoami()}; its models are not seen."
-        result.problems.append(Problem(what, mend(root / "manifests")))
+        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not seen."
+        result.problems.append(Problem(what, mend(root / "manifests", root)))
         return False
     except OSError:
         return False
     return True
 
 
-def _children(folder: Path, result: Scan) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    result.see(folder)
+def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        if not folder.is_dir():
+            return []
+        result.see(folder)
+        # One that may be listed but not passed through shows names of which nothing can be told.
+        if os.access(folder, os.X_OK):
+            return sorted(folder.iterdir())
+        raise PermissionError
     except PermissionError:
-        what = f"The folder {folder} of an Ollama store can't be read by {_whoami()}."
-        result.problems.append(Problem(what, mend(folder)))
+        what = f"The folder {folder} of an Ollama store can't be read by {whoami()}."
+        result.problems.append(Problem(what, mend(folder, root)))
     except OSError:
         pass
     return []
-
-
-def _whoami() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"user {os.geteuid()}"
-
-
-def mend(path: Path) -> str:
-    """The one command that lets us read ``path``: it opens the topmost folder that keeps us out."""
-    closed = path
-    for folder in [path, *path.parents]:
-        if os.access(folder, os.R_OK | os.X_OK if folder.is_dir() else os.R_OK):
-            break
-        closed = folder
-    return f"sudo chmod -R o+rX {shlex.quote(str(closed))}"
 
 
 def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
@@ -211,7 +210,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
             raw = handle.read(_MOST_MANIFEST)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
-        return Found(shown, "ollama", unusable=f"Its manifest can't be read. Run: {mend(file)}")
+        return Found(shown, "ollama", unusable=f"Its manifest can't be read. Run: {mend(file, root)}")
     except OSError as error:
         return Found(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
     digest = hashlib.sha256(raw).hexdigest()
@@ -249,10 +248,10 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
         context_train=max(0, config.context_length or 0),
         capabilities=tuple(config.capabilities or ()),
     )
-    return _checked(found, again, result)
+    return _checked(root, found, again, result)
 
 
-def _checked(found: Found, again: str, result: Scan) -> Found:
+def _checked(root: Path, found: Found, again: str, result: Scan) -> Found:
     """The same, with what keeps it from running; its blobs are watched."""
     if found.format == "cloud":
         return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
@@ -267,7 +266,7 @@ def _checked(found: Found, again: str, result: Scan) -> Found:
         except FileNotFoundError:
             return unreadable(found, f"The blob {path} is missing. {again}")
         except PermissionError:
-            return unreadable(found, f"The blob {path} can't be read. Run: {mend(Path(path))}")
+            return unreadable(found, f"The blob {path} can't be read. Run: {mend(Path(path), root)}")
         except OSError as error:
             return unreadable(found, f"The blob {path} can't be read: {error.strerror}.")
     return found

@@ -185,3 +185,18 @@ def test_what_belongs_to_the_name_stays_with_the_name() -> None:
     _, found = shelve({"a": (mario,), "b": (model("base:latest", "1"),)})
     assert [one.system for _, one in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
     assert [one.system for _, one in found["base:latest"]] == ["", ""]
+
+
+async def test_an_odd_name_of_another_node_hides_no_model(town: Town) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
+    kind, answer = b.server.methods["models"]
+
+    async def odd(caller: str, request: object) -> object:
+        got = await answer(caller, request)
+        return replace(got, models=(replace(got.models[0], name="latest~ of/no:"), *got.models))
+
+    b.server.methods["models"] = (kind, odd)
+    await town.start()
+    await until(lambda: a.names() == ["beta:F16"])
+    assert a.library.resolve("beta").name == "beta:F16"
