@@ -82,8 +82,8 @@ class OllamaRoutes:
             row("POST", "/api/pull", self.pull, "Fetch a model", Named, produces=kinds),
             row("POST", "/api/push", self.relay, "Push a model through an Ollama", Named, produces=kinds),
             row("POST", "/api/create", self.relay, "Create a model in an Ollama", Named, produces=kinds),
-            row("POST", "/api/copy", self.copy, "Give a model a second name", Copy),
-            row("DELETE", "/api/delete", self.delete, "Remove a fetched model or a second name", Named),
+            row("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
+            row("DELETE", "/api/delete", self.delete, "Remove what was fetched", Named, produces=()),
             row("POST", "/api/blobs/{digest}", self.relay, "Give a blob to an Ollama", statuses=(201,)),
             row("HEAD", "/api/blobs/{digest}", self.relay, "Whether an Ollama has a blob"),
         ]
@@ -348,13 +348,14 @@ class OllamaRoutes:
     async def copy(self, request: web.Request) -> web.Response:
         """``/api/copy``."""
         named = as_type(await read_object(request), Copy)
-        await self._parts.library.copy(require_model(named.source), require_model(named.destination))
+        source, destination = require_model(named.source), require_model(named.destination)
+        await self._parts.library.copy(source, destination, named.nodes or ())
         return web.Response()
 
     async def delete(self, request: web.Request) -> web.Response:
         """``/api/delete``."""
         named = as_type(await read_object(request), Named)
-        await self._parts.library.delete(named.wanted)
+        await self._parts.library.delete(named.wanted, named.nodes or ())
         return web.Response()
 
 

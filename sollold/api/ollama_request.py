@@ -109,10 +109,14 @@ class Embeddings(msgspec.Struct, kw_only=True):
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """A body that names a model: show, pull, push, delete. Old clients say ``name``."""
+    """A body that names a model: show, pull, push, delete. Old clients say ``name``.
+
+    ``nodes``: names or ids of the nodes on which it is deleted; none: everywhere.
+    """
 
     model: str = ""
     name: str = ""
+    nodes: list[str] | None = None
     stream: bool | None = None
     verbose: bool | None = None
     insecure: bool | None = None
@@ -128,10 +132,11 @@ class Named(msgspec.Struct, kw_only=True):
 
 
 class Copy(msgspec.Struct, kw_only=True):
-    """``POST /api/copy``."""
+    """``POST /api/copy``. ``nodes``: names or ids of those that are to do it; none: all that have it."""
 
     source: str = ""
     destination: str = ""
+    nodes: list[str] | None = None
 
 
 def require_model(name: str) -> str:

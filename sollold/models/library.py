@@ -17,7 +17,7 @@ from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.view import View
 from sollold.models.catalogue import Catalogue, apart
 from sollold.models.model import Model
-from sollold.models.names import Resolved, is_name, resolve
+from sollold.models.names import Resolved, exact, is_name, resolve
 from sollold.models.shape import Shape
 
 log = logging.getLogger("sollold.models")
@@ -130,6 +130,14 @@ class Library:
         """The model that a caller means by ``name``; None when it is not exactly one."""
         return self._shelves()[0].get(self.resolve(name).name)
 
+    def exact(self, name: str) -> Resolved:
+        """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
+        return exact(name, self._shelves()[0], self._aliases)
+
+    def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
+        """As `find`, for a name just as `all` has it."""
+        return self._shelves()[1].get(listed, ())
+
     def settled(self) -> bool:
         """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
         others = [record for record in self._view.live() if record.node != self._view.me.node]
@@ -172,7 +180,7 @@ class Library:
         for node, model in self.find(name)[:3]:
             if node == self._view.me.node:
                 return await self._catalogue.metadata(model.name)
-            local = self._name_at(node, model)
+            local = self.name_at(node, model)
             with contextlib.suppress(PeerError):
                 answer = await self._calls.call(
                     node, "metadata", WhatShape(local), Metadata, timeout=_TIMEOUT
@@ -181,7 +189,7 @@ class Library:
         return {}
 
     async def _ask_shape(self, node: str, model: Model) -> Shape:
-        name = self._name_at(node, model)
+        name = self.name_at(node, model)
         if node == self._view.me.node:
             return await self._catalogue.shape(name)
         try:
@@ -189,11 +197,19 @@ class Library:
         except PeerError as error:
             raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
 
-    def _name_at(self, node: str, model: Model) -> str:
+    def name_at(self, node: str, model: Model) -> str:
         """What the node itself calls the content."""
         models = self.models_of(node)
         same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
         return model.name if model.name in same or not same else same[0]
+
+    def listed_at(self, node: str, listed: Model) -> str:
+        """The name in the node's own list behind one of `all`; empty when the node has not just that."""
+        for other in self.models_of(node):
+            shown = (other.name, apart(other.name, other.digest))
+            if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
+                return other.name
+        return ""
 
     def _mine(self) -> None:
         self._view.update_me(models=self._catalogue.digest)

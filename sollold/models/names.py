@@ -158,11 +158,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     Order: an alias; the name as written; the name without regard to case; without a tag, the model's only
     tag; without host and namespace, the only model of that name anywhere; a file's name.
     """
-    asked = asked.strip()
-    for alias, target in (aliases or {}).items():
-        if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
-            asked = target.strip()
-            break
+    asked = _behind_alias(asked, aliases)
     names = tuple(known)
     wanted = asked.removesuffix(".gguf")
     try:
@@ -189,6 +185,33 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     lowered = {text.lower(): text for text in names}
     near = difflib.get_close_matches(str(parse(wanted)).lower(), lowered, n=3, cutoff=0.6)
     return Resolved(asked, suggestions=tuple(lowered[text] for text in near))
+
+
+def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
+    """Which of the ``known`` names is meant where guessing would be wrong: what is fetched or removed.
+
+    An alias, or the whole name without regard to case. What `resolve` would take it for is suggested.
+    """
+    asked = _behind_alias(asked, aliases)
+    names = tuple(known)
+    try:
+        key = parse(asked).key
+    except ValueError:
+        return Resolved(asked)
+    for name in names:
+        if parse(name).key == key:
+            return Resolved(asked, name)
+    guess = resolve(asked, names)
+    near = (guess.name,) if guess.name else guess.candidates or guess.suggestions
+    return Resolved(asked, suggestions=near)
+
+
+def _behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
+    asked = asked.strip()
+    for alias, target in (aliases or {}).items():
+        if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
+            return target.strip()
+    return asked
 
 
 def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:

@@ -109,6 +109,7 @@ class Puller:
         Raises:
             PullError: it can't be had.
         """
+        name = self._library.exact(name).asked
         try:
             key = parse(name).key
         except ValueError as error:
@@ -150,9 +151,12 @@ class Puller:
                     await asyncio.gather(flight.task, return_exceptions=True)
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """Nodes whose files of the model can be read."""
+        """Nodes whose files of the model of just this name can be read."""
+        listed = self._library.exact(name).name
         return tuple(
-            (node, model) for node, model in self._library.find(name) if model.files and not model.unusable
+            (node, model)
+            for node, model in self._library.holders(listed)
+            if model.files and not model.unusable
         )
 
     async def _fly(self, flight: _Flight, name: str) -> None:
@@ -187,9 +191,11 @@ class Puller:
         elif parsed.host.lower() in HOSTS:
             await self._from_hub(flight, parsed)
         else:
+            near = self._library.exact(name).suggestions
+            meant = f"did you mean {' or '.join(near)}? Else " if near else ""
             raise PullError(
                 f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
-                "pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
+                f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
                 missing=True,
             )
 

@@ -21,6 +21,7 @@ from sollold.models.library import Library
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
 from sollold.serving.router import Router, Wish
+from sollold.wiring.nodes import node_named
 
 DRAIN_CALL = 5.0
 
@@ -144,12 +145,9 @@ class ClusterHere:
         if not node:
             await self._drain(on)
             return
-        found = [record.node for record in self._view.live() if node in (record.node, record.name)]
-        if len(found) != 1:
-            known = ", ".join(record.name for record in self._view.live())
-            raise Refusal(Fault.NOT_FOUND, f"there is no node {node!r}; there are {known}")
+        found = node_named(self._view, node)
         try:
-            await self._calls.call(found[0], "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
+            await self._calls.call(found, "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
         except PeerError as error:
             raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -41,8 +41,8 @@ class PlainLibrary:
         self.all = {one.name: Listed(one, ("alpha", "beta")) for one in models}
         self.loaded: tuple[Running, ...] = ()
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
-        self.copied: list[tuple[str, str]] = []
-        self.deleted: list[str] = []
+        self.copied: list[tuple[str, str, tuple[str, ...]]] = []
+        self.deleted: list[tuple[str, tuple[str, ...]]] = []
 
     async def models(self) -> tuple[Listed, ...]:
         return tuple(self.all.values())
@@ -59,13 +59,13 @@ class PlainLibrary:
     def running(self) -> tuple[Running, ...]:
         return self.loaded
 
-    async def copy(self, source: str, destination: str) -> None:
+    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
         await self.find(source)
-        self.copied.append((source, destination))
+        self.copied.append((source, destination, tuple(nodes)))
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
         await self.find(name)
-        self.deleted.append(name)
+        self.deleted.append((name, tuple(nodes)))
 
 
 class ScriptedService:

@@ -371,7 +371,17 @@ async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:
         assert answer.status == 200 and await answer.read() == b""
     async with http.delete(f"{url}/api/delete", json={"model": "demo"}) as answer:
         assert answer.status == 200
-    assert library.copied == [("demo", "mine")] and library.deleted == ["demo"]
+    assert library.copied == [("demo", "mine", ())] and library.deleted == [("demo", ())]
+    body = {"source": "demo", "destination": "mine", "nodes": ["alpha"]}
+    async with http.post(f"{url}/api/copy", json=body) as answer:
+        assert answer.status == 200
+    async with http.delete(f"{url}/api/delete", json={"model": "demo", "nodes": ["beta"]}) as answer:
+        assert answer.status == 200
+    assert library.copied[1:] == [("demo", "mine", ("alpha",))] and library.deleted[1:] == [
+        ("demo", ("beta",))
+    ]
+    async with http.delete(f"{url}/api/delete", json={"model": "demo", "nodes": "beta"}) as answer:
+        assert answer.status == 400
 
 
 async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: ClientSession) -> None:

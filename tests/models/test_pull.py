@@ -103,7 +103,7 @@ async def test_from_a_node(town: Town) -> None:
     path = big(b.folder / "m" / "tiny-F16.gguf")
     await town.start()
     await until(lambda: a.library.find("tiny"))
-    lines = await a.pull("tiny")
+    lines = await a.pull("tiny:f16")
     statuses = [line["status"] for line in lines]
     assert statuses[0] == "pulling manifest"
     assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
@@ -116,8 +116,33 @@ async def test_from_a_node(town: Town) -> None:
     assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
     assert unfinished(a) == []
     assert [node for node, _ in a.library.find("tiny")] == ["a", "b"]
-    again = await a.pull("tiny")
+    again = await a.pull("tiny:F16")
     assert [line["status"] for line in again] == ["pulling manifest", "success"]
+
+
+async def test_a_name_to_be_pulled_is_not_guessed(town: Town) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "tiny-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    with pytest.raises(PullError, match=r"has tiny:latest.* did you mean tiny:F16\?") as caught:
+        await a.pull("tiny")
+    assert caught.value.missing
+    async with Standin([]) as standin:
+        a.ollama = standin.url
+        await a.pull("tiny")
+        assert list(standin.models) == ["tiny:latest"]
+    assert a.catalogue.models == ()
+
+
+async def test_an_alias_is_pulled_by_what_it_stands_for(town: Town) -> None:
+    a, b, _ = town.nodes
+    a.library._aliases["gpt-4o"] = "Tiny:F16"
+    write_gguf(b.folder / "m" / "tiny-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("gpt-4o")
+    assert [model.name for model in a.catalogue.models] == ["tiny:F16"]
 
 
 async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path) -> None:
