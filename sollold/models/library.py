@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
+from sollold.cluster.record import InOllama
 from sollold.cluster.view import View
 from sollold.models.catalogue import Catalogue, apart
 from sollold.models.model import Model
@@ -57,10 +58,11 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model of the cluster and the nodes that have its content, by id."""
+    """A model of the cluster, the nodes that have its content, by id, and what Ollamas call it."""
 
     model: Model
     nodes: tuple[str, ...]
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 _UNKNOWN = ModelList("", ())
@@ -297,17 +299,20 @@ def shelve(
     contents, it keeps the one that most nodes have, then the newest; the others get the digest into the tag.
     """
     by_manifest = {
-        model.manifest: model.digest
+        model.manifest: model
         for models in lists.values()
         for model in models
         if model.manifest and model.files and not model.unusable
     }
+    in_ollama: dict[str, list[Model]] = {}
     held: dict[str, dict[str, Model]] = {}
     named: dict[str, dict[str, list[Model]]] = {}
     for node, models in sorted(lists.items()):
         for model in models:
-            digest = by_manifest.get(model.manifest, model.digest) if model.manifest else model.digest
+            digest = by_manifest.get(model.manifest, model).digest
             same = model if digest == model.digest else replace(model, digest=digest)
+            if model.manifest:
+                in_ollama.setdefault(digest, []).append(model)
             have = held.setdefault(digest, {})
             if node not in have or (_runs(same) and not _runs(have[node])):
                 have[node] = same
@@ -329,7 +334,15 @@ def shelve(
             if rank:
                 best = replace(best, name=apart(best.name, digest))
             pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
-            listed[best.name] = Listed(best, tuple(node for node, _ in pairs))
+            alike = [
+                one
+                for one in in_ollama.get(digest, ())
+                if _answers_alike(by_manifest.get(one.manifest, one), best)
+            ]
+            called = InOllama(
+                tuple(sorted({one.name for one in alike})), tuple(sorted({one.manifest for one in alike}))
+            )
+            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), called)
             found[best.name] = pairs
     names = sorted(listed, key=str.lower)
     return {name: listed[name] for name in names}, found
@@ -337,6 +350,18 @@ def shelve(
 
 def _runs(model: Model) -> bool:
     return bool(model.files) and not model.unusable
+
+
+def _answers_alike(one: Model, other: Model) -> bool:
+    """Whether an Ollama, asked by the name of one, says what it says by the other's.
+
+    What a plain file leaves open (its own template is used) contradicts nothing.
+    """
+    return (
+        one.system == other.system
+        and (one.template == other.template or not one.template or not other.template)
+        and (one.params == other.params or "{}" in (one.params, other.params))
+    )
 
 
 def _as_named(model: Model, named: Model) -> Model:

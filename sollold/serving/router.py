@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, Record, State
 from sollold.machine.device import Kind
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
@@ -26,7 +26,10 @@ _RECORD_AGE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name."""
+    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name.
+
+    ``in_ollama``: what Ollamas call the content.
+    """
 
     model: str
     engines: frozenset[Engine]
@@ -34,6 +37,7 @@ class Wish:
     prefix: str = ""
     embedding: bool = False
     digest: str = ""
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +349,7 @@ def _recent_peak(memory: _Memory, now: float) -> int:
 
 
 def _fits(endpoint: Endpoint, wish: Wish) -> bool:
-    if endpoint.state is not State.READY or not _same_model(endpoint, wish):
+    if endpoint.state is not State.READY or not endpoint.is_of(wish.model, wish.digest, wish.in_ollama):
         return False
     engine = engine_of(endpoint)
     if engine not in wish.engines:
@@ -353,13 +357,6 @@ def _fits(endpoint: Endpoint, wish: Wish) -> bool:
     if engine is Engine.OLLAMA:
         return True
     return endpoint.embedding == wish.embedding and endpoint.context >= wish.context
-
-
-def _same_model(endpoint: Endpoint, wish: Wish) -> bool:
-    # The same content may have another name on another node, and one name other content.
-    if endpoint.digest and wish.digest:
-        return endpoint.digest == wish.digest
-    return endpoint.model == wish.model
 
 
 def _on_gpu(record: Record, endpoint: Endpoint) -> bool:

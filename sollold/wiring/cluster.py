@@ -17,7 +17,7 @@ from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
 from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
-from sollold.models.library import Library
+from sollold.models.library import Library, Listed
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
 from sollold.serving.router import Router, Wish
@@ -108,6 +108,7 @@ class ClusterHere:
             context=ask.context,
             embedding=ask.embedding,
             digest=ensure.digest,
+            in_ollama=ensure.in_ollama,
         )
         while True:
             need = Need(wish, ask.keep_alive, max(0.0, end - loop.time()))
@@ -125,7 +126,11 @@ class ClusterHere:
         """
         live = self._view.live()
         loaded = {endpoint.id for record in live for endpoint in record.endpoints}
-        name, digest = (model, "") if model in loaded else self._meant(model)
+        if model in loaded:
+            name, digest = model, ""
+        else:
+            meant = self._meant(model).model
+            name, digest = meant.name, meant.digest
         drop = Drop(name, digest, force=force, seen=loaded_of(live, name, name, digest))
         try:
             dropped = await self._leader.drop(drop)
@@ -157,8 +162,13 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        name, digest = self._meant(model)
-        wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest)
+        meant = self._meant(model)
+        wish = Wish(
+            meant.model.name,
+            frozenset((Engine.LLAMA, Engine.OLLAMA)),
+            digest=meant.model.digest,
+            in_ollama=meant.in_ollama,
+        )
         now = asyncio.get_running_loop().time()
         return tuple(
             Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
@@ -171,10 +181,11 @@ class ClusterHere:
         return Done(True)
 
     def _ensure(self, ask: PlanAsk) -> Ensure:
-        name, digest = self._meant(ask.model)
+        meant = self._meant(ask.model)
         return Ensure(
-            name,
-            digest,
+            meant.model.name,
+            meant.model.digest,
+            in_ollama=meant.in_ollama,
             context=ask.context,
             keep_alive=ask.keep_alive,
             embedding=ask.embedding,
@@ -185,13 +196,13 @@ class ClusterHere:
             fixed=ask.layers,
         )
 
-    def _meant(self, model: str) -> tuple[str, str]:
+    def _meant(self, model: str) -> Listed:
         resolved = self._library.resolve(model)
         listed = self._library.get(model)
         if listed is None:
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             raise Refusal(fault, resolved.message)
-        return resolved.name, listed.model.digest
+        return listed
 
 
 def _unheard(waiting: Waiting) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sollold.cluster.record import InOllama
 from sollold.config import ModelSettings
 from sollold.models.catalogue import Catalogue
 from sollold.models.library import Library, shelve
@@ -178,6 +179,18 @@ def test_known_by_manifest_only() -> None:
     assert listed["x:latest"].nodes == ("a", "b")
     assert listed["x:latest"].model.files
     assert [bool(one.files) for _, one in found["x:latest"]] == [False, True]
+
+
+def test_what_ollamas_call_a_content() -> None:
+    mine = model("x:latest", "1", manifest="a" * 64, template="T", params='{"stop":["x"]}')
+    shut = model("y:latest", "9", files=(), manifest="a" * 64, only_ollama="its files can't be read")
+    file = model("x:F16", "1")
+    mario = model("mario:latest", "1", manifest="b" * 64, template="T", system="You are Mario.")
+    other = model("z:latest", "2", manifest="c" * 64)
+    listed, _ = shelve({"a": (mine, other), "b": (shut, file, mario)})
+    alike = InOllama(("x:latest", "y:latest"), ("a" * 64,))
+    assert [listed[name].in_ollama for name in ("x:latest", "y:latest", "x:F16")] == [alike] * 3
+    assert listed["mario:latest"].in_ollama == InOllama(("mario:latest",), ("b" * 64,))
 
 
 def test_what_belongs_to_the_name_stays_with_the_name() -> None:

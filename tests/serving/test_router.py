@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, Placed, Record, State
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
 from sollold.serving.router import STRATEGIES, Router, Wish
@@ -54,6 +54,22 @@ def test_content_goes_before_the_name() -> None:
     assert first(router, record("a", replace(READY, model="another name"))) == ""
     assert first(router, record("a", replace(READY, model="another name")), wish=wish) == "a"
     assert first(router, record("a", replace(READY, digest="z" * 64)), wish=wish) == ""
+
+
+def test_an_ollama_is_asked_for_what_it_answers_alike() -> None:
+    router = Router("me")
+    wish = replace(WISH, digest="x" * 64, in_ollama=InOllama(("m:latest", "n:latest"), ("a" * 64,)))
+    shut = replace(OLLAMA, digest="a" * 64)
+    for endpoint, fits in (
+        (OLLAMA, True),
+        (replace(OLLAMA, model="n:latest"), True),
+        (replace(OLLAMA, model="mario:latest"), False),
+        (shut, True),
+        (replace(shut, model="n:latest"), True),
+        (replace(shut, digest="b" * 64), False),
+        (replace(shut, backend=Backend.LOCAL), False),
+    ):
+        assert bool(router.rank([record("a", endpoint)], wish, 0.0)) == fits, endpoint
 
 
 @pytest.mark.parametrize(
