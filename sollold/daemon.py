@@ -207,6 +207,7 @@ class Daemon:
         settings = self.settings
         stack.callback(self._machine.close)
         stack.push_async_callback(self._end_tasks)
+        stack.callback(self._sender.close)
         await self._node.start()
         stack.push_async_callback(self._node.close)
         for part in (self._catalogue, self._library):

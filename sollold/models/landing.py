@@ -53,6 +53,8 @@ class Landing:
         self._files: dict[int, int] = {}
         self._noting = threading.Lock()
         self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
+        self.measure = ""
+        """The node by whose word the parts were checked."""
 
     def open(self) -> None:
         """Make or find the files.
@@ -109,6 +111,20 @@ class Landing:
             if part not in self._done[index]
         ]
 
+    def unproved(self) -> list[tuple[int, int]]:
+        """(file, part) of what is there of files whose sha256 was not promised, in order."""
+        return [
+            (index, part)
+            for index, item in enumerate(self.items)
+            for part in (() if item.sha256 else sorted(self._done[index]))
+        ]
+
+    def forget(self, index: int, part: int) -> None:
+        """What is there of a part is wrong: it is to be fetched again."""
+        with self._noting:
+            self._done[index].discard(part)
+            self._note()
+
     def write(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put bytes where they belong.
 
@@ -127,6 +143,15 @@ class Landing:
             self._done[index].add(part)
             self._note()
 
+    def sha256_of(self, index: int, part: int) -> str:
+        """Hex sha256 of a part's bytes on the disk.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        start, end = self.span(index, part)
+        return self._sha256(index, start, end)
+
     def verify(self, check: Callable[[Path], str]) -> None:
         """See that what came is what was promised; else throw it away. ``check`` gives a fault, or "".
 
@@ -135,7 +160,7 @@ class Landing:
         """
         fault = ""
         for index, item in enumerate(self.items):
-            if item.sha256 and self._sha256(index) != item.sha256:
+            if item.sha256 and self._sha256(index, 0, item.size) != item.sha256:
                 fault = fault or f"{item.name} does not have the sha256 that was promised"
         fault = fault or check(self.folder)
         if fault:
@@ -161,17 +186,15 @@ class Landing:
         _sync(self._own)
         return place
 
-    def _sha256(self, index: int) -> str:
-        digest = hashlib.sha256()
-        offset = 0
-        while piece := os.pread(self._files[index], _PIECE, offset):
-            digest.update(piece)
-            offset += len(piece)
-        return digest.hexdigest()
+    def _sha256(self, index: int, start: int, end: int) -> str:
+        return sha256_between(self._files[index], start, end)
 
     def _note(self) -> None:
         notes = _Notes(
-            self.part, [(i.name, i.size) for i in self.items], [sorted(d) for d in self._done.values()]
+            self.part,
+            [(i.name, i.size) for i in self.items],
+            [sorted(d) for d in self._done.values()],
+            self.measure,
         )
         new = self.folder / f"{_NOTES}.new"
         new.write_bytes(msgspec.json.encode(notes))
@@ -184,6 +207,7 @@ class Landing:
             return
         if notes.part == self.part and notes.items == [(item.name, item.size) for item in self.items]:
             self._done = {index: set(done) for index, done in enumerate(notes.done)}
+            self.measure = notes.measure
 
 
 _NOTES = "parts.json"
@@ -194,6 +218,20 @@ class _Notes:
     part: int
     items: list[tuple[str, int]]
     done: list[list[int]]
+    measure: str = ""
+
+
+def sha256_between(handle: int, start: int, end: int) -> str:
+    """Hex sha256 of an open file's bytes from ``start`` to before ``end``. Blocks.
+
+    Raises:
+        OSError: they can't be read.
+    """
+    digest = hashlib.sha256()
+    while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
+        digest.update(piece)
+        start += len(piece)
+    return digest.hexdigest()
 
 
 def _sync(folder: Path) -> None:

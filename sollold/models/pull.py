@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sollold.cluster.reach import Reach
 from sollold.models.arrival import adapters_in, check_items, fault_of
 from sollold.models.catalogue import Catalogue
 from sollold.models.direct import DirectSource
-from sollold.models.fill import BlockingSource, Fill, Source, SourceError
+from sollold.models.fill import BlockingSource, CheckLost, Fill, Source, SourceError
 from sollold.models.folders import CARD
 from sollold.models.hub import HOSTS, Hub, HubError
 from sollold.models.landing import Item, Landing, LandingError, slug
@@ -27,6 +28,8 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
 from sollold.models.pace import Pace
+from sollold.models.part_check import PartCheck
+from sollold.models.threads import in_thread
 from sollold.models.transfer import NodeSource, Parcel
 
 log = logging.getLogger("sollold.models")
@@ -36,6 +39,8 @@ Progress = dict[str, Any]
 _BEAT = 0.5
 """Seconds between two lines of progress."""
 _CONNECTIONS = 4
+_THREADS = 16
+"""Of all fetches together: more wait for their turn, and nothing else does."""
 
 
 class PullError(Exception):
@@ -87,6 +92,7 @@ class Puller:
         self._pace = pace
         self._ollama_url = ollama_url
         self._environ = environ
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
         self._flights: dict[str, _Flight] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -96,6 +102,7 @@ class Puller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -205,6 +212,7 @@ class Puller:
         model = holders[0][1]
         sources: list[Source | BlockingSource] = []
         parcel: Parcel | None = None
+        measures: list[str] = []
         fault: PeerError | None = None
         for node, _ in holders:
             source = NodeSource(self._calls, node, model.digest)
@@ -218,8 +226,13 @@ class Puller:
                 (i.name, i.size) for i in parcel.items
             ]:
                 parcel = parcel or offered
-                direct = DirectSource(self._reach, node, model.digest) if self._reach else None
-                sources.append(direct or _Guarded(source))
+                if offered.hashes:
+                    measures.append(node)
+                if self._reach is not None:
+                    piece = self._pace.piece(DirectSource.PIECE)
+                    sources.append(DirectSource(self._reach, node, model.digest, piece))
+                else:
+                    sources.append(_Guarded(source))
         if parcel is None:
             raise fault or SourceError("no node could be asked for it")
         check_items(parcel.items)
@@ -227,7 +240,8 @@ class Puller:
         def check(folder: Path) -> str:
             return fault_of(folder, parcel.items, model.digest)
 
-        await self._land(flight, replace(model, source="own"), parcel.items, model.digest, sources, check)
+        own = replace(model, source="own")
+        await self._land(flight, own, parcel.items, model.digest, sources, check, measures)
 
     # From the hub
 
@@ -253,7 +267,9 @@ class Puller:
         key: str,
         sources: Sequence[Source | BlockingSource],
         check: Callable[[Path], str],
+        measures: Sequence[str] = (),
     ) -> None:
+        """``measures``: nodes that can tell whether parts are right; one after the other is asked."""
         landing = Landing(self._catalogue.own, key[:32], items)
         fill: Fill | None = None
 
@@ -268,17 +284,37 @@ class Puller:
                 )
 
         try:
-            await asyncio.to_thread(landing.open)
-            fill = Fill(landing, sources, self._pace, connections=_CONNECTIONS, on_progress=tell)
-            tell()
-            await fill.run()
+            await in_thread(self._threads, landing.open)
+            # The one by whose word the parts of an earlier attempt were taken goes first.
+            nodes = sorted(measures, key=lambda node: node != landing.measure) or [""]
+            for left, node in enumerate(nodes, 1 - len(nodes)):
+                measure = PartCheck(self._calls, node, key, landing, self._threads) if node else None
+                fill = Fill(
+                    landing,
+                    sources,
+                    self._pace,
+                    self._threads,
+                    connections=_CONNECTIONS,
+                    check=measure.right if measure else None,
+                    on_progress=tell,
+                )
+                tell()
+                try:
+                    if measure is not None:
+                        await measure.adopt()
+                    await fill.run()
+                    break
+                except CheckLost as lost:
+                    if not left:
+                        raise
+                    log.info("%s; another node is asked", lost)
             tell()
             flight.say("verifying sha256 digest")
-            await _through(asyncio.to_thread(landing.verify, check))
+            await in_thread(self._threads, landing.verify, check)
             flight.say("writing manifest")
             card = msgspec.json.encode(replace(model, files=(), projector="", adapters=adapters_in(items)))
             folder = slug(model.name, model.digest)
-            await _through(asyncio.to_thread(landing.settle, folder, {CARD: card}))
+            await in_thread(self._threads, landing.settle, folder, {CARD: card})
         finally:
             landing.close()
             for source in sources:
@@ -335,13 +371,3 @@ def _look_at(task: asyncio.Task[None]) -> None:
     """Every watcher may have gone: then nobody else asks for the error."""
     if not task.cancelled():
         task.exception()
-
-
-async def _through(work: Any) -> None:
-    """Wait for a thread to its end even if the caller goes: it must not meet closed files."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
