@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
@@ -34,6 +35,7 @@ from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
 from sollold.models import demo as demo_model
 from sollold.models.catalogue import Catalogue
+from sollold.models.leftovers import abandoned
 from sollold.models.library import Library
 from sollold.models.own_models import OwnModels
 from sollold.models.pace import Pace
@@ -299,6 +301,8 @@ class Daemon:
         if self._machine.problem:
             trouble.append((self._machine.problem, ""))
         trouble.extend((problem.what, problem.mend) for problem in self._catalogue.problems)
+        left = abandoned(self._catalogue.own, time.time())
+        trouble.extend((problem.what, problem.mend) for problem in left)
         if self._ollama.trouble:
             trouble.append((self._ollama.trouble, ""))
         discovery = self._node.status().discovery

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from sollold.models.card import Card, Cards, template_capabilities
 from sollold.models.found import Found, Problem, Scan
 from sollold.models.gguf import GgufError
 from sollold.models.identity import joined
+from sollold.models.leftovers import sweep
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, parse
 from sollold.models.probe import Refused, format_fault
@@ -80,6 +82,7 @@ class Catalogue:
 
     async def start(self) -> None:
         """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
+        await asyncio.to_thread(sweep, self.own, time.time())
         await asyncio.to_thread(self._cards.load)
         await asyncio.to_thread(self._refused.load)
         first = asyncio.Event()

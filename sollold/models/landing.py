@@ -19,7 +19,11 @@ import msgspec
 
 PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
-_PARTS = ".parts"
+PARTS = ".parts"
+"""The folder, in our own, of what is on its way."""
+OLD = ".old"
+"""Ending of a model's folder in there that is being replaced."""
+NOTES = "parts.json"
 _PIECE = 4 << 20
 
 
@@ -44,11 +48,17 @@ def slug(name: str, digest: str) -> str:
 class Landing:
     """One model's files while they come. `write` and `finish_part` may run in several threads."""
 
-    def __init__(self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART) -> None:
-        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued."""
+    def __init__(
+        self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART, *, model: str = ""
+    ) -> None:
+        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued.
+
+        ``model``: its name, for people who find what is left.
+        """
+        self.model = model
         self.items = items
         self.part = part
-        self.folder = folder / _PARTS / key
+        self.folder = folder / PARTS / key
         self._own = folder
         self._files: dict[int, int] = {}
         self._noting = threading.Lock()
@@ -171,18 +181,24 @@ class Landing:
     def settle(self, name: str, beside: dict[str, bytes]) -> Path:
         """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
         self.close()
-        (self.folder / _NOTES).unlink(missing_ok=True)
         for file, content in beside.items():
             (self.folder / file).write_bytes(content)
         place = self._own / name
         if place.exists():
-            old = self.folder.with_name(f"{self.folder.name}.old")
+            # Named so that what is killed in between can be put back (`sollold.models.leftovers`).
+            old = self.folder.with_name(f"{name}{OLD}")
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)
-            self.folder.rename(place)
+            try:
+                self.folder.rename(place)
+            except OSError:
+                old.rename(place)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             self.folder.rename(place)
+        # Only now: until here a fetch that was killed goes on with all that has come.
+        (place / NOTES).unlink(missing_ok=True)
         _sync(self._own)
         return place
 
@@ -190,35 +206,46 @@ class Landing:
         return sha256_between(self._files[index], start, end)
 
     def _note(self) -> None:
-        notes = _Notes(
+        notes = Notes(
             self.part,
             [(i.name, i.size) for i in self.items],
             [sorted(d) for d in self._done.values()],
             self.measure,
+            self.model,
         )
-        new = self.folder / f"{_NOTES}.new"
+        new = self.folder / f"{NOTES}.new"
         new.write_bytes(msgspec.json.encode(notes))
-        new.replace(self.folder / _NOTES)
+        new.replace(self.folder / NOTES)
 
     def _recall(self) -> None:
-        try:
-            notes = msgspec.json.decode((self.folder / _NOTES).read_bytes(), type=_Notes)
-        except (OSError, msgspec.DecodeError):
+        notes = read_notes(self.folder)
+        if notes is None:
             return
         if notes.part == self.part and notes.items == [(item.name, item.size) for item in self.items]:
             self._done = {index: set(done) for index, done in enumerate(notes.done)}
             self.measure = notes.measure
 
 
-_NOTES = "parts.json"
-
-
 @dataclass(frozen=True, slots=True)
-class _Notes:
+class Notes:
+    """What is there of a fetch: the numbers of the parts of each item that are done, of ``part`` bytes each.
+
+    ``measure``: the node by whose word they were checked; ``model``: whose files they are.
+    """
+
     part: int
     items: list[tuple[str, int]]
     done: list[list[int]]
     measure: str = ""
+    model: str = ""
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """The notes of a fetch, None when there are none that can be read."""
+    try:
+        return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def sha256_between(handle: int, start: int, end: int) -> str:

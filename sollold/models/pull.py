@@ -185,26 +185,33 @@ class Puller:
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
             return
+        on_hub = parsed.host.lower() in HOSTS
         if holders:
             try:
                 await self._from_nodes(flight, holders)
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be had from another node: %s", name, error)
-                if parsed.host.lower() not in HOSTS and not self._ollama_url():
+                if not on_hub and not self._ollama_url():
                     raise PullError(f"{name}: {error}") from None
         if self._ollama_url():
-            await self._through_ollama(flight, name)
-        elif parsed.host.lower() in HOSTS:
+            try:
+                await self._through_ollama(flight, name)
+                return
+            except PullError as error:
+                if not on_hub:
+                    raise
+                log.info("%s can't be had through Ollama: %s; it is fetched from the hub", name, error)
+        if on_hub:
             await self._from_hub(flight, parsed)
-        else:
-            near = self._library.exact(name).suggestions
-            meant = f"did you mean {' or '.join(near)}? Else " if near else ""
-            raise PullError(
-                f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
-                f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
-                missing=True,
-            )
+            return
+        near = self._library.exact(name).suggestions
+        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        raise PullError(
+            f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
+            f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
+            missing=True,
+        )
 
     # From nodes
 
@@ -270,7 +277,7 @@ class Puller:
         measures: Sequence[str] = (),
     ) -> None:
         """``measures``: nodes that can tell whether parts are right; one after the other is asked."""
-        landing = Landing(self._catalogue.own, key[:32], items)
+        landing = Landing(self._catalogue.own, key[:32], items, model=model.name)
         fill: Fill | None = None
 
         def tell() -> None:

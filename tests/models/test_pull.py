@@ -454,6 +454,26 @@ async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
         await hub.close()
 
 
+async def test_an_ollama_that_fails_leaves_the_hub(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("missing/Tiny-GGUF", {"Tiny-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        async with Standin([]) as standin:
+            a.ollama = standin.url
+            standin.refuses_pulls = True
+            lines = await a.pull("hf.co/missing/Tiny-GGUF:Q8_0")
+            assert lines[-1] == {"status": "success"}
+            assert [path for path, _ in standin.requests] == ["/api/pull"]
+            assert sole(a.catalogue.own).read_bytes() == content
+            with pytest.raises(PullError, match="Ollama could not pull"):
+                await a.pull("llama3.2:3b")
+    finally:
+        await hub.close()
+
+
 class HubDouble:
     """Hugging Face's hub as far as it is asked."""
 

@@ -74,6 +74,8 @@ class Standin:
         self.ps_free = asyncio.Event()
         """Cleared: ``/api/ps`` does not answer, as during some loads."""
         self.ps_free.set()
+        self.refuses_pulls = False
+        """Set: no model can be pulled."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
         self.most_under_way = 0
@@ -217,7 +219,7 @@ class Standin:
         self.requests.append(("/api/pull", body))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        if name.startswith("missing"):
+        if name.startswith("missing") or self.refuses_pulls:
             await response.write(b'{"error":"pull model manifest: file does not exist"}\n')
             return response
         model = Known(name)
