@@ -10,8 +10,9 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,6 +46,10 @@ _MARGIN = 1.1
 _RECENT = 5.0
 """Seconds for which a model counts as used after others than us have used it."""
 _LET_GO = 15.0
+_TIMES = 10.0
+"""Seconds after which it is told anew how long models stay, when nothing else has changed."""
+_FOR_EVER = 10 * 365 * 86400.0
+"""Seconds beyond which a model stays for ever: Ollama writes a moment some centuries away."""
 _COUNTS = 0.25
 """Seconds within which several counts of requests become one change of the record."""
 
@@ -106,6 +111,7 @@ class LocalOllama:
         self._looked = False
         self._timer: asyncio.TimerHandle | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
+        self._told = float("-inf")
         self.version = ""
         """Of the Ollama that answers; empty when none does."""
         self._mistaken = ""
@@ -325,8 +331,11 @@ class LocalOllama:
         self._uses = {
             id: use for id, use in self._uses.items() if use.inside or any(one.id == id for one in endpoints)
         }
-        if endpoints != self._endpoints:
-            self._endpoints = endpoints
+        # That time passes is news only now and then.
+        now = asyncio.get_running_loop().time()
+        same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self._endpoints]
+        if endpoints != self._endpoints and not (same and now - self._told < _TIMES):
+            self._endpoints, self._told = endpoints, now
             others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
             self._view.update_me(endpoints=(*endpoints, *others))
 
@@ -354,6 +363,7 @@ class LocalOllama:
             bytes=held.loaded.size if held else 0,
             layers=model.layers if model else 0,
             placed=self._placed(held.loaded, model) if held else (),
+            expires=_left(held.loaded.expires_at, time.time()) if held else 0.0,
             embedding="embedding" in can and "completion" not in can,
         )
 
@@ -416,6 +426,17 @@ def _seconds(text: str) -> float:
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
     except ValueError:
         return 0.0
+
+
+def _left(expires_at: str, now: float) -> float:
+    """Seconds until then; negative when that is no time that anybody waits for."""
+    left = _seconds(expires_at) - now
+    return -1.0 if left > _FOR_EVER else round(max(0.0, left), 1)
+
+
+def _timeless(endpoint: Endpoint) -> Endpoint:
+    """Without what only the passing of time changes."""
+    return replace(endpoint, expires=0.0)
 
 
 def _number(text: str) -> int:

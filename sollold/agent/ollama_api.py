@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 _MOST = 32 << 20
 _QUICK = 2.0
+_PS = 2.0
+"""Seconds after which Ollama is taken to be busy with a load."""
 
 
 class OllamaError(Exception):
@@ -125,7 +127,7 @@ class OllamaApi:
             OllamaError: it refused, or is gone.
         """
         try:
-            return (await self._ask("GET", "/api/ps", _Ps)).models or []
+            return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS)).models or []
         except OllamaError as error:
             if isinstance(error.__cause__, TimeoutError):
                 return None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sollold.agent.journal import Journal
-from sollold.agent.ollama import LocalOllama
+from sollold.agent.ollama import _HANGS, LocalOllama, _left
 from sollold.agent.ollama_api import address
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.config import GIB, ModelSettings, OllamaSettings
@@ -140,6 +140,32 @@ async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
     assert not names(ollama)["small:latest"].loaded
 
 
+async def test_how_long_a_model_stays_is_told(
+    make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].expires == 0.0
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert 200 < names(ollama)["small:latest"].expires <= 300
+    version = view.me.version
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3)
+    assert view.me.version == version, "time that passes is no news"
+    monkeypatch.setattr("sollold.agent.ollama._TIMES", 0.0)
+    told = names(ollama)["small:latest"].expires
+    await until(lambda: names(ollama)["small:latest"].expires < told)
+    await ask(standin, "small", keep_alive=-1)
+    await until(lambda: names(ollama)["small:latest"].expires == -1.0)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0001-01-01T00:00:00Z"])
+def test_a_time_that_tells_nothing_is_now(text: str) -> None:
+    assert _left(text, 1e9) == 0.0
+
+
 async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
     ollama = make(standin.url)
     await ollama.start()
@@ -175,12 +201,13 @@ async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeV
 async def test_busy_with_a_load_is_not_hung(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.agent.ollama_api._QUICK", 0.1)
+    monkeypatch.setattr("sollold.agent.ollama_api._PS", 0.1)
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
     standin.ps_free.clear()
-    await asyncio.sleep(1.0)
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3 * _HANGS)
     assert names(ollama)
     standin.ps_free.set()
 
@@ -273,10 +300,10 @@ def test_address(url: str, host: str, expected: str) -> None:
     assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
 
 
-async def ask(standin: Standin, model: str) -> None:
+async def ask(standin: Standin, model: str, **more: Any) -> None:
     from aiohttp import ClientSession
 
-    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}}
+    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}, **more}
     async with ClientSession() as session, session.post(f"{standin.url}/api/generate", json=body) as answer:
         assert answer.status == 200
 

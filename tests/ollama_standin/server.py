@@ -74,6 +74,8 @@ class Standin:
         self.ps_free = asyncio.Event()
         """Cleared: ``/api/ps`` does not answer, as during some loads."""
         self.ps_free.set()
+        self.polls = 0
+        """Times that ``/api/ps`` was asked for."""
         self.refuses_pulls = False
         """Set: no model can be pulled."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -165,6 +167,7 @@ class Standin:
         return web.json_response({"models": models})
 
     async def _ps(self, request: web.Request) -> web.Response:
+        self.polls += 1
         await self.ps_free.wait()
         self._expire()
         return web.json_response(
