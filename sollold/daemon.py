@@ -167,6 +167,7 @@ class Daemon:
             Journal(folders.state / "ollama.json"),
             folders.state / "logs",
             own_port=settings.http.port,
+            stores=settings.models.ollama_stores,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
         pace = Pace(settings.models.transfer_rate)

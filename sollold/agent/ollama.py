@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ from sollold.machine.device import Kind
 from sollold.models.catalogue import Catalogue
 from sollold.models.model import Model
 from sollold.models.names import canonical, parse
+from sollold.models.ollama_service import ollama_service
 
 log = logging.getLogger("sollold.agent")
 
@@ -85,23 +86,30 @@ class LocalOllama:
         log_dir: Path,
         *,
         own_port: int = 0,
+        stores: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        service: Mapping[str, str] | None = None,
         poll: float = _POLL,
     ) -> None:
-        """``own_port``: where this daemon itself speaks Ollama's API."""
+        """``own_port``: where this daemon itself speaks Ollama's API.
+
+        ``stores``: the settings' roots of stores; an Ollama that is started here uses the first. ``service``:
+        the environment of Ollama's systemd unit; None: looked for.
+        """
         self._settings = settings
         self._view = view
         self._catalogue = catalogue
         self._own_port = own_port
         self._environ = os.environ if environ is None else environ
         self._poll = poll
-        self._url = address(settings.url, self._environ)
-        self._slots = _number(self._environ.get("OLLAMA_NUM_PARALLEL", ""))
+        self._service = ollama_service()[1] if service is None else service
+        self._url = address(settings.url, self._environ, self._service)
         self._session: aiohttp.ClientSession | None = None
         self._api: OllamaApi | None = None
         self._own: OwnOllama | None = None
         if settings.manage:
-            self._own = OwnOllama(settings.binary, self._url, journal, log_dir, self._environ)
+            store = stores[0] if stores else ""
+            self._own = OwnOllama(settings.binary, self._url, journal, log_dir, self._environ, store)
             self._url = self._own.url
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
@@ -355,7 +363,7 @@ class LocalOllama:
             backend=Backend.OLLAMA,
             state=State.READY,
             context=held.loaded.context_length if held else 0,
-            slots=self._slots,
+            slots=self._slots(),
             active=use.active,
             waiting=use.waiting,
             speed=use.speed,
@@ -366,6 +374,13 @@ class LocalOllama:
             expires=_left(held.loaded.expires_at, time.time()) if held else 0.0,
             embedding="embedding" in can and "completion" not in can,
         )
+
+    def _slots(self) -> int:
+        """Requests at a time: as the Ollama that answers was told, by us or by its own unit."""
+        ours = self._environ.get("OLLAMA_NUM_PARALLEL", "")
+        if self._own is not None and self._own.started:
+            return _number(ours)
+        return _number(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
 
     def _room(self) -> int:
         """Bytes that Ollama could have if everything idle made room: all that is not granted."""

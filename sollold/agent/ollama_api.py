@@ -65,13 +65,17 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def address(url: str, environ: Mapping[str, str] | None = None) -> str:
-    """The URL of the local Ollama, from the setting, ``$OLLAMA_HOST`` or the default; no slash at the end.
+def address(
+    url: str, environ: Mapping[str, str] | None = None, service: Mapping[str, str] | None = None
+) -> str:
+    """The URL of the local Ollama: the setting's, ``$OLLAMA_HOST`` here or in the environment of Ollama's own
+    ``service``, or the default; no slash at the end.
 
     ``OLLAMA_HOST`` may lack scheme and port, and may say on which address Ollama listens, ``0.0.0.0``.
     """
     environ = os.environ if environ is None else environ
-    text = (url or environ.get("OLLAMA_HOST", "")).strip().strip("\"'")
+    text = url or environ.get("OLLAMA_HOST", "") or (service or {}).get("OLLAMA_HOST", "")
+    text = text.strip().strip("\"'")
     if not text:
         return "http://127.0.0.1:11434"
     schemed = "://" in text

@@ -11,28 +11,21 @@ import json
 import os
 import pwd
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from sollold.models.found import Found, Problem, Scan, unreadable
 from sollold.models.mend import mend, whoami
 from sollold.models.names import Name, is_name
+from sollold.models.ollama_service import UNITS, ollama_service
+from sollold.models.plain_file import open_file, read_text
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_UNITS = (
-    "/etc/systemd/system/ollama.service",
-    "/run/systemd/system/ollama.service",
-    "/usr/lib/systemd/system/ollama.service",
-    "/lib/systemd/system/ollama.service",
-)
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
 _MOST_MANIFEST = 1 << 20
-_MOST_TEXT = 1 << 18
 _MOST_MODELS = 20_000
 
 
@@ -61,7 +54,7 @@ def roots(
     *,
     environ: Mapping[str, str] | None = None,
     home: Path | None = None,
-    units: Iterable[str] = _UNITS,
+    units: Iterable[str] = UNITS,
     homes: Iterable[str] = _HOMES,
 ) -> tuple[Path, ...]:
     """Where Ollama's models may be, the likeliest first, each folder once.
@@ -74,7 +67,7 @@ def roots(
     environ = os.environ if environ is None else environ
     home = Path.home() if home is None else home
     found: list[Path] = []
-    user, service = _service(units)
+    user, service = ollama_service(units)
     if path := service.get("OLLAMA_MODELS"):
         found.append(Path(path))
     if path := environ.get("OLLAMA_MODELS"):
@@ -93,51 +86,6 @@ def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
     for path in paths:
         seen.setdefault(os.path.realpath(path), path)
     return tuple(seen.values())
-
-
-def _service(units: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """User and environment of the systemd unit, drop-ins included. Nothing found: nothing given."""
-    user = ""
-    values: dict[str, str] = {}
-    unit = next((Path(path) for path in units if Path(path).is_file()), None)
-    if unit is None:
-        return user, values
-    dropins = sorted(Path("/etc/systemd/system/ollama.service.d").glob("*.conf"))
-    if unit.parent != Path("/etc/systemd/system"):
-        dropins = sorted(Path(f"{unit}.d").glob("*.conf")) + dropins
-    else:
-        dropins = sorted({*dropins, *Path(f"{unit}.d").glob("*.conf")})
-    for path in (unit, *dropins):
-        for line in _text(path).splitlines():
-            key, _, value = line.strip().partition("=")
-            if key == "User":
-                user = value.strip()
-            elif key == "Environment":
-                values.update(_assignments(value))
-            elif key == "EnvironmentFile":
-                values.update(_assignments(_text(Path(value.strip().removeprefix("-"))), comments=True))
-    return user, values
-
-
-def _assignments(text: str, *, comments: bool = False) -> dict[str, str]:
-    try:
-        words = shlex.split(text, comments=comments)
-    except ValueError:
-        return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def _open(path: Path) -> BinaryIO:
-    """Without O_NONBLOCK a named pipe would hold us for ever."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-
-
-def _text(path: Path, most: int = _MOST_TEXT) -> str:
-    try:
-        with _open(path) as file:
-            return file.read(most).decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def scan(root: Path) -> Scan:
@@ -206,7 +154,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     """One manifest. Whatever is wrong with it ends in ``unusable``."""
     shown = str(name)
     try:
-        with _open(file) as handle:
+        with open_file(file) as handle:
             raw = handle.read(_MOST_MANIFEST)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
@@ -223,7 +171,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in ("template", "prompt", "system", "params")}
-    licenses = [_text(path) for path in _blobs(root, layers, "license")]
+    licenses = [read_text(path) for path in _blobs(root, layers, "license")]
     kind = "gguf"
     if name.cloud or config.remote_host:
         kind = "cloud"
@@ -260,7 +208,7 @@ def _checked(root: Path, found: Found, again: str, result: Scan) -> Found:
     for path in (*found.files, *filter(None, (found.projector,)), *found.adapters):
         result.see(path)
         try:
-            with _open(Path(path)) as blob:
+            with open_file(Path(path)) as blob:
                 if not blob.read(1):
                     return unreadable(found, f"The blob {path} is empty. {again}")
         except FileNotFoundError:
@@ -289,13 +237,13 @@ def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
 
 def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
     paths = _blobs(root, layers, kind)
-    return _text(paths[-1]) if paths else ""
+    return read_text(paths[-1]) if paths else ""
 
 
 def _config(root: Path, layer: _Layer | None) -> _Config:
     path = _blob(root, layer.digest) if layer else None
     try:
-        return msgspec.json.decode(_text(path), type=_Config) if path else _Config()
+        return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _Config()
 

@@ -66,10 +66,19 @@ async def make(
     def ollama(url: str, **options: Any) -> LocalOllama:
         environ = options.pop("environ", {})
         port = options.pop("own_port", 0)
+        more = {key: options.pop(key) for key in ("stores", "service") if key in options}
         settings = OllamaSettings(url=url, **options)
         journal = Journal(tmp_path / "journal")
         one = LocalOllama(
-            settings, view, catalogue, journal, tmp_path, own_port=port, environ=environ, poll=0.05
+            settings,
+            view,
+            catalogue,
+            journal,
+            tmp_path,
+            own_port=port,
+            environ=environ,
+            poll=0.05,
+            **({"service": {}} | more),
         )
         made.append(one)
         return one
@@ -111,6 +120,18 @@ async def test_only_ollama_runs_it_though_it_is_big(
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: "huge:latest" in names(ollama))
+
+
+async def test_slots_and_address_are_those_of_ollamas_own_unit(make: Make, standin: Standin) -> None:
+    service = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_HOST": standin.url.removeprefix("http://")}
+    ollama = make("", service=service, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].slots == 4
+    ours = make(standin.url, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ours.start()
+    await until(lambda: names(ours))
+    assert names(ours)["small:latest"].slots == 2
 
 
 async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
@@ -258,12 +279,21 @@ async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
         f'exec {sys.executable} -m tests.ollama_standin --model tiny:latest "$@"\n'
     )
     binary.chmod(0o755)
-    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    ollama = make(
+        f"http://127.0.0.1:{port}",
+        manage=True,
+        binary=str(binary),
+        stores=(str(tmp_path / "mine"), "/other"),
+        environ={"OLLAMA_MODELS": "/elsewhere", "OLLAMA_NUM_PARALLEL": "3"},
+        service={"OLLAMA_NUM_PARALLEL": "7"},
+    )
     await ollama.start()
     await until(lambda: names(ollama))
+    assert names(ollama)["tiny:latest"].slots == 3
     environment = noted.read_text()
     assert f"OLLAMA_HOST=127.0.0.1:{port}" in environment
     assert "OLLAMA_NO_CLOUD=1" in environment
+    assert f"OLLAMA_MODELS={tmp_path}/mine\n" in environment
     assert "OLLAMA_NOPRUNE=1" in environment
     assert ollama._own is not None
     assert ollama._own._process is not None
