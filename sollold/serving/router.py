@@ -184,6 +184,8 @@ class _Memory:
     """What the router remembers of one endpoint."""
 
     under_way: int = 0
+    turn: int = 0
+    """When a request was last sent there, counted in requests."""
     peak: tuple[float, int, int] = (0.0, 0, 0)
     """Since when, the most under way since then, and the most in the span before."""
     first_byte: float = 0.0
@@ -251,10 +253,8 @@ class Router:
         """The candidates, the best first; ``without`` those just tried in vain."""
         all_ = tuple(c for c in self.candidates(records, wish, now) if c.key not in without)
         if not self._weights:
-            self._round += 1
-            ordered = sorted(all_, key=lambda c: c.key)
-            turn = self._round % len(ordered) if ordered else 0
-            return tuple(Choice(c, 0.0, "its turn") for c in ordered[turn:] + ordered[:turn])
+            ordered = sorted(all_, key=lambda c: (self._turn_of(c.key), c.key))
+            return tuple(Choice(c, 0.0, "its turn") for c in ordered)
         choices = [self._score(candidate, wish, all_) for candidate in all_]
         # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
         choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
@@ -288,6 +288,8 @@ class Router:
         """A request goes to the endpoint ``key``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.under_way += 1
+        self._round += 1
+        memory.turn = self._round
         _recent_peak(memory, now)
         memory.breaker.sent(now)
         if wish.prefix:
@@ -324,6 +326,11 @@ class Router:
         there = {(record.node, endpoint.id) for record in records for endpoint in record.endpoints}
         for key in [key for key, memory in self._memory.items() if key not in there and not memory.under_way]:
             del self._memory[key]
+
+    def _turn_of(self, key: tuple[str, str]) -> int:
+        """Counts up with each request: the lower, the longer ago the endpoint had one."""
+        memory = self._memory.get(key)
+        return memory.turn if memory is not None else 0
 
     def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
         found = self._prefixes.get(prefix) if prefix else None

@@ -134,7 +134,17 @@ def test_endpoint_that_failed_is_left_and_tried_again() -> None:
 def test_round_robin_takes_turns_and_least_loaded_looks_at_load() -> None:
     records = [record(name, READY) for name in "abc"]
     router = Router("me", "round_robin")
-    assert sorted(first(router, *records) for _ in range(3)) == ["a", "b", "c"]
+    turns = []
+    for _ in range(6):
+        turns.append(first(router, *records))
+        assert first(router, *records) == turns[-1], "only a request that is sent takes a turn"
+        assert router.better(records, WISH, 0.0, (turns[-1], "d")) is not None
+        router.sent((turns[-1], "d"), WISH, 0.0)
+        router.ended((turns[-1], "d"), True)
+        # One for another model takes no turn of theirs.
+        router.sent(("c", "other"), WISH, 0.0)
+        router.ended(("c", "other"), True)
+    assert turns == ["a", "b", "c"] * 2
     least = Router("me", "least_loaded")
     assert first(least, record("a", replace(READY, active=2)), record("b", READY)) == "b"
     quick = Router("me", "latency_first")
