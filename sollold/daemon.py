@@ -50,8 +50,9 @@ from sollold.serving.router import Router
 from sollold.serving.service import Serving
 from sollold.settings import Loaded, SettingsError, differences
 from sollold.wiring.cluster import ClusterHere
-from sollold.wiring.fetching import OllamaRelay, PullerHere
+from sollold.wiring.fetching import PullerHere
 from sollold.wiring.models import ModelsHere
+from sollold.wiring.ollama_relay import OllamaRelay
 
 logger = logging.getLogger("sollold")
 
@@ -170,6 +171,8 @@ class Daemon:
             stores=settings.models.ollama_stores,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
+        self._relay = OllamaRelay(self._ollama, view, calls)
+        self._relay.register(self._peers)
         pace = Pace(settings.models.transfer_rate)
         self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
         self._own_models = OwnModels(self._catalogue, self._peers)
@@ -231,8 +234,9 @@ class Daemon:
         stack.push_async_callback(self._serving.close)
         stack.push_async_callback(self._puller.close)
         models = ModelsHere(self._library, self._node, self._node.calls)
-        puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
-        parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
+        puller = PullerHere(self._puller)
+        stack.push_async_callback(self._relay.close)
+        parts = Parts(self._serving, models, self._cluster, puller, self._relay, self.findings)
         listener = Listener(build_app(parts, settings.http), settings.http, drain=_CLOSE_SECONDS)
         await listener.start()
         stack.push_async_callback(listener.close)

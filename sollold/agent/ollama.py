@@ -153,6 +153,14 @@ class LocalOllama:
         """Where it listens; empty when none answers."""
         return self._url if self.version else ""
 
+    def has(self, name: str) -> bool:
+        """Whether it has a model of just this name, but for case; one too big for this machine counts."""
+        try:
+            key = parse(name).key
+        except ValueError:
+            return False
+        return any(parse(known).key == key for known in self._tags)
+
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
         return self._endpoints

@@ -131,6 +131,20 @@ class Named(msgspec.Struct, kw_only=True):
         return require_model(self.model or self.name)
 
 
+class Relayable(msgspec.Struct, kw_only=True):
+    """``POST /api/push`` and ``/api/create``, as far as it matters which Ollama gets it."""
+
+    model: str = ""
+    name: str = ""
+    from_: Any = msgspec.field(name="from", default="")
+
+    def needed(self, path: str) -> str:
+        """The model that the Ollama must have; empty: none."""
+        if path == "/api/push":
+            return self.model or self.name
+        return self.from_ if isinstance(self.from_, str) else ""
+
+
 class Copy(msgspec.Struct, kw_only=True):
     """``POST /api/copy``. ``nodes``: names or ids of those that are to do it; none: all that have it."""
 

@@ -86,13 +86,37 @@ class Puller(Protocol):
         ...
 
 
+class Relayed(Protocol):
+    """An Ollama's answer under way, as it is."""
+
+    status: int
+    kind: str
+    """Its content type."""
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces.
+
+        Raises:
+            Refusal: it broke off.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End it, wherever it is."""
+        ...
+
+
 class Relay(Protocol):
     """Passes a request on to an Ollama of the cluster as it is: for push, create and blobs."""
 
     async def forward(
-        self, method: str, path: str, body: AsyncIterator[bytes]
-    ) -> tuple[int, str, AsyncIterator[bytes]] | None:
-        """(status, content type, body) of its answer; ``None`` when there is no Ollama."""
+        self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
+    ) -> Relayed | None:
+        """Its answer, to be closed; ``None`` when no node has an Ollama. ``model``: the one it must have.
+
+        Raises:
+            Refusal: UNAVAILABLE, it can't be reached.
+        """
         ...
 
 

@@ -241,6 +241,45 @@ class ScriptedPuller:
             yield step
 
 
+class PlainRelayed:
+    """An Ollama's answer given beforehand; a refusal among the pieces is raised."""
+
+    def __init__(self, *pieces: bytes | Exception, status: int = 200, kind: str = "application/json") -> None:
+        self.pieces = pieces
+        self.status = status
+        self.kind = kind
+        self.closed = 0
+        self.gate = asyncio.Event()
+        """What is awaited after the pieces, where ``hangs`` is set."""
+        self.hangs = False
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+        if self.hangs:
+            await self.gate.wait()
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class ScriptedRelay:
+    """Gives one answer, and notes what it was sent: (method, path, body, model)."""
+
+    def __init__(self, answer: PlainRelayed) -> None:
+        self.answer = answer
+        self.sent: list[tuple[str, str, bytes, str]] = []
+
+    async def forward(
+        self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
+    ) -> PlainRelayed:
+        raw = body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+        self.sent.append((method, path, raw, model))
+        return self.answer
+
+
 def parts(service: Any = None, *models: Model, **more: Any) -> Parts:
     return Parts(
         service=service or ScriptedService(),

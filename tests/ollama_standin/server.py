@@ -74,6 +74,9 @@ class Standin:
         self.ps_free = asyncio.Event()
         """Cleared: ``/api/ps`` does not answer, as during some loads."""
         self.ps_free.set()
+        self.breaks_off = False
+        """Set: a connection is cut after the first line of a push or a creation."""
+        self.blobs: dict[str, bytes] = {}
         self.polls = 0
         """Times that ``/api/ps`` was asked for."""
         self.refuses_pulls = False
@@ -99,6 +102,10 @@ class Standin:
                 web.post("/api/embed", self._embed),
                 web.post("/api/embeddings", self._embeddings),
                 web.post("/api/pull", self._pull),
+                web.post("/api/push", self._push),
+                web.post("/api/create", self._create),
+                web.post("/api/blobs/{digest}", self._blob),
+                web.head("/api/blobs/{digest}", self._blob_there),
                 web.post("/api/copy", self._copy),
                 web.delete("/api/delete", self._delete),
                 web.get("/v1/models", self._v1_models),
@@ -215,6 +222,41 @@ class Standin:
     async def _delete(self, request: web.Request) -> web.Response:
         del self.models[self._known(await _json(request)).name]
         return web.Response()
+
+    async def _blob(self, request: web.Request) -> web.Response:
+        raw, digest = await request.read(), request.match_info["digest"]
+        if digest != f"sha256:{hashlib.sha256(raw).hexdigest()}":
+            return web.json_response({"error": "digest mismatch"}, status=400)
+        self.blobs[digest] = raw
+        return web.Response(status=201)
+
+    async def _blob_there(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.match_info["digest"] in self.blobs else 404)
+
+    async def _create(self, request: web.Request) -> web.StreamResponse:
+        body = await _json(request)
+        if body.get("from"):
+            self._known({"model": body["from"]})
+        for digest in (body.get("files") or {}).values():
+            if digest not in self.blobs:
+                return web.json_response({"error": f"blob {digest} not found"}, status=400)
+        name = _full(body["model"])
+        self.models[name] = Known(name)
+        return await self._statuses(request, "creating new layer", "writing manifest", "success")
+
+    async def _push(self, request: web.Request) -> web.StreamResponse:
+        self._known(await _json(request))
+        return await self._statuses(request, "retrieving manifest", "pushing manifest", "success")
+
+    async def _statuses(self, request: web.Request, *statuses: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        for status in statuses:
+            await response.write(_line({"status": status}))
+            if self.breaks_off:
+                assert request.transport is not None
+                request.transport.abort()
+        return response
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
