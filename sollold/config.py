@@ -128,7 +128,7 @@ class ModelSettings:
     folders: tuple[str, ...] = ()
     """Folders with GGUF files; read, never written."""
     ollama_stores: tuple[str, ...] = ()
-    """Roots of Ollama stores; empty: where Ollama puts them."""
+    """Roots of Ollama stores; empty: where Ollama puts them. A managed Ollama uses the first."""
     huggingface: bool = True
     """Look into the Hugging Face cache and llama.cpp's older one."""
     aliases: dict[str, str] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class OllamaSettings:
     enabled: bool = True
     """Use an Ollama that runs on this machine."""
     url: str = ""
-    """Empty: ``$OLLAMA_HOST`` or ``http://127.0.0.1:11434``."""
+    """Empty: ``$OLLAMA_HOST``, the one in Ollama's unit, or ``http://127.0.0.1:11434``."""
     manage: bool = False
     """Start and supervise Ollama when a binary is there and none answers."""
     binary: str = ""

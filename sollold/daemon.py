@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import signal
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
@@ -37,6 +38,7 @@ from sollold.leader.measured import Measured
 from sollold.machine.devices import Machine
 from sollold.models import demo as demo_model
 from sollold.models.catalogue import Catalogue
+from sollold.models.leftovers import abandoned
 from sollold.models.library import Library
 from sollold.models.own_models import OwnModels
 from sollold.models.pace import Pace
@@ -51,8 +53,9 @@ from sollold.serving.router import Router
 from sollold.serving.service import Serving
 from sollold.settings import Loaded, SettingsError, catalogue, differences, merged
 from sollold.wiring.cluster import ClusterHere
-from sollold.wiring.fetching import OllamaRelay, PullerHere
+from sollold.wiring.fetching import PullerHere
 from sollold.wiring.models import ModelsHere
+from sollold.wiring.ollama_relay import OllamaRelay
 
 logger = logging.getLogger("sollold")
 
@@ -209,8 +212,11 @@ class Daemon:
             Journal(folders.state / "ollama.json"),
             folders.state / "logs",
             own_port=settings.http.port,
+            stores=settings.models.ollama_stores,
         )
         self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
+        self._relay = OllamaRelay(self._ollama, view, calls)
+        self._relay.register(self._peers)
         self._pace = pace = Pace(settings.models.transfer_rate)
         self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
         self._own_models = OwnModels(self._catalogue, self._peers)
@@ -254,6 +260,7 @@ class Daemon:
         settings = self.settings
         stack.callback(self._machine.close)
         stack.push_async_callback(self._end_tasks)
+        stack.callback(self._sender.close)
         await self._node.start()
         stack.push_async_callback(self._node.close)
         for part in (self._catalogue, self._library):
@@ -274,8 +281,9 @@ class Daemon:
         stack.push_async_callback(self._serving.close)
         stack.push_async_callback(self._puller.close)
         models = ModelsHere(self._library, self._node, self._node.calls)
-        puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
-        parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
+        puller = PullerHere(self._puller)
+        stack.push_async_callback(self._relay.close)
+        parts = Parts(self._serving, models, self._cluster, puller, self._relay, self.findings)
         app = build_app(parts, settings.http)
         self._origins = app[ORIGINS]
         listener = Listener(app, settings.http, drain=_CLOSE_SECONDS)
@@ -375,6 +383,8 @@ class Daemon:
         if self._machine.problem:
             trouble.append((self._machine.problem, ""))
         trouble.extend((problem.what, problem.mend) for problem in self._catalogue.problems)
+        left = abandoned(self._catalogue.own, time.time())
+        trouble.extend((problem.what, problem.mend) for problem in left)
         if self._ollama.trouble:
             trouble.append((self._ollama.trouble, ""))
         discovery = self._node.status().discovery

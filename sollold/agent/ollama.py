@@ -10,8 +10,9 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from sollold.machine.device import Kind
 from sollold.models.catalogue import Catalogue
 from sollold.models.model import Model
 from sollold.models.names import canonical, parse
+from sollold.models.ollama_service import ollama_service
 
 log = logging.getLogger("sollold.agent")
 
@@ -45,6 +47,10 @@ _MARGIN = 1.1
 _RECENT = 5.0
 """Seconds for which a model counts as used after others than us have used it."""
 _LET_GO = 15.0
+_TIMES = 10.0
+"""Seconds after which it is told anew how long models stay, when nothing else has changed."""
+_FOR_EVER = 10 * 365 * 86400.0
+"""Seconds beyond which a model stays for ever: Ollama writes a moment some centuries away."""
 _COUNTS = 0.25
 """Seconds within which several counts of requests become one change of the record."""
 
@@ -80,23 +86,30 @@ class LocalOllama:
         log_dir: Path,
         *,
         own_port: int = 0,
+        stores: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
+        service: Mapping[str, str] | None = None,
         poll: float = _POLL,
     ) -> None:
-        """``own_port``: where this daemon itself speaks Ollama's API."""
+        """``own_port``: where this daemon itself speaks Ollama's API.
+
+        ``stores``: the settings' roots of stores; an Ollama that is started here uses the first. ``service``:
+        the environment of Ollama's systemd unit; None: looked for.
+        """
         self._settings = settings
         self._view = view
         self._catalogue = catalogue
         self._own_port = own_port
         self._environ = os.environ if environ is None else environ
         self._poll = poll
-        self._url = address(settings.url, self._environ)
-        self._slots = _number(self._environ.get("OLLAMA_NUM_PARALLEL", ""))
+        self._service = ollama_service()[1] if service is None else service
+        self._url = address(settings.url, self._environ, self._service)
         self._session: aiohttp.ClientSession | None = None
         self._api: OllamaApi | None = None
         self._own: OwnOllama | None = None
         if settings.manage:
-            self._own = OwnOllama(settings.binary, self._url, journal, log_dir, self._environ)
+            store = stores[0] if stores else ""
+            self._own = OwnOllama(settings.binary, self._url, journal, log_dir, self._environ, store)
             self._url = self._own.url
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
@@ -106,6 +119,7 @@ class LocalOllama:
         self._looked = False
         self._timer: asyncio.TimerHandle | None = None
         self._endpoints: tuple[Endpoint, ...] = ()
+        self._told = float("-inf")
         self.version = ""
         """Of the Ollama that answers; empty when none does."""
         self._mistaken = ""
@@ -138,6 +152,14 @@ class LocalOllama:
     def url_of_api(self) -> str:
         """Where it listens; empty when none answers."""
         return self._url if self.version else ""
+
+    def has(self, name: str) -> bool:
+        """Whether it has a model of just this name, but for case; one too big for this machine counts."""
+        try:
+            key = parse(name).key
+        except ValueError:
+            return False
+        return any(parse(known).key == key for known in self._tags)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
@@ -325,8 +347,11 @@ class LocalOllama:
         self._uses = {
             id: use for id, use in self._uses.items() if use.inside or any(one.id == id for one in endpoints)
         }
-        if endpoints != self._endpoints:
-            self._endpoints = endpoints
+        # That time passes is news only now and then.
+        now = asyncio.get_running_loop().time()
+        same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self._endpoints]
+        if endpoints != self._endpoints and not (same and now - self._told < _TIMES):
+            self._endpoints, self._told = endpoints, now
             others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
             self._view.update_me(endpoints=(*endpoints, *others))
 
@@ -346,7 +371,7 @@ class LocalOllama:
             backend=Backend.OLLAMA,
             state=State.READY,
             context=held.loaded.context_length if held else 0,
-            slots=self._slots,
+            slots=self._slots(),
             active=use.active,
             waiting=use.waiting,
             speed=use.speed,
@@ -354,8 +379,16 @@ class LocalOllama:
             bytes=held.loaded.size if held else 0,
             layers=model.layers if model else 0,
             placed=self._placed(held.loaded, model) if held else (),
+            expires=_left(held.loaded.expires_at, time.time()) if held else 0.0,
             embedding="embedding" in can and "completion" not in can,
         )
+
+    def _slots(self) -> int:
+        """Requests at a time: as the Ollama that answers was told, by us or by its own unit."""
+        ours = self._environ.get("OLLAMA_NUM_PARALLEL", "")
+        if self._own is not None and self._own.started:
+            return _number(ours)
+        return _number(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
 
     def _room(self) -> int:
         """Bytes that Ollama could have if everything idle made room: all that is not granted."""
@@ -416,6 +449,17 @@ def _seconds(text: str) -> float:
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
     except ValueError:
         return 0.0
+
+
+def _left(expires_at: str, now: float) -> float:
+    """Seconds until then; negative when that is no time that anybody waits for."""
+    left = _seconds(expires_at) - now
+    return -1.0 if left > _FOR_EVER else round(max(0.0, left), 1)
+
+
+def _timeless(endpoint: Endpoint) -> Endpoint:
+    """Without what only the passing of time changes."""
+    return replace(endpoint, expires=0.0)
 
 
 def _number(text: str) -> int:

@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 _MOST = 32 << 20
 _QUICK = 2.0
+_PS = 2.0
+"""Seconds after which Ollama is taken to be busy with a load."""
 
 
 class OllamaError(Exception):
@@ -63,13 +65,17 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def address(url: str, environ: Mapping[str, str] | None = None) -> str:
-    """The URL of the local Ollama, from the setting, ``$OLLAMA_HOST`` or the default; no slash at the end.
+def address(
+    url: str, environ: Mapping[str, str] | None = None, service: Mapping[str, str] | None = None
+) -> str:
+    """The URL of the local Ollama: the setting's, ``$OLLAMA_HOST`` here or in the environment of Ollama's own
+    ``service``, or the default; no slash at the end.
 
     ``OLLAMA_HOST`` may lack scheme and port, and may say on which address Ollama listens, ``0.0.0.0``.
     """
     environ = os.environ if environ is None else environ
-    text = (url or environ.get("OLLAMA_HOST", "")).strip().strip("\"'")
+    text = url or environ.get("OLLAMA_HOST", "") or (service or {}).get("OLLAMA_HOST", "")
+    text = text.strip().strip("\"'")
     if not text:
         return "http://127.0.0.1:11434"
     schemed = "://" in text
@@ -125,7 +131,7 @@ class OllamaApi:
             OllamaError: it refused, or is gone.
         """
         try:
-            return (await self._ask("GET", "/api/ps", _Ps)).models or []
+            return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS)).models or []
         except OllamaError as error:
             if isinstance(error.__cause__, TimeoutError):
                 return None

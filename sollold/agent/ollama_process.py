@@ -24,9 +24,19 @@ class OwnOllama:
     """The child process; one at a time."""
 
     def __init__(
-        self, binary: str, url: str, journal: Journal, log_dir: Path, environ: Mapping[str, str] = os.environ
+        self,
+        binary: str,
+        url: str,
+        journal: Journal,
+        log_dir: Path,
+        environ: Mapping[str, str] = os.environ,
+        store: str = "",
     ) -> None:
-        """``binary``: its path; empty: looked for in PATH. The port is that of ``url``."""
+        """``binary``: its path; empty: looked for in PATH. The port is that of ``url``.
+
+        ``store``: root of its models; empty: ``$OLLAMA_MODELS``, or where Ollama puts them.
+        """
+        self._store = str(Path(store).expanduser()) if store else environ.get("OLLAMA_MODELS", "")
         self._binary = binary
         self._port = urlsplit(url).port or 11434
         self._journal = journal
@@ -95,8 +105,8 @@ class OwnOllama:
             "OLLAMA_NOPRUNE": "1",
         }
         environment["OLLAMA_KEEP_ALIVE"] = self._environ.get("OLLAMA_KEEP_ALIVE", "5m")
-        if models := self._environ.get("OLLAMA_MODELS"):
-            environment["OLLAMA_MODELS"] = models
+        if self._store:
+            environment["OLLAMA_MODELS"] = self._store
         return environment
 
     def kill(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import msgspec
@@ -28,6 +28,7 @@ from sollold.api.ollama_request import (
     Generate,
     Named,
     Options,
+    Relayable,
     Shared,
     parse_keep_alive,
     parse_options,
@@ -80,10 +81,10 @@ class OllamaRoutes:
             row("POST", "/api/embeddings", self.embeddings, "One embedding, as it is (old)", Embeddings),
             row("POST", "/api/show", self.show, "All that is known of a model", Named),
             row("POST", "/api/pull", self.pull, "Fetch a model", Named, produces=kinds),
-            row("POST", "/api/push", self.relay, "Push a model through an Ollama", Named, produces=kinds),
-            row("POST", "/api/create", self.relay, "Create a model in an Ollama", Named, produces=kinds),
-            row("POST", "/api/copy", self.copy, "Give a model a second name", Copy),
-            row("DELETE", "/api/delete", self.delete, "Remove a fetched model or a second name", Named),
+            row("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable, produces=kinds),
+            row("POST", "/api/create", self.relay, "Create a model in an Ollama", Relayable, produces=kinds),
+            row("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
+            row("DELETE", "/api/delete", self.delete, "Remove what was fetched", Named, produces=()),
             row("POST", "/api/blobs/{digest}", self.relay, "Give a blob to an Ollama", statuses=(201,)),
             row("HEAD", "/api/blobs/{digest}", self.relay, "Whether an Ollama has a blob"),
         ]
@@ -332,29 +333,41 @@ class OllamaRoutes:
         path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
         if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
             raise Refusal(Fault.BAD_REQUEST, "a blob's name is sha256: and 64 hex digits")
-        answer = None
-        if relay is not None:
-            answer = await relay.forward(request.method, path, request.content.iter_any())
+        body: AsyncIterator[bytes] | bytes = request.content.iter_any()
+        model = ""
+        if not path.startswith("/api/blobs/"):
+            named = as_type(await read_object(request), Relayable)
+            body, model = await request.read(), named.needed(path)
+        answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
-        status, kind, body = answer
-        response = web.StreamResponse(status=status, headers={"Content-Type": kind or JSON})
-        await response.prepare(request)
-        async for piece in body:
-            await response.write(piece)
-        await response.write_eof()
-        return response
+        try:
+            response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.kind or JSON})
+            await response.prepare(request)
+            try:
+                async with contextlib.aclosing(answer.chunks()) as pieces:
+                    async for piece in pieces:
+                        await response.write(piece)
+            except Refusal as refusal:
+                # Its status is out: the error is the last line, as Ollama itself says it.
+                if request.method != "HEAD":
+                    await response.write(refusal_bytes(Dialect.OLLAMA, refusal) + b"\n")
+            await response.write_eof()
+            return response
+        finally:
+            await answer.close()
 
     async def copy(self, request: web.Request) -> web.Response:
         """``/api/copy``."""
         named = as_type(await read_object(request), Copy)
-        await self._parts.library.copy(require_model(named.source), require_model(named.destination))
+        source, destination = require_model(named.source), require_model(named.destination)
+        await self._parts.library.copy(source, destination, named.nodes or ())
         return web.Response()
 
     async def delete(self, request: web.Request) -> web.Response:
         """``/api/delete``."""
         named = as_type(await read_object(request), Named)
-        await self._parts.library.delete(named.wanted)
+        await self._parts.library.delete(named.wanted, named.nodes or ())
         return web.Response()
 
 

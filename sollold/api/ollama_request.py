@@ -109,10 +109,14 @@ class Embeddings(msgspec.Struct, kw_only=True):
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """A body that names a model: show, pull, push, delete. Old clients say ``name``."""
+    """A body that names a model: show, pull, push, delete. Old clients say ``name``.
+
+    ``nodes``: names or ids of the nodes on which it is deleted; none: everywhere.
+    """
 
     model: str = ""
     name: str = ""
+    nodes: list[str] | None = None
     stream: bool | None = None
     verbose: bool | None = None
     insecure: bool | None = None
@@ -127,11 +131,26 @@ class Named(msgspec.Struct, kw_only=True):
         return require_model(self.model or self.name)
 
 
+class Relayable(msgspec.Struct, kw_only=True):
+    """``POST /api/push`` and ``/api/create``, as far as it matters which Ollama gets it."""
+
+    model: str = ""
+    name: str = ""
+    from_: Any = msgspec.field(name="from", default="")
+
+    def needed(self, path: str) -> str:
+        """The model that the Ollama must have; empty: none."""
+        if path == "/api/push":
+            return self.model or self.name
+        return self.from_ if isinstance(self.from_, str) else ""
+
+
 class Copy(msgspec.Struct, kw_only=True):
-    """``POST /api/copy``."""
+    """``POST /api/copy``. ``nodes``: names or ids of those that are to do it; none: all that have it."""
 
     source: str = ""
     destination: str = ""
+    nodes: list[str] | None = None
 
 
 def require_model(name: str) -> str:

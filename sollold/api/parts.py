@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,16 +53,18 @@ class Library(Protocol):
         """What is loaded now, from the records."""
         ...
 
-    async def copy(self, source: str, destination: str) -> None:
-        """Give a model a second name.
+    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
+        """Give a model a second name on the ``nodes`` (names or ids); none named: on all that have it.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
         """
         ...
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
         """Remove a model that was fetched by the daemon, or a second name; never the user's own files.
+
+        ``nodes``: names or ids of where; none named: everywhere.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own.
@@ -84,13 +86,37 @@ class Puller(Protocol):
         ...
 
 
+class Relayed(Protocol):
+    """An Ollama's answer under way, as it is."""
+
+    status: int
+    kind: str
+    """Its content type."""
+
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The body in pieces.
+
+        Raises:
+            Refusal: it broke off.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End it, wherever it is."""
+        ...
+
+
 class Relay(Protocol):
     """Passes a request on to an Ollama of the cluster as it is: for push, create and blobs."""
 
     async def forward(
-        self, method: str, path: str, body: AsyncIterator[bytes]
-    ) -> tuple[int, str, AsyncIterator[bytes]] | None:
-        """(status, content type, body) of its answer; ``None`` when there is no Ollama."""
+        self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
+    ) -> Relayed | None:
+        """Its answer, to be closed; ``None`` when no node has an Ollama. ``model``: the one it must have.
+
+        Raises:
+            Refusal: UNAVAILABLE, it can't be reached.
+        """
         ...
 
 

@@ -29,6 +29,8 @@ ROOMS = {
     "unload": "load",
     "chat": "chat",
     "pull": "models",
+    "copy": "models",
+    "delete": "models",
     "drain": "load",
     "doctor": "doctor",
 }

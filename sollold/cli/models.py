@@ -1,4 +1,4 @@
-"""``sollold models`` and ``sollold pull``: what there is, and getting more."""
+"""``sollold models``, ``pull``, ``copy`` and ``delete``: what there is, getting more, and naming it."""
 
 from __future__ import annotations
 
@@ -66,4 +66,27 @@ async def pull(options: argparse.Namespace) -> int:
                 if digest not in tasks:
                     tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
                 bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
+    return Exit.DONE
+
+
+async def copy(options: argparse.Namespace) -> int:
+    """Give a model a second name."""
+    body = {"source": options.model, "destination": options.name, "nodes": options.on}
+    async with client(options, timeout=120) as daemon:
+        await daemon.post("/api/copy", body)
+    if options.json:
+        print_json({"source": options.model, "destination": options.name})
+    else:
+        print(f"{options.model} is also {options.name} now")
+    return Exit.DONE
+
+
+async def delete(options: argparse.Namespace) -> int:
+    """Remove a fetched model or a second name."""
+    async with client(options, timeout=120) as daemon:
+        await daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
+    if options.json:
+        print_json({"deleted": options.model})
+    else:
+        print(f"{options.model} is deleted")
     return Exit.DONE

@@ -118,8 +118,19 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     unload = command("unload", "unload a model")
     chat = command("chat", "talk with a model")
     pull = command("pull", "fetch a model: from another node, Ollama's library or hf.co/…")
-    for sub in (plan, route, load, unload, chat, pull):
+    copy = command("copy", "give a model a second name; its files are linked, not copied")
+    delete = command("delete", "remove a model that was pulled, or a second name; never your own files")
+    for sub in (plan, route, load, unload, chat, pull, copy, delete):
         sub.add_argument("model", metavar="MODEL", help="its name, as `sollold models` shows it")
+    copy.add_argument("name", metavar="NAME", help="the second name")
+    for sub in (copy, delete):
+        sub.add_argument(
+            "--on",
+            metavar="NODE",
+            action="append",
+            default=[],
+            help="only on this node, by name or id (may be repeated; default: all that have it)",
+        )
     for sub in (plan, load):
         sub.add_argument("--context", type=int, default=0, metavar="TOKENS", help="context of each request")
         sub.add_argument("--slots", type=int, default=0, metavar="N", help="requests at a time")

@@ -59,6 +59,14 @@ class Client:
         """
         return await self._whole("POST", path, body, timeout or self._timeout)
 
+    async def delete(self, path: str, body: object) -> Any:
+        """As `post`, with the method DELETE.
+
+        Raises:
+            ClientError: as `get`.
+        """
+        return await self._whole("DELETE", path, body, self._timeout)
+
     async def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
         span = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
         async with self._open(method, path, body, span) as response:

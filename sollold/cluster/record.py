@@ -79,6 +79,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class InOllama:
+    """What Ollamas call a content.
+
+    Attributes:
+        names: under which it answers alike: an Ollama puts in the system text and the template of the name
+            that it is asked by.
+        manifests: Ollama's own digests, all that is known where the node can't read the files.
+    """
+
+    names: tuple[str, ...] = ()
+    manifests: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """Something that answers for a model now (or soon): a head's llama-server, or an Ollama.
 
@@ -127,6 +141,17 @@ class Endpoint:
     """Of FAILED: the node whose part failed; empty when that is not known."""
     crashed: bool = False
     """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
+
+    def is_of(self, model: str, digest: str, in_ollama: InOllama) -> bool:
+        """Whether it answers for this content, which goes before the name: the same content may have
+        another name on another node, and one name other content.
+        """
+        if not self.digest or not digest:
+            return self.model == model
+        if self.backend is not Backend.OLLAMA:
+            return self.digest == digest
+        same = self.digest == digest or self.digest in in_ollama.manifests
+        return same and (self.model == model or self.model in in_ollama.names)
 
 
 @dataclass(frozen=True, slots=True)

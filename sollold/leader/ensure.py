@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sollold.cluster.record import State
+from sollold.cluster.record import InOllama, State
 from sollold.placement.plan import Plan
 
 
@@ -15,6 +15,7 @@ class Ensure:
 
     Attributes:
         digest: the content's, where the caller knows it; it goes before the name.
+        in_ollama: what Ollamas call the content.
         context: tokens a request needs; 0: not named.
         keep_alive: seconds of idleness; negative: for ever; None: as the settings say.
         embedding: it must serve embeddings.
@@ -41,6 +42,7 @@ class Ensure:
     policy: str = ""
     workers: int = 0
     fixed: tuple[tuple[str, int], ...] = ()
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 class Verdict(StrEnum):

@@ -108,7 +108,7 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Otherwise | Held | 
     same = [
         (record, endpoint)
         for record, endpoint in world.endpoints()
-        if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
+        if endpoint.is_of(model.name, model.digest, ask.in_ollama)
         and not (record.draining or endpoint.closing)
         and record.node not in ask.exclude
     ]

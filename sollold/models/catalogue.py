@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from sollold.models.card import Card, Cards, template_capabilities
 from sollold.models.found import Found, Problem, Scan
 from sollold.models.gguf import GgufError
 from sollold.models.identity import joined
+from sollold.models.leftovers import sweep
 from sollold.models.model import Model
-from sollold.models.names import parse
+from sollold.models.names import LONGEST, parse
 from sollold.models.probe import Refused, format_fault
 from sollold.models.shape import Shape, shape_of
 
@@ -75,9 +77,12 @@ class Catalogue:
         self._shapes: dict[str, Shape] = {}
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
+        self._said = ""
+        """What kept us from looking the last time; it is logged once."""
 
     async def start(self) -> None:
         """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
+        await asyncio.to_thread(sweep, self.own, time.time())
         await asyncio.to_thread(self._cards.load)
         await asyncio.to_thread(self._refused.load)
         first = asyncio.Event()
@@ -208,23 +213,41 @@ class Catalogue:
 
     async def _watch(self, first: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            await self.refresh()
-            if self._demo is not None and not any(not model.unusable for model in self._models):
-                await self._write_demo(self._demo)
-        except OSError as error:
-            log.warning("the stores can't be looked at just now: %s", error)
-        first.set()
         tried = loop.time()
+        await self._try(self._look_first)
+        first.set()
         while True:
             await asyncio.sleep(self._interval)
-            try:
-                again = (self._problems or self._some_unread()) and loop.time() - tried >= _RETRY
-                if again or await asyncio.to_thread(self._scan.changed):
-                    tried = loop.time()
-                    await self.refresh()
-            except OSError as error:
-                log.warning("the stores can't be looked at just now: %s", error)
+            again = self._problems or self._some_unread()
+            if again and loop.time() - tried >= _RETRY:
+                tried = loop.time()
+                await self._try(self.refresh)
+            elif await self._try(self._look_if_changed):
+                tried = loop.time()
+
+    async def _look_first(self) -> None:
+        await self.refresh()
+        if self._demo is not None and not any(not model.unusable for model in self._models):
+            await self._write_demo(self._demo)
+
+    async def _look_if_changed(self) -> bool:
+        if not await asyncio.to_thread(self._scan.changed):
+            return False
+        await self.refresh()
+        return True
+
+    async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
+        """Whether it came to something. Whatever is wrong with a store: the watch goes on."""
+        try:
+            done = await look() is not False
+        except Exception as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                unforeseen = not isinstance(error, OSError)
+                log.warning("the stores can't be looked at just now: %s", error, exc_info=unforeseen)
+            return False
+        self._said = ""
+        return done
 
     def _some_unread(self) -> bool:
         return any("can't be read" in model.unusable for model in self._local)
@@ -353,7 +376,9 @@ class Catalogue:
 def apart(name: str, digest: str) -> str:
     """A name for a model whose own name belongs to other content: the digest's beginning in the tag."""
     parsed = parse(name)
-    return str(replace(parsed, tag=f"{parsed.tag}-{digest[:8]}"))
+    ending = f"-{digest[:8]}"
+    tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(ending))]
+    return str(replace(parsed, tag=f"{tag}{ending}"))
 
 
 def _without_card(found: Found) -> Model:

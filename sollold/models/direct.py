@@ -18,17 +18,21 @@ from sollold.models.fill import SourceError, Stop
 
 _CONNECT = 3.0
 _IDLE = 30.0
-_BUFFER = 1 << 20
 _HEAD = 16 * 1024
 
 
 class DirectSource:
     """One node's files of one model, for `sollold.models.fill.Fill`. Make it on the loop."""
 
-    def __init__(self, reach: Reach, node: str, digest: str) -> None:
+    PIECE = 1 << 20
+    """Bytes handed on at a time where nothing limits them."""
+
+    def __init__(self, reach: Reach, node: str, digest: str, piece: int = PIECE) -> None:
+        """``piece``: bytes handed on at a time."""
         self.name = f"node {node}"
         self._node = node
         self._digest = digest
+        self._piece = piece
         self._addresses = reach.addresses(node)
         self._context = reach.context(HTTP)
         self._lock = threading.Lock()
@@ -101,13 +105,13 @@ class DirectSource:
     def _receive(
         self, connection: ssl.SSLSocket, start: int, end: int, write: Callable[[int, memoryview], None]
     ) -> None:
-        buffer = bytearray(_BUFFER)
+        buffer = bytearray(max(_HEAD, self._piece))
         view = memoryview(buffer)
         head = bytearray()
         while b"\r\n\r\n" not in head:
             count = connection.recv_into(view[:_HEAD])
             head += view[:count]
-            if not count or len(head) > _HEAD + _BUFFER:
+            if not count or len(head) > 2 * _HEAD:
                 raise OSError("the connection ended before the answer began")
         raw, _, rest = bytes(head).partition(b"\r\n\r\n")
         status, length = _parsed(raw)
@@ -118,7 +122,7 @@ class DirectSource:
         write(start, memoryview(rest))
         at = start + len(rest)
         while at < end:
-            filled, room = 0, min(_BUFFER, end - at)
+            filled, room = 0, min(self._piece, end - at)
             while filled < room:
                 count = connection.recv_into(view[filled:room])
                 if not count:

@@ -8,11 +8,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
 from typing import Protocol, runtime_checkable
 
 from sollold.models.landing import Landing
 from sollold.models.pace import Pace
+from sollold.models.threads import in_thread
 
 log = logging.getLogger("sollold.models")
 
@@ -24,6 +26,10 @@ _FAILURES = 5
 
 class SourceError(Exception):
     """A source broke off or refused; the message says which and why."""
+
+
+class CheckLost(SourceError):
+    """Nobody tells any more whether parts are right; other sources change nothing about that."""
 
 
 @runtime_checkable
@@ -45,9 +51,23 @@ class Stop:
     """Ends the work of a thread: what it waits for is closed under it."""
 
     def __init__(self) -> None:
-        self.stopped = False
+        self._stopped = threading.Event()
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is to end."""
+        return self._stopped.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            SourceError: it was stopped, before or meanwhile.
+        """
+        if self._stopped.wait(seconds):
+            raise SourceError("it was stopped")
 
     def use(self, used: socket.socket | None) -> None:
         """The thread waits for this socket from now on; None: for none.
@@ -63,7 +83,7 @@ class Stop:
     def stop(self) -> None:
         """Wake the thread, whatever it waits for."""
         with self._lock:
-            self.stopped = True
+            self._stopped.set()
             if self._socket is not None:
                 with contextlib.suppress(OSError):
                     self._socket.shutdown(socket.SHUT_RDWR)
@@ -85,6 +105,10 @@ class BlockingSource(Protocol):
         ...
 
 
+Check = Callable[[int, int], Awaitable[bool]]
+"""Whether the bytes of a part (file, part) that have come are the right ones."""
+
+
 class Fill:
     """One filling. `run` it; `received` shows how far it is."""
 
@@ -93,12 +117,19 @@ class Fill:
         landing: Landing,
         sources: Sequence[Source | BlockingSource],
         pace: Pace,
+        threads: Executor,
         *,
         connections: int = 4,
+        check: Check | None = None,
         on_progress: Callable[[], None] = lambda: None,
         pause: float = 0.5,
     ) -> None:
-        """``pause``: seconds before a source that failed is asked again; doubled with each failure."""
+        """``threads`` do the blocking work; ``check``: see there; None: every part is taken.
+
+        ``pause``: seconds before a source that failed is asked again; doubled with each failure.
+        """
+        self._threads = threads
+        self._check = check
         self._landing = landing
         self._sources = list(sources)
         self._failures = {source.name: 0 for source in sources}
@@ -129,7 +160,8 @@ class Fill:
                 for turn in range(min(self._connections, len(left))):
                     group.create_task(self._work(left, turn))
         except* (SourceError, OSError) as errors:
-            failure = errors.exceptions[0]
+            lost = (error for error in errors.exceptions if isinstance(error, CheckLost))
+            failure = next(lost, errors.exceptions[0])
         if failure is not None:
             raise failure
 
@@ -142,6 +174,8 @@ class Fill:
                 source = self._sources[turn % len(self._sources)]
                 try:
                     await self._fetch(source, index, part)
+                except CheckLost:
+                    raise
                 except SourceError as error:
                     turn += 1
                     await self._failed(source, error)
@@ -180,28 +214,34 @@ class Fill:
         def write(offset: int, data: memoryview) -> None:
             self._landing.write(index, offset, data)
             self._under_way[index, part] = offset + len(data) - start
-            if delay := self._pace.wait(len(data), time.monotonic()):
-                time.sleep(delay)
-            if stop.stopped:
-                raise SourceError("it was stopped")
+            stop.pause(self._pace.wait(len(data), time.monotonic()))
 
-        def work() -> None:
-            source.take(index, start, end, write, stop)
-            self._landing.finish_part(index, part)
-
-        working = asyncio.ensure_future(asyncio.to_thread(work))
+        taking = asyncio.ensure_future(in_thread(self._threads, source.take, index, start, end, write, stop))
         try:
-            while not (await asyncio.wait({working}, timeout=0.25))[0]:
+            while not (await asyncio.wait({taking}, timeout=0.25))[0]:
                 self._on_progress()
-            working.result()
+            taking.result()
         finally:
             stop.stop()
-            # The file must stay open until the thread is through.
-            await asyncio.gather(working, return_exceptions=True)
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+        await self._finish(source, index, part)
+
+    async def _finish(self, source: Source | BlockingSource, index: int, part: int) -> None:
+        """All bytes of a part have come.
+
+        Raises:
+            SourceError: they are not the right ones; or nobody can tell (`CheckLost`).
+        """
+        if self._check is not None and not await self._check(index, part):
+            raise SourceError(f"{source.name} gave other bytes than the model has")
+        await in_thread(self._threads, self._landing.finish_part, index, part)
 
     async def _stream(self, source: Source, index: int, part: int) -> None:
         start, end = self._landing.span(index, part)
-        at, batch, writing = start, bytearray(), None
+        at, batch = start, bytearray()
+        writing: asyncio.Future[None] | None = None
         stream = source.read(index, start, end)
         try:
             async for piece in stream:
@@ -212,7 +252,8 @@ class Fill:
                 if len(batch) >= _BATCH:
                     if writing is not None:
                         await writing
-                    writing = asyncio.ensure_future(asyncio.to_thread(self._landing.write, index, at, batch))
+                    work = in_thread(self._threads, self._landing.write, index, at, batch)
+                    writing = asyncio.ensure_future(work)
                     at, batch = at + len(batch), bytearray()
                     self._on_progress()
                 if delay := self._pace.wait(len(piece), time.monotonic()):
@@ -223,16 +264,9 @@ class Fill:
                 )
             if writing is not None:
                 await writing
-            writing = asyncio.ensure_future(self._finish(index, part, at, batch))
-            await asyncio.shield(writing)
+            await in_thread(self._threads, self._landing.write, index, at, batch)
         finally:
             if writing is not None and not writing.done():
                 # The thread writes on whatever happens here: the file must stay open until it is through.
                 await asyncio.gather(writing, return_exceptions=True)
-
-    async def _finish(self, index: int, part: int, at: int, batch: bytearray) -> None:
-        def finish() -> None:
-            self._landing.write(index, at, batch)
-            self._landing.finish_part(index, part)
-
-        await asyncio.to_thread(finish)
+        await self._finish(source, index, part)

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from sollold.models.found import Found, Problem, Scan
+from sollold.models.mend import mend
 from sollold.models.model import Model
-from sollold.models.names import canonical, of_file
-from sollold.models.ollama_store import mend
+from sollold.models.names import canonical, is_name, of_file
 from sollold.models.shards import Group, group
 
 CARD = "sollold.json"
@@ -79,7 +79,7 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
 
 
 def read_card(folder: Path, result: Scan | None = None) -> Model | None:
-    """The model's facts that we wrote beside its files; None when there is no such file."""
+    """The model's facts that we wrote beside its files; None when there are none, or they name no model."""
     path = folder / CARD
     try:
         raw = path.read_bytes()
@@ -88,9 +88,10 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     if result is not None:
         result.see(path)
     try:
-        return msgspec.json.decode(raw, type=Model)
+        card = msgspec.json.decode(raw, type=Model)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+    return card if is_name(card.name) else None
 
 
 def _carded(found: Group, card: Model) -> Found:
@@ -148,7 +149,7 @@ def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path,
                     elif level + 1 < depth and _is_dir(entry):
                         folders.append((Path(entry.path), level + 1))
         except PermissionError:
-            result.problems.append(Problem(f"The folder {folder} can't be read.", mend(folder)))
+            result.problems.append(Problem(f"The folder {folder} can't be read.", mend(folder, root)))
         except OSError:
             pass
         if files:

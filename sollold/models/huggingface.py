@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sollold.models.found import Found, Problem, Scan
+from sollold.models.mend import mend
 from sollold.models.names import canonical, of_file, quantization_in
-from sollold.models.ollama_store import mend
 from sollold.models.shards import Group, group
 
 
@@ -33,7 +33,7 @@ def scan(root: Path) -> Scan:
     try:
         repositories = sorted(path for path in root.iterdir() if path.name.startswith("models--"))
     except PermissionError:
-        result.problems.append(Problem(f"The Hugging Face cache {root} can't be read.", mend(root)))
+        result.problems.append(Problem(f"The Hugging Face cache {root} can't be read.", mend(root, root)))
         return result
     except OSError:
         return result

@@ -19,7 +19,11 @@ import msgspec
 
 PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
-_PARTS = ".parts"
+PARTS = ".parts"
+"""The folder, in our own, of what is on its way."""
+OLD = ".old"
+"""Ending of a model's folder in there that is being replaced."""
+NOTES = "parts.json"
 _PIECE = 4 << 20
 
 
@@ -44,15 +48,23 @@ def slug(name: str, digest: str) -> str:
 class Landing:
     """One model's files while they come. `write` and `finish_part` may run in several threads."""
 
-    def __init__(self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART) -> None:
-        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued."""
+    def __init__(
+        self, folder: Path, key: str, items: tuple[Item, ...], part: int = PART, *, model: str = ""
+    ) -> None:
+        """``folder``: our own folder. ``key``: tells the content; an earlier attempt of it is continued.
+
+        ``model``: its name, for people who find what is left.
+        """
+        self.model = model
         self.items = items
         self.part = part
-        self.folder = folder / _PARTS / key
+        self.folder = folder / PARTS / key
         self._own = folder
         self._files: dict[int, int] = {}
         self._noting = threading.Lock()
         self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
+        self.measure = ""
+        """The node by whose word the parts were checked."""
 
     def open(self) -> None:
         """Make or find the files.
@@ -109,6 +121,20 @@ class Landing:
             if part not in self._done[index]
         ]
 
+    def unproved(self) -> list[tuple[int, int]]:
+        """(file, part) of what is there of files whose sha256 was not promised, in order."""
+        return [
+            (index, part)
+            for index, item in enumerate(self.items)
+            for part in (() if item.sha256 else sorted(self._done[index]))
+        ]
+
+    def forget(self, index: int, part: int) -> None:
+        """What is there of a part is wrong: it is to be fetched again."""
+        with self._noting:
+            self._done[index].discard(part)
+            self._note()
+
     def write(self, index: int, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Put bytes where they belong.
 
@@ -127,6 +153,15 @@ class Landing:
             self._done[index].add(part)
             self._note()
 
+    def sha256_of(self, index: int, part: int) -> str:
+        """Hex sha256 of a part's bytes on the disk.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        start, end = self.span(index, part)
+        return self._sha256(index, start, end)
+
     def verify(self, check: Callable[[Path], str]) -> None:
         """See that what came is what was promised; else throw it away. ``check`` gives a fault, or "".
 
@@ -135,7 +170,7 @@ class Landing:
         """
         fault = ""
         for index, item in enumerate(self.items):
-            if item.sha256 and self._sha256(index) != item.sha256:
+            if item.sha256 and self._sha256(index, 0, item.size) != item.sha256:
                 fault = fault or f"{item.name} does not have the sha256 that was promised"
         fault = fault or check(self.folder)
         if fault:
@@ -146,54 +181,84 @@ class Landing:
     def settle(self, name: str, beside: dict[str, bytes]) -> Path:
         """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
         self.close()
-        (self.folder / _NOTES).unlink(missing_ok=True)
         for file, content in beside.items():
             (self.folder / file).write_bytes(content)
         place = self._own / name
         if place.exists():
-            old = self.folder.with_name(f"{self.folder.name}.old")
+            # Named so that what is killed in between can be put back (`sollold.models.leftovers`).
+            old = self.folder.with_name(f"{name}{OLD}")
             shutil.rmtree(old, ignore_errors=True)
             place.rename(old)
-            self.folder.rename(place)
+            try:
+                self.folder.rename(place)
+            except OSError:
+                old.rename(place)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             self.folder.rename(place)
+        # Only now: until here a fetch that was killed goes on with all that has come.
+        (place / NOTES).unlink(missing_ok=True)
         _sync(self._own)
         return place
 
-    def _sha256(self, index: int) -> str:
-        digest = hashlib.sha256()
-        offset = 0
-        while piece := os.pread(self._files[index], _PIECE, offset):
-            digest.update(piece)
-            offset += len(piece)
-        return digest.hexdigest()
+    def _sha256(self, index: int, start: int, end: int) -> str:
+        return sha256_between(self._files[index], start, end)
 
     def _note(self) -> None:
-        notes = _Notes(
-            self.part, [(i.name, i.size) for i in self.items], [sorted(d) for d in self._done.values()]
+        notes = Notes(
+            self.part,
+            [(i.name, i.size) for i in self.items],
+            [sorted(d) for d in self._done.values()],
+            self.measure,
+            self.model,
         )
-        new = self.folder / f"{_NOTES}.new"
+        new = self.folder / f"{NOTES}.new"
         new.write_bytes(msgspec.json.encode(notes))
-        new.replace(self.folder / _NOTES)
+        new.replace(self.folder / NOTES)
 
     def _recall(self) -> None:
-        try:
-            notes = msgspec.json.decode((self.folder / _NOTES).read_bytes(), type=_Notes)
-        except (OSError, msgspec.DecodeError):
+        notes = read_notes(self.folder)
+        if notes is None:
             return
         if notes.part == self.part and notes.items == [(item.name, item.size) for item in self.items]:
             self._done = {index: set(done) for index, done in enumerate(notes.done)}
-
-
-_NOTES = "parts.json"
+            self.measure = notes.measure
 
 
 @dataclass(frozen=True, slots=True)
-class _Notes:
+class Notes:
+    """What is there of a fetch: the numbers of the parts of each item that are done, of ``part`` bytes each.
+
+    ``measure``: the node by whose word they were checked; ``model``: whose files they are.
+    """
+
     part: int
     items: list[tuple[str, int]]
     done: list[list[int]]
+    measure: str = ""
+    model: str = ""
+
+
+def read_notes(folder: Path) -> Notes | None:
+    """The notes of a fetch, None when there are none that can be read."""
+    try:
+        return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def sha256_between(handle: int, start: int, end: int) -> str:
+    """Hex sha256 of an open file's bytes from ``start`` to before ``end``. Blocks.
+
+    Raises:
+        OSError: they can't be read.
+    """
+    digest = hashlib.sha256()
+    while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
+        digest.update(piece)
+        start += len(piece)
+    return digest.hexdigest()
 
 
 def _sync(folder: Path) -> None:

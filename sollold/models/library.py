@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
+from sollold.cluster.record import InOllama
 from sollold.cluster.view import View
 from sollold.models.catalogue import Catalogue, apart
 from sollold.models.model import Model
-from sollold.models.names import Resolved, resolve
+from sollold.models.names import Resolved, exact, is_name, resolve
 from sollold.models.shape import Shape
 
 log = logging.getLogger("sollold.models")
@@ -60,10 +61,11 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A model of the cluster and the nodes that have its content, by id."""
+    """A model of the cluster, the nodes that have its content, by id, and what Ollamas call it."""
 
     model: Model
     nodes: tuple[str, ...]
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 _UNKNOWN = ModelList("", ())
@@ -151,6 +153,14 @@ class Library:
         """The model that a caller means by ``name``; None when it is not exactly one."""
         return self._shelves()[0].get(self.resolve(name).name)
 
+    def exact(self, name: str) -> Resolved:
+        """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
+        return exact(name, self._shelves()[0], self._aliases)
+
+    def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
+        """As `find`, for a name just as `all` has it."""
+        return self._shelves()[1].get(listed, ())
+
     def settled(self) -> bool:
         """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
         others = [record for record in self._view.live() if record.node != self._view.me.node]
@@ -193,7 +203,7 @@ class Library:
         for node, model in self.find(name)[:3]:
             if node == self._view.me.node:
                 return await self._catalogue.metadata(model.name)
-            local = self._name_at(node, model)
+            local = self.name_at(node, model)
             with contextlib.suppress(PeerError):
                 answer = await self._calls.call(
                     node, "metadata", WhatShape(local), Metadata, timeout=_TIMEOUT
@@ -202,7 +212,7 @@ class Library:
         return {}
 
     async def _ask_shape(self, node: str, model: Model) -> Shape:
-        name = self._name_at(node, model)
+        name = self.name_at(node, model)
         if node == self._view.me.node:
             return await self._catalogue.shape(name)
         try:
@@ -210,11 +220,19 @@ class Library:
         except PeerError as error:
             raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
 
-    def _name_at(self, node: str, model: Model) -> str:
+    def name_at(self, node: str, model: Model) -> str:
         """What the node itself calls the content."""
         models = self.models_of(node)
         same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
         return model.name if model.name in same or not same else same[0]
+
+    def listed_at(self, node: str, listed: Model) -> str:
+        """The name in the node's own list behind one of `all`; empty when the node has not just that."""
+        for other in self.models_of(node):
+            shown = (other.name, apart(other.name, other.digest))
+            if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
+                return other.name
+        return ""
 
     def _mine(self) -> None:
         self._view.update_me(models=self._catalogue.digest)
@@ -268,7 +286,8 @@ class Library:
             log.info("the models of node %s can't be fetched just now: %s", node, error)
             self._retry_at[node] = loop.time() + _AGAIN
         else:
-            self._lists[node] = got
+            # What a node of another release may call a model must not keep the others' from being found.
+            self._lists[node] = replace(got, models=tuple(one for one in got.models if is_name(one.name)))
             record = self._view.record(node)
             if record is not None and record.models != got.digest:
                 # The record is behind the list or the list behind the record: ask again, but not at once.
@@ -301,17 +320,20 @@ def shelve(
     contents, it keeps the one that most nodes have, then the newest; the others get the digest into the tag.
     """
     by_manifest = {
-        model.manifest: model.digest
+        model.manifest: model
         for models in lists.values()
         for model in models
         if model.manifest and model.files and not model.unusable
     }
+    in_ollama: dict[str, list[Model]] = {}
     held: dict[str, dict[str, Model]] = {}
     named: dict[str, dict[str, list[Model]]] = {}
     for node, models in sorted(lists.items()):
         for model in models:
-            digest = by_manifest.get(model.manifest, model.digest) if model.manifest else model.digest
+            digest = by_manifest.get(model.manifest, model).digest
             same = model if digest == model.digest else replace(model, digest=digest)
+            if model.manifest:
+                in_ollama.setdefault(digest, []).append(model)
             have = held.setdefault(digest, {})
             if node not in have or (_runs(same) and not _runs(have[node])):
                 have[node] = same
@@ -333,7 +355,15 @@ def shelve(
             if rank:
                 best = replace(best, name=apart(best.name, digest))
             pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
-            listed[best.name] = Listed(best, tuple(node for node, _ in pairs))
+            alike = [
+                one
+                for one in in_ollama.get(digest, ())
+                if _answers_alike(by_manifest.get(one.manifest, one), best)
+            ]
+            called = InOllama(
+                tuple(sorted({one.name for one in alike})), tuple(sorted({one.manifest for one in alike}))
+            )
+            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), called)
             found[best.name] = pairs
     names = sorted(listed, key=str.lower)
     return {name: listed[name] for name in names}, found
@@ -341,6 +371,18 @@ def shelve(
 
 def _runs(model: Model) -> bool:
     return bool(model.files) and not model.unusable
+
+
+def _answers_alike(one: Model, other: Model) -> bool:
+    """Whether an Ollama, asked by the name of one, says what it says by the other's.
+
+    What a plain file leaves open (its own template is used) contradicts nothing.
+    """
+    return (
+        one.system == other.system
+        and (one.template == other.template or not one.template or not other.template)
+        and (one.params == other.params or "{}" in (one.params, other.params))
+    )
 
 
 def _as_named(model: Model, named: Model) -> Model:

@@ -18,7 +18,7 @@ TAG = "latest"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
-_LONGEST = 350
+LONGEST = 350
 _QUANTIZATION = re.compile(
     r"(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)",
     re.IGNORECASE,
@@ -70,8 +70,8 @@ def parse(text: str) -> Name:
         text = text.removeprefix(scheme)
     if not text:
         raise ValueError("the model's name is empty")
-    if len(text) > _LONGEST:
-        raise ValueError(f"a model's name has at most {_LONGEST} characters")
+    if len(text) > LONGEST:
+        raise ValueError(f"a model's name has at most {LONGEST} characters")
     path, tag = text, TAG
     colon = text.rfind(":")
     if colon > text.rfind("/"):
@@ -94,6 +94,15 @@ def canonical(text: str) -> str:
         ValueError: it is no name.
     """
     return str(parse(text))
+
+
+def is_name(text: str) -> bool:
+    """Whether `parse` can read it."""
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
 
 
 def of_file(stem: str) -> tuple[str, str]:
@@ -149,11 +158,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     Order: an alias; the name as written; the name without regard to case; without a tag, the model's only
     tag; without host and namespace, the only model of that name anywhere; a file's name.
     """
-    asked = asked.strip()
-    for alias, target in (aliases or {}).items():
-        if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
-            asked = target.strip()
-            break
+    asked = _behind_alias(asked, aliases)
     names = tuple(known)
     wanted = asked.removesuffix(".gguf")
     try:
@@ -180,6 +185,33 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     lowered = {text.lower(): text for text in names}
     near = difflib.get_close_matches(str(parse(wanted)).lower(), lowered, n=3, cutoff=0.6)
     return Resolved(asked, suggestions=tuple(lowered[text] for text in near))
+
+
+def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
+    """Which of the ``known`` names is meant where guessing would be wrong: what is fetched or removed.
+
+    An alias, or the whole name without regard to case. What `resolve` would take it for is suggested.
+    """
+    asked = _behind_alias(asked, aliases)
+    names = tuple(known)
+    try:
+        key = parse(asked).key
+    except ValueError:
+        return Resolved(asked)
+    for name in names:
+        if parse(name).key == key:
+            return Resolved(asked, name)
+    guess = resolve(asked, names)
+    near = (guess.name,) if guess.name else guess.candidates or guess.suggestions
+    return Resolved(asked, suggestions=near)
+
+
+def _behind_alias(asked: str, aliases: Mapping[str, str] | None) -> str:
+    asked = asked.strip()
+    for alias, target in (aliases or {}).items():
+        if asked.lower() in (alias.lower(), f"{alias.lower()}:{TAG}"):
+            return target.strip()
+    return asked
 
 
 def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:

@@ -11,27 +11,21 @@ import json
 import os
 import pwd
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 from sollold.models.found import Found, Problem, Scan, unreadable
-from sollold.models.names import Name
+from sollold.models.mend import mend, whoami
+from sollold.models.names import Name, is_name
+from sollold.models.ollama_service import UNITS, ollama_service
+from sollold.models.plain_file import open_file, read_text
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
-_UNITS = (
-    "/etc/systemd/system/ollama.service",
-    "/run/systemd/system/ollama.service",
-    "/usr/lib/systemd/system/ollama.service",
-    "/lib/systemd/system/ollama.service",
-)
 _HOMES = ("/usr/share/ollama", "/var/lib/ollama")
 _MOST_MANIFEST = 1 << 20
-_MOST_TEXT = 1 << 18
 _MOST_MODELS = 20_000
 
 
@@ -60,7 +54,7 @@ def roots(
     *,
     environ: Mapping[str, str] | None = None,
     home: Path | None = None,
-    units: Iterable[str] = _UNITS,
+    units: Iterable[str] = UNITS,
     homes: Iterable[str] = _HOMES,
 ) -> tuple[Path, ...]:
     """Where Ollama's models may be, the likeliest first, each folder once.
@@ -73,7 +67,7 @@ def roots(
     environ = os.environ if environ is None else environ
     home = Path.home() if home is None else home
     found: list[Path] = []
-    user, service = _service(units)
+    user, service = ollama_service(units)
     if path := service.get("OLLAMA_MODELS"):
         found.append(Path(path))
     if path := environ.get("OLLAMA_MODELS"):
@@ -94,51 +88,6 @@ def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(seen.values())
 
 
-def _service(units: Iterable[str]) -> tuple[str, dict[str, str]]:
-    """User and environment of the systemd unit, drop-ins included. Nothing found: nothing given."""
-    user = ""
-    values: dict[str, str] = {}
-    unit = next((Path(path) for path in units if Path(path).is_file()), None)
-    if unit is None:
-        return user, values
-    dropins = sorted(Path("/etc/systemd/system/ollama.service.d").glob("*.conf"))
-    if unit.parent != Path("/etc/systemd/system"):
-        dropins = sorted(Path(f"{unit}.d").glob("*.conf")) + dropins
-    else:
-        dropins = sorted({*dropins, *Path(f"{unit}.d").glob("*.conf")})
-    for path in (unit, *dropins):
-        for line in _text(path).splitlines():
-            key, _, value = line.strip().partition("=")
-            if key == "User":
-                user = value.strip()
-            elif key == "Environment":
-                values.update(_assignments(value))
-            elif key == "EnvironmentFile":
-                values.update(_assignments(_text(Path(value.strip().removeprefix("-"))), comments=True))
-    return user, values
-
-
-def _assignments(text: str, *, comments: bool = False) -> dict[str, str]:
-    try:
-        words = shlex.split(text, comments=comments)
-    except ValueError:
-        return {}
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def _open(path: Path) -> BinaryIO:
-    """Without O_NONBLOCK a named pipe would hold us for ever."""
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-
-
-def _text(path: Path, most: int = _MOST_TEXT) -> str:
-    try:
-        with _open(path) as file:
-            return file.read(most).decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
 def scan(root: Path) -> Scan:
     """All models of one store. A store that is not there gives none and is watched for."""
     result = Scan()
@@ -147,15 +96,27 @@ def scan(root: Path) -> Scan:
     if not _reachable(root, result) or not manifests.is_dir():
         return result
     left = _MOST_MODELS
-    for host in _children(manifests, result):
-        for namespace in _children(host, result):
-            for model in _children(namespace, result):
-                for tag in _children(model, result):
+    strange: list[Path] = []
+    for host in _children(manifests, root, result):
+        for namespace in _children(host, root, result):
+            for model in _children(namespace, root, result):
+                for tag in _children(model, root, result):
                     if tag.is_file() and left > 0 and not tag.name.startswith("."):
                         left -= 1
                         result.see(tag)
                         name = Name(host.name, namespace.name, model.name, tag.name)
-                        result.found.append(_read(root, tag, name, result))
+                        if is_name(str(name)):
+                            result.found.append(_read(root, tag, name, result))
+                        else:
+                            strange.append(tag)
+    if strange:
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        result.problems.append(
+            Problem(
+                f"{strange[0]}{others} in an Ollama store can't be the name of a model and is left out; "
+                "move it elsewhere, or pull the model again under a proper name."
+            )
+        )
     return result
 
 
@@ -164,54 +125,40 @@ def _reachable(root: Path, result: Scan) -> bool:
     try:
         next(os.scandir(root / "manifests"), None)
     except PermissionError:
-        what = f"The Ollama store {root} can't be read by {_whoami()}; its models are not seen."
-        result.problems.append(Problem(what, mend(root / "manifests")))
+        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not seen."
+        result.problems.append(Problem(what, mend(root / "manifests", root)))
         return False
     except OSError:
         return False
     return True
 
 
-def _children(folder: Path, result: Scan) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    result.see(folder)
+def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
     try:
-        return sorted(folder.iterdir())
+        if not folder.is_dir():
+            return []
+        result.see(folder)
+        # One that may be listed but not passed through shows names of which nothing can be told.
+        if os.access(folder, os.X_OK):
+            return sorted(folder.iterdir())
+        raise PermissionError
     except PermissionError:
-        what = f"The folder {folder} of an Ollama store can't be read by {_whoami()}."
-        result.problems.append(Problem(what, mend(folder)))
+        what = f"The folder {folder} of an Ollama store can't be read by {whoami()}."
+        result.problems.append(Problem(what, mend(folder, root)))
     except OSError:
         pass
     return []
-
-
-def _whoami() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"user {os.geteuid()}"
-
-
-def mend(path: Path) -> str:
-    """The one command that lets us read ``path``: it opens the topmost folder that keeps us out."""
-    closed = path
-    for folder in [path, *path.parents]:
-        if os.access(folder, os.R_OK | os.X_OK if folder.is_dir() else os.R_OK):
-            break
-        closed = folder
-    return f"sudo chmod -R o+rX {shlex.quote(str(closed))}"
 
 
 def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     """One manifest. Whatever is wrong with it ends in ``unusable``."""
     shown = str(name)
     try:
-        with _open(file) as handle:
+        with open_file(file) as handle:
             raw = handle.read(_MOST_MANIFEST)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
-        return Found(shown, "ollama", unusable=f"Its manifest can't be read. Run: {mend(file)}")
+        return Found(shown, "ollama", unusable=f"Its manifest can't be read. Run: {mend(file, root)}")
     except OSError as error:
         return Found(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
     digest = hashlib.sha256(raw).hexdigest()
@@ -224,7 +171,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in ("template", "prompt", "system", "params")}
-    licenses = [_text(path) for path in _blobs(root, layers, "license")]
+    licenses = [read_text(path) for path in _blobs(root, layers, "license")]
     kind = "gguf"
     if name.cloud or config.remote_host:
         kind = "cloud"
@@ -249,10 +196,10 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
         context_train=max(0, config.context_length or 0),
         capabilities=tuple(config.capabilities or ()),
     )
-    return _checked(found, again, result)
+    return _checked(root, found, again, result)
 
 
-def _checked(found: Found, again: str, result: Scan) -> Found:
+def _checked(root: Path, found: Found, again: str, result: Scan) -> Found:
     """The same, with what keeps it from running; its blobs are watched."""
     if found.format == "cloud":
         return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
@@ -261,13 +208,13 @@ def _checked(found: Found, again: str, result: Scan) -> Found:
     for path in (*found.files, *filter(None, (found.projector,)), *found.adapters):
         result.see(path)
         try:
-            with _open(Path(path)) as blob:
+            with open_file(Path(path)) as blob:
                 if not blob.read(1):
                     return unreadable(found, f"The blob {path} is empty. {again}")
         except FileNotFoundError:
             return unreadable(found, f"The blob {path} is missing. {again}")
         except PermissionError:
-            return unreadable(found, f"The blob {path} can't be read. Run: {mend(Path(path))}")
+            return unreadable(found, f"The blob {path} can't be read. Run: {mend(Path(path), root)}")
         except OSError as error:
             return unreadable(found, f"The blob {path} can't be read: {error.strerror}.")
     return found
@@ -290,13 +237,13 @@ def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
 
 def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
     paths = _blobs(root, layers, kind)
-    return _text(paths[-1]) if paths else ""
+    return read_text(paths[-1]) if paths else ""
 
 
 def _config(root: Path, layer: _Layer | None) -> _Config:
     path = _blob(root, layer.digest) if layer else None
     try:
-        return msgspec.json.decode(_text(path), type=_Config) if path else _Config()
+        return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _Config()
 

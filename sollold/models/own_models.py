@@ -25,10 +25,14 @@ class OwnError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WhatName:
-    """Asks a node to name a model of its own also ``destination``, or to delete ``source``."""
+    """Asks a node to name a model of its own also ``destination``, or to delete ``source``.
+
+    ``digest``: the content that is meant, since one name may stand for several; empty: whichever it is.
+    """
 
     source: str
     destination: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +73,15 @@ class OwnModels:
             raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
         await self._catalogue.refresh()
 
-    async def delete(self, name: str) -> bool:
-        """Remove a model that was fetched or named here; False when it is the user's own.
+    async def delete(self, name: str, digest: str = "") -> bool:
+        """Remove a model that was fetched or named here; False when it is the user's own, or other content.
 
         Raises:
             OwnError: it can't be removed.
         """
         model = self._catalogue.get(name)
+        if model is not None and digest and model.digest != digest:
+            return False
         if model is None or model.source != "own" or not model.files:
             return False
         folder = Path(model.files[0]).parent
@@ -100,7 +106,7 @@ class OwnModels:
 
     async def _answer_delete(self, caller: str, request: WhatName) -> Changed:
         try:
-            return Changed(await self.delete(request.source))
+            return Changed(await self.delete(request.source, request.digest))
         except OwnError as error:
             return Changed(False, str(error))
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sollold.cluster.reach import Reach
 from sollold.models.arrival import adapters_in, check_items, fault_of
 from sollold.models.catalogue import Catalogue
 from sollold.models.direct import DirectSource
-from sollold.models.fill import BlockingSource, Fill, Source, SourceError
+from sollold.models.fill import BlockingSource, CheckLost, Fill, Source, SourceError
 from sollold.models.folders import CARD
 from sollold.models.hub import HOSTS, Hub, HubError
 from sollold.models.landing import Item, Landing, LandingError, slug
@@ -27,6 +28,8 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
 from sollold.models.pace import Pace
+from sollold.models.part_check import PartCheck
+from sollold.models.threads import in_thread
 from sollold.models.transfer import NodeSource, Parcel
 
 log = logging.getLogger("sollold.models")
@@ -36,6 +39,8 @@ Progress = dict[str, Any]
 _BEAT = 0.5
 """Seconds between two lines of progress."""
 _CONNECTIONS = 4
+_THREADS = 16
+"""Of all fetches together: more wait for their turn, and nothing else does."""
 
 
 class PullError(Exception):
@@ -87,6 +92,7 @@ class Puller:
         self._pace = pace
         self._ollama_url = ollama_url
         self._environ = environ
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
         self._flights: dict[str, _Flight] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -96,6 +102,7 @@ class Puller:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -109,6 +116,7 @@ class Puller:
         Raises:
             PullError: it can't be had.
         """
+        name = self._library.exact(name).asked
         try:
             key = parse(name).key
         except ValueError as error:
@@ -150,9 +158,12 @@ class Puller:
                     await asyncio.gather(flight.task, return_exceptions=True)
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """Nodes whose files of the model can be read."""
+        """Nodes whose files of the model of just this name can be read."""
+        listed = self._library.exact(name).name
         return tuple(
-            (node, model) for node, model in self._library.find(name) if model.files and not model.unusable
+            (node, model)
+            for node, model in self._library.holders(listed)
+            if model.files and not model.unusable
         )
 
     async def _fly(self, flight: _Flight, name: str) -> None:
@@ -174,24 +185,33 @@ class Puller:
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
             return
+        on_hub = parsed.host.lower() in HOSTS
         if holders:
             try:
                 await self._from_nodes(flight, holders)
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be had from another node: %s", name, error)
-                if parsed.host.lower() not in HOSTS and not self._ollama_url():
+                if not on_hub and not self._ollama_url():
                     raise PullError(f"{name}: {error}") from None
         if self._ollama_url():
-            await self._through_ollama(flight, name)
-        elif parsed.host.lower() in HOSTS:
+            try:
+                await self._through_ollama(flight, name)
+                return
+            except PullError as error:
+                if not on_hub:
+                    raise
+                log.info("%s can't be had through Ollama: %s; it is fetched from the hub", name, error)
+        if on_hub:
             await self._from_hub(flight, parsed)
-        else:
-            raise PullError(
-                f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
-                "pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
-                missing=True,
-            )
+            return
+        near = self._library.exact(name).suggestions
+        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        raise PullError(
+            f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
+            f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
+            missing=True,
+        )
 
     # From nodes
 
@@ -199,6 +219,7 @@ class Puller:
         model = holders[0][1]
         sources: list[Source | BlockingSource] = []
         parcel: Parcel | None = None
+        measures: list[str] = []
         fault: PeerError | None = None
         for node, _ in holders:
             source = NodeSource(self._calls, node, model.digest)
@@ -212,8 +233,13 @@ class Puller:
                 (i.name, i.size) for i in parcel.items
             ]:
                 parcel = parcel or offered
-                direct = DirectSource(self._reach, node, model.digest) if self._reach else None
-                sources.append(direct or _Guarded(source))
+                if offered.hashes:
+                    measures.append(node)
+                if self._reach is not None:
+                    piece = self._pace.piece(DirectSource.PIECE)
+                    sources.append(DirectSource(self._reach, node, model.digest, piece))
+                else:
+                    sources.append(_Guarded(source))
         if parcel is None:
             raise fault or SourceError("no node could be asked for it")
         check_items(parcel.items)
@@ -221,7 +247,8 @@ class Puller:
         def check(folder: Path) -> str:
             return fault_of(folder, parcel.items, model.digest)
 
-        await self._land(flight, replace(model, source="own"), parcel.items, model.digest, sources, check)
+        own = replace(model, source="own")
+        await self._land(flight, own, parcel.items, model.digest, sources, check, measures)
 
     # From the hub
 
@@ -247,8 +274,10 @@ class Puller:
         key: str,
         sources: Sequence[Source | BlockingSource],
         check: Callable[[Path], str],
+        measures: Sequence[str] = (),
     ) -> None:
-        landing = Landing(self._catalogue.own, key[:32], items)
+        """``measures``: nodes that can tell whether parts are right; one after the other is asked."""
+        landing = Landing(self._catalogue.own, key[:32], items, model=model.name)
         fill: Fill | None = None
 
         def tell() -> None:
@@ -262,17 +291,37 @@ class Puller:
                 )
 
         try:
-            await asyncio.to_thread(landing.open)
-            fill = Fill(landing, sources, self._pace, connections=_CONNECTIONS, on_progress=tell)
-            tell()
-            await fill.run()
+            await in_thread(self._threads, landing.open)
+            # The one by whose word the parts of an earlier attempt were taken goes first.
+            nodes = sorted(measures, key=lambda node: node != landing.measure) or [""]
+            for left, node in enumerate(nodes, 1 - len(nodes)):
+                measure = PartCheck(self._calls, node, key, landing, self._threads) if node else None
+                fill = Fill(
+                    landing,
+                    sources,
+                    self._pace,
+                    self._threads,
+                    connections=_CONNECTIONS,
+                    check=measure.right if measure else None,
+                    on_progress=tell,
+                )
+                tell()
+                try:
+                    if measure is not None:
+                        await measure.adopt()
+                    await fill.run()
+                    break
+                except CheckLost as lost:
+                    if not left:
+                        raise
+                    log.info("%s; another node is asked", lost)
             tell()
             flight.say("verifying sha256 digest")
-            await _through(asyncio.to_thread(landing.verify, check))
+            await in_thread(self._threads, landing.verify, check)
             flight.say("writing manifest")
             card = msgspec.json.encode(replace(model, files=(), projector="", adapters=adapters_in(items)))
             folder = slug(model.name, model.digest)
-            await _through(asyncio.to_thread(landing.settle, folder, {CARD: card}))
+            await in_thread(self._threads, landing.settle, folder, {CARD: card})
         finally:
             landing.close()
             for source in sources:
@@ -329,13 +378,3 @@ def _look_at(task: asyncio.Task[None]) -> None:
     """Every watcher may have gone: then nobody else asks for the error."""
     if not task.cancelled():
         task.exception()
-
-
-async def _through(work: Any) -> None:
-    """Wait for a thread to its end even if the caller goes: it must not meet closed files."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise

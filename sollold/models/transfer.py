@@ -1,7 +1,8 @@
 """Models from node to node, over the port for nodes.
 
-Peer method ``parcel`` (`WhatParcel` → `Parcel`) tells the files of a model; the raw route
-``GET /models/{digest}/{index}`` gives bytes of one, by a ``Range`` header.
+Peer method ``parcel`` (`WhatParcel` → `Parcel`) tells the files of a model, ``part`` (`WhatPart` →
+`PartHash`) the hash of a piece of one; the raw route ``GET /models/{digest}/{index}`` gives bytes of one, by
+a ``Range`` header.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +20,16 @@ from aiohttp import web
 
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.models.catalogue import Catalogue
-from sollold.models.landing import Item
+from sollold.models.landing import Item, sha256_between
 from sollold.models.model import Model
 from sollold.models.pace import Pace
+from sollold.models.part_check import LARGEST, PartHash, WhatPart
+from sollold.models.threads import in_thread
 
 log = logging.getLogger("sollold.models")
 
 _PIECE = 1 << 20
+_THREADS = 8
 _TIMEOUT = 15.0
 _IDLE = 30.0
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
@@ -40,10 +45,14 @@ class WhatParcel:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """A model and its files as they are to be kept: shards, projector, adapters."""
+    """A model and its files as they are to be kept: shards, projector, adapters.
+
+    ``hashes``: whether the node tells the hashes of parts; one of an older release does not.
+    """
 
     model: Model
     items: tuple[Item, ...]
+    hashes: bool = False
 
 
 def paths_of(model: Model) -> tuple[str, ...]:
@@ -73,23 +82,49 @@ def items_of(model: Model) -> tuple[Item, ...]:
 
 
 class Sender:
-    """The side that has the files. Registers its method and route with ``server``."""
+    """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
 
     def __init__(self, catalogue: Catalogue, server: PeerServer, node: str, pace: Pace) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="send")
         self._catalogue = catalogue
         self._node = node
         self._pace = pace
         server.method("parcel", WhatParcel, self._parcel)
+        server.method("part", WhatPart, self._part)
         server.route("GET", "/models/{digest}/{index}", self._bytes)
+
+    def close(self) -> None:
+        """End the threads; what is being sent breaks off."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _parcel(self, caller: str, request: WhatParcel) -> Parcel:
         model = self._catalogue.with_digest(request.digest)
         if model is None or model.unusable:
             raise PeerError(self._node, "the model is not on this node any more", transport=False)
         try:
-            return Parcel(model, await asyncio.to_thread(items_of, model))
+            return Parcel(model, await in_thread(self._threads, items_of, model), hashes=True)
         except OSError as error:
             raise PeerError(self._node, f"{error.filename}: {error.strerror}", transport=False) from None
+
+    async def _part(self, caller: str, request: WhatPart) -> PartHash:
+        model = self._catalogue.with_digest(request.digest)
+        paths = paths_of(model) if model else ()
+        fits = 0 <= request.start < request.end <= request.start + LARGEST
+        if not 0 <= request.index < len(paths) or not fits:
+            raise PeerError(self._node, "the model is not on this node any more", transport=False)
+        path = paths[request.index]
+
+        def read() -> str:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return sha256_between(handle, request.start, request.end)
+            finally:
+                os.close(handle)
+
+        try:
+            return PartHash(await in_thread(self._threads, read))
+        except OSError as error:
+            raise PeerError(self._node, f"{path}: {error.strerror}", transport=False) from None
 
     async def _bytes(self, request: web.Request) -> web.StreamResponse:
         model = self._catalogue.with_digest(request.match_info["digest"])
@@ -99,7 +134,8 @@ class Sender:
         if not index.isdigit() or int(index[:6]) >= len(paths):
             raise web.HTTPNotFound(text="the model is not on this node any more")
         try:
-            handle = await asyncio.to_thread(os.open, paths[int(index)], os.O_RDONLY | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            handle = await in_thread(self._threads, os.open, paths[int(index)], flags)
         except OSError as error:
             raise web.HTTPNotFound(text=f"{paths[int(index)]}: {error.strerror}") from None
         try:
@@ -117,9 +153,9 @@ class Sender:
 
     async def _send(self, response: web.StreamResponse, handle: int, start: int, end: int) -> None:
         loop = asyncio.get_running_loop()
+        most = self._pace.piece(_PIECE)
         while start < end:
-            # One read ahead: the next piece comes from the disk while this one goes out.
-            piece = await asyncio.to_thread(os.pread, handle, min(_PIECE, end - start), start)
+            piece = await in_thread(self._threads, os.pread, handle, min(most, end - start), start)
             if not piece:
                 raise ConnectionResetError("the file became shorter while it was read")
             if delay := self._pace.wait(len(piece), loop.time()):

@@ -167,7 +167,8 @@ class Errand:
                 except Failure as failure:
                     leg = await self._mend(failure, leg, None)
                     continue
-                yield body
+                renamed = leg.renamed
+                yield renamed(body) if renamed else body
                 await self._done(leg)
                 return
         finally:
@@ -184,11 +185,14 @@ class Errand:
                 began = 0.0
                 moved = False
                 cut = Events(leg.candidate.engine, leg.call.path)
+                renamed = leg.renamed
                 try:
                     async for chunk in leg.stream.chunks():
                         for event in cut.feed(chunk):
                             if event.startswith(_ERROR):
                                 raise self._engine_error(event)
+                            if renamed:
+                                event = renamed(event)
                             if not began:
                                 began = self._first_event()
                             if kept.resumed:
@@ -201,6 +205,8 @@ class Errand:
                                 kept.add(event)
                                 yield event
                     for event in cut.finish():
+                        if renamed:
+                            event = renamed(event)
                         for merged in kept.take(event):
                             yield merged
                     if not cut.done:

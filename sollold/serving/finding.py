@@ -13,6 +13,7 @@ from sollold.cluster.peer import PeerCalls
 from sollold.cluster.view import View
 from sollold.config import HttpSettings, ServingSettings
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Waiting
+from sollold.serving.callers_name import body_for, callers_name
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.in_line import InLine
 from sollold.serving.loader import Loader, Need, Ready, with_ready
@@ -61,6 +62,11 @@ class Leg:
     def candidate(self) -> Candidate:
         """The endpoint."""
         return self.choice.candidate
+
+    @property
+    def renamed(self) -> Callable[[bytes], bytes] | None:
+        """As `callers_name`."""
+        return callers_name(self.candidate, self.call)
 
 
 @dataclass(slots=True)
@@ -202,7 +208,7 @@ class Finder:
             id=self._ask.id if self._sent == 1 else f"{self._ask.id}.{self._sent}",
             endpoint=endpoint,
             path=call.path,
-            body=msgspec.json.encode(call.body),
+            body=msgspec.json.encode(body_for(candidate, call)),
             stream=self._ask.stream,
             priority=self._ask.priority,
             client=self._ask.client,

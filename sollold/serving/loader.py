@@ -177,6 +177,7 @@ class LeaderLoader:
             embedding=wish.embedding,
             llama=Engine.LLAMA in wish.engines,
             ollama=Engine.OLLAMA in wish.engines,
+            in_ollama=wish.in_ollama,
         )
         failures = unanswered = 0
         named = ""

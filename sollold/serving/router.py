@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, Record, State
 from sollold.machine.device import Kind
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
@@ -26,7 +26,10 @@ _RECORD_AGE = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name."""
+    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name.
+
+    ``in_ollama``: what Ollamas call the content.
+    """
 
     model: str
     engines: frozenset[Engine]
@@ -34,6 +37,7 @@ class Wish:
     prefix: str = ""
     embedding: bool = False
     digest: str = ""
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,8 @@ class _Memory:
     """What the router remembers of one endpoint."""
 
     under_way: int = 0
+    turn: int = 0
+    """When a request was last sent there, counted in requests."""
     peak: tuple[float, int, int] = (0.0, 0, 0)
     """Since when, the most under way since then, and the most in the span before."""
     first_byte: float = 0.0
@@ -247,10 +253,8 @@ class Router:
         """The candidates, the best first; ``without`` those just tried in vain."""
         all_ = tuple(c for c in self.candidates(records, wish, now) if c.key not in without)
         if not self._weights:
-            self._round += 1
-            ordered = sorted(all_, key=lambda c: c.key)
-            turn = self._round % len(ordered) if ordered else 0
-            return tuple(Choice(c, 0.0, "its turn") for c in ordered[turn:] + ordered[:turn])
+            ordered = sorted(all_, key=lambda c: (self._turn_of(c.key), c.key))
+            return tuple(Choice(c, 0.0, "its turn") for c in ordered)
         choices = [self._score(candidate, wish, all_) for candidate in all_]
         # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
         choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
@@ -284,6 +288,8 @@ class Router:
         """A request goes to the endpoint ``key``."""
         memory = self._memory.setdefault(key, _Memory())
         memory.under_way += 1
+        self._round += 1
+        memory.turn = self._round
         _recent_peak(memory, now)
         memory.breaker.sent(now)
         if wish.prefix:
@@ -321,6 +327,11 @@ class Router:
         for key in [key for key, memory in self._memory.items() if key not in there and not memory.under_way]:
             del self._memory[key]
 
+    def _turn_of(self, key: tuple[str, str]) -> int:
+        """Counts up with each request: the lower, the longer ago the endpoint had one."""
+        memory = self._memory.get(key)
+        return memory.turn if memory is not None else 0
+
     def _sticky_to(self, prefix: str, now: float) -> tuple[str, str] | None:
         found = self._prefixes.get(prefix) if prefix else None
         return found[0] if found is not None and now - found[1] < _PREFIX_LIFE else None
@@ -345,7 +356,9 @@ def _recent_peak(memory: _Memory, now: float) -> int:
 
 
 def _fits(endpoint: Endpoint, wish: Wish) -> bool:
-    if endpoint.state is not State.READY or endpoint.closing or not _same_model(endpoint, wish):
+    if endpoint.state is not State.READY or endpoint.closing:
+        return False
+    if not endpoint.is_of(wish.model, wish.digest, wish.in_ollama):
         return False
     engine = engine_of(endpoint)
     if engine not in wish.engines:
@@ -353,13 +366,6 @@ def _fits(endpoint: Endpoint, wish: Wish) -> bool:
     if engine is Engine.OLLAMA:
         return True
     return endpoint.embedding == wish.embedding and endpoint.context >= wish.context
-
-
-def _same_model(endpoint: Endpoint, wish: Wish) -> bool:
-    # The same content may have another name on another node, and one name other content.
-    if endpoint.digest and wish.digest:
-        return endpoint.digest == wish.digest
-    return endpoint.model == wish.model
 
 
 def _on_gpu(record: Record, endpoint: Endpoint) -> bool:

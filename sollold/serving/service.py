@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sollold.cluster.peer import PeerCalls
+from sollold.cluster.record import InOllama
 from sollold.cluster.view import View
 from sollold.config import HttpSettings, ServingSettings
 from sollold.models.library import Listed
@@ -148,6 +149,7 @@ class Serving:
             # A model that only embeds has a server that only embeds, whatever was asked of it.
             embedding=ask.embedding or ("embedding" in capabilities and "completion" not in capabilities),
             digest=digest,
+            in_ollama=listed.in_ollama if listed is not None else InOllama(),
         )
 
     def _ended(self, errand: Errand) -> None:

@@ -17,10 +17,11 @@ from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
 from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
-from sollold.models.library import Library
+from sollold.models.library import Library, Listed
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
 from sollold.serving.router import Router, Wish
+from sollold.wiring.nodes import node_named
 
 DRAIN_CALL = 5.0
 
@@ -119,6 +120,7 @@ class ClusterHere:
             context=ask.context,
             embedding=ask.embedding,
             digest=ensure.digest,
+            in_ollama=ensure.in_ollama,
         )
         while True:
             need = Need(wish, ask.keep_alive, max(0.0, end - loop.time()))
@@ -167,7 +169,11 @@ class ClusterHere:
         """
         live = self._view.live()
         loaded = {endpoint.id for record in live for endpoint in record.endpoints}
-        name, digest = (model, "") if model in loaded else await self._meant(model)
+        if model in loaded:
+            name, digest = model, ""
+        else:
+            meant = (await self._meant(model)).model
+            name, digest = meant.name, meant.digest
         drop = Drop(name, digest, force=force, seen=loaded_of(live, name, name, digest))
         try:
             dropped = await self._leader.drop(drop)
@@ -187,12 +193,9 @@ class ClusterHere:
         if not node:
             await self._drain(on)
             return
-        found = [record.node for record in self._view.live() if node in (record.node, record.name)]
-        if len(found) != 1:
-            known = ", ".join(record.name for record in self._view.live())
-            raise Refusal(Fault.NOT_FOUND, f"there is no node {node!r}; there are {known}")
+        found = node_named(self._view, node)
         try:
-            await self._calls.call(found[0], "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
+            await self._calls.call(found, "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
         except PeerError as error:
             raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
 
@@ -202,8 +205,13 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        name, digest = await self._meant(model)
-        wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest)
+        meant = await self._meant(model)
+        wish = Wish(
+            meant.model.name,
+            frozenset((Engine.LLAMA, Engine.OLLAMA)),
+            digest=meant.model.digest,
+            in_ollama=meant.in_ollama,
+        )
         now = asyncio.get_running_loop().time()
         return tuple(
             Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
@@ -220,10 +228,11 @@ class ClusterHere:
         return Done(True)
 
     async def _ensure(self, ask: PlanAsk) -> Ensure:
-        name, digest = await self._meant(ask.model)
+        meant = await self._meant(ask.model)
         return Ensure(
-            name,
-            digest,
+            meant.model.name,
+            meant.model.digest,
+            in_ollama=meant.in_ollama,
             context=ask.context,
             keep_alive=ask.keep_alive,
             embedding=ask.embedding,
@@ -234,13 +243,13 @@ class ClusterHere:
             fixed=ask.layers,
         )
 
-    async def _meant(self, model: str) -> tuple[str, str]:
+    async def _meant(self, model: str) -> Listed:
         resolved = await self._library.awaited(model)
         listed = self._library.get(model)
         if listed is None:
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             raise Refusal(fault, resolved.message)
-        return resolved.name, listed.model.digest
+        return listed
 
 
 def _unheard(waiting: Waiting) -> None:

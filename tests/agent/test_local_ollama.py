@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sollold.agent.journal import Journal
-from sollold.agent.ollama import LocalOllama
+from sollold.agent.ollama import _HANGS, LocalOllama, _left
 from sollold.agent.ollama_api import address
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.config import GIB, ModelSettings, OllamaSettings
@@ -66,10 +66,19 @@ async def make(
     def ollama(url: str, **options: Any) -> LocalOllama:
         environ = options.pop("environ", {})
         port = options.pop("own_port", 0)
+        more = {key: options.pop(key) for key in ("stores", "service") if key in options}
         settings = OllamaSettings(url=url, **options)
         journal = Journal(tmp_path / "journal")
         one = LocalOllama(
-            settings, view, catalogue, journal, tmp_path, own_port=port, environ=environ, poll=0.05
+            settings,
+            view,
+            catalogue,
+            journal,
+            tmp_path,
+            own_port=port,
+            environ=environ,
+            poll=0.05,
+            **({"service": {}} | more),
         )
         made.append(one)
         return one
@@ -113,6 +122,18 @@ async def test_only_ollama_runs_it_though_it_is_big(
     await until(lambda: "huge:latest" in names(ollama))
 
 
+async def test_slots_and_address_are_those_of_ollamas_own_unit(make: Make, standin: Standin) -> None:
+    service = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_HOST": standin.url.removeprefix("http://")}
+    ollama = make("", service=service, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].slots == 4
+    ours = make(standin.url, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ours.start()
+    await until(lambda: names(ours))
+    assert names(ours)["small:latest"].slots == 2
+
+
 async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
     head = Endpoint("d1", "m", "x", Backend.LOCAL, State.READY)
     view.update_me(endpoints=(head,))
@@ -138,6 +159,32 @@ async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
     assert (await ollama.unload(endpoint.id, force=True)).ok
     assert not standin.loaded
     assert not names(ollama)["small:latest"].loaded
+
+
+async def test_how_long_a_model_stays_is_told(
+    make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].expires == 0.0
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert 200 < names(ollama)["small:latest"].expires <= 300
+    version = view.me.version
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3)
+    assert view.me.version == version, "time that passes is no news"
+    monkeypatch.setattr("sollold.agent.ollama._TIMES", 0.0)
+    told = names(ollama)["small:latest"].expires
+    await until(lambda: names(ollama)["small:latest"].expires < told)
+    await ask(standin, "small", keep_alive=-1)
+    await until(lambda: names(ollama)["small:latest"].expires == -1.0)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0001-01-01T00:00:00Z"])
+def test_a_time_that_tells_nothing_is_now(text: str) -> None:
+    assert _left(text, 1e9) == 0.0
 
 
 async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
@@ -175,12 +222,13 @@ async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeV
 async def test_busy_with_a_load_is_not_hung(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.agent.ollama_api._QUICK", 0.1)
+    monkeypatch.setattr("sollold.agent.ollama_api._PS", 0.1)
     ollama = make(standin.url)
     await ollama.start()
     await until(lambda: names(ollama))
     standin.ps_free.clear()
-    await asyncio.sleep(1.0)
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3 * _HANGS)
     assert names(ollama)
     standin.ps_free.set()
 
@@ -231,12 +279,21 @@ async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
         f'exec {sys.executable} -m tests.ollama_standin --model tiny:latest "$@"\n'
     )
     binary.chmod(0o755)
-    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    ollama = make(
+        f"http://127.0.0.1:{port}",
+        manage=True,
+        binary=str(binary),
+        stores=(str(tmp_path / "mine"), "/other"),
+        environ={"OLLAMA_MODELS": "/elsewhere", "OLLAMA_NUM_PARALLEL": "3"},
+        service={"OLLAMA_NUM_PARALLEL": "7"},
+    )
     await ollama.start()
     await until(lambda: names(ollama))
+    assert names(ollama)["tiny:latest"].slots == 3
     environment = noted.read_text()
     assert f"OLLAMA_HOST=127.0.0.1:{port}" in environment
     assert "OLLAMA_NO_CLOUD=1" in environment
+    assert f"OLLAMA_MODELS={tmp_path}/mine\n" in environment
     assert "OLLAMA_NOPRUNE=1" in environment
     assert ollama._own is not None
     assert ollama._own._process is not None
@@ -273,10 +330,10 @@ def test_address(url: str, host: str, expected: str) -> None:
     assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
 
 
-async def ask(standin: Standin, model: str) -> None:
+async def ask(standin: Standin, model: str, **more: Any) -> None:
     from aiohttp import ClientSession
 
-    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}}
+    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}, **more}
     async with ClientSession() as session, session.post(f"{standin.url}/api/generate", json=body) as answer:
         assert answer.status == 200
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,8 @@ class PlainLibrary:
         self.all = {one.name: Listed(one, ("alpha", "beta")) for one in models}
         self.loaded: tuple[Running, ...] = ()
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
-        self.copied: list[tuple[str, str]] = []
-        self.deleted: list[str] = []
+        self.copied: list[tuple[str, str, tuple[str, ...]]] = []
+        self.deleted: list[tuple[str, tuple[str, ...]]] = []
 
     async def models(self) -> tuple[Listed, ...]:
         return tuple(self.all.values())
@@ -60,13 +60,13 @@ class PlainLibrary:
     def running(self) -> tuple[Running, ...]:
         return self.loaded
 
-    async def copy(self, source: str, destination: str) -> None:
+    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
         await self.find(source)
-        self.copied.append((source, destination))
+        self.copied.append((source, destination, tuple(nodes)))
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
         await self.find(name)
-        self.deleted.append(name)
+        self.deleted.append((name, tuple(nodes)))
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,45 @@ class ScriptedPuller:
             if isinstance(step, Exception):
                 raise step
             yield step
+
+
+class PlainRelayed:
+    """An Ollama's answer given beforehand; a refusal among the pieces is raised."""
+
+    def __init__(self, *pieces: bytes | Exception, status: int = 200, kind: str = "application/json") -> None:
+        self.pieces = pieces
+        self.status = status
+        self.kind = kind
+        self.closed = 0
+        self.gate = asyncio.Event()
+        """What is awaited after the pieces, where ``hangs`` is set."""
+        self.hangs = False
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+        if self.hangs:
+            await self.gate.wait()
+
+    async def close(self) -> None:
+        self.closed += 1
+
+
+class ScriptedRelay:
+    """Gives one answer, and notes what it was sent: (method, path, body, model)."""
+
+    def __init__(self, answer: PlainRelayed) -> None:
+        self.answer = answer
+        self.sent: list[tuple[str, str, bytes, str]] = []
+
+    async def forward(
+        self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
+    ) -> PlainRelayed:
+        raw = body if isinstance(body, bytes) else b"".join([piece async for piece in body])
+        self.sent.append((method, path, raw, model))
+        return self.answer
 
 
 def parts(service: Any = None, *models: Model, **more: Any) -> Parts:

@@ -16,8 +16,10 @@ from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
     PlainCluster,
     PlainLibrary,
+    PlainRelayed,
     Resumed,
     ScriptedPuller,
+    ScriptedRelay,
     ScriptedService,
     call_of,
     chunk,
@@ -365,6 +367,43 @@ async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -
         assert answer.status == 400
 
 
+async def test_a_relayed_answer_that_breaks_off_ends_in_an_error_line(
+    serve: Serve, http: ClientSession
+) -> None:
+    broken = Refusal(Fault.INTERRUPTED, "the Ollama on beta broke off its answer")
+    answer = PlainRelayed(b'{"status":"one"}\n', broken, kind="application/x-ndjson")
+    relay = ScriptedRelay(answer)
+    url = await serve(parts(relay=relay))
+    async with http.post(f"{url}/api/create", json={"model": "x", "from": "base:7b"}) as response:
+        assert response.status == 200 and response.content_type == "application/x-ndjson"
+        lines = (await response.text()).splitlines()
+    assert lines[0] == '{"status":"one"}'
+    assert "broke off" in json.loads(lines[1])["error"] and len(lines) == 2
+    assert answer.closed == 1
+    async with http.post(f"{url}/api/push", json={"name": "me/x"}) as response:
+        await response.read()
+    blob = f"/api/blobs/sha256:{'0' * 64}"
+    async with http.post(url + blob, data=b"GGUF") as response:
+        await response.read()
+    assert [(path, model) for _, path, _, model in relay.sent] == [
+        ("/api/create", "base:7b"),
+        ("/api/push", "me/x"),
+        (blob, ""),
+    ]
+    assert relay.sent[2][2] == b"GGUF"
+
+
+async def test_a_relayed_answer_is_ended_when_its_caller_hangs_up(serve: Serve, http: ClientSession) -> None:
+    answer = PlainRelayed(b"one\n")
+    answer.hangs = True
+    url = await serve(parts(relay=ScriptedRelay(answer)))
+    async with http.post(f"{url}/api/push", json={"model": "x"}) as response:
+        assert await response.content.readline() == b"one\n"
+        assert not answer.closed
+        response.close()
+    await until(lambda: answer.closed)
+
+
 async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:
     library = PlainLibrary(model())
     url = await serve(parts(library=library))
@@ -372,7 +411,17 @@ async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:
         assert answer.status == 200 and await answer.read() == b""
     async with http.delete(f"{url}/api/delete", json={"model": "demo"}) as answer:
         assert answer.status == 200
-    assert library.copied == [("demo", "mine")] and library.deleted == ["demo"]
+    assert library.copied == [("demo", "mine", ())] and library.deleted == [("demo", ())]
+    body = {"source": "demo", "destination": "mine", "nodes": ["alpha"]}
+    async with http.post(f"{url}/api/copy", json=body) as answer:
+        assert answer.status == 200
+    async with http.delete(f"{url}/api/delete", json={"model": "demo", "nodes": ["beta"]}) as answer:
+        assert answer.status == 200
+    assert library.copied[1:] == [("demo", "mine", ("alpha",))] and library.deleted[1:] == [
+        ("demo", ("beta",))
+    ]
+    async with http.delete(f"{url}/api/delete", json={"model": "demo", "nodes": "beta"}) as answer:
+        assert answer.status == 400
 
 
 async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: ClientSession) -> None:

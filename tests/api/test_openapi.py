@@ -15,6 +15,7 @@ from sollold.api.parts import Listed, Running
 from sollold.serving.ask import Answer, Ask, Engine, Waiting
 from tests.api.api_parts import (
     PlainLibrary,
+    PlainRelayed,
     ScriptedPuller,
     chunk,
     endpoint,
@@ -65,16 +66,12 @@ class PoliteRelay:
     """An Ollama that says yes to everything."""
 
     async def forward(
-        self, method: str, path: str, body: AsyncIterator[bytes]
-    ) -> tuple[int, str, AsyncIterator[bytes]]:
-        async for _ in body:
-            pass
-
-        async def answer() -> AsyncIterator[bytes]:
-            if method != "HEAD":
-                yield b'{"status":"success"}'
-
-        return 200, "application/json", answer()
+        self, method: str, path: str, body: AsyncIterator[bytes] | bytes, model: str = ""
+    ) -> PlainRelayed:
+        if not isinstance(body, bytes):
+            async for _ in body:
+                pass
+        return PlainRelayed() if method == "HEAD" else PlainRelayed(b'{"status":"success"}')
 
 
 @pytest.mark.timeout(280)

@@ -83,6 +83,10 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"node": asked["node"], "draining": asked["on"]})
     if path == "/api/cluster/unload":
         return web.json_response({"unloaded": 2})
+    if path == "/api/copy" and asked == {"source": "big", "destination": "mine", "nodes": ["anna", "bert"]}:
+        return web.Response()
+    if path == "/api/delete" and request.method == "DELETE" and asked == {"model": "mine", "nodes": []}:
+        return web.Response()
     if path == "/api/doctor":
         return web.json_response({"findings": [{"grade": "problem", "what": "bad", "mend": "mend it"}]})
     if path == "/api/tags":
@@ -189,6 +193,13 @@ async def test_drain_waits_until_the_node_is_empty(url: str) -> None:
     assert "takes work again" in (await sollold(url, "drain", "--undo", "bert")).stdout
     # It says that it drains, and is not seen to.
     assert (await sollold(url, "drain", "anna")).returncode == Exit.FAILED
+
+
+async def test_copy_and_delete(url: str) -> None:
+    done = await sollold(url, "copy", "big", "mine", "--on", "anna", "--on", "bert")
+    assert (done.returncode, done.stdout) == (Exit.DONE, "big is also mine now\n"), done.stderr
+    done = await sollold(url, "delete", "mine")
+    assert (done.returncode, done.stdout) == (Exit.DONE, "mine is deleted\n"), done.stderr
 
 
 def test_every_command_has_a_room_and_help() -> None:

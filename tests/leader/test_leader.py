@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
-from sollold.cluster.record import Backend, Endpoint, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, State
 from sollold.cluster.term import Term
 from sollold.config import PlacementSettings, Settings
 from sollold.leader import leader
@@ -529,6 +529,23 @@ async def test_ollama_first_where_it_fits() -> None:
     answer = await town.planner.ensure(ASK)
     assert (answer.verdict, answer.deployment) == (Verdict.USE, "ollama:demo:latest")
     assert (await town.planner.ensure(replace(ASK, ollama=False))).verdict is Verdict.WAIT
+
+
+async def test_an_ollama_whose_files_its_node_can_not_read_is_used() -> None:
+    town = Cluster(SETTINGS)
+    node = town.add("a", 2 * GIB, model(manifest="a" * 64))
+    other = town.add("b", 2 * GIB)
+    other.endpoints["ollama:demo:latest"] = Endpoint(
+        "ollama:demo:latest", "demo:latest", "a" * 64, Backend.OLLAMA, State.READY, loaded=True
+    )
+    ask = replace(ASK, digest="d1", in_ollama=InOllama(("demo:latest",), ("a" * 64,)))
+    answer = await town.planner.ensure(ask)
+    assert (answer.verdict, answer.node) == (Verdict.USE, "b")
+    other.endpoints["ollama:demo:latest"] = replace(
+        other.endpoints["ollama:demo:latest"], model="mario:latest"
+    )
+    assert (await town.planner.ensure(ask)).verdict is Verdict.WAIT
+    assert node.endpoints
 
 
 async def test_ollama_only_models_and_unusable_ones() -> None:

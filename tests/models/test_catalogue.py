@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sollold.config import ModelSettings
 from sollold.models import card as cards
-from sollold.models.catalogue import Catalogue
+from sollold.models import folders
+from sollold.models.catalogue import Catalogue, apart
+from sollold.models.found import Scan
 from sollold.models.model import Model
+from sollold.models.names import parse
 from tests.models.stores import OllamaStore, hub_file, hub_repository, write_gguf
 
 Make = Callable[..., Catalogue]
@@ -279,3 +283,43 @@ async def test_a_refused_load_is_remembered_by_content_and_build(make: Make, tmp
     assert "b1 refused" in again.models[0].only_ollama
     again.use_build("b2")
     assert again.models[0].only_ollama == "", "another build may read it"
+
+
+async def test_the_watch_goes_on_whatever_goes_wrong(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(root: Path, demo: str = "") -> Scan:
+        failures.append(root)
+        raise ValueError("not foreseen")
+
+    failures: list[Path] = []
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("sollold.models.folders.scan_own", broken)
+    catalogue = make()
+    await catalogue.start()
+    assert failures
+    monkeypatch.undo()
+    write_gguf(tmp_path / "folder" / "Tiny-F16.gguf")
+    await catalogue.refresh()
+    monkeypatch.setattr("sollold.models.folders.scan_own", broken)
+    count = len(failures)
+    write_gguf(tmp_path / "folder" / "Other-F16.gguf", seed=1)
+    await until(lambda: len(failures) > count)
+    monkeypatch.undo()
+    await until(lambda: "Other:F16" in named(catalogue))
+
+
+async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path) -> None:
+    catalogue = make()
+    path = write_gguf(catalogue.own / "x" / "model.gguf")
+    card = Model("no name", "d", "own", (), 1, 0.0)
+    path.with_name(folders.CARD).write_bytes(msgspec.json.encode(card))
+    await catalogue.start()
+    assert [model.name for model in catalogue.models] == ["model:latest"]
+
+
+def test_two_contents_of_the_longest_name_keep_names() -> None:
+    name = f"{'a' * 300}:{'b' * 49}"
+    assert len(name) == 350
+    other = apart(name, "c0ffee00" * 8)
+    assert parse(other).tag.endswith("-c0ffee00")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sollold.cluster.record import InOllama
 from sollold.config import ModelSettings
 from sollold.models.catalogue import Catalogue
 from sollold.models.library import Library, shelve
@@ -180,8 +181,35 @@ def test_known_by_manifest_only() -> None:
     assert [bool(one.files) for _, one in found["x:latest"]] == [False, True]
 
 
+def test_what_ollamas_call_a_content() -> None:
+    mine = model("x:latest", "1", manifest="a" * 64, template="T", params='{"stop":["x"]}')
+    shut = model("y:latest", "9", files=(), manifest="a" * 64, only_ollama="its files can't be read")
+    file = model("x:F16", "1")
+    mario = model("mario:latest", "1", manifest="b" * 64, template="T", system="You are Mario.")
+    other = model("z:latest", "2", manifest="c" * 64)
+    listed, _ = shelve({"a": (mine, other), "b": (shut, file, mario)})
+    alike = InOllama(("x:latest", "y:latest"), ("a" * 64,))
+    assert [listed[name].in_ollama for name in ("x:latest", "y:latest", "x:F16")] == [alike] * 3
+    assert listed["mario:latest"].in_ollama == InOllama(("mario:latest",), ("b" * 64,))
+
+
 def test_what_belongs_to_the_name_stays_with_the_name() -> None:
     mario = model("mario:latest", "1", system="You are Mario.")
     _, found = shelve({"a": (mario,), "b": (model("base:latest", "1"),)})
     assert [one.system for _, one in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
     assert [one.system for _, one in found["base:latest"]] == ["", ""]
+
+
+async def test_an_odd_name_of_another_node_hides_no_model(town: Town) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
+    kind, answer = b.server.methods["models"]
+
+    async def odd(caller: str, request: object) -> object:
+        got = await answer(caller, request)
+        return replace(got, models=(replace(got.models[0], name="latest~ of/no:"), *got.models))
+
+    b.server.methods["models"] = (kind, odd)
+    await town.start()
+    await until(lambda: a.names() == ["beta:F16"])
+    assert a.library.resolve("beta").name == "beta:F16"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.models.names import Name, canonical, of_file, parse, quantization_in, resolve
+from sollold.models.names import Name, canonical, exact, of_file, parse, quantization_in, resolve
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,23 @@ NAMES = (
 )
 def test_resolved(asked: str, name: str) -> None:
     assert resolve(asked, NAMES).name == name
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "suggested"),
+    [
+        ("LLAMA3.1:70B", "llama3.1:70b", ()),
+        ("llama3.1", "llama3.1:latest", ()),
+        ("mine", "solo:4b", ()),
+        ("solo", "", ("solo:4b",)),
+        ("hf.co/b/tiny", "", ("hf.co/b/tiny:Q8_0",)),
+        ("tiny:Q8_0", "", ("hf.co/a/tiny:Q8_0", "hf.co/b/tiny:Q8_0")),
+        ("", "", ()),
+    ],
+)
+def test_exact_names_are_not_guessed(asked: str, name: str, suggested: tuple[str, ...]) -> None:
+    answer = exact(asked, NAMES, {"mine": "solo:4b"})
+    assert (answer.name, answer.suggestions) == (name, suggested)
 
 
 def test_ambiguous_names_the_candidates() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from sollold.models import ollama_store
 from sollold.models.found import Found
+from sollold.models.mend import mend, whoami
 from tests.models.stores import OllamaStore, write_gguf
 
 
@@ -129,6 +130,29 @@ def test_change_is_noticed(store: OllamaStore, tmp_path: Path) -> None:
     assert scan.changed()
 
 
+def test_what_can_be_no_name_is_a_problem_and_hides_nothing(store: OllamaStore, tmp_path: Path) -> None:
+    store.model("fine:latest", tmp_path)
+    store.model("fine:latest~", tmp_path, seed=1)
+    store.model("my models/odd:latest", tmp_path, seed=2)
+    scan = ollama_store.scan(store.root)
+    assert [one.name for one in scan.found] == ["fine:latest"]
+    (problem,) = scan.problems
+    assert "and 1 more" in problem.what
+    assert "latest~" in problem.what or "my models" in problem.what
+
+
+def test_a_folder_without_passage_is_a_problem(
+    store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.model("shut:latest", tmp_path)
+    folder = store.root / "manifests" / "registry.ollama.ai" / "library" / "shut"
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and real(path, mode))
+    scan = ollama_store.scan(store.root)
+    assert [str(folder) in problem.mend for problem in scan.problems] == [True]
+    assert scan.found == []
+
+
 class TestRoots:
     def test_settings_alone(self, tmp_path: Path) -> None:
         got = ollama_store.roots([str(tmp_path)], environ={"OLLAMA_MODELS": "/elsewhere"}, home=tmp_path)
@@ -167,12 +191,49 @@ class TestRoots:
         assert got == (tmp_path / "real",)
 
 
-def test_command_that_mends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    closed = tmp_path / "home of ollama"
-    inner = closed / ".ollama" / "models"
-    inner.mkdir(parents=True)
-    real = os.access
-    monkeypatch.setattr(
-        os, "access", lambda path, mode: not str(path).startswith(str(closed)) and real(path, mode)
-    )
-    assert ollama_store.mend(inner) == f"sudo chmod -R o+rX '{closed}'"
+class TestCommandThatMends:
+    @pytest.fixture
+    def models(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setattr("shutil.which", lambda name: None)
+        models = tmp_path / "home of alice" / ".ollama" / "models"
+        (models / "blobs").mkdir(parents=True)
+        return models
+
+    def shut(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        """Behind a closed folder everything is."""
+        real = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: not Path(path).is_relative_to(folder) and real(path, mode)
+        )
+
+    def test_a_closed_home_is_only_opened_for_passing_through(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        home = models.parents[1]
+        self.shut(monkeypatch, home)
+        assert mend(models / "manifests", models) == (
+            f"sudo chmod o+x '{home}' '{home}/.ollama' && sudo chmod -R o+rX '{models}'"
+        )
+
+    def test_access_lists_open_it_to_the_daemon_alone(
+        self, models: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
+        home, user = models.parents[1], whoami()
+        self.shut(monkeypatch, home)
+        assert mend(models / "manifests", models) == (
+            f"sudo setfacl -m u:{user}:x '{home}' '{home}/.ollama' && "
+            f"sudo setfacl -R -m u:{user}:rX '{models}'"
+        )
+
+    def test_closed_models_alone_are_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shut(monkeypatch, models / "blobs")
+        blob = models / "blobs" / "sha256-0"
+        assert mend(blob, models) == f"sudo chmod -R o+rX '{models}/blobs'"
+        assert "home of alice'" not in mend(models / "blobs", models)
+
+    def test_one_closed_blob_is_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        blob = models / "blobs" / "sha256-0"
+        blob.write_bytes(b"x")
+        self.shut(monkeypatch, blob)
+        assert mend(blob, models) == f"sudo chmod -R o+rX '{blob}'"

@@ -4,7 +4,10 @@ import asyncio
 import hashlib
 import json
 import os
+import sys
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pytest
 from aiohttp import web
 
 from sollold.config import ModelSettings
+from sollold.models import gguf
 from sollold.models.catalogue import Catalogue
+from sollold.models.fill import SourceError, Stop
 from sollold.models.hub import choose
 from sollold.models.landing import Item, Landing, LandingError
 from sollold.models.library import Library
@@ -41,7 +46,7 @@ class Node:
         self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
         self.library = Library(self.catalogue, self.view, self.calls, self.server)
         pace = Pace(rate)
-        Sender(self.catalogue, self.server, name, pace)
+        self.sender = Sender(self.catalogue, self.server, name, pace)
         self.puller = Puller(
             self.library, self.catalogue, self.calls, name, pace, lambda: self.ollama, self.environ
         )
@@ -55,6 +60,7 @@ class Node:
     async def close(self) -> None:
         await self.puller.close()
         await self.server.close()
+        self.sender.close()
         await self.library.close()
         await self.catalogue.close()
 
@@ -103,7 +109,7 @@ async def test_from_a_node(town: Town) -> None:
     path = big(b.folder / "m" / "tiny-F16.gguf")
     await town.start()
     await until(lambda: a.library.find("tiny"))
-    lines = await a.pull("tiny")
+    lines = await a.pull("tiny:f16")
     statuses = [line["status"] for line in lines]
     assert statuses[0] == "pulling manifest"
     assert statuses[-3:] == ["verifying sha256 digest", "writing manifest", "success"]
@@ -116,8 +122,33 @@ async def test_from_a_node(town: Town) -> None:
     assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
     assert unfinished(a) == []
     assert [node for node, _ in a.library.find("tiny")] == ["a", "b"]
-    again = await a.pull("tiny")
+    again = await a.pull("tiny:F16")
     assert [line["status"] for line in again] == ["pulling manifest", "success"]
+
+
+async def test_a_name_to_be_pulled_is_not_guessed(town: Town) -> None:
+    a, b, _ = town.nodes
+    write_gguf(b.folder / "m" / "tiny-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    with pytest.raises(PullError, match=r"has tiny:latest.* did you mean tiny:F16\?") as caught:
+        await a.pull("tiny")
+    assert caught.value.missing
+    async with Standin([]) as standin:
+        a.ollama = standin.url
+        await a.pull("tiny")
+        assert list(standin.models) == ["tiny:latest"]
+    assert a.catalogue.models == ()
+
+
+async def test_an_alias_is_pulled_by_what_it_stands_for(town: Town) -> None:
+    a, b, _ = town.nodes
+    a.library._aliases["gpt-4o"] = "Tiny:F16"
+    write_gguf(b.folder / "m" / "tiny-F16.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("gpt-4o")
+    assert [model.name for model in a.catalogue.models] == ["tiny:F16"]
 
 
 async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path) -> None:
@@ -257,6 +288,88 @@ async def test_other_content_is_thrown_away(town: Town) -> None:
     assert unfinished(a) == []
 
 
+def alike(town: Town) -> tuple[bytes, bytes]:
+    """On nodes b and c, files that no sample tells apart though bytes all over them differ."""
+    _, b, c = town.nodes
+    names = [f"blk.0.t{k}.weight" for k in range(1000)]
+    path = write_gguf(b.folder / "m" / "tiny.gguf", tensors=names)
+    raw = bytearray(path.read_bytes())
+    header = gguf.read(str(path))
+    start = min(tensor.offset for tensor in header.tensors)
+    room = len(raw) - start
+    for place in range(64):
+        raw[start + room * place // 64 + 8192] ^= 1
+    other = c.folder / "m" / "tiny.gguf"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(raw)
+    return path.read_bytes(), bytes(raw)
+
+
+async def test_no_mixture_of_files_that_samples_do_not_tell_apart(town: Town) -> None:
+    a, b, c = town.nodes
+    first, second = alike(town)
+    await town.start()
+    await until(lambda: len(a.library.find("tiny")) == 2)
+    await a.pull("tiny")
+    assert sole(a.catalogue.own).read_bytes() == first != second
+    assert b.server.asked and c.server.asked
+
+
+async def test_when_the_measure_dies_what_has_come_is_measured_anew(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.part_check._ATTEMPTS", 1)
+    a, b, _ = town.nodes
+    _, second = alike(town)
+    await town.start()
+    await until(lambda: len(a.library.find("tiny")) == 2)
+
+    async def dies(request: web.Request) -> None:
+        if b.server.asked > 100:
+            a.calls.cut.add("b")
+
+    b.server.fault = dies
+    await a.pull("tiny")
+    assert sole(a.catalogue.own).read_bytes() == second
+
+
+async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(town: Town) -> None:
+    a, _, _ = town.nodes
+    first, second = alike(town)
+    await town.start()
+    await until(lambda: len(a.library.find("tiny")) == 2)
+    a.calls.cut.add("c")
+    stream = a.puller.pull("tiny")
+    await until_completed(stream, len(first) // 2)
+    await stream.aclose()
+    a.calls.cut = {"b"}
+    await a.pull("tiny")
+    assert sole(a.catalogue.own).read_bytes() == second
+
+
+async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    loop = asyncio.get_running_loop()
+    shared, free = ThreadPoolExecutor(1), threading.Event()
+    loop.set_default_executor(shared)
+    shared.submit(free.wait, 60)
+    try:
+        stream = a.puller.pull("tiny")
+        async with asyncio.timeout(10):
+            statuses = []
+            async for line in stream:
+                statuses.append(line["status"])
+                if line["status"] == "writing manifest":
+                    break
+        assert statuses[-1] == "writing manifest"
+    finally:
+        free.set()
+    await stream.aclose()
+
+
 async def test_many_callers_one_fetch(town: Town) -> None:
     a, b, _ = town.nodes
     path = big(b.folder / "m" / "tiny.gguf")
@@ -341,6 +454,26 @@ async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
         await hub.close()
 
 
+async def test_an_ollama_that_fails_leaves_the_hub(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("missing/Tiny-GGUF", {"Tiny-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        async with Standin([]) as standin:
+            a.ollama = standin.url
+            standin.refuses_pulls = True
+            lines = await a.pull("hf.co/missing/Tiny-GGUF:Q8_0")
+            assert lines[-1] == {"status": "success"}
+            assert [path for path, _ in standin.requests] == ["/api/pull"]
+            assert sole(a.catalogue.own).read_bytes() == content
+            with pytest.raises(PullError, match="Ollama could not pull"):
+                await a.pull("llama3.2:3b")
+    finally:
+        await hub.close()
+
+
 class HubDouble:
     """Hugging Face's hub as far as it is asked."""
 
@@ -421,6 +554,35 @@ def test_pace() -> None:
     assert Pace(0).wait(1 << 40, 1.0) == 0.0
     pace.rate = 0
     assert pace.wait(1 << 40, 200.0) == 0.0
+
+
+def test_pace_of_several_threads_is_one_pace() -> None:
+    pace, count = Pace(1000), 400
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            waits = list(threads.map(lambda _: pace.wait(10, 100.0), range(count)))
+    finally:
+        sys.setswitchinterval(before)
+    assert max(waits) == pytest.approx(count * 10 / 1000 - 0.25)
+    assert len({round(wait, 6) for wait in waits if wait}) == len([wait for wait in waits if wait])
+
+
+def test_slow_pace_moves_small_pieces() -> None:
+    assert Pace(0).piece(1 << 20) == 1 << 20
+    assert Pace(10 << 20).piece(1 << 20) == 1 << 20
+    assert Pace(40_000).piece(1 << 20) == 10_000
+    assert Pace(1).piece(1 << 20) == 1024
+
+
+def test_a_thread_that_keeps_a_pace_can_be_stopped() -> None:
+    stop = Stop()
+    with ThreadPoolExecutor(1) as threads:
+        sleeping = threads.submit(stop.pause, 60.0)
+        stop.stop()
+        with pytest.raises(SourceError):
+            sleeping.result(timeout=10)
 
 
 def test_landing_that_has_no_room(tmp_path: Path) -> None:

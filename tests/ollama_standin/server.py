@@ -74,6 +74,13 @@ class Standin:
         self.ps_free = asyncio.Event()
         """Cleared: ``/api/ps`` does not answer, as during some loads."""
         self.ps_free.set()
+        self.breaks_off = False
+        """Set: a connection is cut after the first line of a push or a creation."""
+        self.blobs: dict[str, bytes] = {}
+        self.polls = 0
+        """Times that ``/api/ps`` was asked for."""
+        self.refuses_pulls = False
+        """Set: no model can be pulled."""
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.under_way = 0
         self.most_under_way = 0
@@ -95,6 +102,10 @@ class Standin:
                 web.post("/api/embed", self._embed),
                 web.post("/api/embeddings", self._embeddings),
                 web.post("/api/pull", self._pull),
+                web.post("/api/push", self._push),
+                web.post("/api/create", self._create),
+                web.post("/api/blobs/{digest}", self._blob),
+                web.head("/api/blobs/{digest}", self._blob_there),
                 web.post("/api/copy", self._copy),
                 web.delete("/api/delete", self._delete),
                 web.get("/v1/models", self._v1_models),
@@ -163,6 +174,7 @@ class Standin:
         return web.json_response({"models": models})
 
     async def _ps(self, request: web.Request) -> web.Response:
+        self.polls += 1
         await self.ps_free.wait()
         self._expire()
         return web.json_response(
@@ -211,13 +223,48 @@ class Standin:
         del self.models[self._known(await _json(request)).name]
         return web.Response()
 
+    async def _blob(self, request: web.Request) -> web.Response:
+        raw, digest = await request.read(), request.match_info["digest"]
+        if digest != f"sha256:{hashlib.sha256(raw).hexdigest()}":
+            return web.json_response({"error": "digest mismatch"}, status=400)
+        self.blobs[digest] = raw
+        return web.Response(status=201)
+
+    async def _blob_there(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.match_info["digest"] in self.blobs else 404)
+
+    async def _create(self, request: web.Request) -> web.StreamResponse:
+        body = await _json(request)
+        if body.get("from"):
+            self._known({"model": body["from"]})
+        for digest in (body.get("files") or {}).values():
+            if digest not in self.blobs:
+                return web.json_response({"error": f"blob {digest} not found"}, status=400)
+        name = _full(body["model"])
+        self.models[name] = Known(name)
+        return await self._statuses(request, "creating new layer", "writing manifest", "success")
+
+    async def _push(self, request: web.Request) -> web.StreamResponse:
+        self._known(await _json(request))
+        return await self._statuses(request, "retrieving manifest", "pushing manifest", "success")
+
+    async def _statuses(self, request: web.Request, *statuses: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        for status in statuses:
+            await response.write(_line({"status": status}))
+            if self.breaks_off:
+                assert request.transport is not None
+                request.transport.abort()
+        return response
+
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
         name = _full(body.get("model") or body.get("name") or "")
         self.requests.append(("/api/pull", body))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        if name.startswith("missing"):
+        if name.startswith("missing") or self.refuses_pulls:
             await response.write(b'{"error":"pull model manifest: file does not exist"}\n')
             return response
         model = Known(name)
@@ -320,7 +367,7 @@ class Standin:
         last = {"delta": {}} if chat else {"text": ""}
         await response.write(_event(model, {"index": 0, "finish_reason": "stop"} | last, chat))
         if (body.get("stream_options") or {}).get("include_usage"):
-            raw = json.dumps(_v1(model, [], chat, chunk=True) | {"usage": usage})
+            raw = _packed(_v1(model, [], chat, chunk=True) | {"usage": usage})
             await response.write(f"data: {raw}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -473,7 +520,12 @@ def _final(model: Known, chat: bool, reason: str) -> dict[str, Any]:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    return json.dumps(value).encode() + b"\n"
+    return _packed(value).encode() + b"\n"
+
+
+def _packed(value: dict[str, Any]) -> str:
+    """Without spaces, as Go writes it."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool = False) -> dict[str, Any]:
@@ -482,7 +534,7 @@ def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool 
 
 
 def _event(model: Known, choice: dict[str, Any], chat: bool) -> bytes:
-    return f"data: {json.dumps(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
+    return f"data: {_packed(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
 
 
 def _vector(text: str) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, Placed, Record, State
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
 from sollold.serving.router import STRATEGIES, Router, Wish
@@ -55,6 +55,22 @@ def test_content_goes_before_the_name() -> None:
     assert first(router, record("a", replace(READY, model="another name"))) == ""
     assert first(router, record("a", replace(READY, model="another name")), wish=wish) == "a"
     assert first(router, record("a", replace(READY, digest="z" * 64)), wish=wish) == ""
+
+
+def test_an_ollama_is_asked_for_what_it_answers_alike() -> None:
+    router = Router("me")
+    wish = replace(WISH, digest="x" * 64, in_ollama=InOllama(("m:latest", "n:latest"), ("a" * 64,)))
+    shut = replace(OLLAMA, digest="a" * 64)
+    for endpoint, fits in (
+        (OLLAMA, True),
+        (replace(OLLAMA, model="n:latest"), True),
+        (replace(OLLAMA, model="mario:latest"), False),
+        (shut, True),
+        (replace(shut, model="n:latest"), True),
+        (replace(shut, digest="b" * 64), False),
+        (replace(shut, backend=Backend.LOCAL), False),
+    ):
+        assert bool(router.rank([record("a", endpoint)], wish, 0.0)) == fits, endpoint
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,17 @@ def test_endpoint_that_failed_is_left_and_tried_again() -> None:
 def test_round_robin_takes_turns_and_least_loaded_looks_at_load() -> None:
     records = [record(name, READY) for name in "abc"]
     router = Router("me", "round_robin")
-    assert sorted(first(router, *records) for _ in range(3)) == ["a", "b", "c"]
+    turns = []
+    for _ in range(6):
+        turns.append(first(router, *records))
+        assert first(router, *records) == turns[-1], "only a request that is sent takes a turn"
+        assert router.better(records, WISH, 0.0, (turns[-1], "d")) is not None
+        router.sent((turns[-1], "d"), WISH, 0.0)
+        router.ended((turns[-1], "d"), True)
+        # One for another model takes no turn of theirs.
+        router.sent(("c", "other"), WISH, 0.0)
+        router.ended(("c", "other"), True)
+    assert turns == ["a", "b", "c"] * 2
     least = Router("me", "least_loaded")
     assert first(least, record("a", replace(READY, active=2)), record("b", READY)) == "b"
     quick = Router("me", "latency_first")
