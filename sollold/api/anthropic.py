@@ -15,6 +15,7 @@ from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.ollama_request import parse_keep_alive, require_model
 from sollold.api.openai_request import engine_body
 from sollold.api.parts import Parts
+from sollold.api.prefill import OF_LLAMA
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import SSE, Desk, Reply
 from sollold.api.route import Route
@@ -145,7 +146,7 @@ class AnthropicRoutes:
         )
 
 
-_LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
+_LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens", *OF_LLAMA)
 
 
 class _Count(msgspec.Struct):

@@ -34,6 +34,7 @@ from sollold.api.ollama_request import (
     require_model,
 )
 from sollold.api.parts import Listed, Parts
+from sollold.api.prefill import NOTHING, go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import JSON, NDJSON, Desk, Reply, routing_headers, routing_object
 from sollold.api.route import Route
@@ -123,12 +124,16 @@ class OllamaRoutes:
         caller = caller_of(request, chat.priority, chat.timeout)
         listed = await self._parts.library.find(require_model(chat.model))
         options = parse_options(chat.options, listed.model)
-        lines = ChatLines(chat.model, chat.top_logprobs or 0)
         if not chat.messages:
-            return await self._load(request, caller, chat, options, lines.empty(), started)
+            empty = ChatLines(chat.model).empty()
+            return await self._load(request, caller, chat, options, empty, started)
         calls = {Engine.OLLAMA: Call("/api/chat", body)}
+        begun = NOTHING
         if not listed.model.only_ollama:
-            calls[Engine.LLAMA] = Call("/v1/chat/completions", chat_body(chat, options, listed.model))
+            engine = chat_body(chat, options, listed.model)
+            begun = go_on(engine)
+            calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
+        lines = ChatLines(chat.model, chat.top_logprobs or 0, begun)
         ask = self._ask(caller, chat, options, calls, prefix_of(body.get("messages")))
         return await self._reply(request, ask, lines, started)
 

@@ -21,6 +21,7 @@ from sollold.api.ollama_request import (
     sampling,
     thinking,
 )
+from sollold.api.prefill import NOTHING, Begun
 from sollold.models.model import Model
 from sollold.serving.ask import Fault, Refusal, Routing
 
@@ -348,9 +349,11 @@ def done_reason(finish: str) -> str:
 class ChatLines:
     """Chunks of a chat become Ollama's records, one request's worth."""
 
-    def __init__(self, model: str, top_logprobs: int = 0) -> None:
+    def __init__(self, model: str, top_logprobs: int = 0, begun: Begun = NOTHING) -> None:
+        """``begun``: of the answer, by the caller."""
         self._model = model
         self._top = top_logprobs
+        self._begun = begun
         self._tools = ToolCalls()
         self.account = Account()
 
@@ -401,7 +404,7 @@ class ChatLines:
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The one record of an answer that is not streamed."""
-        records = self.feed(raw)
+        records = self.feed(self._begun.cut_from(raw))
         first = records[0] if records else self.record({})
         return {**first, **self.account.final(routing, total_seconds)}
 

@@ -28,6 +28,7 @@ from sollold.api.openai_request import (
     shorten_embeddings,
 )
 from sollold.api.parts import Listed, Parts
+from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import Desk, Form, Reply
 from sollold.api.route import Route
@@ -144,11 +145,12 @@ class OpenAiRoutes:
         if chat.tools:
             need(listed.model, "tools", "tools")
         engine = chat_completion_body(body, chat, listed.model)
+        begun = go_on(engine)
         calls = self._calls(listed, "/v1/chat/completions", engine, body)
         name = chat.model or listed.model.name
         prefix = prefix_of(body.get("messages"))
         return await self._give(
-            request, body, name, calls, ChunkForm(), stream=bool(chat.stream), prefix=prefix
+            request, body, name, calls, ChunkForm(begun), stream=bool(chat.stream), prefix=prefix
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:

@@ -10,6 +10,7 @@ from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect, refusal_object
 from sollold.api.ollama_request import parse_keep_alive, require_model
 from sollold.api.parts import Parts
+from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import SSE, Desk, Reply
 from sollold.api.responses_events import Event, ResponseEvents
@@ -86,6 +87,7 @@ class ResponsesRoutes:
         engine = response_body(ask, listed.model)
         calls = {Engine.OLLAMA: Call("/v1/chat/completions", {**engine, "model": ask.model})}
         if not listed.model.only_ollama:
+            go_on(engine)
             calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
         caller = caller_of(request, ask.priority, ask.timeout)
         wish = Ask(
