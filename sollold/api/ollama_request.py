@@ -49,7 +49,11 @@ class Message(msgspec.Struct, omit_defaults=True):
 
 
 class Shared(msgspec.Struct, kw_only=True):
-    """The fields that chat and generate have in common."""
+    """The fields that chat and generate have in common.
+
+    ``truncate``: false refuses a prompt that is too long, else its oldest part goes; ``shift`` is taken and
+    means nothing: an answer that fills the context ends with ``length``.
+    """
 
     model: str = ""
     stream: bool | None = None

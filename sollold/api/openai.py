@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -32,6 +33,7 @@ from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import Desk, Form, Reply
 from sollold.api.route import Route
+from sollold.api.shortening import Shortening
 from sollold.api.sse import ChunkForm, PlainForm
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
 
@@ -110,6 +112,7 @@ class OpenAiRoutes:
         *,
         stream: bool = False,
         embedding: bool = False,
+        shorten: bool = False,
         prefix: str = "",
     ) -> web.StreamResponse:
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
@@ -126,7 +129,8 @@ class OpenAiRoutes:
             prefix=prefix,
             explain=caller.explain,
         )
-        return await Reply(request, self._desk, ask, form).run()
+        desk = replace(self._desk, service=Shortening(self._desk.service)) if shorten else self._desk
+        return await Reply(request, desk, ask, form).run()
 
     def _calls(
         self, listed: Listed, path: str, body: dict[str, Any], native: dict[str, Any]
@@ -180,7 +184,10 @@ class OpenAiRoutes:
         if ask.dimensions is not None:
             calls = {engine: Call(call.path, embedding_body(body, ask)) for engine, call in calls.items()}
             form = PlainForm(lambda raw: shorten_embeddings(raw, ask))
-        return await self._give(request, body, ask.model or listed.model.name, calls, form, embedding=True)
+        # As Ollama does under this route: a text that is too long is cut.
+        return await self._give(
+            request, body, ask.model or listed.model.name, calls, form, embedding=True, shorten=True
+        )
 
     async def models(self, request: web.Request) -> web.Response:
         """``/v1/models``."""

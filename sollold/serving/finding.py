@@ -18,6 +18,7 @@ from sollold.serving.in_line import InLine
 from sollold.serving.loader import Loader, Need, Ready, with_ready
 from sollold.serving.relay import open_stream, whole
 from sollold.serving.router import Candidate, Choice, Router, Wish
+from sollold.serving.too_long import longest_input
 from sollold.serving.visit import Failure, Stream
 from sollold.serving.wire import Break, Broken, Turn
 
@@ -25,7 +26,7 @@ log = logging.getLogger("sollold.serving")
 
 _RETHINK = 0.25
 """Seconds between two looks for a better endpoint while standing in line."""
-_ASIDE = ("/tokenize", "/apply-template")
+_ASIDE = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
 """Small questions that an engine answers beside its work."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
@@ -268,8 +269,7 @@ class Finder:
         status = stream.begun.status
         if status < 400:
             return None
-        body = await whole(stream, limit=1024 * 1024)
-        return Refusal(Fault.ENGINE, message_in(body) or f"the engine answered {status}", status=status)
+        return engine_refusal(status, await whole(stream, limit=1024 * 1024))
 
     def _too_long(self, limit: float, why: str) -> Refusal:
         message = f"model {self._wish.model!r} did not answer within {limit:.0f} s: {why}; try again later"
@@ -302,6 +302,15 @@ class _ErrorDetail(msgspec.Struct):
 
 class _ErrorBody(msgspec.Struct):
     error: _ErrorDetail | str = ""
+
+
+def engine_refusal(status: int, body: bytes) -> Refusal:
+    """What an engine answered with an error's status."""
+    message = message_in(body) or f"the engine answered {status}"
+    if longest_input(message) is not None:
+        # llama-server calls a text too long to embed a failure of its own.
+        status = 400
+    return Refusal(Fault.ENGINE, message, status=status)
 
 
 def message_in(body: bytes) -> str:

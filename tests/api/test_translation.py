@@ -16,7 +16,7 @@ from sollold.api.cors import allowed
 from sollold.api.fault_shape import Dialect, error_object, status_of
 from sollold.api.go_template import render_template
 from sollold.api.ollama_chat import ChatLines, chat_body
-from sollold.api.ollama_embed import longest_input, normalized, shortened
+from sollold.api.ollama_embed import normalized, shortened
 from sollold.api.ollama_generate import GenerateLines, generate_call, pack_context, turns_of, unpack_context
 from sollold.api.ollama_generate import Turn as Packed
 from sollold.api.ollama_models import parameter_text
@@ -37,6 +37,7 @@ from sollold.api.responses_events import ResponseEvents
 from sollold.api.responses_request import ResponseAsk, response_body
 from sollold.api.stop_words import StopWords
 from sollold.serving.ask import Fault, Refusal
+from sollold.serving.too_long import longest_input
 from tests.api.api_parts import chunk, model, routing, usage_chunk
 
 PICTURE = base64.b64encode(b"\x89PNG and more").decode()
@@ -467,8 +468,12 @@ def test_embeddings() -> None:
     assert normalized([3.0, 4.0]) == [0.6, 0.8] and normalized([0.0, 0.0]) == [0.0, 0.0]
     assert shortened([3.0, 4.0, 9.0], 2) == [0.6, 0.8]
     text = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
-    assert longest_input(Refusal(Fault.ENGINE, text, status=500)) == 128
-    assert longest_input(Refusal(Fault.ENGINE, "no such thing", status=500)) is None
+    assert longest_input(text) == 128
+    text = "input (500 tokens) is larger than the max context size (256 tokens). skipping"
+    assert longest_input(text) == 256
+    text = "request (10027 tokens) exceeds the available context size (1024 tokens), try increasing it"
+    assert longest_input(text) == 1024
+    assert longest_input("no such thing") is None
 
 
 def test_prefixes_are_those_of_the_beginning() -> None:

@@ -47,6 +47,9 @@ class Reciter:
         app.router.add_post("/v1/completions", self.text)
         app.router.add_post("/completion", self.native)
         app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/detokenize", self.aside)
+        app.router.add_post("/apply-template", self.aside)
+        app.router.add_post("/v1/chat/completions/input_tokens", self.aside)
         app.router.add_post("/api/chat", self.ollama)
         app.router.add_post("/api/generate", self.ollama)
         app.router.add_post("/v1/embeddings", self.embeddings)
@@ -73,6 +76,9 @@ class Reciter:
     async def tokenize(self, request: web.Request) -> web.Response:
         text = (await request.json())["content"]
         return web.json_response({"tokens": list(range(count(text)))})
+
+    async def aside(self, request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path})
 
     async def embeddings(self, request: web.Request) -> web.Response:
         texts = (await request.json())["input"]
