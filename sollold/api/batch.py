@@ -17,7 +17,7 @@ from sollold.api.fault_shape import Dialect
 from sollold.api.ollama import json_response
 from sollold.api.ollama_embed import shortened
 from sollold.api.ollama_models import time_text
-from sollold.api.ollama_request import parse_keep_alive, require_model
+from sollold.api.ollama_request import no_reranker, parse_keep_alive, require_model
 from sollold.api.parts import Parts
 from sollold.api.route import Route
 from sollold.serving.ask import Ask, Call, Fault, Refusal
@@ -103,6 +103,7 @@ class BatchRoutes:
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
         if body.dimensions is not None and body.dimensions < 1:
             raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+        no_reranker(listed.model)
         model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
         keep_alive = parse_keep_alive(body.keep_alive)
         ask = Ask(

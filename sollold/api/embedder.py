@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.ollama_embed import normalized, read_embeddings
+from sollold.api.ollama_request import no_reranker
 from sollold.api.reply import ask_whole
 from sollold.api.shortening import Shortening
 from sollold.models.model import Model
@@ -46,8 +47,9 @@ class Embedder:
         ``truncate``: a text that is too long is cut to what the engine takes.
 
         Raises:
-            Refusal: as `Service.open`.
+            Refusal: as `Service.open`; BAD_REQUEST for a reranker.
         """
+        no_reranker(model)
         calls = {Engine.OLLAMA: native}
         if not model.only_ollama:
             calls[Engine.LLAMA] = _call(model, texts, normalize=normalize)

@@ -317,3 +317,15 @@ def need(model: Model, capability: str, what: str) -> None:
     """
     if capability not in model.capabilities:
         raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {what}')
+
+
+def no_reranker(model: Model) -> None:
+    """Refuse to embed with a model whose vectors are scores.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if "rerank" in model.capabilities:
+        raise Refusal(
+            Fault.BAD_REQUEST, f'"{model.name}" is a reranker and gives no embeddings; ask /v1/rerank'
+        )

@@ -11,7 +11,7 @@ from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect
 from sollold.api.ollama import json_response
-from sollold.api.ollama_request import need, parse_keep_alive, require_model
+from sollold.api.ollama_request import need, no_reranker, parse_keep_alive, require_model
 from sollold.api.openai_request import (
     ApplyTemplate,
     ChatCompletion,
@@ -179,6 +179,7 @@ class OpenAiRoutes:
         body = await read_object(request)
         ask = as_type(body, EmbeddingAsk)
         listed = await self._find(ask.model)
+        no_reranker(listed.model)
         calls = self._calls(listed, "/v1/embeddings", embedding_body(body, ask), body)
         form = PlainForm()
         if ask.dimensions is not None:
@@ -205,6 +206,7 @@ class OpenAiRoutes:
         ask = as_type(body, Rerank)
         if not ask.query or not (ask.documents or ask.texts):
             raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+        need((await self._find(ask.model)).model, "rerank", "reranking")
         return await self._native(request, body, ask.model, "/v1/rerank", embedding=True)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
