@@ -40,6 +40,7 @@ class BatchBody(msgspec.Struct, kw_only=True):
     truncate: bool | None = None
     keep_alive: float | str | None = None
     priority: int | str | None = None
+    timeout: float | str | None = None
 
 
 def job_object(job: Job) -> dict[str, Any]:
@@ -94,7 +95,8 @@ class BatchRoutes:
     async def embed(self, request: web.Request) -> web.Response:
         """``POST /api/batch/embed``."""
         body = as_type(await read_object(request), BatchBody)
-        caller = caller_of(request, body.priority if body.priority is not None else BEHIND_ALL)
+        urgency = body.priority if body.priority is not None else BEHIND_ALL
+        caller = caller_of(request, urgency, body.timeout)
         listed = await self._parts.library.find(require_model(body.model))
         texts = body.input if body.input is not None else body.documents
         if not texts:
@@ -128,7 +130,7 @@ class BatchRoutes:
             vectors = found.vectors if found.native is None else found.native.get("embeddings", [])
             return [shortened(vector, dimensions) for vector in vectors]
 
-        job = self._batches.submit(model.name, texts, embed, caller.client)
+        job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)
         response = json_response(job_object(job), {"Location": f"/api/batch/jobs/{job.id}"})
         response.set_status(202)
         return response

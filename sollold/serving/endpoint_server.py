@@ -258,8 +258,10 @@ class EndpointServer:
             # It is being ended. An engine that was told to end may hold its streams open in silence.
             door.gate.close()
             why = endpoint.reason if endpoint is not None else ""
+            died = endpoint is not None and endpoint.state is State.FAILED
+            kind = Break.ENGINE if died else Break.MOVED
             for visit in tuple(door.visits):
-                visit.end(Broken(Break.MOVED, f"the engine was ended{f': {why}' if why else ''}"))
+                visit.end(Broken(kind, f"the engine was ended{f': {why}' if why else ''}"))
             if endpoint is None and not door.visits:
                 del self._doors[id]
 

@@ -10,7 +10,7 @@ import msgspec
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
-from sollold.serving.finding import Finder, Leg, Means, message_in
+from sollold.serving.finding import Finder, Leg, Means, faults_survived, message_in
 from sollold.serving.origin import routing_of
 from sollold.serving.relay import Events, whole
 from sollold.serving.resume import keeper
@@ -24,8 +24,6 @@ log = logging.getLogger("sollold.serving")
 _ERROR = b'{"error"'
 _COUNT_LIMIT = 20.0
 """Seconds in which an engine must have counted the tokens of what was delivered."""
-_RESUMES = 20
-"""Faults that one answer survives; more are a fault of another kind."""
 _ENGINE_ERRORS = 2
 """Errors that engines themselves report in one stream before they are believed to be the request's own."""
 _TOUCH = Call("/tokenize", {"content": ""})
@@ -263,9 +261,10 @@ class Errand:
         await self._finder.drop(leg, failure)
         if self._stopped is not None:
             raise self._stopped
-        if routing.resumed >= _RESUMES:
+        most = faults_survived(self._ask)
+        if routing.resumed >= most:
             raise Refusal(
-                Fault.INTERRUPTED, f"the answer was interrupted {_RESUMES} times; at last: {failure}"
+                Fault.INTERRUPTED, f"the answer was interrupted {most + 1} times; at last: {failure}"
             )
         if kept is not None and kept.delivered:
             try:

@@ -28,8 +28,17 @@ _RETHINK = 0.25
 """Seconds between two looks for a better endpoint while standing in line."""
 _ASIDE = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
 """Small questions that an engine answers beside its work."""
+_FAULTS = 20
+"""Faults that one request survives; more are a fault of another kind."""
+_FAULTS_EMBEDDING = 2
+"""The same for embeddings: they are short, so engines that die over one die of it."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
+
+
+def faults_survived(ask: Ask) -> int:
+    """How often a request is begun anew, or gone on with, after its engine died."""
+    return _FAULTS_EMBEDDING if ask.embedding else _FAULTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +81,7 @@ class Finder:
         self.came = self._loop.time()
         self.load_ms = 0.0
         self._sent = 0
+        self._deaths = 0
         self._extra = {"request": ask.id}
 
     async def find(
@@ -257,6 +267,12 @@ class Finder:
             )
         if failure.kind is Break.DEADLINE:
             raise Refusal(Fault.TIMEOUT, failure.broken.message)
+        self._deaths += failure.broken.inside
+        if self._deaths > faults_survived(self._ask):
+            message = (
+                f"{self._deaths} engines failed over this request, one after the other; at last: {failure}"
+            )
+            raise Refusal(Fault.INTERRUPTED, message)
         log.info("an endpoint did not answer: %s", failure, extra=self._extra)
         return failure
 

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Protocol
 
 import aiohttp
@@ -159,10 +160,12 @@ class Visit:
             self._posting = asyncio.ensure_future(self._post(url + turn.path))
             self._response = await self._posting
         except (aiohttp.ClientError, OSError) as error:
-            raise self._failure(f"the engine does not answer: {error}", transport=True) from None
+            inside = not isinstance(error, aiohttp.ClientConnectorError)
+            message = f"the engine does not answer: {error}"
+            raise self._failure(message, transport=True, inside=inside) from None
         except asyncio.CancelledError:
             if self._broken is not None and self._posting is not None and self._posting.cancelled():
-                raise Failure(self._broken) from None
+                raise self._failure("", inside=True) from None
             raise
         self._begun = Begun(self._response.status, (turn.age + waited) * 1000)
 
@@ -214,11 +217,14 @@ class Visit:
         self._on_end(self)
         await self._stack.aclose()
 
-    def _failure(self, message: str, kind: Break = Break.ENGINE, *, transport: bool = False) -> Failure:
+    def _failure(
+        self, message: str, kind: Break = Break.ENGINE, *, transport: bool = False, inside: bool = False
+    ) -> Failure:
         """What was said from outside goes before what the connection says."""
-        if self._broken is not None:
-            return Failure(self._broken)
-        return Failure(Broken(kind, message), transport=transport)
+        said = self._broken
+        broken = said if said is not None else Broken(kind, message)
+        inside = inside and broken.kind is Break.ENGINE
+        return Failure(replace(broken, inside=inside), transport=transport and said is None)
 
     def _measure(self, tail: bytes) -> None:
         """The engine's own account stands at the end of an answer."""

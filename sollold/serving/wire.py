@@ -84,11 +84,12 @@ class Break(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Why there is no (more) answer."""
+    """Why there is no (more) answer. ``inside``: an engine had the request, and may have died of it."""
 
     kind: Break
     message: str
     retry_after: float = 0.0
+    inside: bool = False
 
 
 class BadFrame(ValueError):

@@ -84,6 +84,10 @@ class Reciter:
         texts = (await request.json())["input"]
         texts = [texts] if isinstance(texts, str) else texts
         self.requests.append(("/v1/embeddings", {"input": texts}, {}))
+        if "deadly" in texts:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         await self.gate.wait()
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)
