@@ -176,7 +176,7 @@ class ServingSettings:
     queue: Count = 512
     """Requests in line at an endpoint before 503."""
     stall: Seconds = 120.0
-    """Seconds without a token before a stream is taken for hung, at the least."""
+    """Seconds without a token before a stream is taken for hung, at the least; 0 or negative: never."""
     drain_limit: Seconds = 60.0
     """Seconds that running streams get when the daemon is stopped."""
     recover_limit: Seconds = 300.0

@@ -230,9 +230,10 @@ class EndpointServer:
         return visit
 
     def _patience(self, turn: Turn, endpoint: Endpoint) -> float:
-        if endpoint.backend is Backend.OLLAMA and not turn.stream:
-            return max(self._settings.stall, _UNSEEN)
-        return self._settings.stall
+        stall = self._settings.stall
+        if stall > 0 and endpoint.backend is Backend.OLLAMA and not turn.stream:
+            return max(stall, _UNSEEN)
+        return stall
 
     def _endpoint(self, id: str) -> Endpoint | None:
         return self._engines.endpoint(id)
