@@ -59,12 +59,22 @@ def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -
     Raises:
         Refusal: BAD_REQUEST when more are asked than there are.
     """
+    rivals = logprobs_wanted(logprobs, top)
+    if rivals:
+        body["logprobs"] = True
+        body["top_logprobs"] = rivals
+
+
+def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
+    """How many llama-server is to give for each token; 0: none.
+
+    Raises:
+        Refusal: BAD_REQUEST when more are asked than there are.
+    """
     if top is not None and not 0 <= top <= 20:
         raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
-    if logprobs:
-        body["logprobs"] = True
-        # llama-server takes 0 as none at all: one is asked for and left out again.
-        body["top_logprobs"] = max(1, top or 0)
+    # llama-server takes 0 as none at all: one is asked for and left out again.
+    return max(1, top or 0) if logprobs else 0
 
 
 def add_stream(body: dict[str, Any], stream: bool) -> None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect
+from sollold.api.infill import InfillForm, infill_of
 from sollold.api.ollama import json_response
 from sollold.api.ollama_request import need, no_reranker, parse_keep_alive, require_model
 from sollold.api.openai_request import (
@@ -26,6 +27,7 @@ from sollold.api.openai_request import (
     completion_body,
     embedding_body,
     engine_body,
+    ollama_body,
     shorten_embeddings,
 )
 from sollold.api.parts import Listed, Parts
@@ -136,7 +138,7 @@ class OpenAiRoutes:
         self, listed: Listed, path: str, body: dict[str, Any], native: dict[str, Any]
     ) -> dict[Engine, Call]:
         """The same route at both engines: ``body`` for llama-server, ``native`` for Ollama."""
-        calls = {Engine.OLLAMA: Call(path, engine_body(native))}
+        calls = {Engine.OLLAMA: Call(path, ollama_body(native))}
         if not listed.model.only_ollama:
             calls[Engine.LLAMA] = Call(path, body)
         return calls
@@ -164,15 +166,15 @@ class OpenAiRoutes:
         listed = await self._find(ask.model)
         engine = completion_body(body, ask)
         calls = self._calls(listed, "/v1/completions", engine, body)
-        if ask.suffix:
-            calls.pop(Engine.LLAMA, None)
-            if listed.model.source != "ollama":
-                raise Refusal(Fault.BAD_REQUEST, "suffix is not supported here; use /infill or /api/generate")
         name = ask.model or listed.model.name
+        form = ChunkForm()
+        if ask.suffix:
+            need(listed.model, "insert", "a suffix")
+            form = InfillForm(ask, name)
+            if Engine.LLAMA in calls:
+                calls[Engine.LLAMA] = Call("/infill", infill_of(engine, ask))
         prefix = prefix_of(ask.prompt)
-        return await self._give(
-            request, body, name, calls, ChunkForm(), stream=bool(ask.stream), prefix=prefix
-        )
+        return await self._give(request, body, name, calls, form, stream=bool(ask.stream), prefix=prefix)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """``/v1/embeddings``."""

@@ -9,6 +9,7 @@ from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect, refusal_object
 from sollold.api.ollama_request import parse_keep_alive, require_model
+from sollold.api.openai_request import ollama_body
 from sollold.api.parts import Parts
 from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
@@ -85,7 +86,7 @@ class ResponsesRoutes:
         ask = as_type(body, ResponseAsk)
         listed = await self._parts.library.find(require_model(ask.model))
         engine = response_body(ask, listed.model)
-        calls = {Engine.OLLAMA: Call("/v1/chat/completions", {**engine, "model": ask.model})}
+        calls = {Engine.OLLAMA: Call("/v1/chat/completions", ollama_body({**engine, "model": ask.model}))}
         if not listed.model.only_ollama:
             go_on(engine)
             calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
