@@ -182,7 +182,7 @@ class Daemon:
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)
-        self._loader = LeaderLoader(view, calls)
+        self._loader = LeaderLoader(view, calls, settings.serving.queue)
         self._serving = Serving(
             view, self._library, calls, self._endpoints, self._loader, router, settings.serving, settings.http
         )
@@ -229,7 +229,8 @@ class Daemon:
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
         parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)
-        listener = Listener(build_app(parts, settings.http), settings.http, drain=_CLOSE_SECONDS)
+        app = build_app(parts, settings.http, bodies=settings.serving.bodies)
+        listener = Listener(app, settings.http, drain=_CLOSE_SECONDS)
         await listener.start()
         stack.push_async_callback(listener.close)
         self._own(self._set_up(), "llama.cpp set-up")

@@ -163,7 +163,7 @@ class Finder:
 
     async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
         began = self._loop.time()
-        need = Need(wish, self._ask.keep_alive, limit)
+        need = Need(wish, self._ask.keep_alive, limit, begun=bool(stage))
         on_wait = self._on_wait
         if stage:
 

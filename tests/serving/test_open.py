@@ -8,6 +8,7 @@ import json
 import pytest
 
 from sollold.cluster.record import Backend, Endpoint, State
+from sollold.config import ServingSettings
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.finding import engine_refusal
@@ -226,6 +227,23 @@ def test_a_text_too_long_to_embed_is_the_callers_fault_and_no_failure_of_the_eng
     refusal = engine_refusal(500, json.dumps({"error": {"message": said}}).encode())
     assert (refusal.status, refusal.message) == (400, said)
     assert engine_refusal(500, b'{"error":{"message":"out of memory"}}').status == 500
+
+
+async def test_bodies_that_wait_are_bounded_and_let_go(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(bodies=5000)
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="1", padding="x" * 3000))
+    await until(lambda: reciter.running == 1)
+    with pytest.raises(Refusal) as refused:
+        await give(a, id="2", padding="x" * 3000)
+    assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
+    small = asyncio.create_task(give(a, id="3"))
+    await until(lambda: b.server.under_way == 2)
+    reciter.gate.set()
+    await asyncio.gather(first, small)
+    # What is alone is let in however big it is.
+    await give(a, id="4", padding="x" * 9000)
 
 
 async def test_full_line_is_refused_with_a_time(cluster: Cluster) -> None:
