@@ -191,9 +191,11 @@ class ServingSettings:
     """``[serving]``: requests."""
 
     queue: Count = 512
-    """Requests in line at an endpoint before 503."""
+    """Requests in line at an endpoint, or waiting for a model to load, before 503."""
+    bodies: Bytes = GIB
+    """Bytes of all requests' bodies that the node holds at a time before 503; 0: no limit."""
     stall: Seconds = 120.0
-    """Seconds without a token before a stream is taken for hung, at the least."""
+    """Seconds without a token before a stream is taken for hung, at the least; 0 or negative: never."""
     drain_limit: Limit = 60.0
     """Seconds that running streams get when the daemon is stopped."""
     recover_limit: Limit = 300.0

@@ -232,7 +232,7 @@ class Daemon:
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)
-        self._loader = LeaderLoader(view, calls)
+        self._loader = LeaderLoader(view, calls, settings.serving.queue)
         self._serving = Serving(
             view, self._library, calls, self._endpoints, self._loader, router, settings.serving, settings.http
         )
@@ -284,7 +284,7 @@ class Daemon:
         puller = PullerHere(self._puller)
         stack.push_async_callback(self._relay.close)
         parts = Parts(self._serving, models, self._cluster, puller, self._relay, self.findings)
-        app = build_app(parts, settings.http)
+        app = build_app(parts, settings.http, bodies=settings.serving.bodies)
         self._origins = app[ORIGINS]
         listener = Listener(app, settings.http, drain=_CLOSE_SECONDS)
         await listener.start()

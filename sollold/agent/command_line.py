@@ -94,7 +94,9 @@ def command_line(
             line += option
     if threads:
         line += ["--threads", str(threads)]
-    if run.embedding:
+    if run.embedding and "rerank" in model.capabilities:
+        line += ["--reranking"]
+    elif run.embedding:
         line += ["--embedding"]
         if "completion" in model.capabilities:
             # An embedder says itself how it sums up its tokens; a model that generates says nothing.

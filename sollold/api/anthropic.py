@@ -13,8 +13,9 @@ from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.ollama_request import parse_keep_alive, require_model
-from sollold.api.openai_request import engine_body
+from sollold.api.openai_request import engine_body, ollama_body
 from sollold.api.parts import Parts
+from sollold.api.prefill import OF_LLAMA
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import SSE, Desk, Reply
 from sollold.api.route import Route
@@ -101,7 +102,7 @@ class AnthropicRoutes:
         ask = as_type(body, Messages)
         listed = await self._parts.library.find(require_model(ask.model))
         engine = messages_body(ask, listed.model)
-        native = {key: value for key, value in engine.items() if key not in _LLAMA_ONLY}
+        native = ollama_body({key: value for key, value in engine.items() if key not in _LLAMA_ONLY})
         native["model"] = ask.model
         calls = {Engine.OLLAMA: Call("/v1/chat/completions", native)}
         if not listed.model.only_ollama:
@@ -148,7 +149,7 @@ class AnthropicRoutes:
         )
 
 
-_LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
+_LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens", *OF_LLAMA)
 
 
 class _Count(msgspec.Struct):

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.ollama_request import image_part, need
+from sollold.api.prefill import go_on
 from sollold.models.model import Model
 from sollold.serving.ask import Fault, Refusal
 
@@ -108,6 +109,7 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     _tools(body, ask, model)
     _thinking(body, ask.thinking, model)
+    go_on(body)
     return body
 
 

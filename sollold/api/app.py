@@ -15,6 +15,7 @@ from aiohttp.typedefs import Middleware
 
 from sollold.api.anthropic import AnthropicRoutes
 from sollold.api.batch import BatchRoutes
+from sollold.api.body import HELD, let_go
 from sollold.api.caller import ID, request_id
 from sollold.api.cluster import ClusterRoutes
 from sollold.api.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
@@ -30,9 +31,10 @@ from sollold.api.reply import JSON, Desk, Patience, refusal_response
 from sollold.api.responses import ResponsesRoutes
 from sollold.api.route import Handler, Route
 from sollold.cluster.peer_server import PortTaken
-from sollold.config import HttpSettings
+from sollold.config import GIB, HttpSettings
 from sollold.serving.ask import Refusal
 from sollold.serving.batch import Batches
+from sollold.serving.held import Held
 
 log = logging.getLogger("sollold.api")
 
@@ -81,8 +83,13 @@ def all_routes(parts: Parts, desk: Desk, metrics: Metrics, batches: Batches) -> 
     return rows
 
 
-def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = None) -> web.Application:
-    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later."""
+def build_app(
+    parts: Parts, settings: HttpSettings, patience: Patience | None = None, bodies: int = GIB
+) -> web.Application:
+    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later.
+
+    ``bodies``: bytes of all bodies under way, at the most; 0: no limit.
+    """
     live = LiveRequests()
     metrics = Metrics(parts.cluster, live)
     batches = Batches()
@@ -90,6 +97,7 @@ def build_app(parts: Parts, settings: HttpSettings, patience: Patience | None = 
     origins = Origins(settings.cors_origins)
     app = web.Application(middlewares=[_guard(origins, metrics)], client_max_size=LONGEST_BODY)
     app[ORIGINS] = origins
+    app[HELD] = Held(bodies)
     for row in rows:
         app.router.add_route(row.method, row.path, row.handler)
         if row.path.startswith("/api/"):
@@ -118,6 +126,7 @@ def _guard(origins: Origins, metrics: Metrics) -> Middleware:
             status = response.status
             return response
         finally:
+            let_go(request)
             metrics.count(dialect, status, started)
 
     async def answer(request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:

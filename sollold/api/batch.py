@@ -17,7 +17,7 @@ from sollold.api.fault_shape import Dialect
 from sollold.api.ollama import json_response
 from sollold.api.ollama_embed import shortened
 from sollold.api.ollama_models import time_text
-from sollold.api.ollama_request import parse_keep_alive, require_model
+from sollold.api.ollama_request import no_reranker, parse_keep_alive, require_model
 from sollold.api.parts import Parts
 from sollold.api.route import Route
 from sollold.serving.ask import Ask, Call, Fault, Refusal
@@ -40,6 +40,7 @@ class BatchBody(msgspec.Struct, kw_only=True):
     truncate: bool | None = None
     keep_alive: float | str | None = None
     priority: int | str | None = None
+    timeout: float | str | None = None
 
 
 def job_object(job: Job) -> dict[str, Any]:
@@ -94,7 +95,8 @@ class BatchRoutes:
     async def embed(self, request: web.Request) -> web.Response:
         """``POST /api/batch/embed``."""
         body = as_type(await read_object(request), BatchBody)
-        caller = caller_of(request, body.priority if body.priority is not None else BEHIND_ALL)
+        urgency = body.priority if body.priority is not None else BEHIND_ALL
+        caller = caller_of(request, urgency, body.timeout)
         listed = await self._parts.library.find(require_model(body.model))
         texts = body.input if body.input is not None else body.documents
         if not texts:
@@ -103,6 +105,7 @@ class BatchRoutes:
             raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
         if body.dimensions is not None and body.dimensions < 1:
             raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+        no_reranker(listed.model)
         model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
         keep_alive = parse_keep_alive(body.keep_alive)
         ask = Ask(
@@ -127,7 +130,7 @@ class BatchRoutes:
             vectors = found.vectors if found.native is None else found.native.get("embeddings", [])
             return [shortened(vector, dimensions) for vector in vectors]
 
-        job = self._batches.submit(model.name, texts, embed, caller.client)
+        job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)
         response = json_response(job_object(job), {"Location": f"/api/batch/jobs/{job.id}"})
         response.set_status(202)
         return response

@@ -9,8 +9,14 @@ import msgspec
 from aiohttp import web
 
 from sollold.serving.ask import Fault, Refusal
+from sollold.serving.held import Held
 
 T = TypeVar("T")
+
+HELD = web.AppKey("held", Held)
+"""Where the application keeps count of the bodies under way."""
+_TAKEN = web.RequestKey("taken", int)
+_RETRY = 5.0
 
 _PATIENCE = 120.0
 """Seconds for a body to arrive whole."""
@@ -58,8 +64,10 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """The request's body as a JSON object.
 
     Raises:
-        Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly.
+        Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly; UNAVAILABLE
+            when the bodies under way take too much memory already.
     """
+    _hold(request, request.content_length or 0)
     try:
         async with asyncio.timeout(_PATIENCE):
             raw = await request.read()
@@ -69,4 +77,23 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         ) from None
     except web.HTTPRequestEntityTooLarge as error:
         raise Refusal(Fault.BAD_REQUEST, f"the body is too long: {error.text}", status=413) from None
+    _hold(request, len(raw))
     return parse_object(raw)
+
+
+def _hold(request: web.Request, size: int) -> None:
+    """Count ``size`` bytes for the request, until `let_go`."""
+    held, taken = request.app.get(HELD), request.get(_TAKEN, 0)
+    if held is None or size <= taken or size > request.client_max_size:
+        return
+    if not held.take(size - taken):
+        message = "the requests that this node is working on hold too much memory already; try again later"
+        raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY)
+    request[_TAKEN] = size
+
+
+def let_go(request: web.Request) -> None:
+    """The request is over, and its body with it."""
+    held = request.app.get(HELD)
+    if held is not None:
+        held.give_back(request.pop(_TAKEN, 0))

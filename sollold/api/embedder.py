@@ -1,4 +1,4 @@
-"""Texts to vectors at either engine; a text that is too long is cut to what the engine takes."""
+"""Texts to vectors at either engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.ollama_embed import longest_input, normalized, read_embeddings, read_tokens
+from sollold.api.ollama_embed import normalized, read_embeddings
+from sollold.api.ollama_request import no_reranker
 from sollold.api.reply import ask_whole
+from sollold.api.shortening import Shortening
 from sollold.models.model import Model
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal, Routing, Service
 
@@ -42,21 +44,17 @@ class Embedder:
     ) -> Embedded:
         """The vectors of ``texts``. ``ask``: everything but its calls. ``native``: the call to an Ollama.
 
+        ``truncate``: a text that is too long is cut to what the engine takes.
+
         Raises:
-            Refusal: as `Service.open`.
+            Refusal: as `Service.open`; BAD_REQUEST for a reranker.
         """
+        no_reranker(model)
         calls = {Engine.OLLAMA: native}
         if not model.only_ollama:
             calls[Engine.LLAMA] = _call(model, texts, normalize=normalize)
-        try:
-            raw, routing = await ask_whole(self._service, replace(ask, calls=calls))
-        except Refusal as refusal:
-            limit = longest_input(refusal)
-            if limit is None or not truncate:
-                raise
-            cut = [await self._cut(ask, text, limit) for text in texts]
-            shorter = {Engine.LLAMA: _call(model, cut, normalize=normalize)}
-            raw, routing = await ask_whole(self._service, replace(ask, calls=shorter))
+        service = Shortening(self._service) if truncate else self._service
+        raw, routing = await ask_whole(service, replace(ask, calls=calls))
         if routing.engine is Engine.OLLAMA:
             try:
                 return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
@@ -67,17 +65,11 @@ class Embedder:
             raise Refusal(Fault.ENGINE, f"the engine gave {len(vectors)} embeddings for {len(texts)} texts")
         return Embedded([normalized(one) for one in vectors] if normalize else vectors, tokens, routing)
 
-    async def _cut(self, ask: Ask, text: str, limit: int) -> list[int]:
-        """The tokens of ``text`` that the engine takes; one is left for the end mark that it adds."""
-        tokenize = Call("/tokenize", {"content": text, "add_special": True})
-        raw, _ = await ask_whole(self._service, replace(ask, calls={Engine.LLAMA: tokenize}))
-        return read_tokens(raw)[: max(1, limit - 1)]
 
-
-def _call(model: Model, inputs: Sequence[str] | Sequence[list[int]], *, normalize: bool) -> Call:
+def _call(model: Model, texts: Sequence[str], *, normalize: bool) -> Call:
     body = {
         "model": model.name,
-        "input": list(inputs),
+        "input": list(texts),
         "encoding_format": "float",
         "embd_normalize": 2 if normalize else -1,
     }

@@ -1,7 +1,8 @@
 """Ollama's prompt templates (Go's text/template), as far as a caller's own ``template`` uses them.
 
-Known: ``{{ .Name }}`` for System, Prompt, Response, Suffix; ``if`` with a name, ``not``, ``and``, ``or``;
-``else``, ``else if``, ``end``; trim marks and comments. The rest is refused by name rather than guessed.
+Known: ``{{ .Name }}`` for System, Prompt, Response, Suffix, Think and its like; ``if`` with a name, ``not``,
+``and``, ``or``; ``else``, ``else if``, ``end``; trim marks and comments. The rest is refused by name rather
+than guessed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from sollold.serving.ask import Fault, Refusal
 
 _ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
-_NAME = re.compile(r"\$?\.(System|Prompt|Response|Suffix|First)")
+_NAME = re.compile(r"\$?\.(System|Prompt|Response|Suffix|First|Think|ThinkLevel|IsThinkSet)")
 _LIMIT = 100_000
 _DEPTH = 50
 
@@ -29,7 +30,7 @@ class _Block:
 
 
 def render_template(template: str, values: Mapping[str, str]) -> str:
-    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``; ``Response`` ends the prompt).
+    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``, ``Think`` …; ``Response`` ends it).
 
     Raises:
         Refusal: BAD_REQUEST naming the part that is not known here.

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -35,9 +36,11 @@ from sollold.api.ollama_request import (
     require_model,
 )
 from sollold.api.parts import Listed, Parts
+from sollold.api.prefill import NOTHING, go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import JSON, NDJSON, Desk, Reply, routing_headers, routing_object
 from sollold.api.route import Route
+from sollold.api.shortening import Shortening
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
 
 log = logging.getLogger("sollold.api")
@@ -124,14 +127,18 @@ class OllamaRoutes:
         caller = caller_of(request, chat.priority, chat.timeout)
         listed = await self._parts.library.find(require_model(chat.model))
         options = parse_options(chat.options, listed.model)
-        lines = ChatLines(chat.model, chat.top_logprobs or 0)
         if not chat.messages:
-            return await self._load(request, caller, chat, options, lines.empty(), started)
+            empty = ChatLines(chat.model).empty()
+            return await self._load(request, caller, chat, options, empty, started)
         calls = {Engine.OLLAMA: Call("/api/chat", body)}
+        begun = NOTHING
         if not listed.model.only_ollama:
-            calls[Engine.LLAMA] = Call("/v1/chat/completions", chat_body(chat, options, listed.model))
+            engine = chat_body(chat, options, listed.model)
+            begun = go_on(engine)
+            calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
+        lines = ChatLines(chat.model, chat.top_logprobs or 0, begun)
         ask = self._ask(caller, chat, options, calls, prefix_of(body.get("messages")))
-        return await self._reply(request, ask, lines, started)
+        return await self._reply(request, ask, lines, chat, options, started)
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         """``/api/generate``."""
@@ -161,7 +168,7 @@ class OllamaRoutes:
             )
         lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0)
         ask = self._ask(caller, generate, options, calls, prefix_of(generate.prompt))
-        return await self._reply(request, ask, lines, started)
+        return await self._reply(request, ask, lines, generate, options, started)
 
     def _ask(
         self, caller: Caller, shared: Shared, options: Options, calls: dict[Engine, Call], prefix: str
@@ -181,10 +188,13 @@ class OllamaRoutes:
         )
 
     async def _reply(
-        self, request: web.Request, ask: Ask, lines: Lines, started: float
+        self, request: web.Request, ask: Ask, lines: Lines, shared: Shared, options: Options, started: float
     ) -> web.StreamResponse:
         form = LineForm(lines, started)
-        return await Reply(request, self._desk, ask, form).run()
+        desk = self._desk
+        if shared.truncate is not False:
+            desk = replace(desk, service=Shortening(desk.service, options.num_keep or 0))
+        return await Reply(request, desk, ask, form).run()
 
     async def _load(
         self,

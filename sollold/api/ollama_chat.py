@@ -21,6 +21,7 @@ from sollold.api.ollama_request import (
     sampling,
     thinking,
 )
+from sollold.api.prefill import NOTHING, Begun
 from sollold.models.model import Model
 from sollold.serving.ask import Fault, Refusal, Routing
 
@@ -58,12 +59,22 @@ def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -
     Raises:
         Refusal: BAD_REQUEST when more are asked than there are.
     """
+    rivals = logprobs_wanted(logprobs, top)
+    if rivals:
+        body["logprobs"] = True
+        body["top_logprobs"] = rivals
+
+
+def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
+    """How many llama-server is to give for each token; 0: none.
+
+    Raises:
+        Refusal: BAD_REQUEST when more are asked than there are.
+    """
     if top is not None and not 0 <= top <= 20:
         raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
-    if logprobs:
-        body["logprobs"] = True
-        # llama-server takes 0 as none at all: one is asked for and left out again.
-        body["top_logprobs"] = max(1, top or 0)
+    # llama-server takes 0 as none at all: one is asked for and left out again.
+    return max(1, top or 0) if logprobs else 0
 
 
 def add_stream(body: dict[str, Any], stream: bool) -> None:
@@ -348,9 +359,11 @@ def done_reason(finish: str) -> str:
 class ChatLines:
     """Chunks of a chat become Ollama's records, one request's worth."""
 
-    def __init__(self, model: str, top_logprobs: int = 0) -> None:
+    def __init__(self, model: str, top_logprobs: int = 0, begun: Begun = NOTHING) -> None:
+        """``begun``: of the answer, by the caller."""
         self._model = model
         self._top = top_logprobs
+        self._begun = begun
         self._tools = ToolCalls()
         self.account = Account()
 
@@ -401,7 +414,7 @@ class ChatLines:
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The one record of an answer that is not streamed."""
-        records = self.feed(raw)
+        records = self.feed(self._begun.cut_from(raw))
         first = records[0] if records else self.record({})
         return {**first, **self.account.final(routing, total_seconds)}
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-from typing import Any
 
 import msgspec
 
 from sollold.serving.ask import Fault, Refusal
-
-_BATCH = re.compile(r"batch size: (\d+)|context size \((\d+)|n_ctx(?:_seq)?\D{1,4}(\d+)")
 
 
 class _Vector(msgspec.Struct):
@@ -56,27 +52,3 @@ def shortened(vector: list[float], dimensions: int | None) -> list[float]:
     if dimensions is not None and 0 < dimensions < len(vector):
         vector = vector[:dimensions]
     return normalized(vector)
-
-
-def longest_input(refusal: Refusal) -> int | None:
-    """Tokens that the engine would have taken, when it refused a text as too long; else ``None``."""
-    text = refusal.message
-    if refusal.fault is not Fault.ENGINE or not ("too l" in text or "exceed" in text):
-        return None
-    match = _BATCH.search(text)
-    if match is None:
-        return None
-    return int(next(group for group in match.groups() if group))
-
-
-def read_tokens(raw: bytes) -> list[int]:
-    """The tokens in an answer of ``/tokenize``.
-
-    Raises:
-        Refusal: ENGINE.
-    """
-    try:
-        tokens: Any = msgspec.json.decode(raw)["tokens"]
-        return [int(token) for token in tokens]
-    except (msgspec.MsgspecError, KeyError, TypeError, ValueError):
-        raise Refusal(Fault.ENGINE, "the engine's tokens can't be read") from None

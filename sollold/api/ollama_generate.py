@@ -1,7 +1,8 @@
 """Ollama's generate in llama-server's words, and its answer back. Pure.
 
 A prompt is one turn of a chat, so it goes to ``/v1/chat/completions`` with the model's own template. With
-``raw`` or a ``template`` of the caller's it goes to ``/v1/completions``, with a ``suffix`` to ``/infill``.
+``raw`` or a ``template`` of the caller's it goes to ``/v1/completions``, with a ``suffix`` to ``/infill``
+(unless the caller's template places the suffix itself).
 
 ``context`` is Ollama's memory between calls: numbers that mean something to the server alone. Ours are the
 bytes of the conversation so far (packed JSON), behind a mark that no token has; so they outlive a reload
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.go_template import render_template
+from sollold.api.infill import read_infilled
 from sollold.api.ollama_chat import (
     Account,
     Said,
@@ -23,10 +25,19 @@ from sollold.api.ollama_chat import (
     add_shared,
     add_stream,
     logprob_objects,
+    logprobs_wanted,
     read_chunk,
     timestamp,
 )
-from sollold.api.ollama_request import Generate, Options, image_part, need, response_format, sampling
+from sollold.api.ollama_request import (
+    Generate,
+    Options,
+    image_part,
+    need,
+    response_format,
+    sampling,
+    thinking,
+)
 from sollold.models.model import Model
 from sollold.serving.ask import Call, Fault, Refusal, Routing
 
@@ -81,20 +92,10 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     stream = generate.stream is not False
     prompt = generate.prompt or ""
     system = model.system if generate.system is None else generate.system
-    if generate.suffix:
-        need(model, "insert", "insert")
-        # /infill takes a grammar or a schema, not response_format.
-        body = {
-            "model": model.name,
-            "input_prefix": prompt,
-            "input_suffix": generate.suffix,
-            **sampling(options),
-        }
-        wanted = response_format(generate.format)
-        if wanted is not None:
-            body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
-        body["stream"] = stream
-        return Call("/infill", body)
+    # Also where no template of the model is used: what it can't do is refused.
+    thinking(generate.think, model)
+    if generate.suffix and (generate.template is None or generate.raw):
+        return _infill(generate, options, model, prompt)
     tokens = list(generate.context or ()) if not is_packed(generate.context) else []
     if generate.raw or generate.template is not None or tokens:
         return _completion(generate, options, model, prompt, system, tokens)
@@ -116,6 +117,40 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     return Call("/v1/chat/completions", body)
 
 
+def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> Call:
+    need(model, "insert", "insert")
+    for name, given in (
+        ("images", generate.images),
+        ("a system text", generate.system),
+        ("context", generate.context),
+    ):
+        if given:
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"{name} can't go with a suffix: the model is told only what stands before and after; put it "
+                "into the prompt",
+            )
+    body = {
+        "model": model.name,
+        "input_prefix": prompt,
+        "input_suffix": generate.suffix,
+        **sampling(options),
+    }
+    add_schema(body, generate.format)
+    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
+    if rivals:
+        body["n_probs"] = rivals
+    body["stream"] = generate.stream is not False
+    return Call("/infill", body)
+
+
+def add_schema(body: dict[str, Any], format_: Any) -> None:
+    """Put ``format`` into the body of a plain completion, which takes a schema and no response_format."""
+    wanted = response_format(format_)
+    if wanted is not None:
+        body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
+
+
 def _completion(
     generate: Generate, options: Options, model: Model, prompt: str, system: str, tokens: list[int]
 ) -> Call:
@@ -125,7 +160,8 @@ def _completion(
             "images need the model's own template; leave out raw, template and token context",
         )
     if generate.template is not None and not generate.raw:
-        prompt = render_template(generate.template, {"System": system, "Prompt": prompt})
+        values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}
+        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)})
     elif generate.context and is_packed(generate.context):
         prompt = "".join(turn.content for turn in unpack_context(generate.context)) + prompt
     body: dict[str, Any] = {
@@ -133,26 +169,23 @@ def _completion(
         "prompt": [*tokens, prompt] if tokens else prompt,
         **sampling(options),
     }
-    wanted = response_format(generate.format)
-    if wanted is not None:
-        body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
-    if generate.logprobs:
-        body["logprobs"] = max(1, generate.top_logprobs or 0)
+    add_schema(body, generate.format)
+    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
+    if rivals:
+        body["logprobs"] = rivals
     add_stream(body, generate.stream is not False)
     return Call("/v1/completions", body)
 
 
-class _Infilled(msgspec.Struct):
-    """An event of ``/infill``, in llama-server's own form."""
-
-    content: str = ""
-    stop: bool = False
-    stop_type: str = ""
-    tokens_predicted: int = 0
-    tokens_evaluated: int = 0
-
-
-_infilled = msgspec.json.Decoder(_Infilled)
+def _thought_values(think: bool | str | None) -> dict[str, str]:
+    """What Ollama's templates are told of ``think``."""
+    on = think is True or (isinstance(think, str) and think.strip().lower() not in ("", "false", "none"))
+    level = think.strip().lower() if isinstance(think, str) else ""
+    return {
+        "Think": "true" if on else "",
+        "ThinkLevel": level if on and level != "true" else "",
+        "IsThinkSet": "" if think is None else "true",
+    }
 
 
 class GenerateLines:
@@ -199,12 +232,15 @@ class GenerateLines:
         return records
 
     def _feed_infill(self, raw: bytes) -> list[dict[str, Any]]:
-        event = _infilled.decode(raw)
-        if event.stop or event.stop_type:
-            self.account.finish = "length" if event.stop_type == "limit" else "stop"
+        event = read_infilled(raw)
+        if event.finish:
+            self.account.finish = event.finish
             self.account.usage.prompt_tokens = event.tokens_evaluated
             self.account.usage.completion_tokens = event.tokens_predicted
-        return [self.record(event.content)] if event.content else []
+        logprobs = logprob_objects(event.logprobs, self._top)
+        if not event.content and not logprobs:
+            return []
+        return [{**self.record(event.content), **({"logprobs": logprobs} if logprobs else {})}]
 
     def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         closing = self.account.final(routing, total_seconds)

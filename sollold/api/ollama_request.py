@@ -49,7 +49,11 @@ class Message(msgspec.Struct, omit_defaults=True):
 
 
 class Shared(msgspec.Struct, kw_only=True):
-    """The fields that chat and generate have in common."""
+    """The fields that chat and generate have in common.
+
+    ``truncate``: false refuses a prompt that is too long, else its oldest part goes; ``shift`` is taken and
+    means nothing: an answer that fills the context ends with ``length``.
+    """
 
     model: str = ""
     stream: bool | None = None
@@ -332,3 +336,15 @@ def need(model: Model, capability: str, what: str) -> None:
     """
     if capability not in model.capabilities:
         raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support {what}')
+
+
+def no_reranker(model: Model) -> None:
+    """Refuse to embed with a model whose vectors are scores.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if "rerank" in model.capabilities:
+        raise Refusal(
+            Fault.BAD_REQUEST, f'"{model.name}" is a reranker and gives no embeddings; ask /v1/rerank'
+        )

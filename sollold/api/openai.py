@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -9,8 +10,9 @@ from aiohttp import web
 from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect
+from sollold.api.infill import InfillForm, infill_of
 from sollold.api.ollama import json_response
-from sollold.api.ollama_request import need, parse_keep_alive, require_model
+from sollold.api.ollama_request import need, no_reranker, parse_keep_alive, require_model
 from sollold.api.openai_request import (
     ApplyTemplate,
     ChatCompletion,
@@ -25,12 +27,15 @@ from sollold.api.openai_request import (
     completion_body,
     embedding_body,
     engine_body,
+    ollama_body,
     shorten_embeddings,
 )
 from sollold.api.parts import Listed, Parts
+from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import Desk, Form, Reply
 from sollold.api.route import Route
+from sollold.api.shortening import Shortening
 from sollold.api.sse import ChunkForm, PlainForm
 from sollold.serving.ask import Ask, Call, Engine, Fault, Refusal
 
@@ -109,6 +114,7 @@ class OpenAiRoutes:
         *,
         stream: bool = False,
         embedding: bool = False,
+        shorten: bool = False,
         prefix: str = "",
     ) -> web.StreamResponse:
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
@@ -125,13 +131,14 @@ class OpenAiRoutes:
             prefix=prefix,
             explain=caller.explain,
         )
-        return await Reply(request, self._desk, ask, form).run()
+        desk = replace(self._desk, service=Shortening(self._desk.service)) if shorten else self._desk
+        return await Reply(request, desk, ask, form).run()
 
     def _calls(
         self, listed: Listed, path: str, body: dict[str, Any], native: dict[str, Any]
     ) -> dict[Engine, Call]:
         """The same route at both engines: ``body`` for llama-server, ``native`` for Ollama."""
-        calls = {Engine.OLLAMA: Call(path, engine_body(native))}
+        calls = {Engine.OLLAMA: Call(path, ollama_body(native))}
         if not listed.model.only_ollama:
             calls[Engine.LLAMA] = Call(path, body)
         return calls
@@ -144,11 +151,12 @@ class OpenAiRoutes:
         if chat.tools:
             need(listed.model, "tools", "tools")
         engine = chat_completion_body(body, chat, listed.model)
+        begun = go_on(engine)
         calls = self._calls(listed, "/v1/chat/completions", engine, body)
         name = chat.model or listed.model.name
         prefix = prefix_of(body.get("messages"))
         return await self._give(
-            request, body, name, calls, ChunkForm(), stream=bool(chat.stream), prefix=prefix
+            request, body, name, calls, ChunkForm(begun), stream=bool(chat.stream), prefix=prefix
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -158,27 +166,31 @@ class OpenAiRoutes:
         listed = await self._find(ask.model)
         engine = completion_body(body, ask)
         calls = self._calls(listed, "/v1/completions", engine, body)
-        if ask.suffix:
-            calls.pop(Engine.LLAMA, None)
-            if listed.model.source != "ollama":
-                raise Refusal(Fault.BAD_REQUEST, "suffix is not supported here; use /infill or /api/generate")
         name = ask.model or listed.model.name
+        form = ChunkForm()
+        if ask.suffix:
+            need(listed.model, "insert", "a suffix")
+            form = InfillForm(ask, name)
+            if Engine.LLAMA in calls:
+                calls[Engine.LLAMA] = Call("/infill", infill_of(engine, ask))
         prefix = prefix_of(ask.prompt)
-        return await self._give(
-            request, body, name, calls, ChunkForm(), stream=bool(ask.stream), prefix=prefix
-        )
+        return await self._give(request, body, name, calls, form, stream=bool(ask.stream), prefix=prefix)
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """``/v1/embeddings``."""
         body = await read_object(request)
         ask = as_type(body, EmbeddingAsk)
         listed = await self._find(ask.model)
+        no_reranker(listed.model)
         calls = self._calls(listed, "/v1/embeddings", embedding_body(body, ask), body)
         form = PlainForm()
         if ask.dimensions is not None:
             calls = {engine: Call(call.path, embedding_body(body, ask)) for engine, call in calls.items()}
             form = PlainForm(lambda raw: shorten_embeddings(raw, ask))
-        return await self._give(request, body, ask.model or listed.model.name, calls, form, embedding=True)
+        # As Ollama does under this route: a text that is too long is cut.
+        return await self._give(
+            request, body, ask.model or listed.model.name, calls, form, embedding=True, shorten=True
+        )
 
     async def models(self, request: web.Request) -> web.Response:
         """``/v1/models``."""
@@ -196,6 +208,7 @@ class OpenAiRoutes:
         ask = as_type(body, Rerank)
         if not ask.query or not (ask.documents or ask.texts):
             raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+        need((await self._find(ask.model)).model, "rerank", "reranking")
         return await self._native(request, body, ask.model, "/v1/rerank", embedding=True)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:

@@ -128,6 +128,22 @@ def engine_body(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None and key not in OURS}
 
 
+def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
+    """`engine_body` for an Ollama, which calls a message's thinking ``reasoning``."""
+    out = engine_body(body)
+    messages = out.get("messages")
+    if isinstance(messages, list):
+        out["messages"] = [_reasoned(message) for message in messages]
+    return out
+
+
+def _reasoned(message: Any) -> Any:
+    if not isinstance(message, dict) or "reasoning_content" not in message:
+        return message
+    named = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return {"reasoning": message["reasoning_content"], **named}
+
+
 def chat_completion_body(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
     """The body for llama-server's ``/v1/chat/completions``.
 

@@ -9,7 +9,9 @@ from sollold.api.body import as_type, read_object
 from sollold.api.caller import caller_of
 from sollold.api.fault_shape import Dialect, refusal_object
 from sollold.api.ollama_request import parse_keep_alive, require_model
+from sollold.api.openai_request import ollama_body
 from sollold.api.parts import Parts
+from sollold.api.prefill import go_on
 from sollold.api.prefix import prefix_of
 from sollold.api.reply import SSE, Desk, Reply
 from sollold.api.responses_events import Event, ResponseEvents
@@ -84,8 +86,9 @@ class ResponsesRoutes:
         ask = as_type(body, ResponseAsk)
         listed = await self._parts.library.find(require_model(ask.model))
         engine = response_body(ask, listed.model)
-        calls = {Engine.OLLAMA: Call("/v1/chat/completions", {**engine, "model": ask.model})}
+        calls = {Engine.OLLAMA: Call("/v1/chat/completions", ollama_body({**engine, "model": ask.model}))}
         if not listed.model.only_ollama:
+            go_on(engine)
             calls[Engine.LLAMA] = Call("/v1/chat/completions", engine)
         caller = caller_of(request, ask.priority, ask.timeout)
         wish = Ask(

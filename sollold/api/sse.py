@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.openai_request import both_reasonings
+from sollold.api.prefill import NOTHING, Begun
 from sollold.api.reply import SSE, waiting_text
-from sollold.serving.ask import Refusal, Routing, Waiting
+from sollold.serving.ask import Engine, Refusal, Routing, Waiting
 
 
 def comment(waiting: Waiting) -> bytes:
@@ -21,6 +22,10 @@ class ChunkForm:
     dialect = Dialect.OPENAI
     content_type = SSE
     finished = False
+
+    def __init__(self, begun: Begun = NOTHING) -> None:
+        """``begun``: of the answer, by the caller."""
+        self._begun = begun
 
     def begin(self, routing: Routing) -> bytes:
         """Nothing."""
@@ -43,8 +48,8 @@ class ChunkForm:
         return comment(waiting)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The answer as it is."""
-        return both_reasonings(raw)
+        """The answer, without what the caller began himself."""
+        return both_reasonings(self._begun.cut_from(raw) if routing.engine is Engine.LLAMA else raw)
 
 
 class PlainForm(ChunkForm):
@@ -52,6 +57,7 @@ class PlainForm(ChunkForm):
 
     def __init__(self, change: Callable[[bytes], bytes] | None = None) -> None:
         """``change`` is applied to a whole answer."""
+        super().__init__()
         self._change = change
 
     def event(self, raw: bytes) -> bytes:

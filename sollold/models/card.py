@@ -61,6 +61,10 @@ _FILE_TYPES = {
 """``general.file_type`` (llama.cpp: enum llama_ftype)."""
 
 _ENCODERS = ("bert", "t5encoder", "gemma-embedding", "llama-embed", "eurobert")
+_RANK = 4
+"""``pooling_type`` of a model that says how well a document answers a query."""
+_CLASSIFIERS = ("cls.output.weight", "cls.weight")
+"""By these a reranker is known whose header does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,9 +188,12 @@ def quantization(header: Header) -> str:
 
 
 def capabilities(header: Header) -> tuple[str, ...]:
-    """Ollama's words for what the model can, by header and chat template."""
+    """Ollama's words for what the model can, by header and chat template, and ``rerank``."""
     arch = header.architecture
-    if header.metadata.get(f"{arch}.pooling_type") is not None or any(word in arch for word in _ENCODERS):
+    pooling = header.metadata.get(f"{arch}.pooling_type")
+    if pooling == _RANK or any(tensor.name in _CLASSIFIERS for tensor in header.tensors):
+        return ("embedding", "rerank")
+    if pooling is not None or any(word in arch for word in _ENCODERS):
         return ("embedding",)
     template = header.text("tokenizer.chat_template")
     can = ["completion"]

@@ -25,7 +25,8 @@ class Model:
         parameters: count of weights.
         quantization: as users write it (``Q4_K_M``).
         context_train: the context the model was trained with, in tokens.
-        capabilities: Ollama's words: completion, tools, insert, vision, embedding, thinking.
+        capabilities: Ollama's words: completion, tools, insert, vision, embedding, thinking; and ``rerank``
+            beside ``embedding`` for a model that only orders documents by a query.
         template: Ollama's template text; empty when the file's own chat template is used.
         system: Ollama's system text.
         params: Ollama's default options as JSON text, ``{}`` when none.

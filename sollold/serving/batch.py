@@ -2,7 +2,9 @@
 
 A job is cut into pieces which are asked for several at a time; the router spreads them over the endpoints,
 and their low priority keeps them behind people. A piece that finds every place taken is asked for again.
-What is kept is bounded: so many jobs, so many vectors; the oldest finished job goes first.
+One that is refused is halved until the text that can't be embedded stands alone; one that engines die over
+is asked for text by text after a few times, so that the others get their vectors.
+What is kept is bounded: so many jobs, so many vectors, so much text; the oldest finished job goes first.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from sollold.serving.ask import Fault, Refusal
@@ -25,6 +27,8 @@ Embed = Callable[[Sequence[str]], Awaitable[Sequence[Sequence[float]]]]
 
 LARGEST = 10_000
 """Texts of one job."""
+_BREAKS = 3
+"""Times that engines may die over a piece before its texts are asked for one by one."""
 
 
 class Progress(StrEnum):
@@ -59,11 +63,43 @@ class Job:
     ended: float = 0.0
     waiting: str = ""
     """Why it does not go on just now."""
+    width: int = 0
+    """Numbers of a vector, once the first is there: from then on room is kept for all."""
 
     @property
     def total(self) -> int:
         """Texts in all."""
         return len(self.vectors)
+
+    @property
+    def floats(self) -> int:
+        """Numbers that its vectors are, or will be."""
+        return self.width * ((self.done if self.ended else self.total) - len(self.errors))
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Texts that are asked for together. ``broken``: engines that died over them."""
+
+    first: int
+    texts: Sequence[str]
+    broken: int = 0
+
+    def cut(self, length: int) -> list[_Piece]:
+        """In pieces of ``length``."""
+        starts = range(0, len(self.texts), length)
+        return [_Piece(self.first + start, self.texts[start : start + length]) for start in starts]
+
+    def after_break(self) -> list[_Piece]:
+        """What to ask for when an engine died over it; empty when nothing is left to try."""
+        if self.broken + 1 < _BREAKS:
+            return [replace(self, broken=self.broken + 1)]
+        last = _BREAKS - 1
+        return [replace(one, broken=last) for one in self.cut(1)] if len(self.texts) > 1 else []
+
+
+class _NoRoom(Exception):
+    """The vectors of a job are more than may be kept."""
 
 
 class Batches:
@@ -76,12 +112,14 @@ class Batches:
         at_once: int = 8,
         jobs: int = 64,
         running: int = 16,
-        floats: int = 64 * 1024 * 1024,
+        floats: int = 128 * 1024 * 1024,
+        characters: int = 256 * 1024 * 1024,
         pause: float = 1.0,
     ) -> None:
         """``piece``: texts asked for together; ``at_once``: pieces under way, over all jobs.
 
-        ``jobs``, ``running``: most kept and most under way; ``floats``: most numbers kept of finished jobs;
+        ``jobs``, ``running``: most kept and most under way; ``floats``: most numbers kept, of 4 bytes each,
+        those that running jobs will yet get included; ``characters``: most in the texts of running jobs;
         ``pause``: seconds before a piece that was refused for now is asked for again, at the least.
         """
         self._piece = piece
@@ -90,12 +128,15 @@ class Batches:
         self._most = jobs
         self._most_running = running
         self._most_floats = floats
+        self._most_characters = characters
         self._pause = pause
         self._jobs: dict[str, Job] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def submit(self, model: str, texts: Sequence[str], embed: Embed, client: str = "") -> Job:
-        """Begin a job.
+    def submit(
+        self, model: str, texts: Sequence[str], embed: Embed, client: str = "", deadline: float = 0.0
+    ) -> Job:
+        """Begin a job. ``deadline``: seconds after which what is not there is given up; 0: never.
 
         Raises:
             Refusal: BAD_REQUEST when it is empty or too long; UNAVAILABLE when too many are under way.
@@ -109,6 +150,9 @@ class Batches:
         if len(self._tasks) >= self._most_running:
             message = f"{self._most_running} batches are under way already; ask again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
+        if sum(map(len, texts)) + self._characters() > self._most_characters:
+            message = "the batches that are under way hold too much text; ask again when one is done"
+            raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         job = Job(
             id=secrets.token_hex(8),
             model=model,
@@ -119,7 +163,7 @@ class Batches:
         )
         self._jobs[job.id] = job
         self._forget()
-        task = asyncio.create_task(self._run(job, embed), name=f"batch {job.id}")
+        task = asyncio.create_task(self._run(job, embed, deadline), name=f"batch {job.id}")
         self._tasks[job.id] = task
         task.add_done_callback(lambda ended: self._ended(job, ended))
         return job
@@ -162,14 +206,29 @@ class Batches:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _run(self, job: Job, embed: Embed) -> None:
-        pieces = [
-            (first, job.texts[first : first + self._piece]) for first in range(0, job.total, self._piece)
-        ]
+    def _characters(self) -> int:
+        return sum(len(text) for job in self._jobs.values() for text in job.texts)
+
+    async def _run(self, job: Job, embed: Embed, deadline: float) -> None:
+        pieces = _Piece(0, job.texts).cut(self._piece)
         pieces.reverse()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._at_once, len(pieces))):
-                group.create_task(self._work(job, pieces, embed))
+        try:
+            async with asyncio.timeout(deadline or None):
+                await self._work_together(job, pieces, embed)
+        except TimeoutError:
+            self._give_up(job, f"it was not embedded within the {deadline:g} s that the batch allows")
+
+    async def _work_together(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._at_once, len(pieces))):
+                    group.create_task(self._work(job, pieces, embed))
+        except* _NoRoom:
+            self._give_up(
+                job,
+                f"{job.total} vectors of {job.width} numbers do not fit beside those of the other batches on "
+                "this node; ask again when these are done, or for fewer texts at once, or fewer dimensions",
+            )
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         """A job's task is over, also one that was cancelled before it began."""
@@ -185,51 +244,89 @@ class Batches:
         self._forget()
         log.info("batch %s of %s texts: %s", job.id, job.total, job.progress)
 
-    async def _work(self, job: Job, pieces: list[tuple[int, Sequence[str]]], embed: Embed) -> None:
+    async def _work(self, job: Job, pieces: list[_Piece], embed: Embed) -> None:
         while pieces:
-            first, texts = pieces.pop()
-            await self._embed(job, first, texts, embed)
+            pieces += reversed(await self._embed(job, pieces.pop(), embed))
 
-    async def _embed(self, job: Job, first: int, texts: Sequence[str], embed: Embed) -> None:
+    async def _embed(self, job: Job, piece: _Piece, embed: Embed) -> list[_Piece]:
+        """The vectors of a piece, or why not; answers what is still to be asked for in smaller pieces."""
         pause = self._pause
         while True:
             try:
                 async with self._places:
-                    vectors = await embed(texts)
+                    vectors = await embed(piece.texts)
                 break
             except Refusal as refusal:
-                if refusal.fault not in (Fault.UNAVAILABLE, Fault.INTERRUPTED):
-                    self._note(job, first, texts, refusal.message)
-                    return
+                if refusal.fault is not Fault.UNAVAILABLE:
+                    smaller = self._smaller(job, piece, refusal.fault)
+                    if not smaller:
+                        self._note(job, piece, refusal.message)
+                    elif refusal.fault is Fault.INTERRUPTED:
+                        job.waiting = refusal.message
+                        await asyncio.sleep(max(pause, refusal.retry_after))
+                    return smaller
                 job.waiting = refusal.message
                 await asyncio.sleep(max(pause, refusal.retry_after))
                 pause = min(pause * 2, 30.0)
             except Exception:
                 log.exception("a piece of batch %s failed", job.id)
-                self._note(
-                    job, first, texts, "the node failed for a reason it did not expect; its log says more"
-                )
-                return
+                self._note(job, piece, "the node failed for a reason it did not expect; its log says more")
+                return []
         job.waiting = ""
-        if len(vectors) != len(texts):
-            self._note(job, first, texts, f"{len(vectors)} embeddings came for {len(texts)} texts")
-            return
-        for place, vector in enumerate(vectors, first):
-            job.vectors[place] = array("f", vector)
-        job.done += len(texts)
+        if len(vectors) != len(piece.texts):
+            self._note(job, piece, f"{len(vectors)} embeddings came for {len(piece.texts)} texts")
+            return []
+        self._keep(job, piece, vectors)
+        return []
+
+    def _smaller(self, job: Job, piece: _Piece, fault: Fault) -> list[_Piece]:
+        """What to ask for instead of a piece that was refused; empty: nothing, it is to be noted."""
+        if fault is Fault.INTERRUPTED:
+            return piece.after_break()
+        # What concerns the model is not asked text by text; and where text after text fails and none ever
+        # came through, it is no text's fault.
+        hopeless = len(job.errors) == job.done >= self._piece
+        if fault not in (Fault.ENGINE, Fault.BAD_REQUEST) or len(piece.texts) == 1 or hopeless:
+            return []
+        return piece.cut((len(piece.texts) + 1) // 2)
+
+    def _keep(self, job: Job, piece: _Piece, vectors: Sequence[Sequence[float]]) -> None:
+        """Put vectors in their places.
+
+        Raises:
+            _NoRoom: there is none for the vectors of this job.
+        """
+        if not job.width:
+            job.width = max(1, *map(len, vectors))
+            self._forget()
+            if self._floats() > self._most_floats:
+                raise _NoRoom
+        for place, vector in enumerate(vectors, piece.first):
+            # A model's vectors have one length; one that has another is not to outgrow its place.
+            job.vectors[place] = array("f", vector[: job.width])
+        job.done += len(piece.texts)
 
     @staticmethod
-    def _note(job: Job, first: int, texts: Sequence[str], message: str) -> None:
-        for place in range(first, first + len(texts)):
+    def _note(job: Job, piece: _Piece, message: str) -> None:
+        for place in range(piece.first, piece.first + len(piece.texts)):
             job.errors[place] = message
-        job.done += len(texts)
+        job.done += len(piece.texts)
+
+    @staticmethod
+    def _give_up(job: Job, message: str) -> None:
+        """Note it for every text that has neither a vector nor an error of its own."""
+        for place, vector in enumerate(job.vectors):
+            if vector is None:
+                job.errors.setdefault(place, message)
+        job.done = job.total
+
+    def _floats(self) -> int:
+        return sum(job.floats for job in self._jobs.values())
 
     def _forget(self) -> None:
         """Let the oldest finished jobs go until what is kept is within its bounds."""
         finished = [job for job in self._jobs.values() if job.id not in self._tasks and job.ended]
-        floats = sum(len(vector) for job in finished for vector in job.vectors if vector is not None)
         for job in finished[:-1] if len(self._jobs) <= self._most else finished:
-            if floats <= self._most_floats and len(self._jobs) <= self._most:
+            if self._floats() <= self._most_floats and len(self._jobs) <= self._most:
                 return
-            floats -= sum(len(vector) for vector in job.vectors if vector is not None)
             del self._jobs[job.id]

@@ -24,6 +24,7 @@ from sollold.cluster.view import View
 from sollold.config import ServingSettings
 from sollold.serving.engines import Engines
 from sollold.serving.gate import Gate
+from sollold.serving.held import Held
 from sollold.serving.visit import Failure, Visit
 from sollold.serving.wire import (
     ALIVE,
@@ -65,6 +66,7 @@ _PATHS = (
     "/detokenize",
     "/apply-template",
 )
+_FULL_RETRY = 5.0
 _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
 _TELLING = 16
 """Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
@@ -140,6 +142,7 @@ class EndpointServer:
         self._view = view
         self._engines = engines
         self._settings = settings
+        self._held = Held(settings.bodies)
         self._doors: dict[str, _Door] = {}
         self._callers: set[_Caller] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -223,7 +226,16 @@ class EndpointServer:
             raise Failure(Broken(Break.MOVED, f"a node that {turn.endpoint} needs is draining"))
         if not turn.path.startswith(_PATHS) or not _PLAIN.fullmatch(turn.path):
             raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
+        size = len(turn.body)
+        if not self._held.take(size):
+            message = "the requests that wait on this node hold too much memory already; try again later"
+            raise Failure(Broken(Break.FULL, message, _FULL_RETRY))
         door = self._door(endpoint)
+
+        def ended(visit: Visit) -> None:
+            door.visits.discard(visit)
+            self._held.give_back(size)
+
         visit = Visit(
             turn,
             door.gate,
@@ -232,15 +244,16 @@ class EndpointServer:
             stall=self._patience(turn, endpoint),
             speed=door.speed or endpoint.speed,
             on_speed=partial(self._measured, endpoint.id, door),
-            on_end=door.visits.discard,
+            on_end=ended,
         )
         door.visits.add(visit)
         return visit
 
     def _patience(self, turn: Turn, endpoint: Endpoint) -> float:
-        if endpoint.backend is Backend.OLLAMA and not turn.stream:
-            return max(self._settings.stall, _UNSEEN)
-        return self._settings.stall
+        stall = self._settings.stall
+        if stall > 0 and endpoint.backend is Backend.OLLAMA and not turn.stream:
+            return max(stall, _UNSEEN)
+        return stall
 
     def _endpoint(self, id: str) -> Endpoint | None:
         return self._engines.endpoint(id)

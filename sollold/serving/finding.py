@@ -19,6 +19,7 @@ from sollold.serving.in_line import InLine
 from sollold.serving.loader import Loader, Need, Ready, with_ready
 from sollold.serving.relay import open_stream, whole
 from sollold.serving.router import Candidate, Choice, Router, Wish
+from sollold.serving.too_long import longest_input
 from sollold.serving.visit import Failure, Stream
 from sollold.serving.wire import Break, Broken, Turn
 
@@ -26,12 +27,14 @@ log = logging.getLogger("sollold.serving")
 
 _RETHINK = 0.25
 """Seconds between two looks for a better endpoint while standing in line."""
-ASIDE = ("/tokenize", "/apply-template")
+ASIDE = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
 """Small questions that an engine answers beside its work."""
 ASIDE_LIMIT = 20.0
 """Seconds in which an engine must have begun to answer such a question."""
 FRUITLESS = 3
 """Engines that may end after the first, one after the other, with a request in them."""
+FRUITLESS_EMBEDDING = 2
+"""The same for embeddings: they are short, so engines that die over one die of it."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
 
@@ -176,7 +179,7 @@ class Finder:
 
     async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
         began = self._loop.time()
-        need = Need(wish, self._ask.keep_alive, limit)
+        need = Need(wish, self._ask.keep_alive, limit, begun=bool(stage))
         on_wait = self._on_wait
         if stage:
 
@@ -295,8 +298,7 @@ class Finder:
         status = stream.begun.status
         if status < 400:
             return None
-        body = await whole(stream, limit=1024 * 1024)
-        return Refusal(Fault.ENGINE, message_in(body) or f"the engine answered {status}", status=status)
+        return engine_refusal(status, await whole(stream, limit=1024 * 1024))
 
     def _too_long(self, limit: float, why: str) -> Refusal:
         message = f"model {self._wish.model!r} did not answer within {limit:.0f} s: {why}; try again later"
@@ -321,7 +323,8 @@ class Finder:
     def _died(self, key: tuple[str, str], failure: Failure) -> None:
         if failure.broken.taken:
             # Of a stream a word would have come, had all been well. Else only a crash is a sign.
-            self._deaths.append(_Death(key, str(failure), counts=self._ask.stream))
+            shows = self._ask.stream or self._ask.embedding
+            self._deaths.append(_Death(key, str(failure), counts=shows))
 
     def _refuse_a_killer(self) -> None:
         """Give a request no further engine that has ended one after the other.
@@ -332,7 +335,7 @@ class Finder:
         for death in self._deaths:
             death.counts = death.counts or self._crashed(death.endpoint)
         counted = [death for death in self._deaths if death.counts]
-        if len(counted) > FRUITLESS:
+        if len(counted) > (FRUITLESS_EMBEDDING if self._ask.embedding else FRUITLESS):
             raise Refusal(
                 Fault.INTERRUPTED,
                 f"{len(counted)} engines ended one after the other with this request in them, at last: "
@@ -360,6 +363,15 @@ class _ErrorDetail(msgspec.Struct):
 
 class _ErrorBody(msgspec.Struct):
     error: _ErrorDetail | str = ""
+
+
+def engine_refusal(status: int, body: bytes) -> Refusal:
+    """What an engine answered with an error's status."""
+    message = message_in(body) or f"the engine answered {status}"
+    if longest_input(message) is not None:
+        # llama-server calls a text too long to embed a failure of its own.
+        status = 400
+    return Refusal(Fault.ENGINE, message, status=status)
 
 
 def message_in(body: bytes) -> str:

@@ -37,11 +37,16 @@ _FAILURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model that must answer soon. ``keep_alive``: as the caller named it; ``limit``: seconds to wait."""
+    """A model that must answer soon.
+
+    ``keep_alive``: as the caller named it; ``limit``: seconds to wait; ``begun``: for an answer that is under
+    way already, which no full line sends away.
+    """
 
     wish: Wish
     keep_alive: float | None
     limit: float
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,10 @@ class _Load:
 class LeaderLoader:
     """`Loader` over the cluster's leader."""
 
-    def __init__(self, view: View, calls: PeerCalls) -> None:
+    def __init__(self, view: View, calls: PeerCalls, queue: int = 512) -> None:
+        """``queue``: callers of a model that may wait for it here."""
         self._view = view
+        self._queue = max(1, queue)
         self._calls = calls
         self._loads: dict[tuple[Wish, float | None], _Load] = {}
 
@@ -118,6 +125,8 @@ class LeaderLoader:
         """As `Loader.ready`."""
         wish = replace(need.wish, prefix="")
         key = (wish, need.keep_alive)
+        if not need.begun:
+            self._check_room(wish.model)
         load = self._loads.get(key)
         if load is None or load.task is None:
             load = self._loads[key] = _Load()
@@ -146,6 +155,22 @@ class LeaderLoader:
                 if not task.done():
                     task.cancel()
                     await asyncio.gather(task, return_exceptions=True)
+
+    def _check_room(self, model: str) -> None:
+        """Refuse one more who waits for ``model``, when there is no room.
+
+        Raises:
+            Refusal: UNAVAILABLE.
+        """
+        loads = [load for (wish, _), load in self._loads.items() if wish.model == model]
+        waiting = sum(len(load.listeners) for load in loads)
+        if waiting >= self._queue:
+            retry = min(_retry(60.0, load.last) for load in loads)
+            raise Refusal(
+                Fault.UNAVAILABLE,
+                f"{waiting} requests wait for model {model!r} to load already; try again later",
+                retry_after=retry,
+            )
 
     async def drop(self, wish: Wish, reason: str) -> None:
         """As `Loader.drop`."""
@@ -319,5 +344,10 @@ def _too_long(wish: Wish, limit: float, last: Waiting) -> Refusal:
     if last.message:
         message += f" ({last.message})"
     message += ". Loading goes on; ask again"
-    retry = limit * (1 - last.progress) / last.progress if last.progress > 0.02 else 30.0
-    return Refusal(Fault.UNAVAILABLE, message, retry_after=min(max(5.0, retry), 600.0))
+    return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(limit, last))
+
+
+def _retry(took: float, last: Waiting) -> float:
+    """Seconds after which the load should be done, when it has taken so many to get where it is."""
+    rest = took * (1 - last.progress) / last.progress if last.progress > 0.02 else 30.0
+    return min(max(5.0, rest), 600.0)

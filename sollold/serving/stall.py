@@ -7,6 +7,8 @@ measured, and before it is applied the engine's own account of its work is asked
 
 from __future__ import annotations
 
+import math
+
 _TOKENS = 100
 """Tokens' worth of silence at the measured speed that are taken as slow still."""
 _PROMPT = 3.0
@@ -17,9 +19,11 @@ class Progress:
     """One request's signs of life."""
 
     def __init__(self, now: float, least: float, speed: float) -> None:
-        """``least``: seconds of silence that are always granted; ``speed``: tokens per second, 0 unknown."""
+        """``least``: seconds of silence that are always granted, 0 or less: all there are; ``speed``: tokens
+        per second, 0 unknown.
+        """
         self._since = now
-        self._least = least
+        self._least = least if least > 0 else math.inf
         self._speed = speed
         self._first = False
         self._work = -1

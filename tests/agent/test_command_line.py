@@ -123,6 +123,12 @@ def test_the_projector_stays_on_the_head():
     assert "--no-mmproj-offload" in line(replace(PLAN, host=share("a", "CPU", 0, 9), shares=()), model)
 
 
+def test_a_reranker_is_started_as_one():
+    run = replace(RUN, embedding=True)
+    words = line(replace(PLAN, run=run), replace(MODEL, capabilities=("embedding", "rerank")))
+    assert "--reranking" in words and "--embedding" not in words and "--pooling" not in words
+
+
 def test_progress_in_llama_servers_output():
     told = 'cmd_child_to_router:state:{"state":"loading","payload":{"stages":["text","eyes"],'
     told += '"current":"%s","value":%s}}'

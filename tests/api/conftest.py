@@ -12,7 +12,7 @@ from sollold.agent.llama_find import Llama
 from sollold.api.app import Listener, build_app
 from sollold.api.parts import Parts
 from sollold.api.reply import Patience
-from sollold.config import HttpSettings
+from sollold.config import GIB, HttpSettings
 from tests.api import reciters
 from tests.api.api_parts import PlainLibrary, parts
 from tests.api.direct_service import DirectService
@@ -26,9 +26,11 @@ async def serve() -> AsyncIterator[Serve]:
     """Starts an application over parts on a free port and gives its address."""
     listeners: list[Listener] = []
 
-    async def start(given: Parts, patience: Patience | None = None, **settings: Any) -> str:
+    async def start(
+        given: Parts, patience: Patience | None = None, bodies: int = GIB, **settings: Any
+    ) -> str:
         facts = HttpSettings(host="127.0.0.1", port=0, **settings)
-        listener = Listener(build_app(given, facts, patience), facts, drain=0.2)
+        listener = Listener(build_app(given, facts, patience, bodies), facts, drain=0.2)
         await listener.start()
         listeners.append(listener)
         return f"http://127.0.0.1:{listener.port}"

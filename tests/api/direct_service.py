@@ -17,7 +17,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Waiting
+from sollold.serving.ask import Answer, Ask, Engine, Waiting
+from sollold.serving.finding import engine_refusal
 from tests.api.api_parts import routing
 
 
@@ -81,12 +82,7 @@ class DirectService:
         try:
             answer = await session.post(url + call.path, data=msgspec.json.encode(call.body))
             if answer.status != 200:
-                raw = await answer.read()
-                try:
-                    message = msgspec.json.decode(raw)["error"]["message"]
-                except (msgspec.DecodeError, KeyError, TypeError):
-                    message = raw.decode(errors="replace")
-                raise Refusal(Fault.ENGINE, message, status=answer.status)
+                raise engine_refusal(answer.status, await answer.read())
         except BaseException:
             await session.close()
             raise

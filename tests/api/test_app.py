@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import ClientSession
 
@@ -259,6 +260,36 @@ async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, 
         async with asyncio.timeout(0.2):
             await http.post(f"{url}/api/chat", json={**CHAT, "stream": False})
     await until(lambda: service.cancelled == 2)
+
+
+async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": []})
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=5000)
+    body = {"model": "demo", "messages": [{"role": "user", "content": "x" * 3000}], "stream": False}
+
+    async def post(path: str, data: Any) -> tuple[int, str, dict[str, Any]]:
+        async with http.post(url + path, data=data) as answer:
+            told = await answer.json(content_type=None)
+            return answer.status, answer.headers.get("Retry-After", ""), told
+
+    async def in_pieces(raw: bytes) -> AsyncIterator[bytes]:
+        yield raw
+
+    raw = msgspec.json.encode(body)
+    waiting = asyncio.create_task(post("/api/chat", raw))
+    async with asyncio.timeout(5):
+        while not service.asks:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.005)
+    status, after, told = await post("/v1/chat/completions", raw)
+    assert (status, after) == (503, "5") and "memory" in told["error"]["message"]
+    # Also one that does not say how long it is.
+    status, after, told = await post("/api/chat", in_pieces(raw))
+    assert (status, after) == (503, "5") and "memory" in told["error"]
+    service.gate.set()
+    assert (await waiting)[0] == 200
+    for _ in range(3):
+        assert (await post("/api/chat", raw))[0] == 200
 
 
 async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession) -> None:

@@ -57,19 +57,73 @@ async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> N
     assert job.progress is Progress.DONE and refused == 3 and not job.errors
 
 
-async def test_a_piece_that_fails_is_noted_and_the_rest_goes_on(batches: Batches) -> None:
+async def test_a_text_that_is_refused_fails_alone_and_the_rest_goes_on(batches: Batches) -> None:
     async def embed(texts: Sequence[str]) -> list[list[float]]:
         if "bad" in texts:
             raise Refusal(Fault.ENGINE, "it is too long")
         return await lengths(texts)
 
-    job = batches.submit("m", ["a"] * 4 + ["bad"] + ["a"] * 4, embed)
+    job = batches.submit("m", ["a"] * 5 + ["bad"] + ["a"] * 4, embed)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and set(job.errors) == {4, 5, 6, 7}
-    assert [vector is None for vector in job.vectors] == [False] * 4 + [True] * 4 + [False]
+    assert job.progress is Progress.DONE and job.errors == {5: "it is too long"} and job.done == 10
+    assert [vector is None for vector in job.vectors] == [False] * 5 + [True] + [False] * 4
     everything = batches.submit("m", ["bad"], embed)
     await ended(batches, everything.id)
     assert everything.progress is Progress.FAILED
+
+
+async def test_a_text_that_engines_die_over_is_asked_for_a_few_times_and_fails_alone(
+    batches: Batches,
+) -> None:
+    asked: list[int] = []
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        if "bad" in texts:
+            asked.append(len(texts))
+            raise Refusal(Fault.INTERRUPTED, "the engine died")
+        return await lengths(texts)
+
+    job = batches.submit("m", ["a"] * 5 + ["bad"] + ["a"] * 4, embed)
+    await ended(batches, job.id)
+    assert job.progress is Progress.DONE and job.errors == {5: "the engine died"}
+    assert asked == [4, 4, 4, 1]
+
+
+async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: Batches) -> None:
+    asked = 0
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        raise Refusal(Fault.ENGINE, "this model does not embed")
+
+    job = batches.submit("m", ["a"] * 400, embed)
+    await ended(batches, job.id)
+    assert job.progress is Progress.FAILED and len(job.errors) == job.done == 400
+    assert asked < 140
+    asked = 0
+
+    async def gone(texts: Sequence[str]) -> list[list[float]]:
+        nonlocal asked
+        asked += 1
+        raise Refusal(Fault.NOT_FOUND, "there is no such model")
+
+    job = batches.submit("m", ["a"] * 40, gone)
+    await ended(batches, job.id)
+    assert job.progress is Progress.FAILED and asked == 10
+
+
+async def test_what_is_not_there_at_the_deadline_is_given_up(batches: Batches) -> None:
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        if "slow" in texts:
+            await asyncio.Event().wait()
+        return await lengths(texts)
+
+    job = batches.submit("m", ["a"] * 4 + ["slow"] * 4, embed, deadline=0.2)
+    await ended(batches, job.id)
+    assert job.progress is Progress.DONE and set(job.errors) == {4, 5, 6, 7} and job.done == 8
+    assert "0.2 s" in job.errors[4]
 
 
 async def test_no_more_pieces_at_once_than_allowed(batches: Batches) -> None:
@@ -122,6 +176,46 @@ async def test_what_is_kept_is_bounded(batches: Batches) -> None:
     with pytest.raises(Refusal) as refused:
         batches.submit("m", ["a"] * (LARGEST + 1), wide)
     assert refused.value.fault is Fault.BAD_REQUEST
+
+
+async def test_vectors_of_running_batches_count_too(batches: Batches) -> None:
+    go = asyncio.Event()
+
+    async def wide(texts: Sequence[str]) -> list[list[float]]:
+        if len(texts) < 4:
+            await go.wait()
+        return [[1.0] * 100 for _ in texts]
+
+    first = batches.submit("m", ["a"] * 9, wide)
+    async with asyncio.timeout(5):
+        while first.done < 8:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.005)
+    # Only 1000 numbers are kept, and 900 are or will be the first one's.
+    second = batches.submit("m", ["a"] * 4, wide)
+    await ended(batches, second.id)
+    assert second.progress is Progress.FAILED and second.vectors == [None] * 4
+    assert "4 vectors of 100 numbers do not fit" in second.errors[0]
+    go.set()
+    await ended(batches, first.id)
+    assert first.progress is Progress.DONE and not first.errors
+
+
+async def test_texts_of_running_batches_are_bounded() -> None:
+    batches = Batches(characters=100)
+
+    async def never(texts: Sequence[str]) -> list[list[float]]:
+        await asyncio.Event().wait()
+        return []
+
+    try:
+        running = batches.submit("m", ["a" * 60], never)
+        with pytest.raises(Refusal) as refused:
+            batches.submit("m", ["a" * 41], never)
+        assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
+        await batches.cancel(running.id)
+        batches.submit("m", ["a" * 100], never)
+    finally:
+        await batches.close()
 
 
 async def test_too_many_under_way_are_refused(batches: Batches) -> None:

@@ -16,7 +16,7 @@ from sollold.api.cors import allowed
 from sollold.api.fault_shape import Dialect, error_object, status_of
 from sollold.api.go_template import render_template
 from sollold.api.ollama_chat import ChatLines, chat_body
-from sollold.api.ollama_embed import longest_input, normalized, shortened
+from sollold.api.ollama_embed import normalized, shortened
 from sollold.api.ollama_generate import GenerateLines, generate_call, pack_context, turns_of, unpack_context
 from sollold.api.ollama_generate import Turn as Packed
 from sollold.api.ollama_models import parameter_text
@@ -30,13 +30,14 @@ from sollold.api.ollama_request import (
     sampling,
     thinking,
 )
-from sollold.api.openai_request import ChatCompletion, chat_completion_body
+from sollold.api.openai_request import ChatCompletion, chat_completion_body, ollama_body
 from sollold.api.prefix import prefix_of
 from sollold.api.priority import NAMES, ROLES, parse_priority, priority_of
 from sollold.api.responses_events import ResponseEvents
 from sollold.api.responses_request import ResponseAsk, response_body
 from sollold.api.stop_words import StopWords
 from sollold.serving.ask import Fault, Refusal
+from sollold.serving.too_long import longest_input
 from tests.api.api_parts import chunk, model, routing, usage_chunk
 
 PICTURE = base64.b64encode(b"\x89PNG and more").decode()
@@ -221,6 +222,50 @@ def test_generate_takes_the_way_it_needs() -> None:
     assert fill.path == "/infill" and fill.body["input_suffix"] == "end" and fill.body["json_schema"]
     assert generate(context=[5, 6]).body["prompt"] == [5, 6, "hi"]
     assert "template" in refused(lambda: generate(template="{{ range .Messages }}{{ end }}"))
+
+
+@pytest.mark.parametrize(
+    "way", [{"raw": True}, {"template": "{{ .Prompt }}"}, {"context": [5]}, {"suffix": "x"}]
+)
+def test_generate_refuses_thinking_and_too_many_logprobs_whichever_way_it_takes(way: dict[str, Any]) -> None:
+    plain = model(capabilities=("completion", "insert"))
+
+    def asked(**fields: Any) -> Any:
+        generate = msgspec.convert({"model": "demo", "prompt": "hi", **way, **fields}, Generate)
+        return generate_call(generate, parse_options(None, plain), plain)
+
+    assert "does not support thinking" in refused(lambda: asked(think=True))
+    assert "is not known" in refused(lambda: asked(think="deep"))
+    assert "top_logprobs" in refused(lambda: asked(logprobs=True, top_logprobs=21))
+    assert asked(think=False).path == asked().path
+
+
+def test_templates_of_callers_know_thinking_and_the_suffix() -> None:
+    template = "{{ if and .IsThinkSet .Think }}T{{ .ThinkLevel }}{{ end }}{{ .Prompt }}|{{ .Suffix }}"
+    assert generate(template=template, think="high", suffix="s").body["prompt"] == "Thigh" + "hi|s"
+    assert generate(template=template, think=True).body["prompt"] == "Thi|"
+    assert generate(template=template, think=False).body["prompt"] == "hi|"
+    assert generate(template=template).body["prompt"] == "hi|"
+
+
+def test_what_can_not_go_with_a_suffix_is_refused() -> None:
+    for name, field in (
+        ("images", {"images": [PICTURE]}),
+        ("system", {"system": "s"}),
+        ("context", {"context": [5]}),
+    ):
+        assert name in refused(lambda field=field: generate(suffix="x", **field))
+    assert generate(suffix="x", logprobs=True, top_logprobs=3).body["n_probs"] == 3
+
+
+def test_thinking_has_the_name_that_each_engine_knows() -> None:
+    said = {"role": "assistant", "content": "a", "reasoning_content": "so"}
+    assert ollama_body({"messages": [said, 7], "model": "m", "priority": 1}) == {
+        "messages": [{"role": "assistant", "content": "a", "reasoning": "so"}, 7],
+        "model": "m",
+    }
+    assert said["reasoning_content"] == "so"
+    assert ollama_body({"messages": [{**said, "reasoning": "that"}]})["messages"][0]["reasoning"] == "that"
 
 
 def test_context_remembers_the_conversation() -> None:
@@ -467,8 +512,12 @@ def test_embeddings() -> None:
     assert normalized([3.0, 4.0]) == [0.6, 0.8] and normalized([0.0, 0.0]) == [0.0, 0.0]
     assert shortened([3.0, 4.0, 9.0], 2) == [0.6, 0.8]
     text = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
-    assert longest_input(Refusal(Fault.ENGINE, text, status=500)) == 128
-    assert longest_input(Refusal(Fault.ENGINE, "no such thing", status=500)) is None
+    assert longest_input(text) == 128
+    text = "input (500 tokens) is larger than the max context size (256 tokens). skipping"
+    assert longest_input(text) == 256
+    text = "request (10027 tokens) exceeds the available context size (1024 tokens), try increasing it"
+    assert longest_input(text) == 1024
+    assert longest_input("no such thing") is None
 
 
 def test_prefixes_are_those_of_the_beginning() -> None:

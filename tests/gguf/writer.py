@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from sollold.models import gguf_writer
@@ -39,8 +40,9 @@ def write(
     template: str = "plain",
     seed: int = 1,
     more: dict[str, MetadataValue] | None = None,
+    tensors: Sequence[tuple[str, tuple[int, ...]]] = (),
 ) -> Path:
-    """Write a model. ``kind``: the type of the matrices, as in `weights.TYPES`."""
+    """Write a model. ``kind``: the type of the matrices, as in `weights.TYPES`; ``tensors``: further ones."""
     size = size or Size()
     known = WRITABLE[architecture]
     metadata: dict[str, MetadataValue] = {
@@ -53,7 +55,8 @@ def write(
     if "token_types.weight" in {name for name, _ in known.tensors(size)}:
         metadata["tokenizer.ggml.token_type_count"] = 2
     metadata |= more or {}
-    gguf_writer.write(path, metadata, tensors_of(architecture, size, kind, seed))
+    added = [_tensor(name, shape, kind, seed) for name, shape in tensors]
+    gguf_writer.write(path, metadata, [*tensors_of(architecture, size, kind, seed), *added])
     return Path(path)
 
 

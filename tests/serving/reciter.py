@@ -56,6 +56,9 @@ class Reciter:
         app.router.add_post("/v1/completions", self.text)
         app.router.add_post("/completion", self.native)
         app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/detokenize", self.aside)
+        app.router.add_post("/apply-template", self.aside)
+        app.router.add_post("/v1/chat/completions/input_tokens", self.aside)
         app.router.add_post("/api/chat", self.ollama)
         app.router.add_post("/api/generate", self.ollama)
         app.router.add_post("/v1/embeddings", self.embeddings)
@@ -85,10 +88,17 @@ class Reciter:
         text = (await request.json())["content"]
         return web.json_response({"tokens": list(range(count(text)))})
 
+    async def aside(self, request: web.Request) -> web.Response:
+        return web.json_response({"path": request.path})
+
     async def embeddings(self, request: web.Request) -> web.Response:
         texts = (await request.json())["input"]
         texts = [texts] if isinstance(texts, str) else texts
         self.requests.append(("/v1/embeddings", {"input": texts}, {}))
+        if "deadly" in texts:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
         await self.gate.wait()
         if self.status != 200:
             return web.json_response({"error": {"message": "no"}}, status=self.status)

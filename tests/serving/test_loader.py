@@ -80,6 +80,29 @@ async def test_many_callers_one_load_with_progress(scene: Scene) -> None:
     assert scene.loader._loads == {}
 
 
+async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_not(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    scene.loader = LeaderLoader(scene.a.view, scene.a.calls, queue=2)
+    heard: list[Waiting] = []
+    # What is asked for with another context or keep-alive is loaded apart, and counts.
+    needs = [need(), Need(replace(WISH, context=512), 60.0, 5.0)]
+    tasks = [asyncio.create_task(scene.loader.ready(one, heard.append)) for one in needs]
+    await until(lambda: Waiting("loading", 0.25) in heard)
+    with pytest.raises(Refusal) as refusal:
+        await scene.loader.ready(need(), lambda _: None)
+    assert refusal.value.fault is Fault.UNAVAILABLE and refusal.value.retry_after >= 5
+    assert "2 requests wait" in refusal.value.message
+    elsewhere = asyncio.create_task(
+        scene.loader.ready(replace(need(), wish=replace(WISH, model="other")), lambda _: None)
+    )
+    under_way = asyncio.create_task(scene.loader.ready(replace(need(), begun=True), lambda _: None))
+    done, _ = await asyncio.wait([elsewhere, under_way], timeout=0.1)
+    assert not done
+    scene.tell(replace(LOADING, state=State.READY))
+    await asyncio.gather(*tasks, elsewhere, under_way)
+    assert scene.loader._loads == {}
+
+
 async def test_leader_changes(scene: Scene) -> None:
     scene.cluster.world.leader = Term()
     scene.answers = [

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
-from sollold.config import HttpSettings
-from sollold.serving.ask import Answer, Fault, Refusal, Waiting
+from sollold.config import HttpSettings, ServingSettings
+from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
+from sollold.serving.finding import engine_refusal
 from sollold.serving.loader import Ready
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
@@ -206,6 +207,46 @@ async def test_unreachable_node_is_passed_over(cluster: Cluster) -> None:
         assert answer.routing.node == "host-c"
 
 
+@pytest.mark.parametrize("path", ["/detokenize", "/apply-template", "/v1/chat/completions/input_tokens"])
+async def test_questions_about_tokens_are_answered_while_every_place_is_taken(
+    cluster: Cluster, path: str
+) -> None:
+    a, _, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    busy = asyncio.create_task(give(a))
+    await until(lambda: reciter.running == 1)
+    calls = {Engine.LLAMA: Call(path, {})}
+    async with asyncio.timeout(5):
+        events, _ = await give(a, id="aside", calls=calls, stream=False)
+    assert events == [{"path": path}] and not busy.done()
+    reciter.gate.set()
+    await busy
+
+
+def test_a_text_too_long_to_embed_is_the_callers_fault_and_no_failure_of_the_engine() -> None:
+    said = "input (300 tokens) is too large to process. increase the physical batch size (batch size: 128)"
+    refusal = engine_refusal(500, json.dumps({"error": {"message": said}}).encode())
+    assert (refusal.status, refusal.message) == (400, said)
+    assert engine_refusal(500, b'{"error":{"message":"out of memory"}}').status == 500
+
+
+async def test_bodies_that_wait_are_bounded_and_let_go(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(bodies=5000)
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(a, id="1", padding="x" * 3000))
+    await until(lambda: reciter.running == 1)
+    with pytest.raises(Refusal) as refused:
+        await give(a, id="2", padding="x" * 3000)
+    assert refused.value.fault is Fault.UNAVAILABLE and refused.value.retry_after > 0
+    small = asyncio.create_task(give(a, id="3"))
+    await until(lambda: b.server.under_way == 2)
+    reciter.gate.set()
+    await asyncio.gather(first, small)
+    # What is alone is let in however big it is.
+    await give(a, id="4", padding="x" * 9000)
+
+
 async def test_full_line_is_refused_with_a_time(cluster: Cluster) -> None:
     cluster.settings = type(cluster.settings)(queue=1)
     a, b, reciter = await two(cluster, slots=1)
@@ -381,18 +422,11 @@ async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
         reciter = await cluster.reciter()
         reciter.pause = pace
         node.engines.serve("ollama:m", reciter, slots=1, backend=Backend.OLLAMA)
-    loop = asyncio.get_running_loop()
-    alone = asyncio.create_task(give(a, "ollama", id="alone", options={"num_predict": 10}))
-    begun = loop.time()
-    await alone
-    one = loop.time() - begun
-    begun = loop.time()
     count = 60
     tasks = [give(a, "ollama", id=f"r{n}", options={"num_predict": 10}) for n in range(count)]
     results = await asyncio.gather(*tasks)
-    took = loop.time() - begun
     assert all(said(events) == "".join(WORDS[:10]) for events, _ in results)
     served = [answer.routing.node for _, answer in results]
     # The slow one gets its part and no more; the time itself is left to benchmarks on quiet machines.
     assert 4 <= served.count("host-d") <= count // 3
-    assert took < one * count / 1.5
+    assert min(served.count("host-b"), served.count("host-c")) > max(count // 4, served.count("host-d"))

@@ -12,7 +12,7 @@ import pytest
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
 from sollold.serving import errand, finding
-from sollold.serving.ask import Answer, Engine, Fault, Refusal
+from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
 from sollold.serving.drain import drain
 from sollold.serving.router import Wish
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
@@ -112,6 +112,28 @@ async def test_a_request_not_streamed_tells_how_long_it_was_interrupted(cluster:
     answer = await a.serving.open(ask(stream=False), lambda _: None)
     assert said(await read(answer)) == TEXT
     assert answer.routing.resumed == 1 and answer.routing.gap_ms > 0
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_a_text_that_engines_die_over_is_not_asked_for_ever(cluster: Cluster, asked: str) -> None:
+    nodes = {name: await cluster.node(name) for name in "ab"}
+    reciter = await cluster.reciter()
+    nodes["b"].engines.serve("d1", reciter, embedding=True)
+
+    async def loaded_again() -> None:
+        await asyncio.sleep(0.05)
+
+    for node in nodes.values():
+        node.loader.load = loaded_again
+    calls = {Engine.LLAMA: Call("/v1/embeddings", {"input": ["deadly"]})}
+    deadly = ask(calls=calls, stream=False, embedding=True)
+    with pytest.raises(Refusal) as refused:
+        await nodes[asked].serving.open(deadly, lambda _: None)
+    assert (
+        refused.value.fault is Fault.INTERRUPTED
+        and "3 engines ended one after the other" in refused.value.message
+    )
+    assert len(reciter.requests) == 3
 
 
 async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:

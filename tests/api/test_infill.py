@@ -1,0 +1,100 @@
+"""A suffix in every dialect, over a real llama-server whose model knows how to fill in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.agent.llama_find import Llama
+from sollold.api.infill import read_infilled
+from sollold.serving.ask import Call, Engine, Fault, Refusal
+from tests.api.api_parts import PlainLibrary, ScriptedService, chunk, model, parts
+from tests.api.conftest import Serve
+from tests.api.direct_service import DirectService, LlamaServer
+from tests.gguf.writer import write
+
+FILL = model("fill:latest", capabilities=("completion", "insert"))
+
+
+@pytest.fixture(scope="module")
+def filler(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))}
+    file = write(tmp_path_factory.mktemp("fill") / "fill.gguf", more=dict(marks))
+    with LlamaServer(llama.server, file, context=512) as server:
+        yield server.url
+
+
+@pytest.fixture
+async def url(filler: str, serve: Serve) -> str:
+    return await serve(parts(DirectService({FILL.name: filler}), library=PlainLibrary(FILL, model())))
+
+
+async def events(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        found = [line.removeprefix("data: ") for line in (await answer.text()).splitlines()]
+    return [json.loads(line) for line in found if line.startswith("{")]
+
+
+def test_an_event_that_can_not_be_read_is_an_engines_fault() -> None:
+    for raw in (b"{", b'{"content":1}', b'{"error":{"message":"boom"}}'):
+        with pytest.raises(Refusal) as refused:
+            read_infilled(raw)
+        assert refused.value.fault is Fault.ENGINE
+
+
+@pytest.mark.llama
+async def test_completions_with_a_suffix(url: str, http: ClientSession) -> None:
+    body = {"model": "fill", "prompt": "one ", "suffix": " three", "max_tokens": 6, "temperature": 0}
+    body |= {"logprobs": 2}
+    (whole,) = await events(http, f"{url}/v1/completions", body)
+    choice = whole["choices"][0]
+    assert (choice["finish_reason"], whole["object"]) == ("length", "text_completion")
+    assert choice["text"] and len(choice["logprobs"]["content"]) == 6
+    assert whole["usage"]["completion_tokens"] == 6 and whole["usage"]["prompt_tokens"] > 3
+    told = await events(
+        http, f"{url}/v1/completions", {**body, "stream": True, "stream_options": {"include_usage": True}}
+    )
+    assert "".join(c["text"] for one in told for c in one["choices"]) == choice["text"]
+    assert told[-1]["usage"] == whole["usage"] and told[-2]["choices"][0]["finish_reason"] == "length"
+    assert len({one["id"] for one in told}) == 1
+    no_counts = await events(http, f"{url}/v1/completions", {**body, "stream": True})
+    assert all(one["choices"] for one in no_counts)
+
+
+@pytest.mark.llama
+async def test_generate_with_a_suffix_and_logprobs(url: str, http: ClientSession) -> None:
+    body = {"model": "fill", "prompt": "one ", "suffix": " three", "logprobs": True, "top_logprobs": 2}
+    body |= {"options": {"num_predict": 6, "temperature": 0}}
+    (whole,) = await events(http, f"{url}/api/generate", {**body, "stream": False})
+    assert whole["done_reason"] == "length" and len(whole["logprobs"]) == 6
+    assert len(whole["logprobs"][0]["top_logprobs"]) == 2
+    told = await events(http, f"{url}/api/generate", body)
+    assert "".join(one["response"] for one in told) == whole["response"]
+    assert sum(len(one.get("logprobs", [])) for one in told) == 6
+
+
+async def test_a_model_that_can_not_fill_in_says_so(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ScriptedService(), library=PlainLibrary(model(), FILL)))
+    body = {"model": "demo", "prompt": "a", "suffix": "b"}
+    async with http.post(f"{url}/v1/completions", json=body) as answer:
+        assert answer.status == 400 and "does not support a suffix" in await answer.text()
+    for wrong in ({"prompt": ["a", "b"]}, {"n": 2}):
+        async with http.post(f"{url}/v1/completions", json={**body, "model": "fill", **wrong}) as answer:
+            assert answer.status == 400 and "suffix" in await answer.text()
+
+
+async def test_an_ollamas_answer_is_passed_on_as_it_is(serve: Serve, http: ClientSession) -> None:
+    said = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
+    service = ScriptedService(said, engine=Engine.OLLAMA)
+    url = await serve(parts(service, library=PlainLibrary(FILL)))
+    body = {"model": "fill", "prompt": "one", "suffix": "three"}
+    for stream in (False, True):
+        assert await events(http, f"{url}/v1/completions", {**body, "stream": stream}) == [said]
+    calls = service.asks[-1].calls
+    assert calls[Engine.OLLAMA] == Call("/v1/completions", {**body, "stream": True})
+    assert calls[Engine.LLAMA].path == "/infill" and calls[Engine.LLAMA].body["input_suffix"] == "three"

@@ -1,0 +1,29 @@
+"""Hung or slow: pure, with a clock that the test turns."""
+
+from __future__ import annotations
+
+import pytest
+
+from sollold.serving.stall import Progress
+
+
+def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:
+    progress = Progress(0.0, 10.0, 0.0)
+    # The prompt is being read: that may take longer.
+    assert not progress.hung(20.0) and progress.hung(31.0)
+    progress.came(31.0)
+    progress.wanted(31.0)
+    assert not progress.hung(41.0) and progress.hung(42.0)
+    progress.worked(1, 42.0)
+    progress.worked(2, 42.0)
+    assert not progress.hung(43.0) and progress.doubtful(45.0)
+
+
+@pytest.mark.parametrize("least", [0.0, -1.0])
+@pytest.mark.parametrize("speed", [0.0, 50.0])
+def test_without_a_limit_no_engine_is_called_hung(least: float, speed: float) -> None:
+    progress = Progress(0.0, least, speed)
+    assert not progress.hung(1e9) and not progress.doubtful(1e9)
+    progress.came(1.0)
+    progress.wanted(1.0)
+    assert not progress.hung(1e9)
