@@ -27,6 +27,8 @@ _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
 
 
 FILE_VARIABLE = "SOLLOLD_CONFIG"
+SECRETS = ("cluster.token", "cluster.old_tokens")
+"""Keys whose values are shown to nobody."""
 
 
 class SettingsError(Exception):
@@ -265,7 +267,8 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             words = [str(choice) for choice in choices]
             text = f"{value!r} is none of {', '.join(words)}{_nearest(str(value), words)}"
         elif "matching regex" in text:
-            text = f"{value!r} is not {_description(kind)}"
+            shown = "what is given" if setting.key in SECRETS else repr(value)
+            text = f"{shown} is not {_description(kind)}"
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
 
 

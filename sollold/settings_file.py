@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sollold import config
 from sollold.config import Bytes, Settings
-from sollold.settings import Loaded, Setting, catalogue
+from sollold.settings import SECRETS, Loaded, Setting, catalogue
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def in_force(loaded: Loaded) -> list[tuple[str, str, str]]:
     for key, setting in catalogue().items():
         value = getattr(getattr(loaded.settings, setting.section), setting.name)
         text = toml_value(setting, value)
-        if key in ("cluster.token", "cluster.old_tokens") and value:
+        if key in SECRETS and value:
             text = "(set)"
         rows.append((key, text, loaded.origins.get(key, "default")))
     return rows

@@ -81,6 +81,7 @@ def test_a_wrong_key_or_value_is_refused_with_its_line(
         load(file, {})
     assert str(refused.value).startswith(f"{file}:{line}: ")
     assert words in str(refused.value)
+    assert "abc" not in str(refused.value), "secrets are not shown"
 
 
 def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from sollold.agent.commands import Done
 from sollold.api.parts import PlanAsk
 from sollold.cluster.peer import PeerError
-from sollold.cluster.record import Backend, Endpoint, Record, State
+from sollold.cluster.record import Backend, Endpoint, InOllama, Record, State
 from sollold.leader.ensure import Ensure, Ensured, Verdict
 from sollold.models.names import Resolved
 from sollold.serving.ask import Fault, Refusal
@@ -23,6 +23,7 @@ IN_USE = Ensured(Verdict.USE, "demo-1", "a", reasons=("it is in use",))
 
 @dataclass
 class Model:
+    name: str = "demo:latest"
     digest: str = "d1"
     context_train: int = 32768
 
@@ -30,6 +31,7 @@ class Model:
 @dataclass
 class Listed:
     model: Model = field(default_factory=Model)
+    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 @dataclass
