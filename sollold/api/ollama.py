@@ -24,6 +24,7 @@ from sollold.api.ollama_models import ps, show, tags
 from sollold.api.ollama_request import (
     Chat,
     Copy,
+    Delete,
     Embed,
     Embeddings,
     Generate,
@@ -87,7 +88,7 @@ class OllamaRoutes:
             row("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable, produces=kinds),
             row("POST", "/api/create", self.relay, "Create a model in an Ollama", Relayable, produces=kinds),
             row("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
-            row("DELETE", "/api/delete", self.delete, "Remove what was fetched", Named, produces=()),
+            row("DELETE", "/api/delete", self.delete, "Remove what was fetched", Delete, produces=()),
             row("POST", "/api/blobs/{digest}", self.relay, "Give a blob to an Ollama", statuses=(201,)),
             row("HEAD", "/api/blobs/{digest}", self.relay, "Whether an Ollama has a blob"),
         ]
@@ -376,7 +377,7 @@ class OllamaRoutes:
 
     async def delete(self, request: web.Request) -> web.Response:
         """``/api/delete``."""
-        named = as_type(await read_object(request), Named)
+        named = as_type(await read_object(request), Delete)
         await self._parts.library.delete(named.wanted, named.nodes or ())
         return web.Response()
 

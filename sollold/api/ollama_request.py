@@ -113,14 +113,10 @@ class Embeddings(msgspec.Struct, kw_only=True):
 
 
 class Named(msgspec.Struct, kw_only=True):
-    """A body that names a model: show, pull, push, delete. Old clients say ``name``.
-
-    ``nodes``: names or ids of the nodes on which it is deleted; none: everywhere.
-    """
+    """A body that names a model: show, pull, delete. Old clients say ``name``."""
 
     model: str = ""
     name: str = ""
-    nodes: list[str] | None = None
     stream: bool | None = None
     verbose: bool | None = None
     insecure: bool | None = None
@@ -133,6 +129,12 @@ class Named(msgspec.Struct, kw_only=True):
             Refusal: BAD_REQUEST when there is none.
         """
         return require_model(self.model or self.name)
+
+
+class Delete(Named, kw_only=True):
+    """``DELETE /api/delete``. ``nodes``: names or ids of where; none: everywhere."""
+
+    nodes: list[str] | None = None
 
 
 class Relayable(msgspec.Struct, kw_only=True):

@@ -172,11 +172,17 @@ def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int]) ->
         second = plain(give, take, model.stat().st_size)
     best = max(first, second)
     rate = size / taken
-    print(f"{name:24} {best / 1e6:12.0f} {rate / 1e6:12.0f} {rate / best:7.2f} {GOAL:6.2f}", flush=True)
-    return rate / best >= GOAL
+    met = rate / best >= GOAL
+    print(
+        f"{name:24} {best / 1e6:12.0f} {rate / 1e6:12.0f} {rate / best:7.2f} {GOAL:6.2f}"
+        f"  {'met' if met else 'MISSED'}",
+        flush=True,
+    )
+    return met
 
 
-def main() -> None:
+def main() -> int:
+    """Exit status 1 when the goal is missed on any link."""
     parser = argparse.ArgumentParser(prog="tests.bench.transfer", description=__doc__)
     parser.add_argument("--size", type=float, default=1.0, help="GB")
     options = parser.parse_args()
@@ -184,20 +190,20 @@ def main() -> None:
     print(f"{'link':24} {'plain MB/s':>12} {'model MB/s':>12} {'ratio':>7} {'goal':>6}", flush=True)
     if why := netns.available():
         print(f"(no namespaces: {why}; on loopback)")
-        row("loopback", Host(None), Host(None), size, (28435, 28535))
-        return
+        return int(not row("loopback", Host(None), Host(None), size, (28435, 28535)))
     with netns.Lan(2) as lan:
         give, take = Host(lan[0]), Host(lan[1])
-        row("as it is", give, take, size, (28435, 28535))
+        met = row("as it is", give, take, size, (28435, 28535))
         if shutil.which("tc"):
             for machine in lan:
                 limit = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit"]
                 limited = machine.run([*limit, "burst", "256k", "latency", "50ms"])
                 if limited.returncode:
                     print("(the link can't be limited here)")
-                    return
-            row("1 Gbit/s", give, take, size, (28435, 28535))
+                    return int(not met)
+            met = row("1 Gbit/s", give, take, size, (28435, 28535)) and met
+    return int(not met)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
