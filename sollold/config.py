@@ -101,6 +101,11 @@ class LlamaSettings:
     """Workers keep tensors on disk, so that a second load is quick."""
     worker_cache_limit: Bytes = 64 * GIB
     """Most bytes of that cache; what was used longest ago goes first."""
+    rpc_backends: tuple[str, ...] = ()
+    """``host:port`` of llama.cpp RPC workers that others started; the variable RPC_BACKENDS sets it too."""
+    allow_plain_workers: bool = False
+    """Use them. They know no password and no encryption: whoever is on the network can read and change what
+    is computed there."""
     extra_args: tuple[str, ...] = ()
     """Added to every ``llama-server`` command line."""
 

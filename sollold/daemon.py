@@ -194,6 +194,7 @@ class Daemon:
             self._loader,
             router,
             self._drain,
+            self._agent.owner.scan,
             settings.http.wait_limit,
         )
         self._cluster.register(self._peers)

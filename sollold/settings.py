@@ -26,6 +26,10 @@ _KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
 _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
 
 
+FOREIGN_VARIABLES = {"llama.rpc_backends": "RPC_BACKENDS"}
+"""Variables that people have set already for other programs; our own go before them."""
+
+
 class SettingsError(Exception):
     """A setting that can't be. The message names the place, the fault and the nearest right word."""
 
@@ -109,9 +113,9 @@ def load(
         for key, value, place in _from_file(file):
             values[key], origins[key] = value, place
     for key, setting in catalogue().items():
-        text = variables.get(setting.variable)
-        if text is not None and text != "":
-            values[key], origins[key] = _from_text(setting, text, setting.variable), setting.variable
+        for variable in (FOREIGN_VARIABLES.get(key, ""), setting.variable):
+            if text := variables.get(variable, ""):
+                values[key], origins[key] = _from_text(setting, text, variable), variable
     _refuse_unknown_variables(variables)
     for key, text, spelled in flags:
         setting = _setting(key, spelled)

@@ -116,7 +116,7 @@ class Agent:
         server.method("lost", Lost, self._lost)
         server.method("deploy", Deploy, self._deploy)
         server.method("unload", Unload, self._unload)
-        server.tunnel(self._worker_port)
+        server.tunnel(self._worker_address)
         server.route("GET", "/deployments/{id}/wait", self._wait)
 
     async def start(self) -> None:
@@ -149,6 +149,7 @@ class Agent:
         await self.owner.measure()
         self._publish()
         self._view.update_me(build=llama.build, setup="ready")
+        await self.owner.use(llama)
 
     async def shutdown(self) -> None:
         """End every deployment and worker. The caller has drained the requests."""
@@ -282,7 +283,7 @@ class Agent:
             logs=self._places.state / "logs",
             threads=self._settings.llama.threads or cores(),
             extra=self._settings.llama.extra_args,
-            local_worker_port=lambda deployment: self.owner.worker_port(self._node, deployment),
+            local_worker_port=lambda deployment: self.owner.worker_address(self._node, deployment)[1],
         )
         deployment = Deployment(request, model, llama, means, self._dirty.set)
         self._deployments[request.deployment] = deployment
@@ -352,9 +353,9 @@ class Agent:
             one.end(reason)
             await one.head_gone()
 
-    def _worker_port(self, caller: str, deployment: str) -> int:
+    def _worker_address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
         try:
-            return self.owner.worker_port(caller, deployment)
+            return self.owner.worker_address(caller, deployment, plain)
         except LookupError as error:
             raise PeerError(self._node, str(error), transport=False) from error
 
@@ -407,6 +408,7 @@ class Agent:
         self._view.update_me(
             devices=_steady(me.devices, self.owner.ledger.devices()),
             grants=self.owner.ledger.grants(),
+            plain=self.owner.plain.listed(),
             endpoints=(*(one for one in me.endpoints if one.backend is Backend.OLLAMA), *ours),
         )
 

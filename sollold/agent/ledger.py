@@ -19,6 +19,9 @@ How much one more grant could get on a device is the smallest of
 - what is measured free, less the reserve and less what was granted but is not allocated yet.
 
 Devices in one pool share the first and the last of these.
+
+The devices of a plain worker (`sollold.machine.plain`) are no memory of this machine's, so the node's limit
+does not count them, and they are one deployment's at a time: a worker serves one client.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from sollold.cluster.record import Grant, GrantState
 from sollold.cluster.term import Term
 from sollold.config import MIB
 from sollold.machine.device import Device
+from sollold.machine.plain import plain_address
 
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
@@ -146,7 +150,10 @@ class Ledger:
         known = self._devices.get(device)
         if known is None:
             return 0
-        return max(0, min(self._device_room(known), self._pool_room(known), self._node_room()))
+        if self._taken_by(device):
+            return 0
+        room = min(self._device_room(known), self._pool_room(known))
+        return max(0, room if plain_address(device) else min(room, self._node_room()))
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None when nothing can expire."""
@@ -356,7 +363,21 @@ class Ledger:
     def _node_room(self) -> int:
         if not self._node_limit:
             return max((device.total for device in self._devices.values()), default=0)
-        return self._node_limit - sum(sum(entry.bytes.values()) for entry in self._entries.values())
+        return self._node_limit - sum(_own(entry.bytes) for entry in self._entries.values())
+
+    def _taken_by(self, device: str) -> str:
+        """The deployment that has the plain worker behind ``device``; empty when none has."""
+        address = plain_address(device)
+        if not address:
+            return ""
+        return next(
+            (
+                deployment
+                for deployment, entry in self._entries.items()
+                if any(plain_address(other) == address for other in entry.bytes)
+            ),
+            "",
+        )
 
     def _missing(self, wanted: Mapping[str, int]) -> str:
         """Why ``wanted`` can't be had, or empty."""
@@ -364,6 +385,8 @@ class Ledger:
             device = self._devices.get(name)
             if device is None:
                 return f"there is no device {name} here"
+            if other := self._taken_by(name):
+                return f"{name} serves one deployment at a time, and {other} has it"
             if size > (room := max(0, self._device_room(device))):
                 return (
                     f"{name}: {_mib(size)} asked, {_mib(room)} left under its limit of {_mib(device.limit)}"
@@ -372,12 +395,17 @@ class Ledger:
             together = sum(wanted.get(member.id, 0) for member in pool)
             if together > (room := max(0, self._pool_room(device))):
                 return f"{name}: {_mib(together)} asked, {_mib(room)} free"
-        if self._node_limit and sum(wanted.values()) > (room := max(0, self._node_room())):
+        if self._node_limit and _own(wanted) > (room := max(0, self._node_room())):
             return (
-                f"{_mib(sum(wanted.values()))} asked, {_mib(room)} left under the node's limit of "
+                f"{_mib(_own(wanted))} asked, {_mib(room)} left under the node's limit of "
                 f"{_mib(self._node_limit)}"
             )
         return ""
+
+
+def _own(sizes: Mapping[str, int]) -> int:
+    """Bytes on the machine's own devices."""
+    return sum(size for device, size in sizes.items() if not plain_address(device))
 
 
 def _mib(size: int) -> str:

@@ -362,7 +362,7 @@ class LocalOllama:
         devices = self._view.me.devices
         if not devices:
             return 1 << 62
-        return sum(device.total - device.granted for device in devices)
+        return sum(device.total - device.granted for device in devices if device.kind is not Kind.PLAIN)
 
     def _placed(self, loaded: Loaded, model: Model | None) -> tuple[Placed, ...]:
         """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken."""

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.body import as_type, read_object
-from sollold.api.cluster_view import cluster_object, deployment_object
+from sollold.api.cluster_view import cluster_object, deployment_object, plain_object
 from sollold.api.fault_shape import Dialect
 from sollold.api.live import LiveRequests
 from sollold.api.ollama import json_response
@@ -105,6 +105,7 @@ class ClusterRoutes:
             ),
             row("POST", "/api/cluster/unload", self.unload, "Unload a model or a deployment", UnloadBody),
             row("GET", "/api/doctor", self.doctor, "What is wrong, and the one command that mends it"),
+            row("POST", "/api/cluster/scan", self.scan, "Look for llama.cpp workers on the LAN of this node"),
             row("POST", "/api/cluster/drain", self.drain, "Take a node out of new work, or back", DrainBody),
             row(
                 "POST",
@@ -145,6 +146,15 @@ class ClusterRoutes:
         """``GET /api/doctor``."""
         found = await asyncio.to_thread(self._parts.findings)
         return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
+
+    async def scan(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/scan``: answers when it has looked everywhere."""
+        cluster = self._parts.cluster
+        named = {worker.address for record in cluster.live() for worker in record.plain}
+        found = await cluster.scan()
+        return json_response(
+            {"workers": [plain_object(one) | {"named": one.address in named} for one in found]}
+        )
 
     async def drain(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/drain``."""

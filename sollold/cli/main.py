@@ -30,6 +30,7 @@ ROOMS = {
     "chat": "chat",
     "pull": "models",
     "drain": "load",
+    "scan": "scan",
     "doctor": "doctor",
 }
 """The module that holds each command; its function of the command's name is called."""

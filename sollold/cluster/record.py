@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from sollold.cluster.term import Term
 from sollold.machine.device import Device
+from sollold.machine.plain import PlainWorker
 
 
 class GrantState(StrEnum):
@@ -115,6 +116,7 @@ class Record:
         open: the node uses the well-known token.
         draining: takes no new work.
         links: measured (peer node id, round trip in seconds, bytes per second).
+        plain: workers that others started and the node's settings name, used or not.
     """
 
     node: str
@@ -134,3 +136,4 @@ class Record:
     open: bool = True
     draining: bool = False
     links: tuple[tuple[str, float, float], ...] = ()
+    plain: tuple[PlainWorker, ...] = ()

@@ -238,7 +238,7 @@ def _worth_asking(free: Choice, aim: int, idle: list[Held]) -> bool:
         return True
     if not any(endpoint.idle >= IDLE_LONG for _, endpoint in idle):
         return False
-    return _context(free) < aim or len(free.draft.nodes) > 1 or free.draft.on_host
+    return _context(free) < aim or not free.draft.alone or free.draft.on_host
 
 
 def _better(roomy: Choice, free: Choice, aim: int) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from sollold.machine.device import Kind
+from sollold.machine.plain import plain_address
 from sollold.models.footprint import Footprint
 from sollold.models.run import Run
 from sollold.placement import speed
@@ -44,7 +45,9 @@ class Rung:
         self.total = footprint.layers + 1
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
-        self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
+        computing = dict.fromkeys(machine.node for machine in fleet.machines)
+        computing |= dict.fromkeys(spot.machine for machine in fleet.machines for spot in machine.spots)
+        self.numbers = {name: number for number, name in enumerate(computing)}
         self.buffers: dict[bool, tuple[int, int]] = {}
         self.lost: list[Alternative] = []
         allowed = set(wish.devices)
@@ -97,7 +100,7 @@ class Rung:
                     holds.append((bins[index][0], first, last))
             made = self.draft(head, on_host, holds, links)
             if not made.short:
-                return None if self.wish.always and len(made.nodes) == 1 else made
+                return None if self.wish.always and made.alone else made
             # The buffers of these very layers are larger than those the search reckoned with.
             over = {short.node: short.needed - short.room for short in made.short}
             tight = [
@@ -119,7 +122,7 @@ class Rung:
                 footprint.compute(0, self.total, devices=2, offloaded=offloaded),
             )
         middle, last = self.buffers[copies]
-        peak = footprint.largest_tensor if link is not None and spot.kind is Kind.CPU else 0
+        peak = footprint.largest_tensor if link is not None and spot.kind is not Kind.GPU else 0
         slower = self.correction(spot.node, speed.HOP) if link is not None else 1.0
         room = spot.room - spot.overhead
         cpu = head.cpu
@@ -132,7 +135,7 @@ class Rung:
             room=room - max(middle, peak),
             room_last=room - max(last, peak),
             group=self._group(spot),
-            worker=self.numbers[spot.node] if spot.node != head.node else -1,
+            worker=self.numbers[spot.machine] if spot.machine != head.node else -1,
         )
 
     def host_bin(self, cpu: Spot, head: Machine) -> Bin:
@@ -165,9 +168,15 @@ class Rung:
         )
 
 
+def plain_of(one: Draft) -> list[str]:
+    """The workers that others started among the devices of a placement, as people call them."""
+    addresses = dict.fromkeys(plain_address(share.device) for share in one.shares)
+    return [f"the plain worker {address}" for address in addresses if address]
+
+
 def describe(one: Draft, fleet: Fleet) -> str:
     """A placement in a few words: ``a alone``, ``a with b and c``."""
-    others = [fleet.name(node) for node in one.nodes[1:]]
+    others = [fleet.name(node) for node in one.nodes[1:]] + plain_of(one)
     if not others:
         return f"{one.head.name} alone"
     return f"{one.head.name} with {', '.join(others)}"

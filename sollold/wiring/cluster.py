@@ -17,6 +17,7 @@ from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
 from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
+from sollold.machine.plain import PlainWorker
 from sollold.models.library import Library
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
@@ -37,6 +38,7 @@ class ClusterHere:
 
     Args:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
+        scan: looks for workers that others started.
         limit: seconds that a load may take.
     """
 
@@ -49,6 +51,7 @@ class ClusterHere:
         loader: LeaderLoader,
         router: Router,
         drain: Callable[[bool], Awaitable[None]],
+        scan: Callable[[], Awaitable[tuple[PlainWorker, ...]]],
         limit: float,
     ) -> None:
         self._view = view
@@ -58,6 +61,7 @@ class ClusterHere:
         self._loader = loader
         self._router = router
         self._drain = drain
+        self._scan = scan
         self._limit = limit
 
     def register(self, server: PeerServer) -> None:
@@ -134,6 +138,10 @@ class ClusterHere:
             why = "; ".join(reason for _, reason in dropped.refused)
             raise Refusal(Fault.UNAVAILABLE, f"{why}; --force ends them", retry_after=10.0)
         return len(dropped.ended)
+
+    async def scan(self) -> tuple[PlainWorker, ...]:
+        """As `sollold.api.parts.Cluster.scan`."""
+        return await self._scan()
 
     async def drain(self, node: str, *, on: bool) -> None:
         """Take a node (id or name; empty: this one) out of new work, or back.

@@ -482,6 +482,9 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
         assert (await answer.json())["draining"] is False
     assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]
+    async with http.post(f"{url}/api/cluster/scan") as answer:
+        (worker,) = (await answer.json())["workers"]
+    assert (worker["address"], worker["state"], worker["named"]) == ("10.0.0.9:50052", "usable", False)
     async with http.post(f"{url}/api/cluster/route", json={"model": "demo"}) as answer:
         assert (await answer.json())["endpoints"][0]["why"] == "ready, nothing in line"
     async with http.post(f"{url}/api/cluster/plan", json={"model": "demo", "policy": "odd"}) as answer:

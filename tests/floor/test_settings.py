@@ -51,6 +51,16 @@ def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
     assert settings.cluster.mdns is False
 
 
+def test_workers_that_others_started_are_named_by_the_variable_that_is_usual(tmp_path: Path) -> None:
+    file = write(tmp_path, '[llama]\nrpc_backends = ["x:1"]\n')
+    loaded = load(file, {"RPC_BACKENDS": "10.0.0.5:50052, pc:50053"})
+    assert loaded.settings.llama.rpc_backends == ("10.0.0.5:50052", "pc:50053")
+    assert loaded.origins["llama.rpc_backends"] == "RPC_BACKENDS"
+    own = load(file, {"RPC_BACKENDS": "a:1", "SOLLOLD_LLAMA_RPC_BACKENDS": "b:2"})
+    assert own.settings.llama.rpc_backends == ("b:2",), "our own variable goes before it"
+    assert not own.settings.llama.allow_plain_workers
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [

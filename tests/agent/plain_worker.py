@@ -1,0 +1,52 @@
+"""A ``ggml-rpc-server`` that somebody else has started, for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+
+from sollold.agent.llama_find import Llama
+from sollold.agent.rpc_protocol import Handshake
+
+
+@contextlib.asynccontextmanager
+async def started(llama: Llama, folder: Path) -> AsyncIterator[str]:
+    """One on a free port of loopback; its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    with (folder / f"plain-{port}.log").open("wb") as log:
+        command = [str(llama.worker), "-H", "127.0.0.1", "-p", str(port), "-d", "CPU", "-t", "1"]
+        process = subprocess.Popen(command, stdout=log, stderr=log, restore_signals=False)  # noqa: ASYNC220
+    try:
+        for _ in range(500):
+            # A connection would be its one client.
+            listening = psutil.Process(process.pid).net_connections("tcp")
+            if any(one.status == psutil.CONN_LISTEN for one in listening):
+                break
+            await asyncio.sleep(0.02)
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.wait)
+
+
+@contextlib.asynccontextmanager
+async def occupied(address: str) -> AsyncIterator[None]:
+    """Another client has the worker at ``address``."""
+    host, _, port = address.partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    handshake = Handshake()
+    writer.write(handshake.begin())
+    handshake.feed(await asyncio.wait_for(reader.read(4096), 5))
+    assert handshake.version is not None
+    try:
+        yield
+    finally:
+        writer.transport.abort()
