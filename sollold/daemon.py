@@ -184,7 +184,15 @@ class Daemon:
         router = Router(self._identity.node, settings.ollama.strategy)
         self._loader = LeaderLoader(view, calls)
         self._serving = Serving(
-            view, self._library, calls, self._endpoints, self._loader, router, settings.serving, settings.http
+            view,
+            self._library,
+            calls,
+            self._endpoints,
+            self._loader,
+            router,
+            settings.serving,
+            settings.http,
+            settings.placement,
         )
         self._cluster = ClusterHere(
             view,

@@ -8,7 +8,7 @@ from functools import partial
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
-from sollold.leader.reuse import Held, Use, Wait, footprint_of, what_is_there, wish_of
+from sollold.leader.reuse import Held, Use, Wait, footprint_of, in_ollama, what_is_there, wish_of
 from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama, why_blocked
 from sollold.models.model import Model
 from sollold.models.shape import Shape
@@ -73,6 +73,9 @@ def decide(ask: Ensure, world: World) -> Decision:
             return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
         if there is not None and not isinstance(there, tuple):
             return there
+        # Better to let an Ollama try with what memory it finds than to answer nothing.
+        if ask.ollama and not ask.more and (last := in_ollama(ask, world, surely=False)) is not None:
+            return last
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sollold.cluster.record import Backend, Endpoint, Record, State
@@ -13,10 +13,13 @@ from sollold.models.model import Model
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.placement import context
-from sollold.placement.wish import MOST_DEVICES, Policy, Wish
+from sollold.placement.ollama_room import ollama_room
+from sollold.placement.wish import MOST_DEVICES, Policy, Wish, must_shard
 
 Held = tuple[Record, Endpoint]
 """An endpoint and the node that has it."""
+OLLAMA_CONTEXT = 4096
+"""Tokens that Ollama gives when nobody names a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,6 @@ class Wait:
 def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
     """What the planner is asked for."""
     placement = world.settings.placement
-    threshold = placement.distributed_threshold
     return Wish(
         model=model.name,
         digest=model.digest,
@@ -54,7 +56,7 @@ def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
         policy=Policy(ask.policy or placement.policy),
         workers=min(ask.workers or placement.max_workers, MOST_DEVICES),
         distributed=placement.enable_distributed,
-        always=placement.enable_distributed and 0 < threshold <= model.parameters / 1e9,
+        always=must_shard(placement, model.parameters),
         fixed=ask.fixed,
         embedding=for_embedding(ask, model),
     )
@@ -75,13 +77,7 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
     """What runs or loads already. A pair: an idle deployment whose context is too small for this."""
     model = world.holders[0][1]
     embedding = for_embedding(ask, model)
-    same = [
-        (record, endpoint)
-        for record, endpoint in world.endpoints()
-        if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
-        and not record.draining
-        and record.node not in ask.exclude
-    ]
+    same = _endpoints_of(ask, model, world)
     ready = [
         (record, endpoint)
         for record, endpoint in same
@@ -119,9 +115,43 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Held | None:
         if in_use(endpoint) or endpoint.id in world.unwilling:
             return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
         return record, endpoint
-    if ask.ollama:
-        return _in_ollama(model, same, world)
-    return None
+    return in_ollama(ask, world) if ask.ollama else None
+
+
+def in_ollama(ask: Ensure, world: World, *, surely: bool = True) -> Use | None:
+    """An Ollama that has the model, loaded or able to hold it; not ``surely``: or just offering it."""
+    model = world.holders[0][1]
+    ours = [
+        (record, endpoint)
+        for record, endpoint in _endpoints_of(ask, model, world)
+        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
+    ]
+    only = not ask.llama or not any(runs_on_llama(one) for _, one in world.holders)
+    sharded = must_shard(world.settings.placement, model.parameters)
+    fitting = [
+        pair
+        for pair in ours
+        if pair[1].loaded or only or not surely or (not sharded and _fits_there(ask, model, pair[0], world))
+    ]
+    if not fitting:
+        return None
+    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
+    if endpoint.loaded:
+        why = "it is loaded in the Ollama there"
+    else:
+        why = "it fits the Ollama there" if surely else "the Ollama there has it, and nothing else can run it"
+    return Use(endpoint.id, record.node, why)
+
+
+def _endpoints_of(ask: Ensure, model: Model, world: World) -> list[Held]:
+    """All that has this content on nodes that take work."""
+    return [
+        (record, endpoint)
+        for record, endpoint in world.endpoints()
+        if (endpoint.digest == model.digest or (not endpoint.digest and endpoint.model == model.name))
+        and not record.draining
+        and record.node not in ask.exclude
+    ]
 
 
 def _line(pair: Held) -> tuple[float, str]:
@@ -129,29 +159,12 @@ def _line(pair: Held) -> tuple[float, str]:
     return (endpoint.active + endpoint.waiting) / max(1, endpoint.slots), endpoint.id
 
 
-def _in_ollama(model: Model, same: list[Held], world: World) -> Use | None:
-    """An Ollama that has the model, loaded or able to hold it."""
-    ours = [
-        (record, endpoint)
-        for record, endpoint in same
-        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
-    ]
-    only = not any(runs_on_llama(one) for _, one in world.holders)
-    fitting = [pair for pair in ours if pair[1].loaded or only or _fits_there(model, pair[0], world)]
-    if not fitting:
-        return None
-    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
-    why = "it is loaded in the Ollama there" if endpoint.loaded else "it fits the Ollama there"
-    return Use(endpoint.id, record.node, why)
-
-
-def _fits_there(model: Model, record: Record, world: World) -> bool:
+def _fits_there(ask: Ensure, model: Model, record: Record, world: World) -> bool:
     """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
-    room = sum(device.available for device in record.devices)
-    idle = [e for e in record.endpoints if e.backend is Backend.OLLAMA and e.loaded and not in_use(e)]
-    room += sum(one.bytes for one in idle)
+    room = ollama_room(record)
     if world.shape is None:
         return model.size * 1.1 <= room
-    least = context.run_with(wish_of(Ensure(model.name), model, world), context.LEAST, 1)
-    need = footprint_of(world.shape, least)
+    wish = wish_of(ask, model, world)
+    tokens = context.tokens(replace(wish, usual=OLLAMA_CONTEXT), world.shape.context_train)
+    need = footprint_of(world.shape, context.run_with(wish, tokens, 1))
     return need.host_weights + sum(need.weights) + sum(need.state) <= room

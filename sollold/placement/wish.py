@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sollold.config import PlacementSettings
+
 MOST_DEVICES = 15
 """llama.cpp takes no more in one model (GGML_SCHED_MAX_BACKENDS less the processor's)."""
 
@@ -56,3 +58,8 @@ class Wish:
     devices: tuple[tuple[str, str], ...] = ()
     head: str = ""
     embedding: bool = False
+
+
+def must_shard(settings: PlacementSettings, parameters: int) -> bool:
+    """Whether the settings want a model of so many weights spread, even where it fits one machine."""
+    return settings.enable_distributed and 0 < settings.distributed_threshold <= parameters / 1e9

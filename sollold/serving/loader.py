@@ -116,7 +116,7 @@ class LeaderLoader:
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         """As `Loader.ready`."""
-        wish = replace(need.wish, prefix="")
+        wish = replace(need.wish, prefix="", told=("", ""))
         key = (wish, need.keep_alive)
         load = self._loads.get(key)
         if load is None or load.task is None:

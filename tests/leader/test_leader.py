@@ -18,7 +18,7 @@ from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
 from sollold.models.model import Model
 from sollold.models.shape import Shape
-from tests.leader.cluster import Cluster, model, refuse
+from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
 SETTINGS = Settings(placement=PlacementSettings(context=2048, slots=1))
@@ -389,6 +389,69 @@ async def test_ollama_first_where_it_fits() -> None:
     answer = await town.planner.ensure(ASK)
     assert (answer.verdict, answer.deployment) == (Verdict.USE, "ollama:demo:latest")
     assert (await town.planner.ensure(replace(ASK, ollama=False))).verdict is Verdict.WAIT
+
+
+def offered(town: Cluster, node: str, **changes: Any) -> str:
+    """The Ollama of a node has the model, and has not loaded it."""
+    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+    town.nodes[node].endpoints[one.id] = replace(one, **changes)
+    return one.id
+
+
+async def test_a_model_that_is_to_be_sharded_is_so_though_an_ollama_could_hold_it() -> None:
+    settings = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=0.3))
+
+    def two() -> Cluster:
+        town = Cluster(settings)
+        town.add("a", 2 * GIB, model())
+        town.add("b", 2 * GIB)
+        return town
+
+    town = two()
+    offered(town, "a")
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    town = two()
+    offered(town, "a", loaded=True)
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.USE, "what is loaded there already answers"
+    town.nodes["a"].models[:] = [model(only_ollama="stock llama.cpp can't read it")]
+    offered(town, "a")
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.USE, "nothing else can run it"
+
+
+async def test_an_ollama_without_room_for_the_context_is_passed_over(town: Cluster) -> None:
+    town.nodes["a"].ledger.measured((replace(cpu_device(900 * MIB), available=0),))
+    named = offered(town, "a")
+    answer = await town.planner.ensure(replace(ASK, context=2048))
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
+    long = await town.planner.ensure(replace(ASK, context=32768))
+    assert long.verdict is not Verdict.USE or long.deployment != named
+
+
+async def test_an_ollama_is_the_last_resort_of_what_can_not_be_placed() -> None:
+    town = Cluster(SETTINGS)
+    town.add("a", 300 * MIB, model())
+    refused = await town.planner.ensure(ASK)
+    assert refused.fault == "too_big"
+    named = offered(town, "a")
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
+    assert "nothing else can run it" in answer.reasons[0]
+    again = await town.planner.ensure(replace(ASK, ollama=False))
+    assert again.fault == "too_big", "where the Ollama has failed too the arithmetic is told"
+
+
+async def test_what_fails_again_and_again_is_given_to_an_ollama_that_has_it(town: Cluster) -> None:
+    for _ in range(3):
+        answer = await town.planner.ensure(ASK)
+        if answer.verdict is Verdict.WAIT:
+            town.ready(answer.deployment, state=State.FAILED, reason="unknown tensor type")
+            for node in town.nodes.values():
+                node.ledger.end(answer.deployment, "failed")
+                node.ledger.ended(answer.deployment)
+    assert "has failed" in (await town.planner.ensure(ASK)).message
+    named = offered(town, "a")
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
 
 
 async def test_ollama_only_models_and_unusable_ones() -> None:
