@@ -26,7 +26,7 @@ from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
 from sollold.leader.reuse import Use, Wait, for_embedding
-from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded
+from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded, with_refusals
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement.speed import Correction, uncorrected
@@ -211,9 +211,13 @@ class Leader:
             await asyncio.sleep(REPLICA_EVERY)
             wanted = self._lines.observe(self._view.live(), self._clock())
             for model, digest, embedding in wanted if self._leads else ():
-                answer = await self._ensure(
-                    Ensure(model, digest, embedding=embedding, ollama=False, more=True)
-                )
+                ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
+                try:
+                    answer = await self._ensure(ask)
+                except Exception:
+                    # It is thought of again; other models' lines must not suffer meanwhile.
+                    log.exception("one more of %s could not be loaded by a fault of our own", model)
+                    continue
                 if answer.verdict is Verdict.WAIT:
                     log.info("%s has a long line: one more is loaded", model)
 
@@ -289,6 +293,8 @@ class Leader:
                 return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             return Refuse(fault, resolved.message or f"model {ask.model!r} not found")
+        records = self._view.live()
+        holders = with_refusals(holders, records)
         shape = await self._shape(holders)
         now = self._clock()
         records = self._view.live()

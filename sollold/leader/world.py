@@ -210,6 +210,28 @@ def runs_on_llama(model: Model) -> bool:
     return bool(model.files) and not model.unusable and not model.only_ollama
 
 
+def with_refusals(
+    holders: tuple[tuple[str, Model], ...], records: Iterable[Record]
+) -> tuple[tuple[str, Model], ...]:
+    """The holders, each knowing what one of them has learnt: that its llama.cpp can't read the content.
+
+    The file is the same everywhere, so every node of that build would fail alike.
+    """
+    builds = {record.node: record.build for record in records if record.build}
+    refused = {
+        builds[node]: one.only_ollama
+        for node, one in holders
+        # Without files the fault is theirs, not the content's.
+        if one.only_ollama and one.files and node in builds
+    }
+    return tuple(
+        (node, replace(one, only_ollama=refused[builds[node]]))
+        if not one.only_ollama and builds.get(node) in refused
+        else (node, one)
+        for node, one in holders
+    )
+
+
 def why_blocked(blocked: Blocked) -> str:
     """Half a sentence on a backoff."""
     return (

@@ -487,6 +487,69 @@ async def test_a_replica_only_in_free_memory(town: Cluster) -> None:
     assert answer.node == "d"
 
 
+async def test_an_ollamas_long_line_gets_a_llama_server_beside_it_and_faults_do_not_end_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "REPLICA_EVERY", 0.01)
+    town = Cluster(SETTINGS)
+    town.add("a", 2 * GIB, model())
+    town.add("b", 2 * GIB, model("other:latest", "d2"))
+    town.shapes["d2"] = shape()
+    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, waiting=9)
+    other = replace(one, id="ollama:other:latest", model="other:latest", digest="d2")
+    town.nodes["a"].endpoints[one.id] = one
+    town.nodes["b"].endpoints[other.id] = other
+    usual = town.shape
+
+    async def broken(node: str, asked: Model) -> Shape:
+        if asked.digest == "d1":
+            raise RuntimeError("a fault of our own")
+        return await usual(node, asked)
+
+    town.shape = broken  # type: ignore[method-assign]
+    await town.planner.start()
+    try:
+        await asyncio.sleep(0.05)
+        town.now += 11.0
+        for _ in range(300):
+            if town.asked("deploy"):
+                break
+            await asyncio.sleep(0.01)
+        plans = [request.plan for _, request in town.asked("deploy") if isinstance(request, Deploy)]
+        assert [(plan.model, plan.head) for plan in plans] == [("other:latest", "b")]
+        town.shape = usual  # type: ignore[method-assign]
+        town.now += 61.0
+        for _ in range(300):
+            if len(town.asked("deploy")) > 1:
+                break
+            await asyncio.sleep(0.01)
+        assert {request.plan.model for _, request in town.asked("deploy") if isinstance(request, Deploy)} == {
+            "demo:latest",
+            "other:latest",
+        }
+    finally:
+        await town.planner.close()
+
+
+async def test_what_one_nodes_llama_cpp_can_not_read_none_of_that_build_is_asked_to(town: Cluster) -> None:
+    learnt = "llama.cpp b1 can't read it: unknown tensor type"
+    town.nodes["a"].models[:] = [model(only_ollama=learnt)]
+    town.add("d", 2 * GIB, model())
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.REFUSED and learnt in answer.message
+    named = offered(town, "d")
+    assert (await town.planner.ensure(ASK)).deployment == named
+    town.nodes["d"].endpoints.clear()
+    town.nodes["d"].build = "b2"
+    assert (await town.planner.ensure(ASK)).node == "d", "another build may read it"
+
+
+async def test_an_api_that_knows_no_files_says_nothing_of_the_content(town: Cluster) -> None:
+    town.nodes["a"].models[:] = [model(files=(), only_ollama="its files can't be read there")]
+    town.add("d", 2 * GIB, model())
+    assert (await town.planner.ensure(ASK)).node == "d"
+
+
 async def test_drop_ends_what_is_idle(town: Cluster) -> None:
     first = await placed(town, active=1)
     dropped = await town.planner.drop(Drop("demo"))
