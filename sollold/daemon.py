@@ -166,7 +166,9 @@ class Daemon:
             folders.state / "logs",
             own_port=settings.http.port,
         )
-        self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
+        self._agent.beside_ollama(
+            lambda endpoint, force: self._ollama.unload(endpoint, force=force), self._ollama.held
+        )
         pace = Pace(settings.models.transfer_rate)
         self._sender = Sender(self._catalogue, self._peers, self._identity.node, pace)
         self._own_models = OwnModels(self._catalogue, self._peers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -138,9 +138,16 @@ class Agent:
         """Tell ``load_failed`` the model's digest and the end of ``llama-server``'s log when it fails."""
         self._load_failed = load_failed
 
-    def ollama_unloads(self, unload: Callable[[str, bool], Awaitable[Done]]) -> None:
-        """An `Unload` of an endpoint of this node's Ollama goes to ``unload`` (endpoint, force)."""
+    def beside_ollama(
+        self, unload: Callable[[str, bool], Awaitable[Done]], held: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """There is an Ollama on this machine.
+
+        An `Unload` of one of its endpoints goes to ``unload`` (endpoint, force); ``held``: device → bytes
+        that it has loaded.
+        """
         self._unload_ollama = unload
+        self.owner.others = held
 
     async def use(self, llama: Llama) -> None:
         """This llama.cpp is the one to use from now on; the record says so."""

@@ -16,7 +16,8 @@ How much one more grant could get on a device is the smallest of
 
 - its limit less what is granted on it,
 - the node's limit less what is granted on all devices,
-- what is measured free, less the reserve and less what was granted but is not allocated yet.
+- what is measured free, less the reserve, less what was granted but is not allocated yet, and less what
+  others use although it counts as free.
 
 Devices in one pool share the first and the last of these.
 
@@ -104,6 +105,7 @@ class Ledger:
         self._grant_seconds = grant_seconds
         self._devices: dict[str, Device] = {}
         self._allocated: dict[str, dict[str, int]] = {}
+        self._taken: dict[str, int] = {}
         self._entries: dict[str, _Entry] = {}
 
     # What is known
@@ -171,17 +173,20 @@ class Ledger:
         devices: Collection[Device],
         allocated: Mapping[str, Mapping[str, int]] | None = None,
         reserves: Mapping[str, int] | None = None,
+        taken: Mapping[str, int] | None = None,
     ) -> tuple[Action, ...]:
         """The devices as they are now.
 
         ``allocated`` is deployment → device → bytes that its processes had taken when ``free`` was
         measured; what is missing from it counts as not allocated yet. ``reserves`` is device → bytes
-        that are left to the rest of the machine.
+        that are left to the rest of the machine. ``taken`` is device → bytes that others than deployments
+        use although ``free`` counts them: weights that an Ollama has mapped.
         """
         before = self.devices()
         self._devices = {device.id: device for device in devices}
         self._allocated = {key: dict(value) for key, value in (allocated or {}).items()}
         self._reserves = dict(reserves or {})
+        self._taken = dict(taken or {})
         return (Changed(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
@@ -358,7 +363,8 @@ class Ledger:
             sizes = [(entry.bytes.get(member.id, 0), taken.get(member.id, 0)) for member in members]
             pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
         total = max(member.total for member in members) - sum(self._granted(member.id) for member in members)
-        return min(total, max(member.free for member in members) - reserve - pledged)
+        mapped = sum(self._taken.get(member.id, 0) for member in members)
+        return min(total, max(member.free for member in members) - reserve - pledged) - mapped
 
     def _node_room(self) -> int:
         if not self._node_limit:

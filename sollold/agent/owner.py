@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -28,8 +28,7 @@ from sollold.cluster.interfaces import interfaces
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.term import Term
 from sollold.config import Settings
-from sollold.machine.device import Device
-from sollold.machine.devices import PROCESSOR, Machine
+from sollold.machine.devices import PROCESSOR, Machine, Measurement
 from sollold.machine.plain import PlainWorker, plain_address, split_address
 from sollold.machine.speed import cores
 from sollold.places import Places
@@ -89,9 +88,11 @@ class Owner:
         """Deployments whose plain workers were found free when they took them."""
         self._telling: set[asyncio.Task[None]] = set()
         self._measured_at = float("-inf")
-        self._devices: tuple[Device, ...] = ()
+        self._measured = Measurement((), {})
         self._allocated: dict[str, dict[str, int]] = {}
         self._measuring: asyncio.Task[None] | None = None
+        self.others: Callable[[], Mapping[str, int]] = dict
+        """Device → bytes that an Ollama on this machine has loaded."""
         self.ledger = Ledger(node_limit=settings.node.memory_limit)
         self.plain = PlainWorkers(
             settings.llama.rpc_backends,
@@ -200,6 +201,8 @@ class Owner:
         """See `Ledger.reserve`; measured first."""
         if time.monotonic() - self._measured_at > _FRESH_SECONDS:
             await self.measure()
+        else:
+            self._offer()
         reserved, actions = self.ledger.reserve(request, time.monotonic())
         refusal = await self._carry_out(actions)
         if refusal:
@@ -359,16 +362,16 @@ class Owner:
 
     async def _measure(self) -> None:
         processes = dict(self._processes())
-        devices, allocated = await asyncio.to_thread(self._look, processes)
+        self._measured, self._allocated = await asyncio.to_thread(self._look, processes)
         self._measured_at = time.monotonic()
-        self._devices = devices
-        self._allocated = allocated
         self._offer()
 
     def _offer(self) -> None:
         """Tell the ledger of the devices, as last measured."""
-        devices = (*self._devices, *self.plain.devices())
-        self._apply(self.ledger.measured(devices, self._allocated, self._machine.reserves()))
+        devices = (*self._measured.devices, *self.plain.devices())
+        # The system counts mapped weights as free, and would take them from under whoever computes with them.
+        taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
+        self._apply(self.ledger.measured(devices, self._allocated, self._machine.reserves(), taken))
 
     def _plain_changed(self) -> None:
         self._offer()
@@ -381,9 +384,7 @@ class Owner:
         """The workers that others started among what a deployment has here."""
         return tuple(sorted({plain_address(device) for device in self.ledger.bytes_of(deployment)} - {""}))
 
-    def _look(
-        self, processes: dict[str, list[Process]]
-    ) -> tuple[tuple[Device, ...], dict[str, dict[str, int]]]:
+    def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """The devices, and what each deployment has allocated by now. Blocks."""
         measurement = self._machine.measure()
         allocated: dict[str, dict[str, int]] = {}
@@ -393,7 +394,7 @@ class Owner:
                 sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
                 for device, size in measurement.processes.get(process.pid, {}).items():
                     sizes[device] = sizes.get(device, 0) + size
-        return measurement.devices, allocated
+        return measurement, allocated
 
     def _processes(self) -> list[tuple[str, list[Process]]]:
         found = []

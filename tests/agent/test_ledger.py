@@ -329,3 +329,13 @@ def test_the_nodes_limit_does_not_count_what_is_elsewhere():
     assert book.available("CPU") == 300
     assert book.reserve(ask("near", 300), 0.0)[0].ok
     assert not book.reserve(ask("more", 1), 0.0)[0].ok
+
+
+def test_what_others_have_mapped_is_not_granted_though_it_counts_as_free():
+    book = ledger()
+    book.measured([device(free=900)], taken={"CPU": 500})
+    assert book.available("CPU") == 400
+    assert not book.reserve(ask("d", 401), 0.0)[0].ok
+    assert book.reserve(ask("d", 400), 0.0)[0].ok
+    book.measured([device(free=900)])
+    assert book.available("CPU") == 500, "it was unloaded"
