@@ -111,6 +111,18 @@ class LlamaSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What is known of a model whose file is not here yet. All of it may be left out."""
+
+    parameters: Annotated[float, Meta(ge=0)] = 0.0
+    """In billions."""
+    memory: Bytes = 0
+    """That it takes with its context; 0: guessed from the parameters."""
+    requires_distributed: bool = False
+    """Spread it over machines even where it would fit one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """``[models]``: where models are."""
 
@@ -122,6 +134,9 @@ class ModelSettings:
     """Look into the Hugging Face cache and llama.cpp's older one."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Names of your own (``gpt-4o = "llama3.1:70b"``)."""
+    profiles: dict[str, ModelProfile] = field(default_factory=dict)
+    """What is known of models that no node has yet: [models.profiles."llama3.1:405b"] with parameters (in
+    billions), memory and requires_distributed. For plans until there is a file, which then says it itself."""
     download_dir: str = ""
     """Where fetched models go; empty: ``<state_dir>/models``."""
     transfer_rate: Bytes = 0

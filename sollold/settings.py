@@ -236,6 +236,8 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             item = typing.get_args(kind)[1]
             if item in (Bytes, Seconds):
                 value = {name: _measured(item, part) for name, part in value.items()}
+            elif dataclasses.is_dataclass(item) and isinstance(item, type):
+                value = {name: _entry(item, name, part) for name, part in value.items()}
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError) as error:
         text = str(error)
@@ -244,6 +246,21 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             words = [str(choice) for choice in choices]
             text = f"{value!r} is none of {', '.join(words)}{_nearest(str(value), words)}"
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _entry(kind: type, name: str, value: object) -> dict[str, object]:
+    """One table of a table of tables, its sizes as numbers.
+
+    Raises:
+        ValueError: it is no table, or has a key that means nothing.
+    """
+    kinds = typing.get_type_hints(kind, include_extras=True)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} is a table with the keys {', '.join(kinds)}; write it in the file")
+    for key in value:
+        if key not in kinds:
+            raise ValueError(f"{name!r} has no key {key}{_nearest(key, list(kinds))}")
+    return {key: _measured(kinds[key], part) for key, part in value.items()}
 
 
 def _measured(kind: object, value: object) -> object:

@@ -17,6 +17,7 @@ from sollold.api.ollama_request import parse_keep_alive, require_model
 from sollold.api.parts import Parts, PlanAsk
 from sollold.api.route import Route
 from sollold.config import KvType
+from sollold.serving.ask import Fault, Refusal
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
@@ -165,7 +166,14 @@ class ClusterRoutes:
     async def route(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/route``."""
         model = require_model(as_type(await read_object(request), RouteBody).model)
-        listed = await self._parts.library.find(model)
+        try:
+            listed = await self._parts.library.find(model)
+        except Refusal as refusal:
+            if refusal.fault is not Fault.NOT_FOUND:
+                raise
+            # The settings may know what would come of it all the same.
+            await self._parts.cluster.plan(PlanAsk(model))
+            return json_response({"model": model, "nodes": [], "endpoints": []})
         scores = await self._parts.cluster.scores(listed.model.name)
         return json_response(
             {

@@ -21,6 +21,7 @@ from sollold.config import Settings
 from sollold.leader.carry import UNLOAD_TIMEOUT, Carrier, StaleError
 from sollold.leader.decide import Decision, Place, Refuse, Soon, decide
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
+from sollold.leader.foresee import foresee
 from sollold.leader.library import Library
 from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
@@ -29,6 +30,7 @@ from sollold.leader.reuse import Use, Wait, for_embedding
 from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded, with_refusals
 from sollold.models.model import Model
 from sollold.models.shape import Shape
+from sollold.placement.profile import profile_of
 from sollold.placement.speed import Correction, uncorrected
 from sollold.serving.ask import Fault
 
@@ -155,6 +157,13 @@ class Leader:
             other = await asyncio.to_thread(decide, replace(ask, ollama=False), unloaded(world))
             return preview_of(decision, world, other)
         return preview_of(decision, world)
+
+    def foresee(self, model: str) -> PlanPreview | None:
+        """What would come of a model that no node has, by its profile; None when the settings have none."""
+        profile = profile_of(self._settings.models.profiles, model)
+        if profile is None:
+            return None
+        return foresee(model, profile, self._view.live(), self._settings)
 
     # As the leader
 

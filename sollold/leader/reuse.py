@@ -14,6 +14,7 @@ from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.placement import context
 from sollold.placement.ollama_room import ollama_room
+from sollold.placement.profile import needed, profile_of
 from sollold.placement.wish import MOST_DEVICES, Policy, Wish, must_shard
 
 Held = tuple[Record, Endpoint]
@@ -163,7 +164,10 @@ def _fits_there(ask: Ensure, model: Model, record: Record, world: World) -> bool
     """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
     room = ollama_room(record)
     if world.shape is None:
-        return model.size * 1.1 <= room
+        profile = profile_of(world.settings.models.profiles, model.name)
+        if profile is not None and profile.requires_distributed:
+            return False
+        return max(model.size * 1.1, needed(profile) if profile is not None else 0) <= room
     wish = wish_of(ask, model, world)
     tokens = context.tokens(replace(wish, usual=OLLAMA_CONTEXT), world.shape.context_train)
     need = footprint_of(world.shape, context.run_with(wish, tokens, 1))

@@ -87,7 +87,14 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        preview = await self._leader.preview(self._ensure(ask))
+        try:
+            ensure = self._ensure(ask)
+        except Refusal as refusal:
+            foreseen = self._leader.foresee(ask.model) if refusal.fault is Fault.NOT_FOUND else None
+            if foreseen is None:
+                raise
+            return Planned(foreseen.ok, foreseen.message, msgspec.to_builtins(foreseen))
+        preview = await self._leader.preview(ensure)
         return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
 
     async def load(self, ask: PlanAsk) -> tuple[Record, Endpoint]:
@@ -168,7 +175,9 @@ class ClusterHere:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
         name, digest = self._meant(model)
-        wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest)
+        listed = self._library.get(model)
+        size = listed.model.size if listed is not None else 0
+        wish = Wish(name, frozenset((Engine.LLAMA, Engine.OLLAMA)), digest=digest, size=size)
         now = asyncio.get_running_loop().time()
         return tuple(
             Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
