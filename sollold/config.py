@@ -139,6 +139,9 @@ class ModelSettings:
     billions), memory and requires_distributed. For plans until there is a file, which then says it itself."""
     download_dir: str = ""
     """Where fetched models go; empty: ``<state_dir>/models``."""
+    fetch_seconds: Seconds = 300.0
+    """Longest that the machine best for a model may take to fetch its file from another before the model is
+    loaded; 0: models run only where their files are already, and nothing is fetched unasked."""
     transfer_rate: Bytes = 0
     """Bytes per second for transfers between nodes; 0: no limit."""
 

@@ -18,6 +18,7 @@ import uvloop
 from sollold import __version__, log, notify
 from sollold.agent.agent import Agent
 from sollold.agent.build_step import SetupFailed
+from sollold.agent.fetcher import Fetcher
 from sollold.agent.journal import Journal
 from sollold.agent.llama_setup import Progress, set_up
 from sollold.agent.ollama import LocalOllama
@@ -181,6 +182,14 @@ class Daemon:
             lambda: self._ollama.url_of_api,
             reach=self._node.reach,
         )
+        self._fetcher = Fetcher(
+            self._puller,
+            lambda digest: self._catalogue.with_digest(digest) is not None,
+            self._agent.owner.obey,
+            self._catalogue.own,
+            settings.models.fetch_seconds > 0,
+        )
+        self._fetcher.register(self._peers)
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)
@@ -237,6 +246,7 @@ class Daemon:
         await self._serving.start()
         stack.push_async_callback(self._serving.close)
         stack.push_async_callback(self._puller.close)
+        stack.push_async_callback(self._fetcher.close)
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller, relay = PullerHere(self._puller), OllamaRelay(self._ollama)
         parts = Parts(self._serving, models, self._cluster, puller, relay, self.findings)

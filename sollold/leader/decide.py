@@ -8,17 +8,20 @@ from functools import partial
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
+from sollold.leader.fetch_first import elsewhere
 from sollold.leader.reuse import Held, Use, Wait, footprint_of, in_ollama, what_is_there, wish_of
 from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama, why_blocked
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement import context
+from sollold.placement.draft import Draft
 from sollold.placement.fleet import Fleet
 from sollold.placement.plan import Plan
 from sollold.placement.planner import Choice, choose
 from sollold.placement.rung import Alternative
 from sollold.placement.shortfall import Busy, Shortfall, explain
 from sollold.serving.ask import Fault
+from sollold.units import bytes_text
 
 IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
@@ -45,6 +48,16 @@ class Soon:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchFirst:
+    """``place`` can be done, and is worth it, when its head has fetched the file."""
+
+    place: Place
+    model: str
+    digest: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
 
@@ -55,7 +68,7 @@ class Refuse:
     alternatives: tuple[Alternative, ...] = ()
 
 
-Decision = Use | Wait | Place | Soon | Refuse
+Decision = Use | Wait | Place | Soon | FetchFirst | Refuse
 
 
 def decide(ask: Ensure, world: World) -> Decision:
@@ -81,7 +94,7 @@ def decide(ask: Ensure, world: World) -> Decision:
     return placed
 
 
-def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:
+def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | FetchFirst | Refuse:
     models = [(node, model) for node, model in world.holders if runs_on_llama(model)]
     if not ask.llama or not models:
         return _no_llama(ask, world)
@@ -112,11 +125,33 @@ def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon |
     refusal: Refuse | None = None
     for build in builds:
         placed = _place_on(ask, model, world.shape, world, build, larger)
+        if larger is None and not ask.more:
+            first = _fetched(ask, model, world.shape, world, build, placed)
+            if first is not None:
+                return first
         if not isinstance(placed, Refuse):
             return placed
         refusal = refusal or placed
     assert refusal is not None
     return refusal
+
+
+def _fetched(
+    ask: Ensure, model: Model, shape: Shape, world: World, build: str, placed: Place | Soon | Refuse
+) -> FetchFirst | None:
+    """Another head, where having the file copied there first is better than ``placed``."""
+    now: Draft | None = None
+    if not isinstance(placed, Refuse):
+        now = (placed.place if isinstance(placed, Soon) else placed).choice.draft
+    wish = wish_of(ask, model, world)
+    found = elsewhere(wish, world, build, partial(footprint_of, shape), model.size, now)
+    if found is None:
+        return None
+    name = found.draft.head.name
+    why = "nowhere else would it fit" if now is None else "it is worth the copy there"
+    message = f"{name} fetches the file of {model.name} first, {bytes_text(model.size)}: {why}."
+    plan = found.draft.plan(wish, len(shape.layers), [*found.choice.reasons, message])
+    return FetchFirst(Place(plan, (), found.choice, found.fleet), model.name, model.digest, message)
 
 
 def _no_llama(ask: Ensure, world: World) -> Refuse:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sollold.agent.commands import Fetch, Fetched
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.record import State
 from sollold.cluster.view import View
 from sollold.config import Settings
+from sollold.leader.backoff import Backoff
 from sollold.leader.carry import UNLOAD_TIMEOUT, Carrier, StaleError
-from sollold.leader.decide import Decision, Place, Refuse, Soon, decide
+from sollold.leader.decide import Decision, FetchFirst, Place, Refuse, Soon, decide
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
 from sollold.leader.foresee import foresee
 from sollold.leader.library import Library
@@ -43,6 +45,11 @@ REPLICA_EVERY = 2.0
 """Seconds between two looks at the lines."""
 SHAPE_PAUSES = (0.3, 1.0, 0.0)
 """Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
+FETCH_TIMEOUT = 5.0
+FETCH_LOOK = 0.5
+"""Seconds that a caller is held while a file is on its way."""
+FETCH_AGAIN = 60.0
+"""Seconds after which a node that could not get a file is thought of again."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 
@@ -79,6 +86,7 @@ class Leader:
         self._jobs: dict[tuple[str, bool], asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
         """The line of placements: a second one is planned when the first has its bytes."""
+        self._fetches = Backoff(free=0, first=FETCH_AGAIN)
         self._lines = Lines()
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -198,6 +206,8 @@ class Leader:
             await self._carrier.release_orphans(world.orphans(), self._view.leader())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
+        if isinstance(decision, FetchFirst):
+            return await self._have_fetched(decision)
         if not isinstance(decision, Place):
             return _answer(decision)
         model = world.holders[0][1]
@@ -229,6 +239,25 @@ class Leader:
                     continue
                 if answer.verdict is Verdict.WAIT:
                     log.info("%s has a long line: one more is loaded", model)
+
+    async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
+        """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
+        node = fetch.place.plan.head
+        order = Fetch(self._view.leader(), fetch.model, fetch.digest)
+        try:
+            state = await self._calls.call(node, "fetch", order, Fetched, timeout=FETCH_TIMEOUT)
+        except PeerError as error:
+            state = Fetched(failed=str(error))
+        if state.failed:
+            log.info("%s does not fetch %s: %s", node, fetch.model, state.failed)
+            self._fetches.failed(_fetch_key(node, fetch.digest), state.failed, self._clock())
+            return Ensured(Verdict.PLANNING, message=f"{fetch.model} is planned anew: {state.failed}")
+        if state.total:
+            message = f"{fetch.message} {state.completed / state.total:.0%} of it has come."
+        else:
+            message = fetch.message
+        await asyncio.sleep(FETCH_LOOK)
+        return Ensured(Verdict.PLANNING, message=message)
 
     def _job_done(self, key: tuple[str, bool], job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)
@@ -327,6 +356,11 @@ class Leader:
             pooled=self._memory.pooled(),
             truth=self._memory.truth(),
             blocked=self._memory.models.blocked(model.digest, now),
+            unfetched=frozenset(
+                record.node
+                for record in records
+                if self._fetches.blocked(_fetch_key(record.node, model.digest), now) is not None
+            ),
             correction=self._corrections(model.architecture),
         )
 
@@ -365,12 +399,16 @@ def _answer(decision: Decision) -> Ensured:
             return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))
         case Wait(deployment, head):
             return Ensured(Verdict.WAIT, deployment, head, State.LOADING)
-        case Soon():
+        case Soon() | FetchFirst():
             return Ensured(Verdict.PLANNING, message=decision.message)
         case Refuse(fault, message, retry_after):
             return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
         case Place():
             raise AssertionError("a placement is carried out, not answered")
+
+
+def _fetch_key(node: str, digest: str) -> str:
+    return f"{node} {digest}"
 
 
 def _story(out: dict[str, str]) -> str:

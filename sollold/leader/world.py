@@ -49,6 +49,7 @@ class World:
         pooled: nodes whose devices turned out to share one limit.
         truth: (node, device) → bytes that its owner said are available, newer than its record.
         blocked: the model has failed too often.
+        unfetched: nodes that could not get its file lately.
     """
 
     records: tuple[Record, ...]
@@ -63,6 +64,7 @@ class World:
     pooled: frozenset[str] = frozenset()
     truth: Bytes = field(default_factory=dict)
     blocked: Blocked | None = None
+    unfetched: frozenset[str] = frozenset()
     correction: speed.Correction = speed.uncorrected
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:
@@ -120,11 +122,17 @@ class World:
         return sorted(found)
 
     def fleet(
-        self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: Bytes | None = None
+        self,
+        build: str,
+        freed: Collection[tuple[Record, Endpoint]] = (),
+        *,
+        later: Bytes | None = None,
+        anywhere: bool = False,
     ) -> Fleet:
         """The machines of one llama.cpp build, with the memory of ``freed`` given back.
 
-        ``later``: and these bytes, of deployments which are no more.
+        ``later``: and these bytes, of deployments which are no more. ``anywhere``: as if all those had the
+        file that could get it.
         """
         give: dict[str, dict[str, int]] = {}
         take: dict[str, dict[str, int]] = {}
@@ -151,7 +159,7 @@ class World:
             machines.append(
                 machine_of(
                     self._true(record),
-                    holds=record.node in have,
+                    holds=record.node in have or (anywhere and record.node not in self.unfetched),
                     spare=self.settings.placement.spare,
                     freed=give.get(record.node),
                     taken=take.get(record.node),

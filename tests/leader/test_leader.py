@@ -12,7 +12,7 @@ import pytest
 from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.term import Term
-from sollold.config import PlacementSettings, Settings
+from sollold.config import ModelSettings, PlacementSettings, Settings
 from sollold.leader import leader
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
@@ -21,7 +21,11 @@ from sollold.models.shape import Shape
 from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
-SETTINGS = Settings(placement=PlacementSettings(context=2048, slots=1))
+SETTINGS = Settings(
+    placement=PlacementSettings(context=2048, slots=1),
+    # Files stay where they are.
+    models=ModelSettings(fetch_seconds=0),
+)
 ASK = Ensure("demo")
 
 
