@@ -10,7 +10,7 @@ from sollold.models.footprint import Footprint
 from sollold.models.run import Run
 from sollold.placement.draft import Draft
 from sollold.placement.fleet import Fleet, Link, links_between
-from sollold.placement.planner import Choice, choose
+from sollold.placement.planner import CLEAR_GAIN, Choice, choose
 from sollold.placement.wish import Wish
 
 ANSWERED = 2000
@@ -57,8 +57,13 @@ def elsewhere(
 
 
 def _pays(draft: Draft, seconds: float, now: Draft) -> bool:
-    """Whether what is gained while it is loaded and answers outweighs the copy."""
+    """Whether what is gained while it is loaded and answers outweighs the copy.
+
+    What one machine does alone is given to another only for being clearly quicker there.
+    """
     if draft.run.context // draft.run.slots < now.run.context // now.run.slots:
+        return False
+    if now.alone and draft.seconds * CLEAR_GAIN > now.seconds:
         return False
     there = seconds + draft.load + ANSWERED * draft.seconds
     return there < now.load + ANSWERED * now.seconds

@@ -105,7 +105,7 @@ async def test_what_fits_nowhere_where_the_file_is_goes_where_it_fits() -> None:
     assert answer.verdict is Verdict.PLANNING and "nowhere else would it fit" in answer.message
 
 
-@pytest.mark.parametrize(("bandwidth", "fetched"), [(20e9, False), (400e9, True)])
+@pytest.mark.parametrize(("bandwidth", "fetched"), [(20e9, False), (25e9, False), (400e9, True)])
 async def test_a_machine_that_holds_it_alone_gives_it_away_to_a_far_quicker_one_only(
     bandwidth: float, fetched: bool
 ) -> None:
