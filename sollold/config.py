@@ -117,8 +117,25 @@ class LlamaSettings:
     """Workers keep tensors on disk, so that a second load is quick."""
     worker_cache_limit: Bytes = 64 * GIB
     """Most bytes of that cache; what was used longest ago goes first."""
+    rpc_backends: tuple[str, ...] = ()
+    """``host:port`` of llama.cpp RPC workers that others started; the variable RPC_BACKENDS sets it too."""
+    allow_plain_workers: bool = False
+    """Use them. They know no password and no encryption: whoever is on the network can read and change what
+    is computed there."""
     extra_args: tuple[str, ...] = ()
     """Added to every ``llama-server`` command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """What is known of a model whose file is not here yet. All of it may be left out."""
+
+    parameters: Annotated[float, Meta(ge=0)] = 0.0
+    """In billions."""
+    memory: Bytes = 0
+    """That it takes with its context; 0: guessed from the parameters."""
+    requires_distributed: bool = False
+    """Spread it over machines even where it would fit one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +150,15 @@ class ModelSettings:
     """Look into the Hugging Face cache and llama.cpp's older one."""
     aliases: dict[str, str] = field(default_factory=dict)
     """Names of your own (``gpt-4o = "llama3.1:70b"``)."""
+    profiles: dict[str, ModelProfile] = field(default_factory=dict)
+    """What is known of models that no node has yet: [models.profiles."llama3.1:405b"] with parameters (in
+    billions), memory and requires_distributed. For plans until there is a file, which then says it itself."""
     download_dir: str = ""
     """Where fetched models go; empty: ``<state_dir>/models``. The service may write to its own folders alone:
     for another one give it ``ReadWritePaths=`` with ``systemctl edit sollold``."""
+    fetch_seconds: Limit = 300.0
+    """Longest that the machine best for a model may take to fetch its file from another before the model is
+    loaded; 0: models run only where their files are already, and nothing is fetched unasked."""
     transfer_rate: Bytes = 0
     """Bytes per second for transfers between nodes; 0: no limit."""
 

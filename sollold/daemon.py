@@ -19,6 +19,7 @@ import uvloop
 from sollold import __version__, log, notify
 from sollold.agent.agent import Agent
 from sollold.agent.build_step import SetupFailed
+from sollold.agent.fetcher import Fetcher
 from sollold.agent.journal import Journal
 from sollold.agent.llama_setup import Progress, persist
 from sollold.agent.ollama import LocalOllama
@@ -214,7 +215,9 @@ class Daemon:
             own_port=settings.http.port,
             stores=settings.models.ollama_stores,
         )
-        self._agent.ollama_unloads(lambda endpoint, force: self._ollama.unload(endpoint, force=force))
+        self._agent.beside_ollama(
+            lambda endpoint, force: self._ollama.unload(endpoint, force=force), self._ollama.held
+        )
         self._relay = OllamaRelay(self._ollama, view, calls)
         self._relay.register(self._peers)
         self._pace = pace = Pace(settings.models.transfer_rate)
@@ -229,12 +232,28 @@ class Daemon:
             lambda: self._ollama.url_of_api,
             reach=self._node.reach,
         )
+        self._fetcher = Fetcher(
+            self._puller,
+            lambda digest: self._catalogue.with_digest(digest) is not None,
+            self._agent.owner.obey,
+            self._catalogue.own,
+            settings.models.fetch_seconds > 0,
+        )
+        self._fetcher.register(self._peers)
         engines = NodeEngines(self._agent, self._ollama)
         self._endpoints = EndpointServer(view, engines, settings.serving, self._peers)
         router = Router(self._identity.node, settings.ollama.strategy)
         self._loader = LeaderLoader(view, calls, settings.serving.queue)
         self._serving = Serving(
-            view, self._library, calls, self._endpoints, self._loader, router, settings.serving, settings.http
+            view,
+            self._library,
+            calls,
+            self._endpoints,
+            self._loader,
+            router,
+            settings.serving,
+            settings.http,
+            settings.placement,
         )
         self._cluster = ClusterHere(
             view,
@@ -245,6 +264,7 @@ class Daemon:
             router,
             self._drain,
             self._agent.keep_alive,
+            self._agent.owner.scan,
             settings.http.wait_limit,
         )
         self._cluster.register(self._peers)
@@ -280,6 +300,7 @@ class Daemon:
         await self._serving.start()
         stack.push_async_callback(self._serving.close)
         stack.push_async_callback(self._puller.close)
+        stack.push_async_callback(self._fetcher.close)
         models = ModelsHere(self._library, self._node, self._node.calls)
         puller = PullerHere(self._puller)
         stack.push_async_callback(self._relay.close)

@@ -29,6 +29,8 @@ _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
 FILE_VARIABLE = "SOLLOLD_CONFIG"
 SECRETS = ("cluster.token", "cluster.old_tokens")
 """Keys whose values are shown to nobody."""
+FOREIGN_VARIABLES = {"llama.rpc_backends": "RPC_BACKENDS"}
+"""Variables that people have set already for other programs; our own go before them."""
 
 
 class SettingsError(Exception):
@@ -121,9 +123,9 @@ def load(
         for key, value, place in _from_file(file):
             values[key], origins[key] = value, place
     for key, setting in catalogue().items():
-        text = variables.get(setting.variable)
-        if text is not None and text != "":
-            values[key], origins[key] = _from_text(setting, text, setting.variable), setting.variable
+        for variable in (FOREIGN_VARIABLES.get(key, ""), setting.variable):
+            if text := variables.get(variable, ""):
+                values[key], origins[key] = _from_text(setting, text, variable), variable
     _refuse_unknown_variables(variables)
     for key, text, spelled in flags:
         setting = _setting(key, spelled)
@@ -259,6 +261,8 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             item = typing.get_args(kind)[1]
             if _unit(item):
                 value = {name: _measured(item, part) for name, part in value.items()}
+            elif dataclasses.is_dataclass(item) and isinstance(item, type):
+                value = {name: _entry(item, name, part) for name, part in value.items()}
         return msgspec.convert(value, kind)
     except (msgspec.ValidationError, ValueError) as error:
         text = str(error)
@@ -270,6 +274,21 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             shown = "what is given" if setting.key in SECRETS else repr(value)
             text = f"{shown} is not {_description(kind)}"
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _entry(kind: type, name: str, value: object) -> dict[str, object]:
+    """One table of a table of tables, its sizes as numbers.
+
+    Raises:
+        ValueError: it is no table, or has a key that means nothing.
+    """
+    kinds = typing.get_type_hints(kind, include_extras=True)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} is a table with the keys {', '.join(kinds)}; write it in the file")
+    for key in value:
+        if key not in kinds:
+            raise ValueError(f"{name!r} has no key {key}{_nearest(key, list(kinds))}")
+    return {key: _measured(kinds[key], part) for key, part in value.items()}
 
 
 def _measured(kind: object, value: object) -> object:

@@ -6,6 +6,7 @@ The text below each field in `sollold.config` is its documentation; so there is 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import inspect
 import json
@@ -46,14 +47,22 @@ def toml_value(setting: Setting, value: object) -> str:
     if isinstance(value, dict):
         if not value:
             return "{}"
-        pairs = (
-            f"{json.dumps(name)} = {json.dumps(item, ensure_ascii=False)}" for name, item in value.items()
-        )
+        pairs = (f"{json.dumps(name)} = {_item(item)}" for name, item in value.items())
         return "{ " + ", ".join(pairs) + " }"
     if setting.kind is Bytes and isinstance(value, int) and value:
         for unit, size in (("GiB", config.GIB), ("MiB", config.MIB)):
             if value % size == 0:
                 return f'"{value // size} {unit}"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _item(value: object) -> str:
+    """A value within a table."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = (f"{one.name} = {_item(getattr(value, one.name))}" for one in dataclasses.fields(value))
+        return "{ " + ", ".join(pairs) + " }"
     return json.dumps(value, ensure_ascii=False)
 
 

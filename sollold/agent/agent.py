@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -117,7 +117,7 @@ class Agent:
         server.method("lost", Lost, self._lost)
         server.method("deploy", Deploy, self._deploy)
         server.method("unload", Unload, self._unload)
-        server.tunnel(self._worker_port)
+        server.tunnel(self._worker_address)
         server.route("GET", "/deployments/{id}/wait", self._wait)
 
     async def start(self) -> None:
@@ -139,9 +139,16 @@ class Agent:
         """Tell ``load_failed`` the model's digest and the end of ``llama-server``'s log when it fails."""
         self._load_failed = load_failed
 
-    def ollama_unloads(self, unload: Callable[[str, bool], Awaitable[Done]]) -> None:
-        """An `Unload` of an endpoint of this node's Ollama goes to ``unload`` (endpoint, force)."""
+    def beside_ollama(
+        self, unload: Callable[[str, bool], Awaitable[Done]], held: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """There is an Ollama on this machine.
+
+        An `Unload` of one of its endpoints goes to ``unload`` (endpoint, force); ``held``: device → bytes
+        that it has loaded.
+        """
         self._unload_ollama = unload
+        self.owner.others = held
 
     async def use(self, llama: Llama) -> None:
         """This llama.cpp is the one to use from now on; the record says so."""
@@ -150,6 +157,7 @@ class Agent:
         await self.owner.measure()
         self._publish()
         self._view.update_me(build=llama.build, setup="ready")
+        await self.owner.use(llama)
 
     async def shutdown(self) -> None:
         """End every deployment and worker. The caller has drained the requests."""
@@ -284,7 +292,7 @@ class Agent:
             logs=self._places.state / "logs",
             threads=self._settings.llama.threads or cores(),
             extra=self._settings.llama.extra_args,
-            local_worker_port=lambda deployment: self.owner.worker_port(self._node, deployment),
+            local_worker_port=lambda deployment: self.owner.worker_address(self._node, deployment)[1],
         )
         deployment = Deployment(request, model, llama, means, self._dirty.set)
         self._deployments[request.deployment] = deployment
@@ -354,9 +362,9 @@ class Agent:
             one.end(reason)
             await one.head_gone()
 
-    def _worker_port(self, caller: str, deployment: str) -> int:
+    def _worker_address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
         try:
-            return self.owner.worker_port(caller, deployment)
+            return self.owner.worker_address(caller, deployment, plain)
         except LookupError as error:
             raise PeerError(self._node, str(error), transport=False) from error
 
@@ -431,6 +439,7 @@ class Agent:
             devices=_steady(me.devices, self.owner.ledger.devices()),
             grants=self.owner.ledger.grants(),
             cached=self.owner.cached,
+            plain=self.owner.plain.listed(),
             endpoints=(*(one for one in me.endpoints if one.backend is Backend.OLLAMA), *ours),
         )
 

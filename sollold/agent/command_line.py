@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sollold.agent.llama_find import Llama
 from sollold.agent.ports import LOOPBACK
+from sollold.machine.plain import plain_address, plain_device
 from sollold.models.model import Model
 from sollold.placement.plan import Plan
 
@@ -21,22 +22,40 @@ PROCESSOR = "CPU"
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How the head reaches one node's worker: a loopback port, and the worker's devices in their order."""
+    """How the head reaches one worker of a node: where, and all of the worker's devices in their order.
+
+    ``host``: loopback, where the node's own workers and the tunnels are; a plain worker that the head itself
+    names is reached as it is.
+    """
 
     node: str
     port: int
     devices: tuple[str, ...]
+    host: str = LOOPBACK
 
 
 def worker_devices(plan: Plan, node: str) -> tuple[str, ...]:
     """The devices for which ``node`` starts a worker. The head's own GPUs need none."""
-    wanted = (share.device for share in plan.shares if share.node == node)
+    wanted = (one.device for one in plan.shares if one.node == node and not plain_address(one.device))
     return tuple(dict.fromkeys(device for device in wanted if node != plan.head or device == PROCESSOR))
 
 
 def worker_nodes(plan: Plan) -> tuple[str, ...]:
     """The nodes that start a worker, in the order in which their layers come."""
     return tuple(dict.fromkeys(share.node for share in plan.shares if worker_devices(plan, share.node)))
+
+
+def plain_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """(node, address, devices) of the workers that others started and ``node`` names, as layers come.
+
+    The devices are all that a worker has, used or not: llama-server counts them all.
+    """
+    found = {
+        (share.node, device.address): device.all()
+        for share in plan.shares
+        if (device := plain_device(share.device)) is not None
+    }
+    return tuple((node, address, devices) for (node, address), devices in found.items())
 
 
 def device_names(plan: Plan, reach: Sequence[Reach]) -> tuple[str, ...]:
@@ -61,7 +80,7 @@ def command_line(
     line = [str(llama.server), "--host", LOOPBACK, "--port", str(port)]
     line += ["--model", model.files[0], "--alias", plan.model]
     if reach:
-        line += ["--rpc", ",".join(f"{LOOPBACK}:{one.port}" for one in reach)]
+        line += ["--rpc", ",".join(f"{one.host}:{one.port}" for one in reach)]
     if plan.shares:
         line += ["--device", ",".join(device_names(plan, reach)), "--split-mode", "layer"]
         line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]

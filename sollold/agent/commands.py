@@ -104,6 +104,28 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """Leader → head-to-be: get the file of the model with this content from a node that has it.
+
+    Sent again and again while somebody waits for it; without that the fetch is given up.
+    """
+
+    term: Term
+    model: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """``done``: the file is there. ``failed``: why it will not be. Else bytes of ``total`` that have come."""
+
+    done: bool = False
+    failed: str = ""
+    completed: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A plain answer: whether it was done, and why not."""
 

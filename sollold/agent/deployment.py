@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from sollold.agent.command_line import Reach, worker_devices, worker_nodes
+from sollold.agent.command_line import Reach, plain_workers, worker_devices, worker_nodes
 from sollold.agent.commands import Commit, Deploy, Done, Release, Renew
 from sollold.agent.head import LOAD_SECONDS, Head, HeadFailed
 from sollold.agent.journal import Journal
@@ -28,6 +28,7 @@ from sollold.agent.llama_find import Llama
 from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.record import Backend, Endpoint, Placed, State
+from sollold.machine.plain import split_address
 from sollold.models.model import Model
 
 log = logging.getLogger("sollold.agent")
@@ -58,10 +59,13 @@ class Tunnel(Protocol):
 class Tunnels(Protocol):
     """Opens tunnels from this node, the head, to workers."""
 
-    async def open(self, deployment: str, node: str, on_break: Callable[[str], None]) -> Tunnel:
+    async def open(
+        self, deployment: str, node: str, on_break: Callable[[str], None], plain: str = ""
+    ) -> Tunnel:
         """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
 
-        ``on_break`` is told why when the way to the worker breaks, or can't be made.
+        ``on_break`` is told why when the way to the worker breaks, or can't be made. ``plain``: the address
+        of a worker that others started, which ``node`` names.
 
         Raises:
             OSError: no loopback port could be had.
@@ -223,7 +227,7 @@ class Deployment:
             id=self.id,
             model=plan.model,
             digest=plan.digest,
-            backend=Backend.SHARDED if len(nodes) > 1 else Backend.LOCAL,
+            backend=Backend.SHARDED if len(nodes) > 1 or plain_workers(plan) else Backend.LOCAL,
             state=self.state,
             progress=round(self.progress, 3),
             reason=self.reason,
@@ -350,12 +354,21 @@ class Deployment:
             if node == self._means.node:
                 port = self._means.local_worker_port(self.id)
             else:
-                broke = partial(self._tunnel_broke, node)
-                tunnel = await self._means.tunnels.open(self.id, node, broke)
-                self._tunnels.append(tunnel)
-                port = tunnel.port
+                port = await self._tunnel(node)
             reach.append(Reach(node, port, worker_devices(self.plan, node)))
+        for node, address, devices in plain_workers(self.plan):
+            if node == self._means.node:
+                host, port = split_address(address)
+                reach.append(Reach(node, port, devices, host))
+            else:
+                reach.append(Reach(node, await self._tunnel(node, address), devices))
         return reach
+
+    async def _tunnel(self, node: str, plain: str = "") -> int:
+        broke = partial(self._tunnel_broke, node)
+        tunnel = await self._means.tunnels.open(self.id, node, broke, plain)
+        self._tunnels.append(tunnel)
+        return tunnel.port
 
     def _tunnel_broke(self, node: str, reason: str) -> None:
         """End it: a moment later, since the worker's owner may know a better reason and say it at once."""

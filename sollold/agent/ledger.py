@@ -16,9 +16,13 @@ How much one more grant could get on a device is the smallest of
 
 - its limit less what is granted on it,
 - the node's limit less what is granted on all devices,
-- what is measured free, less the reserve and less what was granted but is not allocated yet.
+- what is measured free, less the reserve, less what was granted but is not allocated yet, and less what
+  others use although it counts as free.
 
 Devices in one pool share the first and the last of these.
+
+The devices of a plain worker (`sollold.machine.plain`) are no memory of this machine's, so the node's limit
+does not count them, and they are one deployment's at a time: a worker serves one client.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from sollold.cluster.record import Grant, GrantState
 from sollold.cluster.term import Term
 from sollold.config import MIB
 from sollold.machine.device import Device
+from sollold.machine.plain import plain_address
 
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
@@ -100,6 +105,7 @@ class Ledger:
         self._grant_seconds = grant_seconds
         self._devices: dict[str, Device] = {}
         self._allocated: dict[str, dict[str, int]] = {}
+        self._taken: dict[str, int] = {}
         self._entries: dict[str, _Entry] = {}
 
     # What is known
@@ -150,7 +156,10 @@ class Ledger:
         known = self._devices.get(device)
         if known is None:
             return 0
-        return max(0, min(self._device_room(known), self._pool_room(known), self._node_room()))
+        if self._taken_by(device):
+            return 0
+        room = min(self._device_room(known), self._pool_room(known))
+        return max(0, room if plain_address(device) else min(room, self._node_room()))
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None when nothing can expire."""
@@ -168,17 +177,20 @@ class Ledger:
         devices: Collection[Device],
         allocated: Mapping[str, Mapping[str, int]] | None = None,
         reserves: Mapping[str, int] | None = None,
+        taken: Mapping[str, int] | None = None,
     ) -> tuple[Action, ...]:
         """The devices as they are now.
 
         ``allocated`` is deployment → device → bytes that its processes had taken when ``free`` was
         measured; what is missing from it counts as not allocated yet. ``reserves`` is device → bytes
-        that are left to the rest of the machine.
+        that are left to the rest of the machine. ``taken`` is device → bytes that others than deployments
+        use although ``free`` counts them: weights that an Ollama has mapped.
         """
         before = self.devices()
         self._devices = {device.id: device for device in devices}
         self._allocated = {key: dict(value) for key, value in (allocated or {}).items()}
         self._reserves = dict(reserves or {})
+        self._taken = dict(taken or {})
         return (Changed(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
@@ -355,12 +367,27 @@ class Ledger:
             sizes = [(entry.bytes.get(member.id, 0), taken.get(member.id, 0)) for member in members]
             pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
         total = max(member.total for member in members) - sum(self._granted(member.id) for member in members)
-        return min(total, max(member.free for member in members) - reserve - pledged)
+        mapped = sum(self._taken.get(member.id, 0) for member in members)
+        return min(total, max(member.free for member in members) - reserve - pledged) - mapped
 
     def _node_room(self) -> int:
         if not self._node_limit:
             return max((device.total for device in self._devices.values()), default=0)
-        return self._node_limit - sum(sum(entry.bytes.values()) for entry in self._entries.values())
+        return self._node_limit - sum(_own(entry.bytes) for entry in self._entries.values())
+
+    def _taken_by(self, device: str) -> str:
+        """The deployment that has the plain worker behind ``device``; empty when none has."""
+        address = plain_address(device)
+        if not address:
+            return ""
+        return next(
+            (
+                deployment
+                for deployment, entry in self._entries.items()
+                if any(plain_address(other) == address for other in entry.bytes)
+            ),
+            "",
+        )
 
     def _missing(self, wanted: Mapping[str, int]) -> str:
         """Why ``wanted`` can't be had, or empty."""
@@ -368,6 +395,8 @@ class Ledger:
             device = self._devices.get(name)
             if device is None:
                 return f"there is no device {name} here"
+            if other := self._taken_by(name):
+                return f"{name} serves one deployment at a time, and {other} has it"
             if size > (room := max(0, self._device_room(device))):
                 return (
                     f"{name}: {_mib(size)} asked, {_mib(room)} left under its limit of {_mib(device.limit)}"
@@ -376,12 +405,17 @@ class Ledger:
             together = sum(wanted.get(member.id, 0) for member in pool)
             if together > (room := max(0, self._pool_room(device))):
                 return f"{name}: {_mib(together)} asked, {_mib(room)} free"
-        if self._node_limit and sum(wanted.values()) > (room := max(0, self._node_room())):
+        if self._node_limit and _own(wanted) > (room := max(0, self._node_room())):
             return (
-                f"{_mib(sum(wanted.values()))} asked, {_mib(room)} left under the node's limit of "
+                f"{_mib(_own(wanted))} asked, {_mib(room)} left under the node's limit of "
                 f"{_mib(self._node_limit)}"
             )
         return ""
+
+
+def _own(sizes: Mapping[str, int]) -> int:
+    """Bytes on the machine's own devices."""
+    return sum(size for device, size in sizes.items() if not plain_address(device))
 
 
 def _mib(size: int) -> str:

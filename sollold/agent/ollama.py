@@ -228,6 +228,14 @@ class LocalOllama:
             await asyncio.sleep(0.2)
         return Done(False, f"Ollama still holds {name} after {_LET_GO:.0f} seconds")
 
+    def held(self) -> dict[str, int]:
+        """Device → bytes of the models that it has loaded."""
+        held: dict[str, int] = {}
+        for endpoint in self._endpoints:
+            for placed in endpoint.placed:
+                held[placed.device] = held.get(placed.device, 0) + placed.bytes
+        return held
+
     def _in_use(self, name: str) -> bool:
         use = self._uses.get(PREFIX + name)
         if use and (use.inside or use.active or use.waiting):
@@ -395,7 +403,7 @@ class LocalOllama:
         devices = self._view.me.devices
         if not devices:
             return 1 << 62
-        return sum(device.total - device.granted for device in devices)
+        return sum(device.total - device.granted for device in devices if device.kind is not Kind.PLAIN)
 
     def _placed(self, loaded: Loaded, model: Model | None) -> tuple[Placed, ...]:
         """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from sollold.agent.commands import Commit, Done, Lost, Release, Renew, Reserve, Reserved
@@ -13,17 +13,22 @@ from sollold.agent.journal import Journal
 from sollold.agent.last_words import crashed, last_words
 from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.llama_find import Llama
-from sollold.agent.ports import Ports
+from sollold.agent.plain_probe import own_protocol
+from sollold.agent.plain_scan import PORTS, hosts_beside, scan
+from sollold.agent.plain_workers import PlainWorkers
+from sollold.agent.ports import LOOPBACK, Ports
 from sollold.agent.process import Process
 from sollold.agent.process_log import prune
+from sollold.agent.rpc_protocol import Version
 from sollold.agent.tensor_cache import TensorCache
 from sollold.agent.term_file import TermFile
 from sollold.agent.worker import Worker, WorkerFailed
+from sollold.cluster.interfaces import interfaces
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.term import Term
 from sollold.config import Settings
-from sollold.machine.device import Device
-from sollold.machine.devices import PROCESSOR, Machine
+from sollold.machine.devices import PROCESSOR, Machine, Measurement
+from sollold.machine.plain import PlainWorker, plain_address, split_address
 from sollold.machine.speed import cores
 from sollold.places import Places
 from sollold.turns import Turns
@@ -32,6 +37,8 @@ log = logging.getLogger("sollold.agent")
 
 MEASURE_SECONDS = 5.0
 _TELL_SECONDS = 3.0
+_NEAR = 1
+"""Interfaces of this rank or a better one lead to the LAN, not into a VPN or to containers."""
 _FRESH_SECONDS = 0.3
 """A measurement not older than this is good enough to grant on."""
 _PATIENCE_SECONDS = 4.0
@@ -82,11 +89,27 @@ class Owner:
         self._workers: dict[str, Worker] = {}
         self._starting: dict[str, asyncio.Task[Done]] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._checked: set[str] = set()
+        """Deployments whose plain workers were found free when they took them."""
         self._telling: set[asyncio.Task[None]] = set()
         self._term_file = TermFile(places.state)
         self._measured_at = float("-inf")
+        self._measured = Measurement((), {})
+        self._allocated: dict[str, dict[str, int]] = {}
         self._measuring: asyncio.Task[None] | None = None
+        self.others: Callable[[], Mapping[str, int]] = dict
+        """Device → bytes that an Ollama on this machine has loaded."""
         self.ledger = Ledger(node_limit=settings.node.memory_limit)
+        self.plain = PlainWorkers(
+            settings.llama.rpc_backends,
+            settings.llama.allow_plain_workers,
+            settings.node.device_limits,
+            held=self._plain_held,
+            changed=self._plain_changed,
+        )
+        self._plain_watch: asyncio.Task[None] | None = None
+        self._scanning: asyncio.Task[tuple[PlainWorker, ...]] | None = None
+        self._protocols: dict[Llama, Version | None] = {}
 
     async def start(self) -> None:
         """Read the newest term, end what an earlier run left behind, measure; then grants are given."""
@@ -97,6 +120,32 @@ class Owner:
             self.cached = await asyncio.to_thread(self._cache.models)
         await self.measure()
         self._apply(self.ledger.reconciled())
+        if self.plain:
+            self._plain_watch = asyncio.create_task(self.plain.run(), name="plain workers")
+
+    async def use(self, llama: Llama) -> None:
+        """A llama.cpp is there: learn what protocol workers that others started must speak."""
+        if self.plain and (version := await self._protocol(llama)) is not None:
+            self.plain.use(version)
+
+    async def scan(self) -> tuple[PlainWorker, ...]:
+        """Workers that others started on the networks of this machine; takes some seconds."""
+        if self._scanning is None or self._scanning.done():
+            self._scanning = asyncio.create_task(self._scan(), name="scan")
+        return await asyncio.shield(self._scanning)
+
+    async def _scan(self) -> tuple[PlainWorker, ...]:
+        found = await asyncio.to_thread(interfaces, self._settings.cluster.interfaces)
+        near = [address for one in found if one.rank <= _NEAR for address in one.ipv4]
+        llama = self._llama()
+        ours = await self._protocol(llama) if llama is not None else None
+        return await scan(hosts_beside(near), PORTS, ours, self._plain_held())
+
+    async def _protocol(self, llama: Llama) -> Version | None:
+        if llama not in self._protocols:
+            logs = self._places.state / "logs"
+            self._protocols = {llama: await own_protocol(llama, self._ports, self._journal, logs)}
+        return self._protocols[llama]
 
     async def run(self) -> None:
         """Expire and measure, until cancelled: also when the system has no file or thread left for it.
@@ -126,6 +175,10 @@ class Owner:
 
     async def close(self) -> None:
         """End every worker."""
+        looking = [task for task in (self._plain_watch, self._scanning) if task is not None]
+        for task in looking:
+            task.cancel()
+        await asyncio.gather(*looking, return_exceptions=True)
         for deployment in {grant.deployment for grant in self.ledger.grants()}:
             self._apply(self.ledger.end(deployment, "the daemon is stopping"))
         while self._ending:
@@ -142,18 +195,25 @@ class Owner:
             self._measuring = asyncio.create_task(self._measure())
         await asyncio.shield(self._measuring)
 
-    def worker_port(self, caller: str, deployment: str) -> int:
-        """The port of the worker of ``deployment``, for its head alone.
+    def worker_address(self, caller: str, deployment: str, plain: str = "") -> tuple[str, int]:
+        """Host and port of a worker of ``deployment``, for its head alone.
+
+        ``plain``: the address of one that others started; empty: the one that runs here for it.
 
         Raises:
             LookupError: there is none, or ``caller`` is not its head; the sentence says which.
         """
         worker = self._workers.get(deployment)
-        if worker is None or not self.ledger.live(deployment):
-            raise LookupError(f"no worker runs here for deployment {deployment}")
+        granted = {plain_address(device) for device in self.ledger.bytes_of(deployment)}
+        there = plain in granted and deployment in self._checked if plain else worker is not None
+        if not there or not self.ledger.live(deployment):
+            raise LookupError(f"no worker {plain or 'runs'} here for deployment {deployment}")
         if not any(one.head == caller for one in self.ledger.grants() if one.deployment == deployment):
             raise LookupError(f"{caller} is not the head of deployment {deployment}")
-        return worker.port
+        if plain:
+            return split_address(plain)
+        assert worker is not None
+        return LOOPBACK, worker.port
 
     # Commands
 
@@ -168,6 +228,8 @@ class Owner:
                     False,
                     f"the devices of this node can't be measured: no answer within {_PATIENCE_SECONDS:.0f} s",
                 )
+        else:
+            self._offer()
         reserved, actions = self.ledger.reserve(request, time.monotonic())
         refusal = await self._carry_out(actions)
         if refusal:
@@ -187,11 +249,11 @@ class Owner:
             )
         done, actions = self.ledger.commit(request, time.monotonic())
         self._apply(actions)
-        if not done.ok or not request.devices or request.deployment in self._workers:
+        if not done.ok or self._has_workers(request):
             return done
         start = self._starting.get(request.deployment)
         if start is None:
-            start = asyncio.create_task(self._start_worker(request, llama))
+            start = asyncio.create_task(self._start_workers(request, llama))
             self._starting[request.deployment] = start
             start.add_done_callback(lambda _: self._starting.pop(request.deployment, None))
         try:
@@ -267,16 +329,35 @@ class Owner:
             await asyncio.to_thread(self._cache.close, deployment)
             await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
         finally:
+            self._checked.discard(deployment)
             # What the dead processes held is free now; the next grant measures it.
             self._measured_at = float("-inf")
             self._ending.pop(deployment, None)
             self._apply(self.ledger.ended(deployment))
 
+    def _has_workers(self, request: Commit) -> bool:
+        own = not request.devices or request.deployment in self._workers
+        return own and (request.deployment in self._checked or not self._plain_of(request.deployment))
+
+    async def _start_workers(self, request: Commit, llama: Llama) -> Done:
+        """The worker of our own, and a last look at those that others started: from now on they are taken."""
+        deployment = request.deployment
+        if deployment not in self._checked:
+            for address in self._plain_of(deployment):
+                if reason := await self.plain.check(address):
+                    self._apply(self.ledger.end(deployment, reason))
+                    return Done(False, reason)
+            self._checked.add(deployment)
+        if not request.devices or deployment in self._workers:
+            return Done(True)
+        return await self._start_worker(request, llama)
+
     async def _start_worker(self, request: Commit, llama: Llama) -> Done:
         deployment = request.deployment
         cache: Path | None = None
         if self._settings.llama.worker_cache and request.head != self._node:
-            size = sum(self.ledger.bytes_of(deployment).values())
+            granted = self.ledger.bytes_of(deployment)
+            size = sum(granted.get(device, 0) for device in request.devices)
             cache = await asyncio.to_thread(self._cache.open, deployment, size)
         try:
             worker = await Worker.start(
@@ -317,13 +398,29 @@ class Owner:
 
     async def _measure(self) -> None:
         processes = dict(self._processes())
-        devices, allocated = await asyncio.to_thread(self._look, processes)
+        self._measured, self._allocated = await asyncio.to_thread(self._look, processes)
         self._measured_at = time.monotonic()
-        self._apply(self.ledger.measured(devices, allocated, self._machine.reserves()))
+        self._offer()
 
-    def _look(
-        self, processes: dict[str, list[Process]]
-    ) -> tuple[tuple[Device, ...], dict[str, dict[str, int]]]:
+    def _offer(self) -> None:
+        """Tell the ledger of the devices, as last measured."""
+        devices = (*self._measured.devices, *self.plain.devices())
+        # The system counts mapped weights as free, and would take them from under whoever computes with them.
+        taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
+        self._apply(self.ledger.measured(devices, self._allocated, self._machine.reserves(), taken))
+
+    def _plain_changed(self) -> None:
+        self._offer()
+        self._changed()
+
+    def _plain_held(self) -> frozenset[str]:
+        return frozenset(plain_address(grant.device) for grant in self.ledger.grants()) - {""}
+
+    def _plain_of(self, deployment: str) -> tuple[str, ...]:
+        """The workers that others started among what a deployment has here."""
+        return tuple(sorted({plain_address(device) for device in self.ledger.bytes_of(deployment)} - {""}))
+
+    def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """The devices, and what each deployment has allocated by now. Blocks."""
         measurement = self._machine.measure()
         allocated: dict[str, dict[str, int]] = {}
@@ -333,7 +430,7 @@ class Owner:
                 sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
                 for device, size in measurement.processes.get(process.pid, {}).items():
                     sizes[device] = sizes.get(device, 0) + size
-        return measurement.devices, allocated
+        return measurement, allocated
 
     def _processes(self) -> list[tuple[str, list[Process]]]:
         found = []

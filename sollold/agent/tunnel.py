@@ -49,9 +49,15 @@ class Tunnels:
         self._unsubscribe: Callable[[], None] | None = None
 
     async def open(
-        self, deployment: str, node: str, on_break: Callable[[str], None] = lambda reason: None
+        self,
+        deployment: str,
+        node: str,
+        on_break: Callable[[str], None] = lambda reason: None,
+        plain: str = "",
     ) -> Tunnel:
         """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
+
+        ``plain``: the address of a worker that others started, which ``node`` names; empty: its own worker.
 
         ``on_break`` is told why when the way to the worker can't be made, or ends before llama-server has
         closed its connection: llama-server itself notices only when it next needs the worker.
@@ -61,7 +67,7 @@ class Tunnels:
         """
         if self._unsubscribe is None:
             self._unsubscribe = self._view.subscribe(self._look)
-        tunnel = Tunnel(self._reach, deployment, node, self._delay, on_break, self._open.discard)
+        tunnel = Tunnel(self._reach, Open(deployment, plain), node, self._delay, on_break, self._open.discard)
         await tunnel.listen()
         self._open.add(tunnel)
         return tunnel
@@ -99,13 +105,14 @@ class Tunnel:
     def __init__(
         self,
         reach: Reach,
-        deployment: str,
+        greeting: Open,
         node: str,
         delay: float,
         on_break: Callable[[str], None],
         closed: Callable[[Tunnel], object],
     ) -> None:
-        self.deployment = deployment
+        self.deployment = greeting.deployment
+        self._greeting = greeting
         self.node = node
         self.port = 0
         self.traffic = Traffic()
@@ -212,7 +219,7 @@ class Tunnel:
         """A connection to the owner that has said yes."""
         greeter, _, _ = await self._reach.connect(self.node, TUNNEL, _Greeter, timeout=_OPEN_SECONDS / 2)
         try:
-            greeter.transport.write(frame(msgspec.msgpack.encode(Open(self.deployment))))
+            greeter.transport.write(frame(msgspec.msgpack.encode(self._greeting)))
             async with asyncio.timeout(_OPEN_SECONDS):
                 opened = await greeter.answer
         except TimeoutError:

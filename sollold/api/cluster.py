@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.body import as_type, read_object
-from sollold.api.cluster_view import cluster_object, deployment_object
+from sollold.api.cluster_view import cluster_object, deployment_object, plain_object
 from sollold.api.fault_shape import Dialect
 from sollold.api.live import LiveRequests
 from sollold.api.ollama import json_response
@@ -17,6 +17,7 @@ from sollold.api.ollama_request import parse_keep_alive, require_model
 from sollold.api.parts import Parts, PlanAsk
 from sollold.api.route import Route
 from sollold.config import KvType
+from sollold.serving.ask import Fault, Refusal
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
@@ -105,6 +106,7 @@ class ClusterRoutes:
             ),
             row("POST", "/api/cluster/unload", self.unload, "Unload a model or a deployment", UnloadBody),
             row("GET", "/api/doctor", self.doctor, "What is wrong, and the one command that mends it"),
+            row("POST", "/api/cluster/scan", self.scan, "Look for llama.cpp workers on the LAN of this node"),
             row("POST", "/api/cluster/drain", self.drain, "Take a node out of new work, or back", DrainBody),
             row(
                 "POST",
@@ -146,6 +148,15 @@ class ClusterRoutes:
         found = await asyncio.to_thread(self._parts.findings)
         return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
 
+    async def scan(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/scan``: answers when it has looked everywhere."""
+        cluster = self._parts.cluster
+        named = {worker.address for record in cluster.live() for worker in record.plain}
+        found = await cluster.scan()
+        return json_response(
+            {"workers": [plain_object(one) | {"named": one.address in named} for one in found]}
+        )
+
     async def drain(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/drain``."""
         body = as_type(await read_object(request), DrainBody)
@@ -155,7 +166,14 @@ class ClusterRoutes:
     async def route(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/route``."""
         model = require_model(as_type(await read_object(request), RouteBody).model)
-        listed = await self._parts.library.find(model)
+        try:
+            listed = await self._parts.library.find(model)
+        except Refusal as refusal:
+            if refusal.fault is not Fault.NOT_FOUND:
+                raise
+            # The settings may know what would come of it all the same.
+            await self._parts.cluster.plan(PlanAsk(model))
+            return json_response({"model": model, "nodes": [], "endpoints": []})
         scores = await self._parts.cluster.scores(listed.model.name)
         return json_response(
             {

@@ -7,7 +7,8 @@ from typing import Any
 
 from sollold.cluster.record import Endpoint, Record, State
 from sollold.cluster.term import Term
-from sollold.machine.device import Device
+from sollold.machine.device import Device, Kind
+from sollold.machine.plain import PlainWorker
 
 
 def node_url(record: Record) -> str:
@@ -32,8 +33,21 @@ def device_object(device: Device) -> dict[str, Any]:
     }
 
 
+def plain_object(worker: PlainWorker) -> dict[str, Any]:
+    """A worker that others started: used only where the settings allow what is neither proved nor secret."""
+    return {
+        "address": worker.address,
+        "state": str(worker.state),
+        "reason": worker.reason,
+        "version": worker.version,
+        "devices": worker.devices,
+        "total": worker.total,
+    }
+
+
 def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
-    """A node with its devices."""
+    """A node with its devices; what a plain worker has is not counted as the node's own memory."""
+    own = [device for device in record.devices if device.kind is not Kind.PLAIN]
     return {
         "node": record.node,
         "name": record.name,
@@ -49,10 +63,11 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "empty": record.draining and record.empty,
         "me": record.node == me,
         "leader": record.node == leader,
-        "total": sum(device.limit for device in record.devices),
-        "granted": sum(device.granted for device in record.devices),
-        "available": sum(device.available for device in record.devices),
+        "total": sum(device.limit for device in own),
+        "granted": sum(device.granted for device in own),
+        "available": sum(device.available for device in own),
         "devices": [device_object(device) for device in record.devices],
+        "plain_workers": [plain_object(worker) for worker in record.plain],
         "links": [
             {"node": node, "round_trip_ms": round(trip * 1000, 3), "bytes_per_second": rate}
             for node, trip, rate in record.links

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sollold.cluster.record import Record, State
+from sollold.machine.device import Kind
+from sollold.machine.plain import PlainState
 from sollold.models.model import Model
 from sollold.units import bytes_text
 
@@ -62,6 +64,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_models(facts.models),
         *_memory(facts.me),
         *_gpus(facts),
+        *_plain(facts.me),
         *_disk(facts),
         *_company(facts),
     ]
@@ -118,10 +121,32 @@ def _gpus(facts: Facts) -> list[Finding]:
 
 
 def _memory(me: Record) -> list[Finding]:
-    if me.devices and not any(device.limit > 64 * 1024**2 for device in me.devices):
+    own = [device for device in me.devices if device.kind is not Kind.PLAIN]
+    if own and not any(device.limit > 64 * 1024**2 for device in own):
         what = "no device of this machine may hold more than 64 MiB"
         return [Finding(Grade.PROBLEM, what, "raise node.memory_limit, or lower node.reserve")]
     return []
+
+
+def _plain(me: Record) -> list[Finding]:
+    """Workers that others started: those that can't be used, and the price of those that can."""
+    found = []
+    used = []
+    for worker in me.plain:
+        if worker.state in (PlainState.USABLE, PlainState.TAKEN):
+            used.append(worker.address)
+        elif worker.state is not PlainState.CHECKING:
+            what = f"the worker {worker.address} of rpc_backends is not used: {worker.reason}"
+            grade = Grade.PROBLEM if worker.state is PlainState.DEAD else Grade.NOTICE
+            mend = "start it, or take it out of [llama] rpc_backends" if grade is Grade.PROBLEM else ""
+            found.append(Finding(grade, what, mend))
+    if used:
+        what = (
+            f"plain workers are used ({', '.join(used)}): layers and prompts go to them unencrypted, and "
+            "whoever can reach them can change what is computed"
+        )
+        found.append(Finding(Grade.NOTICE, what, "run sollold on those machines instead"))
+    return found
 
 
 def _disk(facts: Facts) -> list[Finding]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sollold.api.findings import Finding
 from sollold.cluster.record import Endpoint, Record
 from sollold.cluster.term import Term
+from sollold.machine.plain import PlainWorker
 from sollold.models.model import Model
 from sollold.serving.ask import Service
 
@@ -194,6 +195,10 @@ class Cluster(Protocol):
         Raises:
             Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
         """
+        ...
+
+    async def scan(self) -> tuple[PlainWorker, ...]:
+        """Workers of llama.cpp that others started, as this node sees them on its LAN; takes some seconds."""
         ...
 
     async def drain(self, node: str, *, on: bool) -> None:

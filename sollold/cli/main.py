@@ -32,6 +32,7 @@ ROOMS = {
     "copy": "models",
     "delete": "models",
     "drain": "load",
+    "scan": "scan",
     "doctor": "doctor",
 }
 """The module that holds each command; its function of the command's name is called."""

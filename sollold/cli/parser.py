@@ -158,6 +158,7 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     drain = command("drain", "take this node out of new work and wait until it is empty, to stop it")
     drain.add_argument("--undo", action="store_true", help="take work again")
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
+    command("scan", "look for llama.cpp workers that others started on this LAN")
     command("doctor", "say what is wrong and the one command that mends it")
 
 

@@ -55,10 +55,24 @@ def _all(state: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [Text(_headline(state)), Text(), node_table(state)]
     if state["deployments"]:
         parts += [Text(), deployment_table(state)]
+    parts += [Text(f"\n{words}", style="yellow") for words in _of_plain_workers(state)]
     if state["open"]:
         words = "\nAn open cluster: whoever is on this LAN can join it. `sollold token` makes a secret."
         parts.append(Text(words, style="yellow"))
     return Group(*parts)
+
+
+def _of_plain_workers(state: dict[str, Any]) -> list[str]:
+    """Sentences on workers that others started."""
+    found = [(node["name"], worker) for node in state["nodes"] for worker in node.get("plain_workers", [])]
+    sentences = [
+        f"{name} does not use the worker {worker['address']}: {worker['reason']}"
+        for name, worker in found
+        if worker["reason"]
+    ]
+    if any(worker["state"] in ("usable", "taken") for _, worker in found):
+        sentences.append("(plain): a worker that others started, neither proved nor encrypted.")
+    return sentences
 
 
 def _headline(state: dict[str, Any]) -> str:
@@ -96,9 +110,15 @@ def node_table(state: dict[str, Any]) -> Table:
             full = round(BAR * min(device["granted"] / limit, 1.0))
             bar = Text("█" * full, style="cyan") + Text("·" * (BAR - full), style="dim")
             label = device["id"] if device["id"] == "CPU" else f"{device['id']} {device['name']}"
+            if device.get("kind") == "plain":
+                label = f"{device['id']} (plain)"
             memory = bytes_text(limit)
             table.add_row(name, address, label, bar, bytes_text(device["available"]), memory, build)
             name = address = build = ""
+        for worker in node.get("plain_workers", []):
+            if worker["state"] not in ("usable", "taken"):
+                found = Text(worker["state"], style="yellow")
+                table.add_row("", "", f"{worker['address']} (plain)", found, "", "", "")
     return table
 
 

@@ -66,6 +66,9 @@ class PeerServer(Protocol):
         """A raw HTTP route; `sollold.cluster.peer_server.caller` tells who asks."""
         ...
 
-    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
-        """``resolve(caller, deployment)`` gives the loopback port of the worker, or raises PeerError."""
+    def tunnel(self, resolve: Callable[[str, str, str], tuple[str, int]]) -> None:
+        """``resolve(caller, deployment, plain)`` gives the worker's host and port, or raises PeerError.
+
+        ``plain``: the address of a worker that others started; empty: the one started for the deployment.
+        """
         ...

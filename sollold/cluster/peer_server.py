@@ -71,8 +71,11 @@ class Peers:
         """A raw HTTP route; `caller` tells who asks."""
         self._app.router.add_route(method, path, handler)
 
-    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
-        """``resolve(caller, deployment)`` gives the loopback port of the worker, or raises PeerError."""
+    def tunnel(self, resolve: Callable[[str, str, str], tuple[str, int]]) -> None:
+        """``resolve(caller, deployment, plain)`` gives the worker's host and port, or raises PeerError.
+
+        ``plain``: the address of a worker that others started; empty: the one started for the deployment.
+        """
         self._lines.resolve = resolve
 
     def speak(self, protocol: str, make: Callable[[str], asyncio.Protocol]) -> None:

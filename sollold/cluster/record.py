@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from sollold.cluster.term import Term
 from sollold.machine.device import Device
+from sollold.machine.plain import PlainWorker
 
 MOST_CACHED, DIGEST_LENGTH = 12, 16
 """Models of which a record tells that their tensors are kept, and how much of their digests."""
@@ -171,6 +172,7 @@ class Record:
         draining: takes no new work; ``empty``: and nothing is under way there any more.
         cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
+        plain: workers that others started and the node's settings name, used or not.
     """
 
     node: str
@@ -192,3 +194,4 @@ class Record:
     empty: bool = False
     links: tuple[tuple[str, float, float], ...] = ()
     cached: tuple[tuple[str, int], ...] = ()
+    plain: tuple[PlainWorker, ...] = ()

@@ -1,4 +1,6 @@
-"""A tunnel's end at the owner: from a proved member's TLS connection to the worker's loopback port.
+"""A tunnel's end at the owner: from a proved member's TLS connection to the worker's port.
+
+That is on loopback, or at the address of a worker that others started and the owner's settings name.
 
 The head sends one `Open`, the owner answers with one `Opened`; from then on both directions carry the
 worker's bytes as they are.
@@ -23,14 +25,14 @@ log = logging.getLogger("sollold.cluster")
 GREETING_LIMIT = 4096
 OPEN_SECONDS = 5.0
 """From a connection to its greeting, and from that to the worker's own connection."""
-_LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Head → owner."""
+    """Head → owner. ``plain``: the address of a worker that others started; empty: the owner's own."""
 
     deployment: str
+    plain: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +44,22 @@ class Opened:
 
 
 class WorkerLines:
-    """The owner's tunnels. A worker serves one client: each deployment has one tunnel at a time.
+    """The owner's tunnels. A worker serves one client: there is one tunnel to each at a time.
 
     Attributes:
-        resolve: gives the worker's port for (caller, deployment), or raises PeerError.
+        resolve: gives the worker's host and port for (caller, deployment, plain), or raises PeerError.
     """
 
     def __init__(self) -> None:
-        self.resolve: Callable[[str, str], int] | None = None
-        self._open: dict[OwnerEnd, str] = {}
+        self.resolve: Callable[[str, str, str], tuple[str, int]] | None = None
+        self._open: dict[OwnerEnd, Open] = {}
 
-    def enter(self, end: OwnerEnd, deployment: str) -> None:
-        """``end`` is now the tunnel of ``deployment``. One that was there is of a client that went away."""
+    def enter(self, end: OwnerEnd, asked: Open) -> None:
+        """``end`` is now the tunnel that was asked for. One that was there is of a client that went away."""
         for other, name in tuple(self._open.items()):
-            if name == deployment:
+            if name == asked:
                 other.end()
-        self._open[end] = deployment
+        self._open[end] = asked
 
     def leave(self, end: OwnerEnd) -> None:
         """``end`` is closed."""
@@ -107,7 +109,7 @@ class OwnerEnd(asyncio.Protocol):
         except (FrameError, msgspec.DecodeError) as error:
             self._refuse(f"the tunnel's greeting was not understood: {error}")
             return
-        self._task = asyncio.get_running_loop().create_task(self._begin(asked.deployment))
+        self._task = asyncio.get_running_loop().create_task(self._begin(asked))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
@@ -121,12 +123,13 @@ class OwnerEnd(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _begin(self, deployment: str) -> None:
+    async def _begin(self, asked: Open) -> None:
+        deployment = asked.deployment
         assert self._transport is not None
         try:
             if self._lines.resolve is None:
                 raise PeerError("", "this node has no workers", transport=True)
-            port = self._lines.resolve(self.peer, deployment)
+            host, port = self._lines.resolve(self.peer, deployment, asked.plain)
         except PeerError as error:
             self._refuse(str(error))
             return
@@ -138,15 +141,15 @@ class OwnerEnd(asyncio.Protocol):
         worker = PumpEnd(traffic, up=False)
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                await asyncio.get_running_loop().create_connection(lambda: worker, _LOOPBACK, port)
+                await asyncio.get_running_loop().create_connection(lambda: worker, host, port)
         except asyncio.CancelledError:
             worker.abort()  # the worker serves one client: never leave it with a forgotten one
             raise
         except (OSError, TimeoutError) as error:
-            self._refuse(f"the worker of {deployment} does not answer on port {port}: {error}")
+            self._refuse(f"the worker of {deployment} does not answer on {host}:{port}: {error}")
             return
         self._stop_timer()
-        self._lines.enter(self, deployment)
+        self._lines.enter(self, asked)
         transport = self._transport
         transport.write(frame(msgspec.msgpack.encode(Opened(True))))
         front = _Front(self, traffic)

@@ -8,12 +8,14 @@ from functools import partial
 
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.leader.ensure import Ensure
+from sollold.leader.fetch_first import elsewhere
 from sollold.leader.reuse import (
     Held,
     Otherwise,
     Use,
     Wait,
     footprint_of,
+    in_ollama,
     unmet,
     what_is_there,
     wish_of,
@@ -22,12 +24,14 @@ from sollold.leader.world import Bytes, World, in_use, is_loading, runs_on_llama
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement import context
+from sollold.placement.draft import Draft
 from sollold.placement.fleet import Fleet
 from sollold.placement.plan import Plan
 from sollold.placement.planner import Choice, choose
 from sollold.placement.rung import Alternative
 from sollold.placement.shortfall import Busy, Shortfall, explain
 from sollold.serving.ask import Fault
+from sollold.units import bytes_text
 
 IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
@@ -56,6 +60,16 @@ class Soon:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchFirst:
+    """``place`` can be done, and is worth it, when its head has fetched the file."""
+
+    place: Place
+    model: str
+    digest: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refuse:
     """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
 
@@ -66,7 +80,7 @@ class Refuse:
     alternatives: tuple[Alternative, ...] = ()
 
 
-Decision = Use | Wait | Otherwise | Place | Soon | Refuse
+Decision = Use | Wait | Otherwise | Place | Soon | FetchFirst | Refuse
 
 
 def decide(ask: Ensure, world: World) -> Decision:
@@ -89,7 +103,12 @@ def decide(ask: Ensure, world: World) -> Decision:
             return Use(endpoint.id, record.node, f"a context of {ask.context} tokens does not fit anywhere")
         if there is not None and not isinstance(there, tuple):
             return there
-        return _when_all_are_back(ask, world, placed)
+        awaited = _when_all_are_back(ask, world, placed)
+        if isinstance(awaited, Soon):
+            return awaited
+        # Better to let an Ollama try with what memory it finds than to answer nothing.
+        if ask.ollama and not ask.more and (last := in_ollama(ask, world, surely=False)) is not None:
+            return last
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
@@ -131,7 +150,7 @@ def _when_all_are_back(ask: Ensure, world: World, refusal: Refuse) -> Soon | Ref
     placed = _placement(ask, hoped, None)
     if isinstance(placed, Refuse):
         return refusal
-    place = placed.place if isinstance(placed, Soon) else placed
+    place = placed if isinstance(placed, Place) else placed.place
     names = {record.node: record.name for record in hoped.records}
     missing = {record.node for record in world.expected} | world.out.keys()
     awaited = sorted(names[node] for node in place.plan.bytes_by_owner() if node in missing)
@@ -141,7 +160,7 @@ def _when_all_are_back(ask: Ensure, world: World, refusal: Refuse) -> Soon | Ref
     return Soon(place, f"{place.plan.model} waits for {which}: its memory is needed and has just gone.")
 
 
-def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | Refuse:
+def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon | FetchFirst | Refuse:
     models = [(node, model) for node, model in world.holders if runs_on_llama(model)]
     if not ask.llama or not models:
         return _no_llama(ask, world)
@@ -172,11 +191,33 @@ def _placement(ask: Ensure, world: World, larger: Held | None) -> Place | Soon |
     refusal: Refuse | None = None
     for build in builds:
         placed = _place_on(ask, model, world.shape, world, build, larger)
+        if larger is None and not ask.more:
+            first = _fetched(ask, model, world.shape, world, build, placed)
+            if first is not None:
+                return first
         if not isinstance(placed, Refuse):
             return placed
         refusal = refusal or placed
     assert refusal is not None
     return refusal
+
+
+def _fetched(
+    ask: Ensure, model: Model, shape: Shape, world: World, build: str, placed: Place | Soon | Refuse
+) -> FetchFirst | None:
+    """Another head, where having the file copied there first is better than ``placed``."""
+    now: Draft | None = None
+    if not isinstance(placed, Refuse):
+        now = (placed.place if isinstance(placed, Soon) else placed).choice.draft
+    wish = wish_of(ask, model, world)
+    found = elsewhere(wish, world, build, partial(footprint_of, shape), model.size, now)
+    if found is None:
+        return None
+    name = found.draft.head.name
+    why = "nowhere else would it fit" if now is None else "it is worth the copy there"
+    message = f"{name} fetches the file of {model.name} first, {bytes_text(model.size)}: {why}."
+    plan = found.draft.plan(wish, len(shape.layers), [*found.choice.reasons, message])
+    return FetchFirst(Place(plan, (), found.choice, found.fleet), model.name, model.digest, message)
 
 
 def _no_llama(ask: Ensure, world: World) -> Refuse:
@@ -300,7 +341,7 @@ def _worth_asking(free: Choice, aim: int, idle: list[Held]) -> bool:
         return True
     if not any(endpoint.idle >= IDLE_LONG for _, endpoint in idle):
         return False
-    return _context(free) < aim or len(free.draft.nodes) > 1 or free.draft.on_host
+    return _context(free) < aim or not free.draft.alone or free.draft.on_host
 
 
 def _better(roomy: Choice, free: Choice, aim: int) -> bool:

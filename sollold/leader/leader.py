@@ -14,21 +14,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sollold.agent.commands import Fetch, Fetched
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.record import State
 from sollold.cluster.view import View
 from sollold.config import Settings
+from sollold.leader.backoff import Backoff
 from sollold.leader.carry import UNLOAD_TIMEOUT, Carrier, StaleError
-from sollold.leader.decide import Decision, Place, Refuse, Soon, decide
+from sollold.leader.decide import Decision, FetchFirst, Place, Refuse, Soon, decide
 from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
+from sollold.leader.foresee import foresee
 from sollold.leader.library import Library
 from sollold.leader.lines import Lines
 from sollold.leader.memory import Memory
 from sollold.leader.preview import preview_of
 from sollold.leader.reuse import Otherwise, Use, Wait, for_embedding
-from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded
+from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded, with_refusals
 from sollold.models.model import Model
 from sollold.models.shape import Shape
+from sollold.placement.profile import profile_of
 from sollold.placement.speed import Correction, uncorrected
 from sollold.serving.ask import Fault
 
@@ -41,6 +45,11 @@ REPLICA_EVERY = 2.0
 """Seconds between two looks at the lines."""
 SHAPE_PAUSES = (0.3, 1.0, 0.0)
 """Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
+FETCH_TIMEOUT = 5.0
+FETCH_LOOK = 0.5
+"""Seconds that a caller is held while a file is on its way."""
+FETCH_AGAIN = 60.0
+"""Seconds after which a node that could not get a file is thought of again."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 
@@ -77,6 +86,7 @@ class Leader:
         self._jobs: dict[Ensure, asyncio.Task[Ensured]] = {}
         self._turn = asyncio.Semaphore(1)
         """The line of placements: a second one is planned when the first has its bytes."""
+        self._fetches = Backoff(free=0, first=FETCH_AGAIN)
         self._lines = Lines()
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -160,6 +170,13 @@ class Leader:
             return preview_of(decision, world, other)
         return preview_of(decision, world)
 
+    def foresee(self, model: str) -> PlanPreview | None:
+        """What would come of a model that no node has, by its profile; None when the settings have none."""
+        profile = profile_of(self._settings.models.profiles, model)
+        if profile is None:
+            return None
+        return foresee(model, profile, self._view.live(), self._settings)
+
     # As the leader
 
     @property
@@ -194,6 +211,8 @@ class Leader:
             await self._carrier.release_orphans(world.orphans(), self._view.leader())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
+        if isinstance(decision, FetchFirst):
+            return await self._have_fetched(decision)
         if not isinstance(decision, Place):
             return _answer(decision)
         model = world.holders[0][1]
@@ -223,11 +242,34 @@ class Leader:
             await asyncio.sleep(REPLICA_EVERY)
             wanted = self._lines.observe(self._view.live(), self._clock())
             for model, digest, embedding in wanted if self._leads else ():
-                answer = await self._ensure(
-                    Ensure(model, digest, embedding=embedding, ollama=False, more=True)
-                )
+                ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
+                try:
+                    answer = await self._ensure(ask)
+                except Exception:
+                    # It is thought of again; other models' lines must not suffer meanwhile.
+                    log.exception("one more of %s could not be loaded by a fault of our own", model)
+                    continue
                 if answer.verdict is Verdict.WAIT:
                     log.info("%s has a long line: one more is loaded", model)
+
+    async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
+        """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
+        node = fetch.place.plan.head
+        order = Fetch(self._view.leader(), fetch.model, fetch.digest)
+        try:
+            state = await self._calls.call(node, "fetch", order, Fetched, timeout=FETCH_TIMEOUT)
+        except PeerError as error:
+            state = Fetched(failed=str(error))
+        if state.failed:
+            log.info("%s does not fetch %s: %s", node, fetch.model, state.failed)
+            self._fetches.failed(_fetch_key(node, fetch.digest), state.failed, self._clock())
+            return Ensured(Verdict.PLANNING, message=f"{fetch.model} is planned anew: {state.failed}")
+        if state.total:
+            message = f"{fetch.message} {state.completed / state.total:.0%} of it has come."
+        else:
+            message = fetch.message
+        await asyncio.sleep(FETCH_LOOK)
+        return Ensured(Verdict.PLANNING, message=message)
 
     def _job_done(self, key: Ensure, job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)
@@ -301,6 +343,8 @@ class Leader:
                 return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
             fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
             return Refuse(fault, resolved.message or f"model {ask.model!r} not found")
+        records = self._view.live()
+        holders = with_refusals(holders, records)
         shape = await self._shape(holders)
         now = self._clock()
         records = self._view.live()
@@ -327,6 +371,11 @@ class Leader:
             avoided=self._memory.avoided(records, now),
             passing=self._memory.passing(records, now),
             expected=self._memory.expected(now),
+            unfetched=frozenset(
+                record.node
+                for record in records
+                if self._fetches.blocked(_fetch_key(record.node, model.digest), now) is not None
+            ),
             correction=self._corrections(model.architecture),
         )
 
@@ -375,12 +424,16 @@ def _answer(decision: Decision) -> Ensured:
                 message=message,
                 retry_after=10.0,
             )
-        case Soon():
+        case Soon() | FetchFirst():
             return Ensured(Verdict.PLANNING, message=decision.message)
         case Refuse(fault, message, retry_after):
             return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
         case Place():
             raise AssertionError("a placement is carried out, not answered")
+
+
+def _fetch_key(node: str, digest: str) -> str:
+    return f"{node} {digest}"
 
 
 def _story(out: dict[str, str]) -> str:

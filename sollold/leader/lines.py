@@ -37,7 +37,9 @@ class Lines:
         groups: dict[tuple[str, str, bool], list[Endpoint]] = {}
         for record in records:
             for one in record.endpoints:
-                if one.backend is not Backend.OLLAMA and one.state is not State.FAILED:
+                # What an Ollama has not loaded is only an offer: it has no place where anybody stands.
+                offer = one.backend is Backend.OLLAMA and not (one.loaded or one.waiting)
+                if not offer and one.state is not State.FAILED:
                     groups.setdefault((one.model, one.digest, one.embedding), []).append(one)
         long = {key for key, endpoints in groups.items() if _is_long(endpoints)}
         for key in list(self._lines):

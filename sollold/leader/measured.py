@@ -21,7 +21,7 @@ from sollold.machine.device import Kind
 from sollold.models.shape import Shape
 from sollold.placement import speed
 from sollold.placement.feedback import Factor, Feedback, Term
-from sollold.placement.fleet import Link, Spot, links_between, machine_of
+from sollold.placement.fleet import Link, Spot, joined, links_between, machine_of
 from sollold.placement.speed import Correction
 
 log = logging.getLogger("sollold.leader")
@@ -155,8 +155,11 @@ def terms_of(
 
 def _link(index: int, placed: Placed, head: str, spot: Spot, links: dict[str, Link]) -> Link | None:
     """The way to a device behind a worker; the first of all is the head's own processor."""
-    if placed.node != head:
-        return links.get(placed.node, Link())
+    way = links.get(placed.node, Link()) if placed.node != head else None
+    if spot.kind is Kind.PLAIN:
+        return joined(way, Link())
+    if way is not None:
+        return way
     if spot.kind is Kind.CPU and index > 0:
         return speed.LOOPBACK
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sollold.leader.decide import Decision, Place, Refuse, Soon
+from sollold.leader.decide import Decision, FetchFirst, Place, Refuse, Soon
 from sollold.leader.ensure import Free, Missing, Option, PlanPreview, Verdict
 from sollold.leader.reuse import Otherwise, Use, Wait
 from sollold.leader.world import World
@@ -25,6 +25,8 @@ def preview_of(decision: Decision, world: World | None, fresh: Decision | None =
             return _placed(decision, world, Verdict.WAIT, " ".join(decision.plan.reasons))
         case Soon(place, message):
             return _placed(place, world, Verdict.PLANNING, message)
+        case FetchFirst():
+            return _placed(decision.place, world, Verdict.PLANNING, decision.message)
         case Use(endpoint, node, reason):
             message = f"{endpoint} on {_name(world, node)} answers: {reason}."
             return _with_plan(fresh, world, Verdict.USE, message, node, endpoint)

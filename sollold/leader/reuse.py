@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sollold.cluster.record import Asked, Backend, Endpoint, Record, State
@@ -13,10 +13,14 @@ from sollold.models.model import Model
 from sollold.models.run import Run
 from sollold.models.shape import Shape
 from sollold.placement import context
-from sollold.placement.wish import MOST_DEVICES, Policy, Wish
+from sollold.placement.ollama_room import ollama_room
+from sollold.placement.profile import needed, profile_of
+from sollold.placement.wish import MOST_DEVICES, Policy, Wish, must_shard
 
 Held = tuple[Record, Endpoint]
 """An endpoint and the node that has it."""
+OLLAMA_CONTEXT = 4096
+"""Tokens that Ollama gives when nobody names a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,6 @@ def unmet(ask: Ensure, asked: Asked, slots: int = 0) -> str:
 def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
     """What the planner is asked for."""
     placement = world.settings.placement
-    threshold = placement.distributed_threshold
     return Wish(
         model=model.name,
         digest=model.digest,
@@ -83,7 +86,7 @@ def wish_of(ask: Ensure, model: Model, world: World) -> Wish:
         policy=Policy(ask.policy or placement.policy),
         workers=min(ask.workers or placement.max_workers, MOST_DEVICES),
         distributed=placement.enable_distributed,
-        always=placement.enable_distributed and 0 < threshold <= model.parameters / 1e9,
+        always=must_shard(placement, model.parameters),
         fixed=ask.fixed,
         embedding=for_embedding(ask, model),
     )
@@ -105,13 +108,7 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Otherwise | Held | 
     does not run as the caller named."""
     model = world.holders[0][1]
     embedding = for_embedding(ask, model)
-    same = [
-        (record, endpoint)
-        for record, endpoint in world.endpoints()
-        if endpoint.is_of(model.name, model.digest, ask.in_ollama)
-        and not (record.draining or endpoint.closing)
-        and record.node not in ask.exclude
-    ]
+    same = _endpoints_of(ask, model, world)
     ready = [
         (record, endpoint)
         for record, endpoint in same
@@ -156,8 +153,44 @@ def what_is_there(ask: Ensure, world: World) -> Use | Wait | Otherwise | Held | 
             return Otherwise(endpoint.id, record.node, f"{model.name} runs without {lacks} and is in use")
         return Use(endpoint.id, record.node, f"it is in use with a context of {endpoint.context} tokens")
     if ask.ollama and not (unmet(ask, Asked()) and runs_on_llama(model)):
-        return _in_ollama(model, same, world)
+        return in_ollama(ask, world)
     return None
+
+
+def in_ollama(ask: Ensure, world: World, *, surely: bool = True) -> Use | None:
+    """An Ollama that has the model, loaded or able to hold it; not ``surely``: or just offering it."""
+    model = world.holders[0][1]
+    ours = [
+        (record, endpoint)
+        for record, endpoint in _endpoints_of(ask, model, world)
+        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
+    ]
+    only = not ask.llama or not any(runs_on_llama(one) for _, one in world.holders)
+    sharded = must_shard(world.settings.placement, model.parameters)
+    fitting = [
+        pair
+        for pair in ours
+        if pair[1].loaded or only or not surely or (not sharded and _fits_there(ask, model, pair[0], world))
+    ]
+    if not fitting:
+        return None
+    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
+    if endpoint.loaded:
+        why = "it is loaded in the Ollama there"
+    else:
+        why = "it fits the Ollama there" if surely else "the Ollama there has it, and nothing else can run it"
+    return Use(endpoint.id, record.node, why)
+
+
+def _endpoints_of(ask: Ensure, model: Model, world: World) -> list[Held]:
+    """All that has this content on nodes that take work."""
+    return [
+        (record, endpoint)
+        for record, endpoint in world.endpoints()
+        if endpoint.is_of(model.name, model.digest, ask.in_ollama)
+        and not (record.draining or endpoint.closing)
+        and record.node not in ask.exclude
+    ]
 
 
 def _line(pair: Held) -> tuple[float, str]:
@@ -165,29 +198,15 @@ def _line(pair: Held) -> tuple[float, str]:
     return (endpoint.active + endpoint.waiting) / max(1, endpoint.slots), endpoint.id
 
 
-def _in_ollama(model: Model, same: list[Held], world: World) -> Use | None:
-    """An Ollama that has the model, loaded or able to hold it."""
-    ours = [
-        (record, endpoint)
-        for record, endpoint in same
-        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
-    ]
-    only = not any(runs_on_llama(one) for _, one in world.holders)
-    fitting = [pair for pair in ours if pair[1].loaded or only or _fits_there(model, pair[0], world)]
-    if not fitting:
-        return None
-    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_line(pair), -pair[1].speed))
-    why = "it is loaded in the Ollama there" if endpoint.loaded else "it fits the Ollama there"
-    return Use(endpoint.id, record.node, why)
-
-
-def _fits_there(model: Model, record: Record, world: World) -> bool:
+def _fits_there(ask: Ensure, model: Model, record: Record, world: World) -> bool:
     """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
-    room = sum(device.available for device in record.devices)
-    idle = [e for e in record.endpoints if e.backend is Backend.OLLAMA and e.loaded and not in_use(e)]
-    room += sum(one.bytes for one in idle)
+    room = ollama_room(record)
     if world.shape is None:
-        return model.size * 1.1 <= room
-    least = context.run_with(wish_of(Ensure(model.name), model, world), context.LEAST, 1)
-    need = footprint_of(world.shape, least)
+        profile = profile_of(world.settings.models.profiles, model.name)
+        if profile is not None and profile.requires_distributed:
+            return False
+        return max(model.size * 1.1, needed(profile) if profile is not None else 0) <= room
+    wish = wish_of(ask, model, world)
+    tokens = context.tokens(replace(wish, usual=OLLAMA_CONTEXT), world.shape.context_train)
+    need = footprint_of(world.shape, context.run_with(wish, tokens, 1))
     return need.host_weights + sum(need.weights) + sum(need.state) <= room

@@ -53,6 +53,7 @@ class World:
         avoided: node → why others are taken where they can do it.
         passing: nodes of ``out`` that will be asked again within a minute.
         expected: nodes that have just gone and should be back, as they will be.
+        unfetched: nodes that could not get its file lately.
     """
 
     records: tuple[Record, ...]
@@ -70,6 +71,7 @@ class World:
     avoided: Mapping[str, str] = field(default_factory=dict)
     passing: frozenset[str] = frozenset()
     expected: tuple[Record, ...] = ()
+    unfetched: frozenset[str] = frozenset()
     correction: speed.Correction = speed.uncorrected
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:
@@ -127,11 +129,17 @@ class World:
         return sorted(found)
 
     def fleet(
-        self, build: str, freed: Collection[tuple[Record, Endpoint]] = (), *, later: Bytes | None = None
+        self,
+        build: str,
+        freed: Collection[tuple[Record, Endpoint]] = (),
+        *,
+        later: Bytes | None = None,
+        anywhere: bool = False,
     ) -> Fleet:
         """The machines of one llama.cpp build, with the memory of ``freed`` given back.
 
-        ``later``: and these bytes, of deployments which are no more.
+        ``later``: and these bytes, of deployments which are no more. ``anywhere``: as if all those had the
+        file that could get it.
         """
         give: dict[str, dict[str, int]] = {}
         take: dict[str, dict[str, int]] = {}
@@ -158,7 +166,7 @@ class World:
             machines.append(
                 machine_of(
                     self._true(record),
-                    holds=record.node in have,
+                    holds=record.node in have or (anywhere and record.node not in self.unfetched),
                     spare=self.settings.placement.spare,
                     freed=give.get(record.node),
                     taken=take.get(record.node),
@@ -233,6 +241,28 @@ def unloaded(world: World) -> World:
 def runs_on_llama(model: Model) -> bool:
     """Whether a node could give this model to llama.cpp."""
     return bool(model.files) and not model.unusable and not model.only_ollama
+
+
+def with_refusals(
+    holders: tuple[tuple[str, Model], ...], records: Iterable[Record]
+) -> tuple[tuple[str, Model], ...]:
+    """The holders, each knowing what one of them has learnt: that its llama.cpp can't read the content.
+
+    The file is the same everywhere, so every node of that build would fail alike.
+    """
+    builds = {record.node: record.build for record in records if record.build}
+    refused = {
+        builds[node]: one.only_ollama
+        for node, one in holders
+        # Without files the fault is theirs, not the content's.
+        if one.only_ollama and one.files and node in builds
+    }
+    return tuple(
+        (node, replace(one, only_ollama=refused[builds[node]]))
+        if not one.only_ollama and builds.get(node) in refused
+        else (node, one)
+        for node, one in holders
+    )
 
 
 def why_blocked(blocked: Blocked) -> str:

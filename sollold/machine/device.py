@@ -7,10 +7,12 @@ from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """Whether a device computes on a GPU or on the processor."""
+    """What computes: a GPU, the processor, or whatever is behind a worker that others started."""
 
     GPU = "gpu"
     CPU = "cpu"
+    PLAIN = "plain"
+    """Reached over the network, without proof and encryption; see `sollold.machine.plain`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,8 @@ class Device:
     """One place that can hold layers of a model. Sizes in bytes.
 
     Attributes:
-        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``).
+        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``); of a plain worker
+            its address.
         total: physical size; for ``CPU`` the RAM, bounded by the cgroup.
         free: free when last measured, whoever uses the rest. A hint: it is stale when read.
         limit: most that grants may take in all, from the settings (``total`` when not set).

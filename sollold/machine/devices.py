@@ -30,10 +30,14 @@ program; the vocabulary is counted with the model."""
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The devices at one moment, and what processes held of the GPUs then: pid → device → bytes."""
+    """The devices at one moment, and what processes held of the GPUs then: pid → device → bytes.
+
+    ``mapped``: bytes of RAM that count as free though processes have files mapped there.
+    """
 
     devices: tuple[Device, ...]
     processes: dict[int, dict[str, int]]
+    mapped: int = 0
 
 
 class Machine:
@@ -162,7 +166,7 @@ def combine(
                 pool=UNIFIED if any(device.pool for device in devices) else "",
             )
         )
-    return Measurement(tuple(devices), processes)
+    return Measurement(tuple(devices), processes, ram.mapped)
 
 
 def _limit(settings: NodeSettings, device: str, total: int) -> int:

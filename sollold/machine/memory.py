@@ -14,10 +14,15 @@ _UNLIMITED = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of RAM. ``free`` counts what the system can take back from its caches."""
+    """Bytes of RAM.
+
+    ``free`` counts what the system can take back from its caches, and so the ``mapped`` too: pages of files
+    that processes have in use, weights of models among them.
+    """
 
     total: int
     free: int
+    mapped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +39,7 @@ def memory(root: Path = Path("/")) -> Memory:
     ``root`` is where ``proc`` and ``sys`` lie.
     """
     system = psutil.virtual_memory()
-    return bounded(Memory(system.total, system.available), root)
+    return bounded(Memory(system.total, system.available, _mapped(root)), root)
 
 
 def bounded(machine: Memory, root: Path) -> Memory:
@@ -43,7 +48,19 @@ def bounded(machine: Memory, root: Path) -> Memory:
     for group in _groups(root):
         total = min(total, group.limit)
         free = min(free, max(0, group.limit - group.used))
-    return Memory(total, min(free, total))
+    return Memory(total, min(free, total), machine.mapped)
+
+
+def _mapped(root: Path) -> int:
+    """0 where the system does not say."""
+    try:
+        for line in (root / "proc/meminfo").read_text().splitlines():
+            name, _, size = line.partition(":")
+            if name == "Mapped":
+                return int(size.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0
 
 
 def _groups(root: Path) -> Iterator[_Group]:

@@ -107,8 +107,10 @@ class Puller:
             await self._session.close()
             self._session = None
 
-    async def pull(self, name: str) -> AsyncGenerator[Progress, None]:
+    async def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[Progress, None]:
         """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
+
+        ``nodes_only``: from other nodes of the cluster, and from nowhere else.
 
         Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on
         where it stopped.
@@ -124,7 +126,7 @@ class Puller:
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(self._fly(flight, name), name=f"pull {name}")
+            flight.task = asyncio.create_task(self._fly(flight, name, nodes_only), name=f"pull {name}")
             flight.task.add_done_callback(_look_at)
         flight.watchers += 1
         told: dict[str, Progress] = {}
@@ -166,10 +168,10 @@ class Puller:
             if model.files and not model.unusable
         )
 
-    async def _fly(self, flight: _Flight, name: str) -> None:
+    async def _fly(self, flight: _Flight, name: str, nodes_only: bool) -> None:
         flight.say("pulling manifest")
         try:
-            await self._get(flight, name)
+            await self._get(flight, name, nodes_only)
         except (LandingError, SourceError) as error:
             raise PullError(str(error)) from None
         except HubError as error:
@@ -180,7 +182,7 @@ class Puller:
             ) from None
         flight.say("success")
 
-    async def _get(self, flight: _Flight, name: str) -> None:
+    async def _get(self, flight: _Flight, name: str, nodes_only: bool) -> None:
         parsed = parse(name)
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
@@ -192,8 +194,10 @@ class Puller:
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be had from another node: %s", name, error)
-                if not on_hub and not self._ollama_url():
+                if nodes_only or (not on_hub and not self._ollama_url()):
                     raise PullError(f"{name}: {error}") from None
+        if nodes_only:
+            raise PullError(f"no node of the cluster has {name} any more", missing=True)
         if self._ollama_url():
             try:
                 await self._through_ollama(flight, name)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sollold.machine.device import Kind
+from sollold.machine.plain import plain_address
 from sollold.models.footprint import Footprint
 from sollold.models.run import Run
 from sollold.placement import speed
-from sollold.placement.fleet import Link, Machine, Spot
+from sollold.placement.fleet import Link, Machine, Spot, joined
 from sollold.placement.plan import Plan, Share
 from sollold.placement.wish import Wish
 
@@ -56,6 +57,11 @@ class Draft:
         return tuple(found)
 
     @property
+    def alone(self) -> bool:
+        """Whether one machine does it all, without even a worker that others started."""
+        return len(self.nodes) == 1 and not any(plain_address(share.device) for share in self.shares)
+
+    @property
     def on_host(self) -> bool:
         """Whether layers are computed by the head's processor itself."""
         return self.host.layers > 0
@@ -78,15 +84,17 @@ class Draft:
 
 
 def is_worker(head: Machine, spot: Spot) -> bool:
-    """Whether the device needs a worker: it is on another machine, or the head's processor in the line."""
-    return spot.node != head.node or spot.kind is Kind.CPU
+    """Whether the device needs a worker: it is elsewhere, or the head's processor in the line."""
+    return spot.node != head.node or spot.kind is not Kind.GPU
 
 
 def link_to(head: Machine, spot: Spot, links: Mapping[str, Link]) -> Link | None:
     """The way from the head to a device; None where the head computes itself."""
-    if spot.node != head.node:
-        return links.get(spot.node, Link())
-    return speed.LOOPBACK if spot.kind is Kind.CPU else None
+    way = links.get(spot.node, Link()) if spot.node != head.node else None
+    if spot.kind is Kind.PLAIN:
+        # Behind the node that names it; how far is not measured, since only its one client may ask it.
+        return joined(way, Link())
+    return way or (speed.LOOPBACK if spot.kind is Kind.CPU else None)
 
 
 def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: int) -> int:
@@ -95,7 +103,7 @@ def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: 
     While a processor's worker loads, the largest tensor that it is sent is in memory once more; that is over
     before the state and the compute buffers are allocated.
     """
-    peak = max(0, largest - state - compute) if worker and spot.kind is Kind.CPU else 0
+    peak = max(0, largest - state - compute) if worker and spot.kind is not Kind.GPU else 0
     return spot.overhead + peak
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sollold.cluster.record import DIGEST_LENGTH, Record
 from sollold.machine.device import Device, Kind
+from sollold.machine.plain import plain_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Spot:
         """What the device's bytes are taken from."""
         return self.node, self.pool or self.device
 
+    @property
+    def machine(self) -> str:
+        """What computes: the node, or a worker that others started and the node names."""
+        return plain_address(self.device) or self.node
+
 
 @dataclass(frozen=True, slots=True)
 class Link:
@@ -45,6 +51,13 @@ class Link:
     round_trip: float = 0.0005
     bandwidth: float = 110e6
     """Of a 1 Gb/s network, where nothing was measured."""
+
+
+def joined(one: Link | None, other: Link) -> Link:
+    """A way that leads over two links."""
+    if one is None:
+        return other
+    return Link(one.round_trip + other.round_trip, min(one.bandwidth, other.bandwidth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +97,7 @@ class Machine:
 
     @property
     def gpus(self) -> tuple[Spot, ...]:
-        """All devices but the processor."""
+        """Its GPUs."""
         return tuple(spot for spot in self.spots if spot.kind is Kind.GPU)
 
 
@@ -153,7 +166,10 @@ def machine_of(
     """
     # What is taken from or given back to a shared memory is so for each device that shares it.
     change: dict[str, int] = {}
-    pools = {device.id: "node" if one_pool else device.pool or device.id for device in record.devices}
+    pools = {
+        device.id: "node" if one_pool and device.kind is not Kind.PLAIN else device.pool or device.id
+        for device in record.devices
+    }
     for device, size in (freed or {}).items():
         change[pools.get(device, device)] = change.get(pools.get(device, device), 0) + size
     for device, size in (taken or {}).items():
@@ -164,11 +180,13 @@ def machine_of(
             node=record.node,
             device=device.id,
             kind=device.kind,
-            room=_room(device, offered[device.id], spare, change.get(pools[device.id], 0)),
+            room=_room(device, offered[device.id], spare, change.get(pools[device.id], 0))
+            if device.kind is not Kind.PLAIN
+            else _plain_room(device, record.devices, spare, freed or {}, taken or {}),
             overhead=device.overhead,
             bandwidth=device.bandwidth,
             compute=device.compute,
-            pool="node" if one_pool else device.pool,
+            pool="node" if one_pool and device.kind is not Kind.PLAIN else device.pool,
         )
         for device in record.devices
     )
@@ -188,7 +206,29 @@ def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:
             pools[device.pool] = pools.get(device.pool, 0) + device.available
     offered = {device.id: pools.get(device.pool, device.available) for device in devices}
     # Under one limit over the node each device says what the limit leaves.
-    return dict.fromkeys(offered, max(offered.values(), default=0)) if one_pool else offered
+    if one_pool:
+        own = [device.id for device in devices if device.kind is not Kind.PLAIN]
+        offered |= dict.fromkeys(own, max((offered[id] for id in own), default=0))
+    return offered
+
+
+def _plain_room(
+    device: Device,
+    devices: tuple[Device, ...],
+    spare: float,
+    freed: Mapping[str, int],
+    taken: Mapping[str, int],
+) -> int:
+    """A worker that others started is one deployment's at a time: it is there whole or not at all."""
+    address = plain_address(device.id)
+    alike = [other for other in devices if plain_address(other.id) == address]
+    if any(taken.get(other.id, 0) for other in alike):
+        return 0
+    given = any(other.granted for other in alike) and all(
+        freed.get(other.id, 0) >= other.granted for other in alike
+    )
+    room = min(device.free, device.limit) if given else device.available
+    return max(room - int(min(device.total, device.limit) * spare), 0)
 
 
 def _room(device: Device, offered: int, spare: float, more: int) -> int:

@@ -17,7 +17,7 @@ from sollold.placement import context, speed
 from sollold.placement.alone import on_one_machine
 from sollold.placement.draft import Draft, is_worker
 from sollold.placement.fleet import Fleet, Spot
-from sollold.placement.rung import Alternative, Rung
+from sollold.placement.rung import Alternative, Rung, plain_of
 from sollold.placement.several import over_several
 from sollold.placement.wish import Policy, Wish
 from sollold.units import bytes_text
@@ -120,7 +120,7 @@ def _widen(
 
 def _against_split(rung: Rung, alone: Draft) -> Draft:
     """The split instead, where the machine alone would compute on its processor and it pays clearly."""
-    if not rung.wish.distributed or not alone.on_host or len(rung.fleet.machines) == 1:
+    if not rung.wish.distributed or not alone.on_host or len(rung.numbers) == 1:
         return alone
     if not any(spot.kind is Kind.GPU for spots in rung.spots.values() for spot in spots):
         return alone
@@ -149,13 +149,13 @@ def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[st
     size = sum(share.total for share in (best.host, *best.shares))
     head = best.head.name
     devices = [share.device for share in best.shares]
-    if len(best.nodes) == 1:
+    if best.alone:
         where = " and ".join(devices) if devices else "the processor"
         if devices and best.on_host:
             where += f", the first {best.host.layers} layers on the processor"
         return [f"It fits {head} alone ({bytes_text(size)} on {where}), so no other machine slows it."]
-    others = [fleet.name(node) for node in best.nodes[1:]]
-    count = len(best.nodes)
+    others = [fleet.name(node) for node in best.nodes[1:]] + plain_of(best)
+    count = 1 + len(others)
     sentences = []
     if wish.fixed:
         sentences.append("The counts of layers were fixed by the caller.")

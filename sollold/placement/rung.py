@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from sollold.machine.device import Kind
+from sollold.machine.plain import plain_address
 from sollold.models.footprint import Footprint
 from sollold.models.run import Run
 from sollold.placement import speed
@@ -48,7 +49,9 @@ class Rung:
         self.total = footprint.layers + 1
         self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
         self.needed = sum(self.memory)
-        self.numbers = {machine.node: number for number, machine in enumerate(fleet.machines)}
+        computing = dict.fromkeys(machine.node for machine in fleet.machines)
+        computing |= dict.fromkeys(spot.machine for machine in fleet.machines for spot in machine.spots)
+        self.numbers = {name: number for number, name in enumerate(computing)}
         self._buffers: dict[bool, Buffers] = {}
         self._hosts: dict[str, int] = {}
         self.cached = {machine.node: machine.cached for machine in fleet.machines if machine.cached}
@@ -166,9 +169,9 @@ class Rung:
             hop=hop,
             tail=tail,
             room=room,
-            loading=room if link is not None and spot.kind is Kind.CPU else None,
+            loading=room if link is not None and spot.kind is not Kind.GPU else None,
             group=self._group(spot),
-            worker=self.numbers[spot.node] if spot.node != head.node else -1,
+            worker=self.numbers[spot.machine] if spot.machine != head.node else -1,
         )
 
     def _kept(self, spot: Spot, head: Machine) -> float:
@@ -226,9 +229,15 @@ class Rung:
         )
 
 
+def plain_of(one: Draft) -> list[str]:
+    """The workers that others started among the devices of a placement, as people call them."""
+    addresses = dict.fromkeys(plain_address(share.device) for share in one.shares)
+    return [f"the plain worker {address}" for address in addresses if address]
+
+
 def describe(one: Draft, fleet: Fleet) -> str:
     """A placement in a few words: ``a alone``, ``a with b and c``."""
-    others = [fleet.name(node) for node in one.nodes[1:]]
+    others = [fleet.name(node) for node in one.nodes[1:]] + plain_of(one)
     if not others:
         return f"{one.head.name} alone"
     return f"{one.head.name} with {', '.join(others)}"

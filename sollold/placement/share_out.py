@@ -23,7 +23,8 @@ def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft 
             continue
         spots = rung.spots[machine.node]
         gpus = [spot for spot in spots if spot.kind is Kind.GPU]
-        for spot in gpus or spots:
+        own = gpus or [spot for spot in spots if spot.kind is Kind.CPU]
+        for spot in (*own, *(spot for spot in spots if spot.kind is Kind.PLAIN)):
             one = rung.bin(spot, head, links)
             room = one.room - buffers.begins
             if one.loading is not None:
@@ -37,7 +38,7 @@ def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft 
         counts = range(len(line), 0, -1)
     for count in counts:
         # The head's own devices end the line, so that the logits need no network.
-        chosen = sorted(line[:count], key=lambda pair: pair[0].node == head.node)
+        chosen = sorted(line[:count], key=lambda pair: pair[0].machine == head.node)
         rooms = [room for _, room in chosen]
         share_out = by_count if rung.wish.policy is Policy.EVEN else by_room
         runs = share_out(rung.memory, rooms)
@@ -47,7 +48,7 @@ def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft 
             (spot, first, last) for (spot, _), (first, last) in zip(chosen, runs, strict=True) if last > first
         ]
         made = rung.draft(head, 0, holds, links)
-        if not made.short and not (rung.wish.always and len(made.nodes) == 1):
+        if not made.short and not (rung.wish.always and made.alone):
             return made
     return None
 
@@ -58,10 +59,10 @@ def _within_workers(rung: Rung, line: list[tuple[Spot, Room]], head: Machine) ->
     for spot, room in line:
         if len(kept) == MOST_DEVICES:
             break
-        if spot.node != head.node:
-            if spot.node not in workers and len(workers) >= rung.wish.workers:
+        if spot.machine != head.node:
+            if spot.machine not in workers and len(workers) >= rung.wish.workers:
                 continue
-            workers.add(spot.node)
+            workers.add(spot.machine)
         kept.append((spot, room))
     return kept
 
@@ -111,7 +112,7 @@ def _fixed_on(rung: Rung, head: Machine, counts: list[tuple[str, int]]) -> Draft
         machine = next((one for one in rung.fleet.machines if node in (one.node, one.name)), None)
         spots = rung.spots[machine.node] if machine is not None else ()
         gpus = [spot for spot in spots if spot.kind is Kind.GPU]
-        spots = tuple(gpus) or spots
+        spots = tuple(gpus) or tuple(spot for spot in spots if spot.kind is Kind.CPU)
         if not spots:
             rung.lost.append(Alternative("the fixed counts", 0.0, f"{node} is not there"))
             return None

@@ -22,10 +22,11 @@ model (459 to 387 tokens per second with a second worker)."""
 LOOPBACK = Link(round_trip=0.00003, bandwidth=2e9)
 """To a worker on the head itself."""
 
-ASSUMED_BANDWIDTH = {Kind.GPU: 300e9, Kind.CPU: 20e9}
-"""Bytes per second where nothing is known: a modest GPU, two channels of DDR4."""
+ASSUMED_BANDWIDTH = {Kind.GPU: 300e9, Kind.CPU: 20e9, Kind.PLAIN: 20e9}
+"""Bytes per second where nothing is known: a modest GPU, two channels of DDR4. A plain
+worker does not say what it computes on."""
 
-ASSUMED_COMPUTE = {Kind.GPU: 10e12, Kind.CPU: 0.2e12}
+ASSUMED_COMPUTE = {Kind.GPU: 10e12, Kind.CPU: 0.2e12, Kind.PLAIN: 0.2e12}
 
 DISK = 500e6
 """Bytes per second from disk, where nothing is known: a plain SSD."""

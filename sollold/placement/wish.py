@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from sollold.cluster.record import Asked
+from sollold.config import PlacementSettings
 
 MOST_DEVICES = 15
 """llama.cpp takes no more in one model (GGML_SCHED_MAX_BACKENDS less the processor's)."""
@@ -70,3 +71,8 @@ class Wish:
             self.workers,
             tuple(pair for pair in self.fixed if pair[1]),
         )
+
+
+def must_shard(settings: PlacementSettings, parameters: int) -> bool:
+    """Whether the settings want a model of so many weights spread, even where it fits one machine."""
+    return settings.enable_distributed and 0 < settings.distributed_threshold <= parameters / 1e9

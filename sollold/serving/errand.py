@@ -323,15 +323,20 @@ class Errand:
             return None
         self._leg = new
         moved = self._routing_from(new)
-        routing.node, routing.backend = moved.node, moved.backend
+        routing.node, routing.backend, routing.engine = moved.node, moved.backend, moved.engine
         routing.coordinator_url, routing.devices = moved.coordinator_url, moved.devices
         return new
 
     async def _again(self, leg: Leg, kept: Kept | None) -> Leg | None:
-        """Find an engine for the rest of the answer, of the same kind: its events have the same form."""
+        """Find an engine for the rest of the answer: of the same kind, so that its events have the same form.
+
+        For an answer that is given whole any will do: nobody has seen anything of its form yet.
+        """
         find, limit = self._finder.find, self._means.serving.recover_limit
         engine, failed = leg.candidate.engine, frozenset((leg.candidate.key,))
-        if kept is None or not kept.delivered:
+        if kept is None:
+            return await find(self._ask.calls, limit, "recovering", failed)
+        if not kept.delivered:
             return await find({engine: self._ask.calls[engine]}, limit, "recovering", failed)
         tokens: int | None = None
         if engine is Engine.LLAMA and kept.text:

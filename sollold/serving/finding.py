@@ -132,7 +132,19 @@ class Finder:
                 wanted = ("", "")
             if not ranked:
                 if refused is not None:
-                    raise refused
+                    if not self._may_shard(refused, wish):
+                        raise refused
+                    # An Ollama that has it can't hold it, or fails: the machines together may.
+                    wish = replace(wish, engines=frozenset((Engine.LLAMA,)), told=("", ""))
+                    said, refused = refused, None
+                    log.info("an Ollama refused, so the leader is asked: %s", said, extra=self._extra)
+                    try:
+                        ready = await self._load(wish, limit - (now - began), stage)
+                    except Refusal as other:
+                        # Why it does not fit says more than what Ollama could not do; nothing else does.
+                        raise other if other.fault is Fault.TOO_BIG else said from None
+                    loaded = True
+                    continue
                 if now - began > limit:
                     raise self._too_long(limit, "it could not be reached")
                 ready = None
@@ -148,6 +160,8 @@ class Finder:
                 if ready is not None and 0 < ready.endpoint.context < wish.context:
                     # More than the model was trained with, or than fits: the leader gives what there is.
                     wish = replace(wish, context=ready.endpoint.context)
+                if ready is not None:
+                    wish = replace(wish, told=(ready.node, ready.endpoint.id))
                 loaded = True
                 continue
             loaded = False
@@ -164,6 +178,11 @@ class Finder:
                 refused = leg
             elif calls[choice.candidate.engine].path not in ASIDE:
                 self._died(choice.candidate.key, leg)
+
+    def _may_shard(self, refused: Refusal, wish: Wish) -> bool:
+        """Whether a refusal was an Ollama's own fault, and llama.cpp could answer instead."""
+        fails = refused.fault is Fault.ENGINE and (refused.status >= 500 or refused.status == 404)
+        return fails and wish.engines == frozenset((Engine.LLAMA, Engine.OLLAMA))
 
     async def _news(self, limit: float) -> None:
         """Wait for a change in the cluster, ``limit`` seconds at the most."""

@@ -123,7 +123,7 @@ class LeaderLoader:
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         """As `Loader.ready`."""
-        wish = replace(need.wish, prefix="")
+        wish = replace(need.wish, prefix="", told=("", ""))
         key = (wish, need.keep_alive)
         if not need.begun:
             self._check_room(wish.model)

@@ -14,21 +14,31 @@ from dataclasses import dataclass, field
 
 from sollold.cluster.record import Backend, Endpoint, InOllama, Record, State
 from sollold.machine.device import Kind
+from sollold.placement.ollama_room import ollama_room
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
 
 _PREFIXES = 4096
 _PREFIX_LIFE = 600.0
 _LEARN = 0.3
+_MARGIN = 1.2
+"""Bytes that a model takes for each of its files', with a context of the usual size."""
+_USUAL_CONTEXT = 4096
+"""Tokens up to which the margin holds the context too."""
 _RECORD_AGE = 1.5
 """Seconds that a record may be old when it is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a request needs of an endpoint. ``digest``: the content's; it goes before the name.
+    """What a request needs of an endpoint.
 
-    ``in_ollama``: what Ollamas call the content.
+    Attributes:
+        digest: the content's; it goes before the name.
+        in_ollama: what Ollamas call the content.
+        size: bytes of the model's files; 0 when unknown.
+        sharded: the settings want it spread over machines, whatever an Ollama could hold.
+        told: (node, endpoint) that the leader named: it knows better than what is guessed here.
     """
 
     model: str
@@ -38,6 +48,9 @@ class Wish:
     embedding: bool = False
     digest: str = ""
     in_ollama: InOllama = field(default_factory=InOllama)
+    size: int = 0
+    sharded: bool = False
+    told: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,9 +235,9 @@ class Router:
             if record.draining:
                 continue
             for endpoint in record.endpoints:
-                if not _fits(endpoint, wish):
-                    continue
                 key = (record.node, endpoint.id)
+                if not _fits(endpoint, wish) or not (key == wish.told or _at_hand(record, endpoint, wish)):
+                    continue
                 memory = self._memory.get(key) or _Memory()
                 if not memory.breaker.allows(now):
                     continue
@@ -366,6 +379,17 @@ def _fits(endpoint: Endpoint, wish: Wish) -> bool:
     if engine is Engine.OLLAMA:
         return True
     return endpoint.embedding == wish.embedding and endpoint.context >= wish.context
+
+
+def _at_hand(record: Record, endpoint: Endpoint, wish: Wish) -> bool:
+    """Whether it surely can answer without the leader being asked first.
+
+    A model that an Ollama has not loaded needs room there. The leader knows the footprint; here it is
+    guessed, and what is not clear is left to it.
+    """
+    if endpoint.loaded or engine_of(endpoint) is Engine.LLAMA:
+        return True
+    return not wish.sharded and wish.context <= _USUAL_CONTEXT and wish.size * _MARGIN <= ollama_room(record)
 
 
 def _on_gpu(record: Record, endpoint: Endpoint) -> bool:

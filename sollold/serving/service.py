@@ -12,9 +12,10 @@ from typing import Protocol
 from sollold.cluster.peer import PeerCalls
 from sollold.cluster.record import InOllama
 from sollold.cluster.view import View
-from sollold.config import HttpSettings, ServingSettings
+from sollold.config import HttpSettings, PlacementSettings, ServingSettings
 from sollold.models.library import Listed
 from sollold.models.names import Resolved
+from sollold.placement.wish import must_shard
 from sollold.serving.ask import Answer, Ask, Fault, Refusal, Waiting
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.errand import Errand
@@ -54,7 +55,9 @@ class Serving:
         router: Router,
         serving: ServingSettings,
         http: HttpSettings,
+        placement: PlacementSettings | None = None,
     ) -> None:
+        self._placement = placement or PlacementSettings()
         self._view = view
         self._names = names
         self._loader = loader
@@ -150,6 +153,8 @@ class Serving:
             embedding=ask.embedding or ("embedding" in capabilities and "completion" not in capabilities),
             digest=digest,
             in_ollama=listed.in_ollama if listed is not None else InOllama(),
+            size=listed.model.size if listed is not None else 0,
+            sharded=listed is not None and must_shard(self._placement, listed.model.parameters),
         )
 
     def _ended(self, errand: Errand) -> None:

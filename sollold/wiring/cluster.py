@@ -17,6 +17,7 @@ from sollold.cluster.view import View
 from sollold.leader.ensure import Drop, Ensure, Verdict
 from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
+from sollold.machine.plain import PlainWorker
 from sollold.models.library import Library, Listed
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from sollold.serving.loader import LeaderLoader, Need
@@ -47,6 +48,7 @@ class ClusterHere:
     Args:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
         keep: says of a deployment of this node how long it may be idle.
+        scan: looks for workers that others started.
         limit: seconds that a load may take; it may be changed later.
     """
 
@@ -60,6 +62,7 @@ class ClusterHere:
         router: Router,
         drain: Callable[[bool], Awaitable[None]],
         keep: Callable[[str, float], None],
+        scan: Callable[[], Awaitable[tuple[PlainWorker, ...]]],
         limit: float,
     ) -> None:
         self._view = view
@@ -70,6 +73,7 @@ class ClusterHere:
         self._router = router
         self._drain = drain
         self._keep = keep
+        self._scan = scan
         self.limit = limit
 
     def register(self, server: PeerServer) -> None:
@@ -96,7 +100,14 @@ class ClusterHere:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
-        preview = await self._leader.preview(await self._ensure(ask))
+        try:
+            ensure = await self._ensure(ask)
+        except Refusal as refusal:
+            foreseen = self._leader.foresee(ask.model) if refusal.fault is Fault.NOT_FOUND else None
+            if foreseen is None:
+                raise
+            return Planned(foreseen.ok, foreseen.message, msgspec.to_builtins(foreseen))
+        preview = await self._leader.preview(ensure)
         return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
 
     async def load(self, ask: PlanAsk) -> tuple[Record, Endpoint]:
@@ -184,6 +195,10 @@ class ClusterHere:
             raise Refusal(Fault.UNAVAILABLE, f"{why}; --force ends them", retry_after=10.0)
         return len(dropped.ended)
 
+    async def scan(self) -> tuple[PlainWorker, ...]:
+        """As `sollold.api.parts.Cluster.scan`."""
+        return await self._scan()
+
     async def drain(self, node: str, *, on: bool) -> None:
         """Take a node (id or name; empty: this one) out of new work, or back.
 
@@ -211,6 +226,7 @@ class ClusterHere:
             frozenset((Engine.LLAMA, Engine.OLLAMA)),
             digest=meant.model.digest,
             in_ollama=meant.in_ollama,
+            size=meant.model.size,
         )
         now = asyncio.get_running_loop().time()
         return tuple(

@@ -53,6 +53,26 @@ async def test_the_record_carries_devices_grants_and_build(folder: Path):
         assert town.views["a"].me.devices[0].available == 1999 * MIB
 
 
+async def test_what_an_ollama_has_mapped_is_not_granted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.machine.memory._mapped", lambda root: 1 << 50)
+    async with founded(folder, NOBODY, "a") as town:
+        agent = town.agents["a"]
+        room = town.views["a"].me.devices[0].free - 512 * MIB
+        held = {"CPU": room - 100 * MIB}
+
+        async def nothing(endpoint: str, force: bool) -> Done:
+            return Done(True)
+
+        agent.beside_ollama(nothing, lambda: held)
+        ask = Reserve(TERM, "d", "b", {"CPU": 1500 * MIB})
+        refused = await town.call("l", "a", "reserve", ask)
+        assert not refused.ok and "free" in refused.reason
+        held.clear()
+        assert (await town.call("l", "a", "reserve", ask)).ok, "it has unloaded its model"
+
+
 async def test_the_newest_term_outlives_a_restart(folder: Path):
     async with founded(folder, NOBODY, "a") as town:
         await town.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))

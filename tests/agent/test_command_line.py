@@ -3,7 +3,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from sollold.agent.command_line import Reach, command_line, device_names, worker_devices, worker_nodes
+from sollold.agent.command_line import (
+    Reach,
+    command_line,
+    device_names,
+    plain_workers,
+    worker_devices,
+    worker_nodes,
+)
 from sollold.agent.head import progress_in
 from sollold.agent.llama_find import Llama
 from sollold.models.model import Model
@@ -81,6 +88,24 @@ def test_a_spread_plan():
     assert "--no-kv-unified" in words
     assert "--embedding" not in words
     assert words[-1] == "--mlock"
+
+
+def test_plain_workers_are_reached_at_their_own_address_and_all_their_devices_are_counted():
+    shares = (share("a", "pc:50052#2/3", 1, 4), share("b", "CPU", 4, 6), share("b", "10.0.0.7:1", 6, 9))
+    mixed = replace(PLAN, shares=shares)
+    assert worker_nodes(mixed) == ("b",)
+    assert worker_devices(mixed, "a") == (), "nobody starts a worker for what others have started"
+    plain = plain_workers(mixed)
+    assert plain == (
+        ("a", "pc:50052", ("pc:50052#1/3", "pc:50052#2/3", "pc:50052#3/3")),
+        ("b", "10.0.0.7:1", ("10.0.0.7:1",)),
+    )
+    reach = [Reach("b", 7002, ("CPU",)), Reach("a", 50052, plain[0][2], "pc"), Reach("b", 7003, plain[1][2])]
+    eyed = replace(MODEL, projector="/m/eyes.gguf")
+    words = command_line(mixed, eyed, LLAMA, reach, port=18080, threads=4)
+    assert after(words, "--rpc") == "127.0.0.1:7002,pc:50052,127.0.0.1:7003"
+    assert after(words, "--device") == "RPC2,RPC0,RPC4"
+    assert "--no-mmproj-offload" in words, "a plain worker is no GPU of the head's"
 
 
 def test_a_plan_for_the_hosts_processor_alone():

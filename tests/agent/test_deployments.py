@@ -166,11 +166,11 @@ async def test_a_tunnel_leads_its_head_alone_to_the_worker(folder: Path, llama: 
         town.models[tiny.digest] = tiny
         await town.deploy("d", plan(tiny, "a", ("b", 4)))
         await town.until("a", "d", State.READY)
-        assert town.servers["b"].resolve("a", "d") > 0
+        assert town.servers["b"].resolve("a", "d", "")[1] > 0
         with pytest.raises(PeerError, match="c is not the head"):
-            town.servers["b"].resolve("c", "d")
+            town.servers["b"].resolve("c", "d", "")
         with pytest.raises(PeerError, match="no worker"):
-            town.servers["b"].resolve("a", "e")
+            town.servers["b"].resolve("a", "e", "")
 
 
 async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Model):

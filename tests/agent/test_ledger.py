@@ -307,3 +307,35 @@ class Owners(RuleBasedStateMachine):
 
 Owners.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestOwners = Owners.TestCase
+
+
+def plain(name: str = "pc:50052", total: int = 1000) -> Device:
+    return Device(name, Kind.PLAIN, name, total, total, total, 0, 0)
+
+
+def test_a_plain_worker_is_one_deployments_at_a_time_with_all_its_devices():
+    book = ledger(device(), plain("pc:50052#1/2"), plain("pc:50052#2/2"), plain("pc:50053"))
+    assert book.reserve(ask("d", 100, on="pc:50052#1/2"), 0.0)[0].ok
+    assert [book.available(one) for one in ("pc:50052#1/2", "pc:50052#2/2", "pc:50053")] == [0, 0, 1000]
+    refused, _ = book.reserve(ask("e", 100, on="pc:50052#2/2"), 0.0)
+    assert not refused.ok and "one deployment at a time, and d has it" in refused.reason
+    book.release(Release(T1, "d", "head"), "head", 1.0)
+    assert book.reserve(ask("e", 100, on="pc:50052#2/2"), 1.0)[0].ok
+
+
+def test_the_nodes_limit_does_not_count_what_is_elsewhere():
+    book = ledger(device(), plain(), node_limit=300)
+    assert book.reserve(ask("far", 900, on="pc:50052"), 0.0)[0].ok
+    assert book.available("CPU") == 300
+    assert book.reserve(ask("near", 300), 0.0)[0].ok
+    assert not book.reserve(ask("more", 1), 0.0)[0].ok
+
+
+def test_what_others_have_mapped_is_not_granted_though_it_counts_as_free():
+    book = ledger()
+    book.measured([device(free=900)], taken={"CPU": 500})
+    assert book.available("CPU") == 400
+    assert not book.reserve(ask("d", 401), 0.0)[0].ok
+    assert book.reserve(ask("d", 400), 0.0)[0].ok
+    book.measured([device(free=900)])
+    assert book.available("CPU") == 500, "it was unloaded"

@@ -196,6 +196,16 @@ async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None
     assert not (await ollama.unload("ollama:small:latest")).ok
 
 
+async def test_it_says_what_memory_its_models_hold(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert ollama.held() == {}
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert ollama.held() == {"CPU": names(ollama)["small:latest"].bytes} != {"CPU": 0}
+
+
 async def test_eviction_can_be_forbidden(make: Make, standin: Standin) -> None:
     await ask(standin, "small")
     ollama = make(standin.url, evict=False)

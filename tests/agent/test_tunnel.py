@@ -78,12 +78,14 @@ class Way:
     worker: Worker
     tunnels: Tunnels
     asked: list[tuple[str, str]] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
 
-    def resolve(self, caller: str, deployment: str) -> int:
+    def resolve(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
         self.asked.append((caller, deployment))
+        self.plain.append(plain)
         if deployment != "d1":
             raise PeerError("", f"there is no worker for {deployment}", transport=True)
-        return self.worker.port
+        return "127.0.0.1", self.worker.port
 
     async def connect(self, tunnel: Tunnel) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", tunnel.port, limit=1 << 22)
@@ -121,6 +123,18 @@ async def test_bytes_go_up_and_come_back(way: Way) -> None:
     assert way.tunnels.all() == (tunnel,)
     writer.close()
     await until(lambda: way.worker.ended == 1)
+
+
+async def test_the_owner_is_told_which_worker_that_others_started_is_meant(way: Way) -> None:
+    own = await way.tunnels.open("d1", IDS[0])
+    plain = await way.tunnels.open("d1", IDS[0], plain="10.0.0.9:50052")
+    lines = [await way.connect(one) for one in (own, plain)]
+    for reader, writer in lines:
+        writer.write(b"token")
+        assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
+    assert way.plain == ["", "10.0.0.9:50052"], "and the second did not end the first"
+    for _, writer in lines:
+        writer.close()
 
 
 async def test_much_goes_through_unharmed_and_waits_with_the_sender(way: Way) -> None:
@@ -196,7 +210,7 @@ async def test_a_worker_that_does_not_listen(way: Way) -> None:
     tunnel = await way.tunnels.open("d1", IDS[0])
     reader, writer = await way.connect(tunnel)
     assert await end_of(reader) == b""
-    assert "does not answer on port 1" in tunnel.failure
+    assert "does not answer on 127.0.0.1:1" in tunnel.failure
     writer.close()
 
 

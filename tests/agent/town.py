@@ -74,7 +74,7 @@ class Server:
     def route(self, method: str, path: str, handler: Any) -> None:
         self.routes[path] = handler
 
-    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
+    def tunnel(self, resolve: Callable[[str, str, str], tuple[str, int]]) -> None:
         self.resolve = resolve
 
 
@@ -191,8 +191,10 @@ class Tunnels:
     def __init__(self, town: Town, node: str) -> None:
         self._town, self._node = town, node
 
-    async def open(self, deployment: str, node: str, on_break: Callable[[str], None]) -> Tunnel:
-        port = self._town.servers[node].resolve(self._node, deployment)
+    async def open(
+        self, deployment: str, node: str, on_break: Callable[[str], None], plain: str = ""
+    ) -> Tunnel:
+        _, port = self._town.servers[node].resolve(self._node, deployment, plain)
         self._town.tunnels.append(Tunnel(port, on_break))
         return self._town.tunnels[-1]
 

@@ -13,6 +13,7 @@ from sollold.api.parts import Listed, Parts, Planned, Running, Scored
 from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
 from sollold.cluster.term import Term
 from sollold.machine.device import Device, Kind
+from sollold.machine.plain import PlainState, PlainWorker
 from sollold.models.model import Model
 from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
 
@@ -233,6 +234,10 @@ class PlainCluster:
     async def unload(self, model: str, *, force: bool) -> int:
         self.asked.append(("unload", model, force))
         return 1
+
+    async def scan(self) -> tuple[PlainWorker, ...]:
+        self.asked.append(("scan",))
+        return (PlainWorker("10.0.0.9:50052", PlainState.USABLE, "", "7.0.0", 1, 1 << 30),)
 
     async def drain(self, node: str, *, on: bool) -> None:
         self.asked.append(("drain", node, on))

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.parts import Running
+from sollold.api.parts import PlanAsk, Planned, Running
 from sollold.api.reply import Patience
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
@@ -543,6 +543,22 @@ async def test_the_cluster_is_shown(serve: Serve, http: ClientSession) -> None:
     assert (live["model"], live["stage"], live["node"], live["events"]) == ("demo", "answering", "beta", 1)
 
 
+async def test_the_route_of_a_model_that_no_node_has_is_told_where_the_settings_know_of_it(
+    serve: Serve, http: ClientSession
+) -> None:
+    class Foreseeing(PlainCluster):
+        async def plan(self, ask: PlanAsk) -> Planned:
+            if ask.model != "big:1t":
+                raise Refusal(Fault.NOT_FOUND, f"model {ask.model!r} not found")
+            return Planned(True, "it would be spread")
+
+    url = await serve(parts(cluster=Foreseeing()))
+    async with http.post(f"{url}/api/cluster/route", json={"model": "big:1t"}) as answer:
+        assert await answer.json() == {"model": "big:1t", "nodes": [], "endpoints": []}
+    async with http.post(f"{url}/api/cluster/route", json={"model": "nowhere"}) as answer:
+        assert answer.status == 404
+
+
 async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     url = await serve(parts(cluster=cluster))
@@ -563,6 +579,9 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
         assert (await answer.json())["draining"] is False
     assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]
+    async with http.post(f"{url}/api/cluster/scan") as answer:
+        (worker,) = (await answer.json())["workers"]
+    assert (worker["address"], worker["state"], worker["named"]) == ("10.0.0.9:50052", "usable", False)
     async with http.post(f"{url}/api/cluster/route", json={"model": "demo"}) as answer:
         assert (await answer.json())["endpoints"][0]["why"] == "ready, nothing in line"
     async with http.post(f"{url}/api/cluster/plan", json={"model": "demo", "policy": "odd"}) as answer:

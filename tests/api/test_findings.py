@@ -8,6 +8,7 @@ from sollold.api.findings import Facts, Grade, examine
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.config import GIB
 from sollold.machine.device import Device, Kind
+from sollold.machine.plain import PlainState, PlainWorker
 from sollold.models.model import Model
 
 CPU = Device("CPU", Kind.CPU, "x", 8 * GIB, 8 * GIB, 8 * GIB, 0, 8 * GIB)
@@ -45,6 +46,16 @@ def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
     assert all("RTX" not in one.what for one in examine(
         replace(WELL, me=replace(ANNA, build=""), idle_gpus=("RTX 9090",))
     ))  # fmt: skip
+
+
+def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
+    dead = PlainWorker("10.0.0.8:50052", PlainState.DEAD, "nothing listens there")
+    used = PlainWorker("10.0.0.9:50052", PlainState.TAKEN, "", "7.0.0", 1, GIB)
+    me = replace(ANNA, plain=(used, dead))
+    problem, notice = examine(replace(WELL, me=me, live=(me, BERT)))
+    assert problem.grade is Grade.PROBLEM and "10.0.0.8:50052" in problem.what
+    assert "nothing listens there" in problem.what and "rpc_backends" in problem.mend
+    assert notice.grade is Grade.NOTICE and "10.0.0.9:50052" in notice.what and "unencrypted" in notice.what
 
 
 def test_a_node_alone_is_told_what_to_look_at() -> None:

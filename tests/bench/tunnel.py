@@ -57,7 +57,7 @@ def _stand_in() -> None:
 
 async def _owner(worker: int) -> None:
     peers = Peers(Identity(OWNER, Tokens.read("")))
-    peers.tunnel(lambda caller, deployment: worker)
+    peers.tunnel(lambda caller, deployment, plain: ("127.0.0.1", worker))
     print(await peers.start("127.0.0.1", 0), flush=True)
     await asyncio.Event().wait()
 

@@ -30,7 +30,11 @@ STATE: dict[str, Any] = {
             "node": "aa", "name": "anna", "addresses": ["10.0.0.1"], "http_port": 11435, "build": "b1",
             "setup": "ready", "draining": False,
             "devices": [{"id": "CPU", "name": "x", "total": 8 * GIB, "limit": 8 * GIB, "granted": 4 * GIB,
-                         "available": 4 * GIB}],
+                         "available": 4 * GIB},
+                        {"id": "pc:50052", "kind": "plain", "name": "", "total": GIB, "limit": GIB,
+                         "granted": 0, "available": GIB}],
+            "plain_workers": [{"address": "pc:50052", "state": "usable", "reason": ""},
+                              {"address": "pc:50053", "state": "dead", "reason": "nothing listens"}],
         },
         {
             "node": "bb", "name": "bert", "addresses": ["10.0.0.2"], "http_port": 11435, "build": "",
@@ -81,6 +85,11 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response(MISSING if asked["context"] else PLAN)
     if path == "/api/cluster/drain":
         return web.json_response({"node": asked["node"], "draining": asked["on"]})
+    if path == "/api/cluster/scan":
+        found = {"devices": 1, "total": GIB, "version": "7.0.0", "reason": "", "named": False}
+        free = {**found, "address": "pc:50052", "state": "usable"}
+        busy = {**found, "address": "tv:50052", "state": "busy", "reason": "it serves another client"}
+        return web.json_response({"workers": [free, busy]})
     if path == "/api/cluster/unload":
         return web.json_response({"unloaded": 2})
     if path == "/api/copy" and asked == {"source": "big", "destination": "mine", "nodes": ["anna", "bert"]}:
@@ -125,7 +134,19 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert "bert (draining)" in done.stdout and "building, 40 %" in done.stdout
     assert "0-8" in done.stdout and "9-15 + output" in done.stdout and "loading 50%" in done.stdout
     assert "open cluster" in done.stdout
+    assert "pc:50052 (plain)" in done.stdout and "neither proved nor encrypted" in done.stdout
+    assert "anna does not use the worker pc:50053: nothing listens" in done.stdout
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
+
+
+async def test_scan_says_what_is_there_and_how_it_would_be_used(url: str) -> None:
+    done = await sollold(url, "scan")
+    assert done.returncode == Exit.DONE, done.stderr
+    assert "pc:50052  usable  1 device, 1.00 GiB  protocol 7.0.0" in done.stdout
+    assert "(it serves another client)" in done.stdout
+    assert 'rpc_backends = ["pc:50052"]' in done.stdout and "allow_plain_workers = true" in done.stdout
+    found = json.loads((await sollold(url, "scan", "--json")).stdout)
+    assert [one["address"] for one in found] == ["pc:50052", "tv:50052"]
 
 
 async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sollold import settings
-from sollold.config import GIB, MIB, Settings
+from sollold.config import GIB, MIB, ModelProfile, Settings
 from sollold.settings import SettingsError, catalogue, differences, load, merged
 from sollold.settings_file import documentation, example, in_force
 
@@ -53,6 +53,25 @@ def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
     assert settings.cluster.mdns is False
 
 
+def test_workers_that_others_started_are_named_by_the_variable_that_is_usual(tmp_path: Path) -> None:
+    file = write(tmp_path, '[llama]\nrpc_backends = ["x:1"]\n')
+    loaded = load(file, {"RPC_BACKENDS": "10.0.0.5:50052, pc:50053"})
+    assert loaded.settings.llama.rpc_backends == ("10.0.0.5:50052", "pc:50053")
+    assert loaded.origins["llama.rpc_backends"] == "RPC_BACKENDS"
+    own = load(file, {"RPC_BACKENDS": "a:1", "SOLLOLD_LLAMA_RPC_BACKENDS": "b:2"})
+    assert own.settings.llama.rpc_backends == ("b:2",), "our own variable goes before it"
+    assert not own.settings.llama.allow_plain_workers
+
+
+def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tmp_path: Path) -> None:
+    text = '[models.profiles."big:1t"]\nparameters = 1000\nmemory = "600 GiB"\nrequires_distributed = true\n'
+    loaded = load(write(tmp_path, text), {})
+    profile = loaded.settings.models.profiles["big:1t"]
+    assert profile == ModelProfile(1000.0, 600 * GIB, True)
+    shown = next(value for key, value, _ in in_force(loaded) if key == "models.profiles")
+    assert load(write(tmp_path, f"[models]\nprofiles = {shown}\n"), {}).settings == loaded.settings
+
+
 @pytest.mark.parametrize(
     ("text", "line", "words"),
     [
@@ -64,6 +83,8 @@ def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
         ('[node]\nmemory_limit = "4 pounds"', 2, "20 GiB"),
         ('[node]\ndevice_limits = { CUDA0 = "x" }', 2, "not a size"),
         ("[node]\nmemory_limit = -1", 2, ">= 0"),
+        ('[models.profiles."big:1t"]\nmemry = 1', 1, "did you mean memory?"),
+        ('[models]\nprofiles = { big = "x" }', 2, "'big' is a table with the keys parameters, memory"),
         ("[http]\nseeds = []", 2, "did you mean cluster.seeds?"),
         ("http = 3", 1, "is a section"),
         ('[cluster]\ntoken = "abc"', 2, "64 hex digits, as `sollold token` makes them"),

@@ -12,7 +12,7 @@ import pytest
 from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.record import Backend, Endpoint, InOllama, State
 from sollold.cluster.term import Term
-from sollold.config import PlacementSettings, Settings
+from sollold.config import ModelSettings, PlacementSettings, Settings
 from sollold.leader import leader
 from sollold.leader.absence import BACK_WITHIN
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
@@ -20,10 +20,14 @@ from sollold.leader.leader import Leader
 from sollold.leader.memory import GOOD_SERVICE
 from sollold.models.model import Model
 from sollold.models.shape import Shape
-from tests.leader.cluster import Cluster, model, refuse
+from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
-SETTINGS = Settings(placement=PlacementSettings(context=2048, slots=1))
+SETTINGS = Settings(
+    placement=PlacementSettings(context=2048, slots=1),
+    # Files stay where they are.
+    models=ModelSettings(fetch_seconds=0),
+)
 ASK = Ensure("demo")
 
 
@@ -548,6 +552,69 @@ async def test_an_ollama_whose_files_its_node_can_not_read_is_used() -> None:
     assert node.endpoints
 
 
+def offered(town: Cluster, node: str, **changes: Any) -> str:
+    """The Ollama of a node has the model, and has not loaded it."""
+    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+    town.nodes[node].endpoints[one.id] = replace(one, **changes)
+    return one.id
+
+
+async def test_a_model_that_is_to_be_sharded_is_so_though_an_ollama_could_hold_it() -> None:
+    settings = replace(SETTINGS, placement=replace(SETTINGS.placement, distributed_threshold=0.3))
+
+    def two() -> Cluster:
+        town = Cluster(settings)
+        town.add("a", 2 * GIB, model())
+        town.add("b", 2 * GIB)
+        return town
+
+    town = two()
+    offered(town, "a")
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    town = two()
+    offered(town, "a", loaded=True)
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.USE, "what is loaded there already answers"
+    town.nodes["a"].models[:] = [model(only_ollama="stock llama.cpp can't read it")]
+    offered(town, "a")
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.USE, "nothing else can run it"
+
+
+async def test_an_ollama_without_room_for_the_context_is_passed_over(town: Cluster) -> None:
+    town.nodes["a"].ledger.measured((replace(cpu_device(900 * MIB), available=0),))
+    named = offered(town, "a")
+    answer = await town.planner.ensure(replace(ASK, context=2048))
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
+    long = await town.planner.ensure(replace(ASK, context=32768))
+    assert long.verdict is not Verdict.USE or long.deployment != named
+
+
+async def test_an_ollama_is_the_last_resort_of_what_can_not_be_placed() -> None:
+    town = Cluster(SETTINGS)
+    town.add("a", 300 * MIB, model())
+    refused = await town.planner.ensure(ASK)
+    assert refused.fault == "too_big"
+    named = offered(town, "a")
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
+    assert "nothing else can run it" in answer.reasons[0]
+    again = await town.planner.ensure(replace(ASK, ollama=False))
+    assert again.fault == "too_big", "where the Ollama has failed too the arithmetic is told"
+
+
+async def test_what_fails_again_and_again_is_given_to_an_ollama_that_has_it(town: Cluster) -> None:
+    for _ in range(3):
+        answer = await town.planner.ensure(ASK)
+        if answer.verdict is Verdict.WAIT:
+            town.ready(answer.deployment, state=State.FAILED, reason="unknown tensor type")
+            for node in town.nodes.values():
+                node.ledger.end(answer.deployment, "failed")
+                node.ledger.ended(answer.deployment)
+    assert "has failed" in (await town.planner.ensure(ASK)).message
+    named = offered(town, "a")
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.deployment) == (Verdict.USE, named)
+
+
 async def test_ollama_only_models_and_unusable_ones() -> None:
     town = Cluster(SETTINGS)
     node = town.add("a", 2 * GIB, model(only_ollama="stock llama.cpp can't read it"))
@@ -579,6 +646,69 @@ async def test_a_replica_only_in_free_memory(town: Cluster) -> None:
     answer = await town.planner.ensure(replace(ASK, more=True))
     assert answer.verdict is Verdict.WAIT
     assert answer.node == "d"
+
+
+async def test_an_ollamas_long_line_gets_a_llama_server_beside_it_and_faults_do_not_end_the_watch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "REPLICA_EVERY", 0.01)
+    town = Cluster(SETTINGS)
+    town.add("a", 2 * GIB, model())
+    town.add("b", 2 * GIB, model("other:latest", "d2"))
+    town.shapes["d2"] = shape()
+    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, waiting=9)
+    other = replace(one, id="ollama:other:latest", model="other:latest", digest="d2")
+    town.nodes["a"].endpoints[one.id] = one
+    town.nodes["b"].endpoints[other.id] = other
+    usual = town.shape
+
+    async def broken(node: str, asked: Model) -> Shape:
+        if asked.digest == "d1":
+            raise RuntimeError("a fault of our own")
+        return await usual(node, asked)
+
+    town.shape = broken  # type: ignore[method-assign]
+    await town.planner.start()
+    try:
+        await asyncio.sleep(0.05)
+        town.now += 11.0
+        for _ in range(300):
+            if town.asked("deploy"):
+                break
+            await asyncio.sleep(0.01)
+        plans = [request.plan for _, request in town.asked("deploy") if isinstance(request, Deploy)]
+        assert [(plan.model, plan.head) for plan in plans] == [("other:latest", "b")]
+        town.shape = usual  # type: ignore[method-assign]
+        town.now += 61.0
+        for _ in range(300):
+            if len(town.asked("deploy")) > 1:
+                break
+            await asyncio.sleep(0.01)
+        assert {request.plan.model for _, request in town.asked("deploy") if isinstance(request, Deploy)} == {
+            "demo:latest",
+            "other:latest",
+        }
+    finally:
+        await town.planner.close()
+
+
+async def test_what_one_nodes_llama_cpp_can_not_read_none_of_that_build_is_asked_to(town: Cluster) -> None:
+    learnt = "llama.cpp b1 can't read it: unknown tensor type"
+    town.nodes["a"].models[:] = [model(only_ollama=learnt)]
+    town.add("d", 2 * GIB, model())
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.REFUSED and learnt in answer.message
+    named = offered(town, "d")
+    assert (await town.planner.ensure(ASK)).deployment == named
+    town.nodes["d"].endpoints.clear()
+    town.nodes["d"].build = "b2"
+    assert (await town.planner.ensure(ASK)).node == "d", "another build may read it"
+
+
+async def test_an_api_that_knows_no_files_says_nothing_of_the_content(town: Cluster) -> None:
+    town.nodes["a"].models[:] = [model(files=(), only_ollama="its files can't be read there")]
+    town.add("d", 2 * GIB, model())
+    assert (await town.planner.ensure(ASK)).node == "d"
 
 
 async def test_drop_ends_what_is_idle(town: Cluster) -> None:

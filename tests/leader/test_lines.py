@@ -33,6 +33,15 @@ def test_a_short_or_passing_line_does_not() -> None:
         assert lines.observe(records(replace(ONE, waiting=3)), float(now)) == []
 
 
+def test_an_ollamas_line_counts_and_what_it_has_not_loaded_is_no_place() -> None:
+    lines = Lines()
+    ollama = replace(ONE, id="ollama:m", backend=Backend.OLLAMA, slots=1)
+    offers = [replace(ollama, loaded=False, slots=9), replace(ollama, loaded=False, slots=9)]
+    long = records(replace(ollama, waiting=5), *offers)
+    assert lines.observe(long, 0.0) == []
+    assert lines.observe(long, STANDS) == [("m", "d", False)]
+
+
 def test_two_endpoints_share_a_line_and_a_loading_one_is_waited_for() -> None:
     lines = Lines()
     two = records(replace(ONE, waiting=5), replace(ONE, id="y"))

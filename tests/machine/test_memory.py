@@ -66,6 +66,14 @@ def test_a_group_over_its_limit_has_nothing_free(tmp_path: Path):
     assert bounded(MACHINE, tmp_path) == Memory(1000, 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "mapped"), [("MemTotal: 9 kB\nMapped:   20 kB\n", 20480), ("Mapped: x", 0), ("", 0)]
+)
+def test_what_is_mapped_is_told_apart(tmp_path: Path, text: str, mapped: int):
+    put(tmp_path, "proc/meminfo", text)
+    assert memory(tmp_path).mapped == mapped
+
+
 def test_the_real_one_is_sensible():
     real = memory()
     assert 0 < real.free <= real.total

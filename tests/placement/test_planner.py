@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollold.cluster.record import Record
 from sollold.machine.device import Device, Kind
 from sollold.placement import context
-from sollold.placement.fleet import Fleet, Link, Machine, machine_of
+from sollold.placement.fleet import Fleet, Link, Machine, Spot, machine_of
 from sollold.placement.plan import Plan
 from sollold.placement.planner import Choice, choose
 from sollold.placement.wish import Policy, Wish
@@ -388,3 +389,44 @@ def test_no_more_than_fifteen_devices_and_so_many_workers() -> None:
     on = Fleet(tuple(machines))
     check(plan_of(choose(WISH, on, prints(model))), on)
     assert choose(replace(WISH, workers=2), on, prints(model)).draft is None
+
+
+PLAIN = "10.0.0.9:50052"
+
+
+def plain(node: str, room: int, device: str = PLAIN) -> Spot:
+    return Spot(node, device, Kind.PLAIN, room)
+
+
+def test_a_plain_worker_takes_what_no_machine_can() -> None:
+    on = fleet(machine(cpu("a", 500 * MIB), plain("a", 2 * GIB), holds=True))
+    choice = choose(WISH, on, prints(SMALL))
+    plan = plan_of(choice)
+    check(plan, on)
+    assert PLAIN in [share.device for share in plan.shares]
+    assert f"the plain worker {PLAIN}" in choice.reasons[0]
+    assert "alone" not in choice.reasons[0].split(":")[1]
+    none = choose(replace(WISH, distributed=False), on, prints(SMALL))
+    assert none.draft is None, "a model that may not be spread is not put on one"
+
+
+def test_a_machine_that_holds_a_model_alone_uses_no_plain_worker() -> None:
+    on = fleet(machine(cpu("a", 4 * GIB), plain("a", 64 * GIB), holds=True))
+    assert plan_of(choose(WISH, on, prints(SMALL))).shares == ()
+
+
+def test_a_plain_worker_counts_as_a_machine_of_its_own() -> None:
+    on = fleet(machine(cpu("a", 500 * MIB), plain("a", 400 * MIB), plain("a", 400 * MIB, "pc:1"), holds=True))
+    both = plan_of(choose(WISH, on, prints(SMALL)))
+    assert {share.device for share in both.shares} >= {PLAIN, "pc:1"}
+    assert choose(replace(WISH, workers=1), on, prints(SMALL)).draft is None
+
+
+def test_of_a_plain_worker_that_is_given_back_all_is_there() -> None:
+    held = Device(PLAIN, Kind.PLAIN, "w", GIB, GIB, GIB, 100 * MIB, 0)
+    record = Record("a", "a", 1, (), 1, 2, "0", devices=(held,))
+    rooms = [
+        machine_of(record, holds=False, spare=0.0, freed=freed, taken=taken).spots[0].room
+        for freed, taken in (({}, {}), ({PLAIN: 100 * MIB}, {}), ({PLAIN: 100 * MIB}, {PLAIN: MIB}))
+    ]
+    assert rooms == [0, GIB, 0]

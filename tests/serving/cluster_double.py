@@ -16,6 +16,8 @@ from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.cluster.term import Term
 from sollold.config import HttpSettings, ServingSettings
+from sollold.models.library import Listed
+from sollold.models.model import Model
 from sollold.models.names import Resolved
 from sollold.serving.ask import Ask, Call, Engine, Waiting
 from sollold.serving.endpoint_server import EndpointServer
@@ -126,7 +128,7 @@ class FakePeers:
     def route(self, method: str, path: str, handler: Callable[..., Awaitable[web.StreamResponse]]) -> None:
         self.app.router.add_route(method, path, handler)
 
-    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
+    def tunnel(self, resolve: Callable[[str, str, str], tuple[str, int]]) -> None:
         raise NotImplementedError
 
     async def start(self) -> None:
@@ -184,11 +186,13 @@ class FakeLoader:
     def __init__(self, world: World) -> None:
         self._world = world
         self.loads = 0
+        self.needs: list[Need] = []
         self.dropped: list[str] = []
         self.load: Callable[[], Awaitable[Ready | None]] | None = None
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         self.loads += 1
+        self.needs.append(need)
         on_wait(Waiting("loading", progress=0.5))
         if self.load is not None:
             return await self.load()
@@ -210,6 +214,8 @@ class FakeNames:
     def __init__(self) -> None:
         self.late: set[str] = set()
         self.learned = asyncio.Event()
+        self.size = 0
+        """Bytes of the model; 0: its details are not known."""
 
     async def awaited(self, name: str) -> Resolved:
         if name in self.late:
@@ -220,8 +226,8 @@ class FakeNames:
             return Resolved(name, candidates=("two:a", "two:b"))
         return Resolved(name)
 
-    def get(self, name: str) -> None:
-        return None
+    def get(self, name: str) -> Listed | None:
+        return Listed(Model(MODEL, "", "folder", (), self.size, 0.0), ()) if self.size else None
 
 
 class Node:

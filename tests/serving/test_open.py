@@ -10,6 +10,7 @@ import pytest
 
 from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
 from sollold.config import HttpSettings, ServingSettings
+from sollold.machine.device import Device, Kind
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.finding import engine_refusal
@@ -103,6 +104,102 @@ async def test_engines_refusal_keeps_status_and_words(cluster: Cluster) -> None:
         await give(a)
     assert (refused.value.fault, refused.value.status) == (Fault.ENGINE, 400)
     assert refused.value.message == "status 400"
+
+
+OLLAMA = "ollama:m"
+CHAT = {**ask("chat").calls, **ask("ollama").calls}
+WHOLE = {**CHAT, **ask("chat", stream=False).calls}
+"""For an answer that is given whole, of which an Ollama is slow to give the pieces."""
+
+
+async def ollama_and_llama(cluster: Cluster) -> tuple[Node, Reciter, Reciter]:
+    """Node a; an Ollama on b that it would choose, and what a llama-server on c would be, not loaded."""
+    a, b = await cluster.node("a"), await cluster.node("b")
+    at_ollama, at_llama = await cluster.reciter(), await cluster.reciter()
+    b.engines.serve(OLLAMA, at_ollama, backend=Backend.OLLAMA)
+    return a, at_ollama, at_llama
+
+
+async def test_when_an_ollama_fails_for_memory_the_leader_is_asked_for_the_machines_together(
+    cluster: Cluster,
+) -> None:
+    a, at_ollama, at_llama = await ollama_and_llama(cluster)
+    at_ollama.status = 500
+    c = await cluster.node("c")
+
+    async def load() -> Ready:
+        c.engines.serve("d1", at_llama)
+        return Ready("c", c.view.me.endpoints[0])
+
+    a.loader.load = load
+    events, answer = await give(a, calls=CHAT)
+    assert said(events) == TEXT and answer.routing.engine is Engine.LLAMA
+    (need,) = a.loader.needs
+    assert need.wish.engines == frozenset((Engine.LLAMA,)), "the Ollama has refused already"
+    assert len(at_ollama.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [(Fault.TOO_BIG, "3 GiB are missing"), (Fault.UNAVAILABLE, "status 500")]
+)
+async def test_when_the_machines_together_can_not_either_the_better_reason_is_given(
+    cluster: Cluster, fault: Fault, words: str
+) -> None:
+    a, at_ollama, _ = await ollama_and_llama(cluster)
+    at_ollama.status = 500
+
+    async def load() -> Ready:
+        raise Refusal(fault, "3 GiB are missing")
+
+    a.loader.load = load
+    with pytest.raises(Refusal, match=words):
+        await give(a, calls=CHAT)
+
+
+async def test_a_request_that_is_wrong_for_an_ollama_is_not_loaded_elsewhere(cluster: Cluster) -> None:
+    a, at_ollama, _ = await ollama_and_llama(cluster)
+    at_ollama.status = 400
+    with pytest.raises(Refusal, match="status 400"):
+        await give(a, calls=CHAT)
+    assert a.loader.loads == 0
+
+
+async def test_what_an_ollama_has_no_room_for_is_asked_of_the_leader_whose_word_then_counts(
+    cluster: Cluster,
+) -> None:
+    a, _, _ = await ollama_and_llama(cluster)
+    b = cluster.nodes[1]
+    device = Device("CPU", Kind.CPU, "cpu", 100, 100, 100, 0, 100)
+    endpoint = replace(b.view.me.endpoints[0], loaded=False)
+    b.view.update_me(devices=(device,), endpoints=(endpoint,))
+    a.names.size = 90
+
+    async def load() -> Ready:
+        return Ready("b", endpoint)
+
+    a.loader.load = load
+    events, _ = await give(a, calls=CHAT)
+    assert said(events) == TEXT and a.loader.loads == 1
+    a.names.size = 80
+    await give(a, calls=CHAT, id="r2")
+    assert a.loader.loads == 1, "what surely fits is not asked for"
+
+
+async def test_an_answer_given_whole_that_broke_off_at_an_ollama_comes_from_llama_server(
+    cluster: Cluster,
+) -> None:
+    a, at_ollama, at_llama = await ollama_and_llama(cluster)
+    at_ollama.gate.clear()
+    task = asyncio.create_task(give(a, calls=WHOLE, stream=False))
+    await until(lambda: at_ollama.running == 1)
+    c = await cluster.node("c")
+    c.engines.serve("d1", at_llama)
+    cluster.nodes[1].engines.drop(OLLAMA)
+    await at_ollama.stop()
+    events, answer = await task
+    assert said(events) == TEXT
+    assert (answer.routing.engine, answer.routing.node) == (Engine.LLAMA, "host-c")
+    assert answer.routing.resumed == 1
 
 
 async def test_line_is_told_and_kept(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sollold.cluster.record import Backend, Endpoint, InOllama, Placed, Record, State
+from sollold.machine.device import Device, Kind
 from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
 from sollold.serving.router import STRATEGIES, Router, Wish
@@ -100,6 +101,42 @@ def test_same_context_matters_for_ollama_alone() -> None:
     same, other = replace(OLLAMA, context=4096), replace(OLLAMA, context=8192)
     assert first(router, record("a", other), record("b", same), wish=wish) == "b"
     assert first(router, record("b", same), record("a", other), wish=wish) == "b"
+
+
+def test_an_ollama_that_would_have_to_load_must_surely_have_the_room() -> None:
+    router = Router("me")
+    there = replace(OLLAMA, loaded=False)
+    cpu = Device("CPU", Kind.CPU, "cpu", 1000, 600, 1000, 0, 500)
+    gpu = Device("CUDA0", Kind.GPU, "gpu", 500, 500, 500, 400, 100)
+    far = Device("pc:1", Kind.PLAIN, "w", 9000, 9000, 9000, 0, 9000)
+    idle = replace(OLLAMA, id="ollama:other", model="other", digest="o", bytes=200)
+    busy = replace(idle, active=1)
+    cases = [
+        ((cpu,), (), 500, True),
+        ((cpu,), (), 501, False),
+        ((cpu, far), (), 501, False),
+        ((cpu,), (idle,), 666, True),
+        ((cpu,), (idle,), 668, False),
+        ((cpu,), (busy,), 500, True),
+        ((replace(cpu, free=1000),), (busy,), 668, False),
+        ((replace(cpu, free=1000), gpu), (), 916, True),
+        ((replace(cpu, free=1000), gpu), (), 918, False),
+        ((), (), 1 << 40, True),
+    ]
+    for devices, others, size, fits in cases:
+        found = record("a", there, *others, devices=devices)
+        wish = replace(WISH, digest=there.digest, size=size)
+        assert bool(router.rank([found], wish, 0.0)) is fits, (devices, others, size)
+        assert router.rank([found], replace(wish, told=("a", there.id)), 0.0), "the leader knows better"
+        assert router.rank([replace(found, endpoints=(OLLAMA,))], wish, 0.0), "what is loaded needs no room"
+
+
+def test_a_long_context_or_a_model_to_be_sharded_is_left_to_the_leader() -> None:
+    router = Router("me")
+    found = [record("a", replace(OLLAMA, loaded=False))]
+    assert router.rank(found, replace(WISH, context=4096), 0.0)
+    assert not router.rank(found, replace(WISH, context=32768), 0.0)
+    assert not router.rank(found, replace(WISH, sharded=True), 0.0)
 
 
 def test_local_node_wins_ties() -> None:

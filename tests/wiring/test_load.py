@@ -79,7 +79,7 @@ class Around:
             raise AssertionError("not asked")
 
         return ClusterHere(
-            any_, any_, any_, any_, any_, any_, drain, lambda d, s: self.kept.append((d, s)), 5.0
+            any_, any_, any_, any_, any_, any_, drain, lambda d, s: self.kept.append((d, s)), any_, 5.0
         )
 
 

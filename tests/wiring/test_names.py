@@ -14,6 +14,7 @@ from sollold.api.app import Listener, build_app
 from sollold.api.parts import Parts
 from sollold.config import HttpSettings, ModelSettings
 from sollold.leader.leader import Leader
+from sollold.machine.plain import PlainWorker
 from sollold.models.catalogue import Catalogue
 from sollold.models.library import Library
 from sollold.serving.ask import Fault, Refusal
@@ -35,6 +36,10 @@ ASKED = [
     ("/api/cluster/load", {"model": "beta"}),
     ("/api/cluster/unload", {"model": "beta"}),
 ]
+
+
+async def scan_nothing() -> tuple[PlainWorker, ...]:
+    return ()
 
 
 class Refuses:
@@ -80,6 +85,7 @@ class Newcomer:
             router,
             lambda on: asyncio.sleep(0),
             lambda deployment, seconds: None,
+            scan_nothing,
             5.0,
         )
         service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())

@@ -1,0 +1,52 @@
+"""A look over the LAN for workers that others started. Only on request: it knocks at every door."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
+
+from sollold.agent.plain_probe import look
+from sollold.agent.rpc_protocol import Version
+from sollold.machine.plain import PlainState, PlainWorker
+
+PORTS = range(50052, 50056)
+"""Where llama.cpp's workers listen unless they are told otherwise, and the next few."""
+CONNECT_SECONDS = 0.7
+AT_A_TIME = 128
+MOST_NETWORKS = 4
+_WIDTH = 24
+
+
+def hosts_beside(addresses: Iterable[str]) -> tuple[str, ...]:
+    """The IPv4 addresses of the same /24 as each of ``addresses``, of `MOST_NETWORKS` at the most. Pure."""
+    networks: dict[ipaddress.IPv4Network, None] = {}
+    for address in addresses:
+        one = ipaddress.ip_address(address)
+        if isinstance(one, ipaddress.IPv4Address) and one.is_private and not one.is_loopback:
+            networks[ipaddress.IPv4Network(f"{one}/{_WIDTH}", strict=False)] = None
+    chosen = list(networks)[:MOST_NETWORKS]
+    return tuple(str(host) for network in chosen for host in network.hosts())
+
+
+async def scan(
+    hosts: Sequence[str], ports: Sequence[int], ours: Version | None, taken: Collection[str] = ()
+) -> tuple[PlainWorker, ...]:
+    """Whatever answers on ``ports`` of ``hosts``. Takes some seconds.
+
+    Args:
+        ours: the protocol of the llama.cpp in use; None: not known.
+        taken: addresses that deployments have now: they are told, and not looked at.
+    """
+    turns = asyncio.Semaphore(AT_A_TIME)
+
+    async def one(host: str, port: int) -> PlainWorker | None:
+        address = f"{host}:{port}"
+        if address in taken:
+            return PlainWorker(address, PlainState.TAKEN)
+        async with turns:
+            found = await look(host, port, ours, connect=CONNECT_SECONDS)
+        return None if found.state is PlainState.DEAD else found.worker(address)
+
+    found = await asyncio.gather(*(one(host, port) for host in hosts for port in ports))
+    return tuple(worker for worker in found if worker is not None)

@@ -1,0 +1,141 @@
+"""The head-to-be gets a file: from other nodes alone, while somebody waits for it, where there is room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from sollold.agent import fetcher
+from sollold.agent.commands import Fetch, Fetched
+from sollold.agent.fetcher import Fetcher
+from sollold.cluster.term import Term
+from sollold.models.landing import Landing
+from tests.models.fakes import until
+from tests.models.test_pull import PART, Node, Town, big, unfinished
+
+TERM = Term(1, "l")
+
+
+@pytest.fixture
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    monkeypatch.setattr(Landing.__init__, "__defaults__", (PART,))
+    monkeypatch.setattr(fetcher, "LEFT", 0)
+    town = Town(tmp_path)
+    yield town
+    for node in town.nodes:
+        await node.close()
+
+
+def fetching(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
+    async def obey(term: Term) -> str:
+        return refusal
+
+    made = Fetcher(
+        node.puller,
+        lambda digest: node.catalogue.with_digest(digest) is not None,
+        obey,
+        node.catalogue.own,
+        allowed,
+    )
+    made.register(node.server)  # type: ignore[arg-type]
+    return made
+
+
+async def order(town: Town, digest: str) -> Fetched:
+    """What a says to b's order."""
+    b = town.nodes[1]
+    return await b.calls.call("a", "fetch", Fetch(TERM, "tiny", digest), Fetched, timeout=1.0)
+
+
+async def until_told(town: Town, digest: str, told: Callable[[Fetched], object]) -> Fetched:
+    """Order it again and again, as the leader does, until what a says is what is waited for."""
+    for _ in range(1000):
+        state = await order(town, digest)
+        if told(state):
+            return state
+        assert not state.failed and not state.done, state
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never said so")
+
+
+async def known(town: Town) -> str:
+    """The digest of ``tiny``, which b has and a knows of."""
+    a = town.nodes[0]
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    return a.library.find("tiny")[0][1].digest
+
+
+async def test_it_comes_and_the_leader_hears_how_far_it_is(town: Town) -> None:
+    a, b, _ = town.nodes
+    path = big(b.folder / "m" / "tiny-F16.gguf")
+    fetching(a)
+    digest = await known(town)
+    gate = asyncio.Event()
+
+    async def wait(request: object) -> None:
+        await gate.wait()
+
+    b.server.fault = wait
+    assert await order(town, digest) == Fetched()
+    state = await until_told(town, digest, lambda state: state.total)
+    assert state == Fetched(completed=0, total=path.stat().st_size)
+    gate.set()
+    await until_told(town, digest, lambda state: state.done)
+    model = a.catalogue.with_digest(digest)
+    assert model is not None and model.source == "own"
+    assert await asyncio.to_thread(Path(model.files[0]).read_bytes) == path.read_bytes()
+    assert (await order(town, digest)).done, "and what is there is not fetched again"
+
+
+async def test_what_nobody_asks_about_any_more_is_given_up(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "UNASKED_SECONDS", -1.0)
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny-F16.gguf")
+    made = fetching(a)
+    digest = await known(town)
+    assert await order(town, digest) == Fetched()
+    (flight,) = made._flights.values()
+    await until(lambda: flight.failed)
+    assert not a.puller._flights, "nothing runs on behind it"
+    assert (await order(town, digest)).failed == "nobody waits for it any more"
+    assert a.catalogue.with_digest(digest) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "allowed", "refusal", "words"),
+    [
+        (1 << 60, True, "", "no room to spare"),
+        (0, False, "", "models.fetch_seconds is 0 on this node"),
+        (0, True, "the term is over", "the term is over"),
+    ],
+)
+async def test_a_node_may_refuse(
+    town: Town, monkeypatch: pytest.MonkeyPatch, left: int, allowed: bool, refusal: str, words: str
+) -> None:
+    monkeypatch.setattr(fetcher, "LEFT", left)
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny-F16.gguf")
+    fetching(a, allowed=allowed, refusal=refusal)
+    digest = await known(town)
+    assert words in (await order(town, digest)).failed
+    assert not unfinished(a)
+
+
+async def test_it_comes_from_nodes_and_from_nowhere_else(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny-F16.gguf")
+    made = fetching(a)
+    digest = await known(town)
+    assert "does not know yet" in (await order(town, "0" * 64)).failed
+    a.ollama = "http://127.0.0.1:9"
+    a.calls.cut.add("b")
+    await order(town, digest)
+    state = await until_told(town, digest, lambda state: state.failed)
+    assert "could not be reached" in state.failed and "Ollama" not in state.failed
+    await made.close()

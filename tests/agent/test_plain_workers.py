@@ -1,0 +1,253 @@
+"""Workers that others started: looked at with a real handshake, held by one deployment at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sollold.agent.agent import Agent
+from sollold.agent.commands import Reserve
+from sollold.agent.llama_find import Llama
+from sollold.agent.plain_probe import look
+from sollold.agent.plain_scan import hosts_beside, scan
+from sollold.agent.plain_workers import PlainWorkers
+from sollold.agent.rpc_protocol import Version
+from sollold.cluster.peer import PeerError
+from sollold.cluster.record import Backend, State
+from sollold.config import MIB, LlamaSettings
+from sollold.machine.device import Kind
+from sollold.machine.plain import PlainState, PlainWorker
+from sollold.models.model import Model
+from sollold.placement.plan import Plan, Share
+from tests.agent.plain_worker import occupied, started
+from tests.agent.test_deployments import answer
+from tests.agent.town import TERM, Town, eventually, plan
+
+OURS = Version(7, 0, 0)
+
+
+@contextlib.asynccontextmanager
+async def listening(handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], object]):  # type: ignore[no-untyped-def]
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)  # type: ignore[arg-type]
+    async with server:
+        yield int(server.sockets[0].getsockname()[1])
+
+
+async def test_what_does_not_listen_is_dead() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        found = await look("127.0.0.1", free.getsockname()[1], OURS)
+    assert found.state is PlainState.DEAD and "nothing listens" in found.reason
+    nowhere = await look("no-such-host.invalid", 50052, OURS)
+    assert nowhere.state is PlainState.DEAD
+
+
+async def test_another_program_is_no_worker() -> None:
+    async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async def shut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    for program, words in ((web, "not as a llama.cpp RPC worker does"), (shut, "closed the connection")):
+        async with listening(program) as port:
+            found = await look("127.0.0.1", port, OURS)
+            assert found.state is PlainState.REFUSED and words in found.reason
+
+
+def workers(address: str, *, allowed: bool = True, held: frozenset[str] = frozenset()) -> PlainWorkers:
+    made = PlainWorkers([address], allowed, {address: 100 * MIB}, lambda: held, lambda: None)
+    made.use(OURS)
+    return made
+
+
+@contextlib.asynccontextmanager
+async def watched(plain: PlainWorkers) -> AsyncIterator[PlainWorkers]:
+    task = asyncio.create_task(plain.run())
+    try:
+        yield plain
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_an_address_that_is_none_is_listed_with_the_reason() -> None:
+    async with watched(workers("somewhere")) as plain:
+        (told,) = plain.listed()
+        assert told.state is PlainState.REFUSED and "'somewhere' is not HOST:PORT" in told.reason
+        assert plain.devices() == ()
+
+
+@pytest.mark.llama
+async def test_a_free_worker_says_what_it_has(folder: Path, llama: Llama) -> None:
+    async with started(llama, folder) as address, watched(workers(address)) as plain:
+        await eventually(lambda: plain.listed()[0].state is PlainState.USABLE)
+        (device,) = plain.devices()
+        assert (device.id, device.kind, device.limit) == (address, Kind.PLAIN, 100 * MIB)
+        assert plain.listed()[0] == PlainWorker(address, PlainState.USABLE, "", "7.0.0", 1, device.total)
+        assert device.total > 100 * MIB
+
+
+@pytest.mark.llama
+async def test_a_busy_worker_is_told_from_a_dead_one(folder: Path, llama: Llama) -> None:
+    async with started(llama, folder) as address:
+        async with occupied(address):
+            busy = await look("127.0.0.1", int(address.rpartition(":")[2]), OURS)
+            assert busy.state is PlainState.BUSY and "serves another client" in busy.reason
+        free = await look("127.0.0.1", int(address.rpartition(":")[2]), OURS)
+        assert free.state is PlainState.USABLE, "what looked at it in vain does not stand in its way"
+
+
+@pytest.mark.llama
+async def test_another_protocol_and_a_forbidden_worker_are_listed_and_not_used(
+    folder: Path, llama: Llama
+) -> None:
+    async with started(llama, folder) as address:
+        port = int(address.rpartition(":")[2])
+        other = await look("127.0.0.1", port, Version(6, 1, 0))
+        assert other.state is PlainState.REFUSED
+        assert "speaks version 7.0.0 of the RPC protocol, and the llama.cpp here 6.1.0" in other.reason
+        async with watched(workers(address, allowed=False)) as plain:
+            await eventually(lambda: plain.listed()[0].state is PlainState.REFUSED)
+            assert "llama.allow_plain_workers" in plain.listed()[0].reason
+            assert plain.listed()[0].version == "7.0.0"
+            assert plain.devices() == ()
+
+
+def test_a_scan_looks_at_the_neighbours_alone() -> None:
+    hosts = hosts_beside(["192.168.7.20", "192.168.7.21", "fe80::1", "127.0.0.1", "8.8.8.8"])
+    assert len(hosts) == 254 and {host.rpartition(".")[0] for host in hosts} == {"192.168.7"}
+    assert len(hosts_beside(f"10.0.{net}.1" for net in range(40))) == 4 * 254
+
+
+@pytest.mark.llama
+async def test_a_scan_finds_free_and_busy_workers_and_leaves_those_in_use_alone(
+    folder: Path, llama: Llama
+) -> None:
+    async with started(llama, folder) as free, started(llama, folder) as busy, occupied(busy):
+        ports = [int(address.rpartition(":")[2]) for address in (free, busy)]
+        found = await scan(["127.0.0.1"], [*ports, 1], OURS, ["127.0.0.1:1"])
+        assert [(one.address, one.state) for one in found] == [
+            (free, PlainState.USABLE),
+            (busy, PlainState.BUSY),
+            ("127.0.0.1:1", PlainState.TAKEN),
+        ]
+        assert await scan(["127.0.0.1"], [1], OURS) == ()
+
+
+async def test_one_that_a_deployment_holds_is_not_looked_at() -> None:
+    clients = 0
+
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal clients
+        clients += 1
+        writer.close()
+
+    async with listening(count) as port:
+        address = f"127.0.0.1:{port}"
+        async with watched(workers(address, held=frozenset((address,)))) as plain:
+            await eventually(lambda: plain.listed()[0].state is PlainState.TAKEN)
+            await asyncio.sleep(1.2)
+        assert clients == 0
+
+
+def over(model: Model, head: str, node: str, address: str, layers: int) -> Plan:
+    """``layers`` and the output on a plain worker that ``node`` names, the rest on the head."""
+    total = model.layers + 1
+    made = plan(model, head)
+    first = total - layers
+    share = Share(node, address, first, total, 40 * MIB, 0, 0)
+    return replace(made, host=replace(made.host, last=first), shares=(share,))
+
+
+async def named(town: Town, node: str, address: str, *, allowed: bool = True) -> Agent:
+    llama = LlamaSettings(
+        worker_port=0, server_port=0, threads=1, rpc_backends=(address,), allow_plain_workers=allowed
+    )
+    return await town.add(node, llama=llama)
+
+
+@pytest.fixture
+async def town(folder: Path, llama: Llama) -> AsyncIterator[Town]:
+    made = Town(folder, llama)
+    yield made
+    await made.close()
+
+
+def offers(town: Town, node: str) -> list[str]:
+    return [one.id for one in town.views[node].me.devices if one.kind is Kind.PLAIN and one.available]
+
+
+@pytest.mark.llama
+async def test_a_head_elsewhere_reaches_it_through_the_node_that_names_it(
+    town: Town, folder: Path, llama: Llama, tiny: Model
+) -> None:
+    town.models[tiny.digest] = tiny
+    async with started(llama, folder) as address:
+        await named(town, "a", address)
+        await town.add("b")
+        await eventually(lambda: offers(town, "a") == [address])
+        assert (await town.deploy("alone", plan(tiny, "b"))).ok
+        assert (await town.deploy("far", over(tiny, "b", "a", address, 4))).ok
+        far = await town.until("b", "far", State.READY)
+        assert far.backend is Backend.SHARDED
+        assert [(one.node, one.device) for one in far.placed] == [("b", "CPU"), ("a", address)]
+        assert len(town.tunnels) == 1 and town.tunnels[0].open
+        await town.until("b", "alone", State.READY)
+        assert await answer(town.agents["b"], "far") == await answer(town.agents["b"], "alone")
+        await eventually(lambda: town.views["a"].me.plain[0].state is PlainState.TAKEN)
+        # It serves one client, so nobody else gets what is left of its memory.
+        assert offers(town, "a") == []
+        again = await town.call("a", "a", "reserve", Reserve(TERM, "more", "a", {address: MIB}))
+        assert not again.ok and "one deployment at a time" in again.reason
+        with pytest.raises(PeerError):
+            town.servers["a"].resolve("b", "alone", address)
+        assert (await town.agents["b"].unload("far", "done")).ok
+        await eventually(lambda: offers(town, "a") == [address])
+
+
+@pytest.mark.llama
+async def test_the_node_that_names_it_connects_itself(
+    town: Town, folder: Path, llama: Llama, tiny: Model
+) -> None:
+    town.models[tiny.digest] = tiny
+    async with started(llama, folder) as address:
+        agent = await named(town, "a", address)
+        await eventually(lambda: offers(town, "a") == [address])
+        assert (await town.deploy("near", over(tiny, "a", "a", address, 7))).ok
+        near = await town.until("a", "near", State.READY)
+        assert near.backend is Backend.SHARDED and town.tunnels == []
+        assert await answer(agent, "near")
+
+
+@pytest.mark.llama
+async def test_a_deployment_that_finds_it_busy_fails_at_once_and_says_why(
+    town: Town, folder: Path, llama: Llama, tiny: Model
+) -> None:
+    town.models[tiny.digest] = tiny
+    async with started(llama, folder) as address:
+        await named(town, "a", address)
+        await eventually(lambda: offers(town, "a") == [address])
+        async with occupied(address):
+            await town.deploy("d", over(tiny, "a", "a", address, 4))
+            failed = await town.until("a", "d", State.FAILED)
+            assert "serves another client" in failed.reason
+            await eventually(lambda: town.views["a"].me.plain[0].state is PlainState.BUSY)
+            assert offers(town, "a") == []
+
+
+@pytest.mark.llama
+async def test_without_leave_it_is_no_device(town: Town, folder: Path, llama: Llama, tiny: Model) -> None:
+    async with started(llama, folder) as address:
+        await named(town, "a", address, allowed=False)
+        await eventually(lambda: town.views["a"].me.plain[0].state is PlainState.REFUSED)
+        assert offers(town, "a") == []
+        refused = await town.call("a", "a", "reserve", Reserve(TERM, "d", "a", {address: MIB}))
+        assert not refused.ok
