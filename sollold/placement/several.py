@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import nlargest
 from math import inf
 
 from sollold.machine.device import Kind
@@ -12,7 +13,7 @@ from sollold.placement.draft import Draft
 from sollold.placement.fleet import Link, Machine, Spot, links_between
 from sollold.placement.rung import Rung
 from sollold.placement.share_out import fixed, proportional
-from sollold.placement.wish import Policy
+from sollold.placement.wish import MOST_DEVICES, Policy
 
 HEADS = 4
 """Heads for which splits are sought at most."""
@@ -28,7 +29,9 @@ def over_several(rung: Rung) -> Draft | None:
         return fixed(rung)
     if not rung.wish.distributed:
         return None
-    if sum(machine.room for machine in rung.fleet.machines) < rung.needed:
+    # No more devices than llama.cpp takes, and the head's processor.
+    rooms = nlargest(MOST_DEVICES + 1, (spot.room for spots in rung.spots.values() for spot in spots))
+    if sum(rooms) < rung.needed:
         return None
     heads = sorted(rung.heads(), key=lambda head: _promise(rung, head))
     heads = heads[: HEADS if len(rung.fleet.machines) <= MANY else HEADS // 2]
