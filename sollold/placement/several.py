@@ -92,6 +92,8 @@ def _on_one_worker(
     rung: Rung, head: Machine, bins: Sequence[tuple[Spot, Bin]], links: Mapping[str, Link]
 ) -> Draft | None:
     """All layers on the quickest device elsewhere that holds them: alone it pipelines nothing."""
+    if rung.wish.workers < 1:
+        return None
     whole = sum(rung.footprint.active)
     able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= rung.needed]
     able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)
