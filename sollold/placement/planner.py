@@ -69,13 +69,19 @@ def choose(
                 found = _against_split(rung, alone), rung.lost
                 break
     if found is None:
-        for run in (*full, *smaller):
+
+        def attempt(run: Run) -> tuple[Draft, list[Alternative]] | None:
             rung = tried if run is full[0] else Rung(wish, fleet, print_of(run), run, correction)
             best = on_one_machine(rung) if alone_allowed and run in smaller else None
             best = best or over_several(rung)
-            if best is not None:
-                found = best, rung.lost or tried.lost
-                break
+            return (best, rung.lost or tried.lost) if best is not None else None
+
+        first, *others = *full, *smaller
+        found = attempt(first)
+        if found is None and others and (least := attempt(others[-1])) is not None:
+            # Where not even the last had found room, none between would.
+            between = (one for run in others[:-1] if (one := attempt(run)) is not None)
+            found = next(between, least)
         if found is not None and found[0].run in smaller:
             found = _widen(wish, fleet, print_of, correction, found, [*full, *smaller], alone_allowed)
     if found is None:

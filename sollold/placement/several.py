@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from heapq import nlargest
 from math import inf
 
 from sollold.machine.device import Kind
@@ -12,7 +13,7 @@ from sollold.placement.draft import Draft
 from sollold.placement.fleet import Link, Machine, Spot, links_between
 from sollold.placement.rung import Rung
 from sollold.placement.share_out import fixed, proportional
-from sollold.placement.wish import Policy
+from sollold.placement.wish import MOST_DEVICES, Policy
 
 HEADS = 4
 """Heads for which splits are sought at most."""
@@ -28,7 +29,9 @@ def over_several(rung: Rung) -> Draft | None:
         return fixed(rung)
     if not rung.wish.distributed:
         return None
-    if sum(machine.room for machine in rung.fleet.machines) < rung.needed:
+    # No more devices than llama.cpp takes, and the head's processor.
+    rooms = nlargest(MOST_DEVICES + 1, (spot.room for spots in rung.spots.values() for spot in spots))
+    if sum(rooms) < rung.needed:
         return None
     heads = sorted(rung.heads(), key=lambda head: _promise(rung, head))
     heads = heads[: HEADS if len(rung.fleet.machines) <= MANY else HEADS // 2]
@@ -89,6 +92,8 @@ def _on_one_worker(
     rung: Rung, head: Machine, bins: Sequence[tuple[Spot, Bin]], links: Mapping[str, Link]
 ) -> Draft | None:
     """All layers on the quickest device elsewhere that holds them: alone it pipelines nothing."""
+    if rung.wish.workers < 1:
+        return None
     whole = sum(rung.footprint.active)
     able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= rung.needed]
     able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)

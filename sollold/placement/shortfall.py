@@ -260,14 +260,17 @@ def _another(
 ) -> int:
     """Bytes of the smallest further machine (whole GiB) that would do; 0 when one is not the answer."""
     whole = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
-    size = -(-max(missing, 1) // GIB)
-    most = -(-whole * 2 // GIB) + 2
     holds = not any(machine.holds for machine in fleet.machines)
-    while size <= most:
-        room = size * GIB
-        spot = Spot("another", "CPU", Kind.CPU, room)
+
+    def fits(size: int) -> bool:
+        spot = Spot("another", "CPU", Kind.CPU, size * GIB)
         machine = Machine("another", "another", (spot,), holds=holds)
-        if fits_with(replace(fleet, machines=(*fleet.machines, machine))):
-            return room
-        size += max(1, size // 4)
-    return 0
+        return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
+
+    low, high = -(-max(missing, 1) // GIB) - 1, -(-whole * 2 // GIB) + 2
+    if low >= high or not fits(high):
+        return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * GIB

@@ -5,7 +5,7 @@ fast each is the daemons find out by themselves: when they are set up, and from 
 default splits by memory, of which all have the same (policy ``spread``). Tokens per second of both, and
 what was predicted, in one run. Exits 1 when the chosen split is not the faster one.
 
-    python -m tests.bench.split [--rounds 5] [--tokens 32] [--bytes 0.4e9]
+    python -m tests.bench.split [--rounds 3] [--tokens 32] [--bytes 0.4e9]
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MODEL = "bench"
 SLOW = 2
 """Which of the nodes is slowed; the first is the head."""
 SHARE = 1 / 3
+PAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--bytes", type=float, default=0.4e9)
     options = parser.parse_args()
@@ -71,20 +72,29 @@ def main() -> None:
                 assert node.process is not None
                 if index == SLOW:
                     means = stack.enter_context(slowed(node.process.pid, SHARE))
-                    print(f"{node.name} has a third of a core (by {means})")
+                    print(f"{node.name} has {SHARE:.2f} of a core (by {means})")
                 until(lambda node=node: bandwidth(node) > 0, f"{node.name} has measured itself", 180)
             cluster.together(timeout=180)
             rates = ", ".join(f"{node.name} {bandwidth(node) / 1e9:.1f} GB/s" for node in cluster)
             print(f"as they have measured themselves: {rates}")
             until(lambda: MODEL in cluster[0].ask("GET", "/api/tags").body.decode(), "it is listed")
-            default = measured(cluster, "spread", options.rounds, options.tokens)
-            chosen = measured(cluster, "fastest", options.rounds, options.tokens)
+            # In turn: whatever else this machine does meets both.
+            pairs = [
+                (
+                    measured(cluster, "spread", options.rounds, options.tokens),
+                    measured(cluster, "fastest", options.rounds, options.tokens),
+                )
+                for _ in range(PAIRS)
+            ]
+    defaults, choices = zip(*pairs, strict=True)
+    gain = statistics.median(chosen.speed / default.speed for default, chosen in pairs)
     print(f"{'split':<9} {'layers':>10} {'predicted':>11} {'measured':>10}")
-    for name, one in (("default", default), ("chosen", chosen)):
-        counts = "+".join(map(str, one.layers))
-        print(f"{name:<9} {counts:>10} {one.predicted:>7.2f} t/s {one.speed:>6.2f} t/s")
-    print(f"the chosen split is {chosen.speed / default.speed:.2f} times as fast as the default one")
-    if chosen.speed <= default.speed:
+    for name, found in (("default", defaults), ("chosen", choices)):
+        for one in found:
+            counts = "+".join(map(str, one.layers))
+            print(f"{name:<9} {counts:>10} {one.predicted:>7.2f} t/s {one.speed:>6.2f} t/s")
+    print(f"the chosen split is {gain:.2f} times as fast as the default one")
+    if gain <= 1:
         raise SystemExit(1)
 
 

@@ -338,6 +338,7 @@ def test_a_machine_elsewhere_that_holds_all_of_it_needs_no_other() -> None:
     plan = plan_of(choose(replace(WISH, context=2048), on, prints(model)))
     check(plan, on)
     assert [(share.node, share.device) for share in plan.shares] == [("b", "CUDA0")]
+    assert choose(replace(WISH, context=2048, workers=0), on, prints(model)).draft is None
 
 
 def test_machines_that_have_kept_the_tensors_go_before_others_that_are_as_fast() -> None:
