@@ -203,6 +203,7 @@ class Deployment:
             ),
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
+            cpu_moe=plan.cpu_moe,
         )
 
     # Its life

@@ -71,6 +71,7 @@ class Endpoint:
         loaded: its weights are in memory (always so for llama.cpp when READY).
         pinned: the caller asked that it stays (keep_alive negative).
         bytes: memory it holds over all nodes.
+        cpu_moe: of so many first layers the head's processor keeps the experts.
     """
 
     id: str
@@ -97,6 +98,7 @@ class Endpoint:
     """A llama-server that serves embeddings, and then nothing else; an Ollama serves both."""
     answered: bool = False
     """It was READY once: if it is FAILED now, it was not the load that failed."""
+    cpu_moe: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,34 @@ class Footprint:
         given += needs.received[first] + (needs.sent[last - 1] if last < self.layers else 0)
         return peak + _COPIES * given
 
+    def active_experts(self, layers: int) -> int:
+        """Bytes of the experts of the first ``layers`` that one token reads."""
+        return sum(
+            max(experts - (weights - active), 0)
+            for experts, weights, active in zip(
+                self.experts[:layers], self.weights[:layers], self.active[:layers], strict=True
+            )
+        )
+
+    def host_experts(self, layers: int) -> int:
+        """What the head's processor computes in besides, when it keeps the experts of the first ``layers``.
+
+        As much as for the whole of one of them: more than it is.
+        """
+        return max(self._demands.alone[:layers], default=0)
+
+    def lent_experts(self, layers: int) -> int:
+        """Bytes on the device that computes the rest: for long prompts it is lent the experts, one tensor
+        after another, and takes the next while it uses one.
+        """
+        return max(
+            (
+                min(2 * largest, experts)
+                for largest, experts in zip(self.largest, self.experts[:layers], strict=False)
+            ),
+            default=0,
+        )
+
     def host_compute(self, *, devices: int, offloaded: int) -> int:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
         own = max(self.layers + 1 - offloaded, 0)

@@ -34,7 +34,8 @@ class Short:
 class Draft:
     """A placement that may fit.
 
-    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps.
+    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps;
+    ``cpu_moe``: of so many first layers the head's processor keeps the experts.
     """
 
     head: Machine
@@ -46,6 +47,8 @@ class Draft:
     prompt_seconds: float
     load: float
     short: tuple[Short, ...]
+    cpu_moe: int = 0
+    estimate: bool = False
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -55,8 +58,8 @@ class Draft:
 
     @property
     def on_host(self) -> bool:
-        """Whether layers are computed by the head's processor itself."""
-        return self.host.layers > 0
+        """Whether layers, or experts of layers, are computed by the head's processor itself."""
+        return self.host.layers > 0 or self.cpu_moe > 0
 
     def plan(self, wish: Wish, layers: int, reasons: Sequence[str]) -> Plan:
         """The plan to be carried out."""
@@ -68,6 +71,8 @@ class Draft:
             run=replace(self.run, checkpoints=self.checkpoints),
             host=self.host,
             shares=self.shares,
+            cpu_moe=self.cpu_moe,
+            estimate=self.estimate,
             tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
             load_seconds=self.load,
             reasons=tuple(reasons),
@@ -119,6 +124,7 @@ def draft(
     links: Mapping[str, Link],
     correction: speed.Correction,
     parameters_per_byte: float = 0.0,
+    cpu_moe: int = 0,
 ) -> Draft:
     """Work a placement out.
 
@@ -131,6 +137,7 @@ def draft(
         links: node → link from the head.
         correction: of the devices' speeds.
         parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
+        cpu_moe: of so many first layers the head's processor keeps the experts; then one device holds all.
     """
     total = footprint.layers + 1
     offloaded = total - on_host
@@ -142,8 +149,15 @@ def draft(
     seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
     if seeing >= 0 and footprint.projector:
         host = replace(host, weights=max(host.weights - footprint.projector, 0))
+    kept, kept_active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
+    if cpu_moe:
+        host = replace(
+            host, weights=host.weights + kept, compute=host.compute + footprint.host_experts(cpu_moe)
+        )
     shares = []
     parts = []
+    if kept and head.cpu is not None:
+        parts.append(speed.Part(head.cpu, kept_active, kept, None, False))
     if on_host and head.cpu is not None:
         parts.append(
             speed.Part(
@@ -156,13 +170,16 @@ def draft(
         )
     for index, (spot, first, last) in enumerate(holds):
         link = link_to(head, spot, links)
-        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing)
+        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing) - kept
         state = sum(footprint.state[first:last])
         compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
+        compute += footprint.lent_experts(cpu_moe)
         largest = max(footprint.largest[first:last], default=0)
         overhead = share_overhead(spot, link is not None, largest, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
-        parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
+        parts.append(
+            speed.Part(spot, sum(footprint.active[first:last]) - kept_active, weights, link, last == total)
+        )
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
     if head.cpu is not None:
         spots[head.node, "CPU"] = head.cpu
@@ -188,6 +205,8 @@ def draft(
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=speed.load_seconds(parts, footprint.host_weights),
         short=short,
+        cpu_moe=cpu_moe,
+        estimate=footprint.estimate,
     )
 
 

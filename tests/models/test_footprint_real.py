@@ -111,6 +111,25 @@ def test_the_checkpoints_of_a_slot(tmp_path: Path, ready: Workers, architecture:
         assert -1024 <= sum(guess.snapshots) - size <= max(size // 10, 4096), (size, guess.snapshots)
 
 
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "glm4moe", "gemma4-moe"])
+def test_experts_that_stay_with_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    size = Size(layers=8, embd=512, ff_expert=512, experts=16)
+    model = write(tmp_path / "a.gguf", architecture, size)
+    run = Run(context=4096, slots=2)
+    guess = predicted(model, run)
+    log = llama_run.loaded(model, run, ready, (9,), "--n-cpu-moe", "5", "--load-mode", "none")
+    there = llama_log.buffers(log, list(ready.endpoints))
+    kept = sum(guess.experts[:5])
+    assert kept > 0
+    assert abs(sum(guess.weights) - kept - there["RPC0"].model) <= MIB // 8
+    assert abs(guess.host_weights + kept - there["CPU"].model) <= MIB // 8
+    assert abs(sum(guess.state) - there["RPC0"].state) <= MIB // 8
+    # A worker is never lent experts: what it computes in is what the whole model would need, or less.
+    assert there["RPC0"].compute <= guess.compute(0, 9, devices=1, offloaded=9) + MIB
+    own = guess.host_compute(devices=1, offloaded=9) + guess.host_experts(5)
+    assert -MIB // 8 <= own - there["CPU"].compute <= 16 * MIB
+
+
 def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:
     model = write(tmp_path / "a.gguf", "glm4moe", Size(layers=8, nextn=1))
     _check(compare(model, Run(context=4096, slots=2), ready, (4, 5)))
