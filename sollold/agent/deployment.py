@@ -24,6 +24,7 @@ from sollold.agent.head import LOAD_SECONDS, Head, HeadFailed
 from sollold.agent.journal import Journal
 from sollold.agent.ledger import GRANT_SECONDS
 from sollold.agent.llama_find import Llama
+from sollold.agent.oracle import Oracle
 from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.record import Backend, Endpoint, Placed, State
@@ -82,6 +83,7 @@ class Means:
     threads: int
     extra: tuple[str, ...]
     local_worker_port: Callable[[str], int]
+    oracle: Oracle
 
 
 class Deployment:
@@ -228,6 +230,8 @@ class Deployment:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._renew_all())
             reach = await self._engage()
+            if objection := await self._means.oracle.objection(self.plan, self.model, self._llama):
+                raise HeadFailed(objection)
             self._become(State.LOADING)
             still = group.create_task(self._watch_load())
             self.head = await self._load(reach)
