@@ -45,6 +45,8 @@ class Footprint:
         host_buffers: on the head's processor besides: logits and the like, the vocabulary, the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
         snapshots: L entries: bytes of each layer in one of them.
+        results: of ``host_buffers`` what is read off for each token: logits or embeddings.
+        tied: of the output's weights, a second copy of the token embedding.
         largest_tensor: held once more while the head loads; ``largest``: L + 1 entries, the largest of each
             layer, held once more by a worker that is sent it.
         experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
@@ -61,6 +63,8 @@ class Footprint:
     host_buffers: int
     checkpoints: int
     snapshots: tuple[int, ...]
+    results: int
+    tied: int
     largest_tensor: int
     largest: tuple[int, ...]
     experts: tuple[int, ...]
@@ -71,6 +75,13 @@ class Footprint:
     slots: int
     _demands: _Demands
     _inputs: _Inputs
+
+    def host_tensors(self, layers: int) -> int:
+        """Bytes of tensors on the head's processor when it holds the first ``layers``, the output the last.
+
+        Where it holds all of them, an output tied to the token embedding needs no copy.
+        """
+        return self.host_weights + sum(self.weights[:layers]) - self.tied * (layers > self.layers)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -272,6 +283,8 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         projector=shape.projector,
         host_buffers=logits + _TOKEN * shape.n_vocab + kept * run.slots * sum(snapshots),
         checkpoints=kept,
+        results=logits,
+        tied=shape.tied,
         snapshots=snapshots,
         largest_tensor=shape.largest_tensor,
         largest=(*(layer.largest for layer in shape.layers), shape.largest_output),

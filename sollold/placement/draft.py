@@ -104,7 +104,7 @@ def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: 
 def host_share(head: Machine, footprint: Footprint, layers: int, devices: int) -> Share:
     """What stays with the head's processor when it computes the first ``layers`` itself."""
     cpu = head.cpu
-    weights = footprint.host_weights + sum(footprint.weights[:layers])
+    weights = footprint.host_tensors(layers)
     state = sum(footprint.state[:layers])
     offloaded = footprint.layers + 1 - layers
     compute = footprint.host_compute(devices=devices, offloaded=offloaded) + footprint.host_buffers

@@ -18,20 +18,21 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers."""
+    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers, of results."""
 
     device: str
     weights: tuple[int, int]
     state: tuple[int, int]
     compute: tuple[int, int]
+    output: tuple[int, int] = (0, 0)
 
     @property
     def predicted(self) -> int:
-        return self.weights[0] + self.state[0] + self.compute[0]
+        return self.weights[0] + self.state[0] + self.compute[0] + self.output[0]
 
     @property
     def actual(self) -> int:
-        return self.weights[1] + self.state[1] + self.compute[1]
+        return self.weights[1] + self.state[1] + self.compute[1] + self.output[1]
 
     @property
     def error(self) -> int:
@@ -48,10 +49,7 @@ def predicted(model: Path, run: Run) -> Footprint:
 
 
 def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list[Compared]:
-    """Load the model spread so (layers of each worker, the output counted) and compare every device.
-
-    Of the head's own processor only the caches and compute buffers: its weights are mapped files.
-    """
+    """Load the model spread so (layers of each worker, the output counted) and compare every device."""
     guess = predicted(model, run)
     actual = llama_log.buffers(llama_run.loaded(model, run, ready, split), list(ready.endpoints))
     devices, offloaded = len(split), sum(split)
@@ -74,5 +72,13 @@ def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list
         first = last
     there = actual.get("CPU", nothing)
     compute = guess.host_compute(devices=devices, offloaded=offloaded)
-    found.append(Compared("CPU", (0, 0), (sum(guess.state[:own]), there.state), (compute, there.compute)))
+    found.append(
+        Compared(
+            "CPU",
+            (guess.host_tensors(own), there.model),
+            (sum(guess.state[:own]), there.state),
+            (compute, there.compute),
+            (guess.results, there.output),
+        )
+    )
     return found

@@ -117,7 +117,7 @@ def test_experts_that_stay_with_the_head(tmp_path: Path, ready: Workers, archite
     model = write(tmp_path / "a.gguf", architecture, size)
     run = Run(context=4096, slots=2)
     guess = predicted(model, run)
-    log = llama_run.loaded(model, run, ready, (9,), "--n-cpu-moe", "5", "--load-mode", "none")
+    log = llama_run.loaded(model, run, ready, (9,), "--n-cpu-moe", "5")
     there = llama_log.buffers(log, list(ready.endpoints))
     kept = sum(guess.experts[:5])
     assert kept > 0
