@@ -158,7 +158,7 @@ def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "architecture", ["qwen3moe", "gemma3", "afmoe", "mamba2", "jamba", "qwen35", "rwkv7"]
+    "architecture", ["qwen3moe", "gemma3", "mimo2", "mamba2", "jamba", "qwen35", "rwkv7"]
 )
 def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path, architecture: str) -> None:
     known = _shape(tmp_path, architecture, Size(layers=8))
