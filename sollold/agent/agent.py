@@ -22,6 +22,7 @@ from sollold.agent.deployment import Deployment, Means, Tunnels
 from sollold.agent.journal import Journal
 from sollold.agent.llama_find import Llama
 from sollold.agent.ollama import PREFIX
+from sollold.agent.oracle import Oracle
 from sollold.agent.owner import Owner
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
@@ -77,6 +78,7 @@ class Agent:
         self._node = view.me.node
         self._llama: Llama | None = None
         self._journal = Journal(places.state / "children.json")
+        self._oracle = Oracle(places.state / "oracle.json")
         self._ports = Ports(settings.llama.server_port)
         self._deployments: dict[str, Deployment] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -293,6 +295,7 @@ class Agent:
             threads=self._settings.llama.threads or cores(),
             extra=self._settings.llama.extra_args,
             local_worker_port=lambda deployment: self.owner.worker_address(self._node, deployment)[1],
+            oracle=self._oracle,
         )
         deployment = Deployment(request, model, llama, means, self._dirty.set)
         self._deployments[request.deployment] = deployment

@@ -87,6 +87,8 @@ def command_line(
     else:
         line += ["--device", "none"]
     line += ["--gpu-layers", str(plan.gpu_layers)]
+    if plan.cpu_moe:
+        line += ["--n-cpu-moe", str(plan.cpu_moe)]
     line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
     line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
     line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]

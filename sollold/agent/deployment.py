@@ -25,6 +25,7 @@ from sollold.agent.head import LOAD_SECONDS, Head, HeadFailed
 from sollold.agent.journal import Journal
 from sollold.agent.ledger import GRANT_SECONDS
 from sollold.agent.llama_find import Llama
+from sollold.agent.oracle import Oracle
 from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.cluster.record import Backend, Endpoint, Placed, State
@@ -87,6 +88,7 @@ class Means:
     threads: int
     extra: tuple[str, ...]
     local_worker_port: Callable[[str], int]
+    oracle: Oracle
 
 
 class OwnerFailed(Exception):
@@ -251,6 +253,7 @@ class Deployment:
             closing=bool(self.closing),
             culprit=self.culprit,
             crashed=self.crashed,
+            cpu_moe=plan.cpu_moe,
         )
 
     # Its life
@@ -277,6 +280,8 @@ class Deployment:
                 # At once: a grant that is committed runs out while its worker starts, or another's does.
                 group.create_task(self._renew(node))
             reach = await self._engage()
+            if objection := await self._means.oracle.objection(self.plan, self.model, self._llama):
+                raise HeadFailed(objection)
             self._become(State.LOADING)
             still = group.create_task(self._watch_load())
             self.head = await self._load(reach)

@@ -108,6 +108,7 @@ class Endpoint:
         loaded: its weights are in memory (always so for llama.cpp when READY).
         pinned: the caller asked that it stays (keep_alive negative).
         bytes: memory it holds over all nodes.
+        cpu_moe: of so many first layers the head's processor keeps the experts.
     """
 
     id: str
@@ -142,6 +143,7 @@ class Endpoint:
     """Of FAILED: the node whose part failed; empty when that is not known."""
     crashed: bool = False
     """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
+    cpu_moe: int = 0
 
     def is_of(self, model: str, digest: str, in_ollama: InOllama) -> bool:
         """Whether it answers for this content, which goes before the name: the same content may have

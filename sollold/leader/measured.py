@@ -131,7 +131,8 @@ def terms_of(
     active = [*(layer.active for layer in shape.layers), shape.output]
     machines = [machine_of(one, holds=False, spare=0.0) for one in records]
     head = next((machine for machine in machines if machine.node == record.node), None)
-    if head is None or not endpoint.placed:
+    if head is None or not endpoint.placed or endpoint.cpu_moe:
+        # What two devices share of a layer can't be told apart.
         return ()
     links = links_between(machines, head)
     spots = {(spot.node, spot.device): spot for machine in machines for spot in machine.spots}

@@ -120,7 +120,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     "olmo2": Architecture(window="key", every=4, slack=1),
-    "afmoe": Architecture(window="key", every=4),
     "mimo2": Architecture(window="key"),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
     # Recurrent layers, alone or among others.

@@ -45,6 +45,8 @@ class Footprint:
         host_buffers: on the head's processor besides: logits and the like, the vocabulary, the checkpoints.
         checkpoints: copies of its state that each slot may keep (`sollold.models.checkpoints`).
         snapshots: L entries: bytes of each layer in one of them.
+        results: of ``host_buffers`` what is read off for each token: logits or embeddings.
+        tied: of the output's weights, a second copy of the token embedding.
         largest_tensor: held once more while the head loads; ``largest``: L + 1 entries, the largest of each
             layer, held once more by a worker that is sent it.
         experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
@@ -61,6 +63,8 @@ class Footprint:
     host_buffers: int
     checkpoints: int
     snapshots: tuple[int, ...]
+    results: int
+    tied: int
     largest_tensor: int
     largest: tuple[int, ...]
     experts: tuple[int, ...]
@@ -71,6 +75,13 @@ class Footprint:
     slots: int
     _demands: _Demands
     _inputs: _Inputs
+
+    def host_tensors(self, layers: int) -> int:
+        """Bytes of tensors on the head's processor when it holds the first ``layers``, the output the last.
+
+        Where it holds all of them, an output tied to the token embedding needs no copy.
+        """
+        return self.host_weights + sum(self.weights[:layers]) - self.tied * (layers > self.layers)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -108,6 +119,34 @@ class Footprint:
         given += inputs.hidden if first < self.layers else inputs.chosen
         given += needs.received[first] + (needs.sent[last - 1] if last < self.layers else 0)
         return peak + _COPIES * given
+
+    def active_experts(self, layers: int) -> int:
+        """Bytes of the experts of the first ``layers`` that one token reads."""
+        return sum(
+            max(experts - (weights - active), 0)
+            for experts, weights, active in zip(
+                self.experts[:layers], self.weights[:layers], self.active[:layers], strict=True
+            )
+        )
+
+    def host_experts(self, layers: int) -> int:
+        """What the head's processor computes in besides, when it keeps the experts of the first ``layers``.
+
+        As much as for the whole of one of them: more than it is.
+        """
+        return max(self._demands.alone[:layers], default=0)
+
+    def lent_experts(self, layers: int) -> int:
+        """Bytes on the device that computes the rest: for long prompts it is lent the experts, one tensor
+        after another, and takes the next while it uses one.
+        """
+        return max(
+            (
+                min(2 * largest, experts)
+                for largest, experts in zip(self.largest, self.experts[:layers], strict=False)
+            ),
+            default=0,
+        )
 
     def host_compute(self, *, devices: int, offloaded: int) -> int:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
@@ -250,6 +289,8 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         projector=shape.projector,
         host_buffers=logits + _TOKEN * shape.n_vocab + kept * run.slots * sum(snapshots),
         checkpoints=kept,
+        results=logits,
+        tied=shape.tied,
         snapshots=snapshots,
         largest_tensor=shape.largest_tensor,
         largest=(*(layer.largest for layer in shape.layers), shape.largest_output),

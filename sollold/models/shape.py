@@ -67,6 +67,7 @@ class Shape:
         output: bytes of the output group (output matrix, output norm), a second copy of the token
             embedding included when the output is tied to it.
         host_weights: bytes that stay with the head's processor (token embedding and the like).
+        tied: of ``output`` that second copy; 0: it has a matrix of its own.
         largest_tensor: bytes of it: while loading, so much is held once more. ``largest_output``: of the
             output group's.
         n_embd, n_vocab: elements of a hidden state, tokens of the vocabulary.
@@ -97,6 +98,7 @@ class Shape:
     positions: bool = False
     projector: int = 0
     largest_output: int = 0
+    tied: int = 0
     slack: int = 0
     front: int = 0
 
@@ -104,7 +106,7 @@ class Shape:
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""
     facts = _Facts(header)
-    layers, first, output, largest_output, host = _grouped(facts)
+    layers, first, output, largest_output, tied, host = _grouped(facts)
     made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.count)]
     return Shape(
         architecture=header.architecture,
@@ -114,6 +116,7 @@ def shape_of(header: Header) -> Shape:
         host_weights=host,
         largest_tensor=max((tensor.size for tensor in header.tensors), default=0),
         largest_output=largest_output,
+        tied=tied,
         n_embd=facts.embd,
         n_vocab=facts.integer("vocab_size") or header.length("tokenizer.ggml.tokens"),
         window=facts.window,
@@ -229,9 +232,9 @@ class _Facts:
         return self.row.recurrent in ("no", "both") or not self.recurrent(index)
 
 
-def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int, int]:
-    """Tensors of each block, those that go with the first, bytes of the output group and of the largest in
-    it, bytes of the host."""
+def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int, int, int]:
+    """Tensors of each block, those that go with the first; bytes of the output group, of the largest in it,
+    of its copy of the token embedding; bytes of the host."""
     blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
     first: list[Tensor] = []
     output = largest = host = tied = 0
@@ -251,9 +254,8 @@ def _grouped(facts: _Facts) -> tuple[list[list[Tensor]], list[Tensor], int, int,
             own_output = own_output or tensor.name == "output.weight"
     # Embedders like BERT have no output, and mostly no norm before it.
     if output and not own_output and not facts.row.headless:
-        output += tied
-        largest = max(largest, tied)
-    return blocks, first, output, largest, host
+        return blocks, first, output + tied, max(largest, tied), tied, host
+    return blocks, first, output, largest, 0, host
 
 
 def block_of(tensor: Tensor) -> int | None:

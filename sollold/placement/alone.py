@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sollold.machine.device import Kind
 from sollold.placement import speed
 from sollold.placement.draft import Draft
+from sollold.placement.experts import experts_on_host
 from sollold.placement.fleet import Machine
 from sollold.placement.rung import Alternative, Rung
 from sollold.units import bytes_text
@@ -45,6 +46,9 @@ def _alone_on(rung: Rung, head: Machine) -> Draft | None:
             several = rung.search(head, [*bins, (cpu, rung.host_bin(cpu, head))], links)
         if several is not None:
             fitting.append(several)
+        if several is None or several.on_host:
+            kept = (experts_on_host(rung, head, spot) for spot in gpus if cpu is not None)
+            fitting += [one for one in kept if one is not None]
     if cpu is not None and not fitting:
         made.append(rung.draft(head, rung.total, [], links))
         fitting += [made[-1]] if not made[-1].short else []

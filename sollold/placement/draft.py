@@ -37,7 +37,8 @@ class Short:
 class Draft:
     """A placement that may fit.
 
-    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps.
+    ``seconds``: per token; ``short``: where it does not fit; ``checkpoints``: that each slot keeps;
+    ``cpu_moe``: of so many first layers the head's processor keeps the experts.
     """
 
     head: Machine
@@ -49,6 +50,8 @@ class Draft:
     prompt_seconds: float
     load: float
     short: tuple[Short, ...]
+    cpu_moe: int = 0
+    estimate: bool = False
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -63,8 +66,8 @@ class Draft:
 
     @property
     def on_host(self) -> bool:
-        """Whether layers are computed by the head's processor itself."""
-        return self.host.layers > 0
+        """Whether layers, or experts of layers, are computed by the head's processor itself."""
+        return self.host.layers > 0 or self.cpu_moe > 0
 
     def plan(self, wish: Wish, layers: int, reasons: Sequence[str]) -> Plan:
         """The plan to be carried out."""
@@ -76,6 +79,8 @@ class Draft:
             run=replace(self.run, checkpoints=self.checkpoints),
             host=self.host,
             shares=self.shares,
+            cpu_moe=self.cpu_moe,
+            estimate=self.estimate,
             tokens_per_second=1 / self.seconds if self.seconds > 0 else 0.0,
             load_seconds=self.load,
             reasons=tuple(reasons),
@@ -110,7 +115,7 @@ def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: 
 def host_share(head: Machine, footprint: Footprint, layers: int, devices: int) -> Share:
     """What stays with the head's processor when it computes the first ``layers`` itself."""
     cpu = head.cpu
-    weights = footprint.host_weights + sum(footprint.weights[:layers])
+    weights = footprint.host_tensors(layers)
     state = sum(footprint.state[:layers])
     offloaded = footprint.layers + 1 - layers
     compute = footprint.host_compute(devices=devices, offloaded=offloaded) + footprint.host_buffers
@@ -131,6 +136,7 @@ def draft(
     correction: speed.Correction,
     parameters_per_byte: float = 0.0,
     cached: Mapping[str, int] = NONE_KEPT,
+    cpu_moe: int = 0,
 ) -> Draft:
     """Work a placement out.
 
@@ -144,6 +150,7 @@ def draft(
         correction: of the devices' speeds.
         parameters_per_byte: weights a byte of the model's tensors, for predicting prompts.
         cached: node → bytes of the model that its workers have on disk.
+        cpu_moe: of so many first layers the head's processor keeps the experts; then one device holds all.
     """
     total = footprint.layers + 1
     offloaded = total - on_host
@@ -155,8 +162,15 @@ def draft(
     seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
     if seeing >= 0 and footprint.projector:
         host = replace(host, weights=max(host.weights - footprint.projector, 0))
+    kept, kept_active = sum(footprint.experts[:cpu_moe]), footprint.active_experts(cpu_moe)
+    if cpu_moe:
+        host = replace(
+            host, weights=host.weights + kept, compute=host.compute + footprint.host_experts(cpu_moe)
+        )
     shares = []
     parts = []
+    if kept and head.cpu is not None:
+        parts.append(speed.Part(head.cpu, kept_active, kept, None, False))
     if on_host and head.cpu is not None:
         parts.append(
             speed.Part(
@@ -169,13 +183,16 @@ def draft(
         )
     for index, (spot, first, last) in enumerate(holds):
         link = link_to(head, spot, links)
-        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing)
+        weights = sum(footprint.weights[first:last]) + footprint.projector * (index == seeing) - kept
         state = sum(footprint.state[first:last])
         compute = footprint.compute(first, last, devices=len(holds), offloaded=offloaded)
+        compute += footprint.lent_experts(cpu_moe)
         largest = max(footprint.largest[first:last], default=0)
         overhead = share_overhead(spot, link is not None, largest, state, compute)
         shares.append(Share(spot.node, spot.device, first, last, weights, state, compute, overhead))
-        parts.append(speed.Part(spot, sum(footprint.active[first:last]), weights, link, last == total))
+        parts.append(
+            speed.Part(spot, sum(footprint.active[first:last]) - kept_active, weights, link, last == total)
+        )
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
     if head.cpu is not None:
         spots[head.node, "CPU"] = head.cpu
@@ -201,6 +218,8 @@ def draft(
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=speed.load_seconds(parts, footprint.host_weights, cached),
         short=short,
+        cpu_moe=cpu_moe,
+        estimate=footprint.estimate,
     )
 
 

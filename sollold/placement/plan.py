@@ -52,7 +52,10 @@ class Plan:
             ``host.layers`` is not 0, the first layers of the model. Device ``CPU``.
         shares: the offloaded layers in ``--device`` order, which is layer order; may be empty.
         asked: how it was asked to run.
+        cpu_moe: of so many first layers the experts stay with the head's processor, though they are offloaded
+            otherwise; their bytes are the host's.
         tokens_per_second, load_seconds: predicted; 0.0 when unknown.
+        estimate: the model's architecture is not known, so the bytes are estimates on the safe side.
         reasons: sentences for a person: why so, what was given.
     """
 
@@ -63,6 +66,8 @@ class Plan:
     run: Run
     host: Share
     shares: tuple[Share, ...]
+    cpu_moe: int = 0
+    estimate: bool = False
     tokens_per_second: float = 0.0
     load_seconds: float = 0.0
     reasons: tuple[str, ...] = ()

@@ -157,7 +157,9 @@ def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[st
     devices = [share.device for share in best.shares]
     if best.alone:
         where = " and ".join(devices) if devices else "the processor"
-        if devices and best.on_host:
+        if best.cpu_moe:
+            where += f", the experts of the first {best.cpu_moe} layers on the processor"
+        elif devices and best.on_host:
             where += f", the first {best.host.layers} layers on the processor"
         return [f"It fits {head} alone ({bytes_text(size)} on {where}), so no other machine slows it."]
     others = [fleet.name(node) for node in best.nodes[1:]] + plain_of(best)

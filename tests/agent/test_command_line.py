@@ -121,6 +121,11 @@ def test_as_many_checkpoints_are_kept_as_were_planned():
     assert after(words, "--ctx-checkpoints") == "3"
 
 
+def test_experts_that_stay_with_the_processor():
+    assert after(line(replace(PLAN, cpu_moe=5)), "--n-cpu-moe") == "5"
+    assert "--n-cpu-moe" not in line()
+
+
 def test_what_a_build_does_not_know_it_is_not_told():
     words = line(llama=replace(LLAMA, flags=frozenset()))
     assert not {"--fit", "--cache-ram", "--no-webui", "--slots"} & set(words)

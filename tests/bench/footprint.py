@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool
                     found = compare(model, run, ready, given)
                 except LoadError as error:
                     last = [line for line in str(error).splitlines() if " E " in line]
-                    yield True, f"{name:14} {kind:6} {title:20} not loaded: {(last or [''])[0][-60:]}"
+                    yield False, f"{name:14} {kind:6} {title:20} not loaded: {(last or [''])[0][-60:]}  <--"
                     continue
                 worst = max(found, key=lambda device: abs(device.error) - device.actual / 100)
                 good = all(device.within for device in found)
@@ -83,7 +84,9 @@ def main() -> None:
             print(row, flush=True)
             count += 1
             bad += not good
-    print(f"{count - bad} of {count} within 1 % or 4 MiB, and at most 1 MiB too little")
+    print(f"{count - bad} of {count} loaded, within 1 % or 4 MiB, and at most 1 MiB too little")
+    if bad:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

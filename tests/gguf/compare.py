@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sollold.models import gguf
+from sollold.models.attachments import with_adapters
 from sollold.models.footprint import Footprint, footprint
 from sollold.models.run import Run
 from sollold.models.shape import shape_of
@@ -14,24 +15,27 @@ from tests.gguf import llama_log, llama_run
 from tests.gguf.llama_run import Workers
 
 MIB = 1024 * 1024
+_ROUNDED = MIB // 16
+"""The log says hundredths of a MiB of several buffers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers."""
+    """One device: bytes predicted and allocated, of tensors, of caches, of compute buffers, of results."""
 
     device: str
     weights: tuple[int, int]
     state: tuple[int, int]
     compute: tuple[int, int]
+    output: tuple[int, int] = (0, 0)
 
     @property
     def predicted(self) -> int:
-        return self.weights[0] + self.state[0] + self.compute[0]
+        return self.weights[0] + self.state[0] + self.compute[0] + self.output[0]
 
     @property
     def actual(self) -> int:
-        return self.weights[1] + self.state[1] + self.compute[1]
+        return self.weights[1] + self.state[1] + self.compute[1] + self.output[1]
 
     @property
     def error(self) -> int:
@@ -40,20 +44,23 @@ class Compared:
     @property
     def within(self) -> bool:
         """At most 1 % or 4 MiB off, and never more than 1 MiB too little."""
-        return -MIB <= self.error <= max(self.actual // 100, 4 * MIB)
+        return -MIB - _ROUNDED <= self.error <= max(self.actual // 100, 4 * MIB) + _ROUNDED
 
 
 def predicted(model: Path, run: Run) -> Footprint:
     return footprint(shape_of(gguf.read(model)), run)
 
 
-def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list[Compared]:
-    """Load the model spread so (layers of each worker, the output counted) and compare every device.
-
-    Of the head's own processor only the caches and compute buffers: its weights are mapped files.
-    """
-    guess = predicted(model, run)
-    actual = llama_log.buffers(llama_run.loaded(model, run, ready, split), list(ready.endpoints))
+def compare(
+    model: Path, run: Run, ready: Workers, split: Sequence[int], adapters: Sequence[Path] = ()
+) -> list[Compared]:
+    """Load the model spread so (layers of each worker, the output counted) and compare every device."""
+    shape = with_adapters(shape_of(gguf.read(model)), [gguf.read(adapter) for adapter in adapters])
+    guess = footprint(shape, run)
+    more = ("--lora", ",".join(map(str, adapters))) if adapters else ()
+    # Adapters change what is computed, so it is looked at once they are there.
+    log = llama_run.loaded(model, run, ready, split, *more, prompt=[5, 6, 7] if adapters else ())
+    actual = llama_log.buffers(log, list(ready.endpoints))
     devices, offloaded = len(split), sum(split)
     own = guess.layers + 1 - offloaded
     nothing = llama_log.Buffers()
@@ -74,5 +81,13 @@ def compare(model: Path, run: Run, ready: Workers, split: Sequence[int]) -> list
         first = last
     there = actual.get("CPU", nothing)
     compute = guess.host_compute(devices=devices, offloaded=offloaded)
-    found.append(Compared("CPU", (0, 0), (sum(guess.state[:own]), there.state), (compute, there.compute)))
+    found.append(
+        Compared(
+            "CPU",
+            (guess.host_tensors(own), there.model),
+            (sum(guess.state[:own]), there.state),
+            (compute, there.compute),
+            (guess.results, there.output),
+        )
+    )
     return found

@@ -18,8 +18,6 @@ from tests.gguf.size import (
     vectors,
 )
 
-_FOUR = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
-
 
 def _each_head_its_own(base: Callable[[Size], Metadata]) -> Callable[[Size], Metadata]:
     return lambda size: base(size) | {"attention.head_count_kv": size.heads}
@@ -27,18 +25,6 @@ def _each_head_its_own(base: Callable[[Size], Metadata]) -> Callable[[Size], Met
 
 def _one_kv_head_each(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
     return lambda size: base(dataclasses.replace(size, heads_kv=size.heads))
-
-
-def _gated(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
-    """Attention's result has a gate."""
-
-    def tensors(size: Size) -> Tensors:
-        for name, shape in base(size):
-            yield name, shape
-            if name.endswith(".attn_output.weight"):
-                yield name.replace("attn_output", "attn_gate"), (size.embd, size.q)
-
-    return tensors
 
 
 def _embedder(size: Size) -> Metadata:
@@ -165,11 +151,6 @@ MODELS: dict[str, Architecture] = {
         "hunyuan_vl",
         with_keys(common, rope__dimension_sections=[8, 12, 12, 0]),
         plain(qk_norm=True, tied=True),
-    ),
-    "afmoe": Architecture(
-        "afmoe",
-        windowed(shared_count(moe)),
-        _gated(sparse(norms=_FOUR, qk_norm=True, choice=True, common_expert=True, dense_lead=1)),
     ),
     "mimo2": Architecture("mimo2", windowed(moe, 4), sparse(choice=True)),
 }

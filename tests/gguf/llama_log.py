@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 _BUFFER = re.compile(
-    r"(?P<device>[A-Za-z][\w.:\[\]-]*?)\s+(?P<kind>model|KV|RS|compute|output) buffer size"
+    r"(?P<device>[A-Za-z][\w.:\[\]-]*?)\s+(?P<kind>model|LoRA|KV|RS|compute|output) buffer size"
     r" =\s*(?P<mib>[\d.]+) MiB"
 )
 _ENDPOINT = re.compile(r"RPC\d+\[(?P<endpoint>[^\]]+)\]")
@@ -35,10 +35,19 @@ def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
         endpoint = _ENDPOINT.match(match["device"])
         device = f"RPC{endpoints.index(endpoint['endpoint'])}" if endpoint else "CPU"
         size = round(float(match["mib"]) * 1024 * 1024)
-        kind = {"KV": "state", "RS": "state"}.get(match["kind"], match["kind"])
+        kind = {"KV": "state", "RS": "state", "LoRA": "model"}.get(match["kind"], match["kind"])
         before = found.get(device, Buffers())
-        found[device] = replace(before, **{kind: size + getattr(before, kind)})
+        # What it computes in is made anew when adapters come to a model.
+        size = max(size, before.compute) if kind == "compute" else size + getattr(before, kind)
+        found[device] = replace(before, **{kind: size})
     return found
+
+
+def projector(log: str) -> tuple[str, int]:
+    """Which device computes the projector, and the bytes of its tensors; empty and 0: there is none."""
+    device = re.search(r"CLIP using (\S+) backend", log)
+    size = re.search(r"load_hparams: model size:\s+([\d.]+) MiB", log)
+    return device[1] if device else "", round(float(size[1]) * 1024 * 1024) if size else 0
 
 
 def checkpoints(log: str) -> list[int]:

@@ -91,7 +91,8 @@ def loaded(
     command = [
         str(program),
         *("-m", str(model), "--host", "127.0.0.1", "--port", str(port), "-lv", "5", "--no-warmup"),
-        *("-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
+        # Read, not mapped: only then does the log tell what the head's own tensors take.
+        *("--load-mode", "none", "-fit", "off", "--cache-ram", "0", "-t", "1", "-ngl", str(sum(split))),
         *("-c", str(run.context), "-np", str(run.slots), "-b", str(run.batch), "-ub", str(run.ubatch)),
         *("-ctk", run.type_k, "-ctv", run.type_v, "-fa", run.flash),
         *("--ctx-checkpoints", str(run.checkpoints)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.gguf.attention_models import mla, mla_tensors, sparse
+from tests.gguf.attention_models import mla, mla_tensors, sparse, windowed
 from tests.gguf.further_models import shared_count
 from tests.gguf.size import (
     Architecture,
@@ -52,6 +52,7 @@ def _indexed_tensors(size: Size) -> Tensors:
 
 
 _KDA, _KERNEL = 64, 4
+_FOUR = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def _kimi(size: Size) -> Metadata:
@@ -108,7 +109,24 @@ def _minimax_tensors(size: Size) -> Tensors:
         yield from experts(size, block, size.ff)
 
 
+def _gated(base: Callable[[Size], Tensors]) -> Callable[[Size], Tensors]:
+    """Attention's result has a gate."""
+
+    def tensors(size: Size) -> Tensors:
+        for name, shape in base(size):
+            yield name, shape
+            if name.endswith(".attn_output.weight"):
+                yield name.replace("attn_output", "attn_gate"), (size.embd, size.q)
+
+    return tensors
+
+
 MODELS: dict[str, Architecture] = {
+    "afmoe": Architecture(
+        "afmoe",
+        windowed(shared_count(moe)),
+        _gated(sparse(norms=_FOUR, qk_norm=True, choice=True, common_expert=True, dense_lead=1)),
+    ),
     "bailingmoe2": Architecture(
         "bailingmoe2",
         shared_count(moe),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sollold.agent.commands import Deploy
+from sollold.cluster.record import Backend, Endpoint, Placed, State
 from sollold.leader.ensure import Ensure
 from sollold.leader.leader import Leader
-from sollold.leader.measured import Measured
+from sollold.leader.measured import Measured, terms_of
 from tests.leader.cluster import Cluster, model
 from tests.leader.test_leader import SETTINGS
-from tests.placement.fleets import MIB
+from tests.placement.fleets import MIB, shape
 
 
 async def until_known(measured: Measured) -> None:
@@ -61,3 +63,15 @@ async def test_a_spoilt_file_is_begun_anew(tmp_path: Path) -> None:
     assert measured.correction("llama")("a", "CPU") == 1.0
     await measured.close()
     assert path.read_text() == "{"
+
+
+def test_nothing_is_learnt_of_layers_that_two_devices_share() -> None:
+    town = Cluster(SETTINGS)
+    town.add("a", 450 * MIB)
+    record = town.record("a")
+    assert record is not None
+    endpoint = Endpoint(
+        "d", "demo", "d1", Backend.LOCAL, State.READY, placed=(Placed("a", "CPU", 0, 17, 100),)
+    )
+    assert terms_of(record, endpoint, (record,), shape())
+    assert terms_of(record, replace(endpoint, cpu_moe=3), (record,), shape()) == ()

@@ -106,6 +106,16 @@ def test_the_largest_tensor_of_each_layer(tmp_path: Path) -> None:
     assert tied.largest_output == guess.largest[2]
 
 
+def test_what_of_a_layer_are_experts(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "glm4moe", Size(layers=3, experts=8, experts_used=2))
+    guess = footprint(shape, Run(context=1024))
+    experts = 3 * 8 * 256 * 128 // 32 * 34
+    assert guess.experts == (0, experts, experts), "the first layer is dense, and shared experts stay"
+    assert guess.active_experts(3) == 2 * experts * 2 // 8
+    assert guess.lent_experts(1) == 0
+    assert guess.lent_experts(3) == 2 * experts // 3
+
+
 def test_a_tied_output_is_a_second_copy(tmp_path: Path) -> None:
     own = _shape(tmp_path, "llama", Size(layers=1))
     tied = _shape(tmp_path, "llama", Size(layers=1, tied=True))
@@ -148,7 +158,7 @@ def test_pipelining_takes_more_than_one_device_and_all_layers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "architecture", ["qwen3moe", "gemma3", "afmoe", "mamba2", "jamba", "qwen35", "rwkv7"]
+    "architecture", ["qwen3moe", "gemma3", "mimo2", "mamba2", "jamba", "qwen35", "rwkv7"]
 )
 def test_an_unknown_architecture_is_an_estimate_on_the_safe_side(tmp_path: Path, architecture: str) -> None:
     known = _shape(tmp_path, architecture, Size(layers=8))

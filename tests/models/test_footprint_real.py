@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sollold.models import gguf
+from sollold.models.attachments import with_projector
 from sollold.models.run import Run
-from tests.gguf import llama_log, llama_run
+from sollold.models.shape import shape_of
+from tests.gguf import adapter, llama_log, llama_run, projector, weights
 from tests.gguf.architectures import ARCHITECTURES, EMBEDDERS, UNKNOWN
 from tests.gguf.compare import MIB, Compared, compare, predicted
 from tests.gguf.llama_run import Workers
@@ -70,6 +73,31 @@ def test_an_unknown_architecture_never_needs_more(
         assert device.compute[0] >= device.compute[1] - MIB // 8, device
 
 
+def test_mxfp4_weights(tmp_path: Path, ready: Workers) -> None:
+    model = write(tmp_path / "a.gguf", "gpt-oss", Size(layers=8, ff_expert=256, experts=8), kind="mxfp4")
+    assert any(tensor.type == weights.MXFP4 for tensor in gguf.read(model).tensors)
+    _check(compare(model, Run(context=4096, slots=2), ready, (4, 5)))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3moe", "gemma3"])
+def test_adapters(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    size = _size(architecture)
+    model = write(tmp_path / "a.gguf", architecture, size)
+    adapters = [adapter.write(tmp_path / "lora.gguf", architecture, size, rank=64)]
+    _check(compare(model, Run(context=4096, slots=2), ready, (4, 5), adapters))
+
+
+def test_the_projector_computes_on_the_head(tmp_path: Path, ready: Workers) -> None:
+    model = write(tmp_path / "a.gguf", "llama", Size(layers=8))
+    eyes = projector.write(tmp_path / "eyes.gguf", 256)
+    options = ("--mmproj", str(eyes), "--no-mmproj-offload")
+    log = llama_run.loaded(model, Run(context=4096), ready, (9,), *options, prompt=[5, 6, 7])
+    device, size = llama_log.projector(log)
+    assert device == "CPU", "left to itself llama-server takes the first device, a worker"
+    guess = with_projector(shape_of(gguf.read(model)), gguf.read(eyes)).projector
+    assert size <= guess <= size + MIB
+
+
 _RUNS = {
     "one slot, small batches, on one": (1, Run(context=8192, slots=1, ubatch=128)),
     "on three": (3, Run(context=16384, slots=4)),
@@ -79,8 +107,14 @@ _RUNS = {
 }
 
 
+_VARIED = [
+    *("llama", "qwen3moe", "gemma3", "gemma4", "gpt-oss", "deepseek2"),
+    *("jamba", "mamba2", "qwen35", "rwkv7"),
+]
+
+
 @pytest.mark.parametrize("case", _RUNS)
-@pytest.mark.parametrize("architecture", ["llama", "qwen3moe", "gemma3", "deepseek2", "jamba", "gemma4"])
+@pytest.mark.parametrize("architecture", _VARIED)
 def test_each_way_to_run(tmp_path: Path, ready: Workers, architecture: str, case: str) -> None:
     devices, run = _RUNS[case]
     model = write(tmp_path / "a.gguf", architecture, _size(architecture))
@@ -109,6 +143,25 @@ def test_the_checkpoints_of_a_slot(tmp_path: Path, ready: Workers, architecture:
     assert bool(made) == bool(guess.checkpoints) == (architecture != "llama")
     for size in made:
         assert -1024 <= sum(guess.snapshots) - size <= max(size // 10, 4096), (size, guess.snapshots)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "gpt-oss", "glm4moe", "gemma4-moe"])
+def test_experts_that_stay_with_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    size = Size(layers=8, embd=512, ff_expert=512, experts=16)
+    model = write(tmp_path / "a.gguf", architecture, size)
+    run = Run(context=4096, slots=2)
+    guess = predicted(model, run)
+    log = llama_run.loaded(model, run, ready, (9,), "--n-cpu-moe", "5")
+    there = llama_log.buffers(log, list(ready.endpoints))
+    kept = sum(guess.experts[:5])
+    assert kept > 0
+    assert abs(sum(guess.weights) - kept - there["RPC0"].model) <= MIB // 8
+    assert abs(guess.host_weights + kept - there["CPU"].model) <= MIB // 8
+    assert abs(sum(guess.state) - there["RPC0"].state) <= MIB // 8
+    # A worker is never lent experts: what it computes in is what the whole model would need, or less.
+    assert there["RPC0"].compute <= guess.compute(0, 9, devices=1, offloaded=9) + MIB
+    own = guess.host_compute(devices=1, offloaded=9) + guess.host_experts(5)
+    assert -MIB // 8 <= own - there["CPU"].compute <= 16 * MIB
 
 
 def test_layers_for_next_token_prediction(tmp_path: Path, ready: Workers) -> None:
