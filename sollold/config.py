@@ -177,6 +177,8 @@ class ServingSettings:
     """Requests in line at an endpoint before 503."""
     stall: Seconds = 120.0
     """Seconds without a token before a stream is taken for hung, at the least."""
+    still: Seconds = 15.0
+    """The same where no process of the engine did anything either: it is stopped or locked, not slow."""
     drain_limit: Seconds = 60.0
     """Seconds that running streams get when the daemon is stopped."""
     recover_limit: Seconds = 300.0

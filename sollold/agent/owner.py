@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -184,6 +185,7 @@ class Owner:
             worker = self._workers.get(request.deployment)
             if worker is not None:
                 await asyncio.to_thread(self._cache.keep, request.deployment)
+            return replace(done, work=worker.process.work() if worker is not None else 0)
         return done
 
     async def release(self, caller: str, request: Release) -> Done:

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from sollold.agent.deployment import Work
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.cluster.term import Term
@@ -76,6 +77,7 @@ class FakeEngines:
         self.failed: list[tuple[str, str]] = []
         self.reports: list[tuple[str, int, int, float]] = []
         self.inside = 0
+        self.done: Work | None = None
         self.keep_alives: list[float | None] = []
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
@@ -96,6 +98,9 @@ class FakeEngines:
     def fail(self, endpoint: str, reason: str) -> None:
         self.failed.append((endpoint, reason))
         self.drop(endpoint)
+
+    def work(self, endpoint: str) -> Work | None:
+        return self.done
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         self.reports.append((endpoint, active, waiting, speed))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sollold.agent.deployment import Work
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
 from sollold.serving import errand, finding
@@ -216,6 +217,33 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
     assert answer.routing.resumed == 1
     assert b.engines.failed[0][0] == "d1"
     assert "no token" in b.engines.failed[0][1]
+
+
+async def test_engine_that_does_nothing_at_all_is_left_early(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=600, still=0.5)
+    a, one, _ = await three(cluster)
+    b = cluster.nodes[1]
+    one.hang_after = 30
+    b.engines.done = Work(0, 0)
+
+    async def work() -> None:
+        """Its processes compute, then only its tunnels are in use, then nothing is."""
+        for n in range(30):
+            b.engines.done = Work(n * 100, 0)
+            await asyncio.sleep(0.04)
+        for n in range(30):
+            b.engines.done = Work(3000, n)
+            await asyncio.sleep(0.04)
+
+    answer = await a.serving.open(ask(), lambda _: None)
+    working = asyncio.create_task(work())
+    events = await read(answer)
+    assert working.done()
+    assert said(events) == TEXT
+    assert "no process of it did anything" in b.engines.failed[0][1]
 
 
 async def test_drained_node_gives_its_streams_away_at_the_limit(cluster: Cluster) -> None:
