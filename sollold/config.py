@@ -182,7 +182,7 @@ class ServingSettings:
     drain_limit: Seconds = 60.0
     """Seconds that running streams get when the daemon is stopped."""
     recover_limit: Seconds = 300.0
-    """Seconds that a stream waits for its model to come back after a fault."""
+    """Seconds that a stream waits for its model to come back after a fault; a load that moves has more."""
 
 
 @dataclass(frozen=True, slots=True)

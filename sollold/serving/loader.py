@@ -37,11 +37,16 @@ _FAILURES = 4
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A model that must answer soon. ``keep_alive``: as the caller named it; ``limit``: seconds to wait."""
+    """A model that must answer soon.
+
+    ``keep_alive``: as the caller named it; ``limit``: seconds to wait; ``patient``: to wait on while the load
+    goes forward, so long without progress.
+    """
 
     wish: Wish
     keep_alive: float | None
     limit: float
+    patient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +129,22 @@ class LeaderLoader:
             load.task = asyncio.create_task(
                 self._load(wish, need.keep_alive, load), name=f"load {wish.model}"
             )
-        load.listeners.append(on_wait)
-        on_wait(load.last)
         task = load.task
+        loop = asyncio.get_running_loop()
+        patience = asyncio.timeout(max(0.0, need.limit))
+        furthest = load.last.progress
+
+        def told(waiting: Waiting) -> None:
+            nonlocal furthest
+            if need.patient and waiting.progress > furthest and not patience.expired():
+                furthest = waiting.progress
+                patience.reschedule(loop.time() + need.limit)
+            on_wait(waiting)
+
+        load.listeners.append(told)
+        on_wait(load.last)
         try:
-            async with asyncio.timeout(max(0.0, need.limit)):
+            async with patience:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise _too_long(wish, need.limit, load.last) from None
@@ -139,7 +155,7 @@ class LeaderLoader:
                 ) from None
             raise
         finally:
-            load.listeners.remove(on_wait)
+            load.listeners.remove(told)
             if task.done() or not load.listeners:
                 if self._loads.get(key) is load:
                     del self._loads[key]

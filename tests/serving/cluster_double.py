@@ -190,11 +190,13 @@ class FakeLoader:
         self._world = world
         self.loads = 0
         self.dropped: list[str] = []
+        self.forward = False
+        """Each time that it is asked it is further."""
         self.load: Callable[[], Awaitable[Ready | None]] | None = None
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         self.loads += 1
-        on_wait(Waiting("loading", progress=0.5))
+        on_wait(Waiting("loading", progress=self.loads / 10 if self.forward else 0.5))
         if self.load is not None:
             return await self.load()
         changed = asyncio.Event()

@@ -136,6 +136,29 @@ async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:
     assert said(events) == TEXT
 
 
+async def test_waits_on_while_the_load_goes_forward(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(recover_limit=1.0)
+    a = await cluster.node("a")
+    one, other = await cluster.reciter(), await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = 40
+    a.loader.forward = True
+
+    async def load() -> None:
+        """Longer than the limit, and the leader has to be asked again and again."""
+        await asyncio.sleep(0.3)
+        if a.loader.loads == 4:
+            a.engines.serve("d2", other)
+
+    a.loader.load = load
+    answer = await a.serving.open(ask("native"), lambda _: None)
+    events = [json.loads(await anext(answer.events)) for _ in range(40)]
+    a.engines.drop("d1")
+    events += await read(answer)
+    assert said(events) == TEXT
+    assert a.loader.loads == 4
+
+
 async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(recover_limit=0.5)
     a = await cluster.node("a")
