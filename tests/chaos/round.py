@@ -159,6 +159,9 @@ def run(
         outcome.wrong += [f"the caller {one.name} still waits" for one in callers if one.is_alive()]
         _look_at_the_end(cluster, outcome)
         outcome.seconds = time.monotonic() - began
+    # The machine may have become slower meanwhile: others may use it too.
+    load, read = _load_alone(llama, model)
+    outcome.load, outcome.read = max(outcome.load, load), max(outcome.read, read)
     return outcome
 
 
