@@ -219,10 +219,12 @@ class ServingSettings:
     """Bytes of all requests' bodies that the node holds at a time before 503; 0: no limit."""
     stall: Seconds = 120.0
     """Seconds without a token before a stream is taken for hung, at the least; 0 or negative: never."""
+    still: Seconds = 15.0
+    """The same where no process of the engine did anything either: it is stopped or locked, not slow."""
     drain_limit: Limit = 60.0
     """Seconds that running streams get when the daemon is stopped."""
     recover_limit: Limit = 300.0
-    """Seconds that a stream waits for its model to come back after a fault."""
+    """Seconds that a stream waits for its model to come back after a fault; a load that moves has more."""
 
 
 @dataclass(frozen=True, slots=True)

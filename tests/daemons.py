@@ -29,6 +29,8 @@ from sollold.agent.llama_find import Llama
 from tests import netns
 
 HTTP, PEER = 11435, 11436
+MARK = "TESTED_NODE"
+"""In the environment of a daemon and of all that it starts: its node's folder."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -140,8 +142,10 @@ class Node:
         words = [sys.executable, "-m", "sollold", "run", "--config", os.devnull]
         words += [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
-            options = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-            options["preexec_fn"] = _end_with_the_test
+            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            options |= {"start_new_session": True, "preexec_fn": _end_with_the_test}
+            # Inherited by its engines, by which they are known when they outlive it.
+            options["env"] = {**os.environ, MARK: str(self.folder)}
             if self.machine:
                 self.process = self.machine.popen(words, **options)
             else:

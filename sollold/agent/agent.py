@@ -18,7 +18,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.agent.commands import Commit, Deploy, Done, Lost, Release, Renew, Reserve, Reserved, Unload
-from sollold.agent.deployment import Deployment, Means, Tunnels
+from sollold.agent.deployment import Deployment, Means, Tunnels, Work
 from sollold.agent.journal import Journal
 from sollold.agent.llama_find import Llama
 from sollold.agent.ollama import PREFIX
@@ -232,6 +232,11 @@ class Agent:
         one = self._deployments.get(deployment)
         if one is not None:
             one.end(reason)
+
+    def work(self, deployment: str) -> Work | None:
+        """What a deployment has done so far; None where that can't be told."""
+        one = self._deployments.get(deployment)
+        return one.work() if one is not None else None
 
     def deployment(self, deployment: str) -> Endpoint | None:
         """What the record says, or will say in a moment, of a deployment whose head this is."""

@@ -127,7 +127,12 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """A plain answer: whether it was done, and why not."""
+    """A plain answer: whether it was done, and why not.
+
+    ``work``: to a renewal, what the worker has done so far (`sollold.agent.process.Process.work`), 0 where
+    there is none; None when that is not known.
+    """
 
     ok: bool
     reason: str = ""
+    work: int | None = None

@@ -28,6 +28,7 @@ from sollold.agent.llama_find import Llama
 from sollold.agent.oracle import Oracle
 from sollold.agent.ports import Ports
 from sollold.cluster.peer import PeerCalls, PeerError
+from sollold.cluster.pump import Traffic
 from sollold.cluster.record import Backend, Endpoint, Placed, State
 from sollold.machine.plain import split_address
 from sollold.models.model import Model
@@ -50,6 +51,11 @@ class Tunnel(Protocol):
     @property
     def port(self) -> int:
         """What ``--rpc`` is given."""
+        ...
+
+    @property
+    def traffic(self) -> Traffic:
+        """What went through."""
         ...
 
     async def close(self) -> None:
@@ -89,6 +95,16 @@ class Means:
     extra: tuple[str, ...]
     local_worker_port: Callable[[str], int]
     oracle: Oracle
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a deployment has done so far; it grows. ``bytes``: through its tunnels; ``processes``: the sum of
+    `sollold.agent.process.Process.work` over all nodes, a few seconds old for others than the head.
+    """
+
+    processes: int
+    bytes: int
 
 
 class OwnerFailed(Exception):
@@ -143,6 +159,7 @@ class Deployment:
         self._head_gone = asyncio.Event()
         self._tunnels: list[Tunnel] = []
         self._committed: set[str] = set()
+        self._work: dict[str, int | None] = {}
         self._watchers: set[asyncio.Event] = set()
 
     # Asked by others
@@ -165,6 +182,19 @@ class Deployment:
     def idle(self) -> float:
         """Seconds since the last request ended; 0.0 while there is one."""
         return 0.0 if self.busy or self.active or self.waiting else time.monotonic() - self._last_used
+
+    def work(self) -> Work | None:
+        """What it has done so far; None where that can't be told."""
+        # A processor waits idle for the work of most kinds of GPU.
+        if any(not share.device.startswith(("CPU", "CUDA")) for share in self.plan.shares):
+            return None
+        parts = [self._work.get(node) for node in self.owners]
+        parts.append(self.head.process.work() if self.head is not None else None)
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        traffic = [tunnel.traffic for tunnel in self._tunnels]
+        return Work(sum(known), sum(one.up + one.down for one in traffic))
 
     def expires(self) -> float:
         """Seconds of idleness left; negative: for ever."""
@@ -406,6 +436,7 @@ class Deployment:
                 if committed and time.monotonic() - heard > GRANT_SECONDS:
                     self.end(f"node {node} can't be reached: {error}", culprit=node)
                 continue
+            self._work[node] = done.work
             if not done.ok and committed:
                 self.end(f"node {node} has ended its part: {done.reason}", culprit=node)
             heard = time.monotonic()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sollold.agent.commands import Commit, Done, Lost, Release, Renew, Reserve, Reserved
@@ -278,6 +279,7 @@ class Owner:
                 if cached != self.cached:
                     self.cached = cached
                     self._changed()
+            return replace(done, work=worker.process.work() if worker is not None else 0)
         return done
 
     async def release(self, caller: str, request: Release) -> Done:

@@ -118,6 +118,16 @@ class Process:
         except (OSError, psutil.Error):
             return 0
 
+    def work(self) -> int | None:
+        """A number that grows with what it does: hundredths of a second of the processors, and pages read
+        from a disk. None when that can't be told.
+        """
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return int(fields[9]) + int(fields[11]) + int(fields[12])
+        except (OSError, ValueError, IndexError):
+            return None
+
     def addresses(self) -> list[tuple[str, int]]:
         """The (address, port) pairs on which it accepts TCP. Found without connecting to any."""
         try:

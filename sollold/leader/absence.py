@@ -11,6 +11,9 @@ from sollold.machine.device import Device
 BACK_WITHIN = 60.0
 """Seconds that a node which has just gone is waited for: for a restart, or a cable plugged in again."""
 
+GONE_WITHIN = 15.0
+"""Seconds after its drain's limit within which a node that is being stopped has ended all and is gone."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Absence:
@@ -23,11 +26,11 @@ class Absences:
     """Who is away and how it was.
 
     Args:
-        leaving: seconds that a node which drains may take until it is gone.
+        leaving: seconds that a drain may take.
     """
 
     def __init__(self, leaving: float) -> None:
-        self._leaving = leaving
+        self._leaving = leaving + GONE_WITHIN
         self._known: dict[str, Record] = {}
         self._away: dict[str, _Absence] = {}
 
@@ -35,9 +38,10 @@ class Absences:
         """Learn from the records of the live nodes."""
         there = {record.node: record for record in records}
         for record in records:
-            if record.build and not record.draining:
+            if record.build:
                 self._known[record.node] = record
-                self._away.pop(record.node, None)
+                if not record.draining:
+                    self._away.pop(record.node, None)
         for node, record in list(self._known.items()):
             found = there.get(node)
             if found is not None and found.build and not found.draining:
@@ -65,7 +69,7 @@ def _empty(record: Record) -> Record:
         replace(device, granted=0, available=device.available + _granted_beside(device, record.devices))
         for device in record.devices
     )
-    return replace(record, devices=devices, grants=(), endpoints=())
+    return replace(record, draining=False, devices=devices, grants=(), endpoints=())
 
 
 def _granted_beside(device: Device, devices: tuple[Device, ...]) -> int:

@@ -37,7 +37,7 @@ class Memory:
     """See the module's text.
 
     Args:
-        leaving: seconds that a node which drains may take until it is gone.
+        leaving: seconds that a drain may take.
     """
 
     def __init__(self, leaving: float = 60.0) -> None:

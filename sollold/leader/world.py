@@ -184,6 +184,8 @@ class World:
         return replace(
             self,
             records=(*(record for record in self.records if record.node not in back), *self.expected),
+            # What a node that goes was the head of goes with it.
+            promises=tuple(promise for promise in self.promises if promise.head not in back),
             out={node: why for node, why in self.out.items() if node not in self.passing},
             truth={key: size for key, size in self.truth.items() if key[0] not in back},
             avoided={},

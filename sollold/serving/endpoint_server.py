@@ -25,6 +25,7 @@ from sollold.config import ServingSettings
 from sollold.serving.engines import Engines
 from sollold.serving.gate import Gate
 from sollold.serving.held import Held
+from sollold.serving.stall import Stillness
 from sollold.serving.visit import Failure, Visit
 from sollold.serving.wire import (
     ALIVE,
@@ -81,6 +82,7 @@ class _Door:
         self.gate = gate
         self.speed = 0.0
         self.visits: set[Visit] = set()
+        self.stillness = Stillness()
         self.asking: asyncio.Task[None] | None = None
 
 
@@ -388,23 +390,34 @@ class EndpointServer:
                 self._look(id, door, now)
 
     def _look(self, id: str, door: _Door, now: float) -> None:
+        working = [visit for visit in door.visits if visit.progress is not None and not visit.turn.aside]
+        work = self._engines.work(id) if working else None
+        if work is None:
+            door.stillness.forget()
+        else:
+            door.stillness.observe(work.processes, work.bytes, now)
         if not door.visits:
             if self._endpoint(id) is None:
                 del self._doors[id]
             return
-        working = [visit for visit in door.visits if visit.progress is not None and not visit.turn.aside]
+        still = door.stillness.seconds(now) > self._settings.still
         for visit in working:
             progress = visit.progress
-            if progress is not None and progress.hung(now):
+            if progress is None:
+                continue
+            dead = still and progress.waited(now) > self._settings.still
+            if dead or progress.hung(now):
                 seconds = progress.silent(now)
                 reason = f"the engine made no token for {seconds:.0f} s although its process lives"
+                if dead:
+                    reason += ", and no process of it did anything"
                 log.warning("%s", reason, extra={"deployment": id, "request": visit.turn.id})
                 for other in tuple(door.visits):
                     other.end(Broken(Break.ENGINE, reason))
                 door.gate.close()
                 self._engines.fail(id, reason)
                 return
-            if progress is not None and progress.held(now) > _HELD:
+            if progress.held(now) > _HELD:
                 # Its place is given to others; when it reads on, the answer is resumed.
                 visit.end(Broken(Break.MOVED, "the caller did not read for a long time"))
         doubtful = any(visit.progress is not None and visit.progress.doubtful(now) for visit in working)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from sollold.agent.agent import Agent
+from sollold.agent.deployment import Work
 from sollold.agent.ollama import LocalOllama
 from sollold.cluster.record import Endpoint
 
@@ -34,6 +35,10 @@ class Engines(Protocol):
 
     def fail(self, endpoint: str, reason: str) -> None:
         """The engine hangs, although its process lives: end what is left and say so in the record."""
+        ...
+
+    def work(self, endpoint: str) -> Work | None:
+        """What all processes of it have done so far; None where that can't be told."""
         ...
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
@@ -78,6 +83,10 @@ class NodeEngines:
     def fail(self, endpoint: str, reason: str) -> None:
         """As `Engines.fail`."""
         (self._ollama if _at_ollama(endpoint) else self._agent).fail(endpoint, reason)
+
+    def work(self, endpoint: str) -> Work | None:
+        """As `Engines.work`."""
+        return None if _at_ollama(endpoint) else self._agent.work(endpoint)
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """As `Engines.report`."""

@@ -93,6 +93,9 @@ class Finder:
         self.came = self._loop.time()
         self.load_ms = 0.0
         self._sent = 0
+        self._progressed = 0.0
+        """When a load that is waited for after a fault last went forward, and how far it was then."""
+        self._furthest = 0.0
         self._deaths: list[_Death] = []
         """Since anything was last delivered."""
         self._extra = {"request": ask.id}
@@ -120,9 +123,11 @@ class Finder:
         wanted = ("", "")
         loaded = False
         ready: Ready | None = None
+        self._furthest = 0.0
         while True:
             self._refuse_a_killer()
             now = self._loop.time()
+            began = max(began, self._progressed)
             records = with_ready(means.view.live(), ready)
             ranked = means.router.rank(records, wish, now, frozenset(tried))
             if wanted[0]:
@@ -198,11 +203,14 @@ class Finder:
 
     async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
         began = self._loop.time()
+        # A stream that was broken off waits for as long as its model's load goes forward.
         need = Need(wish, self._ask.keep_alive, limit, begun=bool(stage))
         on_wait = self._on_wait
         if stage:
 
             def on_wait(waiting: Waiting) -> None:
+                if waiting.progress > self._furthest:
+                    self._furthest, self._progressed = waiting.progress, self._loop.time()
                 self._on_wait(Waiting(stage, waiting.progress, waiting.position, waiting.message))
 
         ready = await self._means.loader.ready(need, on_wait)

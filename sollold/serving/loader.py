@@ -40,7 +40,8 @@ class Need:
     """A model that must answer soon.
 
     ``keep_alive``: as the caller named it; ``limit``: seconds to wait; ``begun``: for an answer that is under
-    way already, which no full line sends away.
+    way already: no full line sends it away, and it waits on while the load goes forward, for so long without
+    progress.
     """
 
     wish: Wish
@@ -133,11 +134,22 @@ class LeaderLoader:
             load.task = asyncio.create_task(
                 self._load(wish, need.keep_alive, load), name=f"load {wish.model}"
             )
-        load.listeners.append(on_wait)
-        on_wait(load.last)
         task = load.task
+        loop = asyncio.get_running_loop()
+        patience = asyncio.timeout(max(0.0, need.limit))
+        furthest = load.last.progress
+
+        def told(waiting: Waiting) -> None:
+            nonlocal furthest
+            if need.begun and waiting.progress > furthest and not patience.expired():
+                furthest = waiting.progress
+                patience.reschedule(loop.time() + need.limit)
+            on_wait(waiting)
+
+        load.listeners.append(told)
+        on_wait(load.last)
         try:
-            async with asyncio.timeout(max(0.0, need.limit)):
+            async with patience:
                 return await asyncio.shield(task)
         except TimeoutError:
             raise _too_long(wish, need.limit, load.last) from None
@@ -148,7 +160,7 @@ class LeaderLoader:
                 ) from None
             raise
         finally:
-            load.listeners.remove(on_wait)
+            load.listeners.remove(told)
             if task.done() or not load.listeners:
                 if self._loads.get(key) is load:
                     del self._loads[key]

@@ -2,7 +2,8 @@
 
 A llama-server whose worker hangs answers ``/health`` and makes no token. Silence alone proves nothing:
 a long prompt takes its time, and a slow machine is not a dead one. So the limit follows the speed that was
-measured, and before it is applied the engine's own account of its work is asked for.
+measured, and before it is applied the engine's own account of its work is asked for. An engine none of whose
+processes, on any node, does anything is another matter: `Stillness` tells it early.
 """
 
 from __future__ import annotations
@@ -13,6 +14,34 @@ _TOKENS = 100
 """Tokens' worth of silence at the measured speed that are taken as slow still."""
 _PROMPT = 3.0
 """While the prompt is read an engine may be in one long batch and deaf to questions: so much longer."""
+
+
+_IDLE = 0.2
+"""What processes do each second that wait for work, in hundredths of a second of a processor."""
+_JITTER = 2.0
+
+
+class Stillness:
+    """Since when an endpoint has done nothing at all: it is stopped or locked, however slow it may be."""
+
+    def __init__(self) -> None:
+        self._since = 0.0
+        self._processes = -1
+        self._bytes = 0
+
+    def observe(self, processes: int, bytes: int, now: float) -> None:
+        """What its processes and tunnels have done so far."""
+        idle = _JITTER + _IDLE * (now - self._since)
+        if self._processes < 0 or bytes != self._bytes or processes - self._processes > idle:
+            self._since, self._processes, self._bytes = now, processes, bytes
+
+    def forget(self) -> None:
+        """Nothing is known of it."""
+        self._processes = -1
+
+    def seconds(self, now: float) -> float:
+        """For how long it has done nothing; 0.0 when that is not known."""
+        return now - self._since if self._processes >= 0 else 0.0
 
 
 class Progress:
@@ -59,6 +88,10 @@ class Progress:
     def silent(self, now: float) -> float:
         """Seconds since the last sign of life."""
         return now - self._since
+
+    def waited(self, now: float) -> float:
+        """Seconds for which the engine has been waited for; 0.0 while the caller is."""
+        return 0.0 if self._held else self.silent(now)
 
     def doubtful(self, now: float) -> bool:
         """Whether it is time to ask the engine what it has done."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Reserve, Reserved
 from sollold.agent.llama_find import Llama
 from sollold.cluster.peer import PeerError
+from sollold.cluster.pump import Traffic
 from sollold.cluster.record import Endpoint, Record, State
 from sollold.cluster.term import Term
 from sollold.config import MIB, LlamaSettings, NodeSettings, ServingSettings, Settings
@@ -83,6 +84,7 @@ class Tunnel:
     port: int
     on_break: Callable[[str], None]
     open: bool = True
+    traffic: Traffic = field(default_factory=Traffic)
 
     async def close(self) -> None:
         self.open = False

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sollold.agent.llama_find import find
+from sollold.agent.llama_find import Llama, find
 from sollold.config import LlamaSettings
 from tests.chaos.report import forbidden, report
 from tests.chaos.round import run
@@ -30,18 +30,27 @@ def main() -> int:
     if llama is None:
         print(f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}")
         return 1
+    rounds = [(given.faults, False), (max(4, given.faults // 10), True)]
+    ends = [_round(llama, given, faults, needs_all=needs_all) for faults, needs_all in rounds]
+    return max(ends)
+
+
+def _round(llama: Llama, given: argparse.Namespace, faults: int, *, needs_all: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
 
     def say(line: str) -> None:
         print(line, flush=True)
 
-    say(f"seed {given.seed}, logs in {folder}")
+    say(
+        f"seed {given.seed}, the model needs {'all' if needs_all else 'two'} of three nodes, logs in {folder}"
+    )
     outcome = run(
         llama,
         folder,
-        faults=given.faults,
+        faults=faults,
         seed=given.seed,
         short=given.short,
+        needs_all=needs_all,
         seconds=given.seconds,
         say=say,
     )

@@ -17,6 +17,12 @@ HUNG = 200.0
 """Seconds without a word after which a stream counts as hung: longer than the daemons wait for a recovery."""
 
 
+CLEAR = (502, 503, 504, 507)
+"""Statuses of errors that a fault may bring about: interrupted, unavailable, too late, too little memory."""
+UNCLEAR = ("did not expect", "not found", "not_found", "invalid_request")
+"""Words of errors in a stream that no fault may bring about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How one dialect asks and what it answers. ``text``: the text in one event, '' when there is none."""
@@ -126,6 +132,14 @@ class Stream:
     done: bool = False
     resumed: int = 0
     ended: float = 0.0
+    status: int = 200
+
+    @property
+    def clear(self) -> bool:
+        """Whether the error says that something is gone or missing for now, as a hurt node's may."""
+        if self.broken:
+            return True
+        return self.status in CLEAR if self.status != 200 else not any(word in self.error for word in UNCLEAR)
 
     def what_is_wrong(self) -> str:
         """Empty when what was said is the count from its start, every word once, and whole if it ended."""
@@ -183,6 +197,7 @@ class Caller(threading.Thread):
         try:
             with self.node.open("POST", self.dialect.path, body, timeout=HUNG) as response:
                 if response.status != 200:
+                    stream.status = response.status
                     stream.error = f"{response.status} {response.read()[:400].decode(errors='replace')}"
                     return
                 stream.resumed = int(response.headers.get("X-Sollold-Resumed", 0))
@@ -219,6 +234,8 @@ class Caller(threading.Thread):
             if time.monotonic() - max([stream.began, *stream.times[-1:]]) > HUNG:
                 raise TimeoutError
             if self.dialect.sse:
+                if line.startswith(b": resumed: "):
+                    stream.resumed = int(line.split()[2])
                 if not line.startswith(b"data:"):
                     continue
                 line = line[5:].strip()

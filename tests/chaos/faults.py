@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.daemons import Cluster, Node
+from tests.daemons import MARK, Cluster, Node
 
 SMALL_DISK = 1400 << 20
 """Bytes of a node's cache disk: somewhat more than what the cache wants free at the least."""
@@ -49,14 +49,10 @@ def engines(node: Node, program: str = "") -> list[int]:
             name = (entry / "cmdline").read_bytes().split(b"\0")[0]
             if not name.endswith((b"llama-server", b"rpc-server")) or program.encode() not in name:
                 continue
-            started_here = str(node.folder).encode() in (entry / "environ").read_bytes()
-            if started_here or (node.process is not None and _parent(entry) == node.process.pid):
+            started_here = f"{MARK}={node.folder}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            if started_here or f"{node.folder}/".encode() in (entry / "cmdline").read_bytes():
                 found.append(int(entry.name))
     return found
-
-
-def _parent(entry: Path) -> int:
-    return int((entry / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -67,8 +63,8 @@ def _signal(pid: int, number: signal.Signals) -> None:
 class Faults:
     """Chooses and does faults; everything from one seed."""
 
-    def __init__(self, cluster: Cluster, seed: int, *, short: bool = False) -> None:
-        """``short``: without those that take their time."""
+    def __init__(self, cluster: Cluster, seed: int, *, short: bool = False, needs_all: bool = False) -> None:
+        """``short``: without those that take their time; ``needs_all``: whole nodes go and come back."""
         self._cluster = cluster
         self._random = random.Random(seed)
         self._longest = 3.0 if short else 6.0
@@ -81,10 +77,13 @@ class Faults:
             self.kill_leader_in_a_plan,
             self.machine_vanishes,
             self.stop_worker,
+            self.restart_daemon,
+            self.partition,
         ]
-        if not short:
-            more = [self.stop_server, self.stop_daemon, self.restart_daemon, self.partition, self.fill_cache]
-            self._kinds += more
+        if needs_all:
+            self._kinds = [self.kill_daemon, self.restart_daemon, self.cut_cable, self.partition]
+        elif not short:
+            self._kinds += [self.stop_server, self.stop_daemon, self.fill_cache]
         self.wrong: list[str] = []
         self._left: list[Callable[[], Done | None]] = []
 

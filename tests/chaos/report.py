@@ -10,17 +10,31 @@ from tests.chaos.round import Outcome, Struck
 
 LIMITS = {"kill -9 of a worker": 2.0, "a machine vanishes": 8.0}
 """Seconds until the next word, besides the time to load the model, that are aimed at."""
+ENOUGH = 5
+"""Faults of a kind from which their median says anything."""
 _GOOD = ("exact", "resumed", "allowed")
 
 
 def forbidden(outcome: Outcome) -> list[str]:
     """Streams that ended as none may, in sentences, and what else must not be."""
     found = list(outcome.wrong)
+    for kind, limit in LIMITS.items():
+        waits = waits_of(outcome, kind)
+        # What was said has to be read again besides: a matter of the model and the machine.
+        most = limit + outcome.load + outcome.read
+        times = sum(struck.fault.kind == kind for struck in outcome.struck)
+        if times >= ENOUGH and waits and statistics.median(waits) > most:
+            found.append(f"{kind}: the median of {statistics.median(waits):.1f} s is above {most:.1f} s")
     for stream in outcome.streams:
         verdict = outcome.verdict(stream)
         if verdict not in _GOOD:
             found.append(f"{stream.dialect.name} at {stream.node.name}, {len(stream.words)} words: {verdict}")
     return found
+
+
+def waits_of(outcome: Outcome, kind: str) -> list[float]:
+    """Seconds until the next word after the faults of one kind."""
+    return [wait for struck in outcome.struck if struck.fault.kind == kind for wait in struck.waits]
 
 
 def report(outcome: Outcome) -> Iterator[str]:
@@ -52,7 +66,7 @@ def report(outcome: Outcome) -> Iterator[str]:
     )
     yield ", ".join(f"{ends[name]} {name}" for name in (*_GOOD, "forbidden"))
     for kind, limit in LIMITS.items():
-        waits = [wait for one in kinds.get(kind, []) for wait in one.waits]
+        waits = waits_of(outcome, kind)
         if waits:
             aim = limit + outcome.load
             within = sum(wait <= aim for wait in waits)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import pytest
 
 from sollold.agent.llama_find import Llama
 from sollold.models.demo import Recital, counting, write
+from tests.chaos.faults import engines
 from tests.daemons import Cluster, Node, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
@@ -126,3 +129,18 @@ def test_a_node_that_is_taken_back_loses_nothing_at_the_limit_of_its_drain(clust
     undone = time.monotonic()
     assert asking.ended_exactly()["_routing"]["resumed"] == 0
     assert time.monotonic() - undone > 1
+
+
+@pytest.mark.parametrize("program", ["rpc-server", "llama-server"])
+@pytest.mark.parametrize("cluster", [{"serving.still": 4}], indirect=True)
+def test_an_engine_that_is_stopped_is_left_long_before_a_slow_one_would_be(
+    cluster: Cluster, program: str
+) -> None:
+    asking = ask(cluster[0], 250)
+    (pid,) = [pid for node in cluster for pid in engines(node, program)]
+    os.kill(pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    assert asking.ended_exactly()["_routing"]["resumed"] == 1
+    assert "no process of it did anything" in cluster[0].log()
+    # The limit for a slow one is two minutes.
+    assert time.monotonic() - stopped < 60

@@ -14,7 +14,7 @@ from sollold.cluster.record import Backend, Endpoint, InOllama, State
 from sollold.cluster.term import Term
 from sollold.config import ModelSettings, PlacementSettings, Settings
 from sollold.leader import leader
-from sollold.leader.absence import BACK_WITHIN
+from sollold.leader.absence import BACK_WITHIN, GONE_WITHIN
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
 from sollold.leader.memory import GOOD_SERVICE
@@ -926,7 +926,7 @@ async def test_a_node_that_drains_is_waited_for_until_it_should_have_been_restar
     town.nodes["b"].draining = True
     town.changed()
     assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
-    town.now += SETTINGS.serving.drain_limit - 1
+    town.now += SETTINGS.serving.drain_limit + GONE_WITHIN - 1
     gone = town.nodes.pop("b")
     town.changed()
     town.now += BACK_WITHIN - 1
@@ -940,7 +940,7 @@ async def test_a_node_that_drains_is_waited_for_until_it_should_have_been_restar
 async def test_a_node_that_goes_on_draining_is_not_waited_for(town: Cluster) -> None:
     town.nodes["b"].draining = True
     town.changed()
-    town.now += SETTINGS.serving.drain_limit
+    town.now += SETTINGS.serving.drain_limit + GONE_WITHIN
     refused = await town.planner.ensure(ASK)
     assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
 
@@ -988,3 +988,14 @@ async def test_minutes_of_good_service_make_a_node_good_again(town: Cluster) -> 
     await placed(town)
     plan = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)][-1]
     assert "b" in plan.bytes_by_owner()
+
+
+async def test_a_head_that_drains_and_is_needed_again_is_waited_for(town: Cluster) -> None:
+    town.nodes["b"].models.append(model())
+    deployment = await placed(town)
+    head = next(node for node in town.nodes.values() if deployment in node.endpoints)
+    # The order is so new that the leader remembers it still.
+    town.now += 1.0
+    head.draining = True
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from sollold.agent.deployment import Work
 from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.cluster.term import Term
@@ -78,6 +79,7 @@ class FakeEngines:
         self.failed: list[tuple[str, str]] = []
         self.reports: list[tuple[str, int, int, float]] = []
         self.inside = 0
+        self.done: Work | None = None
         self.keep_alives: list[float | None] = []
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
@@ -98,6 +100,9 @@ class FakeEngines:
     def fail(self, endpoint: str, reason: str) -> None:
         self.failed.append((endpoint, reason))
         self.drop(endpoint)
+
+    def work(self, endpoint: str) -> Work | None:
+        return self.done
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         self.reports.append((endpoint, active, waiting, speed))
@@ -188,12 +193,14 @@ class FakeLoader:
         self.loads = 0
         self.needs: list[Need] = []
         self.dropped: list[str] = []
+        self.forward = False
+        """Each time that it is asked it is further."""
         self.load: Callable[[], Awaitable[Ready | None]] | None = None
 
     async def ready(self, need: Need, on_wait: Callable[[Waiting], None]) -> Ready | None:
         self.loads += 1
         self.needs.append(need)
-        on_wait(Waiting("loading", progress=0.5))
+        on_wait(Waiting("loading", progress=self.loads / 10 if self.forward else 0.5))
         if self.load is not None:
             return await self.load()
         changed = asyncio.Event()

@@ -130,6 +130,24 @@ async def test_refusal_keeps_its_words(scene: Scene) -> None:
     assert (refusal.value.fault, refusal.value.message) == (Fault.TOO_BIG, "needs 9 GiB")
 
 
+async def test_a_patient_one_waits_on_while_the_load_goes_forward(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    patient = asyncio.create_task(scene.loader.ready(Need(WISH, None, 0.3, begun=True), lambda _: None))
+    hasty = asyncio.create_task(scene.loader.ready(need(0.3), lambda _: None))
+    for n in range(30, 60):
+        await asyncio.sleep(0.03)
+        scene.tell(replace(LOADING, progress=n / 100))
+    assert not patient.done()
+    with pytest.raises(Refusal):
+        await hasty
+    # Now it stands still.
+    with pytest.raises(Refusal, match="59%"):
+        await patient
+    assert loop.time() - began > 1.0
+
+
 async def test_too_long_says_how_far_it_is(scene: Scene) -> None:
     scene.answers = [WAIT]
     with pytest.raises(Refusal) as refusal:

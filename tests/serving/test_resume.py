@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sollold.agent.deployment import Work
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
 from sollold.serving import errand, finding
@@ -157,6 +158,29 @@ async def test_waits_for_its_model_to_come_back(cluster: Cluster) -> None:
     assert said(events) == TEXT
 
 
+async def test_waits_on_while_the_load_goes_forward(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(recover_limit=1.0)
+    a = await cluster.node("a")
+    one, other = await cluster.reciter(), await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = 40
+    a.loader.forward = True
+
+    async def load() -> None:
+        """Longer than the limit, and the leader has to be asked again and again."""
+        await asyncio.sleep(0.3)
+        if a.loader.loads == 4:
+            a.engines.serve("d2", other)
+
+    a.loader.load = load
+    answer = await a.serving.open(ask("native"), lambda _: None)
+    events = [json.loads(await anext(answer.events)) for _ in range(40)]
+    a.engines.drop("d1")
+    events += await read(answer)
+    assert said(events) == TEXT
+    assert a.loader.loads == 4
+
+
 async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
     cluster.settings = ServingSettings(recover_limit=0.5)
     a = await cluster.node("a")
@@ -238,6 +262,33 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
     assert answer.routing.resumed == 1
     assert b.engines.failed[0][0] == "d1"
     assert "no token" in b.engines.failed[0][1]
+
+
+async def test_engine_that_does_nothing_at_all_is_left_early(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=600, still=0.5)
+    a, one, _ = await three(cluster)
+    b = cluster.nodes[1]
+    one.hang_after = 30
+    b.engines.done = Work(0, 0)
+
+    async def work() -> None:
+        """Its processes compute, then only its tunnels are in use, then nothing is."""
+        for n in range(30):
+            b.engines.done = Work(n * 100, 0)
+            await asyncio.sleep(0.04)
+        for n in range(30):
+            b.engines.done = Work(3000, n)
+            await asyncio.sleep(0.04)
+
+    answer = await a.serving.open(ask(), lambda _: None)
+    working = asyncio.create_task(work())
+    events = await read(answer)
+    assert working.done()
+    assert said(events) == TEXT
+    assert "no process of it did anything" in b.engines.failed[0][1]
 
 
 async def test_drained_node_gives_its_streams_away_at_the_limit(cluster: Cluster) -> None:
