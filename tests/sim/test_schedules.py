@@ -12,8 +12,9 @@ import pytest
 from .schedule import Outcome, run
 
 COUNT = int(os.environ.get("SOLLOLD_SCHEDULES", "3000"))
-SECONDS = 120.0
-"""A machine that is too busy for all of them plays as many as it can."""
+SECONDS = 170.0
+FLOOR = int(os.environ.get("SOLLOLD_SCHEDULES_FLOOR", "2000"))
+"""So many must have been played by then; a machine that is known to be slow sets it lower."""
 _CHUNK = 25
 
 
@@ -29,8 +30,11 @@ def test_random_schedules() -> None:
         outcomes = [one for chunk in chunks for one in chunk]
     broken = [f"python -m tests.sim --seed {one.seed}: {one.fault}" for one in outcomes if one.fault]
     assert not broken, "\n".join(broken)
-    assert len(outcomes) >= min(COUNT, 100)
     print(f"{len(outcomes)} schedules")
+    assert len(outcomes) >= min(COUNT, FLOOR), (
+        f"only {len(outcomes)} schedules in {SECONDS:.0f} s: this machine is too busy, or the simulator has "
+        "become slow (SOLLOLD_SCHEDULES_FLOOR lowers what is asked)"
+    )
 
 
 def test_a_seed_is_a_history() -> None:
