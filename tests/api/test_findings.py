@@ -38,6 +38,13 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
         assert words in text
 
 
+def test_what_works_less_well_than_it_could_is_a_notice() -> None:
+    (finding,) = examine(replace(WELL, notices=(("bert is not announced", "set seeds"),)))
+    assert (finding.grade, finding.what, finding.mend) == (
+        Grade.NOTICE, "bert is not announced", "set seeds",
+    )  # fmt: skip
+
+
 def test_a_node_alone_is_told_what_to_look_at() -> None:
     (finding,) = examine(replace(WELL, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE
