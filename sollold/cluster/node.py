@@ -344,7 +344,7 @@ class ClusterNode:
             self._own(asyncio.get_running_loop().create_task(self._tcp_ping(action)))
 
     def _persisted(self, kept: Kept) -> None:
-        if self._gossip is not None:
+        if self._gossip is not None and not self._leaving:
             self._do(self._gossip.persisted(kept, time.monotonic()))
 
     def _take(self, body: bytes, source: Address | None) -> bytes:
