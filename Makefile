@@ -8,7 +8,7 @@ COMPILE := pip compile --quiet --universal --python-version 3.11 --generate-hash
            --custom-compile-command "make lock"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test ci check bench sim chaos deb dist lock clean
+.PHONY: help setup run demo test ci check bench sim chaos splits deb dist lock clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ sim: $(VENV)/.tests ## the simulator; SEED=n replays one schedule
 
 chaos: setup $(VENV)/.tests ## faults on a real cluster; FAULTS=200 SEED=1
 	@$(BIN)/python -m tests.chaos --faults $(or $(FAULTS),200) --seed $(or $(SEED),1)
+
+splits: setup $(VENV)/.tests ## a real cluster is split in two again and again; ROUNDS=20 SEED=7
+	@SOLLOLD_TEST_SPLITS=$(or $(ROUNDS),20) SOLLOLD_TEST_SEED=$(or $(SEED),7) \
+	  $(BIN)/python -m pytest -q -s tests/cluster/test_splits.py -k splits_end
 
 deb: $(VENV)/.tests ## Debian packages into dist/
 	$(BIN)/python packaging/deb/build

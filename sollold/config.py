@@ -83,8 +83,8 @@ class ClusterSettings:
     """The cluster's secret, 64 hex digits; empty: the well-known one of an open cluster."""
     old_tokens: tuple[Token, ...] = ()
     """Accepted besides ``token`` while it is being changed."""
-    host: str = "0.0.0.0"
-    """Address to listen on for other nodes."""
+    host: str = "::"
+    """Address to listen on for other nodes; ``::``: all of both families, ``0.0.0.0``: of IPv4 alone."""
     port: Port = 11436
     """UDP for gossip and TCP (TLS) for everything else between nodes; the same on all is best."""
     seeds: tuple[SeedText, ...] = ()

@@ -124,7 +124,7 @@ class Node:
             "node.reserve": 0,
             "http.host": host,
             "http.port": self.http,
-            "cluster.host": host,
+            "cluster.host": "::" if self.machine else self.address,
             "cluster.port": self.peer,
             "models.folders": self.models,
             "models.huggingface": "off",

@@ -160,6 +160,20 @@ class Machine:
         """Take an address away."""
         _ip("-n", self.namespace, "address", "delete", address, "dev", "eth0")
 
+    def add_bridge(self, name: str, address: str) -> None:
+        """A bridge that leads nowhere, such as Docker makes (``docker0``, ``172.17.0.1/16``)."""
+        _ip("-n", self.namespace, "link", "add", name, "type", "bridge")
+        _ip("-n", self.namespace, "address", "add", address, "dev", name)
+        _ip("-n", self.namespace, "link", "set", name, "up")
+
+    def add_wire(self, other: Machine, network: str) -> None:
+        """A second card in both machines, ``eth1``, and a cable between them: ``network`` with .1 and .2."""
+        _ip("-n", self.namespace, "link", "add", "eth1", "type", "veth", "peer", "name", "eth1", "netns",
+            other.namespace)  # fmt: skip
+        for host, machine in enumerate((self, other), 1):
+            _ip("-n", machine.namespace, "address", "add", f"{network}.{host}/24", "dev", "eth1")
+            _ip("-n", machine.namespace, "link", "set", "eth1", "up")
+
     def _make(self) -> None:
         lan = self._lan
         _ip("netns", "add", self.namespace)

@@ -44,6 +44,7 @@ _FRESH_SECONDS = 0.3
 """A measurement not older than this is good enough to grant on."""
 _PATIENCE_SECONDS = 4.0
 """A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
+_NO_MEASURE = f"the devices of this node can't be measured: no answer within {_PATIENCE_SECONDS:.0f} s"
 
 
 class Owner:
@@ -97,6 +98,7 @@ class Owner:
         self._measured_at = float("-inf")
         self._measured = Measurement((), {})
         self._allocated: dict[str, dict[str, int]] = {}
+        self._complained = False
         self._measuring: asyncio.Task[None] | None = None
         self.others: Callable[[], Mapping[str, int]] = dict
         """Device → bytes that an Ollama on this machine has loaded."""
@@ -190,11 +192,23 @@ class Owner:
         if self._measuring is not None:
             await asyncio.wait([self._measuring], timeout=_PATIENCE_SECONDS)
 
-    async def measure(self) -> None:
-        """Measure the devices now, or share in a measurement that is under way."""
+    async def measure(self) -> bool:
+        """Measure the devices now, or share in a measurement that is under way.
+
+        False when it is not done within `_PATIENCE_SECONDS`: then it goes on by itself.
+        """
         if self._measuring is None or self._measuring.done():
             self._measuring = asyncio.create_task(self._measure())
-        await asyncio.shield(self._measuring)
+        try:
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                await asyncio.shield(self._measuring)
+        except TimeoutError:
+            if not self._complained:
+                self._complained = True
+                log.warning("%s", _NO_MEASURE)
+            return False
+        self._complained = False
+        return True
 
     def worker_address(self, caller: str, deployment: str, plain: str = "") -> tuple[str, int]:
         """Host and port of a worker of ``deployment``, for its head alone.
@@ -220,17 +234,10 @@ class Owner:
 
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
         """See `Ledger.reserve`; measured first."""
-        if time.monotonic() - self._measured_at > _FRESH_SECONDS:
-            try:
-                async with asyncio.timeout(_PATIENCE_SECONDS):
-                    await self.measure()
-            except TimeoutError:
-                return Reserved(
-                    False,
-                    f"the devices of this node can't be measured: no answer within {_PATIENCE_SECONDS:.0f} s",
-                )
-        else:
+        if time.monotonic() - self._measured_at <= _FRESH_SECONDS:
             self._offer()
+        elif not await self.measure():
+            return Reserved(False, _NO_MEASURE)
         reserved, actions = self.ledger.reserve(request, time.monotonic())
         refusal = await self._carry_out(actions)
         if refusal:

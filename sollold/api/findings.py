@@ -39,6 +39,7 @@ class Facts:
 
     Attributes:
         trouble: (what, mend) that rooms report of themselves: discovery, GPUs, Ollama, model stores.
+        notices: the same where all works, but not as well as it could.
         disk_free: bytes free where the cache is.
         idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
         setup_failed: why llama.cpp could not be set up; empty when it could or is being.
@@ -52,6 +53,7 @@ class Facts:
     disk_free: int
     cache: str
     idle_gpus: tuple[str, ...] = ()
+    notices: tuple[tuple[str, str], ...] = ()
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -61,6 +63,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_builds(facts.live),
         *_failed(facts.live),
         *(Finding(Grade.PROBLEM, what, mend) for what, mend in facts.trouble),
+        *(Finding(Grade.NOTICE, what, mend) for what, mend in facts.notices),
         *_models(facts.models),
         *_memory(facts.me),
         *_gpus(facts),

@@ -55,6 +55,7 @@ class Discovery:
         node, boot, cluster: told in the announcement.
         port: for nodes.
         found: called with a node's id and where it says it is.
+        ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
     """
 
     def __init__(
@@ -65,12 +66,14 @@ class Discovery:
         cluster: str,
         port: int,
         found: Callable[[str, tuple[Address, ...]], None],
+        ipv6: bool = False,
     ) -> None:
         self._node = node
         self._boot = boot
         self._cluster = cluster
         self._port = port
         self._found = found
+        self._ipv6 = ipv6
         self._interfaces: tuple[str, ...] = ()
         self._reason = "not started"
         self._seen: dict[str, tuple[Address, ...]] = {}
@@ -97,6 +100,8 @@ class Discovery:
         # lead nowhere, are left out unless there is nothing else.
         best = [one for one in found if one.rank < 3] or list(found)
         wanted = tuple(one.ipv4[0] for one in best if one.ipv4)[:_INTERFACES]
+        if self._ipv6:
+            wanted += tuple(one.ipv6[0] for one in best if one.ipv6)[:_INTERFACES]
         if wanted == self._wanted:
             return
         self._wanted = wanted
@@ -117,7 +122,7 @@ class Discovery:
             self._changed.clear()
             wanted = self._wanted or ()
             if not wanted:
-                self._reason = "no network interface has an IPv4 address"
+                self._reason = f"no network interface has an {'address' if self._ipv6 else 'IPv4 address'}"
                 await self._changed.wait()
                 continue
             try:
@@ -139,7 +144,7 @@ class Discovery:
         Everything is made anew then: a browser that is kept takes seconds to notice what a new one hears
         at once.
         """
-        zeroconf = AsyncZeroconf(interfaces=list(addresses), ip_version=IPVersion.V4Only)
+        zeroconf, used = _opened(addresses)
         browser: AsyncServiceBrowser | None = None
         try:
             info = AsyncServiceInfo(
@@ -153,9 +158,9 @@ class Discovery:
             browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
             # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
             announced = await zeroconf.async_register_service(info, cooperating_responders=True)
-            self._interfaces, self._reason = addresses, ""
+            self._interfaces, self._reason = used, ""
             self._complained = False
-            log.info("mDNS works on %s", ", ".join(addresses))
+            log.info("mDNS works on %s", ", ".join(used))
             await announced
             await self._changed.wait()
         finally:
@@ -194,10 +199,29 @@ class Discovery:
                 if len(self._foreign) < _MOST:
                     self._foreign.add(node)
                 return
-            addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(IPVersion.V4Only))[:8]
+            version = IPVersion.All if self._ipv6 else IPVersion.V4Only
+            addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
             if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
                 return
             self._seen[node] = addresses
             self._found(node, addresses)
         except Exception as error:
             log.debug("the announcement %s was not understood: %s", name, error)
+
+
+def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]:
+    """Multicast on ``addresses``, and those of them that it works on: without IPv6 if that fails here.
+
+    Raises:
+        OSError: not with IPv4 either.
+    """
+    ipv4 = tuple(one for one in addresses if ":" not in one)
+    if ipv4 != addresses:
+        version = IPVersion.All if ipv4 else IPVersion.V6Only
+        try:
+            return AsyncZeroconf(interfaces=list(addresses), ip_version=version), addresses
+        except (OSError, RuntimeError) as error:
+            if not ipv4:
+                raise
+            log.info("mDNS does not work over IPv6 here: %s", error)
+    return AsyncZeroconf(interfaces=list(ipv4), ip_version=IPVersion.V4Only), ipv4

@@ -19,6 +19,8 @@ log = logging.getLogger("sollold.cluster")
 _VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
 """Names of interfaces that lead to containers and virtual machines of this machine."""
 _TUNNELS = re.compile(r"^(tun|tap|wg|tailscale|zt|utun|ppp|ipsec|nebula)")
+_PASSING = 0x01 | 0x08 | 0x20 | 0x40
+"""Flags of the kernel's: temporary, duplicate, deprecated, tentative."""
 _MOST = 8
 _SETTLE_SECONDS = 0.5
 _LOOK_SECONDS = 30.0
@@ -26,12 +28,16 @@ _LOOK_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface that is up. ``rank``: 0 a network card, 1 likely one, 2 a VPN, 3 for containers."""
+    """One interface that is up. ``rank``: 0 a network card, 1 likely one, 2 a VPN, 3 for containers.
+
+    ``networks``: those of its IPv4 addresses, ``10.1.2.0/24``.
+    """
 
     name: str
     rank: int
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
 
 
 def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
@@ -40,6 +46,7 @@ def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
     Reads the system's tables: call it off the loop.
     """
     states = psutil.net_if_stats()
+    passing = _passing_addresses()
     found = []
     for name, addresses in psutil.net_if_addrs().items():
         state = states.get(name)
@@ -48,9 +55,14 @@ def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
         ipv4 = tuple(one.address for one in addresses if one.family == socket.AF_INET)
         ipv6 = tuple(one.address.partition("%")[0] for one in addresses if one.family == socket.AF_INET6)
         ipv4 = tuple(one for one in ipv4 if not ipaddress.ip_address(one).is_loopback)
-        ipv6 = tuple(one for one in ipv6 if _tellable(one))
+        ipv6 = tuple(one for one in ipv6 if _tellable(one) and one not in passing)
+        networks = tuple(
+            str(ipaddress.ip_network(f"{one.address}/{one.netmask}", strict=False))
+            for one in addresses
+            if one.family == socket.AF_INET and one.address in ipv4 and one.netmask
+        )
         if ipv4 or ipv6:
-            found.append(Interface(name, rank(name), ipv4, ipv6))
+            found.append(Interface(name, rank(name), ipv4, ipv6, networks))
     if chosen:
         found.sort(key=lambda one: chosen.index(one.name))
     else:
@@ -77,10 +89,30 @@ def tellable(found: Sequence[Interface], *, ipv6: bool = True) -> tuple[str, ...
     return tuple(dict.fromkeys(ordered))[:_MOST]
 
 
+def within(address: str, networks: Sequence[str]) -> bool:
+    """Whether an IPv4 address belongs to one of ``networks``."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return any(ip in ipaddress.ip_network(network) for network in networks)
+
+
 def _tellable(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     # A link-local address means something only together with the reader's own interface.
     return not (ip.is_loopback or ip.is_link_local or ip.is_multicast)
+
+
+def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[str]:
+    """IPv6 addresses not to be told: still being probed, a duplicate, or random ones of a day (RFC 8981)."""
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    fields = [line.split() for line in lines]
+    return frozenset(
+        str(ipaddress.IPv6Address(int(field[0], 16)))
+        for field in fields
+        if len(field) == 6 and int(field[4], 16) & _PASSING
+    )
 
 
 class InterfaceWatch:

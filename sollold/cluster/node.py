@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import secrets
@@ -27,7 +28,7 @@ from sollold.cluster.datagrams import Datagrams
 from sollold.cluster.discovery import Discovery, DiscoveryStatus
 from sollold.cluster.gossip import Gossip
 from sollold.cluster.identity import Identity
-from sollold.cluster.interfaces import Interface, InterfaceWatch, tellable
+from sollold.cluster.interfaces import Interface, InterfaceWatch, tellable, within
 from sollold.cluster.kept_file import KeptFile, KeptWriter
 from sollold.cluster.link import Links, neighbours
 from sollold.cluster.peer import PeerError
@@ -51,6 +52,7 @@ _SAVE_SECONDS = 2.0
 _EXCHANGES = 8
 """Push-pulls and TCP pings under way at a time."""
 _ANY = ("0.0.0.0", "::", "")
+_NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
 _TRIES = 20
 
 
@@ -65,6 +67,7 @@ class ClusterStatus:
         rejected: packets that were opened but not understood.
         refused: datagrams dropped unopened, by reason (`sollold.cluster.seal.Refused`).
         unsent: datagrams the system did not take.
+        unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
     """
 
     discovery: DiscoveryStatus | None
@@ -73,6 +76,7 @@ class ClusterStatus:
     rejected: int
     refused: dict[str, int]
     unsent: int
+    unheard: tuple[str, ...]
 
 
 class ClusterNode:
@@ -112,6 +116,10 @@ class ClusterNode:
         self._links = Links(self.reach, made=self._linked, lost=self._unlinked, measured=self._measured)
         self._discovery: Discovery | None = None
         self._interfaces: InterfaceWatch | None = None
+        self._networks: tuple[str, ...] = ()
+        self._silent: frozenset[str] = frozenset()
+        self._unheard: frozenset[str] = frozenset()
+        self._host = settings.host or "::"
         self._port = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
@@ -160,12 +168,14 @@ class ClusterNode:
                 cluster=self._identity.tokens.cluster,
                 port=self._port,
                 found=self._announced,
+                ipv6=":" in self._host,
             )
         if not fixed:
             self._interfaces = InterfaceWatch(settings.interfaces, self._use)
             await self._interfaces.start()
         elif self._discovery is not None:
-            self._discovery.use((Interface("", 0, fixed),) if ":" not in settings.host else ())
+            one = Interface("", 0, (), fixed) if ":" in settings.host else Interface("", 0, fixed)
+            self._discovery.use((one,))
         now = time.monotonic()
         for peer in self._known:
             if peer.node != self._identity.node and peer.addresses:
@@ -202,8 +212,20 @@ class ClusterNode:
         self._datagrams.close()
 
     async def _listen(self) -> None:
-        """TCP and UDP on the same port."""
-        host, port = self._settings.host or "0.0.0.0", self._settings.port
+        """TCP and UDP on the same port; on IPv4 alone where there is no IPv6."""
+        if self._host == "::":
+            try:
+                await self._listen_on("::")
+                return
+            except OSError as error:
+                if error.errno not in _NO_IPV6:
+                    raise
+                log.info("no IPv6 here (%s): other nodes reach this one over IPv4", error.strerror)
+                self._host = "0.0.0.0"
+        await self._listen_on(self._host)
+
+    async def _listen_on(self, host: str) -> None:
+        port = self._settings.port
         for attempt in range(_TRIES):
             self._port = await self._peers.start(host, port)
             try:
@@ -282,6 +304,7 @@ class ClusterNode:
             gossip.rejected if gossip is not None else 0,
             {str(reason): count for reason, count in self._sealer.refused.items()},
             self._datagrams.unsent,
+            tuple(sorted(one.name for one in self.live() if one.node in self._unheard)),
         )
 
     # The core's clock and actions
@@ -321,7 +344,7 @@ class ClusterNode:
             self._own(asyncio.get_running_loop().create_task(self._tcp_ping(action)))
 
     def _persisted(self, kept: Kept) -> None:
-        if self._gossip is not None:
+        if self._gossip is not None and not self._leaving:
             self._do(self._gossip.persisted(kept, time.monotonic()))
 
     def _take(self, body: bytes, source: Address | None) -> bytes:
@@ -459,7 +482,8 @@ class ClusterNode:
         """The interfaces are these now."""
         if self._gossip is None or self._leaving:
             return
-        addresses = tellable(found, ipv6=self._settings.host == "::")
+        self._networks = tuple(network for one in found for network in one.networks)
+        addresses = tellable(found, ipv6=self._host == "::")
         if addresses != self.me.addresses:
             log.info("addresses: %s", ", ".join(addresses) or "none")
             self._do(
@@ -485,7 +509,21 @@ class ClusterNode:
             if self._discovery is not None:
                 for node, addresses in self._discovery.seen().items():
                     self._announced(node, addresses)
+                self._listen_for(self._discovery)
             await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
+
+    def _listen_for(self, discovery: Discovery) -> None:
+        """Whom mDNS did not show in two rounds, though it lives on a network of ours."""
+        assert self._gossip is not None
+        silent: frozenset[str] = frozenset()
+        if discovery.status().working:
+            here = {
+                node
+                for node, addresses in self._gossip.contacts()
+                if addresses and within(addresses[0][0], self._networks)
+            }
+            silent = frozenset(here - discovery.seen().keys())
+        self._unheard, self._silent = silent & self._silent, silent
 
     def _save_soon(self) -> None:
         """Remember who is there now, and write it when the news have settled."""

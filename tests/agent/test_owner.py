@@ -15,6 +15,7 @@ from sollold.agent.llama_find import Llama
 from sollold.agent.term_file import TermFile
 from sollold.cluster.term import Term
 from sollold.config import MIB
+from sollold.machine.devices import Machine
 from tests.agent.town import Town, eventually, founded
 
 NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
@@ -92,6 +93,29 @@ async def test_after_a_write_that_failed_the_term_is_still_to_be_written(
                 assert "term.json: [Errno 28] No space left" in refused.reason
         assert (await reserve(town, Term(9, "l"), "f")).ok
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
+
+
+async def test_a_measurement_that_hangs_does_not_keep_a_node_from_its_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(owner, "_PATIENCE_SECONDS", 0.3)
+    go_on = threading.Event()
+    measure = Machine.measure
+
+    def hang(machine: Machine) -> object:
+        assert go_on.wait(30)
+        return measure(machine)
+
+    monkeypatch.setattr(Machine, "measure", hang)
+    try:
+        async with asyncio.timeout(20), founded(folder, NOBODY, "a") as town:
+            assert town.views["a"].me.build == "b1"
+            assert not (await reserve(town, Term(9, "l"), "d")).ok
+            go_on.set()
+            await eventually(lambda: town.views["a"].me.devices != ())
+            assert (await reserve(town, Term(9, "l"), "d")).ok
+    finally:
+        go_on.set()
 
 
 async def test_a_measurement_that_hangs_stops_no_expiry_and_grants_nothing(

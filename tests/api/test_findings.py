@@ -58,6 +58,13 @@ def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
     assert notice.grade is Grade.NOTICE and "10.0.0.9:50052" in notice.what and "unencrypted" in notice.what
 
 
+def test_what_works_less_well_than_it_could_is_a_notice() -> None:
+    (finding,) = examine(replace(WELL, notices=(("bert is not announced", "set seeds"),)))
+    assert (finding.grade, finding.what, finding.mend) == (
+        Grade.NOTICE, "bert is not announced", "set seeds",
+    )  # fmt: skip
+
+
 def test_a_node_alone_is_told_what_to_look_at() -> None:
     (finding,) = examine(replace(WELL, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE

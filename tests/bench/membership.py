@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import xor
-from statistics import quantiles
+from statistics import median, quantiles
 
 from sollold.cluster.actions import Change, Event
 from sollold.cluster.membership import Member
@@ -29,21 +29,27 @@ _LIMIT = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A distribution of seconds."""
+    """A distribution of seconds until nodes knew of something.
+
+    Attributes:
+        median, p99: of all nodes in all trials.
+        last: until the last node of a trial knew, the median of the trials; ``worst``: the longest.
+    """
 
     median: float
     p99: float
+    last: float
+    worst: float
 
     def __str__(self) -> str:
-        return f"{self.median:6.2f} {self.p99:6.2f}"
+        return f"{self.median:6.2f} {self.p99:6.2f} {self.last:6.2f} {self.worst:6.2f}"
 
 
-def spread_of(times: list[float]) -> Spread:
-    """Median and 99th percentile."""
-    if len(times) < 2:
-        return Spread(times[0], times[0])
-    cuts = quantiles(times, n=100, method="inclusive")
-    return Spread(cuts[49], cuts[98])
+def spread_of(trials: list[list[float]]) -> Spread:
+    """Of the seconds that each node took in each trial: few trials are still many nodes."""
+    cuts = quantiles([one for trial in trials for one in trial], n=100, method="inclusive")
+    lasts = [max(trial) for trial in trials]
+    return Spread(cuts[49], cuts[98], median(lasts), max(lasts))
 
 
 class Cluster:
@@ -96,26 +102,26 @@ class Cluster:
         if (event.node, event.change) == self._waiting:
             self._heard.setdefault(process.machine.node, self.world.now)
 
-    def _all_hear(self, node: str, change: Change) -> float:
-        """Seconds until everybody else has told of this change."""
+    def _all_hear(self, node: str, change: Change) -> list[float]:
+        """Seconds until each of the others has told of this change."""
         began = self.world.now
         self._waiting = (node, change)
         self._heard = {}
         others = [process for process in self.world.running() if process.machine.node != node]
         if not self.world.run_while(lambda: len(self._heard) < len(others), _LIMIT, 0.05):
             raise RuntimeError(f"{len(others) - len(self._heard)} have not heard after {_LIMIT} s")
-        return max(self._heard.values()) - began
+        return [heard - began for heard in self._heard.values()]
 
-    def join(self) -> float:
-        """Seconds from the start of a machine until all have its record."""
+    def join(self) -> list[float]:
+        """Seconds from the start of a machine until each of the others has its record."""
         machine = self.spare.pop()
         other = self.world.random.choice(self.world.running()).machine
         process = machine.start()
         process.carry_out(process.gossip.introduce((other.address,), process.clock(), keep=True))
         return self._all_hear(machine.node, Change.UPDATED)
 
-    def crash(self, *, links: bool) -> float:
-        """Seconds from the death of a machine until all know."""
+    def crash(self, *, links: bool) -> list[float]:
+        """Seconds from the death of a machine until each of the others knows."""
         world = self.world
         world.run_until(world.now + world.random.random())
         machine = world.random.choice(world.running()).machine
@@ -142,8 +148,13 @@ class Cluster:
 
 def speed(plan: list[tuple[int, int]], tuning: Tuning) -> Iterator[str]:
     """Lines of the table of times and loads."""
-    yield "  nodes   join, all have its record   kill -9 known      cut cable known     idle, per node  "
-    yield "             median  p99 (s)            median  p99 (s)    median  p99 (s)     msg/s   bytes/s"
+    yield "  Seconds until a node knows: median and 99th percentile of all nodes in all trials;"
+    yield "  until the last of a trial knows: median and worst of the trials"
+    yield (
+        "  nodes trials      join, has its record             kill -9 known"
+        "               cut cable known         idle, per node"
+    )
+    yield f"              {'   median    p99   last  worst' * 3}   msg/s  bytes/s"
     for nodes, trials in plan:
         cluster = Cluster(nodes, spare=trials, tuning=tuning)
         world = cluster.world
@@ -158,14 +169,15 @@ def speed(plan: list[tuple[int, int]], tuning: Tuning) -> Iterator[str]:
             cuts.append(cluster.crash(links=False))
             world.run_until(world.now + 3.0)
         yield (
-            f"  {nodes:5}        {spread_of(joins)}              {spread_of(kills)}"
-            f"      {spread_of(cuts)}     {load[0]:6.1f}  {load[1]:8.0f}"
+            f"  {nodes:5} {trials:6}   {spread_of(joins)}   {spread_of(kills)}   {spread_of(cuts)}"
+            f"  {load[0]:6.1f} {load[1]:8.0f}"
         )
 
 
 def mistakes(plan: list[tuple[int, float, float]], tuning: Tuning) -> Iterator[str]:
     """Lines of the table of false deaths: (nodes, seconds at 5 % loss, seconds of the other trials)."""
-    yield "  nodes   false deaths at 0 % loss        5 % loss       20 % loss    10 % of the nodes 0.5 s late"
+    yield "  False deaths in so many seconds of virtual time (the target: none in an hour at 5 % loss)"
+    yield "  nodes                  0 % loss        5 % loss       20 % loss    10 % of the nodes 0.5 s late"
     for nodes, long, short in plan:
         cells = []
         for loss, slow, seconds in (
@@ -213,7 +225,8 @@ def main() -> None:
         print(line, flush=True)
     errors = [(8, 600.0, 600.0), (64, 60.0, 60.0)]
     if not quick:
-        errors = [(8, 3600.0, 3600.0), (64, 3600.0, 600.0), (256, 300.0, 120.0)]
+        # An hour of a thousand nodes would take an hour of a processor.
+        errors = [(8, 3600.0, 3600.0), (64, 3600.0, 3600.0), (256, 3600.0, 600.0), (1000, 300.0, 60.0)]
     for line in mistakes(errors, LAN):
         print(line, flush=True)
     print(f"Real time: {time.monotonic() - began:.0f} s")

@@ -73,6 +73,7 @@ class Nodes:
         token: str = "",
         port: int = 0,
         register: Callable[[Peers], Any] | None = None,
+        host: str = "",
     ) -> ClusterNode:
         state = self.folder / f"state{number}"
         state.mkdir(exist_ok=True)
@@ -81,7 +82,7 @@ class Nodes:
         if register is not None:
             register(peers)
         settings = ClusterSettings(
-            host=f"127.0.0.{number + 1}",
+            host=host or f"127.0.0.{number + 1}",
             port=port,
             mdns=False,
             seeds=tuple(f"{seed.me.addresses[0]}:{seed.port}" for seed in seeds),

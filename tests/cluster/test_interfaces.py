@@ -10,7 +10,14 @@ import pytest
 
 from sollold.cluster import discovery as discovery_module
 from sollold.cluster.discovery import Discovery
-from sollold.cluster.interfaces import Interface, interfaces, rank, tellable
+from sollold.cluster.interfaces import (
+    Interface,
+    _passing_addresses,
+    interfaces,
+    rank,
+    tellable,
+    within,
+)
 from tests import netns
 from tests.cluster.shells import until
 
@@ -40,14 +47,34 @@ def test_loopback_and_link_local_are_never_told() -> None:
         assert not any(address.startswith(("127.", "fe80:", "::1")) for address in one.ipv4 + one.ipv6)
 
 
+def test_addresses_that_pass_are_not_told(tmp_path: Path) -> None:
+    table = tmp_path / "if_inet6"
+    table.write_text(
+        "fd000000000000000000000000000002 04 40 00 80 eth0\n"  # permanent
+        "fd000000000000000000000000000003 04 40 00 01 eth0\n"  # of a day
+        "fd000000000000000000000000000004 04 40 00 40 eth0\n"  # still being probed
+        "fd000000000000000000000000000005 04 40 00 c8 eth0\n"  # somebody else has it
+        "rubbish\n"
+    )
+    assert _passing_addresses(table) == {"fd00::3", "fd00::4", "fd00::5"}
+    assert _passing_addresses(tmp_path / "nothing") == frozenset()
+
+
+def test_whether_an_address_is_on_a_network_of_ours() -> None:
+    assert within("10.1.2.3", ("192.168.0.0/24", "10.1.2.0/24"))
+    assert not within("10.1.3.3", ("10.1.2.0/24",))
+    assert not within("fd00::1", ("10.1.2.0/24",))
+    assert not within("fe80::1%eth0", ())
+
+
 def test_chosen_interfaces_are_the_only_ones() -> None:
     assert interfaces(["there-is-none"]) == ()
 
 
-def make(found: list[tuple[str, object]]) -> Discovery:
+def make(found: list[tuple[str, object]], *, ipv6: bool = False) -> Discovery:
     return Discovery(
         node="00000000000000aa", boot=7, cluster="c0ffee", port=11436,
-        found=lambda node, addresses: found.append((node, addresses)),
+        found=lambda node, addresses: found.append((node, addresses)), ipv6=ipv6,
     )  # fmt: skip
 
 
@@ -70,6 +97,25 @@ async def test_broken_mdns_is_said_once_and_tried_again(
     assert not status.working
     assert "No such device" in status.reason
     assert caplog.text.count("mDNS does not work here") == 1
+    await discovery.close()
+
+
+async def test_without_ipv6_multicast_the_announcement_goes_over_ipv4(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tries: list[object] = []
+
+    def half(**options: object) -> object:
+        tries.append(options["interfaces"])
+        if len(tries) == 1:
+            raise OSError(97, "Address family not supported by protocol")
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(discovery_module, "AsyncZeroconf", half)
+    discovery = make([], ipv6=True)
+    discovery.use((Interface("eth0", 0, ("192.168.1.5",), ("fd00::5",)),))
+    await until(lambda: not discovery.status().working and len(tries) == 2)
+    assert tries == [["192.168.1.5", "fd00::5"], ["192.168.1.5"]]
     await discovery.close()
 
 

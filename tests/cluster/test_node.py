@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import socket
@@ -10,11 +11,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 from blockbuster import blockbuster_ctx
 
 from sollold.cluster.actions import Kept
+from sollold.cluster.discovery import Discovery
 from sollold.cluster.kept_file import KeptFile
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_server import PortTaken
@@ -178,6 +181,52 @@ async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
         finally:
             ready.set()
         await until(lambda: slow.leader() == other.leader() != Term())
+
+
+async def test_without_ipv6_a_node_listens_on_ipv4(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = socket.socket
+
+    class OfOldKernel(real):  # type: ignore[misc, valid-type]
+        def __init__(self, family: int = -1, *arguments: int, **more: int) -> None:
+            if family == socket.AF_INET6:
+                raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+            super().__init__(family, *arguments, **more)
+
+    node = nodes.make(1, host="::")
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", OfOldKernel)
+        await node.start()
+    nodes.running.append(node)
+    with real(socket.AF_INET, socket.SOCK_STREAM) as caller:
+        caller.connect(("127.0.0.1", node.port))
+    assert not any(":" in address for address in node.me.addresses)
+
+
+async def test_who_is_never_announced_though_it_lives_here_is_named(nodes: Nodes) -> None:
+    first = await nodes.start(1)
+    second = await nodes.start(2, first)
+    await until(lambda: len(first.live()) == 2)
+    await until(lambda: first._gossip and first._gossip.addresses(second.me.node))
+    first._networks = ("127.0.0.0/24",)
+    heard: dict[str, tuple[tuple[str, int], ...]] = {}
+
+    class Heard:
+        working = True
+
+        def status(self) -> Heard:
+            return self
+
+        def seen(self) -> dict[str, tuple[tuple[str, int], ...]]:
+            return heard
+
+    for names in ((), ("m2",), ("m2",)):
+        first._listen_for(cast(Discovery, Heard()))
+        assert first.status().unheard == names
+    heard[second.me.node] = (("127.0.0.3", 1),)
+    first._listen_for(cast(Discovery, Heard()))
+    assert first.status().unheard == ()
 
 
 async def test_nothing_is_left_running(nodes: Nodes) -> None:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
+from typing import NamedTuple
 
 import pytest
 
@@ -17,6 +19,20 @@ from tests import netns
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
 
 ROOT = Path(__file__).parents[2]
+TRIALS = 3
+"""Of everything that has a time to keep: a busy machine may delay one of them."""
+SETTLED = 5.0
+"""Seconds in which every suspicion is refuted or has ended."""
+
+
+class Seen(NamedTuple):
+    """What a member saw from ``at`` on, on the clock of all processes here."""
+
+    at: float
+    live: list[str]
+    leader: str
+    term: int
+    links: list[str]
 
 
 class Member:
@@ -45,22 +61,22 @@ class Member:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def history(self) -> list[tuple[float, list[str], str, int, list[str]]]:
+    def history(self) -> list[Seen]:
         if not self.log.exists():
             return []
-        return [tuple(json.loads(line)) for line in self.log.read_text().splitlines() if line.endswith("]")]
+        return [Seen(*json.loads(line)) for line in self.log.read_text().splitlines() if line.endswith("]")]
 
     def live(self) -> list[str]:
         seen = self.history()
-        return seen[-1][1] if seen else []
+        return seen[-1].live if seen else []
 
     def leader(self) -> tuple[str, int]:
         seen = self.history()
-        return (seen[-1][2], seen[-1][3]) if seen else ("", 0)
+        return (seen[-1].leader, seen[-1].term) if seen else ("", 0)
 
     def links(self) -> int:
         seen = self.history()
-        return len(seen[-1][4]) if seen else 0
+        return len(seen[-1].links) if seen else 0
 
 
 class Cluster:
@@ -83,6 +99,18 @@ class Cluster:
                 raise AssertionError(f"did not come true within {seconds} s: {seen}")
             time.sleep(0.01)
         return time.monotonic() - began
+
+    def when(self, members: list[Member], since: float, holds: Callable[[Seen], bool]) -> float:
+        """When the last of ``members`` first saw something, by their own word; waits for it."""
+
+        def firsts() -> list[float]:
+            return [
+                min((line.at for line in one.history() if line.at >= since and holds(line)), default=0.0)
+                for one in members
+            ]
+
+        self.until(lambda: all(firsts()), 20)
+        return max(firsts())
 
     def whole(self) -> bool:
         """Everybody sees everybody, linked, under one leader."""
@@ -109,62 +137,71 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_a_node_that_joins_is_there_within_two_seconds(cluster: Cluster) -> None:
-    cluster[2].kill()
-    cluster.until(lambda: all(len(one.live()) == 2 for one in cluster.others(2)), 10)
-    seen = len(cluster[2].history())
-    cluster[2].start()
-    # Its first line says that its start is ready.
-    cluster.until(lambda: len(cluster[2].history()) > seen, 20)
-    ready = cluster[2].history()[seen][0]
-    cluster.until(lambda: all(member.live() == cluster.names for member in cluster.members), 10)
-    for member in cluster.members:
-        first = min(at for at, live, *_ in member.history() if live == cluster.names and at >= ready - 0.5)
-        assert first - ready < 2.0
+    took = []
+    for _ in range(TRIALS):
+        cluster[2].kill()
+        cluster.until(lambda: all(len(one.live()) == 2 for one in cluster.others(2)), 10)
+        seen = len(cluster[2].history())
+        cluster[2].start()
+        # Its first line says that its start is ready.
+        cluster.until(lambda: len(cluster[2].history()) > seen, 20)  # noqa: B023
+        ready = cluster[2].history()[seen].at
+        # It may be known to the others some moments before that.
+        whole = cluster.when(cluster.members, ready - 0.5, lambda line: line.live == cluster.names)
+        took.append(whole - ready)
+        cluster.until(cluster.whole, 20)
+    assert median(took) < 2.0, took
 
 
 def test_kill_is_known_within_a_second(cluster: Cluster) -> None:
     took = []
     for victim in (1, 2, 0):
+        name, killed = cluster.names[victim], time.monotonic()
         cluster[victim].kill()
-        name = cluster.names[victim]
-        took.append(cluster.until(lambda: all(name not in one.live() for one in cluster.others(victim)), 10))  # noqa: B023
+        took.append(
+            cluster.when(cluster.others(victim), killed, lambda line: name not in line.live) - killed  # noqa: B023
+        )
         cluster[victim].start()
         cluster.until(cluster.whole, 20)
-    # A busy test machine delays everybody; what the protocol needs shows in the best of the three.
-    assert min(took) < 1.0
+    assert median(took) < 1.0, took
 
 
 def test_a_cut_cable_is_known_within_six_seconds_and_heals_without_harm_to_the_others(
     cluster: Cluster,
 ) -> None:
-    marks = {member.name: len(member.history()) for member in cluster.members}
-    cluster.lan[1].cut()
-    took = cluster.until(lambda: all("m1" not in one.live() for one in cluster.others(1)), 20)
-    assert took < 6.0
-    cluster.until(lambda: all(one.leader()[0] in ("m0", "m2") for one in cluster.others(1)), 3)
-    cluster.until(lambda: cluster[1].live() == ["m1"], 20)
-    time.sleep(1)
-    cluster.lan[1].restore()
-    cluster.until(cluster.whole, 20)
-    # What the cut-off node believed of the two must not part them.
-    for one, other in ((cluster[0], "m2"), (cluster[2], "m0")):
-        assert all(other in live for _, live, *_ in one.history()[marks[one.name] :])
+    took = []
+    for _ in range(TRIALS):
+        marks = {member.name: len(member.history()) for member in cluster.members}
+        cut = time.monotonic()
+        cluster.lan[1].cut()
+        took.append(cluster.when(cluster.others(1), cut, lambda line: "m1" not in line.live) - cut)
+        cluster.until(lambda: all(one.leader()[0] in ("m0", "m2") for one in cluster.others(1)), 5)
+        cluster.until(lambda: cluster[1].live() == ["m1"], 20)
+        time.sleep(1)
+        cluster.lan[1].restore()
+        cluster.until(cluster.whole, 20)
+        # What the cut-off node believed of the two must not part them.
+        for one, other in ((cluster[0], "m2"), (cluster[2], "m0")):
+            assert all(other in line.live for line in one.history()[marks[one.name] :])
+        time.sleep(SETTLED)
+    assert median(took) < 6.0, took
 
 
 def test_a_leader_that_dies_is_followed_by_another(cluster: Cluster) -> None:
-    name, term = cluster[0].leader()
-    leader = cluster.names.index(name)
-    cluster[leader].kill()
-    cluster.until(lambda: all(name not in one.live() for one in cluster.others(leader)), 10)
-    took = cluster.until(
-        lambda: (
-            len({one.leader() for one in cluster.others(leader)}) == 1
-            and cluster.others(leader)[0].leader()[0] not in ("", name)
-        ),
-        10,
-    )
-    assert took < 3.0
-    assert cluster.others(leader)[0].leader()[1] > term
+    took = []
+    for _ in range(TRIALS):
+        name, term = cluster[0].leader()
+        leader = cluster.names.index(name)
+        others, killed = cluster.others(leader), time.monotonic()
+        cluster[leader].kill()
+        known = cluster.when(others, killed, lambda line: name not in line.live)  # noqa: B023
+        led = cluster.when(others, killed, lambda line: line.leader not in ("", name))  # noqa: B023
+        took.append(led - known)
+        cluster.until(lambda: len({one.leader() for one in others}) == 1, 5)  # noqa: B023
+        assert others[0].leader()[1] > term
+        cluster[leader].start()
+        cluster.until(cluster.whole, 20)
+    assert median(took) < 3.0, took
 
 
 def test_a_stopped_process_is_found_dead_and_comes_back(cluster: Cluster) -> None:
@@ -185,11 +222,16 @@ def test_a_partition_heals_to_one_leader(cluster: Cluster) -> None:
 
 
 def test_a_node_that_leaves_is_gone_at_once(cluster: Cluster) -> None:
-    cluster[2].signal(signal.SIGTERM)
-    took = cluster.until(lambda: all("m2" not in one.live() for one in cluster.others(2)), 10)
-    assert took < 1.0
-    assert cluster[2].process is not None
-    assert cluster[2].process.wait(10) == 0
+    took = []
+    for _ in range(TRIALS):
+        told = time.monotonic()
+        cluster[2].signal(signal.SIGTERM)
+        took.append(cluster.when(cluster.others(2), told, lambda line: "m2" not in line.live) - told)
+        assert cluster[2].process is not None
+        assert cluster[2].process.wait(10) == 0
+        cluster[2].start()
+        cluster.until(cluster.whole, 20)
+    assert median(took) < 1.0, took
 
 
 def test_seeds_do_without_mdns_and_memory_without_seeds(tmp_path: Path) -> None:
@@ -220,13 +262,15 @@ def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
 
 
-def test_ipv6_alone_will_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mdns", [True, False])
+def test_ipv6_alone_will_do(tmp_path: Path, mdns: bool) -> None:
     with netns.Lan(3) as lan:
         for machine in lan:
             machine.remove_address(f"{machine.address}/24")
         cluster = Cluster(lan, tmp_path)
+        options = () if mdns else ("mdns=false", f"seeds=[{lan[0].address6}]:11436")
         for member in cluster.members:
-            member.start("host=::", f"seeds=[{lan[0].address6}]:11436")
+            member.start(*options)
         cluster.until(cluster.whole, 20)
 
 
@@ -236,3 +280,62 @@ def test_both_families_at_once(tmp_path: Path) -> None:
         for member, host in zip(cluster.members, ("::", "0.0.0.0", "::"), strict=True):
             member.start(f"host={host}")
         cluster.until(cluster.whole, 20)
+
+
+def test_who_has_ipv6_alone_and_who_has_none_know_each_other_through_who_has_both(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        lan[0].remove_address(f"{lan[0].address}/24")
+        lan[1].remove_address(f"{lan[1].address6}/64")
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start()
+        # No packet gets from one to the other, so there is no link between them; nobody is dead for all that.
+        cluster.until(lambda: all(member.live() == cluster.names for member in cluster.members), 20)
+        marks = [len(member.history()) for member in cluster.members]
+        time.sleep(2 * SETTLED)
+        for member, mark in zip(cluster.members, marks, strict=True):
+            assert all(line.live == cluster.names for line in member.history()[mark:])
+
+
+def test_a_bridge_that_every_machine_has_misleads_nobody(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        for machine in lan:
+            machine.add_bridge("docker0", "172.17.0.1/16")
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start()
+        cluster.until(cluster.whole, 20)
+
+
+def test_a_second_way_is_used_when_the_first_is_cut(tmp_path: Path) -> None:
+    with netns.Lan(2) as lan:
+        lan[0].add_wire(lan[1], "10.201.7")
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start()
+        cluster.until(cluster.whole, 20)
+        time.sleep(SETTLED)
+        marks = [len(member.history()) for member in cluster.members]
+        lan[1].cut()
+        # Longer than a link lives without an answer, and than a suspicion lasts.
+        time.sleep(2 * SETTLED)
+        cluster.until(cluster.whole, 20)
+        for member, mark in zip(cluster.members, marks, strict=True):
+            assert all(line.live == cluster.names for line in member.history()[mark:])
+
+
+def test_another_address_is_told_to_all_and_is_no_death(tmp_path: Path) -> None:
+    with netns.Lan(3) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            member.start("host=0.0.0.0")
+        cluster.until(cluster.whole, 20)
+        time.sleep(SETTLED)
+        marks = [len(member.history()) for member in cluster.members]
+        # In this order: with the first address of a network the system drops the others of it.
+        lan[1].remove_address(f"{lan[1].address}/24")
+        lan[1].add_address(f"{lan.network}.77/24")
+        time.sleep(2 * SETTLED)
+        cluster.until(cluster.whole, 20)
+        for member, mark in zip(cluster.members, marks, strict=True):
+            assert all(line.live == cluster.names for line in member.history()[mark:])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -11,26 +10,21 @@ import pytest
 
 from .schedule import Outcome, run
 
-COUNT = int(os.environ.get("SOLLOLD_TEST_SCHEDULES", "3000"))
-SECONDS = 120.0
-"""A machine that is too busy for all of them plays as many as it can."""
+COUNT = int(os.environ.get("SOLLOLD_TEST_SCHEDULES", "2500"))
 _CHUNK = 25
 
 
-def _runs(first: int, until: float) -> list[Outcome]:
-    return [run(seed) for seed in range(first, first + _CHUNK) if time.time() < until]
+def _runs(first: int) -> list[Outcome]:
+    return [run(seed) for seed in range(first, first + _CHUNK)]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_random_schedules() -> None:
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1), mp_context=get_context("spawn")) as pool:
-        firsts = range(0, COUNT, _CHUNK)
-        chunks = pool.map(_runs, firsts, [time.time() + SECONDS] * len(firsts))
-        outcomes = [one for chunk in chunks for one in chunk]
+        outcomes = [one for chunk in pool.map(_runs, range(0, COUNT, _CHUNK)) for one in chunk]
     broken = [f"python -m tests.sim --seed {one.seed}: {one.fault}" for one in outcomes if one.fault]
     assert not broken, "\n".join(broken)
-    assert len(outcomes) >= min(COUNT, 100)
-    print(f"{len(outcomes)} schedules")
+    assert len(outcomes) == COUNT
 
 
 def test_a_seed_is_a_history() -> None:

@@ -25,6 +25,7 @@ from sollold.cluster.actions import (
     TcpPing,
 )
 from sollold.cluster.gossip import Gossip
+from sollold.cluster.link import neighbours
 from sollold.cluster.record import Record
 from sollold.cluster.seal import Sealer
 from sollold.cluster.tuning import LAN, Tuning
@@ -239,7 +240,7 @@ class Machine:
                 process.carry_out(process.gossip.introduce(other.advertised(), process.clock(), keep=True))
 
     def crash(self, how: str = "killed") -> None:
-        """kill -9: the system ends its connections, so all that can be reached see them break."""
+        """kill -9: the system ends its connections, so all that have one and can be reached see it break."""
         process = self.process
         if process is None:
             return
@@ -249,9 +250,11 @@ class Machine:
         self.world.ended(process)
         if not self.world.links:
             return
-        for other in self.world.machines:
+        running = {other.node: other for other in self.world.machines if other.process is not None}
+        for node in sorted(neighbours(self.node, running)):
+            other = running[node]
             peer = other.process
-            if peer is not None and other is not self and not self.world.is_cut(self, other):
+            if peer is not None and not self.world.is_cut(self, other):
                 peer.later(0.001, self._link_lost, peer, process)
 
     def break_link(self, other: Machine) -> None:
