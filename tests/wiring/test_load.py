@@ -23,6 +23,7 @@ IN_USE = Ensured(Verdict.USE, "demo-1", "a", reasons=("it is in use",))
 
 @dataclass
 class Model:
+    name: str = "demo:latest"
     digest: str = "d1"
     context_train: int = 32768
 
