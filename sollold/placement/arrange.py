@@ -73,6 +73,7 @@ class Item:
         cap: most active bytes that fit in a run.
         low: for each end of a run the first layer with which it still fits.
         low_last: the same for the run that ends the model.
+        read: seconds to read the layers before each, once they are asked for.
     """
 
     index: int
@@ -80,6 +81,7 @@ class Item:
     cap: float
     low: list[int]
     low_last: int
+    read: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -278,8 +280,10 @@ class Layers:
         earliest start that fits only moves on, so each prefix enters and leaves the queue of candidates
         once.
         """
-        act, low, rate, hop = self.act, item.low, item.bin.rate, item.bin.hop
-        count = len(act)
+        low, hop, rate = item.low, item.bin.hop, item.bin.rate
+        # Seconds from the first layer on: a run takes the difference of two.
+        read = item.read = item.read or [rate * size for size in self.act]
+        count = len(read)
         if high_end < 0:
             high_end = count - 2
         out = [inf] * count
@@ -287,25 +291,25 @@ class Layers:
         # The candidates, the best first: from `lead` on, values and starts ascend.
         values: list[float] = []
         starts: list[int] = []
-        lead = 0
+        lead = size = 0
         at = begin
         for end in range(max(low_end, 1), high_end + 1):
             while at < end:
-                before = times[at]
-                if before < inf:
-                    value = before - rate * act[at]
-                    while len(values) > lead and values[-1] >= value:
+                value = times[at] - read[at]
+                if value < inf:
+                    while size > lead and values[-1] >= value:
                         values.pop()
                         starts.pop()
+                        size -= 1
                     values.append(value)
                     starts.append(at)
+                    size += 1
                 at += 1
             start = low[end]
-            size = len(values)
             while lead < size and starts[lead] < start:
                 lead += 1
             if lead < size:
-                out[end] = values[lead] + rate * act[end] + hop
+                out[end] = values[lead] + read[end] + hop
                 back[end] = starts[lead]
         return out, back
 
