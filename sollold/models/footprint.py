@@ -111,9 +111,9 @@ class Footprint:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
             peak = max(peak + inputs.raw + inputs.front, (2 if piped else 3) * inputs.raw + inputs.begins)
             given += inputs.raw * piped
-        elif piped and last > self.layers:
-            peak = max(peak, inputs.joins and inputs.joins + inputs.ends)
-            given += inputs.joins
+        elif last > self.layers:
+            peak = max(peak, inputs.joins and inputs.joins + inputs.ends * piped)
+            given += inputs.joins * piped
         if not piped:
             return peak + given
         given += inputs.hidden if first < self.layers else inputs.chosen

@@ -121,9 +121,10 @@ def test_each_way_to_run(tmp_path: Path, ready: Workers, architecture: str, case
     _check(compare(model, run, ready, _split(architecture, devices)))
 
 
-def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers) -> None:
-    model = write(tmp_path / "a.gguf", "llama", Size(layers=8))
-    _check(compare(model, Run(context=4096, slots=2), ready, (2, 3)))
+@pytest.mark.parametrize("architecture", ["llama", "gemma3n", "nemotron_h"])
+def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, _size(architecture))
+    _check(compare(model, Run(context=4096, slots=2, flash="on"), ready, (2, 3)))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "bert"])
