@@ -77,10 +77,25 @@ class OllamaRoutes:
             return Route(method, path, handler, ollama, summary, body, **more)
 
         rows = [
-            row("POST", "/api/chat", self.chat, "Answer a conversation", Chat, produces=kinds),
-            row("POST", "/api/generate", self.generate, "Go on from a prompt", Generate, produces=kinds),
-            row("POST", "/api/embed", self.embed, "Embeddings, at length 1", Embed),
-            row("POST", "/api/embeddings", self.embeddings, "One embedding, as it is (old)", Embeddings),
+            row("POST", "/api/chat", self.chat, "Answer a conversation", Chat, produces=kinds, turn=True),
+            row(
+                "POST",
+                "/api/generate",
+                self.generate,
+                "Go on from a prompt",
+                Generate,
+                produces=kinds,
+                turn=True,
+            ),
+            row("POST", "/api/embed", self.embed, "Embeddings, at length 1", Embed, turn=True),
+            row(
+                "POST",
+                "/api/embeddings",
+                self.embeddings,
+                "One embedding, as it is (old)",
+                Embeddings,
+                turn=True,
+            ),
             row("POST", "/api/show", self.show, "All that is known of a model", Named),
             row("POST", "/api/pull", self.pull, "Fetch a model", Named, produces=kinds),
             row("POST", "/api/push", self.relay, "Push a model through an Ollama", Named, produces=kinds),
