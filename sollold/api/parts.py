@@ -10,6 +10,7 @@ from sollold.api.findings import Finding
 from sollold.cluster.record import Endpoint, Record
 from sollold.cluster.term import Term
 from sollold.models.model import Model
+from sollold.models.own_models import Told
 from sollold.serving.ask import Service
 
 
@@ -53,8 +54,8 @@ class Library(Protocol):
         """What is loaded now, from the records."""
         ...
 
-    async def copy(self, source: str, destination: str) -> None:
-        """Give a model a second name.
+    async def copy(self, source: str, destination: str, told: Told | None = None) -> None:
+        """Give a model a second name; ``told``: what is said of it under that name.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.

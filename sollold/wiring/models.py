@@ -13,7 +13,7 @@ from sollold.cluster.view import View
 from sollold.models.library import Library
 from sollold.models.library import Listed as Shelved
 from sollold.models.model import Model
-from sollold.models.own_models import Changed, WhatName
+from sollold.models.own_models import Changed, Told, WhatName
 from sollold.serving.ask import Fault, Refusal
 
 _PATIENCE = 60.0
@@ -52,8 +52,8 @@ class ModelsHere:
             if endpoint.loaded and endpoint.state is State.READY
         )
 
-    async def copy(self, source: str, destination: str) -> None:
-        """Give a model a second name, on each node that has its files.
+    async def copy(self, source: str, destination: str, told: Told | None = None) -> None:
+        """Give a model a second name, on each node that has its files; ``told``: what is said of it there.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
@@ -61,7 +61,7 @@ class ModelsHere:
         shelved = self._shelved(source)
         asked = [(node, model) for node, model in self._library.find(source) if model.files]
         answers = await asyncio.gather(
-            *(self._ask(node, "copy", self._there(node, model), destination) for node, model in asked)
+            *(self._ask(node, "copy", self._there(node, model), destination, told) for node, model in asked)
         )
         if not any(answer.ok for answer in answers):
             reason = next((answer.reason for answer in answers if answer.reason), "")
@@ -94,9 +94,11 @@ class ModelsHere:
         names = [one.name for one in self._library.models_of(node) if one.files == model.files]
         return model.name if model.name in names or not names else names[0]
 
-    async def _ask(self, node: str, method: str, source: str, destination: str = "") -> Changed:
+    async def _ask(
+        self, node: str, method: str, source: str, destination: str = "", told: Told | None = None
+    ) -> Changed:
         try:
-            request = WhatName(source, destination)
+            request = WhatName(source, destination, told or Told())
             return await self._calls.call(node, method, request, Changed, timeout=_PATIENCE)
         except PeerError as error:
             return Changed(False, f"node {node}: {error}")

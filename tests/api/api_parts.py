@@ -13,6 +13,7 @@ from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
 from sollold.cluster.term import Term
 from sollold.machine.device import Device, Kind
 from sollold.models.model import Model
+from sollold.models.own_models import Told
 from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
 
 
@@ -43,6 +44,7 @@ class PlainLibrary:
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
         self.copied: list[tuple[str, str]] = []
         self.deleted: list[str] = []
+        self.told: Told | None = None
 
     async def models(self) -> tuple[Listed, ...]:
         return tuple(self.all.values())
@@ -59,8 +61,9 @@ class PlainLibrary:
     def running(self) -> tuple[Running, ...]:
         return self.loaded
 
-    async def copy(self, source: str, destination: str) -> None:
+    async def copy(self, source: str, destination: str, told: Told | None = None) -> None:
         await self.find(source)
+        self.told = told
         self.copied.append((source, destination))
 
     async def delete(self, name: str) -> None:
