@@ -92,8 +92,11 @@ class AnthropicRoutes:
                 "Answer a conversation",
                 Messages,
                 produces=sse,
+                turn=True,
             ),
-            Route("POST", count, self.count_tokens, dialect, "How many tokens a prompt has", Tokens),
+            Route(
+                "POST", count, self.count_tokens, dialect, "How many tokens a prompt has", Tokens, turn=True
+            ),
         ]
 
     async def messages(self, request: web.Request) -> web.StreamResponse:

@@ -70,10 +70,8 @@ class BatchRoutes:
     def routes(self) -> list[Route]:
         """The table."""
 
-        def row(method: str, path: str, handler: Any, summary: str, body: type | None = None) -> Route:
-            return Route(
-                method, path, handler, Dialect.OLLAMA, summary, body, statuses=(202,) if body else ()
-            )
+        def row(method: str, path: str, handler: Any, summary: str, **more: Any) -> Route:
+            return Route(method, path, handler, Dialect.OLLAMA, summary, **more)
 
         one = "/api/batch/jobs/{id}"
         return [
@@ -82,13 +80,19 @@ class BatchRoutes:
                 "/api/batch/embed",
                 self.embed,
                 "Embed up to 10,000 texts in the background",
-                BatchBody,
+                body=BatchBody,
+                statuses=(202,),
+                turn=True,
             ),
             row("GET", "/api/batch/jobs", self.jobs, "The batches of this node"),
             row("GET", one, self.job, "How a batch stands"),
             row("DELETE", one, self.cancel, "End a batch"),
             row(
-                "GET", "/api/batch/results/{id}", self.results, "A batch's vectors, by pages (offset, limit)"
+                "GET",
+                "/api/batch/results/{id}",
+                self.results,
+                "A batch's vectors, by pages",
+                query=(("offset", "the first text"), ("limit", f"vectors of a page, {PAGE} at the most")),
             ),
         ]
 

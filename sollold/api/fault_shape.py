@@ -28,6 +28,9 @@ _STATUS = {
     Fault.INTERRUPTED: 502,
 }
 
+_OF_ENGINES = (400, 401, 403, 404, 413, 429, 501, 503)
+"""What an engine says in these numbers clients know how to take."""
+
 _OPENAI_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -60,9 +63,11 @@ _CODES = {
 
 
 def status_of(refusal: Refusal) -> int:
-    """The HTTP status. An engine's refusal keeps its own 4xx; its failure is a 502 of ours."""
+    """The HTTP status. An engine's refusal keeps its own where it is a usual one; its failure is a 502."""
     if refusal.fault is Fault.ENGINE:
-        return refusal.status if 400 <= refusal.status < 500 or refusal.status in (501, 503) else 502
+        if refusal.status in _OF_ENGINES:
+            return refusal.status
+        return 400 if 400 <= refusal.status < 500 else 502
     if refusal.fault is Fault.BAD_REQUEST and 400 <= refusal.status < 600:
         return refusal.status
     return _STATUS[refusal.fault]

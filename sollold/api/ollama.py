@@ -17,6 +17,7 @@ from sollold.api.caller import Caller, caller_of
 from sollold.api.embedder import Embedder
 from sollold.api.fault_shape import Dialect, refusal_bytes
 from sollold.api.ollama_chat import ChatLines, chat_body
+from sollold.api.ollama_create import Create, told
 from sollold.api.ollama_embed import shortened
 from sollold.api.ollama_form import LineForm, Lines, LoadForm, LoadLines
 from sollold.api.ollama_generate import GenerateLines, generate_call, is_packed, turns_of
@@ -79,14 +80,36 @@ class OllamaRoutes:
             return Route(method, path, handler, ollama, summary, body, **more)
 
         rows = [
-            row("POST", "/api/chat", self.chat, "Answer a conversation", Chat, produces=kinds),
-            row("POST", "/api/generate", self.generate, "Go on from a prompt", Generate, produces=kinds),
-            row("POST", "/api/embed", self.embed, "Embeddings, at length 1", Embed),
-            row("POST", "/api/embeddings", self.embeddings, "One embedding, as it is (old)", Embeddings),
+            row("POST", "/api/chat", self.chat, "Answer a conversation", Chat, produces=kinds, turn=True),
+            row(
+                "POST",
+                "/api/generate",
+                self.generate,
+                "Go on from a prompt",
+                Generate,
+                produces=kinds,
+                turn=True,
+            ),
+            row("POST", "/api/embed", self.embed, "Embeddings, at length 1", Embed, turn=True),
+            row(
+                "POST",
+                "/api/embeddings",
+                self.embeddings,
+                "One embedding, as it is (old)",
+                Embeddings,
+                turn=True,
+            ),
             row("POST", "/api/show", self.show, "All that is known of a model", Named),
             row("POST", "/api/pull", self.pull, "Fetch a model", Named, produces=kinds),
             row("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable, produces=kinds),
-            row("POST", "/api/create", self.relay, "Create a model in an Ollama", Relayable, produces=kinds),
+            row(
+                "POST",
+                "/api/create",
+                self.create,
+                "Create a model in an Ollama, or a second name",
+                Create,
+                produces=kinds,
+            ),
             row("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
             row("DELETE", "/api/delete", self.delete, "Remove what was fetched", Delete, produces=()),
             row("POST", "/api/blobs/{digest}", self.relay, "Give a blob to an Ollama", statuses=(201,)),
@@ -367,6 +390,25 @@ class OllamaRoutes:
             return response
         finally:
             await answer.close()
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """``/api/create``: an Ollama's business; without one a second name, with words of its own."""
+        try:
+            return await self.relay(request)
+        except Refusal as refusal:
+            if refusal.status != 501:
+                raise
+            wanted = as_type(await read_object(request), Create)
+            if not wanted.renames:
+                raise
+        base = (await self._parts.library.find(wanted.needed)).model
+        await self._parts.library.copy(
+            base.name, require_model(wanted.model or wanted.name), told=told(wanted, base)
+        )
+        done = {"status": "success"}
+        if wanted.stream is False:
+            return json_response(done)
+        return web.Response(body=msgspec.json.encode(done) + b"\n", headers={"Content-Type": NDJSON})
 
     async def copy(self, request: web.Request) -> web.Response:
         """``/api/copy``."""

@@ -14,7 +14,10 @@ from sollold.units import parse_seconds
 
 
 class Options(msgspec.Struct, omit_defaults=True):
-    """``options``: Ollama's names. What is not named stays the model's or the engine's default."""
+    """``options``: Ollama's names. What is not named stays the model's or the engine's default.
+
+    ``num_keep``: tokens at the beginning of a plain prompt (raw, template) that stay when it is too long.
+    """
 
     num_ctx: int | None = None
     num_predict: int | None = None

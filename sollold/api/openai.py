@@ -66,7 +66,7 @@ class OpenAiRoutes:
         def row(
             method: str, path: str, handler: Any, summary: str, body: type | None = None, **more: Any
         ) -> Route:
-            return Route(method, path, handler, Dialect.OPENAI, summary, body, **more)
+            return Route(method, path, handler, Dialect.OPENAI, summary, body, turn=body is not None, **more)
 
         return [
             row(

@@ -53,8 +53,11 @@ _ERRORS: dict[Dialect, dict[str, Any]] = {
 _ALWAYS = {
     400: "The request is not right; the message says where",
     403: "A web page of a foreign origin asked",
+    405: "This method is not allowed here; Allow says which are",
+    500: "The node failed in a way it did not expect; its log says more, under the request's id",
 }
-_WITH_BODY = {413: "The body is too long"}
+_WITH_BODY = {408: "The body came too slowly", 413: "The body is too long"}
+_OF_ENGINES = {401: "The engine wants to know who asks", 429: "The engine has too much to do"}
 _OF_MODELS = {
     404: "There is no such model",
     501: "The engine of this model can't do that",
@@ -62,6 +65,28 @@ _OF_MODELS = {
     503: "Not now; Retry-After says when to ask again",
     504: "It took longer than the limit",
     507: "The model does not fit; the message has the arithmetic",
+}
+
+
+_OF_STATUS = {
+    405: {"Allow": "The methods that are"},
+    503: {"Retry-After": "Seconds after which to ask again"},
+}
+_STRING: dict[str, Any] = {"type": "string"}
+_ASKED = {
+    "X-Sollold-Priority": "1 (may wait) to 10 (now), or its name; goes before the body's priority",
+    "X-Sollold-Role": "What the caller does, which has a priority of its own",
+    "X-Sollold-Deadline": "Seconds, or a duration such as 30s, in which the answer must be whole",
+    "X-Sollold-Explain": "1: the answer says what else could have given it",
+    "X-Request-Id": "Stands in the logs and in the answer",
+}
+_SAID = {
+    "X-Sollold-Backend": "How the model runs: sharded, local or ollama",
+    "X-Sollold-Node": "The node that answered",
+    "X-Sollold-Model": "The model's name in the cluster",
+    "X-Sollold-Devices": "The devices that hold it",
+    "X-Sollold-Resumed": "Times that the answer went on after a fault",
+    "X-Sollold-Status": "What a stream that has not begun yet waits for",
 }
 
 
@@ -79,12 +104,9 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
             "tags": [str(row.dialect)],
             "responses": _responses(row),
         }
-        names = [match[1] for match in _PARAMETER.finditer(row.path)]
-        if names:
-            operation["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-                for name in names
-            ]
+        parameters = _parameters(row)
+        if parameters:
+            operation["parameters"] = parameters
         if row.body is not None:
             operation["requestBody"] = {
                 "required": True,
@@ -105,22 +127,48 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
+def _parameters(row: Route) -> list[dict[str, Any]]:
+    named = {"type": "string", "minLength": 1}
+    number = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+    return [
+        *(
+            {"name": match[1], "in": "path", "required": True, "schema": named}
+            for match in _PARAMETER.finditer(row.path)
+        ),
+        *({"name": name, "in": "query", "description": text, "schema": number} for name, text in row.query),
+        *(
+            {"name": name, "in": "header", "description": text, "schema": _STRING}
+            for name, text in (_ASKED.items() if row.turn else ())
+        ),
+    ]
+
+
+def _headers(texts: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": _STRING} for name, text in texts.items()}
+
+
 def _responses(row: Route) -> dict[str, Any]:
+    id_ = {"X-Request-Id": "The request's id"}
+    headers = _headers({**id_, **_SAID} if row.turn else id_)
     good = {kind: _good(kind) for kind in row.produces} if row.method != "HEAD" else {}
-    answers: dict[str, Any] = {"200": {"description": "Done", **({"content": good} if good else {})}}
+    answers: dict[str, Any] = {
+        "200": {"description": "Done", "headers": headers, **({"content": good} if good else {})}
+    }
     for status in row.statuses:
-        answers[str(status)] = {"description": "Done"}
+        answers[str(status)] = {"description": "Done", "headers": headers}
     errors = dict(_ALWAYS)
     if row.body is not None:
         errors |= _WITH_BODY
     if row.method in ("POST", "DELETE") or "{" in row.path:
         errors |= _OF_MODELS
+    if row.turn:
+        errors |= _OF_ENGINES
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/Error_{row.dialect}"}}}
     for status, text in errors.items():
         answers[str(status)] = {
             "description": text,
             **({"content": content} if row.method != "HEAD" else {}),
-            **({"headers": {"Retry-After": {"schema": {"type": "string"}}}} if status == 503 else {}),
+            "headers": _headers(id_ | _OF_STATUS.get(status, {})),
         }
     return answers
 

@@ -11,6 +11,7 @@ from sollold.cluster.record import Endpoint, Record
 from sollold.cluster.term import Term
 from sollold.machine.plain import PlainWorker
 from sollold.models.model import Model
+from sollold.models.own_models import Told
 from sollold.serving.ask import Service
 
 
@@ -54,8 +55,11 @@ class Library(Protocol):
         """What is loaded now, from the records."""
         ...
 
-    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
+    async def copy(
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+    ) -> None:
         """Give a model a second name on the ``nodes`` (names or ids); none named: on all that have it.
+        ``told``: what is said of it under that name.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.

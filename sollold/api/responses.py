@@ -77,7 +77,16 @@ class ResponsesRoutes:
         kinds = ("application/json", "text/event-stream")
         text = "Answer, in the newer form"
         return [
-            Route("POST", "/v1/responses", self.create, Dialect.OPENAI, text, ResponseAsk, produces=kinds),
+            Route(
+                "POST",
+                "/v1/responses",
+                self.create,
+                Dialect.OPENAI,
+                text,
+                ResponseAsk,
+                produces=kinds,
+                turn=True,
+            ),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:

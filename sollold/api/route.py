@@ -21,6 +21,8 @@ class Route:
     body: the type of the JSON body, when there is one.
     produces: content types of a good answer.
     statuses: what it may answer besides 200 and the errors that every route has.
+    turn: it asks a model: the headers that say whose turn it should be count, the answer says who gave it.
+    query: numbers from 0 that may stand in the query, name → what they mean.
     """
 
     method: str
@@ -31,3 +33,5 @@ class Route:
     body: type | None = None
     produces: tuple[str, ...] = ("application/json",)
     statuses: tuple[int, ...] = ()
+    turn: bool = False
+    query: tuple[tuple[str, str], ...] = ()

@@ -24,6 +24,24 @@ class OwnError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """What a second name says otherwise than the first, as in `Model`; None: it says the same."""
+
+    system: str | None = None
+    params: str | None = None
+    license: str | None = None
+
+    def over(self, model: Model) -> Model:
+        """``model`` as it is told of under the second name."""
+        return replace(
+            model,
+            system=model.system if self.system is None else self.system,
+            params=model.params if self.params is None else self.params,
+            license=model.license if self.license is None else self.license,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class WhatName:
     """Asks a node to name a model of its own also ``destination``, or to delete ``source``.
 
@@ -33,6 +51,7 @@ class WhatName:
     source: str
     destination: str = ""
     digest: str = ""
+    told: Told = Told()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +60,9 @@ class Changed:
 
     ok: bool
     reason: str = ""
+
+
+_AS_IT_IS = Told()
 
 
 class OwnModels:
@@ -53,8 +75,10 @@ class OwnModels:
         server.method("copy", WhatName, self._answer_copy)
         server.method("delete", WhatName, self._answer_delete)
 
-    async def copy(self, model: Model, destination: str) -> None:
+    async def copy(self, model: Model, destination: str, told: Told = _AS_IT_IS) -> None:
         """Give content on this node a second name, in our own folder; the files are linked, not copied.
+
+        ``told``: what is said of it under that name.
 
         Raises:
             OwnError: the name is no name, or taken; or the files can't be linked.
@@ -68,7 +92,7 @@ class OwnModels:
         if not model.files:
             raise OwnError(f"the files of {model.name} can't be read by this node")
         try:
-            await asyncio.to_thread(_link, self._catalogue.own, model, name)
+            await asyncio.to_thread(_link, self._catalogue.own, told.over(model), name)
         except OSError as error:
             raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
         await self._catalogue.refresh()
@@ -99,7 +123,7 @@ class OwnModels:
         if model is None:
             return Changed(False, f"{request.source} is not on this node any more")
         try:
-            await self.copy(model, request.destination)
+            await self.copy(model, request.destination, request.told)
         except OwnError as error:
             return Changed(False, str(error))
         return Changed(True)

@@ -12,7 +12,7 @@ from sollold.cluster.record import State
 from sollold.cluster.view import View
 from sollold.models.library import Library
 from sollold.models.library import Listed as Shelved
-from sollold.models.own_models import Changed, WhatName
+from sollold.models.own_models import Changed, Told, WhatName
 from sollold.serving.ask import Fault, Refusal
 from sollold.wiring.nodes import node_named
 
@@ -52,8 +52,11 @@ class ModelsHere:
             if endpoint.loaded and endpoint.state is State.READY
         )
 
-    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
-        """Give a model a second name, on each node that has its files or on the ``nodes`` named.
+    async def copy(
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+    ) -> None:
+        """Give a model a second name, on each node that has its files or on the ``nodes`` named; ``told``:
+        what is said of it there.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
@@ -70,7 +73,9 @@ class ModelsHere:
             )
         orders = {
             node: WhatName(
-                self._library.listed_at(node, model) or self._library.name_at(node, one), destination
+                self._library.listed_at(node, model) or self._library.name_at(node, one),
+                destination,
+                told=told or Told(),
             )
             for node, one in holders.items()
             if not chosen or node in chosen

@@ -15,6 +15,7 @@ from sollold.cluster.term import Term
 from sollold.machine.device import Device, Kind
 from sollold.machine.plain import PlainState, PlainWorker
 from sollold.models.model import Model
+from sollold.models.own_models import Told
 from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
 
 
@@ -45,6 +46,7 @@ class PlainLibrary:
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
         self.copied: list[tuple[str, str, tuple[str, ...]]] = []
         self.deleted: list[tuple[str, tuple[str, ...]]] = []
+        self.told: Told | None = None
 
     async def models(self) -> tuple[Listed, ...]:
         return tuple(self.all.values())
@@ -61,8 +63,11 @@ class PlainLibrary:
     def running(self) -> tuple[Running, ...]:
         return self.loaded
 
-    async def copy(self, source: str, destination: str, nodes: Sequence[str] = ()) -> None:
+    async def copy(
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+    ) -> None:
         await self.find(source)
+        self.told = told
         self.copied.append((source, destination, tuple(nodes)))
 
     async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:

@@ -13,6 +13,7 @@ from aiohttp import ClientSession
 
 from sollold.api.parts import PlanAsk, Planned, Running
 from sollold.api.reply import Patience
+from sollold.models.own_models import Told
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
     PlainCluster,
@@ -433,6 +434,35 @@ async def test_a_relayed_answer_is_ended_when_its_caller_hangs_up(serve: Serve, 
         assert not answer.closed
         response.close()
     await until(lambda: answer.closed)
+
+
+async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
+    serve: Serve, http: ClientSession
+) -> None:
+    library = PlainLibrary(model(params='{"top_k":1,"seed":2}'))
+    url = await serve(parts(library=library))
+    body = {"model": "brief", "from": "demo", "system": "Be brief.", "parameters": {"top_k": 3}}
+    async with http.post(f"{url}/api/create", json=body) as answer:
+        assert answer.status == 200 and answer.content_type == "application/x-ndjson"
+        assert json.loads((await answer.read()).splitlines()[-1]) == {"status": "success"}
+    assert library.copied == [("demo:latest", "brief", ())]
+    assert library.told == Told("Be brief.", '{"top_k":3,"seed":2}', None)
+    plain = {"name": "again", "from": "demo", "license": ["a", "b"], "stream": False}
+    async with http.post(f"{url}/api/create", json=plain) as answer:
+        assert await answer.json() == {"status": "success"}
+    assert library.told == Told(None, None, "a\nb")
+    for more in ({"template": "{{ .Prompt }}"}, {"files": {"a.gguf": "sha256:0"}}, {"quantize": "q4_0"}):
+        async with http.post(f"{url}/api/create", json={**body, **more}) as answer:
+            assert answer.status == 501 and "Ollama" in (await answer.json())["error"]
+    for more, status in (
+        ({"from": "none"}, 404),
+        ({"parameters": {"top_k": "many"}}, 400),
+        ({"system": "x" * 100_001}, 400),
+        ({"model": ""}, 400),
+    ):
+        async with http.post(f"{url}/api/create", json={**body, **more}) as answer:
+            assert answer.status == status, more
+    assert len(library.copied) == 2
 
 
 async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:

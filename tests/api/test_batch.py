@@ -235,9 +235,12 @@ class EmbeddingService:
 
     def __init__(self) -> None:
         self.asks: list[Ask] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def open(self, ask: Ask, on_wait: Any) -> Answer:
         self.asks.append(ask)
+        await self.gate.wait()
         return Answer(routing(), self._play(ask.calls[Engine.LLAMA]))
 
     async def _play(self, call: Call) -> AsyncIterator[bytes]:
@@ -273,5 +276,21 @@ async def test_over_http(serve: Serve, http: ClientSession) -> None:
         assert (await answer.json())["status"] == "completed"
     async with http.get(f"{url}/api/batch/jobs/none") as answer:
         assert answer.status == 404
-    async with http.post(f"{url}/api/batch/embed", json={"model": "embed", "input": []}) as answer:
-        assert answer.status == 400
+    for wrong in ({"input": []}, {"input": ["a"], "timeout": "soon"}):
+        async with http.post(f"{url}/api/batch/embed", json={"model": "embed", **wrong}) as answer:
+            assert answer.status == 400
+
+
+async def test_a_batch_keeps_the_time_that_its_caller_allows(serve: Serve, http: ClientSession) -> None:
+    service = EmbeddingService()
+    service.gate.clear()
+    url = await serve(parts(service, model("embed:latest", capabilities=("embedding",))))
+    body = {"model": "embed", "input": ["a", "b"], "timeout": "100ms"}
+    async with http.post(f"{url}/api/batch/embed", json=body) as answer:
+        job = await answer.json()
+    async with asyncio.timeout(5):
+        while job["status"] == "running":
+            await asyncio.sleep(0.01)
+            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
+                job = await answer.json()
+    assert (job["status"], job["failed"]) == ("failed", 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiohttp import ClientSession
 
 from sollold.api.parts import Listed, Running
-from sollold.serving.ask import Answer, Ask, Engine, Waiting
+from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
     PlainLibrary,
     PlainRelayed,
@@ -74,21 +76,45 @@ class PoliteRelay:
         return PlainRelayed() if method == "HEAD" else PlainRelayed(b'{"status":"success"}')
 
 
-@pytest.mark.timeout(280)
-async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
-    pytest.importorskip("schemathesis")
+class RefusingService:
+    """Refuses in every way there is, one after the other, at first or in the middle of the answer."""
+
+    def __init__(self) -> None:
+        faults = [fault for fault in Fault if fault not in (Fault.ENGINE, Fault.BAD_REQUEST)]
+        refusals = [Refusal(fault, "no") for fault in faults]
+        statuses = (*range(400, 430), 500, 501, 503)
+        refusals += [Refusal(Fault.ENGINE, "no", status=status) for status in statuses]
+        self._refusals = itertools.cycle(refusals)
+        self._in_the_middle = itertools.cycle((False, True, True))
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        refusal = next(self._refusals)
+        if ask.stream and next(self._in_the_middle):
+            return Answer(routing(), self._break(refusal))
+        raise refusal
+
+    async def _break(self, refusal: Refusal) -> AsyncIterator[bytes]:
+        yield msgspec.json.encode(chunk("hi"))
+        raise refusal
+
+
+def everything() -> Everything:
     able = ("completion", "tools", "thinking", "vision", "insert", "embedding")
     library = Everything(model("demo:latest", capabilities=able))
     library.loaded = (Running(endpoint(), "alpha"),)
-    steps = ScriptedPuller({"status": "success"})
-    url = await serve(parts(ShapedService(), library=library, puller=steps, relay=PoliteRelay()))
+    return library
+
+
+async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
+    """Run schemathesis."""
+    pytest.importorskip("schemathesis")
     process = await asyncio.create_subprocess_exec(
         str(Path(sys.executable).with_name("schemathesis")),
         "run",
         f"{url}/openapi.json",
-        *("--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "6", "--seed", "7"),
-        "--no-color",
-        cwd=tmp_path,
+        *("--checks", checks, "--seed", "7", "--no-color"),
+        *words,
+        cwd=folder,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -99,3 +125,31 @@ async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
             process.kill()
             await process.wait()
     assert process.returncode == 0, out.decode(errors="replace")[-6000:]
+
+
+@pytest.mark.timeout(280)
+async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
+    steps = ScriptedPuller({"status": "success"})
+    url = await serve(parts(ShapedService(), library=everything(), puller=steps, relay=PoliteRelay()))
+    await examine(url, tmp_path, CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "6")
+
+
+@pytest.mark.timeout(280)
+async def test_every_refusal_is_described(serve: Serve, tmp_path: Path) -> None:
+    url = await serve(parts(RefusingService(), library=everything()))
+    checks = CHECKS.removeprefix("not_a_server_error,")
+    await examine(url, tmp_path, checks, "--phases", "fuzzing", "--max-examples", "8")
+
+
+async def test_what_a_route_takes_and_answers_is_described(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ShapedService()))
+    async with http.get(f"{url}/openapi.json") as answer:
+        paths = (await answer.json())["paths"]
+    page = paths["/api/batch/results/{id}"]["get"]
+    assert {one["name"] for one in page["parameters"]} == {"id", "offset", "limit"}
+    for path in ("/api/chat", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/api/batch/embed"):
+        post = paths[path]["post"]
+        assert {"X-Sollold-Priority", "X-Sollold-Deadline"} <= {one["name"] for one in post["parameters"]}
+        assert {"200", "400", "405", "408", "413", "429", "500", "503"} <= set(post["responses"])
+        assert "X-Sollold-Node" in post["responses"]["200"]["headers"]
+        assert "Retry-After" in post["responses"]["503"]["headers"]

@@ -533,6 +533,8 @@ def test_shapes_of_errors() -> None:
     assert error_object(Dialect.OPENAI, 404, "m")["error"]["type"] == "not_found_error"
     assert error_object(Dialect.ANTHROPIC, 503, "m")["error"]["type"] == "overloaded_error"
     assert all(status_of(Refusal(fault, "m")) >= 400 for fault in Fault)
+    of_engine = {400: 400, 404: 404, 418: 400, 422: 400, 429: 429, 500: 502, 501: 501, 503: 503, 0: 502}
+    assert {s: status_of(Refusal(Fault.ENGINE, "m", status=s)) for s in of_engine} == of_engine
 
 
 def test_parameter_counts_as_ollama_writes_them() -> None:

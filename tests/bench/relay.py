@@ -2,6 +2,7 @@
 
 In one run: 64 streams at once at a steady rate (every stream checked), processor time per streamed token
 of what stands between, time to the first byte of one request after the other, and requests per second.
+Each beside nginx's, with the verdict on the aim.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ TOKENS = 150
 PACE = 0.03
 FIRST_BYTES = 300
 REQUESTS = 1500
+AIM = 1.5
+"""Times what a compiled reverse proxy adds that are aimed for."""
+_NOTHING = 0.01
+"""Less than this, in µs or ms, is not told from nothing."""
 
 _NGINX = """
 worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
@@ -206,29 +211,78 @@ def show(rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One target's numbers. ``added``: ms to the first byte more than without anything between."""
+
+    name: str
+    per_token: float
+    took: float
+    first: float
+    worst: float
+    added: float
+    rate: float
+
+    def row(self) -> tuple[str, ...]:
+        """As it is shown."""
+        numbers = (self.took, self.first, self.worst, self.added)
+        return (self.name, f"{self.per_token:.1f}", *(f"{n:.2f}" for n in numbers), f"{self.rate:.0f}")
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times nginx's a number is; more is worse."""
+
+    what: str
+    value: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether it is within the aim."""
+        return self.value <= AIM
+
+
+def ratios(measured: Measured, nginx: Measured) -> tuple[Ratio, ...]:
+    """A target beside nginx, in each of what is aimed for."""
+
+    def times(mine: float, its: float) -> float:
+        # Less than can be measured is nothing; nothing beside nothing is the same.
+        mine, its = max(mine, _NOTHING), max(its, _NOTHING)
+        return mine / its
+
+    return (
+        Ratio("cpu per token", times(measured.per_token, nginx.per_token)),
+        Ratio("added first byte", times(measured.added, nginx.added)),
+        Ratio("requests/s", times(nginx.rate, measured.rate)),
+    )
+
+
+async def measure(target: Target, base: float) -> Measured:
+    """All numbers of a target; ``base``: ms to the first byte with nothing between, 0: this target is it."""
+    await streams(target)
+    per_token, took = await streams(target)
+    first, worst = await first_byte(target)
+    rate = await requests(target)
+    return Measured(target.name, per_token, took, first, worst, first - (base or first), rate)
+
+
 async def compare(found: list[Target]) -> None:
-    """Measure and print."""
-    rows = [("", "µs cpu/token", "stream s", "1st byte ms", "p99 ms", "added ms", "requests/s")]
-    base = 0.0
+    """Measure and print, with the verdict."""
+    measured: list[Measured] = []
     for target in found:
-        await streams(target)
-        per_token, took = await streams(target)
-        first, worst = await first_byte(target)
-        rate = await requests(target)
-        base = base or first
-        rows.append(
-            (
-                target.name,
-                f"{per_token:.1f}",
-                f"{took:.2f}",
-                f"{first:.2f}",
-                f"{worst:.2f}",
-                f"{first - base:.2f}",
-                f"{rate:.0f}",
-            )
-        )
+        measured.append(await measure(target, measured[0].first if measured else 0.0))
     print(f"{STREAMS} streams at once, {TOKENS} tokens each, {1 / PACE:.0f} tokens per second and stream")
-    show(rows)
+    head = ("", "µs cpu/token", "stream s", "1st byte ms", "p99 ms", "added ms", "requests/s")
+    show([head, *(one.row() for one in measured)])
+    print(f"\ntimes nginx's (more is worse; the aim is {AIM:g} at the most)")
+    nginx, ours = measured[1], measured[2:]
+    beside = [ratios(one, nginx) for one in ours]
+    names = ("", *(ratio.what for ratio in beside[0]), "verdict")
+    rows = [
+        (one.name, *(f"{r.value:.2f}" for r in told), "kept" if all(r.kept for r in told) else "missed")
+        for one, told in zip(ours, beside, strict=True)
+    ]
+    show([names, *rows])
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Five real daemons with real engines: splits, the leader's death, a node that joins, while answers run.
 
-``SOLLOLD_TEST_SPLITS`` and ``SOLLOLD_TEST_SEED`` make the rounds of splits longer or replay them (``make splits``).
+``make splits`` plays more rounds of splits, or replays them: it sets ``SOLLOLD_TEST_SPLITS`` and
+``SOLLOLD_TEST_SEED``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from sollold.models.fill import SourceError, Stop
 from sollold.models.hub import choose
 from sollold.models.landing import Item, Landing, LandingError
 from sollold.models.library import Library
-from sollold.models.own_models import OwnError, OwnModels
+from sollold.models.own_models import OwnError, OwnModels, Told
 from sollold.models.pace import Pace
 from sollold.models.pull import Puller, PullError
 from sollold.models.transfer import Sender
@@ -529,6 +529,12 @@ async def test_copy_and_delete(town: Town) -> None:
     assert copied.digest == tiny.digest
     with pytest.raises(OwnError, match="there is a model"):
         await a.own.copy(tiny, "mine")
+    told = Told(system="Be brief.", params='{"top_k":3}')
+    await a.own.copy(tiny, "brief", told)
+    brief = a.catalogue.get("brief:latest")
+    assert brief is not None
+    assert (brief.digest, brief.system, brief.params) == (tiny.digest, "Be brief.", '{"top_k":3}')
+    assert (copied.system, copied.params) == (tiny.system, tiny.params)
     assert await a.own.delete("mine:latest")
     assert a.catalogue.get("mine:latest") is None
     assert not await a.own.delete("tiny:latest"), "what we only found is never deleted"

@@ -180,13 +180,17 @@ async def test_reasoning_and_content(
         assert events[-1]["usage"]["completion_tokens"] == 1500
 
 
-async def test_answer_that_the_caller_began(cluster: Cluster, llama: Llama, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize("told", [False, True])
+async def test_answer_that_the_caller_began(
+    cluster: Cluster, llama: Llama, models: dict[str, Path], told: bool
+) -> None:
     begun = [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "w0001 w0002 "}]
+    words = {"continue_final_message": "content", "add_generation_prompt": False} if told else {}
     async with pair(cluster, llama, models["counting"]) as both:
-        events, answer = await cut(both, 60, signal.SIGKILL, "chat", messages=begun, max_tokens=700)
+        events, answer = await cut(both, 60, signal.SIGKILL, "chat", messages=begun, max_tokens=700, **words)
         assert answer.routing.resumed == 1
-        # llama-server repeats what was begun.
-        assert said(events) == "".join(COUNTING[:702])
+        # llama-server repeats what was begun unless it is told to go on with it.
+        assert said(events) == "".join(COUNTING[2 if told else 0 : 702])
         assert events[-1]["usage"]["completion_tokens"] == 700
 
 
