@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sollold.cluster.record import Asked
+from sollold.machine.plain import plain_address
 from sollold.models.run import Run
 
 
@@ -86,8 +87,8 @@ class Plan:
     @property
     def projector_device(self) -> str:
         """The head's first GPU that holds layers, which computes the projector; empty: its processor does."""
-        own = (share.device for share in self.shares if share.node == self.head and share.device != "CPU")
-        return next(own, "")
+        own = (share.device for share in self.shares if share.node == self.head)
+        return next((device for device in own if device != "CPU" and not plain_address(device)), "")
 
     def bytes_by_owner(self) -> dict[str, dict[str, int]]:
         """Bytes to reserve, node → device → bytes, the host's share included."""
