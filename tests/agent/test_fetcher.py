@@ -47,7 +47,7 @@ def fetching(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
 async def order(town: Town, digest: str) -> Fetched:
     """What a says to b's order."""
     b = town.nodes[1]
-    return await b.calls.call("a", "fetch", Fetch(TERM, "tiny", digest), Fetched, timeout=1.0)
+    return await b.calls.call("a", "fetch", Fetch(TERM, "tiny:F16", digest), Fetched, timeout=1.0)
 
 
 async def until_told(town: Town, digest: str, told: Callable[[Fetched], object]) -> Fetched:
