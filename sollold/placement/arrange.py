@@ -102,22 +102,28 @@ class Layers:
     mem: list[int] = field(init=False)
     act: list[int] = field(init=False)
     load: list[int] = field(init=False)
+    _most: int = field(init=False)
     _peaks: dict[tuple[int, int], int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.mem = [0, *accumulate(self.memory)]
         self.act = [0, *accumulate(self.active)]
         self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
+        self._most = max(self.largest, default=0)
 
     def _loads(self, one: Bin, start: int, end: int) -> bool:
         """Whether the run's weights fit while they are loaded."""
-        if one.loading is None:
+        most = one.loading
+        if most is None:
             return True
-        peak = 0
-        if self.largest and not one.first:
-            known = self._peaks.get((start, end))
-            peak = self._peaks[start, end] = max(self.largest[start:end]) if known is None else known
-        return self.load[end] - self.load[start] + peak <= one.loading
+        size = self.load[end] - self.load[start]
+        # Nearly all are told by this alone.
+        if size + self._most <= most or one.first or size > most:
+            return size <= most
+        peak = self._peaks.get((start, end))
+        if peak is None:
+            peak = self._peaks[start, end] = max(self.largest[start:end])
+        return size + peak <= most
 
     def item(self, index: int, one: Bin) -> Item:
         """What can be said of a bin beforehand."""
