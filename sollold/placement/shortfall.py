@@ -236,6 +236,7 @@ def _scaled(footprint: Footprint, share: float) -> Footprint:
         active=tuple(int(size * share) for size in footprint.active),
         host_weights=int(footprint.host_weights * share),
         largest_tensor=int(footprint.largest_tensor * share),
+        largest=tuple(int(size * share) for size in footprint.largest),
     )
 
 
