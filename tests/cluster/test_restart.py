@@ -36,7 +36,7 @@ SETTINGS = {
 def cluster(tmp_path: Path, llama: Llama, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, of which the model needs both; the first alone has its file."""
     settings = SETTINGS | getattr(request, "param", {})
-    with Cluster(2, tmp_path, llama, memory="105 MiB", settings=settings, loopback=True) as cluster:
+    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, loopback=True) as cluster:
         write(cluster[0].models / "count.gguf", RECITAL)
         cluster.together()
         until(lambda: b"count" in cluster[0].ask("GET", "/api/tags").body, "the model is listed")
