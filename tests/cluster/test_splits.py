@@ -18,6 +18,7 @@ import pytest
 
 from sollold.agent.llama_find import Llama
 from sollold.models.demo import Recital, counting, write
+from sollold.units import parse_bytes
 from tests import netns
 from tests.chaos.callers import DIALECTS, Caller, Stream
 from tests.chaos.faults import engines
@@ -33,7 +34,7 @@ pytestmark = [
 NODES = 5
 ROUNDS = int(os.environ.get("SOLLOLD_TEST_SPLITS", "4"))
 SEED = int(os.environ.get("SOLLOLD_TEST_SEED", "7"))
-LIMIT = 105 << 20
+LIMIT = parse_bytes(MEMORY)
 """`MEMORY`: what a node may grant. The model needs two nodes."""
 HEALED_WITHIN = 30.0
 JOINS = 3
