@@ -80,3 +80,12 @@ async def slow(engines: dict[str, str], serve: Serve) -> str:
     service = DirectService(engines, delay=0.25)
     library = PlainLibrary(*reciters.MODELS)
     return await serve(parts(service, library=library), Patience(grace=0.02, every=0.05))
+
+
+WAYS = {"at once": "real", "after a load": "slow", "on a node without the model": "far"}
+
+
+@pytest.fixture(params=WAYS)
+def url(request: pytest.FixtureRequest) -> str:
+    """Where the clients are pointed at: each of the ways to an answer."""
+    return str(request.getfixturevalue(WAYS[request.param]))

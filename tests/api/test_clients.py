@@ -12,25 +12,10 @@ import openai
 import pytest
 
 from sollold.models.demo import GREETING
+from tests.api.callers import ASK, SCHEMA, chatgpt, claude
 from tests.api.reciters import CONCLUSION, THOUGHT, TOOL
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(90)]
-
-ASK = [{"role": "user", "content": "Who are you?"}]
-SCHEMA = {
-    "type": "object",
-    "properties": {"age": {"type": "integer", "minimum": 0, "maximum": 99}, "tall": {"type": "boolean"}},
-    "required": ["age", "tall"],
-}
-
-
-WAYS = {"at once": "real", "after a load": "slow", "on a node without the model": "far"}
-
-
-@pytest.fixture(params=WAYS)
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(WAYS[request.param]))
-
 
 # --- ollama
 
@@ -139,10 +124,6 @@ async def test_ollama_list_show_load(url: str) -> None:
 
 
 # --- openai
-
-
-def chatgpt(url: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="ollama", max_retries=0)
 
 
 async def test_openai_chat(url: str) -> None:
@@ -269,10 +250,6 @@ async def test_openai_responses(url: str) -> None:
 
 
 # --- anthropic
-
-
-def claude(url: str) -> anthropic.AsyncAnthropic:
-    return anthropic.AsyncAnthropic(base_url=url, api_key="none", max_retries=0)
 
 
 async def test_anthropic_messages(url: str) -> None:
