@@ -39,10 +39,11 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def out(packages: Path, far: str) -> Any:
+@pytest.fixture(scope="module", params=["far", "at_ollama"])
+def out(request: pytest.FixtureRequest, packages: Path) -> Any:
     """What the clients understood: client → feature → answers, whole and streamed."""
-    words = ("node", str(HERE / "talk.mjs"), str(packages), far, PICTURE)
+    url = request.getfixturevalue(request.param)
+    words = ("node", str(HERE / "talk.mjs"), str(packages), url, PICTURE)
     done = subprocess.run(words, capture_output=True, text=True, timeout=90)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
     return json.loads(done.stdout.strip().splitlines()[-1])
