@@ -44,6 +44,7 @@ MODELS: tuple[Model, ...] = (
     model("see:latest", capabilities=("completion", "vision")),
     model("embed:latest", capabilities=("embedding",)),
     model("random:latest"),
+    model("fill:latest", capabilities=("completion", "insert")),
 )
 
 
@@ -58,6 +59,9 @@ def write_all(folder: Path, template: str = demo.TEMPLATE) -> None:
     projector.write(folder / "mmproj-see.gguf", seen.width)
     write_random(folder / "random.gguf")
     write_random(folder / "embed.gguf")
+    # It knows the marks around a gap.
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))}
+    write_random(folder / "fill.gguf", more=dict(marks))
 
 
 @contextlib.contextmanager
@@ -78,5 +82,6 @@ def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
         start("think", "--chat-template-file", str(TEMPLATE))
         start("see", "--mmproj", str(folder / "mmproj-see.gguf"))
         start("random", context=512)
+        start("fill", context=512)
         start("embed", "--embedding", "--pooling", "mean", "-ub", "128", "-b", "128", context=128)
         yield urls

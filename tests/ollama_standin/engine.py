@@ -76,6 +76,12 @@ async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
 
 async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
     """``/api/generate``."""
+    if body.get("suffix"):
+        gap = {"input_prefix": body["prompt"], "input_suffix": body["suffix"]}
+        async with aclosing(_complete(url, _shared(body) | gap, "/infill")) as pieces:
+            async for piece in pieces:
+                yield piece
+        return
     user = {"role": "user", "content": body.get("prompt", ""), "images": body.get("images")}
     system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
     messages = _messages([*system, user])
@@ -217,7 +223,7 @@ async def _talk(url: str, ask: dict[str, Any]) -> AsyncIterator[Piece]:
     yield last
 
 
-async def _complete(url: str, ask: dict[str, Any]) -> AsyncIterator[Piece]:
+async def _complete(url: str, ask: dict[str, Any], path: str = "/completion") -> AsyncIterator[Piece]:
     last = Piece(reason="stop")
     ask = {**ask, "stream": True}
     ask.pop("response_format", None)
@@ -225,11 +231,11 @@ async def _complete(url: str, ask: dict[str, Any]) -> AsyncIterator[Piece]:
         ask["n_predict"] = ask.pop("max_tokens")
     if ask.pop("logprobs", False):
         ask["n_probs"] = ask.pop("top_logprobs")
-    async with aclosing(_events(url, "/completion", ask)) as events:
+    async with aclosing(_events(url, path, ask)) as events:
         async for event in events:
             if event.get("stop"):
                 last.reason = "length" if event.get("stop_type") == "limit" else "stop"
-                last.prompt, last.count = len(ask["prompt"]), event["tokens_predicted"]
+                last.prompt, last.count = event["tokens_evaluated"], event["tokens_predicted"]
             elif event.get("content"):
                 yield Piece(event["content"], logprobs=_logprobs(event.get("completion_probabilities")))
     yield last

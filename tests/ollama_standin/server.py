@@ -313,6 +313,8 @@ class Standin:
             raise _refused(400, f'"{body["model"]}" does not support thinking')
         if body.get("tools") and "tools" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools")
+        if body.get("suffix") and "insert" not in model.capabilities:
+            raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support insert")
         if "vision" not in model.capabilities and any(one.get("images") for one in body.get("messages", ())):
             raise _refused(500, "this model is missing data required for image input")
         begun = time.monotonic_ns()
