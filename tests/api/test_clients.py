@@ -357,8 +357,11 @@ async def test_langchain(url: str) -> None:
     assert (await chat.ainvoke("Who are you?")).content == GREETING
     pieces = [piece.content async for piece in chat.astream("Who are you?")]
     assert "".join(str(piece) for piece in pieces) == GREETING
-    called = await ChatOllama(model="call", base_url=url).bind_tools([TOOL]).ainvoke("What time is it?")
+    caller = ChatOllama(model="call", base_url=url).bind_tools([TOOL])
+    called = await caller.ainvoke("What time is it?")
     assert called.tool_calls[0]["name"] == "get_time" and called.tool_calls[0]["args"] == {"zone": "utc"}
+    calls = [call async for piece in caller.astream("What time is it?") for call in piece.tool_calls]
+    assert [(call["name"], call["args"]) for call in calls] == [("get_time", {"zone": "utc"})]
     vectors = await OllamaEmbeddings(model="embed", base_url=url).aembed_documents(["one", "two"])
     assert len(vectors) == 2
 
@@ -368,18 +371,45 @@ async def test_litellm(url: str, route: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 
+    # It adds a format that it then finds its own client of Ollama does not know.
+    monkeypatch.setattr(litellm, "drop_params", True)
+
     base = {"ollama_chat": url, "openai": f"{url}/v1", "anthropic": url}[route]
-    wish: dict[str, Any] = {"model": f"{route}/demo", "messages": ASK, "api_base": base, "api_key": "none"}
+    wish: dict[str, Any] = {"messages": ASK, "api_base": base, "api_key": "none", "max_tokens": 200}
 
     def talk() -> tuple[str, str]:
-        whole = litellm.completion(**wish, max_tokens=200)
-        parts = litellm.completion(**wish, max_tokens=200, stream=True)
+        whole = litellm.completion(model=f"{route}/demo", **wish)
+        parts = litellm.completion(model=f"{route}/demo", **wish, stream=True)
         return whole.choices[0].message.content, "".join(
             part.choices[0].delta.content or "" for part in parts
         )
 
+    def call() -> tuple[str, str]:
+        # Its gateway for tools of other servers wants a package that nothing here needs.
+        tools: dict[str, Any] = {"tools": [TOOL], "_skip_mcp_handler": True}
+        whole = litellm.completion(model=f"{route}/call", **wish, **tools)
+        parts = litellm.completion(model=f"{route}/call", **wish, **tools, stream=True)
+        pieces = [one for part in parts for one in part.choices[0].delta.tool_calls or ()]
+        return whole.choices[0].message.tool_calls[0].function.arguments, "".join(
+            one.function.arguments or "" for one in pieces
+        )
+
+    def embed() -> int:
+        kind = "ollama" if route == "ollama_chat" else route
+        found = litellm.embedding(
+            model=f"{kind}/embed",
+            input=["one", "two"],
+            api_base=base,
+            api_key="none",
+            encoding_format="float",
+        )
+        return len(found.data)
+
     # Beside the loop: it asks /api/show in the middle of its own callbacks, and waits for the answer.
     assert await asyncio.to_thread(talk) == (GREETING, GREETING)
+    assert [json.loads(one) for one in await asyncio.to_thread(call)] == [{"zone": "utc"}] * 2
+    if route != "anthropic":
+        assert await asyncio.to_thread(embed) == 2
 
 
 async def test_openai_responses_tools_and_thinking(url: str) -> None:
