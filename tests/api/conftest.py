@@ -16,7 +16,7 @@ from sollold.api.app import Listener, build_app
 from sollold.api.parts import Parts
 from sollold.api.reply import Patience
 from sollold.config import GIB, HttpSettings
-from tests.api import reciters
+from tests.api import client_table, reciters
 from tests.api.api_parts import PlainLibrary, parts
 from tests.api.direct_service import DirectService
 from tests.daemons import Cluster, Node, until
@@ -122,7 +122,7 @@ def _has_all(node: Node) -> None:
 @pytest.fixture
 async def slow(engines: dict[str, str], serve: Serve) -> str:
     """The same behind loads that take a while, with signs of life all the while."""
-    service = DirectService(engines, delay=0.25)
+    service = DirectService(engines, delay=0.12)
     library = PlainLibrary(*reciters.MODELS)
     return await serve(parts(service, library=library), Patience(grace=0.02, every=0.05))
 
@@ -146,3 +146,21 @@ def way(request: pytest.FixtureRequest) -> str:
 def url(request: pytest.FixtureRequest, way: str) -> str:
     """Where the clients are pointed at."""
     return str(request.getfixturevalue(WAYS[way]))
+
+
+_outcomes: dict[str, list[str]] = {}
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember how each run of the clients' tests ended."""
+    if "/test_clients" in report.nodeid and (report.when == "call" or report.outcome != "passed"):
+        name = report.nodeid.split("::")[-1].split("[")[0]
+        _outcomes.setdefault(name, []).append(report.outcome)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show client × feature, where any client was run."""
+    if any(name.startswith(tuple(client_table.COLUMNS.values())) for name in _outcomes):
+        terminalreporter.section(f"client × feature, each on {len(WAYS)} ways to an answer")
+        for line in client_table.shown(_outcomes):
+            terminalreporter.line(line)
