@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.ollama_standin import engine
+from tests.ollama_standin import engine, records
 from tests.ollama_standin.engine import EngineError, Piece, at_length_one
 
 _GO = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -257,7 +257,7 @@ class Standin:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         for status in statuses:
-            await response.write(_line({"status": status}))
+            await response.write(records.line({"status": status}))
             if self.breaks_off:
                 assert request.transport is not None
                 request.transport.abort()
@@ -308,7 +308,7 @@ class Standin:
         chat = path == "/api/chat"
         if empty and keep == 0:
             self.loaded.pop(model.name, None)
-            return web.json_response(_final(model, chat, "unload"))
+            return web.json_response(records.final(model.name, chat, "unload"))
         if body.get("think") and "thinking" not in model.capabilities:
             raise _refused(400, f'"{body["model"]}" does not support thinking')
         if body.get("tools") and "tools" not in model.capabilities:
@@ -322,7 +322,7 @@ class Standin:
         load_ns = time.monotonic_ns() - begun
         if empty:
             self._put_off(loaded, keep)
-            return web.json_response(_final(model, chat, "load"))
+            return web.json_response(records.final(model.name, chat, "load"))
         streamed = body.get("stream", True)
         whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -330,15 +330,15 @@ class Standin:
             started = time.monotonic_ns()
             try:
                 async for piece in self._pieces(model, body, chat):
-                    _add(whole, piece)
+                    records.add(whole, piece)
                     if streamed and not piece.reason:
                         if not response.prepared:
                             await response.prepare(request)
-                        await response.write(_line(_delta(model, chat, piece)))
+                        await response.write(records.line(records.delta(model.name, chat, piece)))
             except EngineError as error:
                 raise _refused(error.status, str(error)) from None
             taken = time.monotonic_ns() - started
-        final = _final(model, chat, whole.reason) | {
+        final = records.final(model.name, chat, whole.reason) | {
             "total_duration": time.monotonic_ns() - begun,
             "load_duration": load_ns,
             "prompt_eval_count": whole.prompt,
@@ -349,10 +349,10 @@ class Standin:
         if whole.context is not None:
             final["context"] = whole.context
         if not streamed:
-            return web.json_response(final | _delta(model, chat, whole) | {"done": True})
+            return web.json_response(final | records.delta(model.name, chat, whole) | {"done": True})
         if not response.prepared:
             await response.prepare(request)
-        await response.write(_line(final))
+        await response.write(records.line(final))
         return response
 
     async def _v1_models(self, request: web.Request) -> web.Response:
@@ -370,13 +370,15 @@ class Standin:
         async with self._working(loaded, None):
             try:
                 async for piece in self._pieces(model, body, chat, v1=True):
-                    _add(whole, piece)
+                    records.add(whole, piece)
                     if body.get("stream") and not piece.reason:
                         if not response.prepared:
                             await response.prepare(request)
-                        shown = {"delta": _v1_said(piece)} if chat else {"text": piece.text}
-                        shown |= _v1_logprobs(piece)
-                        await response.write(_event(model, {"index": 0, "finish_reason": None} | shown, chat))
+                        shown = {"delta": records.v1_said(piece)} if chat else {"text": piece.text}
+                        shown |= records.v1_logprobs(piece)
+                        await response.write(
+                            records.event(model.name, {"index": 0, "finish_reason": None} | shown, chat)
+                        )
             except EngineError as error:
                 raise _refused(error.status, str(error), v1=True) from None
         reason = "tool_calls" if whole.calls else whole.reason
@@ -386,17 +388,18 @@ class Standin:
             "total_tokens": whole.prompt + whole.count,
         }
         if not body.get("stream"):
-            choice = {"message": _v1_said(whole)} if chat else {"text": whole.text}
-            choice |= _v1_logprobs(whole)
+            choice = {"message": records.v1_said(whole)} if chat else {"text": whole.text}
+            choice |= records.v1_logprobs(whole)
             return web.json_response(
-                _v1(model, [{"index": 0, "finish_reason": reason} | choice], chat) | {"usage": usage}
+                records.v1(model.name, [{"index": 0, "finish_reason": reason} | choice], chat)
+                | {"usage": usage}
             )
         if not response.prepared:
             await response.prepare(request)
         last = {"delta": {}} if chat else {"text": ""}
-        await response.write(_event(model, {"index": 0, "finish_reason": reason} | last, chat))
+        await response.write(records.event(model.name, {"index": 0, "finish_reason": reason} | last, chat))
         if (body.get("stream_options") or {}).get("include_usage"):
-            raw = _packed(_v1(model, [], chat, chunk=True) | {"usage": usage})
+            raw = records.packed(records.v1(model.name, [], chat, chunk=True) | {"usage": usage})
             await response.write(f"data: {raw}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
@@ -540,17 +543,6 @@ def _refused(status: int, message: str, *, v1: bool = False) -> web.HTTPExceptio
     )
 
 
-def _add(whole: Piece, piece: Piece) -> None:
-    """The pieces so far as one answer."""
-    whole.text += piece.text
-    whole.thinking += piece.thinking
-    whole.calls += piece.calls
-    whole.logprobs += piece.logprobs
-    if piece.reason:
-        whole.reason, whole.prompt, whole.count = piece.reason, piece.prompt, piece.count
-        whole.context = piece.context
-
-
 async def _json(request: web.Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.read() or b"null")
@@ -580,77 +572,6 @@ def _seconds(value: object) -> float | None:
         parts = re.findall(r"([\d.]+)(ns|us|ms|s|m|h)", text)
         total = sum(float(number) * _GO[unit] for number, unit in parts)
         return -total if text.startswith("-") else total
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _delta(model: Known, chat: bool, piece: Piece) -> dict[str, Any]:
-    more: dict[str, Any] = {"thinking": piece.thinking} if piece.thinking else {}
-    if chat:
-        if piece.calls:
-            more["tool_calls"] = [
-                {
-                    "id": call["id"],
-                    "function": {
-                        "index": index,
-                        "name": call["name"],
-                        "arguments": json.loads(call["arguments"]),
-                    },
-                }
-                for index, call in enumerate(piece.calls)
-            ]
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": piece.text} | more}
-    else:
-        said = {"response": piece.text} | more
-    if piece.logprobs:
-        said["logprobs"] = piece.logprobs
-    return {"model": model.name, "created_at": _now(), **said, "done": False}
-
-
-def _final(model: Known, chat: bool, reason: str) -> dict[str, Any]:
-    return _delta(model, chat, Piece()) | {"done": True, "done_reason": reason}
-
-
-def _v1_said(piece: Piece) -> dict[str, Any]:
-    """A message or a delta; thinking is called reasoning here."""
-    said: dict[str, Any] = {"role": "assistant", "content": piece.text}
-    if piece.thinking:
-        said["reasoning"] = piece.thinking
-    if piece.calls:
-        said["tool_calls"] = [
-            {
-                "id": call["id"],
-                "index": index,
-                "type": "function",
-                "function": {"name": call["name"], "arguments": call["arguments"]},
-            }
-            for index, call in enumerate(piece.calls)
-        ]
-    return said
-
-
-def _v1_logprobs(piece: Piece) -> dict[str, Any]:
-    return {"logprobs": {"content": piece.logprobs}} if piece.logprobs else {}
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return _packed(value).encode() + b"\n"
-
-
-def _packed(value: dict[str, Any]) -> str:
-    """Without spaces, as Go writes it."""
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool = False) -> dict[str, Any]:
-    kind = ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion"
-    return {"id": "chatcmpl-1", "object": kind, "created": 0, "model": model.name, "choices": choices}
-
-
-def _event(model: Known, choice: dict[str, Any], chat: bool) -> bytes:
-    return f"data: {_packed(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
 
 
 def _vector(text: str) -> list[float]:
