@@ -73,7 +73,7 @@ class MessageEvents:
             "input_tokens": max(0, prompt - timings.cache_n),
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": min(prompt, timings.cache_n),
-            "output_tokens": usage.completion_tokens or timings.predicted_n,
+            "output_tokens": self._account.tokens,
         }
 
     def _add(self, kind: str, text: str) -> list[Event]:

@@ -201,6 +201,11 @@ class Said(msgspec.Struct):
     tool_calls: list[ToolPiece] | None = None
 
     @property
+    def says(self) -> bool:
+        """It is more than a formality."""
+        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
+
+    @property
     def thought(self) -> str:
         """The thinking, by whichever name the engine has for it."""
         return self.reasoning_content or self.reasoning or ""
@@ -327,7 +332,7 @@ class Account:
         self.finish = ""
         self.usage = Usage()
         self.timings = Timings()
-        self._events = 0
+        self._pieces = 0
 
     def feed(self, chunk: Chunk) -> None:
         """Take what an event says of them."""
@@ -335,6 +340,12 @@ class Account:
             self.usage = chunk.usage
         if chunk.timings is not None:
             self.timings = chunk.timings
+        self._pieces += sum(choice.delta is not None and choice.delta.says for choice in chunk.choices)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer; the pieces so far, while no engine has said how many they were."""
+        return self.usage.completion_tokens or self.timings.predicted_n or self._pieces
 
     def final(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The counts and nanoseconds of Ollama's last record."""
@@ -346,7 +357,7 @@ class Account:
             "load_duration": int(routing.load_ms * 1e6),
             "prompt_eval_count": usage.prompt_tokens or timings.prompt_n + timings.cache_n,
             "prompt_eval_duration": int(timings.prompt_ms * 1e6),
-            "eval_count": usage.completion_tokens or timings.predicted_n,
+            "eval_count": self.tokens,
             "eval_duration": int(timings.predicted_ms * 1e6),
         }
 

@@ -129,8 +129,11 @@ def engine_body(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
-    """`engine_body` for an Ollama, which calls a message's thinking ``reasoning``."""
+    """`engine_body` for an Ollama, whose words are ``reasoning`` and ``max_tokens``."""
     out = engine_body(body)
+    limit = out.pop("max_completion_tokens", None)
+    if limit is not None:
+        out.setdefault("max_tokens", limit)
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_reasoned(message) for message in messages]

@@ -1,4 +1,5 @@
-"""llama-servers whose models recite what a test needs: a text, a tool call, thinking; and one that embeds.
+"""llama-servers whose models recite what a test needs: a text, a tool call, thinking; one that sees and
+one that embeds.
 
 Their weights make each token lead to the next, so every answer is known beforehand and the same each time.
 """
@@ -14,9 +15,13 @@ from sollold.models.demo import Recital
 from sollold.models.model import Model
 from tests.api.api_parts import model
 from tests.api.direct_service import LlamaServer
+from tests.gguf import projector
 from tests.gguf.writer import write as write_random
 
 TEMPLATE = Path(__file__).with_name("qwen_like.jinja")
+SEEN = "A purple square, I think."
+PATCHES = 16
+"""Tokens that a picture becomes."""
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "utc"}}\n</tool_call>'
 THOUGHT, CONCLUSION = "First I ponder this.", "Forty two, surely."
 TOOL = {
@@ -36,8 +41,10 @@ MODELS: tuple[Model, ...] = (
     model("demo:latest"),
     model("call:latest", capabilities=("completion", "tools")),
     model("think:latest", capabilities=("completion", "thinking")),
+    model("see:latest", capabilities=("completion", "vision")),
     model("embed:latest", capabilities=("embedding",)),
     model("random:latest"),
+    model("fill:latest", capabilities=("completion", "insert")),
 )
 
 
@@ -47,8 +54,14 @@ def write_all(folder: Path, template: str = demo.TEMPLATE) -> None:
     demo.write(folder / "demo.gguf")
     demo.write(folder / "call.gguf", Recital(demo.pieces(CALL), name="call", template=template))
     demo.write(folder / "think.gguf", Recital(demo.pieces(thought), name="think", template=template))
+    seen = Recital(demo.pieces(SEEN), name="see")
+    demo.write(folder / "see.gguf", seen)
+    projector.write(folder / "mmproj-see.gguf", seen.width)
     write_random(folder / "random.gguf")
     write_random(folder / "embed.gguf")
+    # It knows the marks around a gap.
+    marks = {f"tokenizer.ggml.fim_{name}_token_id": 20 + n for n, name in enumerate(("pre", "suf", "mid"))}
+    write_random(folder / "fill.gguf", more=dict(marks))
 
 
 @contextlib.contextmanager
@@ -67,6 +80,8 @@ def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
         start("demo")
         start("call", "--chat-template-file", str(TEMPLATE))
         start("think", "--chat-template-file", str(TEMPLATE))
+        start("see", "--mmproj", str(folder / "mmproj-see.gguf"))
         start("random", context=512)
+        start("fill", context=512)
         start("embed", "--embedding", "--pooling", "mean", "-ub", "128", "-b", "128", context=128)
         yield urls

@@ -1,66 +1,88 @@
-"""The npm clients ``ollama`` and ``openai`` against the application over real llama.cpp."""
+"""The npm clients ``ollama`` and ``openai`` against a node that holds no part of any model."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sollold.models.demo import GREETING
-from tests.api.reciters import THOUGHT
+from tests.api.picture import PICTURE
+from tests.api.reciters import SEEN, THOUGHT
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(240)]
 
-SCRIPT = Path(__file__).with_name("talk.mjs")
+HERE = Path(__file__).with_name("npm")
 
 
-async def run(*words: str, cwd: Path | None = None, limit: float) -> tuple[int, str]:
-    process = await asyncio.create_subprocess_exec(
-        *words, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    try:
-        async with asyncio.timeout(limit):
-            out, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return process.returncode or 0, out.decode(errors="replace")
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("no Node here")
-    return tmp_path_factory.mktemp("npm")
-
-
-async def test_npm_clients(real: str, packages: Path) -> None:
-    quiet = ("--silent", "--no-audit", "--no-fund", "--ignore-scripts")
+    """A folder with the clients that the lock file names."""
+    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"the npm clients are NOT tested: no {' and no '.join(missing)} here")
+    folder = tmp_path_factory.mktemp("npm")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, folder)
+    words = ("npm", "ci", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts")
     try:
-        code, said = await run("npm", "install", *quiet, "ollama", "openai", cwd=packages, limit=120)
-    except TimeoutError:
-        code, said = 1, "it took too long"
-    if code:
-        pytest.skip(f"npm could not fetch the clients: {said[-300:]}")
-    code, said = await run("node", str(SCRIPT), str(packages), real, limit=60)
-    assert code == 0, said
-    out = json.loads(said.strip().splitlines()[-1])
-    for name in (
-        "chat",
-        "chatStreamed",
-        "generated",
-        "openai",
-        "openaiStreamed",
-        "responses",
-        "responsesStreamed",
-    ):
-        assert out[name] == GREETING, name
-    assert out["chatDone"] is True and "demo:latest" in out["models"] and out["version"].count(".") == 2
-    assert out["call"] == out["openaiCall"] == {"zone": "utc"}
-    assert out["thinking"].strip() == THOUGHT
-    assert out["embedded"] == 2 and out["openaiEmbedded"] > 8 and out["openaiTokens"] > 10
-    assert "not found" in out["missing"] and out["openaiMissing"] == 404
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+        fault = f"{done.stdout}{done.stderr}".strip()[-300:] or "no word why" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        fault = "it took longer than two minutes"
+    if fault:
+        pytest.skip(f"the npm clients are NOT tested: npm could not fetch them: {fault}")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["far", "at_ollama"])
+def out(request: pytest.FixtureRequest, packages: Path) -> Any:
+    """What the clients understood: client → feature → answers, whole and streamed."""
+    url = request.getfixturevalue(request.param)
+    words = ("node", str(HERE / "talk.mjs"), str(packages), url, PICTURE)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("client", ["ollama", "openai"])
+@pytest.mark.parametrize(
+    ("feature", "expected"),
+    [
+        ("chat", GREETING),
+        ("tools", {"zone": "utc"}),
+        ("thinking", THOUGHT),
+        ("images", SEEN),
+    ],
+)
+def test_npm_client_whole_and_streamed(out: Any, client: str, feature: str, expected: Any) -> None:
+    answers = [one.strip() if isinstance(one, str) else one for one in out[client][feature]]
+    assert answers == [expected, expected]
+
+
+@pytest.mark.parametrize("client", ["ollama", "openai"])
+def test_npm_client_gets_what_a_schema_wants(out: Any, client: str) -> None:
+    assert [set(one) for one in out[client]["schema"]] == [{"age", "tall"}] * 2
+
+
+def test_npm_ollama_generates_and_sees_the_end_once(out: Any) -> None:
+    assert out["ollama"]["generate"] == [GREETING, GREETING]
+    done = out["ollama"]["done"]
+    assert done[-1] is True and not any(done[:-1])
+
+
+def test_npm_openai_speaks_responses_and_counts_tokens(out: Any) -> None:
+    assert out["openai"]["responses"] == [GREETING, GREETING]
+    whole, streamed = out["openai"]["tokens"]
+    assert whole == streamed > 10
+
+
+def test_npm_clients_embed_list_and_are_told_what_is_missing(out: Any) -> None:
+    assert out["ollama"]["embedded"] == 2 and out["openai"]["embedded"] > 8
+    assert "demo:latest" in out["ollama"]["models"] and "demo:latest" in out["openai"]["models"]
+    assert out["ollama"]["version"].count(".") == 2
+    assert "not found" in out["ollama"]["missing"] and out["openai"]["missing"] == 404

@@ -268,6 +268,11 @@ def test_thinking_has_the_name_that_each_engine_knows() -> None:
     assert ollama_body({"messages": [{**said, "reasoning": "that"}]})["messages"][0]["reasoning"] == "that"
 
 
+def test_a_limit_has_the_name_that_an_ollama_knows() -> None:
+    assert ollama_body({"max_completion_tokens": 5}) == {"max_tokens": 5}
+    assert ollama_body({"max_completion_tokens": 5, "max_tokens": 3}) == {"max_tokens": 3}
+
+
 def test_context_remembers_the_conversation() -> None:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
     call = generate_call(asked, parse_options(None, ABLE), ABLE)

@@ -14,13 +14,12 @@ from tests.ollama_standin.server import Known, Standin
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    models = [Known(name) for name in options.model or ["standin:latest"]]
+    models = [Known(name, engine=options.engine) for name in options.model or ["standin:latest"]]
     standin = Standin(
         models,
         speed=options.speed,
         load_seconds=options.load_seconds,
         parallel=options.parallel,
-        engine=options.engine,
     )
     url = await standin.start(options.host, options.port)
     print(f"Ollama stand-in at {url}", flush=True)
@@ -41,7 +40,7 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=100.0, help="tokens per second")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--parallel", type=int, default=1)
-    parser.add_argument("--engine", default="", help="a llama-server that gives the text")
+    parser.add_argument("--engine", default="", help="a llama-server that answers")
     asyncio.run(_serve(parser.parse_args()))
 
 

@@ -14,7 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from aiohttp import ClientSession, web
+from aiohttp import web
+
+from tests.ollama_standin import engine, records
+from tests.ollama_standin.engine import EngineError, Piece, at_length_one
 
 _GO = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -31,6 +34,9 @@ class Known:
     quantization: str = "Q4_K_M"
     remote_host: str = ""
     text: str = "Hello from the stand-in. I count: one two three four five six seven eight nine ten."
+    context: int = 4096
+    engine: str = ""
+    """URL of a llama-server that answers instead of the text."""
 
     @property
     def digest(self) -> str:
@@ -56,15 +62,13 @@ class Standin:
         speed: float = 1000.0,
         load_seconds: float = 0.0,
         parallel: int = 1,
-        engine: str = "",
         version: str = "0.33.0",
     ) -> None:
-        """``speed``: tokens per second of one request. ``engine``: URL of a llama-server for the text."""
+        """``speed``: tokens per second of one request, where no engine answers."""
         self.models = {model.name: model for model in models}
         self.speed = speed
         self.load_seconds = load_seconds
         self.parallel = parallel
-        self.engine = engine
         self.version = version
         self.loaded: dict[str, _Loaded] = {}
         self.loads = 0
@@ -111,6 +115,7 @@ class Standin:
                 web.get("/v1/models", self._v1_models),
                 web.post("/v1/chat/completions", self._v1_chat),
                 web.post("/v1/completions", self._v1_chat),
+                web.post("/v1/embeddings", self._v1_embeddings),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
@@ -252,7 +257,7 @@ class Standin:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         for status in statuses:
-            await response.write(_line({"status": status}))
+            await response.write(records.line({"status": status}))
             if self.breaks_off:
                 assert request.transport is not None
                 request.transport.abort()
@@ -290,7 +295,9 @@ class Standin:
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
-        return await self._run(request, "/api/generate", body, empty=not body.get("prompt"))
+        return await self._run(
+            request, "/api/generate", body, empty=not body.get("prompt") and not body.get("images")
+        )
 
     async def _run(
         self, request: web.Request, path: str, body: dict[str, Any], *, empty: bool
@@ -301,40 +308,51 @@ class Standin:
         chat = path == "/api/chat"
         if empty and keep == 0:
             self.loaded.pop(model.name, None)
-            return web.json_response(_final(model, chat, "unload"))
+            return web.json_response(records.final(model.name, chat, "unload"))
+        if body.get("think") and "thinking" not in model.capabilities:
+            raise _refused(400, f'"{body["model"]}" does not support thinking')
+        if body.get("tools") and "tools" not in model.capabilities:
+            raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools")
+        if body.get("suffix") and "insert" not in model.capabilities:
+            raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support insert")
+        if "vision" not in model.capabilities and any(one.get("images") for one in body.get("messages", ())):
+            raise _refused(500, "this model is missing data required for image input")
         begun = time.monotonic_ns()
         loaded = await self._load(model, int((body.get("options") or {}).get("num_ctx") or 4096))
         load_ns = time.monotonic_ns() - begun
         if empty:
             self._put_off(loaded, keep)
-            return web.json_response(_final(model, chat, "load"))
+            return web.json_response(records.final(model.name, chat, "load"))
         streamed = body.get("stream", True)
-        count = 0
-        words: list[str] = []
+        whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         async with self._working(loaded, keep):
             started = time.monotonic_ns()
-            async for word in self._words(model, body):
-                count += 1
-                words.append(word)
-                if streamed:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    await response.write(_line(_delta(model, chat, word)))
+            try:
+                async for piece in self._pieces(model, body, chat):
+                    records.add(whole, piece)
+                    if streamed and not piece.reason:
+                        if not response.prepared:
+                            await response.prepare(request)
+                        await response.write(records.line(records.delta(model.name, chat, piece)))
+            except EngineError as error:
+                raise _refused(error.status, str(error)) from None
             taken = time.monotonic_ns() - started
-        final = _final(model, chat, "stop") | {
+        final = records.final(model.name, chat, whole.reason) | {
             "total_duration": time.monotonic_ns() - begun,
             "load_duration": load_ns,
-            "prompt_eval_count": 7,
+            "prompt_eval_count": whole.prompt,
             "prompt_eval_duration": 1000,
-            "eval_count": count,
+            "eval_count": whole.count,
             "eval_duration": max(1, taken),
         }
+        if whole.context is not None:
+            final["context"] = whole.context
         if not streamed:
-            return web.json_response(final | _delta(model, chat, "".join(words)) | {"done": True})
+            return web.json_response(final | records.delta(model.name, chat, whole) | {"done": True})
         if not response.prepared:
             await response.prepare(request)
-        await response.write(_line(final))
+        await response.write(records.line(final))
         return response
 
     async def _v1_models(self, request: web.Request) -> web.Response:
@@ -347,30 +365,58 @@ class Standin:
         model = self._known(body, v1=True)
         loaded = await self._load(model, 4096)
         chat = "chat" in request.path
-        words: list[str] = []
+        whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         async with self._working(loaded, None):
-            async for word in self._words(model, body):
-                words.append(word)
-                if body.get("stream"):
-                    if not response.prepared:
-                        await response.prepare(request)
-                    piece = {"delta": {"role": "assistant", "content": word}} if chat else {"text": word}
-                    await response.write(_event(model, {"index": 0, "finish_reason": None} | piece, chat))
-        usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+            try:
+                async for piece in self._pieces(model, body, chat, v1=True):
+                    records.add(whole, piece)
+                    if body.get("stream") and not piece.reason:
+                        if not response.prepared:
+                            await response.prepare(request)
+                        shown = {"delta": records.v1_said(piece)} if chat else {"text": piece.text}
+                        shown |= records.v1_logprobs(piece)
+                        await response.write(
+                            records.event(model.name, {"index": 0, "finish_reason": None} | shown, chat)
+                        )
+            except EngineError as error:
+                raise _refused(error.status, str(error), v1=True) from None
+        reason = "tool_calls" if whole.calls else whole.reason
+        usage = {
+            "prompt_tokens": whole.prompt,
+            "completion_tokens": whole.count,
+            "total_tokens": whole.prompt + whole.count,
+        }
         if not body.get("stream"):
-            text = "".join(words)
-            choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+            choice = {"message": records.v1_said(whole)} if chat else {"text": whole.text}
+            choice |= records.v1_logprobs(whole)
             return web.json_response(
-                _v1(model, [{"index": 0, "finish_reason": "stop"} | choice], chat) | {"usage": usage}
+                records.v1(model.name, [{"index": 0, "finish_reason": reason} | choice], chat)
+                | {"usage": usage}
             )
+        if not response.prepared:
+            await response.prepare(request)
         last = {"delta": {}} if chat else {"text": ""}
-        await response.write(_event(model, {"index": 0, "finish_reason": "stop"} | last, chat))
+        await response.write(records.event(model.name, {"index": 0, "finish_reason": reason} | last, chat))
         if (body.get("stream_options") or {}).get("include_usage"):
-            raw = _packed(_v1(model, [], chat, chunk=True) | {"usage": usage})
+            raw = records.packed(records.v1(model.name, [], chat, chunk=True) | {"usage": usage})
             await response.write(f"data: {raw}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _v1_embeddings(self, request: web.Request) -> web.Response:
+        body = await _json(request)
+        self.requests.append(("/v1/embeddings", body))
+        model = self._known(body, v1=True)
+        await self._load(model, 4096)
+        given = body["input"]
+        texts = [given] if isinstance(given, str) else given
+        vectors = [at_length_one(one, body.get("dimensions")) for one in await self._vectors(model, texts)]
+        data = [
+            {"object": "embedding", "embedding": one, "index": index} for index, one in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": 2 * len(texts), "total_tokens": 2 * len(texts)}
+        return web.json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
 
     async def _embed(self, request: web.Request) -> web.Response:
         body = await _json(request)
@@ -380,7 +426,8 @@ class Standin:
         texts = body.get("input", "")
         texts = [texts] if isinstance(texts, str) else texts
         async with self._working(loaded, _seconds(body.get("keep_alive"))):
-            vectors = [_vector(text) for text in texts]
+            found = await self._vectors(model, texts, truncate=body.get("truncate") is not False)
+            vectors = [at_length_one(one, body.get("dimensions")) for one in found]
         return web.json_response(
             {
                 "model": model.name,
@@ -396,7 +443,16 @@ class Standin:
         self.requests.append(("/api/embeddings", body))
         model = self._known(body)
         await self._load(model, 4096)
-        return web.json_response({"embedding": [3 * x for x in _vector(body.get("prompt", ""))]})
+        (vector,) = await self._vectors(model, [body.get("prompt", "")])
+        return web.json_response({"embedding": [3 * x for x in vector]})
+
+    async def _vectors(self, model: Known, texts: list[str], *, truncate: bool = True) -> list[list[float]]:
+        if not model.engine:
+            return [_vector(text) for text in texts]
+        try:
+            return await engine.embed(model.engine, texts, model.context - 2, truncate=truncate)
+        except EngineError as error:
+            raise _refused(error.status, str(error)) from None
 
     # The scheduler
 
@@ -446,12 +502,29 @@ class Standin:
         now = time.time()
         self.loaded = {name: one for name, one in self.loaded.items() if one.using or one.expires > now}
 
+    async def _pieces(
+        self, model: Known, body: dict[str, Any], chat: bool, *, v1: bool = False
+    ) -> AsyncIterator[Piece]:
+        if not model.engine:
+            count = 0
+            async for word in self._words(model, body):
+                count += 1
+                yield Piece(word)
+            yield Piece(reason="stop", prompt=7, count=count)
+            return
+        if v1 and not chat:
+            # This route fills in the model's template, as /api/generate does.
+            body = {**body, "options": body | {"num_predict": body.get("max_tokens", -1)}}
+        if not chat:
+            answer = engine.generate(model.engine, body)
+        else:
+            answer = (engine.v1_chat if v1 else engine.chat)(model.engine, body)
+        async with contextlib.aclosing(answer) as pieces:
+            async for piece in pieces:
+                yield piece
+
     async def _words(self, model: Known, body: dict[str, Any]) -> AsyncIterator[str]:
         limit = (body.get("options") or {}).get("num_predict") or body.get("max_tokens") or 1 << 30
-        if self.engine:
-            async for word in self._engine_words(body, limit):
-                yield word
-            return
         due = time.monotonic()
         for count, word in enumerate(re.findall(r"\S+\s*", model.text)):
             if count >= limit:
@@ -461,18 +534,13 @@ class Standin:
             await asyncio.sleep(due - time.monotonic())
             yield word
 
-    async def _engine_words(self, body: dict[str, Any], limit: int) -> AsyncIterator[str]:
-        messages = body.get("messages") or [{"role": "user", "content": body.get("prompt", "")}]
-        ask = {"messages": messages, "stream": True, "temperature": 0}
-        if limit < 1 << 30:
-            ask["max_tokens"] = limit
-        async with ClientSession() as session:
-            async with session.post(f"{self.engine}/v1/chat/completions", json=ask) as answer:
-                async for raw in answer.content:
-                    if raw.startswith(b"data: {"):
-                        choices = json.loads(raw[6:]).get("choices") or [{}]
-                        if word := (choices[0].get("delta") or {}).get("content"):
-                            yield word
+
+def _refused(status: int, message: str, *, v1: bool = False) -> web.HTTPException:
+    error: Any = {"message": message, "type": "api_error"} if v1 else message
+    kinds = {400: web.HTTPBadRequest, 404: web.HTTPNotFound}
+    return kinds.get(status, web.HTTPInternalServerError)(
+        text=json.dumps({"error": error}), content_type="application/json"
+    )
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
@@ -504,37 +572,6 @@ def _seconds(value: object) -> float | None:
         parts = re.findall(r"([\d.]+)(ns|us|ms|s|m|h)", text)
         total = sum(float(number) * _GO[unit] for number, unit in parts)
         return -total if text.startswith("-") else total
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _delta(model: Known, chat: bool, word: str) -> dict[str, Any]:
-    text = {"message": {"role": "assistant", "content": word}} if chat else {"response": word}
-    return {"model": model.name, "created_at": _now(), **text, "done": False}
-
-
-def _final(model: Known, chat: bool, reason: str) -> dict[str, Any]:
-    return _delta(model, chat, "") | {"done": True, "done_reason": reason}
-
-
-def _line(value: dict[str, Any]) -> bytes:
-    return _packed(value).encode() + b"\n"
-
-
-def _packed(value: dict[str, Any]) -> str:
-    """Without spaces, as Go writes it."""
-    return json.dumps(value, separators=(",", ":"))
-
-
-def _v1(model: Known, choices: list[dict[str, Any]], chat: bool, *, chunk: bool = False) -> dict[str, Any]:
-    kind = ("chat.completion.chunk" if chunk else "chat.completion") if chat else "text_completion"
-    return {"id": "chatcmpl-1", "object": kind, "created": 0, "model": model.name, "choices": choices}
-
-
-def _event(model: Known, choice: dict[str, Any], chat: bool) -> bytes:
-    return f"data: {_packed(_v1(model, [choice], chat, chunk=True))}\n\n".encode()
 
 
 def _vector(text: str) -> list[float]:

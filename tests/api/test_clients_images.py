@@ -1,0 +1,120 @@
+"""Pictures through the official clients, to a real llama-server with a projector: streamed and not.
+
+What the model says is the same each time; that it was shown the picture is told by the tokens of its prompt.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+
+from tests.api.callers import chatgpt, claude
+from tests.api.conftest import OLLAMAS
+from tests.api.picture import PICTURE
+from tests.api.reciters import PATCHES, SEEN
+
+pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(90)]
+
+WORDS = "What is this?"
+DATA = f"data:image/png;base64,{PICTURE}"
+
+
+async def test_ollama_chat_with_an_image(url: str, way: str) -> None:
+    client = ollama.AsyncClient(host=url)
+    assert "vision" in ((await client.show("see")).capabilities or ())
+    blind = await client.chat("see", [{"role": "user", "content": WORDS}])
+    shown: Any = [{"role": "user", "content": WORDS, "images": [PICTURE]}]
+    whole = await client.chat("see", shown)
+    assert whole.message.content == SEEN
+    assert (whole.prompt_eval_count or 0) - (blind.prompt_eval_count or 0) == PATCHES
+    parts = [part async for part in await client.chat("see", shown, stream=True)]
+    assert "".join(part.message.content or "" for part in parts) == SEEN
+    assert parts[-1].prompt_eval_count == whole.prompt_eval_count
+    with pytest.raises(ollama.ResponseError, match=r"support images|for image input") as refused:
+        await client.chat("demo", shown)
+    # What an Ollama can do it says itself, as a failure of its own.
+    assert refused.value.status_code == (502 if way == OLLAMAS else 400)
+
+
+async def test_ollama_generate_with_an_image(url: str) -> None:
+    client = ollama.AsyncClient(host=url)
+    blind = await client.generate("see", WORDS)
+    whole = await client.generate("see", WORDS, images=[base64.b64decode(PICTURE)])
+    assert whole.response == SEEN
+    assert (whole.prompt_eval_count or 0) - (blind.prompt_eval_count or 0) == PATCHES
+    parts = [part async for part in await client.generate("see", WORDS, images=[PICTURE], stream=True)]
+    assert "".join(part.response for part in parts) == SEEN
+    assert parts[-1].prompt_eval_count == whole.prompt_eval_count
+
+
+async def test_openai_chat_with_an_image(url: str) -> None:
+    picture = {"type": "image_url", "image_url": {"url": DATA}}
+    shown: Any = [{"role": "user", "content": [{"type": "text", "text": WORDS}, picture]}]
+    async with chatgpt(url) as client:
+        blind = await client.chat.completions.create(
+            model="see", messages=[{"role": "user", "content": WORDS}]
+        )
+        whole = await client.chat.completions.create(model="see", messages=shown)
+        assert whole.choices[0].message.content == SEEN
+        assert whole.usage and blind.usage
+        assert whole.usage.prompt_tokens - blind.usage.prompt_tokens == PATCHES
+        text, tokens = "", 0
+        async for part in await client.chat.completions.create(
+            model="see", messages=shown, stream=True, stream_options={"include_usage": True}
+        ):
+            text += (part.choices[0].delta.content or "") if part.choices else ""
+            tokens = part.usage.prompt_tokens if part.usage else tokens
+        assert text == SEEN and tokens == whole.usage.prompt_tokens
+        with pytest.raises(openai.BadRequestError, match="does not support images"):
+            await client.chat.completions.create(model="demo", messages=shown)
+
+
+async def test_openai_responses_with_an_image(url: str) -> None:
+    picture = {"type": "input_image", "image_url": DATA, "detail": "auto"}
+    shown: Any = [{"role": "user", "content": [{"type": "input_text", "text": WORDS}, picture]}]
+    async with chatgpt(url) as client:
+        blind = await client.responses.create(model="see", input=WORDS)
+        whole = await client.responses.create(model="see", input=shown)
+        assert whole.output_text == SEEN and whole.usage and blind.usage
+        assert whole.usage.input_tokens - blind.usage.input_tokens == PATCHES
+        async with client.responses.stream(model="see", input=shown) as stream:
+            final = await stream.get_final_response()
+        assert final.output_text == SEEN
+        assert final.usage and final.usage.input_tokens == whole.usage.input_tokens
+
+
+async def test_anthropic_with_an_image(url: str) -> None:
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+    shown: Any = [{"role": "user", "content": [{"type": "text", "text": WORDS}, picture]}]
+    plain: Any = [{"role": "user", "content": WORDS}]
+
+    def prompt(usage: anthropic.types.Usage) -> int:
+        return usage.input_tokens + (usage.cache_read_input_tokens or 0)
+
+    async with claude(url) as client:
+        blind = await client.messages.create(model="see", max_tokens=99, messages=plain)
+        whole = await client.messages.create(model="see", max_tokens=99, messages=shown)
+        assert whole.content[0].type == "text" and whole.content[0].text == SEEN
+        assert prompt(whole.usage) - prompt(blind.usage) == PATCHES
+        async with client.messages.stream(model="see", max_tokens=99, messages=shown) as stream:
+            text = "".join([piece async for piece in stream.text_stream])
+            final = await stream.get_final_message()
+        assert text == SEEN and prompt(final.usage) == prompt(whole.usage)
+        with pytest.raises(anthropic.BadRequestError, match="does not support images"):
+            await client.messages.create(model="demo", max_tokens=9, messages=shown)
+
+
+async def test_an_image_that_is_none_is_refused_and_the_next_is_seen(url: str) -> None:
+    client = ollama.AsyncClient(host=url)
+    noise = base64.b64encode(b"x" * 99).decode()
+    broken: Any = [{"role": "user", "content": WORDS, "images": [noise]}]
+    with pytest.raises(ollama.ResponseError) as refused:
+        await client.chat("see", broken)
+    assert refused.value.status_code == 400
+    shown: Any = [{"role": "user", "content": WORDS, "images": [PICTURE]}]
+    assert (await client.chat("see", shown)).message.content == SEEN
