@@ -36,6 +36,8 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(tmp_path_factory: pytest.TempPathFactory, big: Path, llama: Llama) -> Iterator[Cluster]:
     # At this verbosity llama-server says where each layer goes.
     settings = {"placement.context": 1024, "placement.slots": 1, "llama.extra_args": "-lv,5"}
+    # Files stay where they are: some tests look which node has which.
+    settings["models.fetch_seconds"] = 0
     folder = tmp_path_factory.mktemp("cluster")
     with Cluster(3, folder, llama, memory="400 MB", settings=settings) as cluster:
         (cluster[0].models / "big.gguf").symlink_to(big)
