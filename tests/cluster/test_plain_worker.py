@@ -47,6 +47,8 @@ def test_a_model_runs_on_a_plain_worker_through_the_node_that_names_it(
     with Cluster(2, tmp_path, llama, settings=settings, each=each, loopback=True) as cluster:
         writer.write(cluster[1].models / "wide.gguf", "llama", size)
         cluster.together()
+        for node in cluster:
+            until(lambda node=node: b"wide" in node.ask("GET", "/api/tags").body, "the model is listed")
 
         def found() -> list[str]:
             nodes = cluster[1].state()["nodes"]
