@@ -77,11 +77,6 @@ class Recital:
         """What it says."""
         return "".join(self.pieces)
 
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of one block's matrices."""
-        return (4 * self.width * self.width + 3 * self.width * self.hidden) * 34 // 32
-
 
 def pieces(text: str) -> tuple[str, ...]:
     """Cut a text into pieces for a `Recital`: words, joined where a word alone would come up twice."""
