@@ -55,8 +55,11 @@ async def occupied(address: str) -> AsyncIterator[None]:
     reader, writer = await asyncio.open_connection(host, int(port))
     handshake = Handshake()
     writer.write(handshake.begin())
-    handshake.feed(await asyncio.wait_for(reader.read(4096), 5))
-    assert handshake.version is not None
+    async with asyncio.timeout(5):
+        while handshake.version is None:  # the worker sends its answer's length by itself
+            data = await reader.read(4096)
+            assert data, "the worker hung up"
+            handshake.feed(data)
     try:
         yield
     finally:
