@@ -79,7 +79,7 @@ class Given:
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """The record stays as it is."""
 
-    def resolve(self, name: str) -> Resolved:
+    async def awaited(self, name: str) -> Resolved:
         return Resolved(name, MODEL)
 
     def get(self, name: str) -> None:
