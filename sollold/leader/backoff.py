@@ -18,11 +18,13 @@ MOST = 1024
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Left out for ``seconds`` more, after ``failures`` in a row; ``reason``: of the last one."""
+    """Left out for ``seconds`` more, after ``failures`` in a row; ``reason``: of the last one, ``since``
+    seconds ago."""
 
     seconds: float
     failures: int
     reason: str
+    since: float
 
 
 @dataclass(slots=True)
@@ -61,5 +63,6 @@ class Backoff:
         if story is None or story.failures <= self._free:
             return None
         pause = min(self._first * 2 ** min(story.failures - self._free - 1, 30), self._longest)
-        left = story.last + pause - now
-        return Blocked(left, story.failures, story.reason) if left > 0 else None
+        since = now - story.last
+        left = pause - since
+        return Blocked(left, story.failures, story.reason, since) if left > 0 else None

@@ -95,6 +95,8 @@ def decide(ask: Ensure, world: World) -> Decision:
     if isinstance(placed, Refuse) and world.avoided:
         world = replace(world, avoided={})
         placed = _placement(ask, world, larger)
+    if isinstance(placed, Refuse) and world.last_resort:
+        placed = _with_the_last(ask, world, larger, placed)
     if isinstance(placed, Place) and larger is not None:
         placed = _rounded_up(ask, world, larger, placed)
     if isinstance(placed, Refuse):
@@ -140,6 +142,15 @@ def _rounded_up(ask: Ensure, world: World, larger: Held, exact: Place) -> Place:
 def _otherwise(ask: Ensure, held: Held) -> str:
     """What the caller named that a deployment does not have besides its context."""
     return unmet(ask, held[1].asked, held[1].slots)
+
+
+def _with_the_last(
+    ask: Ensure, world: World, larger: Held | None, refusal: Refuse
+) -> Place | Soon | FetchFirst | Refuse:
+    """With nodes that fail again and again: better those than none, if nothing is unloaded for the try."""
+    kept = {node: why for node, why in world.out.items() if node not in world.last_resort}
+    placed = _placement(ask, replace(world, out=kept), larger)
+    return refusal if isinstance(placed, Place) and placed.evictions else placed
 
 
 def _when_all_are_back(ask: Ensure, world: World, refusal: Refuse) -> Soon | Refuse:

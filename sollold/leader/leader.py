@@ -34,7 +34,7 @@ from sollold.models.model import Model
 from sollold.models.shape import Shape
 from sollold.placement.profile import profile_of
 from sollold.placement.speed import Correction, uncorrected
-from sollold.serving.ask import Fault
+from sollold.serving.ask import Fault, unresolved
 
 log = logging.getLogger("sollold.leader")
 
@@ -341,8 +341,9 @@ class Leader:
                 # The caller knew it a moment ago.
                 gone = f"No node that has {ask.model} is there any more: it left the cluster or died."
                 return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
-            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
-            return Refuse(fault, resolved.message or f"model {ask.model!r} not found")
+            refusal = unresolved(resolved)
+            message = refusal.message or f"model {ask.model!r} not found"
+            return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
         records = self._view.live()
         holders = with_refusals(holders, records)
         shape = await self._shape(holders)
@@ -370,6 +371,7 @@ class Leader:
             blocked=self._memory.models.blocked(model.digest, now),
             avoided=self._memory.avoided(records, now),
             passing=self._memory.passing(records, now),
+            last_resort=self._memory.spare(records, now) - set(ask.exclude) - (out or {}).keys(),
             expected=self._memory.expected(now),
             unfetched=frozenset(
                 record.node

@@ -20,6 +20,8 @@ RETURNED_WITHIN = 2.0
 """Seconds within which owners that can be reached give back the memory of a deployment that ended."""
 GOOD_SERVICE = 180.0
 """Seconds of answering after which earlier faults of a deployment's nodes are forgotten."""
+LAST_RESORT = 5.0
+"""Seconds after a node's last failure from which it is tried where nothing else can do it."""
 TRUE_FOR = 3.0
 """Seconds for which an owner's own word on its memory goes before its record."""
 
@@ -204,6 +206,16 @@ class Memory:
     def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
         """Nodes that failed too often lately, and why they are left out."""
         return _blocked(self.nodes, records, now)
+
+    def spare(self, records: Iterable[Record], now: float) -> frozenset[str]:
+        """Nodes of `out` to fall back on where nothing else can do it."""
+        return frozenset(
+            record.node
+            for record in records
+            if (blocked := self.nodes.blocked(record.node, now)) is not None
+            and blocked.since >= LAST_RESORT
+            and record.node not in self._unasked
+        )
 
     def avoided(self, records: Iterable[Record], now: float) -> dict[str, str]:
         """Nodes on which what answered broke too often lately, and why others are taken where they can."""

@@ -52,6 +52,7 @@ class World:
         blocked: the model has failed too often.
         avoided: node → why others are taken where they can do it.
         passing: nodes of ``out`` that will be asked again within a minute.
+        last_resort: nodes of ``out`` to fall back on where nothing else can do it.
         expected: nodes that have just gone and should be back, as they will be.
         unfetched: nodes that could not get its file lately.
     """
@@ -70,6 +71,7 @@ class World:
     blocked: Blocked | None = None
     avoided: Mapping[str, str] = field(default_factory=dict)
     passing: frozenset[str] = frozenset()
+    last_resort: frozenset[str] = frozenset()
     expected: tuple[Record, ...] = ()
     unfetched: frozenset[str] = frozenset()
     correction: speed.Correction = speed.uncorrected

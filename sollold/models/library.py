@@ -133,7 +133,7 @@ class Library:
 
     def resolve(self, name: str) -> Resolved:
         """Which model a caller means."""
-        return resolve(name, self._shelves()[0], self._aliases)
+        return self._or_away(resolve(name, self._shelves()[0], self._aliases))
 
     async def awaited(self, name: str) -> Resolved:
         """As `resolve`, for a caller who would be told that there is no such model.
@@ -155,7 +155,7 @@ class Library:
 
     def exact(self, name: str) -> Resolved:
         """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
-        return exact(name, self._shelves()[0], self._aliases)
+        return self._or_away(exact(name, self._shelves()[0], self._aliases))
 
     def holders(self, listed: str) -> tuple[tuple[str, Model], ...]:
         """As `find`, for a name just as `all` has it."""
@@ -233,6 +233,22 @@ class Library:
             if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
                 return other.name
         return ""
+
+    def _or_away(self, resolved: Resolved) -> Resolved:
+        """A model of nodes that are not there now is missing for a while, which is not "no such model".
+
+        Their lists are kept as long as their records are.
+        """
+        if resolved.name or resolved.candidates:
+            return resolved
+        live = {record.node for record in self._view.live()}
+        away = []
+        for node in sorted(self._lists.keys() - live):
+            meant = resolve(resolved.asked, [model.name for model in self._lists[node].models])
+            record = self._view.record(node)
+            if record is not None and (meant.name or meant.candidates):
+                away.append(record.name)
+        return replace(resolved, away=tuple(away))
 
     def _mine(self) -> None:
         self._view.update_me(models=self._catalogue.digest)

@@ -132,12 +132,14 @@ class Resolved:
         name: the one model meant; empty when there is none or more than one.
         candidates: when more than one fits.
         suggestions: names like it, when none fits.
+        away: names of the nodes that have it but are not there now, when none fits.
     """
 
     asked: str
     name: str = ""
     candidates: tuple[str, ...] = ()
     suggestions: tuple[str, ...] = ()
+    away: tuple[str, ...] = ()
 
     @property
     def message(self) -> str:
@@ -146,6 +148,12 @@ class Resolved:
             return ""
         if self.candidates:
             return f"model {self.asked!r} could be any of {', '.join(self.candidates)}; name one of them"
+        if self.away:
+            are = "which is" if len(self.away) == 1 else "which are"
+            return (
+                f"model {self.asked!r} is on {' and '.join(self.away)} alone, {are} not there now: "
+                "switched off, restarting or cut off"
+            )
         message = f"model {self.asked!r} not found"
         if self.suggestions:
             message += f"; did you mean {' or '.join(self.suggestions)}?"

@@ -16,6 +16,10 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 from sollold.cluster.record import Backend
+from sollold.models.names import Resolved
+
+_BACK_AGAIN = 5.0
+"""Seconds after which a caller may ask again for what is on a node that is away."""
 
 
 class Engine(StrEnum):
@@ -125,6 +129,15 @@ class Refusal(Exception):
         self.message = message
         self.retry_after = retry_after
         self.status = status
+
+
+def unresolved(resolved: Resolved) -> Refusal:
+    """Why a caller's name is not one model."""
+    if resolved.candidates:
+        return Refusal(Fault.AMBIGUOUS, resolved.message)
+    if resolved.away:
+        return Refusal(Fault.UNAVAILABLE, resolved.message, retry_after=_BACK_AGAIN)
+    return Refusal(Fault.NOT_FOUND, resolved.message)
 
 
 @dataclass(slots=True)

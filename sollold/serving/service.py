@@ -16,7 +16,7 @@ from sollold.config import HttpSettings, PlacementSettings, ServingSettings
 from sollold.models.library import Listed
 from sollold.models.names import Resolved
 from sollold.placement.wish import must_shard
-from sollold.serving.ask import Answer, Ask, Fault, Refusal, Waiting
+from sollold.serving.ask import Answer, Ask, Fault, Refusal, Waiting, unresolved
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.errand import Errand
 from sollold.serving.finding import Means
@@ -134,11 +134,10 @@ class Serving:
         """Which model is meant.
 
         Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS.
+            Refusal: NOT_FOUND, AMBIGUOUS, UNAVAILABLE.
         """
         if not resolved.name:
-            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
-            raise Refusal(fault, resolved.message)
+            raise unresolved(resolved)
         listed = self._names.get(ask.model)
         digest = listed.model.digest if listed is not None else ""
         trained = listed.model.context_train if listed is not None else 0

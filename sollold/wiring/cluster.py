@@ -19,7 +19,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
 from sollold.machine.plain import PlainWorker
 from sollold.models.library import Library, Listed
-from sollold.serving.ask import Engine, Fault, Refusal, Waiting
+from sollold.serving.ask import Engine, Fault, Refusal, Waiting, unresolved
 from sollold.serving.loader import LeaderLoader, Need
 from sollold.serving.router import Router, Wish
 from sollold.wiring.nodes import node_named
@@ -263,8 +263,7 @@ class ClusterHere:
         resolved = await self._library.awaited(model)
         listed = self._library.get(model)
         if listed is None:
-            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
-            raise Refusal(fault, resolved.message)
+            raise unresolved(resolved)
         return listed
 
 

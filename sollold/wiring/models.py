@@ -13,7 +13,7 @@ from sollold.cluster.view import View
 from sollold.models.library import Library
 from sollold.models.library import Listed as Shelved
 from sollold.models.own_models import Changed, Told, WhatName
-from sollold.serving.ask import Fault, Refusal
+from sollold.serving.ask import Fault, Refusal, unresolved
 from sollold.wiring.nodes import node_named
 
 _PATIENCE = 60.0
@@ -35,7 +35,7 @@ class ModelsHere:
         """The model a caller means by ``name``.
 
         Raises:
-            Refusal: NOT_FOUND, or AMBIGUOUS with the candidates.
+            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while those who have it are away.
         """
         return self._named(await self._shelved(name))
 
@@ -146,14 +146,13 @@ class ModelsHere:
         for shelved in self._library.all() if resolved.name else ():
             if shelved.model.name == resolved.name:
                 return shelved
-        raise Refusal(Fault.NOT_FOUND, resolved.message)
+        raise unresolved(resolved)
 
     async def _shelved(self, name: str) -> Shelved:
         resolved = await self._library.awaited(name)
         shelved = self._library.get(name)
         if shelved is None:
-            fault = Fault.AMBIGUOUS if resolved.candidates else Fault.NOT_FOUND
-            raise Refusal(fault, resolved.message)
+            raise unresolved(resolved)
         return shelved
 
     def _named(self, shelved: Shelved) -> Listed:

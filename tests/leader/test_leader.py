@@ -17,7 +17,7 @@ from sollold.leader import leader
 from sollold.leader.absence import BACK_WITHIN, GONE_WITHIN
 from sollold.leader.ensure import Drop, Ensure, Ensured, Verdict
 from sollold.leader.leader import Leader
-from sollold.leader.memory import GOOD_SERVICE
+from sollold.leader.memory import GOOD_SERVICE, LAST_RESORT
 from sollold.models.model import Model
 from sollold.models.shape import Shape
 from tests.leader.cluster import Cluster, cpu_device, model, refuse
@@ -963,6 +963,20 @@ async def test_the_node_whose_part_of_loads_fails_is_left_out_and_not_the_head(t
     assert (answer.verdict, answer.node) == (Verdict.WAIT, "a")
     plan = [r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy)][-1]
     assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
+
+
+async def test_a_node_whose_loads_fail_again_and_again_is_tried_where_nothing_else_can_do_it(
+    town: Cluster,
+) -> None:
+    for _ in range(6):
+        answer = await town.planner.ensure(ASK)
+        assert answer.verdict is Verdict.WAIT, answer
+        break_off(town, answer.deployment, culprit="b")
+        town.now += LAST_RESORT
+    town.now -= 1
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    town.now += 1
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
 
 
 async def test_a_node_on_which_answers_break_again_and_again_is_avoided_where_others_can_do_it(

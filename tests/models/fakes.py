@@ -22,11 +22,12 @@ def record(node: str, **changes: Any) -> Record:
 
 
 class FakeView:
-    """One node's view; `others` are the records of the rest."""
+    """One node's view; `others` are the records of the rest, `gone` of those that were there."""
 
     def __init__(self, me: Record) -> None:
         self._me = me
         self.others: dict[str, Record] = {}
+        self.gone: dict[str, Record] = {}
         self.callbacks: list[Callable[[], None]] = []
 
     @property
@@ -37,7 +38,7 @@ class FakeView:
         return tuple(sorted((self._me, *self.others.values()), key=lambda one: one.node))
 
     def record(self, node: str) -> Record | None:
-        return self._me if node == self._me.node else self.others.get(node)
+        return self._me if node == self._me.node else self.others.get(node) or self.gone.get(node)
 
     def leader(self) -> Term:
         return Term(1, self._me.node)

@@ -61,6 +61,7 @@ class Town:
             fresh = {other.name: other.view.me for other in self.nodes if other is not node}
             fresh = {name: one for name, one in fresh.items() if name not in node.calls.cut}
             if fresh != node.view.others:
+                node.view.gone = {**node.view.gone, **node.view.others}
                 node.view.others = fresh
                 node.view.tell()
 
@@ -133,9 +134,14 @@ async def test_a_node_that_goes_takes_its_models(town: Town) -> None:
     a.calls.cut.add("b")
     town.spread()
     await until(lambda: a.names() == [])
+    for resolved in (a.library.resolve("beta"), a.library.exact("beta:latest")):
+        assert (resolved.name, resolved.away) == ("", ("name-b",))
+        assert "'beta" in resolved.message and "name-b alone, which is not there now" in resolved.message
+    assert a.library.resolve("gamma").away == ()
     a.calls.cut.clear()
     town.spread()
     await until(lambda: a.names() == ["beta:latest"])
+    assert a.library.resolve("beta").away == ()
 
 
 async def test_a_list_that_cannot_be_fetched_is_tried_again(

@@ -231,6 +231,8 @@ class FakeNames:
             return Resolved(name, MODEL)
         if name == "two":
             return Resolved(name, candidates=("two:a", "two:b"))
+        if name == "elsewhere":
+            return Resolved(name, away=("host-z",))
         return Resolved(name)
 
     def get(self, name: str) -> Listed | None:
