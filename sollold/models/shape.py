@@ -102,6 +102,11 @@ class Shape:
     slack: int = 0
     front: int = 0
 
+    @property
+    def late(self) -> bool:
+        """Whether outputs are chosen only after the last block."""
+        return any(layer.block is not None and layer.block.late for layer in self.layers)
+
 
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""

@@ -18,6 +18,8 @@ class TensorType:
         return -(-elements // self.block) * self.size
 
 
+UNPACKED = ("f32", "f16", "bf16")
+"""Names of the types, as settings write them, whose elements stand for themselves."""
 TENSOR_TYPES: dict[int, TensorType] = {
     0: TensorType("F32", 1, 4),
     1: TensorType("F16", 1, 2),

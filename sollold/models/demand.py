@@ -1,0 +1,178 @@
+"""What each layer's operations need of a device's compute buffer, pipelined or not."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sollold.models import blocks
+from sollold.models.block import Batch, Block
+from sollold.models.cells import Cells
+from sollold.models.run import Run
+from sollold.models.shape import Shape
+from sollold.models.tensor_type import UNPACKED
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a layer's operations need: pipelined as the first of a device, pipelined as a later one, without
+    pipelining; and which inputs. ``received``, ``sent``: bytes that pass besides the hidden state when a
+    device begins or ends with it. ``source``: the layer whose cache it uses, -1: its own.
+    """
+
+    first: int
+    later: int
+    alone: int
+    full: bool = False
+    windowed: bool = False
+    received: int = 0
+    sent: int = 0
+    source: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """The demands of all layers, the output last, by kind: a planner asks for thousands of ranges.
+
+    ``full`` to ``windowed_own``: how many layers before each one attend so, and have a cache of their own.
+    ``borrowed``: pairs of a layer and the one whose cache it uses.
+    """
+
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+    alone: tuple[int, ...]
+    received: tuple[int, ...]
+    sent: tuple[int, ...]
+    full: tuple[int, ...]
+    full_own: tuple[int, ...]
+    windowed: tuple[int, ...]
+    windowed_own: tuple[int, ...]
+    borrowed: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, each: Sequence[Demand]) -> Demands:
+        """Gathered from one a layer."""
+
+        def before(flags: Iterable[bool]) -> tuple[int, ...]:
+            return tuple(itertools.accumulate(flags, initial=0))
+
+        return cls(
+            first=tuple(demand.first for demand in each),
+            later=tuple(demand.later for demand in each),
+            alone=tuple(demand.alone for demand in each),
+            received=tuple(demand.received for demand in each),
+            sent=tuple(demand.sent for demand in each),
+            full=before(demand.full for demand in each),
+            full_own=before(demand.full and demand.source < 0 for demand in each),
+            windowed=before(demand.windowed for demand in each),
+            windowed_own=before(demand.windowed and demand.source < 0 for demand in each),
+            borrowed=tuple((index, demand.source) for index, demand in enumerate(each) if demand.source >= 0),
+        )
+
+
+def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
+    """Those of all layers, the output last."""
+    each: list[Demand] = []
+    last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)
+    kinds = _kinds(shape)
+    known: dict[tuple[object, ...], Demand] = {}
+    for index, layer in enumerate(shape.layers):
+        # Most layers are alike, and stand between such that are.
+        alike = (*kinds[max(index - 1, 0) : index + 2], layer.window, layer.source, not index, index == last)
+        if alike not in known:
+            known[alike] = _demand(shape, index, cells, run, flash, index == last)
+        each.append(known[alike])
+    each.append(_output_demand(shape, cells))
+    return Demands.of(each)
+
+
+def _kinds(shape: Shape) -> list[int]:
+    """A number for each layer: that of its block."""
+    numbers: dict[Block | None, int] = {}
+    return [numbers.setdefault(layer.block, len(numbers)) for layer in shape.layers]
+
+
+def _demand(shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool) -> Demand:
+    layer = shape.layers[index]
+    if layer.block is None:
+        return Demand(0, 0, 0)
+    block = layer.block
+    batch = Batch(
+        tokens=cells.tokens,
+        outputs=cells.outputs,
+        sequences=cells.sequences,
+        cells=cells.seen(layer.window),
+        flash=flash,
+        rotate_k=run.type_k not in UNPACKED and block.head_k % 64 == 0,
+        rotate_v=run.type_v not in UNPACKED and block.head_v % 64 == 0,
+    )
+    attends = bool(block.q)
+    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
+    states = shape.slack if flash or block.fused else max(shape.slack, block.streams)
+    slack = states * shape.n_embd * cells.tokens * 4
+    return Demand(
+        first=slack + _peak(block, batch, True, True, last),
+        later=slack + _peak(block, batch, True, False, last),
+        alone=slack + _peak(block, batch, False, True, last),
+        full=attends and not layer.window,
+        windowed=attends and layer.window,
+        received=_received(shape, index, cells),
+        sent=_sent(shape, index, cells),
+        source=layer.source,
+    )
+
+
+def _received(shape: Shape, index: int, cells: Cells) -> int:
+    """What a device that begins with a layer is given of the one before, besides the hidden state.
+
+    Recurrent layers fetch their state before the layer before has ended, which moves the border between the
+    devices a little: parts of products pass where one hidden state was meant to. Measured, not derived.
+    """
+    block = shape.layers[index].block
+    unit = cells.tokens * 4
+    if block is None or (index == 0 and not shape.positions):
+        return 0
+    if index == 0:
+        return shape.n_embd * unit
+    before = shape.layers[index - 1].block
+    if before is not None and (_scans(block) or block.mixer == "conv"):
+        if _scans(block) and _scans(before) and not before.experts:
+            return (block.inner + block.convolved) * unit
+        return shape.n_embd * unit if before.experts and not before.ff_shared else 0
+    if block.mixer.startswith("rwkv"):
+        return shape.n_embd * unit * 5 // 2
+    return 0
+
+
+def _sent(shape: Shape, index: int, cells: Cells) -> int:
+    """What comes back to a device that ends with a layer; see `_received`."""
+    block = shape.layers[index].block
+    if block is None:
+        return 0
+    after = shape.layers[index + 1].block if index + 1 < len(shape.layers) else None
+    if after is not None and _scans(block) and _scans(after) and not block.experts:
+        return block.inner * cells.tokens * 4
+    return shape.n_embd * cells.tokens * 4 if block.mixer.startswith("rwkv") else 0
+
+
+def _scans(block: Block) -> bool:
+    """Whether a state-space scan stands in attention's place."""
+    return block.mixer in ("mamba", "mamba2") and not block.q
+
+
+@functools.lru_cache(maxsize=4096)
+def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> int:
+    return blocks.peak(block, batch, piped=piped, first=first, last=last)
+
+
+def _output_demand(shape: Shape, cells: Cells) -> Demand:
+    """The output norm and the logits; the hidden state is there beside them. Embedders have no logits."""
+    if not shape.cached:
+        normed = 2 * shape.n_embd * cells.tokens * 4 if shape.output else 0
+        return Demand(normed, normed, normed)
+    hidden, logits = shape.n_embd * cells.outputs * 4, shape.n_vocab * cells.outputs * 4
+    if shape.late:
+        hidden += shape.n_embd * cells.tokens * 4
+    return Demand(hidden + logits, 2 * hidden + logits, 2 * hidden + logits)
