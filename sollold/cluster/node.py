@@ -31,10 +31,11 @@ from sollold.cluster.identity import Identity
 from sollold.cluster.interfaces import Interface, InterfaceWatch, tellable, within
 from sollold.cluster.kept_file import KeptFile, KeptWriter
 from sollold.cluster.link import Links, neighbours
+from sollold.cluster.measures import Measures
 from sollold.cluster.peer import PeerError
 from sollold.cluster.peer_client import Calls
 from sollold.cluster.peer_server import LINK, Peers, PortTaken
-from sollold.cluster.peers_file import Peer, PeersFile, merged
+from sollold.cluster.peers_file import Peer, PeersFile, PeersWriter
 from sollold.cluster.reach import Reach
 from sollold.cluster.record import Record
 from sollold.cluster.seal import Opened, Sealer
@@ -48,7 +49,6 @@ log = logging.getLogger("sollold.cluster")
 _GOODBYE_SECONDS = 0.5
 _ROUND_SECONDS = 30.0
 """Seeds are resolved again, and announced nodes that are not there are tried again."""
-_SAVE_SECONDS = 2.0
 _EXCHANGES = 8
 """Push-pulls and TCP pings under way at a time."""
 _ANY = ("0.0.0.0", "::", "")
@@ -104,10 +104,7 @@ class ClusterNode:
         self._boot = secrets.randbits(62) | 1
         self._kept = KeptFile(state)
         self._keeper = KeptWriter(self._kept, self._persisted)
-        self._remembered = PeersFile(state)
-        self._known: tuple[Peer, ...] = ()
-        self._saved: tuple[Peer, ...] = ()
-        self._saving: asyncio.Task[None] | None = None
+        self._remembered = PeersWriter(PeersFile(state), self._contacts)
         self._gossip: Gossip | None = None
         self.reach = Reach(identity, self._addresses_of)
         self.calls = Calls(self.reach, peers)
@@ -128,7 +125,7 @@ class ClusterNode:
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._telling = False
         self._live: tuple[Record, ...] | None = None
-        self._measures: dict[str, tuple[float, float]] = {}
+        self._measures = Measures()
         self._leaving = False
         peers.speak(LINK, self._links.accept)
         peers.speak(SYNC, lambda _: SyncServer(self._take))
@@ -146,7 +143,7 @@ class ClusterNode:
         settings = self._settings
         seeds = read_seeds(settings.seeds, settings.port)
         kept = await asyncio.to_thread(self._kept.read)
-        self._known = self._saved = await asyncio.to_thread(self._remembered.read)
+        remembered = await self._remembered.read()
         await self._listen()
         self._links.port, self._links.boot = self._port, self._boot
         loop = asyncio.get_running_loop()
@@ -177,7 +174,7 @@ class ClusterNode:
             one = Interface("", 0, (), fixed) if ":" in settings.host else Interface("", 0, fixed)
             self._discovery.use((one,))
         now = time.monotonic()
-        for peer in self._known:
+        for peer in remembered:
             if peer.node != self._identity.node and peer.addresses:
                 self._do(self._gossip.introduce(peer.addresses, now, keep=True, source=peer.node))
         self._own(loop.create_task(self._rounds(seeds)))
@@ -204,8 +201,7 @@ class ClusterNode:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._gossip is not None:
-            self._remember()
-            await self._write_peers()
+            await self._remembered.close()
         await self._keeper.close()
         await self.calls.close()
         await self._peers.close()
@@ -405,7 +401,7 @@ class ClusterNode:
         else:
             log.debug("node %s: %s", name, change)
         if change in (Change.JOINED, Change.MOVED):
-            self._save_soon()
+            self._remembered.write_soon()
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
             self._links.drop(node, now=self._gossip.boot(node) if back and self._gossip else 0)
@@ -428,7 +424,8 @@ class ClusterNode:
         if self._gossip is not None and not self._leaving:
             alive = [node for node, _ in self._gossip.contacts()]
             self._links.want(neighbours(self._identity.node, alive))
-            self._forget_measures(alive)
+            if self._measures.keep(alive):
+                self.update_me(links=self._measures.told())
         for callback in tuple(self._callbacks.values()):
             try:
                 callback()
@@ -447,28 +444,8 @@ class ClusterNode:
             self._do(self._gossip.link_lost(node, time.monotonic(), silent=silent))
 
     def _measured(self, node: str, trip: float, rate: float) -> None:
-        """Note what a link measured; only what differs clearly is worth telling everybody."""
-        before = self._measures.get(node)
-        if (
-            before is not None
-            and not _differs(before[0], trip, 100e-6)
-            and not _differs(before[1], rate, 1e6)
-        ):
-            return
-        self._measures[node] = (trip, rate)
-        self._say_measures()
-
-    def _forget_measures(self, alive: list[str]) -> None:
-        gone = self._measures.keys() - set(alive)
-        if gone:
-            for node in gone:
-                del self._measures[node]
-            self._say_measures()
-
-    def _say_measures(self) -> None:
-        self.update_me(
-            links=tuple((node, round(trip, 6), rate) for node, (trip, rate) in sorted(self._measures.items()))
-        )
+        if self._measures.note(node, trip, rate):
+            self.update_me(links=self._measures.told())
 
     # Addresses and introductions
 
@@ -525,36 +502,9 @@ class ClusterNode:
             silent = frozenset(here - discovery.seen().keys())
         self._unheard, self._silent = silent & self._silent, silent
 
-    def _save_soon(self) -> None:
-        """Remember who is there now, and write it when the news have settled."""
-        if self._saving is None:
-            self._saving = asyncio.get_running_loop().create_task(self._save())
-            self._own(self._saving)
-
-    async def _save(self) -> None:
-        try:
-            await asyncio.sleep(0)  # the core has told all that changed
-            self._remember()
-            await asyncio.sleep(_SAVE_SECONDS)
-        finally:
-            self._saving = None
-        self._remember()
-        await self._write_peers()
-
-    def _remember(self) -> None:
-        assert self._gossip is not None
-        now = tuple(Peer(node, addresses) for node, addresses in self._gossip.contacts())
-        self._known = merged(now, self._known)
-
-    async def _write_peers(self) -> None:
-        if self._known == self._saved:
-            return
-        known = self._known
-        try:
-            await asyncio.to_thread(self._remembered.write, known)
-            self._saved = known
-        except OSError as error:
-            log.warning("the peers can't be remembered on disk: %s", error)
+    def _contacts(self) -> tuple[Peer, ...]:
+        contacts = self._gossip.contacts() if self._gossip is not None else ()
+        return tuple(Peer(node, addresses) for node, addresses in contacts)
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -564,7 +514,3 @@ class ClusterNode:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a task of the cluster failed", exc_info=error)
-
-
-def _differs(before: float, now: float, least: float) -> bool:
-    return abs(now - before) > max(least, 0.25 * before)

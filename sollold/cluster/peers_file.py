@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +17,10 @@ from sollold.cluster.state_file import read_bounded, write_whole
 log = logging.getLogger("sollold.cluster")
 
 _MOST = 256
+_SETTLE = 2.0
+"""Seconds that news are given to settle before they are written."""
+_CLOSE = 3.0
+"""Seconds that the last write may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,70 @@ class PeersFile:
             OSError: the file can't be written.
         """
         write_whole(self._path, msgspec.json.format(msgspec.json.encode(peers[:_MOST]), indent=1))
+
+
+class PeersWriter:
+    """Keeps the file up with the cluster, in the background.
+
+    Args:
+        now: who is there, and where.
+    """
+
+    def __init__(self, file: PeersFile, now: Callable[[], tuple[Peer, ...]]) -> None:
+        self._file = file
+        self._now = now
+        self._known: tuple[Peer, ...] = ()
+        self._saved: tuple[Peer, ...] = ()
+        self._task: asyncio.Task[None] | None = None
+        self._news = False
+        self._closing = asyncio.Event()
+
+    async def read(self) -> tuple[Peer, ...]:
+        """Who is remembered from before."""
+        self._known = self._saved = await asyncio.to_thread(self._file.read)
+        return self._known
+
+    def write_soon(self) -> None:
+        """Remember who is there now, and write it when the news have settled."""
+        self._news = True
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="peers file")
+
+    async def close(self) -> None:
+        """Write what is not written yet. ``now`` must be good still; a disk that hangs is not waited for."""
+        self._closing.set()
+        self.write_soon()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=_CLOSE)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            while self._news:
+                self._news = False
+                await asyncio.sleep(0)  # the core has told all that changed
+                self._remember()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _SETTLE)
+                self._remember()
+                await self._write()
+        finally:
+            self._task = None
+
+    def _remember(self) -> None:
+        self._known = merged(self._now(), self._known)
+
+    async def _write(self) -> None:
+        known = self._known
+        if known == self._saved:
+            return
+        try:
+            await asyncio.to_thread(self._file.write, known)
+            self._saved = known
+        except OSError as error:
+            log.warning("the peers can't be remembered on disk: %s", error)
 
 
 def merged(live: tuple[Peer, ...], before: tuple[Peer, ...]) -> tuple[Peer, ...]:
