@@ -4,7 +4,7 @@ The house, floor by floor; imports point down only:
 
 ====  ==================  ====================================================================
 6     ``cli``             commands; they call a daemon's HTTP API, or start one
-5     ``daemon``          builds the parts, starts and stops them in order
+5     ``daemon``          builds the parts, starts and stops them in order;  ``serve``: the process
 4     ``api``             HTTP: one file a dialect, metrics, the dashboard
 3     ``serving``         request → endpoint, whose turn it is, the bytes back, going on
 3     ``leader``          what should run where

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     found = settings(options)
     log.set_up(found.settings.log.level)
-    from sollold.daemon import StartError, serve
+    from sollold.serve import StartError, serve
 
     try:
         serve(found, reload=lambda: settings(options), demo=options.demo_model)
