@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -56,6 +56,8 @@ class Calls:
         self._own = own
         self._session: aiohttp.ClientSession | None = None
         self._streams: dict[str, set[ClientResponse]] = {}
+        self._asked: dict[str, set[asyncio.Timeout]] = {}
+        """Exchanges that no answer has begun to come for."""
 
     async def close(self) -> None:
         """End every connection."""
@@ -64,9 +66,12 @@ class Calls:
             self._session = None
 
     def drop(self, node: str) -> None:
-        """``node`` is dead: what is read from it ends now instead of after a time-out."""
+        """``node`` is dead: what is asked of it or read from it ends now instead of after a time-out."""
         for response in tuple(self._streams.get(node, ())):
             _abort(response)
+        now = asyncio.get_running_loop().time()
+        for asked in self._asked.pop(node, ()):
+            asked.reschedule(now)
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         """Send a dataclass, get a dataclass (msgpack, validated). To oneself: no network.
@@ -143,26 +148,26 @@ class Calls:
         session = self._opened()
         use, begun = _Use(), False
         try:
-            async with session.request(
-                method,
-                URL(f"https://{tls_name(node)}{path}"),
-                headers={"Accept-Encoding": "identity", **headers},
-                data=data,
-                allow_redirects=False,
-                trace_request_ctx=use,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=idle_timeout
-                ),
-            ) as response:
+            with self._until_dropped(node) as dropped:
+                async with dropped:
+                    response = await session.request(
+                        method,
+                        URL(f"https://{tls_name(node)}{path}"),
+                        headers={"Accept-Encoding": "identity", **headers},
+                        data=data,
+                        allow_redirects=False,
+                        trace_request_ctx=use,
+                        timeout=aiohttp.ClientTimeout(
+                            total=None,
+                            connect=connect_timeout,
+                            sock_connect=connect_timeout,
+                            sock_read=idle_timeout,
+                        ),
+                    )
+            async with response:
                 begun = True
-                mine = self._streams.setdefault(node, set())
-                mine.add(response)
-                try:
+                with _among(self._streams, node, response):
                     yield response
-                finally:
-                    mine.discard(response)
-                    if not mine and self._streams.get(node) is mine:
-                        del self._streams[node]
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             cause = _cause(error)
             # The race for the quickest address can close its winner: that says nothing of the node.
@@ -174,6 +179,23 @@ class Calls:
             what = str(error) or type(error).__name__
             kind = _Stale if use.kept and not begun else PeerError
             raise kind(node, f"node {node} broke off: {what}", transport=False) from error
+
+    @contextlib.contextmanager
+    def _until_dropped(self, node: str) -> Iterator[asyncio.Timeout]:
+        """A time-out that comes when the node is dropped.
+
+        Raises:
+            PeerError: it came.
+        """
+        dropped = asyncio.timeout(None)
+        try:
+            with _among(self._asked, node, dropped):
+                yield dropped
+        except TimeoutError:
+            if not dropped.expired():
+                raise
+            # It may be done all the same.
+            raise PeerError(node, f"node {node} is gone", transport=False) from None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -190,6 +212,19 @@ class Calls:
                 trace_configs=[tracing],
             )
         return self._session
+
+
+@contextlib.contextmanager
+def _among(all_: dict[str, set[T]], node: str, one: T) -> Iterator[None]:
+    """``one`` is among those of ``node`` within the block."""
+    mine = all_.setdefault(node, set())
+    mine.add(one)
+    try:
+        yield
+    finally:
+        mine.discard(one)
+        if not mine and all_.get(node) is mine:
+            del all_[node]
 
 
 async def _note_kept(session: aiohttp.ClientSession, context: SimpleNamespace, told: object) -> None:

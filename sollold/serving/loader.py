@@ -261,7 +261,9 @@ class LeaderLoader:
             elif answer.verdict is Verdict.REFUSED:
                 raise Refusal(_fault(answer.fault), answer.message, retry_after=answer.retry_after)
             else:
-                if answer.leader != leader:
+                # A node that has not heard yet may name one that is dead.
+                there = {record.node for record in self._view.live()}
+                if answer.leader != leader and answer.leader in there:
                     named = answer.leader
                 await self._change(_PLANNING if named else _AGAIN)
 

@@ -191,6 +191,29 @@ async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
     assert not pair.calls[1]._streams
 
 
+async def test_a_call_to_a_node_that_dies_ends_at_once(pair: Pair) -> None:
+    async def never(who: str, asked: Sum) -> Total:
+        await asyncio.sleep(60)
+        return Total(0, who)
+
+    pair.peers[0].method("never", Sum, never)
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    asking = [
+        asyncio.create_task(pair.calls[1].call(IDS[0], "never", Sum(1), Total, timeout=60)) for _ in range(2)
+    ]
+    await until(lambda: len(pair.calls[1]._asked.get(IDS[0], ())) == 2)
+    pair.calls[1].drop(IDS[0])
+    pair.calls[1].drop(IDS[0])
+    for one in asking:
+        with pytest.raises(PeerError, match="is gone") as gone:
+            await asyncio.wait_for(one, 5)
+        assert not gone.value.transport, "it may be done all the same"
+    assert not pair.calls[1]._asked
+    assert (await pair.calls[1].call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
+    assert not pair.calls[1]._asked
+
+
 async def test_a_port_in_use_is_named(pair: Pair) -> None:
     await pair.start()
     port = pair.where[IDS[0]][0][1]

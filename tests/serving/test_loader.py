@@ -107,7 +107,8 @@ async def test_leader_changes(scene: Scene) -> None:
     scene.cluster.world.leader = Term()
     scene.answers = [
         PeerError("x", "gone", transport=True),
-        Ensured(Verdict.ELSEWHERE, leader="z"),
+        Ensured(Verdict.ELSEWHERE, leader="h"),
+        Ensured(Verdict.ELSEWHERE, leader="dead"),
         Ensured(Verdict.PLANNING, message="making room"),
         Ensured(Verdict.USE, node="h", deployment="d1"),
     ]
@@ -119,7 +120,7 @@ async def test_leader_changes(scene: Scene) -> None:
     ready = await asking
     assert isinstance(ready, Ready)
     assert ready.endpoint.state is State.READY
-    assert [node for node, _ in scene.asked] == ["x", "x", "z", "x"]
+    assert [node for node, _ in scene.asked] == ["x", "x", "h", "x", "x"]
     assert any(wait.message == "making room" for wait in waits)
 
 
