@@ -27,6 +27,7 @@ from sollold.agent.owner import Owner
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
 from sollold.agent.process_log import prune
+from sollold.agent.strays import Strays
 from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.view import View
@@ -88,6 +89,7 @@ class Agent:
         self._http: aiohttp.ClientSession | None = None
         self._closing = False
         self._unsubscribe: Callable[[], None] = lambda: None
+        self._strays = Strays(view, calls)
         self._unload_ollama: Callable[[str, bool], Awaitable[Done]] | None = None
         self._load_failed: Callable[[str, str], Awaitable[None]] | None = None
         self.owner = Owner(
@@ -165,6 +167,7 @@ class Agent:
         """End every deployment and worker. The caller has drained the requests."""
         self._closing = True
         self._unsubscribe()
+        await self._strays.close()
         for deployment in self._deployments.values():
             deployment.end("the daemon is stopping", state=State.DRAINING)
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -302,6 +305,7 @@ class Agent:
             local_worker_port=lambda deployment: self.owner.worker_address(self._node, deployment)[1],
             oracle=self._oracle,
         )
+        self._strays.began(request.deployment)
         deployment = Deployment(request, model, llama, means, self._dirty.set)
         self._deployments[request.deployment] = deployment
         self._running[request.deployment] = asyncio.create_task(self._run(deployment))
@@ -381,6 +385,7 @@ class Agent:
 
         One whose owner drains takes no new work, and ends when what is in it has ended.
         """
+        self._strays.look()
         if not self._deployments:
             return
         live = {record.node: record for record in self._view.live()}
