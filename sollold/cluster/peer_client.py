@@ -56,6 +56,8 @@ class Calls:
         self._own = own
         self._session: aiohttp.ClientSession | None = None
         self._streams: dict[str, set[ClientResponse]] = {}
+        self._asking: dict[str, set[asyncio.Timeout]] = {}
+        """Of those who wait for an answer to begin."""
 
     async def close(self) -> None:
         """End every connection."""
@@ -64,7 +66,10 @@ class Calls:
             self._session = None
 
     def drop(self, node: str) -> None:
-        """``node`` is dead: what is read from it ends now instead of after a time-out."""
+        """``node`` is dead: what is asked of it or read from it ends now instead of after a time-out."""
+        now = asyncio.get_running_loop().time()
+        for patience in self._asking.pop(node, ()):
+            patience.reschedule(now)
         for response in tuple(self._streams.get(node, ())):
             _abort(response)
 
@@ -142,18 +147,31 @@ class Calls:
     ) -> AsyncIterator[ClientResponse]:
         session = self._opened()
         use, begun = _Use(), False
+        patience = asyncio.timeout(None)
+        asking = self._asking.setdefault(node, set())
+        asking.add(patience)
         try:
-            async with session.request(
-                method,
-                URL(f"https://{tls_name(node)}{path}"),
-                headers={"Accept-Encoding": "identity", **headers},
-                data=data,
-                allow_redirects=False,
-                trace_request_ctx=use,
-                timeout=aiohttp.ClientTimeout(
-                    total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=idle_timeout
-                ),
-            ) as response:
+            try:
+                async with patience:
+                    response = await session.request(
+                        method,
+                        URL(f"https://{tls_name(node)}{path}"),
+                        headers={"Accept-Encoding": "identity", **headers},
+                        data=data,
+                        allow_redirects=False,
+                        trace_request_ctx=use,
+                        timeout=aiohttp.ClientTimeout(
+                            total=None,
+                            connect=connect_timeout,
+                            sock_connect=connect_timeout,
+                            sock_read=idle_timeout,
+                        ),
+                    )
+            finally:
+                asking.discard(patience)
+                if not asking and self._asking.get(node) is asking:
+                    del self._asking[node]
+            async with response:
                 begun = True
                 mine = self._streams.setdefault(node, set())
                 mine.add(response)
@@ -174,6 +192,10 @@ class Calls:
             what = str(error) or type(error).__name__
             kind = _Stale if use.kept and not begun else PeerError
             raise kind(node, f"node {node} broke off: {what}", transport=False) from error
+        except TimeoutError:
+            if begun or not patience.expired():
+                raise
+            raise PeerError(node, f"node {node} is gone", transport=False) from None
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

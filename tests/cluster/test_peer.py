@@ -191,6 +191,27 @@ async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
     assert not pair.calls[1]._streams
 
 
+async def test_a_dead_node_keeps_nobody_waiting_for_an_answer_to_begin(pair: Pair) -> None:
+    async def never(who: str, asked: Sum) -> Total:
+        await asyncio.Event().wait()
+        return Total(0, who)
+
+    pair.peers[0].method("never", Sum, never)
+    pair.peers[0].method("add", Sum, add)
+    await pair.start()
+    calls = pair.calls[1]
+    asking = [asyncio.create_task(calls.call(IDS[0], "never", Sum(1), Total, timeout=60)) for _ in range(3)]
+    await until(lambda: len(pair.peers[0]._tasks) == 3)
+    calls.drop(IDS[0])
+    calls.drop(IDS[0])
+    for one in asking:
+        with pytest.raises(PeerError, match="is gone") as caught:
+            await asyncio.wait_for(one, 5)
+        assert not caught.value.transport, "it may be done all the same"
+    assert not calls._asking
+    assert (await calls.call(IDS[0], "add", Sum(1), Total, timeout=3)).total == 1
+
+
 async def test_a_port_in_use_is_named(pair: Pair) -> None:
     await pair.start()
     port = pair.where[IDS[0]][0][1]
