@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Coroutine
@@ -329,6 +330,14 @@ class Daemon:
                 "nodes do not find each other by themselves"
             )
             notices.append((what, seed))
+        if status.cloned:
+            id_file = shlex.quote(str(self._folders.state / "node-id"))
+            what = (
+                "since this daemon started another machine was heard that uses the same node id: one's state "
+                "folder is a copy of the other's, so they can't find each other"
+            )
+            mend = f"on one of the two: sudo rm {id_file}, then on both: sudo systemctl restart sollold"
+            trouble.append((what, mend))
         return examine(
             Facts(
                 self._node.me,

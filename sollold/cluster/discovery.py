@@ -54,7 +54,7 @@ class Discovery:
     Args:
         node, boot, cluster: told in the announcement.
         port: for nodes.
-        found: called with a node's id and where it says it is.
+        found: called with a node's id and where it says it is; with our own where another process has it.
         ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
     """
 
@@ -181,7 +181,7 @@ class Discovery:
         if state_change is ServiceStateChange.Removed or name in self._asking:
             return
         node = name.removesuffix("." + SERVICE)
-        if node == self._node or len(self._asking) >= _MOST:
+        if len(self._asking) >= _MOST:
             return
         task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
         self._asking[name] = task
@@ -199,11 +199,14 @@ class Discovery:
                 if len(self._foreign) < _MOST:
                     self._foreign.add(node)
                 return
+            if node == self._node and told.get("boot") == f"{self._boot:x}":
+                return
             version = IPVersion.All if self._ipv6 else IPVersion.V4Only
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
             if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
                 return
-            self._seen[node] = addresses
+            if node != self._node:
+                self._seen[node] = addresses
             self._found(node, addresses)
         except Exception as error:
             log.debug("the announcement %s was not understood: %s", name, error)

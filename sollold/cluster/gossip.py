@@ -158,6 +158,8 @@ class Gossip:
             return self._done(now)
         sender = packet.sender
         if sender == self._me:
+            if packet.boot != self._boot and self._membership.hear_double(now):
+                self._send(source, [self._membership.my_alive()], news=False)  # so that it knows as well
             return self._done(now)
         incarnation = self._membership.incarnation
         deltas = []

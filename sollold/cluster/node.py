@@ -68,6 +68,7 @@ class ClusterStatus:
         refused: datagrams dropped unopened, by reason (`sollold.cluster.seal.Refused`).
         unsent: datagrams the system did not take.
         unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
+        cloned: another machine that uses our node id was heard since the start.
     """
 
     discovery: DiscoveryStatus | None
@@ -77,6 +78,7 @@ class ClusterStatus:
     refused: dict[str, int]
     unsent: int
     unheard: tuple[str, ...]
+    cloned: bool
 
 
 class ClusterNode:
@@ -116,6 +118,7 @@ class ClusterNode:
         self._networks: tuple[str, ...] = ()
         self._silent: frozenset[str] = frozenset()
         self._unheard: frozenset[str] = frozenset()
+        self._cloned = False
         self._host = settings.host or "::"
         self._port = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -301,6 +304,7 @@ class ClusterNode:
             {str(reason): count for reason, count in self._sealer.refused.items()},
             self._datagrams.unsent,
             tuple(sorted(one.name for one in self.live() if one.node in self._unheard)),
+            self._cloned,
         )
 
     # The core's clock and actions
@@ -394,6 +398,7 @@ class ClusterNode:
         elif change is Change.LEADER:
             log.info("no leader")
         elif change is Change.CLONED:
+            self._cloned = True
             log.error(
                 "another machine uses the node id %s: its state folder is a copy of ours; "
                 "delete the file node-id in one of them and restart that daemon", node,
@@ -471,7 +476,9 @@ class ClusterNode:
             self._discovery.use(found)
 
     def _announced(self, node: str, addresses: tuple[Address, ...]) -> None:
-        if self._gossip is not None and not self._leaving and not self._gossip.alive(node):
+        if self._gossip is None or self._leaving:
+            return
+        if node == self._identity.node or not self._gossip.alive(node):
             self._do(self._gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:

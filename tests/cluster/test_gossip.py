@@ -526,6 +526,23 @@ def test_a_clone_is_told_of_and_not_fought_without_end() -> None:
     assert gossip._membership.incarnation < 60
 
 
+def test_two_clones_that_know_nobody_else_tell_of_each_other_once() -> None:
+    gossip, clone = core(boot=1), core(boot=2)
+
+    def hears(core: Gossip, actions: list[Action], now: float) -> list[Action]:
+        return [did for send in of(Send, actions) for did in core.handle_packet(send.data, at(C), now)]
+
+    hello = gossip.introduce((at(B),), 0.1)
+    assert of(Send, hello)
+    answer = hears(clone, hello, 0.1)
+    assert changes(answer) == [(Change.CLONED, ME)]
+    back = hears(gossip, answer, 0.2)
+    assert changes(back) == [(Change.CLONED, ME)]
+    assert not hears(clone, back, 0.3), "or the two would go on for ever"
+    assert not hears(gossip, hello, 70.0), "our own word that came back to us is no clone's"
+    assert changes(hears(clone, hello, 70.0)) == [(Change.CLONED, ME)]
+
+
 def test_a_name_may_come_back_with_another_address() -> None:
     gossip = know(core(), B)
     new = ("10.7.7.7", 11436)

@@ -129,6 +129,18 @@ async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
     assert len(first.live()) == 2
 
 
+async def test_two_machines_with_one_copied_state_folder_both_say_so(nodes: Nodes, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"state{number}").mkdir()
+        (tmp_path / f"state{number}" / "node-id").write_text(f"{'a' * 16}\n")
+    first = await nodes.start(0)
+    clone = await nodes.start(1, first)
+    await until(lambda: first.status().cloned and clone.status().cloned)
+    other = await nodes.start(2, first)
+    await until(lambda: len(other.live()) == 2)
+    assert not other.status().cloned
+
+
 async def test_a_port_in_use_is_one_clear_error(nodes: Nodes) -> None:
     first = await nodes.start(1)
     twin = nodes.make(1, port=first.port)
