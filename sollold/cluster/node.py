@@ -51,6 +51,8 @@ _ROUND_SECONDS = 30.0
 """Seeds are resolved again, and announced nodes that are not there are tried again."""
 _EXCHANGES = 8
 """Push-pulls and TCP pings under way at a time."""
+_STRANGERS = 4
+"""Of these, tries to reach whoever may be somewhere: each of the machines that are off takes seconds."""
 _ANY = ("0.0.0.0", "::", "")
 _NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
 _TRIES = 20
@@ -124,7 +126,7 @@ class ClusterNode:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._exchanging = 0
+        self._exchanging = self._strangers = 0
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._telling = False
         self._live: tuple[Record, ...] | None = None
@@ -357,8 +359,10 @@ class ClusterNode:
     async def _push_pull(self, asked: PushPullWith) -> None:
         assert self._gossip is not None
         done = ""
-        if self._exchanging < _EXCHANGES:
+        stranger = not asked.node
+        if self._exchanging < _EXCHANGES and not (stranger and self._strangers >= _STRANGERS):
             self._exchanging += 1
+            self._strangers += stranger
             try:
                 first = self._gossip.push_pull_open()
                 done = await sync(self.reach, asked.node, asked.addresses, first, self._take)
@@ -366,6 +370,7 @@ class ClusterNode:
                 log.debug("no exchange with %s at %s: %s", asked.node or "somebody", asked.addresses, error)
             finally:
                 self._exchanging -= 1
+                self._strangers -= stranger
         self._do(self._gossip.push_pull_done(asked.node or done, bool(done), time.monotonic()))
 
     async def _tcp_ping(self, asked: TcpPing) -> None:
