@@ -91,7 +91,10 @@ class Discovery:
         )
 
     def seen(self) -> dict[str, tuple[Address, ...]]:
-        """Nodes of this cluster that were announced, alive or not."""
+        """Nodes of this cluster that were announced, alive or not.
+
+        Who took that back, or did not renew it, has no address.
+        """
         return dict(self._seen)
 
     def use(self, found: Sequence[Interface]) -> None:
@@ -178,9 +181,13 @@ class Discovery:
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
         """Called on the loop by zeroconf; must not wait, and must not raise."""
-        if state_change is ServiceStateChange.Removed or name in self._asking:
-            return
         node = name.removesuffix("." + SERVICE)
+        if state_change is ServiceStateChange.Removed:
+            if node in self._seen:
+                self._seen[node] = ()
+            return
+        if name in self._asking:
+            return
         if len(self._asking) >= _MOST:
             return
         task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))

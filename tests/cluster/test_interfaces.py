@@ -5,11 +5,13 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar, cast
 
 import pytest
+from zeroconf import ServiceStateChange, Zeroconf
 
 from sollold.cluster import discovery as discovery_module
-from sollold.cluster.discovery import Discovery
+from sollold.cluster.discovery import SERVICE, Discovery
 from sollold.cluster.interfaces import (
     Interface,
     _passing_addresses,
@@ -126,9 +128,39 @@ async def test_no_interface_is_a_reason_not_an_error() -> None:
     await discovery.close()
 
 
+async def test_who_took_its_announcement_back_is_known_but_no_longer_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Announced:
+        decoded_properties: ClassVar = {"v": "1", "c": "c0ffee", "boot": "1"}
+        port = 11436
+
+        def __init__(self, service: str, name: str) -> None:
+            pass
+
+        async def async_request(self, zeroconf: object, milliseconds: int) -> bool:
+            return True
+
+        def parsed_scoped_addresses(self, version: object) -> list[str]:
+            return ["10.0.0.2"]
+
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
+    found: list[tuple[str, object]] = []
+    discovery = make(found)
+    other = "00000000000000bb"
+    for change, addresses in (
+        (ServiceStateChange.Added, (("10.0.0.2", 11436),)),
+        (ServiceStateChange.Removed, ()),
+        (ServiceStateChange.Added, (("10.0.0.2", 11436),)),
+    ):
+        discovery._heard(cast(Zeroconf, None), SERVICE, f"{other}.{SERVICE}", change)
+        await until(lambda: discovery.seen() == {other: addresses} and not discovery._asking)  # noqa: B023
+    assert len(found) == 2
+
+
 _TWO = """
 import asyncio, sys
-from sollold.cluster.discovery import Discovery
+from sollold.cluster.discovery import SERVICE, Discovery
 from sollold.cluster.interfaces import interfaces
 async def main(node, cluster):
     came = asyncio.Event()
