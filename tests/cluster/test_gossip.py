@@ -36,6 +36,7 @@ from sollold.cluster.packet import (
     head,
 )
 from sollold.cluster.record import Record
+from sollold.cluster.registry import Registry
 from sollold.cluster.term import Term
 from sollold.cluster.tuning import LAN
 
@@ -561,6 +562,16 @@ def test_nonsense_is_not_taken_in() -> None:
     says(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, (("example.org", 1),)))
     assert not gossip.alive(B)
     assert gossip.contacts() == ()
+
+
+def test_a_claim_that_no_election_can_go_above_is_not_taken_in() -> None:
+    gossip = know(core(), B)
+    forger = Registry(replace(record(B), claim=Term(2**64 - 1, B)), 1, 0)
+    says(gossip, B, decode(compound(head(B, 1), [forger.delta(1300, 1300)])).messages[0])
+    assert gossip.rejected == 1
+    bury(gossip, B)
+    play(gossip, 1.0, 20.0, silent=(B,))
+    assert gossip.leader() == Term(1, ME)
 
 
 def test_invented_names_fill_no_memory() -> None:
