@@ -52,7 +52,8 @@ class Discovery:
     """Announces this node and looks for others.
 
     Args:
-        node, boot, cluster: told in the announcement.
+        node, boot: told in the announcement.
+        clusters: names of the cluster; the first is told, who tells any of them belongs to it.
         port: for nodes.
         found: called with a node's id and where it says it is; with our own where another process has it.
         ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
@@ -63,14 +64,14 @@ class Discovery:
         *,
         node: str,
         boot: int,
-        cluster: str,
+        clusters: Sequence[str],
         port: int,
         found: Callable[[str, tuple[Address, ...]], None],
         ipv6: bool = False,
     ) -> None:
         self._node = node
         self._boot = boot
-        self._cluster = cluster
+        self._clusters = tuple(clusters)
         self._port = port
         self._found = found
         self._ipv6 = ipv6
@@ -156,7 +157,7 @@ class Discovery:
                 port=self._port,
                 server=f"{self._node}.local.",
                 parsed_addresses=list(addresses),
-                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._cluster},
+                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0]},
             )
             browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
             # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
@@ -202,7 +203,7 @@ class Discovery:
             told = info.decoded_properties
             if told.get("v") != _PROTOCOL or not info.port:
                 return
-            if told.get("c") != self._cluster:
+            if told.get("c") not in self._clusters:
                 if len(self._foreign) < _MOST:
                     self._foreign.add(node)
                 return

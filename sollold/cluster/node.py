@@ -167,7 +167,7 @@ class ClusterNode:
             self._discovery = Discovery(
                 node=self._identity.node,
                 boot=self._boot,
-                cluster=self._identity.tokens.cluster,
+                clusters=self._identity.tokens.clusters,
                 port=self._port,
                 found=self._announced,
                 ipv6=":" in self._host,

@@ -75,7 +75,7 @@ def test_chosen_interfaces_are_the_only_ones() -> None:
 
 def make(found: list[tuple[str, object]], *, ipv6: bool = False) -> Discovery:
     return Discovery(
-        node="00000000000000aa", boot=7, cluster="c0ffee", port=11436,
+        node="00000000000000aa", boot=7, clusters=("c0ffee", "decaf"), port=11436,
         found=lambda node, addresses: found.append((node, addresses)), ipv6=ipv6,
     )  # fmt: skip
 
@@ -128,22 +128,38 @@ async def test_no_interface_is_a_reason_not_an_error() -> None:
     await discovery.close()
 
 
+class Announced:
+    """What another node tells."""
+
+    decoded_properties: ClassVar = {"v": "1", "c": "c0ffee", "boot": "1"}
+    port = 11436
+
+    def __init__(self, service: str, name: str) -> None:
+        pass
+
+    async def async_request(self, zeroconf: object, milliseconds: int) -> bool:
+        return True
+
+    def parsed_scoped_addresses(self, version: object) -> list[str]:
+        return ["10.0.0.2"]
+
+
+async def test_while_the_token_is_changed_both_names_of_the_cluster_are_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
+    discovery = make([])
+    for name, cluster in (("bb", "decaf"), ("cc", "c0ffee"), ("dd", "another")):
+        monkeypatch.setitem(Announced.decoded_properties, "c", cluster)
+        discovery._heard(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
+        await until(lambda: not discovery._asking)
+    assert discovery.status().found == ("bb", "cc")
+    assert discovery.status().foreign == 1
+
+
 async def test_who_took_its_announcement_back_is_known_but_no_longer_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Announced:
-        decoded_properties: ClassVar = {"v": "1", "c": "c0ffee", "boot": "1"}
-        port = 11436
-
-        def __init__(self, service: str, name: str) -> None:
-            pass
-
-        async def async_request(self, zeroconf: object, milliseconds: int) -> bool:
-            return True
-
-        def parsed_scoped_addresses(self, version: object) -> list[str]:
-            return ["10.0.0.2"]
-
     monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
     found: list[tuple[str, object]] = []
     discovery = make(found)
@@ -167,7 +183,7 @@ async def main(node, cluster):
     def found(node, addresses):
         print(node, addresses, flush=True)
         came.set()
-    one = Discovery(node=node, boot=1, cluster=cluster, port=7000, found=found)
+    one = Discovery(node=node, boot=1, clusters=[cluster], port=7000, found=found)
     one.use(interfaces())
     try:
         await asyncio.wait_for(came.wait(), 4)
