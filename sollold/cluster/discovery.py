@@ -38,7 +38,7 @@ class DiscoveryStatus:
         working: it is announced and listened to.
         reason: why not, or empty.
         interfaces: the addresses it works on.
-        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters.
+        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters announced now.
     """
 
     working: bool
@@ -186,6 +186,7 @@ class Discovery:
         if state_change is ServiceStateChange.Removed:
             if node in self._seen:
                 self._seen[node] = ()
+            self._foreign.discard(node)
             return
         if name in self._asking:
             return
@@ -213,6 +214,7 @@ class Discovery:
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
             if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
                 return
+            self._foreign.discard(node)
             if node != self._node:
                 self._seen[node] = addresses
             self._found(node, addresses)
