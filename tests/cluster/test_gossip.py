@@ -7,6 +7,9 @@ from itertools import permutations
 from random import Random
 from typing import TypeVar
 
+import pytest
+
+from sollold.cluster import exchange as exchange_module
 from sollold.cluster.actions import (
     Action,
     Address,
@@ -655,6 +658,30 @@ def test_a_push_pull_makes_both_know_all() -> None:
     assert other.record(ME) == one.me
     for gossip in (one, other):
         assert all(gossip.alive(node) for node in (ME, B, C, D))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
+    monkeypatch: pytest.MonkeyPatch, opens: bool
+) -> None:
+    monkeypatch.setattr(exchange_module, "_ROOM", 9000)
+    one, other = core(ME), core(B, boot=3)
+    nodes = [f"{number:016x}" for number in range(100, 109)]
+    for node in nodes:
+        writer = core(node, boot=4)
+        writer.update_record(replace(writer.me, models="m" * 2000), 1.0)
+        exchange(one, writer, 1.0)
+    sides = (one, other) if opens else (other, one)
+    rounds = 0
+    while not all(other.record(node) == one.record(node) for node in nodes):
+        rounds += 1
+        body, turn, largest = sides[0].push_pull_open(), 1, 0
+        while body:
+            largest = max(largest, len(body))
+            body, _ = sides[turn].push_pull(body, None, 2.0)
+            turn = 1 - turn
+        assert largest < 12_000
+    assert rounds == 3
 
 
 def test_equals_exchange_little() -> None:
