@@ -57,6 +57,7 @@ class Discovery:
         port: for nodes.
         found: called with a node's id and where it says it is; with our own where another process has it.
         ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
+        named: the interfaces that the settings name; empty: none, all count.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Discovery:
         port: int,
         found: Callable[[str, tuple[Address, ...]], None],
         ipv6: bool = False,
+        named: Sequence[str] = (),
     ) -> None:
         self._node = node
         self._boot = boot
@@ -75,6 +77,7 @@ class Discovery:
         self._port = port
         self._found = found
         self._ipv6 = ipv6
+        self._named = tuple(named)
         self._interfaces: tuple[str, ...] = ()
         self._reason = "not started"
         self._seen: dict[str, tuple[Address, ...]] = {}
@@ -126,7 +129,9 @@ class Discovery:
             self._changed.clear()
             wanted = self._wanted or ()
             if not wanted:
-                self._reason = f"no network interface has an {'address' if self._ipv6 else 'IPv4 address'}"
+                which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
+                address = "address" if self._ipv6 else "IPv4 address"
+                self._reason = f"{which or 'no network interface'} has an {address}"
                 await self._changed.wait()
                 continue
             try:

@@ -171,6 +171,7 @@ class ClusterNode:
                 port=self._port,
                 found=self._announced,
                 ipv6=":" in self._host,
+                named=settings.interfaces,
             )
         if not fixed:
             self._interfaces = InterfaceWatch(settings.interfaces, self._use)

@@ -73,10 +73,11 @@ def test_chosen_interfaces_are_the_only_ones() -> None:
     assert interfaces(["there-is-none"]) == ()
 
 
-def make(found: list[tuple[str, object]], *, ipv6: bool = False) -> Discovery:
+def make(found: list[tuple[str, object]], *, ipv6: bool = False, named: tuple[str, ...] = ()) -> Discovery:
     return Discovery(
         node="00000000000000aa", boot=7, clusters=("c0ffee", "decaf"), port=11436,
         found=lambda node, addresses: found.append((node, addresses)), ipv6=ipv6,
+        named=named,
     )  # fmt: skip
 
 
@@ -125,6 +126,10 @@ async def test_no_interface_is_a_reason_not_an_error() -> None:
     discovery = make([])
     discovery.use(())
     await until(lambda: discovery.status().reason == "no network interface has an IPv4 address")
+    await discovery.close()
+    discovery = make([], named=("eht0",))
+    discovery.use(())
+    await until(lambda: "none of eht0 (cluster.interfaces)" in discovery.status().reason)
     await discovery.close()
 
 
