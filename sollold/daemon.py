@@ -315,20 +315,6 @@ class Daemon:
         trouble.extend((problem.what, problem.mend) for problem in left)
         if self._ollama.trouble:
             trouble.append((self._ollama.trouble, ""))
-        notices: list[tuple[str, str]] = []
-        status = self._node.status()
-        seed = 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'
-        if status.discovery is not None and not status.discovery.working:
-            reason = status.discovery.reason
-            what = f"multicast DNS does not work: {reason}; nodes are found by seeds and memory alone"
-            trouble.append((what, seed))
-        if status.unheard:
-            what = (
-                f"{', '.join(status.unheard)}: alive on this network, but never announced here by multicast "
-                "DNS. It is switched off there, or a switch, a firewall or the Wi-Fi filters it; then new "
-                "nodes do not find each other by themselves"
-            )
-            notices.append((what, seed))
         return examine(
             Facts(
                 self._node.me,
@@ -339,7 +325,8 @@ class Daemon:
                 shutil.disk_usage(self._folders.cache).free,
                 str(self._folders.cache),
                 self._machine.idle_gpus(),
-                tuple(notices),
+                self._node.status(),
+                str(self._folders.state / "node-id"),
             )
         )
 

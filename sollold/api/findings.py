@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from sollold.cluster.node import ClusterStatus
 from sollold.cluster.record import Record, State
 from sollold.machine.device import Kind
 from sollold.machine.plain import PlainState
@@ -38,11 +40,11 @@ class Facts:
     """What the daemon knows of itself.
 
     Attributes:
-        trouble: (what, mend) that rooms report of themselves: discovery, GPUs, Ollama, model stores.
-        notices: the same where all works, but not as well as it could.
+        trouble: (what, mend) that rooms report of themselves: GPUs, Ollama, model stores.
         disk_free: bytes free where the cache is.
         idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
         setup_failed: why llama.cpp could not be set up; empty when it could or is being.
+        network: this node's part in the cluster; ``id_file``: where its id is kept.
     """
 
     me: Record
@@ -53,7 +55,8 @@ class Facts:
     disk_free: int
     cache: str
     idle_gpus: tuple[str, ...] = ()
-    notices: tuple[tuple[str, str], ...] = ()
+    network: ClusterStatus | None = None
+    id_file: str = ""
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -63,7 +66,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_builds(facts.live),
         *_failed(facts.live),
         *(Finding(Grade.PROBLEM, what, mend) for what, mend in facts.trouble),
-        *(Finding(Grade.NOTICE, what, mend) for what, mend in facts.notices),
+        *_network(facts),
         *_models(facts.models),
         *_memory(facts.me),
         *_gpus(facts),
@@ -104,6 +107,42 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
         for endpoint in record.endpoints
         if endpoint.state is State.FAILED
     ]
+
+
+def _network(facts: Facts) -> list[Finding]:
+    status = facts.network
+    if status is None:
+        return []
+    found = []
+    mdns = status.discovery
+    seed = 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'
+    if mdns is not None and not mdns.working:
+        what = f"multicast DNS does not work: {mdns.reason}; nodes are found by seeds and memory alone"
+        found.append(Finding(Grade.PROBLEM, what, seed))
+    if status.cloned:
+        what = (
+            "since this daemon started another machine was heard that uses the same node id: one's state "
+            "folder is a copy of the other's, so they can't find each other"
+        )
+        file = shlex.quote(facts.id_file)
+        mend = f"on one of the two: sudo rm {file}, then on both: sudo systemctl restart sollold"
+        found.append(Finding(Grade.PROBLEM, what, mend))
+    if mdns is not None and mdns.foreign:
+        several = mdns.foreign > 1
+        what = (
+            f"{mdns.foreign} node{'s' if several else ''} of another cluster on this network: "
+            f"{'their' if several else 'its'} cluster.token is not the one of this node"
+        )
+        mend = "if they belong together, give all the same one (see sollold token), then restart them"
+        found.append(Finding(Grade.NOTICE, what, mend))
+    if status.unheard:
+        what = (
+            f"{', '.join(status.unheard)}: alive on this network, but never announced here by multicast "
+            "DNS. It is switched off there, or a switch, a firewall or the Wi-Fi filters it; then new "
+            "nodes do not find each other by themselves"
+        )
+        found.append(Finding(Grade.NOTICE, what, seed))
+    return found
 
 
 def _models(models: Sequence[Model]) -> list[Finding]:

@@ -50,7 +50,8 @@ class PushPullWith:
     """Exchange whole states over TCP with the first of ``addresses`` that answers.
 
     Send `Gossip.push_pull_open`, then give every body received to `Gossip.push_pull` and send what it
-    returns, until one side has nothing to say. ``node`` is empty when it is not known who is there.
+    returns, until one side has nothing to say. ``node`` is empty when it is not known who is there, if
+    anybody: such tries must not hold up the others.
     Report the end with `Gossip.push_pull_done`, also when it failed.
     """
 

@@ -38,7 +38,7 @@ class DiscoveryStatus:
         working: it is announced and listened to.
         reason: why not, or empty.
         interfaces: the addresses it works on.
-        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters.
+        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters announced now.
     """
 
     working: bool
@@ -52,10 +52,12 @@ class Discovery:
     """Announces this node and looks for others.
 
     Args:
-        node, boot, cluster: told in the announcement.
+        node, boot: told in the announcement.
+        clusters: names of the cluster; the first is told, who tells any of them belongs to it.
         port: for nodes.
-        found: called with a node's id and where it says it is.
+        found: called with a node's id and where it says it is; with our own where another process has it.
         ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
+        named: the interfaces that the settings name; empty: none, all count.
     """
 
     def __init__(
@@ -63,17 +65,19 @@ class Discovery:
         *,
         node: str,
         boot: int,
-        cluster: str,
+        clusters: Sequence[str],
         port: int,
         found: Callable[[str, tuple[Address, ...]], None],
         ipv6: bool = False,
+        named: Sequence[str] = (),
     ) -> None:
         self._node = node
         self._boot = boot
-        self._cluster = cluster
+        self._clusters = tuple(clusters)
         self._port = port
         self._found = found
         self._ipv6 = ipv6
+        self._named = tuple(named)
         self._interfaces: tuple[str, ...] = ()
         self._reason = "not started"
         self._seen: dict[str, tuple[Address, ...]] = {}
@@ -91,7 +95,10 @@ class Discovery:
         )
 
     def seen(self) -> dict[str, tuple[Address, ...]]:
-        """Nodes of this cluster that were announced, alive or not."""
+        """Nodes of this cluster that were announced, alive or not.
+
+        Who took that back, or did not renew it, has no address.
+        """
         return dict(self._seen)
 
     def use(self, found: Sequence[Interface]) -> None:
@@ -122,7 +129,9 @@ class Discovery:
             self._changed.clear()
             wanted = self._wanted or ()
             if not wanted:
-                self._reason = f"no network interface has an {'address' if self._ipv6 else 'IPv4 address'}"
+                which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
+                address = "address" if self._ipv6 else "IPv4 address"
+                self._reason = f"{which or 'no network interface'} has an {address}"
                 await self._changed.wait()
                 continue
             try:
@@ -153,7 +162,7 @@ class Discovery:
                 port=self._port,
                 server=f"{self._node}.local.",
                 parsed_addresses=list(addresses),
-                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._cluster},
+                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0]},
             )
             browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
             # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
@@ -178,10 +187,15 @@ class Discovery:
         self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
     ) -> None:
         """Called on the loop by zeroconf; must not wait, and must not raise."""
-        if state_change is ServiceStateChange.Removed or name in self._asking:
-            return
         node = name.removesuffix("." + SERVICE)
-        if node == self._node or len(self._asking) >= _MOST:
+        if state_change is ServiceStateChange.Removed:
+            if node in self._seen:
+                self._seen[node] = ()
+            self._foreign.discard(node)
+            return
+        if name in self._asking:
+            return
+        if len(self._asking) >= _MOST:
             return
         task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
         self._asking[name] = task
@@ -195,15 +209,19 @@ class Discovery:
             told = info.decoded_properties
             if told.get("v") != _PROTOCOL or not info.port:
                 return
-            if told.get("c") != self._cluster:
+            if told.get("c") not in self._clusters:
                 if len(self._foreign) < _MOST:
                     self._foreign.add(node)
+                return
+            if node == self._node and told.get("boot") == f"{self._boot:x}":
                 return
             version = IPVersion.All if self._ipv6 else IPVersion.V4Only
             addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
             if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
                 return
-            self._seen[node] = addresses
+            self._foreign.discard(node)
+            if node != self._node:
+                self._seen[node] = addresses
             self._found(node, addresses)
         except Exception as error:
             log.debug("the announcement %s was not understood: %s", name, error)

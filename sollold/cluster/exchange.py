@@ -7,6 +7,8 @@ brings these. So an exchange between equals is small, whatever the size of the r
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sollold.cluster.membership import Membership, Status
 from sollold.cluster.packet import FORMAT, Held, PushPull, Whole, encode
 from sollold.cluster.registry import Merge, Registry
@@ -68,7 +70,7 @@ class Exchange:
         if body.stage == 0:
             return self._body(1, answer, wanted, records), merged
         asked = set(body.wanted)
-        records = [whole for whole in self._wholes() if whole.node in asked]
+        records = _fitting(whole for whole in self._wholes() if whole.node in asked)
         return (self._body(2, [], [], records) if records else b""), merged
 
     def _wholes(self) -> list[Whole]:
@@ -85,15 +87,22 @@ class Exchange:
             mine = (register.version, register.boot) if register is not None else (0, 0)
             if held.version and (held.version, held.version_boot) > mine and held.node != self._membership.me:
                 wanted.append(held.node)
-        records = []
-        room = _ROOM
-        for whole in self._wholes():
-            if (whole.version, whole.boot) > theirs.get(whole.node, (0, 0)):
-                room -= len(bytes(whole.record))
-                if room < 0:
-                    break
-                records.append(whole)
-        return wanted, records
+        newer = (
+            whole for whole in self._wholes() if (whole.version, whole.boot) > theirs.get(whole.node, (0, 0))
+        )
+        return wanted, _fitting(newer)
+
+
+def _fitting(wholes: Iterable[Whole]) -> list[Whole]:
+    """The first of them, as many as one body carries."""
+    fitting = []
+    room = _ROOM
+    for whole in wholes:
+        room -= len(bytes(whole.record))
+        if room < 0:
+            break
+        fitting.append(whole)
+    return fitting
 
 
 def _mine(membership: Membership) -> Status:

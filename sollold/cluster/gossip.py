@@ -158,6 +158,8 @@ class Gossip:
             return self._done(now)
         sender = packet.sender
         if sender == self._me:
+            if packet.boot != self._boot and self._membership.hear_double(now):
+                self._send(source, [self._membership.my_alive()], news=False)  # so that it knows as well
             return self._done(now)
         incarnation = self._membership.incarnation
         deltas = []
@@ -233,7 +235,7 @@ class Gossip:
         self._prober.hear_link(node)
         member = self._membership.members.get(node)
         if member is None:
-            self._catch_up.want("", (address,), now)
+            self._catch_up.want(node, (address,), now)
         elif not member.live:
             self._send(address, [member.said()])
         elif member.reached is None:
@@ -408,7 +410,7 @@ class Gossip:
         """A packet came from ``sender``: note where from, or tell it what is wrongly held of it."""
         member = self._membership.members.get(sender)
         if member is None:
-            self._catch_up.want("", (source,), now)
+            self._catch_up.want(sender, (source,), now)
         elif member.boot != boot or not member.live:
             self._send(source, [member.said()])
         else:

@@ -72,7 +72,12 @@ class Tokens:
     @property
     def cluster(self) -> str:
         """A short name of the cluster that tells nothing of the token."""
-        return _derive(self.accepted[0], b"cluster name", 4).hex()
+        return self.clusters[0]
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """The names by all tokens that are accepted: while it is changed a cluster has two."""
+        return tuple(_derive(token, b"cluster name", 4).hex() for token in self.accepted)
 
 
 def node_id(state: Path) -> str:

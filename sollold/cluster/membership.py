@@ -26,6 +26,8 @@ _CLONE_RAISES = 4
 """Refutations in our name by one other process before it is called a clone: echoes make fewer."""
 _REFUTE_PAUSE = 1.0
 """Seconds between refutations of a clone: the two would go on for ever."""
+_CLONE_PAUSE = 60.0
+"""Seconds between words about packets that come in our own name."""
 _LATE = 3
 """How many times its time a slow node may get more."""
 _OBJECTION = 2.0
@@ -147,6 +149,7 @@ class Membership:
         self._foreign_boot = 0
         self._foreign_raises = 0
         self._refute_after = 0.0
+        self._double_after = 0.0
 
     @property
     def size(self) -> int:
@@ -206,6 +209,14 @@ class Membership:
             self._changed(Change.MOVED, member.node)
         elif before is Status.SUSPECT:
             self._changed(Change.CLEARED, member.node)
+
+    def hear_double(self, now: float) -> bool:
+        """Another process sends in our own name: a clone. False when that was told just now."""
+        if now < self._double_after:
+            return False
+        self._double_after = now + _CLONE_PAUSE
+        self._changed(Change.CLONED, self.me)
+        return True
 
     def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
         """``by`` heard nothing of ``node``."""

@@ -51,6 +51,8 @@ _ROUND_SECONDS = 30.0
 """Seeds are resolved again, and announced nodes that are not there are tried again."""
 _EXCHANGES = 8
 """Push-pulls and TCP pings under way at a time."""
+_STRANGERS = 4
+"""Of these, tries to reach whoever may be somewhere: each of the machines that are off takes seconds."""
 _ANY = ("0.0.0.0", "::", "")
 _NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
 _TRIES = 20
@@ -68,6 +70,7 @@ class ClusterStatus:
         refused: datagrams dropped unopened, by reason (`sollold.cluster.seal.Refused`).
         unsent: datagrams the system did not take.
         unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
+        cloned: another machine that uses our node id was heard since the start.
     """
 
     discovery: DiscoveryStatus | None
@@ -77,6 +80,7 @@ class ClusterStatus:
     refused: dict[str, int]
     unsent: int
     unheard: tuple[str, ...]
+    cloned: bool
 
 
 class ClusterNode:
@@ -116,12 +120,13 @@ class ClusterNode:
         self._networks: tuple[str, ...] = ()
         self._silent: frozenset[str] = frozenset()
         self._unheard: frozenset[str] = frozenset()
+        self._cloned = False
         self._host = settings.host or "::"
         self._port = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._exchanging = 0
+        self._exchanging = self._strangers = 0
         self._callbacks: dict[object, Callable[[], None]] = {}
         self._telling = False
         self._live: tuple[Record, ...] | None = None
@@ -162,10 +167,11 @@ class ClusterNode:
             self._discovery = Discovery(
                 node=self._identity.node,
                 boot=self._boot,
-                cluster=self._identity.tokens.cluster,
+                clusters=self._identity.tokens.clusters,
                 port=self._port,
                 found=self._announced,
                 ipv6=":" in self._host,
+                named=settings.interfaces,
             )
         if not fixed:
             self._interfaces = InterfaceWatch(settings.interfaces, self._use)
@@ -301,6 +307,7 @@ class ClusterNode:
             {str(reason): count for reason, count in self._sealer.refused.items()},
             self._datagrams.unsent,
             tuple(sorted(one.name for one in self.live() if one.node in self._unheard)),
+            self._cloned,
         )
 
     # The core's clock and actions
@@ -353,8 +360,10 @@ class ClusterNode:
     async def _push_pull(self, asked: PushPullWith) -> None:
         assert self._gossip is not None
         done = ""
-        if self._exchanging < _EXCHANGES:
+        stranger = not asked.node
+        if self._exchanging < _EXCHANGES and not (stranger and self._strangers >= _STRANGERS):
             self._exchanging += 1
+            self._strangers += stranger
             try:
                 first = self._gossip.push_pull_open()
                 done = await sync(self.reach, asked.node, asked.addresses, first, self._take)
@@ -362,6 +371,7 @@ class ClusterNode:
                 log.debug("no exchange with %s at %s: %s", asked.node or "somebody", asked.addresses, error)
             finally:
                 self._exchanging -= 1
+                self._strangers -= stranger
         self._do(self._gossip.push_pull_done(asked.node or done, bool(done), time.monotonic()))
 
     async def _tcp_ping(self, asked: TcpPing) -> None:
@@ -394,6 +404,7 @@ class ClusterNode:
         elif change is Change.LEADER:
             log.info("no leader")
         elif change is Change.CLONED:
+            self._cloned = True
             log.error(
                 "another machine uses the node id %s: its state folder is a copy of ours; "
                 "delete the file node-id in one of them and restart that daemon", node,
@@ -471,7 +482,9 @@ class ClusterNode:
             self._discovery.use(found)
 
     def _announced(self, node: str, addresses: tuple[Address, ...]) -> None:
-        if self._gossip is not None and not self._leaving and not self._gossip.alive(node):
+        if self._gossip is None or self._leaving:
+            return
+        if node == self._identity.node or not self._gossip.alive(node):
             self._do(self._gossip.introduce(addresses, time.monotonic()))
 
     async def _rounds(self, seeds: tuple[Seed, ...]) -> None:

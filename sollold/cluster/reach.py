@@ -12,7 +12,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from sollold.cluster.actions import Address
 from sollold.cluster.identity import Identity, peer_of, tls_name
@@ -85,7 +85,7 @@ class Reach:
             raise PeerError(node, f"no address of {name} is known", transport=True)
         context = self.context(protocol, anyone=not node)
         failures: list[str] = []
-        running: dict[asyncio.Task[asyncio.Transport], Address] = {}
+        running: dict[asyncio.Task[_Landing], Address] = {}
         waiting = list(where)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
@@ -108,9 +108,14 @@ class Reach:
                 for task in done:
                     address = running.pop(task)
                     try:
-                        transport = task.result()
+                        landed = task.result()
                     except (OSError, ssl.SSLError, TimeoutError) as error:
                         failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
+                        continue
+                    transport = landed.transport
+                    if landed.lost:
+                        # Its own protocol would never be told.
+                        failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
                         continue
                     found = peer_of(transport.get_extra_info("ssl_object"))
                     self.worked(found, address)
@@ -127,8 +132,16 @@ class Reach:
 class _Landing(asyncio.Protocol):
     """Holds a fresh connection until its own protocol takes over."""
 
+    lost = False
 
-async def _attempt(address: Address, context: ssl.SSLContext, name: str) -> asyncio.Transport:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
+
+async def _attempt(address: Address, context: ssl.SSLContext, name: str) -> _Landing:
     loop = asyncio.get_running_loop()
     family, place = socket_address(address)
     raw = socket.socket(family, socket.SOCK_STREAM)
@@ -136,24 +149,24 @@ async def _attempt(address: Address, context: ssl.SSLContext, name: str) -> asyn
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(raw, place)
-        transport, _ = await loop.create_connection(
+        _, landed = await loop.create_connection(
             _Landing, sock=raw, ssl=context, server_hostname=name, ssl_handshake_timeout=10,
             ssl_shutdown_timeout=2,
         )  # fmt: skip
     except BaseException:
         raw.close()
         raise
-    return transport
+    return landed
 
 
-async def _end(tasks: dict[asyncio.Task[asyncio.Transport], Address]) -> None:
+async def _end(tasks: dict[asyncio.Task[_Landing], Address]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:
         await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled() and task.exception() is None:
-            task.result().abort()
+            task.result().transport.abort()
 
 
 def socket_address(

@@ -19,6 +19,7 @@ import msgspec
 from sollold.cluster.frame import FrameError, Unframer, frame
 from sollold.cluster.peer import PeerError
 from sollold.cluster.pump import PumpEnd, Traffic
+from sollold.cluster.reach import keep_watch
 
 log = logging.getLogger("sollold.cluster")
 
@@ -148,6 +149,8 @@ class OwnerEnd(asyncio.Protocol):
         except (OSError, TimeoutError) as error:
             self._refuse(f"the worker of {deployment} does not answer on {host}:{port}: {error}")
             return
+        if asked.plain:
+            keep_watch(worker.transport)  # no daemon there tells that its machine is gone
         self._stop_timer()
         self._lines.enter(self, asked)
         transport = self._transport

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -135,6 +136,18 @@ async def test_the_owner_is_told_which_worker_that_others_started_is_meant(way: 
     assert way.plain == ["", "10.0.0.9:50052"], "and the second did not end the first"
     for _, writer in lines:
         writer.close()
+
+
+async def test_the_machine_of_a_worker_that_others_started_is_watched(way: Way) -> None:
+    tunnel = await way.tunnels.open("d1", IDS[0], plain="10.0.0.9:50052")
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"token")
+    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
+    (line,) = way.pair.peers[0]._lines._open
+    assert line._transport is not None
+    worker = line._transport.get_protocol()._other.transport  # type: ignore[attr-defined]
+    assert worker.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    writer.close()
 
 
 async def test_much_goes_through_unharmed_and_waits_with_the_sender(way: Way) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sollold.api.findings import Facts, Grade, examine
+from sollold.cluster.discovery import DiscoveryStatus
+from sollold.cluster.node import ClusterStatus
 from sollold.cluster.record import Backend, Endpoint, Record, State
 from sollold.config import GIB
 from sollold.machine.device import Device, Kind
@@ -17,10 +19,14 @@ ANNA = Record(
 )
 BERT = replace(ANNA, node="bb", name="bert")
 WELL = Facts(ANNA, (ANNA, BERT), (), (), "", 100 * GIB, "/cache")
+MDNS = DiscoveryStatus(True, "", ("10.0.0.1",), ("bb",), 0)
+NETWORK = ClusterStatus(MDNS, ("bb",), 0, 0, {}, 0, (), False)
 
 
 def test_nothing_is_wrong_with_what_is_well() -> None:
     assert examine(WELL) == []
+    assert examine(replace(WELL, network=NETWORK)) == []
+    assert examine(replace(WELL, network=replace(NETWORK, discovery=None))) == []
 
 
 def test_each_fault_is_found_and_problems_come_first() -> None:
@@ -59,12 +65,24 @@ def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
 
 
 def test_what_works_less_well_than_it_could_is_a_notice() -> None:
-    (finding,) = examine(replace(WELL, notices=(("bert is not announced", "set seeds"),)))
-    assert (finding.grade, finding.what, finding.mend) == (
-        Grade.NOTICE, "bert is not announced", "set seeds",
-    )  # fmt: skip
+    (finding,) = examine(replace(WELL, network=replace(NETWORK, unheard=("bert",))))
+    assert finding.grade is Grade.NOTICE and finding.what.startswith("bert: alive on this network")
+    assert "seeds" in finding.mend
 
 
 def test_a_node_alone_is_told_what_to_look_at() -> None:
     (finding,) = examine(replace(WELL, live=(ANNA,)))
     assert "firewall" in finding.what and finding.grade is Grade.NOTICE
+
+
+def test_why_nodes_do_not_find_each_other_is_said() -> None:
+    broken = replace(MDNS, working=False, reason="No such device")
+    (finding,) = examine(replace(WELL, network=replace(NETWORK, discovery=broken)))
+    assert finding.grade is Grade.PROBLEM and "No such device" in finding.what and "seeds" in finding.mend
+    cloned = replace(WELL, network=replace(NETWORK, cloned=True), id_file="/var/lib/sollold/node-id")
+    (finding,) = examine(cloned)
+    assert finding.grade is Grade.PROBLEM and "rm /var/lib/sollold/node-id" in finding.mend
+    other = replace(NETWORK, discovery=replace(MDNS, foreign=2))
+    (finding,) = examine(replace(WELL, network=other))
+    assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
+    assert "sollold token" in finding.mend

@@ -7,6 +7,9 @@ from itertools import permutations
 from random import Random
 from typing import TypeVar
 
+import pytest
+
+from sollold.cluster import exchange as exchange_module
 from sollold.cluster.actions import (
     Action,
     Address,
@@ -36,6 +39,7 @@ from sollold.cluster.packet import (
     head,
 )
 from sollold.cluster.record import Record
+from sollold.cluster.registry import Registry
 from sollold.cluster.term import Term
 from sollold.cluster.tuning import LAN
 
@@ -526,6 +530,23 @@ def test_a_clone_is_told_of_and_not_fought_without_end() -> None:
     assert gossip._membership.incarnation < 60
 
 
+def test_two_clones_that_know_nobody_else_tell_of_each_other_once() -> None:
+    gossip, clone = core(boot=1), core(boot=2)
+
+    def hears(core: Gossip, actions: list[Action], now: float) -> list[Action]:
+        return [did for send in of(Send, actions) for did in core.handle_packet(send.data, at(C), now)]
+
+    hello = gossip.introduce((at(B),), 0.1)
+    assert of(Send, hello)
+    answer = hears(clone, hello, 0.1)
+    assert changes(answer) == [(Change.CLONED, ME)]
+    back = hears(gossip, answer, 0.2)
+    assert changes(back) == [(Change.CLONED, ME)]
+    assert not hears(clone, back, 0.3), "or the two would go on for ever"
+    assert not hears(gossip, hello, 70.0), "our own word that came back to us is no clone's"
+    assert changes(hears(clone, hello, 70.0)) == [(Change.CLONED, ME)]
+
+
 def test_a_name_may_come_back_with_another_address() -> None:
     gossip = know(core(), B)
     new = ("10.7.7.7", 11436)
@@ -544,6 +565,16 @@ def test_nonsense_is_not_taken_in() -> None:
     says(gossip, C, Alive("not a node's id!", 1, 1, ()), Alive(B, 1, 1, (("example.org", 1),)))
     assert not gossip.alive(B)
     assert gossip.contacts() == ()
+
+
+def test_a_claim_that_no_election_can_go_above_is_not_taken_in() -> None:
+    gossip = know(core(), B)
+    forger = Registry(replace(record(B), claim=Term(2**64 - 1, B)), 1, 0)
+    says(gossip, B, decode(compound(head(B, 1), [forger.delta(1300, 1300)])).messages[0])
+    assert gossip.rejected == 1
+    bury(gossip, B)
+    play(gossip, 1.0, 20.0, silent=(B,))
+    assert gossip.leader() == Term(1, ME)
 
 
 def test_invented_names_fill_no_memory() -> None:
@@ -627,6 +658,30 @@ def test_a_push_pull_makes_both_know_all() -> None:
     assert other.record(ME) == one.me
     for gossip in (one, other):
         assert all(gossip.alive(node) for node in (ME, B, C, D))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_what_does_not_fit_one_body_comes_with_a_later_exchange(
+    monkeypatch: pytest.MonkeyPatch, opens: bool
+) -> None:
+    monkeypatch.setattr(exchange_module, "_ROOM", 9000)
+    one, other = core(ME), core(B, boot=3)
+    nodes = [f"{number:016x}" for number in range(100, 109)]
+    for node in nodes:
+        writer = core(node, boot=4)
+        writer.update_record(replace(writer.me, models="m" * 2000), 1.0)
+        exchange(one, writer, 1.0)
+    sides = (one, other) if opens else (other, one)
+    rounds = 0
+    while not all(other.record(node) == one.record(node) for node in nodes):
+        rounds += 1
+        body, turn, largest = sides[0].push_pull_open(), 1, 0
+        while body:
+            largest = max(largest, len(body))
+            body, _ = sides[turn].push_pull(body, None, 2.0)
+            turn = 1 - turn
+        assert largest < 12_000
+    assert rounds == 3
 
 
 def test_equals_exchange_little() -> None:

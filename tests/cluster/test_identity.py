@@ -35,6 +35,8 @@ def test_tokens() -> None:
     assert not closed.open
     assert Tokens.read(OTHER, ["open"]).open, "an open cluster stays open until the open token is dropped"
     assert closed.cluster != Tokens.read(THIRD).cluster
+    changing = Tokens.read(THIRD, [OTHER])
+    assert changing.clusters == (Tokens.read(THIRD).cluster, Tokens.read(OTHER).cluster)
     for bad in ("abc", "zz" * 32, "ab" * 31):
         with pytest.raises(BadToken):
             Tokens.read(bad)

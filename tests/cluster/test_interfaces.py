@@ -5,11 +5,13 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar, cast
 
 import pytest
+from zeroconf import ServiceStateChange, Zeroconf
 
 from sollold.cluster import discovery as discovery_module
-from sollold.cluster.discovery import Discovery
+from sollold.cluster.discovery import SERVICE, Discovery
 from sollold.cluster.interfaces import (
     Interface,
     _passing_addresses,
@@ -71,10 +73,11 @@ def test_chosen_interfaces_are_the_only_ones() -> None:
     assert interfaces(["there-is-none"]) == ()
 
 
-def make(found: list[tuple[str, object]], *, ipv6: bool = False) -> Discovery:
+def make(found: list[tuple[str, object]], *, ipv6: bool = False, named: tuple[str, ...] = ()) -> Discovery:
     return Discovery(
-        node="00000000000000aa", boot=7, cluster="c0ffee", port=11436,
+        node="00000000000000aa", boot=7, clusters=("c0ffee", "decaf"), port=11436,
         found=lambda node, addresses: found.append((node, addresses)), ipv6=ipv6,
+        named=named,
     )  # fmt: skip
 
 
@@ -124,24 +127,82 @@ async def test_no_interface_is_a_reason_not_an_error() -> None:
     discovery.use(())
     await until(lambda: discovery.status().reason == "no network interface has an IPv4 address")
     await discovery.close()
+    discovery = make([], named=("eht0",))
+    discovery.use(())
+    await until(lambda: "none of eht0 (cluster.interfaces)" in discovery.status().reason)
+    await discovery.close()
+
+
+class Announced:
+    """What another node tells."""
+
+    decoded_properties: ClassVar = {"v": "1", "c": "c0ffee", "boot": "1"}
+    port = 11436
+
+    def __init__(self, service: str, name: str) -> None:
+        pass
+
+    async def async_request(self, zeroconf: object, milliseconds: int) -> bool:
+        return True
+
+    def parsed_scoped_addresses(self, version: object) -> list[str]:
+        return ["10.0.0.2"]
+
+
+async def test_while_the_token_is_changed_both_names_of_the_cluster_are_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
+    discovery = make([])
+    for name, cluster in (("bb", "decaf"), ("cc", "c0ffee"), ("dd", "another")):
+        monkeypatch.setitem(Announced.decoded_properties, "c", cluster)
+        discovery._heard(cast(Zeroconf, None), SERVICE, f"{name}.{SERVICE}", ServiceStateChange.Added)
+        await until(lambda: not discovery._asking)
+    assert discovery.status().found == ("bb", "cc")
+    assert discovery.status().foreign == 1
+    monkeypatch.setitem(Announced.decoded_properties, "c", "decaf")
+    discovery._heard(cast(Zeroconf, None), SERVICE, f"dd.{SERVICE}", ServiceStateChange.Updated)
+    await until(lambda: discovery.status().found == ("bb", "cc", "dd"))
+    assert discovery.status().foreign == 0
+
+
+async def test_who_took_its_announcement_back_is_known_but_no_longer_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(discovery_module, "AsyncServiceInfo", Announced)
+    found: list[tuple[str, object]] = []
+    discovery = make(found)
+    other = "00000000000000bb"
+    for change, addresses in (
+        (ServiceStateChange.Added, (("10.0.0.2", 11436),)),
+        (ServiceStateChange.Removed, ()),
+        (ServiceStateChange.Added, (("10.0.0.2", 11436),)),
+    ):
+        discovery._heard(cast(Zeroconf, None), SERVICE, f"{other}.{SERVICE}", change)
+        await until(lambda: discovery.seen() == {other: addresses} and not discovery._asking)  # noqa: B023
+    assert len(found) == 2
 
 
 _TWO = """
 import asyncio, sys
-from sollold.cluster.discovery import Discovery
+from sollold.cluster.discovery import SERVICE, Discovery
 from sollold.cluster.interfaces import interfaces
 async def main(node, cluster):
     came = asyncio.Event()
     def found(node, addresses):
         print(node, addresses, flush=True)
         came.set()
-    one = Discovery(node=node, boot=1, cluster=cluster, port=7000, found=found)
+    one = Discovery(node=node, boot=1, clusters=[cluster], port=7000, found=found)
     one.use(interfaces())
-    try:
-        await asyncio.wait_for(came.wait(), 4)
-        await asyncio.sleep(1)
-    except TimeoutError:
-        print("nobody", one.status().foreign, flush=True)
+    foreign = 0
+    for _ in range(400):
+        if came.is_set():
+            await asyncio.sleep(1)
+            break
+        foreign = max(foreign, one.status().foreign)
+        await asyncio.sleep(0.01)
+    else:
+        print("nobody", foreign, flush=True)
     await one.close()
 asyncio.run(main(*sys.argv[1:]))
 """

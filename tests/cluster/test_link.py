@@ -3,10 +3,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+from typing import Any
 
 import msgspec
 import pytest
 
+from sollold.cluster import reach
 from sollold.cluster.frame import frame
 from sollold.cluster.link import FULL, BestRate, Bye, Links, neighbours
 from sollold.cluster.peer_server import LINK
@@ -169,3 +171,24 @@ def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> N
     assert best.take(12e6) == 110e6
     assert best.take(11e6) == 30e6
     assert best.take(12e6) == 12e6
+
+
+async def test_a_connection_that_is_lost_before_it_is_a_link_is_made_anew(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, lost = reach._attempt, 0
+
+    async def lose_the_first(*where: Any) -> Any:
+        nonlocal lost
+        landed = await attempt(*where)
+        if not lost:
+            landed.transport.abort()
+            await until(lambda: landed.lost)
+            lost += 1
+        return landed
+
+    monkeypatch.setattr(reach, "_attempt", lose_the_first)
+    ends = Ends(pair)
+    await ends.start(pair)
+    assert lost == 1
+    await ends.close()

@@ -11,12 +11,13 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from blockbuster import blockbuster_ctx
 
-from sollold.cluster.actions import Kept
+from sollold.cluster import node as shell
+from sollold.cluster.actions import Kept, PushPullWith
 from sollold.cluster.discovery import Discovery
 from sollold.cluster.kept_file import KeptFile
 from sollold.cluster.peer import PeerError
@@ -127,6 +128,37 @@ async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
     await until(lambda: first.status().refused["foreign"] > 0)
     assert len(other.live()) == 1
     assert len(first.live()) == 2
+
+
+async def test_two_machines_with_one_copied_state_folder_both_say_so(nodes: Nodes, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"state{number}").mkdir()
+        (tmp_path / f"state{number}" / "node-id").write_text(f"{'a' * 16}\n")
+    first = await nodes.start(0)
+    clone = await nodes.start(1, first)
+    await until(lambda: first.status().cloned and clone.status().cloned)
+    other = await nodes.start(2, first)
+    await until(lambda: len(other.live()) == 2)
+    assert not other.status().cloned
+
+
+async def test_machines_that_are_off_hold_up_no_exchange_with_those_that_are_on(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await nodes.start(0)
+    done: list[str] = []
+
+    async def reach(way: object, node: str, *rest: Any) -> str:
+        if not node:
+            await asyncio.Event().wait()
+        done.append(node)
+        return node
+
+    monkeypatch.setattr(shell, "sync", reach)
+    for number in range(50):
+        first._carry_out(PushPullWith("", ((f"192.0.2.{number + 1}", 11436),)))
+    first._carry_out(PushPullWith("b" * 16, (("192.0.2.99", 11436),)))
+    await until(lambda: done)
 
 
 async def test_a_port_in_use_is_one_clear_error(nodes: Nodes) -> None:

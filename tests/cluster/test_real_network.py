@@ -251,6 +251,17 @@ def test_seeds_do_without_mdns_and_memory_without_seeds(tmp_path: Path) -> None:
         cluster.until(cluster.whole, 20)
 
 
+def test_a_machine_that_is_a_copy_of_another_is_told_of_by_both(tmp_path: Path) -> None:
+    with netns.Lan(2) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members:
+            (tmp_path / member.name).mkdir()
+            (tmp_path / member.name / "node-id").write_text(f"{'a' * 16}\n")
+            member.start()
+        said = [tmp_path / f"{member.name}.out" for member in cluster.members]
+        cluster.until(lambda: all("another machine uses the node id" in one.read_text() for one in said), 15)
+
+
 def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:
     with netns.Lan(2) as lan:
         cluster = Cluster(lan, tmp_path)
