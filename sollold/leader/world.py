@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -218,13 +217,8 @@ class World:
         """The record with what the owner itself has said since."""
         if not any((record.node, device.id) in self.truth for device in record.devices):
             return record
-        # An owner says of each member of a shared memory what one grant could get: all of it. In a record
-        # they offer it together.
-        sharing = Counter(device.pool for device in record.devices if device.pool)
         devices = tuple(
-            replace(device, available=self.truth[key] // max(1, sharing[device.pool]))
-            if (key := (record.node, device.id)) in self.truth
-            else device
+            replace(device, available=self.truth.get((record.node, device.id), device.available))
             for device in record.devices
         )
         return replace(record, devices=devices)

@@ -241,14 +241,18 @@ def _scaled(footprint: Footprint, share: float) -> Footprint:
 
 
 def _freed(fleet: Fleet, one: Busy) -> Fleet:
+    spots = {(spot.node, spot.device): spot for machine in fleet.machines for spot in machine.spots}
+    back: dict[tuple[str, str], int] = {}
+    for device, size in one.bytes.items():
+        if (freed := spots.get(device)) is not None:
+            back[freed.memory] = back.get(freed.memory, 0) + size
     return replace(
         fleet,
         machines=tuple(
             replace(
                 machine,
                 spots=tuple(
-                    replace(spot, room=spot.room + one.bytes.get((spot.node, spot.device), 0))
-                    for spot in machine.spots
+                    replace(spot, room=spot.room + back.get(spot.memory, 0)) for spot in machine.spots
                 ),
             )
             for machine in fleet.machines

@@ -182,6 +182,25 @@ async def test_all_is_released_when_the_head_does_not_take_it(town: Cluster) -> 
     assert all(isinstance(request, Release) for request in released)
 
 
+async def test_of_a_shared_memory_no_more_is_planned_than_its_ledger_has() -> None:
+    from sollold.machine.device import Device, Kind
+
+    town = Cluster(SETTINGS)
+    both = (
+        Device("CPU", Kind.CPU, "cpu", 8 * GIB, GIB, 8 * GIB, 0, 0, 10 * MIB, 20e9, 1e11, pool="ram"),
+        Device("Vulkan0", Kind.GPU, "gpu", 8 * GIB, GIB, 8 * GIB, 0, 0, 10 * MIB, 60e9, 1e12, pool="ram"),
+    )
+    town.add("a", 0, model(), devices=both)
+    town.shapes["d1"] = shape(16, 80 * MIB)
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
+    assert "room for 1004 MiB" in answer.message, "its free memory less the spare room"
+    assert not town.asked("reserve"), "what is there once was taken to be there twice"
+    town.shapes["d1"] = shape(16, 40 * MIB)
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    assert len(town.asked("reserve")) == 1
+
+
 async def test_one_limit_over_all_devices_is_learnt() -> None:
     from sollold.agent.ledger import Ledger
     from sollold.machine.device import Device, Kind
