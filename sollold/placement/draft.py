@@ -112,13 +112,20 @@ def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: 
     return spot.overhead + peak
 
 
-def host_share(head: Machine, footprint: Footprint, layers: int, devices: int) -> Share:
-    """What stays with the head's processor when it computes the first ``layers`` itself."""
+def host_share(
+    head: Machine, footprint: Footprint, layers: int, devices: int, *, checkpoints: bool = True
+) -> Share:
+    """What stays with the head's processor when it computes the first ``layers`` itself.
+
+    ``checkpoints``: those that the footprint has are kept.
+    """
     cpu = head.cpu
     weights = footprint.host_tensors(layers)
     state = sum(footprint.state[:layers])
     offloaded = footprint.layers + 1 - layers
     compute = footprint.host_compute(devices=devices, offloaded=offloaded) + footprint.host_buffers
+    if not checkpoints:
+        compute = max(compute - footprint.checkpoint_bytes, 0)
     overhead = (cpu.overhead if cpu is not None else 0) + max(0, footprint.largest_tensor - state - compute)
     if cpu is None:
         # The processor is not offered, so its memory is nobody's to grant.
@@ -154,11 +161,10 @@ def draft(
     """
     total = footprint.layers + 1
     offloaded = total - on_host
-    host = host_share(head, footprint, on_host, len(holds))
     checkpoints = footprint.checkpoints
     if checkpoints and _crossing(head, footprint, holds, links) > CROSSING_SECONDS:
         checkpoints = 0
-        host = replace(host, compute=max(host.compute - footprint.checkpoint_bytes, 0))
+    host = host_share(head, footprint, on_host, len(holds), checkpoints=checkpoints > 0)
     seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
     if seeing >= 0 and footprint.projector:
         host = replace(host, weights=max(host.weights - footprint.projector, 0))

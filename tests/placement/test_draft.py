@@ -39,6 +39,15 @@ def test_no_checkpoints_where_each_would_hold_up_the_prompt() -> None:
     assert near.run == far.run == RUN, "the search knows its runs by what it asked for"
 
 
+def test_without_checkpoints_the_largest_tensor_still_finds_room_while_the_head_loads() -> None:
+    model = replace(_windowed(shape()), largest_tensor=600 * MIB)
+    print_of = footprint(model, RUN)
+    far = _spread(model, 10e6)
+    process = 30 * MIB
+    assert print_of.checkpoint_bytes > 0
+    assert far.host.state + far.host.compute + far.host.overhead - process == 600 * MIB
+
+
 def test_the_projector_is_counted_where_it_computes() -> None:
     head = machine(cpu("a", 8 * GIB), gpu("a", 8 * GIB), holds=True)
     other = machine(gpu("b", 8 * GIB))
