@@ -149,6 +149,15 @@ def test_only_a_machine_with_the_file_is_the_head() -> None:
     assert choose(WISH, on, prints(SMALL)).draft is None
 
 
+def test_quick_machines_without_ram_do_not_hide_one_that_can_be_the_head() -> None:
+    quick = [machine(gpu(f"q{i}", 600 * MIB), cpu(f"q{i}", 60 * MIB), holds=True) for i in range(4)]
+    slow = machine(cpu("slow", 500 * MIB), holds=True)
+    on = fleet(*quick, slow)
+    plan = plan_of(choose(WISH, on, prints(SMALL)))
+    check(plan, on)
+    assert plan.head == "slow"
+
+
 def test_few_requests_at_a_time_go_before_many_machines() -> None:
     model = shape(context_train=65536)
     on = fleet(machine(cpu("a", 1700 * MIB), holds=True), machine(cpu("b", 4 * GIB)))
