@@ -759,12 +759,14 @@ async def test_the_preview_places_nothing(town: Cluster) -> None:
     assert preview.context == 2048
     assert {free.node for free in preview.free} == {"a", "b", "c"}
     assert all(0 <= free.after < free.before for free in preview.free)
+    empty = preview.free
     assert preview.plan.tokens_per_second > 0
     assert not town.calls_made
     deployment = await placed(town)
     preview = await town.planner.preview(ASK)
     assert (preview.verdict, preview.endpoint) == (Verdict.USE, deployment)
     assert preview.plan is not None
+    assert preview.free == empty, "what would be free is reckoned without the deployment that would go"
     gone_for_good(town, "c")
     town.nodes["a"].endpoints.clear()
     preview = await town.planner.preview(ASK)
