@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sollold.machine.device import Kind
 from sollold.placement.draft import Draft, Hold
@@ -67,23 +67,22 @@ def _within_workers(rung: Rung, line: list[tuple[Spot, Room]], head: Machine) ->
     return kept
 
 
+def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
+    """Why counts that the user fixed are not those of a model with so many layers; empty: they are."""
+    given = sum(count for _, count in counts)
+    if given in (layers, layers + 1) and all(count >= 0 for _, count in counts):
+        return ""
+    return f"they sum to {given}; the model has {layers} layers and the output: {layers + 1}"
+
+
 def fixed(rung: Rung) -> Draft | None:
     """The counts that the user fixed, each machine's shared out over its devices."""
     counts = list(rung.wish.fixed)
-    given = sum(count for _, count in counts)
-    if counts and given == rung.footprint.layers:
-        counts[-1] = (counts[-1][0], counts[-1][1] + 1)
-        given += 1
-    if given != rung.total or any(count < 0 for _, count in counts):
-        rung.lost.append(
-            Alternative(
-                "the fixed counts",
-                0.0,
-                f"they sum to {given}; the model has {rung.footprint.layers} layers and the output: "
-                f"{rung.total}",
-            )
-        )
+    if wrong := miscounted(counts, rung.footprint.layers):
+        rung.lost.append(Alternative("the fixed counts", 0.0, wrong))
         return None
+    if sum(count for _, count in counts) == rung.footprint.layers:
+        counts[-1] = (counts[-1][0], counts[-1][1] + 1)
     for head in sorted(
         rung.heads(), key=lambda one: all(node not in (one.node, one.name) for node, _ in counts)
     ):

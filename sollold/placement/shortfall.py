@@ -173,6 +173,8 @@ def _by_settings(wish: Wish, fits: Callable[[Wish], Draft | None]) -> list[str]:
         changes.append({"type_k": "q8_0", "type_v": "q8_0"})
     if not wish.distributed:
         changes.append({"distributed": True})
+    if wish.fixed:
+        changes.append({"fixed": ()})
     for count in range(1, len(changes) + 1):
         found = []
         for some in combinations(changes, count):
@@ -190,6 +192,8 @@ def _setting(change: dict[str, object], wish: Wish, made: Draft) -> str:
         return f"a context of {made.run.context // made.run.slots} tokens instead of {wish.context}"
     if "type_k" in change:
         return "keys and values in q8_0 (type_k and type_v in the settings)"
+    if "fixed" in change:
+        return "leaving to the planner which node gets how many layers"
     return "spreading it over machines (enable_distributed in the settings)"
 
 

@@ -149,6 +149,21 @@ async def test_too_big_is_refused_with_the_arithmetic(town: Cluster) -> None:
     assert not town.asked("reserve")
 
 
+async def test_layers_that_can_not_be_counted_out_so_are_the_callers_fault_and_not_want_of_memory(
+    town: Cluster,
+) -> None:
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 3), ("b", 4))))
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "bad_request")
+    assert "sum to 7" in answer.message and "17" in answer.message
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 9), ("z", 8))))
+    assert answer.fault == "bad_request"
+    assert "no node z" in answer.message and "host-b" in answer.message
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 15), ("b", 2))))
+    assert answer.fault == "too_big"
+    assert "What would help: leaving to the planner which node gets how many layers" in answer.message
+    assert (await town.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
+
+
 async def test_a_refused_reservation_is_given_back_and_planned_anew(town: Cluster) -> None:
     town.add("d", 700 * MIB)
     town.nodes["d"].hook = refuse("only 10 MiB free", CPU=10 * MIB)
