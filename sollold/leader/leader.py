@@ -374,6 +374,7 @@ class Leader:
             passing=self._memory.passing(records, now),
             last_resort=self._memory.spare(records, now) - set(ask.exclude) - (out or {}).keys(),
             expected=self._memory.expected(now),
+            departed=self._memory.departed(),
             unfetched=frozenset(
                 record.node
                 for record in records

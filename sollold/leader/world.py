@@ -53,6 +53,7 @@ class World:
         passing: nodes of ``out`` that will be asked again within a minute.
         last_resort: nodes of ``out`` to fall back on where nothing else can do it.
         expected: nodes that have just gone and should be back, as they will be.
+        departed: nodes that were there and have left or died.
         unfetched: nodes that could not get its file lately.
     """
 
@@ -72,6 +73,7 @@ class World:
     passing: frozenset[str] = frozenset()
     last_resort: frozenset[str] = frozenset()
     expected: tuple[Record, ...] = ()
+    departed: frozenset[str] = frozenset()
     unfetched: frozenset[str] = frozenset()
     correction: speed.Correction = speed.uncorrected
 
@@ -120,12 +122,11 @@ class World:
 
     def orphans(self) -> list[tuple[str, str, str]]:
         """(node, deployment, head) of grants whose head has left the cluster or died."""
-        live = {record.node for record in self.records}
         found = {
             (record.node, grant.deployment, grant.head)
             for record in self.records
             for grant in record.grants
-            if grant.head not in live and grant.state is GrantState.COMMITTED
+            if grant.head in self.departed and grant.state is GrantState.COMMITTED
         }
         return sorted(found)
 

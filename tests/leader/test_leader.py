@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.agent.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.record import Backend, Endpoint, InOllama, State
 from sollold.cluster.term import Term
 from sollold.config import ModelSettings, PlacementSettings, Settings
@@ -898,13 +898,25 @@ async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
     plan = next(r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy))
     left = set(plan.bytes_by_owner()) - {plan.head}
     assert left
+    view = town.seen_by("c" if plan.head == "a" else "a")
+    other = Leader(SETTINGS, view, town, town, clock=lambda: town.now)
+    await other.start()
     del town.nodes[plan.head]
-    town.term = Term(2, "c" if plan.head == "a" else "a")
-    other = Leader(SETTINGS, town.seen_by(town.term.leader), town, town, clock=lambda: town.now)
+    view.term = town.term = Term(2, view.here)
     answers = [await other.ensure(ASK) for _ in range(2)]
     assert answers[-1].verdict is Verdict.WAIT, answers
     assert all(not node.ledger.holds(deployment) for node in town.nodes.values())
     await other.close()
+
+
+async def test_what_belongs_to_a_head_whose_record_has_not_come_yet_is_left_alone(town: Cluster) -> None:
+    owner = town.nodes["b"].ledger
+    assert owner.reserve(Reserve(town.term, "other-1", "x", {"CPU": 400 * MIB}), town.now)[0].ok
+    assert owner.commit(Commit("other-1", "x", ("CPU",), "b1"), town.now)[0].ok
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING, "its owner ends it when its head stays silent"
+    assert not town.asked("release")
+    assert owner.live("other-1")
 
 
 async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_for(town: Cluster) -> None:
