@@ -72,13 +72,17 @@ class FetchFirst:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
+    """It can't be answered. ``shortfall``: the arithmetic, when memory is why.
+
+    ``reckon``: gives that, which takes longer than the decision; done only for what is refused in the end.
+    """
 
     fault: Fault
     message: str
     retry_after: float = 0.0
     shortfall: Shortfall | None = None
     alternatives: tuple[Alternative, ...] = ()
+    reckon: Callable[[], Shortfall] | None = None
 
 
 Decision = Use | Wait | Otherwise | Place | Soon | FetchFirst | Refuse
@@ -88,6 +92,14 @@ def decide(ask: Ensure, world: World) -> Decision:
     """The one decision. ``world.holders`` is not empty: the name was found."""
     if ask.fixed and (wrong := _misfixed(ask, world)):
         return Refuse(Fault.BAD_REQUEST, wrong)
+    decision = _decide(ask, world)
+    if isinstance(decision, Refuse) and decision.reckon is not None:
+        shortfall = decision.reckon()
+        return replace(decision, message=shortfall.message, shortfall=shortfall, reckon=None)
+    return decision
+
+
+def _decide(ask: Ensure, world: World) -> Decision:
     there = what_is_there(ask, world)
     larger: Held | None = None
     if isinstance(there, tuple):
@@ -302,8 +314,10 @@ def _place_on(
     if chosen.draft is None and larger is not None and not _otherwise(ask, larger):
         return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
-        shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
-        return Refuse(Fault.TOO_BIG, shortfall.message, shortfall=shortfall, alternatives=chosen.alternatives)
+        roomiest = world.fleet(build, [*must, *idle])
+        reckon = partial(explain, wish, roomiest, prints, chosen, busy, world.correction)
+        message = f"{model.name} does not fit."
+        return Refuse(Fault.TOO_BIG, message, alternatives=chosen.alternatives, reckon=reckon)
     ended = [*must, *victims]
     reasons = list(chosen.reasons)
     for _, endpoint in victims:

@@ -20,6 +20,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.memory import GOOD_SERVICE, LAST_RESORT
 from sollold.models.model import Model
 from sollold.models.shape import Shape
+from sollold.placement.shortfall import Shortfall, explain
 from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
@@ -957,6 +958,28 @@ async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(to
     gone.build = "b1"
     town.changed()
     assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_what_is_missing_is_reckoned_for_those_alone_who_are_told(
+    town: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def counted(*args: Any) -> Shortfall:
+        shortfall = explain(*args)
+        told.append(shortfall.message)
+        return shortfall
+
+    monkeypatch.setattr("sollold.leader.decide.explain", counted)
+    del town.nodes["c"]
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    assert not told, "who waits asks again and again"
+    town.now += BACK_WITHIN
+    town.changed()
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
+    assert told == [answer.message]
 
 
 async def test_a_node_that_stays_away_is_not_waited_for(town: Cluster) -> None:
