@@ -338,6 +338,32 @@ async def test_one_that_was_just_used_refuses_and_is_kept(town: Cluster) -> None
     assert len(town.asked("deploy")) == 1
 
 
+async def test_a_head_that_dies_while_it_unloads_holds_up_no_placement(town: Cluster) -> None:
+    town.nodes["c"].models.append(model("other:latest", "d2"))
+    town.shapes["d2"] = shape(4, 20 * MIB)
+    other = await placed(town, Ensure("other"), idle=600.0)
+    asked = asyncio.Event()
+
+    async def stopped(method: str, request: object) -> object | None:
+        if method == "unload":
+            asked.set()
+            await asyncio.Event().wait()
+        return None
+
+    town.nodes["c"].hook = stopped
+    town.add("d", 450 * MIB)
+    town.nodes["a"].models.append(model("large:latest", "d3"))
+    town.shapes["d3"] = shape(16, 80 * MIB)
+    waiting = asyncio.create_task(town.planner.ensure(Ensure("large")))
+    await asked.wait()
+    del town.nodes["c"]
+    town.add("e", 900 * MIB)
+    town.changed()
+    answer = await asyncio.wait_for(waiting, 5)
+    assert answer.verdict in (Verdict.WAIT, Verdict.PLANNING), answer
+    assert [node for node, _ in town.asked("unload")] == ["c"], other
+
+
 async def test_the_longest_idle_goes_and_no_more_than_must() -> None:
     town = Cluster(SETTINGS)
     names = ["one", "two", "three", "four"]
