@@ -13,7 +13,7 @@ from sollold.placement import context, speed
 from sollold.placement.draft import Draft, host_share
 from sollold.placement.fleet import Fleet, Machine, Spot
 from sollold.placement.planner import Choice, FootprintOf, choose
-from sollold.placement.wish import Wish
+from sollold.placement.wish import Policy, Wish
 from sollold.units import bytes_text
 
 LEAST_BITS = 1.8
@@ -175,6 +175,8 @@ def _by_settings(wish: Wish, fits: Callable[[Wish], Draft | None]) -> list[str]:
         changes.append({"distributed": True})
     if wish.fixed:
         changes.append({"fixed": ()})
+    elif wish.policy is not Policy.FASTEST:
+        changes.append({"policy": Policy.FASTEST})
     for count in range(1, len(changes) + 1):
         found = []
         for some in combinations(changes, count):
@@ -192,6 +194,8 @@ def _setting(change: dict[str, object], wish: Wish, made: Draft) -> str:
         return f"a context of {made.run.context // made.run.slots} tokens instead of {wish.context}"
     if "type_k" in change:
         return "keys and values in q8_0 (type_k and type_v in the settings)"
+    if "policy" in change:
+        return f"the policy {Policy.FASTEST.value} instead of {wish.policy.value}"
     if "fixed" in change:
         return "leaving to the planner which node gets how many layers"
     return "spreading it over machines (enable_distributed in the settings)"

@@ -237,6 +237,24 @@ def test_the_other_policies_hold_the_model(policy: Policy) -> None:
         assert counts["a"] <= counts["b"] <= counts["c"]
 
 
+@pytest.mark.parametrize("policy", [Policy.EVEN, Policy.MEMORY_AWARE, Policy.SPREAD])
+def test_processors_beside_a_gpu_take_part_where_the_gpus_are_too_small(policy: Policy) -> None:
+    on = fleet(
+        machine(cpu("a", 600 * MIB), gpu("a", 600 * MIB), holds=True),
+        machine(cpu("b", 600 * MIB), gpu("b", 600 * MIB)),
+    )
+    plan = plan_of(choose(replace(WISH, policy=policy), on, prints(SMALL)))
+    check(plan, on)
+    assert {(share.node, share.device) for share in plan.shares} >= {("a", "CUDA0"), ("b", "CUDA0")}
+    assert any(share.device == "CPU" for share in plan.shares)
+    roomy = fleet(
+        machine(cpu("a", 8 * GIB), gpu("a", 800 * MIB), holds=True),
+        machine(cpu("b", 8 * GIB), gpu("b", 800 * MIB)),
+    )
+    plan = plan_of(choose(replace(WISH, policy=policy, always=True), roomy, prints(SMALL)))
+    assert all(share.device == "CUDA0" for share in plan.shares), "and nowhere else"
+
+
 def test_a_shared_memory_counts_once() -> None:
     record_devices = (
         Device("CPU", Kind.CPU, "cpu", 2 * GIB, GIB, 2 * GIB, 0, GIB, pool="ram", bandwidth=20e9),
