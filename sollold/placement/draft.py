@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -202,18 +202,11 @@ def draft(
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
     if head.cpu is not None:
         spots[head.node, "CPU"] = head.cpu
-    needed: dict[tuple[str, str], int] = {}
-    rooms: dict[tuple[str, str], Spot] = {}
+    taken: dict[Spot, int] = {}
     for share in (host, *shares):
         where = spots.get((share.node, share.device))
         if where is not None:
-            needed[where.memory] = needed.get(where.memory, 0) + share.total
-            rooms.setdefault(where.memory, where)
-    short = tuple(
-        Short(spot.node, spot.device, needed[memory], spot.room)
-        for memory, spot in rooms.items()
-        if needed[memory] > spot.room
-    )
+            taken[where] = taken.get(where, 0) + share.total
     return Draft(
         head=head,
         run=run,
@@ -223,10 +216,23 @@ def draft(
         seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=speed.load_seconds(parts, footprint.host_weights, cached),
-        short=short,
+        short=tuple(_short(taken)),
         cpu_moe=cpu_moe,
         estimate=footprint.estimate,
     )
+
+
+def _short(taken: Mapping[Spot, int]) -> Iterator[Short]:
+    """Where more is taken than there is: of a device for itself, or of all that share its memory."""
+    together: dict[tuple[str, str], list[Spot]] = {}
+    for spot, size in taken.items():
+        together.setdefault(spot.memory, []).append(spot)
+        if size > spot.room:
+            yield Short(spot.node, spot.device, size, spot.room)
+    for members in together.values():
+        size, room = sum(taken[spot] for spot in members), max(spot.room for spot in members)
+        if len(members) > 1 and size > room and all(taken[spot] <= spot.room for spot in members):
+            yield Short(members[-1].node, members[-1].device, size, room)
 
 
 def _is_gpu_of(head: Machine, spot: Spot) -> bool:
