@@ -184,7 +184,7 @@ class PlacementSettings:
     spare: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
     """Share of each device's memory that plans leave unused."""
     max_workers: Annotated[int, Meta(ge=1, le=15)] = 15
-    """Most devices that one model is spread over."""
+    """Most machines besides the head that one model is spread over."""
     enable_distributed: bool = True
     """Spread models over machines; false: only run what fits one."""
     distributed_threshold: float = 0.0

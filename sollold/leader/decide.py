@@ -29,6 +29,7 @@ from sollold.placement.fleet import Fleet
 from sollold.placement.plan import Plan
 from sollold.placement.planner import Choice, choose
 from sollold.placement.rung import Alternative
+from sollold.placement.share_out import miscounted
 from sollold.placement.shortfall import Busy, Shortfall, explain
 from sollold.serving.ask import Fault
 from sollold.units import bytes_text
@@ -71,13 +72,17 @@ class FetchFirst:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """It can't be answered. ``shortfall``: the arithmetic, when memory is why."""
+    """It can't be answered. ``shortfall``: the arithmetic, when memory is why.
+
+    ``reckon``: gives that, which takes longer than the decision; done only for what is refused in the end.
+    """
 
     fault: Fault
     message: str
     retry_after: float = 0.0
     shortfall: Shortfall | None = None
     alternatives: tuple[Alternative, ...] = ()
+    reckon: Callable[[], Shortfall] | None = None
 
 
 Decision = Use | Wait | Otherwise | Place | Soon | FetchFirst | Refuse
@@ -85,6 +90,16 @@ Decision = Use | Wait | Otherwise | Place | Soon | FetchFirst | Refuse
 
 def decide(ask: Ensure, world: World) -> Decision:
     """The one decision. ``world.holders`` is not empty: the name was found."""
+    if ask.fixed and (wrong := _misfixed(ask, world)):
+        return Refuse(Fault.BAD_REQUEST, wrong)
+    decision = _decide(ask, world)
+    if isinstance(decision, Refuse) and decision.reckon is not None:
+        shortfall = decision.reckon()
+        return replace(decision, message=shortfall.message, shortfall=shortfall, reckon=None)
+    return decision
+
+
+def _decide(ask: Ensure, world: World) -> Decision:
     there = what_is_there(ask, world)
     larger: Held | None = None
     if isinstance(there, tuple):
@@ -114,6 +129,18 @@ def decide(ask: Ensure, world: World) -> Decision:
     if isinstance(placed, Place) and placed.evictions and ask.more and there is not None:
         return there if not isinstance(there, tuple) else placed
     return placed
+
+
+def _misfixed(ask: Ensure, world: World) -> str:
+    """Why the counts that the caller fixed can't be meant, whatever memory there is; empty: they can."""
+    records = (*world.records, *world.expected)
+    known = {name for record in records for name in (record.node, record.name)}
+    if absent := [node for node, _ in ask.fixed if node not in known]:
+        there = ", ".join(sorted(record.name for record in world.records))
+        return f"The layers can't be placed as named: there is no node {' or '.join(absent)}, only {there}."
+    if world.shape is not None and (wrong := miscounted(ask.fixed, len(world.shape.layers))):
+        return f"The layers of {world.holders[0][1].name} can't be placed as named: {wrong}."
+    return ""
 
 
 def _rounded_up(ask: Ensure, world: World, larger: Held, exact: Place) -> Place:
@@ -287,8 +314,10 @@ def _place_on(
     if chosen.draft is None and larger is not None and not _otherwise(ask, larger):
         return Refuse(Fault.TOO_BIG, f"{model.name} does not fit with {ask.context} tokens of context.")
     if chosen.draft is None:
-        shortfall = explain(wish, world.fleet(build, [*must, *idle]), prints, chosen, busy, world.correction)
-        return Refuse(Fault.TOO_BIG, shortfall.message, shortfall=shortfall, alternatives=chosen.alternatives)
+        roomiest = world.fleet(build, [*must, *idle])
+        reckon = partial(explain, wish, roomiest, prints, chosen, busy, world.correction)
+        message = f"{model.name} does not fit."
+        return Refuse(Fault.TOO_BIG, message, alternatives=chosen.alternatives, reckon=reckon)
     ended = [*must, *victims]
     reasons = list(chosen.reasons)
     for _, endpoint in victims:

@@ -166,7 +166,8 @@ class Leader:
         decision = await asyncio.to_thread(decide, ask, world)
         if isinstance(decision, Use | Wait | Otherwise):
             # What runs already is an answer, but the question was what a load would place.
-            other = await asyncio.to_thread(decide, replace(ask, ollama=False), unloaded(world))
+            world = unloaded(world)
+            other = await asyncio.to_thread(decide, replace(ask, ollama=False), world)
             return preview_of(decision, world, other)
         return preview_of(decision, world)
 
@@ -373,6 +374,7 @@ class Leader:
             passing=self._memory.passing(records, now),
             last_resort=self._memory.spare(records, now) - set(ask.exclude) - (out or {}).keys(),
             expected=self._memory.expected(now),
+            departed=self._memory.departed(),
             unfetched=frozenset(
                 record.node
                 for record in records

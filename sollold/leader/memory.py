@@ -57,6 +57,9 @@ class Memory:
         self._pooled: dict[str, float] = {}
         self._ended_at: dict[str, float] = {}
         self._failed: set[str] = set()
+        self._here: dict[str, float] = {}
+        """Nodes that are there, or were within `BACK_WITHIN`: when last."""
+        self._departed: frozenset[str] = frozenset()
         self._ready: dict[str, float] = {}
         """Since when."""
 
@@ -92,6 +95,10 @@ class Memory:
     def observe(self, records: Sequence[Record], now: float) -> None:
         """Learn from the records: what is there now, what failed, what works."""
         self._absences.observe(records, now)
+        live = {record.node for record in records}
+        self._here = {node: at for node, at in self._here.items() if now - at < BACK_WITHIN}
+        self._here |= dict.fromkeys(live, now)
+        self._departed = frozenset(self._here.keys() - live)
         present: set[str] = set()
         for record in records:
             for grant in record.grants:
@@ -191,6 +198,10 @@ class Memory:
     def expected(self, now: float) -> tuple[Record, ...]:
         """Nodes that were here a moment ago and should be back, as they will be."""
         return self._absences.expected(now)
+
+    def departed(self) -> frozenset[str]:
+        """Nodes that were there and have left or died. One whose record has not come yet is none of them."""
+        return self._departed
 
     def passing(self, records: Iterable[Record], now: float) -> frozenset[str]:
         """Nodes that take no part at present and will be asked again within a minute."""

@@ -17,7 +17,7 @@ def preview_of(decision: Decision, world: World | None, fresh: Decision | None =
 
     Args:
         decision: what the leader would say now.
-        world: what it was made from; None when the model was not found.
+        world: what it, or ``fresh``, was made from; None when the model was not found.
         fresh: what it would say if the model were not loaded, where ``decision`` is not to place it.
     """
     match decision:

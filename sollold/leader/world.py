@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -54,6 +53,7 @@ class World:
         passing: nodes of ``out`` that will be asked again within a minute.
         last_resort: nodes of ``out`` to fall back on where nothing else can do it.
         expected: nodes that have just gone and should be back, as they will be.
+        departed: nodes that were there and have left or died.
         unfetched: nodes that could not get its file lately.
     """
 
@@ -73,6 +73,7 @@ class World:
     passing: frozenset[str] = frozenset()
     last_resort: frozenset[str] = frozenset()
     expected: tuple[Record, ...] = ()
+    departed: frozenset[str] = frozenset()
     unfetched: frozenset[str] = frozenset()
     correction: speed.Correction = speed.uncorrected
 
@@ -121,12 +122,11 @@ class World:
 
     def orphans(self) -> list[tuple[str, str, str]]:
         """(node, deployment, head) of grants whose head has left the cluster or died."""
-        live = {record.node for record in self.records}
         found = {
             (record.node, grant.deployment, grant.head)
             for record in self.records
             for grant in record.grants
-            if grant.head not in live and grant.state is GrantState.COMMITTED
+            if grant.head in self.departed and grant.state is GrantState.COMMITTED
         }
         return sorted(found)
 
@@ -218,13 +218,8 @@ class World:
         """The record with what the owner itself has said since."""
         if not any((record.node, device.id) in self.truth for device in record.devices):
             return record
-        # An owner says of each member of a shared memory what one grant could get: all of it. In a record
-        # they offer it together.
-        sharing = Counter(device.pool for device in record.devices if device.pool)
         devices = tuple(
-            replace(device, available=self.truth[key] // max(1, sharing[device.pool]))
-            if (key := (record.node, device.id)) in self.truth
-            else device
+            replace(device, available=self.truth.get((record.node, device.id), device.available))
             for device in record.devices
         )
         return replace(record, devices=devices)

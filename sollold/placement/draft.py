@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -112,13 +112,20 @@ def share_overhead(spot: Spot, worker: bool, largest: int, state: int, compute: 
     return spot.overhead + peak
 
 
-def host_share(head: Machine, footprint: Footprint, layers: int, devices: int) -> Share:
-    """What stays with the head's processor when it computes the first ``layers`` itself."""
+def host_share(
+    head: Machine, footprint: Footprint, layers: int, devices: int, *, checkpoints: bool = True
+) -> Share:
+    """What stays with the head's processor when it computes the first ``layers`` itself.
+
+    ``checkpoints``: those that the footprint has are kept.
+    """
     cpu = head.cpu
     weights = footprint.host_tensors(layers)
     state = sum(footprint.state[:layers])
     offloaded = footprint.layers + 1 - layers
     compute = footprint.host_compute(devices=devices, offloaded=offloaded) + footprint.host_buffers
+    if not checkpoints:
+        compute = max(compute - footprint.checkpoint_bytes, 0)
     overhead = (cpu.overhead if cpu is not None else 0) + max(0, footprint.largest_tensor - state - compute)
     if cpu is None:
         # The processor is not offered, so its memory is nobody's to grant.
@@ -154,11 +161,10 @@ def draft(
     """
     total = footprint.layers + 1
     offloaded = total - on_host
-    host = host_share(head, footprint, on_host, len(holds))
     checkpoints = footprint.checkpoints
     if checkpoints and _crossing(head, footprint, holds, links) > CROSSING_SECONDS:
         checkpoints = 0
-        host = replace(host, compute=max(host.compute - footprint.checkpoint_bytes, 0))
+    host = host_share(head, footprint, on_host, len(holds), checkpoints=checkpoints > 0)
     seeing = next((i for i, (spot, _, _) in enumerate(holds) if _is_gpu_of(head, spot)), -1)
     if seeing >= 0 and footprint.projector:
         host = replace(host, weights=max(host.weights - footprint.projector, 0))
@@ -196,18 +202,11 @@ def draft(
     spots = {(spot.node, spot.device): spot for spot, _, _ in holds}
     if head.cpu is not None:
         spots[head.node, "CPU"] = head.cpu
-    needed: dict[tuple[str, str], int] = {}
-    rooms: dict[tuple[str, str], Spot] = {}
+    taken: dict[Spot, int] = {}
     for share in (host, *shares):
         where = spots.get((share.node, share.device))
         if where is not None:
-            needed[where.memory] = needed.get(where.memory, 0) + share.total
-            rooms.setdefault(where.memory, where)
-    short = tuple(
-        Short(spot.node, spot.device, needed[memory], spot.room)
-        for memory, spot in rooms.items()
-        if needed[memory] > spot.room
-    )
+            taken[where] = taken.get(where, 0) + share.total
     return Draft(
         head=head,
         run=run,
@@ -217,10 +216,23 @@ def draft(
         seconds=speed.decode_seconds(parts, footprint.n_embd, footprint.n_vocab, correction),
         prompt_seconds=speed.prefill_seconds(parts, footprint.n_embd, parameters_per_byte),
         load=speed.load_seconds(parts, footprint.host_weights, cached),
-        short=short,
+        short=tuple(_short(taken)),
         cpu_moe=cpu_moe,
         estimate=footprint.estimate,
     )
+
+
+def _short(taken: Mapping[Spot, int]) -> Iterator[Short]:
+    """Where more is taken than there is: of a device for itself, or of all that share its memory."""
+    together: dict[tuple[str, str], list[Spot]] = {}
+    for spot, size in taken.items():
+        together.setdefault(spot.memory, []).append(spot)
+        if size > spot.room:
+            yield Short(spot.node, spot.device, size, spot.room)
+    for members in together.values():
+        size, room = sum(taken[spot] for spot in members), max(spot.room for spot in members)
+        if len(members) > 1 and size > room and all(taken[spot] <= spot.room for spot in members):
+            yield Short(members[-1].node, members[-1].device, size, room)
 
 
 def _is_gpu_of(head: Machine, spot: Spot) -> bool:

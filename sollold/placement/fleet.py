@@ -199,12 +199,8 @@ def machine_of(
 
 
 def _offered(devices: tuple[Device, ...], one_pool: bool) -> dict[str, int]:
-    """Bytes that each device could get: of a shared memory all that its members offer together."""
-    pools: dict[str, int] = {}
-    for device in devices:
-        if device.pool:
-            pools[device.pool] = pools.get(device.pool, 0) + device.available
-    offered = {device.id: pools.get(device.pool, device.available) for device in devices}
+    """Bytes that each device could get: each that shares a memory says what all of it has left."""
+    offered = {device.id: device.available for device in devices}
     # Under one limit over the node each device says what the limit leaves.
     if one_pool:
         own = [device.id for device in devices if device.kind is not Kind.PLAIN]

@@ -74,6 +74,16 @@ class Rung:
             if machine.holds and self.wish.head in ("", machine.node)
         ]
 
+    def may_head(self, head: Machine) -> bool:
+        """Whether a machine has room for what its processor keeps at the least, with all layers elsewhere."""
+        cpu = head.cpu
+        if cpu is None:
+            return True
+        least = host_share(head, self.footprint, 0, 1, checkpoints=False).total
+        if any(spot.kind is Kind.GPU for spot in self.spots[head.node]):
+            least -= self.footprint.projector
+        return least <= cpu.room
+
     def search(
         self,
         head: Machine,

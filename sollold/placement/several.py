@@ -33,7 +33,8 @@ def over_several(rung: Rung) -> Draft | None:
     rooms = nlargest(MOST_DEVICES + 1, (spot.room for spots in rung.spots.values() for spot in spots))
     if sum(rooms) < rung.needed:
         return None
-    heads = sorted(rung.heads(), key=lambda head: _promise(rung, head))
+    able = [head for head in rung.heads() if rung.may_head(head)]
+    heads = sorted(able, key=lambda head: _promise(rung, head))
     heads = heads[: HEADS if len(rung.fleet.machines) <= MANY else HEADS // 2]
     best: Draft | None = None
     for head in heads:

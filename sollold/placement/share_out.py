@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sollold.machine.device import Kind
 from sollold.placement.draft import Draft, Hold
@@ -14,25 +14,44 @@ from sollold.units import bytes_text
 
 
 def proportional(rung: Rung, head: Machine, links: Mapping[str, Link]) -> Draft | None:
-    """The split by the policies ``memory_aware``, ``even`` and ``spread``."""
+    """The split by the policies ``memory_aware``, ``even`` and ``spread``.
+
+    Over GPUs and the machines without any; where that is too little, processors beside a GPU take part too.
+    """
+    for beside in (False, True):
+        line = _within_workers(rung, _line(rung, head, links, beside=beside), head)
+        made = _shared_out(rung, head, links, line)
+        if made is not None:
+            return made
+    return None
+
+
+def _line(rung: Rung, head: Machine, links: Mapping[str, Link], *, beside: bool) -> list[tuple[Spot, Room]]:
+    """The devices that may take part, the roomiest first; ``beside``: after them processors that have a GPU
+    beside them, where they do not share its memory."""
     line: list[tuple[Spot, Room]] = []
+    last: set[Spot] = set()
     buffers = rung.buffers(piped=True)
-    machines = [rung.fleet.machine(node) for node in rung.spots]
-    for machine in machines:
-        if machine is None:
-            continue
-        spots = rung.spots[machine.node]
-        gpus = [spot for spot in spots if spot.kind is Kind.GPU]
-        own = gpus or [spot for spot in spots if spot.kind is Kind.CPU]
-        for spot in (*own, *(spot for spot in spots if spot.kind is Kind.PLAIN)):
+    for spots in rung.spots.values():
+        gpus = {spot.memory for spot in spots if spot.kind is Kind.GPU}
+        for spot in spots:
+            if spot.kind is Kind.CPU and gpus and (not beside or spot.memory in gpus):
+                continue
+            if spot.kind is Kind.CPU and gpus:
+                last.add(spot)
             one = rung.bin(spot, head, links)
             room = one.room - buffers.begins
             if one.loading is not None:
                 room = min(room, one.loading - max(rung.footprint.largest))
             if room > 0:
                 line.append((spot, Room(room, max(min(room, one.room - buffers.ends), 0))))
-    line.sort(key=lambda pair: (-pair[1].middle, pair[0].node, pair[0].device))
-    line = _within_workers(rung, line, head)
+    line.sort(key=lambda pair: (pair[0] in last, -pair[1].middle, pair[0].node, pair[0].device))
+    return line
+
+
+def _shared_out(
+    rung: Rung, head: Machine, links: Mapping[str, Link], line: list[tuple[Spot, Room]]
+) -> Draft | None:
     counts = range(1, len(line) + 1)
     if rung.wish.policy is Policy.SPREAD:
         counts = range(len(line), 0, -1)
@@ -67,23 +86,22 @@ def _within_workers(rung: Rung, line: list[tuple[Spot, Room]], head: Machine) ->
     return kept
 
 
+def miscounted(counts: Sequence[tuple[str, int]], layers: int) -> str:
+    """Why counts that the user fixed are not those of a model with so many layers; empty: they are."""
+    given = sum(count for _, count in counts)
+    if given in (layers, layers + 1) and all(count >= 0 for _, count in counts):
+        return ""
+    return f"they sum to {given}; the model has {layers} layers and the output: {layers + 1}"
+
+
 def fixed(rung: Rung) -> Draft | None:
     """The counts that the user fixed, each machine's shared out over its devices."""
     counts = list(rung.wish.fixed)
-    given = sum(count for _, count in counts)
-    if counts and given == rung.footprint.layers:
-        counts[-1] = (counts[-1][0], counts[-1][1] + 1)
-        given += 1
-    if given != rung.total or any(count < 0 for _, count in counts):
-        rung.lost.append(
-            Alternative(
-                "the fixed counts",
-                0.0,
-                f"they sum to {given}; the model has {rung.footprint.layers} layers and the output: "
-                f"{rung.total}",
-            )
-        )
+    if wrong := miscounted(counts, rung.footprint.layers):
+        rung.lost.append(Alternative("the fixed counts", 0.0, wrong))
         return None
+    if sum(count for _, count in counts) == rung.footprint.layers:
+        counts[-1] = (counts[-1][0], counts[-1][1] + 1)
     for head in sorted(
         rung.heads(), key=lambda one: all(node not in (one.node, one.name) for node, _ in counts)
     ):

@@ -13,7 +13,7 @@ from sollold.placement import context, speed
 from sollold.placement.draft import Draft, host_share
 from sollold.placement.fleet import Fleet, Machine, Spot
 from sollold.placement.planner import Choice, FootprintOf, choose
-from sollold.placement.wish import Wish
+from sollold.placement.wish import Policy, Wish
 from sollold.units import bytes_text
 
 LEAST_BITS = 1.8
@@ -173,6 +173,10 @@ def _by_settings(wish: Wish, fits: Callable[[Wish], Draft | None]) -> list[str]:
         changes.append({"type_k": "q8_0", "type_v": "q8_0"})
     if not wish.distributed:
         changes.append({"distributed": True})
+    if wish.fixed:
+        changes.append({"fixed": ()})
+    elif wish.policy is not Policy.FASTEST:
+        changes.append({"policy": Policy.FASTEST})
     for count in range(1, len(changes) + 1):
         found = []
         for some in combinations(changes, count):
@@ -190,6 +194,10 @@ def _setting(change: dict[str, object], wish: Wish, made: Draft) -> str:
         return f"a context of {made.run.context // made.run.slots} tokens instead of {wish.context}"
     if "type_k" in change:
         return "keys and values in q8_0 (type_k and type_v in the settings)"
+    if "policy" in change:
+        return f"the policy {Policy.FASTEST.value} instead of {wish.policy.value}"
+    if "fixed" in change:
+        return "leaving to the planner which node gets how many layers"
     return "spreading it over machines (enable_distributed in the settings)"
 
 
@@ -241,14 +249,18 @@ def _scaled(footprint: Footprint, share: float) -> Footprint:
 
 
 def _freed(fleet: Fleet, one: Busy) -> Fleet:
+    spots = {(spot.node, spot.device): spot for machine in fleet.machines for spot in machine.spots}
+    back: dict[tuple[str, str], int] = {}
+    for device, size in one.bytes.items():
+        if (freed := spots.get(device)) is not None:
+            back[freed.memory] = back.get(freed.memory, 0) + size
     return replace(
         fleet,
         machines=tuple(
             replace(
                 machine,
                 spots=tuple(
-                    replace(spot, room=spot.room + one.bytes.get((spot.node, spot.device), 0))
-                    for spot in machine.spots
+                    replace(spot, room=spot.room + back.get(spot.memory, 0)) for spot in machine.spots
                 ),
             )
             for machine in fleet.machines

@@ -11,6 +11,7 @@ found.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -78,6 +79,8 @@ class _Search:
     leaves: list[tuple[float, tuple[Item, ...]]] = field(default_factory=list)
     many: bool = field(init=False)
     most_effort: int = field(init=False)
+    devices: Counter[int] = field(init=False)
+    scarce: bool = field(init=False)
     items: list[Item] = field(init=False)
     hops: list[float] = field(init=False)
     price: list[float] = field(init=False)
@@ -95,6 +98,8 @@ class _Search:
         if not items:
             return
         self.items = items
+        self.devices = Counter(item.bin.worker for item in items if item.bin.worker >= 0)
+        self.scarce = self.workers < len(self.devices)
         count = len(items)
         self.hops = [inf] * (count + 1)
         self.price = [inf] * (count + 1)
@@ -173,11 +178,18 @@ class _Search:
                 continue
             if one.worker >= 0 and one.worker not in machines and len(machines) >= self.workers:
                 continue
-            if j > start and _alike(item, items[j - 1]):
+            if j > start and self._no_news(item, items[j - 1]):
                 continue
             chosen.append(item)
             self._walk(j + 1, chosen, price, left - taken)
             chosen.pop()
+
+    def _no_news(self, one: Item, before: Item) -> bool:
+        """Whether all that can be done with a device was tried with the one before it, which is alike.
+
+        Where machines are counted it is not so of one that has more devices: they cost no further machine.
+        """
+        return _alike(one, before) and (not self.scarce or self.devices[one.bin.worker] == 1)
 
     def _leaf(self, chosen: list[Item], bound: float) -> bool:
         """These devices may do: fill them. Returns whether no further device can make it any better."""

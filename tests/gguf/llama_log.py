@@ -50,6 +50,12 @@ def projector(log: str) -> tuple[str, int]:
     return device[1] if device else "", round(float(size[1]) * 1024 * 1024) if size else 0
 
 
+def looking(log: str) -> int:
+    """Bytes that the projector computes in, as reserved when it is loaded; 0: it is not warmed up."""
+    size = re.search(r"reserve_compute_meta: +\S+ compute buffer size = +([\d.]+) MiB", log)
+    return round(float(size[1]) * 1024 * 1024) if size else 0
+
+
 def checkpoints(log: str) -> list[int]:
     """Bytes of each checkpoint of a slot that was made. Needs ``-lv 4``."""
     return [round(float(match["mib"]) * 1024 * 1024) for match in _CHECKPOINT.finditer(log)]

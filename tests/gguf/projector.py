@@ -51,6 +51,48 @@ def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, 
     return Path(path)
 
 
+def write_merging(path: Path | str, text_embd: int, *, windowed: bool = False, image: int = 560) -> Path:
+    """A projector of Qwen's kind, which takes images of any size. ``windowed``: its attention has windows."""
+    patch, embd, heads, layers = 14, 64, 2, 2
+    metadata: dict[str, MetadataValue] = {
+        "general.architecture": "clip",
+        "general.type": "mmproj",
+        "clip.has_vision_encoder": True,
+        "clip.projector_type": "qwen2.5vl_merger" if windowed else "qwen2vl_merger",
+        "clip.use_silu": True,
+        "clip.vision.image_size": image,
+        "clip.vision.patch_size": patch,
+        "clip.vision.embedding_length": embd,
+        "clip.vision.feed_forward_length": 2 * embd,
+        "clip.vision.block_count": layers,
+        "clip.vision.attention.head_count": heads,
+        "clip.vision.attention.layer_norm_epsilon": 1e-6,
+        "clip.vision.projection_dim": text_embd,
+        "clip.vision.image_mean": [0.5, 0.5, 0.5],
+        "clip.vision.image_std": [0.5, 0.5, 0.5],
+    }
+    if windowed:
+        metadata["clip.vision.n_wa_pattern"] = 2
+    tensors = [
+        _tensor(name, shape)
+        for name, shape in (
+            ("v.patch_embd.weight", (patch, patch, 3, embd)),
+            ("v.patch_embd.weight.1", (patch, patch, 3, embd)),
+            *_blocks(layers, embd, 2 * embd),
+            *((f"v.blk.{block}.ffn_gate.weight", (embd, 2 * embd)) for block in range(layers)),
+            *((f"v.blk.{block}.ffn_gate.bias", (2 * embd,)) for block in range(layers)),
+            ("v.post_ln.weight", (embd,)),
+            ("v.post_ln.bias", (embd,)),
+            ("mm.0.weight", (4 * embd, 4 * embd)),
+            ("mm.0.bias", (4 * embd,)),
+            ("mm.2.weight", (4 * embd, text_embd)),
+            ("mm.2.bias", (text_embd,)),
+        )
+    ]
+    gguf_writer.write(path, metadata, tensors)
+    return Path(path)
+
+
 def _blocks(layers: int, embd: int, ff: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     for block in range(layers):
         for name, shape in (

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sollold.agent.commands import Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.agent.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.cluster.record import Backend, Endpoint, InOllama, State
 from sollold.cluster.term import Term
 from sollold.config import ModelSettings, PlacementSettings, Settings
@@ -20,6 +20,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.memory import GOOD_SERVICE, LAST_RESORT
 from sollold.models.model import Model
 from sollold.models.shape import Shape
+from sollold.placement.shortfall import Shortfall, explain
 from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB, shape
 
@@ -149,6 +150,21 @@ async def test_too_big_is_refused_with_the_arithmetic(town: Cluster) -> None:
     assert not town.asked("reserve")
 
 
+async def test_layers_that_can_not_be_counted_out_so_are_the_callers_fault_and_not_want_of_memory(
+    town: Cluster,
+) -> None:
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 3), ("b", 4))))
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "bad_request")
+    assert "sum to 7" in answer.message and "17" in answer.message
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 9), ("z", 8))))
+    assert answer.fault == "bad_request"
+    assert "no node z" in answer.message and "host-b" in answer.message
+    answer = await town.planner.ensure(Ensure("demo", fixed=(("a", 15), ("b", 2))))
+    assert answer.fault == "too_big"
+    assert "What would help: leaving to the planner which node gets how many layers" in answer.message
+    assert (await town.planner.ensure(Ensure("demo", fixed=(("a", 4), ("b", 6), ("c", 7))))).deployment
+
+
 async def test_a_refused_reservation_is_given_back_and_planned_anew(town: Cluster) -> None:
     town.add("d", 700 * MIB)
     town.nodes["d"].hook = refuse("only 10 MiB free", CPU=10 * MIB)
@@ -180,6 +196,25 @@ async def test_all_is_released_when_the_head_does_not_take_it(town: Cluster) -> 
     assert town.granted() == 0
     released = [request for _, request in town.asked("release")]
     assert all(isinstance(request, Release) for request in released)
+
+
+async def test_of_a_shared_memory_no_more_is_planned_than_its_ledger_has() -> None:
+    from sollold.machine.device import Device, Kind
+
+    town = Cluster(SETTINGS)
+    both = (
+        Device("CPU", Kind.CPU, "cpu", 8 * GIB, GIB, 8 * GIB, 0, 0, 10 * MIB, 20e9, 1e11, pool="ram"),
+        Device("Vulkan0", Kind.GPU, "gpu", 8 * GIB, GIB, 8 * GIB, 0, 0, 10 * MIB, 60e9, 1e12, pool="ram"),
+    )
+    town.add("a", 0, model(), devices=both)
+    town.shapes["d1"] = shape(16, 80 * MIB)
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
+    assert "room for 1004 MiB" in answer.message, "its free memory less the spare room"
+    assert not town.asked("reserve"), "what is there once was taken to be there twice"
+    town.shapes["d1"] = shape(16, 40 * MIB)
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+    assert len(town.asked("reserve")) == 1
 
 
 async def test_one_limit_over_all_devices_is_learnt() -> None:
@@ -301,6 +336,32 @@ async def test_one_that_was_just_used_refuses_and_is_kept(town: Cluster) -> None
     town.nodes["a"].hook = hook
     assert (await town.planner.ensure(Ensure("other"))).fault == "too_big"
     assert len(town.asked("deploy")) == 1
+
+
+async def test_a_head_that_dies_while_it_unloads_holds_up_no_placement(town: Cluster) -> None:
+    town.nodes["c"].models.append(model("other:latest", "d2"))
+    town.shapes["d2"] = shape(4, 20 * MIB)
+    other = await placed(town, Ensure("other"), idle=600.0)
+    asked = asyncio.Event()
+
+    async def stopped(method: str, request: object) -> object | None:
+        if method == "unload":
+            asked.set()
+            await asyncio.Event().wait()
+        return None
+
+    town.nodes["c"].hook = stopped
+    town.add("d", 450 * MIB)
+    town.nodes["a"].models.append(model("large:latest", "d3"))
+    town.shapes["d3"] = shape(16, 80 * MIB)
+    waiting = asyncio.create_task(town.planner.ensure(Ensure("large")))
+    await asked.wait()
+    del town.nodes["c"]
+    town.add("e", 900 * MIB)
+    town.changed()
+    answer = await asyncio.wait_for(waiting, 5)
+    assert answer.verdict in (Verdict.WAIT, Verdict.PLANNING), answer
+    assert [node for node, _ in town.asked("unload")] == ["c"], other
 
 
 async def test_the_longest_idle_goes_and_no_more_than_must() -> None:
@@ -740,12 +801,14 @@ async def test_the_preview_places_nothing(town: Cluster) -> None:
     assert preview.context == 2048
     assert {free.node for free in preview.free} == {"a", "b", "c"}
     assert all(0 <= free.after < free.before for free in preview.free)
+    empty = preview.free
     assert preview.plan.tokens_per_second > 0
     assert not town.calls_made
     deployment = await placed(town)
     preview = await town.planner.preview(ASK)
     assert (preview.verdict, preview.endpoint) == (Verdict.USE, deployment)
     assert preview.plan is not None
+    assert preview.free == empty, "what would be free is reckoned without the deployment that would go"
     gone_for_good(town, "c")
     town.nodes["a"].endpoints.clear()
     preview = await town.planner.preview(ASK)
@@ -862,13 +925,25 @@ async def test_what_a_dead_head_left_behind_is_released(town: Cluster) -> None:
     plan = next(r.plan for _, r in town.asked("deploy") if isinstance(r, Deploy))
     left = set(plan.bytes_by_owner()) - {plan.head}
     assert left
+    view = town.seen_by("c" if plan.head == "a" else "a")
+    other = Leader(SETTINGS, view, town, town, clock=lambda: town.now)
+    await other.start()
     del town.nodes[plan.head]
-    town.term = Term(2, "c" if plan.head == "a" else "a")
-    other = Leader(SETTINGS, town.seen_by(town.term.leader), town, town, clock=lambda: town.now)
+    view.term = town.term = Term(2, view.here)
     answers = [await other.ensure(ASK) for _ in range(2)]
     assert answers[-1].verdict is Verdict.WAIT, answers
     assert all(not node.ledger.holds(deployment) for node in town.nodes.values())
     await other.close()
+
+
+async def test_what_belongs_to_a_head_whose_record_has_not_come_yet_is_left_alone(town: Cluster) -> None:
+    owner = town.nodes["b"].ledger
+    assert owner.reserve(Reserve(town.term, "other-1", "x", {"CPU": 400 * MIB}), town.now)[0].ok
+    assert owner.commit(Commit("other-1", "x", ("CPU",), "b1"), town.now)[0].ok
+    answer = await town.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING, "its owner ends it when its head stays silent"
+    assert not town.asked("release")
+    assert owner.live("other-1")
 
 
 async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_for(town: Cluster) -> None:
@@ -909,6 +984,28 @@ async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(to
     gone.build = "b1"
     town.changed()
     assert (await town.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_what_is_missing_is_reckoned_for_those_alone_who_are_told(
+    town: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def counted(*args: Any) -> Shortfall:
+        shortfall = explain(*args)
+        told.append(shortfall.message)
+        return shortfall
+
+    monkeypatch.setattr("sollold.leader.decide.explain", counted)
+    del town.nodes["c"]
+    town.changed()
+    assert (await town.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    assert not told, "who waits asks again and again"
+    town.now += BACK_WITHIN
+    town.changed()
+    answer = await town.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
+    assert told == [answer.message]
 
 
 async def test_a_node_that_stays_away_is_not_waited_for(town: Cluster) -> None:

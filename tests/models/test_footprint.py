@@ -258,3 +258,33 @@ def test_a_projector_stays_with_the_head(tmp_path: Path) -> None:
     assert weights + 50_000 < seen.projector < weights + MIB
     guess, blind = footprint(seen, Run(context=1024)), footprint(plain, Run(context=1024))
     assert guess.host_weights - blind.host_weights == guess.projector == seen.projector
+
+
+def test_a_projector_takes_what_its_biggest_image_needs_and_no_more(tmp_path: Path) -> None:
+    def seen(kind: str, image: int, **more: int) -> int:
+        metadata = {
+            "general.architecture": "clip",
+            "clip.projector_type": kind,
+            "clip.vision.image_size": image,
+            "clip.vision.patch_size": 14,
+            "clip.vision.embedding_length": 1024,
+            "clip.vision.feed_forward_length": 4096,
+            "clip.vision.attention.head_count": 16,
+        } | {f"clip.vision.{key}": value for key, value in more.items()}
+        path = tmp_path / f"{kind}.gguf"
+        gguf_writer.write(path, metadata, [NewTensor("v.class_embd", (64,), 0)])
+        return with_projector(_shape(tmp_path, "llama", Size(layers=1)), gguf.read(path)).projector
+
+    # Mistral Small: a thousand tokens at most, however large the images that it was trained with.
+    assert 100 * MIB < seen("pixtral", 1540, spatial_merge_size=2) < 400 * MIB
+    # The header says it.
+    assert 2 * 1024 * MIB < seen("dots_ocr", 728, image_max_pixels=11289600) < 5 * 1024 * MIB
+    assert seen("of tomorrow", 728, image_max_pixels=11289600) == seen(
+        "dots_ocr", 728, image_max_pixels=11289600
+    )
+    # Four thousand tokens of four places, and with windows a mask over all of them.
+    plain = seen("qwen2vl_merger", 560)
+    assert plain > 500 * MIB
+    assert seen("qwen2.5vl_merger", 560, n_wa_pattern=8) - plain == 6 * (4096 * 4 + 1) ** 2
+    # All of one size.
+    assert 300 * MIB < seen("mlp", 672) < 600 * MIB

@@ -98,6 +98,22 @@ def test_the_projector_computes_on_the_head(tmp_path: Path, ready: Workers) -> N
     assert size <= guess <= size + MIB
 
 
+@pytest.mark.parametrize("windowed", [False, True])
+def test_a_projector_for_images_of_any_size_finds_room_when_it_is_loaded(
+    tmp_path: Path, ready: Workers, windowed: bool
+) -> None:
+    model = write(tmp_path / "a.gguf", "llama", Size(layers=8))
+    eyes = projector.write_merging(tmp_path / "eyes.gguf", 256, windowed=windowed)
+    options = ("--mmproj", str(eyes), "--no-mmproj-offload", "--warmup")
+    run = Run(context=4096, flash="on")
+    log = llama_run.loaded(model, run, ready, (9,), *options, prompt=[5, 6, 7])
+    taken = llama_log.projector(log)[1] + llama_log.looking(log)
+    assert llama_log.looking(log) > 20 * MIB
+    guess = with_projector(shape_of(gguf.read(model)), gguf.read(eyes)).projector
+    # The biggest image has nearly twice as many places as the one that it is warmed up with.
+    assert taken <= guess <= 5 * taken
+
+
 _RUNS = {
     "one slot, small batches, on one": (1, Run(context=8192, slots=1, ubatch=128)),
     "on three": (3, Run(context=16384, slots=4)),

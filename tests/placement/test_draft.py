@@ -39,6 +39,15 @@ def test_no_checkpoints_where_each_would_hold_up_the_prompt() -> None:
     assert near.run == far.run == RUN, "the search knows its runs by what it asked for"
 
 
+def test_without_checkpoints_the_largest_tensor_still_finds_room_while_the_head_loads() -> None:
+    model = replace(_windowed(shape()), largest_tensor=600 * MIB)
+    print_of = footprint(model, RUN)
+    far = _spread(model, 10e6)
+    process = 30 * MIB
+    assert print_of.checkpoint_bytes > 0
+    assert far.host.state + far.host.compute + far.host.overhead - process == 600 * MIB
+
+
 def test_the_projector_is_counted_where_it_computes() -> None:
     head = machine(cpu("a", 8 * GIB), gpu("a", 8 * GIB), holds=True)
     other = machine(gpu("b", 8 * GIB))
@@ -82,3 +91,19 @@ def test_a_worker_is_sent_no_more_than_the_tensors_of_its_own_layers() -> None:
     assert begins.state + begins.compute + begins.overhead - process == 90 * MIB
     assert middle.overhead == process, "it needs more for what it computes than while it loads"
     assert ends.state + ends.compute + ends.overhead - process == 300 * MIB
+
+
+def test_of_a_shared_memory_each_device_takes_no_more_than_its_own_part() -> None:
+    def made(processor: int, gpu_room: int) -> Draft:
+        shared = replace(cpu("a", processor), pool="node"), replace(gpu("a", gpu_room), pool="node")
+        head = machine(*shared, holds=True)
+        holds = [(head.spots[1], 0, 17)]
+        return draft(head, footprint(shape(), RUN), RUN, 0, holds, {}, speed.uncorrected)
+
+    (short,) = made(8 * GIB, 900 * MIB).short
+    assert (short.device, short.room) == ("CUDA0", 900 * MIB)
+    assert made(8 * GIB, 8 * GIB).short == ()
+    assert made(300 * MIB, 8 * GIB).short == (), "the limit of one is not that of the other"
+    on_gpu, on_host = made(8 * GIB, 8 * GIB).shares[0].total, made(8 * GIB, 8 * GIB).host.total
+    (short,) = made(on_gpu + on_host - 1, on_gpu + on_host - 1).short
+    assert short.needed == on_gpu + on_host

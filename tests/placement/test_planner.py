@@ -149,6 +149,15 @@ def test_only_a_machine_with_the_file_is_the_head() -> None:
     assert choose(WISH, on, prints(SMALL)).draft is None
 
 
+def test_quick_machines_without_ram_do_not_hide_one_that_can_be_the_head() -> None:
+    quick = [machine(gpu(f"q{i}", 600 * MIB), cpu(f"q{i}", 60 * MIB), holds=True) for i in range(4)]
+    slow = machine(cpu("slow", 500 * MIB), holds=True)
+    on = fleet(*quick, slow)
+    plan = plan_of(choose(WISH, on, prints(SMALL)))
+    check(plan, on)
+    assert plan.head == "slow"
+
+
 def test_few_requests_at_a_time_go_before_many_machines() -> None:
     model = shape(context_train=65536)
     on = fleet(machine(cpu("a", 1700 * MIB), holds=True), machine(cpu("b", 4 * GIB)))
@@ -228,12 +237,28 @@ def test_the_other_policies_hold_the_model(policy: Policy) -> None:
         assert counts["a"] <= counts["b"] <= counts["c"]
 
 
+@pytest.mark.parametrize("policy", [Policy.EVEN, Policy.MEMORY_AWARE, Policy.SPREAD])
+def test_processors_beside_a_gpu_take_part_where_the_gpus_are_too_small(policy: Policy) -> None:
+    on = fleet(
+        machine(cpu("a", 600 * MIB), gpu("a", 600 * MIB), holds=True),
+        machine(cpu("b", 600 * MIB), gpu("b", 600 * MIB)),
+    )
+    plan = plan_of(choose(replace(WISH, policy=policy), on, prints(SMALL)))
+    check(plan, on)
+    assert {(share.node, share.device) for share in plan.shares} >= {("a", "CUDA0"), ("b", "CUDA0")}
+    assert any(share.device == "CPU" for share in plan.shares)
+    roomy = fleet(
+        machine(cpu("a", 8 * GIB), gpu("a", 800 * MIB), holds=True),
+        machine(cpu("b", 8 * GIB), gpu("b", 800 * MIB)),
+    )
+    plan = plan_of(choose(replace(WISH, policy=policy, always=True), roomy, prints(SMALL)))
+    assert all(share.device == "CUDA0" for share in plan.shares), "and nowhere else"
+
+
 def test_a_shared_memory_counts_once() -> None:
     record_devices = (
-        Device("CPU", Kind.CPU, "cpu", 2 * GIB, GIB, 2 * GIB, 0, GIB // 4, pool="ram", bandwidth=20e9),
-        Device(
-            "Vulkan0", Kind.GPU, "gpu", 2 * GIB, GIB, 2 * GIB, 0, GIB * 3 // 4, pool="ram", bandwidth=40e9
-        ),
+        Device("CPU", Kind.CPU, "cpu", 2 * GIB, GIB, 2 * GIB, 0, GIB, pool="ram", bandwidth=20e9),
+        Device("Vulkan0", Kind.GPU, "gpu", 2 * GIB, GIB, 2 * GIB, 0, GIB, pool="ram", bandwidth=40e9),
     )
     from sollold.cluster.record import Record
 

@@ -11,9 +11,9 @@ from sollold.models.run import Run
 from sollold.placement.fleet import Fleet
 from sollold.placement.planner import choose
 from sollold.placement.shortfall import Busy, Shortfall, explain
-from sollold.placement.wish import Wish
+from sollold.placement.wish import Policy, Wish
 from sollold.units import parse_bytes
-from tests.placement.fleets import GIB, MIB, cpu, fleet, machine, prints, shape
+from tests.placement.fleets import GIB, MIB, cpu, fleet, gpu, machine, prints, shape, tight_cluster
 
 MODEL = shape(context_train=131072)
 SIZE = 16 * 50 * MIB + 2 * 20 * MIB
@@ -104,6 +104,23 @@ def test_two_in_use_are_named_where_one_is_not_enough() -> None:
     two = (Busy("x-1", "one", held, "1 request is in it"), Busy("x-2", "two", held, "1 request is in it"))
     remedies = told(replace(WISH, type_k="q8_0", type_v="q8_0"), on, *two).remedies
     assert remedies[0] == "one and two giving back their 800 MiB (1 request is in it)"
+
+
+def test_the_policy_is_named_where_it_is_what_keeps_the_model_out() -> None:
+    model, on = tight_cluster(0)
+    wish = replace(WISH, policy=Policy.EVEN, context=2048)
+    assert choose(replace(wish, policy=Policy.FASTEST), on, prints(model)).draft is not None
+    assert "the policy fastest instead of even" in told(wish, on, of=prints(model)).remedies
+
+
+def test_what_is_given_back_of_a_shared_memory_is_there_for_all_who_share_it() -> None:
+    one = machine(
+        replace(cpu("a", 300 * MIB), pool="ram"), replace(gpu("a", 300 * MIB), pool="ram"), holds=True
+    )
+    held = {("a", "CUDA0"): 2 * GIB}
+    wish = replace(WISH, type_k="q8_0", type_v="q8_0")
+    remedies = told(wish, fleet(one), Busy("x-1", "other:latest", held, "1 request is in it")).remedies
+    assert remedies[0] == "other:latest giving back its 2.00 GiB (1 request is in it)"
 
 
 def test_a_machine_that_is_named_would_do() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -135,6 +136,16 @@ def test_one_of_a_group_and_at_most_so_many_workers() -> None:
     split = best_split(memory, memory, three, workers=3)
     assert split is not None
     assert len(split.runs) == 3
+
+
+def test_of_machines_that_are_alike_the_one_with_more_devices_is_found() -> None:
+    memory = [10] * 10
+    one = Bin(1e-3, 0.001, 0.0, 60, worker=0)
+    two = [replace(one, worker=1), replace(one, worker=1)]
+    for bins in ([one, *two], [*two, one], [one, replace(one, worker=2), *two]):
+        split = best_split(memory, memory, bins, workers=1)
+        assert split is not None
+        assert {bins[index].worker for index, _, _ in split.runs} == {1}
 
 
 def test_a_slow_device_is_left_out() -> None:

@@ -1,0 +1,106 @@
+"""How much memory a projector computes in while it looks at an image: by the biggest that it takes.
+
+llama.cpp makes room for a middling image while it loads, and for a bigger one when it comes. How big that may
+be stands in the header of some projectors and in tools/mtmd/clip.cpp for the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sollold.models.gguf import Header
+
+_AUDIO_PLACES = 1500
+"""Places of half a minute of sound, which is what encoders look at together."""
+_WINDOWED = ("n_wa_pattern", "wa_layer_indexes", "wa_pattern_mode")
+"""Keys of projectors with windows in their attention: they have a mask of every place for every other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What clip.cpp says of a kind of projector that uses flash attention.
+
+    Attributes:
+        tokens: that the biggest image becomes; 0: images are made as large as the header says.
+        merge: so many places each way become one token, where the header does not say.
+        images: looked at together.
+    """
+
+    tokens: int = 0
+    merge: int = 2
+    images: int = 1
+
+
+SIGHTS = {
+    "dots_ocr": Sight(),
+    "dots3note_v": Sight(),
+    "exaone4_5": Sight(),
+    "gemma3": Sight(),
+    "gemma4uv": Sight(1120, 3),
+    "gemma4v": Sight(1120, 3),
+    "glm4v": Sight(4096),
+    "glm5v": Sight(),
+    "hunyuanvl": Sight(16384),
+    "idefics3": Sight(),
+    "internvl": Sight(images=4),
+    "janus_pro": Sight(),
+    "kimik25": Sight(4096),
+    "kimivl": Sight(1024),
+    "lfm2": Sight(256),
+    "lightonocr": Sight(),
+    "ling3vl": Sight(4096),
+    "mimovl": Sight(),
+    "minimax_m3": Sight(576),
+    "muse-glimmer": Sight(4096),
+    "paddleocr": Sight(),
+    "phi4": Sight(),
+    "pixtral": Sight(1024, 1),
+    "qwen2.5o": Sight(4096),
+    "qwen2.5vl_merger": Sight(4096),
+    "qwen2vl_merger": Sight(4096),
+    "qwen3vl_merger": Sight(4096),
+}
+"""By ``clip.projector_type``. Of others, whose images are all of one size, attention's scores are taken to be
+written out."""
+
+
+def seen(header: Header) -> int:
+    """Bytes needed to look at one image and to hear half a minute, by the projector's header."""
+    return _looking(header) + _hearing(header)
+
+
+def _looking(header: Header) -> int:
+    width = header.integer("clip.vision.embedding_length")
+    if width <= 0:
+        return 0
+    inner = header.integer("clip.vision.feed_forward_length")
+    heads = header.integer("clip.vision.attention.head_count")
+    side = header.integer("clip.vision.image_size")
+    patch = max(header.integer("clip.vision.patch_size"), 1)
+    kind = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
+    pixels = header.integer("clip.vision.image_max_pixels")
+    sight = SIGHTS.get(kind, Sight() if pixels > 0 else None)
+    if pixels <= 0:
+        pixels = side * side
+        if sight is not None and sight.tokens:
+            merge = header.integer("clip.vision.spatial_merge_size") or header.integer(
+                "clip.vision.projector.scale_factor"
+            )
+            pixels = sight.tokens * ((merge if merge > 0 else sight.merge) * patch) ** 2
+    places = pixels // patch**2 + 1
+    if sight is None:
+        return 4 * (places * (6 * width + 2 * inner) + heads * places * places + 3 * pixels)
+    windowed = any(f"clip.vision.{key}" in header.metadata for key in _WINDOWED)
+    # A mask as it is given, and once more in half as many bytes.
+    mask = 6 * places * places * windowed
+    return sight.images * 4 * (places * (6 * width + 2 * inner) + 3 * pixels) + mask
+
+
+def _hearing(header: Header) -> int:
+    width = header.integer("clip.audio.embedding_length")
+    if width <= 0:
+        return 0
+    inner = header.integer("clip.audio.feed_forward_length")
+    heads = header.integer("clip.audio.attention.head_count")
+    places = _AUDIO_PLACES
+    return 4 * (places * (6 * width + 2 * inner) + heads * places * places)
