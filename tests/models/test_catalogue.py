@@ -119,6 +119,16 @@ async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path
         await catalogue.shape("cut:latest")
 
 
+async def test_a_header_of_odd_types_does_not_hide_the_others(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "odd.gguf", metadata={"llama.block_count": True})
+    write_gguf(tmp_path / "folder" / "long.gguf", metadata={"llama.context_length": True}, seed=1)
+    write_gguf(tmp_path / "folder" / "fine.gguf", seed=2)
+    catalogue = make()
+    await catalogue.start()
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(catalogue.models), type=tuple[Model, ...])
+    assert len(told) == 3, "a node that asks for the list must be able to read it"
+
+
 async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     layers = []
