@@ -12,6 +12,7 @@ import msgspec
 from sollold.models import gguf, identity, probe
 from sollold.models.found import stamp
 from sollold.models.gguf import GgufError, Header
+from sollold.models.plain_file import UNDECODABLE
 from sollold.models.shape import block_of
 from sollold.models.tensor_type import TENSOR_TYPES
 
@@ -232,7 +233,7 @@ class Cards:
         """Read those of the last run. Damaged or of another edition: none."""
         try:
             edition, cards = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, dict[str, Card]])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             return
         if edition == _EDITION:
             self._cards = cards

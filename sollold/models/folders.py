@@ -17,11 +17,13 @@ from sollold.models.found import Found, Problem, Scan
 from sollold.models.mend import mend
 from sollold.models.model import Model
 from sollold.models.names import canonical, is_name, of_file
+from sollold.models.plain_file import UNDECODABLE, open_file
 from sollold.models.shards import Group, group
 
 CARD = "sollold.json"
 _DEPTH = 5
 _MOST_FILES = 20_000
+_MOST_CARD = 64 << 20
 _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.IGNORECASE)
 
 
@@ -82,14 +84,15 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     """The model's facts that we wrote beside its files; None when there are none, or they name no model."""
     path = folder / CARD
     try:
-        raw = path.read_bytes()
+        with open_file(path) as file:
+            raw = file.read(_MOST_CARD)
     except OSError:
         return None
     if result is not None:
         result.see(path)
     try:
         card = msgspec.json.decode(raw, type=Model)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     return card if is_name(card.name) else None
 

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.models.plain_file import UNDECODABLE
+
 PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
 PARTS = ".parts"
@@ -244,7 +246,7 @@ def read_notes(folder: Path) -> Notes | None:
     """The notes of a fetch, None when there are none that can be read."""
     try:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *UNDECODABLE):
         return None
 
 

@@ -20,7 +20,7 @@ from sollold.models.found import Found, Problem, Scan, unreadable
 from sollold.models.mend import mend, whoami
 from sollold.models.names import Name, is_name
 from sollold.models.ollama_service import UNITS, ollama_service
-from sollold.models.plain_file import open_file, read_text
+from sollold.models.plain_file import UNDECODABLE, open_file, read_text
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -165,7 +165,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     again = f"Pull it again: ollama pull {shown}"
     try:
         manifest = msgspec.json.decode(raw, type=_Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         unusable = f"Its manifest is damaged ({error}). {again}"
         return Found(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
     layers = manifest.layers or []
@@ -244,7 +244,7 @@ def _config(root: Path, layer: _Layer | None) -> _Config:
     path = _blob(root, layer.digest) if layer else None
     try:
         return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return _Config()
 
 
@@ -252,6 +252,6 @@ def _params(text: str) -> str:
     """Ollama's default options as JSON text; ``{}`` for anything else."""
     try:
         value = json.loads(text) if text else {}
-    except ValueError:
+        return json.dumps(value, allow_nan=False) if isinstance(value, dict) else "{}"
+    except (ValueError, RecursionError):
         return "{}"
-    return json.dumps(value) if isinstance(value, dict) else "{}"

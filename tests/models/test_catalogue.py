@@ -217,10 +217,12 @@ async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: py
     assert len(reads) == 2
 
 
-async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("raw", [b'[3, {"x": 1}]', b'{"\xff": "', b"[" * 5000])
+async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path, raw: bytes) -> None:
     write_gguf(tmp_path / "folder" / "a.gguf")
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "headers.json").write_text('[3, {"x": 1}]')
+    for name in ("headers.json", "refused.json"):
+        (tmp_path / "state" / name).write_bytes(raw)
     catalogue = make()
     await catalogue.start()
     assert len(catalogue.models) == 1

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from sollold.models import folders, huggingface
 from sollold.models.found import Scan
 from sollold.models.shards import group, is_projector
@@ -104,9 +106,10 @@ def test_own_folder_with_a_card(tmp_path: Path) -> None:
     assert found["demo:latest"].source == "demo"
 
 
-def test_damaged_card_leaves_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("card", [b"{", b'"\xff"', b'{"x":' + b"[" * 5000])
+def test_damaged_card_leaves_the_file(tmp_path: Path, card: bytes) -> None:
     touch(tmp_path / "x" / "model-Q4_0.gguf")
-    (tmp_path / "x" / folders.CARD).write_text("{")
+    (tmp_path / "x" / folders.CARD).write_bytes(card)
     (found,) = folders.scan_own(tmp_path).found
     assert (found.name, found.source) == ("model:Q4_0", "folder")
 

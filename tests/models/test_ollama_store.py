@@ -72,12 +72,19 @@ def test_cloud_and_safetensors_are_told_apart(store: OllamaStore, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}']
+    "raw",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}', b'{"x":' + b"[" * 5000],
 )
 def test_damaged_manifest_is_listed(store: OllamaStore, tmp_path: Path, raw: bytes) -> None:
     store.model("bad:latest", tmp_path).write_bytes(raw)
     one = found(store)["bad:latest"]
     assert "ollama pull bad:latest" in one.unusable
+
+
+@pytest.mark.parametrize("params", [b'{"stop":' + b"[" * 5000, b'{"temperature": NaN}', b'{"top_p": 1e999}'])
+def test_options_that_are_no_json_are_none(store: OllamaStore, tmp_path: Path, params: bytes) -> None:
+    store.model("odd:latest", tmp_path, extra=[store.layer("params", params)])
+    assert found(store)["odd:latest"].params == "{}"
 
 
 def test_missing_blob_is_listed(store: OllamaStore, tmp_path: Path) -> None:
