@@ -139,7 +139,7 @@ class Catalogue:
         async with self._looking:
             scan, models = await asyncio.to_thread(self._look)
             self._scan = scan
-            self._problems = tuple(scan.problems)
+            self._problems = tuple(Problem(shown(one.what), shown(one.mend)) for one in scan.problems)
             self._local = models
             self._publish()
 
@@ -309,6 +309,9 @@ class Catalogue:
 
     def _model(self, found: Found) -> Model | None:
         """The model of what a store listed; None for what is no model (an adapter, a projector)."""
+        if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
+            reason = f"The path {shown(odd[0])} is not UTF-8, so no other node can be told it: rename it."
+            found = replace(found, files=(), projector="", adapters=(), unusable=reason)
         if found.unusable or found.format != "gguf":
             return _without_card(found)
         card = self._cards.card(found.files)
@@ -379,6 +382,15 @@ def apart(name: str, digest: str) -> str:
     ending = f"-{digest[:8]}"
     tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(ending))]
     return str(replace(parsed, tag=f"{tag}{ending}"))
+
+
+def shown(path: str) -> str:
+    """A path, or a text with one, as it can be told anywhere: what is not UTF-8 in it is replaced."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _tellable(path: str) -> bool:
+    return shown(path) == path
 
 
 def _without_card(found: Found) -> Model:

@@ -129,6 +129,18 @@ async def test_a_header_of_odd_types_does_not_hide_the_others(make: Make, tmp_pa
     assert len(told) == 3, "a node that asks for the list must be able to read it"
 
 
+async def test_a_file_name_of_another_encoding_hides_nothing(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "fine.gguf")
+    write_gguf(tmp_path / "folder" / os.fsdecode(b"mod\xe8le-F16.gguf"))
+    OllamaStore(tmp_path / "store").model(os.fsdecode(b"caf\xe9:latest"), tmp_path)
+    catalogue = make()
+    await catalogue.start()
+    models = named(catalogue)
+    assert set(models) == {"fine:latest", "mod-le:F16"}
+    assert "rename it" in models["mod-le:F16"].unusable
+    assert msgspec.json.encode([(one.what, one.mend) for one in catalogue.problems])
+
+
 async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     layers = []
