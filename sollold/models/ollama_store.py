@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.models.found import Found, Problem, Scan, unreadable
+from sollold.models.found import Found, Problem, Scan, stamp, unreadable
 from sollold.models.mend import mend, whoami
 from sollold.models.names import Name, is_name
 from sollold.models.ollama_service import UNITS, ollama_service
@@ -227,7 +227,8 @@ def _blob(root: Path, digest: str) -> Path | None:
         return None
     path = root / "blobs" / f"sha256-{match[1]}"
     old = root / "blobs" / f"sha256:{match[1]}"
-    return old if not path.exists() and old.exists() else path
+    # In a folder that may not be passed through neither is seen: that shows when the blob is opened.
+    return old if stamp(path) is None and stamp(old) is not None else path
 
 
 def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:

@@ -8,7 +8,7 @@ import pytest
 from sollold.models import folders, huggingface
 from sollold.models.found import Scan
 from sollold.models.shards import group, is_projector
-from tests.models.stores import hub_file, hub_repository
+from tests.models.stores import hub_file, hub_repository, shut
 
 
 def touch(path: Path) -> Path:
@@ -142,6 +142,23 @@ def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
         "hf.co/o/r:Q4_0": str(main / "m-Q4_0.gguf"),
         "hf.co/o/r:Q8_0": str(other / "m-Q8_0.gguf"),
     }
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_what_may_not_be_read_of_a_hub_cache_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    root = tmp_path / "hub"
+    hub_file(hub_repository(root, "org/fine"), "a.gguf", b"GGUF")
+    snapshot = hub_repository(root, "org/closed")
+    hub_file(snapshot, "b.gguf", b"GGUF")
+    closed = (snapshot, snapshot.parent, snapshot.parents[1])[level]
+    shut(monkeypatch, closed)
+    scan = huggingface.scan(root)
+    assert [one.name for one in scan.found] == ["hf.co/org/fine:latest"]
+    (problem,) = scan.problems
+    assert str(closed) in problem.what
+    assert str(closed) in problem.mend
 
 
 def test_where_the_hub_cache_is(tmp_path: Path) -> None:

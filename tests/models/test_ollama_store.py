@@ -9,7 +9,7 @@ import pytest
 from sollold.models import ollama_store
 from sollold.models.found import Found
 from sollold.models.mend import mend, whoami
-from tests.models.stores import OllamaStore, write_gguf
+from tests.models.stores import OllamaStore, shut, write_gguf
 
 
 @pytest.fixture
@@ -146,6 +146,16 @@ def test_what_can_be_no_name_is_a_problem_and_hides_nothing(store: OllamaStore, 
     (problem,) = scan.problems
     assert "and 1 more" in problem.what
     assert "latest~" in problem.what or "my models" in problem.what
+
+
+def test_blobs_that_may_not_be_reached(
+    store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.model("a:latest", tmp_path)
+    shut(monkeypatch, store.root / "blobs")
+    one = found(store)["a:latest"]
+    assert "can't be read. Run: " in one.unusable
+    assert f"{store.root}/blobs" in one.unusable
 
 
 def test_a_folder_without_passage_is_a_problem(
