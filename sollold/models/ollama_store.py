@@ -82,10 +82,8 @@ def roots(
 
 
 def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        seen.setdefault(os.path.realpath(path), path)
-    return tuple(seen.values())
+    # By the path alone: to ask where links lead could hold us where a share does not answer.
+    return tuple(dict.fromkeys(path.absolute() for path in paths))
 
 
 def scan(root: Path) -> Scan:

@@ -202,10 +202,8 @@ class TestRoots:
         assert got[0] == Path("/two")
 
     def test_same_folder_once(self, tmp_path: Path) -> None:
-        (tmp_path / "real").mkdir()
-        (tmp_path / "link").symlink_to(tmp_path / "real")
-        got = ollama_store.roots([str(tmp_path / "real"), str(tmp_path / "link")])
-        assert got == (tmp_path / "real",)
+        got = ollama_store.roots([str(tmp_path / "real"), f"{tmp_path}/./real/", str(tmp_path / "other")])
+        assert got == (tmp_path / "real", tmp_path / "other")
 
 
 class TestCommandThatMends:
