@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from aiohttp import web
 from sollold.config import ModelSettings
 from sollold.models import gguf
 from sollold.models.catalogue import Catalogue
-from sollold.models.fill import SourceError, Stop
+from sollold.models.fill import Fill, SourceError, Stop
 from sollold.models.hub import choose
 from sollold.models.landing import Item, Landing, LandingError
 from sollold.models.library import Library
@@ -589,6 +590,33 @@ def test_a_thread_that_keeps_a_pace_can_be_stopped() -> None:
         stop.stop()
         with pytest.raises(SourceError):
             sleeping.result(timeout=10)
+
+
+async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blocking:
+        name = "node b"
+        taken = 0
+
+        def take(self, index: int, start: int, end: int, write: Any, stop: Stop) -> None:
+            self.taken += 1
+            try:
+                write(start, memoryview(bytes(end - start)))
+            except OSError as error:
+                raise SourceError(f"node b broke off: {error}") from None
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Landing, "write", full)
+    landing = Landing(tmp_path, "a" * 32, (Item("model.gguf", 100),))
+    landing.open()
+    source = Blocking()
+    with ThreadPoolExecutor(2) as threads:
+        fill = Fill(landing, [source], Pace(0), threads, pause=0.0)
+        with pytest.raises(OSError, match="No space left"):
+            await fill.run()
+    landing.close()
+    assert source.taken == 1
 
 
 def test_landing_that_has_no_room(tmp_path: Path) -> None:
