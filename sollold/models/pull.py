@@ -58,6 +58,9 @@ class _Flight:
         self.lines: dict[str, Progress] = {}
         self.changed = asyncio.Event()
         self.watchers = 0
+        self.left = False
+        """Whether all watchers have gone, so that it is being ended."""
+        self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     def say(self, status: str, **more: Any) -> None:
@@ -123,8 +126,11 @@ class Puller:
             key = parse(name).key
         except ValueError as error:
             raise PullError(str(error)) from None
-        flight = self._flights.get(key)
-        if flight is None:
+        while (flight := self._flights.get(key)) is not None and flight.left:
+            # Its threads may still be at work on the files that the next one goes on with.
+            await flight.ended.wait()
+        # One that has ended is a caller's who reads slowly; what it came to may be true no more.
+        if flight is None or flight.task is None or flight.task.done():
             flight = self._flights[key] = _Flight()
             flight.task = asyncio.create_task(self._fly(flight, name, nodes_only), name=f"pull {name}")
             flight.task.add_done_callback(_look_at)
@@ -141,23 +147,28 @@ class Puller:
                 if ended:
                     break
                 flight.changed.clear()
-                await asyncio.wait(
-                    {flight.task, waiting := asyncio.ensure_future(flight.changed.wait())},
-                    timeout=_BEAT,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                waiting.cancel()
+                waiting = asyncio.ensure_future(flight.changed.wait())
+                try:
+                    await asyncio.wait(
+                        {flight.task, waiting}, timeout=_BEAT, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    waiting.cancel()
             if flight.task.cancelled():
                 raise PullError("the node is stopping; pull it again to go on")
             flight.task.result()
         finally:
             flight.watchers -= 1
             if not flight.watchers:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-                if flight.task is not None and not flight.task.done():
-                    flight.task.cancel()
-                    await asyncio.gather(flight.task, return_exceptions=True)
+                flight.left = True
+                try:
+                    if flight.task is not None and not flight.task.done():
+                        flight.task.cancel()
+                        await asyncio.gather(flight.task, return_exceptions=True)
+                finally:
+                    flight.ended.set()
+                    if self._flights.get(key) is flight:
+                        del self._flights[key]
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
         """Nodes whose files of the model of just this name can be read."""

@@ -386,6 +386,63 @@ async def test_many_callers_one_fetch(town: Town) -> None:
     assert b.server.asked == -(-path.stat().st_size // PART)
 
 
+async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    a.calls.cut = {"b"}
+    slow = a.puller.pull("tiny")
+    assert (await anext(slow))["status"] == "pulling manifest"
+    with pytest.raises(PullError, match="could not be reached"):
+        await a.pull("tiny")
+    a.calls.cut = set()
+    assert (await a.pull("tiny"))[-1]["status"] == "success"
+    with pytest.raises(PullError, match="could not be reached"):
+        async for _ in slow:
+            pass
+
+
+async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+    settle, opened = Landing.settle, Landing.open
+
+    def slowly(self: Landing, name: str, beside: dict[str, bytes]) -> Path:
+        begun.set()
+        go_on.wait(30)
+        done.append("settled")
+        return settle(self, name, beside)
+
+    def told(self: Landing) -> None:
+        done.append("opened")
+        opened(self)
+
+    first = a.puller.pull("tiny")
+    monkeypatch.setattr(Landing, "settle", slowly)
+    async for line in first:
+        if line["status"] == "writing manifest":
+            break
+    await until(begun.is_set)
+    monkeypatch.setattr(Landing, "open", told)
+    leaving = asyncio.create_task(first.aclose())
+    await asyncio.sleep(0)
+    again = asyncio.create_task(a.pull("tiny"))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    go_on.set()
+    await leaving
+    assert (await again)[-1]["status"] == "success"
+    assert done[0] == "settled", "two fetches at work on the same files"
+    assert sole(a.catalogue.own)
+
+
 async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
     a, b, _ = town.nodes
     big(b.folder / "m" / "tiny.gguf")
