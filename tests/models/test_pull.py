@@ -599,6 +599,25 @@ async def test_copy_and_delete(town: Town) -> None:
     assert path.exists()
 
 
+async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    elsewhere = a.folder / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    a.catalogue.own.parent.mkdir(parents=True)
+    a.catalogue.own.symlink_to(elsewhere)
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    first = a.catalogue.get("tiny:latest")
+    assert first is not None
+    await a.own.copy(first, "second")
+    assert await a.own.delete("tiny:latest")
+    second = a.catalogue.get("second:latest")
+    assert second is not None
+    assert (second.unusable, second.digest) == ("", first.digest)
+
+
 async def test_pulled_can_be_deleted(town: Town) -> None:
     a, b, _ = town.nodes
     big(b.folder / "m" / "tiny.gguf")
