@@ -332,7 +332,13 @@ class Puller:
                     log.info("%s; another node is asked", lost)
             tell()
             flight.say("verifying sha256 digest")
-            await in_thread(self._threads, landing.verify, check)
+            verifying = asyncio.ensure_future(in_thread(self._threads, landing.verify, check))
+            try:
+                await asyncio.shield(verifying)
+            except asyncio.CancelledError:
+                landing.stop()
+                await asyncio.gather(verifying, return_exceptions=True)
+                raise
             flight.say("writing manifest")
             card = msgspec.json.encode(replace(model, files=(), projector="", adapters=adapters_in(items)))
             folder = slug(model.name, model.digest)

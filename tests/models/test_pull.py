@@ -443,6 +443,48 @@ async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
     assert sole(a.catalogue.own)
 
 
+async def test_leaving_ends_the_reading_of_what_has_come(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = town.nodes
+    content = big(b.folder / "x.gguf").read_bytes()
+    store = OllamaStore(b.folder / "store")
+    store.manifest("tiny:latest", [store.layer("model", content)])
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    reading, go_on = threading.Event(), threading.Event()
+    pread, verify = os.pread, Landing.verify
+
+    def slowly(handle: int, size: int, offset: int) -> bytes:
+        if threading.current_thread() in verifying:
+            reading.set()
+            go_on.wait(30)
+        return pread(handle, size, offset)
+
+    def verified(self: Landing, check: Any) -> None:
+        verifying.append(threading.current_thread())
+        verify(self, check)
+
+    verifying: list[threading.Thread] = []
+    monkeypatch.setattr(os, "pread", slowly)
+    monkeypatch.setattr(Landing, "verify", verified)
+    monkeypatch.setattr("sollold.models.landing._PIECE", 1024)
+    stream = a.puller.pull("tiny")
+    async for line in stream:
+        if line["status"] == "verifying sha256 digest":
+            break
+    await until(reading.is_set)
+    checked: list[str] = []
+    monkeypatch.setattr("sollold.models.pull.fault_of", lambda *_: checked.append("all was read") or "")
+    leaving = asyncio.create_task(stream.aclose())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go_on.set()
+    await leaving
+    assert checked == []
+    assert unfinished(a), "what has come is kept"
+    monkeypatch.undo()
+    assert (await a.pull("tiny"))[-1]["status"] == "success"
+
+
 async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
     a, b, _ = town.nodes
     big(b.folder / "m" / "tiny.gguf")
