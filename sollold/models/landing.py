@@ -111,9 +111,10 @@ class Landing:
 
     def completed_of(self, index: int) -> int:
         """Bytes of one file's parts that are there."""
-        return sum(
-            end - start for start, end in (self.span(index, part) for part in tuple(self._done[index]))
-        )
+        # Asked many times a second, so not part by part: a big model has tens of thousands of them.
+        done, size = self._done[index], self.items[index].size
+        short = -size % self.part if (size - 1) // self.part in done else 0
+        return len(done) * self.part - short
 
     def span(self, index: int, part: int) -> tuple[int, int]:
         """First byte, and the one after the last, of a part."""

@@ -737,6 +737,37 @@ async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: 
     assert source.taken == 1
 
 
+def test_what_has_come_is_counted_to_the_byte(tmp_path: Path) -> None:
+    sizes = (1, 7, 8, 9, 16, 20)
+    landing = Landing(tmp_path, "a" * 32, tuple(Item(f"{k}.gguf", size) for k, size in enumerate(sizes)), 8)
+    landing.open()
+    parts = landing.missing()
+    assert landing.completed == 0
+    for index, part in parts:
+        before = landing.completed_of(index)
+        landing.finish_part(index, part)
+        start, end = landing.span(index, part)
+        assert landing.completed_of(index) == before + end - start
+    assert [landing.completed_of(k) for k in range(len(sizes))] == list(sizes)
+    landing.forget(0, 0)
+    assert landing.completed == sum(sizes) - 1
+    landing.close()
+
+
+def test_what_has_come_is_counted_without_going_through_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing = Landing(tmp_path, "a" * 32, (Item("big.gguf", 80),), 8)
+    landing.open()
+    for part in range(10):
+        landing.finish_part(0, part)
+    asked: list[int] = []
+    monkeypatch.setattr(Landing, "span", lambda self, index, part: asked.append(part) or (0, 8))
+    assert landing.completed_of(0) == 80
+    assert asked == []
+    landing.close()
+
+
 def test_landing_that_has_no_room(tmp_path: Path) -> None:
     with pytest.raises(LandingError, match="room"):
         Landing(tmp_path, "k", (Item("a.gguf", 1 << 60),)).open()
