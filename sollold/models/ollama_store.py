@@ -99,14 +99,19 @@ def scan(root: Path) -> Scan:
         for namespace in _children(host, root, result):
             for model in _children(namespace, root, result):
                 for tag in _children(model, root, result):
-                    if tag.is_file() and left > 0 and not tag.name.startswith("."):
+                    if tag.is_file() and not tag.name.startswith("."):
                         left -= 1
+                        if left < 0:
+                            continue
                         result.see(tag)
                         name = Name(host.name, namespace.name, model.name, tag.name)
                         if is_name(str(name)):
                             result.found.append(_read(root, tag, name, result))
                         else:
                             strange.append(tag)
+    if left < 0:
+        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; {_MOST_MODELS} are looked at."
+        result.problems.append(Problem(what))
     if strange:
         others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         result.problems.append(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -34,6 +35,39 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "m.gguf")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert names(folders.scan_folder(tmp_path)) == ["m:latest"]
+
+
+@pytest.mark.parametrize("limit", ["_MOST_FILES", "_MOST_FOLDERS"])
+def test_more_than_is_looked_at_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    for number in range(5):
+        touch(tmp_path / f"f{number}" / "a.gguf")
+    assert len(folders.scan_folder(tmp_path).found) == 5
+    assert folders.scan_folder(tmp_path).problems == []
+    monkeypatch.setattr(folders, limit, 3)
+    scan = folders.scan_folder(tmp_path)
+    assert 2 <= len(scan.found) <= 3
+    assert [str(tmp_path) in problem.what for problem in scan.problems] == [True]
+
+
+def test_more_files_than_are_looked_at_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        touch(tmp_path / f"{number}.gguf")
+    monkeypatch.setattr(folders, "_MOST_FILES", 3)
+    scan = folders.scan_folder(tmp_path)
+    assert (len(scan.found), len(scan.problems)) == (3, 1)
+    monkeypatch.setattr(folders, "_MOST_FILES", 4)
+    assert folders.scan_folder(tmp_path).problems == []
+
+
+def test_a_folder_that_fails_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("os.scandir", fails)
+    (problem,) = folders.scan_folder(tmp_path).problems
+    assert "Input/output error" in problem.what
 
 
 def test_shards(tmp_path: Path) -> None:

@@ -148,6 +148,17 @@ def test_what_can_be_no_name_is_a_problem_and_hides_nothing(store: OllamaStore, 
     assert "latest~" in problem.what or "my models" in problem.what
 
 
+def test_more_models_than_are_looked_at_is_a_problem(
+    store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in "abc":
+        store.model(f"a:{tag}", tmp_path)
+    monkeypatch.setattr(ollama_store, "_MOST_MODELS", 2)
+    scan = ollama_store.scan(store.root)
+    assert len(scan.found) == 2
+    assert ["has 3 models" in problem.what for problem in scan.problems] == [True]
+
+
 def test_blobs_that_may_not_be_reached(
     store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
