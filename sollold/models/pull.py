@@ -39,6 +39,10 @@ Progress = dict[str, Any]
 _BEAT = 0.5
 """Seconds between two lines of progress."""
 _CONNECTIONS = 4
+_SILENCE = 300.0
+"""Seconds without a word after which an Ollama that pulls is given up."""
+_CHECKING = 4 * 3600.0
+"""The same while it checks what has come: it says nothing then, and reads some hundred gigabytes."""
 _THREADS = 16
 """Of all fetches together: more wait for their turn, and nothing else does."""
 
@@ -356,13 +360,12 @@ class Puller:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         url = f"{self._ollama_url()}/api/pull"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
-        done = False
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        done, patience = False, _SILENCE
         try:
-            async with self._session.post(
-                url, json={"model": name, "stream": True}, timeout=timeout
-            ) as answer:
-                async for raw in answer.content:
+            asking = self._session.post(url, json={"model": name, "stream": True}, timeout=timeout)
+            async with await asyncio.wait_for(asking, patience) as answer:
+                while raw := await asyncio.wait_for(answer.content.readline(), patience):
                     line = json.loads(raw) if raw.strip() else {}
                     if not isinstance(line, dict):
                         continue
@@ -371,9 +374,14 @@ class Puller:
                         raise PullError(f"Ollama could not pull {name}: {error}", missing=missing)
                     status = str(line.pop("status", ""))
                     done = done or status == "success"
+                    patience = _CHECKING if status.startswith("verifying") else _SILENCE
                     if status and status != "success":
                         flight.say(status, **line)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except TimeoutError:
+            raise PullError(
+                f"Ollama has not said a word for {patience:.0f} s while it pulled {name}; see its log"
+            ) from None
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             raise PullError(f"Ollama broke off while it pulled {name}: {error}") from None
         if not done:
             raise PullError(f"Ollama broke off while it pulled {name}; pull it again to go on")

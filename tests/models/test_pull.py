@@ -516,6 +516,62 @@ async def test_through_ollama(town: Town) -> None:
         assert caught.value.missing
 
 
+class SlowOllama:
+    """An Ollama that says one thing and then nothing until it may go on."""
+
+    def __init__(self, says: str) -> None:
+        self.says, self.go_on = says, asyncio.Event()
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_post("/api/pull", self._pull)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(json.dumps({"status": self.says}).encode() + b"\n")
+        await self.go_on.wait()
+        await answer.write(b'{"status":"success"}\n')
+        return answer
+
+
+async def test_an_ollama_that_says_nothing_is_given_up(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sollold.models.pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("pulling 0123456789ab")
+    a.ollama = await ollama.start()
+    try:
+        with pytest.raises(PullError, match="has not said a word"):
+            await a.pull("llama3.2:3b")
+    finally:
+        await ollama.close()
+
+
+async def test_an_ollama_that_checks_what_has_come_is_waited_for(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("verifying sha256 digest")
+    a.ollama = await ollama.start()
+    pulling = asyncio.create_task(a.pull("llama3.2:3b"))
+    try:
+        await asyncio.wait({pulling}, timeout=0.6)
+        ollama.go_on.set()
+        assert (await pulling)[-1] == {"status": "success"}
+    finally:
+        await ollama.close()
+
+
 async def test_nobody_has_it(town: Town) -> None:
     await town.start()
     with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
