@@ -18,16 +18,16 @@ import msgspec
 from sollold.config import ModelSettings
 from sollold.models import folders, gguf, huggingface, ollama_store
 from sollold.models.attachments import with_adapters, with_projector
-from sollold.models.card import Card, Cards, template_capabilities
-from sollold.models.found import Found, Problem, Scan
+from sollold.models.card import Cards
+from sollold.models.found import Problem, Scan
 from sollold.models.gguf import GgufError
-from sollold.models.identity import joined
 from sollold.models.leftovers import sweep
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, parse
 from sollold.models.probe import Refused, format_fault
+from sollold.models.reader import Reader, shown
 from sollold.models.shape import Shape, shape_of
-from sollold.models.store import Seen, Store
+from sollold.models.store import Store
 from sollold.models.threads import alone
 
 log = logging.getLogger("sollold.models")
@@ -67,8 +67,8 @@ class Catalogue:
         """``demo`` writes the demo model to a path, whole or not at all; called if there is no model."""
         self.own = own_folder(settings, state_dir)
         self._settings = settings
-        self._links = state_dir / "links"
         self._cards = Cards(state_dir / "headers.json")
+        self._reader = Reader(self._cards, state_dir / "links")
         self._refused = Refused(state_dir / "refused.json")
         self._build = ""
         self._demo = demo
@@ -289,7 +289,7 @@ class Catalogue:
         """Look at all stores, each in a thread of its own, and take over what has come; whether any has."""
         places = await asyncio.to_thread(self._places)
         self._stores = {
-            key: self._stores.get(key) or Store(place, functools.partial(self._seen, scan))
+            key: self._stores.get(key) or Store(place, functools.partial(self._reader.seen, scan))
             for key, (place, scan) in places.items()
         }
         stores = self._stores.values()
@@ -335,20 +335,6 @@ class Catalogue:
             self._swept = True
         return folders.scan_own(self.own, DEMO)
 
-    def _seen(self, scan: Callable[[], Scan], get_on: Callable[[], None]) -> Seen:
-        """In a thread: one store, then the headers of what changed in it."""
-        found, used, models = scan(), set[str](), list[Model]()
-        for one in found.found:
-            get_on()
-            try:
-                model = self._model(one, used)
-            except OSError as error:
-                reason = f"{error.filename} can't be read or made: {error.strerror}."
-                model = replace(_without_card(one), unusable=reason)
-            if model is not None:
-                models.append(model)
-        return Seen(found, tuple(models), frozenset(used))
-
     def _merge(self) -> None:
         """The models of all stores as one list."""
         models: dict[str, Model] = {}
@@ -390,74 +376,6 @@ class Catalogue:
                 f"{where} does not answer; is it on a share whose server is switched off or cut off?"
             ) from None
 
-    def _model(self, found: Found, used: set[str]) -> Model | None:
-        """The model of what a store listed; None for what is no model (an adapter, a projector)."""
-        if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
-            reason = f"The path {shown(odd[0])} is not UTF-8, so no other node can be told it: rename it."
-            found = replace(found, files=(), projector="", adapters=(), unusable=reason)
-        if found.unusable or found.format != "gguf":
-            return _without_card(found)
-        card = self._cards.card(found.files, used)
-        if card.kind != "model":
-            return None
-        if card.unusable:
-            return replace(_without_card(found), unusable=card.unusable)
-        projector, vision = found.projector, False
-        digests = [card.digest]
-        if projector:
-            other = self._cards.card((projector,), used)
-            if other.unusable or other.kind == "model":
-                projector = ""
-            else:
-                digests.append(other.digest)
-                vision = True
-        digests += [self._cards.card((path,), used).digest for path in found.adapters]
-        files = self._proper(card) if len(card.files) > 1 else card.files
-        can = [*card.capabilities, *template_capabilities(found.template), *found.capabilities]
-        if vision:
-            can.append("vision")
-        return Model(
-            name=found.name,
-            digest=joined(digests),
-            source=found.source,
-            files=files,
-            size=card.size + sum(_size(path) for path in (projector, *found.adapters) if path),
-            modified=found.modified or _modified(files),
-            projector=projector,
-            adapters=found.adapters,
-            architecture=card.architecture,
-            layers=card.layers,
-            parameters=card.parameters,
-            quantization=card.quantization,
-            context_train=card.context_train,
-            capabilities=tuple(dict.fromkeys(can)),
-            template=found.template,
-            system=found.system,
-            params=found.params,
-            license=found.license,
-            only_ollama=card.only_ollama,
-            manifest=found.manifest,
-        )
-
-    def _proper(self, card: Card) -> tuple[str, ...]:
-        """Shards under names that llama.cpp knows as such: links in our own folder if they have none.
-
-        llama.cpp finds the other shards by the first one's name, so each needs the ending and its number.
-        """
-        count = len(card.files)
-        if all(path.endswith(f"-{k:05}-of-{count:05}.gguf") for k, path in enumerate(card.files, 1)):
-            return card.files
-        folder = self._links / card.digest[:32]
-        links = [folder / f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
-        folder.mkdir(parents=True, exist_ok=True)
-        for link, path in zip(links, card.files, strict=True):
-            if not link.is_symlink() or str(link.readlink()) != path:
-                new = link.with_suffix(".new")
-                new.unlink(missing_ok=True)
-                new.symlink_to(path)
-                new.replace(link)
-        return tuple(map(str, links))
-
 
 def apart(name: str, digest: str) -> str:
     """A name for a model whose own name belongs to other content: the digest's beginning in the tag."""
@@ -465,54 +383,6 @@ def apart(name: str, digest: str) -> str:
     ending = f"-{digest[:8]}"
     tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(ending))]
     return str(replace(parsed, tag=f"{tag}{ending}"))
-
-
-def shown(path: str) -> str:
-    """A path, or a text with one, as it can be told anywhere: what is not UTF-8 in it is replaced."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _tellable(path: str) -> bool:
-    return shown(path) == path
-
-
-def _without_card(found: Found) -> Model:
-    only = ""
-    if found.format == "safetensors":
-        only = "Its weights are safetensors, which llama.cpp does not read; only Ollama can run it."
-    return Model(
-        name=found.name,
-        digest=found.manifest or hashlib.sha256("\n".join((found.name, *found.files)).encode()).hexdigest(),
-        source=found.source,
-        files=found.files,
-        size=found.size or sum(_size(path) for path in found.files),
-        modified=found.modified or _modified(found.files),
-        architecture=found.architecture,
-        quantization=found.quantization,
-        context_train=found.context_train,
-        capabilities=found.capabilities,
-        template=found.template,
-        system=found.system,
-        params=found.params,
-        license=found.license,
-        unusable=found.unusable,
-        only_ollama=only,
-        manifest=found.manifest,
-    )
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
-
-
-def _modified(files: tuple[str, ...]) -> float:
-    try:
-        return max((Path(path).stat().st_mtime for path in files), default=0.0)
-    except OSError:
-        return 0.0
 
 
 def _shape(model: Model) -> Shape:
