@@ -610,6 +610,19 @@ async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
         await hub.close()
 
 
+async def test_an_adapter_alone_is_no_model(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("org/Lora", {"adapter-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        with pytest.raises(PullError, match="no model among the files"):
+            await a.pull("hf.co/org/Lora:Q8_0")
+    finally:
+        await hub.close()
+
+
 async def test_an_ollama_that_fails_leaves_the_hub(town: Town, tmp_path: Path) -> None:
     a, _, _ = town.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
