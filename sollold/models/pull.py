@@ -59,6 +59,8 @@ class _Flight:
     """One fetch under way, watched by any number of callers; it ends with the last of them."""
 
     def __init__(self) -> None:
+        self.nodes_only = True
+        """Whether no watcher wants it from anywhere else than nodes."""
         self.lines: dict[str, Progress] = {}
         self.changed = asyncio.Event()
         self.watchers = 0
@@ -136,9 +138,10 @@ class Puller:
         # One that has ended is a caller's who reads slowly; what it came to may be true no more.
         if flight is None or flight.task is None or flight.task.done():
             flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(self._fly(flight, name, nodes_only), name=f"pull {name}")
+            flight.task = asyncio.create_task(self._fly(flight, name), name=f"pull {name}")
             flight.task.add_done_callback(_look_at)
         flight.watchers += 1
+        flight.nodes_only = flight.nodes_only and nodes_only
         told: dict[str, Progress] = {}
         try:
             assert flight.task is not None
@@ -183,10 +186,10 @@ class Puller:
             if model.files and not model.unusable
         )
 
-    async def _fly(self, flight: _Flight, name: str, nodes_only: bool) -> None:
+    async def _fly(self, flight: _Flight, name: str) -> None:
         flight.say("pulling manifest")
         try:
-            await self._get(flight, name, nodes_only)
+            await self._get(flight, name)
         except (LandingError, SourceError) as error:
             raise PullError(str(error)) from None
         except HubError as error:
@@ -197,7 +200,7 @@ class Puller:
             ) from None
         flight.say("success")
 
-    async def _get(self, flight: _Flight, name: str, nodes_only: bool) -> None:
+    async def _get(self, flight: _Flight, name: str) -> None:
         parsed = parse(name)
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
@@ -209,9 +212,9 @@ class Puller:
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be had from another node: %s", name, error)
-                if nodes_only or (not on_hub and not self._ollama_url()):
+                if flight.nodes_only or (not on_hub and not self._ollama_url()):
                     raise PullError(f"{name}: {error}") from None
-        if nodes_only:
+        if flight.nodes_only:
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
         if self._ollama_url():
             try:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from sollold.cluster.peer import PeerError
 from sollold.config import ModelSettings
 from sollold.models import gguf
 from sollold.models.catalogue import Catalogue
@@ -483,6 +484,33 @@ async def test_leaving_ends_the_reading_of_what_has_come(town: Town, monkeypatch
     assert unfinished(a), "what has come is kept"
     monkeypatch.undo()
     assert (await a.pull("tiny"))[-1]["status"] == "success"
+
+
+async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    kind, _ = b.server.methods["parcel"]
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fails(caller: str, request: Any) -> Any:
+        asked.set()
+        await go_on.wait()
+        raise PeerError("b", "its disk fails", transport=False)
+
+    b.server.methods["parcel"] = (kind, fails)
+    async with Standin([]) as standin:
+        a.ollama = standin.url
+        alone = a.puller.pull("tiny", nodes_only=True)
+        await anext(alone)
+        await asked.wait()
+        joined = asyncio.create_task(a.pull("tiny"))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await joined)[-1] == {"status": "success"}
+        await alone.aclose()
+        assert "tiny:latest" in standin.models
 
 
 async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
