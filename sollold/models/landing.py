@@ -191,7 +191,12 @@ class Landing:
         """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
         self.close()
         for file, content in beside.items():
-            (self.folder / file).write_bytes(content)
+            # Without its card a model would be there under another name after a power cut.
+            with (self.folder / file).open("wb") as small:
+                small.write(content)
+                small.flush()
+                os.fsync(small.fileno())
+        _sync(self.folder)
         place = self._own / name
         if place.exists():
             # Named so that what is killed in between can be put back (`sollold.models.leftovers`).

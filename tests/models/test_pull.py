@@ -834,6 +834,26 @@ async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: 
     assert source.taken == 1
 
 
+def test_what_lies_beside_the_files_is_on_the_disk_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def told(handle: int) -> None:
+        fsync(handle)
+        if not (tmp_path / "x").exists():
+            synced.append(os.fstat(handle).st_ino)
+
+    landing = Landing(tmp_path, "a" * 32, (Item("x.gguf", 1),))
+    landing.open()
+    landing.finish_part(0, 0)
+    monkeypatch.setattr(os, "fsync", told)
+    place = landing.settle("x", {"card": b"content"})
+    assert (place / "card").read_bytes() == b"content"
+    assert {(place / "card").stat().st_ino, place.stat().st_ino} <= set(synced)
+
+
 def test_what_has_come_is_counted_to_the_byte(tmp_path: Path) -> None:
     sizes = (1, 7, 8, 9, 16, 20)
     landing = Landing(tmp_path, "a" * 32, tuple(Item(f"{k}.gguf", size) for k, size in enumerate(sizes)), 8)
