@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import msgspec
 from sollold.models import gguf, identity, probe
 from sollold.models.found import stamp
 from sollold.models.gguf import GgufError, Header
+from sollold.models.plain_file import UNDECODABLE
 from sollold.models.shape import block_of
 from sollold.models.tensor_type import TENSOR_TYPES
 
@@ -220,27 +222,26 @@ def _sentence(text: str) -> str:
 
 
 class Cards:
-    """Cards by the stamps of the files, in memory and on disk. Blocks; one thread at a time."""
+    """Cards by the stamps of the files, in memory and on disk. Blocks; `card` may be called in any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._cards: dict[str, Card] = {}
-        self._used: set[str] = set()
         self._changed = False
 
     def load(self) -> None:
         """Read those of the last run. Damaged or of another edition: none."""
         try:
             edition, cards = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, dict[str, Card]])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             return
         if edition == _EDITION:
             self._cards = cards
 
-    def card(self, files: tuple[str, ...]) -> Card:
-        """The card of a model's files, read only if a file has changed."""
+    def card(self, files: tuple[str, ...], used: set[str]) -> Card:
+        """The card of a model's files, read only if a file has changed; its key is added to ``used``."""
         key = "|".join(f"{path}={stamp(path)}" for path in files)
-        self._used.add(key)
+        used.add(key)
         card = self._cards.get(key)
         if card is None:
             try:
@@ -252,19 +253,18 @@ class Cards:
             self._changed = True
         return card
 
-    def keep(self) -> None:
-        """Forget what no model used since the last call, and write the rest if anything changed."""
-        if len(self._used) != len(self._cards):
-            self._cards = {key: card for key, card in self._cards.items() if key in self._used}
+    def keep(self, used: Collection[str] | None) -> None:
+        """Forget what is not ``used`` (None: nothing), and write the rest if anything changed."""
+        for key in [key for key in list(self._cards) if used is not None and key not in used]:
+            self._cards.pop(key, None)
             self._changed = True
-        self._used = set()
         if not self._changed:
             return
         self._changed = False
         new = self._path.with_name(f"{self._path.name}.new")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            new.write_bytes(msgspec.json.encode((_EDITION, self._cards)))
+            new.write_bytes(msgspec.json.encode((_EDITION, self._cards.copy())))
             new.replace(self._path)
         except OSError as error:
             log.warning("can't keep the headers read so far: %s", error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
 import os
@@ -10,21 +11,24 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from sollold.config import ModelSettings
 from sollold.models import folders, gguf, huggingface, ollama_store
 from sollold.models.attachments import with_adapters, with_projector
-from sollold.models.card import Card, Cards, template_capabilities
-from sollold.models.found import Found, Problem, Scan
+from sollold.models.card import Cards
+from sollold.models.found import Problem, Scan
 from sollold.models.gguf import GgufError
-from sollold.models.identity import joined
 from sollold.models.leftovers import sweep
 from sollold.models.model import Model
 from sollold.models.names import LONGEST, parse
 from sollold.models.probe import Refused, format_fault
+from sollold.models.reader import Reader, shown
 from sollold.models.shape import Shape, shape_of
+from sollold.models.store import Store
+from sollold.models.threads import alone
 
 log = logging.getLogger("sollold.models")
 
@@ -35,7 +39,11 @@ _RETRY = 60.0
 """Seconds after which what could not be read is tried again though no stamp changed (``chmod``, say)."""
 _FIRST = 5.0
 """Seconds for which a start waits for the first look: hundreds of headers never seen take longer."""
+_PATIENCE = 10.0
+"""Seconds that anybody waits for a look or a header: what takes longer is taken over when it is there."""
 _SHAPES = 8
+
+T = TypeVar("T")
 
 
 def own_folder(settings: ModelSettings, state_dir: Path) -> Path:
@@ -59,15 +67,17 @@ class Catalogue:
         """``demo`` writes the demo model to a path, whole or not at all; called if there is no model."""
         self.own = own_folder(settings, state_dir)
         self._settings = settings
-        self._links = state_dir / "links"
         self._cards = Cards(state_dir / "headers.json")
+        self._reader = Reader(self._cards, state_dir / "links")
         self._refused = Refused(state_dir / "refused.json")
         self._build = ""
         self._demo = demo
         self._environ = os.environ if environ is None else environ
         self._home = Path.home() if home is None else home
         self._interval = interval
-        self._scan = Scan()
+        self._stores: dict[str, Store] = {}
+        self._state: tuple[tuple[str, bool], ...] = ()
+        self._swept = False
         self._problems: tuple[Problem, ...] = ()
         self._local: tuple[Model, ...] = ()
         self._offered: tuple[Model, ...] = ()
@@ -75,6 +85,7 @@ class Catalogue:
         self._digest = ""
         self._callbacks: list[Callable[[], None]] = []
         self._shapes: dict[str, Shape] = {}
+        self._reads: dict[str, asyncio.Future[Any]] = {}
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
         self._said = ""
@@ -82,7 +93,6 @@ class Catalogue:
 
     async def start(self) -> None:
         """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
-        await asyncio.to_thread(sweep, self.own, time.time())
         await asyncio.to_thread(self._cards.load)
         await asyncio.to_thread(self._refused.load)
         first = asyncio.Event()
@@ -135,13 +145,14 @@ class Catalogue:
             self._publish()
 
     async def refresh(self) -> None:
-        """Look at all stores now; headers are read only of files that changed."""
+        """Look at all stores now; headers are read only of files that changed.
+
+        A store that does not answer, or takes long, is not waited for.
+        """
         async with self._looking:
-            scan, models = await asyncio.to_thread(self._look)
-            self._scan = scan
-            self._problems = tuple(scan.problems)
-            self._local = models
-            self._publish()
+            # One that is looking already may have begun before what it is to see was there.
+            await self._wait([store for store in self._stores.values() if not store.silent])
+            await self._look(anew=True)
 
     async def use(self, settings: ModelSettings) -> None:
         """Other folders and stores from now on. The folder for what is fetched stays."""
@@ -178,7 +189,7 @@ class Catalogue:
         shape = self._shapes.get(model.digest)
         if shape is None:
             try:
-                shape = await asyncio.to_thread(_shape, model)
+                shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
             except GgufError as error:
                 raise LookupError(str(error)) from None
             while len(self._shapes) >= _SHAPES:
@@ -192,8 +203,8 @@ class Catalogue:
         if model is None or not model.files or model.unusable:
             return {}
         try:
-            return await asyncio.to_thread(_metadata, model.files)
-        except GgufError:
+            return await self._read(f"metadata {model.digest}", lambda: _metadata(model.files), model)
+        except (GgufError, LookupError):
             return {}
 
     async def _write_demo(self, write: Callable[[Path], object]) -> None:
@@ -227,14 +238,13 @@ class Catalogue:
 
     async def _look_first(self) -> None:
         await self.refresh()
-        if self._demo is not None and not any(not model.unusable for model in self._models):
+        known = all(store.seen is not None for store in self._stores.values())
+        if self._demo is not None and known and not any(not model.unusable for model in self._models):
             await self._write_demo(self._demo)
 
     async def _look_if_changed(self) -> bool:
-        if not await asyncio.to_thread(self._scan.changed):
-            return False
-        await self.refresh()
-        return True
+        async with self._looking:
+            return await self._look(anew=False)
 
     async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
         """Whether it came to something. Whatever is wrong with a store: the watch goes on."""
@@ -275,102 +285,96 @@ class Catalogue:
         )
         return replace(model, only_ollama=reason)
 
-    def _look(self) -> tuple[Scan, tuple[Model, ...]]:
-        """In a thread: all stores, then the headers of what changed."""
-        total = Scan()
-        for root in ollama_store.roots(self._settings.ollama_stores, environ=self._environ, home=self._home):
-            total.add(ollama_store.scan(root))
-        total.add(folders.scan_own(self.own, DEMO))
-        for path in self._settings.folders:
-            total.add(folders.scan_folder(Path(path).expanduser()))
-        if self._settings.huggingface:
-            for cache in huggingface.caches(self._environ, self._home):
-                total.add(huggingface.scan(cache))
-            total.add(folders.scan_llama_cache(folders.llama_cache(self._environ, self._home)))
-        models = self._models_of(total.found)
-        self._cards.keep()
-        return total, models
+    async def _look(self, *, anew: bool) -> bool:
+        """Look at all stores, each in a thread of its own, and take over what has come; whether any has."""
+        places = await asyncio.to_thread(self._places)
+        self._stores = {
+            key: self._stores.get(key) or Store(place, functools.partial(self._reader.seen, scan))
+            for key, (place, scan) in places.items()
+        }
+        stores = self._stores.values()
+        changed = [store.place for store in stores if store.take()]
+        for store in stores:
+            store.begin(anew=anew)
+        await self._wait([store for store in stores if store.begun])
+        changed += [store.place for store in stores if store.take()]
+        self._log_faults(changed)
+        state = tuple((key, store.silent) for key, store in self._stores.items())
+        if changed or state != self._state:
+            self._state = state
+            self._merge()
+        if changed:
+            seen = [store.seen for store in stores]
+            used = None if None in seen else frozenset[str]().union(*(one.headers for one in seen if one))
+            await asyncio.to_thread(self._cards.keep, used)
+        return bool(changed)
 
-    def _models_of(self, found: list[Found]) -> tuple[Model, ...]:
+    def _places(self) -> dict[str, tuple[str, Callable[[], Scan]]]:
+        """All stores: path and what scans it, those whose names of models go before others' first. Blocks."""
+        settings = self._settings
+        found: dict[str, tuple[str, Callable[[], Scan]]] = {}
+
+        def put(kind: str, path: Path, scan: Callable[[], Scan]) -> None:
+            found.setdefault(f"{kind} {path}", (str(path), scan))
+
+        for root in ollama_store.roots(settings.ollama_stores, environ=self._environ, home=self._home):
+            put("ollama", root, functools.partial(ollama_store.scan, root))
+        put("own", self.own, self._scan_own)
+        for path in (Path(one).expanduser() for one in settings.folders):
+            put("folder", path, functools.partial(folders.scan_folder, path))
+        if settings.huggingface:
+            for cache in huggingface.caches(self._environ, self._home):
+                put("hub", cache, functools.partial(huggingface.scan, cache))
+            cache = folders.llama_cache(self._environ, self._home)
+            put("llama.cpp", cache, functools.partial(folders.scan_llama_cache, cache))
+        return found
+
+    def _scan_own(self) -> Scan:
+        if not self._swept:
+            sweep(self.own, time.time())
+            self._swept = True
+        return folders.scan_own(self.own, DEMO)
+
+    def _merge(self) -> None:
+        """The models of all stores as one list."""
         models: dict[str, Model] = {}
-        for one in found:
-            try:
-                model = self._model(one)
-            except OSError as error:
-                reason = f"{error.filename} can't be read or made: {error.strerror}."
-                model = replace(_without_card(one), unusable=reason)
-            if model is None:
-                continue
+        for model in (model for store in self._stores.values() for model in store.models):
             other = models.get(model.name.lower())
             if other is not None and other.digest != model.digest:
                 model = replace(model, name=apart(model.name, model.digest))
             models.setdefault(model.name.lower(), model)
-        return tuple(sorted(models.values(), key=lambda model: model.name.lower()))
+        problems = [problem for store in self._stores.values() for problem in store.problems]
+        self._problems = tuple(Problem(shown(one.what), shown(one.mend)) for one in problems)
+        self._local = tuple(sorted(models.values(), key=lambda model: model.name.lower()))
+        self._publish()
 
-    def _model(self, found: Found) -> Model | None:
-        """The model of what a store listed; None for what is no model (an adapter, a projector)."""
-        if found.unusable or found.format != "gguf":
-            return _without_card(found)
-        card = self._cards.card(found.files)
-        if card.kind != "model":
-            return None
-        if card.unusable:
-            return replace(_without_card(found), unusable=card.unusable)
-        projector, vision = found.projector, False
-        digests = [card.digest]
-        if projector:
-            other = self._cards.card((projector,))
-            if other.unusable or other.kind == "model":
-                projector = ""
-            else:
-                digests.append(other.digest)
-                vision = True
-        digests += [self._cards.card((path,)).digest for path in found.adapters]
-        files = self._proper(card) if len(card.files) > 1 else card.files
-        can = [*card.capabilities, *template_capabilities(found.template), *found.capabilities]
-        if vision:
-            can.append("vision")
-        return Model(
-            name=found.name,
-            digest=joined(digests),
-            source=found.source,
-            files=files,
-            size=card.size + sum(_size(path) for path in (projector, *found.adapters) if path),
-            modified=found.modified or _modified(files),
-            projector=projector,
-            adapters=found.adapters,
-            architecture=card.architecture,
-            layers=card.layers,
-            parameters=card.parameters,
-            quantization=card.quantization,
-            context_train=card.context_train,
-            capabilities=tuple(dict.fromkeys(can)),
-            template=found.template,
-            system=found.system,
-            params=found.params,
-            license=found.license,
-            only_ollama=card.only_ollama,
-            manifest=found.manifest,
-        )
+    async def _wait(self, stores: list[Store]) -> None:
+        if jobs := [store.job for store in stores if store.job is not None]:
+            await asyncio.wait(jobs, timeout=_PATIENCE)
 
-    def _proper(self, card: Card) -> tuple[str, ...]:
-        """Shards under names that llama.cpp knows as such: links in our own folder if they have none.
+    def _log_faults(self, places: list[str]) -> None:
+        for store in self._stores.values():
+            if store.place in places and (fault := store.fault) is not None:
+                unforeseen = None if isinstance(fault, OSError) else fault
+                log.warning("%s can't be looked at just now: %s", store.place, fault, exc_info=unforeseen)
 
-        llama.cpp finds the other shards by the first one's name, so each needs the ending and its number.
+    async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
+        """What ``work`` reads of a model's files, once for all who ask at a time.
+
+        Raises:
+            LookupError: it takes too long.
         """
-        count = len(card.files)
-        if all(path.endswith(f"-{k:05}-of-{count:05}.gguf") for k, path in enumerate(card.files, 1)):
-            return card.files
-        folder = self._links / card.digest[:32]
-        links = [folder / f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
-        folder.mkdir(parents=True, exist_ok=True)
-        for link, path in zip(links, card.files, strict=True):
-            if not link.is_symlink() or str(link.readlink()) != path:
-                new = link.with_suffix(".new")
-                new.unlink(missing_ok=True)
-                new.symlink_to(path)
-                new.replace(link)
-        return tuple(map(str, links))
+        reading = self._reads.get(what)
+        if reading is None:
+            reading = self._reads[what] = alone(work, name=f"read {model.name}")
+            reading.add_done_callback(lambda _: self._reads.pop(what, None))
+        try:
+            return await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
+        except TimeoutError:
+            where = Path(model.files[0]).parent
+            raise LookupError(
+                f"{where} does not answer; is it on a share whose server is switched off or cut off?"
+            ) from None
 
 
 def apart(name: str, digest: str) -> str:
@@ -379,45 +383,6 @@ def apart(name: str, digest: str) -> str:
     ending = f"-{digest[:8]}"
     tag = parsed.tag[: max(1, LONGEST - len(name) + len(parsed.tag) - len(ending))]
     return str(replace(parsed, tag=f"{tag}{ending}"))
-
-
-def _without_card(found: Found) -> Model:
-    only = ""
-    if found.format == "safetensors":
-        only = "Its weights are safetensors, which llama.cpp does not read; only Ollama can run it."
-    return Model(
-        name=found.name,
-        digest=found.manifest or hashlib.sha256("\n".join((found.name, *found.files)).encode()).hexdigest(),
-        source=found.source,
-        files=found.files,
-        size=found.size or sum(_size(path) for path in found.files),
-        modified=found.modified or _modified(found.files),
-        architecture=found.architecture,
-        quantization=found.quantization,
-        context_train=found.context_train,
-        capabilities=found.capabilities,
-        template=found.template,
-        system=found.system,
-        params=found.params,
-        license=found.license,
-        unusable=found.unusable,
-        only_ollama=only,
-        manifest=found.manifest,
-    )
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return 0
-
-
-def _modified(files: tuple[str, ...]) -> float:
-    try:
-        return max((Path(path).stat().st_mtime for path in files), default=0.0)
-    except OSError:
-        return 0.0
 
 
 def _shape(model: Model) -> Shape:

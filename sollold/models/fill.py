@@ -210,9 +210,17 @@ class Fill:
     async def _take(self, source: BlockingSource, index: int, part: int) -> None:
         start, end = self._landing.span(index, part)
         stop = Stop()
+        faults: list[OSError] = []
+        # The thread must find it there: the loop goes through all that are under way.
+        self._under_way[index, part] = 0
 
         def write(offset: int, data: memoryview) -> None:
-            self._landing.write(index, offset, data)
+            try:
+                self._landing.write(index, offset, data)
+            except OSError as error:
+                # To the source it would look like a fault of its own connection.
+                faults.append(error)
+                raise SourceError(f"it can't be written here: {error}") from None
             self._under_way[index, part] = offset + len(data) - start
             stop.pause(self._pace.wait(len(data), time.monotonic()))
 
@@ -221,6 +229,10 @@ class Fill:
             while not (await asyncio.wait({taking}, timeout=0.25))[0]:
                 self._on_progress()
             taking.result()
+        except SourceError:
+            if faults:
+                raise faults[0] from None
+            raise
         finally:
             stop.stop()
             if not taking.done():

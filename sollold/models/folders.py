@@ -17,11 +17,14 @@ from sollold.models.found import Found, Problem, Scan
 from sollold.models.mend import mend
 from sollold.models.model import Model
 from sollold.models.names import canonical, is_name, of_file
+from sollold.models.plain_file import UNDECODABLE, open_file
 from sollold.models.shards import Group, group
 
 CARD = "sollold.json"
 _DEPTH = 5
 _MOST_FILES = 20_000
+_MOST_FOLDERS = 20_000
+_MOST_CARD = 64 << 20
 _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.IGNORECASE)
 
 
@@ -82,14 +85,15 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     """The model's facts that we wrote beside its files; None when there are none, or they name no model."""
     path = folder / CARD
     try:
-        raw = path.read_bytes()
+        with open_file(path) as file:
+            raw = file.read(_MOST_CARD)
     except OSError:
         return None
     if result is not None:
         result.see(path)
     try:
         card = msgspec.json.decode(raw, type=Model)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return None
     return card if is_name(card.name) else None
 
@@ -143,17 +147,26 @@ def _walk(root: Path, result: Scan, depth: int = _DEPTH) -> Iterator[tuple[Path,
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
-                    if entry.name.lower().endswith(".gguf") and not _is_dir(entry) and left > 0:
+                    if entry.name.lower().endswith(".gguf") and not _is_dir(entry):
                         left -= 1
+                        if left < 0:
+                            break
                         files.append(Path(entry.path))
                     elif level + 1 < depth and _is_dir(entry):
                         folders.append((Path(entry.path), level + 1))
         except PermissionError:
             result.problems.append(Problem(f"The folder {folder} can't be read.", mend(folder, root)))
-        except OSError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
+        except OSError as error:
+            result.problems.append(Problem(f"The folder {folder} can't be read: {error.strerror}."))
         if files:
             yield folder, files
+        if left < 0 or (folders and len(seen) >= _MOST_FOLDERS):
+            counts = f"{_MOST_FILES} models or {_MOST_FOLDERS} folders"
+            what = f"There are more than {counts} in {root}, and the rest is not looked at"
+            result.problems.append(Problem(f"{what}: name the folders in it that hold models instead."))
+            return
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:

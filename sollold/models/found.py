@@ -74,13 +74,6 @@ class Scan:
         if projector is not None:
             self.see(projector)
 
-    def add(self, other: Scan) -> None:
-        """Take over what another scan gave; of two models of one name and the same files only the first."""
-        self.problems.extend(other.problems)
-        self.watch.update(other.watch)
-        have = {(found.name.lower(), found.files) for found in self.found}
-        self.found.extend(found for found in other.found if (found.name.lower(), found.files) not in have)
-
     def changed(self) -> bool:
         """Whether any watched path is not as it was. One ``stat`` a path."""
         return any(stamp(path) != was for path, was in self.watch.items())

@@ -14,6 +14,7 @@ import msgspec
 from sollold.models.fill import SourceError
 from sollold.models.landing import Item
 from sollold.models.names import TAG, Name, quantization_in
+from sollold.models.plain_file import UNDECODABLE
 from sollold.models.shards import is_projector
 
 HOSTS = ("hf.co", "huggingface.co")
@@ -78,7 +79,7 @@ class Hub:
             siblings = msgspec.json.decode(raw, type=_Repository).siblings
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise HubError(f"{self._base} can't be reached: {error or 'no answer in time'}") from None
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise HubError(f"{url} was not understood: {error}") from None
         chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
         if not chosen:

@@ -33,23 +33,33 @@ def scan(root: Path) -> Scan:
     try:
         repositories = sorted(path for path in root.iterdir() if path.name.startswith("models--"))
     except PermissionError:
-        result.problems.append(Problem(f"The Hugging Face cache {root} can't be read.", mend(root, root)))
+        _shut(root, root, result)
         return result
     except OSError:
         return result
     for repository in repositories:
         parts = repository.name.split("--", 2)
         if len(parts) == 3:
-            _repository(repository, f"hf.co/{parts[1]}/{parts[2]}", result)
+            _repository(root, repository, f"hf.co/{parts[1]}/{parts[2]}", result)
     return result
 
 
-def _repository(folder: Path, name: str, result: Scan) -> None:
+def _shut(folder: Path, root: Path, result: Scan) -> None:
+    what = f"The folder {folder} of a Hugging Face cache can't be read; what is in it is not seen."
+    result.problems.append(Problem(what, mend(folder, root)))
+
+
+def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
     seen: set[str] = set()
     tags: set[str] = set()
-    for snapshot in _snapshots(folder, result):
+
+    def fault(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            _shut(Path(error.filename), root, result)
+
+    for snapshot in _snapshots(root, folder, result):
         by_folder: dict[Path, list[Path]] = {}
-        for at, folders, names in os.walk(snapshot):
+        for at, folders, names in os.walk(snapshot, onerror=fault):
             folders.sort()
             result.see(at)
             for file in names:
@@ -71,7 +81,7 @@ def _repository(folder: Path, name: str, result: Scan) -> None:
                 result.found.append(_found(found, f"{name}:{tag}"))
 
 
-def _snapshots(folder: Path, result: Scan) -> list[Path]:
+def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
     """Snapshots, the one that ``main`` names first, then the newest."""
     result.see(folder / "refs")
     result.see(folder / "refs" / "main")
@@ -83,8 +93,11 @@ def _snapshots(folder: Path, result: Scan) -> list[Path]:
     try:
         snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
         return sorted(snapshots, key=lambda path: (path.name != main, -path.stat().st_mtime, path.name))
+    except PermissionError as error:
+        _shut(Path(error.filename), root, result)
     except OSError:
-        return []
+        pass
+    return []
 
 
 def _tag(found: Group, where: Path, snapshot: Path) -> str:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.models.plain_file import UNDECODABLE
+
 PART = 8 << 20
 """Bytes of a part: what an interruption loses at the most, for each connection."""
 PARTS = ".parts"
@@ -62,6 +64,7 @@ class Landing:
         self._own = folder
         self._files: dict[int, int] = {}
         self._noting = threading.Lock()
+        self._stopped = threading.Event()
         self._done: dict[int, set[int]] = {index: set() for index in range(len(items))}
         self.measure = ""
         """The node by whose word the parts were checked."""
@@ -86,6 +89,10 @@ class Landing:
                 self._done[index] = set()
                 os.ftruncate(self._files[index], item.size)
 
+    def stop(self) -> None:
+        """End a `verify` in another thread: a hundred gigabytes take minutes."""
+        self._stopped.set()
+
     def close(self) -> None:
         """Let go of the files; what has come stays for the next attempt."""
         for handle in self._files.values():
@@ -104,9 +111,10 @@ class Landing:
 
     def completed_of(self, index: int) -> int:
         """Bytes of one file's parts that are there."""
-        return sum(
-            end - start for start, end in (self.span(index, part) for part in tuple(self._done[index]))
-        )
+        # Asked many times a second, so not part by part: a big model has tens of thousands of them.
+        done, size = self._done[index], self.items[index].size
+        short = -size % self.part if (size - 1) // self.part in done else 0
+        return len(done) * self.part - short
 
     def span(self, index: int, part: int) -> tuple[int, int]:
         """First byte, and the one after the last, of a part."""
@@ -167,6 +175,7 @@ class Landing:
 
         Raises:
             LandingError: it is not.
+            OSError: it can't be read, or `stop` was called; what came stays.
         """
         fault = ""
         for index, item in enumerate(self.items):
@@ -182,7 +191,12 @@ class Landing:
         """Put all in place under ``name`` at once, with the small files ``beside`` it; gives the folder."""
         self.close()
         for file, content in beside.items():
-            (self.folder / file).write_bytes(content)
+            # Without its card a model would be there under another name after a power cut.
+            with (self.folder / file).open("wb") as small:
+                small.write(content)
+                small.flush()
+                os.fsync(small.fileno())
+        _sync(self.folder)
         place = self._own / name
         if place.exists():
             # Named so that what is killed in between can be put back (`sollold.models.leftovers`).
@@ -203,7 +217,7 @@ class Landing:
         return place
 
     def _sha256(self, index: int, start: int, end: int) -> str:
-        return sha256_between(self._files[index], start, end)
+        return sha256_between(self._files[index], start, end, self._stopped.is_set)
 
     def _note(self) -> None:
         notes = Notes(
@@ -244,18 +258,20 @@ def read_notes(folder: Path) -> Notes | None:
     """The notes of a fetch, None when there are none that can be read."""
     try:
         return msgspec.json.decode((folder / NOTES).read_bytes(), type=Notes)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, *UNDECODABLE):
         return None
 
 
-def sha256_between(handle: int, start: int, end: int) -> str:
+def sha256_between(handle: int, start: int, end: int, stopped: Callable[[], bool] = lambda: False) -> str:
     """Hex sha256 of an open file's bytes from ``start`` to before ``end``. Blocks.
 
     Raises:
-        OSError: they can't be read.
+        OSError: they can't be read, or ``stopped`` said so.
     """
     digest = hashlib.sha256()
     while start < end and (piece := os.pread(handle, min(_PIECE, end - start), start)):
+        if stopped():
+            raise InterruptedError("stopped while it was read")
         digest.update(piece)
         start += len(piece)
     return digest.hexdigest()

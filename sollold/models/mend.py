@@ -40,4 +40,7 @@ def mend(path: Path, root: Path) -> str:
 
 
 def _readable(path: Path) -> bool:
-    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    try:
+        return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    except OSError:
+        return False

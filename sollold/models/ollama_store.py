@@ -16,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.models.found import Found, Problem, Scan, unreadable
+from sollold.models.found import Found, Problem, Scan, stamp, unreadable
 from sollold.models.mend import mend, whoami
 from sollold.models.names import Name, is_name
 from sollold.models.ollama_service import UNITS, ollama_service
-from sollold.models.plain_file import open_file, read_text
+from sollold.models.plain_file import UNDECODABLE, open_file, read_text
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -82,10 +82,8 @@ def roots(
 
 
 def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
-    seen: dict[str, Path] = {}
-    for path in paths:
-        seen.setdefault(os.path.realpath(path), path)
-    return tuple(seen.values())
+    # By the path alone: to ask where links lead could hold us where a share does not answer.
+    return tuple(dict.fromkeys(path.absolute() for path in paths))
 
 
 def scan(root: Path) -> Scan:
@@ -101,14 +99,19 @@ def scan(root: Path) -> Scan:
         for namespace in _children(host, root, result):
             for model in _children(namespace, root, result):
                 for tag in _children(model, root, result):
-                    if tag.is_file() and left > 0 and not tag.name.startswith("."):
+                    if tag.is_file() and not tag.name.startswith("."):
                         left -= 1
+                        if left < 0:
+                            continue
                         result.see(tag)
                         name = Name(host.name, namespace.name, model.name, tag.name)
                         if is_name(str(name)):
                             result.found.append(_read(root, tag, name, result))
                         else:
                             strange.append(tag)
+    if left < 0:
+        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; {_MOST_MODELS} are looked at."
+        result.problems.append(Problem(what))
     if strange:
         others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         result.problems.append(
@@ -165,7 +168,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     again = f"Pull it again: ollama pull {shown}"
     try:
         manifest = msgspec.json.decode(raw, type=_Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         unusable = f"Its manifest is damaged ({error}). {again}"
         return Found(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
     layers = manifest.layers or []
@@ -227,7 +230,8 @@ def _blob(root: Path, digest: str) -> Path | None:
         return None
     path = root / "blobs" / f"sha256-{match[1]}"
     old = root / "blobs" / f"sha256:{match[1]}"
-    return old if not path.exists() and old.exists() else path
+    # In a folder that may not be passed through neither is seen: that shows when the blob is opened.
+    return old if stamp(path) is None and stamp(old) is not None else path
 
 
 def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
@@ -244,7 +248,7 @@ def _config(root: Path, layer: _Layer | None) -> _Config:
     path = _blob(root, layer.digest) if layer else None
     try:
         return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNDECODABLE:
         return _Config()
 
 
@@ -252,6 +256,6 @@ def _params(text: str) -> str:
     """Ollama's default options as JSON text; ``{}`` for anything else."""
     try:
         value = json.loads(text) if text else {}
-    except ValueError:
+        return json.dumps(value, allow_nan=False) if isinstance(value, dict) else "{}"
+    except (ValueError, RecursionError):
         return "{}"
-    return json.dumps(value) if isinstance(value, dict) else "{}"

@@ -141,9 +141,10 @@ def _link(own: Path, model: Model, name: str) -> None:
     making = own / f".{folder.name}.new"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(parents=True)
+    inside = own.resolve()
     for item, path in zip(items, paths_of(model), strict=True):
         target = Path(path).resolve()
-        if target.is_relative_to(own):
+        if target.is_relative_to(inside):
             # Either name may be deleted first.
             (making / item.name).hardlink_to(target)
         else:

@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
+
+UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding the JSON of others may raise."""
 MOST = 1 << 18
 """Bytes of a text, at the most."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from sollold.models.gguf import Array, Header
+from sollold.models.plain_file import UNDECODABLE
 
 log = logging.getLogger("sollold.models")
 
@@ -133,7 +134,7 @@ class Refused:
         """Read what is known. A damaged file counts as empty."""
         try:
             self._reasons = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNDECODABLE):
             self._reasons = {}
 
     def reason(self, digest: str, build: str) -> str:

@@ -39,6 +39,10 @@ Progress = dict[str, Any]
 _BEAT = 0.5
 """Seconds between two lines of progress."""
 _CONNECTIONS = 4
+_SILENCE = 300.0
+"""Seconds without a word after which an Ollama that pulls is given up."""
+_CHECKING = 4 * 3600.0
+"""The same while it checks what has come: it says nothing then, and reads some hundred gigabytes."""
 _THREADS = 16
 """Of all fetches together: more wait for their turn, and nothing else does."""
 
@@ -55,9 +59,14 @@ class _Flight:
     """One fetch under way, watched by any number of callers; it ends with the last of them."""
 
     def __init__(self) -> None:
+        self.nodes_only = True
+        """Whether no watcher wants it from anywhere else than nodes."""
         self.lines: dict[str, Progress] = {}
         self.changed = asyncio.Event()
         self.watchers = 0
+        self.left = False
+        """Whether all watchers have gone, so that it is being ended."""
+        self.ended = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
     def say(self, status: str, **more: Any) -> None:
@@ -123,12 +132,16 @@ class Puller:
             key = parse(name).key
         except ValueError as error:
             raise PullError(str(error)) from None
-        flight = self._flights.get(key)
-        if flight is None:
+        while (flight := self._flights.get(key)) is not None and flight.left:
+            # Its threads may still be at work on the files that the next one goes on with.
+            await flight.ended.wait()
+        # One that has ended is a caller's who reads slowly; what it came to may be true no more.
+        if flight is None or flight.task is None or flight.task.done():
             flight = self._flights[key] = _Flight()
-            flight.task = asyncio.create_task(self._fly(flight, name, nodes_only), name=f"pull {name}")
+            flight.task = asyncio.create_task(self._fly(flight, name), name=f"pull {name}")
             flight.task.add_done_callback(_look_at)
         flight.watchers += 1
+        flight.nodes_only = flight.nodes_only and nodes_only
         told: dict[str, Progress] = {}
         try:
             assert flight.task is not None
@@ -141,23 +154,28 @@ class Puller:
                 if ended:
                     break
                 flight.changed.clear()
-                await asyncio.wait(
-                    {flight.task, waiting := asyncio.ensure_future(flight.changed.wait())},
-                    timeout=_BEAT,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                waiting.cancel()
+                waiting = asyncio.ensure_future(flight.changed.wait())
+                try:
+                    await asyncio.wait(
+                        {flight.task, waiting}, timeout=_BEAT, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    waiting.cancel()
             if flight.task.cancelled():
                 raise PullError("the node is stopping; pull it again to go on")
             flight.task.result()
         finally:
             flight.watchers -= 1
             if not flight.watchers:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-                if flight.task is not None and not flight.task.done():
-                    flight.task.cancel()
-                    await asyncio.gather(flight.task, return_exceptions=True)
+                flight.left = True
+                try:
+                    if flight.task is not None and not flight.task.done():
+                        flight.task.cancel()
+                        await asyncio.gather(flight.task, return_exceptions=True)
+                finally:
+                    flight.ended.set()
+                    if self._flights.get(key) is flight:
+                        del self._flights[key]
 
     def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
         """Nodes whose files of the model of just this name can be read."""
@@ -168,10 +186,10 @@ class Puller:
             if model.files and not model.unusable
         )
 
-    async def _fly(self, flight: _Flight, name: str, nodes_only: bool) -> None:
+    async def _fly(self, flight: _Flight, name: str) -> None:
         flight.say("pulling manifest")
         try:
-            await self._get(flight, name, nodes_only)
+            await self._get(flight, name)
         except (LandingError, SourceError) as error:
             raise PullError(str(error)) from None
         except HubError as error:
@@ -182,7 +200,7 @@ class Puller:
             ) from None
         flight.say("success")
 
-    async def _get(self, flight: _Flight, name: str, nodes_only: bool) -> None:
+    async def _get(self, flight: _Flight, name: str) -> None:
         parsed = parse(name)
         holders = self.holders(name)
         if any(node == self._node for node, _ in holders):
@@ -194,9 +212,9 @@ class Puller:
                 return
             except (PeerError, SourceError) as error:
                 log.info("%s can't be had from another node: %s", name, error)
-                if nodes_only or (not on_hub and not self._ollama_url()):
+                if flight.nodes_only or (not on_hub and not self._ollama_url()):
                     raise PullError(f"{name}: {error}") from None
-        if nodes_only:
+        if flight.nodes_only:
             raise PullError(f"no node of the cluster has {name} any more", missing=True)
         if self._ollama_url():
             try:
@@ -321,7 +339,13 @@ class Puller:
                     log.info("%s; another node is asked", lost)
             tell()
             flight.say("verifying sha256 digest")
-            await in_thread(self._threads, landing.verify, check)
+            verifying = asyncio.ensure_future(in_thread(self._threads, landing.verify, check))
+            try:
+                await asyncio.shield(verifying)
+            except asyncio.CancelledError:
+                landing.stop()
+                await asyncio.gather(verifying, return_exceptions=True)
+                raise
             flight.say("writing manifest")
             card = msgspec.json.encode(replace(model, files=(), projector="", adapters=adapters_in(items)))
             folder = slug(model.name, model.digest)
@@ -339,13 +363,12 @@ class Puller:
         if self._session is None:
             self._session = aiohttp.ClientSession()
         url = f"{self._ollama_url()}/api/pull"
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=300)
-        done = False
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+        done, patience = False, _SILENCE
         try:
-            async with self._session.post(
-                url, json={"model": name, "stream": True}, timeout=timeout
-            ) as answer:
-                async for raw in answer.content:
+            asking = self._session.post(url, json={"model": name, "stream": True}, timeout=timeout)
+            async with await asyncio.wait_for(asking, patience) as answer:
+                while raw := await asyncio.wait_for(answer.content.readline(), patience):
                     line = json.loads(raw) if raw.strip() else {}
                     if not isinstance(line, dict):
                         continue
@@ -354,9 +377,14 @@ class Puller:
                         raise PullError(f"Ollama could not pull {name}: {error}", missing=missing)
                     status = str(line.pop("status", ""))
                     done = done or status == "success"
+                    patience = _CHECKING if status.startswith("verifying") else _SILENCE
                     if status and status != "success":
                         flight.say(status, **line)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except TimeoutError:
+            raise PullError(
+                f"Ollama has not said a word for {patience:.0f} s while it pulled {name}; see its log"
+            ) from None
+        except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
             raise PullError(f"Ollama broke off while it pulled {name}: {error}") from None
         if not done:
             raise PullError(f"Ollama broke off while it pulled {name}; pull it again to go on")

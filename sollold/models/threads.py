@@ -1,8 +1,10 @@
-"""Blocking work of transfers, in threads of their own: the loop's shared ones are for everything else."""
+"""Blocking work in threads of its own: the loop's shared ones are for what is over in a moment."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import ParamSpec, TypeVar
@@ -23,3 +25,31 @@ async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **kw
     finally:
         if not job.cancel():
             await asyncio.gather(waiting, return_exceptions=True)
+
+
+def alone(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
+    """What ``work`` gives, from a thread for it alone, which nobody waits for when the daemon ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    # Whoever asked may have gone: then nobody looks at the error.
+    future.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+
+    def end(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, fault = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            fault = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(end, result, fault)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future

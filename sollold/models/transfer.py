@@ -131,7 +131,7 @@ class Sender:
         paths = paths_of(model) if model else ()
         index = request.match_info["index"]
         wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
-        if not index.isdigit() or int(index[:6]) >= len(paths):
+        if not re.fullmatch(r"[0-9]{1,6}", index) or int(index) >= len(paths):
             raise web.HTTPNotFound(text="the model is not on this node any more")
         try:
             flags = os.O_RDONLY | os.O_CLOEXEC

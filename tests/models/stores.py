@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from sollold.models import gguf_writer
 from sollold.models.gguf_writer import NewTensor
@@ -110,3 +113,24 @@ def hub_file(snapshot: Path, relative: str, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(blob)
     return path
+
+
+def shut(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let nobody look into a folder from now on, not even root."""
+
+    def closed(name: str) -> None:
+        real = getattr(os, name)
+
+        def guarded(path: Any = ".", *args: Any, **more: Any) -> Any:
+            if isinstance(path, (str, os.PathLike)):
+                inside = folder in Path(path).parents
+                if inside or (name in ("scandir", "listdir", "access") and Path(path) == folder):
+                    if name == "access":
+                        return False
+                    raise PermissionError(13, "Permission denied", os.fspath(path))
+            return real(path, *args, **more)
+
+        monkeypatch.setattr(os, name, guarded)
+
+    for name in ("stat", "lstat", "open", "scandir", "listdir", "access"):
+        closed(name)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from sollold.config import ModelSettings
 from sollold.models import card as cards
-from sollold.models import folders
+from sollold.models import folders, gguf
 from sollold.models.catalogue import Catalogue, apart
 from sollold.models.found import Scan
 from sollold.models.model import Model
@@ -119,6 +120,28 @@ async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path
         await catalogue.shape("cut:latest")
 
 
+async def test_a_header_of_odd_types_does_not_hide_the_others(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "odd.gguf", metadata={"llama.block_count": True})
+    write_gguf(tmp_path / "folder" / "long.gguf", metadata={"llama.context_length": True}, seed=1)
+    write_gguf(tmp_path / "folder" / "fine.gguf", seed=2)
+    catalogue = make()
+    await catalogue.start()
+    told = msgspec.msgpack.decode(msgspec.msgpack.encode(catalogue.models), type=tuple[Model, ...])
+    assert len(told) == 3, "a node that asks for the list must be able to read it"
+
+
+async def test_a_file_name_of_another_encoding_hides_nothing(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "fine.gguf")
+    write_gguf(tmp_path / "folder" / os.fsdecode(b"mod\xe8le-F16.gguf"))
+    OllamaStore(tmp_path / "store").model(os.fsdecode(b"caf\xe9:latest"), tmp_path)
+    catalogue = make()
+    await catalogue.start()
+    models = named(catalogue)
+    assert set(models) == {"fine:latest", "mod-le:F16"}
+    assert "rename it" in models["mod-le:F16"].unusable
+    assert msgspec.json.encode([(one.what, one.mend) for one in catalogue.problems])
+
+
 async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
     store = OllamaStore(tmp_path / "store")
     layers = []
@@ -207,10 +230,12 @@ async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: py
     assert len(reads) == 2
 
 
-async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("raw", [b'[3, {"x": 1}]', b'{"\xff": "', b"[" * 5000])
+async def test_damaged_cache_is_written_anew(make: Make, tmp_path: Path, raw: bytes) -> None:
     write_gguf(tmp_path / "folder" / "a.gguf")
     (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "headers.json").write_text('[3, {"x": 1}]')
+    for name in ("headers.json", "refused.json"):
+        (tmp_path / "state" / name).write_bytes(raw)
     catalogue = make()
     await catalogue.start()
     assert len(catalogue.models) == 1
@@ -288,25 +313,125 @@ async def test_a_refused_load_is_remembered_by_content_and_build(make: Make, tmp
 async def test_the_watch_goes_on_whatever_goes_wrong(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(root: Path, demo: str = "") -> Scan:
-        failures.append(root)
-        raise ValueError("not foreseen")
+    def scan(root: Path) -> Scan:
+        if broken:
+            failures.append(root)
+            raise ValueError("not foreseen")
+        return real(root)
 
+    real, broken = folders.scan_folder, True
     failures: list[Path] = []
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("sollold.models.folders.scan_own", broken)
+    monkeypatch.setattr("sollold.models.folders.scan_folder", scan)
+    OllamaStore(tmp_path / "store").model("fine:latest", tmp_path)
     catalogue = make()
     await catalogue.start()
     assert failures
-    monkeypatch.undo()
+    assert set(named(catalogue)) == {"fine:latest"}, "the other stores are seen"
+    assert ["not foreseen" in problem.what for problem in catalogue.problems] == [True]
+    broken = False
     write_gguf(tmp_path / "folder" / "Tiny-F16.gguf")
     await catalogue.refresh()
-    monkeypatch.setattr("sollold.models.folders.scan_own", broken)
+    assert catalogue.problems == ()
+    broken = True
     count = len(failures)
     write_gguf(tmp_path / "folder" / "Other-F16.gguf", seed=1)
     await until(lambda: len(failures) > count)
-    monkeypatch.undo()
+    broken = False
     await until(lambda: "Other:F16" in named(catalogue))
+
+
+async def test_one_store_under_two_paths_is_one(make: Make, tmp_path: Path) -> None:
+    OllamaStore(tmp_path / "store").model("a:latest", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "store")
+    catalogue = make(settings=ModelSettings(ollama_stores=(str(tmp_path / "link"), str(tmp_path / "store"))))
+    await catalogue.start()
+    assert set(named(catalogue)) == {"a:latest"}
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    """Holds whoever scans ``folder`` or reads a header of it, as a share does whose server is away."""
+    back = threading.Event()
+    back.set()
+
+    def held(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def holding(what: Any) -> Any:
+            if str(tmp_path / "folder") in str(what):
+                back.wait()
+            return real(what)
+
+        return holding
+
+    monkeypatch.setattr("sollold.models.folders.scan_folder", held(folders.scan_folder))
+    monkeypatch.setattr(gguf, "read_files", held(gguf.read_files))
+    monkeypatch.setattr("sollold.models.catalogue._PATIENCE", 0.05)
+    monkeypatch.setattr("sollold.models.store.SILENT", 0.05)
+    yield lambda away: back.clear() if away else back.set()
+    back.set()
+
+
+async def test_a_share_that_does_not_answer_hides_no_other_store(
+    make: Make, tmp_path: Path, gone: Callable[[bool], None]
+) -> None:
+    write_gguf(tmp_path / "folder" / "far.gguf")
+    store = OllamaStore(tmp_path / "store")
+    store.model("here:latest", tmp_path, seed=1)
+    gone(True)
+    catalogue = make()
+    async with asyncio.timeout(10):
+        await catalogue.start()
+        await until(lambda: catalogue.problems)
+        assert set(named(catalogue)) == {"here:latest"}
+        assert str(tmp_path / "folder") in catalogue.problems[0].what
+        store.model("new:latest", tmp_path, seed=2)
+        await catalogue.refresh()
+        assert set(named(catalogue)) == {"here:latest", "new:latest"}
+        gone(False)
+        await until(lambda: "far:latest" in named(catalogue))
+        await until(lambda: not catalogue.problems)
+
+
+async def test_a_look_sees_what_came_during_one_that_nobody_waits_for_any_more(
+    make: Make, tmp_path: Path, gone: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = make()
+    await catalogue.start()
+    await catalogue.close()
+    monkeypatch.setattr("sollold.models.catalogue._PATIENCE", 10.0)
+    monkeypatch.setattr("sollold.models.store.SILENT", 10.0)
+    gone(True)
+    looking = asyncio.create_task(catalogue.refresh())
+    await until(lambda: any(thread.name.endswith("/folder") for thread in threading.enumerate()))
+    looking.cancel()
+    await asyncio.gather(looking, return_exceptions=True)
+    write_gguf(tmp_path / "folder" / "new.gguf")
+    again = asyncio.create_task(catalogue.refresh())
+    await asyncio.sleep(0)
+    gone(False)
+    await again
+    assert set(named(catalogue)) == {"new:latest"}
+
+
+async def test_models_of_a_share_that_went_away_are_unusable_till_it_is_back(
+    make: Make, tmp_path: Path, gone: Callable[[bool], None]
+) -> None:
+    write_gguf(tmp_path / "folder" / "far.gguf")
+    catalogue = make()
+    await catalogue.start()
+    assert not named(catalogue)["far:latest"].unusable
+    gone(True)
+    before = threading.active_count()
+    async with asyncio.timeout(10):
+        shapes = [catalogue.shape("far:latest") for _ in range(20)]
+        for fault in await asyncio.gather(*shapes, return_exceptions=True):
+            assert "does not answer" in str(fault)
+        assert threading.active_count() <= before + 2, "each caller has a thread of its own to hang in"
+        await catalogue.refresh()
+        await until(lambda: "does not answer" in named(catalogue)["far:latest"].unusable)
+        gone(False)
+        await until(lambda: not named(catalogue)["far:latest"].unusable)
+        assert (await catalogue.shape("far:latest")).n_embd == 32
 
 
 async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
+
+import pytest
 
 from sollold.models import folders, huggingface
 from sollold.models.found import Scan
 from sollold.models.shards import group, is_projector
-from tests.models.stores import hub_file, hub_repository
+from tests.models.stores import hub_file, hub_repository, shut
 
 
 def touch(path: Path) -> Path:
@@ -32,6 +35,39 @@ def test_circles_of_links_end(tmp_path: Path) -> None:
     touch(tmp_path / "a" / "m.gguf")
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert names(folders.scan_folder(tmp_path)) == ["m:latest"]
+
+
+@pytest.mark.parametrize("limit", ["_MOST_FILES", "_MOST_FOLDERS"])
+def test_more_than_is_looked_at_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    for number in range(5):
+        touch(tmp_path / f"f{number}" / "a.gguf")
+    assert len(folders.scan_folder(tmp_path).found) == 5
+    assert folders.scan_folder(tmp_path).problems == []
+    monkeypatch.setattr(folders, limit, 3)
+    scan = folders.scan_folder(tmp_path)
+    assert 2 <= len(scan.found) <= 3
+    assert [str(tmp_path) in problem.what for problem in scan.problems] == [True]
+
+
+def test_more_files_than_are_looked_at_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(4):
+        touch(tmp_path / f"{number}.gguf")
+    monkeypatch.setattr(folders, "_MOST_FILES", 3)
+    scan = folders.scan_folder(tmp_path)
+    assert (len(scan.found), len(scan.problems)) == (3, 1)
+    monkeypatch.setattr(folders, "_MOST_FILES", 4)
+    assert folders.scan_folder(tmp_path).problems == []
+
+
+def test_a_folder_that_fails_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr("os.scandir", fails)
+    (problem,) = folders.scan_folder(tmp_path).problems
+    assert "Input/output error" in problem.what
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -104,9 +140,10 @@ def test_own_folder_with_a_card(tmp_path: Path) -> None:
     assert found["demo:latest"].source == "demo"
 
 
-def test_damaged_card_leaves_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("card", [b"{", b'"\xff"', b'{"x":' + b"[" * 5000])
+def test_damaged_card_leaves_the_file(tmp_path: Path, card: bytes) -> None:
     touch(tmp_path / "x" / "model-Q4_0.gguf")
-    (tmp_path / "x" / folders.CARD).write_text("{")
+    (tmp_path / "x" / folders.CARD).write_bytes(card)
     (found,) = folders.scan_own(tmp_path).found
     assert (found.name, found.source) == ("model:Q4_0", "folder")
 
@@ -139,6 +176,23 @@ def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
         "hf.co/o/r:Q4_0": str(main / "m-Q4_0.gguf"),
         "hf.co/o/r:Q8_0": str(other / "m-Q8_0.gguf"),
     }
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_what_may_not_be_read_of_a_hub_cache_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    root = tmp_path / "hub"
+    hub_file(hub_repository(root, "org/fine"), "a.gguf", b"GGUF")
+    snapshot = hub_repository(root, "org/closed")
+    hub_file(snapshot, "b.gguf", b"GGUF")
+    closed = (snapshot, snapshot.parent, snapshot.parents[1])[level]
+    shut(monkeypatch, closed)
+    scan = huggingface.scan(root)
+    assert [one.name for one in scan.found] == ["hf.co/org/fine:latest"]
+    (problem,) = scan.problems
+    assert str(closed) in problem.what
+    assert str(closed) in problem.mend
 
 
 def test_where_the_hub_cache_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sollold.models import ollama_store
 from sollold.models.found import Found
 from sollold.models.mend import mend, whoami
-from tests.models.stores import OllamaStore, write_gguf
+from tests.models.stores import OllamaStore, shut, write_gguf
 
 
 @pytest.fixture
@@ -72,12 +72,19 @@ def test_cloud_and_safetensors_are_told_apart(store: OllamaStore, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}']
+    "raw",
+    [b"", b"{", b"[]", b"\xff\xfe", b'{"layers": 3}', b'{"layers":[{"digest":5}]}', b'{"x":' + b"[" * 5000],
 )
 def test_damaged_manifest_is_listed(store: OllamaStore, tmp_path: Path, raw: bytes) -> None:
     store.model("bad:latest", tmp_path).write_bytes(raw)
     one = found(store)["bad:latest"]
     assert "ollama pull bad:latest" in one.unusable
+
+
+@pytest.mark.parametrize("params", [b'{"stop":' + b"[" * 5000, b'{"temperature": NaN}', b'{"top_p": 1e999}'])
+def test_options_that_are_no_json_are_none(store: OllamaStore, tmp_path: Path, params: bytes) -> None:
+    store.model("odd:latest", tmp_path, extra=[store.layer("params", params)])
+    assert found(store)["odd:latest"].params == "{}"
 
 
 def test_missing_blob_is_listed(store: OllamaStore, tmp_path: Path) -> None:
@@ -141,6 +148,27 @@ def test_what_can_be_no_name_is_a_problem_and_hides_nothing(store: OllamaStore, 
     assert "latest~" in problem.what or "my models" in problem.what
 
 
+def test_more_models_than_are_looked_at_is_a_problem(
+    store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for tag in "abc":
+        store.model(f"a:{tag}", tmp_path)
+    monkeypatch.setattr(ollama_store, "_MOST_MODELS", 2)
+    scan = ollama_store.scan(store.root)
+    assert len(scan.found) == 2
+    assert ["has 3 models" in problem.what for problem in scan.problems] == [True]
+
+
+def test_blobs_that_may_not_be_reached(
+    store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.model("a:latest", tmp_path)
+    shut(monkeypatch, store.root / "blobs")
+    one = found(store)["a:latest"]
+    assert "can't be read. Run: " in one.unusable
+    assert f"{store.root}/blobs" in one.unusable
+
+
 def test_a_folder_without_passage_is_a_problem(
     store: OllamaStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,10 +213,8 @@ class TestRoots:
         assert got[0] == Path("/two")
 
     def test_same_folder_once(self, tmp_path: Path) -> None:
-        (tmp_path / "real").mkdir()
-        (tmp_path / "link").symlink_to(tmp_path / "real")
-        got = ollama_store.roots([str(tmp_path / "real"), str(tmp_path / "link")])
-        assert got == (tmp_path / "real",)
+        got = ollama_store.roots([str(tmp_path / "real"), f"{tmp_path}/./real/", str(tmp_path / "other")])
+        assert got == (tmp_path / "real", tmp_path / "other")
 
 
 class TestCommandThatMends:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from sollold.cluster.peer import PeerError
 from sollold.config import ModelSettings
 from sollold.models import gguf
 from sollold.models.catalogue import Catalogue
-from sollold.models.fill import SourceError, Stop
+from sollold.models.fill import Fill, SourceError, Stop
 from sollold.models.hub import choose
 from sollold.models.landing import Item, Landing, LandingError
 from sollold.models.library import Library
@@ -385,6 +387,132 @@ async def test_many_callers_one_fetch(town: Town) -> None:
     assert b.server.asked == -(-path.stat().st_size // PART)
 
 
+async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    a.calls.cut = {"b"}
+    slow = a.puller.pull("tiny")
+    assert (await anext(slow))["status"] == "pulling manifest"
+    with pytest.raises(PullError, match="could not be reached"):
+        await a.pull("tiny")
+    a.calls.cut = set()
+    assert (await a.pull("tiny"))[-1]["status"] == "success"
+    with pytest.raises(PullError, match="could not be reached"):
+        async for _ in slow:
+            pass
+
+
+async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+    settle, opened = Landing.settle, Landing.open
+
+    def slowly(self: Landing, name: str, beside: dict[str, bytes]) -> Path:
+        begun.set()
+        go_on.wait(30)
+        done.append("settled")
+        return settle(self, name, beside)
+
+    def told(self: Landing) -> None:
+        done.append("opened")
+        opened(self)
+
+    first = a.puller.pull("tiny")
+    monkeypatch.setattr(Landing, "settle", slowly)
+    async for line in first:
+        if line["status"] == "writing manifest":
+            break
+    await until(begun.is_set)
+    monkeypatch.setattr(Landing, "open", told)
+    leaving = asyncio.create_task(first.aclose())
+    await asyncio.sleep(0)
+    again = asyncio.create_task(a.pull("tiny"))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    go_on.set()
+    await leaving
+    assert (await again)[-1]["status"] == "success"
+    assert done[0] == "settled", "two fetches at work on the same files"
+    assert sole(a.catalogue.own)
+
+
+async def test_leaving_ends_the_reading_of_what_has_come(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, _ = town.nodes
+    content = big(b.folder / "x.gguf").read_bytes()
+    store = OllamaStore(b.folder / "store")
+    store.manifest("tiny:latest", [store.layer("model", content)])
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    reading, go_on = threading.Event(), threading.Event()
+    pread, verify = os.pread, Landing.verify
+
+    def slowly(handle: int, size: int, offset: int) -> bytes:
+        if threading.current_thread() in verifying:
+            reading.set()
+            go_on.wait(30)
+        return pread(handle, size, offset)
+
+    def verified(self: Landing, check: Any) -> None:
+        verifying.append(threading.current_thread())
+        verify(self, check)
+
+    verifying: list[threading.Thread] = []
+    monkeypatch.setattr(os, "pread", slowly)
+    monkeypatch.setattr(Landing, "verify", verified)
+    monkeypatch.setattr("sollold.models.landing._PIECE", 1024)
+    stream = a.puller.pull("tiny")
+    async for line in stream:
+        if line["status"] == "verifying sha256 digest":
+            break
+    await until(reading.is_set)
+    checked: list[str] = []
+    monkeypatch.setattr("sollold.models.pull.fault_of", lambda *_: checked.append("all was read") or "")
+    leaving = asyncio.create_task(stream.aclose())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go_on.set()
+    await leaving
+    assert checked == []
+    assert unfinished(a), "what has come is kept"
+    monkeypatch.undo()
+    assert (await a.pull("tiny"))[-1]["status"] == "success"
+
+
+async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    kind, _ = b.server.methods["parcel"]
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def fails(caller: str, request: Any) -> Any:
+        asked.set()
+        await go_on.wait()
+        raise PeerError("b", "its disk fails", transport=False)
+
+    b.server.methods["parcel"] = (kind, fails)
+    async with Standin([]) as standin:
+        a.ollama = standin.url
+        alone = a.puller.pull("tiny", nodes_only=True)
+        await anext(alone)
+        await asked.wait()
+        joined = asyncio.create_task(a.pull("tiny"))
+        await asyncio.sleep(0)
+        go_on.set()
+        assert (await joined)[-1] == {"status": "success"}
+        await alone.aclose()
+        assert "tiny:latest" in standin.models
+
+
 async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
     a, b, _ = town.nodes
     big(b.folder / "m" / "tiny.gguf")
@@ -414,6 +542,62 @@ async def test_through_ollama(town: Town) -> None:
         with pytest.raises(PullError, match="does not exist") as caught:
             await a.pull("missing-one")
         assert caught.value.missing
+
+
+class SlowOllama:
+    """An Ollama that says one thing and then nothing until it may go on."""
+
+    def __init__(self, says: str) -> None:
+        self.says, self.go_on = says, asyncio.Event()
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_post("/api/pull", self._pull)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def close(self) -> None:
+        await self._runner.cleanup()
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(json.dumps({"status": self.says}).encode() + b"\n")
+        await self.go_on.wait()
+        await answer.write(b'{"status":"success"}\n')
+        return answer
+
+
+async def test_an_ollama_that_says_nothing_is_given_up(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sollold.models.pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("pulling 0123456789ab")
+    a.ollama = await ollama.start()
+    try:
+        with pytest.raises(PullError, match="has not said a word"):
+            await a.pull("llama3.2:3b")
+    finally:
+        await ollama.close()
+
+
+async def test_an_ollama_that_checks_what_has_come_is_waited_for(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("verifying sha256 digest")
+    a.ollama = await ollama.start()
+    pulling = asyncio.create_task(a.pull("llama3.2:3b"))
+    try:
+        await asyncio.wait({pulling}, timeout=0.6)
+        ollama.go_on.set()
+        assert (await pulling)[-1] == {"status": "success"}
+    finally:
+        await ollama.close()
 
 
 async def test_nobody_has_it(town: Town) -> None:
@@ -450,6 +634,19 @@ async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
         with pytest.raises(PullError, match="is not on") as caught:
             await a.pull("hf.co/org/Other:Q2_K")
         assert caught.value.missing
+    finally:
+        await hub.close()
+
+
+async def test_an_adapter_alone_is_no_model(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("org/Lora", {"adapter-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        with pytest.raises(PullError, match="no model among the files"):
+            await a.pull("hf.co/org/Lora:Q8_0")
     finally:
         await hub.close()
 
@@ -541,6 +738,25 @@ async def test_copy_and_delete(town: Town) -> None:
     assert path.exists()
 
 
+async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    elsewhere = a.folder / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    a.catalogue.own.parent.mkdir(parents=True)
+    a.catalogue.own.symlink_to(elsewhere)
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    first = a.catalogue.get("tiny:latest")
+    assert first is not None
+    await a.own.copy(first, "second")
+    assert await a.own.delete("tiny:latest")
+    second = a.catalogue.get("second:latest")
+    assert second is not None
+    assert (second.unusable, second.digest) == ("", first.digest)
+
+
 async def test_pulled_can_be_deleted(town: Town) -> None:
     a, b, _ = town.nodes
     big(b.folder / "m" / "tiny.gguf")
@@ -589,6 +805,84 @@ def test_a_thread_that_keeps_a_pace_can_be_stopped() -> None:
         stop.stop()
         with pytest.raises(SourceError):
             sleeping.result(timeout=10)
+
+
+async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blocking:
+        name = "node b"
+        taken = 0
+
+        def take(self, index: int, start: int, end: int, write: Any, stop: Stop) -> None:
+            self.taken += 1
+            try:
+                write(start, memoryview(bytes(end - start)))
+            except OSError as error:
+                raise SourceError(f"node b broke off: {error}") from None
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Landing, "write", full)
+    landing = Landing(tmp_path, "a" * 32, (Item("model.gguf", 100),))
+    landing.open()
+    source = Blocking()
+    with ThreadPoolExecutor(2) as threads:
+        fill = Fill(landing, [source], Pace(0), threads, pause=0.0)
+        with pytest.raises(OSError, match="No space left"):
+            await fill.run()
+    landing.close()
+    assert source.taken == 1
+
+
+def test_what_lies_beside_the_files_is_on_the_disk_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def told(handle: int) -> None:
+        fsync(handle)
+        if not (tmp_path / "x").exists():
+            synced.append(os.fstat(handle).st_ino)
+
+    landing = Landing(tmp_path, "a" * 32, (Item("x.gguf", 1),))
+    landing.open()
+    landing.finish_part(0, 0)
+    monkeypatch.setattr(os, "fsync", told)
+    place = landing.settle("x", {"card": b"content"})
+    assert (place / "card").read_bytes() == b"content"
+    assert {(place / "card").stat().st_ino, place.stat().st_ino} <= set(synced)
+
+
+def test_what_has_come_is_counted_to_the_byte(tmp_path: Path) -> None:
+    sizes = (1, 7, 8, 9, 16, 20)
+    landing = Landing(tmp_path, "a" * 32, tuple(Item(f"{k}.gguf", size) for k, size in enumerate(sizes)), 8)
+    landing.open()
+    parts = landing.missing()
+    assert landing.completed == 0
+    for index, part in parts:
+        before = landing.completed_of(index)
+        landing.finish_part(index, part)
+        start, end = landing.span(index, part)
+        assert landing.completed_of(index) == before + end - start
+    assert [landing.completed_of(k) for k in range(len(sizes))] == list(sizes)
+    landing.forget(0, 0)
+    assert landing.completed == sum(sizes) - 1
+    landing.close()
+
+
+def test_what_has_come_is_counted_without_going_through_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    landing = Landing(tmp_path, "a" * 32, (Item("big.gguf", 80),), 8)
+    landing.open()
+    for part in range(10):
+        landing.finish_part(0, part)
+    asked: list[int] = []
+    monkeypatch.setattr(Landing, "span", lambda self, index, part: asked.append(part) or (0, 8))
+    assert landing.completed_of(0) == 80
+    assert asked == []
+    landing.close()
 
 
 def test_landing_that_has_no_room(tmp_path: Path) -> None:
