@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any
 
 import msgspec
@@ -317,6 +318,14 @@ def test_templates() -> None:
     assert render_template("{{/* hm */}}{{ if .System }}1{{ else if .Prompt }}2{{ end }}", values) == "2"
     for broken in ("{{ if .System }}", "{{ end }}", "{{ else }}", "{{ .Odd }}", "{{ range .Messages }}"):
         refused(lambda broken=broken: render_template(broken, values))
+
+
+@pytest.mark.parametrize("part", ["{{", "{{ .Prompt ", "{{- "])
+def test_a_template_of_beginnings_without_an_end_is_refused_at_once(part: str) -> None:
+    before = time.process_time()
+    assert "{{ has no }}" in refused(lambda: render_template(part * (90_000 // len(part)), {}))
+    # Looking for the end anew at each of them took minutes, and the whole node stood still.
+    assert time.process_time() - before < 5
 
 
 @given(st.text("{}. -ifelsendSystemPrompt", max_size=60))
