@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,6 +22,14 @@ _RETRY = 5.0
 _PATIENCE = 120.0
 """Seconds for a body to arrive whole."""
 
+_SURROGATES = re.compile(
+    rb"(?<!\\)((?:\\\\)*+)"
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|[c-fC-F][0-9a-fA-F]{2})"
+)
+"""In JSON, the escape of half a character; with its other half, when that follows, as the second group."""
+_MOST_ESCAPES = 100_000
+"""In a body that is mended: more would hold up the node."""
+
 
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in ``raw``.
@@ -31,7 +40,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise Refusal(Fault.BAD_REQUEST, "the body is empty; send a JSON object")
     try:
-        value = msgspec.json.decode(raw)
+        value = _decoded(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Refusal(Fault.BAD_REQUEST, f"the body is not JSON: {error}") from None
     except RecursionError:
@@ -39,6 +48,22 @@ def parse_object(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(Fault.BAD_REQUEST, f"the body must be a JSON object, it is {_kind(value)}")
     return value
+
+
+def _decoded(raw: bytes) -> Any:
+    """The value in ``raw``; U+FFFD stands for half a character, as in Go, and so in Ollama.
+
+    A program that cuts a text by UTF-16 units cuts an emoji in two, and its JSON says so (``"\\ud83d"``).
+    """
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        if raw.count(b"\\u") > _MOST_ESCAPES:
+            raise
+        whole = _SURROGATES.sub(lambda met: met[0] if met[2] else met[1] + rb"\ufffd", raw)
+        if whole == raw:
+            raise
+        return msgspec.json.decode(whole)
 
 
 def _kind(value: object) -> str:

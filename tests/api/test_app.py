@@ -177,6 +177,27 @@ async def test_bad_requests_have_the_dialects_shape(
     assert said in error
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (rb"cut \ud83d", "cut \ufffd"),
+        (rb"cut \ud83d here", "cut \ufffd here"),
+        (rb"\ude00 \ud83d\ude00 \ud83d\u0041", "\ufffd \U0001f600 \ufffdA"),
+        (rb"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\\ud83d \\\ud83d", "\\ud83d \\\ufffd"),
+    ],
+)
+async def test_half_a_character_is_read_as_ollama_reads_it(
+    serve: Serve, http: ClientSession, sent: bytes, read: str
+) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    body = b'{"model":"demo","messages":[{"role":"user","content":"' + sent + b'"}]}'
+    async with http.post(f"{url}/api/chat", data=body) as answer:
+        assert answer.status == 200
+    assert call_of(service).body["messages"][0]["content"] == read
+
+
 async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     async with http.get(f"{url}/api/nothing") as answer:
