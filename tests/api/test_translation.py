@@ -432,6 +432,18 @@ def test_anthropic_bodies() -> None:
     assert "max_tokens" in refused(lambda: messages_body(asked, ABLE))
 
 
+@pytest.mark.parametrize("kind", ["enabled", "adaptive", "disabled"])
+def test_anthropic_thinking_is_left_out_where_the_model_can_not(kind: str) -> None:
+    asked = {
+        "model": "demo",
+        "max_tokens": 5,
+        "messages": [{"role": "user", "content": "hi"}],
+        "thinking": {"type": kind, "budget_tokens": 1024},
+    }
+    body = messages_body(msgspec.convert(asked, Messages), model())
+    assert not {"chat_template_kwargs", "reasoning_budget_tokens", "reasoning_effort"} & set(body)
+
+
 def test_anthropic_events_in_their_order() -> None:
     events = MessageEvents("demo")
     given_ = [
