@@ -90,9 +90,7 @@ def _messages(given: str | list[dict[str, Any]], model: Model) -> list[dict[str,
             messages.append(message)
             thought = []
         elif kind == "reasoning":
-            thought += [
-                part["text"] for part in item.get("content") or () if isinstance(part.get("text"), str)
-            ]
+            thought += _thoughts(item.get("content") or [])
         elif kind == "function_call":
             _add_call(messages, item, thought)
             thought = []
@@ -130,6 +128,13 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
+
+
+def _thoughts(content: object) -> list[str]:
+    if not isinstance(content, list):
+        raise Refusal(Fault.BAD_REQUEST, "a reasoning's content is a list of parts")
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return [text for text in texts if isinstance(text, str)]
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:

@@ -162,6 +162,13 @@ async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSes
         ("/v1/chat/completions", b'{"model":"demo"}', 400, "messages"),
         ("/v1/chat/completions", b"nonsense", 400, "not JSON"),
         ("/v1/embeddings", b'{"model":"demo","input":{}}', 400, "input"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"demo","messages":[{"role":"assistant","content":[{"type":"text","text":5}]}]}',
+            400,
+            "needs a text",
+        ),
+        ("/v1/responses", b'{"model":"demo","input":[{"type":"reasoning","content":5}]}', 400, "parts"),
     ],
 )
 async def test_bad_requests_have_the_dialects_shape(
