@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import time
 from typing import Any
 
@@ -507,6 +508,40 @@ def test_responses_there_and_back() -> None:
     assert whole["output"][1]["content"][0]["text"] == "Hi you" and whole["usage"]["output_tokens"] == 2
     asked.previous_response_id = "resp_1"
     assert "previous_response_id" in refused(lambda: response_body(asked, ABLE))
+
+
+def responses(**fields: Any) -> dict[str, Any]:
+    asked = msgspec.convert({"model": "demo", "input": "hi", **fields}, ResponseAsk)
+    return response_body(asked, dataclasses.replace(ABLE, system="own"))
+
+
+def test_responses_have_one_system_message_and_it_is_the_first() -> None:
+    user = {"role": "user", "content": "hi"}
+    late = {"role": "developer", "content": "late"}
+    both = responses(instructions="a", input=[{"role": "developer", "content": "b"}, user, late])
+    assert both["messages"] == [{"role": "system", "content": "a\n\nb"}, user, late]
+    for fields, said in (
+        ({"input": [{"role": "system", "content": "b"}, user]}, "b"),
+        ({"instructions": "a", "input": [user]}, "a"),
+        # The model's own words are for those who say none.
+        ({"input": [user]}, "own"),
+    ):
+        assert responses(**fields)["messages"] == [{"role": "system", "content": said}, user]
+    assert responses(input=[user, late])["messages"] == [user, late]
+
+
+def test_tools_of_responses_that_run_elsewhere_are_left_out() -> None:
+    search = {"type": "web_search", "external_web_access": False}
+    function = {"type": "function", "name": "get", "parameters": {"type": "object"}}
+    body = responses(tools=[search, function], tool_choice="auto")
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["get"]
+    assert "tools" not in responses(tools=[search])
+    for choice in ("required", {"type": "web_search"}):
+        assert "web_search" in refused(lambda choice=choice: responses(tools=[search], tool_choice=choice))
+    assert "not among" in refused(
+        lambda: responses(tools=[search, function], tool_choice={"type": "web_search"})
+    )
+    assert "name" in refused(lambda: responses(tools=[{"type": "function"}]))
 
 
 # --- the small ones
