@@ -38,6 +38,7 @@ from sollold.api.priority import NAMES, ROLES, parse_priority, priority_of
 from sollold.api.responses_events import ResponseEvents
 from sollold.api.responses_request import ResponseAsk, response_body
 from sollold.api.stop_words import StopWords
+from sollold.config import HttpSettings
 from sollold.serving.ask import Fault, Refusal
 from sollold.serving.too_long import longest_input
 from tests.api.api_parts import chunk, model, routing, usage_chunk
@@ -567,6 +568,23 @@ def test_origins() -> None:
     assert not allowed("http://localhost.evil.example", "x", known)
     assert not allowed("null", "x", known) and allowed("null", "x", ("*",))
     assert not allowed("http://[", "x", known)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://localhost:8443",
+        "app://obsidian.md",
+        "tauri://localhost",
+        "vscode-webview://0k2f3",
+        "vscode-file://vscode-app",
+        "file://",
+    ],
+)
+def test_programs_made_of_web_pages_may_ask_as_they_may_an_ollama(origin: str) -> None:
+    assert allowed(origin, "x", HttpSettings().cors_origins)
+    assert not allowed(origin, "x", ("http://localhost", "apps://*", "://*"))
+    assert not allowed("null", "x", ("://*",)) and not allowed("http://app.example", "x", ("app://*",))
 
 
 def test_embeddings() -> None:
