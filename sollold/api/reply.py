@@ -193,6 +193,11 @@ class Reply:
         self._waiting = waiting
         self._live.waits(waiting)
 
+    def _answers(self, routing: Routing) -> None:
+        """An engine is at it, at first or after a fault: what was waited for is over."""
+        self._waiting = Waiting("answering")
+        self._live.answers(routing)
+
     async def run(self) -> web.StreamResponse:
         """Give the answer.
 
@@ -252,7 +257,7 @@ class Reply:
         try:
             try:
                 answer = await asyncio.shield(opening) if not opening.done() else opening.result()
-                self._live.answers(answer.routing)
+                self._answers(answer.routing)
                 if form.content_type == SSE and "X-Sollold-Backend" not in response.headers:
                     # The headers went out before it was known: a comment says it.
                     source = f"{answer.routing.backend} on {answer.routing.node}"
@@ -263,6 +268,7 @@ class Reply:
                     live.events += 1
                     if answer.routing.resumed != resumed:
                         resumed = answer.routing.resumed
+                        self._answers(answer.routing)
                         await self._say_resumed(answer.routing)
                     data = form.event(raw)
                     if data:
@@ -310,7 +316,7 @@ class Reply:
     async def _whole(self) -> web.Response:
         answer = await self._service.open(self._ask, self._on_wait)
         try:
-            self._live.answers(answer.routing)
+            self._answers(answer.routing)
             if self._gather is not None:
                 await self._collect(answer, self._gather)
                 body = b""
@@ -325,7 +331,11 @@ class Reply:
         """Feed a stream to the form, for a caller that wants the whole."""
         form = self._form
         form.begin(answer.routing)
+        resumed = 0
         async for raw in answer.events:
+            if answer.routing.resumed != resumed:
+                resumed = answer.routing.resumed
+                self._answers(answer.routing)
             if not raw:
                 form = self._form = anew()
                 form.begin(answer.routing)

@@ -272,6 +272,22 @@ async def test_silence_in_the_stream_is_filled(serve: Serve, http: ClientSession
         assert (await answer.read()).endswith(b"data: [DONE]\n\n")
 
 
+async def test_what_was_waited_for_is_not_told_when_it_is_over(serve: Serve, http: ClientSession) -> None:
+    go = asyncio.Event()
+    service = ScriptedService(chunk("a"), Waiting("recovering"), Resumed(5.0), chunk("b"), go, chunk("c"))
+    service.waitings = [Waiting("loading", 0.96)]
+    url = await serve(parts(service), Patience(grace=1, every=0.02))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        said = ""
+        while said != "ab":
+            said += json.loads(await answer.content.readline())["message"]["content"]
+        async with http.get(f"{url}/api/cluster") as cluster:
+            assert [one["stage"] for one in (await cluster.json())["requests"]] == ["answering"]
+        assert json.loads(await answer.content.readline())["_waiting"] == "answering"
+        go.set()
+        await answer.read()
+
+
 async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), asyncio.Event())
     service.gate = asyncio.Event()
