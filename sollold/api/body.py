@@ -17,6 +17,7 @@ T = TypeVar("T")
 HELD = web.AppKey("held", Held)
 """Where the application keeps count of the bodies under way."""
 _TAKEN = web.RequestKey("taken", int)
+_RAW = web.RequestKey("raw", bytes)
 _RETRY = 5.0
 
 _PATIENCE = 120.0
@@ -92,26 +93,51 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly; UNAVAILABLE
             when the bodies under way take too much memory already.
     """
+    return parse_object(await read_bytes(request))
+
+
+async def read_bytes(request: web.Request) -> bytes:
+    """The request's body; it may be asked for again.
+
+    Raises:
+        Refusal: as `read_object`.
+    """
+    raw: bytes | None = request.get(_RAW)
+    if raw is not None:
+        return raw
     _hold(request, request.content_length or 0)
+    parts = bytearray()
     try:
         async with asyncio.timeout(_PATIENCE):
-            raw = await request.read()
+            # Bit by bit: one that does not say how long it is, or is packed, counts while it comes.
+            while piece := await request.content.readany():
+                parts += piece
+                _hold(request, len(parts))
     except TimeoutError:
         raise Refusal(
             Fault.BAD_REQUEST, f"the body did not come whole within {_PATIENCE:.0f} s", status=408
         ) from None
-    except web.HTTPRequestEntityTooLarge as error:
-        raise Refusal(Fault.BAD_REQUEST, f"the body is too long: {error.text}", status=413) from None
-    _hold(request, len(raw))
-    return parse_object(raw)
+    raw = request[_RAW] = bytes(parts)
+    return raw
+
+
+def _bound(request: web.Request, size: int) -> None:
+    most = request.client_max_size
+    if size > most:
+        raise Refusal(Fault.BAD_REQUEST, f"the body is too long: {most} bytes are the most", status=413)
 
 
 def _hold(request: web.Request, size: int) -> None:
-    """Count ``size`` bytes for the request, until `let_go`."""
+    """Count ``size`` bytes for the request, until `let_go`.
+
+    Raises:
+        Refusal: as `read_object`.
+    """
+    _bound(request, size)
     held, taken = request.app.get(HELD), request.get(_TAKEN, 0)
-    if held is None or size <= taken or size > request.client_max_size:
+    if held is None or size <= taken:
         return
-    if not held.take(size - taken):
+    if not held.take(size - taken, taken):
         message = "the requests that this node is working on hold too much memory already; try again later"
         raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY)
     request[_TAKEN] = size

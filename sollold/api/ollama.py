@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sollold.api.body import as_type, read_object
+from sollold.api.body import as_type, read_bytes, read_object
 from sollold.api.caller import Caller, caller_of
 from sollold.api.embedder import Embedder
 from sollold.api.fault_shape import Dialect, refusal_bytes
@@ -371,7 +371,7 @@ class OllamaRoutes:
         model = ""
         if not path.startswith("/api/blobs/"):
             named = as_type(await read_object(request), Relayable)
-            body, model = await request.read(), named.needed(path)
+            body, model = await read_bytes(request), named.needed(path)
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)

@@ -337,6 +337,36 @@ async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, h
         assert (await post("/api/chat", raw))[0] == 200
 
 
+async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": []})
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=5000)
+
+    async def endless() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+        return reader, writer
+
+    waiting = asyncio.create_task(http.post(f"{url}/api/chat", json={**CHAT, "stream": False}))
+    await until(lambda: bool(service.asks))
+    reader, writer = await endless()
+    async with asyncio.timeout(5):
+        assert b" 503 " in await reader.readline()
+    writer.close()
+    service.gate.set()
+    assert (await waiting).status == 200
+    # What is alone may be as long as it likes, also in pieces.
+    reader, writer = await endless()
+    body = msgspec.json.encode({**CHAT, "stream": False})
+    for piece in (body[:20], body[20:], b""):
+        await writer.drain()
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    async with asyncio.timeout(5):
+        assert b" 200 " in await reader.readline()
+    writer.close()
+
+
 async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = await serve(parts(service))
