@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sollold.api.anthropic_events import MessageEvents
 from sollold.api.anthropic_request import Messages, messages_body
 from sollold.api.cors import allowed
-from sollold.api.fault_shape import Dialect, error_object, status_of
+from sollold.api.fault_shape import Dialect, error_object, refusal_object, status_of
 from sollold.api.go_template import render_template
 from sollold.api.ollama_chat import ChatLines, chat_body
 from sollold.api.ollama_embed import normalized, shortened
@@ -614,6 +614,18 @@ def test_shapes_of_errors() -> None:
     assert all(status_of(Refusal(fault, "m")) >= 400 for fault in Fault)
     of_engine = {400: 400, 404: 404, 418: 400, 422: 400, 429: 429, 500: 502, 501: 501, 503: 503, 0: 502}
     assert {s: status_of(Refusal(Fault.ENGINE, "m", status=s)) for s in of_engine} == of_engine
+
+
+def test_a_prompt_that_is_too_long_is_called_so_in_the_words_that_agents_know() -> None:
+    said = "request (4301 tokens) exceeds the available context size (4096 tokens), try increasing it"
+    refusal = Refusal(Fault.ENGINE, said, status=400)
+    openai = refusal_object(Dialect.OPENAI, refusal)["error"]
+    assert openai["code"] == "context_length_exceeded" and openai["message"] == said
+    anthropic = refusal_object(Dialect.ANTHROPIC, refusal)["error"]
+    assert anthropic == {"type": "invalid_request_error", "message": f"prompt is too long: {said}"}
+    assert refusal_object(Dialect.OLLAMA, refusal) == {"error": said}
+    other = refusal_object(Dialect.OPENAI, Refusal(Fault.ENGINE, "no such thing", status=400))
+    assert other["error"]["code"] is None
 
 
 def test_parameter_counts_as_ollama_writes_them() -> None:
