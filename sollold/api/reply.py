@@ -35,11 +35,13 @@ class Patience:
     """How waiting is shown. Seconds.
 
     ``grace``: without an answer, then a streamed request gets its headers; ``every``: of silence, then it
-    gets a sign of life.
+    gets a sign of life; ``unread``: in which a caller takes nothing of what is there for it, then it is hung
+    up on, since its engine waits for it.
     """
 
     grace: float = 2.0
     every: float = 5.0
+    unread: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,11 +307,23 @@ class Reply:
 
     async def _breathe(self) -> None:
         """A sign of life after every so much silence. Apart from the events: it costs them nothing."""
-        every = self._patience.every
+        every, live = self._patience.every, self._live
+        before, since = (0, 0), time.monotonic()
         while True:
-            silent = time.monotonic() - self._written
+            now = time.monotonic()
+            transport = self._request.transport
+            unread = transport.get_write_buffer_size() if transport is not None else 0
+            if not unread or before != (unread, live.events):
+                before, since = (unread, live.events), now
+            if now - since > self._patience.unread and transport is not None:
+                log.info("a caller does not read its answer", extra={"request": self._ask.id})
+                transport.abort()
+                return
+            silent = now - self._written
             if silent >= every:
-                await self._write(self._form.keep_alive(self._waiting))
+                # Who has something to read needs no sign of life.
+                if not unread:
+                    await self._write(self._form.keep_alive(self._waiting))
                 silent = 0.0
             await asyncio.sleep(max(0.01, every - silent))
 

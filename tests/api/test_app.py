@@ -307,6 +307,17 @@ async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, 
     await until(lambda: service.cancelled == 2)
 
 
+async def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve) -> None:
+    service = ScriptedService(*[chunk("x" * 100_000)] * 500)
+    url = await serve(parts(service), Patience(grace=1, every=0.02, unread=0.2))
+    _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]), limit=1024)
+    body = msgspec.json.encode(CHAT)
+    writer.write(f"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    # Its place in the engine is free again.
+    await until(lambda: service.closed == 1)
+    writer.close()
+
+
 async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"choices": []})
     service.gate = asyncio.Event()
