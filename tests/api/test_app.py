@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import ClientSession
+from openai import APIError, AsyncOpenAI
 
 from sollold.api.parts import PlanAsk, Planned, Running
 from sollold.api.reply import Patience
@@ -122,6 +123,26 @@ async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSes
         == "the worker died"
     )
     assert "[DONE]" not in text
+
+
+async def test_a_response_that_fails_in_its_stream_says_so_to_every_client(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
+    url = await serve(parts(service))
+    body = {"model": "demo", "input": "hi", "stream": True}
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        text = await answer.text()
+    events = [json.loads(part.split("data: ")[1]) for part in text.strip().split("\n\n")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    failed, error = events[-2:]
+    assert failed["type"] == "response.failed" and failed["response"]["status"] == "failed"
+    assert failed["response"]["error"] == {"code": "interrupted", "message": "the worker died"}
+    assert error["type"] == "error" and error["error"]["message"] == "the worker died"
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(APIError, match="the worker died"):
+            async for _ in await client.responses.create(model="demo", input="hi", stream=True):
+                pass
 
 
 async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSession) -> None:
