@@ -117,8 +117,14 @@ async def read_bytes(request: web.Request) -> bytes:
         raise Refusal(
             Fault.BAD_REQUEST, f"the body did not come whole within {_PATIENCE:.0f} s", status=408
         ) from None
+    except web.RequestPayloadError as error:
+        raise Refusal(Fault.BAD_REQUEST, f"the body can't be read: {_one_line(error)}") from None
     raw = request[_RAW] = bytes(parts)
     return raw
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _bound(request: web.Request, size: int) -> None:

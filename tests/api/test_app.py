@@ -226,6 +226,20 @@ async def test_half_a_character_is_read_as_ollama_reads_it(
     assert call_of(service).body["messages"][0]["content"] == read
 
 
+async def test_a_body_that_is_not_packed_as_it_says_is_the_callers_fault(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await serve(parts())
+    raw, headers = msgspec.json.encode(CHAT), {"Content-Encoding": "gzip"}
+    async with http.post(f"{url}/v1/chat/completions", data=raw, headers=headers) as answer:
+        assert answer.status == 400
+        assert "can't be read" in (await answer.json())["error"]["message"]
+    # Answered on a connection of its own, so whatever the first had to say is said.
+    async with http.get(f"{url}/api/version") as answer:
+        assert answer.status == 200
+    assert not [line for line in caplog.records if line.exc_info]
+
+
 async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSession) -> None:
     url = await serve(parts())
     async with http.get(f"{url}/api/nothing") as answer:
