@@ -585,6 +585,29 @@ async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
     assert len(library.copied) == 2
 
 
+async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
+    serve: Serve, http: ClientSession
+) -> None:
+    library = PlainLibrary(model(source="folder"), model("theirs:latest", source="ollama"))
+    relay = ScriptedRelay(PlainRelayed(b'{"status":"success"}\n'))
+    url = await serve(parts(library=library, relay=relay))
+    for body, relayed in (
+        ({"model": "brief", "from": "demo", "system": "Be brief."}, False),
+        ({"model": "brief", "from": "theirs", "system": "Be brief."}, True),
+        ({"model": "brief", "from": "demo", "template": "{{ .Prompt }}"}, True),
+        # It may fetch it.
+        ({"model": "brief", "from": "elsewhere"}, True),
+        ({"name": "old", "modelfile": "FROM demo"}, True),
+        ({"model": "odd", "from": 5}, True),
+    ):
+        before = len(relay.sent)
+        async with http.post(f"{url}/api/create", json=body) as answer:
+            assert answer.status == 200, body
+            assert json.loads((await answer.read()).splitlines()[-1]) == {"status": "success"}
+        assert len(relay.sent) - before == relayed, body
+    assert library.copied == [("demo:latest", "brief", ())]
+
+
 async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:
     library = PlainLibrary(model())
     url = await serve(parts(library=library))
