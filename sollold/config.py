@@ -69,8 +69,19 @@ class HttpSettings:
     """Address to listen on; ``127.0.0.1`` keeps the API to this machine."""
     port: Port = 11435
     """Where Ollama's, OpenAI's and Anthropic's clients and browsers connect."""
-    cors_origins: tuple[str, ...] = ("http://localhost", "http://127.0.0.1")
-    """Web pages that may call the API from a browser; ``"*"``: all."""
+    cors_origins: tuple[str, ...] = (
+        "http://localhost",
+        "https://localhost",
+        "http://127.0.0.1",
+        "https://127.0.0.1",
+        "app://*",
+        "file://*",
+        "tauri://*",
+        "vscode-webview://*",
+        "vscode-file://*",
+    )
+    """Pages that may call the API from a browser, or from a program that is built like one (``app://*``: all
+    of that scheme); ``"*"``: all. A page of a node's own is always allowed."""
     wait_limit: Limit = 600.0
     """Seconds that a caller waits for a model to load before 503."""
 

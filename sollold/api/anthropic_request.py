@@ -246,7 +246,11 @@ def _tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
 
 
 def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:
-    """Off unless asked for, as Anthropic has it."""
+    """Off unless asked for, as Anthropic has it; a model that can't think answers without.
+
+    Programs made for Anthropic's models (Claude Code) ask for it always, whatever the model is called.
+    Ollama answers them too.
+    """
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):
         raise Refusal(Fault.BAD_REQUEST, "thinking.type is enabled, adaptive or disabled")
@@ -255,9 +259,7 @@ def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> 
             body["reasoning_effort"] = "none"
         return
     if "thinking" not in model.capabilities:
-        if kind == "adaptive":
-            return
-        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support thinking')
+        return
     body["chat_template_kwargs"] = {"enable_thinking": True}
     if thinking is not None and thinking.budget_tokens is not None and kind == "enabled":
         body["reasoning_budget_tokens"] = max(0, thinking.budget_tokens)

@@ -203,7 +203,8 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
 
 def _worth_a_line(record: logging.LogRecord) -> bool:
     """What is no HTTP is the sender's fault and answered with 400: no line, let alone a traceback."""
-    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
+    senders = HttpProcessingError | web.RequestPayloadError
+    return not (record.exc_info and isinstance(record.exc_info[1], senders))
 
 
 def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:

@@ -27,7 +27,8 @@ ORIGINS = web.AppKey("origins", Origins)
 def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
     """Whether a page of ``origin`` may use this node, reached as ``host``.
 
-    An allowed origin without a port allows every port; ``*`` allows all. A program has no origin.
+    An allowed origin without a port allows every port, ``app://*`` all of its scheme, ``*`` everything. A
+    program has no origin, but those that are made of web pages do (Obsidian, VS Code's panes, Tauri's).
     """
     if "*" in origins or origin in origins:
         return True
@@ -39,6 +40,10 @@ def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
     if asked.scheme in ("http", "https") and asked.netloc.lower() == host.lower():
         return True
     for one in origins:
+        if one.endswith("://*"):
+            if asked.scheme and asked.scheme == one.removesuffix("://*").lower():
+                return True
+            continue
         try:
             known = urlsplit(one)
             port = known.port

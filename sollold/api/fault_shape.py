@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from sollold.serving.ask import Fault, Refusal
+from sollold.serving.too_long import longest_input
 
 
 class Dialect(StrEnum):
@@ -85,8 +86,16 @@ def error_object(dialect: Dialect, status: int, message: str, code: str | None =
 
 
 def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
-    """The body of a refusal as ``dialect`` has it."""
-    return error_object(dialect, status_of(refusal), refusal.message, _CODES.get(refusal.fault))
+    """The body of a refusal as ``dialect`` has it.
+
+    A prompt that is too long has the words by which agents know it and shorten their conversation.
+    """
+    message, code = refusal.message, _CODES.get(refusal.fault)
+    if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
+        code = "context_length_exceeded"
+        if dialect is Dialect.ANTHROPIC:
+            message = f"prompt is too long: {message}"
+    return error_object(dialect, status_of(refusal), message, code)
 
 
 def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from sollold.serving.ask import Fault, Refusal
 
-_ACTION = re.compile(r"\{\{(- )?(.*?)( -)?\}\}", re.DOTALL)
+_LEFT = re.compile(r"\{\{(- )?")
 _NAME = re.compile(r"\$?\.(System|Prompt|Response|Suffix|First|Think|ThinkLevel|IsThinkSet)")
 _LIMIT = 100_000
 _DEPTH = 50
@@ -42,17 +42,22 @@ def render_template(template: str, values: Mapping[str, str]) -> str:
     live = True
     place = 0
     trim = False
-    for match in _ACTION.finditer(template):
+    # No one pattern for a whole action: it would look for the end anew at each of many beginnings.
+    while match := _LEFT.search(template, place):
         text = template[place : match.start()]
-        place = match.end()
+        end = template.find("}}", match.end())
+        if end < 0:
+            raise Refusal(Fault.BAD_REQUEST, "template: a {{ has no }}")
+        inner = template[match.end() : end]
+        place = end + 2
         if trim:
             text = text.lstrip()
         if match[1]:
             text = text.rstrip()
-        trim = bool(match[3])
+        trim = inner.endswith(" -")
         if live:
             out.append(text)
-        action = match[2].strip()
+        action = (inner[:-2] if trim else inner).strip()
         if action.startswith("/*") and action.endswith("*/"):
             continue
         if action.startswith("if "):

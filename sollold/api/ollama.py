@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sollold.api.body import as_type, read_object
+from sollold.api.body import as_type, read_bytes, read_object
 from sollold.api.caller import Caller, caller_of
 from sollold.api.embedder import Embedder
 from sollold.api.fault_shape import Dialect, refusal_bytes
@@ -371,7 +371,7 @@ class OllamaRoutes:
         model = ""
         if not path.startswith("/api/blobs/"):
             named = as_type(await read_object(request), Relayable)
-            body, model = await request.read(), named.needed(path)
+            body, model = await read_bytes(request), named.needed(path)
         answer = await relay.forward(request.method, path, body, model) if relay is not None else None
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
@@ -392,18 +392,26 @@ class OllamaRoutes:
             await answer.close()
 
     async def create(self, request: web.Request) -> web.StreamResponse:
-        """``/api/create``: an Ollama's business; without one a second name, with words of its own."""
+        """``/api/create``: an Ollama's business; of a model that none has, a second name."""
+        body = await read_object(request)
         try:
-            return await self.relay(request)
-        except Refusal as refusal:
-            if refusal.status != 501:
-                raise
-            wanted = as_type(await read_object(request), Create)
-            if not wanted.renames:
-                raise
-        base = (await self._parts.library.find(wanted.needed)).model
+            wanted = as_type(body, Create)
+            base = await self._parts.library.find(wanted.needed) if wanted.renames else None
+        except Refusal:
+            # An Ollama may know more, and says itself what is wrong.
+            base = None
+        if base is None or base.model.source == "ollama":
+            try:
+                return await self.relay(request)
+            except Refusal as refusal:
+                if refusal.status != 501:
+                    raise
+                wanted = as_type(body, Create)
+                if not wanted.renames:
+                    raise
+            base = await self._parts.library.find(wanted.needed)
         await self._parts.library.copy(
-            base.name, require_model(wanted.model or wanted.name), told=told(wanted, base)
+            base.model.name, require_model(wanted.model or wanted.name), told=told(wanted, base.model)
         )
         done = {"status": "success"}
         if wanted.stream is False:

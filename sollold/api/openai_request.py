@@ -209,6 +209,8 @@ def _message(message: dict[str, Any], model: Model) -> dict[str, Any]:
                 raise Refusal(
                     Fault.BAD_REQUEST, f"a part of a message is {str(kind)[:40]!r}, not {', '.join(_PARTS)}"
                 )
+            if kind == "text" and not isinstance(part.get("text"), str):
+                raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text")
             if kind == "image_url":
                 _check_image(part, model)
     elif not isinstance(content, str):

@@ -35,11 +35,13 @@ class Patience:
     """How waiting is shown. Seconds.
 
     ``grace``: without an answer, then a streamed request gets its headers; ``every``: of silence, then it
-    gets a sign of life.
+    gets a sign of life; ``unread``: in which a caller takes nothing of what is there for it, then it is hung
+    up on, since its engine waits for it.
     """
 
     grace: float = 2.0
     every: float = 5.0
+    unread: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,11 @@ class Reply:
         self._waiting = waiting
         self._live.waits(waiting)
 
+    def _answers(self, routing: Routing) -> None:
+        """An engine is at it, at first or after a fault: what was waited for is over."""
+        self._waiting = Waiting("answering")
+        self._live.answers(routing)
+
     async def run(self) -> web.StreamResponse:
         """Give the answer.
 
@@ -252,7 +259,7 @@ class Reply:
         try:
             try:
                 answer = await asyncio.shield(opening) if not opening.done() else opening.result()
-                self._live.answers(answer.routing)
+                self._answers(answer.routing)
                 if form.content_type == SSE and "X-Sollold-Backend" not in response.headers:
                     # The headers went out before it was known: a comment says it.
                     source = f"{answer.routing.backend} on {answer.routing.node}"
@@ -263,6 +270,7 @@ class Reply:
                     live.events += 1
                     if answer.routing.resumed != resumed:
                         resumed = answer.routing.resumed
+                        self._answers(answer.routing)
                         await self._say_resumed(answer.routing)
                     data = form.event(raw)
                     if data:
@@ -299,18 +307,30 @@ class Reply:
 
     async def _breathe(self) -> None:
         """A sign of life after every so much silence. Apart from the events: it costs them nothing."""
-        every = self._patience.every
+        every, live = self._patience.every, self._live
+        before, since = (0, 0), time.monotonic()
         while True:
-            silent = time.monotonic() - self._written
+            now = time.monotonic()
+            transport = self._request.transport
+            unread = transport.get_write_buffer_size() if transport is not None else 0
+            if not unread or before != (unread, live.events):
+                before, since = (unread, live.events), now
+            if now - since > self._patience.unread and transport is not None:
+                log.info("a caller does not read its answer", extra={"request": self._ask.id})
+                transport.abort()
+                return
+            silent = now - self._written
             if silent >= every:
-                await self._write(self._form.keep_alive(self._waiting))
+                # Who has something to read needs no sign of life.
+                if not unread:
+                    await self._write(self._form.keep_alive(self._waiting))
                 silent = 0.0
             await asyncio.sleep(max(0.01, every - silent))
 
     async def _whole(self) -> web.Response:
         answer = await self._service.open(self._ask, self._on_wait)
         try:
-            self._live.answers(answer.routing)
+            self._answers(answer.routing)
             if self._gather is not None:
                 await self._collect(answer, self._gather)
                 body = b""
@@ -325,7 +345,11 @@ class Reply:
         """Feed a stream to the form, for a caller that wants the whole."""
         form = self._form
         form.begin(answer.routing)
+        resumed = 0
         async for raw in answer.events:
+            if answer.routing.resumed != resumed:
+                resumed = answer.routing.resumed
+                self._answers(answer.routing)
             if not raw:
                 form = self._form = anew()
                 form.begin(answer.routing)

@@ -44,8 +44,8 @@ class ResponseForm:
         return _encode(self._events.end()) + b"data: [DONE]\n\n"
 
     def fail(self, refusal: Refusal) -> bytes:
-        """The error as an event."""
-        return _encode([self._events.fail(refusal, refusal_object(Dialect.OPENAI, refusal)["error"])])
+        """The events of the error."""
+        return _encode(self._events.fail(refusal, refusal_object(Dialect.OPENAI, refusal)["error"]))
 
     def keep_alive(self, waiting: Waiting) -> bytes:
         """A comment."""

@@ -29,6 +29,7 @@ class ResponseEvents:
         self._number = 0
         self._account = Account()
         self._status = "in_progress"
+        self._error: Event | None = None
 
     def _event(self, type_: str, **fields: Any) -> Event:
         event = {"type": type_, "sequence_number": self._number, **fields}
@@ -161,10 +162,17 @@ class ResponseEvents:
         self._status = "incomplete" if self._account.finish == "length" else "completed"
         return [*events, self._event(f"response.{self._status}", response=self.response())]
 
-    def fail(self, refusal: Refusal, error: dict[str, Any]) -> Event:
-        """The event of an error; ``error`` is the dialect's own object."""
+    def fail(self, refusal: Refusal, error: dict[str, Any]) -> list[Event]:
+        """The events of an error; ``error`` is the dialect's own object.
+
+        Agents (Codex) look for the response that failed, OpenAI's own clients for the error.
+        """
         code = error.get("code") or refusal.fault.value
-        return self._event("error", code=code, message=refusal.message, param=None, error=error)
+        self._status, self._error = "failed", {"code": code, "message": refusal.message}
+        return [
+            self._event("response.failed", response=self.response()),
+            self._event("error", code=code, message=refusal.message, param=None, error=error),
+        ]
 
     def response(self) -> Event:
         """The response as it stands; whole after `end`."""
@@ -185,7 +193,7 @@ class ResponseEvents:
             "object": "response",
             "created_at": self._created,
             "status": self._status,
-            "error": None,
+            "error": self._error,
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": ask.instructions,
             "max_output_tokens": ask.max_output_tokens,

@@ -13,6 +13,8 @@ from sollold.api.ollama_request import need
 from sollold.models.model import Model
 from sollold.serving.ask import Fault, Refusal
 
+Message = dict[str, Any]
+
 
 class ResponseAsk(msgspec.Struct, kw_only=True):
     """``POST /v1/responses``."""
@@ -48,10 +50,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         raise Refusal(Fault.BAD_REQUEST, "previous_response_id is not supported: send the whole conversation")
     if ask.background:
         raise Refusal(Fault.BAD_REQUEST, "background is not supported: wait for the answer, or stream it")
-    messages = _messages(ask.input, model)
-    system = ask.instructions or model.system
-    if system:
-        messages.insert(0, {"role": "system", "content": system})
+    messages = _instructed(_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for theirs, ours in (
         ("max_output_tokens", "max_tokens"),
@@ -76,6 +75,28 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
     return body
 
 
+_SYSTEM = ("system", "developer")
+
+
+def _instructed(messages: list[Message], instructions: str | None, model: Model) -> list[Message]:
+    """``messages`` with the instructions, and what the system or developer says at their beginning, as one.
+
+    Agents (Codex) send both. Templates know one system message, the first: of a second some fail, others say
+    nothing to the model.
+    """
+    texts = [instructions] if instructions else []
+    rest = 0
+    for message in messages:
+        if message["role"] not in _SYSTEM or not isinstance(message["content"], str):
+            break
+        texts.append(message["content"])
+        rest += 1
+    if not texts and model.system and not any(message["role"] in _SYSTEM for message in messages):
+        texts = [model.system]
+    system = "\n\n".join(text for text in texts if text)
+    return ([{"role": "system", "content": system}] if system else []) + messages[rest:]
+
+
 def _messages(given: str | list[dict[str, Any]], model: Model) -> list[dict[str, Any]]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
@@ -90,9 +111,7 @@ def _messages(given: str | list[dict[str, Any]], model: Model) -> list[dict[str,
             messages.append(message)
             thought = []
         elif kind == "reasoning":
-            thought += [
-                part["text"] for part in item.get("content") or () if isinstance(part.get("text"), str)
-            ]
+            thought += _thoughts(item.get("content") or [])
         elif kind == "function_call":
             _add_call(messages, item, thought)
             thought = []
@@ -132,6 +151,13 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
     return parts
 
 
+def _thoughts(content: object) -> list[str]:
+    if not isinstance(content, list):
+        raise Refusal(Fault.BAD_REQUEST, "a reasoning's content is a list of parts")
+    texts = [part.get("text") for part in content if isinstance(part, dict)]
+    return [text for text in texts if isinstance(text, str)]
+
+
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:
     """A call joins the assistant's message before it, since templates know calls only as part of one."""
     id_, name = item.get("call_id") or item.get("id"), item.get("name")
@@ -156,17 +182,25 @@ def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
 
 
 def _tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
-    if not ask.tools:
+    """Functions alone: other tools (``web_search``) run at OpenAI, and the model is not told of them.
+
+    Agents (Codex) offer them in every request. Only who must have one is refused.
+    """
+    offered = [tool for tool in ask.tools or () if tool.get("type") == "function"]
+    if not offered:
+        if ask.tools and ask.tool_choice not in (None, "auto", "none"):
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                "tool_choice wants a tool, and only functions of your own can be called here; "
+                f"the tools are {', '.join(sorted({str(tool.get('type'))[:40] for tool in ask.tools}))}",
+            )
         return
     need(model, "tools", "tools")
     tools: list[dict[str, Any]] = []
-    for tool in ask.tools:
+    for tool in offered:
         name = tool.get("name")
-        if tool.get("type") != "function" or not isinstance(name, str):
-            kind = str(tool.get("type"))[:40]
-            raise Refusal(
-                Fault.BAD_REQUEST, f"a tool of type {kind!r} is not here; functions of your own are"
-            )
+        if not isinstance(name, str):
+            raise Refusal(Fault.BAD_REQUEST, "a tool of type 'function' needs a name")
         function: dict[str, Any] = {"name": name, "description": str(tool.get("description") or "")}
         function["parameters"] = tool.get("parameters") or {"type": "object", "properties": {}}
         tools.append({"type": "function", "function": function})

@@ -12,7 +12,9 @@ import msgspec
 
 
 class ClientError(Exception):
-    """The daemon could not be asked, or said no. ``status`` is HTTP's; 0 when nobody answered."""
+    """The daemon could not be asked, or said no. ``status`` is HTTP's; 0 when nobody is there, 504 when there
+    was no answer in time.
+    """
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -122,6 +124,7 @@ class _Exchange:
         timeout: aiohttp.ClientTimeout,
     ) -> None:
         self._url = url
+        self._limit = timeout.total or timeout.sock_read or 0.0
         data = None if body is None else msgspec.json.encode(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
         self._pending = session.request(method, url + path, data=data, headers=headers, timeout=timeout)
@@ -130,6 +133,12 @@ class _Exchange:
         try:
             response = await self._pending.__aenter__()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+                raise ClientError(
+                    f"what listens at {self._url} did not answer within {self._limit:g} s; it has too much "
+                    "to do, or hangs: see `journalctl -u sollold` there, or ask another with --node URL",
+                    504,
+                ) from error
             raise ClientError(
                 f"no daemon answers at {self._url} ({type(error).__name__}); is it running? "
                 "Start it with `systemctl start sollold` or `sollold run`, or name another with --node URL"

@@ -11,9 +11,12 @@ class Held:
         self._limit = limit
         self._bytes = 0
 
-    def take(self, size: int) -> bool:
-        """Hold ``size`` bytes more, if there is room. What is alone is let in however big it is."""
-        if self._limit and self._bytes and self._bytes + size > self._limit:
+    def take(self, size: int, own: int = 0) -> bool:
+        """Hold ``size`` bytes more, if there is room; ``own``: those held for the same request already.
+
+        What is alone is let in however big it is.
+        """
+        if self._limit and self._bytes > own and self._bytes + size > self._limit:
             return False
         self._bytes += size
         return True

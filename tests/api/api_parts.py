@@ -83,7 +83,7 @@ class Resumed:
 
 
 class ScriptedService:
-    """Plays events, refusals (exceptions among the events), pauses (numbers among the events), faults."""
+    """Plays events; among them refusals (exceptions), pauses (numbers), faults, what is waited for."""
 
     def __init__(self, *events: Any, engine: Engine = Engine.LLAMA) -> None:
         self.events = events
@@ -108,6 +108,7 @@ class ScriptedService:
         if self.refusal is not None:
             raise self.refusal
         self.routing = routing(self.engine)
+        self.on_wait = on_wait
         return Answer(self.routing, self._play(), self._close)
 
     async def _close(self) -> None:
@@ -122,6 +123,9 @@ class ScriptedService:
                 continue
             if isinstance(event, asyncio.Event):
                 await event.wait()
+                continue
+            if isinstance(event, Waiting):
+                self.on_wait(event)
                 continue
             if isinstance(event, Resumed):
                 self.routing.resumed += 1

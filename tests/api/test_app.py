@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import ClientSession
+from openai import APIError, AsyncOpenAI
 
 from sollold.api.parts import PlanAsk, Planned, Running
 from sollold.api.reply import Patience
@@ -124,6 +125,26 @@ async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSes
     assert "[DONE]" not in text
 
 
+async def test_a_response_that_fails_in_its_stream_says_so_to_every_client(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
+    url = await serve(parts(service))
+    body = {"model": "demo", "input": "hi", "stream": True}
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        text = await answer.text()
+    events = [json.loads(part.split("data: ")[1]) for part in text.strip().split("\n\n")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    failed, error = events[-2:]
+    assert failed["type"] == "response.failed" and failed["response"]["status"] == "failed"
+    assert failed["response"]["error"] == {"code": "interrupted", "message": "the worker died"}
+    assert error["type"] == "error" and error["error"]["message"] == "the worker died"
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(APIError, match="the worker died"):
+            async for _ in await client.responses.create(model="demo", input="hi", stream=True):
+                pass
+
+
 async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), ValueError("secret inside"))
     url = await serve(parts(service))
@@ -162,6 +183,13 @@ async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSes
         ("/v1/chat/completions", b'{"model":"demo"}', 400, "messages"),
         ("/v1/chat/completions", b"nonsense", 400, "not JSON"),
         ("/v1/embeddings", b'{"model":"demo","input":{}}', 400, "input"),
+        (
+            "/v1/chat/completions",
+            b'{"model":"demo","messages":[{"role":"assistant","content":[{"type":"text","text":5}]}]}',
+            400,
+            "needs a text",
+        ),
+        ("/v1/responses", b'{"model":"demo","input":[{"type":"reasoning","content":5}]}', 400, "parts"),
     ],
 )
 async def test_bad_requests_have_the_dialects_shape(
@@ -175,6 +203,41 @@ async def test_bad_requests_have_the_dialects_shape(
         assert set(error) == {"message", "type", "param", "code"}
         error = error["message"]
     assert said in error
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (rb"cut \ud83d", "cut \ufffd"),
+        (rb"cut \ud83d here", "cut \ufffd here"),
+        (rb"\ude00 \ud83d\ude00 \ud83d\u0041", "\ufffd \U0001f600 \ufffdA"),
+        (rb"\ud83d\ud83d\ude00", "\ufffd\U0001f600"),
+        (rb"\\ud83d \\\ud83d", "\\ud83d \\\ufffd"),
+    ],
+)
+async def test_half_a_character_is_read_as_ollama_reads_it(
+    serve: Serve, http: ClientSession, sent: bytes, read: str
+) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service))
+    body = b'{"model":"demo","messages":[{"role":"user","content":"' + sent + b'"}]}'
+    async with http.post(f"{url}/api/chat", data=body) as answer:
+        assert answer.status == 200
+    assert call_of(service).body["messages"][0]["content"] == read
+
+
+async def test_a_body_that_is_not_packed_as_it_says_is_the_callers_fault(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await serve(parts())
+    raw, headers = msgspec.json.encode(CHAT), {"Content-Encoding": "gzip"}
+    async with http.post(f"{url}/v1/chat/completions", data=raw, headers=headers) as answer:
+        assert answer.status == 400
+        assert "can't be read" in (await answer.json())["error"]["message"]
+    # Answered on a connection of its own, so whatever the first had to say is said.
+    async with http.get(f"{url}/api/version") as answer:
+        assert answer.status == 200
+    assert not [line for line in caplog.records if line.exc_info]
 
 
 async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSession) -> None:
@@ -244,6 +307,22 @@ async def test_silence_in_the_stream_is_filled(serve: Serve, http: ClientSession
         assert (await answer.read()).endswith(b"data: [DONE]\n\n")
 
 
+async def test_what_was_waited_for_is_not_told_when_it_is_over(serve: Serve, http: ClientSession) -> None:
+    go = asyncio.Event()
+    service = ScriptedService(chunk("a"), Waiting("recovering"), Resumed(5.0), chunk("b"), go, chunk("c"))
+    service.waitings = [Waiting("loading", 0.96)]
+    url = await serve(parts(service), Patience(grace=1, every=0.02))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        said = ""
+        while said != "ab":
+            said += json.loads(await answer.content.readline())["message"]["content"]
+        async with http.get(f"{url}/api/cluster") as cluster:
+            assert [one["stage"] for one in (await cluster.json())["requests"]] == ["answering"]
+        assert json.loads(await answer.content.readline())["_waiting"] == "answering"
+        go.set()
+        await answer.read()
+
+
 async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService(chunk("a"), asyncio.Event())
     service.gate = asyncio.Event()
@@ -261,6 +340,17 @@ async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, 
         async with asyncio.timeout(0.2):
             await http.post(f"{url}/api/chat", json={**CHAT, "stream": False})
     await until(lambda: service.cancelled == 2)
+
+
+async def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve) -> None:
+    service = ScriptedService(*[chunk("x" * 100_000)] * 500)
+    url = await serve(parts(service), Patience(grace=1, every=0.02, unread=0.2))
+    _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]), limit=1024)
+    body = msgspec.json.encode(CHAT)
+    writer.write(f"POST /api/chat HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    # Its place in the engine is free again.
+    await until(lambda: service.closed == 1)
+    writer.close()
 
 
 async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, http: ClientSession) -> None:
@@ -291,6 +381,36 @@ async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, h
     assert (await waiting)[0] == 200
     for _ in range(3):
         assert (await post("/api/chat", raw))[0] == 200
+
+
+async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": []})
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=5000)
+
+    async def endless() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"POST /api/chat HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+        return reader, writer
+
+    waiting = asyncio.create_task(http.post(f"{url}/api/chat", json={**CHAT, "stream": False}))
+    await until(lambda: bool(service.asks))
+    reader, writer = await endless()
+    async with asyncio.timeout(5):
+        assert b" 503 " in await reader.readline()
+    writer.close()
+    service.gate.set()
+    assert (await waiting).status == 200
+    # What is alone may be as long as it likes, also in pieces.
+    reader, writer = await endless()
+    body = msgspec.json.encode({**CHAT, "stream": False})
+    for piece in (body[:20], body[20:], b""):
+        await writer.drain()
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    async with asyncio.timeout(5):
+        assert b" 200 " in await reader.readline()
+    writer.close()
 
 
 async def test_empty_requests_load_and_unload(serve: Serve, http: ClientSession) -> None:
@@ -463,6 +583,29 @@ async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
         async with http.post(f"{url}/api/create", json={**body, **more}) as answer:
             assert answer.status == status, more
     assert len(library.copied) == 2
+
+
+async def test_create_from_a_model_that_no_ollama_has_is_a_second_name(
+    serve: Serve, http: ClientSession
+) -> None:
+    library = PlainLibrary(model(source="folder"), model("theirs:latest", source="ollama"))
+    relay = ScriptedRelay(PlainRelayed(b'{"status":"success"}\n'))
+    url = await serve(parts(library=library, relay=relay))
+    for body, relayed in (
+        ({"model": "brief", "from": "demo", "system": "Be brief."}, False),
+        ({"model": "brief", "from": "theirs", "system": "Be brief."}, True),
+        ({"model": "brief", "from": "demo", "template": "{{ .Prompt }}"}, True),
+        # It may fetch it.
+        ({"model": "brief", "from": "elsewhere"}, True),
+        ({"name": "old", "modelfile": "FROM demo"}, True),
+        ({"model": "odd", "from": 5}, True),
+    ):
+        before = len(relay.sent)
+        async with http.post(f"{url}/api/create", json=body) as answer:
+            assert answer.status == 200, body
+            assert json.loads((await answer.read()).splitlines()[-1]) == {"status": "success"}
+        assert len(relay.sent) - before == relayed, body
+    assert library.copied == [("demo:latest", "brief", ())]
 
 
 async def test_copy_and_delete(serve: Serve, http: ClientSession) -> None:

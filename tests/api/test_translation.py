@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import time
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from sollold.api.anthropic_events import MessageEvents
 from sollold.api.anthropic_request import Messages, messages_body
 from sollold.api.cors import allowed
-from sollold.api.fault_shape import Dialect, error_object, status_of
+from sollold.api.fault_shape import Dialect, error_object, refusal_object, status_of
 from sollold.api.go_template import render_template
 from sollold.api.ollama_chat import ChatLines, chat_body
 from sollold.api.ollama_embed import normalized, shortened
@@ -36,6 +38,7 @@ from sollold.api.priority import NAMES, ROLES, parse_priority, priority_of
 from sollold.api.responses_events import ResponseEvents
 from sollold.api.responses_request import ResponseAsk, response_body
 from sollold.api.stop_words import StopWords
+from sollold.config import HttpSettings
 from sollold.serving.ask import Fault, Refusal
 from sollold.serving.too_long import longest_input
 from tests.api.api_parts import chunk, model, routing, usage_chunk
@@ -319,6 +322,14 @@ def test_templates() -> None:
         refused(lambda broken=broken: render_template(broken, values))
 
 
+@pytest.mark.parametrize("part", ["{{", "{{ .Prompt ", "{{- "])
+def test_a_template_of_beginnings_without_an_end_is_refused_at_once(part: str) -> None:
+    before = time.process_time()
+    assert "{{ has no }}" in refused(lambda: render_template(part * (90_000 // len(part)), {}))
+    # Looking for the end anew at each of them took minutes, and the whole node stood still.
+    assert time.process_time() - before < 5
+
+
 @given(st.text("{}. -ifelsendSystemPrompt", max_size=60))
 def test_any_template_is_rendered_or_refused(template: str) -> None:
     try:
@@ -423,6 +434,18 @@ def test_anthropic_bodies() -> None:
     assert "max_tokens" in refused(lambda: messages_body(asked, ABLE))
 
 
+@pytest.mark.parametrize("kind", ["enabled", "adaptive", "disabled"])
+def test_anthropic_thinking_is_left_out_where_the_model_can_not(kind: str) -> None:
+    asked = {
+        "model": "demo",
+        "max_tokens": 5,
+        "messages": [{"role": "user", "content": "hi"}],
+        "thinking": {"type": kind, "budget_tokens": 1024},
+    }
+    body = messages_body(msgspec.convert(asked, Messages), model())
+    assert not {"chat_template_kwargs", "reasoning_budget_tokens", "reasoning_effort"} & set(body)
+
+
 def test_anthropic_events_in_their_order() -> None:
     events = MessageEvents("demo")
     given_ = [
@@ -488,6 +511,40 @@ def test_responses_there_and_back() -> None:
     assert "previous_response_id" in refused(lambda: response_body(asked, ABLE))
 
 
+def responses(**fields: Any) -> dict[str, Any]:
+    asked = msgspec.convert({"model": "demo", "input": "hi", **fields}, ResponseAsk)
+    return response_body(asked, dataclasses.replace(ABLE, system="own"))
+
+
+def test_responses_have_one_system_message_and_it_is_the_first() -> None:
+    user = {"role": "user", "content": "hi"}
+    late = {"role": "developer", "content": "late"}
+    both = responses(instructions="a", input=[{"role": "developer", "content": "b"}, user, late])
+    assert both["messages"] == [{"role": "system", "content": "a\n\nb"}, user, late]
+    for fields, said in (
+        ({"input": [{"role": "system", "content": "b"}, user]}, "b"),
+        ({"instructions": "a", "input": [user]}, "a"),
+        # The model's own words are for those who say none.
+        ({"input": [user]}, "own"),
+    ):
+        assert responses(**fields)["messages"] == [{"role": "system", "content": said}, user]
+    assert responses(input=[user, late])["messages"] == [user, late]
+
+
+def test_tools_of_responses_that_run_elsewhere_are_left_out() -> None:
+    search = {"type": "web_search", "external_web_access": False}
+    function = {"type": "function", "name": "get", "parameters": {"type": "object"}}
+    body = responses(tools=[search, function], tool_choice="auto")
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["get"]
+    assert "tools" not in responses(tools=[search])
+    for choice in ("required", {"type": "web_search"}):
+        assert "web_search" in refused(lambda choice=choice: responses(tools=[search], tool_choice=choice))
+    assert "not among" in refused(
+        lambda: responses(tools=[search, function], tool_choice={"type": "web_search"})
+    )
+    assert "name" in refused(lambda: responses(tools=[{"type": "function"}]))
+
+
 # --- the small ones
 
 
@@ -511,6 +568,23 @@ def test_origins() -> None:
     assert not allowed("http://localhost.evil.example", "x", known)
     assert not allowed("null", "x", known) and allowed("null", "x", ("*",))
     assert not allowed("http://[", "x", known)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://localhost:8443",
+        "app://obsidian.md",
+        "tauri://localhost",
+        "vscode-webview://0k2f3",
+        "vscode-file://vscode-app",
+        "file://",
+    ],
+)
+def test_programs_made_of_web_pages_may_ask_as_they_may_an_ollama(origin: str) -> None:
+    assert allowed(origin, "x", HttpSettings().cors_origins)
+    assert not allowed(origin, "x", ("http://localhost", "apps://*", "://*"))
+    assert not allowed("null", "x", ("://*",)) and not allowed("http://app.example", "x", ("app://*",))
 
 
 def test_embeddings() -> None:
@@ -540,6 +614,18 @@ def test_shapes_of_errors() -> None:
     assert all(status_of(Refusal(fault, "m")) >= 400 for fault in Fault)
     of_engine = {400: 400, 404: 404, 418: 400, 422: 400, 429: 429, 500: 502, 501: 501, 503: 503, 0: 502}
     assert {s: status_of(Refusal(Fault.ENGINE, "m", status=s)) for s in of_engine} == of_engine
+
+
+def test_a_prompt_that_is_too_long_is_called_so_in_the_words_that_agents_know() -> None:
+    said = "request (4301 tokens) exceeds the available context size (4096 tokens), try increasing it"
+    refusal = Refusal(Fault.ENGINE, said, status=400)
+    openai = refusal_object(Dialect.OPENAI, refusal)["error"]
+    assert openai["code"] == "context_length_exceeded" and openai["message"] == said
+    anthropic = refusal_object(Dialect.ANTHROPIC, refusal)["error"]
+    assert anthropic == {"type": "invalid_request_error", "message": f"prompt is too long: {said}"}
+    assert refusal_object(Dialect.OLLAMA, refusal) == {"error": said}
+    other = refusal_object(Dialect.OPENAI, Refusal(Fault.ENGINE, "no such thing", status=400))
+    assert other["error"]["code"] is None
 
 
 def test_parameter_counts_as_ollama_writes_them() -> None:
