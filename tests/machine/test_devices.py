@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,31 @@ def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pyte
         assert machine.idle_gpus() == ()
     finally:
         machine.close()
+
+
+def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    machine = Machine(NodeSettings(reserve=7), tmp_path)
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang() -> list[Gpu]:
+        hanging.set()
+        assert go_on.wait(30)
+        return []
+
+    monkeypatch.setattr(machine._nvml, "gpus", hang)
+    others = (lambda: machine.use(tmp_path / "llama-server"), machine.reserves, machine.idle_gpus)
+    with ThreadPoolExecutor(1 + len(others)) as threads:
+        try:
+            measured = threads.submit(machine.measure)
+            assert hanging.wait(30)
+            asked = [threads.submit(call) for call in others]
+            assert not wait(asked, 10).not_done
+        finally:
+            go_on.set()
+        assert measured.result(30).devices
+    machine.close()
 
 
 def test_the_machine_as_it_is(tmp_path: Path):
