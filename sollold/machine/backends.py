@@ -35,10 +35,10 @@ class Listed:
     unified: bool
 
 
-def listed(server: Path) -> list[Listed]:
+def listed(server: Path) -> list[Listed] | None:
     """Run ``server --list-devices``. Slow where a driver has to start: call it seldom, off the loop.
 
-    Empty when it can't be run; the log says why.
+    None when it can't be run or fails; the log says why.
     """
     try:
         done = subprocess.run(
@@ -52,8 +52,12 @@ def listed(server: Path) -> list[Listed]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s --list-devices failed: %s", server, error)
-        return []
-    return parse(done.stdout.decode("utf-8", "replace"))
+        return None
+    text = done.stdout.decode("utf-8", "replace")
+    if done.returncode != 0:
+        log.warning("%s --list-devices ended with %d: %s", server, done.returncode, text.strip()[-200:])
+        return None
+    return parse(text)
 
 
 def parse(text: str) -> list[Listed]:

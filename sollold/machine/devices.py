@@ -61,6 +61,7 @@ class Machine:
         self._server: Path | None = None
         self._listed: list[Listed] = []
         self._listed_at = float("-inf")
+        self._list_failed = False
 
     @property
     def problem(self) -> str:
@@ -72,7 +73,8 @@ class Machine:
         offered = {one.id for one in self._listed}
         if self._listed_at == float("-inf") or any(not name.startswith("CUDA") for name in offered):
             return ()
-        return tuple(gpu.name for place, gpu in enumerate(self._gpus) if f"CUDA{place}" not in offered)
+        gpus = [(place, gpu) for place, gpu in enumerate(self._gpus) if gpu.readable]
+        return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
 
     def reserves(self) -> dict[str, int]:
         """Bytes of each device that are left to the rest of the machine."""
@@ -103,15 +105,17 @@ class Machine:
             server, known, at = self._server, self._listed, self._listed_at
         if server is None:
             return
-        # The figures of GPUs without NVML age; and a driver may come up after the daemon.
-        without_nvml = any(not one.id.startswith("CUDA") for one in known)
-        not_yet = bool(gpus) and not known
-        old = time.monotonic() - at > LIST_SECONDS
-        if at == float("-inf") or ((without_nvml or not_yet) and old):
+        # The figures of GPUs that NVML does not tell of age; and a driver may come up after the daemon.
+        told = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
+        age = self._list_failed or (not known and told) or any(one.id not in told for one in known)
+        if at == float("-inf") or (age and time.monotonic() - at > LIST_SECONDS):
             fresh = listed(server)
             with self._lock:
                 if self._server == server:
-                    self._listed, self._listed_at = fresh, time.monotonic()
+                    # One that did not run says nothing of the GPUs: they may be in use.
+                    self._list_failed = fresh is None
+                    self._listed = known if fresh is None else fresh
+                    self._listed_at = time.monotonic()
 
 
 def combine(
@@ -125,7 +129,7 @@ def combine(
 
     NVML's figures are fresher than the listing's, so they win. A GPU that llama.cpp can't use is none.
     """
-    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus)}
+    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus) if gpu.readable}
     devices: list[Device] = []
     processes: dict[int, dict[str, int]] = {}
     for one in offered:
