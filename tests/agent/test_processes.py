@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from sollold.agent import process_log
-from sollold.agent.journal import Journal, started
+from sollold.agent.journal import MARK, Journal, started
 from sollold.agent.last_words import last_words
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
@@ -58,6 +58,41 @@ async def test_one_that_ignores_sigterm_is_killed(folder: Path):
     await eventually(lambda: process.last_lines() == ["ready"])
     await process.stop(patience=0.2)
     assert process.exited.result() == -signal.SIGKILL
+
+
+PARENT = "sleep 600 & echo $!; exec sleep 600"
+"""Starts one of its own, which holds its output open as an Ollama's runner does."""
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_a_child_has_started_ends_with_it(folder: Path, alone: bool):
+    process = await begin(folder, "/bin/sh", "-c", PARENT)
+    await eventually(lambda: process.last_lines())
+    begotten = int(process.last_lines()[0])
+    then = started(begotten)
+    assert then
+    if alone:
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
+    await eventually(lambda: started(begotten) != then)
+
+
+def test_what_a_child_of_a_killed_daemon_has_started_is_ended(folder: Path):
+    path = folder / "children.json"
+    mine = {**os.environ, MARK: Journal(path).mark}
+    others = {**os.environ, MARK: Journal(folder / "other" / "children.json").mark}
+    left = subprocess.Popen(["/bin/sleep", "600"], env=mine)
+    stranger = subprocess.Popen(["/bin/sleep", "600"], env=others)
+    try:
+        Journal(path).clear_up()
+        assert left.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+    finally:
+        for one in (left, stranger):
+            one.kill()
+            one.wait(10)
 
 
 async def test_it_gets_no_secret_and_no_hidden_option(folder: Path, monkeypatch: pytest.MonkeyPatch):
