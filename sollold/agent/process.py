@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -175,7 +176,7 @@ class Process:
     def _run(self, command: list[str], env: dict[str, str], deployment: str, journal: Journal) -> None:
         try:
             output = ProcessLog(self._log_file)
-            output.write((" ".join(command) + "\n").encode())
+            output.write((" ".join(command) + "\n").encode("utf-8", "surrogateescape"))
             popen = self._popen = subprocess.Popen(
                 guarded(command),
                 stdin=subprocess.PIPE,
@@ -188,6 +189,10 @@ class Process:
             )
         except OSError as error:
             self._tell(self._started, error=error)
+            return
+        except ValueError as error:
+            # A zero byte, or half a character, in a name that came from somewhere.
+            self._tell(self._started, error=OSError(errno.EINVAL, f"the command can't be given: {error}"))
             return
         self.pid = popen.pid
         try:

@@ -119,6 +119,18 @@ async def test_what_can_not_be_started_ends_with_a_reason(folder: Path):
     assert "No such file" in last_words(process.exited.result(), process.last_lines())
 
 
+async def test_a_name_in_bytes_of_another_encoding_is_passed_on(folder: Path):
+    process = await asyncio.wait_for(begin(folder, "/bin/echo", "caf\udce9.gguf"), 10)
+    assert await process.exited == 0
+    assert b"caf\xe9.gguf\n" in (folder / "logs/d/test.log").read_bytes()
+
+
+@pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
+async def test_a_command_that_can_not_be_given_is_an_error_and_no_hang(folder: Path, argument: str):
+    with pytest.raises(OSError, match="can't be given"):
+        await asyncio.wait_for(begin(folder, "/bin/echo", argument), 10)
+
+
 async def test_a_cancelled_start_leaves_no_child(folder: Path):
     start = asyncio.create_task(begin(folder, "/bin/sleep", "600"))
     await asyncio.sleep(0)
