@@ -426,7 +426,12 @@ class LocalOllama:
         devices = self._view.me.devices
         if not devices:
             return 1 << 62
-        return sum(device.total - device.granted for device in devices if device.kind is not Kind.PLAIN)
+        own = [device for device in devices if device.kind is not Kind.PLAIN]
+        memories: dict[str, int] = {}
+        for device in own:  # Those of one pool have one memory.
+            memory = device.pool or device.id
+            memories[memory] = max(memories.get(memory, 0), device.total)
+        return sum(memories.values()) - sum(device.granted for device in own)
 
     def _placed(self, loaded: Loaded, model: Model | None) -> tuple[Placed, ...]:
         """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken."""

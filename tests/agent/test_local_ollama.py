@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ async def test_models_as_endpoints(
     offered = {model.name: model for model in catalogue.models}
     assert offered["small:latest"].parameters == 8_000_000_000
     assert offered["small:latest"].only_ollama
+
+
+async def test_memory_that_a_gpu_shares_is_there_once(
+    make: Make, view: FakeView, catalogue: Catalogue
+) -> None:
+    shared = replace(cpu(), pool="ram")
+    view.update_me(devices=(replace(shared, id="Vulkan0", kind=Kind.GPU), shared))
+    async with Standin([Known("small:latest", 1000), Known("huge:latest", 12 * GIB)]) as standin:
+        ollama = make(standin.url)
+        await ollama.start()
+        await until(lambda: names(ollama))
+        assert set(names(ollama)) == {"small:latest"}
+        view.update_me(devices=(replace(cpu(), id="CUDA0", kind=Kind.GPU), cpu()))
+        await until(lambda: "huge:latest" in names(ollama))
 
 
 async def test_only_ollama_runs_it_though_it_is_big(
