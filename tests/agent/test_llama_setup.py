@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sollold.agent import llama_build, llama_find, llama_setup, toolchain
-from sollold.agent.build_step import Cancelled, SetupFailed
+from sollold.agent.build_step import Cancelled, SetupFailed, Steps
 from sollold.agent.llama_setup import Progress, Setup, persist, set_up
 from sollold.config import LlamaSettings
 from tests.agent.town import eventually
@@ -224,6 +224,14 @@ def test_no_source_is_said_with_both_reasons(shop: Shop, monkeypatch: pytest.Mon
     with pytest.raises(SetupFailed, match=r"could not resolve host.*pip could not fetch.*llama.server"):
         shop.setup().run()
     assert shop.left() == []
+
+
+def test_a_step_that_took_too_long_says_so(tmp_path: Path):
+    with (tmp_path / "log").open("wb") as out:
+        steps = Steps(out, tmp_path / "log")
+        with pytest.raises(SetupFailed, match=r"^git could not fetch it: no end within 0 s \(all of it: "):
+            steps.run("git could not fetch it", ["/bin/sleep", "600"], timeout=0.2)
+        assert steps.run("echo", ["/bin/echo", "well"], timeout=30) == "well"
 
 
 def test_a_moved_tag_is_not_built(shop: Shop, monkeypatch: pytest.MonkeyPatch):
