@@ -157,6 +157,25 @@ def test_what_the_settings_name_is_used_or_complained_of(shop: Shop):
         shop.setup(server="/nowhere/llama-server").run()
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_folder_that_may_not_be_entered_is_said_and_ends_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, beside: bool
+):
+    closed = shop.folder / "home"
+    stat = os.stat
+
+    def refuse(path: object, **more: object) -> object:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert shop.setup().run().server == shop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
+    more = {} if beside else {"rpc_server": str(closed / "ggml-rpc-server")}
+    with pytest.raises(SetupFailed, match=r"home"):
+        shop.setup(server=str(closed / "llama-server"), **more).run()
+
+
 def test_a_build_ends_whole_with_progress_and_a_log(shop: Shop):
     found = shop.setup().run()
     assert found.server == shop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
