@@ -420,6 +420,8 @@ async def test_managed_without_a_binary_says_so(make: Make) -> None:
         ("", "https://box.lan", "https://box.lan:443"),
         ("http://[::1]:11434/", "x", "http://[::1]:11434"),
         ("", "host:notaport", "http://host:11434"),
+        ("", "[::1", "http://127.0.0.1:11434"),
+        ("http://[::1", "", "http://127.0.0.1:11434"),
     ],
 )
 def test_address(url: str, host: str, expected: str) -> None:
