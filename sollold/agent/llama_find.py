@@ -100,7 +100,7 @@ def _named(settings: LlamaSettings) -> Llama:
 
 def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs in the same folder, which is how we know that they are of one build."""
-    built = sorted((cache / "llama.cpp").glob("b*/bin"), reverse=True)
+    built = sorted((cache / "llama.cpp").glob("b*/bin"), key=_age, reverse=True)
     # Our own with a GPU first; of those for the processor alone any other is as good or better.
     folders = [one for one in built if not one.parent.name.endswith("-cpu")]
     on_path = shutil.which("llama-server")
@@ -113,6 +113,12 @@ def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
         worker = _worker_in(folder)
         if _is_file(server) and worker is not None:
             yield server, worker
+
+
+def _age(built: Path) -> tuple[int, str]:
+    """Sorts builds in our cache (``b11434-cuda/bin``), the oldest first."""
+    number, _, backend = built.parent.name.removeprefix("b").partition("-")
+    return int(number) if number.isdecimal() else 0, backend
 
 
 def _worker_in(folder: Path) -> Path | None:

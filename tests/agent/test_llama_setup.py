@@ -230,6 +230,33 @@ def test_where_a_toolkit_is_one_for_the_processor_alone_is_not_enough(
     assert shop.runs() == 1
 
 
+def test_a_build_of_an_earlier_release_gives_way(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    builds = shop.cache / "llama.cpp"
+    install(builds / "b9999-cpu/bin")
+    old = install(builds / "b10000-cpu/bin")
+    assert shop.setup(build=False).run().server == old, "the newest, by number"
+    shop.ninja('echo "b.cpp:7:1: error: no such thing"; exit 1')
+    runs = shop.runs()
+    for _ in range(2):
+        assert shop.setup().run().server == old
+    assert shop.runs() == runs + 1, "what fails is not tried with every start"
+    shop.ninja()
+    (builds / "b11434-cpu.failed").unlink()
+    assert shop.setup().run().server == builds / "b11434-cpu/bin/llama-server"
+    assert shop.setup().run().server == builds / "b11434-cpu/bin/llama-server"
+    assert shop.runs() == runs + 2
+
+
+def test_an_earlier_build_for_a_gpu_gives_way_only_to_one_for_the_gpu(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    old = install(shop.cache / "llama.cpp/b10000-cuda/bin")
+    assert shop.setup().run().server == old, "its toolkit is gone"
+    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
+    assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
+
+
 def test_no_compiler_is_said_with_what_to_do(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(shop.path))
     for name in ("c++", "cc"):
