@@ -53,6 +53,28 @@ def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "unified"),
+    [
+        ("Intel(R) Arc(TM) A770 Graphics", False),
+        ("Intel(R) Arc(tm) B580 Graphics (BMG G21)", False),
+        ("Intel(R) Arc(tm) Graphics (MTL)", True),
+        ("Intel(R) UHD Graphics 770 (ADL-S GT1)", True),
+        ("AMD Radeon Graphics (RADV PHOENIX)", True),
+        ("AMD Radeon RX 7900 XTX", False),
+    ],
+)
+def test_a_name_tells_a_card_from_a_part_of_the_processor(name: str, unified: bool):
+    (one,) = parse(f"Available devices:\n  Vulkan0: {name} (16000 MiB, 15000 MiB free)\n")
+    assert one.unified == unified
+
+
+def test_what_vulkan_says_itself_goes_before_the_name():
+    said = "ggml_vulkan: 0 = AMD Radeon Graphics (radv) | uma: 0 | fp16: 1\n"
+    (one,) = parse(f"{said}Available devices:\n  Vulkan0: AMD Radeon Graphics (16000 MiB, 15000 MiB free)\n")
+    assert not one.unified
+
+
 def test_metal_shares_the_ram():
     assert [(one.id, one.unified) for one in parse(METAL)] == [("MTL0", True)]
 
