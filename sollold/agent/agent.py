@@ -417,7 +417,7 @@ class Agent:
     def _unload_idle(self) -> None:
         for one in list(self._deployments.values()):
             one.end_if_due()
-            if one.state is State.READY and 0 <= one.keep_alive <= one.idle():
+            if one.overdue():
                 one.end(f"idle for {one.keep_alive:.0f} s", state=State.DRAINING)
             elif one.ended_at and time.monotonic() - one.ended_at > FAILED_SECONDS:
                 del self._deployments[one.id]

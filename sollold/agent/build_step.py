@@ -42,6 +42,7 @@ class Steps:
         self._where = where
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
+        self._expired: subprocess.Popen[bytes] | None = None
         self._cancelled = False
 
     def cancel(self) -> None:
@@ -109,6 +110,8 @@ class Steps:
                     popen.wait()
                 self._running = None
         self.check()
+        if self._expired is popen:
+            raise SetupFailed(f"{what}: no end within {timeout:.0f} s (all of it: {self._where})")
         if code != 0:
             raise SetupFailed(self._story(what, code, lines))
         return "\n".join(lines)
@@ -122,6 +125,7 @@ class Steps:
     def _expire(self, popen: subprocess.Popen[bytes]) -> None:
         with self._lock:
             if self._running is popen:
+                self._expired = popen
                 self._write("[took too long: ended]\n")
                 self._kill()
 

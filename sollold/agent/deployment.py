@@ -39,6 +39,8 @@ RENEW_SECONDS = 3.0
 LOAD_STALL_SECONDS = 60.0
 """A load without progress for so long stands still, on a worker that hangs, say; see `_load_patience`."""
 COMMIT_SECONDS = 60.0
+FIRST_SECONDS = 10.0
+"""Whoever waited for the load has so long to come, however short the keep_alive is."""
 _RENEW_TIMEOUT = 2.5
 _RELEASE_TIMEOUT = 15.0
 _STOP_PATIENCE = 1.5
@@ -148,6 +150,7 @@ class Deployment:
         self.closing = ""
         self.closes_at = float("inf")
         self.head: Head | None = None
+        self._visited = False
         self._last_used = time.monotonic()
         self._progressed_at = time.monotonic()
         self._told_progress = False
@@ -200,8 +203,14 @@ class Deployment:
         """Seconds of idleness left; negative: for ever."""
         return -1.0 if self.keep_alive < 0 else max(0.0, self.keep_alive - self.idle())
 
+    def overdue(self) -> bool:
+        """Whether it was idle for longer than it is kept."""
+        kept = self.keep_alive if self._visited else max(self.keep_alive, FIRST_SECONDS)
+        return self.keep_alive >= 0 and self.state is State.READY and self.idle() >= kept
+
     def used(self) -> None:
         """A request came or ended: idleness begins anew."""
+        self._visited = True
         self._last_used = time.monotonic()
 
     def end(
@@ -316,7 +325,7 @@ class Deployment:
             still = group.create_task(self._watch_load())
             self.head = await self._load(reach)
             still.cancel()
-            self.used()
+            self._last_used = time.monotonic()
             self.progress = 1.0
             self._answered = True
             self._become(State.READY)

@@ -41,10 +41,20 @@ class Puller(Protocol):
 
 @dataclass(slots=True)
 class _Flight:
+    size: int
     task: asyncio.Task[None] | None = None
     asked: float = 0.0
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     failed: str = ""
+
+    @property
+    def under_way(self) -> bool:
+        return self.task is None or not self.task.done()
+
+    @property
+    def missing(self) -> int:
+        """Bytes that have yet to come."""
+        return max(0, self.size - sum(completed for completed, _ in self.sizes.values()))
 
 
 class Fetcher:
@@ -95,9 +105,12 @@ class Fetcher:
             for digest, one in list(self._flights.items()):
                 if one.task is not None and one.task.done() and now - one.asked > UNASKED_SECONDS:
                     del self._flights[digest]
-            if refusal := await self._why_not(request):
+            size = next(
+                (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
+            )
+            if refusal := await self._why_not(request, size):
                 return Fetched(failed=refusal)
-            flight = self._flights.setdefault(request.digest, _Flight())
+            flight = self._flights.setdefault(request.digest, _Flight(size))
         flight.asked = now
         if flight.task is None:
             log.info("%s is fetched, to be run here", request.model)
@@ -109,17 +122,17 @@ class Fetcher:
         done = sum(completed for completed, _ in flight.sizes.values())
         return Fetched(completed=done, total=sum(total for _, total in flight.sizes.values()))
 
-    async def _why_not(self, request: Fetch) -> str:
+    async def _why_not(self, request: Fetch, size: int) -> str:
         if not self._allowed:
             return "models.fetch_seconds is 0 on this node: it fetches nothing unasked"
-        under_way = [one for one in self._flights.values() if one.task is None or not one.task.done()]
-        if len(under_way) >= AT_A_TIME:
-            return "other models are being fetched here"
-        size = next((m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0)
         if not size:
             return f"this node does not know yet who has {request.model}"
         free = await asyncio.to_thread(_free, self._folder)
-        if free - size < LEFT:
+        others = [one for id, one in self._flights.items() if one.under_way and id != request.digest]
+        if len(others) >= AT_A_TIME:
+            return "other models are being fetched here"
+        # The disk does not know yet of what the others will write.
+        if free - size - sum(one.missing for one in others) < LEFT:
             return f"its disk has no room to spare for {request.model}"
         return ""
 
@@ -138,6 +151,9 @@ class Fetcher:
         except PullError as error:
             flight.failed = str(error)
             log.warning("%s could not be fetched: %s", request.model, error)
+        except Exception as error:
+            flight.failed = f"by a fault of our own: {error or type(error).__name__}"
+            log.exception("%s could not be fetched", request.model)
 
 
 def _free(folder: Path) -> int:

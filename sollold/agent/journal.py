@@ -1,6 +1,7 @@
 """Which child processes run, on disk: what an earlier run left behind is found and ended.
 
-A pid alone would name a stranger after a restart, so each entry carries when its process started.
+A pid alone would name a stranger after a restart, so each entry carries when its process started. What the
+children have started themselves is known by a mark in its environment.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ import msgspec
 import psutil
 
 log = logging.getLogger("sollold.agent")
+
+MARK = "SOLLOLD_CHILD_OF"
+"""In the environment of every child: whose it is, see `Journal.mark`. What it starts has it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,11 @@ class Journal:
         self._path = path
         self._lock = threading.Lock()
         self._entries: dict[int, Left] = {}
+
+    @property
+    def mark(self) -> str:
+        """The value of `MARK` for this node's children, in every run of its daemon."""
+        return str(self._path.absolute())
 
     def add(self, pid: int, name: str, deployment: str) -> None:
         """Note a child that was just started.
@@ -67,10 +76,15 @@ class Journal:
             killed = [one for one in self._read() if _alive(one)]
             for one in killed:
                 log.warning("%s (pid %d) of an earlier run is still here: ended", one.name, one.pid)
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(one.pid, 9)
+                _kill(one.pid)
+            for pid in (begotten := _marked(self.mark)):
+                log.warning("a process (pid %d) that a child of an earlier run started is ended", pid)
+                _kill(pid)
             deadline = time.monotonic() + patience
-            while any(_alive(one) for one in killed) and time.monotonic() < deadline:
+            ending = {one.pid: one.started for one in killed} | begotten
+            while time.monotonic() < deadline and any(
+                then and started(pid) == then for pid, then in ending.items()
+            ):
                 time.sleep(0.02)
             with contextlib.suppress(OSError):
                 self._write()
@@ -102,6 +116,22 @@ def started(pid: int) -> str:
         return repr(psutil.Process(pid).create_time())
     except (OSError, psutil.Error, IndexError):
         return ""
+
+
+def _marked(mark: str) -> dict[int, str]:
+    """Processes with this mark, as far as they can be looked at: pid → what `started` tells of it."""
+    wanted = f"{MARK}={mark}".encode()
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found[int(folder.name)] = started(int(folder.name))
+    return found
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, 9)
 
 
 def _alive(one: Left) -> bool:

@@ -41,6 +41,7 @@ RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
 GRANT_SECONDS = 15.0
 """How long a committed grant lives after its head's last word."""
+_NAME_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,8 @@ class Ledger:
             return self._refused(stale), tuple(actions)
         if not self._ready:
             return self._refused("the node has just started and is still clearing up"), tuple(actions)
+        if not _is_name(request.deployment):
+            return self._refused("the deployment's id is not one of letters, digits, - and _"), tuple(actions)
         if self.draining:
             return self._refused("the node is draining and takes no new work"), tuple(actions)
         wanted = {device: size for device, size in request.bytes.items() if size}
@@ -411,6 +414,12 @@ class Ledger:
                 f"{_mib(self._node_limit)}"
             )
         return ""
+
+
+def _is_name(deployment: str) -> bool:
+    """Whether it can name a folder, as it will for logs and tensors: any member may send any text."""
+    plain = deployment.replace("-", "").replace("_", "").isalnum()
+    return plain and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES
 
 
 def _own(sizes: Mapping[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -67,8 +68,8 @@ def look_at(server: Path, worker: Path) -> Llama:
         LlamaUnusable: it can't be used.
     """
     for program in (server, worker):
-        if not program.is_file() or not os.access(program, os.X_OK):
-            raise LlamaUnusable(f"{program} is not there or can't be run")
+        if not _is_file(program) or not os.access(program, os.X_OK):
+            raise LlamaUnusable(f"{program} is not there, or the daemon's user may not run it")
     match = _VERSION.search(_ask(server, "--version"))
     if match is None:
         raise LlamaUnusable(f"{server} --version names no build")
@@ -99,7 +100,7 @@ def _named(settings: LlamaSettings) -> Llama:
 
 def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     """Pairs in the same folder, which is how we know that they are of one build."""
-    built = sorted((cache / "llama.cpp").glob("b*/bin"), reverse=True)
+    built = sorted((cache / "llama.cpp").glob("b*/bin"), key=_age, reverse=True)
     # Our own with a GPU first; of those for the processor alone any other is as good or better.
     folders = [one for one in built if not one.parent.name.endswith("-cpu")]
     on_path = shutil.which("llama-server")
@@ -110,12 +111,25 @@ def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     for folder in folders:
         server = folder / "llama-server"
         worker = _worker_in(folder)
-        if server.is_file() and worker is not None:
+        if _is_file(server) and worker is not None:
             yield server, worker
 
 
+def _age(built: Path) -> tuple[int, str]:
+    """Sorts builds in our cache (``b11434-cuda/bin``), the oldest first."""
+    number, _, backend = built.parent.name.removeprefix("b").partition("-")
+    return int(number) if number.isdecimal() else 0, backend
+
+
 def _worker_in(folder: Path) -> Path | None:
-    return next((folder / name for name in _WORKERS if (folder / name).is_file()), None)
+    return next((folder / name for name in _WORKERS if _is_file(folder / name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """False, too, where a folder above may not be entered."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
 
 
 def _ask(program: Path, option: str) -> str:

@@ -115,6 +115,8 @@ class Setup:
         self._cancelled = threading.Event()
         self._steps: Steps | None = None
         self._passed: list[str] = []
+        self._beside = False
+        """Another is there and does when the build fails: then it is not tried with every start."""
 
     @property
     def _folder(self) -> Path:
@@ -143,8 +145,8 @@ class Setup:
         found = self._find()
         if found is None:
             found = self._build_once(backends, self._find)
-        elif (gpu := self._worth_building(found)) is not None:
-            found = self._build_beside(found, gpu)
+        elif (better := self._worth_building(found)) is not None:
+            found = self._build_beside(found, better)
         self._tell("ready", 1.0, "ready")
         log.info("llama.cpp %s: %s", found.build, found.server)
         return found
@@ -161,27 +163,37 @@ class Setup:
         return found
 
     def _worth_building(self, found: Llama) -> Backend | None:
-        """The GPU's backend, where its toolkit is here and what was found knows the processor alone."""
+        """The backend to build for, where what was found is of an earlier release of ours, which does not mix
+        with the other nodes' builds, or knows the processor alone and a GPU's toolkit is here.
+        """
         if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
             return None
         best = backends()[0]
-        ours = found.server.parent in (PACKAGED, _place(self._folder, CPU) / "bin")
-        if best is CPU or not ours or _failure(self._folder, best).exists():
+        folder = found.server.parent
+        ours = folder == PACKAGED or folder.parent.parent == self._folder
+        old = folder.parent.parent == self._folder and not folder.parent.name.startswith(f"{TAG}-")
+        alone = folder == PACKAGED or folder.parent.name.endswith(f"-{CPU.name}")
+        if not ours or _failure(self._folder, best).exists():
             return None
-        return best
+        if best is CPU:
+            # Without its toolkit a GPU is better served by the old one.
+            return CPU if old and alone else None
+        return best if old or alone else None
 
-    def _build_beside(self, found: Llama, gpu: Backend) -> Llama:
-        """Build for the GPU; ``found`` does when that fails. It is tried once, and again after an upgrade."""
-        log.info("%s knows the processor alone; building for %s", found.server, gpu.name)
+    def _build_beside(self, found: Llama, better: Backend) -> Llama:
+        """Build; ``found`` does when that fails. It is tried once, and again after an upgrade."""
+        log.info("%s is there; building %s for %s, which is better", found.server, TAG, better.name)
+
+        self._beside = True
 
         def there() -> Llama | None:
             now = self._find()
             return now if now != found else None
 
         try:
-            return self._build_once(lambda: [gpu], there)
+            return self._build_once(lambda: [better], there)
         except SetupFailed as error:
-            log.warning("%s; the processor alone is used", error)
+            log.warning("%s; %s is used", error, found.server)
             return found
 
     def _find_portable(self) -> Llama | None:
@@ -248,7 +260,7 @@ class Setup:
             try:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
-                if backend is not CPU:
+                if backend is not CPU or self._beside:
                     _failure(self._folder, backend).write_text(f"{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise

@@ -31,6 +31,7 @@ from sollold.models.catalogue import Catalogue
 from sollold.models.model import Model
 from sollold.models.names import canonical, parse
 from sollold.models.ollama_service import ollama_service
+from sollold.turns import Turns
 
 log = logging.getLogger("sollold.agent")
 
@@ -40,6 +41,8 @@ _TAGS_EVERY = 5
 """Polls after which the list of models is asked for again."""
 _ABSENT = (5.0, 60.0)
 """Seconds between two looks for an Ollama that is not there: at first, at most."""
+_STEADY = 60.0
+"""Seconds after which an Ollama that was started here and ends is started anew at once."""
 _HANGS = 3
 """Silences in a row after which Ollama counts as gone, and a managed one is started anew."""
 _MARGIN = 1.1
@@ -250,18 +253,38 @@ class LocalOllama:
     # The watch
 
     async def _run(self) -> None:
+        turns = Turns("the watch over Ollama", log)
         wait = _ABSENT[0]
         while True:
-            if await self._connect():
+            again, steady = False, False
+            with turns:
+                again, steady = await self._turn()
+            if steady:
                 wait = _ABSENT[0]
-                await self._follow()
-                self._lose()
-                if self._own is not None:
-                    continue
-            elif self._own is not None and not self._mistaken and await self._own.start():
-                continue
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, _ABSENT[1])
+            if not again:
+                await asyncio.sleep(wait)
+                wait = min(wait * 2, _ABSENT[1])
+
+    async def _turn(self) -> tuple[bool, bool]:
+        """Follow Ollama while it is there. Whether to look again at once, and whether it was there long."""
+        loop = asyncio.get_running_loop()
+        if await self._connect():
+            since = loop.time()
+            await self._follow()
+            self._lose()
+            # One that ends again and again is not started anew without a pause.
+            steady = self._own is None or loop.time() - since > _STEADY
+            return self._own is not None and steady, steady
+        if self._own is not None and not self._mistaken:
+            return await self._own.start(self._answers), False
+        return False, False
+
+    async def _answers(self) -> bool:
+        assert self._session is not None
+        with contextlib.suppress(OllamaError):
+            await OllamaApi(self._session, self._url).version()
+            return True
+        return False
 
     async def _connect(self) -> bool:
         assert self._session is not None
@@ -403,7 +426,12 @@ class LocalOllama:
         devices = self._view.me.devices
         if not devices:
             return 1 << 62
-        return sum(device.total - device.granted for device in devices if device.kind is not Kind.PLAIN)
+        own = [device for device in devices if device.kind is not Kind.PLAIN]
+        memories: dict[str, int] = {}
+        for device in own:  # Those of one pool have one memory.
+            memory = device.pool or device.id
+            memories[memory] = max(memories.get(memory, 0), device.total)
+        return sum(memories.values()) - sum(device.granted for device in own)
 
     def _placed(self, loaded: Loaded, model: Model | None) -> tuple[Placed, ...]:
         """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken."""

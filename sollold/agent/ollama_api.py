@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import TypeVar
@@ -9,6 +10,8 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
+
+log = logging.getLogger("sollold.agent")
 
 T = TypeVar("T")
 
@@ -79,7 +82,11 @@ def address(
     if not text:
         return "http://127.0.0.1:11434"
     schemed = "://" in text
-    parts = urlsplit(text if schemed else f"http://{text}")
+    try:
+        parts = urlsplit(text if schemed else f"http://{text}")
+    except ValueError as error:
+        log.warning("the address of Ollama can't be understood (%s: %s); it is looked for here", text, error)
+        return "http://127.0.0.1:11434"
     host = parts.hostname or "127.0.0.1"
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,8 +15,9 @@ from sollold.agent.process import Process
 
 log = logging.getLogger("sollold.agent")
 
-_START = 30.0
-"""Seconds within which a started Ollama must accept connections."""
+_START = 90.0
+"""Seconds within which a started Ollama must answer: it listens at once, but looks for GPUs first."""
+_LOOK = 0.2
 
 
 class OwnOllama:
@@ -57,8 +57,8 @@ class OwnOllama:
         """Whether the one started here has ended by itself."""
         return self._process is not None and not self._process.running
 
-    async def start(self) -> bool:
-        """Start one and wait until it accepts connections; False when that fails, see `trouble`."""
+    async def start(self, answers: Callable[[], Awaitable[bool]]) -> bool:
+        """Start one and wait until it ``answers``; False when that fails, see `trouble`."""
         await self.stop()
         self.trouble = ""
         binary = self._binary or await asyncio.to_thread(_binary)
@@ -89,11 +89,13 @@ class OwnOllama:
                 words = " ".join(self._process.last_lines()[-2:])
                 self.trouble = f"Ollama ended right after its start: {words}"
                 break
-            if await self._accepts():
+            if await answers():
                 return True
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(_LOOK)
         else:
-            self.trouble = f"Ollama was started but does not answer; see {self._log_file}."
+            self.trouble = (
+                f"Ollama was started but did not answer within {_START:.0f} s; see {self._log_file}."
+            )
         await self.stop()
         return False
 
@@ -119,13 +121,6 @@ class OwnOllama:
         if self._process is not None:
             process, self._process = self._process, None
             await process.stop()
-
-    async def _accepts(self) -> bool:
-        with contextlib.suppress(OSError, TimeoutError):
-            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", self._port), 1.0)
-            writer.close()
-            return True
-        return False
 
 
 def _binary() -> str:

@@ -44,6 +44,8 @@ _FRESH_SECONDS = 0.3
 """A measurement not older than this is good enough to grant on."""
 _PATIENCE_SECONDS = 4.0
 """A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
+_PROTOCOL_SECONDS = 30.0
+"""Until a worker of our own is asked again what protocol it speaks."""
 _NO_MEASURE = f"the devices of this node can't be measured: no answer within {_PATIENCE_SECONDS:.0f} s"
 
 
@@ -112,7 +114,7 @@ class Owner:
         )
         self._plain_watch: asyncio.Task[None] | None = None
         self._scanning: asyncio.Task[tuple[PlainWorker, ...]] | None = None
-        self._protocols: dict[Llama, Version | None] = {}
+        self._protocols: dict[Llama, Version] = {}
 
     async def start(self) -> None:
         """Read the newest term, end what an earlier run left behind, measure; then grants are given."""
@@ -128,8 +130,11 @@ class Owner:
 
     async def use(self, llama: Llama) -> None:
         """A llama.cpp is there: learn what protocol workers that others started must speak."""
-        if self.plain and (version := await self._protocol(llama)) is not None:
-            self.plain.use(version)
+        while self.plain:
+            if (version := await self._protocol(llama)) is not None:
+                self.plain.use(version)
+                return
+            await asyncio.sleep(_PROTOCOL_SECONDS)
 
     async def scan(self) -> tuple[PlainWorker, ...]:
         """Workers that others started on the networks of this machine; takes some seconds."""
@@ -147,7 +152,10 @@ class Owner:
     async def _protocol(self, llama: Llama) -> Version | None:
         if llama not in self._protocols:
             logs = self._places.state / "logs"
-            self._protocols = {llama: await own_protocol(llama, self._ports, self._journal, logs)}
+            version = await own_protocol(llama, self._ports, self._journal, logs)
+            if version is None:
+                return None
+            self._protocols = {llama: version}
         return self._protocols[llama]
 
     async def run(self) -> None:

@@ -114,6 +114,9 @@ async def own_protocol(llama: Llama, ports: Ports, journal: Journal, logs: Path)
         log.warning("the protocol of llama.cpp %s is not known: %s", llama.build, error)
         return None
     try:
-        return (await look(LOOPBACK, worker.port, None)).version
+        found = await look(LOOPBACK, worker.port, None)
+        if found.version is None:
+            log.warning("the protocol of llama.cpp %s is not known: %s", llama.build, found.reason)
+        return found.version
     finally:
         await worker.stop()

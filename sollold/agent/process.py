@@ -2,13 +2,15 @@
 
 A thread per child starts it, reads its output and waits for its exit. That thread lives as long as the
 child does, which matters: Linux sends the parent-death signal when the *thread* that started the child
-ends.
+ends. A second thread waits for nothing but the exit: what the child has started itself (an Ollama its
+runners) would keep memory and output, so it is ended then, and the exit is told at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -22,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from sollold.agent.journal import Journal
+from sollold.agent.journal import MARK, Journal
 from sollold.agent.process_log import ProcessLog
 
 log = logging.getLogger("sollold.agent")
@@ -66,6 +68,8 @@ class Process:
         self._log_file = log_file
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
+        self._reaping = threading.Lock()
+        """Held to signal and to reap: a number is nobody else's until its process was reaped."""
 
     @classmethod
     async def start(
@@ -144,8 +148,8 @@ class Process:
                 self._popen.stdin.close()
 
     def kill(self) -> None:
-        """SIGKILL."""
-        self._signal(signal.SIGKILL)
+        """SIGKILL, with all that it has started."""
+        self._signal(signal.SIGKILL, group=True)
 
     async def stop(self, patience: float = 3.0) -> None:
         """End it: SIGTERM, after ``patience`` seconds SIGKILL. Returns when it is gone."""
@@ -162,24 +166,23 @@ class Process:
         if not started.cancelled() and started.exception() is None:
             self.kill()
 
-    def _signal(self, number: signal.Signals) -> None:
-        if self._popen is not None:
-            # Popen looks whether the child was waited for before it signals: never a stranger's pid.
-            with contextlib.suppress(ProcessLookupError):
-                self._popen.send_signal(number)
+    def _signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        with self._reaping, contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._popen is not None and self._popen.returncode is None:
+                (os.killpg if group else os.kill)(self._popen.pid, number)
 
     # In the child's thread
 
     def _run(self, command: list[str], env: dict[str, str], deployment: str, journal: Journal) -> None:
         try:
             output = ProcessLog(self._log_file)
-            output.write((" ".join(command) + "\n").encode())
+            output.write((" ".join(command) + "\n").encode("utf-8", "surrogateescape"))
             popen = self._popen = subprocess.Popen(
                 guarded(command),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env={**_clean(os.environ), **env},
+                env={**_clean(os.environ), **env, MARK: journal.mark},
                 cwd="/",
                 start_new_session=True,
                 restore_signals=False,
@@ -187,12 +190,21 @@ class Process:
         except OSError as error:
             self._tell(self._started, error=error)
             return
+        except ValueError as error:
+            # A zero byte, or half a character, in a name that came from somewhere.
+            self._tell(self._started, error=OSError(errno.EINVAL, f"the command can't be given: {error}"))
+            return
         self.pid = popen.pid
         try:
             journal.add(popen.pid, self.name, deployment)
         except OSError as error:
             log.warning("the journal can't be written (%s): a crash could leave %s behind", error, self.name)
         self._tell(self._started)
+        ending = threading.Thread(target=self._end_group, name=f"end of {self.name}", daemon=True)
+        try:
+            ending.start()
+        except RuntimeError as error:
+            log.warning("no thread waits for the exit of %s: %s", self.name, error)
         assert popen.stdout is not None
         with output, popen.stdout:
             for raw in iter(lambda: popen.stdout.readline(64 * 1024), b""):  # type: ignore[union-attr]
@@ -202,7 +214,7 @@ class Process:
                     self._last.append(line)
                     if self._on_line is not None:
                         self._later(self._on_line, line)
-            code = popen.wait()
+            code = self._reap(popen)
             output.write(f"[exit {code}]\n".encode())
         if popen.stdin is not None:
             with contextlib.suppress(OSError):
@@ -210,6 +222,18 @@ class Process:
         with contextlib.suppress(OSError):
             journal.remove(popen.pid)
         self._tell(self.exited, code)
+
+    def _end_group(self) -> None:
+        """Wait for the exit, then end what the child has left behind; not reaped yet, it keeps its number."""
+        if hasattr(os, "waitid"):
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+            self._signal(signal.SIGKILL, group=True)
+
+    def _reap(self, popen: subprocess.Popen[bytes]) -> int:
+        self._end_group()
+        with self._reaping if hasattr(os, "waitid") else contextlib.nullcontext():
+            return popen.wait()
 
     def _later(self, call: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody listens any more.

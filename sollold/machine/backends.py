@@ -17,10 +17,12 @@ ENVIRONMENT = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """For every child that uses GPUs: ``CUDA<n>`` is then the n-th that NVML knows."""
 _SECONDS = 60.0
 _LINE = re.compile(r"^\s+([A-Za-z]+\d*): (.*) \((\d+) MiB, (\d+) MiB free\)\s*$")
-_UMA = re.compile(r"ggml_vulkan: (\d+) = .*\| uma: 1 ")
+_UMA = re.compile(r"ggml_vulkan: (\d+) = .*\| uma: ([01]) ")
 _INTEGRATED = re.compile(
     r"Intel.*Graphics|\bIris\b|\bUHD\b|Radeon (?:\S+ )?Graphics|\bApple\b|\bGB10\b|\bOrin\b|\bTegra\b"
 )
+_CARD = re.compile(r"\bArc\b.* [AB]\d{3}\b")
+"""Intel's cards, which are called Graphics too: ``Intel(R) Arc(TM) A770 Graphics``."""
 _SOFTWARE = re.compile(r"llvmpipe|lavapipe|SwiftShader", re.IGNORECASE)
 
 
@@ -35,10 +37,10 @@ class Listed:
     unified: bool
 
 
-def listed(server: Path) -> list[Listed]:
+def listed(server: Path) -> list[Listed] | None:
     """Run ``server --list-devices``. Slow where a driver has to start: call it seldom, off the loop.
 
-    Empty when it can't be run; the log says why.
+    None when it can't be run or fails; the log says why.
     """
     try:
         done = subprocess.run(
@@ -52,8 +54,12 @@ def listed(server: Path) -> list[Listed]:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("%s --list-devices failed: %s", server, error)
-        return []
-    return parse(done.stdout.decode("utf-8", "replace"))
+        return None
+    text = done.stdout.decode("utf-8", "replace")
+    if done.returncode != 0:
+        log.warning("%s --list-devices ended with %d: %s", server, done.returncode, text.strip()[-200:])
+        return None
+    return parse(text)
 
 
 def parse(text: str) -> list[Listed]:
@@ -62,7 +68,7 @@ def parse(text: str) -> list[Listed]:
     Software renderers are left out: they are the processor under another name. So is a GPU that a second
     backend offers again, since its memory would count twice.
     """
-    uma = {f"Vulkan{number}" for number in _UMA.findall(text)}
+    uma = {f"Vulkan{number}": shared == "1" for number, shared in _UMA.findall(text)}
     found: list[Listed] = []
     for line in text.splitlines():
         match = _LINE.match(line)
@@ -73,9 +79,14 @@ def parse(text: str) -> list[Listed]:
             continue
         if any(_same_gpu(other, device, name) for other in found):
             continue
-        unified = device in uma or device.startswith(("MTL", "Metal")) or bool(_INTEGRATED.search(name))
+        unified = uma.get(device, device.startswith(("MTL", "Metal")) or _integrated(name))
         found.append(Listed(device, name, int(total) * MIB, int(free) * MIB, unified))
     return found
+
+
+def _integrated(name: str) -> bool:
+    """Whether a GPU of this name has no memory of its own, as far as a name can tell."""
+    return bool(_INTEGRATED.search(name)) and not _CARD.search(name)
 
 
 def _same_gpu(other: Listed, device: str, name: str) -> bool:

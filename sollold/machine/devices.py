@@ -41,7 +41,8 @@ class Measurement:
 
 
 class Machine:
-    """Measures the devices. Its methods block; call them off the loop, from any thread.
+    """Measures the devices. `measure` blocks, for as long as a driver hangs: call it off the loop, from any
+    thread. The rest tells of the last measurement, and never waits for one.
 
     Args:
         settings: limits, reserves and which devices may be used.
@@ -52,11 +53,15 @@ class Machine:
         self._settings = settings
         self._state = state
         self._nvml = Nvml()
-        self._lock = threading.Lock()
+        self._measuring = threading.Lock()
         self._speed: Speed | None = None
+        self._gpus: list[Gpu] = []
+        self._lock = threading.Lock()
+        """Held for a moment only, for what `use` and a listing both set."""
         self._server: Path | None = None
         self._listed: list[Listed] = []
         self._listed_at = float("-inf")
+        self._list_failed = False
 
     @property
     def problem(self) -> str:
@@ -65,17 +70,15 @@ class Machine:
 
     def idle_gpus(self) -> tuple[str, ...]:
         """Names of GPUs that the driver knows, and that the llama.cpp in use offers no device for."""
-        with self._lock:
-            offered = {one.id for one in self._listed}
-            if self._server is None or any(not name.startswith("CUDA") for name in offered):
-                return ()
-            gpus = self._nvml.gpus()
-            return tuple(gpu.name for place, gpu in enumerate(gpus) if f"CUDA{place}" not in offered)
+        offered = {one.id for one in self._listed}
+        if self._listed_at == float("-inf") or any(not name.startswith("CUDA") for name in offered):
+            return ()
+        gpus = [(place, gpu) for place, gpu in enumerate(self._gpus) if gpu.readable]
+        return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
 
     def reserves(self) -> dict[str, int]:
         """Bytes of each device that are left to the rest of the machine."""
-        with self._lock:
-            gpus = {one.id: 0 if one.unified else self._settings.gpu_reserve for one in self._listed}
+        gpus = {one.id: 0 if one.unified else self._settings.gpu_reserve for one in self._listed}
         return {PROCESSOR: self._settings.reserve, **gpus}
 
     def close(self) -> None:
@@ -90,23 +93,29 @@ class Machine:
 
     def measure(self) -> Measurement:
         """The devices as they are now. The first call takes up to 2 s (the processor's speed)."""
-        with self._lock:
+        with self._measuring:
             if self._speed is None:
                 self._speed = speed(self._state / "speed.json")
-            gpus = self._nvml.gpus()
-            self._list(gpus)
-            return combine(self._settings, memory(), self._speed, self._listed, gpus)
+            self._gpus = self._nvml.gpus()
+            self._list(self._gpus)
+            return combine(self._settings, memory(), self._speed, self._listed, self._gpus)
 
     def _list(self, gpus: Collection[Gpu]) -> None:
-        if self._server is None:
+        with self._lock:
+            server, known, at = self._server, self._listed, self._listed_at
+        if server is None:
             return
-        first = self._listed_at == float("-inf")
-        # The figures of GPUs without NVML age; and a driver may come up after the daemon.
-        without_nvml = any(not one.id.startswith("CUDA") for one in self._listed)
-        not_yet = bool(gpus) and not self._listed
-        if first or ((without_nvml or not_yet) and time.monotonic() - self._listed_at > LIST_SECONDS):
-            self._listed = listed(self._server)
-            self._listed_at = time.monotonic()
+        # The figures of GPUs that NVML does not tell of age; and a driver may come up after the daemon.
+        told = {f"CUDA{place}" for place, gpu in enumerate(gpus) if gpu.readable}
+        age = self._list_failed or (not known and told) or any(one.id not in told for one in known)
+        if at == float("-inf") or (age and time.monotonic() - at > LIST_SECONDS):
+            fresh = listed(server)
+            with self._lock:
+                if self._server == server:
+                    # One that did not run says nothing of the GPUs: they may be in use.
+                    self._list_failed = fresh is None
+                    self._listed = known if fresh is None else fresh
+                    self._listed_at = time.monotonic()
 
 
 def combine(
@@ -120,7 +129,7 @@ def combine(
 
     NVML's figures are fresher than the listing's, so they win. A GPU that llama.cpp can't use is none.
     """
-    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus)}
+    nvml = {f"CUDA{place}": gpu for place, gpu in enumerate(gpus) if gpu.readable}
     devices: list[Device] = []
     processes: dict[int, dict[str, int]] = {}
     for one in offered:

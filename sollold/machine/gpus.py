@@ -20,6 +20,7 @@ class Gpu:
         bandwidth: memory clock × 2 (double data rate) × bus width.
         compute: cores × clock × 2, in single precision without tensor cores: a lower bound.
         processes: bytes that each process uses, as far as the driver tells.
+        total: 0 when the driver does not tell its memory: then only its place in the order is known.
     """
 
     index: int
@@ -31,6 +32,11 @@ class Gpu:
     compute: float
     processes: dict[int, int]
 
+    @property
+    def readable(self) -> bool:
+        """Whether the driver told its figures."""
+        return self.total > 0
+
 
 class Nvml:
     """The NVIDIA driver's management library. Without one there are no GPUs, and that is no error."""
@@ -39,6 +45,7 @@ class Nvml:
         self._nvml: Any = None
         self.problem = ""
         """Why NVIDIA GPUs can't be seen; empty when they can, or when there is no driver."""
+        self._said: dict[int, str] = {}
         try:
             import pynvml
         except ImportError as error:
@@ -66,34 +73,43 @@ class Nvml:
         try:
             count = self._nvml.nvmlDeviceGetCount()
         except self._nvml.NVMLError as error:
-            log.warning("NVML does not count the GPUs: %s", error)
+            self._say(-1, f"NVML does not count the GPUs: {error}")
             return []
-        found = [gpu for index in range(count) if (gpu := self._gpu(index)) is not None]
-        return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self._say(-1, "")
+        return visible([self._gpu(index) for index in range(count)], os.environ.get("CUDA_VISIBLE_DEVICES"))
 
-    def _gpu(self, index: int) -> Gpu | None:
+    def _gpu(self, index: int) -> Gpu:
+        """One that can't be read keeps its place: the others' names count on it."""
         nvml = self._nvml
+        name, uuid = f"GPU {index}", ""
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            name, uuid = _text(nvml.nvmlDeviceGetName(handle)), _text(nvml.nvmlDeviceGetUUID(handle))
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            name, uuid = nvml.nvmlDeviceGetName(handle), nvml.nvmlDeviceGetUUID(handle)
         except nvml.NVMLError as error:
-            log.warning("GPU %d can't be read: %s", index, error)
-            return None
+            self._say(index, f"GPU {index} can't be read: {error}")
+            return Gpu(index, uuid, name, 0, 0, 0.0, 0.0, {})
+        self._say(index, "")
         clock = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_MEM) * 1e6
         bus = self._number(nvml.nvmlDeviceGetMemoryBusWidth, handle)
         cores = self._number(nvml.nvmlDeviceGetNumGpuCores, handle)
         cycle = self._number(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) * 1e6
         return Gpu(
             index,
-            _text(uuid),
-            _text(name),
+            uuid,
+            name,
             int(memory.total),
             int(memory.free),
             bandwidth=clock * 2 * bus / 8,
             compute=cores * cycle * 2,
             processes=self._processes(handle),
         )
+
+    def _say(self, index: int, trouble: str) -> None:
+        """Once: the GPUs are looked at every few seconds."""
+        if trouble and trouble != self._said.get(index):
+            log.warning("%s", trouble)
+        self._said[index] = trouble
 
     def _number(self, ask: Any, *arguments: Any) -> float:
         try:

@@ -203,6 +203,25 @@ async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
         assert town.agents["a"].owner.ledger.grants() == ()
 
 
+async def test_who_waited_for_the_load_may_come_however_short_it_is_kept(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    async with founded(folder, llama, "a") as town:
+        agent = town.agents["a"]
+        town.models[tiny.digest] = tiny
+        await town.deploy("d", plan(tiny, "a"), keep_alive=0.0)
+        await town.until("a", "d", State.READY)
+        agent._unload_idle()
+        with agent.busy("d"):
+            agent._unload_idle()
+        agent._unload_idle()
+        with pytest.raises(LookupError):
+            agent.url("d")
+        monkeypatch.setattr(deployment, "FIRST_SECONDS", 0.0)
+        await town.deploy("e", plan(tiny, "a"), keep_alive=0.0)
+        await eventually(lambda: agent.deployment("e") is None)
+
+
 async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: Model):
     async with founded(folder, llama, "a") as town:
         town.models[tiny.digest] = tiny

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ from sollold.agent import fetcher
 from sollold.agent.commands import Fetch, Fetched
 from sollold.agent.fetcher import Fetcher
 from sollold.cluster.term import Term
+from sollold.config import GIB
 from sollold.models.landing import Landing
+from sollold.models.model import Model
 from tests.models.fakes import until
 from tests.models.test_pull import PART, Node, Town, big, unfinished
 
@@ -125,6 +128,61 @@ async def test_a_node_may_refuse(
     digest = await known(town)
     assert words in (await order(town, digest)).failed
     assert not unfinished(a)
+
+
+class Endless:
+    """Fetches models of 10 GiB each, and never ends."""
+
+    def __init__(self, *steps: dict[str, Any], error: Exception | None = None) -> None:
+        self.steps = steps
+        self.error = error
+
+    def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
+        return (("b", Model(name, name, "folder", ("x",), 10 * GIB, 0.0)),)
+
+    async def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[dict[str, Any], None]:
+        for step in self.steps:
+            yield step
+        if self.error is not None:
+            raise self.error
+        await asyncio.Event().wait()
+
+
+async def alone(puller: Endless, folder: Path) -> AsyncIterator[Callable[[str], Awaitable[Fetched]]]:
+    async def obey(term: Term) -> str:
+        return ""
+
+    made = Fetcher(puller, lambda digest: False, obey, folder, True)
+    yield lambda name: made._fetch("l", Fetch(TERM, name, name))
+    await made.close()
+
+
+async def test_what_another_fetch_will_write_is_not_there_for_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetcher, "_free", lambda folder: 16 * GIB)
+    async for fetch in alone(Endless({"digest": "x", "total": 10 * GIB, "completed": 4 * GIB}), tmp_path):
+        assert not (await fetch("one")).failed
+        assert (await fetch("two")).failed == "its disk has no room to spare for two"
+        heard = Fetched()
+        while not heard.completed:
+            await asyncio.sleep(0)
+            heard = await fetch("one")
+        monkeypatch.setattr(fetcher, "_free", lambda folder: 20 * GIB)
+        assert "no room" in (await fetch("two")).failed, "6 of 20 GiB are the first one's, 5 stay free"
+        monkeypatch.setattr(fetcher, "_free", lambda folder: 21 * GIB)
+        assert not (await fetch("two")).failed
+        monkeypatch.setattr(fetcher, "_free", lambda folder: 99 * GIB)
+        assert (await fetch("three")).failed == "other models are being fetched here"
+
+
+async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) -> None:
+    async for fetch in alone(Endless(error=RuntimeError("no thread left")), tmp_path):
+        states = [await fetch("one")]
+        while not states[-1].failed:
+            await asyncio.sleep(0)
+            states.append(await fetch("one"))
+        assert states[-1].failed == "by a fault of our own: no thread left"
 
 
 async def test_it_comes_from_nodes_and_from_nowhere_else(town: Town) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -67,6 +68,19 @@ def test_all_or_nothing_over_devices():
     refused, _ = book.reserve(Reserve(T1, "d", "head", {"CUDA0": 500, "CUDA1": 1001}), 0.0)
     assert not refused.ok
     assert book.available("CUDA0") == 1000
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../home", "/home/me", "a/b", "a\0b", ".", "x" * 201, "-"])
+def test_an_id_that_could_lead_out_of_our_folders_gets_nothing(name: str):
+    book = ledger()
+    refused, _ = book.reserve(ask(name), 0.0)
+    assert not refused.ok and "id" in refused.reason
+    assert not book.holds(name)
+
+
+@pytest.mark.parametrize("name", ["llama-3-1-70b-0a1b2c3d", "d_1", "模型-0a1b2c3d"])
+def test_the_ids_that_leaders_give_are_good(name: str):
+    assert ledger().reserve(ask(name), 0.0)[0].ok
 
 
 def test_node_limit_spans_devices():

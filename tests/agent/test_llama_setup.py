@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sollold.agent import llama_build, llama_find, llama_setup, toolchain
-from sollold.agent.build_step import Cancelled, SetupFailed
+from sollold.agent.build_step import Cancelled, SetupFailed, Steps
 from sollold.agent.llama_setup import Progress, Setup, persist, set_up
 from sollold.config import LlamaSettings
 from tests.agent.town import eventually
@@ -157,6 +157,25 @@ def test_what_the_settings_name_is_used_or_complained_of(shop: Shop):
         shop.setup(server="/nowhere/llama-server").run()
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_folder_that_may_not_be_entered_is_said_and_ends_nothing(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, beside: bool
+):
+    closed = shop.folder / "home"
+    stat = os.stat
+
+    def refuse(path: object, **more: object) -> object:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert shop.setup().run().server == shop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
+    more = {} if beside else {"rpc_server": str(closed / "ggml-rpc-server")}
+    with pytest.raises(SetupFailed, match=r"home"):
+        shop.setup(server=str(closed / "llama-server"), **more).run()
+
+
 def test_a_build_ends_whole_with_progress_and_a_log(shop: Shop):
     found = shop.setup().run()
     assert found.server == shop.cache / "llama.cpp/b11434-cpu/bin/llama-server"
@@ -211,6 +230,33 @@ def test_where_a_toolkit_is_one_for_the_processor_alone_is_not_enough(
     assert shop.runs() == 1
 
 
+def test_a_build_of_an_earlier_release_gives_way(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    builds = shop.cache / "llama.cpp"
+    install(builds / "b9999-cpu/bin")
+    old = install(builds / "b10000-cpu/bin")
+    assert shop.setup(build=False).run().server == old, "the newest, by number"
+    shop.ninja('echo "b.cpp:7:1: error: no such thing"; exit 1')
+    runs = shop.runs()
+    for _ in range(2):
+        assert shop.setup().run().server == old
+    assert shop.runs() == runs + 1, "what fails is not tried with every start"
+    shop.ninja()
+    (builds / "b11434-cpu.failed").unlink()
+    assert shop.setup().run().server == builds / "b11434-cpu/bin/llama-server"
+    assert shop.setup().run().server == builds / "b11434-cpu/bin/llama-server"
+    assert shop.runs() == runs + 2
+
+
+def test_an_earlier_build_for_a_gpu_gives_way_only_to_one_for_the_gpu(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    old = install(shop.cache / "llama.cpp/b10000-cuda/bin")
+    assert shop.setup().run().server == old, "its toolkit is gone"
+    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
+    assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
+
+
 def test_no_compiler_is_said_with_what_to_do(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(shop.path))
     for name in ("c++", "cc"):
@@ -224,6 +270,14 @@ def test_no_source_is_said_with_both_reasons(shop: Shop, monkeypatch: pytest.Mon
     with pytest.raises(SetupFailed, match=r"could not resolve host.*pip could not fetch.*llama.server"):
         shop.setup().run()
     assert shop.left() == []
+
+
+def test_a_step_that_took_too_long_says_so(tmp_path: Path):
+    with (tmp_path / "log").open("wb") as out:
+        steps = Steps(out, tmp_path / "log")
+        with pytest.raises(SetupFailed, match=r"^git could not fetch it: no end within 0 s \(all of it: "):
+            steps.run("git could not fetch it", ["/bin/sleep", "600"], timeout=0.2)
+        assert steps.run("echo", ["/bin/echo", "well"], timeout=30) == "well"
 
 
 def test_a_moved_tag_is_not_built(shop: Shop, monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ async def test_models_as_endpoints(
     offered = {model.name: model for model in catalogue.models}
     assert offered["small:latest"].parameters == 8_000_000_000
     assert offered["small:latest"].only_ollama
+
+
+async def test_memory_that_a_gpu_shares_is_there_once(
+    make: Make, view: FakeView, catalogue: Catalogue
+) -> None:
+    shared = replace(cpu(), pool="ram")
+    view.update_me(devices=(replace(shared, id="Vulkan0", kind=Kind.GPU), shared))
+    async with Standin([Known("small:latest", 1000), Known("huge:latest", 12 * GIB)]) as standin:
+        ollama = make(standin.url)
+        await ollama.start()
+        await until(lambda: names(ollama))
+        assert set(names(ollama)) == {"small:latest"}
+        view.update_me(devices=(replace(cpu(), id="CUDA0", kind=Kind.GPU), cpu()))
+        await until(lambda: "huge:latest" in names(ollama))
 
 
 async def test_only_ollama_runs_it_though_it_is_big(
@@ -317,6 +332,77 @@ async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
         os.kill(second, 0)
 
 
+SLOW = """#!{python}
+import os, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.path in ("/api/version", "/api/tags", "/api/ps")
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b'{{"version": "0.33.0", "models": []}}')
+with Path({starts!r}).open("a") as starts:
+    starts.write("x")
+server = HTTPServer(("127.0.0.1", {port}), Answer)
+while not Path({ready!r}).exists():
+    time.sleep(0.01)
+server.serve_forever()
+"""
+
+
+async def test_one_that_looks_for_gpus_before_it_answers_is_waited_for(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.agent.ollama_api._QUICK", 0.1)
+    port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
+    binary = tmp_path / "ollama"
+    binary.write_text(SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready)))
+    binary.chmod(0o755)
+    asked: list[bool] = []
+    answers = LocalOllama._answers
+
+    async def ask(ollama: LocalOllama) -> bool:
+        asked.append(await answers(ollama))
+        return asked[-1]
+
+    monkeypatch.setattr(LocalOllama, "_answers", ask)
+    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    await ollama.start()
+    await until(lambda: starts.exists() and len(asked) > 5)
+    assert ollama.version == ""
+    ready.touch()
+    await until(lambda: ollama.version)
+    assert starts.read_text() == "x", "started once"
+
+
+async def test_one_that_ends_again_and_again_is_not_started_without_a_pause(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
+    ready.touch()
+    binary = tmp_path / "ollama"
+    text = SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready))
+    ends = "        self.path == '/api/ps' and os._exit(1)\n"
+    binary.write_text(text.replace("        known =", ends + "        known ="))
+    binary.chmod(0o755)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        if seconds >= 1.0:
+            pauses.append(seconds)
+            seconds = 0.01
+        await sleep(seconds)
+
+    monkeypatch.setattr("sollold.agent.ollama._ABSENT", (5.0, 60.0))
+    monkeypatch.setattr("sollold.agent.ollama.asyncio.sleep", pause)
+    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    await ollama.start()
+    await until(lambda: len(starts.read_text() if starts.exists() else "") > 4)
+    assert pauses[:3] == [5.0, 10.0, 20.0]
+
+
 async def test_managed_without_a_binary_says_so(make: Make) -> None:
     ollama = make("http://127.0.0.1:9", manage=True, binary="/nowhere/ollama")
     await ollama.start()
@@ -334,6 +420,8 @@ async def test_managed_without_a_binary_says_so(make: Make) -> None:
         ("", "https://box.lan", "https://box.lan:443"),
         ("http://[::1]:11434/", "x", "http://[::1]:11434"),
         ("", "host:notaport", "http://host:11434"),
+        ("", "[::1", "http://127.0.0.1:11434"),
+        ("http://[::1", "", "http://127.0.0.1:11434"),
     ],
 )
 def test_address(url: str, host: str, expected: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sollold.agent import owner
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Reserve
 from sollold.agent.llama_find import Llama
@@ -183,6 +184,22 @@ async def town(folder: Path, llama: Llama) -> AsyncIterator[Town]:
 
 def offers(town: Town, node: str) -> list[str]:
     return [one.id for one in town.views[node].me.devices if one.kind is Kind.PLAIN and one.available]
+
+
+async def test_a_protocol_that_was_not_learnt_at_first_is_asked_for_again(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [None, None, OURS]
+
+    async def own_protocol(*_: object) -> Version | None:
+        return answers.pop(0)
+
+    monkeypatch.setattr(owner, "own_protocol", own_protocol)
+    monkeypatch.setattr(owner, "_PROTOCOL_SECONDS", 0.01)
+    async with listening(lambda reader, writer: writer.close()) as port:
+        agent = await named(town, "a", f"127.0.0.1:{port}")
+        await eventually(lambda: agent.owner.plain.listed()[0].state is PlainState.REFUSED)
+    assert not answers
 
 
 @pytest.mark.llama

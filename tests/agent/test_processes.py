@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from sollold.agent import process_log
-from sollold.agent.journal import Journal, started
+from sollold.agent.journal import MARK, Journal, started
 from sollold.agent.last_words import last_words
 from sollold.agent.ports import Ports
 from sollold.agent.process import Process
@@ -60,6 +60,41 @@ async def test_one_that_ignores_sigterm_is_killed(folder: Path):
     assert process.exited.result() == -signal.SIGKILL
 
 
+PARENT = "sleep 600 & echo $!; exec sleep 600"
+"""Starts one of its own, which holds its output open as an Ollama's runner does."""
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_a_child_has_started_ends_with_it(folder: Path, alone: bool):
+    process = await begin(folder, "/bin/sh", "-c", PARENT)
+    await eventually(lambda: process.last_lines())
+    begotten = int(process.last_lines()[0])
+    then = started(begotten)
+    assert then
+    if alone:
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
+    await eventually(lambda: started(begotten) != then)
+
+
+def test_what_a_child_of_a_killed_daemon_has_started_is_ended(folder: Path):
+    path = folder / "children.json"
+    mine = {**os.environ, MARK: Journal(path).mark}
+    others = {**os.environ, MARK: Journal(folder / "other" / "children.json").mark}
+    left = subprocess.Popen(["/bin/sleep", "600"], env=mine)
+    stranger = subprocess.Popen(["/bin/sleep", "600"], env=others)
+    try:
+        Journal(path).clear_up()
+        assert left.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+    finally:
+        for one in (left, stranger):
+            one.kill()
+            one.wait(10)
+
+
 async def test_it_gets_no_secret_and_no_hidden_option(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "hush hush")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
@@ -82,6 +117,18 @@ async def test_what_can_not_be_started_ends_with_a_reason(folder: Path):
     process = await begin(folder, str(folder / "nothing"))
     assert await process.exited != 0
     assert "No such file" in last_words(process.exited.result(), process.last_lines())
+
+
+async def test_a_name_in_bytes_of_another_encoding_is_passed_on(folder: Path):
+    process = await asyncio.wait_for(begin(folder, "/bin/echo", "caf\udce9.gguf"), 10)
+    assert await process.exited == 0
+    assert b"caf\xe9.gguf\n" in (folder / "logs/d/test.log").read_bytes()
+
+
+@pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
+async def test_a_command_that_can_not_be_given_is_an_error_and_no_hang(folder: Path, argument: str):
+    with pytest.raises(OSError, match="can't be given"):
+        await asyncio.wait_for(begin(folder, "/bin/echo", argument), 10)
 
 
 async def test_a_cancelled_start_leaves_no_child(folder: Path):

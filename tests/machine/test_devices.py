@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sollold.config import GIB, MIB, NodeSettings
-from sollold.machine import backends, speed
+from sollold.machine import backends, devices, speed
 from sollold.machine.backends import Listed, parse
 from sollold.machine.device import Kind
 from sollold.machine.devices import PROCESS, Machine, combine
-from sollold.machine.gpus import Gpu, visible
+from sollold.machine.gpus import Gpu, Nvml, visible
 from sollold.machine.memory import Memory
 from sollold.machine.speed import Speed
 
@@ -50,6 +53,28 @@ def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "unified"),
+    [
+        ("Intel(R) Arc(TM) A770 Graphics", False),
+        ("Intel(R) Arc(tm) B580 Graphics (BMG G21)", False),
+        ("Intel(R) Arc(tm) Graphics (MTL)", True),
+        ("Intel(R) UHD Graphics 770 (ADL-S GT1)", True),
+        ("AMD Radeon Graphics (RADV PHOENIX)", True),
+        ("AMD Radeon RX 7900 XTX", False),
+    ],
+)
+def test_a_name_tells_a_card_from_a_part_of_the_processor(name: str, unified: bool):
+    (one,) = parse(f"Available devices:\n  Vulkan0: {name} (16000 MiB, 15000 MiB free)\n")
+    assert one.unified == unified
+
+
+def test_what_vulkan_says_itself_goes_before_the_name():
+    said = "ggml_vulkan: 0 = AMD Radeon Graphics (radv) | uma: 0 | fp16: 1\n"
+    (one,) = parse(f"{said}Available devices:\n  Vulkan0: AMD Radeon Graphics (16000 MiB, 15000 MiB free)\n")
+    assert not one.unified
+
+
 def test_metal_shares_the_ram():
     assert [(one.id, one.unified) for one in parse(METAL)] == [("MTL0", True)]
 
@@ -61,8 +86,20 @@ def test_other_output_lists_nothing(text: str):
     assert parse(text) == []
 
 
-def test_a_program_that_does_not_run_lists_nothing(tmp_path: Path):
-    assert backends.listed(tmp_path / "nothing") == []
+def test_a_program_that_does_not_run_says_nothing_of_the_devices(tmp_path: Path):
+    assert backends.listed(tmp_path / "nothing") is None
+    server = lister(tmp_path, "")
+    assert backends.listed(server) == []
+    server.write_text("#!/bin/sh\necho 'Available devices:'\nexit 1\n")
+    assert backends.listed(server) is None
+
+
+def lister(folder: Path, text: str) -> Path:
+    """A llama-server that lists the devices of ``text``."""
+    server = folder / "llama-server"
+    server.write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+    server.chmod(0o755)
+    return server
 
 
 def test_nvml_measures_what_llama_offers():
@@ -78,6 +115,91 @@ def test_nvml_measures_what_llama_offers():
     )
     assert {device.pool for device in (first, second, processor)} == {""}
     assert made.processes == {77: {"CUDA0": 5 * MIB}}
+
+
+def test_a_gpu_that_can_not_be_read_leaves_the_others_their_names():
+    lost = Gpu(0, "", "GPU 0", 0, 0, 0.0, 0.0, {})
+    first, second, _ = combine(NodeSettings(), RAM, SPEED, parse(CUDA), [lost, gpu(1, p77=5)]).devices
+    assert (first.id, first.free, first.bandwidth) == ("CUDA0", 23800 * MIB, 0.0), "as it was listed"
+    assert (second.id, second.free, second.bandwidth) == ("CUDA1", 20000 * MIB, 1e12)
+
+
+class Driver:
+    """NVML of two GPUs, the first of which does not tell its memory."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __getattr__(self, name: str) -> object:
+        raise AttributeError(name)
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return f"card {handle}"
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{handle}{handle}{handle}{handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:
+        if not handle:
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(total=8 * GIB, free=7 * GIB)
+
+    def nvmlDeviceGetMaxClockInfo(self, handle: int, kind: int) -> int:
+        return 1000
+
+    def nvmlDeviceGetMemoryBusWidth(self, handle: int) -> int:
+        return 256
+
+    nvmlDeviceGetNumGpuCores = nvmlDeviceGetMemoryBusWidth
+    NVML_CLOCK_MEM = NVML_CLOCK_SM = 0
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[object]:
+        return []
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml = Nvml()
+    nvml._nvml = Driver()
+    for _ in range(3):
+        first, second = nvml.gpus()
+        assert (first.name, first.readable) == ("card 0", False)
+        assert (second.index, second.readable, second.free) == (1, True, 7 * GIB)
+    assert [record.getMessage() for record in caplog.records] == ["GPU 0 can't be read: Not Supported"]
+
+
+def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(devices, "LIST_SECONDS", 0.0)
+    machine = Machine(NodeSettings(), tmp_path)
+    monkeypatch.setattr(machine._nvml, "gpus", list)
+    server = lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 23000 MiB free)")
+
+    def free() -> list[int]:
+        return [one.free // MIB for one in machine.measure().devices if one.kind is Kind.GPU]
+
+    try:
+        machine.use(server)
+        assert free() == [23000]
+        lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 500 MiB free)")
+        assert free() == [500], "another program took the rest"
+        server.write_text("#!/bin/sh\nexit 1\n")
+        assert free() == [500]
+        lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 900 MiB free)")
+        assert free() == [900]
+        lister(tmp_path, "  (none)")
+        assert free() == []
+    finally:
+        machine.close()
 
 
 def test_a_gpu_that_llama_can_not_use_is_none():
@@ -122,9 +244,7 @@ def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
 
 
 def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    server = tmp_path / "llama-server"
-    server.write_text("#!/bin/sh\necho 'Available devices:'\n")
-    server.chmod(0o755)
+    server = lister(tmp_path, "Available devices:")
     machine = Machine(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
     try:
@@ -132,12 +252,36 @@ def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pyte
         machine.use(server)
         machine.measure()
         assert machine.idle_gpus() == (gpu(0).name,)
-        server.write_text(f"#!/bin/sh\ncat <<'END'\n{CUDA}\nEND\n")
-        machine.use(server)
+        machine.use(lister(tmp_path, CUDA))
         machine.measure()
         assert machine.idle_gpus() == ()
     finally:
         machine.close()
+
+
+def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    machine = Machine(NodeSettings(reserve=7), tmp_path)
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang() -> list[Gpu]:
+        hanging.set()
+        assert go_on.wait(30)
+        return []
+
+    monkeypatch.setattr(machine._nvml, "gpus", hang)
+    others = (lambda: machine.use(tmp_path / "llama-server"), machine.reserves, machine.idle_gpus)
+    with ThreadPoolExecutor(1 + len(others)) as threads:
+        try:
+            measured = threads.submit(machine.measure)
+            assert hanging.wait(30)
+            asked = [threads.submit(call) for call in others]
+            assert not wait(asked, 10).not_done
+        finally:
+            go_on.set()
+        assert measured.result(30).devices
+    machine.close()
 
 
 def test_the_machine_as_it_is(tmp_path: Path):
