@@ -28,7 +28,8 @@ class Reciter:
 
     ``cut_whole``: the next answer not streamed breaks off in its middle.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
-    of every request in which this stands, before it answers. ``deaf``: to small questions.
+    of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
+    of comments before each event.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Reciter:
         self.deaf = False
         self.cut_whole = False
         self.pause = 0.0
+        self.padding = 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -278,6 +280,8 @@ class Reciter:
                 if self.hang_after is not None and n >= self.hang_after:
                     self.hang_after = None
                     await asyncio.Event().wait()
+                if self.padding:
+                    await response.write(b": " + b"." * self.padding + b"\n\n")
                 await response.write(line)
                 if self.pause:
                     await asyncio.sleep(self.pause)

@@ -355,6 +355,29 @@ async def test_reader_that_stopped_gives_its_place_to_others(
     assert answer.routing.resumed == 1
 
 
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_reader_that_stopped_keeps_nobody_else_out(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
+    a, b = await cluster.node("a"), await cluster.node("b")
+    one = await cluster.reciter()
+    # More than all buffers on the way hold.
+    one.padding = 256 * 1024
+    b.engines.serve("d1", one, slots=1)
+    node = a if asked == "a" else b
+    stopped = await node.serving.open(ask(id="stopped"), lambda _: None)
+    events = [json.loads(await anext(stopped.events))]
+    async with asyncio.timeout(20):
+        other = await read(await node.serving.open(ask(id="other"), lambda _: None))
+        assert said(other) == TEXT
+        # When it reads on it is taken up where it was left.
+        events += await read(stopped)
+    assert said(events) == TEXT
+    await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
 async def test_asking_node_that_vanished_frees_its_place(cluster: Cluster) -> None:
     a, one, _ = await three(cluster)
     one.hang_after = 20
