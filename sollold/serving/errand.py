@@ -86,7 +86,8 @@ class Errand:
         """
         touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
         leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit)
-        await _read_away(leg)
+        # To load a model an Ollama may take as long as it takes.
+        await _read_away(leg, ASIDE_LIMIT if leg.call.path in ASIDE else None)
         self._routing = self._routing_from(leg)
         return Answer(self._routing, self._nothing(), self.close)
 
@@ -102,16 +103,22 @@ class Errand:
             await self._means.loader.drop(self._wish, "a caller asked for it (keep_alive 0)")
         # One that is in use ends when it is idle: it is told so by a question with keep_alive 0.
         there = view.live()
+        refused: Refusal | None = None
         for candidate in self._means.router.candidates(there, self._wish, self._loop.time()):
             if not candidate.endpoint.loaded:
                 continue
             call = _TOUCH if candidate.engine is Engine.LLAMA else self._ask.calls[Engine.OLLAMA]
-            leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish)
+            # Aside: in line behind others it would wait for what they ask, or be sent to another endpoint.
+            leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish, aside=True)
             if isinstance(leg, Leg):
                 try:
-                    await _read_away(leg)
+                    await _read_away(leg, ASIDE_LIMIT)
                 finally:
                     await self._finder.leave(leg, True)
+            elif isinstance(leg, Refusal) and leg.status != 404:
+                refused = leg
+        if refused is not None:
+            raise refused
         if candidates:
             record, endpoint = candidates[0].record, candidates[0].endpoint
         else:
@@ -431,10 +438,10 @@ def _status_in(event: bytes) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
-async def _read_away(leg: Leg) -> None:
+async def _read_away(leg: Leg, limit: float | None) -> None:
+    """Read the answer to its end, in ``limit`` seconds; None: in whatever time it takes."""
     try:
-        # To load a model an Ollama may take as long as it takes.
-        async with asyncio.timeout(ASIDE_LIMIT if leg.call.path in ASIDE else None):
+        async with asyncio.timeout(limit):
             await whole(leg.stream)
     except Failure as failure:
         raise Refusal(Fault.ENGINE, f"the engine failed: {failure}", status=500) from None

@@ -218,9 +218,9 @@ class Finder:
         return ready
 
     async def enter(
-        self, choice: Choice, call: Call, wish: Wish, stage: str = ""
+        self, choice: Choice, call: Call, wish: Wish, stage: str = "", *, aside: bool = False
     ) -> Leg | Candidate | Refusal | Failure:
-        """Ask one endpoint.
+        """Ask one endpoint. ``aside``: it needs no turn, as the questions of `ASIDE` need none.
 
         Answers the leg; or a better candidate, found while it stood in line; or why another endpoint
         should be tried (a `Refusal` is to be raised when there is none, a `Failure` to be waited out).
@@ -245,7 +245,7 @@ class Finder:
             age=now - self.came,
             deadline=max(left, 0.001) if self._ask.deadline > 0 else 0.0,
             keep_alive=self._ask.keep_alive,
-            aside=call.path in ASIDE,
+            aside=aside or call.path in ASIDE,
         )
         nudge: asyncio.Future[None] | None = None
 

@@ -15,6 +15,7 @@ from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.finding import engine_refusal
 from sollold.serving.loader import Ready
+from sollold.serving.router import Wish
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
@@ -442,6 +443,36 @@ async def test_load_only_and_unload(cluster: Cluster) -> None:
     assert [event async for event in answer.events] == []
     assert a.loader.dropped == [MODEL]
     await until(lambda: a.serving.under_way == 0)
+
+
+async def test_every_ollama_is_told_to_unload_though_its_places_are_taken(cluster: Cluster) -> None:
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    busy, idle = await cluster.reciter(), await cluster.reciter()
+    busy.hang_after = 3
+    b.engines.serve(OLLAMA, busy, slots=1, backend=Backend.OLLAMA)
+    answering = await a.serving.open(ask("generate", id="long"), lambda _: None)
+    assert await anext(answering.events)
+    c.engines.serve(OLLAMA, idle, slots=1, backend=Backend.OLLAMA)
+    async with asyncio.timeout(3):
+        await give(a, "generate", id="stop", load_only=True, keep_alive=0.0, stream=False, prompt="")
+    for reciter in (busy, idle):
+        assert reciter.requests[-1][1]["prompt"] == ""
+    await answering.close()
+    wish = Wish(MODEL, frozenset((Engine.OLLAMA,)))
+    await until(lambda: b.server.under_way == c.server.under_way == 0)
+    loads = [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)]
+    assert loads == [0, 0]
+
+
+async def test_a_model_that_could_not_be_unloaded_is_not_called_unloaded(cluster: Cluster) -> None:
+    a, b = await cluster.node("a"), await cluster.node("b")
+    reciter = await cluster.reciter()
+    b.engines.serve(OLLAMA, reciter, backend=Backend.OLLAMA)
+    reciter.status = 500
+    with pytest.raises(Refusal) as refused:
+        await give(a, "generate", load_only=True, keep_alive=0.0, stream=False, prompt="")
+    assert refused.value.message == "status 500"
+    await until(lambda: b.server.under_way == 0)
 
 
 async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:
