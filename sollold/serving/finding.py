@@ -277,7 +277,11 @@ class Finder:
                 if better is not None:
                     # Claimed before anything is awaited: the others in line look for it too.
                     means.router.sent(better.key, wish, self._loop.time())
-                    await _call_off(opening)
+                    try:
+                        await _call_off(opening)
+                    except BaseException:
+                        means.router.ended(better.key, None)
+                        raise
                     means.router.ended(candidate.key, None)
                     return better
             refusal = await self._refused(stream, candidate)
@@ -286,10 +290,13 @@ class Finder:
                 means.router.failed(candidate.key, self._loop.time())
                 ok = False
             means.router.ended(candidate.key, ok)
+            # It may have broken off in the middle of an error's words.
+            await _call_off(opening)
             return self._judge(failure)
         except BaseException:
-            await _call_off(opening)
+            # Counted first: what follows may be cancelled once more.
             means.router.ended(candidate.key, None)
+            await _call_off(opening)
             raise
         finally:
             if nudge is not None:

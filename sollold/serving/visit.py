@@ -89,7 +89,7 @@ class Visit:
         self._engines = engines
         self._session = session
         self._stack = AsyncExitStack()
-        self._posting: asyncio.Task[aiohttp.ClientResponse] | None = None
+        self._posting: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._begun: Begun | None = None
         self._broken: Broken | None = None
@@ -162,7 +162,7 @@ class Visit:
             # Only the body goes to the engine. A header such as X-Conversation-Id would make llama-server
             # go on generating after its caller has hung up.
             self._posting = asyncio.ensure_future(self._post(url + turn.path))
-            self._response = await self._posting
+            await self._posting
         except (aiohttp.ClientError, OSError) as error:
             taken = not isinstance(error, aiohttp.ClientConnectorError)
             raise self._failure(f"the engine does not answer: {error}", transport=True, taken=taken) from None
@@ -170,10 +170,13 @@ class Visit:
             if self._broken is not None and self._posting is not None and self._posting.cancelled():
                 raise Failure(self._broken) from None
             raise
+        if self._broken is not None or self._response is None:
+            raise self._failure("the engine does not answer")
         self._begun = Begun(self._response.status, (turn.age + waited) * 1000)
 
-    async def _post(self, url: str) -> aiohttp.ClientResponse:
-        return await self._session.post(
+    async def _post(self, url: str) -> None:
+        # Kept from here: whoever ends or closes the visit in this very moment must find it.
+        self._response = await self._session.post(
             url, data=self.turn.body, headers={"Content-Type": "application/json"}
         )
 

@@ -26,7 +26,8 @@ def count(text: str) -> int:
 class Reciter:
     """One engine.
 
-    ``cut_whole``: the next answer not streamed breaks off in its middle.
+    ``cut_whole``: the next answer not streamed breaks off in its middle; ``cut_error``: the next answer is an
+    error that does.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
     of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
     of comments before each event.
@@ -39,6 +40,7 @@ class Reciter:
         self.deaths = 0
         self.deaf = False
         self.cut_whole = False
+        self.cut_error = False
         self.pause = 0.0
         self.padding = 0
         self.gate = asyncio.Event()
@@ -207,6 +209,9 @@ class Reciter:
             self.deaths += 1
             assert request.transport is not None
             request.transport.abort()
+        if self.cut_error:
+            self.cut_error = False
+            await self._cut(request, 500)
         if self.status != 200:
             error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
             raise _status(self.status, error)
@@ -245,14 +250,17 @@ class Reciter:
             self.running -= 1
         if self.cut_whole:
             self.cut_whole = False
-            response = web.StreamResponse(headers={"Content-Length": "1000000"})
-            await response.prepare(request)
-            await response.write(b'{"choices":')
-            await asyncio.sleep(0.01)
-            assert request.transport is not None
-            request.transport.abort()
-            return response
+            return await self._cut(request, 200)
         return web.json_response(body)
+
+    async def _cut(self, request: web.Request, status: int) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={"Content-Length": "1000000"})
+        await response.prepare(request)
+        await response.write(b'{"choices":')
+        await asyncio.sleep(0.01)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
 
     async def _sse(
         self, request: web.Request, events: list[dict[str, Any]], *, done: bool

@@ -11,6 +11,7 @@ import pytest
 from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
 from sollold.config import HttpSettings, ServingSettings
 from sollold.machine.device import Device, Kind
+from sollold.serving import finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.finding import engine_refusal
@@ -400,6 +401,34 @@ async def test_request_in_line_moves_to_an_endpoint_that_is_free(cluster: Cluste
     await until(lambda: b.server.under_way == 1)
     slow.gate.set()
     await first
+
+
+async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, slow = await two(cluster, slots=1)
+    slow.gate.clear()
+    first = asyncio.create_task(give(a, id="first"))
+    await until(lambda: slow.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(give(a, id="second", waits=waits))
+    await until(lambda: any(wait.stage == "queued" for wait in waits))
+    call_off = finding._call_off
+
+    async def hanging_up(opening: asyncio.Future) -> None:
+        second.cancel()
+        await call_off(opening)
+
+    monkeypatch.setattr(finding, "_call_off", hanging_up)
+    c = await cluster.node("c")
+    c.engines.serve("d2", await cluster.reciter())
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    monkeypatch.undo()
+    slow.gate.set()
+    await first
+    wish = Wish(MODEL, frozenset((Engine.LLAMA,)))
+    assert [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)] == [0, 0]
 
 
 async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:

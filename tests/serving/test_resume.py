@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from sollold.agent.deployment import Work
@@ -376,6 +377,39 @@ async def test_reader_that_stopped_keeps_nobody_else_out(
         events += await read(stopped)
     assert said(events) == TEXT
     await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_an_engine_that_dies_while_it_refuses_keeps_no_place(cluster: Cluster) -> None:
+    b = await cluster.node("b")
+    one = await cluster.reciter()
+    one.cut_error = True
+    b.engines.serve("d1", one, slots=1)
+    async with asyncio.timeout(4):
+        assert said(await read(await b.serving.open(ask(), lambda _: None))) == TEXT
+    await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_what_is_broken_off_in_the_moment_it_begins_goes_on_elsewhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one, _ = await three(cluster)
+    b = cluster.nodes[1]
+    one.hang_after = 3
+    session = b.server._session
+    assert session is not None
+    post = session.post
+
+    async def begun(*args: Any, **more: Any) -> aiohttp.ClientResponse:
+        response = await post(*args, **more)
+        asyncio.get_running_loop().call_soon(b.server.break_all, "the node is drained")
+        return response
+
+    monkeypatch.setattr(session, "post", begun)
+    async with asyncio.timeout(4):
+        answer = await b.serving.open(ask(), lambda _: None)
+        monkeypatch.undo()
+        assert said(await read(answer)) == TEXT
+    await until(lambda: b.server.under_way == 0)
 
 
 async def test_asking_node_that_vanished_frees_its_place(cluster: Cluster) -> None:
