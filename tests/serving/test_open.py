@@ -434,8 +434,8 @@ async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
 async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:
     a, _, reciter = await two(cluster)
     reciter.pause = 0.05
-    running = asyncio.create_task(give(a, id="running"))
-    await until(lambda: reciter.running == 1)
+    answer = await a.serving.open(ask(id="running"), lambda _: None)
+    running = asyncio.create_task(read(answer))
     a.serving.refuse("this node is stopping; ask another")
     with pytest.raises(Refusal) as late:
         await give(a, id="late")
@@ -445,6 +445,27 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
     with pytest.raises(Refusal) as broken:
         await running
     assert broken.value.fault is Fault.INTERRUPTED and "this node is stopping" in broken.value.message
+
+
+@pytest.mark.parametrize("waits_for", ["a load", "a place"])
+async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Cluster, waits_for: str) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(b, id="first"))
+    await until(lambda: reciter.running == 1)
+    if waits_for == "a load":
+        b.engines.drop("d1")
+    waits: list[Waiting] = []
+    waiting = asyncio.create_task(give(a, id="waiting", waits=waits))
+    await until(lambda: waits)
+    await a.serving.close()
+    with pytest.raises(Refusal) as left:
+        async with asyncio.timeout(1):
+            await waiting
+    assert left.value.fault is Fault.UNAVAILABLE and left.value.retry_after > 0
+    assert left.value.message == "this node is stopping; ask another"
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
