@@ -109,8 +109,8 @@ class Finder:
     ) -> Leg:
         """An engine that has begun to answer.
 
-        ``stage``: what waiting is called, when not by its own name; ``without``: endpoints that failed just
-        now and are asked only when there is no other.
+        ``stage``: what waiting is called, when not by its own name, for an answer that is under way already;
+        ``without``: endpoints that failed just now and are asked only when there is no other.
 
         Raises:
             Refusal: as its fault says.
@@ -123,6 +123,7 @@ class Finder:
         wanted = ("", "")
         loaded = False
         ready: Ready | None = None
+        full = ""
         self._furthest = 0.0
         while True:
             self._refuse_a_killer()
@@ -151,7 +152,7 @@ class Finder:
                     loaded = True
                     continue
                 if now - began > limit:
-                    raise self._too_long(limit, "it could not be reached")
+                    raise self._too_long(limit, full or "it could not be reached")
                 ready = None
                 if tried:
                     # The record still calls READY what does not answer: give its owner time to notice.
@@ -180,7 +181,11 @@ class Finder:
                 continue
             tried.add(choice.candidate.key)
             if isinstance(leg, Refusal):
-                refused = leg
+                # An answer under way is sent away by no full line: it asks again until the limit.
+                if stage and leg.fault is Fault.UNAVAILABLE:
+                    full = leg.message.removesuffix("; try again later")
+                else:
+                    refused = leg
             elif calls[choice.candidate.engine].path not in ASIDE:
                 self._died(choice.candidate.key, leg)
 

@@ -17,6 +17,8 @@ from sollold.serving import errand, finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
 from sollold.serving.drain import drain
 from sollold.serving.router import Wish
+from sollold.serving.visit import Visit
+from sollold.serving.wire import Turn
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
@@ -180,6 +182,47 @@ async def test_waits_on_while_the_load_goes_forward(cluster: Cluster) -> None:
     events += await read(answer)
     assert said(events) == TEXT
     assert a.loader.loads == 4
+
+
+@pytest.mark.parametrize("freed", [True, False])
+async def test_a_full_line_does_not_end_an_answer_under_way(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, freed: bool
+) -> None:
+    cluster.settings = ServingSettings(recover_limit=5.0 if freed else 0.5, queue=1)
+    a, one, other = await three(cluster)
+    c = cluster.nodes[2]
+    other.gate.clear()
+    visits = [c.server.visit(Turn(f"c{n}", "d2", "/completion", b'{"prompt": "Say: "}')) for n in range(2)]
+    await visits[0].open(lambda _: None)
+    second = asyncio.create_task(visits[1].open(lambda _: None))
+    await until(lambda: c.engines.inside == 2)
+    asked = 0
+    take = c.server.visit
+
+    def counted(turn: Turn) -> Visit:
+        nonlocal asked
+        asked += turn.path == "/v1/chat/completions"
+        return take(turn)
+
+    monkeypatch.setattr(c.server, "visit", counted)
+    one.die_after = 20
+    answer = await a.serving.open(ask(), lambda _: None)
+    cluster.nodes[1].engines.drop("d1")
+    reading = asyncio.create_task(read(answer))
+    await until(lambda: asked > 1)
+    if freed:
+        second.cancel()
+        await visits[0].close()
+        other.gate.set()
+        assert said(await reading) == TEXT
+    else:
+        with pytest.raises(Refusal) as full:
+            await reading
+        assert full.value.fault is Fault.INTERRUPTED and "requests wait for this model" in full.value.message
+        second.cancel()
+        await visits[0].close()
+    await asyncio.gather(second, return_exceptions=True)
+    await until(lambda: c.server.under_way == 0)
 
 
 async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
