@@ -22,6 +22,8 @@ log = logging.getLogger("sollold.serving")
 _LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*([0-9.eE+-]+)', re.DOTALL)
 _OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
 _TAIL = 4096
+_COMMENT = ord(":")
+"""What begins a line of an event stream that says nothing."""
 
 
 class Failure(Exception):
@@ -193,6 +195,10 @@ class Visit:
         last = before = b""
         try:
             while chunk := await read():
+                if chunk[0] == _COMMENT and b"data:" not in chunk:
+                    # llama-server says every half minute that it is there, though its workers hang. Nobody
+                    # needs to hear it: nodes and callers get signs of life of our own.
+                    continue
                 progress.came(now())
                 before, last = last, chunk
                 yield chunk

@@ -30,7 +30,7 @@ class Reciter:
     error that does.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
     of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
-    of comments before each event.
+    of comments before each event. ``pings``: while it hangs it says that it is there.
     """
 
     def __init__(self) -> None:
@@ -43,6 +43,7 @@ class Reciter:
         self.cut_error = False
         self.pause = 0.0
         self.padding = 0
+        self.pings = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -287,6 +288,9 @@ class Reciter:
                     return response
                 if self.hang_after is not None and n >= self.hang_after:
                     self.hang_after = None
+                    while self.pings:
+                        await response.write(b":\n\n")
+                        await asyncio.sleep(0.05)
                     await asyncio.Event().wait()
                 if self.padding:
                     await response.write(b": " + b"." * self.padding + b"\n\n")

@@ -308,6 +308,21 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
     assert "no token" in b.engines.failed[0][1]
 
 
+@pytest.mark.parametrize("after", [0, 30])
+async def test_a_hung_engine_that_says_it_is_there_is_hung_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.1)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=0.5)
+    a, one, _ = await three(cluster)
+    one.hang_after = after
+    one.pings = True
+    async with asyncio.timeout(8):
+        answer = await a.serving.open(ask(), lambda _: None)
+        assert said(await read(answer)) == TEXT
+    assert "no token" in cluster.nodes[1].engines.failed[0][1]
+
+
 async def test_engine_that_does_nothing_at_all_is_left_early(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
