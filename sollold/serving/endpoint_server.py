@@ -72,7 +72,8 @@ _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
 _TELLING = 16
 """Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
 _UNSEEN = 1200.0
-"""Seconds of silence granted, at the least, to an Ollama's answer that is not streamed: it shows no work."""
+"""Seconds of silence granted, at the least, to an Ollama that loads, or whose answer is not streamed: it
+shows no work."""
 
 
 class _Door:
@@ -240,6 +241,8 @@ class EndpointServer:
             self._engines,
             self._session,
             stall=self._patience(turn, endpoint),
+            # An Ollama loads first, in silence, and gives up by itself when that does not go forward.
+            begin=_UNSEEN if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
             speed=door.speed or endpoint.speed,
             on_speed=partial(self._measured, endpoint.id, door),
             on_end=ended,

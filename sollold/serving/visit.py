@@ -80,12 +80,13 @@ class Visit:
         session: aiohttp.ClientSession,
         *,
         stall: float,
+        begin: float = 0.0,
         speed: float,
         on_speed: Callable[[Visit, float, int], None],
         on_end: Callable[[Visit], None],
     ) -> None:
-        """``on_speed`` is told a whole answer's tokens per second and how many they were; ``on_end`` is
-        called once."""
+        """``stall``, ``begin``, ``speed``: as `Progress` takes them; ``on_speed`` is told a whole answer's
+        tokens per second and how many they were; ``on_end`` is called once."""
         self.turn = turn
         self._gate = gate
         self._engines = engines
@@ -100,6 +101,7 @@ class Visit:
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._stall = stall
+        self._begin = begin
         self._speed = speed
         self.progress: Progress | None = None
         """From the moment the engine has the request; None before."""
@@ -159,7 +161,7 @@ class Visit:
         url = self._engines.url(turn.endpoint)
         if url is None:
             raise Failure(Broken(Break.MOVED, "the endpoint is gone"))
-        self.progress = Progress(self._loop.time(), self._stall, self._speed)
+        self.progress = Progress(self._loop.time(), self._stall, self._speed, self._begin)
         try:
             # Only the body goes to the engine. A header such as X-Conversation-Id would make llama-server
             # go on generating after its caller has hung up.

@@ -323,6 +323,21 @@ async def test_a_hung_engine_that_says_it_is_there_is_hung_all_the_same(
     assert "no token" in cluster.nodes[1].engines.failed[0][1]
 
 
+async def test_an_ollama_that_loads_is_given_the_time_for_it(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(stall=100.0)
+    b = await cluster.node("b")
+    one = await cluster.reciter()
+    body = json.dumps(ask("ollama").calls[Engine.OLLAMA].body).encode()
+    for id, loaded, patience in (("ollama:m", False, 1200.0), ("ollama:n", True, 300.0)):
+        b.engines.serve(id, one, backend=Backend.OLLAMA, loaded=loaded)
+        visit = b.server.visit(Turn(id, id, "/api/chat", body))
+        await visit.open(lambda _: None)
+        assert visit.progress is not None and visit.progress.limit == patience
+        assert await anext(visit.chunks())
+        assert visit.progress.limit == 100.0
+        await visit.close()
+
+
 async def test_engine_that_does_nothing_at_all_is_left_early(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
