@@ -145,7 +145,7 @@ class Finder:
                     said, refused = refused, None
                     log.info("an Ollama refused, so the leader is asked: %s", said, extra=self._extra)
                     try:
-                        ready = await self._load(wish, limit - (now - began), stage)
+                        ready = await self._load(wish, limit, began, stage)
                     except Refusal as other:
                         # Why it does not fit says more than what Ollama could not do; nothing else does.
                         raise other if other.fault is Fault.TOO_BIG else said from None
@@ -162,7 +162,7 @@ class Finder:
                 if loaded:
                     # The leader knows one that is READY; here it is not known yet, or not reachable.
                     await self._news(_AGAIN)
-                ready = await self._load(wish, limit - (now - began), stage)
+                ready = await self._load(wish, limit, began, stage)
                 if ready is not None and 0 < ready.endpoint.context < wish.context:
                     # More than the model was trained with, or than fits: the leader gives what there is.
                     wish = replace(wish, context=ready.endpoint.context)
@@ -206,10 +206,12 @@ class Finder:
         finally:
             undo()
 
-    async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
+    async def _load(self, wish: Wish, limit: float, since: float, stage: str) -> Ready | None:
+        """``limit``: seconds that may be waited in all, from ``since`` on."""
         began = self._loop.time()
         # A stream that was broken off waits for as long as its model's load goes forward.
-        need = Need(wish, self._ask.keep_alive, limit, begun=bool(stage))
+        waited = began - since
+        need = Need(wish, self._ask.keep_alive, max(0.0, limit - waited), begun=bool(stage), waited=waited)
         on_wait = self._on_wait
         if stage:
 

@@ -123,7 +123,8 @@ class ClusterHere:
         """
         ensure = await self._ensure(ask)
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.limit
+        limit = self.limit
+        end = loop.time() + limit
         answer = await self._leader.ensure(ensure)
         while answer.verdict in (Verdict.PLANNING, Verdict.ELSEWHERE) and loop.time() < end:
             await asyncio.sleep(0.2)
@@ -139,7 +140,8 @@ class ClusterHere:
             in_ollama=ensure.in_ollama,
         )
         while True:
-            need = Need(wish, ask.keep_alive, max(0.0, end - loop.time()))
+            left = max(0.0, end - loop.time())
+            need = Need(wish, ask.keep_alive, left, waited=limit - left)
             ready = await self._loader.ready(need, _unheard)
             found = self._view.record(ready.node) if ready is not None else None
             if ready is not None and found is not None:

@@ -46,6 +46,8 @@ class Around:
     called: list[tuple[str, object]] = field(default_factory=list)
     kept: list[tuple[str, float]] = field(default_factory=list)
     served: list[Ask] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
+    limit: float = 5.0
     silent: bool = False
 
     @property
@@ -66,6 +68,7 @@ class Around:
         return self.answer
 
     async def ready(self, need: Need, on_wait: Any) -> Ready:
+        self.needs.append(need)
         return Ready(self.node, self.endpoint)
 
     async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Done:
@@ -95,7 +98,7 @@ class Around:
         def keep(deployment: str, seconds: float) -> None:
             self.kept.append((deployment, seconds))
 
-        return ClusterHere(any_, any_, any_, any_, any_, any_, drain, keep, any_, self.serve, 5.0)
+        return ClusterHere(any_, any_, any_, any_, any_, any_, drain, keep, any_, self.serve, self.limit)
 
 
 async def test_what_is_loaded_is_kept_as_long_as_named() -> None:
@@ -133,6 +136,13 @@ async def test_a_refusal_of_the_leader_is_the_callers() -> None:
     with pytest.raises(Refusal, match="without 2 slots"):
         await around.here().load(PlanAsk("demo:latest", slots=2))
     assert around.asked[0].slots == 2
+
+
+async def test_time_that_planning_took_is_told_as_waited() -> None:
+    around = Around(answer=Ensured(Verdict.PLANNING), limit=0.3)
+    await around.here().load(PlanAsk("demo:latest"))
+    (need,) = around.needs
+    assert (need.limit, need.waited) == (0.0, 0.3)
 
 
 IN_OLLAMA = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
