@@ -13,12 +13,12 @@ import pytest
 from sollold.agent.deployment import Work
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
-from sollold.serving import errand, finding
+from sollold.serving import endpoint_server, errand, finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
 from sollold.serving.drain import drain
 from sollold.serving.router import Wish
 from sollold.serving.visit import Visit
-from sollold.serving.wire import Turn
+from sollold.serving.wire import END, Turn, frame
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
@@ -108,6 +108,26 @@ async def test_request_not_streamed_is_repeated(cluster: Cluster) -> None:
     await one.stop()
     answer = await asking
     assert said(await read(answer)) == TEXT
+
+
+async def test_a_node_that_dies_behind_a_whole_answer_spoils_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, one, other = await three(cluster)
+    send = endpoint_server._Caller.send
+
+    async def dying(caller: endpoint_server._Caller, data: bytes) -> None:
+        await send(caller, data)
+        if data == frame(END):
+            await asyncio.sleep(0.05)
+            assert caller._request.transport is not None
+            caller._request.transport.abort()
+
+    monkeypatch.setattr(endpoint_server._Caller, "send", dying)
+    answer = await a.serving.open(ask(stream=False), lambda _: None)
+    assert said(await read(answer)) == TEXT
+    assert answer.routing.resumed == 0
+    assert (len(one.requests), len(other.requests)) == (1, 0)
 
 
 async def test_a_request_not_streamed_tells_how_long_it_was_interrupted(cluster: Cluster) -> None:
