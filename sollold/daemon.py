@@ -172,6 +172,7 @@ class Daemon:
             self._drain,
             self._agent.keep_alive,
             self._agent.owner.scan,
+            self._serving.open,
             settings.http.wait_limit,
         )
         self._cluster.register(self._peers)

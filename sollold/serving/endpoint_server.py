@@ -72,7 +72,8 @@ _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
 _TELLING = 16
 """Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
 _UNSEEN = 1200.0
-"""Seconds of silence granted, at the least, to an Ollama's answer that is not streamed: it shows no work."""
+"""Seconds of silence granted, at the least, to an Ollama that loads, or whose answer is not streamed: it
+shows no work."""
 
 
 class _Door:
@@ -96,7 +97,6 @@ class _Caller:
         self.task = asyncio.current_task()
         self.node = node
         self.sent = self._loop.time()
-        self._stuck = 0.0
 
     @property
     def gone(self) -> bool:
@@ -108,7 +108,6 @@ class _Caller:
         """Write one frame."""
         self.sent = self._loop.time()
         await self._response.write(data)
-        self._stuck = 0.0
 
     async def show_life(self) -> None:
         """Write a frame that says nothing else; soon given up when the other end takes nothing."""
@@ -116,13 +115,9 @@ class _Caller:
             async with asyncio.timeout(0.1):
                 await self.send(frame(ALIVE))
         except TimeoutError:
-            self._stuck = self._stuck or self.sent
+            log.debug("the asking node takes nothing")
         except ConnectionError:
             log.debug("the asking node went away")
-
-    def blocked(self, now: float) -> float:
-        """Seconds for which the caller's node has taken nothing."""
-        return now - self._stuck if self._stuck else 0.0
 
 
 class EndpointServer:
@@ -147,6 +142,7 @@ class EndpointServer:
         self._held = Held(settings.bodies)
         self._doors: dict[str, _Door] = {}
         self._callers: set[_Caller] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._beat: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -173,6 +169,7 @@ class EndpointServer:
         self.break_all("this node is stopping")
         self._unsubscribe()
         tasks = [caller.task for caller in self._callers if caller.task is not None]
+        tasks += self._closing
         tasks += [door.asking for door in self._doors.values() if door.asking is not None]
         if self._beat is not None:
             self._beat.cancel()
@@ -244,6 +241,8 @@ class EndpointServer:
             self._engines,
             self._session,
             stall=self._patience(turn, endpoint),
+            # An Ollama loads first, in silence, and gives up by itself when that does not go forward.
+            begin=_UNSEEN if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
             speed=door.speed or endpoint.speed,
             on_speed=partial(self._measured, endpoint.id, door),
             on_end=ended,
@@ -379,7 +378,7 @@ class EndpointServer:
             now = loop.time()
             silent: list[_Caller] = []
             for caller in tuple(self._callers):
-                if caller.gone or caller.blocked(now) > _HELD:
+                if caller.gone:
                     if caller.task is not None:
                         caller.task.cancel()
                 elif now - caller.sent >= _ALIVE_EVERY:
@@ -418,11 +417,18 @@ class EndpointServer:
                 self._engines.fail(id, reason)
                 return
             if progress.held(now) > _HELD:
-                # Its place is given to others; when it reads on, the answer is resumed.
-                visit.end(Broken(Break.MOVED, "the caller did not read for a long time"))
+                self._let_go(visit)
         doubtful = any(visit.progress is not None and visit.progress.doubtful(now) for visit in working)
         if doubtful and (door.asking is None or door.asking.done()):
             door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")
+
+    def _let_go(self, visit: Visit) -> None:
+        """Give the place of one whose caller does not read to others; when it reads on, it is resumed."""
+        visit.end(Broken(Break.MOVED, "the caller did not read for a long time"))
+        # Whoever should close it waits for its caller, perhaps for ever.
+        closing = asyncio.create_task(visit.close(), name=f"letting {visit.turn.id} go")
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _ask_engine(self, id: str, door: _Door) -> None:
         """What llama-server says of its slots. Silence is no news: it may be in one long batch."""

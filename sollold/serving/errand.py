@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -20,6 +21,8 @@ from sollold.serving.visit import Failure
 from sollold.serving.wire import Break, Broken
 
 log = logging.getLogger("sollold.serving")
+
+_Found = TypeVar("_Found", Leg, Leg | None)
 
 _ERROR = b'{"error"'
 _RESUMES = 20
@@ -51,7 +54,8 @@ class Errand:
         self._leg: Leg | None = None
         self._routing: Routing | None = None
         self._stopped: Refusal | None = None
-        self._mending: asyncio.Future[Leg | None] | None = None
+        self._finding: asyncio.Future[Any] | None = None
+        """While an engine is looked for, at first or after a fault."""
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
         self._anew = False
@@ -70,7 +74,8 @@ class Errand:
         Raises:
             Refusal: as its fault says.
         """
-        leg = self._leg = await self._finder.find(self._ask.calls, self._means.http.wait_limit)
+        find, limit = self._finder.find, self._means.http.wait_limit
+        leg = self._leg = await self._found(find(self._ask.calls, limit))
         self._routing = self._routing_from(leg)
         if self._ask.deadline > 0:
             left = self._finder.came + self._ask.deadline - self._loop.time()
@@ -85,8 +90,13 @@ class Errand:
             Refusal: as its fault says.
         """
         touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
-        leg = self._leg = await self._finder.find(touch, self._means.http.wait_limit)
-        await _read_away(leg)
+        find, limit = self._finder.find, self._means.http.wait_limit
+        leg = self._leg = await self._found(find(touch, limit))
+        try:
+            # To load a model an Ollama may take as long as it takes.
+            await _read_away(leg, ASIDE_LIMIT if leg.call.path in ASIDE else None)
+        except Refusal as refusal:
+            raise self._stopped or refusal from None
         self._routing = self._routing_from(leg)
         return Answer(self._routing, self._nothing(), self.close)
 
@@ -102,16 +112,22 @@ class Errand:
             await self._means.loader.drop(self._wish, "a caller asked for it (keep_alive 0)")
         # One that is in use ends when it is idle: it is told so by a question with keep_alive 0.
         there = view.live()
+        refused: Refusal | None = None
         for candidate in self._means.router.candidates(there, self._wish, self._loop.time()):
             if not candidate.endpoint.loaded:
                 continue
             call = _TOUCH if candidate.engine is Engine.LLAMA else self._ask.calls[Engine.OLLAMA]
-            leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish)
+            # Aside: in line behind others it would wait for what they ask, or be sent to another endpoint.
+            leg = await self._finder.enter(Choice(candidate, 0.0, ""), call, self._wish, aside=True)
             if isinstance(leg, Leg):
                 try:
-                    await _read_away(leg)
+                    await _read_away(leg, ASIDE_LIMIT)
                 finally:
                     await self._finder.leave(leg, True)
+            elif isinstance(leg, Refusal) and leg.status != 404:
+                refused = leg
+        if refused is not None:
+            raise refused
         if candidates:
             record, endpoint = candidates[0].record, candidates[0].endpoint
         else:
@@ -125,8 +141,8 @@ class Errand:
         """End the generation, if it is not at its end, and free its place. May be called twice."""
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._mending is not None:
-            self._mending.cancel()
+        if self._finding is not None:
+            self._finding.cancel()
         leg, self._leg = self._leg, None
         self._on_end(self)
         if leg is not None:
@@ -138,7 +154,10 @@ class Errand:
             self._leg.stream.end(Broken(Break.ENGINE, reason))
 
     def stop(self, reason: str) -> None:
-        """This node stops: end the answer with a clear error."""
+        """This node stops: end the answer, or the wait for one, with a clear error."""
+        if self._routing is None:
+            self._halt(Refusal(Fault.UNAVAILABLE, f"{reason}; ask another", retry_after=1.0))
+            return
         self._halt(Refusal(Fault.INTERRUPTED, f"the answer was broken off: {reason}"))
 
     def _expire(self) -> None:
@@ -151,8 +170,35 @@ class Errand:
         self._stopped = refusal
         if self._leg is not None:
             self._leg.stream.end(Broken(Break.DEADLINE, refusal.message))
-        elif self._mending is not None:
-            self._mending.cancel()
+        elif self._finding is not None:
+            self._finding.cancel()
+
+    async def _found(self, find: Coroutine[Any, Any, _Found]) -> _Found:
+        """What ``find`` finds, unless the answer is stopped meanwhile.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        self._finding = finding = asyncio.ensure_future(find)
+        try:
+            leg = await finding
+        except asyncio.CancelledError:
+            if self._stopped is not None and finding.cancelled():
+                raise self._stopped from None
+            if finding.done() and not finding.cancelled() and finding.exception() is None:
+                # Found in the very moment in which the caller hung up.
+                await self._leave(finding.result())
+            raise
+        finally:
+            self._finding = None
+        if self._stopped is not None:
+            await self._leave(leg)
+            raise self._stopped
+        return leg
+
+    async def _leave(self, leg: Leg | None) -> None:
+        if leg is not None:
+            await self._finder.leave(leg, None)
 
     # Giving the answer.
 
@@ -296,28 +342,16 @@ class Errand:
                 kept = None
         log.warning("an answer broke off and goes on elsewhere: %s", failure, extra=self._extra)
         self._on_wait(Waiting("recovering", message=str(failure)))
-        mending = self._mending = asyncio.ensure_future(self._again(leg, kept))
         try:
-            new = await mending
-        except asyncio.CancelledError:
-            if self._stopped is not None and mending.cancelled():
-                raise self._stopped from None
-            if mending.done() and not mending.cancelled() and mending.exception() is None:
-                # Found in the very moment in which the caller hung up.
-                found = mending.result()
-                if found is not None:
-                    await self._finder.leave(found, None)
-            raise
+            new = await self._found(self._again(leg, kept))
         except Refusal as refusal:
-            if refusal.fault is Fault.TIMEOUT:
+            if refusal.fault is Fault.TIMEOUT or refusal is self._stopped:
                 raise
             raise Refusal(
                 Fault.INTERRUPTED,
                 f"the answer was interrupted ({failure}) and could not go on: {refusal.message}",
                 retry_after=refusal.retry_after,
             ) from None
-        finally:
-            self._mending = None
         routing.resumed += 1
         if new is None:
             return None
@@ -431,10 +465,10 @@ def _status_in(event: bytes) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
-async def _read_away(leg: Leg) -> None:
+async def _read_away(leg: Leg, limit: float | None) -> None:
+    """Read the answer to its end, in ``limit`` seconds; None: in whatever time it takes."""
     try:
-        # To load a model an Ollama may take as long as it takes.
-        async with asyncio.timeout(ASIDE_LIMIT if leg.call.path in ASIDE else None):
+        async with asyncio.timeout(limit):
             await whole(leg.stream)
     except Failure as failure:
         raise Refusal(Fault.ENGINE, f"the engine failed: {failure}", status=500) from None

@@ -109,8 +109,8 @@ class Finder:
     ) -> Leg:
         """An engine that has begun to answer.
 
-        ``stage``: what waiting is called, when not by its own name; ``without``: endpoints that failed just
-        now and are asked only when there is no other.
+        ``stage``: what waiting is called, when not by its own name, for an answer that is under way already;
+        ``without``: endpoints that failed just now and are asked only when there is no other.
 
         Raises:
             Refusal: as its fault says.
@@ -123,6 +123,7 @@ class Finder:
         wanted = ("", "")
         loaded = False
         ready: Ready | None = None
+        full = ""
         self._furthest = 0.0
         while True:
             self._refuse_a_killer()
@@ -144,14 +145,14 @@ class Finder:
                     said, refused = refused, None
                     log.info("an Ollama refused, so the leader is asked: %s", said, extra=self._extra)
                     try:
-                        ready = await self._load(wish, limit - (now - began), stage)
+                        ready = await self._load(wish, limit, began, stage)
                     except Refusal as other:
                         # Why it does not fit says more than what Ollama could not do; nothing else does.
                         raise other if other.fault is Fault.TOO_BIG else said from None
                     loaded = True
                     continue
                 if now - began > limit:
-                    raise self._too_long(limit, "it could not be reached")
+                    raise self._too_long(limit, full or "it could not be reached")
                 ready = None
                 if tried:
                     # The record still calls READY what does not answer: give its owner time to notice.
@@ -161,7 +162,7 @@ class Finder:
                 if loaded:
                     # The leader knows one that is READY; here it is not known yet, or not reachable.
                     await self._news(_AGAIN)
-                ready = await self._load(wish, limit - (now - began), stage)
+                ready = await self._load(wish, limit, began, stage)
                 if ready is not None and 0 < ready.endpoint.context < wish.context:
                     # More than the model was trained with, or than fits: the leader gives what there is.
                     wish = replace(wish, context=ready.endpoint.context)
@@ -180,7 +181,11 @@ class Finder:
                 continue
             tried.add(choice.candidate.key)
             if isinstance(leg, Refusal):
-                refused = leg
+                # An answer under way is sent away by no full line: it asks again until the limit.
+                if stage and leg.fault is Fault.UNAVAILABLE:
+                    full = leg.message.removesuffix("; try again later")
+                else:
+                    refused = leg
             elif calls[choice.candidate.engine].path not in ASIDE:
                 self._died(choice.candidate.key, leg)
 
@@ -201,10 +206,12 @@ class Finder:
         finally:
             undo()
 
-    async def _load(self, wish: Wish, limit: float, stage: str) -> Ready | None:
+    async def _load(self, wish: Wish, limit: float, since: float, stage: str) -> Ready | None:
+        """``limit``: seconds that may be waited in all, from ``since`` on."""
         began = self._loop.time()
         # A stream that was broken off waits for as long as its model's load goes forward.
-        need = Need(wish, self._ask.keep_alive, limit, begun=bool(stage))
+        waited = began - since
+        need = Need(wish, self._ask.keep_alive, max(0.0, limit - waited), begun=bool(stage), waited=waited)
         on_wait = self._on_wait
         if stage:
 
@@ -218,9 +225,9 @@ class Finder:
         return ready
 
     async def enter(
-        self, choice: Choice, call: Call, wish: Wish, stage: str = ""
+        self, choice: Choice, call: Call, wish: Wish, stage: str = "", *, aside: bool = False
     ) -> Leg | Candidate | Refusal | Failure:
-        """Ask one endpoint.
+        """Ask one endpoint. ``aside``: it needs no turn, as the questions of `ASIDE` need none.
 
         Answers the leg; or a better candidate, found while it stood in line; or why another endpoint
         should be tried (a `Refusal` is to be raised when there is none, a `Failure` to be waited out).
@@ -245,7 +252,7 @@ class Finder:
             age=now - self.came,
             deadline=max(left, 0.001) if self._ask.deadline > 0 else 0.0,
             keep_alive=self._ask.keep_alive,
-            aside=call.path in ASIDE,
+            aside=aside or call.path in ASIDE,
         )
         nudge: asyncio.Future[None] | None = None
 
@@ -277,7 +284,11 @@ class Finder:
                 if better is not None:
                     # Claimed before anything is awaited: the others in line look for it too.
                     means.router.sent(better.key, wish, self._loop.time())
-                    await _call_off(opening)
+                    try:
+                        await _call_off(opening)
+                    except BaseException:
+                        means.router.ended(better.key, None)
+                        raise
                     means.router.ended(candidate.key, None)
                     return better
             refusal = await self._refused(stream, candidate)
@@ -286,10 +297,13 @@ class Finder:
                 means.router.failed(candidate.key, self._loop.time())
                 ok = False
             means.router.ended(candidate.key, ok)
+            # It may have broken off in the middle of an error's words.
+            await _call_off(opening)
             return self._judge(failure)
         except BaseException:
-            await _call_off(opening)
+            # Counted first: what follows may be cancelled once more.
             means.router.ended(candidate.key, None)
+            await _call_off(opening)
             raise
         finally:
             if nudge is not None:

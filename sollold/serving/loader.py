@@ -41,13 +41,14 @@ class Need:
 
     ``keep_alive``: as the caller named it; ``limit``: seconds to wait; ``begun``: for an answer that is under
     way already: no full line sends it away, and it waits on while the load goes forward, for so long without
-    progress.
+    progress; ``waited``: seconds that were waited before.
     """
 
     wish: Wish
     keep_alive: float | None
     limit: float
     begun: bool = False
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class LeaderLoader:
             async with patience:
                 return await asyncio.shield(task)
         except TimeoutError:
-            raise _too_long(wish, need.limit, load.last) from None
+            raise _too_long(wish, need.waited + need.limit, load.last) from None
         except asyncio.CancelledError:
             if task.cancelled():
                 raise Refusal(
@@ -352,13 +353,13 @@ def _fault(word: str) -> Fault:
         return Fault.UNAVAILABLE
 
 
-def _too_long(wish: Wish, limit: float, last: Waiting) -> Refusal:
+def _too_long(wish: Wish, waited: float, last: Waiting) -> Refusal:
     how_far = f"loading, {last.progress:.0%} done" if last.stage == "loading" else last.stage
-    message = f"model {wish.model!r} was not ready after {seconds_text(limit)}: {how_far}"
+    message = f"model {wish.model!r} was not ready after {seconds_text(waited)}: {how_far}"
     if last.message:
         message += f" ({last.message})"
     message += ". Loading goes on; ask again"
-    return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(limit, last))
+    return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(waited, last))
 
 
 def _retry(took: float, last: Waiting) -> float:

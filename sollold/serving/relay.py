@@ -13,6 +13,7 @@ import msgspec
 from sollold.cluster.peer import PeerCalls, PeerError
 from sollold.serving.ask import Engine
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.resume_state import read as read_event
 from sollold.serving.visit import Failure, Stream
 from sollold.serving.wire import (
     BEGUN,
@@ -115,7 +116,8 @@ class RemoteStream:
                         yield payload
                     elif kind == END:
                         # To the very end, so that the connection can be used again.
-                        await read()
+                        with contextlib.suppress(*_LOST):
+                            await read()
                         return
                     elif kind == BROKEN:
                         raise _broken(payload)
@@ -187,7 +189,7 @@ class Events:
 
     def __init__(self, engine: Engine, path: str) -> None:
         self._lines = engine is Engine.OLLAMA and path.startswith("/api/")
-        self._done_word = _done_word(engine, path)
+        self._done_word = _done_word(path)
         self._rest = b""
         self._last = b""
         self.done = False
@@ -229,6 +231,10 @@ class Events:
     @property
     def over(self) -> bool:
         """Whether the engine has said that there is no more, however the body ended."""
+        if self._lines:
+            # The word may stand in a tool call's arguments, too.
+            last = read_event(self._last)
+            return last is not None and last.get("done") is True
         return self.done or any(word in self._last for word in self._done_word)
 
     def finish(self) -> list[bytes]:
@@ -240,10 +246,8 @@ class Events:
         return events
 
 
-def _done_word(engine: Engine, path: str) -> tuple[bytes, ...]:
-    """What the last event of a whole stream contains, for streams that do not end with ``[DONE]``."""
-    if engine is Engine.OLLAMA and path.startswith("/api/"):
-        return (b'"done":true', b'"done": true')
+def _done_word(path: str) -> tuple[bytes, ...]:
+    """What the last of an event stream's events contains, where it does not end with ``[DONE]``."""
     if path.startswith("/v1/messages"):
         return (b'"message_stop"',)
     if path.startswith("/v1/responses"):

@@ -47,13 +47,14 @@ class Stillness:
 class Progress:
     """One request's signs of life."""
 
-    def __init__(self, now: float, least: float, speed: float) -> None:
+    def __init__(self, now: float, least: float, speed: float, begin: float = 0.0) -> None:
         """``least``: seconds of silence that are always granted, 0 or less: all there are; ``speed``: tokens
-        per second, 0 unknown.
+        per second, 0 unknown; ``begin``: seconds granted until the first bytes, at the least.
         """
         self._since = now
         self._least = least if least > 0 else math.inf
         self._speed = speed
+        self._begin = begin
         self._first = False
         self._work = -1
         self._held = False
@@ -83,7 +84,7 @@ class Progress:
     def limit(self) -> float:
         """Seconds of silence after which the engine is taken for hung."""
         limit = max(self._least, _TOKENS / self._speed) if self._speed > 0 else self._least
-        return limit if self._first else limit * _PROMPT
+        return limit if self._first else max(limit * _PROMPT, self._begin)
 
     def silent(self, now: float) -> float:
         """Seconds since the last sign of life."""

@@ -22,6 +22,8 @@ log = logging.getLogger("sollold.serving")
 _LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*([0-9.eE+-]+)', re.DOTALL)
 _OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
 _TAIL = 4096
+_COMMENT = ord(":")
+"""What begins a line of an event stream that says nothing."""
 
 
 class Failure(Exception):
@@ -78,18 +80,19 @@ class Visit:
         session: aiohttp.ClientSession,
         *,
         stall: float,
+        begin: float = 0.0,
         speed: float,
         on_speed: Callable[[Visit, float, int], None],
         on_end: Callable[[Visit], None],
     ) -> None:
-        """``on_speed`` is told a whole answer's tokens per second and how many they were; ``on_end`` is
-        called once."""
+        """``stall``, ``begin``, ``speed``: as `Progress` takes them; ``on_speed`` is told a whole answer's
+        tokens per second and how many they were; ``on_end`` is called once."""
         self.turn = turn
         self._gate = gate
         self._engines = engines
         self._session = session
         self._stack = AsyncExitStack()
-        self._posting: asyncio.Task[aiohttp.ClientResponse] | None = None
+        self._posting: asyncio.Task[None] | None = None
         self._response: aiohttp.ClientResponse | None = None
         self._begun: Begun | None = None
         self._broken: Broken | None = None
@@ -98,6 +101,7 @@ class Visit:
         self._ended = False
         self._loop = asyncio.get_running_loop()
         self._stall = stall
+        self._begin = begin
         self._speed = speed
         self.progress: Progress | None = None
         """From the moment the engine has the request; None before."""
@@ -157,12 +161,12 @@ class Visit:
         url = self._engines.url(turn.endpoint)
         if url is None:
             raise Failure(Broken(Break.MOVED, "the endpoint is gone"))
-        self.progress = Progress(self._loop.time(), self._stall, self._speed)
+        self.progress = Progress(self._loop.time(), self._stall, self._speed, self._begin)
         try:
             # Only the body goes to the engine. A header such as X-Conversation-Id would make llama-server
             # go on generating after its caller has hung up.
             self._posting = asyncio.ensure_future(self._post(url + turn.path))
-            self._response = await self._posting
+            await self._posting
         except (aiohttp.ClientError, OSError) as error:
             taken = not isinstance(error, aiohttp.ClientConnectorError)
             raise self._failure(f"the engine does not answer: {error}", transport=True, taken=taken) from None
@@ -170,10 +174,13 @@ class Visit:
             if self._broken is not None and self._posting is not None and self._posting.cancelled():
                 raise Failure(self._broken) from None
             raise
+        if self._broken is not None or self._response is None:
+            raise self._failure("the engine does not answer")
         self._begun = Begun(self._response.status, (turn.age + waited) * 1000)
 
-    async def _post(self, url: str) -> aiohttp.ClientResponse:
-        return await self._session.post(
+    async def _post(self, url: str) -> None:
+        # Kept from here: whoever ends or closes the visit in this very moment must find it.
+        self._response = await self._session.post(
             url, data=self.turn.body, headers={"Content-Type": "application/json"}
         )
 
@@ -190,6 +197,10 @@ class Visit:
         last = before = b""
         try:
             while chunk := await read():
+                if chunk[0] == _COMMENT and b"data:" not in chunk:
+                    # llama-server says every half minute that it is there, though its workers hang. Nobody
+                    # needs to hear it: nodes and callers get signs of life of our own.
+                    continue
                 progress.came(now())
                 before, last = last, chunk
                 yield chunk

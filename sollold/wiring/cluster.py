@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -19,7 +21,7 @@ from sollold.leader.leader import Leader
 from sollold.leader.world import loaded_of
 from sollold.machine.plain import PlainWorker
 from sollold.models.library import Library, Listed
-from sollold.serving.ask import Engine, Fault, Refusal, Waiting, unresolved
+from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Waiting, unresolved
 from sollold.serving.loader import LeaderLoader, Need
 from sollold.serving.router import Router, Wish
 from sollold.wiring.nodes import node_named
@@ -49,6 +51,7 @@ class ClusterHere:
         drain: empties this node of requests (True) or takes work again; returns when that has begun.
         keep: says of a deployment of this node how long it may be idle.
         scan: looks for workers that others started.
+        serve: answers a request, as `sollold.serving.ask.Service.open`.
         limit: seconds that a load may take; it may be changed later.
     """
 
@@ -63,6 +66,7 @@ class ClusterHere:
         drain: Callable[[bool], Awaitable[None]],
         keep: Callable[[str, float], None],
         scan: Callable[[], Awaitable[tuple[PlainWorker, ...]]],
+        serve: Callable[[Ask, Callable[[Waiting], None]], Awaitable[Answer]],
         limit: float,
     ) -> None:
         self._view = view
@@ -74,6 +78,7 @@ class ClusterHere:
         self._drain = drain
         self._keep = keep
         self._scan = scan
+        self._serve = serve
         self.limit = limit
 
     def register(self, server: PeerServer) -> None:
@@ -114,11 +119,12 @@ class ClusterHere:
         """Load a model and wait until it can answer.
 
         Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, ENGINE.
+            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, TIMEOUT, ENGINE.
         """
         ensure = await self._ensure(ask)
         loop = asyncio.get_running_loop()
-        end = loop.time() + self.limit
+        limit = self.limit
+        end = loop.time() + limit
         answer = await self._leader.ensure(ensure)
         while answer.verdict in (Verdict.PLANNING, Verdict.ELSEWHERE) and loop.time() < end:
             await asyncio.sleep(0.2)
@@ -134,18 +140,56 @@ class ClusterHere:
             in_ollama=ensure.in_ollama,
         )
         while True:
-            need = Need(wish, ask.keep_alive, max(0.0, end - loop.time()))
+            left = max(0.0, end - loop.time())
+            need = Need(wish, ask.keep_alive, left, waited=limit - left)
             ready = await self._loader.ready(need, _unheard)
             found = self._view.record(ready.node) if ready is not None else None
             if ready is not None and found is not None:
                 break
             await asyncio.sleep(0.1)
         endpoint = ready.endpoint
-        if endpoint.backend is not Backend.OLLAMA:
-            self._check_context(ensure, endpoint, answer.reasons)
-            if ask.keep_alive is not None:
-                await self._keep_for(ready.node, endpoint.id, ask.keep_alive)
+        if endpoint.backend is Backend.OLLAMA:
+            # One that only embeds refuses the word that loads; with 0 the word would unload.
+            if endpoint.embedding or ask.keep_alive == 0 or (endpoint.loaded and ask.keep_alive is None):
+                return found, endpoint
+            return await self._load_in_ollama(ensure, max(1.0, end - loop.time())) or (found, endpoint)
+        self._check_context(ensure, endpoint, answer.reasons)
+        if ask.keep_alive is not None:
+            await self._keep_for(ready.node, endpoint.id, ask.keep_alive)
         return found, endpoint
+
+    async def _load_in_ollama(self, ensure: Ensure, limit: float) -> tuple[Record, Endpoint] | None:
+        """Have an Ollama load it, and keep it as long as named: until it is asked it only could.
+
+        Answers where, as far as the records tell.
+        """
+        body: dict[str, Any] = {"model": ensure.model, "stream": False}
+        if ensure.keep_alive is not None:
+            body["keep_alive"] = ensure.keep_alive
+        if ensure.context:
+            body["options"] = {"num_ctx": ensure.context}
+        answer = await self._serve(
+            Ask(
+                id=f"load-{secrets.token_hex(6)}",
+                model=ensure.model,
+                calls={Engine.OLLAMA: Call("/api/generate", body)},
+                stream=False,
+                load_only=True,
+                context=ensure.context,
+                keep_alive=ensure.keep_alive,
+                deadline=limit,
+            ),
+            _unheard,
+        )
+        async for _ in answer.events:
+            pass
+        for record in self._view.live():
+            for endpoint in record.endpoints if record.name == answer.routing.node else ():
+                if endpoint.backend is Backend.OLLAMA and endpoint.is_of(
+                    ensure.model, ensure.digest, ensure.in_ollama
+                ):
+                    return record, replace(endpoint, loaded=True)
+        return None
 
     def _check_context(self, ensure: Ensure, endpoint: Endpoint, reasons: tuple[str, ...]) -> None:
         """Raises `Refusal` when what is loaded has less context than was named."""

@@ -26,9 +26,11 @@ def count(text: str) -> int:
 class Reciter:
     """One engine.
 
-    ``cut_whole``: the next answer not streamed breaks off in its middle.
+    ``cut_whole``: the next answer not streamed breaks off in its middle; ``cut_error``: the next answer is an
+    error that does.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
-    of every request in which this stands, before it answers. ``deaf``: to small questions.
+    of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
+    of comments before each event. ``pings``: while it hangs it says that it is there.
     """
 
     def __init__(self) -> None:
@@ -38,7 +40,10 @@ class Reciter:
         self.deaths = 0
         self.deaf = False
         self.cut_whole = False
+        self.cut_error = False
         self.pause = 0.0
+        self.padding = 0
+        self.pings = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
@@ -205,6 +210,9 @@ class Reciter:
             self.deaths += 1
             assert request.transport is not None
             request.transport.abort()
+        if self.cut_error:
+            self.cut_error = False
+            await self._cut(request, 500)
         if self.status != 200:
             error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
             raise _status(self.status, error)
@@ -243,14 +251,17 @@ class Reciter:
             self.running -= 1
         if self.cut_whole:
             self.cut_whole = False
-            response = web.StreamResponse(headers={"Content-Length": "1000000"})
-            await response.prepare(request)
-            await response.write(b'{"choices":')
-            await asyncio.sleep(0.01)
-            assert request.transport is not None
-            request.transport.abort()
-            return response
+            return await self._cut(request, 200)
         return web.json_response(body)
+
+    async def _cut(self, request: web.Request, status: int) -> web.StreamResponse:
+        response = web.StreamResponse(status=status, headers={"Content-Length": "1000000"})
+        await response.prepare(request)
+        await response.write(b'{"choices":')
+        await asyncio.sleep(0.01)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
 
     async def _sse(
         self, request: web.Request, events: list[dict[str, Any]], *, done: bool
@@ -277,7 +288,12 @@ class Reciter:
                     return response
                 if self.hang_after is not None and n >= self.hang_after:
                     self.hang_after = None
+                    while self.pings:
+                        await response.write(b":\n\n")
+                        await asyncio.sleep(0.05)
                     await asyncio.Event().wait()
+                if self.padding:
+                    await response.write(b": " + b"." * self.padding + b"\n\n")
                 await response.write(line)
                 if self.pause:
                     await asyncio.sleep(self.pause)

@@ -157,6 +157,8 @@ async def test_too_long_says_how_far_it_is(scene: Scene) -> None:
     assert "25%" in refusal.value.message
     assert refusal.value.retry_after >= 5
     assert scene.loader._loads == {}
+    with pytest.raises(Refusal, match="was not ready after 10 min"):
+        await scene.loader.ready(replace(need(0.1), waited=600.0), lambda _: None)
 
 
 async def test_failed_load_is_planned_anew_and_given_up_at_last(scene: Scene) -> None:

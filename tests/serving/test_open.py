@@ -11,10 +11,12 @@ import pytest
 from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
 from sollold.config import HttpSettings, ServingSettings
 from sollold.machine.device import Device, Kind
+from sollold.serving import finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
 from sollold.serving.drain import drain
 from sollold.serving.finding import engine_refusal
 from sollold.serving.loader import Ready
+from sollold.serving.router import Wish
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
@@ -401,11 +403,39 @@ async def test_request_in_line_moves_to_an_endpoint_that_is_free(cluster: Cluste
     await first
 
 
+async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, _, slow = await two(cluster, slots=1)
+    slow.gate.clear()
+    first = asyncio.create_task(give(a, id="first"))
+    await until(lambda: slow.running == 1)
+    waits: list[Waiting] = []
+    second = asyncio.create_task(give(a, id="second", waits=waits))
+    await until(lambda: any(wait.stage == "queued" for wait in waits))
+    call_off = finding._call_off
+
+    async def hanging_up(opening: asyncio.Future) -> None:
+        second.cancel()
+        await call_off(opening)
+
+    monkeypatch.setattr(finding, "_call_off", hanging_up)
+    c = await cluster.node("c")
+    c.engines.serve("d2", await cluster.reciter())
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    monkeypatch.undo()
+    slow.gate.set()
+    await first
+    wish = Wish(MODEL, frozenset((Engine.LLAMA,)))
+    assert [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)] == [0, 0]
+
+
 async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:
     a, _, reciter = await two(cluster)
     reciter.pause = 0.05
-    running = asyncio.create_task(give(a, id="running"))
-    await until(lambda: reciter.running == 1)
+    answer = await a.serving.open(ask(id="running"), lambda _: None)
+    running = asyncio.create_task(read(answer))
     a.serving.refuse("this node is stopping; ask another")
     with pytest.raises(Refusal) as late:
         await give(a, id="late")
@@ -415,6 +445,27 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
     with pytest.raises(Refusal) as broken:
         await running
     assert broken.value.fault is Fault.INTERRUPTED and "this node is stopping" in broken.value.message
+
+
+@pytest.mark.parametrize("waits_for", ["a load", "a place"])
+async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Cluster, waits_for: str) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    first = asyncio.create_task(give(b, id="first"))
+    await until(lambda: reciter.running == 1)
+    if waits_for == "a load":
+        b.engines.drop("d1")
+    waits: list[Waiting] = []
+    waiting = asyncio.create_task(give(a, id="waiting", waits=waits))
+    await until(lambda: waits)
+    await a.serving.close()
+    with pytest.raises(Refusal) as left:
+        async with asyncio.timeout(1):
+            await waiting
+    assert left.value.fault is Fault.UNAVAILABLE and left.value.retry_after > 0
+    assert left.value.message == "this node is stopping; ask another"
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
@@ -442,6 +493,36 @@ async def test_load_only_and_unload(cluster: Cluster) -> None:
     assert [event async for event in answer.events] == []
     assert a.loader.dropped == [MODEL]
     await until(lambda: a.serving.under_way == 0)
+
+
+async def test_every_ollama_is_told_to_unload_though_its_places_are_taken(cluster: Cluster) -> None:
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    busy, idle = await cluster.reciter(), await cluster.reciter()
+    busy.hang_after = 3
+    b.engines.serve(OLLAMA, busy, slots=1, backend=Backend.OLLAMA)
+    answering = await a.serving.open(ask("generate", id="long"), lambda _: None)
+    assert await anext(answering.events)
+    c.engines.serve(OLLAMA, idle, slots=1, backend=Backend.OLLAMA)
+    async with asyncio.timeout(3):
+        await give(a, "generate", id="stop", load_only=True, keep_alive=0.0, stream=False, prompt="")
+    for reciter in (busy, idle):
+        assert reciter.requests[-1][1]["prompt"] == ""
+    await answering.close()
+    wish = Wish(MODEL, frozenset((Engine.OLLAMA,)))
+    await until(lambda: b.server.under_way == c.server.under_way == 0)
+    loads = [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)]
+    assert loads == [0, 0]
+
+
+async def test_a_model_that_could_not_be_unloaded_is_not_called_unloaded(cluster: Cluster) -> None:
+    a, b = await cluster.node("a"), await cluster.node("b")
+    reciter = await cluster.reciter()
+    b.engines.serve(OLLAMA, reciter, backend=Backend.OLLAMA)
+    reciter.status = 500
+    with pytest.raises(Refusal) as refused:
+        await give(a, "generate", load_only=True, keep_alive=0.0, stream=False, prompt="")
+    assert refused.value.message == "status 500"
+    await until(lambda: b.server.under_way == 0)
 
 
 async def test_scores_are_explained_when_asked_for(cluster: Cluster) -> None:

@@ -7,15 +7,18 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import aiohttp
 import pytest
 
 from sollold.agent.deployment import Work
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
-from sollold.serving import errand, finding
+from sollold.serving import endpoint_server, errand, finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
 from sollold.serving.drain import drain
 from sollold.serving.router import Wish
+from sollold.serving.visit import Visit
+from sollold.serving.wire import END, Turn, frame
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
@@ -107,6 +110,26 @@ async def test_request_not_streamed_is_repeated(cluster: Cluster) -> None:
     assert said(await read(answer)) == TEXT
 
 
+async def test_a_node_that_dies_behind_a_whole_answer_spoils_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, one, other = await three(cluster)
+    send = endpoint_server._Caller.send
+
+    async def dying(caller: endpoint_server._Caller, data: bytes) -> None:
+        await send(caller, data)
+        if data == frame(END):
+            await asyncio.sleep(0.05)
+            assert caller._request.transport is not None
+            caller._request.transport.abort()
+
+    monkeypatch.setattr(endpoint_server._Caller, "send", dying)
+    answer = await a.serving.open(ask(stream=False), lambda _: None)
+    assert said(await read(answer)) == TEXT
+    assert answer.routing.resumed == 0
+    assert (len(one.requests), len(other.requests)) == (1, 0)
+
+
 async def test_a_request_not_streamed_tells_how_long_it_was_interrupted(cluster: Cluster) -> None:
     a, one, _ = await three(cluster)
     one.cut_whole = True
@@ -179,6 +202,47 @@ async def test_waits_on_while_the_load_goes_forward(cluster: Cluster) -> None:
     events += await read(answer)
     assert said(events) == TEXT
     assert a.loader.loads == 4
+
+
+@pytest.mark.parametrize("freed", [True, False])
+async def test_a_full_line_does_not_end_an_answer_under_way(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, freed: bool
+) -> None:
+    cluster.settings = ServingSettings(recover_limit=5.0 if freed else 0.5, queue=1)
+    a, one, other = await three(cluster)
+    c = cluster.nodes[2]
+    other.gate.clear()
+    visits = [c.server.visit(Turn(f"c{n}", "d2", "/completion", b'{"prompt": "Say: "}')) for n in range(2)]
+    await visits[0].open(lambda _: None)
+    second = asyncio.create_task(visits[1].open(lambda _: None))
+    await until(lambda: c.engines.inside == 2)
+    asked = 0
+    take = c.server.visit
+
+    def counted(turn: Turn) -> Visit:
+        nonlocal asked
+        asked += turn.path == "/v1/chat/completions"
+        return take(turn)
+
+    monkeypatch.setattr(c.server, "visit", counted)
+    one.die_after = 20
+    answer = await a.serving.open(ask(), lambda _: None)
+    cluster.nodes[1].engines.drop("d1")
+    reading = asyncio.create_task(read(answer))
+    await until(lambda: asked > 1)
+    if freed:
+        second.cancel()
+        await visits[0].close()
+        other.gate.set()
+        assert said(await reading) == TEXT
+    else:
+        with pytest.raises(Refusal) as full:
+            await reading
+        assert full.value.fault is Fault.INTERRUPTED and "requests wait for this model" in full.value.message
+        second.cancel()
+        await visits[0].close()
+    await asyncio.gather(second, return_exceptions=True)
+    await until(lambda: c.server.under_way == 0)
 
 
 async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
@@ -262,6 +326,36 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
     assert answer.routing.resumed == 1
     assert b.engines.failed[0][0] == "d1"
     assert "no token" in b.engines.failed[0][1]
+
+
+@pytest.mark.parametrize("after", [0, 30])
+async def test_a_hung_engine_that_says_it_is_there_is_hung_all_the_same(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.1)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=0.5)
+    a, one, _ = await three(cluster)
+    one.hang_after = after
+    one.pings = True
+    async with asyncio.timeout(8):
+        answer = await a.serving.open(ask(), lambda _: None)
+        assert said(await read(answer)) == TEXT
+    assert "no token" in cluster.nodes[1].engines.failed[0][1]
+
+
+async def test_an_ollama_that_loads_is_given_the_time_for_it(cluster: Cluster) -> None:
+    cluster.settings = ServingSettings(stall=100.0)
+    b = await cluster.node("b")
+    one = await cluster.reciter()
+    body = json.dumps(ask("ollama").calls[Engine.OLLAMA].body).encode()
+    for id, loaded, patience in (("ollama:m", False, 1200.0), ("ollama:n", True, 300.0)):
+        b.engines.serve(id, one, backend=Backend.OLLAMA, loaded=loaded)
+        visit = b.server.visit(Turn(id, id, "/api/chat", body))
+        await visit.open(lambda _: None)
+        assert visit.progress is not None and visit.progress.limit == patience
+        assert await anext(visit.chunks())
+        assert visit.progress.limit == 100.0
+        await visit.close()
 
 
 async def test_engine_that_does_nothing_at_all_is_left_early(
@@ -353,6 +447,62 @@ async def test_reader_that_stopped_gives_its_place_to_others(
     events += await read(answer)
     assert said(events) == TEXT
     assert answer.routing.resumed == 1
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_reader_that_stopped_keeps_nobody_else_out(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
+    a, b = await cluster.node("a"), await cluster.node("b")
+    one = await cluster.reciter()
+    # More than all buffers on the way hold.
+    one.padding = 256 * 1024
+    b.engines.serve("d1", one, slots=1)
+    node = a if asked == "a" else b
+    stopped = await node.serving.open(ask(id="stopped"), lambda _: None)
+    events = [json.loads(await anext(stopped.events))]
+    async with asyncio.timeout(20):
+        other = await read(await node.serving.open(ask(id="other"), lambda _: None))
+        assert said(other) == TEXT
+        # When it reads on it is taken up where it was left.
+        events += await read(stopped)
+    assert said(events) == TEXT
+    await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_an_engine_that_dies_while_it_refuses_keeps_no_place(cluster: Cluster) -> None:
+    b = await cluster.node("b")
+    one = await cluster.reciter()
+    one.cut_error = True
+    b.engines.serve("d1", one, slots=1)
+    async with asyncio.timeout(4):
+        assert said(await read(await b.serving.open(ask(), lambda _: None))) == TEXT
+    await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_what_is_broken_off_in_the_moment_it_begins_goes_on_elsewhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, one, _ = await three(cluster)
+    b = cluster.nodes[1]
+    one.hang_after = 3
+    session = b.server._session
+    assert session is not None
+    post = session.post
+
+    async def begun(*args: Any, **more: Any) -> aiohttp.ClientResponse:
+        response = await post(*args, **more)
+        asyncio.get_running_loop().call_soon(b.server.break_all, "the node is drained")
+        return response
+
+    monkeypatch.setattr(session, "post", begun)
+    async with asyncio.timeout(4):
+        answer = await b.serving.open(ask(), lambda _: None)
+        monkeypatch.undo()
+        assert said(await read(answer)) == TEXT
+    await until(lambda: b.server.under_way == 0)
 
 
 async def test_asking_node_that_vanished_frees_its_place(cluster: Cluster) -> None:

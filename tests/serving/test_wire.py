@@ -72,6 +72,7 @@ def test_lines_survive_any_cutting(texts: list[str], cuts: list[int], last_newli
         (Engine.LLAMA, "/completion", b'data: {"stop":false}\n\n'),
         (Engine.OLLAMA, "/api/chat", b'{"done":false}\n'),
         (Engine.OLLAMA, "/api/chat", b'{"done":fal'),
+        (Engine.OLLAMA, "/api/chat", b'{"message":{"tool_calls":[{"a":{"done":true}}]},"done":false}\n'),
         (Engine.LLAMA, "/v1/messages", b'event: ping\ndata: {"type":"ping"}\n\n'),
     ],
 )

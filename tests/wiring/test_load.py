@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, Endpoint, InOllama, Record, State
 from sollold.leader.ensure import Ensure, Ensured, Verdict
 from sollold.models.names import Resolved
-from sollold.serving.ask import Fault, Refusal
+from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Routing
 from sollold.serving.loader import Need, Ready
 from sollold.wiring.cluster import ClusterHere, KeepOrder
 
@@ -44,6 +45,9 @@ class Around:
     asked: list[Ensure] = field(default_factory=list)
     called: list[tuple[str, object]] = field(default_factory=list)
     kept: list[tuple[str, float]] = field(default_factory=list)
+    served: list[Ask] = field(default_factory=list)
+    needs: list[Need] = field(default_factory=list)
+    limit: float = 5.0
     silent: bool = False
 
     @property
@@ -64,6 +68,7 @@ class Around:
         return self.answer
 
     async def ready(self, need: Need, on_wait: Any) -> Ready:
+        self.needs.append(need)
         return Ready(self.node, self.endpoint)
 
     async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Done:
@@ -72,15 +77,28 @@ class Around:
         self.called.append((method, request))
         return Done(True)
 
+    def live(self) -> tuple[Record, ...]:
+        return self.record(self.node), self.record("c")
+
+    async def serve(self, ask: Ask, on_wait: Any) -> Answer:
+        self.served.append(ask)
+
+        async def nothing() -> AsyncIterator[bytes]:
+            return
+            yield b""
+
+        return Answer(Routing(Backend.OLLAMA, Engine.OLLAMA, ask.model, "host-c", ""), nothing())
+
     def here(self) -> ClusterHere:
         any_: Any = self
 
         async def drain(on: bool) -> None:
             raise AssertionError("not asked")
 
-        return ClusterHere(
-            any_, any_, any_, any_, any_, any_, drain, lambda d, s: self.kept.append((d, s)), any_, 5.0
-        )
+        def keep(deployment: str, seconds: float) -> None:
+            self.kept.append((deployment, seconds))
+
+        return ClusterHere(any_, any_, any_, any_, any_, any_, drain, keep, any_, self.serve, self.limit)
 
 
 async def test_what_is_loaded_is_kept_as_long_as_named() -> None:
@@ -118,3 +136,34 @@ async def test_a_refusal_of_the_leader_is_the_callers() -> None:
     with pytest.raises(Refusal, match="without 2 slots"):
         await around.here().load(PlanAsk("demo:latest", slots=2))
     assert around.asked[0].slots == 2
+
+
+async def test_time_that_planning_took_is_told_as_waited() -> None:
+    around = Around(answer=Ensured(Verdict.PLANNING), limit=0.3)
+    await around.here().load(PlanAsk("demo:latest"))
+    (need,) = around.needs
+    assert (need.limit, need.waited) == (0.0, 0.3)
+
+
+IN_OLLAMA = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+
+
+async def test_an_ollama_that_could_answer_is_told_to_load() -> None:
+    around = Around(endpoint=IN_OLLAMA)
+    record, endpoint = await around.here().load(PlanAsk("demo:latest", context=8192, keep_alive=-1.0))
+    assert (record.name, endpoint.loaded) == ("host-c", True), "where it was loaded"
+    (ask,) = around.served
+    assert ask.load_only and ask.keep_alive == -1.0
+    body = {"model": "demo:latest", "stream": False, "keep_alive": -1.0, "options": {"num_ctx": 8192}}
+    assert ask.calls[Engine.OLLAMA].body == body
+    assert around.kept == []
+
+
+@pytest.mark.parametrize(("loaded", "embedding"), [(True, False), (False, True)])
+async def test_an_ollama_is_told_nothing_that_it_has_done_or_would_refuse(
+    loaded: bool, embedding: bool
+) -> None:
+    around = Around(endpoint=replace(IN_OLLAMA, loaded=loaded, embedding=embedding))
+    record, endpoint = await around.here().load(PlanAsk("demo:latest"))
+    assert (record.name, endpoint) == ("host-a", around.endpoint)
+    assert around.served == []

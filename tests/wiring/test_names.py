@@ -86,6 +86,7 @@ class Newcomer:
             lambda on: asyncio.sleep(0),
             lambda deployment, seconds: None,
             scan_nothing,
+            ScriptedService().open,
             5.0,
         )
         service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
