@@ -7,7 +7,8 @@ import asyncio
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sollold.cli.exit import Exit
 from sollold.cli.parser import parser
@@ -55,13 +56,18 @@ def main(words: Sequence[str] | None = None) -> int:
         return Exit.DONE
 
 
-def _call(command: object, options: argparse.Namespace) -> int:
-    if asyncio.iscoroutinefunction(command):
-        from sollold.client.http import ClientError
+def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> int:
+    if "node" not in options:
+        return int(_result(command(options)))
+    from sollold.client.http import ClientError
 
-        try:
-            return int(asyncio.run(command(options)))
-        except ClientError as error:
-            print(f"sollold: {error.message}", file=sys.stderr)
-            return Exit.of(error.status)
-    return int(command(options))  # type: ignore[operator]
+    try:
+        return int(_result(command(options)))
+    except ClientError as error:
+        print(f"sollold: {error.message}", file=sys.stderr)
+        return Exit.of(error.status)
+
+
+def _result(made: Any) -> Any:
+    """What a command gave, or what it gives when it is run."""
+    return asyncio.run(made) if asyncio.iscoroutine(made) else made
