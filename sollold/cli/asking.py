@@ -30,7 +30,8 @@ def console() -> Console:
     """Where tables go; plain when the output is no terminal, and never cut there."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 160)
+    # Names come from other machines and from files: brackets and colons in them are no markup.
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 def print_json(item: Any) -> None:

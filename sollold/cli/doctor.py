@@ -37,9 +37,9 @@ def _show(found: list[dict[str, Any]]) -> None:
     for finding in found:
         problem = finding["grade"] == "problem"
         out.print("problem" if problem else "notice ", style="red" if problem else "yellow", end="  ")
-        out.print(finding["what"], markup=False)
+        out.print(finding["what"])
         if finding["mend"]:
-            out.print(f"         → {finding['mend']}", style="bold", markup=False)
+            out.print(f"         → {finding['mend']}", style="bold")
 
 
 def _why_silent() -> list[dict[str, Any]]:

@@ -41,18 +41,18 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     made = preview.get("plan")
     if made:
         _bars(out, made, preview, names)
-    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    out.print(preview["reason"] or preview.get("message", ""))
     for reason in (made or {}).get("reasons", []):
-        out.print(f"  - {reason}", markup=False)
+        out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        out.print(f"  - {model} ({deployment}) would be unloaded for it", markup=False)
+        out.print(f"  - {model} ({deployment}) would be unloaded for it")
     if missing := preview.get("missing"):
         _missing(out, missing)
     if options := preview.get("options"):
         out.print("\nConsidered and not chosen:")
         for option in options:
             speed = f"{option['tokens_per_second']:.1f} tokens/s" if option["tokens_per_second"] else "no"
-            out.print(f"  - {option['what']}: {speed}; {option['reason']}", markup=False)
+            out.print(f"  - {option['what']}: {speed}; {option['reason']}")
     if preview.get("estimate"):
         out.print("\nThe architecture is not known in detail: the bytes are an estimate on the safe side.")
 
@@ -112,7 +112,7 @@ def _missing(out: Console, missing: dict[str, Any]) -> None:
     if missing["remedies"]:
         out.print("\nWhat would help, the cheapest first:")
         for remedy in missing["remedies"]:
-            out.print(f"  - {remedy}", markup=False)
+            out.print(f"  - {remedy}")
 
 
 async def route(options: argparse.Namespace) -> int:
@@ -124,13 +124,13 @@ async def route(options: argparse.Namespace) -> int:
         print_json({**found, "plan": preview})
         return Exit.DONE
     out = console()
-    out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}", markup=False)
+    out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}")
     for endpoint in found["endpoints"]:
-        out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}", markup=False)
-        out.print(f"          {endpoint['why']}", style="dim", markup=False)
+        out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}")
+        out.print(f"          {endpoint['why']}", style="dim")
     if not found["endpoints"]:
         out.print("nothing answers for it now; the first request would do this:")
-    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    out.print(preview["reason"] or preview.get("message", ""))
     for reason in (preview.get("plan") or {}).get("reasons", []):
-        out.print(f"  - {reason}", markup=False)
+        out.print(f"  - {reason}")
     return Exit.DONE if preview["ok"] else Exit.TOO_BIG

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from sollold.cli.asking import console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
 from sollold.cli.parser import parser
+from sollold.cli.status import deployment_table, node_table
 
 GIB = 1024**3
 
@@ -137,6 +139,17 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert "pc:50052 (plain)" in done.stdout and "neither proved nor encrypted" in done.stdout
     assert "anna does not use the worker pc:50053: nothing listens" in done.stdout
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    found = STATE["deployments"][0] | {"model": "odd[red]:x:on:y"}
+    nodes = [STATE["nodes"][0] | {"name": "[/anna]"}, STATE["nodes"][1]]
+    console().print(node_table(STATE | {"nodes": nodes}))
+    console().print(deployment_table(STATE | {"nodes": nodes, "deployments": [found]}))
+    said = capsys.readouterr().out
+    assert "[/anna] *" in said and "[/anna] CPU" in said and "odd[red]:x:on:y" in said
+    assert main(["config", "--config", "/dev/null", "--set", "cluster.seeds=[fe80::1]:11436"]) == Exit.DONE
+    assert '["[fe80::1]:11436"]' in capsys.readouterr().out
 
 
 async def test_scan_says_what_is_there_and_how_it_would_be_used(url: str) -> None:
