@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -27,15 +29,22 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
 
 
 def console() -> Console:
-    """Where tables go; plain when the output is no terminal, and never cut there."""
+    """Where tables go; plain when the output is no terminal, and never cut there.
+
+    Raises:
+        BrokenPipeError: when it prints, and nobody reads.
+    """
     from rich.console import Console
 
+    class Out(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # as `print` does, not an end with a status of its own
+
     # Names come from other machines and from files: brackets and colons in them are no markup.
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    return Out(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
 
 def print_json(item: Any) -> None:
-    """One JSON document, indented, for programs."""
-    import msgspec
-
-    print(msgspec.json.format(msgspec.json.encode(item), indent=2).decode())
+    """One JSON document, indented, for programs; what the output's encoding may not have is escaped."""
+    plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    print(json.dumps(item, indent=2, ensure_ascii=plain))
