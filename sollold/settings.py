@@ -128,6 +128,7 @@ def load(
                 values[key], origins[key] = _from_text(setting, text, variable), variable
     _refuse_unknown_variables(variables)
     for key, text, spelled in flags:
+        spelled = spelled.replace(text, "…") if key in SECRETS and text else spelled
         setting = _setting(key, spelled)
         values[key], origins[key] = _from_text(setting, text, spelled), spelled
     sections: dict[str, dict[str, object]] = {}

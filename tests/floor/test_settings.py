@@ -145,6 +145,12 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
     rows = {key: (value, origin) for key, value, origin in in_force(loaded)}
     assert rows["cluster.token"][0] == "(set)"
     assert rows["http.port"] == ("11435", "default")
+    flag = ("cluster.token", "ab" * 32, "--set cluster.token=" + "ab" * 32)
+    rows = {key: (value, origin) for key, value, origin in in_force(load(None, {}, [flag]))}
+    assert rows["cluster.token"] == ("(set)", "--set cluster.token=…")
+    with pytest.raises(SettingsError, match=r"--set cluster\.token=…: ") as refused:
+        load(None, {}, [("cluster.token", "secret", "--set cluster.token=secret")])
+    assert "secret" not in str(refused.value)
 
 
 def test_differences_are_named(tmp_path: Path) -> None:
