@@ -8,7 +8,7 @@ from typing import Any
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.progress import emptied, loading
-from sollold.units import bytes_text, parse_seconds
+from sollold.units import bytes_text
 
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
@@ -20,8 +20,8 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         body["policy"] = options.policy
     if options.layers:
         body["layers"] = options.layers
-    if keep := getattr(options, "keep_alive", ""):
-        body["keep_alive"] = parse_seconds(keep)
+    if (keep := getattr(options, "keep_alive", None)) is not None:
+        body["keep_alive"] = keep
     return body
 
 

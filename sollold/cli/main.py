@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from sollold.cli.exit import Exit
-from sollold.cli.parser import parser
+from sollold.cli.parser import read
 from sollold.cli.streams import forget_output, forgive
 from sollold.settings import SettingsError
 
@@ -62,7 +62,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: Sequence[str] | None) -> int:
-    options = parser().parse_args(words)
+    options = read(words)
     module = importlib.import_module(f"sollold.cli.{ROOMS[options.command]}")
     try:
         return _call(getattr(module, options.command), options)

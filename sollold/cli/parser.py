@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sollold import __version__
+from sollold.units import parse_seconds
 
 EXIT_CODES = """exit status:
   0  done
@@ -15,6 +16,18 @@ EXIT_CODES = """exit status:
   3  no daemon answers
   4  there is no such model
   5  the model does not fit, and the message says what is missing"""
+
+
+def read(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command and its options. Ends the program when they are wrong (2), or after ``--help``."""
+    top = parser()
+    options, rest = top.parse_known_args(words)
+    # What argparse leaves over when an option stands between the model and the prompt.
+    if options.command == "chat" and not any(word.startswith("-") for word in rest):
+        options.prompt += rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -149,7 +162,10 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             help="layers of each node, in order; the output counts as one",
         )
     load.add_argument(
-        "--keep-alive", default="", metavar="TIME", help="idle time before it is unloaded; -1: never"
+        "--keep-alive",
+        type=_seconds,
+        metavar="TIME",
+        help="idle time before it is unloaded, such as 90, 5m or 1h30m; -1: never",
     )
     unload.add_argument("--force", action="store_true", help="also while requests are in it")
     chat.add_argument("prompt", nargs="*", help="ask once; without it, a conversation")
@@ -160,6 +176,14 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
     command("scan", "look for llama.cpp workers that others started on this LAN")
     command("doctor", "say what is wrong and the one command that mends it")
+
+
+def _seconds(text: str) -> float:
+    """``5m`` as seconds."""
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _layers(text: str) -> dict[str, int]:

@@ -17,7 +17,7 @@ from aiohttp import web
 from sollold.cli.asking import console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
-from sollold.cli.parser import parser
+from sollold.cli.parser import parser, read
 from sollold.cli.status import deployment_table, node_table
 
 GIB = 1024**3
@@ -213,6 +213,25 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest
 async def test_chat_prints_as_it_comes(url: str) -> None:
     done = await sollold(url, "chat", "big", "say", "hello")
     assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
+
+
+def test_a_prompt_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
+        options = read(words.split())
+        assert (options.model, options.prompt) == ("big", ["say", "hello"])
+    for words in ("chat big --thnk hello", "load big --context 5 hello"):
+        with pytest.raises(SystemExit) as ended:
+            read(words.split())
+        assert ended.value.code == Exit.USAGE
+        assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_a_time_that_is_none_is_a_wrong_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [read(["load", "big", "--keep-alive", time]).keep_alive for time in ("5m", "-1")] == [300, -1]
+    with pytest.raises(SystemExit) as ended:
+        main(["load", "big", "--keep-alive", "soon"])
+    assert ended.value.code == Exit.USAGE
+    assert "'soon' is not a duration" in capsys.readouterr().err
 
 
 async def test_unload_models_and_ps(url: str) -> None:
