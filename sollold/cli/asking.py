@@ -10,19 +10,30 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sollold.client.http import Client
+from sollold.config import HttpSettings
 from sollold.settings import load
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
+def named(options: argparse.Namespace) -> str:
+    """The node that ``--node`` or ``$SOLLOLD_NODE_URL`` names; empty: this machine's is meant."""
+    return str(options.node or os.environ.get("SOLLOLD_NODE_URL", ""))
+
+
+def here(http: HttpSettings) -> tuple[str, int]:
+    """Where this machine's daemon is reached when it listens as ``http`` says."""
+    loopback = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
+    return loopback.get(http.host, http.host), http.port
+
+
 def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
     """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon."""
-    url = options.node or os.environ.get("SOLLOLD_NODE_URL", "")
+    url = named(options)
     if not url:
-        http = load(skip_unreadable=True).settings.http
-        host = "127.0.0.1" if http.host in ("0.0.0.0", "::", "") else http.host
-        url = f"http://{host}:{http.port}"
+        host, port = here(load(skip_unreadable=True).settings.http)
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if "://" not in url:
         url = f"http://{url}"
     return Client(url, timeout=timeout)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sollold.cli.asking import console
+from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
 from sollold.cli.parser import parser, read
@@ -208,6 +208,25 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest
     assert main([*words, "--set", f"node.state_dir={tmp_path}/state"]) == Exit.FAILED
     said = capsys.readouterr().err
     assert f"can't write {tmp_path}/file" in said and "node.cache_dir" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::5", "http://[fd00::5]:8000"),
+        ("pc2", "http://pc2:8000"),
+    ],
+)
+def test_this_machines_daemon_is_asked_where_it_listens(
+    monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    monkeypatch.delenv("SOLLOLD_NODE_URL", raising=False)
+    monkeypatch.setenv("SOLLOLD_CONFIG", "/dev/null")
+    monkeypatch.setenv("SOLLOLD_HTTP_HOST", host)
+    monkeypatch.setenv("SOLLOLD_HTTP_PORT", "8000")
+    assert client(read(["status"])).url == url
 
 
 async def test_chat_prints_as_it_comes(url: str) -> None:
