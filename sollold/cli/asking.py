@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+_UNCUT = 100_000
+"""Columns of an output that is no terminal: what `grep` and `awk` read is not broken into lines."""
+
+
 def named(options: argparse.Namespace) -> str:
     """The node that ``--node`` or ``$SOLLOLD_NODE_URL`` names; empty: this machine's is meant."""
     return str(options.node or os.environ.get("SOLLOLD_NODE_URL", ""))
@@ -52,7 +56,7 @@ def console() -> Console:
             raise  # as `print` does, not an end with a status of its own
 
     # Names come from other machines and from files: brackets and colons in them are no markup.
-    return Out(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 160)
+    return Out(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _UNCUT)
 
 
 def print_json(item: Any) -> None:

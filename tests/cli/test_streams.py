@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sollold.cli.exit import Exit
+from sollold.cli.main import main
 
 
 def command(*words: str) -> list[str]:
@@ -73,3 +74,11 @@ def test_a_command_whose_output_is_closed_works() -> None:
     words = f"{sys.executable} -m sollold config --config /dev/null >&- <&-"
     done = subprocess.run(words, shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (Exit.DONE, "")
+
+
+def test_lines_for_programs_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    long = Path("/" + "far " * 100)
+    words = ["config", "--config", "/dev/null", "--set", f"node.state_dir={long}"]
+    assert main(words) == Exit.DONE
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "node.state_dir" in line]
+    assert str(long).rstrip() in line
