@@ -61,16 +61,17 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
     from rich.table import Table
     from rich.text import Text
 
+    from sollold.cli.bar import Bar
+
     after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
     shares = [share for share in (made["host"], *made["shares"]) if _total(share)]
     widest = max(_total(share) for share in shares)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("node", "device", "layers", "", "bytes", "free after"):
-        table.add_column(title, justify="right" if title in ("bytes", "free after") else "left", no_wrap=True)
+        right = title in ("bytes", "free after")
+        table.add_column(title, justify="right" if right else "left", no_wrap=bool(title))
     for share in shares:
-        bar = Text()
-        for kind, sign, style in KINDS:
-            bar.append(sign * round(BAR * share[kind] / widest), style=style)
+        bar = Bar([(share[kind] / widest, sign, style) for kind, sign, style in KINDS], BAR)
         left = after.get((share["node"], share["device"]))
         table.add_row(
             names.get(share["node"], share["node"]) + (" (head)" if share is made["host"] else ""),

@@ -87,13 +87,16 @@ def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         right = title in ("memory", "free", "context", "speed", "bytes", "requests")
-        table.add_column(title, justify="right" if right else "left", no_wrap=title in ("node", "layers"))
+        whole = title in ("node", "address", "layers", "free", "memory", "bytes")
+        table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
     return table
 
 
 def node_table(state: dict[str, Any]) -> Table:
     """A row a device: what is granted of what may be, as a bar."""
     from rich.text import Text
+
+    from sollold.cli.bar import Bar
 
     table = _table("node", "address", "device", "granted", "free", "memory", "llama.cpp")
     for node in state["nodes"]:
@@ -107,8 +110,7 @@ def node_table(state: dict[str, Any]) -> Table:
                 table.add_row(name, address, "none", "", "", "", build)
                 continue
             limit = max(min(device["limit"], device["total"]), 1)
-            full = round(BAR * min(device["granted"] / limit, 1.0))
-            bar = Text("█" * full, style="cyan") + Text("·" * (BAR - full), style="dim")
+            bar = Bar([(min(device["granted"] / limit, 1.0), "█", "cyan")], BAR, "·")
             label = device["id"] if device["id"] == "CPU" else f"{device['id']} {device['name']}"
             if device.get("kind") == "plain":
                 label = f"{device['id']} (plain)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
@@ -139,6 +141,17 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert "pc:50052 (plain)" in done.stdout and "neither proved nor encrypted" in done.stdout
     assert "anna does not use the worker pc:50053: nothing listens" in done.stdout
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 160])
+def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
+    nodes = [STATE["nodes"][0] | {"addresses": ["192.168.1.11"]}]
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    out.print(node_table(STATE | {"nodes": nodes}))
+    text = out.file.getvalue()
+    line = next(line for line in text.splitlines() if "anna" in line)
+    assert line.count("█") == pytest.approx(line.count("·"), abs=1) and "█" in line
+    assert "192.168.1.11:11435" in line and line.count("4.00 GiB") == 1 and "…" not in text
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
