@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sollold.cli.asking import client, console, print_json
@@ -21,18 +22,24 @@ async def status(options: argparse.Namespace) -> int:
     """Nodes with their memory, and what runs."""
     async with client(options) as daemon:
         state = await daemon.get("/api/cluster")
-        if options.json:
-            print_json(state)
-            return Exit.DONE
-        if not options.watch:
-            console().print(_all(state))
-            return Exit.DONE
-        from rich.live import Live
+        out = console()
+        if options.watch and out.is_terminal and not options.json:
+            from rich.live import Live
 
-        with Live(_all(state), console=console(), auto_refresh=False) as screen:
-            while True:
-                await asyncio.sleep(1)
-                screen.update(_all(await daemon.get("/api/cluster")), refresh=True)
+            with Live(_all(state), console=out, auto_refresh=False) as screen:
+                while True:
+                    await asyncio.sleep(1)
+                    screen.update(_all(await daemon.get("/api/cluster")), refresh=True)
+        while True:
+            if options.json:
+                print_json(state)
+            else:
+                out.print(_all(state))
+            if not options.watch:
+                return Exit.DONE
+            sys.stdout.flush()
+            await asyncio.sleep(1)
+            state = await daemon.get("/api/cluster")
 
 
 async def ps(options: argparse.Namespace) -> int:

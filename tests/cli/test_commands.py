@@ -143,6 +143,24 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
 
 
+@pytest.mark.parametrize(("more", "words"), [((), "2 nodes, leader anna"), (("--json",), '"leader_name"')])
+async def test_watching_goes_on_where_programs_read(url: str, more: tuple[str, ...], words: str) -> None:
+    watching = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sollold", "status", "--watch", "--node", url, *more, stdout=subprocess.PIPE
+    )
+    assert watching.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            seen = 0
+            while seen < 2:
+                line = await watching.stdout.readline()
+                assert line, "it ended"
+                seen += words.encode() in line
+    finally:
+        watching.kill()
+        await watching.wait()
+
+
 @pytest.mark.parametrize("width", [70, 80, 100, 160])
 def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
     nodes = [STATE["nodes"][0] | {"addresses": ["192.168.1.11"]}]
