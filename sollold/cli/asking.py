@@ -7,8 +7,10 @@ import codecs
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from sollold.cli.streams import harmless
 from sollold.client.http import Client
 from sollold.config import HttpSettings
 from sollold.settings import load
@@ -43,20 +45,28 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
     return Client(url, timeout=timeout)
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Where tables go; plain when the output is no terminal, and never cut there.
 
     Raises:
         BrokenPipeError: when it prints, and nobody reads.
     """
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
     class Out(Console):
         def on_broken_pipe(self) -> None:
             raise  # as `print` does, not an end with a status of its own
 
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterator[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else harmless(text), style, control)
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
     # Names come from other machines and from files: brackets and colons in them are no markup.
-    return Out(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _UNCUT)
+    return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else _UNCUT)
 
 
 def print_json(item: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.progress import loading
+from sollold.cli.streams import harmless
 from sollold.client.http import Client, ClientError
 
 
@@ -48,7 +49,7 @@ def chat(options: argparse.Namespace) -> int:
             if not error.status:
                 raise
             messages.pop()
-            print(f"sollold: {error.message}", file=sys.stderr)
+            print(f"sollold: {harmless(error.message)}", file=sys.stderr)
 
 
 async def _asked(options: argparse.Namespace, messages: list[dict[str, Any]]) -> str:

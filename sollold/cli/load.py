@@ -8,6 +8,7 @@ from typing import Any
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.progress import emptied, loading
+from sollold.cli.streams import harmless
 from sollold.units import bytes_text
 
 
@@ -39,7 +40,7 @@ async def load(options: argparse.Namespace) -> int:
         if found["id"] == answer.get("deployment"):
             where = sorted({names.get(placed["node"], placed["node"]) for placed in found["placed"]})
             words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
-            print(f"{found['model']} is loaded {words}")
+            print(harmless(f"{found['model']} is loaded {words}"))
             return Exit.DONE
     print(f"{options.model} is loaded")
     return Exit.DONE

@@ -12,7 +12,7 @@ from typing import Any
 
 from sollold.cli.exit import Exit
 from sollold.cli.parser import read
-from sollold.cli.streams import forget_output, forgive
+from sollold.cli.streams import forget_output, forgive, harmless
 from sollold.settings import SettingsError
 
 ROOMS = {
@@ -81,7 +81,7 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
     try:
         return int(_result(command(options)))
     except ClientError as error:
-        print(f"sollold: {error.message}", file=sys.stderr)
+        print(f"sollold: {harmless(error.message)}", file=sys.stderr)
         return Exit.of(error.status)
     except UnicodeEncodeError:
         # What is printed or read from a pipe is forgiven; only words of the command line come to this.

@@ -13,6 +13,14 @@ _PLAIN = {"█": "#", "▓": "+", "▒": "=", "░": "-", "·": ".", "…": "...
 _NAME = "sollold-plain"
 
 
+_CONTROLS = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal obeys: names and reasons come from other machines, of an open cluster any."""
+    return text.translate(_CONTROLS)
+
+
 def forgive() -> None:
     """No letter that can't be read or written ends a command: one like it, or a question mark, is taken."""
     codecs.register_error(_NAME, _plain)

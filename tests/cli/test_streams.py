@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
+from sollold.cli.asking import console
 from sollold.cli.exit import Exit
 from sollold.cli.main import main
 
@@ -82,3 +84,12 @@ def test_lines_for_programs_are_not_broken(capsys: pytest.CaptureFixture[str]) -
     assert main(words) == Exit.DONE
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "node.state_dir" in line]
     assert str(long).rstrip() in line
+
+
+def test_a_name_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("node")
+    table.add_row("x\x1b]0;mine\x07\x9by\r")
+    console().print(table, style="red")
+    console(stderr=True).print("x\x1b[2Jy")
+    said = "".join(capsys.readouterr())
+    assert "mine" in said and not {"\x1b", "\x07", "\x9b", "\r"} & set(said)
