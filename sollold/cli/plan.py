@@ -121,9 +121,11 @@ async def route(options: argparse.Namespace) -> int:
     async with client(options) as daemon:
         found = await daemon.post("/api/cluster/route", {"model": options.model})
         preview = await daemon.post("/api/cluster/plan", {"model": options.model})
+    # What answers already needs no room.
+    status = Exit.DONE if found["endpoints"] or preview["ok"] else Exit.TOO_BIG
     if options.json:
         print_json({**found, "plan": preview})
-        return Exit.DONE
+        return status
     out = console()
     out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}")
     for endpoint in found["endpoints"]:
@@ -134,4 +136,4 @@ async def route(options: argparse.Namespace) -> int:
     out.print(preview["reason"] or preview.get("message", ""))
     for reason in (preview.get("plan") or {}).get("reasons", []):
         out.print(f"  - {reason}")
-    return Exit.DONE if preview["ok"] else Exit.TOO_BIG
+    return status

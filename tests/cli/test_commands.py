@@ -86,7 +86,12 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if path == "/api/cluster/plan":
         if asked["model"] == "nope":
             return web.json_response({"error": "model 'nope' not found"}, status=404)
-        return web.json_response(MISSING if asked["context"] else PLAN)
+        short = asked.get("context") or asked["model"] in ("huge", "answers")
+        return web.json_response(MISSING if short else PLAN)
+    if path == "/api/cluster/route":
+        by = {"score": 1.0, "endpoint": "ollama", "node": "anna", "why": "it runs there"}
+        found = [by] if asked["model"] == "answers" else []
+        return web.json_response({"model": asked["model"], "nodes": ["anna"], "endpoints": found})
     if path == "/api/cluster/drain":
         return web.json_response({"node": asked["node"], "draining": asked["on"]})
     if path == "/api/cluster/scan":
@@ -202,6 +207,14 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG
     assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("big", Exit.DONE), ("huge", Exit.TOO_BIG), ("answers", Exit.DONE)]
+)
+async def test_route_fails_where_nothing_could_answer(url: str, model: str, status: Exit) -> None:
+    for more in ((), ("--json",)):
+        assert (await sollold(url, "route", model, *more)).returncode == status, more
 
 
 async def test_exit_statuses_mean_something(url: str) -> None:
