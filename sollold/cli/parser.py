@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"sollold {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, *, asks: bool = True, more: str = "") -> argparse.ArgumentParser:
+    def command(
+        name: str, text: str, *, asks: bool = True, settings: bool = True, more: str = ""
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,
@@ -56,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
                 help="the node to ask (default: $SOLLOLD_NODE_URL, else this machine)",
             )
             sub.add_argument("--json", action="store_true", help="print JSON for programs")
-        else:
+        elif settings:
             _settings_options(sub)
         return sub
 
@@ -112,7 +114,8 @@ def _serving_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     token.add_argument("--show", action="store_true", help="print the token that is in force")
     demo = command("demo", "run three daemons on this machine and spread one model over them", asks=False)
     demo.add_argument("--keep", action="store_true", help="leave them running until Ctrl-C")
-    completion = command("completion", "print a completion script for a shell, or the man page", asks=False)
+    text = "print a completion script for a shell, or the man page"
+    completion = command("completion", text, asks=False, settings=False)
     completion.add_argument("shell", choices=["bash", "zsh", "man"], help="what to print")
 
 

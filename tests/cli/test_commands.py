@@ -278,11 +278,11 @@ async def test_chat_prints_as_it_comes(url: str) -> None:
     assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
 
 
-def test_a_prompt_may_stand_after_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
         options = read(words.split())
         assert (options.model, options.prompt) == ("big", ["say", "hello"])
-    for words in ("chat big --thnk hello", "load big --context 5 hello"):
+    for words in ("chat big --thnk hello", "load big --context 5 hello", "completion man --set http.port=1"):
         with pytest.raises(SystemExit) as ended:
             read(words.split())
         assert ended.value.code == Exit.USAGE
