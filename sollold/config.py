@@ -13,7 +13,7 @@ from msgspec import Meta
 MIB = 1024 * 1024
 GIB = 1024 * MIB
 
-Bytes = Annotated[int, Meta(ge=0, title="bytes")]
+Bytes = Annotated[int, Meta(ge=0, le=2**62, title="bytes")]
 """Written as a number of bytes or with a unit: ``"20 GiB"``, ``"400 MB"``."""
 Seconds = Annotated[float, Meta(title="seconds")]
 """Written as a number of seconds or with a unit: ``"5m"``, ``"1h30m"``."""

@@ -6,6 +6,7 @@ lines, or ``FIELD``, newline, 8 bytes little-endian length, value, newline where
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -90,15 +91,15 @@ class TerminalFormatter(logging.Formatter):
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:
-    """Send all of sollold's log to the journal when systemd started us, else to ``stream`` (stderr)."""
+    """Send all of sollold's log to the journal where stderr leads there, else to ``stream`` (stderr)."""
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)
         old.close()
     handler: logging.Handler | None = None
-    if stream is None and os.environ.get("JOURNAL_STREAM") and os.environ.get("INVOCATION_ID"):
+    if stream is None and _is_the_journals():
         try:
-            handler = JournalHandler()
+            handler = JournalHandler(JOURNAL)
         except OSError:
             handler = None
     if handler is None:
@@ -107,6 +108,19 @@ def set_up(level: str, stream: TextIO | None = None) -> None:
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     set_level(level)
+
+
+def _is_the_journals() -> bool:
+    """Whether what we write to standard error or output would go to the journal (systemd.exec(5)).
+
+    That ``$JOURNAL_STREAM`` is set does not say so: terminals of a desktop that systemd started hand it on.
+    """
+    for number in (2, 1):
+        with contextlib.suppress(OSError):
+            found = os.fstat(number)
+            if os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}":
+                return True
+    return False
 
 
 def set_level(level: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import math
 import os
 import re
 import tomllib
@@ -128,6 +129,7 @@ def load(
                 values[key], origins[key] = _from_text(setting, text, variable), variable
     _refuse_unknown_variables(variables)
     for key, text, spelled in flags:
+        spelled = spelled.replace(text, "…") if key in SECRETS and text else spelled
         setting = _setting(key, spelled)
         values[key], origins[key] = _from_text(setting, text, spelled), spelled
     sections: dict[str, dict[str, object]] = {}
@@ -263,7 +265,10 @@ def _checked(setting: Setting, value: object, place: str) -> object:
                 value = {name: _measured(item, part) for name, part in value.items()}
             elif dataclasses.is_dataclass(item) and isinstance(item, type):
                 value = {name: _entry(item, name, part) for name, part in value.items()}
-        return msgspec.convert(value, kind)
+        made: object = msgspec.convert(value, kind)
+        if isinstance(made, float) and not math.isfinite(made):
+            raise ValueError(f"{made} is no number to reckon with")
+        return made
     except (msgspec.ValidationError, ValueError) as error:
         text = str(error)
         choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()

@@ -21,6 +21,8 @@ _SIZES = {
     "tib": 1024**4,
     "tb": 1000**4,
 }
+_MOST = 2.0**62
+"""Sizes that nodes can still tell each other, as 64 bits."""
 _BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -38,7 +40,10 @@ def parse_bytes(text: str) -> int:
     unit = match[2].lower() if match else ""
     if match is None or unit not in _SIZES:
         raise ValueError(f"{text!r} is not a size; write bytes or a unit, such as 20 GiB or 400 MB")
-    return int(float(match[1]) * _SIZES[unit])
+    size = float(match[1]) * _SIZES[unit]
+    if size > _MOST:
+        raise ValueError(f"{text!r} is more than any machine has")
+    return int(size)
 
 
 def parse_seconds(text: str) -> float:
@@ -49,17 +54,17 @@ def parse_seconds(text: str) -> float:
     """
     text = text.strip()
     try:
-        plain = float(text)
+        seconds = float(text)
     except ValueError:
-        pass
-    else:
-        if plain != plain or plain in (float("inf"), float("-inf")):
-            raise ValueError(f"{text!r} is not a duration")
-        return plain
-    if not _SPAN.fullmatch(text):
-        raise ValueError(f"{text!r} is not a duration; write seconds or a unit, such as 90, 5m or 1h30m")
-    total = sum(float(number) * _SPANS[unit] for number, unit in _SPAN_PART.findall(text))
-    return -total if text.startswith("-") else total
+        if not _SPAN.fullmatch(text):
+            raise ValueError(
+                f"{text!r} is not a duration; write seconds or a unit, such as 90, 5m or 1h30m"
+            ) from None
+        seconds = sum(float(number) * _SPANS[unit] for number, unit in _SPAN_PART.findall(text))
+        seconds = -seconds if text.startswith("-") else seconds
+    if not math.isfinite(seconds):
+        raise ValueError(f"{text!r} is not a duration")
+    return seconds
 
 
 def bytes_text(count: float) -> str:

@@ -11,41 +11,50 @@ from typing import Any
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.progress import loading
+from sollold.cli.streams import harmless
 from sollold.client.http import Client, ClientError
 
 
-async def chat(options: argparse.Namespace) -> int:
-    """Ask once, or until the end of the input."""
+def chat(options: argparse.Namespace) -> int:
+    """Ask once, or until the end of the input.
+
+    What is typed is read outside of the loop: Ctrl-C ends a program that waits for its user, and would not
+    end a thread of the loop's that does.
+    """
     messages: list[dict[str, Any]] = []
     if options.system:
         messages.append({"role": "system", "content": options.system})
     prompt = " ".join(options.prompt)
     if not prompt and not sys.stdin.isatty():
-        prompt = await asyncio.to_thread(sys.stdin.read)
-    async with client(options) as daemon:
-        if prompt.strip():
-            messages.append({"role": "user", "content": prompt})
-            await _answer(daemon, options, messages)
+        prompt = sys.stdin.read()
+    if prompt.strip():
+        messages.append({"role": "user", "content": prompt})
+        asyncio.run(_asked(options, messages))
+        return Exit.DONE
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (line editing and history for input())
+    print(f"Talking with {options.model}; an empty line or Ctrl-D ends it.")
+    while True:
+        try:
+            line = input(">>> ")
+        except EOFError:
+            print()
             return Exit.DONE
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (line editing and history for input())
-        print(f"Talking with {options.model}; an empty line or Ctrl-D ends it.")
-        while True:
-            try:
-                line = await asyncio.to_thread(input, ">>> ")
-            except EOFError:
-                print()
-                return Exit.DONE
-            if not line.strip():
-                return Exit.DONE
-            messages.append({"role": "user", "content": line})
-            try:
-                messages.append({"role": "assistant", "content": await _answer(daemon, options, messages)})
-            except ClientError as error:
-                if not error.status:
-                    raise
-                messages.pop()
-                print(f"sollold: {error.message}", file=sys.stderr)
+        if not line.strip():
+            return Exit.DONE
+        messages.append({"role": "user", "content": line})
+        try:
+            messages.append({"role": "assistant", "content": asyncio.run(_asked(options, messages))})
+        except ClientError as error:
+            if not error.status:
+                raise
+            messages.pop()
+            print(f"sollold: {harmless(error.message)}", file=sys.stderr)
+
+
+async def _asked(options: argparse.Namespace, messages: list[dict[str, Any]]) -> str:
+    async with client(options) as daemon:
+        return await _answer(daemon, options, messages)
 
 
 async def _answer(daemon: Client, options: argparse.Namespace, messages: list[dict[str, Any]]) -> str:

@@ -213,8 +213,8 @@ async def _show(nodes: list[_Node], out: Any) -> None:
             body = {"model": MODEL, "messages": [question], "stream": False}
             answer = await client.post("/api/chat", body, timeout=SLOWEST)
         speed = answer["eval_count"] / (answer["eval_duration"] / 1e9)
-        out.print(f"\n[bold]{node.name}[/] ({node.url}), {speed:.0f} tokens/s:")
-        out.print(answer["message"]["content"], markup=False)
+        out.print(f"\n{node.name} ({node.url}), {speed:.0f} tokens/s:", style="bold")
+        out.print(answer["message"]["content"])
 
 
 def _told(state: dict[str, Any]) -> bool:

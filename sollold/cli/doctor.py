@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shutil
+import contextlib
 import socket
 import subprocess
 from typing import Any
 
-from sollold.cli.asking import client, console, print_json
+from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
 from sollold.client.http import ClientError
 from sollold.settings import load
@@ -20,8 +20,8 @@ async def doctor(options: argparse.Namespace) -> int:
         async with client(options) as daemon:
             found = (await daemon.get("/api/doctor"))["findings"]
     except ClientError as error:
-        if error.status or options.node:
-            raise
+        if error.status or named(options):
+            raise  # another machine is meant: what is wrong here is not why
         found = [{"grade": "problem", "what": error.message, "mend": ""}, *_why_silent()]
     if options.json:
         print_json(found)
@@ -37,28 +37,47 @@ def _show(found: list[dict[str, Any]]) -> None:
     for finding in found:
         problem = finding["grade"] == "problem"
         out.print("problem" if problem else "notice ", style="red" if problem else "yellow", end="  ")
-        out.print(finding["what"], markup=False)
+        out.print(finding["what"])
         if finding["mend"]:
-            out.print(f"         → {finding['mend']}", style="bold", markup=False)
+            out.print(f"         → {finding['mend']}", style="bold")
 
 
 def _why_silent() -> list[dict[str, Any]]:
     """Why no daemon answers on this machine."""
-    http = load(skip_unreadable=True).settings.http
     found = []
-    if shutil.which("systemctl"):
-        words = ["systemctl", "is-active", "sollold"]
-        state = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
-        if state == "failed":
-            found.append(_problem("the service has failed", "journalctl -u sollold -n 30"))
-        elif state in ("inactive", "unknown", ""):
-            found.append(_problem("the service is not started", "sudo systemctl enable --now sollold"))
-    with socket.socket() as link:
-        link.settimeout(2)
-        if link.connect_ex(("127.0.0.1", http.port)) == 0:
-            what = f"something else listens on port {http.port}"
-            found.append(_problem(what, f"sudo ss -ltnp 'sport = :{http.port}'"))
+    loaded, active = _service()
+    log = "journalctl -u sollold -n 30"
+    if active == "failed":
+        found.append(_problem("the service has failed", log))
+    elif active in ("activating", "reloading"):
+        # Restart=on-failure: a service that can't start is hardly ever "failed".
+        found.append(_problem("the service is starting, or fails and is started again and again", log))
+    elif active in ("active", "deactivating"):
+        what = "the service runs and does not answer: it hangs, stops, or listens on another address or port"
+        found.append(_problem(what, log))
+    elif loaded == "loaded":
+        found.append(_problem("the service is not started", "sudo systemctl enable --now sollold"))
+    elif loaded in ("", "not-found"):
+        found.append(_problem("there is no service named sollold on this machine", "sollold run"))
+    else:
+        what = f"the service can't be started: systemd calls its unit {loaded}"
+        found.append(_problem(what, "systemctl status sollold"))
+    host, port = here(load(skip_unreadable=True).settings.http)
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
+        what = f"what listens on port {port} does not answer as a node does"
+        found.append(_problem(what, f"sudo ss -ltnp 'sport = :{port}'"))
     return found
+
+
+def _service() -> tuple[str, str]:
+    """systemd's LoadState and ActiveState of the service; empty where systemd is not, or says nothing."""
+    words = ["systemctl", "show", "sollold.service", "--property=LoadState,ActiveState"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "", ""
+    states = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    return states.get("LoadState", ""), states.get("ActiveState", "")
 
 
 def _problem(what: str, mend: str) -> dict[str, Any]:

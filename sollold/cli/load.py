@@ -8,7 +8,8 @@ from typing import Any
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.progress import emptied, loading
-from sollold.units import bytes_text, parse_seconds
+from sollold.cli.streams import harmless
+from sollold.units import bytes_text
 
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
@@ -20,8 +21,8 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         body["policy"] = options.policy
     if options.layers:
         body["layers"] = options.layers
-    if keep := getattr(options, "keep_alive", ""):
-        body["keep_alive"] = parse_seconds(keep)
+    if (keep := getattr(options, "keep_alive", None)) is not None:
+        body["keep_alive"] = keep
     return body
 
 
@@ -39,7 +40,7 @@ async def load(options: argparse.Namespace) -> int:
         if found["id"] == answer.get("deployment"):
             where = sorted({names.get(placed["node"], placed["node"]) for placed in found["placed"]})
             words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
-            print(f"{found['model']} is loaded {words}")
+            print(harmless(f"{found['model']} is loaded {words}"))
             return Exit.DONE
     print(f"{options.model} is loaded")
     return Exit.DONE

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sollold.cli.exit import Exit
-from sollold.cli.parser import parser
+from sollold.cli.parser import read
+from sollold.cli.streams import forget_output, forgive, harmless
 from sollold.settings import SettingsError
 
 ROOMS = {
@@ -40,7 +42,27 @@ ROOMS = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    options = parser().parse_args(words)
+    forgive()
+    try:
+        try:
+            return _run(words)
+        finally:
+            # What is left in the buffer fails here, and not at the interpreter's end.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away (`sollold status | head`): nothing to say, nothing to flush.
+        forget_output()
+        return Exit.DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        forget_output()
+        print(f"sollold: {error.strerror}: {error.filename or 'the output is not whole'}", file=sys.stderr)
+        return Exit.FAILED
+
+
+def _run(words: Sequence[str] | None) -> int:
+    options = read(words)
     module = importlib.import_module(f"sollold.cli.{ROOMS[options.command]}")
     try:
         return _call(getattr(module, options.command), options)
@@ -49,19 +71,24 @@ def main(words: Sequence[str] | None = None) -> int:
         return Exit.USAGE
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader of our output went away (`sollold status | head`): nothing to say, nothing to flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
 
 
-def _call(command: object, options: argparse.Namespace) -> int:
-    if asyncio.iscoroutinefunction(command):
-        from sollold.client.http import ClientError
+def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> int:
+    if "node" not in options:
+        return int(_result(command(options)))
+    from sollold.client.http import ClientError
 
-        try:
-            return int(asyncio.run(command(options)))
-        except ClientError as error:
-            print(f"sollold: {error.message}", file=sys.stderr)
-            return Exit.of(error.status)
-    return int(command(options))  # type: ignore[operator]
+    try:
+        return int(_result(command(options)))
+    except ClientError as error:
+        print(f"sollold: {harmless(error.message)}", file=sys.stderr)
+        return Exit.of(error.status)
+    except UnicodeEncodeError:
+        # What is printed or read from a pipe is forgiven; only words of the command line come to this.
+        print("sollold: a word on the command line is no text of this locale's encoding", file=sys.stderr)
+        return Exit.USAGE
+
+
+def _result(made: Any) -> Any:
+    """What a command gave, or what it gives when it is run."""
+    return asyncio.run(made) if asyncio.iscoroutine(made) else made

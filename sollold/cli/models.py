@@ -55,7 +55,12 @@ async def pull(options: argparse.Namespace) -> int:
             return Exit.DONE
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+        )
         with Progress(*columns, console=console()) as bar:
             tasks = {}
             async for item in daemon.stream("/api/pull", {"model": options.model}):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sollold import __version__
+from sollold.units import parse_seconds
 
 EXIT_CODES = """exit status:
   0  done
@@ -15,6 +16,18 @@ EXIT_CODES = """exit status:
   3  no daemon answers
   4  there is no such model
   5  the model does not fit, and the message says what is missing"""
+
+
+def read(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command and its options. Ends the program when they are wrong (2), or after ``--help``."""
+    top = parser()
+    options, rest = top.parse_known_args(words)
+    # What argparse leaves over when an option stands between the model and the prompt.
+    if options.command == "chat" and not any(word.startswith("-") for word in rest):
+        options.prompt += rest
+    elif rest:
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"sollold {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, text: str, *, asks: bool = True, more: str = "") -> argparse.ArgumentParser:
+    def command(
+        name: str, text: str, *, asks: bool = True, settings: bool = True, more: str = ""
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=text,
@@ -43,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
                 help="the node to ask (default: $SOLLOLD_NODE_URL, else this machine)",
             )
             sub.add_argument("--json", action="store_true", help="print JSON for programs")
-        else:
+        elif settings:
             _settings_options(sub)
         return sub
 
@@ -99,7 +114,8 @@ def _serving_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     token.add_argument("--show", action="store_true", help="print the token that is in force")
     demo = command("demo", "run three daemons on this machine and spread one model over them", asks=False)
     demo.add_argument("--keep", action="store_true", help="leave them running until Ctrl-C")
-    completion = command("completion", "print a completion script for a shell, or the man page", asks=False)
+    text = "print a completion script for a shell, or the man page"
+    completion = command("completion", text, asks=False, settings=False)
     completion.add_argument("shell", choices=["bash", "zsh", "man"], help="what to print")
 
 
@@ -149,7 +165,10 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             help="layers of each node, in order; the output counts as one",
         )
     load.add_argument(
-        "--keep-alive", default="", metavar="TIME", help="idle time before it is unloaded; -1: never"
+        "--keep-alive",
+        type=_seconds,
+        metavar="TIME",
+        help="idle time before it is unloaded, such as 90, 5m or 1h30m; -1: never",
     )
     unload.add_argument("--force", action="store_true", help="also while requests are in it")
     chat.add_argument("prompt", nargs="*", help="ask once; without it, a conversation")
@@ -160,6 +179,14 @@ def _asking_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
     command("scan", "look for llama.cpp workers that others started on this LAN")
     command("doctor", "say what is wrong and the one command that mends it")
+
+
+def _seconds(text: str) -> float:
+    """``5m`` as seconds."""
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _layers(text: str) -> dict[str, int]:

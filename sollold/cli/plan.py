@@ -41,18 +41,18 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     made = preview.get("plan")
     if made:
         _bars(out, made, preview, names)
-    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    out.print(preview["reason"] or preview.get("message", ""))
     for reason in (made or {}).get("reasons", []):
-        out.print(f"  - {reason}", markup=False)
+        out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        out.print(f"  - {model} ({deployment}) would be unloaded for it", markup=False)
+        out.print(f"  - {model} ({deployment}) would be unloaded for it")
     if missing := preview.get("missing"):
         _missing(out, missing)
     if options := preview.get("options"):
         out.print("\nConsidered and not chosen:")
         for option in options:
             speed = f"{option['tokens_per_second']:.1f} tokens/s" if option["tokens_per_second"] else "no"
-            out.print(f"  - {option['what']}: {speed}; {option['reason']}", markup=False)
+            out.print(f"  - {option['what']}: {speed}; {option['reason']}")
     if preview.get("estimate"):
         out.print("\nThe architecture is not known in detail: the bytes are an estimate on the safe side.")
 
@@ -61,16 +61,17 @@ def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: di
     from rich.table import Table
     from rich.text import Text
 
+    from sollold.cli.bar import Bar
+
     after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
     shares = [share for share in (made["host"], *made["shares"]) if _total(share)]
     widest = max(_total(share) for share in shares)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("node", "device", "layers", "", "bytes", "free after"):
-        table.add_column(title, justify="right" if title in ("bytes", "free after") else "left", no_wrap=True)
+        right = title in ("bytes", "free after")
+        table.add_column(title, justify="right" if right else "left", no_wrap=bool(title))
     for share in shares:
-        bar = Text()
-        for kind, sign, style in KINDS:
-            bar.append(sign * round(BAR * share[kind] / widest), style=style)
+        bar = Bar([(share[kind] / widest, sign, style) for kind, sign, style in KINDS], BAR)
         left = after.get((share["node"], share["device"]))
         table.add_row(
             names.get(share["node"], share["node"]) + (" (head)" if share is made["host"] else ""),
@@ -112,7 +113,7 @@ def _missing(out: Console, missing: dict[str, Any]) -> None:
     if missing["remedies"]:
         out.print("\nWhat would help, the cheapest first:")
         for remedy in missing["remedies"]:
-            out.print(f"  - {remedy}", markup=False)
+            out.print(f"  - {remedy}")
 
 
 async def route(options: argparse.Namespace) -> int:
@@ -120,17 +121,19 @@ async def route(options: argparse.Namespace) -> int:
     async with client(options) as daemon:
         found = await daemon.post("/api/cluster/route", {"model": options.model})
         preview = await daemon.post("/api/cluster/plan", {"model": options.model})
+    # What answers already needs no room.
+    status = Exit.DONE if found["endpoints"] or preview["ok"] else Exit.TOO_BIG
     if options.json:
         print_json({**found, "plan": preview})
-        return Exit.DONE
+        return status
     out = console()
-    out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}", markup=False)
+    out.print(f"{found['model']} is on {', '.join(found['nodes']) or 'no node'}")
     for endpoint in found["endpoints"]:
-        out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}", markup=False)
-        out.print(f"          {endpoint['why']}", style="dim", markup=False)
+        out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}")
+        out.print(f"          {endpoint['why']}", style="dim")
     if not found["endpoints"]:
         out.print("nothing answers for it now; the first request would do this:")
-    out.print(preview["reason"] or preview.get("message", ""), markup=False)
+    out.print(preview["reason"] or preview.get("message", ""))
     for reason in (preview.get("plan") or {}).get("reasons", []):
-        out.print(f"  - {reason}", markup=False)
-    return Exit.DONE if preview["ok"] else Exit.TOO_BIG
+        out.print(f"  - {reason}")
+    return status

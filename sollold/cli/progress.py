@@ -8,6 +8,8 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
+from sollold.cli.asking import console
+from sollold.cli.streams import harmless
 from sollold.client.http import Client, ClientError
 
 _LOOK = 0.5
@@ -21,11 +23,15 @@ async def loading(daemon: Client, model: str) -> AsyncIterator[None]:
     if not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(model, total=None)
 
         async def watch() -> None:
@@ -66,7 +72,7 @@ async def emptied(daemon: Client, name: str) -> bool:
             return True
         words = _under_way(state, node["node"])
         if words != told:
-            print(words, file=sys.stderr)
+            print(harmless(words), file=sys.stderr)
             told = words
         await asyncio.sleep(_LOOK)
 

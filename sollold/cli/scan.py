@@ -24,7 +24,7 @@ async def scan(options: argparse.Namespace) -> int:
         return Exit.DONE
     out = console()
     for worker in found:
-        out.print(line(worker), markup=False, soft_wrap=True)
+        out.print(line(worker), soft_wrap=True)
     free = [worker["address"] for worker in found if worker["state"] == "usable" and not worker["named"]]
     if free:
         names = ", ".join(f'"{address}"' for address in free)
@@ -32,7 +32,6 @@ async def scan(options: argparse.Namespace) -> int:
             "\nTo use them, in sollold.toml of the node that is to own them. They are plain: whoever is on "
             "the network can read and change what is computed there.\n"
             f"[llama]\nrpc_backends = [{names}]\nallow_plain_workers = true",
-            markup=False,
         )
     return Exit.DONE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sollold.cli.asking import client, console, print_json
@@ -21,18 +22,24 @@ async def status(options: argparse.Namespace) -> int:
     """Nodes with their memory, and what runs."""
     async with client(options) as daemon:
         state = await daemon.get("/api/cluster")
-        if options.json:
-            print_json(state)
-            return Exit.DONE
-        if not options.watch:
-            console().print(_all(state))
-            return Exit.DONE
-        from rich.live import Live
+        out = console()
+        if options.watch and out.is_terminal and not options.json:
+            from rich.live import Live
 
-        with Live(_all(state), console=console(), auto_refresh=False) as screen:
-            while True:
-                await asyncio.sleep(1)
-                screen.update(_all(await daemon.get("/api/cluster")), refresh=True)
+            with Live(_all(state), console=out, auto_refresh=False) as screen:
+                while True:
+                    await asyncio.sleep(1)
+                    screen.update(_all(await daemon.get("/api/cluster")), refresh=True)
+        while True:
+            if options.json:
+                print_json(state)
+            else:
+                out.print(_all(state))
+            if not options.watch:
+                return Exit.DONE
+            sys.stdout.flush()
+            await asyncio.sleep(1)
+            state = await daemon.get("/api/cluster")
 
 
 async def ps(options: argparse.Namespace) -> int:
@@ -87,13 +94,16 @@ def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         right = title in ("memory", "free", "context", "speed", "bytes", "requests")
-        table.add_column(title, justify="right" if right else "left", no_wrap=title in ("node", "layers"))
+        whole = title in ("node", "address", "layers", "free", "memory", "bytes")
+        table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
     return table
 
 
 def node_table(state: dict[str, Any]) -> Table:
     """A row a device: what is granted of what may be, as a bar."""
     from rich.text import Text
+
+    from sollold.cli.bar import Bar
 
     table = _table("node", "address", "device", "granted", "free", "memory", "llama.cpp")
     for node in state["nodes"]:
@@ -107,8 +117,7 @@ def node_table(state: dict[str, Any]) -> Table:
                 table.add_row(name, address, "none", "", "", "", build)
                 continue
             limit = max(min(device["limit"], device["total"]), 1)
-            full = round(BAR * min(device["granted"] / limit, 1.0))
-            bar = Text("█" * full, style="cyan") + Text("·" * (BAR - full), style="dim")
+            bar = Bar([(min(device["granted"] / limit, 1.0), "█", "cyan")], BAR, "·")
             label = device["id"] if device["id"] == "CPU" else f"{device['id']} {device['name']}"
             if device.get("kind") == "plain":
                 label = f"{device['id']} (plain)"

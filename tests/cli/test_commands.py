@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 import subprocess
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from rich.console import Console
 
+from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
-from sollold.cli.parser import parser
+from sollold.cli.parser import parser, read
+from sollold.cli.status import deployment_table, node_table
 
 GIB = 1024**3
 
@@ -82,7 +86,12 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if path == "/api/cluster/plan":
         if asked["model"] == "nope":
             return web.json_response({"error": "model 'nope' not found"}, status=404)
-        return web.json_response(MISSING if asked["context"] else PLAN)
+        short = asked.get("context") or asked["model"] in ("huge", "answers")
+        return web.json_response(MISSING if short else PLAN)
+    if path == "/api/cluster/route":
+        by = {"score": 1.0, "endpoint": "ollama", "node": "anna", "why": "it runs there"}
+        found = [by] if asked["model"] == "answers" else []
+        return web.json_response({"model": asked["model"], "nodes": ["anna"], "endpoints": found})
     if path == "/api/cluster/drain":
         return web.json_response({"node": asked["node"], "draining": asked["on"]})
     if path == "/api/cluster/scan":
@@ -139,6 +148,46 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
 
 
+@pytest.mark.parametrize(("more", "words"), [((), "2 nodes, leader anna"), (("--json",), '"leader_name"')])
+async def test_watching_goes_on_where_programs_read(url: str, more: tuple[str, ...], words: str) -> None:
+    watching = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sollold", "status", "--watch", "--node", url, *more, stdout=subprocess.PIPE
+    )
+    assert watching.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            seen = 0
+            while seen < 2:
+                line = await watching.stdout.readline()
+                assert line, "it ended"
+                seen += words.encode() in line
+    finally:
+        watching.kill()
+        await watching.wait()
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 160])
+def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
+    nodes = [STATE["nodes"][0] | {"addresses": ["192.168.1.11"]}]
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    out.print(node_table(STATE | {"nodes": nodes}))
+    text = out.file.getvalue()
+    line = next(line for line in text.splitlines() if "anna" in line)
+    assert line.count("█") == pytest.approx(line.count("·"), abs=1) and "█" in line
+    assert "192.168.1.11:11435" in line and line.count("4.00 GiB") == 1 and "…" not in text
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    found = STATE["deployments"][0] | {"model": "odd[red]:x:on:y"}
+    nodes = [STATE["nodes"][0] | {"name": "[/anna]"}, STATE["nodes"][1]]
+    console().print(node_table(STATE | {"nodes": nodes}))
+    console().print(deployment_table(STATE | {"nodes": nodes, "deployments": [found]}))
+    said = capsys.readouterr().out
+    assert "[/anna] *" in said and "[/anna] CPU" in said and "odd[red]:x:on:y" in said
+    assert main(["config", "--config", "/dev/null", "--set", "cluster.seeds=[fe80::1]:11436"]) == Exit.DONE
+    assert '["[fe80::1]:11436"]' in capsys.readouterr().out
+
+
 async def test_scan_says_what_is_there_and_how_it_would_be_used(url: str) -> None:
     done = await sollold(url, "scan")
     assert done.returncode == Exit.DONE, done.stderr
@@ -158,6 +207,14 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG
     assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("model", "status"), [("big", Exit.DONE), ("huge", Exit.TOO_BIG), ("answers", Exit.DONE)]
+)
+async def test_route_fails_where_nothing_could_answer(url: str, model: str, status: Exit) -> None:
+    for more in ((), ("--json",)):
+        assert (await sollold(url, "route", model, *more)).returncode == status, more
 
 
 async def test_exit_statuses_mean_something(url: str) -> None:
@@ -197,9 +254,47 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest
     assert f"can't write {tmp_path}/file" in said and "node.cache_dir" in said
 
 
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::", "http://[::1]:8000"),
+        ("fd00::5", "http://[fd00::5]:8000"),
+        ("pc2", "http://pc2:8000"),
+    ],
+)
+def test_this_machines_daemon_is_asked_where_it_listens(
+    monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    monkeypatch.delenv("SOLLOLD_NODE_URL", raising=False)
+    monkeypatch.setenv("SOLLOLD_CONFIG", "/dev/null")
+    monkeypatch.setenv("SOLLOLD_HTTP_HOST", host)
+    monkeypatch.setenv("SOLLOLD_HTTP_PORT", "8000")
+    assert client(read(["status"])).url == url
+
+
 async def test_chat_prints_as_it_comes(url: str) -> None:
     done = await sollold(url, "chat", "big", "say", "hello")
     assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
+
+
+def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
+        options = read(words.split())
+        assert (options.model, options.prompt) == ("big", ["say", "hello"])
+    for words in ("chat big --thnk hello", "load big --context 5 hello", "completion man --set http.port=1"):
+        with pytest.raises(SystemExit) as ended:
+            read(words.split())
+        assert ended.value.code == Exit.USAGE
+        assert "unrecognized arguments: " in capsys.readouterr().err
+
+
+def test_a_time_that_is_none_is_a_wrong_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [read(["load", "big", "--keep-alive", time]).keep_alive for time in ("5m", "-1")] == [300, -1]
+    with pytest.raises(SystemExit) as ended:
+        main(["load", "big", "--keep-alive", "soon"])
+    assert ended.value.code == Exit.USAGE
+    assert "'soon' is not a duration" in capsys.readouterr().err
 
 
 async def test_unload_models_and_ps(url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_the_journal_gets_fields_and_newlines(tmp_path: Path) -> None:
     assert b"MESSAGE\n\x09\0\0\0\0\0\0\0two\nlines\n" in entry
     assert b"PRIORITY=3\n" in entry
     assert b"SOLLOLD_DEPLOYMENT=d1\n" in entry
+
+
+def test_the_journal_gets_what_would_go_there(
+    restored: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with listen(tmp_path / "journal"), (tmp_path / "stream").open("w") as stream:
+        monkeypatch.setattr(log, "JOURNAL", str(tmp_path / "journal"))
+        monkeypatch.setenv("INVOCATION_ID", "0" * 32)
+        file = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{file.st_dev}:{file.st_ino}")
+        # A terminal that systemd started hands the variables on, and is not the journal itself.
+        log.set_up("info")
+        assert not isinstance(logging.getLogger().handlers[0], log.JournalHandler)
+        kept = os.dup(2)
+        try:
+            os.dup2(stream.fileno(), 2)
+            log.set_up("info")
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        assert isinstance(logging.getLogger().handlers[0], log.JournalHandler)
 
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,10 @@ def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tm
         ('[cluster]\nseeds = ["a:b:c d"]', 2, "host, host:port or [IPv6]:port"),
         ("[serving]\ndrain_limit = -1", 2, ">= 0"),
         ("[serving]\ndrain_limit = inf", 2, "<= 100000000"),
+        ("[serving]\nstall = nan", 2, "nan is no number"),
+        ("[placement]\nkeep_alive = inf", 2, "inf is no number"),
+        (f'[node]\nmemory_limit = "{"9" * 400}"', 2, "more than any machine has"),
+        (f"[node]\nmemory_limit = {2**63}", 2, "<= "),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_line(
@@ -145,6 +149,12 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
     rows = {key: (value, origin) for key, value, origin in in_force(loaded)}
     assert rows["cluster.token"][0] == "(set)"
     assert rows["http.port"] == ("11435", "default")
+    flag = ("cluster.token", "ab" * 32, "--set cluster.token=" + "ab" * 32)
+    rows = {key: (value, origin) for key, value, origin in in_force(load(None, {}, [flag]))}
+    assert rows["cluster.token"] == ("(set)", "--set cluster.token=…")
+    with pytest.raises(SettingsError, match=r"--set cluster\.token=…: ") as refused:
+        load(None, {}, [("cluster.token", "secret", "--set cluster.token=secret")])
+    assert "secret" not in str(refused.value)
 
 
 def test_differences_are_named(tmp_path: Path) -> None:

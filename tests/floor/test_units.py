@@ -28,6 +28,12 @@ def test_what_is_no_size(text: str) -> None:
         parse_bytes(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 400, "9999999 TiB"])
+def test_sizes_that_no_machine_has(text: str) -> None:
+    with pytest.raises(ValueError, match="more than any machine has"):
+        parse_bytes(text)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
@@ -45,7 +51,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert parse_seconds(text) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["", "m", "5 parsecs", "inf", "nan", "5m3"])
+@pytest.mark.parametrize("text", ["", "m", "5 parsecs", "inf", "nan", "5m3", "9" * 400 + "s"])
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_seconds(text)

@@ -1,0 +1,67 @@
+"""`sollold doctor` where no daemon answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.cli.exit import Exit
+
+
+def doctor(folder: Path, states: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """On a machine whose systemd says ``states``; empty: without systemd."""
+    tools = folder / "tools"
+    tools.mkdir()
+    if states:
+        (tools / "systemctl").write_text(f"#!/bin/sh\nprintf '{states}'\n")
+        (tools / "systemctl").chmod(0o755)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("SOLLOLD_")},
+        "PATH": str(tools),
+        "SOLLOLD_CONFIG": os.devnull,
+        "SOLLOLD_HTTP_HOST": "127.0.0.1",
+        **more,
+    }
+    words = [sys.executable, "-m", "sollold", "doctor", "--json"]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+
+
+def findings(folder: Path, states: str) -> list[dict[str, Any]]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        done = doctor(folder, states, SOLLOLD_HTTP_PORT=str(taken.getsockname()[1]))
+    assert done.returncode == Exit.FAILED, done.stderr
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    assert "no daemon answers" in found[0]["what"]
+    return found[1:]
+
+
+@pytest.mark.parametrize(
+    ("states", "what", "mend"),
+    [
+        ("LoadState=loaded\\nActiveState=inactive\\n", "not started", "sudo systemctl enable --now sollold"),
+        ("LoadState=loaded\\nActiveState=failed\\n", "has failed", "journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=activating\\n", "again and again", "journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=active\\n", "does not answer", "journalctl -u sollold -n 30"),
+        ("LoadState=not-found\\nActiveState=inactive\\n", "no service", "sollold run"),
+        ("LoadState=masked\\nActiveState=inactive\\n", "masked", "systemctl status sollold"),
+        ("", "no service", "sollold run"),
+    ],
+)
+def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, mend: str) -> None:
+    (found,) = findings(tmp_path, states)
+    assert what in found["what"] and found["mend"] == mend
+
+
+def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> None:
+    states = "LoadState=loaded\\nActiveState=inactive\\n"
+    done = doctor(tmp_path, states, SOLLOLD_NODE_URL="http://127.0.0.1:9")
+    assert done.returncode == Exit.UNREACHABLE and not done.stdout
+    assert "no daemon answers at http://127.0.0.1:9" in done.stderr

@@ -1,0 +1,95 @@
+"""What becomes of the output: a reader that goes away, a full disk, a locale without our signs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from sollold.cli.asking import console
+from sollold.cli.exit import Exit
+from sollold.cli.main import main
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "sollold", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """As a shell has it: output to a pipe is written in blocks."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | more
+
+
+@pytest.mark.parametrize("words", [("--help",), ("token",), ("config", "--config", "/dev/null")])
+def test_a_reader_that_went_away_is_no_fault(words: tuple[str, ...]) -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    try:
+        done = subprocess.run(
+            command(*words), stdout=ours, stderr=subprocess.PIPE, text=True, timeout=60, env=environment()
+        )
+    finally:
+        os.close(ours)
+    assert (done.returncode, done.stderr) == (Exit.DONE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_a_fault_of_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command("token"), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=environment()
+        )
+    assert done.returncode == Exit.FAILED
+    assert "No space left" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_locale_without_our_signs_gets_others() -> None:
+    words = command("config", "--config", "/dev/null", "--set", "node.name=caf\u00e9 \u2588")
+    more = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="1")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=more)
+    assert done.returncode == Exit.DONE, done.stderr
+    assert '"caf? #"' in done.stdout
+    done = subprocess.run([*words, "--json"], capture_output=True, text=True, timeout=60, env=more)
+    assert json.loads(done.stdout)["node.name"]["value"] == '"caf\u00e9 \u2588"'
+
+
+def test_words_of_no_encoding_are_named_as_such() -> None:
+    words = [*command("chat", "any"), b"\xff", "--node", "127.0.0.1:9"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == Exit.USAGE
+    assert "encoding" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_prompt_of_another_encoding_is_asked_all_the_same() -> None:
+    words = command("chat", "any", "--node", "127.0.0.1:9")
+    done = subprocess.run(words, input=b"caf\xe9", capture_output=True, timeout=60)
+    assert done.returncode == Exit.UNREACHABLE
+    assert b"no daemon answers" in done.stderr and b"Traceback" not in done.stderr
+
+
+def test_a_command_whose_output_is_closed_works() -> None:
+    words = f"{sys.executable} -m sollold config --config /dev/null >&- <&-"
+    done = subprocess.run(words, shell=True, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (Exit.DONE, "")
+
+
+def test_lines_for_programs_are_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    long = Path("/" + "far " * 100)
+    words = ["config", "--config", "/dev/null", "--set", f"node.state_dir={long}"]
+    assert main(words) == Exit.DONE
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "node.state_dir" in line]
+    assert str(long).rstrip() in line
+
+
+def test_a_name_gives_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("node")
+    table.add_row("x\x1b]0;mine\x07\x9by\r")
+    console().print(table, style="red")
+    console(stderr=True).print("x\x1b[2Jy")
+    said = "".join(capsys.readouterr())
+    assert "mine" in said and not {"\x1b", "\x07", "\x9b", "\r"} & set(said)
