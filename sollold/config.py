@@ -36,6 +36,8 @@ SeedText = Annotated[
 Port = Annotated[int, Meta(ge=0, le=65535, title="port")]
 """0 takes a free one."""
 Count = Annotated[int, Meta(ge=0, title="count")]
+MOST_SLOTS = 64
+"""Requests at a time that one deployment can be loaded for."""
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 
@@ -182,7 +184,7 @@ class PlacementSettings:
     """``fastest``: least time a token; ``memory_aware``: by memory; ``even``: alike; ``spread``: on all."""
     context: Count = 8192
     """Tokens a slot, when the caller names none and memory allows."""
-    slots: Annotated[int, Meta(ge=1, le=64)] = 4
+    slots: Annotated[int, Meta(ge=1, le=MOST_SLOTS)] = 4
     """Requests at a time a model, fewer where memory is short."""
     type_k: KvType = "f16"
     """KV cache of keys; ``q8_0`` halves it."""

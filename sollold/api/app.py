@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -41,6 +42,7 @@ log = logging.getLogger("sollold.api")
 _HUNG_UP = 499
 """What the metrics call a caller that went away; it is never sent."""
 
+_BACKLOG = 1024
 LONGEST_BODY = 128 * 1024 * 1024
 """Bytes of a JSON body, images included. Blobs are streamed and not bounded by it."""
 
@@ -214,6 +216,21 @@ def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSErr
     return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
 
 
+def _site(runner: web.AppRunner, host: str, port: int) -> web.BaseSite:
+    """A server on the address; on ``::`` it takes IPv4 as well.
+
+    Raises:
+        OSError: the address can't be listened on.
+    """
+    if host == "::" and socket.has_dualstack_ipv6():
+        made = socket.create_server(
+            (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+        )
+        made.setblocking(False)
+        return web.SockSite(runner, made, backlog=_BACKLOG)
+    return web.TCPSite(runner, host, port, backlog=_BACKLOG)
+
+
 class Listener:
     """Serves the application on a port. A caller's hang-up cancels its handler."""
 
@@ -241,8 +258,8 @@ class Listener:
         """
         host, port = self._settings.host, self._settings.port
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, backlog=1024)
         try:
+            site = _site(self._runner, host, port)
             await site.start()
         except (OSError, UnicodeError) as error:
             await self._runner.cleanup()

@@ -16,10 +16,11 @@ from sollold.api.ollama import json_response
 from sollold.api.ollama_request import parse_keep_alive, require_model
 from sollold.api.parts import Parts, PlanAsk
 from sollold.api.route import Route
-from sollold.config import KvType
+from sollold.config import MOST_SLOTS, KvType
 from sollold.serving.ask import Fault, Refusal
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Slots = Annotated[int, msgspec.Meta(ge=0, le=MOST_SLOTS)]
 
 
 class PlanBody(msgspec.Struct, kw_only=True):
@@ -31,7 +32,7 @@ class PlanBody(msgspec.Struct, kw_only=True):
 
     model: str = ""
     context: _Count = 0
-    slots: _Count = 0
+    slots: _Slots = 0
     kv: KvType | Literal[""] = ""
     type_k: KvType | Literal[""] = ""
     type_v: KvType | Literal[""] = ""

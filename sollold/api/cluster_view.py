@@ -63,9 +63,9 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "empty": record.draining and record.empty,
         "me": record.node == me,
         "leader": record.node == leader,
-        "total": sum(device.limit for device in own),
+        "total": sum(device.limit for device in _apart(own)),
         "granted": sum(device.granted for device in own),
-        "available": sum(device.available for device in own),
+        "available": sum(device.available for device in _apart(own)),
         "devices": [device_object(device) for device in record.devices],
         "plain_workers": [plain_object(worker) for worker in record.plain],
         "links": [
@@ -73,6 +73,16 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
             for node, trip, rate in record.links
         ],
     }
+
+
+def _apart(devices: Sequence[Device]) -> list[Device]:
+    """One device for each memory: of those that share one, which each say what all of it is, the largest."""
+    kept: dict[str, Device] = {}
+    for device in devices:
+        memory = device.pool or device.id
+        if memory not in kept or device.limit > kept[memory].limit:
+            kept[memory] = device
+    return list(kept.values())
 
 
 def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str]) -> dict[str, Any]:

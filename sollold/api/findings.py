@@ -15,6 +15,7 @@ from sollold.models.model import Model
 from sollold.units import bytes_text
 
 LOW_DISK = 5 * 1024**3
+_SEED = 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'
 
 
 class Grade(StrEnum):
@@ -115,10 +116,9 @@ def _network(facts: Facts) -> list[Finding]:
         return []
     found = []
     mdns = status.discovery
-    seed = 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'
     if mdns is not None and not mdns.working:
         what = f"multicast DNS does not work: {mdns.reason}; nodes are found by seeds and memory alone"
-        found.append(Finding(Grade.PROBLEM, what, seed))
+        found.append(Finding(Grade.PROBLEM, what, _SEED))
     if status.cloned:
         what = (
             "since this daemon started another machine was heard that uses the same node id: one's state "
@@ -141,7 +141,7 @@ def _network(facts: Facts) -> list[Finding]:
             "DNS. It is switched off there, or a switch, a firewall or the Wi-Fi filters it; then new "
             "nodes do not find each other by themselves"
         )
-        found.append(Finding(Grade.NOTICE, what, seed))
+        found.append(Finding(Grade.NOTICE, what, _SEED))
     return found
 
 
@@ -207,9 +207,7 @@ def _company(facts: Facts) -> list[Finding]:
             "this node sees no other; on the others, is sollold running, is the token the same, "
             "and does the firewall let 11436/tcp, 11436/udp and 5353/udp through?"
         )
-        found.append(
-            Finding(Grade.NOTICE, what, "sollold run --seed HOST:11436   (to find one without mDNS)")
-        )
+        found.append(Finding(Grade.NOTICE, what, f"to find one without mDNS, {_SEED}"))
     if facts.me.open:
         what = "an open cluster: whoever is on this LAN can join it and use its memory"
         found.append(Finding(Grade.NOTICE, what, "sollold token"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,8 +14,12 @@ import pytest
 from aiohttp import ClientSession
 from openai import APIError, AsyncOpenAI
 
+from sollold.api.app import Listener, build_app
+from sollold.api.cluster_view import node_object
 from sollold.api.parts import PlanAsk, Planned, Running
 from sollold.api.reply import Patience
+from sollold.config import GIB, MOST_SLOTS, HttpSettings
+from sollold.machine.device import Device, Kind
 from sollold.models.own_models import Told
 from sollold.serving.ask import Engine, Fault, Refusal, Waiting
 from tests.api.api_parts import (
@@ -757,8 +763,31 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     assert (worker["address"], worker["state"], worker["named"]) == ("10.0.0.9:50052", "usable", False)
     async with http.post(f"{url}/api/cluster/route", json={"model": "demo"}) as answer:
         assert (await answer.json())["endpoints"][0]["why"] == "ready, nothing in line"
-    async with http.post(f"{url}/api/cluster/plan", json={"model": "demo", "policy": "odd"}) as answer:
-        assert answer.status == 400
+    for wrong in ({"policy": "odd"}, {"slots": MOST_SLOTS + 1}):
+        async with http.post(f"{url}/api/cluster/plan", json={"model": "demo", **wrong}) as answer:
+            assert answer.status == 400
+            assert next(iter(wrong)) in (await answer.json())["error"]
+
+
+def test_a_shared_memory_counts_once_for_a_node() -> None:
+    gpu = Device("Vulkan0", Kind.GPU, "Iris", 8 * GIB, 6 * GIB, 8 * GIB, 2 * GIB, 5 * GIB, pool="ram")
+    ram = replace(gpu, id="CPU", kind=Kind.CPU, granted=GIB)
+    card = Device("CUDA0", Kind.GPU, "RTX", 4 * GIB, 4 * GIB, 4 * GIB, 0, 4 * GIB)
+    node = node_object(replace(record(), devices=(gpu, ram, card)), "", "")
+    assert (node["total"], node["granted"], node["available"]) == (12 * GIB, 3 * GIB, 9 * GIB)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 beside IPv4 here")
+async def test_every_address_means_both_kinds(http: ClientSession) -> None:
+    facts = HttpSettings(host="::", port=0)
+    listener = Listener(build_app(parts(), facts), facts, drain=0.2)
+    await listener.start()
+    try:
+        for host in ("127.0.0.1", "[::1]"):
+            async with http.get(f"http://{host}:{listener.port}/") as answer:
+                assert answer.status == 200
+    finally:
+        await listener.close()
 
 
 async def test_metrics(serve: Serve, http: ClientSession) -> None:
