@@ -38,6 +38,9 @@ class Architecture:
         slack, front: hidden states that the compute buffer was measured to hold beyond what the rules say, on
             every device and on the one that begins.
         repeats: a delta net's keys are repeated to the width of its values.
+        reshaped: queries and keys are reshaped and then normed or turned, which cannot be done in place.
+        onto: attention and feed-forward are added to the hidden state, not it to them. Both are said only of
+            those with recurrent layers.
     """
 
     window: str | int = "none"
@@ -56,6 +59,8 @@ class Architecture:
     headless: bool = False
     norm_beside: bool = False
     repeats: bool = False
+    reshaped: bool = False
+    onto: bool = False
     slack: int = 0
     front: int = 0
 
@@ -123,17 +128,17 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mimo2": Architecture(window="key"),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
     # Recurrent layers, alone or among others.
-    "mamba": Architecture(recurrent="all", slack=1),
-    "mamba2": Architecture(recurrent="all", slack=2),
+    "mamba": _RECURRENT,
+    "mamba2": Architecture(recurrent="all"),
     "rwkv6": Architecture(recurrent="all", slack=1),
     "rwkv7": _RECURRENT,
-    "jamba": _HYBRID,
-    "granitehybrid": Architecture(recurrent="kv0", slack=1),
-    "lfm2": Architecture(recurrent="kv0", norm_beside=True, slack=1),
-    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, slack=1),
-    "nemotron_h": Architecture(recurrent="kv0ff0", late=True, slack=1),
-    "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True, slack=1),
-    "falcon-h1": Architecture(recurrent="both", slack=2),
+    "jamba": Architecture(recurrent="kv0", onto=True),
+    "granitehybrid": _HYBRID,
+    "lfm2": Architecture(recurrent="kv0", norm_beside=True, reshaped=True, onto=True),
+    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, reshaped=True, onto=True),
+    "nemotron_h": Architecture(recurrent="kv0ff0", late=True),
+    "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True),
+    "falcon-h1": Architecture(recurrent="both", reshaped=True),
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": _DELTA,
     "qwen35moe": _DELTA,

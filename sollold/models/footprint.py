@@ -100,8 +100,7 @@ class Footprint:
             if source < first <= index < last:
                 given += self.state[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
-        peak = max((needs.later if piped else needs.alone)[first + 1 : last], default=0)
-        peak = max(peak, (needs.first if piped else needs.alone)[first])
+        peak = needs.peak(first, last, piped=piped, own=self.layers + 1 - offloaded)
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
             peak = max(peak + inputs.raw + inputs.front, (2 if piped else 3) * inputs.raw + inputs.begins)
@@ -129,7 +128,7 @@ class Footprint:
 
         As much as for the whole of one of them: more than it is.
         """
-        return max(self._demands.alone[:layers], default=0)
+        return self._demands.peak(0, layers, piped=False) if layers else 0
 
     def lent_experts(self, layers: int) -> int:
         """Bytes on the device that computes the rest: for long prompts it is lent the experts, one tensor
@@ -147,7 +146,7 @@ class Footprint:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
-        peak = max(self._demands.alone[:own], default=self._inputs.looked_up)
+        peak = self._demands.peak(0, own, piped=False) if own else self._inputs.looked_up
         if own:
             peak += self._inputs.raw * (3 if self._inputs.joins else 1) + self._inputs.front
         return peak + (_COPIES if piped else 1) * self._inputs.host
