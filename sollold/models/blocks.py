@@ -41,10 +41,11 @@ def peaks(
     normed = -1
     slots = Slots()
     then = next((one for one in (*row, *following) if asks(one[0])), None)
+    recurs = any(later.mixer in MIXERS for later, _ in row)
     if handed is not None:
         early = Early(fetched_early(*then) if then else 0, slots)
         attends = bool(block.q or block.latent)
-        normed, state, early = taken_over(graph, handed, batch, early, attends, ends)
+        normed, state = taken_over(graph, handed, batch, early, attends=attends, recurs=recurs, ends=ends)
         slots = early.slots
         if normed >= 0 and attends:
             given = ALIGNED
@@ -64,7 +65,7 @@ def peaks(
             given = size
     if outputs and not piped and first:
         graph.add(ALIGNED, kept=True)
-    if not piped and first and slots.busy < 0 and any(later.mixer in MIXERS for later, _ in row):
+    if not piped and first and slots.busy < 0 and recurs:
         slots = Slots.of(graph, ends)
         early = Early(early.size, slots)
     if block.mixer == "rwkv7":

@@ -35,24 +35,33 @@ class Handed:
 
 
 def taken_over(
-    graph: Graph, handed: Handed, batch: Batch, early: Early, attends: bool, ends: bool
-) -> tuple[int, int, Early]:
-    """The norm (-1: not yet computed) and the hidden state with which a device begins; what it fetches early.
+    graph: Graph, handed: Handed, batch: Batch, early: Early, *, attends: bool, recurs: bool, ends: bool
+) -> tuple[int, int]:
+    """The norm (-1: not yet computed) and the hidden state with which a device begins.
 
-    ``attends``: so does its first block. ``ends``: its last recurrent block is known.
+    ``early``: what it fetches early, and is told besides. ``attends``: so does its first block. ``recurs``:
+    it has recurrent blocks. ``ends``: the last of them is known.
     """
     before, late = handed.before, handed.interrupted
     unit = batch.tokens * FLOAT
     hidden = before.embd * unit
+
+    def tell() -> None:
+        if recurs and early.slots.busy < 0:
+            early.slots = Slots.of(graph, ends)
+
     if handed.hosted and before.experts and late is None and before.ff_shared:
-        graph.add(unit, graph.add(unit))
+        share = graph.add(unit)
         common, done, state = graph.add(hidden), graph.add(hidden), graph.add(hidden)
+        tell()
+        share = graph.add(unit, share, inplace=True)
+        common = graph.add(hidden, common, share, inplace=True)
         done = graph.add(hidden, done, common, inplace=True)
-        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True), early
+        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True)
     if handed.hosted and before.experts:
         results = graph.add(before.used * (before.latent_expert or before.embd) * unit)
         weights = graph.add(before.used * unit)
-        early = Early(early.size, Slots.of(graph, ends))
+        tell()
         state = graph.add(hidden) if not before.ff_shared else -1
         results = graph.add(
             before.used * (before.latent_expert or before.embd) * unit, results, weights, inplace=True
@@ -62,9 +71,9 @@ def taken_over(
         if before.ff_shared:
             common, state = graph.add(hidden), graph.add(hidden)
             done = graph.add(hidden, done, common, inplace=True)
-        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True), early
+        return -1, graph.add(hidden, *ordered(before, done, state), inplace=True)
     if early.size:
-        early = Early(early.size, Slots.of(graph, ends))
+        tell()
     if late is None or late.experts or late.mixer == "conv" or (late.q and not handed.rotated):
         early.fetch(graph)
     else:
@@ -75,10 +84,13 @@ def taken_over(
         graph.add(0, graph.add(back, passed))
     first = graph.add(hidden)
     if handed.hosted or (late is not None and late.experts and not late.ff_shared):
-        return -1, graph.add(hidden, first, graph.add(hidden), inplace=True), early
+        second = graph.add(hidden)
+        tell()
+        return -1, graph.add(hidden, first, second, inplace=True)
     if attends:
         graph.add(ALIGNED, kept=True)
-    return first, graph.add(hidden), early
+    tell()
+    return first, graph.add(hidden)
 
 
 def ordered(block: Block, part: int, state: int) -> tuple[int, int]:
