@@ -39,8 +39,9 @@ class Architecture:
             every device and on the one that begins.
         repeats: a delta net's keys are repeated to the width of its values.
         reshaped: queries and keys are reshaped and then normed or turned, which cannot be done in place.
-        onto: attention and feed-forward are added to the hidden state, not it to them. Both are said only of
-            those with recurrent layers.
+        onto: attention and feed-forward are added to the hidden state, not it to them.
+        followed: all operations are followed in order, and blocks in the row in which they stand. So it is
+            for all that have recurrent layers. Only of these the two above are said.
     """
 
     window: str | int = "none"
@@ -61,6 +62,7 @@ class Architecture:
     repeats: bool = False
     reshaped: bool = False
     onto: bool = False
+    followed: bool = False
     slack: int = 0
     front: int = 0
 
@@ -121,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(window=4096, every=2),
     "gemma3": Architecture(window="key", every=6),
     "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
-    "gemma4": Architecture(window="key", late=True, front=1),
+    "gemma4": Architecture(window="key", late=True, front=1, reshaped=True, followed=True),
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     "olmo2": Architecture(window="key", every=4, slack=1),

@@ -10,6 +10,7 @@ from sollold.models.block import FLOAT, Batch, Block
 from sollold.models.graph import Graph
 from sollold.models.handover import ALIGNED, Handed, ordered, taken_over
 from sollold.models.mixers import MIXERS, Early, Slots, channel_mix, fetched_early, mixer
+from sollold.models.opening import Opening
 
 Row = tuple[tuple[Block, Batch], ...]
 """Blocks that follow each other, and what each is to compute."""
@@ -23,7 +24,9 @@ def peaks(
     first: bool,
     last: bool,
     ends: bool = False,
+    home: bool = False,
     outputs: bool = False,
+    opening: Opening | None = None,
     handed: Handed | None = None,
 ) -> list[int]:
     """Bytes that each block of a row needs at most, besides what their device is given.
@@ -31,11 +34,14 @@ def peaks(
     ``row``: blocks that a device computes one after another; ``following``: what comes next, there or
     elsewhere. ``piped``: batches follow each other through the devices; then the inputs lie before everything
     and are never freed. ``first``: the row begins with the first block of its device; ``ends``: it ends with
-    the last of it; ``last``: with the last of the model. ``outputs``: the device is told which tokens are
-    output. ``handed``: how it comes to its hidden state, when that matters.
+    the last of it; ``last``: with the last of the model. ``home``: the device is the head's processor;
+    ``outputs``: it is told which tokens are output. ``opening``: what it makes when it begins the model;
+    ``handed``: how it comes to its hidden state when it does not, and that matters.
     """
     block, batch = row[0]
     graph = Graph()
+    if opening is not None and opening.done:
+        graph.add(opening.raw, kept=True)
     size = block.embd * block.streams * batch.tokens * FLOAT
     given = 0
     normed = -1
@@ -56,13 +62,18 @@ def peaks(
         if not piped and first and fetched_early(block, batch):
             slots = Slots.of(graph, ends)
         early = Early(fetched_early(block, batch), slots)
+        if home:
+            # There all other inputs lie before the hidden state.
+            graph.add(ALIGNED, kept=True)
         state = graph.add(size, kept=piped and first and not block.after)
         if not piped:
-            # The first hidden state lies before the other inputs and leaves a hole there.
-            graph.add(ALIGNED, kept=True)
+            # Elsewhere the first hidden state lies before them and leaves a hole there.
             given = ALIGNED
+            graph.add(0 if home else ALIGNED, kept=True)
         elif first and not block.after:
             given = size
+    if opening is not None and not opening.done:
+        state = opening.scale(graph, state, size, piped=piped, home=home)
     if outputs and not piped and first:
         graph.add(ALIGNED, kept=True)
     if not piped and first and slots.busy < 0 and recurs:
@@ -81,7 +92,7 @@ def peaks(
                 then = None
             after = Early(fetched_early(*then) if then else 0, slots)
         ending = last and index == len(row) - 1
-        state = _block(graph, block, batch, state, before, after, last=ending, normed=normed)
+        state = _block(graph, block, batch, state, before, after, last=ending, normed=normed, opening=opening)
         normed = -1
         early = after
         marks.append(len(graph))
@@ -103,6 +114,7 @@ def _block(
     *,
     last: bool,
     normed: int = -1,
+    opening: Opening | None = None,
 ) -> int:
     last = last and not block.late
     hidden = block.embd * batch.tokens * FLOAT
@@ -149,7 +161,9 @@ def _block(
         done = graph.add(hidden, *ordered(block, part, done), inplace=True, viewed=viewed)
     if laurel is not None:
         done = graph.add(hidden, done, laurel, inplace=True)
-    if block.ff or block.experts:
+    if block.ff and block.experts and block.followed:
+        done = graph.add(hidden, _beside(graph, block, tokens, done), done, inplace=True)
+    elif block.ff or block.experts:
         second = done if block.bare else graph.add(hidden, done) if parts else normed
         fed = _feed_forward(graph, block, tokens, second, following)
         done = graph.add(hidden, *ordered(block, fed, done), inplace=True)
@@ -160,7 +174,10 @@ def _block(
         return _corrected(graph, block, hidden, predictions, done)
     if block.per_layer:
         gate = graph.add(block.per_layer * tokens * FLOAT, done)
-        done = graph.add(hidden, graph.add(hidden, gate), done, inplace=True)
+        if opening is not None:
+            opening.make(graph)
+        own = graph.add(hidden, gate)
+        done = graph.add(hidden, *((done, own) if block.followed else (own, done)), inplace=True)
     return done
 
 
@@ -288,6 +305,21 @@ def _dense(
     else:
         hidden = graph.add(ff * unit, normed)
     return graph.add(embd * unit, hidden)
+
+
+def _beside(graph: Graph, block: Block, tokens: int, state: int) -> int:
+    """Experts and a dense layer beside them, each with a norm of its own, and one to choose by (Gemma 4)."""
+    unit = tokens * FLOAT
+    probabilities = graph.add(block.experts * unit, graph.add(block.embd * unit, state))
+    order = graph.add(block.experts * unit, probabilities)
+    weights = graph.add(block.used * unit, probabilities, order)
+    weights = graph.add(block.used * unit, weights, graph.add(unit, weights))
+    many = block.used * block.ff_expert * unit
+    hidden = graph.add(many, graph.add(2 * many, graph.add(block.embd * unit, state), order))
+    chosen = graph.add(block.embd * unit, graph.add(block.used * block.embd * unit, hidden, order, weights))
+    normed = graph.add(block.embd * unit, state)
+    common = _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated)
+    return graph.add(block.embd * unit, common, chosen, inplace=True)
 
 
 def _experts(graph: Graph, block: Block, tokens: int, normed: int, following: Early) -> int:

@@ -75,6 +75,11 @@ class Demands:
             varied=varied,
         )
 
+    @property
+    def opened(self) -> bool:
+        """Whether what the first layer's device makes besides is counted here."""
+        return self.varied is not None and self.varied.scaled
+
     def peak(self, first: int, last: int, *, piped: bool, own: int = 0) -> int:
         """What the operations of layers ``first`` to ``last - 1`` need on one device.
 
@@ -94,6 +99,8 @@ def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
             if layer.block is not None
         ),
         slack=shape.slack * shape.n_embd * cells.tokens * 4,
+        raw=shape.per_layer * cells.tokens * 4 * sum(layer.block is not None for layer in shape.layers),
+        scaled=shape.front > 0,
     )
     each: list[Demand] = []
     last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)

@@ -103,7 +103,8 @@ class Footprint:
         peak = needs.peak(first, last, piped=piped, own=self.layers + 1 - offloaded)
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
-            peak = max(peak + inputs.raw + inputs.front, (2 if piped else 3) * inputs.raw + inputs.begins)
+            made = 0 if needs.opened else inputs.raw + inputs.front
+            peak = max(peak + made, (2 if piped else 3) * inputs.raw + inputs.begins)
             given += inputs.raw * piped
         elif last > self.layers:
             peak = max(peak, inputs.joins and inputs.joins + inputs.ends * piped)
@@ -146,8 +147,8 @@ class Footprint:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
-        peak = self._demands.peak(0, own, piped=False) if own else self._inputs.looked_up
-        if own:
+        peak = self._demands.peak(0, own, piped=False, own=own) if own else self._inputs.looked_up
+        if own and not self._demands.opened:
             peak += self._inputs.raw * (3 if self._inputs.joins else 1) + self._inputs.front
         return peak + (_COPIES if piped else 1) * self._inputs.host
 

@@ -373,7 +373,7 @@ def _block(facts: _Facts, index: int, tensors: list[Tensor]) -> Block:
         query_gate=bool(q and out and q == 2 * out),
         reshaped=facts.row.reshaped,
         onto=facts.row.onto,
-        followed=facts.row.recurrent != "no",
+        followed=facts.row.followed or facts.row.recurrent != "no",
         out_gate=not mixer and "attn_gate.weight" in shapes,
         latent=facts.latent,
         rope=facts.integer("rope.dimension_count") if facts.latent else 0,

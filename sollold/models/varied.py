@@ -11,6 +11,7 @@ from sollold.models import blocks
 from sollold.models.block import FLOAT, Block
 from sollold.models.handover import Handed
 from sollold.models.mixers import MIXERS, fetches_early
+from sollold.models.opening import Opening
 
 NEAR = 4
 """So many blocks before and after one matter for what it needs."""
@@ -18,8 +19,9 @@ NEAR = 4
 
 @dataclass(frozen=True, slots=True)
 class _Begins:
-    """How a device begins: after the head's processor; and whether it is told which tokens are output."""
+    """How a device begins: it is the head's processor; or follows it; and is told which tokens are output."""
 
+    home: bool
     hosted: bool
     outputs: bool
 
@@ -28,21 +30,24 @@ class _Begins:
 class Varied:
     """The blocks of a model, and which of them are alike (``kinds``, a number for each).
 
-    ``slack``: bytes to add to what they need.
+    ``slack``: bytes to add to what they need. ``raw``: of what layers have of their own, all together;
+    ``scaled``: the first layer's input is.
     """
 
     row: blocks.Row
     kinds: tuple[int, ...]
     slack: int
+    raw: int
+    scaled: bool
     _known: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, row: blocks.Row, slack: int) -> Varied | None:
+    def of(cls, row: blocks.Row, *, slack: int, raw: int, scaled: bool) -> Varied | None:
         """None where no block depends on others."""
-        if not any(block.mixer in MIXERS for block, _ in row):
+        if not any(block.mixer in MIXERS or (block.followed and not block.mixer) for block, _ in row):
             return None
         numbers: dict[object, int] = {}
-        return cls(row, tuple(numbers.setdefault(one, len(numbers)) for one in row), slack)
+        return cls(row, tuple(numbers.setdefault(one, len(numbers)) for one in row), slack, raw, scaled)
 
     def peak(self, first: int, last: int, *, piped: bool, own: int) -> int:
         """Bytes that the operations of layers ``first`` to ``last - 1`` need on one device.
@@ -55,11 +60,17 @@ class Varied:
             return 0
         begun = min(first + NEAR + 1, last)
         ends = begun == last and not piped
-        peak = self._peak(first, begun, piped, _Begins(hosted=first == own, outputs=outputs), ends=ends)
+        peak = self._peak(
+            first,
+            begun,
+            piped,
+            _Begins(home=first == 0 < own, hosted=first == own, outputs=outputs),
+            ends=ends,
+        )
         for index in range(begun, last):
-            peak = max(peak, self._peak(index - NEAR, index + 1, piped))
+            peak = max(peak, self._peak(index - NEAR, index + 1, piped, opened=first == 0))
         if begun < last and not piped:
-            peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True))
+            peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True, opened=first == 0))
         return self.slack + peak
 
     def passed(self, index: int) -> tuple[int, int]:
@@ -86,7 +97,14 @@ class Varied:
         return next((late for late in range(index - 1, -1, -1) if blocks.asks(self.row[late][0])), None)
 
     def _peak(
-        self, begin: int, end: int, piped: bool, begins: _Begins | None = None, *, ends: bool = False
+        self,
+        begin: int,
+        end: int,
+        piped: bool,
+        begins: _Begins | None = None,
+        *,
+        ends: bool = False,
+        opened: bool = False,
     ) -> int:
         """Of layers ``begin`` to ``end - 1``; only of the last where no device begins or ends with them."""
         handed, late = None, None
@@ -94,7 +112,21 @@ class Varied:
             late = self._interrupted(begin)
             handed = (self.kinds[begin - 1], None if late is None else self.kinds[late])
         last = end == len(self.row)
-        key = (piped, begins, ends, last, handed, self.kinds[begin:end], self.kinds[end : end + NEAR])
+        opening = None
+        if opened and self.raw and self.scaled:
+            opening = Opening(self.raw, done=True)
+        elif begins is not None and begin == 0 and self.scaled:
+            opening = Opening(self.raw, done=False)
+        key = (
+            opening is not None,
+            piped,
+            begins,
+            ends,
+            last,
+            handed,
+            self.kinds[begin:end],
+            self.kinds[end : end + NEAR],
+        )
         if key not in self._known:
             needs = blocks.peaks(
                 self.row[begin:end],
@@ -103,7 +135,9 @@ class Varied:
                 first=begins is not None,
                 last=last,
                 ends=ends,
+                home=begins is not None and begins.home,
                 outputs=begins is not None and begins.outputs,
+                opening=opening,
                 handed=self._handed(begin, late, begins.hosted) if begins is not None and handed else None,
             )
             self._known[key] = needs[-1] if begins is None and not ends else max(needs)
