@@ -166,7 +166,7 @@ def _batch(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) -> B
 def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
     """What a device that begins with a layer is given of the ones before, besides the hidden state.
 
-    RWKV's was measured, not derived.
+    RWKV 7's was measured, not derived.
     """
     block = shape.layers[index].block
     unit = cells.tokens * 4
@@ -176,7 +176,10 @@ def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> 
         return shape.n_embd * unit
     if varied is not None:
         return varied.passed(index)[0]
-    if block.mixer.startswith("rwkv"):
+    if block.mixer == "rwkv6":
+        # Of its feed-forward layer the norm, and the same for the token before.
+        return shape.n_embd * unit * 2
+    if block.mixer == "rwkv7":
         return shape.n_embd * unit * 5 // 2
     return 0
 
