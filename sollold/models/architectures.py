@@ -151,7 +151,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma-embedding": Architecture(window="key", every=6, cache=False, slack=1),
     "jina-bert-v2": _EMBEDDER,
     "jina-bert-v3": _EMBEDDER,
-    "modern-bert": Architecture(window="key", every=3, dense_first=True, cache=False, headless=True, slack=1),
+    "modern-bert": Architecture(window="key", every=3, dense_first=True, cache=False, headless=True),
     "llama-embed": Architecture(cache=False, idle_cache=True, slack=1),
 }
 

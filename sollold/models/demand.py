@@ -133,7 +133,7 @@ def _demand(
     batch = _batch(layer, block, cells, run, flash)
     attends = bool(block.q)
     # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
-    states = shape.slack if flash or block.fused else max(shape.slack, block.streams)
+    states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
     slack = states * shape.n_embd * cells.tokens * 4
     first, later, alone = (
         0 if varied is not None else slack + _peak(block, batch, piped, begins, last)
