@@ -100,11 +100,15 @@ class Footprint:
             if source < first <= index < last:
                 given += self.state[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
-        peak = needs.peak(first, last, piped=piped, own=self.layers + 1 - offloaded)
+        own = self.layers + 1 - offloaded
+        peak = needs.peak(first, last, piped=piped, own=own)
+        if not piped and first > own:
+            # Handed over by another device, several streams leave a hole.
+            peak += inputs.turned
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
             made = 0 if needs.opened else inputs.raw + inputs.front
-            peak = max(peak + made, (2 if piped else 3) * inputs.raw + inputs.begins)
+            peak = max(peak + made, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
             given += inputs.raw * piped
         elif last > self.layers:
             peak = max(peak, inputs.joins and inputs.joins + inputs.ends * piped)
@@ -149,7 +153,7 @@ class Footprint:
         piped = devices > 1 and own == 0
         peak = self._demands.peak(0, own, piped=False, own=own) if own else self._inputs.looked_up
         if own and not self._demands.opened:
-            peak += self._inputs.raw * (3 if self._inputs.joins else 1) + self._inputs.front
+            peak = max(peak + self._inputs.raw + self._inputs.front, self._inputs.makes)
         return peak + (_COPIES if piped else 1) * self._inputs.host
 
 
