@@ -39,6 +39,7 @@ class Varied:
     slack: int
     raw: int
     scaled: bool
+    _far: dict[tuple[bool, bool], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -67,11 +68,20 @@ class Varied:
             _Begins(home=first == 0 < own, hosted=first == own, outputs=outputs),
             ends=ends,
         )
-        for index in range(begun, last):
-            peak = max(peak, self._peak(index - NEAR, index + 1, piped, opened=first == 0))
+        if begun < last:
+            peak = max(peak, *self._within(piped, first == 0)[begun:last])
         if begun < last and not piped:
             peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True, opened=first == 0))
         return self.slack + peak
+
+    def _within(self, piped: bool, opened: bool) -> tuple[int, ...]:
+        """Of each layer, far from where its device begins and ends."""
+        if (piped, opened) not in self._far:
+            self._far[piped, opened] = tuple(
+                self._peak(max(index - NEAR, 0), index + 1, piped, opened=opened)
+                for index in range(len(self.row))
+            )
+        return self._far[piped, opened]
 
     def passed(self, index: int) -> tuple[int, int]:
         """Bytes that pass besides the hidden state when a device begins with a layer, there and back.
