@@ -47,6 +47,8 @@ class Footprint:
         experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
         estimate: the architecture is not known; everything is on the safe side.
         slots: requests at a time.
+
+    ``_lent``: L entries, what a device is given of a layer's cache that one of another device uses.
     """
 
     layers: int
@@ -68,6 +70,7 @@ class Footprint:
     context_train: int
     estimate: bool
     slots: int
+    _lent: tuple[int, ...]
     _demands: Demands
     _inputs: Inputs
 
@@ -98,7 +101,7 @@ class Footprint:
             given += inputs.per_layer * (min(last, self.layers) - first)
         for index, source in needs.borrowed:
             if source < first <= index < last:
-                given += self.state[source]
+                given += self._lent[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
         own = self.layers + 1 - offloaded
         peak = needs.peak(first, last, piped=piped, own=own)
@@ -167,12 +170,14 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     cells = Cells.of(shape, run)
     flash = run.flash != "off"
     widest_v = max((layer.v for layer in shape.layers), default=0)
-    state = []
+    state, lent = [], []
     for layer in shape.layers:
         rows = cells.windowed if layer.window else cells.full
         v = layer.v if flash or not layer.v else widest_v
         kv = rows * cells.streams * (type_k.row(layer.k) + type_v.row(v))
         state.append(kv + layer.recurrent * run.slots)
+        # Of the last stream no more is seen than the layer's own values.
+        lent.append(kv - rows * (type_v.row(v) - type_v.row(layer.v)))
     snapshots = tuple(
         snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
     )
@@ -198,6 +203,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         context_train=shape.context_train,
         estimate=not shape.known,
         slots=run.slots,
+        _lent=tuple(lent),
         _demands=demands(shape, run, cells, flash),
         _inputs=inputs(shape, run, cells, flash, widest_v),
     )
