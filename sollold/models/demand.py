@@ -134,10 +134,12 @@ def _demand(
     attends = bool(block.q)
     # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
     states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
-    slack = states * shape.n_embd * cells.tokens * 4
+    # Of several streams, only where they are made or nothing is pipelined; see `sollold.models.inputs`.
+    near = shape.slack if block.streams > 1 else states
+    hidden = shape.n_embd * cells.tokens * 4
     first, later, alone = (
-        0 if varied is not None else slack + _peak(block, batch, piped, begins, last)
-        for piped, begins in ((True, True), (True, False), (False, True))
+        0 if varied is not None else _peak(block, batch, piped, begins, last) + slack * hidden
+        for piped, begins, slack in ((True, True, near), (True, False, near), (False, True, states))
     )
     return Demand(
         first=first,

@@ -110,7 +110,7 @@ class Footprint:
             peak += inputs.turned
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
-            made = 0 if needs.opened else inputs.raw + inputs.front
+            made = 0 if needs.opened else inputs.raw + inputs.front + inputs.holes * piped
             peak = max(peak + made, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
             given += inputs.raw * piped
         elif last > self.layers:

@@ -24,8 +24,8 @@ class Inputs:
     first block's device holds besides; ``joins``: the output's device needs that too; ``begins``,
     ``ends``: what making several streams of one takes, and one of several; ``makes``: what making the
     embedding beside the streams takes without pipelining; ``turned``: of several streams one, for which
-    there is no hole; ``host``: what the head keeps of all inputs; ``looked_up``: what the head computes of
-    them.
+    there is no hole; ``holes``: what scores leave where the streams are made; ``host``: what the head keeps
+    of all inputs; ``looked_up``: what the head computes of them.
     """
 
     hidden: int
@@ -41,6 +41,7 @@ class Inputs:
     begins: int
     makes: int
     turned: int
+    holes: int
     ends: int
     host: int
     looked_up: int
@@ -102,6 +103,7 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
         # The second part was measured, not derived: holes that were too small for the embedding.
         makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * several,
         turned=hidden if several else 0,
+        holes=streams * hidden if several and not flash else 0,
         ends=2 * (streams + 1) * hidden if several else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,
