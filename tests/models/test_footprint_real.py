@@ -83,13 +83,28 @@ def test_an_unknown_architecture_never_needs_more(
         ("lfm2", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
         ("qwen3next", (1, 3, 3), Run(context=4096, slots=2, flash="on")),
         ("gemma4", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("gemma4", (4, 5), Run(context=2048, slots=2, flash="off")),
         ("gemma4-moe", (3, 3, 3), Run(context=16384, slots=4, flash="on")),
+        ("gemma3n", (25,), Run(context=8192, slots=1, flash="on")),
+        ("gemma3n", (2, 19), Run(context=4096, slots=2, flash="on")),
+        ("gemma3n", (4, 21), Run(context=2048, slots=2, flash="off")),
+        ("rwkv6", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("modern-bert", (2, 3), Run(context=4096, slots=2, embedding=True, flash="on")),
     ],
 )
 def test_broad_layers_that_differ(
     tmp_path: Path, ready: Workers, architecture: str, split: tuple[int, ...], run: Run
 ) -> None:
-    size = Size(layers=8, embd=1024, heads=16, heads_kv=4, ff=3072, ff_expert=512, experts=8, window=1024)
+    size = Size(
+        layers=24 if architecture == "gemma3n" else 8,
+        embd=1024,
+        heads=16,
+        heads_kv=4,
+        ff=3072,
+        ff_expert=512,
+        experts=8,
+        window=1024,
+    )
     model = write(tmp_path / "a.gguf", architecture, size)
     _check(compare(model, run, ready, split))
 
