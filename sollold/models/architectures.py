@@ -38,6 +38,10 @@ class Architecture:
         slack, front: hidden states that the compute buffer was measured to hold beyond what the rules say, on
             every device and on the one that begins.
         repeats: a delta net's keys are repeated to the width of its values.
+        reshaped: queries and keys are reshaped and then normed or turned, which cannot be done in place.
+        onto: attention and feed-forward are added to the hidden state, not it to them.
+        followed: all operations are followed in order, and blocks in the row in which they stand. So it is
+            for all that have recurrent layers. Only of these the two above are said.
     """
 
     window: str | int = "none"
@@ -56,6 +60,9 @@ class Architecture:
     headless: bool = False
     norm_beside: bool = False
     repeats: bool = False
+    reshaped: bool = False
+    onto: bool = False
+    followed: bool = False
     slack: int = 0
     front: int = 0
 
@@ -116,24 +123,24 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture(window=4096, every=2),
     "gemma3": Architecture(window="key", every=6),
     "gemma3n": Architecture(window="key", every=5, kv_from_start=20, late=True, streams=4),
-    "gemma4": Architecture(window="key", late=True, front=1),
+    "gemma4": Architecture(window="key", late=True, front=1, reshaped=True, followed=True),
     "gpt-oss": Architecture(window="key", every=2),
     "cohere2": Architecture(window="key", every=4, parallel="late"),
     "olmo2": Architecture(window="key", every=4, slack=1),
     "mimo2": Architecture(window="key"),
     "exaone4": Architecture(window=4096, window_blocks=64, every=4, slack=1),
     # Recurrent layers, alone or among others.
-    "mamba": Architecture(recurrent="all", slack=1),
-    "mamba2": Architecture(recurrent="all", slack=2),
+    "mamba": _RECURRENT,
+    "mamba2": Architecture(recurrent="all"),
     "rwkv6": Architecture(recurrent="all", slack=1),
     "rwkv7": _RECURRENT,
-    "jamba": _HYBRID,
-    "granitehybrid": Architecture(recurrent="kv0", slack=1),
-    "lfm2": Architecture(recurrent="kv0", norm_beside=True, slack=1),
-    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, slack=1),
-    "nemotron_h": Architecture(recurrent="kv0ff0", late=True, slack=1),
-    "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True, slack=1),
-    "falcon-h1": Architecture(recurrent="both", slack=2),
+    "jamba": Architecture(recurrent="kv0", onto=True),
+    "granitehybrid": _HYBRID,
+    "lfm2": Architecture(recurrent="kv0", norm_beside=True, reshaped=True, onto=True),
+    "lfm2moe": Architecture(recurrent="kv0", norm_beside=True, reshaped=True, onto=True),
+    "nemotron_h": Architecture(recurrent="kv0ff0", late=True),
+    "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True),
+    "falcon-h1": Architecture(recurrent="both", reshaped=True),
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": _DELTA,
     "qwen35moe": _DELTA,
@@ -144,7 +151,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma-embedding": Architecture(window="key", every=6, cache=False, slack=1),
     "jina-bert-v2": _EMBEDDER,
     "jina-bert-v3": _EMBEDDER,
-    "modern-bert": Architecture(window="key", every=3, dense_first=True, cache=False, headless=True, slack=1),
+    "modern-bert": Architecture(window="key", every=3, dense_first=True, cache=False, headless=True),
     "llama-embed": Architecture(cache=False, idle_cache=True, slack=1),
 }
 

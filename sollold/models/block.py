@@ -17,7 +17,7 @@ class Block:
         q, k, v: what attention computes for new tokens; ``out``: its result before the output matrix.
         heads: attention heads; ``head_k``, ``head_v``: elements of one.
         fused: query, key and value come of one matrix; ``query_gate``: the query has a gate beside it,
-            ``out_gate``: attention's result has one.
+            ``out_gate``: attention's result has one; ``reshaped``: query and key cannot be turned in place.
         latent, rope, q_rank: of multi-head latent attention. ``indexer``: width of the queries that choose
             the tokens that it looks at; ``chosen``: how many.
         mixer: what there is instead of or besides attention: ``mamba``, ``mamba2``, ``delta``, ``kda``,
@@ -30,6 +30,8 @@ class Block:
         parallel: attention and feed-forward start from the same norm: ``early`` or ``late``, by which is
             added first, attention or the hidden state.
         late: outputs are chosen only after the last block.
+        onto: attention and feed-forward are added to the hidden state, not it to them.
+        followed: all of its operations are followed in order; those of others were fitted to measurements.
         after: norms follow attention and feed-forward; ``bare``: there is none before attention.
         cached: attention has a cache.
         choice: experts are chosen by more than their weight; ``expert_first``: weights come before them.
@@ -46,6 +48,7 @@ class Block:
     head_v: int = 0
     fused: bool = False
     query_gate: bool = False
+    reshaped: bool = False
     out_gate: bool = False
     latent: int = 0
     rope: int = 0
@@ -74,10 +77,22 @@ class Block:
     parallel: str = ""
     late: bool = False
     after: bool = False
+    onto: bool = False
+    followed: bool = False
     bare: bool = False
     cached: bool = True
     streams: int = 1
     per_layer: int = 0
+
+    def passed(self, tokens: int) -> tuple[int, int]:
+        """Bytes of what follows the next block's state to its device, and of what comes back.
+
+        Where that state is fetched before this block has ended.
+        """
+        if self.q:
+            return self.out * tokens * FLOAT, self.out * tokens * FLOAT
+        # The gate is a part of what was projected.
+        return ((tokens - 1) * self.projected + self.inner) * FLOAT, self.inner * tokens * FLOAT
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,47 +8,123 @@ from __future__ import annotations
 
 from sollold.models.block import FLOAT, Batch, Block
 from sollold.models.graph import Graph
-from sollold.models.mixers import channel_mix, mixer
+from sollold.models.handover import ALIGNED, Handed, ordered, taken_over
+from sollold.models.mixers import MIXERS, Early, Slots, channel_mix, fetched_early, mixer
+from sollold.models.opening import Opening
 
-_ALIGNED = 128
-"""Bytes of what stands for the other inputs; the graph rounds to that."""
-_ROUNDS = 3
-"""Blocks in a row until what they need repeats itself."""
+Row = tuple[tuple[Block, Batch], ...]
+"""Blocks that follow each other, and what each is to compute."""
 
 
-def peak(block: Block, batch: Batch, *, piped: bool, first: bool, last: bool) -> int:
-    """Bytes that a block needs at most, besides what its device is given.
+def peaks(
+    row: Row,
+    following: Row,
+    *,
+    piped: bool,
+    first: bool,
+    last: bool,
+    ends: bool = False,
+    home: bool = False,
+    outputs: bool = False,
+    opening: Opening | None = None,
+    handed: Handed | None = None,
+) -> list[int]:
+    """Bytes that each block of a row needs at most, besides what their device is given.
 
-    ``piped``: batches follow each other through the devices; then the inputs lie before everything and are
-    never freed. ``first``: it is the first block of its device. ``last``: it is the last of the model.
+    ``row``: blocks that a device computes one after another; ``following``: what comes next, there or
+    elsewhere. ``piped``: batches follow each other through the devices; then the inputs lie before everything
+    and are never freed. ``first``: the row begins with the first block of its device; ``ends``: it ends with
+    the last of it; ``last``: with the last of the model. ``home``: the device is the head's processor;
+    ``outputs``: it is told which tokens are output. ``opening``: what it makes when it begins the model;
+    ``handed``: how it comes to its hidden state when it does not, and that matters.
     """
+    block, batch = row[0]
     graph = Graph()
+    if opening is not None and opening.done:
+        graph.add(opening.raw, kept=True)
     size = block.embd * block.streams * batch.tokens * FLOAT
-    state = graph.add(size, kept=piped and first and not block.after)
     given = 0
-    if not piped:
-        # The first hidden state lies before the other inputs and leaves a hole there.
-        graph.add(_ALIGNED, kept=True)
-        given = _ALIGNED
-    elif first and not block.after:
-        given = size
+    normed = -1
+    slots = Slots()
+    then = next((one for one in (*row, *following) if asks(one[0])), None)
+    recurs = any(later.mixer in MIXERS for later, _ in row)
+    if handed is not None:
+        early = Early(fetched_early(*then) if then else 0, slots)
+        attends = bool(block.q or block.latent)
+        normed, state = taken_over(graph, handed, batch, early, attends=attends, recurs=recurs, ends=ends)
+        slots = early.slots
+        if normed >= 0 and attends:
+            given = ALIGNED
+        elif any(later.q or later.latent for later, _ in row):
+            graph.add(ALIGNED, kept=True)
+            given = ALIGNED
+    else:
+        if not piped and first and fetched_early(block, batch):
+            slots = Slots.of(graph, ends)
+        early = Early(fetched_early(block, batch), slots)
+        if home:
+            # There all other inputs lie before the hidden state.
+            graph.add(ALIGNED, kept=True)
+        state = graph.add(size, kept=piped and first and not block.after)
+        if not piped:
+            # Elsewhere the first hidden state lies before them and leaves a hole there.
+            given = ALIGNED
+            graph.add(0 if home else ALIGNED, kept=True)
+        elif first and not block.after:
+            given = size
+    if opening is not None and not opening.done:
+        state = opening.scale(graph, state, size, piped=piped, home=home)
+    if outputs and not piped and first:
+        graph.add(ALIGNED, kept=True)
+    if not piped and first and slots.busy < 0 and recurs:
+        slots = Slots.of(graph, ends)
+        early = Early(early.size, slots)
     if block.mixer == "rwkv7":
         # Every block needs the first one's value.
         graph.add(block.embd * batch.tokens * FLOAT, kept=True)
-    rounds = 1 if last else _ROUNDS
-    for _ in range(rounds):
-        state = _block(graph, block, batch, state, last=last and not block.late)
-    return graph.peak() - given
+    marks = []
+    for index, (block, batch) in enumerate(row):
+        before, after = -1, early
+        if asks(block):
+            before = early.fetch(graph)
+            then = next((one for one in (*row[index + 1 :], *following) if asks(one[0])), None)
+            if index == len(row) - 1 and ends:
+                then = None
+            after = Early(fetched_early(*then) if then else 0, slots)
+        ending = last and index == len(row) - 1
+        state = _block(graph, block, batch, state, before, after, last=ending, normed=normed, opening=opening)
+        normed = -1
+        early = after
+        marks.append(len(graph))
+    return [peak - given for peak in graph.peaks(marks)]
 
 
-def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
+def asks(block: Block) -> bool:
+    """Whether llama.cpp asks for operations of a block by name: then all that they need comes before."""
+    return bool(block.q or block.latent or block.mixer or block.experts)
+
+
+def _block(
+    graph: Graph,
+    block: Block,
+    batch: Batch,
+    state: int,
+    before: int,
+    following: Early,
+    *,
+    last: bool,
+    normed: int = -1,
+    opening: Opening | None = None,
+) -> int:
+    last = last and not block.late
     hidden = block.embd * batch.tokens * FLOAT
     if block.after:
         return _block_normed_after(graph, block, batch, state, last=last)
     x = predictions = state
     if block.streams > 1:
         x = predictions = _predictions(graph, block, hidden, state)
-    normed = x if block.bare else graph.add(hidden, x)
+    if normed < 0:
+        normed = x if block.bare else graph.add(hidden, x)
     laurel = graph.add(hidden, normed) if block.streams > 1 else None
     # Where something else is computed before it is needed, attention's output matrix waits.
     waits = bool(block.mixer) or block.parallel == "late"
@@ -56,10 +132,12 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
     if block.latent:
         parts.append(_latent_attention(graph, block, batch, normed))
     elif block.q:
-        parts.append(_attention(graph, block, batch, normed, project=not waits))
+        parts.append(_attention(graph, block, batch, normed, following, project=not waits))
     if block.mixer:
+        if before < 0 and not block.mixer.startswith("rwkv"):
+            before = following.slots.fetch(graph, block.conv_state * batch.sequences * FLOAT)
         source = graph.add(hidden, x) if parts else normed
-        mixed, parts = mixer(graph, block, batch, source, parts)
+        mixed, parts = mixer(graph, block, batch, source, parts, before, following)
         parts.append(mixed)
     tokens = batch.tokens
     if last and (not block.mixer or len(parts) == 1):
@@ -69,19 +147,26 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
         x = graph.add(hidden, x)
         normed = graph.add(hidden, normed) if block.parallel else normed
     if block.parallel and parts:
-        fed = _feed_forward(graph, block, tokens, normed)
+        fed = _feed_forward(graph, block, tokens, normed, following)
         if block.parallel == "early":
             return graph.add(hidden, graph.add(hidden, *parts, fed, inplace=True), x, inplace=True)
         fed = graph.add(hidden, fed, x, inplace=True)
         return graph.add(hidden, fed, graph.add(hidden, *parts), inplace=True)
     done = x
+    if len(parts) > 1:
+        parts = [graph.add(hidden, *parts, inplace=True)]
     for part in parts:
-        done = graph.add(hidden, part, done, inplace=True)
+        # The result of these is seen in another shape.
+        viewed = part if tokens == batch.tokens and block.mixer in ("mamba", "conv", "delta") else -1
+        done = graph.add(hidden, *ordered(block, part, done), inplace=True, viewed=viewed)
     if laurel is not None:
         done = graph.add(hidden, done, laurel, inplace=True)
-    if block.ff or block.experts:
+    if block.ff and block.experts and block.followed:
+        done = graph.add(hidden, _beside(graph, block, tokens, done), done, inplace=True)
+    elif block.ff or block.experts:
         second = done if block.bare else graph.add(hidden, done) if parts else normed
-        done = graph.add(hidden, _feed_forward(graph, block, tokens, second), done, inplace=True)
+        fed = _feed_forward(graph, block, tokens, second, following)
+        done = graph.add(hidden, *ordered(block, fed, done), inplace=True)
     if block.mixer.startswith("rwkv"):
         # The next token's shift is stored last.
         graph.add(0, normed)
@@ -89,7 +174,10 @@ def _block(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) 
         return _corrected(graph, block, hidden, predictions, done)
     if block.per_layer:
         gate = graph.add(block.per_layer * tokens * FLOAT, done)
-        done = graph.add(hidden, graph.add(hidden, gate), done, inplace=True)
+        if opening is not None:
+            opening.make(graph)
+        own = graph.add(hidden, gate)
+        done = graph.add(hidden, *((done, own) if block.followed else (own, done)), inplace=True)
     return done
 
 
@@ -97,15 +185,18 @@ def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *,
     """As in BERT: no norm before attention, but one after each half. There is no cache."""
     tokens = batch.outputs if last else batch.tokens
     hidden = block.embd * tokens * FLOAT
-    done = _attention(graph, block, batch, state)
+    following = Early(0, Slots())
+    done = _attention(graph, block, batch, state, following)
     if last:
         done, state = graph.add(hidden, done), graph.add(hidden, state)
     done = graph.add(hidden, graph.add(hidden, done, state, inplace=True))
-    done = graph.add(hidden, _feed_forward(graph, block, tokens, done), done, inplace=True)
+    done = graph.add(hidden, _feed_forward(graph, block, tokens, done, following), done, inplace=True)
     return graph.add(hidden, done)
 
 
-def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project: bool = True) -> int:
+def _attention(
+    graph: Graph, block: Block, batch: Batch, normed: int, following: Early, *, project: bool = True
+) -> int:
     unit = batch.tokens * FLOAT
     gate = None
     if block.fused:
@@ -115,6 +206,8 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
         key = graph.add(block.k * unit, joint)
     else:
         query = graph.add(block.q * unit, normed)
+        if block.reshaped:
+            query = graph.add(block.q * unit, query)
         if block.query_gate:
             both = query
             query = graph.add(block.out * unit, both)
@@ -125,6 +218,8 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
         if batch.rotate_v:
             value = graph.add(block.v * unit, value)
         key = graph.add(block.k * unit, normed)
+        if block.reshaped:
+            key = graph.add(block.k * unit, key)
     if batch.rotate_k:
         key = graph.add(block.k * unit, key)
     if block.cached:
@@ -138,8 +233,12 @@ def _attention(graph: Graph, block: Block, batch: Batch, normed: int, *, project
         result = graph.add(block.out * unit, query, key, value)
     else:
         scores = graph.add(block.heads * batch.cells * unit, query, key)
-        result = graph.add(block.out * unit, graph.add(block.out * unit, scores, value))
-    if batch.rotate_v:
+        # They come of the cache.
+        values = () if block.cached and block.followed else (value,)
+        result = graph.add(block.out * unit, graph.add(block.out * unit, scores, *values))
+    if not block.experts and not block.mixer:
+        following.fetch(graph)
+    if batch.rotate_v and not (block.mixer and not project):
         result = graph.add(block.out * unit, result)
     if gate is not None:
         result = graph.add(block.out * unit, result, gate, inplace=True)
@@ -186,12 +285,12 @@ def _chosen(graph: Graph, block: Block, batch: Batch, source: int) -> int:
     return graph.add(min(block.chosen, batch.cells) * unit, scores)
 
 
-def _feed_forward(graph: Graph, block: Block, tokens: int, normed: int) -> int:
+def _feed_forward(graph: Graph, block: Block, tokens: int, normed: int, following: Early) -> int:
     unit = tokens * FLOAT
     if block.mixer.startswith("rwkv"):
         return channel_mix(graph, block, tokens, normed)
     if block.experts:
-        return _experts(graph, block, tokens, normed)
+        return _experts(graph, block, tokens, normed, following)
     return _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated, wide=block.wide)
 
 
@@ -208,7 +307,22 @@ def _dense(
     return graph.add(embd * unit, hidden)
 
 
-def _experts(graph: Graph, block: Block, tokens: int, normed: int) -> int:
+def _beside(graph: Graph, block: Block, tokens: int, state: int) -> int:
+    """Experts and a dense layer beside them, each with a norm of its own, and one to choose by (Gemma 4)."""
+    unit = tokens * FLOAT
+    probabilities = graph.add(block.experts * unit, graph.add(block.embd * unit, state))
+    order = graph.add(block.experts * unit, probabilities)
+    weights = graph.add(block.used * unit, probabilities, order)
+    weights = graph.add(block.used * unit, weights, graph.add(unit, weights))
+    many = block.used * block.ff_expert * unit
+    hidden = graph.add(many, graph.add(2 * many, graph.add(block.embd * unit, state), order))
+    chosen = graph.add(block.embd * unit, graph.add(block.used * block.embd * unit, hidden, order, weights))
+    normed = graph.add(block.embd * unit, state)
+    common = _dense(graph, block.embd, block.ff, unit, normed, gated=block.gated)
+    return graph.add(block.embd * unit, common, chosen, inplace=True)
+
+
+def _experts(graph: Graph, block: Block, tokens: int, normed: int, following: Early) -> int:
     unit = tokens * FLOAT
     width = block.latent_expert or block.embd
     common = None
@@ -230,6 +344,7 @@ def _experts(graph: Graph, block: Block, tokens: int, normed: int) -> int:
     hidden = graph.add(many, up, graph.add(many, source, order)) if block.expert_gated else up
     results = graph.add(block.used * width * unit, hidden, order, weights)
     done = graph.add(width * unit, results)
+    following.fetch(graph)
     if block.latent_expert:
         done = graph.add(block.embd * unit, done)
     if block.ff_shared:

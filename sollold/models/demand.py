@@ -11,8 +11,9 @@ from sollold.models import blocks
 from sollold.models.block import Batch, Block
 from sollold.models.cells import Cells
 from sollold.models.run import Run
-from sollold.models.shape import Shape
+from sollold.models.shape import Layer, Shape
 from sollold.models.tensor_type import UNPACKED
+from sollold.models.varied import NEAR, Varied
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Demands:
     """The demands of all layers, the output last, by kind: a planner asks for thousands of ranges.
 
     ``full`` to ``windowed_own``: how many layers before each one attend so, and have a cache of their own.
-    ``borrowed``: pairs of a layer and the one whose cache it uses.
+    ``borrowed``: pairs of a layer and the one whose cache it uses. ``varied``: for models with recurrent
+    blocks among others, whose ``first`` to ``alone`` are 0 but for the output.
     """
 
     first: tuple[int, ...]
@@ -50,10 +52,11 @@ class Demands:
     windowed: tuple[int, ...]
     windowed_own: tuple[int, ...]
     borrowed: tuple[tuple[int, int], ...]
+    varied: Varied | None
 
     @classmethod
-    def of(cls, each: Sequence[Demand]) -> Demands:
-        """Gathered from one a layer."""
+    def of(cls, each: Sequence[Demand], varied: Varied | None) -> Demands:
+        """Gathered from one a layer. ``varied``: in its place where what a layer needs depends on others."""
 
         def before(flags: Iterable[bool]) -> tuple[int, ...]:
             return tuple(itertools.accumulate(flags, initial=0))
@@ -69,23 +72,49 @@ class Demands:
             windowed=before(demand.windowed for demand in each),
             windowed_own=before(demand.windowed and demand.source < 0 for demand in each),
             borrowed=tuple((index, demand.source) for index, demand in enumerate(each) if demand.source >= 0),
+            varied=varied,
         )
+
+    @property
+    def opened(self) -> bool:
+        """Whether what the first layer's device makes besides is counted here."""
+        return self.varied is not None and self.varied.scaled
+
+    def peak(self, first: int, last: int, *, piped: bool, own: int = 0) -> int:
+        """What the operations of layers ``first`` to ``last - 1`` need on one device.
+
+        ``own``: how many layers the head's processor has.
+        """
+        peak = max((self.first if piped else self.alone)[first : first + 1], default=0)
+        peak = max(peak, *(self.later if piped else self.alone)[first + 1 : last], 0)
+        return peak if self.varied is None else max(peak, self.varied.peak(first, last, piped=piped, own=own))
 
 
 def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
     """Those of all layers, the output last."""
+    varied = Varied.of(
+        tuple(
+            (layer.block, _batch(layer, layer.block, cells, run, flash))
+            for layer in shape.layers
+            if layer.block is not None
+        ),
+        slack=shape.slack * shape.n_embd * cells.tokens * 4,
+        raw=shape.per_layer * cells.tokens * 4 * sum(layer.block is not None for layer in shape.layers),
+        scaled=shape.front > 0,
+    )
     each: list[Demand] = []
     last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)
     kinds = _kinds(shape)
     known: dict[tuple[object, ...], Demand] = {}
     for index, layer in enumerate(shape.layers):
         # Most layers are alike, and stand between such that are.
-        alike = (*kinds[max(index - 1, 0) : index + 2], layer.window, layer.source, not index, index == last)
+        near = kinds[max(index - NEAR, 0) : index + 1 + NEAR]
+        alike = (*near, min(index, NEAR), layer.window, layer.source, index == last)
         if alike not in known:
-            known[alike] = _demand(shape, index, cells, run, flash, index == last)
+            known[alike] = _demand(shape, index, cells, run, flash, index == last, varied)
         each.append(known[alike])
     each.append(_output_demand(shape, cells))
-    return Demands.of(each)
+    return Demands.of(each, varied)
 
 
 def _kinds(shape: Shape) -> list[int]:
@@ -94,12 +123,38 @@ def _kinds(shape: Shape) -> list[int]:
     return [numbers.setdefault(layer.block, len(numbers)) for layer in shape.layers]
 
 
-def _demand(shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool) -> Demand:
+def _demand(
+    shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool, varied: Varied | None
+) -> Demand:
     layer = shape.layers[index]
     if layer.block is None:
         return Demand(0, 0, 0)
     block = layer.block
-    batch = Batch(
+    batch = _batch(layer, block, cells, run, flash)
+    attends = bool(block.q)
+    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
+    states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
+    # Of several streams, only where they are made or nothing is pipelined; see `sollold.models.inputs`.
+    near = shape.slack if block.streams > 1 else states
+    hidden = shape.n_embd * cells.tokens * 4
+    first, later, alone = (
+        0 if varied is not None else _peak(block, batch, piped, begins, last) + slack * hidden
+        for piped, begins, slack in ((True, True, near), (True, False, near), (False, True, states))
+    )
+    return Demand(
+        first=first,
+        later=later,
+        alone=alone,
+        full=attends and not layer.window,
+        windowed=attends and layer.window,
+        received=_received(shape, index, cells, varied),
+        sent=_sent(shape, index, cells, varied),
+        source=layer.source,
+    )
+
+
+def _batch(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) -> Batch:
+    return Batch(
         tokens=cells.tokens,
         outputs=cells.outputs,
         sequences=cells.sequences,
@@ -108,27 +163,12 @@ def _demand(shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last:
         rotate_k=run.type_k not in UNPACKED and block.head_k % 64 == 0,
         rotate_v=run.type_v not in UNPACKED and block.head_v % 64 == 0,
     )
-    attends = bool(block.q)
-    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
-    states = shape.slack if flash or block.fused else max(shape.slack, block.streams)
-    slack = states * shape.n_embd * cells.tokens * 4
-    return Demand(
-        first=slack + _peak(block, batch, True, True, last),
-        later=slack + _peak(block, batch, True, False, last),
-        alone=slack + _peak(block, batch, False, True, last),
-        full=attends and not layer.window,
-        windowed=attends and layer.window,
-        received=_received(shape, index, cells),
-        sent=_sent(shape, index, cells),
-        source=layer.source,
-    )
 
 
-def _received(shape: Shape, index: int, cells: Cells) -> int:
-    """What a device that begins with a layer is given of the one before, besides the hidden state.
+def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
+    """What a device that begins with a layer is given of the ones before, besides the hidden state.
 
-    Recurrent layers fetch their state before the layer before has ended, which moves the border between the
-    devices a little: parts of products pass where one hidden state was meant to. Measured, not derived.
+    RWKV 7's was measured, not derived.
     """
     block = shape.layers[index].block
     unit = cells.tokens * 4
@@ -136,35 +176,31 @@ def _received(shape: Shape, index: int, cells: Cells) -> int:
         return 0
     if index == 0:
         return shape.n_embd * unit
-    before = shape.layers[index - 1].block
-    if before is not None and (_scans(block) or block.mixer == "conv"):
-        if _scans(block) and _scans(before) and not before.experts:
-            return (block.inner + block.convolved) * unit
-        return shape.n_embd * unit if before.experts and not before.ff_shared else 0
-    if block.mixer.startswith("rwkv"):
+    if varied is not None:
+        return varied.passed(index)[0]
+    if block.mixer == "rwkv6":
+        # Of its feed-forward layer the norm, and the same for the token before.
+        return shape.n_embd * unit * 2
+    if block.mixer == "rwkv7":
         return shape.n_embd * unit * 5 // 2
     return 0
 
 
-def _sent(shape: Shape, index: int, cells: Cells) -> int:
+def _sent(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
     """What comes back to a device that ends with a layer; see `_received`."""
     block = shape.layers[index].block
     if block is None:
         return 0
-    after = shape.layers[index + 1].block if index + 1 < len(shape.layers) else None
-    if after is not None and _scans(block) and _scans(after) and not block.experts:
-        return block.inner * cells.tokens * 4
+    if varied is not None:
+        return varied.passed(index + 1)[1]
     return shape.n_embd * cells.tokens * 4 if block.mixer.startswith("rwkv") else 0
-
-
-def _scans(block: Block) -> bool:
-    """Whether a state-space scan stands in attention's place."""
-    return block.mixer in ("mamba", "mamba2") and not block.q
 
 
 @functools.lru_cache(maxsize=4096)
 def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> int:
-    return blocks.peak(block, batch, piped=piped, first=first, last=last)
+    """What a block needs among others like it: after three it repeats itself."""
+    row = ((block, batch),) * (1 if last else 3)
+    return max(blocks.peaks(row, (), piped=piped, first=first, last=last))
 
 
 def _output_demand(shape: Shape, cells: Cells) -> Demand:

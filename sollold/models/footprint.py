@@ -47,6 +47,8 @@ class Footprint:
         experts: L entries: what of ``weights`` are experts, which can stay with the head's processor.
         estimate: the architecture is not known; everything is on the safe side.
         slots: requests at a time.
+
+    ``_lent``: L entries, what a device is given of a layer's cache that one of another device uses.
     """
 
     layers: int
@@ -68,6 +70,7 @@ class Footprint:
     context_train: int
     estimate: bool
     slots: int
+    _lent: tuple[int, ...]
     _demands: Demands
     _inputs: Inputs
 
@@ -98,13 +101,17 @@ class Footprint:
             given += inputs.per_layer * (min(last, self.layers) - first)
         for index, source in needs.borrowed:
             if source < first <= index < last:
-                given += self.state[source]
+                given += self._lent[source]
         # The first layer's input is one of the device's inputs, which pipelining keeps.
-        peak = max((needs.later if piped else needs.alone)[first + 1 : last], default=0)
-        peak = max(peak, (needs.first if piped else needs.alone)[first])
+        own = self.layers + 1 - offloaded
+        peak = needs.peak(first, last, piped=piped, own=own)
+        if not piped and first > own:
+            # Handed over by another device, several streams leave a hole.
+            peak += inputs.turned
         if first == 0:
             # What all layers have of their own is made here; pipelining keeps what it is made of.
-            peak = max(peak + inputs.raw + inputs.front, (2 if piped else 3) * inputs.raw + inputs.begins)
+            made = 0 if needs.opened else inputs.raw + inputs.front + inputs.holes * piped
+            peak = max(peak + made, 2 * inputs.raw + inputs.begins if piped else inputs.makes)
             given += inputs.raw * piped
         elif last > self.layers:
             peak = max(peak, inputs.joins and inputs.joins + inputs.ends * piped)
@@ -129,7 +136,7 @@ class Footprint:
 
         As much as for the whole of one of them: more than it is.
         """
-        return max(self._demands.alone[:layers], default=0)
+        return self._demands.peak(0, layers, piped=False) if layers else 0
 
     def lent_experts(self, layers: int) -> int:
         """Bytes on the device that computes the rest: for long prompts it is lent the experts, one tensor
@@ -147,9 +154,9 @@ class Footprint:
         """Compute buffer of the head's processor, its own first layers (those not offloaded) included."""
         own = max(self.layers + 1 - offloaded, 0)
         piped = devices > 1 and own == 0
-        peak = max(self._demands.alone[:own], default=self._inputs.looked_up)
-        if own:
-            peak += self._inputs.raw * (3 if self._inputs.joins else 1) + self._inputs.front
+        peak = self._demands.peak(0, own, piped=False, own=own) if own else self._inputs.looked_up
+        if own and not self._demands.opened:
+            peak = max(peak + self._inputs.raw + self._inputs.front, self._inputs.makes)
         return peak + (_COPIES if piped else 1) * self._inputs.host
 
 
@@ -163,12 +170,14 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     cells = Cells.of(shape, run)
     flash = run.flash != "off"
     widest_v = max((layer.v for layer in shape.layers), default=0)
-    state = []
+    state, lent = [], []
     for layer in shape.layers:
         rows = cells.windowed if layer.window else cells.full
         v = layer.v if flash or not layer.v else widest_v
         kv = rows * cells.streams * (type_k.row(layer.k) + type_v.row(v))
         state.append(kv + layer.recurrent * run.slots)
+        # Of the last stream no more is seen than the layer's own values.
+        lent.append(kv - rows * (type_v.row(v) - type_v.row(layer.v)))
     snapshots = tuple(
         snapshot(shape, layer, run, cells.windowed if layer.window else 0) for layer in shape.layers
     )
@@ -194,6 +203,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
         context_train=shape.context_train,
         estimate=not shape.known,
         slots=run.slots,
+        _lent=tuple(lent),
         _demands=demands(shape, run, cells, flash),
         _inputs=inputs(shape, run, cells, flash, widest_v),
     )

@@ -21,9 +21,11 @@ class Inputs:
     ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
     of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
     ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``front``: what the
-    first block's device holds besides; ``joins``: the output's
-    device needs that too; ``begins``, ``ends``: what making several streams of one takes, and one of
-    several; ``host``: what the head keeps of all inputs; ``looked_up``: what the head computes of them.
+    first block's device holds besides; ``joins``: the output's device needs that too; ``begins``,
+    ``ends``: what making several streams of one takes, and one of several; ``makes``: what making the
+    embedding beside the streams takes without pipelining; ``turned``: of several streams one, for which
+    there is no hole; ``holes``: what scores leave where the streams are made; ``host``: what the head keeps
+    of all inputs; ``looked_up``: what the head computes of them.
     """
 
     hidden: int
@@ -37,6 +39,9 @@ class Inputs:
     front: int
     joins: int
     begins: int
+    makes: int
+    turned: int
+    holes: int
     ends: int
     host: int
     looked_up: int
@@ -95,6 +100,10 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
         front=shape.front * hidden,
         joins=raw + hidden if several else 0,
         begins=4 * streams * hidden if several else 0,
+        # The second part was measured, not derived: holes that were too small for the embedding.
+        makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * several,
+        turned=hidden if several else 0,
+        holes=streams * hidden if several and not flash else 0,
         ends=2 * (streams + 1) * hidden if several else 0,
         host=hidden + 4 * tokens + always + masks,
         looked_up=hidden * (2 if shape.positions else 1) + raw,

@@ -5,50 +5,141 @@ In the order in which src/models/mamba-base.cpp, delta-net-base.cpp, lfm2.cpp an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sollold.models.block import FLOAT, Batch, Block
 from sollold.models.graph import Graph
 
+MIXERS = ("mamba", "mamba2", "conv", "delta", "kda", "lightning")
+"""Those that may stand among other blocks."""
 
-def mixer(graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int]) -> tuple[int, list[int]]:
-    """What takes attention's place or stands beside it; then ``waiting`` is attention's result."""
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Which states of recurrent blocks are whose: those of slots with tokens, those of the rest (none).
+
+    -1: it lies before everything else, and so has no effect.
+    """
+
+    busy: int = -1
+    idle: int = -1
+
+    @classmethod
+    def of(cls, graph: Graph, ends: bool) -> Slots:
+        """They are told the device now, and freed after its last recurrent block. ``ends``: that is known."""
+        return cls(graph.add(1, kept=not ends), graph.empty(kept=not ends))
+
+    def fetch(self, graph: Graph, size: int) -> int:
+        """A state is fetched, and what the rest of the slots have is moved."""
+        state = graph.add(size, *self._of(self.busy))
+        self.move(graph)
+        return state
+
+    def scan(self, graph: Graph, size: int, *sources: int) -> int:
+        """The same by an operation that uses the state at once."""
+        result = graph.add(size, *sources, *self._of(self.busy))
+        self.move(graph)
+        return result
+
+    def move(self, graph: Graph) -> None:
+        """What the rest of the slots have is moved: nothing, but that takes a place."""
+        graph.add(0, graph.empty(*self._of(self.idle)))
+
+    @staticmethod
+    def _of(operation: int) -> tuple[int, ...]:
+        return () if operation < 0 else (operation,)
+
+
+@dataclass(slots=True)
+class Early:
+    """What a recurrent block's convolution keeps of the tokens before: it is fetched before all else of it.
+
+    So it lies before the end of the block before it: behind the last operation of that which llama.cpp asks
+    for by name (the graph takes what such an operation needs, and leaves the rest for the next).
+
+    Attributes:
+        size: bytes; 0: the next block fetches nothing so.
+        slots: which states are whose.
+        fetched: the operation that did; -1: not yet.
+    """
+
+    size: int
+    slots: Slots
+    fetched: int = -1
+
+    def fetch(self, graph: Graph) -> int:
+        """Fetch it if that has not been done."""
+        if self.size and self.fetched < 0:
+            self.fetched = self.slots.fetch(graph, self.size)
+        return self.fetched
+
+
+def fetches_early(block: Block) -> bool:
+    """Whether a block begins with fetching what it keeps of the tokens before."""
+    return block.mixer in ("mamba", "mamba2", "conv") and not block.q
+
+
+def fetched_early(block: Block, batch: Batch) -> int:
+    """Bytes of what a block fetches before all else; 0: nothing."""
+    return block.conv_state * batch.sequences * FLOAT * fetches_early(block)
+
+
+def mixer(
+    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int], before: int, following: Early
+) -> tuple[int, list[int]]:
+    """What takes attention's place or stands beside it; then ``waiting`` is attention's result.
+
+    ``before``: what was kept of the tokens before. ``following``: what the next block fetches early.
+    """
     unit = batch.tokens * FLOAT
     if block.mixer == "conv":
-        return _short_convolution(graph, block, batch, normed), waiting
+        return _short_convolution(graph, block, batch, normed, before, following), waiting
     if block.mixer.startswith("rwkv"):
-        return _time_mix(graph, block, batch, normed), waiting
-    before = graph.add(block.conv_state * batch.sequences * FLOAT)
+        return _time_mix(graph, block, batch, normed, following.slots), waiting
     if block.mixer in ("delta", "kda", "lightning"):
-        return _delta(graph, block, batch, normed, before), waiting
+        return _delta(graph, block, batch, normed, before, following.slots), waiting
     joint = graph.add(block.projected * unit, normed)
     window = graph.add(_convolved(block, batch), before, joint)
     x = graph.add(block.convolved * unit, window)
     if block.mixer == "mamba":
         small = graph.add((block.steps + 2 * block.mixer_state // max(block.inner, 1)) * unit, x)
         step = graph.add(block.inner * unit, graph.add(block.steps * unit, small))
-        scan = graph.add(_scanned(block, batch), x, step, small)
+        scan = following.slots.scan(graph, _scanned(block, batch), x, step, small)
     else:
         step = graph.add(block.steps * unit, joint)
-        scan = graph.add(_scanned(block, batch), x, step)
+        scan = following.slots.scan(graph, _scanned(block, batch), x, step)
+    if not block.experts:
+        following.fetch(graph)
+    if batch.rotate_v:
+        waiting = [graph.add(block.out * unit, part) for part in waiting]
     waiting = [graph.add(block.embd * unit, part) for part in waiting]
-    skip = graph.add(block.inner * unit, x, inplace=block.mixer == "mamba")
-    result = graph.add(_scanned(block, batch), scan, skip, inplace=True)
     gate = graph.add(block.inner * unit, joint)
-    return graph.add(block.embd * unit, graph.add(block.inner * unit, gate, result)), waiting
+    skip = graph.add(block.inner * unit, x, inplace=block.mixer == "mamba")
+    result = graph.add(block.inner * unit, scan, skip, inplace=True)
+    result = graph.add(block.inner * unit, gate, result)
+    if block.mixer == "mamba2":
+        result = graph.add(block.inner * unit, result)
+    return graph.add(block.embd * unit, result), waiting
 
 
-def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int) -> int:
+def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int, slots: Slots) -> int:
     unit = batch.tokens * FLOAT
     joint = graph.add(block.convolved * unit, normed)
     window = graph.add(_convolved(block, batch), before, joint)
-    state = graph.add(block.mixer_state * batch.sequences * FLOAT)
+    state = slots.fetch(graph, block.mixer_state * batch.sequences * FLOAT)
     x = graph.add(block.convolved * unit, window)
     key = (block.convolved - block.inner) // 2
-    query, keys = graph.add(key * unit, x), graph.add(key * unit, x)
-    if block.repeats and key < block.inner:
-        query, keys = graph.add(block.inner * unit, query), graph.add(block.inner * unit, keys)
-    result = graph.add(_scanned(block, batch), query, keys, x, state)
+    turned: list[int] = []
+    for _ in range(2):
+        turned.append(graph.add(key * unit, x))
+        if block.repeats and key < block.inner:
+            turned.append(graph.add(block.inner * unit, turned.pop()))
+    query, keys = turned
+    # How much is forgotten, and how much learnt.
+    rates = [graph.add(block.steps * unit, graph.add(block.steps * unit, normed)) for _ in range(2)]
+    result = graph.add(_scanned(block, batch), query, keys, x, state, *rates)
     result = graph.add(block.inner * unit, result)
-    gate = graph.add(block.inner * unit, normed)
+    gate = graph.add(block.inner * unit, graph.add(block.inner * unit, normed))
     if block.mixer != "delta":
         # Not followed step by step: its gates and decays are as wide as its keys, and wait until the end.
         graph.add(0, query, keys, x, *(graph.add(block.inner * unit, normed) for _ in range(4)))
@@ -73,32 +164,35 @@ def _scanned(block: Block, batch: Batch, width: int = 0) -> int:
     return ((width or block.inner) * batch.tokens + block.mixer_state * batch.sequences) * FLOAT
 
 
-def _short_convolution(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
+def _short_convolution(
+    graph: Graph, block: Block, batch: Batch, normed: int, before: int, following: Early
+) -> int:
     unit = batch.tokens * FLOAT
     joint = graph.add(3 * block.embd * unit, normed)
     gated = graph.add(block.embd * unit, joint)
-    before = graph.add(block.conv_state * batch.sequences * FLOAT)
     window = graph.add(
         (block.embd * batch.tokens + block.conv_state * batch.sequences) * FLOAT, before, gated
     )
+    if not block.experts:
+        following.fetch(graph)
     mixed = graph.add(block.embd * unit, window)
-    gate = graph.add(block.embd * unit, mixed, joint, inplace=True)
+    gate = graph.add(block.embd * unit, joint, mixed, inplace=True)
     return graph.add(block.embd * unit, gate)
 
 
-def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int) -> int:
+def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int, slots: Slots) -> int:
     """RWKV 6 and 7: everything is mixed with the token before, in several ways at once."""
     hidden = block.embd * batch.tokens * FLOAT
     state = block.mixer_state * batch.sequences * FLOAT
     shift = graph.add(hidden, normed)
     if block.mixer == "rwkv6":
         mixed = graph.add(5 * hidden, graph.add(hidden, shift, normed), shift, normed)
-        before = graph.add(state)
+        before = slots.fetch(graph, state)
         key, value, receptance, decay = (graph.add(hidden, mixed) for _ in range(4))
         scan = graph.add(hidden + state, key, value, receptance, decay, before)
     else:
         mixed = graph.add(6 * hidden, shift, normed)
-        before = graph.add(state)
+        before = slots.fetch(graph, state)
         receptance, decay, key, rate = (graph.add(hidden, mixed) for _ in range(4))
         scaled = graph.add(hidden, key)
         change = graph.add(hidden, rate, scaled)

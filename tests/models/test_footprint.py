@@ -237,6 +237,41 @@ def test_graph_prefers_the_smallest_hole() -> None:
     assert graph.peak() == 4096 + 128 + 1024 + 128
 
 
+def test_graph_does_not_join_holes_around_an_empty_result() -> None:
+    graph = Graph()
+    first = graph.add(1024)
+    empty = graph.empty()
+    second, third = graph.add(1024), graph.add(1024)
+    graph.add(0, first)
+    graph.add(0, second)
+    graph.add(0, empty)
+    graph.add(0, third)
+    graph.add(4096)
+    assert graph.peak() == 3072 + 4096
+
+
+def test_graph_tells_the_peaks_of_its_parts() -> None:
+    graph = Graph()
+    first = graph.add(4096)
+    second = graph.add(1024, first)
+    begins = len(graph)
+    graph.add(1024, second)
+    assert graph.peaks([begins, len(graph)]) == [4096 + 1024, 4096 + 1024]
+    assert Graph().peaks([0]) == [0]
+
+
+def test_what_turns_values_back_follows_a_recurrent_layers_state_to_the_next_device(tmp_path: Path) -> None:
+    shape = _shape(tmp_path, "nemotron_h", Size(layers=8))
+    plain = footprint(shape, Run(context=4096, slots=2))
+    turned = footprint(shape, Run(context=4096, slots=2, type_v="q8_0"))
+    hidden, pipelined = 256 * 512 * 4, 4
+    for first, last in ((0, 4), (4, 9)):
+        more = turned.compute(first, last, devices=2, offloaded=9)
+        less = plain.compute(first, last, devices=2, offloaded=9)
+        # Attention is the last before the border that is asked for, a recurrent layer the first behind it.
+        assert more - less >= pipelined * hidden
+
+
 def test_adapters_lie_beside_what_they_change(tmp_path: Path) -> None:
     size = Size(layers=4)
     plain = _shape(tmp_path, "llama", size)

@@ -73,6 +73,42 @@ def test_an_unknown_architecture_never_needs_more(
         assert device.compute[0] >= device.compute[1] - MIB // 8, device
 
 
+@pytest.mark.parametrize(
+    ("architecture", "split", "run"),
+    [
+        ("nemotron_h", (4, 5), Run(context=4096, slots=2, type_k="q8_0", type_v="q8_0", flash="on")),
+        ("nemotron_h", (2, 3), Run(context=4096, slots=2, flash="on")),
+        ("nemotron_h_moe", (9,), Run(context=8192, slots=1, flash="on")),
+        ("mamba2", (2, 3), Run(context=4096, slots=2, flash="on")),
+        ("lfm2", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("qwen3next", (1, 3, 3), Run(context=4096, slots=2, flash="on")),
+        ("gemma4", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("gemma4", (4, 5), Run(context=2048, slots=2, flash="off")),
+        ("gemma4-moe", (3, 3, 3), Run(context=16384, slots=4, flash="on")),
+        ("gemma3n", (25,), Run(context=8192, slots=1, flash="on")),
+        ("gemma3n", (2, 19), Run(context=4096, slots=2, flash="on")),
+        ("gemma3n", (4, 21), Run(context=2048, slots=2, flash="off")),
+        ("rwkv6", (4, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("modern-bert", (2, 3), Run(context=4096, slots=2, embedding=True, flash="on")),
+    ],
+)
+def test_broad_layers_that_differ(
+    tmp_path: Path, ready: Workers, architecture: str, split: tuple[int, ...], run: Run
+) -> None:
+    size = Size(
+        layers=24 if architecture == "gemma3n" else 8,
+        embd=1024,
+        heads=16,
+        heads_kv=4,
+        ff=3072,
+        ff_expert=512,
+        experts=8,
+        window=1024,
+    )
+    model = write(tmp_path / "a.gguf", architecture, size)
+    _check(compare(model, run, ready, split))
+
+
 def test_mxfp4_weights(tmp_path: Path, ready: Workers) -> None:
     model = write(tmp_path / "a.gguf", "gpt-oss", Size(layers=8, ff_expert=256, experts=8), kind="mxfp4")
     assert any(tensor.type == weights.MXFP4 for tensor in gguf.read(model).tensors)
