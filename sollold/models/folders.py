@@ -16,7 +16,7 @@ import msgspec
 from sollold.models.found import Found, Problem, Scan
 from sollold.models.mend import mend
 from sollold.models.model import Model
-from sollold.models.names import canonical, is_name, of_file
+from sollold.models.names import is_name, of_file
 from sollold.models.plain_file import UNDECODABLE, open_file
 from sollold.models.shards import Group, group
 
@@ -45,7 +45,7 @@ def scan_folder(root: Path) -> Scan:
         for found in group(files):
             result.see_files(found.files, found.projector)
             base, tag = of_file(found.stem)
-            result.found.append(_found(found, f"{base}:{tag}", "folder"))
+            result.found.append(found.found(f"{base}:{tag}", "folder"))
     return result
 
 
@@ -58,7 +58,7 @@ def scan_llama_cache(root: Path) -> Scan:
             match = _OLD_CACHE.fullmatch(found.stem)
             base, tag = of_file(match["stem"] if match else found.stem)
             name = f"hf.co/{match['org']}/{match['repo']}:{tag}" if match else f"{base}:{tag}"
-            result.found.append(_found(found, name, "llama.cpp"))
+            result.found.append(found.found(name, "llama.cpp"))
     return result
 
 
@@ -74,10 +74,10 @@ def scan_own(root: Path, demo: str = "demo") -> Scan:
             if card is not None:
                 result.found.append(_carded(found, card))
             elif folder == root and found.stem == demo:
-                result.found.append(_found(found, f"{demo}:latest", "demo"))
+                result.found.append(found.found(f"{demo}:latest", "demo"))
             else:
                 base, tag = of_file(found.stem)
-                result.found.append(_found(found, f"{base}:{tag}", "folder"))
+                result.found.append(found.found(f"{base}:{tag}", "folder"))
     return result
 
 
@@ -111,20 +111,6 @@ def _carded(found: Group, card: Model) -> Found:
         params=card.params,
         license=card.license,
         manifest=card.manifest,
-        unusable=found.fault,
-    )
-
-
-def _found(found: Group, name: str, source: str) -> Found:
-    try:
-        name = canonical(name)
-    except ValueError:
-        name = f"{of_file(found.stem)[0][:80]}:latest"
-    return Found(
-        name,
-        source,
-        files=tuple(map(str, found.files)),
-        projector=str(found.projector or ""),
         unusable=found.fault,
     )
 

@@ -9,9 +9,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sollold.models.found import Found, Problem, Scan
+from sollold.models.found import Problem, Scan
 from sollold.models.mend import mend
-from sollold.models.names import canonical, of_file, quantization_in
+from sollold.models.names import of_file, quantization_in
 from sollold.models.shards import Group, group
 
 
@@ -78,7 +78,7 @@ def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
                 if tag.lower() in tags:
                     tag = of_file(found.stem)[0]
                 tags.add(tag.lower())
-                result.found.append(_found(found, f"{name}:{tag}"))
+                result.found.append(found.found(f"{name}:{tag}", "huggingface"))
 
 
 def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
@@ -106,17 +106,3 @@ def _tag(found: Group, where: Path, snapshot: Path) -> str:
     if not tag and where != snapshot:
         tag = quantization_in(where.name)
     return tag or "latest"
-
-
-def _found(found: Group, name: str) -> Found:
-    try:
-        name = canonical(name)
-    except ValueError:
-        name = f"{of_file(found.stem)[0][:80]}:latest"
-    return Found(
-        name,
-        "huggingface",
-        files=tuple(map(str, found.files)),
-        projector=str(found.projector or ""),
-        unusable=found.fault,
-    )

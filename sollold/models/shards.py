@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sollold.models.names import of_file
+from sollold.models.found import Found
+from sollold.models.names import canonical, of_file
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _PROJECTOR = re.compile(r"(^|[-._])mmproj([-._]|$)", re.IGNORECASE)
@@ -32,6 +33,20 @@ class Group:
         numbers = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
         one = "Shard" if len(self.missing) == 1 else "Shards"
         return f"{one} {numbers} of {self.count} missing beside {self.files[0]}. Fetch them into that folder."
+
+    def found(self, name: str, source: str) -> Found:
+        """As a store lists it; a ``name`` that is none gives way to the files'."""
+        try:
+            name = canonical(name)
+        except ValueError:
+            name = f"{of_file(self.stem)[0][:80]}:latest"
+        return Found(
+            name,
+            source,
+            files=tuple(map(str, self.files)),
+            projector=str(self.projector or ""),
+            unusable=self.fault,
+        )
 
 
 def is_projector(name: str) -> bool:
