@@ -115,6 +115,8 @@ def test_a_daemon_ends_with_its_terminal(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
 
     def take() -> None:
+        # Whoever runs the tests under nohup does not want the daemon to be.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     try:
