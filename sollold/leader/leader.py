@@ -387,7 +387,7 @@ class Leader:
         """Who has the model. One that the caller knows may be so new that its node's list is on its way."""
         for _ in range(_LOOKS):
             holders = self._library.find(ask.model)
-            if holders or not ask.digest or self._library.settled():
+            if holders or not ask.digest:
                 return holders
             await asyncio.sleep(_LOOK)
         return ()

@@ -20,10 +20,6 @@ class Library(Protocol):
         """(node, model) for each live node that has the content; empty when it is not exactly one."""
         ...
 
-    def settled(self) -> bool:
-        """Whether the present models of all live nodes are known here."""
-        ...
-
     async def shape(self, node: str, model: Model) -> Shape:
         """What the model's header says, asked of ``node``.
 

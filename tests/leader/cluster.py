@@ -224,9 +224,6 @@ class Cluster:
 
     # Library
 
-    def settled(self) -> bool:
-        return True
-
     def resolve(self, name: str) -> Resolved:
         return resolve(name, {m.name for node in self.nodes.values() for m in node.models})
 

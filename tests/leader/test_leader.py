@@ -100,6 +100,15 @@ async def test_many_at_once_load_it_once(town: Cluster) -> None:
     assert (again.verdict, again.deployment) == (Verdict.WAIT, answers[0].deployment)
 
 
+async def test_a_model_that_the_caller_knows_may_be_news_to_the_leader(town: Cluster) -> None:
+    town.shapes["d9"] = town.shapes[ASK.digest or model().digest]
+    asking = asyncio.create_task(town.planner.ensure(Ensure("new:latest", digest="d9")))
+    done, _ = await asyncio.wait([asking], timeout=0.3)
+    assert not done
+    town.nodes["a"].models.append(model("new:latest", "d9"))
+    assert (await asking).verdict is Verdict.WAIT
+
+
 async def test_a_head_whose_record_is_late_is_waited_for(town: Cluster) -> None:
     for node in town.nodes.values():
         node.record()
