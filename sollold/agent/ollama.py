@@ -26,7 +26,7 @@ from sollold.agent.ollama_process import OwnOllama
 from sollold.cluster.record import Backend, Endpoint, Placed, State
 from sollold.cluster.view import View
 from sollold.config import OllamaSettings
-from sollold.machine.device import Kind
+from sollold.machine.device import Kind, one_a_memory
 from sollold.models.catalogue import Catalogue
 from sollold.models.model import Model
 from sollold.models.names import canonical, parse
@@ -427,11 +427,8 @@ class LocalOllama:
         if not devices:
             return 1 << 62
         own = [device for device in devices if device.kind is not Kind.PLAIN]
-        memories: dict[str, int] = {}
-        for device in own:  # Those of one pool have one memory.
-            memory = device.pool or device.id
-            memories[memory] = max(memories.get(memory, 0), device.total)
-        return sum(memories.values()) - sum(device.granted for device in own)
+        total = sum(device.total for device in one_a_memory(own, lambda device: device.total))
+        return total - sum(device.granted for device in own)
 
     def _placed(self, loaded: Loaded, model: Model | None) -> tuple[Placed, ...]:
         """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from sollold.cluster.record import Endpoint, Record, State
 from sollold.cluster.term import Term
-from sollold.machine.device import Device, Kind
+from sollold.machine.device import Device, Kind, one_a_memory
 from sollold.machine.plain import PlainWorker
 
 
@@ -48,6 +48,7 @@ def plain_object(worker: PlainWorker) -> dict[str, Any]:
 def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
     """A node with its devices; what a plain worker has is not counted as the node's own memory."""
     own = [device for device in record.devices if device.kind is not Kind.PLAIN]
+    memories = one_a_memory(own, lambda device: device.limit)
     return {
         "node": record.node,
         "name": record.name,
@@ -63,9 +64,9 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
         "empty": record.draining and record.empty,
         "me": record.node == me,
         "leader": record.node == leader,
-        "total": sum(device.limit for device in _apart(own)),
+        "total": sum(device.limit for device in memories),
         "granted": sum(device.granted for device in own),
-        "available": sum(device.available for device in _apart(own)),
+        "available": sum(device.available for device in memories),
         "devices": [device_object(device) for device in record.devices],
         "plain_workers": [plain_object(worker) for worker in record.plain],
         "links": [
@@ -73,16 +74,6 @@ def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
             for node, trip, rate in record.links
         ],
     }
-
-
-def _apart(devices: Sequence[Device]) -> list[Device]:
-    """One device for each memory: of those that share one, which each say what all of it is, the largest."""
-    kept: dict[str, Device] = {}
-    for device in devices:
-        memory = device.pool or device.id
-        if memory not in kept or device.limit > kept[memory].limit:
-            kept[memory] = device
-    return list(kept.values())
 
 
 def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str]) -> dict[str, Any]:

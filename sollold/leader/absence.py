@@ -74,6 +74,4 @@ def _empty(record: Record) -> Record:
 
 def _granted_beside(device: Device, devices: tuple[Device, ...]) -> int:
     """What grants take from the memory of ``device``, be it through others that share it."""
-    return sum(
-        other.granted for other in devices if other is device or (device.pool and other.pool == device.pool)
-    )
+    return sum(other.granted for other in devices if other.memory == device.memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,3 +47,17 @@ class Device:
     bandwidth: float = 0.0
     compute: float = 0.0
     pool: str = ""
+
+    @property
+    def memory(self) -> str:
+        """Names the memory among those of its node: devices that share one have the same."""
+        return self.pool or self.id
+
+
+def one_a_memory(devices: Iterable[Device], size: Callable[[Device], int]) -> list[Device]:
+    """One device for each memory: of those that share one, which each say what all of it is, the largest."""
+    kept: dict[str, Device] = {}
+    for device in devices:
+        if device.memory not in kept or size(device) > size(kept[device.memory]):
+            kept[device.memory] = device
+    return list(kept.values())

@@ -167,7 +167,7 @@ def machine_of(
     # What is taken from or given back to a shared memory is so for each device that shares it.
     change: dict[str, int] = {}
     pools = {
-        device.id: "node" if one_pool and device.kind is not Kind.PLAIN else device.pool or device.id
+        device.id: "node" if one_pool and device.kind is not Kind.PLAIN else device.memory
         for device in record.devices
     }
     for device, size in (freed or {}).items():
