@@ -148,22 +148,21 @@ class Calls:
         session = self._opened()
         use, begun = _Use(), False
         try:
-            with self._until_dropped(node) as dropped:
-                async with dropped:
-                    response = await session.request(
-                        method,
-                        URL(f"https://{tls_name(node)}{path}"),
-                        headers={"Accept-Encoding": "identity", **headers},
-                        data=data,
-                        allow_redirects=False,
-                        trace_request_ctx=use,
-                        timeout=aiohttp.ClientTimeout(
-                            total=None,
-                            connect=connect_timeout,
-                            sock_connect=connect_timeout,
-                            sock_read=idle_timeout,
-                        ),
-                    )
+            async with self._until_dropped(node):
+                response = await session.request(
+                    method,
+                    URL(f"https://{tls_name(node)}{path}"),
+                    headers={"Accept-Encoding": "identity", **headers},
+                    data=data,
+                    allow_redirects=False,
+                    trace_request_ctx=use,
+                    timeout=aiohttp.ClientTimeout(
+                        total=None,
+                        connect=connect_timeout,
+                        sock_connect=connect_timeout,
+                        sock_read=idle_timeout,
+                    ),
+                )
             async with response:
                 begun = True
                 with _among(self._streams, node, response):
@@ -180,17 +179,18 @@ class Calls:
             kind = _Stale if use.kept and not begun else PeerError
             raise kind(node, f"node {node} broke off: {what}", transport=False) from error
 
-    @contextlib.contextmanager
-    def _until_dropped(self, node: str) -> Iterator[asyncio.Timeout]:
-        """A time-out that comes when the node is dropped.
+    @asynccontextmanager
+    async def _until_dropped(self, node: str) -> AsyncIterator[None]:
+        """The block ends when the node is dropped.
 
         Raises:
-            PeerError: it came.
+            PeerError: it was.
         """
         dropped = asyncio.timeout(None)
         try:
             with _among(self._asked, node, dropped):
-                yield dropped
+                async with dropped:
+                    yield
         except TimeoutError:
             if not dropped.expired():
                 raise
