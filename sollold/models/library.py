@@ -133,7 +133,7 @@ class Library:
 
     def resolve(self, name: str) -> Resolved:
         """Which model a caller means."""
-        return self._or_away(resolve(name, self._shelves()[0], self._aliases))
+        return self._or_away(self._here(name))
 
     async def awaited(self, name: str) -> Resolved:
         """As `resolve`, for a caller who would be told that there is no such model.
@@ -151,7 +151,7 @@ class Library:
 
     def get(self, name: str) -> Listed | None:
         """The model that a caller means by ``name``; None when it is not exactly one."""
-        return self._shelves()[0].get(self.resolve(name).name)
+        return self._shelves()[0].get(self._here(name).name)
 
     def exact(self, name: str) -> Resolved:
         """Which model ``name`` is, with nothing guessed but an alias: for what is fetched or removed."""
@@ -175,7 +175,7 @@ class Library:
 
         Empty when the name is not exactly one model; `resolve` says why.
         """
-        return self._shelves()[1].get(self.resolve(name).name, ())
+        return self._shelves()[1].get(self._here(name).name, ())
 
     def models_of(self, node: str) -> tuple[Model, ...]:
         """One node's own list, as last fetched."""
@@ -233,6 +233,9 @@ class Library:
             if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
                 return other.name
         return ""
+
+    def _here(self, name: str) -> Resolved:
+        return resolve(name, self._shelves()[0], self._aliases)
 
     def _or_away(self, resolved: Resolved) -> Resolved:
         """A model of nodes that are not there now is missing for a while, which is not "no such model".
