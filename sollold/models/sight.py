@@ -70,11 +70,8 @@ def seen(header: Header) -> int:
 
 
 def _looking(header: Header) -> int:
-    width = header.integer("clip.vision.embedding_length")
-    if width <= 0:
+    if header.integer("clip.vision.embedding_length") <= 0:
         return 0
-    inner = header.integer("clip.vision.feed_forward_length")
-    heads = header.integer("clip.vision.attention.head_count")
     side = header.integer("clip.vision.image_size")
     patch = max(header.integer("clip.vision.patch_size"), 1)
     kind = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
@@ -88,19 +85,28 @@ def _looking(header: Header) -> int:
             )
             pixels = sight.tokens * ((merge if merge > 0 else sight.merge) * patch) ** 2
     places = pixels // patch**2 + 1
+    one = _states(header, "vision", places) + 4 * 3 * pixels
     if sight is None:
-        return 4 * (places * (6 * width + 2 * inner) + heads * places * places + 3 * pixels)
+        return one + _scores(header, "vision", places)
     windowed = any(f"clip.vision.{key}" in header.metadata for key in _WINDOWED)
     # A mask as it is given, and once more in half as many bytes.
     mask = 6 * places * places * windowed
-    return sight.images * 4 * (places * (6 * width + 2 * inner) + 3 * pixels) + mask
+    return sight.images * one + mask
 
 
 def _hearing(header: Header) -> int:
-    width = header.integer("clip.audio.embedding_length")
-    if width <= 0:
+    if header.integer("clip.audio.embedding_length") <= 0:
         return 0
-    inner = header.integer("clip.audio.feed_forward_length")
-    heads = header.integer("clip.audio.attention.head_count")
-    places = _AUDIO_PLACES
-    return 4 * (places * (6 * width + 2 * inner) + heads * places * places)
+    return _states(header, "audio", _AUDIO_PLACES) + _scores(header, "audio", _AUDIO_PLACES)
+
+
+def _states(header: Header, part: str, places: int) -> int:
+    """Bytes of what an encoder holds of every place at a time."""
+    width = header.integer(f"clip.{part}.embedding_length")
+    inner = header.integer(f"clip.{part}.feed_forward_length")
+    return 4 * places * (6 * width + 2 * inner)
+
+
+def _scores(header: Header, part: str, places: int) -> int:
+    """Bytes of attention's scores where they are written out."""
+    return 4 * header.integer(f"clip.{part}.attention.head_count") * places * places
