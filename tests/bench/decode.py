@@ -169,9 +169,10 @@ def main() -> None:
                 pairs = []
                 for turn in range(options.pairs):
                     # Each goes first half of the times: what comes second may find the machine warmer.
-                    sides = [(asked, asked.http), (head, port)]
-                    speeds = [speed(*side, options.tokens) for side in (sides[::-1] if turn % 2 else sides)]
-                    pairs.append((speeds[1], speeds[0]) if turn % 2 else (speeds[0], speeds[1]))
+                    sides = {asked: asked.http, head: port}
+                    order = reversed(sides) if turn % 2 else iter(sides)
+                    speeds = {node: speed(node, sides[node], options.tokens) for node in order}
+                    pairs.append((speeds[asked], speeds[head]))
             (deployment,) = cluster.deployments()
     layers = "+".join(str(share["last"] - share["first"]) for share in deployment["placed"])
     through, direct = (statistics.median(side) for side in zip(*pairs, strict=True))
