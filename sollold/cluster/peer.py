@@ -34,7 +34,8 @@ class PeerCalls(Protocol):
         A request may arrive twice: it is sent again when a connection that was kept turns out to be broken.
 
         Raises:
-            PeerError: with ``transport`` when the node could not be asked.
+            PeerError: with ``transport`` when the node could not be asked. Without, at once, when it is found
+                dead or leaves while it is asked.
         """
         ...
 

@@ -129,26 +129,10 @@ class Carrier:
     async def unload(self, node: str, deployment: str, term: Term, reason: str, *, force: bool) -> Done:
         """Have a head end a deployment: done when its bytes are given back; not, when the head is gone."""
         request = Unload(term, deployment, force, reason)
-        # A caller may know of a node whose record has not come here yet.
-        known = self._is_live(node)
-        asking = asyncio.create_task(
-            self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT),
-            name=f"unload {deployment}",
-        )
-        leaving = asyncio.create_task(
-            self._until(lambda: known and not self._is_live(node)), name=f"watch {node}"
-        )
         try:
-            await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                return Done(False, f"node {node} died or left the cluster meanwhile")
-            done = asking.result()
+            done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
         except PeerError as error:
             return Done(False, str(error))
-        finally:
-            for task in (asking, leaving):
-                task.cancel()
-            await asyncio.gather(asking, leaving, return_exceptions=True)
         if done.ok and not deployment.startswith(OLLAMA):
             self._memory.ended(deployment, self._clock())
         return done
@@ -173,21 +157,15 @@ class Carrier:
             return False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FREED_WITHIN):
-                ended_ids = {deployment for _, deployment, _ in place.evictions}
-                await self._until(
-                    lambda: not any(g.deployment in ended_ids for r in self._view.live() for g in r.grants)
-                )
+                await self._until_free({deployment for _, deployment, _ in place.evictions})
         return True
 
-    def _is_live(self, node: str) -> bool:
-        return any(record.node == node for record in self._view.live())
-
-    async def _until(self, so: Callable[[], bool]) -> None:
-        """Wait until the records are so."""
+    async def _until_free(self, deployments: set[str]) -> None:
+        """Wait until no record shows a grant of these."""
         changed = asyncio.Event()
         undo = self._view.subscribe(changed.set)
         try:
-            while not so():
+            while any(g.deployment in deployments for record in self._view.live() for g in record.grants):
                 changed.clear()
                 await changed.wait()
         finally:

@@ -215,7 +215,20 @@ class Cluster:
         there = self.nodes.get(node)
         if there is None or there.unreachable:
             raise PeerError(node, f"node {node} does not answer", transport=True)
-        answer = await there.answer(method, request)
+        answering = asyncio.ensure_future(there.answer(method, request))
+        gone = asyncio.Event()
+        undo = self.subscribe(lambda: None if node in self.nodes else gone.set())
+        leaving = asyncio.ensure_future(gone.wait())
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise PeerError(node, f"node {node} is gone", transport=False)
+            answer = answering.result()
+        finally:
+            undo()
+            for task in (answering, leaving):
+                task.cancel()
+            await asyncio.gather(answering, leaving, return_exceptions=True)
         assert isinstance(answer, reply)
         return answer
 
