@@ -3,6 +3,11 @@
 When one end stops taking bytes, the other is not read until it takes them again. When one end is closed
 or breaks, the other gets what is on the way and is closed too. TLS has no half-closed state that all
 sides support, and a worker's protocol needs none: a closed direction ends both.
+
+An engine sends what it asks of a worker in about ten small writes. They are not gathered into one: the first
+wakes the other machine's daemon while the rest is still being written, and to wait for more costs a turn of
+the loop. Gathered by turns, by the protocol's own frames or by the length of the last exchange, an answer's
+tokens came 0.1 to 0.2 ms later each, though with half the wake-ups.
 """
 
 from __future__ import annotations

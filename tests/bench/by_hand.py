@@ -1,0 +1,136 @@
+"""A deployment's engines once more, as somebody would start them without us.
+
+The very command lines of the deployment's workers and llama-server, but the workers listen on the machines'
+own addresses and llama-server calls them there in the clear.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.daemons import Cluster, Node, until
+
+PORT = 61080
+"""Where llama-server listens, at its node's loopback address."""
+_WORKER = 60052
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Command lines, as the daemons have started them.
+
+    Attributes:
+        head, server: llama-server's node and words.
+        workers: nodes and words, in the order of their layers.
+        layers: how many each device holds, as ``5+6+5``.
+    """
+
+    head: Node
+    server: tuple[str, ...]
+    workers: tuple[tuple[Node, tuple[str, ...]], ...]
+    layers: str
+
+    def same(self, other: Engines) -> bool:
+        """Whether these do the same work: all but the tunnels' ports is alike."""
+        return (self.head, with_option(self.server, "--rpc", ""), self.workers) == (
+            other.head,
+            with_option(other.server, "--rpc", ""),
+            other.workers,
+        )
+
+
+def engines(cluster: Cluster) -> Engines:
+    """Those of the only deployment."""
+    (deployment,) = cluster.deployments()
+    placed = deployment["placed"]
+    nodes = {node.state()["me"]: node for node in cluster}
+    head, server = next((n, words) for n in cluster if (words := command_line(n, "llama-server")))
+    # Device order is what the placement says.
+    order = [nodes[share["node"]] for share in placed if nodes[share["node"]] is not head]
+    workers = tuple((node, command_line(node, "rpc-server")) for node in order)
+    return Engines(head, server, workers, "+".join(str(share["last"] - share["first"]) for share in placed))
+
+
+def command_line(node: Node, program: str) -> tuple[str, ...]:
+    """The command line of this node's engine; empty when it has none."""
+    for process in processes(node):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")[:-1]
+            if words and program in words[0]:
+                return tuple(words)
+    return ()
+
+
+def processes(node: Node) -> list[int]:
+    """What the node's daemon has started and lives."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if node.process and parent == node.process.pid:
+                    found.append(int(entry.name))
+    return found
+
+
+def with_option(words: tuple[str, ...], name: str, value: str) -> tuple[str, ...]:
+    """The same command line with another value of one option."""
+    at = words.index(name)
+    return (*words[: at + 1], value, *words[at + 2 :])
+
+
+@contextlib.contextmanager
+def by_hand(engines: Engines) -> Iterator[list[int]]:
+    """The engines run and are ready; their process ids. llama-server answers at `PORT`."""
+    children: list[subprocess.Popen[bytes]] = []
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = engines.head
+    assert head.machine is not None
+    try:
+        for node, words in engines.workers:
+            assert node.machine is not None
+            words = with_option(with_option(words, "-H", "0.0.0.0"), "-p", str(_WORKER))
+            children.append(node.machine.popen([word for word in words if word != "-c"], **quiet))
+            # A connect would be a client, and it serves one: nobody may knock to see whether it is there.
+            pid = children[-1].pid
+            until(lambda pid=pid: _listens(pid, _WORKER), "a worker by hand listens", 30)
+        addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
+        words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
+        children.append(head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet))
+        until(lambda: _healthy(head), "the engines by hand are ready", 300, 0.5)
+        yield [child.pid for child in children]
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether something listens on ``port`` in the process's network."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    return any(words[1].endswith(f":{port:04X}") and words[3] == "0A" for words in map(str.split, lines))
+
+
+def _healthy(node: Node) -> bool:
+    try:
+        with node.network():
+            link = http.client.HTTPConnection("127.0.0.1", PORT, timeout=3)
+            link.connect()
+        with contextlib.closing(link):
+            link.request("GET", "/health")
+            return link.getresponse().status == 200
+    except OSError:
+        return False
+
+
+def bind(pid: int, cores: set[int]) -> None:
+    """Let all threads of a process run on ``cores`` alone."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
