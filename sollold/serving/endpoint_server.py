@@ -7,10 +7,9 @@ straight; otherwise the peer route carries it in the frames of `sollold.serving.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 
 import aiohttp
@@ -23,32 +22,17 @@ from sollold.cluster.record import Backend, Endpoint, State
 from sollold.cluster.view import View
 from sollold.config import ServingSettings
 from sollold.serving.engines import Engines
+from sollold.serving.far_callers import FarCallers
 from sollold.serving.gate import Gate
 from sollold.serving.held import Held
 from sollold.serving.stall import Stillness
 from sollold.serving.visit import Failure, Visit
-from sollold.serving.wire import (
-    ALIVE,
-    BEGUN,
-    BROKEN,
-    DATA,
-    END,
-    LARGEST_TURN,
-    PATH,
-    POSITION,
-    Break,
-    Broken,
-    Turn,
-    frame,
-    packed,
-)
+from sollold.serving.wire import PATH, Break, Broken, Turn
 
 log = logging.getLogger("sollold.serving")
 
 BEAT = 1.0
 """Seconds between two looks at what is under way."""
-_ALIVE_EVERY = 2.0
-"""Seconds of silence towards a caller's node after which it is told that this one is still here."""
 _REPORT = 0.25
 """Seconds over which changes of the counts are gathered before they go into the record."""
 _HELD = 300.0
@@ -87,39 +71,6 @@ class _Door:
         self.asking: asyncio.Task[None] | None = None
 
 
-class _Caller:
-    """The far end of a visit from another node: frames out, its hang-up in."""
-
-    def __init__(self, node: str, request: web.Request, response: web.StreamResponse) -> None:
-        self._request = request
-        self._response = response
-        self._loop = asyncio.get_running_loop()
-        self.task = asyncio.current_task()
-        self.node = node
-        self.sent = self._loop.time()
-
-    @property
-    def gone(self) -> bool:
-        """Whether the caller's node has closed the connection."""
-        transport = self._request.transport
-        return transport is None or transport.is_closing()
-
-    async def send(self, data: bytes) -> None:
-        """Write one frame."""
-        self.sent = self._loop.time()
-        await self._response.write(data)
-
-    async def show_life(self) -> None:
-        """Write a frame that says nothing else; soon given up when the other end takes nothing."""
-        try:
-            async with asyncio.timeout(0.1):
-                await self.send(frame(ALIVE))
-        except TimeoutError:
-            log.debug("the asking node takes nothing")
-        except ConnectionError:
-            log.debug("the asking node went away")
-
-
 class EndpointServer:
     """This node's endpoints as they are served. Own it: `start`, `close`."""
 
@@ -135,13 +86,12 @@ class EndpointServer:
 
         ``who`` tells the node id of whoever asks.
         """
-        self._who = who
+        self._far = FarCallers(self.visit, who)
         self._view = view
         self._engines = engines
         self._settings = settings
         self._held = Held(settings.bodies)
         self._doors: dict[str, _Door] = {}
-        self._callers: set[_Caller] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._beat: asyncio.Task[None] | None = None
@@ -149,7 +99,7 @@ class EndpointServer:
         self._reports: dict[str, asyncio.TimerHandle] = {}
         self._refusing = ""
         if peers is not None:
-            peers.route("POST", PATH, self._answer)
+            peers.route("POST", PATH, self._far.answer)
 
     async def start(self) -> None:
         """Begin to serve."""
@@ -168,8 +118,7 @@ class EndpointServer:
         self.refuse("this node is stopping")
         self.break_all("this node is stopping")
         self._unsubscribe()
-        tasks = [caller.task for caller in self._callers if caller.task is not None]
-        tasks += self._closing
+        tasks = [*self._far.tasks(), *self._closing]
         tasks += [door.asking for door in self._doors.values() if door.asking is not None]
         if self._beat is not None:
             self._beat.cancel()
@@ -267,11 +216,7 @@ class EndpointServer:
         return door
 
     def _record_changed(self) -> None:
-        live = {record.node for record in self._view.live()}
-        for caller in tuple(self._callers):
-            if caller.node not in live and caller.task is not None:
-                # Its machine may be off: then no packet ever says that the connection is gone.
-                caller.task.cancel()
+        self._far.keep({record.node for record in self._view.live()})
         for id, door in tuple(self._doors.items()):
             endpoint = self._endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
@@ -313,78 +258,14 @@ class EndpointServer:
         door.speed += (0.3 if door.speed else 1.0) * (speed - door.speed)
         self._counted(id)
 
-    # The peer route.
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        turn = await _read_turn(request)
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        await response.prepare(request)
-        caller = _Caller(self._who(request), request, response)
-        self._callers.add(caller)
-        extra = {"request": turn.id, "deployment": turn.endpoint}
-        try:
-            visit = self.visit(turn)
-            try:
-                await self._open(visit, caller)
-                await caller.send(packed(BEGUN, visit.begun))
-                async for chunk in visit.chunks():
-                    await caller.send(frame(DATA, chunk))
-            finally:
-                await visit.close()
-            await caller.send(frame(END))
-        except Failure as failure:
-            log.info("request broke off: %s", failure, extra=extra)
-            with contextlib.suppress(ConnectionError):
-                await caller.send(packed(BROKEN, failure.broken))
-        except ConnectionError:
-            log.debug("the asking node went away", extra=extra)
-        finally:
-            self._callers.discard(caller)
-        return response
-
-    async def _open(self, visit: Visit, caller: _Caller) -> None:
-        """Open ``visit`` while its caller hears of its place in line."""
-        news = asyncio.Event()
-        places: list[int] = []
-
-        def on_position(place: int) -> None:
-            places.append(place)
-            news.set()
-
-        opening = asyncio.ensure_future(visit.open(on_position))
-        try:
-            while not opening.done():
-                hearing = asyncio.ensure_future(news.wait())
-                try:
-                    await asyncio.wait((opening, hearing), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    hearing.cancel()
-                if places and not opening.done():
-                    news.clear()
-                    await caller.send(packed(POSITION, places[-1]))
-                    places.clear()
-        except BaseException:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-            raise
-        opening.result()
-
-    # The beat: signs of life, hang-ups, hung engines.
+    # The beat: hang-ups, hung engines.
 
     async def _beating(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(BEAT)
             now = loop.time()
-            silent: list[_Caller] = []
-            for caller in tuple(self._callers):
-                if caller.gone:
-                    if caller.task is not None:
-                        caller.task.cancel()
-                elif now - caller.sent >= _ALIVE_EVERY:
-                    silent.append(caller)
-            # Between two frames, so nothing is cut; a full transport is left alone, and delays no other.
-            await asyncio.gather(*(caller.show_life() for caller in silent))
+            await self._far.beat(now)
             for id, door in tuple(self._doors.items()):
                 self._look(id, door, now)
 
@@ -467,23 +348,3 @@ class _Slot(msgspec.Struct):
         """Grows with every token read or made, and with every new task."""
         made = sum(token.n_decoded for token in self.next_token)
         return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made
-
-
-async def _read_turn(request: web.Request) -> Turn:
-    """Read what is asked.
-
-    Raises:
-        web.HTTPException: it is too big or no `Turn`.
-    """
-    parts: list[bytes] = []
-    size = 0
-    pieces: AsyncIterator[bytes] = request.content.iter_any()
-    async for piece in pieces:
-        size += len(piece)
-        if size > LARGEST_TURN:
-            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_TURN, actual_size=size)
-        parts.append(piece)
-    try:
-        return msgspec.msgpack.decode(b"".join(parts), type=Turn)
-    except msgspec.MsgspecError as error:
-        raise web.HTTPBadRequest(text=f"not a request for an endpoint: {error}") from None

@@ -13,7 +13,7 @@ import pytest
 from sollold.agent.deployment import Work
 from sollold.cluster.record import Backend, State
 from sollold.config import ServingSettings
-from sollold.serving import endpoint_server, errand, finding
+from sollold.serving import errand, far_callers, finding
 from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
 from sollold.serving.drain import drain
 from sollold.serving.router import Wish
@@ -114,16 +114,16 @@ async def test_a_node_that_dies_behind_a_whole_answer_spoils_nothing(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, one, other = await three(cluster)
-    send = endpoint_server._Caller.send
+    send = far_callers.Caller.send
 
-    async def dying(caller: endpoint_server._Caller, data: bytes) -> None:
+    async def dying(caller: far_callers.Caller, data: bytes) -> None:
         await send(caller, data)
         if data == frame(END):
             await asyncio.sleep(0.05)
             assert caller._request.transport is not None
             caller._request.transport.abort()
 
-    monkeypatch.setattr(endpoint_server._Caller, "send", dying)
+    monkeypatch.setattr(far_callers.Caller, "send", dying)
     answer = await a.serving.open(ask(stream=False), lambda _: None)
     assert said(await read(answer)) == TEXT
     assert answer.routing.resumed == 0
@@ -224,7 +224,7 @@ async def test_a_full_line_does_not_end_an_answer_under_way(
         asked += turn.path == "/v1/chat/completions"
         return take(turn)
 
-    monkeypatch.setattr(c.server, "visit", counted)
+    monkeypatch.setattr(c.server._far, "_visit", counted)
     one.die_after = 20
     answer = await a.serving.open(ask(), lambda _: None)
     cluster.nodes[1].engines.drop("d1")
