@@ -18,9 +18,10 @@ import msgspec
 from aiohttp import web
 
 from sollold.agent.commands import Commit, Deploy, Done, Lost, Release, Renew, Reserve, Reserved, Unload
-from sollold.agent.deployment import Deployment, Means, Tunnels, Work
+from sollold.agent.deployment import Deployment, Work
 from sollold.agent.journal import Journal
 from sollold.agent.llama_find import Llama
+from sollold.agent.means import Means, Tunnels
 from sollold.agent.ollama import PREFIX
 from sollold.agent.oracle import Oracle
 from sollold.agent.owner import Owner

@@ -13,90 +13,25 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import aiohttp
-
-from sollold.agent.command_line import Reach, plain_workers, worker_devices, worker_nodes
-from sollold.agent.commands import Commit, Deploy, Done, Release, Renew
+from sollold.agent.command_line import Reach, plain_workers
+from sollold.agent.commands import Deploy
 from sollold.agent.head import LOAD_SECONDS, Head, HeadFailed
-from sollold.agent.journal import Journal
-from sollold.agent.ledger import GRANT_SECONDS
 from sollold.agent.llama_find import Llama
-from sollold.agent.oracle import Oracle
-from sollold.agent.ports import Ports
-from sollold.cluster.peer import PeerCalls, PeerError
-from sollold.cluster.pump import Traffic
+from sollold.agent.means import Means
+from sollold.agent.owners import BREAK_SECONDS, OwnerFailed, Owners
+from sollold.cluster.peer import PeerError
 from sollold.cluster.record import Backend, Endpoint, Placed, State
-from sollold.machine.plain import split_address
 from sollold.models.model import Model
 
 log = logging.getLogger("sollold.agent")
 
-RENEW_SECONDS = 3.0
 LOAD_STALL_SECONDS = 60.0
 """A load without progress for so long stands still, on a worker that hangs, say; see `_load_patience`."""
-COMMIT_SECONDS = 60.0
 FIRST_SECONDS = 10.0
 """Whoever waited for the load has so long to come, however short the keep_alive is."""
-_RENEW_TIMEOUT = 2.5
-_RELEASE_TIMEOUT = 15.0
 _STOP_PATIENCE = 1.5
-_BREAK_SECONDS = 0.2
-
-
-class Tunnel(Protocol):
-    """A loopback port on this node behind which another node's worker is."""
-
-    @property
-    def port(self) -> int:
-        """What ``--rpc`` is given."""
-        ...
-
-    @property
-    def traffic(self) -> Traffic:
-        """What went through."""
-        ...
-
-    async def close(self) -> None:
-        """Cut it."""
-        ...
-
-
-class Tunnels(Protocol):
-    """Opens tunnels from this node, the head, to workers."""
-
-    async def open(
-        self, deployment: str, node: str, on_break: Callable[[str], None], plain: str = ""
-    ) -> Tunnel:
-        """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
-
-        ``on_break`` is told why when the way to the worker breaks, or can't be made. ``plain``: the address
-        of a worker that others started, which ``node`` names.
-
-        Raises:
-            OSError: no loopback port could be had.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What every deployment of a head uses."""
-
-    node: str
-    calls: PeerCalls
-    tunnels: Tunnels
-    http: aiohttp.ClientSession
-    ports: Ports
-    journal: Journal
-    logs: Path
-    threads: int
-    extra: tuple[str, ...]
-    local_worker_port: Callable[[str], int]
-    oracle: Oracle
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +42,6 @@ class Work:
 
     processes: int
     bytes: int
-
-
-class OwnerFailed(Exception):
-    """A node did not do its part; the sentence says why."""
-
-    def __init__(self, node: str, reason: str) -> None:
-        super().__init__(reason)
-        self.node = node
 
 
 class Deployment:
@@ -160,9 +87,7 @@ class Deployment:
         self._fault: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._answered = False
         self._head_gone = asyncio.Event()
-        self._tunnels: list[Tunnel] = []
-        self._committed: set[str] = set()
-        self._work: dict[str, int | None] = {}
+        self._owners = Owners(order.deployment, order.plan, llama.build, means, self.end)
         self._watchers: set[asyncio.Event] = set()
 
     # Asked by others
@@ -170,7 +95,7 @@ class Deployment:
     @property
     def owners(self) -> tuple[str, ...]:
         """The nodes that hold bytes for it, this one included, by node id."""
-        return tuple(sorted(self.plan.bytes_by_owner()))
+        return self._owners.nodes
 
     @property
     def alive(self) -> bool:
@@ -191,13 +116,9 @@ class Deployment:
         # A processor waits idle for the work of most kinds of GPU.
         if any(not share.device.startswith(("CPU", "CUDA")) for share in self.plan.shares):
             return None
-        parts = [self._work.get(node) for node in self.owners]
-        parts.append(self.head.process.work() if self.head is not None else None)
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        traffic = [tunnel.traffic for tunnel in self._tunnels]
-        return Work(sum(known), sum(one.up + one.down for one in traffic))
+        workers = self._owners.work()
+        head = self.head.process.work() if self.head is not None else None
+        return None if workers is None or head is None else Work(workers + head, self._owners.traffic())
 
     def expires(self) -> float:
         """Seconds of idleness left; negative: for ever."""
@@ -317,8 +238,8 @@ class Deployment:
         async with asyncio.TaskGroup() as group:
             for node in self.owners:
                 # At once: a grant that is committed runs out while its worker starts, or another's does.
-                group.create_task(self._renew(node))
-            reach = await self._engage()
+                group.create_task(self._owners.renew(node, self._ready))
+            reach = await self._owners.engage()
             if objection := await self._means.oracle.objection(self.plan, self.model, self._llama):
                 raise HeadFailed(objection)
             self._become(State.LOADING)
@@ -338,11 +259,14 @@ class Deployment:
             await asyncio.wait({self.head.process.exited})
             raise self.head.failure()
 
+    def _ready(self) -> bool:
+        return self.state is State.READY
+
     async def _end_by(self, error: BaseException | None) -> None:
         """End it for what went wrong, with the node whose part failed."""
         if isinstance(error, HeadFailed) and error.worker:
             # llama-server only knows that some worker is gone. Its owner may say more, at once.
-            await asyncio.wait({self._fault}, timeout=_BREAK_SECONDS)
+            await asyncio.wait({self._fault}, timeout=BREAK_SECONDS)
             self.end(_sentence(error))
         elif isinstance(error, (OwnerFailed, PeerError)):
             self.end(_sentence(error), culprit=error.node)
@@ -388,91 +312,15 @@ class Deployment:
             if self._told_progress and still > _load_patience(self.model, self.progress):
                 self.end(f"the load stands still at {self.progress:.0%}: no progress for {still:.0f} s")
 
-    async def _engage(self) -> list[Reach]:
-        """Commit at every owner, then reach every worker. In ``--rpc`` order."""
-        async with asyncio.TaskGroup() as group:
-            for node in self.owners:
-                group.create_task(self._commit(node))
-        reach = []
-        for node in worker_nodes(self.plan):
-            if node == self._means.node:
-                port = self._means.local_worker_port(self.id)
-            else:
-                port = await self._tunnel(node)
-            reach.append(Reach(node, port, worker_devices(self.plan, node)))
-        for node, address, devices in plain_workers(self.plan):
-            if node == self._means.node:
-                host, port = split_address(address)
-                reach.append(Reach(node, port, devices, host))
-            else:
-                reach.append(Reach(node, await self._tunnel(node, address), devices))
-        return reach
-
-    async def _tunnel(self, node: str, plain: str = "") -> int:
-        broke = partial(self._tunnel_broke, node)
-        tunnel = await self._means.tunnels.open(self.id, node, broke, plain)
-        self._tunnels.append(tunnel)
-        return tunnel.port
-
-    def _tunnel_broke(self, node: str, reason: str) -> None:
-        """End it: a moment later, since the worker's owner may know a better reason and say it at once."""
-        end = partial(self.end, reason, culprit=node)
-        asyncio.get_running_loop().call_later(_BREAK_SECONDS, end)
-
-    async def _commit(self, node: str) -> None:
-        devices = worker_devices(self.plan, node)
-        request = Commit(self.id, self._means.node, devices, self._llama.build, self.plan.digest)
-        done = await self._means.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
-        if not done.ok:
-            raise OwnerFailed(node, f"node {node} did not commit: {done.reason}")
-        self._committed.add(node)
-
-    async def _renew(self, node: str) -> None:
-        """Tell an owner that the deployment lives, at its own pace: one that is slow delays none.
-
-        Until it has answered the commit, that alone tells whether it takes part.
-        """
-        heard = time.monotonic()
-        while not self._fault.done():
-            await asyncio.sleep(RENEW_SECONDS)
-            committed = node in self._committed
-            if not committed:
-                heard = time.monotonic()
-            request = Renew(self.id, self._means.node, loaded=self.state is State.READY)
-            try:
-                done = await self._means.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
-            except PeerError as error:
-                if committed and time.monotonic() - heard > GRANT_SECONDS:
-                    self.end(f"node {node} can't be reached: {error}", culprit=node)
-                continue
-            self._work[node] = done.work
-            if not done.ok and committed:
-                self.end(f"node {node} has ended its part: {done.reason}", culprit=node)
-            heard = time.monotonic()
-
     async def _end_all(self) -> None:
         """Every process dead, every byte given back. Nothing that fails here stops the rest."""
         if self.head is not None:
             # One that failed has nothing to finish, and others wait for what it holds.
             await self.head.stop(_STOP_PATIENCE if self.state is State.DRAINING else 0.0)
         self._head_gone.set()
-        for tunnel in self._tunnels:
-            try:
-                async with asyncio.timeout(2.0):
-                    await tunnel.close()
-            except (OSError, TimeoutError, PeerError) as error:
-                log.warning("a tunnel of %s did not close: %s", self.id, error)
-        await asyncio.gather(*(self._release(node) for node in self.owners))
+        await self._owners.release(self.term)
         self.ended_at = time.monotonic()
         self._changed()
-
-    async def _release(self, node: str) -> None:
-        request = Release(self.term, self.id, self._means.node)
-        try:
-            await self._means.calls.call(node, "release", request, Done, timeout=_RELEASE_TIMEOUT)
-        except PeerError as error:
-            # Its time to live ends the worker there.
-            log.info("node %s was not told that %s ended: %s", node, self.id, error)
 
     def _progressed(self, value: float) -> None:
         if value > self.progress or not self._told_progress:

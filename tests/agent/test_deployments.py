@@ -12,7 +12,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from sollold.agent import deployment, head
+from sollold.agent import deployment, head, owners
 from sollold.agent.agent import Agent
 from sollold.agent.commands import Deploy, Done, Unload
 from sollold.agent.llama_find import Llama
@@ -250,7 +250,7 @@ async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama,
 async def test_a_grant_does_not_run_out_while_a_worker_starts(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, slow: str
 ):
-    monkeypatch.setattr(deployment, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(owners, "RENEW_SECONDS", 0.2)
     start = Worker.start
 
     async def start_late(*arguments: Any, **more: Any) -> Worker:
