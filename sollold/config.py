@@ -211,7 +211,7 @@ class OllamaSettings:
     enabled: bool = True
     """Use an Ollama that runs on this machine."""
     url: str = ""
-    """Empty: ``$OLLAMA_HOST``, the one in Ollama's unit, or ``http://127.0.0.1:11434``."""
+    """Empty: ``$OLLAMA_HOST`` where that is this machine, the one in Ollama's unit, or ``http://127.0.0.1:11434``."""
     manage: bool = False
     """Start and supervise Ollama when a binary is there and none answers."""
     binary: str = ""

@@ -21,7 +21,7 @@ import aiohttp
 
 from sollold.agent.commands import Done
 from sollold.agent.journal import Journal
-from sollold.agent.ollama_api import Loaded, OllamaApi, OllamaError, Tag, address
+from sollold.agent.ollama_api import Loaded, OllamaApi, OllamaError, Tag, address, is_here
 from sollold.agent.ollama_process import OwnOllama
 from sollold.cluster.record import Backend, Endpoint, Placed, State
 from sollold.cluster.view import View
@@ -300,6 +300,16 @@ class LocalOllama:
             self._mistaken = (
                 f"{self._url} is a sollold, not an Ollama; set ollama.url to where Ollama listens."
             )
+            return False
+        if not self._settings.url and not await asyncio.to_thread(is_here, self._url):
+            # Its memory is not this machine's to count, nor are its models this machine's to unload.
+            mistaken = (
+                f"OLLAMA_HOST names {self._url}, which is another machine; run sollold there, "
+                "or set ollama.url if that Ollama is on this machine after all."
+            )
+            if mistaken != self._mistaken:
+                log.warning("%s", mistaken)
+            self._mistaken = mistaken
             return False
         self._api, self.version, self._mistaken = api, version, ""
         log.info("Ollama %s answers at %s", version, self._url)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
 from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -98,6 +100,22 @@ def address(
         port = {"http": 80, "https": 443}.get(parts.scheme, 11434) if schemed else 11434
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+
+
+def is_here(url: str) -> bool:
+    """Whether the host of ``url`` is this machine, by one of its addresses. Blocks while a name is resolved.
+
+    A name that can't be resolved leads nowhere, so it counts as one of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return True
+    for family, kind, _, _, place in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(place)  # refused for an address that no interface has
+            return True
+    return False
 
 
 class OllamaApi:

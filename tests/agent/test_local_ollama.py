@@ -13,7 +13,7 @@ import pytest
 
 from sollold.agent.journal import Journal
 from sollold.agent.ollama import _HANGS, LocalOllama, _left
-from sollold.agent.ollama_api import address
+from sollold.agent.ollama_api import address, is_here
 from sollold.cluster.record import Backend, Endpoint, State
 from sollold.config import GIB, ModelSettings, OllamaSettings
 from sollold.machine.device import Device, Kind
@@ -426,6 +426,27 @@ async def test_managed_without_a_binary_says_so(make: Make) -> None:
 )
 def test_address(url: str, host: str, expected: str) -> None:
     assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
+
+
+def test_is_here() -> None:
+    assert is_here("http://127.0.0.1:11434") and is_here("http://localhost")
+    assert is_here(f"http://{socket.gethostname()}:1") and is_here("http://no-such-name.invalid:1")
+    assert not is_here("http://192.0.2.1:11434") and not is_here("http://[2001:db8::1]:11434")
+
+
+async def test_another_machines_ollama_is_not_taken_for_this_ones(
+    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.agent.ollama.is_here", lambda url: False)
+    ollama = make("", environ={"OLLAMA_HOST": standin.url})
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert f"OLLAMA_HOST names {standin.url}, which is another machine" in ollama.trouble
+    assert not names(ollama)
+    named = make(standin.url)
+    await named.start()
+    await until(lambda: names(named))
+    assert not named.trouble
 
 
 async def ask(standin: Standin, model: str, **more: Any) -> None:
