@@ -15,7 +15,7 @@ from aiohttp import web
 from sollold.api.body import as_type, read_bytes, read_object
 from sollold.api.caller import Caller, caller_of
 from sollold.api.embedder import Embedder
-from sollold.api.fault_shape import Dialect, refusal_bytes
+from sollold.api.fault_shape import Dialect, refusal_bytes, refusal_object, status_of
 from sollold.api.ollama_chat import ChatLines, chat_body
 from sollold.api.ollama_create import Create, told
 from sollold.api.ollama_embed import shortened
@@ -338,7 +338,7 @@ class OllamaRoutes:
     async def _steps(
         self, request: web.Request, steps: AsyncGenerator[dict[str, Any], None]
     ) -> web.StreamResponse:
-        """Progress as lines; a refusal before the first is a proper status."""
+        """Progress as lines. A refusal before the first is a proper status, a later one has it: ``code``."""
         response = web.StreamResponse(headers={"Content-Type": NDJSON, "X-Accel-Buffering": "no"})
         async with contextlib.aclosing(steps) as rest:
             first = await anext(rest, None)
@@ -349,7 +349,8 @@ class OllamaRoutes:
                 async for step in rest:
                     await response.write(msgspec.json.encode(step) + b"\n")
             except Refusal as refusal:
-                await response.write(refusal_bytes(Dialect.OLLAMA, refusal) + b"\n")
+                said = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
+                await response.write(msgspec.json.encode(said) + b"\n")
             except (ConnectionError, GeneratorExit):
                 raise
             except Exception:

@@ -87,7 +87,9 @@ class Client:
                 if line.strip():
                     item = self._object(line, response.status)
                     if "error" in item:
-                        raise ClientError(error_text(item), response.status)
+                        code = item.get("code")
+                        status = code if isinstance(code, int) else response.status
+                        raise ClientError(error_text(item), status)
                     yield item
 
     async def _line(self, response: aiohttp.ClientResponse) -> bytes:

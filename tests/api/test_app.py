@@ -511,7 +511,8 @@ async def test_pull_tells_its_progress(serve: Serve, http: ClientSession) -> Non
         parts(puller=ScriptedPuller(steps[0], Refusal(Fault.UNAVAILABLE, "the network is down")))
     )
     async with http.post(f"{url}/api/pull", json={"model": "demo"}) as answer:
-        assert [json.loads(line) async for line in answer.content][-1] == {"error": "the network is down"}
+        last = [json.loads(line) async for line in answer.content][-1]
+    assert last == {"error": "the network is down", "code": 503}
 
 
 async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -> None:

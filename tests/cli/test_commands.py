@@ -107,6 +107,9 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
     if path == "/api/doctor":
         return web.json_response({"findings": [{"grade": "problem", "what": "bad", "mend": "mend it"}]})
+    if path == "/api/pull":
+        lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
+        return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     if path == "/api/tags":
         return web.json_response({"models": [{"name": "big:latest", "size": GIB, "nodes": ["anna"]}]})
     if path == "/api/chat" and asked["stream"]:
@@ -219,6 +222,7 @@ async def test_route_fails_where_nothing_could_answer(url: str, model: str, stat
 
 async def test_exit_statuses_mean_something(url: str) -> None:
     assert (await sollold(url, "plan", "nope")).returncode == Exit.NO_MODEL
+    assert (await sollold(url, "pull", "nope")).returncode == Exit.NO_MODEL
     assert (await sollold(url, "doctor")).returncode == Exit.FAILED
     assert (await sollold(url, "load", "big")).returncode == Exit.FAILED
     with socket.socket() as taken:
