@@ -108,3 +108,12 @@ def retry_after(refusal: Refusal) -> str | None:
     if refusal.retry_after > 0:
         return str(max(1, round(refusal.retry_after)))
     return "5" if refusal.fault is Fault.UNAVAILABLE else None
+
+
+def is_final(refusal: Refusal) -> bool:
+    """Whether the same request, sent again by itself, would only fail again, though its status is a server's.
+
+    What an engine died of was tried on others already: a client that repeats it takes down more of them.
+    """
+    failed = refusal.fault is Fault.ENGINE and status_of(refusal) == 502
+    return failed or refusal.fault is Fault.TOO_BIG

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from sollold.api.fault_shape import Dialect, refusal_bytes, retry_after, status_of
+from sollold.api.fault_shape import Dialect, is_final, refusal_bytes, retry_after, status_of
 from sollold.api.live import LiveRequests
 from sollold.serving.ask import Answer, Ask, Fault, Refusal, Routing, Service, Waiting
 
@@ -28,6 +28,8 @@ log = logging.getLogger("sollold.api")
 SSE = "text/event-stream; charset=utf-8"
 NDJSON = "application/x-ndjson"
 JSON = "application/json; charset=utf-8"
+_SHOULD_RETRY = "x-should-retry"
+"""What the client libraries of OpenAI and Anthropic go by; else they send again whatever got a 5xx."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,8 @@ def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
     seconds = retry_after(refusal)
     if seconds is not None:
         headers["Retry-After"] = seconds
+    if is_final(refusal):
+        headers[_SHOULD_RETRY] = "false"
     return web.Response(
         status=status_of(refusal),
         body=refusal_bytes(dialect, refusal),

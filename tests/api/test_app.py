@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import ClientSession
+from anthropic import AnthropicError, AsyncAnthropic
 from openai import APIError, AsyncOpenAI
 
 from sollold.api.app import Listener, build_app
@@ -259,12 +260,30 @@ async def test_unknown_routes_and_wrong_methods(serve: Serve, http: ClientSessio
         assert answer.status == 405 and "message" in (await answer.json())["error"]
 
 
+@pytest.mark.parametrize(
+    "refusal", [Refusal(Fault.TOO_BIG, "it does not fit"), Refusal(Fault.ENGINE, "boom", status=500)]
+)
+async def test_client_libraries_do_not_repeat_what_fails_again(serve: Serve, refusal: Refusal) -> None:
+    service = ScriptedService()
+    service.refusal = refusal
+    url = await serve(parts(service))
+    messages: Any = CHAT["messages"]
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as openai:
+        with pytest.raises(APIError, match=refusal.message):
+            await openai.chat.completions.create(model="demo", messages=messages)
+    async with AsyncAnthropic(base_url=url, api_key="none") as anthropic:
+        with pytest.raises(AnthropicError, match=refusal.message):
+            await anthropic.messages.create(model="demo", messages=messages, max_tokens=9)
+    assert len(service.asks) == 2
+
+
 async def test_refusals_before_the_first_byte_have_their_status(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService()
     url = await serve(parts(service))
     service.refusal = Refusal(Fault.UNAVAILABLE, "loading, 43 %", retry_after=7)
     async with http.post(f"{url}/api/chat", json=CHAT) as answer:
         assert answer.status == 503 and answer.headers["Retry-After"] == "7"
+        assert "x-should-retry" not in answer.headers
         assert await answer.json() == {"error": "loading, 43 %"}
     service.refusal = Refusal(Fault.ENGINE, "context too long", status=400)
     async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
