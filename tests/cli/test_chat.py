@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -11,6 +12,11 @@ import termios
 
 def test_ctrl_c_ends_a_conversation_that_waits_for_its_user() -> None:
     ours, theirs = os.openpty()
+
+    def take_the_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background inherit that it is ignored
+
     words = [sys.executable, "-m", "sollold", "chat", "any", "--node", "127.0.0.1:9"]
     process = subprocess.Popen(
         words,
@@ -18,7 +24,7 @@ def test_ctrl_c_ends_a_conversation_that_waits_for_its_user() -> None:
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        preexec_fn=take_the_terminal,
     )
     try:
         said = b""
