@@ -142,10 +142,11 @@ def main() -> None:
             blind = predicted(asked)
             speed(asked, asked.http, max(options.tokens, 24))
             told = until(lambda: (now := predicted(asked)) != blind and now, "an answer was seen", 60)
+            seconds = 0
             for turn in range(options.loads):
                 unload(cluster)
                 with contextlib.ExitStack() as stack:
-                    second = turn % 2 == 0
+                    second = 2 * seconds <= turn
                     if second:
                         start(stack, ours, halves)
                     now = load(cluster, halves)
@@ -157,6 +158,7 @@ def main() -> None:
                     ours = now
                     row = pairs(asked, ours.head, options.pairs, options.tokens)
                 rows.append(row)
+                seconds += second
                 words = ", ".join(f"{through:.1f}/{direct:.1f}" for through, direct in row)
                 print(f"layers {ours.layers}, loaded {'second' if second else 'first'}: {words}", flush=True)
     report(rows, blind, told)
