@@ -14,19 +14,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tests.daemons import Cluster, Node, until
+from tests.gguf.llama_run import listens
 
 PORT = 61080
 """Where llama-server listens, at its node's loopback address."""
 _WORKER = 60052
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Engines:
     """Command lines, as the daemons have started them.
 
     Attributes:
-        head, server: llama-server's node and words.
+        head, server: llama-server's node and words, without the ports of the tunnels, new with each load.
         workers: nodes and words, in the order of their layers.
         layers: how many each device holds, as ``5+6+5``.
     """
@@ -35,14 +38,6 @@ class Engines:
     server: tuple[str, ...]
     workers: tuple[tuple[Node, tuple[str, ...]], ...]
     layers: str
-
-    def same(self, other: Engines) -> bool:
-        """Whether these do the same work: all but the tunnels' ports is alike."""
-        return (self.head, with_option(self.server, "--rpc", ""), self.workers) == (
-            other.head,
-            with_option(other.server, "--rpc", ""),
-            other.workers,
-        )
 
 
 def engines(cluster: Cluster) -> Engines:
@@ -54,29 +49,23 @@ def engines(cluster: Cluster) -> Engines:
     # Device order is what the placement says.
     order = [nodes[share["node"]] for share in placed if nodes[share["node"]] is not head]
     workers = tuple((node, command_line(node, "rpc-server")) for node in order)
-    return Engines(head, server, workers, "+".join(str(share["last"] - share["first"]) for share in placed))
+    layers = "+".join(str(share["last"] - share["first"]) for share in placed)
+    return Engines(head, with_option(server, "--rpc", ""), workers, layers)
 
 
 def command_line(node: Node, program: str) -> tuple[str, ...]:
     """The command line of this node's engine; empty when it has none."""
     for process in processes(node):
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")[:-1]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = process.cmdline()
             if words and program in words[0]:
                 return tuple(words)
     return ()
 
 
-def processes(node: Node) -> list[int]:
-    """What the node's daemon has started and lives."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if node.process and parent == node.process.pid:
-                    found.append(int(entry.name))
-    return found
+def processes(node: Node) -> list[psutil.Process]:
+    """What the node's daemon has started and lives. By parentage: engines by hand name its files, too."""
+    return psutil.Process(node.process.pid).children() if node.process else []
 
 
 def with_option(words: tuple[str, ...], name: str, value: str) -> tuple[str, ...]:
@@ -97,9 +86,8 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
             assert node.machine is not None
             words = with_option(with_option(words, "-H", "0.0.0.0"), "-p", str(_WORKER))
             children.append(node.machine.popen([word for word in words if word != "-c"], **quiet))
-            # A connect would be a client, and it serves one: nobody may knock to see whether it is there.
             pid = children[-1].pid
-            until(lambda pid=pid: _listens(pid, _WORKER), "a worker by hand listens", 30)
+            until(lambda pid=pid: listens(pid, _WORKER), "a worker by hand listens", 30)
         addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
         words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
         children.append(head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet))
@@ -109,12 +97,6 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
         for child in children:
             child.kill()
             child.wait()
-
-
-def _listens(pid: int, port: int) -> bool:
-    """Whether something listens on ``port`` in the process's network."""
-    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
-    return any(words[1].endswith(f":{port:04X}") and words[3] == "0A" for words in map(str.split, lines))
 
 
 def _healthy(node: Node) -> bool:

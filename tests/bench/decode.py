@@ -91,7 +91,7 @@ def load(cluster: Cluster, halves: Halves) -> Engines:
     assert loaded.status == 200, loaded.body
     for node in cluster:
         for process in processes(node):
-            bind(process, halves.engines)
+            bind(process.pid, halves.engines)
     return engines(cluster)
 
 
@@ -140,7 +140,7 @@ def main() -> None:
         raise SystemExit("no llama.cpp: run `sollold setup`")
     halves = Halves()
     os.sched_setaffinity(0, halves.others)  # the daemons inherit it
-    rows: list[list[tuple[float, float]]] = []
+    found: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         size = writer.sized(
             "llama", options.bytes, Size(layers=16, embd=1024, heads=16, heads_kv=4, vocab=4096)
@@ -165,25 +165,24 @@ def main() -> None:
                     if second:
                         start(stack, ours, halves)
                     now = load(cluster, halves)
-                    if second and not now.same(ours):
+                    if second and now != ours:
                         stack.close()  # the leader placed it otherwise this time
                         second = False
                     if not second:
                         start(stack, now, halves)
                     ours = now
                     row = pairs(asked, ours.head, options.pairs, options.tokens)
-                rows.append(row)
+                found += row
                 seconds += second
                 words = ", ".join(f"{through:.1f}/{direct:.1f}" for through, direct in row)
                 print(f"layers {ours.layers}, loaded {'second' if second else 'first'}: {words}", flush=True)
-    report(rows, blind, told)
+    report(found, blind, told)
 
 
-def report(rows: list[list[tuple[float, float]]], blind: float, told: float) -> None:
+def report(found: list[tuple[float, float]], blind: float, told: float) -> None:
     """Print the table; exit with 1 when a goal is missed."""
-    all_pairs = [pair for row in rows for pair in row]
-    through, direct = (statistics.median(side) for side in zip(*all_pairs, strict=True))
-    ratio = statistics.median(a / b for a, b in all_pairs)
+    through, direct = (statistics.median(side) for side in zip(*found, strict=True))
+    ratio = statistics.median(a / b for a, b in found)
     print(f"{'through a node':>18} {'by hand':>10} {'ratio':>6}")
     print(f"{through:>14.2f} t/s {direct:>6.2f} t/s {ratio:>6.3f}   (at least {WANTED} wanted)")
     print(

@@ -156,14 +156,22 @@ def free_port() -> int:
         return port
 
 
+def listens(pid: int, port: int) -> bool:
+    """Whether something listens on ``port`` in the process's network.
+
+    Without connecting: a worker takes any connection for its client.
+    """
+    lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    return any(words[1].endswith(f":{port:04X}") and words[3] == "0A" for words in map(str.split, lines))
+
+
 def _wait_for_port(process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the port is bound, without connecting: a worker takes any connection for its client."""
-    wanted = f":{port:04X} "
+    """Wait until the worker listens."""
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
         if process.poll() is not None:
             raise LoadError(f"the worker ended with {process.returncode}")
-        if any(wanted in line and " 0A " in line for line in Path("/proc/net/tcp").read_text().splitlines()):
+        if listens(os.getpid(), port):
             return
         pause()
     raise LoadError("the worker did not listen")
