@@ -1,19 +1,20 @@
 """sollold lets the machines of a LAN run large language models together.
 
-The house, floor by floor; imports point down only:
+The rooms, floor by floor; imports point down only (checked by `make check`):
 
-====  ==================  ====================================================================
-6     ``cli``             commands; they call a daemon's HTTP API, or start one
-5     ``daemon``          builds the parts, starts and stops them in order;  ``serve``: the process
-4     ``api``             HTTP: one file a dialect, metrics, the dashboard
-3     ``serving``         request → endpoint, whose turn it is, the bytes back, going on
-3     ``leader``          what should run where
-2     ``agent``           this machine's share: ledger, child processes, tunnel, llama.cpp
-2     ``placement``       pure: footprint + devices + policy → plan, with its reasons
-1     ``models``          GGUF header, footprint, stores, catalogue
-1     ``cluster``         discovery, membership, records, election, identity, peer calls
-0     ``machine``         devices, memory, speed;  ``config``: settings
-====  ==================  ====================================================================
+=====  ==============================  =============================================================
+``9``  ``cli``                         one file a command; they call a daemon's HTTP API, or start one
+``8``  ``daemon``                      builds the parts of a node; the process; systemd
+``7``  ``api``                         HTTP: a package a dialect, and what the dialects share
+``6``  ``control``                     what commands do over the whole cluster
+``5``  ``serving``                     a request: endpoint, queue, stream, resuming after a failure
+``4``  ``leader``                      what should run where; how to ask whoever leads
+``3``  ``agent``, ``engines``          this node's share; processes and protocols of the engines
+``2``  ``placement``                   pure: footprint + devices + policy → plan, with its reasons
+``1``  ``models``, ``cluster``         model files; membership, records, election, identity
+``0``  ``machine``, ``settings``       devices and memory; settings; and ``errors``, ``units``,
+                                       ``retry``, ``log``
+=====  ==============================  =============================================================
 
 ``client`` stands apart and talks HTTP only.
 """

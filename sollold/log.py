@@ -1,4 +1,4 @@
-"""Floor 0: where log lines go: the journal with fields under systemd, else a terminal in plain words.
+"""Where log lines go: the journal with fields under systemd, else a terminal in plain words.
 
 The journal's native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram an entry, ``FIELD=value``
 lines, or ``FIELD``, newline, 8 bytes little-endian length, value, newline where the value has newlines.
@@ -7,16 +7,22 @@ lines, or ``FIELD``, newline, 8 bytes little-endian length, value, newline where
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import socket
 import struct
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 JOURNAL = "/run/systemd/journal/socket"
 FIELDS = ("deployment", "request", "peer", "model")
 """What ``extra=`` may carry; ``SOLLOLD_DEPLOYMENT=`` and so on in the journal."""
+REQUEST_FIELDS = (
+    *("client", "key", "route", "status", "node", "prompt_tokens", "tokens", "first_token", "seconds"),
+    *("resumed", "outcome"),
+)
+"""What the line of a request carries in the journal besides; its text has them as well."""
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
@@ -31,6 +37,7 @@ class JournalHandler(logging.Handler):
             OSError: there is no journal at ``path``.
         """
         super().__init__()
+        self.setFormatter(PlainFormatter())
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._socket.connect(path)
@@ -50,8 +57,8 @@ class JournalHandler(logging.Handler):
                 "CODE_FILE": record.pathname,
                 "CODE_LINE": str(record.lineno),
             }
-            for name in FIELDS:
-                if value := getattr(record, name, ""):
+            for name in (*FIELDS, *REQUEST_FIELDS):
+                if (value := getattr(record, name, "")) != "":
                     fields[f"SOLLOLD_{name.upper()}"] = str(value)
             self._socket.send(b"".join(_entry(name, value) for name, value in fields.items()))
         except OSError:
@@ -72,7 +79,47 @@ def _entry(name: str, value: str) -> bytes:
     return name.encode() + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
 
 
-class TerminalFormatter(logging.Formatter):
+def shown(text: str) -> str:
+    """``text`` on one line: line breaks and whatever else a terminal obeys are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text
+    )
+
+
+class _Shown:
+    """An argument of a log line, by `shown`."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def __str__(self) -> str:
+        return shown(str(self._value))
+
+    def __repr__(self) -> str:
+        return shown(repr(self._value))
+
+
+class PlainFormatter(logging.Formatter):
+    """Names, paths and errors come from elsewhere: they can't begin a line of their own or colour one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, its arguments escaped, and the traceback below it if there is one."""
+        safe = copy.copy(record)
+        if isinstance(record.args, tuple):
+            safe.args = tuple(one if isinstance(one, int | float) else _Shown(one) for one in record.args)
+        elif record.args:
+            safe.args = {name: _Shown(one) for name, one in record.args.items()}
+        safe.__dict__["exc_text"] = None  # what another formatter made of the traceback
+        return super().format(safe)
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, indented, so that no error's text passes for a line of the log."""
+        return "\n".join(f"  {shown(line)}" for line in super().formatException(ei).splitlines())
+
+
+class TerminalFormatter(PlainFormatter):
     """``12:03:07 cluster: node pc2 joined  (deployment=…)``, the level only where it is worth a look."""
 
     def __init__(self, *, times: bool = True) -> None:
@@ -84,7 +131,7 @@ class TerminalFormatter(logging.Formatter):
         text = super().format(record)
         room = record.name.removeprefix("sollold.").removeprefix("sollold")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        fields = [f"{name}={value}" for name in FIELDS if (value := getattr(record, name, ""))]
+        fields = [f"{name}={shown(str(value))}" for name in FIELDS if (value := getattr(record, name, ""))]
         time = f"{self.formatTime(record, self.datefmt)} " if self._times else ""
         tail = f"  ({' '.join(fields)})" if fields else ""
         return f"{time}{level}{f'{room}: ' if room else ''}{text}{tail}"

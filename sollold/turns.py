@@ -1,38 +1,16 @@
-"""Floor 0: a loop that must go on: what fails in one turn is logged, and the next turn comes all the same."""
+"""Work that is done every so often, by all at the same moment: an idle daemon wakes up once for it."""
 
 from __future__ import annotations
 
-import logging
-from types import TracebackType
+import asyncio
+from math import floor
 
 
-class Turns:
-    """A context manager for each turn of a loop. It lets no error out but a cancellation.
+async def next_turn(seconds: float) -> None:
+    """Sleep until the clock of the loop shows a multiple of ``seconds``: half of these to one and a half."""
+    await asyncio.sleep(pause(asyncio.get_running_loop().time(), seconds))
 
-    A fault that goes on is logged once, and once more when it is over.
-    """
 
-    def __init__(self, name: str, log: logging.Logger) -> None:
-        """``name``: of the loop, for people."""
-        self._name = name
-        self._log = log
-        self._failing = ""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if error is None:
-            if self._failing:
-                self._log.info("%s works again", self._name)
-                self._failing = ""
-            return False
-        if not isinstance(error, Exception):
-            return False
-        said = f"{type(error).__name__}: {error}"
-        if said != self._failing:
-            self._failing = said
-            self._log.error("%s failed and is tried again: %s", self._name, said, exc_info=error)
-        return True
+def pause(now: float, seconds: float) -> float:
+    """Until the next multiple of ``seconds`` that is not nearer than half of them: timers may be early."""
+    return (floor(now / seconds + 0.5) + 1) * seconds - now

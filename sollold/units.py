@@ -1,7 +1,8 @@
-"""Floor 0: bytes and seconds as people write and read them."""
+"""Bytes and seconds as people write and read them."""
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 
@@ -23,11 +24,18 @@ _SIZES = {
 }
 _MOST = 2.0**62
 """Sizes that nodes can still tell each other, as 64 bits."""
+_LONGEST = 1000
+"""Characters of a number with its unit: a megabyte of digits would be read for long."""
 _BINARY = ("KiB", "MiB", "GiB", "TiB")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 _SPANS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h|d)")
 _SPAN = re.compile(rf"[-+]?(?:{_SPAN_PART.pattern})+")
+
+
+def _check_length(text: str) -> None:
+    if len(text) > _LONGEST:
+        raise ValueError(f"{text[:20]!r}… is longer than any number")
 
 
 def parse_bytes(text: str) -> int:
@@ -36,6 +44,7 @@ def parse_bytes(text: str) -> int:
     Raises:
         ValueError: it is not such a text.
     """
+    _check_length(text)
     match = _SIZE.fullmatch(text)
     unit = match[2].lower() if match else ""
     if match is None or unit not in _SIZES:
@@ -52,6 +61,7 @@ def parse_seconds(text: str) -> float:
     Raises:
         ValueError: it is not such a text.
     """
+    _check_length(text)
     text = text.strip()
     try:
         seconds = float(text)
@@ -94,3 +104,12 @@ def seconds_text(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes} min" if minutes else f"{hours} h"
     return f"{hours // 24} d {hours % 24} h"
+
+
+def timestamp_text(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC; what no calendar holds is the epoch."""
+    try:
+        moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    except (OverflowError, OSError, ValueError):
+        moment = datetime.datetime.fromtimestamp(0, datetime.UTC)
+    return moment.isoformat().replace("+00:00", "Z")

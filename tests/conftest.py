@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from sollold.agent.llama_find import Llama, find
-from sollold.config import LlamaSettings
+from sollold.engines.install.find import Llama
+from sollold.models.model import Model
+from tests.found_llama import found_llama
+from tests.gguf.size import Size
+from tests.gguf.writer import write
+
+# A busy machine is slow to make examples, which is no fault of theirs.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,8 +27,19 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def llama() -> Llama:
     """The llama.cpp that `make test` set up."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold"
-    found, passed = find(LlamaSettings(), cache)
+    found, why = found_llama()
     if found is None:
-        pytest.skip(f"no llama.cpp here: {'; '.join(passed) or 'run `sollold setup`'}")
+        pytest.skip(why)
     return found
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model of six layers with random weights."""
+    file = write(tmp_path_factory.mktemp("models") / "tiny.gguf", "llama", Size(layers=6))
+    return Model("tiny:latest", "d" * 64, "folder", (str(file),), file.stat().st_size, 0.0, layers=6)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path

@@ -14,6 +14,7 @@ import ctypes
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sollold.agent.llama_find import Llama
+from sollold.engines.install.find import Llama
 from tests import netns
 
 HTTP, PEER = 11435, 11436
@@ -105,6 +106,8 @@ class Node:
         self.settings = settings
         self.process: subprocess.Popen[bytes] | None = None
         self.small_disk = False
+        self.program: tuple[str, ...] = ("-m", "sollold")
+        """What the interpreter runs."""
 
     @property
     def url(self) -> str:
@@ -126,6 +129,8 @@ class Node:
             "http.port": self.http,
             "cluster.host": "::" if self.machine else self.address,
             "cluster.port": self.peer,
+            # Together at once: how clusters are founded is tested by itself.
+            "cluster.door": "open",
             "models.folders": self.models,
             "models.huggingface": "off",
             "ollama.enabled": "off",
@@ -134,12 +139,14 @@ class Node:
             "llama.rpc_server": self.cluster.llama.worker,
             # Engines wait busily for each other: more threads than cores would make all of them slow.
             "llama.threads": 1,
+            # Whether it pays is known from speeds, which here are those of a busy machine.
+            "placement.speculation": "off",
         }
         if not self.machine:
             seeds = [f"{node.address}:{node.peer}" for node in self.cluster.nodes if node is not self]
             values |= {"cluster.mdns": "off", "cluster.seeds": ",".join(seeds)}
         values |= self.cluster.settings | self.settings
-        words = [sys.executable, "-m", "sollold", "run", "--config", os.devnull]
+        words = [sys.executable, *self.program, "run", "--config", os.devnull]
         words += [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
             options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
@@ -334,8 +341,13 @@ def _end_with_the_test() -> None:
 
 
 def _free_range(count: int) -> int:
-    """The first of ``count`` ports in a row that are free on every loopback address used here."""
-    for first in range(21435, 60000, count):
+    """The first of ``count`` ports in a row that are free on every loopback address used here.
+
+    Below those of outgoing connections, and begun anywhere: another test run on this machine would take the
+    ports of a daemon that is killed and started again.
+    """
+    begin = random.randrange(10_000, 28_000)
+    for first in range(begin, 32_768 - count, count):
         try:
             for port in range(first, first + count):
                 with socket.socket() as link:

@@ -1,1 +1,1 @@
-"""Floor 2: this machine's share: ledger and grants, child processes, the tunnel, llama.cpp set-up."""
+"""This node's share of what the cluster runs: memory ledger, grants, fetching of files."""

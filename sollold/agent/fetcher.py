@@ -7,16 +7,17 @@ import contextlib
 import logging
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sollold.agent.commands import Fetch, Fetched
-from sollold.cluster.peer import PeerServer
-from sollold.cluster.term import Term
-from sollold.config import GIB
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerServer
+from sollold.engines.commands import Fetch, Fetched
+from sollold.facts import dataclass
 from sollold.models.model import Model
-from sollold.models.pull import PullError
+from sollold.models.transfer.pull_progress import PullError
+from sollold.settings.schema import GIB
 
 log = logging.getLogger("sollold.agent")
 
@@ -28,7 +29,7 @@ LEFT = 5 * GIB
 
 
 class Puller(Protocol):
-    """`sollold.models.pull.Puller`, as far as it is needed."""
+    """`sollold.models.transfer.pull.Puller`, as far as it is needed."""
 
     def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         """Fetch a model, telling how far it is."""
@@ -40,7 +41,7 @@ class Puller(Protocol):
 
 
 @dataclass(slots=True)
-class _Flight:
+class _Fetch:
     size: int
     task: asyncio.Task[None] | None = None
     asked: float = 0.0
@@ -62,7 +63,7 @@ class Fetcher:
 
     Args:
         has: whether a model of this digest is on this node.
-        obey: why a command of this term is not obeyed; empty when it is.
+        obey: why a command of this node in this term is not obeyed; empty when it is.
         folder: where models go.
         allowed: whether this node's settings let the leader do so.
     """
@@ -71,7 +72,7 @@ class Fetcher:
         self,
         puller: Puller,
         has: Callable[[str], bool],
-        obey: Callable[[Term], Awaitable[str]],
+        obey: Callable[[str, Term], Awaitable[str]],
         folder: Path,
         allowed: bool,
     ) -> None:
@@ -80,7 +81,7 @@ class Fetcher:
         self._obey = obey
         self._folder = folder
         self._allowed = allowed
-        self._flights: dict[str, _Flight] = {}
+        self._fetches: dict[str, _Fetch] = {}
 
     def register(self, server: PeerServer) -> None:
         """Answer the peer call."""
@@ -88,72 +89,72 @@ class Fetcher:
 
     async def close(self) -> None:
         """End every fetch; what has come is kept."""
-        tasks = [flight.task for flight in self._flights.values() if flight.task is not None]
+        tasks = [fetch.task for fetch in self._fetches.values() if fetch.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fetch(self, caller: str, request: Fetch) -> Fetched:
-        if refusal := await self._obey(request.term):
+        if refusal := await self._obey(caller, request.term):
             return Fetched(failed=refusal)
         if self._has(request.digest):
-            self._flights.pop(request.digest, None)
+            self._fetches.pop(request.digest, None)
             return Fetched(done=True)
         now = asyncio.get_running_loop().time()
-        flight = self._flights.get(request.digest)
-        if flight is None:
-            for digest, one in list(self._flights.items()):
+        fetch = self._fetches.get(request.digest)
+        if fetch is None:
+            for digest, one in list(self._fetches.items()):
                 if one.task is not None and one.task.done() and now - one.asked > UNASKED_SECONDS:
-                    del self._flights[digest]
+                    del self._fetches[digest]
             size = next(
                 (m.size for _, m in self._puller.holders(request.model) if m.digest == request.digest), 0
             )
             if refusal := await self._why_not(request, size):
                 return Fetched(failed=refusal)
-            flight = self._flights.setdefault(request.digest, _Flight(size))
-        flight.asked = now
-        if flight.task is None:
-            log.info("%s is fetched, to be run here", request.model)
-            flight.task = asyncio.create_task(self._fly(flight, request), name=f"fetch {request.model}")
-        if flight.task.done():
+            fetch = self._fetches.setdefault(request.digest, _Fetch(size))
+        fetch.asked = now
+        if fetch.task is None:
+            log.info("fetching %s to run it here", request.model)
+            fetch.task = asyncio.create_task(self._run(fetch, request), name=f"fetch {request.model}")
+        if fetch.task.done():
             # The next order begins anew.
-            self._flights.pop(request.digest, None)
-            return Fetched(failed=flight.failed or "the file that came is not the one that was asked for")
-        done = sum(completed for completed, _ in flight.sizes.values())
-        return Fetched(completed=done, total=sum(total for _, total in flight.sizes.values()))
+            self._fetches.pop(request.digest, None)
+            return Fetched(failed=fetch.failed or "the downloaded file is not the requested one")
+        done = sum(completed for completed, _ in fetch.sizes.values())
+        return Fetched(completed=done, total=sum(total for _, total in fetch.sizes.values()))
 
     async def _why_not(self, request: Fetch, size: int) -> str:
         if not self._allowed:
-            return "models.fetch_seconds is 0 on this node: it fetches nothing unasked"
+            return "models.fetch_seconds is 0 on this node: the leader may not start downloads here"
         if not size:
-            return f"this node does not know yet who has {request.model}"
+            return f"this node does not know yet which node has {request.model}"
         free = await asyncio.to_thread(_free, self._folder)
-        others = [one for id, one in self._flights.items() if one.under_way and id != request.digest]
+        others = [one for id, one in self._fetches.items() if one.under_way and id != request.digest]
         if len(others) >= AT_A_TIME:
-            return "other models are being fetched here"
+            return "other models are being downloaded here"
         # The disk does not know yet of what the others will write.
         if free - size - sum(one.missing for one in others) < LEFT:
-            return f"its disk has no room to spare for {request.model}"
+            return f"its disk has no space for {request.model}"
         return ""
 
-    async def _fly(self, flight: _Flight, request: Fetch) -> None:
+    async def _run(self, fetch: _Fetch, request: Fetch) -> None:
         loop = asyncio.get_running_loop()
         steps = self._puller.pull(request.model, nodes_only=True)
         try:
             async with contextlib.aclosing(steps):
                 async for step in steps:
                     if total := int(step.get("total", 0)):
-                        flight.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
-                    if loop.time() - flight.asked > UNASKED_SECONDS:
-                        flight.failed = "nobody waits for it any more"
-                        log.info("%s is not fetched any more: %s", request.model, flight.failed)
+                        fetch.sizes[str(step.get("digest", ""))] = (int(step.get("completed", 0)), total)
+                    if loop.time() - fetch.asked > UNASKED_SECONDS:
+                        fetch.failed = "no request needs it any more"
+                        log.info("download of %s cancelled: %s", request.model, fetch.failed)
                         return
         except PullError as error:
-            flight.failed = str(error)
-            log.warning("%s could not be fetched: %s", request.model, error)
+            fetch.failed = str(error)
+            log.warning("download of %s failed: %s", request.model, error)
         except Exception as error:
-            flight.failed = f"by a fault of our own: {error or type(error).__name__}"
-            log.exception("%s could not be fetched", request.model)
+            fetch.failed = f"internal error: {error or type(error).__name__}"
+            log.exception("download of %s failed", request.model)
 
 
 def _free(folder: Path) -> int:

@@ -21,26 +21,27 @@ How much one more grant could get on a device is the smallest of
 
 Devices in one pool share the first and the last of these.
 
-The devices of a plain worker (`sollold.machine.plain`) are no memory of this machine's, so the node's limit
-does not count them, and they are one deployment's at a time: a worker serves one client.
+The devices of an external worker (`sollold.machine.external_worker`) are no memory of this machine's, so the
+node's limit does not count them, and they are one deployment's at a time: a worker serves one client.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from sollold.agent.commands import Commit, Done, Release, Renew, Reserve, Reserved
-from sollold.cluster.record import Grant, GrantState
-from sollold.cluster.term import Term
-from sollold.config import MIB
+from sollold.cluster.gossip.record import Grant, GrantState
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import GRANT_SECONDS, Commit, Done, Release, Renew, Reserve, Reserved
+from sollold.facts import dataclass
 from sollold.machine.device import Device
-from sollold.machine.plain import plain_address
+from sollold.machine.external_worker import external_address
+from sollold.settings.schema import MIB
 
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
-GRANT_SECONDS = 15.0
-"""How long a committed grant lives after its head's last word."""
+
+
 _NAME_BYTES = 200
 
 
@@ -79,7 +80,7 @@ class _Entry:
 
 
 class Ledger:
-    """What this node has granted. See the module's text.
+    """What this node has granted. Pure; see above for a grant's life.
 
     Args:
         term: the newest term seen before, from disk.
@@ -160,7 +161,7 @@ class Ledger:
         if self._taken_by(device):
             return 0
         room = min(self._device_room(known), self._pool_room(known))
-        return max(0, room if plain_address(device) else min(room, self._node_room()))
+        return max(0, room if external_address(device) else min(room, self._node_room()))
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None when nothing can expire."""
@@ -205,18 +206,18 @@ class Ledger:
         if stale:
             return self._refused(stale), tuple(actions)
         if not self._ready:
-            return self._refused("the node has just started and is still clearing up"), tuple(actions)
+            return self._refused("the node has just started and is still cleaning up"), tuple(actions)
         if not _is_name(request.deployment):
-            return self._refused("the deployment's id is not one of letters, digits, - and _"), tuple(actions)
+            return self._refused("invalid deployment id: use letters, digits, - and _"), tuple(actions)
         if self.draining:
-            return self._refused("the node is draining and takes no new work"), tuple(actions)
+            return self._refused("the node is draining and accepts no new deployments"), tuple(actions)
         wanted = {device: size for device, size in request.bytes.items() if size}
         if any(size < 0 for size in wanted.values()):
             return self._refused("a negative number of bytes was asked for"), tuple(actions)
         entry = self._entries.get(request.deployment)
         if entry is not None:
             if entry.ending:
-                return self._refused(f"deployment {request.deployment} is being ended here"), tuple(actions)
+                return self._refused(f"deployment {request.deployment} is ending here"), tuple(actions)
             same = entry.head == request.head and entry.bytes == wanted
             if entry.state is GrantState.COMMITTED:
                 if not same:
@@ -282,6 +283,11 @@ class Ledger:
             self._end(request.deployment, "released by " + caller, actions)
         return Done(True), tuple(actions)
 
+    def head_of(self, deployment: str) -> str:
+        """The head of what ``deployment`` has here; empty when it has nothing."""
+        entry = self._entries.get(deployment)
+        return entry.head if entry is not None else ""
+
     def see(self, term: Term) -> tuple[str, tuple[Action, ...]]:
         """A command that is no ledger's business carries ``term``: why it is refused, or empty."""
         actions: list[Action] = []
@@ -292,7 +298,7 @@ class Ledger:
         actions: list[Action] = []
         for deployment, entry in list(self._entries.items()):
             if not entry.ending and now >= entry.deadline:
-                self._end(deployment, f"its head {entry.head} has been silent for too long", actions)
+                self._end(deployment, f"its head {entry.head} did not renew it in time", actions)
         return tuple(actions)
 
     def end(self, deployment: str, reason: str) -> tuple[Action, ...]:
@@ -379,15 +385,15 @@ class Ledger:
         return self._node_limit - sum(_own(entry.bytes) for entry in self._entries.values())
 
     def _taken_by(self, device: str) -> str:
-        """The deployment that has the plain worker behind ``device``; empty when none has."""
-        address = plain_address(device)
+        """The deployment that has the external worker behind ``device``; empty when none has."""
+        address = external_address(device)
         if not address:
             return ""
         return next(
             (
                 deployment
                 for deployment, entry in self._entries.items()
-                if any(plain_address(other) == address for other in entry.bytes)
+                if any(external_address(other) == address for other in entry.bytes)
             ),
             "",
         )
@@ -418,13 +424,13 @@ class Ledger:
 
 def _is_name(deployment: str) -> bool:
     """Whether it can name a folder, as it will for logs and tensors: any member may send any text."""
-    plain = deployment.replace("-", "").replace("_", "").isalnum()
-    return plain and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES
+    ascii_name = deployment.replace("-", "").replace("_", "").isalnum()
+    return ascii_name and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES
 
 
 def _own(sizes: Mapping[str, int]) -> int:
     """Bytes on the machine's own devices."""
-    return sum(size for device, size in sizes.items() if not plain_address(device))
+    return sum(size for device, size in sizes.items() if not external_address(device))
 
 
 def _mib(size: int) -> str:

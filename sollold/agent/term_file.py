@@ -8,8 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.state_file import read_bounded, write_whole
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.term import Term, follows
+from sollold.settings.state_file import read_bounded, write_whole
 
 log = logging.getLogger("sollold.agent")
 
@@ -29,9 +29,13 @@ class TermFile:
         self.on_disk = Term()
 
     def read(self) -> Term:
-        """What an earlier run kept; nothing when the file is not there or spoilt. Blocks for the disk."""
+        """What an earlier run kept; nothing when the file is missing or damaged. Blocks for the disk."""
         try:
-            self.on_disk = msgspec.json.decode(read_bounded(self._path), type=Term)
+            found = msgspec.json.decode(read_bounded(self._path), type=Term)
+            if not follows(found, Term()):
+                log.warning("%s names term %d, which is impossible; it is ignored", self._path, found.counter)
+                return self.on_disk
+            self.on_disk = found
         except FileNotFoundError:
             pass
         except (OSError, msgspec.DecodeError) as error:

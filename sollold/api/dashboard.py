@@ -1,16 +1,18 @@
-"""The dashboard: a static page for browsers at ``/``; everybody else gets Ollama's words there."""
+"""The dashboard: static pages for browsers at ``/``; other clients get Ollama's greeting there."""
 
 from __future__ import annotations
 
-import mimetypes
-from importlib import resources
+import asyncio
+import hashlib
+from pathlib import Path
 
 from aiohttp import web
 
-from sollold.api.fault_shape import Dialect
-from sollold.api.route import Route
+from sollold.api.http.route import Route
+from sollold.facts import dataclass
 
-_FILES = ("dashboard.css", "dashboard.js")
+_PAGE = "index.html"
+_KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 _HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
@@ -19,47 +21,61 @@ _HEADERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    content: bytes
+    kind: str
+    tag: str
+    """Of its content: a browser that has it already gets 304."""
+
+
 class DashboardRoutes:
-    """The handlers. The files are read once, when it is built."""
+    """The handlers. The files are read when a browser first comes."""
 
     def __init__(self) -> None:
-        folder = resources.files("sollold.api") / "web"
-        self._page = (folder / "index.html").read_text("utf-8")
-        self._files = {name: (folder / name).read_bytes() for name in _FILES}
+        self._read: dict[str, _File] = {}
 
     def routes(self) -> list[Route]:
         """The table."""
         text = ("text/plain", "text/html")
-        rows = [
-            Route(
-                method,
-                "/",
-                self.root,
-                Dialect.OLLAMA,
-                "A sign of life; for browsers the dashboard",
-                produces=text,
-            )
-            for method in ("GET", "HEAD")
-        ]
+        summary = "Health check; the dashboard for browsers"
+        rows = [Route(method, "/", self.root, summary, produces=text) for method in ("GET", "HEAD")]
         kinds = ("text/css", "text/javascript")
-        return [
-            *rows,
-            Route("GET", "/web/{file}", self.file, Dialect.OLLAMA, "The dashboard's files", produces=kinds),
-        ]
+        return [*rows, Route("GET", "/web/{file}", self.file, "The dashboard's files", produces=kinds)]
 
     async def root(self, request: web.Request) -> web.Response:
         """``/``."""
         if "text/html" in request.headers.get("Accept", ""):
-            return web.Response(
-                text=self._page, content_type="text/html", headers={**_HEADERS, "Vary": "Accept"}
-            )
+            response = _answer(request, (await self._files())[_PAGE])
+            response.headers["Vary"] = "Accept"
+            return response
         return web.Response(text="Ollama is running", headers={"Vary": "Accept"})
 
     async def file(self, request: web.Request) -> web.Response:
         """``/web/…``."""
-        name = request.match_info["file"]
-        content = self._files.get(name)
-        if content is None:
+        file = (await self._files()).get(request.match_info["file"])
+        if file is None:
             raise web.HTTPNotFound
-        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-        return web.Response(body=content, content_type=kind, charset="utf-8", headers=_HEADERS)
+        return _answer(request, file)
+
+    async def _files(self) -> dict[str, _File]:
+        if not self._read:
+            self._read = await asyncio.to_thread(_read_all)
+        return self._read
+
+
+def _read_all() -> dict[str, _File]:
+    files = (Path(__file__).parent / "web").iterdir()
+    return {file.name: _read(file) for file in files if file.suffix in _KINDS}
+
+
+def _read(file: Path) -> _File:
+    content = file.read_bytes()
+    return _File(content, _KINDS[file.suffix], f'"{hashlib.sha256(content).hexdigest()[:16]}"')
+
+
+def _answer(request: web.Request, file: _File) -> web.Response:
+    headers = {**_HEADERS, "ETag": file.tag}
+    if request.headers.get("If-None-Match") == file.tag:
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=file.content, content_type=file.kind, charset="utf-8", headers=headers)

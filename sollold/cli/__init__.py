@@ -1,1 +1,1 @@
-"""Floor 6: the commands. Thin: they call a daemon over HTTP, or start one."""
+"""The commands: they call a daemon's HTTP API, or start one."""

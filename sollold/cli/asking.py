@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import contextlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sollold.cli.streams import harmless
-from sollold.client.http import Client
-from sollold.config import HttpSettings
-from sollold.settings import load
+from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError
+from sollold.settings.location import HTTP_PORT, local_address, reachable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,21 +30,93 @@ def named(options: argparse.Namespace) -> str:
     return str(options.node or os.environ.get("SOLLOLD_NODE_URL", ""))
 
 
-def here(http: HttpSettings) -> tuple[str, int]:
-    """Where this machine's daemon is reached when it listens as ``http`` says."""
-    loopback = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
-    return loopback.get(http.host, http.host), http.port
+def here() -> tuple[str, int]:
+    """Host and port where this machine's daemon is reached, by the settings."""
+    found = local_address()
+    if found is None:
+        # Something is odd: the full reader says what, or knows better.
+        from sollold.settings.load import load
+
+        http = load(skip_unreadable=True).settings.http
+        found = reachable(http.host), http.port
+    return found
 
 
-def client(options: argparse.Namespace, *, timeout: float = 30.0) -> Client:
-    """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon."""
-    url = named(options)
-    if not url:
-        host, port = here(load(skip_unreadable=True).settings.http)
-        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if "://" not in url:
-        url = f"http://{url}"
-    return Client(url, timeout=timeout)
+def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingClient:
+    """A client of the node that is meant: ``--node``, ``$SOLLOLD_NODE_URL``, else this machine's daemon.
+
+    Raises:
+        ClientError: what is named is not a node.
+    """
+    key = os.environ.get("SOLLOLD_API_KEY", "")
+    meant = named(options)
+    url = _url_of(meant, key) if meant else url_of(*here())
+    return BlockingClient(
+        url,
+        timeout=timeout,
+        key=key,
+        credentials=_member_pass if meant else None,
+        authority=_own_authority if meant else None,
+    )
+
+
+def _member_pass() -> str:
+    """What shows another node that this machine is a member of its cluster; empty when it is none."""
+    with contextlib.suppress(ClientError):
+        return str(BlockingClient(url_of(*here()), timeout=3.0).post("/api/cluster/pass", {})["pass"])
+    return ""
+
+
+def _own_authority() -> str:
+    """The authority of this machine's cluster; empty when it is in none."""
+    with contextlib.suppress(ClientError):
+        return BlockingClient(url_of(*here()), timeout=3.0).text("/api/cluster/ca")
+    return ""
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL of a node that listens there."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _url_of(meant: str, key: str) -> str:
+    """The URL of the node that ``meant`` names: a URL, an address with or without a port, or a node's name.
+
+    A bare word is looked up in the cluster of this machine's daemon first, then by DNS.
+
+    Raises:
+        ClientError: several nodes have this name, or nothing has it.
+    """
+    if "://" in meant:
+        return meant
+    if meant.count(":") > 1 and not meant.startswith("["):
+        return url_of(meant, HTTP_PORT)  # an IPv6 address
+    host, colon, port = meant.rpartition(":")
+    if colon and port.isdecimal():
+        return f"http://{meant}"
+    host, fault = meant.strip("[]"), ""
+    if "." not in host and host != "localhost":
+        with contextlib.suppress(ClientError):
+            nodes = BlockingClient(url_of(*here()), timeout=3.0, key=key).get("/api/cluster")["nodes"]
+            found = [node for node in nodes if host.lower() in (node["name"].lower(), node["node"])]
+            if len(found) == 1:
+                return str(found[0]["url"])
+            if found:
+                ids = ", ".join(f"{node['node']} ({node['url']})" for node in found)
+                fault = f"several nodes are named {meant!r}; name one by its id: {ids}"
+            elif not _is_host(host):
+                names = ", ".join(sorted(node["name"] for node in nodes))
+                fault = f"there is no node {meant!r} and no machine of that name; there are {names}"
+    if fault:
+        raise ClientError(fault)
+    return url_of(host, HTTP_PORT)
+
+
+def _is_host(name: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(name, HTTP_PORT))
+    except OSError:
+        return False
 
 
 def console(*, stderr: bool = False) -> Console:

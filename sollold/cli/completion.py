@@ -7,7 +7,47 @@ import sys
 
 from sollold import __version__
 from sollold.cli.exit import Exit
-from sollold.cli.parser import EXIT_CODES, parser
+from sollold.cli.fish import fish_script
+from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
+
+_COMPLETED = {"MODEL": "_sollold_models", "NODE": "_sollold_nodes"}
+"""Functions of the shells that complete what the daemon knows."""
+_NODES = "sollold nodes --quiet"
+_MODELS = "sollold models --quiet"
+_PREAMBLE = {
+    "bash": f"""
+_sollold_models() {{ compgen -W "$({_MODELS} 2>/dev/null)" -- "$1"; }}
+_sollold_nodes() {{ compgen -W "$({_NODES} 2>/dev/null)" -- "$1"; }}
+""",
+    "zsh": f"""
+_sollold_models() {{ compadd -- ${{(f)"$({_MODELS} 2>/dev/null)"}}; }}
+_sollold_nodes() {{ compadd -- ${{(f)"$({_NODES} 2>/dev/null)"}}; }}
+""",
+}
+_WHOLE_NAMES = """
+# bash ends a word at a colon, which names of models have: the words are joined again, and what stands on
+# the line already is taken off the answers.
+_sollold() {
+  local -a words=()
+  local at place=0 glue=
+  for (( at = 0; at < ${#COMP_WORDS[@]}; at++ )); do
+    if [[ -n $glue || ${COMP_WORDS[at]} == : && at -gt 1 ]]; then
+      words[${#words[@]}-1]+=${COMP_WORDS[at]}
+      glue=
+      [[ ${COMP_WORDS[at]} == : ]] && glue=1
+    else
+      words+=("${COMP_WORDS[at]}")
+    fi
+    (( at <= COMP_CWORD )) && place=$(( ${#words[@]} - 1 ))
+  done
+  COMP_WORDS=("${words[@]}")
+  COMP_CWORD=$place
+  local word=${COMP_WORDS[COMP_CWORD]}
+  _shtab_sollold "$@"
+  [[ $word == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${word%"${word##*:}"}"}")
+}
+complete -o filenames -F _sollold sollold
+"""
 
 
 def completion(options: argparse.Namespace) -> int:
@@ -15,12 +55,26 @@ def completion(options: argparse.Namespace) -> int:
     if options.shell == "man":
         print(man_page(), end="")
         return Exit.DONE
+    if options.shell == "fish":
+        print(fish_script(), end="")
+        return Exit.DONE
     try:
         import shtab
     except ImportError:
-        print("sollold: completion scripts need shtab: pip install shtab", file=sys.stderr)
+        print(
+            "sollold: completion scripts need shtab: pip install shtab, or pipx inject sollold shtab",
+            file=sys.stderr,
+        )
         return Exit.FAILED
-    print(shtab.complete(parser(), shell=options.shell))
+    top = parser()
+    for sub in subcommands(top).values():
+        for action in sub._actions:
+            if action.metavar in _COMPLETED:
+                function = _COMPLETED[str(action.metavar)]
+                action.complete = {"bash": function, "zsh": function}  # type: ignore[attr-defined]
+    print(shtab.complete(top, shell=options.shell, preamble=_PREAMBLE[options.shell]))
+    if options.shell == "bash":
+        print(_WHOLE_NAMES, end="")
     return Exit.DONE
 
 
@@ -39,7 +93,9 @@ def man_page() -> str:
         "the dialects of Ollama, OpenAI and Anthropic, on port 11435.",
         ".SH COMMANDS",
     ]
-    for name, sub in _commands(top).items():
+    for name, sub in subcommands(top).items():
+        if name in ALIASES:
+            continue
         lines += [".SS", f".B sollold {name}", sub.description or ""]
         for action in sub._actions:
             if action.help == argparse.SUPPRESS or "-h" in action.option_strings:
@@ -60,13 +116,6 @@ def man_page() -> str:
         ".TP\n.B SOLLOLD_CONFIG\nThe settings file to read.",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in top._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            return dict(action.choices)
-    return {}
 
 
 def _escaped(text: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 
-from sollold.cli.asking import console, print_json
 from sollold.cli.exit import Exit
-from sollold.settings import Loaded, SettingsError, load
-from sollold.settings_file import example, in_force
+from sollold.settings.document import example, in_force
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import Loaded, load
 
 
 def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> Loaded:
@@ -27,6 +27,9 @@ def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> Loa
 
 def config(options: argparse.Namespace) -> int:
     """Print every setting, its value and where it comes from."""
+    # Not above: `loaded` is the daemon's as well, which has no use for the client.
+    from sollold.cli.asking import console, print_json
+
     if options.example:
         print(example(), end="")
         return Exit.DONE
@@ -35,11 +38,9 @@ def config(options: argparse.Namespace) -> int:
     if options.json:
         print_json({key: {"value": value, "from": origin} for key, value, origin in rows})
         return Exit.DONE
-    from rich.table import Table
+    from sollold.cli.fitting import Fitting
 
-    table = Table(box=None, pad_edge=False)
-    for title in ("setting", "value", "from"):
-        table.add_column(title, overflow="fold")
+    table = Fitting(("setting", "value", "from"), whole=("setting",), spare=("from",))
     for key, value, origin in rows:
         style = "" if origin != "default" else "dim"
         table.add_row(key, value, origin, style=style)
@@ -47,6 +48,7 @@ def config(options: argparse.Namespace) -> int:
     out.print(table)
     out.print(f"\nfile: {found.file or 'none; /etc/sollold/sollold.toml would be read'}", style="dim")
     out.print(
-        "This is what a daemon started from here takes; one that runs took its own at its start.", style="dim"
+        "These settings apply to a daemon started from here; a running one keeps those it started with.",
+        style="dim",
     )
     return Exit.DONE

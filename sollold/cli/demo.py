@@ -12,19 +12,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sollold.agent.llama_find import Llama, LlamaUnusable, find
 from sollold.cli.asking import console
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
 from sollold.cli.status import deployment_table, node_table
-from sollold.client.http import Client, ClientError
-from sollold.config import MIB
-from sollold.models.demo import GREETING, Recital, pieces, write
-from sollold.places import places
+from sollold.client.errors import ClientError
+from sollold.client.http import Client
+from sollold.engines.install.find import Llama, LlamaUnusable, find
+from sollold.facts import dataclass
+from sollold.models.gguf.demo_model import GREETING, Recital, pieces, write
+from sollold.settings.paths import places
+from sollold.settings.schema import MIB
 from sollold.units import bytes_text
 
 NODES = ("anna", "bert", "cleo")
@@ -119,7 +120,7 @@ async def _demo(folder: Path, llama: Llama, *, keep: bool) -> int:
         print(f"sollold: {error}", file=sys.stderr)
         for node in nodes:
             log = (folder / node.name / "log").read_text(errors="replace")
-            print(f"--- the end of {node.name}'s log\n{log[-1500:]}", file=sys.stderr)
+            print(f"--- last lines of {node.name}'s log\n{log[-1500:]}", file=sys.stderr)
         return Exit.FAILED
     finally:
         await _stop(nodes)
@@ -158,6 +159,7 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
         "cluster.host": "127.0.0.1",
         "cluster.port": peer,
         "cluster.mdns": "off",
+        "cluster.door": "open",
         "cluster.seeds": ",".join(f"127.0.0.1:{seed}" for seed in seeds),
         # Only the first has the file: the others get their layers from it.
         "models.folders": models if not seeds else "",
@@ -179,18 +181,25 @@ async def _start(folder: Path, llama: Llama, name: str, models: Path, seeds: lis
     return _Node(name, http, peer, process)
 
 
+async def _ready_nodes(client: Client) -> int:
+    """How many nodes with a llama.cpp this one sees; 0 while it does not answer."""
+    try:
+        there = (await client.get("/api/cluster"))["nodes"]
+    except ClientError:
+        return 0
+    return len([one for one in there if one["build"]])
+
+
 async def _met(nodes: list[_Node]) -> None:
     """Wait until every node sees all the others with their llama.cpp ready."""
     deadline = time.monotonic() + SLOWEST
     for node in nodes:
         async with Client(node.url) as client:
             while True:
-                with contextlib.suppress(ClientError):
-                    there = (await client.get("/api/cluster"))["nodes"]
-                    if len([one for one in there if one["build"]]) == len(nodes):
-                        break
+                if await _ready_nodes(client) == len(nodes):
+                    break
                 if node.process.returncode is not None or time.monotonic() > deadline:
-                    raise TimeoutError(f"{node.name} did not find the others")
+                    raise TimeoutError(f"{node.name} did not find the other nodes")
                 await asyncio.sleep(0.1)
 
 
@@ -202,7 +211,7 @@ async def _show(nodes: list[_Node], out: Any) -> None:
         deadline = time.monotonic() + SLOWEST
         while not _told(state := await client.get("/api/cluster")):
             if time.monotonic() > deadline:
-                raise TimeoutError("the nodes do not say what they granted")
+                raise TimeoutError("the nodes do not report their granted memory")
             await asyncio.sleep(0.1)
     out.print(node_table(state))
     out.print()

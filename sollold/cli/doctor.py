@@ -1,4 +1,4 @@
-"""``sollold doctor``: what is wrong and the one command that mends it."""
+"""``sollold doctor``: what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,18 @@ from typing import Any
 
 from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
-from sollold.client.http import ClientError
-from sollold.settings import load
+from sollold.client.errors import ClientError
 
 
-async def doctor(options: argparse.Namespace) -> int:
+def doctor(options: argparse.Namespace) -> int:
     """Ask the daemon; if it does not answer, look for why."""
     try:
-        async with client(options) as daemon:
-            found = (await daemon.get("/api/doctor"))["findings"]
+        daemon = client(options)
+        found = (daemon.get("/api/doctor"))["findings"]
     except ClientError as error:
         if error.status or named(options):
             raise  # another machine is meant: what is wrong here is not why
-        found = [{"grade": "problem", "what": error.message, "mend": ""}, *_why_silent()]
+        found = [{"grade": "problem", "what": error.message, "fix": ""}, *_why_silent()]
     if options.json:
         print_json(found)
     else:
@@ -33,13 +32,13 @@ async def doctor(options: argparse.Namespace) -> int:
 def _show(found: list[dict[str, Any]]) -> None:
     out = console()
     if not found:
-        out.print("nothing is wrong", style="green")
+        out.print("no problems found", style="green")
     for finding in found:
         problem = finding["grade"] == "problem"
         out.print("problem" if problem else "notice ", style="red" if problem else "yellow", end="  ")
         out.print(finding["what"])
-        if finding["mend"]:
-            out.print(f"         → {finding['mend']}", style="bold")
+        if finding["fix"]:
+            out.print(f"         → {finding['fix']}", style="bold")
 
 
 def _why_silent() -> list[dict[str, Any]]:
@@ -51,20 +50,20 @@ def _why_silent() -> list[dict[str, Any]]:
         found.append(_problem("the service has failed", log))
     elif active in ("activating", "reloading"):
         # Restart=on-failure: a service that can't start is hardly ever "failed".
-        found.append(_problem("the service is starting, or fails and is started again and again", log))
+        found.append(_problem("the service is starting, or keeps failing and restarting", log))
     elif active in ("active", "deactivating"):
-        what = "the service runs and does not answer: it hangs, stops, or listens on another address or port"
+        what = "the service runs but does not answer: hung, stopping, or on another address or port"
         found.append(_problem(what, log))
     elif loaded == "loaded":
         found.append(_problem("the service is not started", "sudo systemctl enable --now sollold"))
     elif loaded in ("", "not-found"):
-        found.append(_problem("there is no service named sollold on this machine", "sollold run"))
+        found.append(_problem("the sollold service is not installed on this machine", "sollold run"))
     else:
-        what = f"the service can't be started: systemd calls its unit {loaded}"
+        what = f"the service can't be started: systemd reports its unit as {loaded}"
         found.append(_problem(what, "systemctl status sollold"))
-    host, port = here(load(skip_unreadable=True).settings.http)
+    host, port = here()
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
-        what = f"what listens on port {port} does not answer as a node does"
+        what = f"the program that listens on port {port} is not a sollold node"
         found.append(_problem(what, f"sudo ss -ltnp 'sport = :{port}'"))
     return found
 
@@ -80,5 +79,5 @@ def _service() -> tuple[str, str]:
     return states.get("LoadState", ""), states.get("ActiveState", "")
 
 
-def _problem(what: str, mend: str) -> dict[str, Any]:
-    return {"grade": "problem", "what": what, "mend": mend}
+def _problem(what: str, fix: str) -> dict[str, Any]:
+    return {"grade": "problem", "what": what, "fix": fix}

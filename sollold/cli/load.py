@@ -14,42 +14,51 @@ from sollold.units import bytes_text
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
     """The body of ``/api/cluster/load`` and ``/plan``."""
-    body: dict[str, Any] = {"model": options.model, "context": options.context, "slots": options.slots}
+    body: dict[str, Any] = {"model": options.model, "context": options.context}
+    if options.slots is not None:
+        body["slots"] = options.slots
     if options.kv:
         body |= {"type_k": options.kv, "type_v": options.kv}
     if options.policy:
         body["policy"] = options.policy
+    if options.speculation:
+        body["speculation"] = options.speculation
     if options.layers:
         body["layers"] = options.layers
+    if getattr(options, "online", False):
+        body["online"] = True
     if (keep := getattr(options, "keep_alive", None)) is not None:
         body["keep_alive"] = keep
     return body
 
 
-async def load(options: argparse.Namespace) -> int:
+def load(options: argparse.Namespace) -> int:
     """Load, with a bar, and say where it went."""
-    async with client(options) as daemon:
-        async with loading(daemon, options.model):
-            answer = await daemon.post("/api/cluster/load", wishes(options), timeout=3600)
-        if options.json:
-            print_json(answer)
-            return Exit.DONE
-        state = await daemon.get("/api/cluster")
+    daemon = client(options)
+    with loading(daemon, options.model):
+        answer = daemon.post("/api/cluster/load", wishes(options), timeout=3600)
+    if options.json:
+        print_json(answer)
+        return Exit.DONE
+    state = daemon.get("/api/cluster")
     names = {node["node"]: node["name"] for node in state["nodes"]}
     for found in state["deployments"]:
         if found["id"] == answer.get("deployment"):
             where = sorted({names.get(placed["node"], placed["node"]) for placed in found["placed"]})
             words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
             print(harmless(f"{found['model']} is loaded {words}"))
-            return Exit.DONE
-    print(f"{options.model} is loaded")
+            break
+    else:
+        print(f"{options.model} is loaded")
+    for warning in answer.get("warnings", ()):
+        print(harmless(f"warning: {warning}"))
     return Exit.DONE
 
 
-async def unload(options: argparse.Namespace) -> int:
+def unload(options: argparse.Namespace) -> int:
     """Unload everywhere."""
-    async with client(options) as daemon:
-        answer = await daemon.post("/api/cluster/unload", {"model": options.model, "force": options.force})
+    daemon = client(options)
+    answer = daemon.post("/api/cluster/unload", {"model": options.model, "force": options.force})
     if options.json:
         print_json(answer)
     else:
@@ -58,17 +67,32 @@ async def unload(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
-async def drain(options: argparse.Namespace) -> int:
+def drain(options: argparse.Namespace) -> int:
     """Take a node out of new work and wait until it is empty, or take it back."""
-    async with client(options) as daemon:
-        answer = await daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
-        empty = not options.undo and await emptied(daemon, answer["node"])
+    daemon = client(options)
+    answer = daemon.post("/api/cluster/drain", {"node": options.name, "on": not options.undo})
+    empty = not options.undo and emptied(daemon, answer["node"])
     if options.json:
         print_json(answer | {"empty": empty})
     elif options.undo:
-        print(f"{answer['node']} takes work again")
+        print(f"{answer['node']} accepts requests again")
     elif empty:
-        print(f"{answer['node']} is empty and takes no new work: it is safe to stop. --undo takes it back")
+        print(f"{answer['node']} is drained; safe to stop (back with `sollold undrain {answer['node']}`)")
     else:
-        print(f"{answer['node']} is not drained: it left the cluster, or takes work again")
+        print(f"{answer['node']} is not drained: it left the cluster or was undrained")
     return Exit.DONE if empty or options.undo else Exit.FAILED
+
+
+def undrain(options: argparse.Namespace) -> int:
+    """Accept requests again."""
+    return drain(argparse.Namespace(**{**vars(options), "undo": True}))
+
+
+def forget(options: argparse.Namespace) -> int:
+    """Remove a node from the list of those that are offline."""
+    answer = client(options).post("/api/cluster/forget", {"node": options.name})
+    if options.json:
+        print_json(answer)
+    else:
+        print(harmless(f"{options.name} is removed from the list of offline nodes"))
+    return Exit.DONE

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import errno
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from types import CoroutineType
 from typing import Any
 
 from sollold.cli.exit import Exit
 from sollold.cli.parser import read
 from sollold.cli.streams import forget_output, forgive, harmless
-from sollold.settings import SettingsError
+from sollold.settings.fault import SettingsError
 
 ROOMS = {
     "run": "run",
     "setup": "setup",
     "config": "config",
     "token": "token",
+    "admit": "admission",
+    "cluster": "admission",
+    "invite": "admission",
+    "join": "admission",
+    "key": "key",
     "demo": "demo",
     "completion": "completion",
+    "install": "install",
     "status": "status",
     "ps": "status",
     "models": "models",
@@ -34,6 +40,18 @@ ROOMS = {
     "copy": "models",
     "delete": "models",
     "drain": "load",
+    "undrain": "load",
+    "forget": "load",
+    "push": "models",
+    "show": "show",
+    "nodes": "nodes",
+    "version": "nodes",
+    "top": "top",
+    "events": "events",
+    "logs": "logs",
+    "bench": "bench",
+    "support": "support",
+    "dashboard": "dashboard",
     "scan": "scan",
     "doctor": "doctor",
 }
@@ -57,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         forget_output()
-        print(f"sollold: {error.strerror}: {error.filename or 'the output is not whole'}", file=sys.stderr)
+        print(f"sollold: {error.strerror}: {error.filename or 'the output is incomplete'}", file=sys.stderr)
         return Exit.FAILED
 
 
@@ -74,9 +92,9 @@ def _run(words: Sequence[str] | None) -> int:
 
 
 def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namespace) -> int:
-    if "node" not in options:
+    if not options.asks:
         return int(_result(command(options)))
-    from sollold.client.http import ClientError
+    from sollold.client.errors import ClientError
 
     try:
         return int(_result(command(options)))
@@ -85,10 +103,14 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
         return Exit.of(error.status)
     except UnicodeEncodeError:
         # What is printed or read from a pipe is forgiven; only words of the command line come to this.
-        print("sollold: a word on the command line is no text of this locale's encoding", file=sys.stderr)
+        print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)
         return Exit.USAGE
 
 
 def _result(made: Any) -> Any:
     """What a command gave, or what it gives when it is run."""
-    return asyncio.run(made) if asyncio.iscoroutine(made) else made
+    if not isinstance(made, CoroutineType):
+        return made
+    import asyncio  # few commands need it, and its import takes as long as asking a node
+
+    return asyncio.run(made)

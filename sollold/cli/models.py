@@ -3,95 +3,138 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import sys
+from typing import Any
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.streams import harmless
+from sollold.cli.table import print_table
 from sollold.units import bytes_text
 
+_SPANS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
-async def models(options: argparse.Namespace) -> int:
+
+def models(options: argparse.Namespace) -> int:
     """All models of the cluster, each once."""
-    async with client(options) as daemon:
-        found = (await daemon.get("/api/tags"))["models"]
+    found = client(options).get("/api/tags?unusable=true" if options.all else "/api/tags")["models"]
     if options.json:
         print_json(found)
         return Exit.DONE
-    if not found:
-        print("no models yet: put GGUF files into a folder of the settings ([models] folders), or pull one")
+    if options.quiet:
+        for item in found:
+            print(harmless(item["name"]))
         return Exit.DONE
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("model", "size", "parameters", "quantization", "nodes", ""):
-        table.add_column(
-            title, justify="right" if title in ("size", "parameters") else "left", overflow="fold"
-        )
-    for item in found:
-        details = item.get("details", {})
-        table.add_row(
-            item["name"],
-            bytes_text(item["size"]),
-            details.get("parameter_size", ""),
-            details.get("quantization_level", ""),
-            ", ".join(item.get("nodes", [])),
-            item.get("unusable", ""),
-        )
-    console().print(table)
+    if not found:
+        print("no models yet: put GGUF files into a folder named in [models] folders, or pull one")
+        return Exit.DONE
+    titles = ("model", "id", "size", "parameters", "quantization", "modified", "nodes", "not usable")
+    print_table(
+        titles,
+        map(_row, found),
+        right=("size", "parameters"),
+        spare=("id", "quantization", "parameters", "modified", "nodes"),
+    )
     return Exit.DONE
 
 
-async def pull(options: argparse.Namespace) -> int:
+def _row(item: dict[str, Any]) -> tuple[str, ...]:
+    details = item.get("details", {})
+    return (
+        item["name"],
+        item.get("digest", "")[:12],
+        bytes_text(item["size"]),
+        details.get("parameter_size", ""),
+        details.get("quantization_level", ""),
+        _ago(item.get("modified_at", "")),
+        ", ".join(item.get("nodes", [])),
+        item.get("unusable", ""),
+    )
+
+
+def _ago(moment: str) -> str:
+    """An RFC 3339 time as people say it: ``3 days ago``."""
+    try:
+        then = datetime.datetime.fromisoformat(moment.replace("Z", "+00:00"))
+    except ValueError:
+        return ""
+    seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
+    for length, unit in (
+        (86400 * 365, "year"),
+        (86400 * 30, "month"),
+        (86400, "day"),
+        (3600, "hour"),
+        (60, "minute"),
+    ):
+        if (count := int(seconds // length)) >= 1:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def pull(options: argparse.Namespace) -> int:
     """Fetch a model, with a bar a file."""
-    async with client(options) as daemon:
-        if options.json or not sys.stdout.isatty():
-            last = ""
-            async for item in daemon.stream("/api/pull", {"model": options.model}):
-                if options.json:
-                    print_json(item)
-                elif item.get("status") != last:
-                    last = item.get("status", "")
-                    print(last, flush=True)
-            return Exit.DONE
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    daemon = client(options)
+    if options.json or not sys.stdout.isatty():
+        last = ""
+        for item in daemon.stream("/api/pull", {"model": options.model}):
+            if options.json:
+                print_json(item)
+            elif item.get("status") != last:
+                last = item.get("status", "")
+                print(last, flush=True)
+        return Exit.DONE
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-        )
-        with Progress(*columns, console=console()) as bar:
-            tasks = {}
-            async for item in daemon.stream("/api/pull", {"model": options.model}):
-                digest = item.get("digest", "")
-                if not digest:
-                    bar.console.print(item.get("status", ""))
-                    continue
-                if digest not in tasks:
-                    tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
-                bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console()) as bar:
+        tasks = {}
+        for item in daemon.stream("/api/pull", {"model": options.model}):
+            digest = item.get("digest", "")
+            if not digest:
+                bar.console.print(item.get("status", ""))
+                continue
+            if digest not in tasks:
+                tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
+            bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
     return Exit.DONE
 
 
-async def copy(options: argparse.Namespace) -> int:
+def copy(options: argparse.Namespace) -> int:
     """Give a model a second name."""
     body = {"source": options.model, "destination": options.name, "nodes": options.on}
-    async with client(options, timeout=120) as daemon:
-        await daemon.post("/api/copy", body)
+    daemon = client(options, timeout=120)
+    daemon.post("/api/copy", body)
     if options.json:
         print_json({"source": options.model, "destination": options.name})
     else:
-        print(f"{options.model} is also {options.name} now")
+        print(f"copied {options.model} to {options.name}")
     return Exit.DONE
 
 
-async def delete(options: argparse.Namespace) -> int:
+def delete(options: argparse.Namespace) -> int:
     """Remove a fetched model or a second name."""
-    async with client(options, timeout=120) as daemon:
-        await daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
+    daemon = client(options, timeout=120)
+    daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
     if options.json:
         print_json({"deleted": options.model})
     else:
-        print(f"{options.model} is deleted")
+        print(f"deleted {options.model}")
+    return Exit.DONE
+
+
+def push(options: argparse.Namespace) -> int:
+    """Have an Ollama of the cluster push a model; it says what its library wants."""
+    last = ""
+    for item in client(options).stream("/api/push", {"model": options.model}):
+        if options.json:
+            print_json(item)
+        elif item.get("status") != last:
+            last = item.get("status", "")
+            print(harmless(last), flush=True)
     return Exit.DONE

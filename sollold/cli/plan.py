@@ -9,6 +9,7 @@ from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.load import wishes
 from sollold.cli.status import layers_text
+from sollold.client.errors import ClientError
 from sollold.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
@@ -24,11 +25,17 @@ KINDS = (
 """Bytes by kind, as the bars show them."""
 
 
-async def plan(options: argparse.Namespace) -> int:
+def plan(options: argparse.Namespace) -> int:
     """Show the plan as bars, or what is missing and the ways out."""
-    async with client(options) as daemon:
-        preview = await daemon.post("/api/cluster/plan", wishes(options))
-        state = await daemon.get("/api/cluster")
+    daemon = client(options)
+    try:
+        preview = daemon.post("/api/cluster/plan", wishes(options))
+    except ClientError as error:
+        if error.status == 404 and not options.online and "/" not in options.model:
+            hint = f"(to plan it from its header in Ollama's registry: sollold plan --online {options.model})"
+            raise ClientError(f"{error.message} {hint}", error.status) from None
+        raise
+    state = daemon.get("/api/cluster")
     if options.json:
         print_json(preview)
     else:
@@ -41,35 +48,39 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     made = preview.get("plan")
     if made:
         _bars(out, made, preview, names)
-    out.print(preview["reason"] or preview.get("message", ""))
+    out.print(_without_remedies(preview["reason"] or preview.get("message", ""), preview.get("missing")))
     for reason in (made or {}).get("reasons", []):
         out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        out.print(f"  - {model} ({deployment}) would be unloaded for it")
+        out.print(f"  - {model} ({deployment}) would be unloaded")
     if missing := preview.get("missing"):
         _missing(out, missing)
     if options := preview.get("options"):
-        out.print("\nConsidered and not chosen:")
+        out.print("\nAlternatives considered:")
         for option in options:
             speed = f"{option['tokens_per_second']:.1f} tokens/s" if option["tokens_per_second"] else "no"
             out.print(f"  - {option['what']}: {speed}; {option['reason']}")
     if preview.get("estimate"):
-        out.print("\nThe architecture is not known in detail: the bytes are an estimate on the safe side.")
+        out.print("\nUnknown architecture: sizes are conservative estimates.")
+
+
+def _without_remedies(text: str, missing: dict[str, Any] | None) -> str:
+    """``text`` without its sentence on the remedies, which follow as a list."""
+    remedies = "; ".join(missing["remedies"]) if missing else ""
+    return text.replace(f" What would help: {remedies}.", "")
 
 
 def _bars(out: Console, made: dict[str, Any], preview: dict[str, Any], names: dict[str, str]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     from sollold.cli.bar import Bar
+    from sollold.cli.fitting import Fitting
 
     after = {(free["node"], free["device"]): free["after"] for free in preview.get("free", [])}
     shares = [share for share in (made["host"], *made["shares"]) if _total(share)]
     widest = max(_total(share) for share in shares)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("node", "device", "layers", "", "bytes", "free after"):
-        right = title in ("bytes", "free after")
-        table.add_column(title, justify="right" if right else "left", no_wrap=bool(title))
+    titles = ("node", "device", "layers", "", "bytes", "free after")
+    table = Fitting(titles, right=titles[4:], whole=(*titles[:3], *titles[4:]), spare=("", "free after"))
     for share in shares:
         bar = Bar([(share[kind] / widest, sign, style) for kind, sign, style in KINDS], BAR)
         left = after.get((share["node"], share["device"]))
@@ -111,16 +122,16 @@ def _missing(out: Console, missing: dict[str, Any]) -> None:
     for word, size in rows:
         out.print(f"  {word:8} {bytes_text(size):>9}")
     if missing["remedies"]:
-        out.print("\nWhat would help, the cheapest first:")
+        out.print("\nWhat would help, cheapest first:")
         for remedy in missing["remedies"]:
             out.print(f"  - {remedy}")
 
 
-async def route(options: argparse.Namespace) -> int:
+def route(options: argparse.Namespace) -> int:
     """Say who would answer now, or what would be loaded."""
-    async with client(options) as daemon:
-        found = await daemon.post("/api/cluster/route", {"model": options.model})
-        preview = await daemon.post("/api/cluster/plan", {"model": options.model})
+    daemon = client(options)
+    found = daemon.post("/api/cluster/route", {"model": options.model})
+    preview = daemon.post("/api/cluster/plan", {"model": options.model})
     # What answers already needs no room.
     status = Exit.DONE if found["endpoints"] or preview["ok"] else Exit.TOO_BIG
     if options.json:
@@ -132,7 +143,7 @@ async def route(options: argparse.Namespace) -> int:
         out.print(f"  {endpoint['score']:6.3f}  {endpoint['endpoint']} on {endpoint['node']}")
         out.print(f"          {endpoint['why']}", style="dim")
     if not found["endpoints"]:
-        out.print("nothing answers for it now; the first request would do this:")
+        out.print("not loaded now; the first request would load it like this:")
     out.print(preview["reason"] or preview.get("message", ""))
     for reason in (preview.get("plan") or {}).get("reasons", []):
         out.print(f"  - {reason}")

@@ -1,27 +1,62 @@
-"""What is shown while something takes long: a model being loaded, a node being emptied."""
+"""What is shown while something takes long: a model being loaded, a node being drained."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sollold.cli.asking import console
 from sollold.cli.streams import harmless
-from sollold.client.http import Client, ClientError
+from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError
 
-_LOOK = 0.5
+_INTERVAL = 0.5
+_QUIET = 0.4
+"""Seconds before a bar is shown: a model that is loaded already answers sooner."""
 _NEWS = 10
 """Looks that the news of a drain may take."""
 
 
-@contextlib.asynccontextmanager
-async def loading(daemon: Client, model: str) -> AsyncIterator[None]:
-    """A bar on the terminal (standard error) with the load of ``model``, within the block."""
+class Waiting:
+    """A bar on the terminal that ends once."""
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end: Callable[[], None] | None = end
+
+    def end(self) -> None:
+        """Take the bar away; again: nothing."""
+        end, self._end = self._end, None
+        if end is not None:
+            end()
+
+
+@contextlib.contextmanager
+def loading(daemon: BlockingClient, model: str) -> Iterator[Waiting]:
+    """A bar on the terminal (standard error) with the load of ``model``, until the block or its `end`."""
     if not sys.stderr.isatty():
-        yield
+        yield Waiting(lambda: None)
+        return
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(daemon, model, done), daemon=True)
+    watcher.start()
+
+    def end() -> None:
+        done.set()
+        watcher.join()
+
+    waiting = Waiting(end)
+    try:
+        yield waiting
+    finally:
+        waiting.end()
+
+
+def _watch(daemon: BlockingClient, model: str, done: threading.Event) -> None:
+    if done.wait(_QUIET):
         return
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
@@ -33,32 +68,30 @@ async def loading(daemon: Client, model: str) -> AsyncIterator[None]:
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(model, total=None)
-
-        async def watch() -> None:
-            while True:
-                await asyncio.sleep(0.5)
-                with contextlib.suppress(ClientError):
-                    for found in (await daemon.get("/api/cluster"))["deployments"]:
-                        if found["model"].split(":")[0] == model.split(":")[0]:
-                            words = f"{model}: {found['state']} on {found['node_name']}"
-                            bar.update(task, description=words, total=1.0, completed=found["progress"])
-
-        watcher = asyncio.create_task(watch())
-        try:
-            yield
-        finally:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+        while not done.is_set():
+            for found in _loads(daemon, model):
+                words = f"{model}: {found['state']} on {found['node_name']}"
+                bar.update(task, description=words, total=1.0, completed=found["progress"])
+            done.wait(_INTERVAL)
 
 
-async def emptied(daemon: Client, name: str) -> bool:
+def _loads(daemon: BlockingClient, model: str) -> list[dict[str, Any]]:
+    """The deployments of ``model``, whatever its tag, that are not ready yet."""
+    name = model.split(":")[0]
+    try:
+        deployments = daemon.get("/api/cluster")["deployments"]
+    except ClientError:
+        return []
+    return [one for one in deployments if one["model"].split(":")[0] == name and one["state"] != "ready"]
+
+
+def emptied(daemon: BlockingClient, name: str) -> bool:
     """Wait until the draining node (name or id) is empty, saying what it still does; False: it won't be."""
     told = ""
     # It may be another node than the one asked, where the news comes a moment later.
     unheard = _NEWS
     while True:
-        state = await daemon.get("/api/cluster")
+        state = daemon.get("/api/cluster")
         node = next((one for one in state["nodes"] if name in (one["name"], one["node"])), None)
         if node is not None and node["draining"]:
             unheard = 0
@@ -66,7 +99,7 @@ async def emptied(daemon: Client, name: str) -> bool:
             return False
         else:
             unheard -= 1
-            await asyncio.sleep(_LOOK)
+            time.sleep(_INTERVAL)
             continue
         if node["empty"]:
             return True
@@ -74,7 +107,7 @@ async def emptied(daemon: Client, name: str) -> bool:
         if words != told:
             print(harmless(words), file=sys.stderr)
             told = words
-        await asyncio.sleep(_LOOK)
+        time.sleep(_INTERVAL)
 
 
 def _under_way(state: dict[str, Any], node: str) -> str:

@@ -8,7 +8,8 @@ import sys
 from sollold import log
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
-from sollold.settings import Loaded, SettingsError
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import Loaded
 
 FLAGS = {
     "port": ("http.port",),
@@ -25,7 +26,7 @@ def settings(options: argparse.Namespace) -> Loaded:
     """The settings with this command's own flags on top; called again on a reload.
 
     Raises:
-        SettingsError: as `sollold.settings.load`.
+        SettingsError: as `sollold.settings.load.load`.
     """
     named = [
         f"{key}={value}"
@@ -44,7 +45,10 @@ def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     found = settings(options)
     log.set_up(found.settings.log.level)
-    from sollold.serve import StartError, serve
+    from sollold.daemon import late_certificates
+
+    late_certificates.install()
+    from sollold.daemon.main import StartError, serve
 
     try:
         serve(found, reload=lambda: settings(options), demo=options.demo_model)

@@ -12,15 +12,15 @@ from sollold.units import bytes_text
 _SECONDS = 120.0
 
 
-async def scan(options: argparse.Namespace) -> int:
+def scan(options: argparse.Namespace) -> int:
     """Have a node look around, and say what it found and how that would be used."""
-    async with client(options, timeout=_SECONDS) as daemon:
-        found = (await daemon.post("/api/cluster/scan", {}))["workers"]
+    daemon = client(options, timeout=_SECONDS)
+    found = (daemon.post("/api/cluster/scan", {}))["workers"]
     if options.json:
         print_json(found)
         return Exit.DONE
     if not found:
-        print("no worker answers on this LAN; a `ggml-rpc-server -H ADDRESS` would, on port 50052")
+        print("no worker found on this LAN; start one with `ggml-rpc-server -H ADDRESS` (port 50052)")
         return Exit.DONE
     out = console()
     for worker in found:
@@ -29,8 +29,8 @@ async def scan(options: argparse.Namespace) -> int:
     if free:
         names = ", ".join(f'"{address}"' for address in free)
         out.print(
-            "\nTo use them, in sollold.toml of the node that is to own them. They are plain: whoever is on "
-            "the network can read and change what is computed there.\n"
+            "\nTo use them, add this to sollold.toml of one node. They are not authenticated or "
+            "encrypted: anyone on the network can read and change what they compute.\n"
             f"[llama]\nrpc_backends = [{names}]\nallow_plain_workers = true",
         )
     return Exit.DONE

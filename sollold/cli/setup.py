@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from sollold.agent.build_step import SetupFailed
-from sollold.agent.llama_setup import Progress, Setup
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
-from sollold.places import places
+from sollold.engines.install.build_step import SetupFailed
+from sollold.engines.install.setup import Progress, Setup
+from sollold.settings.paths import places
 
 
 def setup(options: argparse.Namespace) -> int:

@@ -3,53 +3,58 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
+from sollold.machine.device import PROCESSOR
 from sollold.units import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
+
+    from sollold.cli.fitting import Fitting
 
 BAR = 24
 
 
-async def status(options: argparse.Namespace) -> int:
+def status(options: argparse.Namespace) -> int:
     """Nodes with their memory, and what runs."""
-    async with client(options) as daemon:
-        state = await daemon.get("/api/cluster")
-        out = console()
-        if options.watch and out.is_terminal and not options.json:
-            from rich.live import Live
+    daemon = client(options)
+    state = daemon.get("/api/cluster")
+    out = console()
+    if options.watch and out.is_terminal and not options.json:
+        from rich.live import Live
 
-            with Live(_all(state), console=out, auto_refresh=False) as screen:
-                while True:
-                    await asyncio.sleep(1)
-                    screen.update(_all(await daemon.get("/api/cluster")), refresh=True)
-        while True:
-            if options.json:
-                print_json(state)
-            else:
-                out.print(_all(state))
-            if not options.watch:
-                return Exit.DONE
-            sys.stdout.flush()
-            await asyncio.sleep(1)
-            state = await daemon.get("/api/cluster")
+        with Live(_all(state), console=out, auto_refresh=False) as screen:
+            while True:
+                time.sleep(1)
+                screen.update(_all(daemon.get("/api/cluster")), refresh=True)
+    while True:
+        if options.json:
+            print_json(state)
+        else:
+            out.print(_all(state))
+        if not options.watch:
+            return Exit.DONE
+        sys.stdout.flush()
+        time.sleep(1)
+        state = daemon.get("/api/cluster")
 
 
-async def ps(options: argparse.Namespace) -> int:
+def ps(options: argparse.Namespace) -> int:
     """What runs, and with ``--json`` as ``/api/cluster`` has it."""
-    async with client(options) as daemon:
-        state = await daemon.get("/api/cluster")
+    daemon = client(options)
+    state = daemon.get("/api/cluster")
     if options.json:
         print_json(state["deployments"])
     elif state["deployments"]:
-        console().print(deployment_table(state))
+        out = console()
+        out.print(deployment_table(state))
+        for words in faults(state):
+            out.print(words, style="red")
     else:
         print("nothing is loaded; the first request for a model loads it, or `sollold load MODEL`")
     return Exit.DONE
@@ -59,14 +64,59 @@ def _all(state: dict[str, Any]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(_headline(state)), Text(), node_table(state)]
+    parts: list[RenderableType] = [Text(headline(state)), Text(), node_table(state)]
     if state["deployments"]:
         parts += [Text(), deployment_table(state)]
+        parts += [Text(words, style="red") for words in faults(state)]
+    parts += [Text(f"\n{words}", style="red") for words in _offline(state)]
     parts += [Text(f"\n{words}", style="yellow") for words in _of_plain_workers(state)]
     if state["open"]:
-        words = "\nAn open cluster: whoever is on this LAN can join it. `sollold token` makes a secret."
+        words = (
+            "\nOpen cluster: anyone on this LAN can join, and then read prompts, write answers and fetch "
+            "models. `sollold cluster secure` gives it a secret."
+        )
+        parts.append(Text(words, style="red"))
+    parts += [Text(f"\n{words}", style="yellow") for words in of_admission(state)]
+    if state.get("auth") == "open":
+        words = "\nOpen API: anyone on this LAN can ask models. `sollold key new NAME` creates a key."
         parts.append(Text(words, style="yellow"))
     return Group(*parts)
+
+
+def of_admission(state: dict[str, Any]) -> list[str]:
+    """Sentences on machines that wait to be let in, and on this one if it does."""
+    sentences = []
+    for node in state["nodes"]:
+        sentences += [
+            f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits to be let in; "
+            f"if it shows {one['code']}: sollold admit {one['name']}"
+            for one in node.get("waiting", [])
+        ]
+        if node.get("inviting"):
+            sentences.append(f"{node['name']} {node['inviting']}.")
+        if node.get("me") and node.get("seeking"):
+            sentences.append(f"This machine {node['seeking']}.")
+    return sentences
+
+
+def faults(state: dict[str, Any]) -> list[str]:
+    """A sentence for each model that something is wrong with."""
+    return [f"{one['model']}: {one['reason']}" for one in state["deployments"] if one["reason"]]
+
+
+def _offline(state: dict[str, Any]) -> list[str]:
+    """A sentence for each node that is missing: since when, and what it held."""
+    sentences = []
+    for node in state.get("offline", []):
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(node["since"]))
+        held = sum(share["bytes"] for share in node["held"])
+        models = ", ".join(sorted({share["model"] for share in node["held"]} | set(node["served"])))
+        state_word = "stopped" if node["stopped"] else "offline"
+        words = f"{node['name']} is {state_word} since {since}"
+        if models:
+            words += f"; it held {bytes_text(held)} of {models}" if held else f"; it served {models}"
+        sentences.append(words)
+    return sentences
 
 
 def _of_plain_workers(state: dict[str, Any]) -> list[str]:
@@ -78,34 +128,30 @@ def _of_plain_workers(state: dict[str, Any]) -> list[str]:
         if worker["reason"]
     ]
     if any(worker["state"] in ("usable", "taken") for _, worker in found):
-        sentences.append("(plain): a worker that others started, neither proved nor encrypted.")
+        sentences.append("(external): a worker started by others, neither authenticated nor encrypted.")
     return sentences
 
 
-def _headline(state: dict[str, Any]) -> str:
+def headline(state: dict[str, Any]) -> str:
+    """How many nodes there are and who leads."""
     count = len(state["nodes"])
     leader = state.get("leader_name") or state.get("leader") or "none yet"
     return f"{count} node{'s' if count != 1 else ''}, leader {leader} (term {state['term']})"
 
 
-def _table(*titles: str) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in titles:
-        right = title in ("memory", "free", "context", "speed", "bytes", "requests")
-        whole = title in ("node", "address", "layers", "free", "memory", "bytes")
-        table.add_column(title, justify="right" if right else "left", no_wrap=whole, overflow="fold")
-    return table
+_RIGHT = ("memory", "free", "context", "speed", "bytes", "requests")
+_WHOLE = ("node", "address", "layers", "free", "memory", "bytes", "where")
 
 
-def node_table(state: dict[str, Any]) -> Table:
+def node_table(state: dict[str, Any]) -> Fitting:
     """A row a device: what is granted of what may be, as a bar."""
     from rich.text import Text
 
     from sollold.cli.bar import Bar
+    from sollold.cli.fitting import Fitting
 
-    table = _table("node", "address", "device", "granted", "free", "memory", "llama.cpp")
+    titles = ("node", "address", "device", "granted", "free", "memory", "llama.cpp")
+    table = Fitting(titles, _RIGHT, _WHOLE, spare=("llama.cpp", "granted", "address", "memory"))
     for node in state["nodes"]:
         name = node["name"] + (" (draining)" if node.get("draining") else "")
         if node["node"] == state.get("leader"):
@@ -118,29 +164,36 @@ def node_table(state: dict[str, Any]) -> Table:
                 continue
             limit = max(min(device["limit"], device["total"]), 1)
             bar = Bar([(min(device["granted"] / limit, 1.0), "█", "cyan")], BAR, "·")
-            label = device["id"] if device["id"] == "CPU" else f"{device['id']} {device['name']}"
+            label = device["id"] if device["id"] == PROCESSOR else f"{device['id']} {device['name']}"
             if device.get("kind") == "plain":
-                label = f"{device['id']} (plain)"
+                label = f"{device['id']} (external)"
             memory = bytes_text(limit)
             table.add_row(name, address, label, bar, bytes_text(device["available"]), memory, build)
             name = address = build = ""
         for worker in node.get("plain_workers", []):
             if worker["state"] not in ("usable", "taken"):
                 found = Text(worker["state"], style="yellow")
-                table.add_row("", "", f"{worker['address']} (plain)", found, "", "", "")
+                table.add_row("", "", f"{worker['address']} (external)", found, "", "", "")
     return table
 
 
-def deployment_table(state: dict[str, Any]) -> Table:
+def deployment_table(state: dict[str, Any]) -> Fitting:
     """A row a device that holds layers of a model."""
+    from sollold.cli.fitting import Fitting
+
     names = {node["node"]: node["name"] for node in state["nodes"]}
-    table = _table("model", "state", "where", "layers", "bytes", "context", "requests", "speed", "until")
+    titles = ("model", "state", "where", "layers", "bytes", "context", "requests", "speed", "until")
+    table = Fitting(
+        titles, _RIGHT, _WHOLE, spare=("until", "context", "requests", "bytes", "speed", "layers")
+    )
     for found in state["deployments"]:
         condition = found["state"]
         if condition in ("loading", "starting"):
             condition += f" {found['progress']:.0%}"
         requests = f"{found['active']}+{found['waiting']}" if found["waiting"] else str(found["active"])
         speed = f"{found['speed']:.1f}/s" if found["speed"] else ""
+        if drafts := found.get("speculation"):
+            speed = f"{speed} ({drafts['by']} {drafts['acceptance']:.0%})".lstrip()
         first = [found["model"], condition]
         rest = [str(found["context"] or ""), requests, speed, _until(found)]
         for placed in found["placed"] or [None]:
@@ -151,8 +204,6 @@ def deployment_table(state: dict[str, Any]) -> Table:
                 layers, size = layers_text(placed, found["layers"]), bytes_text(placed["bytes"])
             table.add_row(*first, where, layers, size, *rest)
             first, rest = ["", ""], ["", "", "", ""]
-        if found["reason"]:
-            table.add_row("", "", found["reason"], style="red")
     return table
 
 
@@ -167,5 +218,5 @@ def layers_text(placed: dict[str, Any], count: int) -> str:
 
 def _until(found: dict[str, Any]) -> str:
     if found["pinned"] or found["expires"] < 0:
-        return "for ever"
+        return "never expires"
     return seconds_text(found["expires"]) if found["expires"] else ""

@@ -15,7 +15,7 @@ def token(options: argparse.Namespace) -> int:
     if options.show:
         value = loaded(options).settings.cluster.token
         if not value:
-            print("no token is set: the cluster is open to the whole LAN", file=sys.stderr)
+            print("no token is set: see `sollold cluster members` for who belongs together", file=sys.stderr)
             return Exit.FAILED
         print(value)
         return Exit.DONE
@@ -25,7 +25,8 @@ def token(options: argparse.Namespace) -> int:
             "\nPut it on every machine of the cluster, into /etc/sollold/sollold.toml:\n"
             '  [cluster]\n  token = "…"\n'
             "then `systemctl restart sollold` there. Keep the file readable by root and sollold alone\n"
-            "(chown root:sollold, chmod 640): who has the token has the cluster.",
+            "(chown root:sollold, chmod 640): anyone with the token can join. A daemon refuses to start\n"
+            "with a token in a file that every user of the machine can read.",
             file=sys.stderr,
         )
     return Exit.DONE

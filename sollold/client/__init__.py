@@ -1,1 +1,50 @@
-"""Stands apart: a client of the HTTP API for Python programs and for the command line."""
+"""Stands apart: a client of the HTTP API for Python programs and for the command line.
+
+`HybridRouter` and `OllamaPool` are asynchronous here; `sollold.client.sync_wrapper` has them for callers that
+block. `Client` asks one node, they ask the cluster.
+
+What is named here is imported when it is first asked for: the command line needs little of it, and is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sollold.client.errors import ClientError, InsufficientMemory, RequestTimeout
+    from sollold.client.http import Client
+    from sollold.client.hybrid_router import HybridRouter
+    from sollold.client.pool import OllamaPool
+    from sollold.client.priority_helpers import Priority
+
+__all__ = [
+    "Client",
+    "ClientError",
+    "HybridRouter",
+    "InsufficientMemory",
+    "OllamaPool",
+    "Priority",
+    "RequestTimeout",
+]
+_ROOMS = {
+    "Client": "http",
+    "ClientError": "errors",
+    "HybridRouter": "hybrid_router",
+    "InsufficientMemory": "errors",
+    "OllamaPool": "pool",
+    "Priority": "priority_helpers",
+    "RequestTimeout": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    room = _ROOMS.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{room}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

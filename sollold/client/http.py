@@ -1,25 +1,23 @@
-"""A client of the HTTP API of any node."""
+"""A client of the HTTP API of one node. aiohttp is imported with the first request: it takes its time."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import json
+import os
+from collections.abc import AsyncGenerator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import aiohttp
-import msgspec
+from sollold.client.errors import ClientError, NodeLost, NodeSilent, RequestTimeout, error_text
+from sollold.client.trust import CA_VARIABLE, distrust, trusted
 
+if TYPE_CHECKING:
+    import aiohttp
 
-class ClientError(Exception):
-    """The daemon could not be asked, or said no. ``status`` is HTTP's; 0 when nobody is there, 504 when there
-    was no answer in time.
-    """
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
+CONNECT_SECONDS = 5.0
+LONGEST_LINE = 1 << 20
+"""Half of the bytes that a line of a stream may have."""
 
 
 class Client:
@@ -28,30 +26,37 @@ class Client:
     Args:
         url: of the node (``http://pc2:11435``).
         timeout: seconds for an answer that is not streamed.
+        session: to share connections with other clients; without one the client opens its own.
     """
 
-    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, *, timeout: float = 30.0, session: aiohttp.ClientSession | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout
-        self._session: aiohttp.ClientSession | None = None
+        self._session = session
+        self._owned = False
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession()
+        if self._session is None:
+            self._session = new_session()
+            self._owned = True
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
+        if self._session is not None and self._owned:
             await self._session.close()
+            self._session, self._owned = None, False
 
-    async def get(self, path: str) -> Any:
+    async def get(self, path: str, *, timeout: float | None = None) -> Any:
         """The JSON object at ``path``.
 
         Raises:
             ClientError: nobody answers, or the answer is an error, or none of a node's.
         """
-        return await self._whole("GET", path, None, self._timeout)
+        return await self._whole("GET", path, None, timeout or self._timeout)
 
     async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
         """Send JSON, get JSON (None for an empty answer).
@@ -62,7 +67,7 @@ class Client:
         return await self._whole("POST", path, body, timeout or self._timeout)
 
     async def delete(self, path: str, body: object) -> Any:
-        """As `post`, with the method DELETE.
+        """Send JSON with the method DELETE, get JSON (None for an empty answer).
 
         Raises:
             ClientError: as `get`.
@@ -70,26 +75,38 @@ class Client:
         return await self._whole("DELETE", path, body, self._timeout)
 
     async def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
-        span = aiohttp.ClientTimeout(total=timeout, sock_connect=5)
+        import aiohttp
+
+        span = aiohttp.ClientTimeout(total=timeout, sock_connect=CONNECT_SECONDS)
         async with self._open(method, path, body, span) as response:
             data = await response.read()
             return self._object(data, response.status) if data.strip() else None
 
-    async def stream(self, path: str, body: object, *, stall: float = 900.0) -> AsyncIterator[dict[str, Any]]:
-        """Send JSON, get one object a line as they come; ``stall``: longest silence in seconds.
+    async def stream(
+        self, path: str, body: object, *, stall: float = 900.0, headers: dict[str, str] | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Send JSON, get one object a line as they come.
+
+        Args:
+            path, body: of the request.
+            stall: the longest silence in seconds.
+            headers: is filled with the headers of the answer before its first line.
 
         Raises:
             ClientError: as `get`; also for a line that says ``error``, or a line too long to be a node's.
         """
-        span = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=stall)
+        import aiohttp
+
+        span = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=stall)
         async with self._open("POST", path, body, span) as response:
+            if headers is not None:
+                headers.update(response.headers)
             while line := await self._line(response):
                 if line.strip():
                     item = self._object(line, response.status)
                     if "error" in item:
                         code = item.get("code")
-                        status = code if isinstance(code, int) else response.status
-                        raise ClientError(error_text(item), status)
+                        raise refused(error_text(item), code if isinstance(code, int) else response.status)
                     yield item
 
     async def _line(self, response: aiohttp.ClientResponse) -> bytes:
@@ -101,8 +118,8 @@ class Client:
             ) from error
 
     def _object(self, data: bytes, status: int) -> dict[str, Any]:
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
-            item = msgspec.json.decode(data)
+        with contextlib.suppress(ValueError, RecursionError):
+            item = json.loads(data)
             if isinstance(item, dict):
                 return item
         raise ClientError(f"what answers at {self.url} is no sollold: it sends no JSON object", status)
@@ -111,6 +128,24 @@ class Client:
         if self._session is None:
             raise RuntimeError("the client is used outside of its context")
         return _Exchange(self._session, self.url, method, path, body, timeout)
+
+
+def refused(message: str, status: int) -> ClientError:
+    """The error for what a node said; a time-out of its own is told as one."""
+    return RequestTimeout(message) if status == 504 else ClientError(message, status)
+
+
+def new_session() -> aiohttp.ClientSession:
+    """Connections to nodes, for the running loop.
+
+    Raises:
+        ClientError: the file of ``$SOLLOLD_CA`` can't be used.
+    """
+    import aiohttp
+
+    # The system's authorities take a while to load, and only HTTPS needs them.
+    connector = aiohttp.TCPConnector(ssl=trusted()) if os.environ.get(CA_VARIABLE) else None
+    return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE)
 
 
 class _Exchange:
@@ -127,48 +162,41 @@ class _Exchange:
     ) -> None:
         self._url = url
         self._limit = timeout.total or timeout.sock_read or 0.0
-        data = None if body is None else msgspec.json.encode(body)
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
         self._pending = session.request(method, url + path, data=data, headers=headers, timeout=timeout)
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
+        import aiohttp
+
         try:
             response = await self._pending.__aenter__()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise ClientError(
+                raise NodeSilent(
                     f"what listens at {self._url} did not answer within {self._limit:g} s; it has too much "
-                    "to do, or hangs: see `journalctl -u sollold` there, or ask another with --node URL",
-                    504,
+                    "to do, or hangs: see `journalctl -u sollold` there, or ask another with --node URL"
                 ) from error
-            raise ClientError(
+            if isinstance(error, aiohttp.ClientConnectorCertificateError):
+                why = str(error.certificate_error)
+                raise NodeLost(distrust(self._url, why)) from error
+            raise NodeLost(
                 f"no daemon answers at {self._url} ({type(error).__name__}); is it running? "
                 "Start it with `systemctl start sollold` or `sollold run`, or name another with --node URL"
             ) from error
         if response.status >= 400:
-            try:
-                item = msgspec.json.decode(await response.read())
-            except (msgspec.DecodeError, aiohttp.ClientError, TimeoutError):
-                item = {}
+            item: object = {}
+            with contextlib.suppress(ValueError, aiohttp.ClientError, TimeoutError):
+                item = json.loads(await response.read())
             response.release()
-            raise ClientError(error_text(item) or f"HTTP status {response.status}", response.status)
+            raise refused(error_text(item) or f"HTTP status {response.status}", response.status)
         return response
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        import aiohttp
+
         await self._pending.__aexit__(kind, error, trace)
         if isinstance(error, aiohttp.ClientError | TimeoutError):
-            raise ClientError(
-                f"the answer of {self._url} broke off: {type(error).__name__} {error}"
-            ) from error
-
-
-def error_text(item: object) -> str:
-    """The words of an error body in any of the dialects."""
-    if isinstance(item, dict):
-        error = item.get("error", "")
-        if isinstance(error, dict):
-            return str(error.get("message", error))
-        return str(error)
-    return ""
+            raise NodeLost(f"the answer of {self._url} broke off: {type(error).__name__} {error}") from error

@@ -1,1 +1,1 @@
-"""Floor 1: who is there, what each says of itself, who leads, and how nodes prove who they are."""
+"""Nodes, their records, the leader, and the connections between nodes."""

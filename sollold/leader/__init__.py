@@ -1,1 +1,3 @@
-"""Floor 3: what should run where. Decisions are pure; the shell carries them to the owners."""
+"""What should run where. Decisions are pure; `leader` and `apply` carry them to the nodes that
+own the memory, and `client` is how any node asks whoever leads.
+"""

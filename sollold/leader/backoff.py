@@ -7,7 +7,8 @@ doubles. A success forgets all.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+
+from sollold.facts import dataclass
 
 FIRST_PAUSE = 5.0
 LONGEST_PAUSE = 300.0

@@ -1,7 +1,7 @@
 """The leader's shell: answers what nodes ask, and carries placements out, one after the other.
 
-A node leads as long as the view says so; the same object asks the leader when another node is it. Nothing
-here matters after a change of leader: the next one reads the records and goes on.
+A node leads as long as the view says so, and else tells who does. Nothing here matters after a change of
+leader: the next one reads the records and goes on.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollold.agent.commands import Fetch, Fetched
-from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
-from sollold.cluster.record import State
-from sollold.cluster.view import View
-from sollold.config import Settings
-from sollold.leader.backoff import Backoff
-from sollold.leader.carry import UNLOAD_TIMEOUT, Carrier, StaleError
-from sollold.leader.decide import Decision, FetchFirst, Place, Refuse, Soon, decide
-from sollold.leader.ensure import Drop, Dropped, Ensure, Ensured, PlanPreview, Verdict
-from sollold.leader.foresee import foresee
-from sollold.leader.library import Library
-from sollold.leader.lines import Lines
-from sollold.leader.memory import Memory
-from sollold.leader.preview import preview_of
-from sollold.leader.reuse import Otherwise, Use, Wait, for_embedding
-from sollold.leader.world import World, loaded_of, runs_on_llama, unloaded, with_refusals
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, name_of
+from sollold.engines.commands import Fetch, Fetched
+from sollold.errors import Fault
+from sollold.leader.answer import answer, may_change
+from sollold.leader.apply import PlanApplier, StaleError
+from sollold.leader.decide import FetchFirst, Place, Refuse, decide
+from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding
+from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
+from sollold.leader.observations import Observations
+from sollold.leader.preview import PlanPreview, foresee, preview_of
+from sollold.leader.replicas import ReplicaPolicy
+from sollold.leader.snapshot import ClusterSnapshot, loaded_of, unloaded
+from sollold.leader.snapshot_maker import Library, SnapshotMaker
+from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
-from sollold.models.shape import Shape
-from sollold.placement.profile import profile_of
-from sollold.placement.speed import Correction, uncorrected
-from sollold.serving.ask import Fault, unresolved
+from sollold.placement.cost_model import Correction, uncorrected
+from sollold.placement.request import profile_of
+from sollold.placement.speculation import MeasuredDrafts, nothing_measured
+from sollold.settings.schema import Settings
+from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.leader")
 
@@ -42,27 +42,24 @@ ANSWER_WITHIN = 20.0
 """Seconds after which a caller gets PLANNING rather than no answer."""
 ATTEMPTS = 6
 REPLICA_EVERY = 2.0
-"""Seconds between two looks at the lines."""
-SHAPE_PAUSES = (0.3, 1.0, 0.0)
-"""Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
+"""Seconds between two looks at the queues."""
 FETCH_TIMEOUT = 5.0
 FETCH_LOOK = 0.5
 """Seconds that a caller is held while a file is on its way."""
-FETCH_AGAIN = 60.0
-"""Seconds after which a node that could not get a file is thought of again."""
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
-
-
-_LOOKS, _LOOK = 30, 0.1
-"""How often, and after how many seconds each, the leader looks again for a model that a caller knows."""
+CLOSE_AFTER = 10.0
+"""Seconds that a request waits for a deployment to be idle before no new ones are let in."""
+FORGET_RELOAD = 5.0
+"""Seconds after which a request that does not ask again has gone."""
 
 
 class Leader:
-    """See the module's text. `register`, `start`, at the end `close`.
+    """What this node does while it leads. `register`, `start`, at the end `close`.
 
     Args:
         corrections: architecture → how much slower each device is than predicted.
+        draft_stats: a model's digest → what was measured of drafts for it.
         clock: monotonic seconds.
     """
 
@@ -74,27 +71,37 @@ class Leader:
         library: Library,
         corrections: Callable[[str], Correction] = lambda architecture: uncorrected,
         clock: Callable[[], float] = time.monotonic,
+        draft_stats: Callable[[str], MeasuredDrafts] = lambda digest: nothing_measured,
     ) -> None:
         self._settings = settings
         self._view = view
         self._calls = calls
         self._library = library
-        self._corrections = corrections
         self._clock = clock
-        self._memory = Memory(settings.serving.drain_limit)
-        self._carrier = Carrier(view, calls, self._memory, clock)
+        self._observations = Observations(settings.serving.drain_limit)
+        self._snapshots = SnapshotMaker(
+            settings,
+            view,
+            library,
+            self._observations,
+            corrections=corrections,
+            draft_stats=draft_stats,
+            clock=clock,
+        )
+        self._applier = PlanApplier(view, calls, self._observations, clock)
         self._jobs: dict[Ensure, asyncio.Task[Ensured]] = {}
-        self._turn = asyncio.Semaphore(1)
-        """The line of placements: a second one is planned when the first has its bytes."""
-        self._fetches = Backoff(free=0, first=FETCH_AGAIN)
-        self._lines = Lines()
+        self._one_at_a_time = asyncio.Semaphore(1)
+        """Placements go one after the other: a second one is planned when the first has its bytes."""
+        self._replica_policy = ReplicaPolicy()
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
+        self._reloads: dict[str, tuple[float, float]] = {}
+        """Deployment → since when, and when last, a request waited until it can be loaded anew."""
 
     def use(self, settings: Settings) -> None:
         """Other settings from the next placement on."""
-        self._settings = settings
+        self._settings = self._snapshots.settings = settings
 
     def register(self, server: PeerServer) -> None:
         """Answer the peer calls ``ensure`` and ``drop``."""
@@ -119,57 +126,27 @@ class Leader:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
-    # For this node
+    async def preview(self, ask: Ensure, remote: tuple[Model, Shape] | None = None) -> PlanPreview:
+        """What `ensure` would do, without doing it. Any node can tell: all know the records.
 
-    async def ensure(self, ask: Ensure, timeout: float = ANSWER_WITHIN + 10) -> Ensured:
-        """Ask whoever leads. ELSEWHERE with an empty ``leader`` when nobody could be asked."""
-        asked: set[str] = set()
-        leader = self._view.leader().leader
-        while leader and leader not in asked:
-            asked.add(leader)
-            if leader == self._view.me.node:
-                answer = await self._ensure(ask)
-            else:
-                try:
-                    answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=timeout)
-                except PeerError as error:
-                    return Ensured(Verdict.ELSEWHERE, message=f"the leader can't be asked: {error}")
-            if answer.verdict is not Verdict.ELSEWHERE:
-                return answer
-            leader = answer.leader
-        return Ensured(Verdict.ELSEWHERE, message="there is no leader just now")
-
-    async def drop(self, drop: Drop) -> Dropped:
-        """Have a model unloaded, wherever the leader is.
-
-        Raises:
-            PeerError: the leader could not be asked.
+        ``remote``: a model that no node has, planned as if this node had it.
         """
-        leader = self._view.leader().leader
-        for _ in range(3):
-            if not leader:
-                break
-            if leader == self._view.me.node:
-                answer = await self._drop(drop)
-            else:
-                answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=UNLOAD_TIMEOUT + 5)
-            if not answer.leader:
-                return answer
-            leader = answer.leader
-        raise PeerError(leader, "there is no leader just now", transport=True)
-
-    async def preview(self, ask: Ensure) -> PlanPreview:
-        """What `ensure` would do, without doing it. Any node can tell: all know the records."""
-        world = await self._world(ask)
-        if isinstance(world, Refuse):
-            return preview_of(world, None)
-        decision = await asyncio.to_thread(decide, ask, world)
-        if isinstance(decision, Use | Wait | Otherwise):
+        if remote is not None:
+            model, shape = remote
+            snapshot: ClusterSnapshot | Refuse = self._snapshots.of_model(
+                ((self._view.me.node, model),), shape
+            )
+        else:
+            snapshot = await self._snapshots.of(ask)
+        if isinstance(snapshot, Refuse):
+            return preview_of(snapshot, None)
+        decision = await asyncio.to_thread(decide, ask, snapshot)
+        if isinstance(decision, Use | Wait | Mismatch | ReloadWhenIdle):
             # What runs already is an answer, but the question was what a load would place.
-            world = unloaded(world)
-            other = await asyncio.to_thread(decide, replace(ask, ollama=False), world)
-            return preview_of(decision, world, other)
-        return preview_of(decision, world)
+            snapshot = unloaded(snapshot)
+            other = await asyncio.to_thread(decide, replace(ask, ollama=False), snapshot)
+            return preview_of(decision, snapshot, other)
+        return preview_of(decision, snapshot)
 
     def foresee(self, model: str) -> PlanPreview | None:
         """What would come of a model that no node has, by its profile; None when the settings have none."""
@@ -189,34 +166,37 @@ class Leader:
         return Ensured(Verdict.ELSEWHERE, leader=leader if leader != self._view.me.node else "")
 
     async def _on_ensure(self, caller: str, ask: Ensure) -> Ensured:
-        return await self._ensure(ask)
+        return await self.ensure(ask)
 
     async def _on_drop(self, caller: str, drop: Drop) -> Dropped:
-        return await self._drop(drop)
+        return await self.drop(drop)
 
-    async def _ensure(self, ask: Ensure) -> Ensured:
+    async def ensure(self, ask: Ensure) -> Ensured:
+        """Make something answer for a model; ELSEWHERE where another node leads."""
         if not self._leads:
             return self._elsewhere()
         end = asyncio.get_running_loop().time() + SOON
         while True:
             changed = self._changed
-            world = await self._world(ask)
-            if isinstance(world, Refuse):
-                return _answer(world)
-            decision = await asyncio.to_thread(decide, ask, world)
+            snapshot = await self._snapshots.of(ask)
+            if isinstance(snapshot, Refuse):
+                return answer(snapshot)
+            decision = await asyncio.to_thread(decide, ask, snapshot)
             left = end - asyncio.get_running_loop().time()
             # What is in use by the records may be idle by now: they are a moment old.
-            if not isinstance(decision, Soon | Otherwise) or left <= 0:
+            if not may_change(decision) or left <= 0:
                 break
             # Owners wait for a silent head; where the head is known to be dead they need not.
-            await self._carrier.release_orphans(world.orphans(), self._view.leader())
+            await self._applier.release_orphans(snapshot.orphans(), self._view.leader())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), left)
+        if isinstance(decision, ReloadWhenIdle):
+            await self._close_for_reload(decision)
         if isinstance(decision, FetchFirst):
             return await self._have_fetched(decision)
         if not isinstance(decision, Place):
-            return _answer(decision)
-        model = world.holders[0][1]
+            return answer(decision)
+        model = snapshot.holders[0][1]
         # Those who want the same wait for one placement; how long it may be idle is no part of it.
         key = replace(
             ask,
@@ -232,26 +212,26 @@ class Leader:
             job.add_done_callback(lambda done: self._job_done(key, done))
         done, _ = await asyncio.wait([job], timeout=ANSWER_WITHIN)
         if not done:
-            return Ensured(Verdict.PLANNING, message=f"room for {model.name} is being made")
+            return Ensured(Verdict.PLANNING, message=f"making room for {model.name}")
         if job.cancelled():
             return self._elsewhere()
         return job.result()
 
     async def _replicate(self) -> None:
-        """Give a model with a long line one more endpoint, where memory is free."""
+        """Give a model with a long queue one more endpoint, where memory is free."""
         while True:
-            await asyncio.sleep(REPLICA_EVERY)
-            wanted = self._lines.observe(self._view.live(), self._clock())
+            await next_turn(REPLICA_EVERY)
+            wanted = self._replica_policy.observe(self._view.live(), self._clock())
             for model, digest, embedding in wanted if self._leads else ():
                 ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
                 try:
-                    answer = await self._ensure(ask)
+                    ensured = await self.ensure(ask)
                 except Exception:
-                    # It is thought of again; other models' lines must not suffer meanwhile.
-                    log.exception("one more of %s could not be loaded by a fault of our own", model)
+                    # It is thought of again; other models' queues must not suffer meanwhile.
+                    log.exception("could not start a replica of %s: internal error", model)
                     continue
-                if answer.verdict is Verdict.WAIT:
-                    log.info("%s has a long line: one more is loaded", model)
+                if ensured.verdict is Verdict.WAIT:
+                    log.info("%s: queue is long, starting a replica", model)
 
     async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
         """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
@@ -262,15 +242,29 @@ class Leader:
         except PeerError as error:
             state = Fetched(failed=str(error))
         if state.failed:
-            log.info("%s does not fetch %s: %s", node, fetch.model, state.failed)
-            self._fetches.failed(_fetch_key(node, fetch.digest), state.failed, self._clock())
-            return Ensured(Verdict.PLANNING, message=f"{fetch.model} is planned anew: {state.failed}")
+            log.info("%s does not fetch %s: %s", name_of(self._view, node), fetch.model, state.failed)
+            self._snapshots.fetch_failed(node, fetch.digest, state.failed)
+            return Ensured(Verdict.PLANNING, message=f"{fetch.model} is being planned again: {state.failed}")
         if state.total:
             message = f"{fetch.message} {state.completed / state.total:.0%} of it has come."
         else:
             message = fetch.message
         await asyncio.sleep(FETCH_LOOK)
         return Ensured(Verdict.PLANNING, message=message)
+
+    async def _close_for_reload(self, reload: ReloadWhenIdle) -> None:
+        """Have a deployment take no new requests, when one that needs more context has waited long enough:
+        with many callers it would never be idle.
+        """
+        now = self._clock()
+        deployment = reload.endpoint
+        self._reloads = {key: at for key, at in self._reloads.items() if now - at[1] < FORGET_RELOAD}
+        since = self._reloads.get(deployment, (now, now))[0]
+        self._reloads[deployment] = (since, now)
+        if reload.located is not None and now - since >= CLOSE_AFTER:
+            log.info("%s: new requests wait until it is reloaded", reload.message)
+            why = "reloaded with more context"
+            await self._applier.close(reload.node, deployment, self._view.leader(), why)
 
     def _job_done(self, key: Ensure, job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)
@@ -280,20 +274,22 @@ class Leader:
         """Place a model. Placements go one after the other, so that no byte is planned for twice."""
         out: dict[str, str] = {}
         usual = self._settings.placement.keep_alive
-        keep_alive = usual if ask.keep_alive is None else ask.keep_alive
-        async with self._turn:
+        async with self._one_at_a_time:
             for _ in range(ATTEMPTS):
                 term = self._view.leader()
                 if not self._leads:
                     return self._elsewhere()
-                world = await self._world(ask, out)
-                if isinstance(world, Refuse):
-                    return _answer(world)
-                decision = await asyncio.to_thread(decide, ask, world)
+                snapshot = await self._snapshots.of(ask, out)
+                if isinstance(snapshot, Refuse):
+                    return answer(snapshot)
+                decision = await asyncio.to_thread(decide, ask, snapshot)
                 if not isinstance(decision, Place):
-                    return _answer(decision)
+                    return answer(decision)
+                keep_alive = ask.keep_alive
+                if keep_alive is None:
+                    keep_alive = -1.0 if decision.pinned else usual
                 try:
-                    deployment = await self._carrier.carry_out(decision, keep_alive, term, out)
+                    deployment = await self._applier.apply(decision, keep_alive, term, out)
                 except StaleError:
                     return self._elsewhere()
                 if deployment:
@@ -303,20 +299,21 @@ class Leader:
         return Ensured(
             Verdict.REFUSED,
             fault=Fault.UNAVAILABLE.value,
-            message=f"{ask.model} could not be placed: {_story(out) or 'the memory changed under the plan'}.",
+            message=f"{ask.model} could not be placed: {_story(out) or 'memory changed while planning'}.",
             retry_after=5.0,
         )
 
-    async def _drop(self, drop: Drop) -> Dropped:
+    async def drop(self, drop: Drop) -> Dropped:
+        """Unload a model's deployments; where another node leads, say so and do nothing."""
         term = self._view.leader()
         if not self._leads:
             return Dropped(leader=term.leader)
         name = self._library.resolve(drop.model).name or drop.model
-        ours = loaded_of(self._view.live(), drop.model, name, drop.digest)
+        ours = loaded_of(self._view.live(), drop.model, name)
         wanted = sorted({*ours, *drop.seen})
         done = await asyncio.gather(
             *(
-                self._carrier.unload(node, deployment, term, drop.reason, force=drop.force)
+                self._applier.unload(node, deployment, term, drop.reason, force=drop.force)
                 for node, deployment in wanted
             )
         )
@@ -329,115 +326,14 @@ class Leader:
     # Inside
 
     def _observe(self) -> None:
-        self._memory.observe(self._view.live(), self._clock())
+        self._observations.observe(self._view.live(), self._clock())
         self._changed.set()
         self._changed = asyncio.Event()
-
-    async def _world(self, ask: Ensure, out: dict[str, str] | None = None) -> World | Refuse:
-        """What a decision on this model is made from, or why there can be none."""
-        holders = await self._holders(ask)
-        if not holders:
-            resolved = self._library.resolve(ask.model)
-            if ask.digest and not resolved.candidates:
-                # The caller knew it a moment ago.
-                gone = f"No node that has {ask.model} is there any more: it left the cluster or died."
-                return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
-            refusal = unresolved(resolved)
-            message = refusal.message or f"model {ask.model!r} not found"
-            return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
-        records = self._view.live()
-        holders = with_refusals(holders, records)
-        shape = await self._shape(holders)
-        now = self._clock()
-        records = self._view.live()
-        self._memory.observe(records, now)
-        model = holders[0][1]
-        left_out = {
-            **self._memory.out(records, now),
-            **dict.fromkeys(ask.exclude, "it has just failed"),
-            **(out or {}),
-        }
-        return World(
-            records=records,
-            holders=holders,
-            shape=shape,
-            settings=self._settings,
-            promises=self._memory.promises(),
-            gone=self._memory.gone(),
-            returning=self._memory.returning(now),
-            unwilling=self._memory.refusing(),
-            out=left_out,
-            pooled=self._memory.pooled(),
-            truth=self._memory.truth(),
-            blocked=self._memory.models.blocked(model.digest, now),
-            avoided=self._memory.avoided(records, now),
-            passing=self._memory.passing(records, now),
-            last_resort=self._memory.spare(records, now) - set(ask.exclude) - (out or {}).keys(),
-            expected=self._memory.expected(now),
-            departed=self._memory.departed(),
-            unfetched=frozenset(
-                record.node
-                for record in records
-                if self._fetches.blocked(_fetch_key(record.node, model.digest), now) is not None
-            ),
-            correction=self._corrections(model.architecture),
-        )
-
-    async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
-        """Who has the model. One that the caller knows may be so new that its node's list is on its way."""
-        for _ in range(_LOOKS):
-            holders = self._library.find(ask.model)
-            if holders or not ask.digest:
-                return holders
-            await asyncio.sleep(_LOOK)
-        return ()
-
-    async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> Shape | None:
-        """The header as the first node that answers has it; every node has the same content."""
-        me = self._view.me.node
-        usable = [(node, model) for node, model in holders if runs_on_llama(model)]
-        for pause in SHAPE_PAUSES:
-            for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
-                try:
-                    return await self._library.shape(node, model)
-                except LookupError as error:
-                    log.info("%s", error)
-            if usable:
-                await asyncio.sleep(pause)
-        return None
 
 
 def _tell_fault(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        log.error("%s ended by a fault of our own", task.get_name(), exc_info=task.exception())
-
-
-def _answer(decision: Decision) -> Ensured:
-    match decision:
-        case Use(endpoint, node, reason):
-            return Ensured(Verdict.USE, endpoint, node, State.READY, reasons=(reason,))
-        case Wait(deployment, head):
-            return Ensured(Verdict.WAIT, deployment, head, State.LOADING)
-        case Otherwise(deployment, node, message):
-            message = f"{message}; ask again when it is idle, or unload it first."
-            return Ensured(
-                Verdict.REFUSED,
-                deployment,
-                node,
-                fault=Fault.UNAVAILABLE.value,
-                message=message,
-                retry_after=10.0,
-            )
-        case Soon() | FetchFirst():
-            return Ensured(Verdict.PLANNING, message=decision.message)
-        case Refuse(fault, message, retry_after):
-            return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)
-        case Place():
-            raise AssertionError("a placement is carried out, not answered")
-
-
-def _fetch_key(node: str, digest: str) -> str:
-    return f"{node} {digest}"
+        log.error("%s ended by an internal error", task.get_name(), exc_info=task.exception())
 
 
 def _story(out: dict[str, str]) -> str:

@@ -4,62 +4,134 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sollold.leader.decide import Decision, FetchFirst, Place, Refuse, Soon
-from sollold.leader.ensure import Free, Missing, Option, PlanPreview, Verdict
-from sollold.leader.reuse import Otherwise, Use, Wait
-from sollold.leader.world import World
-from sollold.placement.rung import Alternative
-from sollold.placement.shortfall import Shortfall
+from sollold.cluster.gossip.record import Record
+from sollold.facts import dataclass
+from sollold.leader.decide import Decision, FetchFirst, Place, PlaceLater, Refuse
+from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait
+from sollold.leader.messages import Verdict
+from sollold.leader.snapshot import ClusterSnapshot
+from sollold.machine.device import Kind
+from sollold.placement.explain import Shortfall
+from sollold.placement.inventory import Machine, machine_of
+from sollold.placement.plan import Plan
+from sollold.placement.request import must_shard, needed
+from sollold.placement.search import Alternative, describe
+from sollold.settings.schema import ModelProfile, Settings
+from sollold.units import bytes_text
 
 
-def preview_of(decision: Decision, world: World | None, fresh: Decision | None = None) -> PlanPreview:
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Bytes of a device before a plan and after it."""
+
+    node: str
+    name: str
+    device: str
+    total: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanPreview:
+    """What a load would do.
+
+    Attributes:
+        ok: it could be answered; ``message`` says how, or why not with the arithmetic.
+        verdict: what the leader would say now.
+        node, endpoint: what answers, where that is there already.
+        plan: what would be placed; None when nothing would be.
+        evicts: (deployment, model) that would be unloaded.
+        prompt_tokens_per_second: predicted; 0.0 when unknown.
+        context: tokens a request could use.
+        weights, state, compute, overhead: bytes over all devices.
+        free: each device that the plan uses.
+        options: what lost, the fastest first.
+        missing: the arithmetic when it does not fit.
+    """
+
+    ok: bool
+    verdict: Verdict
+    message: str
+    node: str = ""
+    endpoint: str = ""
+    plan: Plan | None = None
+    evicts: tuple[tuple[str, str], ...] = ()
+    prompt_tokens_per_second: float = 0.0
+    context: int = 0
+    weights: int = 0
+    state: int = 0
+    compute: int = 0
+    overhead: int = 0
+    free: tuple[Free, ...] = ()
+    options: tuple[Alternative, ...] = ()
+    missing: Shortfall | None = None
+    estimate: bool = False
+
+
+def preview_of(
+    decision: Decision, snapshot: ClusterSnapshot | None, fresh: Decision | None = None
+) -> PlanPreview:
     """The preview of a decision.
 
     Args:
         decision: what the leader would say now.
-        world: what it, or ``fresh``, was made from; None when the model was not found.
+        snapshot: what it, or ``fresh``, was made from; None when the model was not found.
         fresh: what it would say if the model were not loaded, where ``decision`` is not to place it.
     """
     match decision:
         case Place():
-            return _placed(decision, world, Verdict.WAIT, " ".join(decision.plan.reasons))
-        case Soon(place, message):
-            return _placed(place, world, Verdict.PLANNING, message)
+            return _placed(decision, snapshot, Verdict.WAIT, f"It would run on {_where(decision)}.")
+        case PlaceLater(place, message):
+            return _placed(place, snapshot, Verdict.PLANNING, message)
         case FetchFirst():
-            return _placed(decision.place, world, Verdict.PLANNING, decision.message)
+            return _placed(decision.place, snapshot, Verdict.PLANNING, decision.message)
         case Use(endpoint, node, reason):
-            message = f"{endpoint} on {_name(world, node)} answers: {reason}."
-            return _with_plan(fresh, world, Verdict.USE, message, node, endpoint)
+            message = f"{endpoint} on {_name(snapshot, node)} answers: {reason}."
+            return _with_plan(fresh, snapshot, Verdict.USE, message, node, endpoint)
         case Wait(deployment, head):
-            message = f"{deployment} is being loaded by {_name(world, head)}."
-            return _with_plan(fresh, world, Verdict.WAIT, message, head, deployment)
-        case Otherwise(endpoint, node, message):
-            return _with_plan(fresh, world, Verdict.REFUSED, message + ".", node, endpoint)
+            message = f"{deployment} is being loaded by {_name(snapshot, head)}."
+            return _with_plan(fresh, snapshot, Verdict.WAIT, message, head, deployment)
+        case Mismatch(endpoint, node, message):
+            return _with_plan(fresh, snapshot, Verdict.REFUSED, message + ".", node, endpoint)
+        case ReloadWhenIdle(endpoint, node, message):
+            later = f"{message}; it is reloaded when it is idle."
+            return _with_plan(fresh, snapshot, Verdict.PLANNING, later, node, endpoint)
         case Refuse():
             return PlanPreview(
                 ok=False,
                 verdict=Verdict.REFUSED,
                 message=decision.message,
-                options=_options(decision.alternatives),
-                missing=_missing(decision.shortfall),
+                options=decision.alternatives,
+                missing=decision.shortfall,
             )
 
 
 def _with_plan(
-    fresh: Decision | None, world: World | None, verdict: Verdict, message: str, node: str, endpoint: str
+    fresh: Decision | None,
+    snapshot: ClusterSnapshot | None,
+    verdict: Verdict,
+    message: str,
+    node: str,
+    endpoint: str,
 ) -> PlanPreview:
     if isinstance(fresh, Place):
-        return _placed(fresh, world, verdict, message, node, endpoint)
+        return _placed(fresh, snapshot, verdict, message, node, endpoint)
     return PlanPreview(ok=True, verdict=verdict, message=message, node=node, endpoint=endpoint)
 
 
 def _placed(
-    place: Place, world: World | None, verdict: Verdict, message: str, node: str = "", endpoint: str = ""
+    place: Place,
+    snapshot: ClusterSnapshot | None,
+    verdict: Verdict,
+    message: str,
+    node: str = "",
+    endpoint: str = "",
 ) -> PlanPreview:
     plan, choice = place.plan, place.choice
     shares = (plan.host, *plan.shares)
-    draft = choice.draft
-    prompt = draft.prompt_seconds if draft is not None else 0.0
+    candidate = choice.candidate
+    prompt = candidate.prompt_seconds if candidate is not None else 0.0
     return PlanPreview(
         ok=True,
         verdict=verdict,
@@ -69,31 +141,36 @@ def _placed(
         plan=plan,
         evicts=tuple((deployment, model) for _, deployment, model in place.evictions),
         prompt_tokens_per_second=1 / prompt if prompt > 0 else 0.0,
-        context=plan.run.context // plan.run.slots,
+        context=plan.run.request_context,
         weights=sum(share.weights for share in shares),
         state=sum(share.state for share in shares),
         compute=sum(share.compute for share in shares),
         overhead=sum(share.overhead for share in shares),
-        free=tuple(_free(place, world)),
-        options=_options(choice.alternatives),
+        free=tuple(_free(place, snapshot)),
+        options=choice.alternatives,
         estimate=choice.footprint.estimate,
     )
 
 
-def _free(place: Place, world: World | None) -> Iterable[Free]:
+def _where(place: Place) -> str:
+    candidate = place.choice.candidate
+    return describe(candidate, place.fleet) if candidate is not None else place.plan.head
+
+
+def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[Free]:
     given: dict[tuple[str, str], int] = {}
-    if world is not None:
+    if snapshot is not None:
         victims = {deployment for _, deployment, _ in place.evictions}
-        for record, endpoint in world.endpoints():
+        for record, endpoint in snapshot.endpoints():
             if endpoint.id in victims:
-                for key, size in world.held(record, endpoint).items():
+                for key, size in snapshot.held(record, endpoint).items():
                     given[key] = given.get(key, 0) + size
-        for record in world.records:
+        for record in snapshot.records:
             for grant in record.grants:
-                if grant.deployment in world.gone:
+                if grant.deployment in snapshot.gone:
                     key = record.node, grant.device
                     given[key] = given.get(key, 0) + grant.bytes
-    records = {record.node: record for record in world.records} if world is not None else {}
+    records = {record.node: record for record in snapshot.records} if snapshot is not None else {}
     for node, devices in place.plan.bytes_by_owner().items():
         owner = records.get(node)
         if owner is None:
@@ -105,26 +182,57 @@ def _free(place: Place, world: World | None) -> Iterable[Free]:
                 yield Free(node, owner.name, device.id, device.total, before, after)
 
 
-def _options(alternatives: Iterable[Alternative]) -> tuple[Option, ...]:
-    return tuple(Option(one.what, one.tokens_per_second, one.reason) for one in alternatives)
-
-
-def _missing(shortfall: Shortfall | None) -> Missing | None:
-    if shortfall is None:
-        return None
-    return Missing(
-        needed=shortfall.needed,
-        there=shortfall.there,
-        missing=shortfall.missing,
-        weights=shortfall.weights,
-        state=shortfall.state,
-        buffers=shortfall.buffers,
-        remedies=shortfall.remedies,
-    )
-
-
-def _name(world: World | None, node: str) -> str:
-    for record in world.records if world is not None else ():
+def _name(snapshot: ClusterSnapshot | None, node: str) -> str:
+    for record in snapshot.records if snapshot is not None else ():
         if record.node == node:
             return record.name
     return node
+
+
+def foresee(name: str, profile: ModelProfile, records: Iterable[Record], settings: Settings) -> PlanPreview:
+    """A plan's outline: which machines, not which layers, since those stand in the file."""
+    placement = settings.placement
+    need = needed(profile)
+    size = f"about {bytes_text(need)}" if not profile.memory else bytes_text(need)
+    words = f"{profile.parameters:g} billion weights, {size}" if profile.parameters else size
+    begin = f"No node has the file of {name} yet. By its profile ({words}) "
+    machines = [
+        machine_of(record, holds=True, spare=placement.spare) for record in records if not record.draining
+    ]
+    machines.sort(key=lambda one: (-one.room, one.name))
+    apart = placement.enable_distributed and (
+        profile.requires_distributed or must_shard(placement, int(profile.parameters * 1e9))
+    )
+    alone = max(machines, key=lambda one: (_own_room(one), one.name), default=None)
+    if not apart and alone is not None and _own_room(alone) >= need:
+        return _outline(
+            True, f"{begin}{alone.name} would hold it alone: fetch it there (`sollold pull {name}`)."
+        )
+    if placement.enable_distributed:
+        chosen: list[Machine] = []
+        for machine in machines[: placement.max_workers + 1]:
+            if sum(one.room for one in chosen) >= need and len(chosen) >= (2 if apart else 1):
+                break
+            chosen.append(machine)
+        if sum(one.room for one in chosen) >= need and (len(chosen) > 1 or not apart):
+            names = ", ".join(one.name for one in chosen)
+            why = "no machine holds it alone" if not apart else "the settings want it so"
+            return _outline(True, f"{begin}it would be spread over {names}, since {why}. Fetch it on one.")
+    there = sum(one.room for one in machines) if placement.enable_distributed else 0
+    there = there or (_own_room(alone) if alone is not None else 0)
+    if need > there:
+        end = f"it does not fit: {bytes_text(there)} are there, {bytes_text(need - there)} are missing."
+    else:
+        end = "it does not fit: the settings want it spread, and there is no other machine."
+    remedies = ("a smaller quantization of the model",)
+    missing = Shortfall(need, there, max(0, need - there), need, 0, 0, remedies, begin + end)
+    return _outline(False, begin + end, missing)
+
+
+def _outline(ok: bool, message: str, missing: Shortfall | None = None) -> PlanPreview:
+    return PlanPreview(ok=ok, verdict=Verdict.REFUSED, message=message, missing=missing, estimate=True)
+
+
+def _own_room(machine: Machine) -> int:
+    plain = sum(capacity.room for capacity in machine.devices if capacity.kind is Kind.EXTERNAL)
+    return machine.room - plain

@@ -1,1 +1,1 @@
-"""Floor 0: what this machine has, in bytes and bytes per second."""
+"""What this machine has: devices, memory, speed, in bytes and bytes per second."""

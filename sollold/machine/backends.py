@@ -6,10 +6,10 @@ import logging
 import os
 import re
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
-from sollold.config import MIB
+from sollold.facts import dataclass
+from sollold.settings.schema import MIB
 
 log = logging.getLogger("sollold.machine")
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import StrEnum
+
+from sollold.facts import dataclass
+
+PROCESSOR = "CPU"
+"""llama.cpp's name of a machine's processor as a device."""
 
 
 class Kind(StrEnum):
-    """What computes: a GPU, the processor, or whatever is behind a worker that others started."""
+    """What computes: a GPU, the processor, or whatever is behind an external worker."""
 
     GPU = "gpu"
     CPU = "cpu"
-    PLAIN = "plain"
-    """Reached over the network, without proof and encryption; see `sollold.machine.plain`."""
+    EXTERNAL = "plain"
+    """Reached over the network, without proof and encryption; see `sollold.machine.external_worker`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +25,8 @@ class Device:
     """One place that can hold layers of a model. Sizes in bytes.
 
     Attributes:
-        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``); of a plain worker
-            its address.
+        id: llama.cpp's name for it on its own machine (``CUDA0``, ``Vulkan1``, ``CPU``); of an
+            external worker its address.
         total: physical size; for ``CPU`` the RAM, bounded by the cgroup.
         free: free when last measured, whoever uses the rest. A hint: it is stale when read.
         limit: most that grants may take in all, from the settings (``total`` when not set).

@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
-from sollold.config import MIB, NodeSettings
+from sollold.facts import dataclass
 from sollold.machine.backends import Listed, listed
-from sollold.machine.device import Device, Kind
-from sollold.machine.gpus import Gpu, Nvml
+from sollold.machine.device import PROCESSOR, Device, Kind
+from sollold.machine.gpus import Gpu, GpuLoad, Nvml
 from sollold.machine.memory import Memory, memory
 from sollold.machine.speed import Speed, processor_name, speed
+from sollold.settings.schema import MIB, NodeSettings
 
-PROCESSOR = "CPU"
 UNIFIED = "ram"
 """The pool of the processor and of every GPU that has no memory of its own."""
 LIST_SECONDS = 60.0
@@ -65,7 +64,7 @@ class Machine:
 
     @property
     def problem(self) -> str:
-        """Why GPUs can't be seen, for people; empty when nothing is wrong."""
+        """Why GPUs can't be seen, for people; empty when there is no problem."""
         return self._nvml.problem
 
     def idle_gpus(self) -> tuple[str, ...]:
@@ -75,6 +74,15 @@ class Machine:
             return ()
         gpus = [(place, gpu) for place, gpu in enumerate(self._gpus) if gpu.readable]
         return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
+
+    @property
+    def can_tell_load(self) -> bool:
+        """Whether there are drivers that tell how busy GPUs are."""
+        return self._nvml.present
+
+    def gpu_loads(self) -> list[GpuLoad]:
+        """How busy the GPUs of the last measurement are now. Blocks a moment: call it off the loop."""
+        return self._nvml.loads(self._gpus)
 
     def reserves(self) -> dict[str, int]:
         """Bytes of each device that are left to the rest of the machine."""

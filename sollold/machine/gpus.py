@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.machine")
 
@@ -38,6 +41,22 @@ class Gpu:
         return self.total > 0
 
 
+@dataclass(frozen=True, slots=True)
+class GpuLoad:
+    """How busy a GPU is; NaN where the driver does not tell.
+
+    Attributes:
+        device: llama.cpp's name for it, ``CUDA0`` and so on.
+        utilization: share of the last moment in which it computed, 0.0 to 1.0.
+        temperature: degrees Celsius; ``power``: watts.
+    """
+
+    device: str
+    utilization: float
+    temperature: float
+    power: float
+
+
 class Nvml:
     """The NVIDIA driver's management library. Without one there are no GPUs, and that is no error."""
 
@@ -46,6 +65,11 @@ class Nvml:
         self.problem = ""
         """Why NVIDIA GPUs can't be seen; empty when they can, or when there is no driver."""
         self._said: dict[int, str] = {}
+        try:
+            # The binding is 2 MB of constants, of no use without the library that it would load.
+            ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            return
         try:
             import pynvml
         except ImportError as error:
@@ -77,6 +101,40 @@ class Nvml:
             return []
         self._say(-1, "")
         return visible([self._gpu(index) for index in range(count)], os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+    @property
+    def present(self) -> bool:
+        """Whether there is a driver to ask."""
+        return self._nvml is not None
+
+    def loads(self, gpus: Sequence[Gpu]) -> list[GpuLoad]:
+        """How busy ``gpus``, as `gpus` gave them, are now. Blocks a moment."""
+        nvml = self._nvml
+        if nvml is None:
+            return []
+        found = []
+        for place, gpu in enumerate(gpus):
+            if not gpu.readable:
+                continue
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(gpu.index)
+            except nvml.NVMLError:
+                continue
+            found.append(
+                GpuLoad(
+                    f"CUDA{place}",
+                    self._measured(lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, handle),
+                    self._measured(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+                    self._measured(lambda h: nvml.nvmlDeviceGetPowerUsage(h) / 1000, handle),
+                )
+            )
+        return found
+
+    def _measured(self, ask: Any, *arguments: Any) -> float:
+        try:
+            return float(ask(*arguments))
+        except (self._nvml.NVMLError, AttributeError):
+            return math.nan
 
     def _gpu(self, index: int) -> Gpu:
         """One that can't be read keeps its place: the others' names count on it."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from sollold.facts import dataclass
 
 _UNLIMITED = 1 << 60
 """cgroup v1 writes a number near 2^63 for no limit."""

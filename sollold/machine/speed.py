@@ -15,14 +15,15 @@ import os
 import platform
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import psutil
 
-from sollold.config import MIB
+from sollold.facts import dataclass
 from sollold.machine.memory import memory
+from sollold.settings.schema import MIB
+from sollold.settings.state_file import write_whole
 
 log = logging.getLogger("sollold.machine")
 
@@ -70,9 +71,7 @@ def speed(kept: Path) -> Speed:
         log.info("the processor's speed could not be measured; the next start tries again")
         return fresh
     try:
-        beside = kept.with_suffix(".new")
-        beside.write_bytes(msgspec.json.encode(fresh))
-        beside.replace(kept)
+        write_whole(kept, msgspec.json.encode(fresh))
     except OSError as error:
         log.warning("the measured speed can't be kept in %s: %s", kept, error)
     return fresh

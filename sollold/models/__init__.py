@@ -1,1 +1,1 @@
-"""Floor 1: model files. Headers are read, tensors never; the user's files are never written."""
+"""Model files and their names. Headers are read, tensors never; the user's files are never written."""

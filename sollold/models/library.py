@@ -1,8 +1,8 @@
 """The models of the whole cluster, each once, from the lists of its nodes.
 
 A record carries the digest of its node's list; the list itself is fetched by a peer call when that changes.
-Peer methods registered here: ``models`` (`WhatModels` → `ModelList`) and ``shape`` (`WhatShape` → `Shape`),
-``metadata`` (`WhatShape` → `Metadata`).
+Peer methods registered here: ``models`` (`ListModelsRequest` → `ModelList`) and ``shape`` (`ShapeRequest` →
+`Shape`), ``metadata`` (`ShapeRequest` → `Metadata`).
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
-from sollold.cluster.peer import PeerCalls, PeerError, PeerServer
-from sollold.cluster.record import InOllama
-from sollold.cluster.view import View
-from sollold.models.catalogue import Catalogue, apart
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, name_of
+from sollold.facts import dataclass
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf.vocabulary import alike
+from sollold.models.listing import Listed, merge
 from sollold.models.model import Model
-from sollold.models.names import Resolved, exact, is_name, resolve
-from sollold.models.shape import Shape
+from sollold.models.names import Resolved, exact, is_name, resolve, unresolved
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.name_owners import distinct_names
 
 log = logging.getLogger("sollold.models")
 
@@ -33,8 +36,10 @@ _LOOK = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class WhatModels:
-    """Asks a node for its models."""
+class ListModelsRequest:
+    """Asks a node for its models. ``refresh``: it is to look at its stores first."""
+
+    refresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class ModelList:
 
 
 @dataclass(frozen=True, slots=True)
-class WhatShape:
+class ShapeRequest:
     """Asks a node that has the model's files what its header says."""
 
     name: str
@@ -57,15 +62,6 @@ class Metadata:
     """A header's key-value pairs, long arrays left out."""
 
     pairs: dict[str, str | int | float | bool | list[str | int | float | bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A model of the cluster, the nodes that have its content, by id, and what Ollamas call it."""
-
-    model: Model
-    nodes: tuple[str, ...]
-    in_ollama: InOllama = field(default_factory=InOllama)
 
 
 _UNKNOWN = ModelList("", ())
@@ -87,6 +83,8 @@ class Library:
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
+        self.sources: list[Callable[[], Awaitable[None]]] = []
+        """What else than the catalogue is to look anew when a list must be current."""
         self._lists: dict[str, ModelList] = {}
         self._wanted = asyncio.Event()
         self._fetches: dict[str, asyncio.Task[None]] = {}
@@ -96,9 +94,9 @@ class Library:
         self._callbacks: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._task: asyncio.Task[None] | None = None
-        server.method("models", WhatModels, self._answer_models)
-        server.method("shape", WhatShape, self._answer_shape)
-        server.method("metadata", WhatShape, self._answer_metadata)
+        server.method("models", ListModelsRequest, self._answer_models)
+        server.method("shape", ShapeRequest, self._answer_shape)
+        server.method("metadata", ShapeRequest, self._answer_metadata)
 
     async def start(self) -> None:
         """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
@@ -118,6 +116,22 @@ class Library:
         self._task = None
         self._fetches = {}
 
+    async def refresh(self, node: str) -> None:
+        """Learn what a node has now: what was just created, fetched or deleted there shows afterwards.
+
+        One that can't be asked is left as it is known.
+        """
+        if node == self._view.me.node:
+            await self._refresh_own()
+            return
+        request = ListModelsRequest(refresh=True)
+        with contextlib.suppress(PeerError):
+            self._learn(node, await self._calls.call(node, "models", request, ModelList, timeout=_TIMEOUT))
+
+    async def _refresh_own(self) -> None:
+        for source in (*self.sources, self._catalogue.refresh):
+            await source()
+
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
         self._callbacks.append(callback)
@@ -136,7 +150,7 @@ class Library:
         return self._or_away(self._here(name))
 
     async def awaited(self, name: str) -> Resolved:
-        """As `resolve`, for a caller who would be told that there is no such model.
+        """As `resolve`, for a caller who would be told that no such model.
 
         A node that was just started, or joined, must not call a model missing that others have: while it does
         not know all their models it waits, some seconds at the most.
@@ -148,6 +162,20 @@ class Library:
             if known or asyncio.get_running_loop().time() >= end:
                 return resolved
             await asyncio.sleep(_LOOK)
+
+    async def named(self, name: str) -> Listed:
+        """The model that a caller means by ``name``; waits as `awaited` does.
+
+        Raises:
+            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while those who have it are away.
+        """
+        listed = self.get(name)
+        if listed is None:
+            resolved = await self.awaited(name)
+            listed = self._shelves()[0].get(resolved.name)
+            if listed is None:
+                raise unresolved(resolved)
+        return listed
 
     def get(self, name: str) -> Listed | None:
         """The model that a caller means by ``name``; None when it is not exactly one."""
@@ -176,6 +204,23 @@ class Library:
         Empty when the name is not exactly one model; `resolve` says why.
         """
         return self._shelves()[1].get(self._here(name).name, ())
+
+    def nodes_with(self, digest: str) -> tuple[str, ...]:
+        """The live nodes that can read the files of a model with this content."""
+        live = [self._view.me.node, *(record.node for record in self._view.live())]
+        return tuple(
+            node
+            for node in dict.fromkeys(live)
+            if any(one.digest == digest and one.files and not one.unusable for one in self.models_of(node))
+        )
+
+    def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
+        """As `find`, of each model whose vocabulary is like this one."""
+        return tuple(
+            holders
+            for holders in self._shelves()[1].values()
+            if holders and alike(holders[0][1].vocabulary, vocabulary)
+        )
 
     def models_of(self, node: str) -> tuple[Model, ...]:
         """One node's own list, as last fetched."""
@@ -206,7 +251,7 @@ class Library:
             local = self.name_at(node, model)
             with contextlib.suppress(PeerError):
                 answer = await self._calls.call(
-                    node, "metadata", WhatShape(local), Metadata, timeout=_TIMEOUT
+                    node, "metadata", ShapeRequest(local), Metadata, timeout=_TIMEOUT
                 )
                 return dict(answer.pairs)
         return {}
@@ -216,7 +261,7 @@ class Library:
         if node == self._view.me.node:
             return await self._catalogue.shape(name)
         try:
-            return await self._calls.call(node, "shape", WhatShape(name), Shape, timeout=_TIMEOUT)
+            return await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
             raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
 
@@ -229,7 +274,7 @@ class Library:
     def listed_at(self, node: str, listed: Model) -> str:
         """The name in the node's own list behind one of `all`; empty when the node has not just that."""
         for other in self.models_of(node):
-            shown = (other.name, apart(other.name, other.digest))
+            shown = (other.name, *distinct_names(other, None))
             if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
                 return other.name
         return ""
@@ -267,7 +312,7 @@ class Library:
             live = {record.node for record in self._view.live()}
             lists = {node: known.models for node, known in self._lists.items() if node in live}
             lists[self._view.me.node] = self._catalogue.models
-            self._shelf = shelve(lists)
+            self._shelf = merge(lists)
         return self._shelf
 
     async def _run(self) -> None:
@@ -300,119 +345,35 @@ class Library:
     async def _fetch(self, node: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            got = await self._calls.call(node, "models", WhatModels(), ModelList, timeout=_TIMEOUT)
+            got = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
         except PeerError as error:
-            log.info("the models of node %s can't be fetched just now: %s", node, error)
+            log.info("the models of %s can't be fetched just now: %s", name_of(self._view, node), error)
             self._retry_at[node] = loop.time() + _AGAIN
         else:
-            # What a node of another release may call a model must not keep the others' from being found.
-            self._lists[node] = replace(got, models=tuple(one for one in got.models if is_name(one.name)))
+            self._learn(node, got)
             record = self._view.record(node)
             if record is not None and record.models != got.digest:
                 # The record is behind the list or the list behind the record: ask again, but not at once.
                 self._retry_at[node] = loop.time() + 1.0
-            self._changed()
         finally:
             del self._fetches[node]
             self._wanted.set()
 
-    async def _answer_models(self, caller: str, request: WhatModels) -> ModelList:
+    def _learn(self, node: str, got: ModelList) -> None:
+        # What a node of another release may call a model must not keep the others' from being found.
+        self._lists[node] = replace(got, models=tuple(one for one in got.models if is_name(one.name)))
+        self._changed()
+
+    async def _answer_models(self, caller: str, request: ListModelsRequest) -> ModelList:
+        if request.refresh:
+            await self._refresh_own()
         return ModelList(self._catalogue.digest, self._catalogue.models)
 
-    async def _answer_shape(self, caller: str, request: WhatShape) -> Shape:
+    async def _answer_shape(self, caller: str, request: ShapeRequest) -> Shape:
         try:
             return await self._catalogue.shape(request.name)
         except LookupError as error:
             raise PeerError(self._view.me.node, str(error.args[0]), transport=False) from None
 
-    async def _answer_metadata(self, caller: str, request: WhatShape) -> Metadata:
+    async def _answer_metadata(self, caller: str, request: ShapeRequest) -> Metadata:
         return Metadata(await self._catalogue.metadata(request.name))  # type: ignore[arg-type]
-
-
-def shelve(
-    lists: Mapping[str, tuple[Model, ...]],
-) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
-    """The lists of all nodes as one: name → model with its nodes, and name → (node, model) pairs.
-
-    Content is told by digest, so a node that has it under another name counts too, and a model that a node
-    knows only by Ollama's manifest is the one that another node could read. If a name stands for several
-    contents, it keeps the one that most nodes have, then the newest; the others get the digest into the tag.
-    """
-    by_manifest = {
-        model.manifest: model
-        for models in lists.values()
-        for model in models
-        if model.manifest and model.files and not model.unusable
-    }
-    in_ollama: dict[str, list[Model]] = {}
-    held: dict[str, dict[str, Model]] = {}
-    named: dict[str, dict[str, list[Model]]] = {}
-    for node, models in sorted(lists.items()):
-        for model in models:
-            digest = by_manifest.get(model.manifest, model).digest
-            same = model if digest == model.digest else replace(model, digest=digest)
-            if model.manifest:
-                in_ollama.setdefault(digest, []).append(model)
-            have = held.setdefault(digest, {})
-            if node not in have or (_runs(same) and not _runs(have[node])):
-                have[node] = same
-            named.setdefault(same.name.lower(), {}).setdefault(digest, []).append(same)
-    listed: dict[str, Listed] = {}
-    found: dict[str, tuple[tuple[str, Model], ...]] = {}
-    for contents in named.values():
-        order = sorted(
-            contents,
-            key=lambda d: (
-                -any(_runs(model) for model in contents[d]),
-                -len(held[d]),
-                -max(m.modified for m in contents[d]),
-                d,
-            ),
-        )
-        for rank, digest in enumerate(order):
-            best = min(contents[digest], key=lambda model: (not _runs(model), model.name))
-            if rank:
-                best = replace(best, name=apart(best.name, digest))
-            pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
-            alike = [
-                one
-                for one in in_ollama.get(digest, ())
-                if _answers_alike(by_manifest.get(one.manifest, one), best)
-            ]
-            called = InOllama(
-                tuple(sorted({one.name for one in alike})), tuple(sorted({one.manifest for one in alike}))
-            )
-            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), called)
-            found[best.name] = pairs
-    names = sorted(listed, key=str.lower)
-    return {name: listed[name] for name in names}, found
-
-
-def _runs(model: Model) -> bool:
-    return bool(model.files) and not model.unusable
-
-
-def _answers_alike(one: Model, other: Model) -> bool:
-    """Whether an Ollama, asked by the name of one, says what it says by the other's.
-
-    What a plain file leaves open (its own template is used) contradicts nothing.
-    """
-    return (
-        one.system == other.system
-        and (one.template == other.template or not one.template or not other.template)
-        and (one.params == other.params or "{}" in (one.params, other.params))
-    )
-
-
-def _as_named(model: Model, named: Model) -> Model:
-    """A node's copy of the content with the name, and what belongs to the name rather than the files."""
-    return replace(
-        named,
-        source=model.source,
-        files=model.files,
-        projector=model.projector,
-        adapters=model.adapters,
-        modified=model.modified,
-        unusable=model.unusable,
-        only_ollama=model.only_ollama,
-    )

@@ -7,18 +7,28 @@ Letters' case is kept for showing and ignored for comparing.
 
 from __future__ import annotations
 
-import difflib
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
 
 HOST = "registry.ollama.ai"
 NAMESPACE = "library"
 TAG = "latest"
+_BACK_AGAIN = 5.0
+"""Seconds after which a caller may ask again for what is on a node that is away."""
+
+NAMELESS = "model"
+"""The model of a file whose name has no letter that a model's name may have."""
+_ENDING = ".gguf"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
 LONGEST = 350
+_BACK_AGAIN = 5.0
+"""Seconds after which a caller may ask again for what is on a node that is away."""
 _QUANTIZATION = re.compile(
     r"(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)",
     re.IGNORECASE,
@@ -111,7 +121,9 @@ def of_file(stem: str) -> tuple[str, str]:
     ``Llama-3-8B-Instruct-Q4_K_M`` gives ``("Llama-3-8B-Instruct", "Q4_K_M")``. Characters that no name
     may have become ``-``.
     """
-    clean = re.sub(r"[^A-Za-z0-9_.\-]+", "-", stem).strip("-.") or "model"
+    # Accents go, and the letters stay.
+    letters = "".join(one for one in unicodedata.normalize("NFKD", stem) if not unicodedata.combining(one))
+    clean = re.sub(r"[^A-Za-z0-9_.\-]+", "-", letters).strip("-.") or NAMELESS
     match = _QUANTIZED_STEM.fullmatch(clean)
     return (match[1], match[2].upper()) if match else (clean, TAG)
 
@@ -168,11 +180,11 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     """
     asked = _behind_alias(asked, aliases)
     names = tuple(known)
-    wanted = asked.removesuffix(".gguf")
+    wanted = asked[: -len(_ENDING)] if asked.lower().endswith(_ENDING) else asked
     try:
         name = parse(wanted)
     except ValueError:
-        return Resolved(asked)
+        return _by_file_name(asked, wanted, names)
     if str(name) in names:
         return Resolved(asked, str(name))
     parsed = {text: parse(text) for text in names}
@@ -182,7 +194,7 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
     tagged = ":" in wanted.rsplit("/", 1)[-1]
     placed = "/" in wanted
     fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=tagged, placed=placed)]
-    if not fitting and not tagged:
+    if not fitting and name.tag.lower() == TAG:
         model, tag = of_file(name.model)
         name = Name(name.host, name.namespace, model, tag)
         fitting = [text for text, other in parsed.items() if _fits(name, other, tagged=True, placed=placed)]
@@ -190,9 +202,30 @@ def resolve(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None 
         return Resolved(asked, fitting[0])
     if fitting:
         return Resolved(asked, candidates=tuple(sorted(fitting)))
+    return Resolved(asked, suggestions=_near(str(parse(wanted)), names))
+
+
+def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
+    """What a file's own name means, which may have characters in it that no model's name has."""
+    stem = wanted.rsplit("/", 1)[-1].strip()
+    if not stem:
+        return Resolved(asked)
+    model, tag = of_file(stem)
+    name = Name(HOST, NAMESPACE, model, tag)
+    parsed = [(text, parse(text)) for text in names]
+    fitting = [text for text, other in parsed if _fits(name, other, tagged=tag != TAG, placed=False)]
+    # All of a name's letters may be foreign ones: then it says nothing.
+    if len(fitting) == 1 and model != NAMELESS:
+        return Resolved(asked, fitting[0])
+    return Resolved(asked, suggestions=tuple(sorted(fitting)[:3]) or _near(f"{model}:{tag}", names))
+
+
+def _near(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
     lowered = {text.lower(): text for text in names}
-    near = difflib.get_close_matches(str(parse(wanted)).lower(), lowered, n=3, cutoff=0.6)
-    return Resolved(asked, suggestions=tuple(lowered[text] for text in near))
+    import difflib  # seldom needed, and a daemon that is idle is to be small
+
+    near = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)
+    return tuple(lowered[text] for text in near)
 
 
 def exact(asked: str, known: Iterable[str], aliases: Mapping[str, str] | None = None) -> Resolved:
@@ -230,3 +263,12 @@ def _fits(name: Name, other: Name, *, tagged: bool, placed: bool) -> bool:
     if not placed:
         return True
     return (name.host.lower(), name.namespace.lower()) == (other.host.lower(), other.namespace.lower())
+
+
+def unresolved(resolved: Resolved) -> Refusal:
+    """Why a caller's name is not one model."""
+    if resolved.candidates:
+        return Refusal(Fault.AMBIGUOUS, resolved.message)
+    if resolved.away:
+        return Refusal(Fault.UNAVAILABLE, resolved.message, retry_after=_BACK_AGAIN)
+    return Refusal(Fault.NOT_FOUND, resolved.message)

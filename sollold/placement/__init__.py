@@ -1,1 +1,1 @@
-"""Floor 2, pure: footprint + devices + policy → plan, with its reasons. No I/O, no clock."""
+"""Pure: footprint + devices + policy → plan, with its reasons. No I/O, no clock."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
-from sollold.cluster.record import Asked
-from sollold.machine.plain import plain_address
-from sollold.models.run import Run
+from sollold.cluster.gossip.record import Asked
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR
+from sollold.machine.external_worker import external_address
+from sollold.models.footprint.run_options import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,15 @@ class Plan:
         host: what stays with the head's own processor: the token embedding, host buffers and, when
             ``host.layers`` is not 0, the first layers of the model. Device ``CPU``.
         shares: the offloaded layers in ``--device`` order, which is layer order; may be empty.
-        asked: how it was asked to run.
+        asked: how it was asked to run; ``template``: Ollama's TEMPLATE to be applied, empty: the file's own.
         cpu_moe: of so many first layers the experts stay with the head's processor, though they are offloaded
             otherwise; their bytes are the host's.
         tokens_per_second, load_seconds: predicted; 0.0 when unknown.
         estimate: the model's architecture is not known, so the bytes are estimates on the safe side.
         reasons: sentences for a person: why so, what was given.
+        drafts_by: what drafts tokens, as in `Drafts`, ``run.drafts`` of them at a time; empty: nothing does.
+        draft_digest: content of the draft model, where one does, and ``draft_device``: of the head, on which
+            it computes; its bytes are in the shares.
     """
 
     model: str
@@ -73,6 +78,10 @@ class Plan:
     load_seconds: float = 0.0
     reasons: tuple[str, ...] = ()
     asked: Asked = field(default_factory=Asked)
+    template: str = ""
+    drafts_by: str = ""
+    draft_digest: str = ""
+    draft_device: str = ""
 
     @property
     def tensor_split(self) -> tuple[int, ...]:
@@ -88,7 +97,7 @@ class Plan:
     def projector_device(self) -> str:
         """The head's first GPU that holds layers, which computes the projector; empty: its processor does."""
         own = (share.device for share in self.shares if share.node == self.head)
-        return next((device for device in own if device != "CPU" and not plain_address(device)), "")
+        return next((device for device in own if device != PROCESSOR and not external_address(device)), "")
 
     def bytes_by_owner(self) -> dict[str, dict[str, int]]:
         """Bytes to reserve, node → device → bytes, the host's share included."""

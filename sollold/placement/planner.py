@@ -1,25 +1,26 @@
 """Where a model goes: alone on a machine if it fits, else the fastest split over several.
 
-Pure. `plan` tries the settings of `sollold.placement.context` one after the other; for each, every
+Pure. `choose` tries the settings of `sollold.placement.context` one after the other; for each, every
 machine that has the file alone, then the splits headed by the most promising of them. What lost is kept
-with its reason, and when nothing fits, the arithmetic (`sollold.placement.shortfall`).
+with its reason, and when nothing fits, the arithmetic (`sollold.placement.explain`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import cache
 
-from sollold.machine.device import Kind
-from sollold.models.footprint import Footprint
-from sollold.models.run import Run
-from sollold.placement import context, speed
-from sollold.placement.alone import on_one_machine
-from sollold.placement.draft import Draft, is_worker
-from sollold.placement.fleet import Fleet, Spot
-from sollold.placement.rung import Alternative, Rung, plain_of
-from sollold.placement.several import over_several
-from sollold.placement.wish import Policy, Wish
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR, Kind
+from sollold.models.footprint.footprint import Footprint
+from sollold.models.footprint.run_options import Run
+from sollold.placement import context, cost_model
+from sollold.placement.evaluate import Candidate, is_worker
+from sollold.placement.inventory import DeviceCapacity, Fleet
+from sollold.placement.multi_machine import over_several
+from sollold.placement.request import PlacementRequest, Policy
+from sollold.placement.search import Alternative, SearchContext, plain_of
+from sollold.placement.single_machine import on_one_machine
 from sollold.units import bytes_text
 
 FootprintOf = Callable[[Run], Footprint]
@@ -30,51 +31,55 @@ CLEAR_GAIN = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The best placement with what it beat. ``draft`` None: nothing fits, not even with the least context,
-    for which ``footprint`` then is; ``alternatives`` say what each way lacked."""
+    """The best placement with what it beat.
 
-    draft: Draft | None
+    ``candidate`` None: nothing fits, not even with the least context, for which ``footprint`` then is;
+    ``alternatives`` say what each way lacked.
+    """
+
+    candidate: Candidate | None
     footprint: Footprint
     alternatives: tuple[Alternative, ...]
     reasons: tuple[str, ...]
 
 
 def choose(
-    wish: Wish,
+    request: PlacementRequest,
     fleet: Fleet,
     footprint_of: FootprintOf,
-    correction: speed.Correction = speed.uncorrected,
+    correction: cost_model.Correction = cost_model.uncorrected,
 ) -> Choice:
     """Find the best placement under the room that ``fleet`` has."""
-    made: dict[Run, Footprint] = {}
+    footprint_of = cache(footprint_of)
 
-    def print_of(run: Run) -> Footprint:
-        if run not in made:
-            made[run] = footprint_of(run)
-        return made[run]
-
-    train = print_of(context.run_with(wish, context.tokens(wish, 0), max(wish.slots, 1))).context_train
-    full, smaller = context.rungs(wish, train)
-    found: tuple[Draft, list[Alternative]] | None = None
-    tried = Rung(wish, fleet, print_of(full[0]), full[0], correction)
-    alone_allowed = not wish.always and not wish.fixed and wish.policy is not Policy.SPREAD
+    train = footprint_of(
+        context.run_with(request, context.tokens(request, 0), max(request.slots, 1))
+    ).context_train
+    full, smaller = context.runs_to_try(request, train)
+    found: tuple[Candidate, list[Alternative]] | None = None
+    tried = SearchContext(request, fleet, footprint_of(full[0]), full[0], correction)
+    alone_allowed = not request.always and not request.fixed and request.policy is not Policy.SPREAD
     if alone_allowed:
         # Fewer requests at a time on one machine go before many over several: a token is quicker there.
         for run in full:
             if run is not full[0] and not _may_hold(tried):
                 break
-            rung = tried if run is full[0] else Rung(wish, fleet, print_of(run), run, correction)
-            alone = on_one_machine(rung)
+            search = (
+                tried if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
+            )
+            alone = on_one_machine(search)
             if alone is not None:
-                found = _against_split(rung, alone), rung.lost
+                found = _against_split(search, alone), search.lost
                 break
     if found is None:
 
-        def attempt(run: Run) -> tuple[Draft, list[Alternative]] | None:
-            rung = tried if run is full[0] else Rung(wish, fleet, print_of(run), run, correction)
-            best = on_one_machine(rung) if alone_allowed and run in smaller else None
-            best = best or over_several(rung)
-            return (best, rung.lost or tried.lost) if best is not None else None
+        def attempt(run: Run) -> tuple[Candidate, list[Alternative]] | None:
+            search = (
+                tried if run is full[0] else SearchContext(request, fleet, footprint_of(run), run, correction)
+            )
+            best = on_one_machine(search) if alone_allowed and run in smaller else None
+            best = best or over_several(search)
+            return (best, search.lost or tried.lost) if best is not None else None
 
         first, *others = *full, *smaller
         found = attempt(first)
@@ -83,64 +88,68 @@ def choose(
             between = (one for run in others[:-1] if (one := attempt(run)) is not None)
             found = next(between, least)
         if found is not None and found[0].run in smaller:
-            found = _widen(wish, fleet, print_of, correction, found, [*full, *smaller], alone_allowed)
+            found = _widen(request, fleet, footprint_of, correction, found, [*full, *smaller], alone_allowed)
     if found is None:
-        return Choice(None, print_of((smaller or full)[-1]), tuple(tried.lost), ())
+        return Choice(None, footprint_of((smaller or full)[-1]), tuple(tried.lost), ())
     best, lost = found
-    chosen = print_of(best.run)
-    reasons = [*_why(wish, fleet, best, chosen), context.given(wish, best.run, train)]
+    chosen = footprint_of(best.run)
+    reasons = [*_why(request, fleet, best, chosen), context.given(request, best.run, train)]
     if chosen.estimate:
-        reasons.append("The architecture is not known: the sizes are estimates on the safe side.")
+        reasons.append("Unknown architecture: sizes are conservative estimates.")
     return Choice(best, chosen, _ranked(lost, best), tuple(reasons))
 
 
-def _may_hold(rung: Rung) -> bool:
+def _may_hold(search: SearchContext) -> bool:
     """Whether some machine with the file has room for the weights, however the model runs."""
-    weights = sum(rung.footprint.weights)
-    return any(sum(spot.room for spot in rung.spots[head.node]) >= weights for head in rung.heads())
+    weights = sum(search.footprint.weights)
+    return any(
+        sum(capacity.room for capacity in search.devices[head.node]) >= weights for head in search.heads()
+    )
 
 
 def _widen(
-    wish: Wish,
+    request: PlacementRequest,
     fleet: Fleet,
-    print_of: FootprintOf,
-    correction: speed.Correction,
-    found: tuple[Draft, list[Alternative]],
+    footprint_of: FootprintOf,
+    correction: cost_model.Correction,
+    found: tuple[Candidate, list[Alternative]],
     order: list[Run],
     alone_allowed: bool,
-) -> tuple[Draft, list[Alternative]]:
+) -> tuple[Candidate, list[Alternative]]:
     """Between the context that fits and the next larger one tried, find the largest that fits."""
     at = order.index(found[0].run)
-    steps = context.between(wish, order[at], order[at - 1])
+    steps = context.between(request, order[at], order[at - 1])
     low, high = -1, len(steps)
     while high - low > 1:
         middle = (low + high) // 2
-        rung = Rung(wish, fleet, print_of(steps[middle]), steps[middle], correction)
-        best = (on_one_machine(rung) if alone_allowed else None) or over_several(rung)
+        search = SearchContext(request, fleet, footprint_of(steps[middle]), steps[middle], correction)
+        best = (on_one_machine(search) if alone_allowed else None) or over_several(search)
         if best is None:
             high = middle
         else:
-            low, found = middle, (best, rung.lost)
+            low, found = middle, (best, search.lost)
     return found
 
 
-def _against_split(rung: Rung, alone: Draft) -> Draft:
+def _against_split(search: SearchContext, alone: Candidate) -> Candidate:
     """The split instead, where the machine alone would compute on its processor and it pays clearly."""
-    if not rung.wish.distributed or not alone.on_host or len(rung.numbers) == 1:
+    if not search.request.distributed or not alone.on_host or len(search.numbers) == 1:
         return alone
-    if not any(spot.kind is Kind.GPU for spots in rung.spots.values() for spot in spots):
+    if not any(
+        capacity.kind is Kind.GPU for capacities in search.devices.values() for capacity in capacities
+    ):
         return alone
-    split = over_several(rung)
+    split = over_several(search)
     if split is None:
         return alone
     if split.seconds * CLEAR_GAIN > alone.seconds:
-        rung.lose(split, "not clearly faster than one machine, which needs no other")
+        search.lose(split, "not clearly faster than one machine, which needs no other")
         return alone
-    rung.lose(alone, "its processor would have to compute, and several machines are clearly faster")
+    search.lose(alone, "its processor would have to compute, and several machines are clearly faster")
     return split
 
 
-def _ranked(lost: Sequence[Alternative], best: Draft) -> tuple[Alternative, ...]:
+def _ranked(lost: Sequence[Alternative], best: Candidate) -> tuple[Alternative, ...]:
     """The alternatives once each, the fastest first, those that do not fit last."""
     once: dict[str, Alternative] = {}
     for one in lost:
@@ -150,7 +159,7 @@ def _ranked(lost: Sequence[Alternative], best: Draft) -> tuple[Alternative, ...]
     return tuple(sorted(once.values(), key=lambda one: -one.tokens_per_second)[:12])
 
 
-def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[str]:
+def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Footprint) -> list[str]:
     """Sentences for a person."""
     size = sum(share.total for share in (best.host, *best.shares))
     head = best.head.name
@@ -165,9 +174,9 @@ def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[st
     others = [fleet.name(node) for node in best.nodes[1:]] + plain_of(best)
     count = 1 + len(others)
     sentences = []
-    if wish.fixed:
-        sentences.append("The counts of layers were fixed by the caller.")
-    elif wish.always:
+    if request.fixed:
+        sentences.append("The layer counts were given by the caller.")
+    elif request.always:
         sentences.append(
             f"It is spread because the settings ask for it: {bytes_text(size)} on {count} machines."
         )
@@ -176,11 +185,13 @@ def _why(wish: Wish, fleet: Fleet, best: Draft, footprint: Footprint) -> list[st
             f"No machine that has the file holds it alone ({bytes_text(size)}): "
             f"{head} runs it with {', '.join(others)}."
         )
-    if wish.policy is Policy.FASTEST and not wish.fixed:
+    if request.policy is Policy.FASTEST and not request.fixed:
         sentences.append("Of the splits that fit, this one has the least predicted time per token.")
-    elif not wish.fixed:
-        sentences.append(f"The layers are shared out by the policy {wish.policy.value}.")
-    hops = [share for share in best.shares if is_worker(best.head, _spot_of(fleet, share.node, share.device))]
+    elif not request.fixed:
+        sentences.append(f"The layers are split by the policy {request.policy.value}.")
+    hops = [
+        share for share in best.shares if is_worker(best.head, _capacity_of(fleet, share.node, share.device))
+    ]
     if hops:
         sentences.append(
             f"Each token makes {len(hops)} round trip{'s' if len(hops) != 1 else ''} to workers."
@@ -209,7 +220,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _spot_of(fleet: Fleet, node: str, device: str) -> Spot:
+def _capacity_of(fleet: Fleet, node: str, device: str) -> DeviceCapacity:
     machine = fleet.machine(node)
-    spot = machine.spot(device) if machine is not None else None
-    return spot or Spot(node, device, Kind.CPU if device == "CPU" else Kind.GPU, 0)
+    capacity = machine.device_named(device) if machine is not None else None
+    return capacity or DeviceCapacity(node, device, Kind.CPU if device == PROCESSOR else Kind.GPU, 0)

@@ -1,1 +1,4 @@
-"""Floor 3: a request finds its endpoint, waits its turn, and gets its bytes back whatever dies."""
+"""Answering requests: `service` and `executor` at the node that was asked choose an endpoint (`router`,
+`dispatch`), have one loaded (`loader`) and recover from faults (`recovery`, `resume`); `endpoint_server` at
+the endpoint's node has the queue (`admission`), the streams from the engine and the watchdog.
+"""

@@ -1,25 +1,32 @@
-"""Who is next at an endpoint. Sans-I/O: events and the time go in, the admitted come out.
+"""Who is next at an endpoint: `Admission`, which is sans-I/O, and `AdmissionQueue`, which waits with it.
 
-One line an endpoint, held at the endpoint's node, so that it is one order whichever node was asked. A
-request starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without a top: later
-ones can pass it only for a bounded time, so nothing starves. Inside a level the client with the fewest
-requests in the engine comes first, then the one whose last turn is longest ago, then the oldest request.
+Each endpoint has one queue, at its node, so that the order is the same whichever node was asked. A request
+starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without a top: later ones can
+pass it only for a bounded time, so nothing starves. Inside a level the client with the fewest requests in
+the engine comes first, then the one served longest ago, then the oldest request.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+
+from sollold.facts import dataclass
 
 STEP = 10.0
 """Seconds of waiting that raise a request by one level."""
+
+
 _FASTEST_RETRY = 1.0
+
+
 _SLOWEST_RETRY = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A request in line. ``arrival``: on this node's clock; in the past for one that waited elsewhere."""
+    """A queued request. ``arrival``: on this node's clock; in the past for one that waited elsewhere."""
 
     id: str
     priority: int
@@ -29,13 +36,13 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Full:
-    """No room in the line. ``retry_after``: seconds after which there should be some."""
+    """The queue is full. ``retry_after``: seconds after which there should be room."""
 
     retry_after: float
 
 
 class Admission:
-    """The line of one endpoint."""
+    """The queue of one endpoint: events and the time go in, the ids of the admitted come out."""
 
     def __init__(self, slots: int, limit: int) -> None:
         """``slots``: requests in the engine at a time; ``limit``: most that may wait."""
@@ -44,29 +51,29 @@ class Admission:
         self._waiting: dict[str, Ticket] = {}
         self._running: dict[str, tuple[str, float]] = {}
         self._of_client: Counter[str] = Counter()
-        self._last_turn: dict[str, int] = {}
-        self._turns = 0
+        self._last_served: dict[str, int] = {}
+        self._served = 0
         self._service = 0.0
 
     @property
     def active(self) -> int:
-        """Requests in the engine."""
+        """Requests running in the engine."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """Requests in the queue."""
         return len(self._waiting)
 
     def offer(self, ticket: Ticket, now: float) -> tuple[str, ...] | Full:
-        """A request comes. Answers the ids admitted now (it may be among them), or that the line is full."""
+        """A request comes. Returns the ids admitted now (it may be among them), or that the queue is full."""
         if len(self._waiting) >= self._limit and len(self._running) >= self._slots:
             return Full(self.retry_after())
         self._waiting[ticket.id] = ticket
         return self._admit(now)
 
     def leave(self, id: str, now: float) -> tuple[str, ...]:
-        """A request is done, or its caller hung up. Answers the ids admitted now. Unknown ids are ignored."""
+        """A request is done, or its caller hung up. Returns the ids admitted now. Unknown ids are ignored."""
         ticket = self._waiting.pop(id, None)
         if ticket is not None:
             self._forget(ticket.client)
@@ -82,20 +89,20 @@ class Admission:
         return self._admit(now)
 
     def resize(self, slots: int, now: float) -> tuple[str, ...]:
-        """The endpoint has another number of slots. Answers the ids admitted now."""
+        """The endpoint has another number of slots. Returns the ids admitted now."""
         self._slots = max(1, slots)
         return self._admit(now)
 
     def order(self, now: float) -> list[str]:
-        """The line as it stands, the next one first."""
+        """The ids in the queue, the next one first."""
         seen: Counter[tuple[int, str]] = Counter()
         keyed = []
         for ticket in sorted(self._waiting.values(), key=lambda ticket: ticket.arrival):
             level = _level(ticket, now)
             nth = seen[level, ticket.client]
             seen[level, ticket.client] += 1
-            running, last_turn = self._share(ticket.client)
-            keyed.append((-level, running + nth, last_turn, ticket.arrival, ticket.id))
+            running, last_served = self._share(ticket.client)
+            keyed.append((-level, running + nth, last_served, ticket.arrival, ticket.id))
         keyed.sort()
         return [key[-1] for key in keyed]
 
@@ -111,8 +118,8 @@ class Admission:
             del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
             self._of_client[ticket.client] += 1
-            self._turns += 1
-            self._last_turn[ticket.client] = self._turns
+            self._served += 1
+            self._last_served[ticket.client] = self._served
             admitted.append(ticket.id)
         return tuple(admitted)
 
@@ -120,15 +127,127 @@ class Admission:
         return (-_level(ticket, now), *self._share(ticket.client), ticket.arrival, ticket.id)
 
     def _share(self, client: str) -> tuple[int, int]:
-        return self._of_client.get(client, 0), self._last_turn.get(client, 0)
+        return self._of_client.get(client, 0), self._last_served.get(client, 0)
 
     def _forget(self, client: str) -> None:
         """Keep nothing of a client that has nothing here: clients come without end."""
         if self._of_client.get(client, 0) <= 0:
             self._of_client.pop(client, None)
             if not any(ticket.client == client for ticket in self._waiting.values()):
-                self._last_turn.pop(client, None)
+                self._last_served.pop(client, None)
 
 
 def _level(ticket: Ticket, now: float) -> int:
     return ticket.priority + int(max(0.0, now - ticket.arrival) / STEP)
+
+
+_RECOUNT = 0.5
+"""Seconds between two looks at the positions while anybody waits: waiting alone changes them."""
+
+
+class QueueFull(Exception):
+    """The queue has no room."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the queue is full")
+        self.retry_after = retry_after
+
+
+class QueueClosed(Exception):
+    """The endpoint admits nobody any more."""
+
+
+class AdmissionQueue:
+    """One endpoint's queue, for coroutines that wait in it."""
+
+    def __init__(self, slots: int, limit: int, changed: Callable[[], None] = lambda: None) -> None:
+        """``changed`` is called whenever the counts of active and waiting have changed."""
+        self._admission = Admission(slots, limit)
+        self._dismissed = False
+        self._waiters: dict[str, tuple[asyncio.Future[None], Callable[[int], None]]] = {}
+        self._changed = changed
+        self._recount: asyncio.TimerHandle | None = None
+        self._told: dict[str, int] = {}
+
+    @property
+    def active(self) -> int:
+        """Requests running in the engine."""
+        return self._admission.active
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self._admission.waiting
+
+    def resize(self, slots: int) -> None:
+        """Admit so many at a time, also after `dismiss`."""
+        self._dismissed = False
+        self._wake(self._admission.resize(slots, asyncio.get_running_loop().time()))
+
+    async def enter(
+        self, id: str, priority: int, client: str, age: float, on_position: Callable[[int], None]
+    ) -> None:
+        """Wait for a slot. `leave` must be called in any case, also after a cancellation.
+
+        ``on_position`` is called with the position (1 is next), first when there is waiting at all.
+
+        Raises:
+            QueueFull: there is no room.
+            QueueClosed: it would wait, and `dismiss` was called before or meanwhile.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        admitted = self._admission.offer(Ticket(id, priority, client, now - age), now)
+        if isinstance(admitted, Full):
+            raise QueueFull(admitted.retry_after)
+        if id in admitted:
+            self._wake(admitted)
+            return
+        if self._dismissed:
+            self._wake(admitted)
+            raise QueueClosed
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters[id] = (waiter, on_position)
+        self._wake(admitted)
+        self._tell()
+        await waiter
+
+    def leave(self, id: str) -> None:
+        """The request is done, or its caller hung up. Unknown ids are ignored."""
+        self._waiters.pop(id, None)
+        self._told.pop(id, None)
+        self._wake(self._admission.leave(id, asyncio.get_running_loop().time()))
+
+    def dismiss(self) -> None:
+        """Send away those that wait, now and until `resize`; those in the engine go on."""
+        self._dismissed = True
+        for future, _ in list(self._waiters.values()):
+            if not future.done():
+                future.set_exception(QueueClosed())
+                # Nobody may be there to fetch it any more.
+                future.exception()
+        if self._recount is not None:
+            self._recount.cancel()
+            self._recount = None
+
+    def _wake(self, admitted: tuple[str, ...]) -> None:
+        for id in admitted:
+            waiter = self._waiters.pop(id, None)
+            if waiter is not None and not waiter[0].done():
+                waiter[0].set_result(None)
+        self._changed()
+
+    def _tell(self) -> None:
+        loop = asyncio.get_running_loop()
+        for position, id in enumerate(self._admission.order(loop.time()), 1):
+            waiter = self._waiters.get(id)
+            if waiter is not None and self._told.get(id) != position:
+                self._told[id] = position
+                waiter[1](position)
+        if self._recount is None and self._waiters:
+            self._recount = loop.call_later(_RECOUNT, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._recount = None
+        if self._waiters:
+            self._tell()

@@ -1,7 +1,7 @@
-"""Long lists of texts to embed: jobs that go on by themselves, piece by piece.
+"""Batches: long lists of texts to embed, as background jobs that go on piece by piece.
 
 A job is cut into pieces which are asked for several at a time; the router spreads them over the endpoints,
-and their low priority keeps them behind people. A piece that finds every place taken is asked for again.
+and their low priority keeps them behind interactive requests. A piece that finds every slot taken is retried.
 One that is refused is halved until the text that can't be embedded stands alone; one that engines die over
 is asked for text by text after a few times, so that the others get their vectors.
 What is kept is bounded: so many jobs, so many vectors, so much text; the oldest finished job goes first.
@@ -15,10 +15,11 @@ import secrets
 import time
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import StrEnum
 
-from sollold.serving.ask import Fault, Refusal
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.serving")
 
@@ -102,8 +103,13 @@ class _NoRoom(Exception):
     """The vectors of a job are more than may be kept."""
 
 
+def no_batch(id_: str) -> Refusal:
+    """What a caller is told who asks for a batch that is not there."""
+    return Refusal(Fault.NOT_FOUND, f"there is no batch {id_[:40]!r} on this node")
+
+
 class Batches:
-    """All jobs of this node. `close` it."""
+    """All jobs of this node. Its maker calls `close`."""
 
     def __init__(
         self,
@@ -148,10 +154,10 @@ class Batches:
                 Fault.BAD_REQUEST, f"a batch has at most {LARGEST} texts, this one has {len(texts)}"
             )
         if len(self._tasks) >= self._most_running:
-            message = f"{self._most_running} batches are under way already; ask again when one is done"
+            message = f"{self._most_running} batches are already running; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         if sum(map(len, texts)) + self._characters() > self._most_characters:
-            message = "the batches that are under way hold too much text; ask again when one is done"
+            message = "the running batches hold too much text; try again when one is done"
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         job = Job(
             id=secrets.token_hex(8),
@@ -176,7 +182,7 @@ class Batches:
         """
         job = self._jobs.get(id_)
         if job is None:
-            raise Refusal(Fault.NOT_FOUND, f"there is no batch {id_[:40]!r} on this node")
+            raise no_batch(id_)
         return job
 
     def jobs(self) -> tuple[Job, ...]:
@@ -270,7 +276,7 @@ class Batches:
                 pause = min(pause * 2, 30.0)
             except Exception:
                 log.exception("a piece of batch %s failed", job.id)
-                self._note(job, piece, "the node failed for a reason it did not expect; its log says more")
+                self._note(job, piece, "internal error; the node's log has the details")
                 return []
         job.waiting = ""
         if len(vectors) != len(piece.texts):

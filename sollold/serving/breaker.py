@@ -1,7 +1,4 @@
-"""A circuit breaker: an endpoint that can't be reached is left alone for a while. Pure; clock passed in.
-
-It counts transport errors only. An engine that answers with an error has been reached.
-"""
+"""Keeps requests away from an endpoint that can't be reached, and tries it again now and then."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving without a loss: take no new work, let what runs finish, then let the rest be resumed elsewhere."""
+"""Draining a node: accept no new requests, let running ones finish, let the rest be resumed elsewhere."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from sollold.cluster.record import GrantState, Record
-from sollold.cluster.view import View
-from sollold.config import ServingSettings
+from sollold.cluster.gossip.record import GrantState, Record
+from sollold.cluster.net.view import View
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.settings.schema import ServingSettings
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
@@ -21,11 +21,11 @@ _MOVING = 5.0
 
 
 class Answering(Protocol):
-    """Callers of this node that are being answered."""
+    """What answers the callers of this node."""
 
     @property
     def under_way(self) -> int:
-        """How many."""
+        """Answers under way."""
         ...
 
 
@@ -34,9 +34,9 @@ async def drain(
 ) -> None:
     """Empty this node of requests; returns when it is, or when ``settings.drain_limit`` has passed.
 
-    The record says so at once, so that no node sends new work and the leader places nothing here. Requests
-    in line here are sent elsewhere. Streams that are not done at the limit are broken off in the way that
-    the nodes asked mend by themselves. Heads that have layers here end their deployments when these are
+    The record says so at once, so that no node sends requests and the leader places nothing here. Requests
+    that wait here are sent elsewhere. Streams that are not done at the limit are aborted in a way that the
+    nodes that were asked recover from. Heads that have layers here end their deployments when these are
     idle, or at the same limit. At the end the record says that the node is empty.
     """
     view.update_me(draining=True, empty=False)
@@ -46,15 +46,15 @@ async def drain(
         return not (server.under_way or serving.under_way or lent(view.me))
 
     log.info(
-        "draining: %d requests under way, memory lent to %d deployments of others, up to %s",
+        "draining: %d requests running, memory lent to %d deployments of other nodes, limit %s",
         server.under_way,
         lent(view.me),
         seconds_text(settings.drain_limit),
     )
     await _until(empty, settings.drain_limit)
     if not empty():
-        log.info("draining: %d requests go on elsewhere", server.under_way)
-        server.break_all(reason)
+        log.info("draining: moving %d requests to other nodes", server.under_way)
+        server.abort_all(reason)
         await _until(empty, _MOVING)
     view.update_me(empty=True)
     log.info("drained")
@@ -74,6 +74,6 @@ async def _until(done: Callable[[], bool], limit: float) -> None:
 
 
 def undrain(view: View, server: EndpointServer) -> None:
-    """Take work again. A `drain` under way must have been ended: at its limit it breaks off what runs."""
+    """Accept requests again. A `drain` under way must have been ended: at its limit it aborts what runs."""
     server.refuse("")
     view.update_me(draining=False, empty=False)

@@ -1,7 +1,7 @@
-"""At the endpoint's node: requests from all nodes come in, one line an endpoint, answers go out.
+"""At the endpoint's node: requests from all nodes come in, each endpoint has one queue, answers go out.
 
-The node that was asked and the endpoint's node are often the same. Then `EndpointServer.visit` is called
-straight; otherwise the peer route carries it in the frames of `sollold.serving.wire`.
+The node that was asked and the endpoint's node are often the same. Then `EndpointServer.stream` is called
+directly; otherwise the peer route carries it in the frames of `sollold.serving.protocol`.
 """
 
 from __future__ import annotations
@@ -12,31 +12,34 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.cluster.peer import PeerServer
-from sollold.cluster.peer_server import caller as proved_caller
-from sollold.cluster.record import Backend, Endpoint, State
-from sollold.cluster.view import View
-from sollold.config import ServingSettings
+from sollold import tracing
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.cluster.net.rpc import PeerServer
+from sollold.cluster.net.rpc_server import caller as proved_caller
+from sollold.cluster.net.view import View
+from sollold.serving.admission import AdmissionQueue
+from sollold.serving.byte_budget import ByteBudget
+from sollold.serving.counters import Counters
+from sollold.serving.engine_client import EngineClient
 from sollold.serving.engines import Engines
-from sollold.serving.far_callers import FarCallers
-from sollold.serving.gate import Gate
-from sollold.serving.held import Held
-from sollold.serving.stall import Stillness
-from sollold.serving.visit import Failure, Visit
-from sollold.serving.wire import PATH, Break, Broken, Turn
+from sollold.serving.local_stream import Figures, LocalStream, has_crashed
+from sollold.serving.peer_handler import PeerRequestHandler
+from sollold.serving.protocol import PATH, EngineRequest, ErrorKind, StreamError
+from sollold.serving.watchdog import IdleDetector
+from sollold.settings.schema import ServingSettings
+from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.serving")
 
-BEAT = 1.0
-"""Seconds between two looks at what is under way."""
+CHECK_EVERY = 1.0
+"""Seconds between two checks of what is under way."""
 _REPORT = 0.25
 """Seconds over which changes of the counts are gathered before they go into the record."""
-_HELD = 300.0
-"""Seconds for which a caller that takes nothing keeps its place in the engine."""
+_UNREAD = 300.0
+"""Seconds for which a caller that reads nothing keeps its slot."""
 _ASK_ENGINE = 5.0
 _PATHS = (
     "/v1/",
@@ -53,22 +56,27 @@ _PATHS = (
 )
 _FULL_RETRY = 5.0
 _PLAIN = re.compile(r"(/[A-Za-z0-9_-]+)+")
-_TELLING = 16
+_ENOUGH_TOKENS = 16
 """Tokens from which on an answer's speed is one: the first few come quicker or slower than the others."""
-_UNSEEN = 1200.0
+_OLLAMA_SILENCE = 1200.0
 """Seconds of silence granted, at the least, to an Ollama that loads, or whose answer is not streamed: it
 shows no work."""
 
 
-class _Door:
-    """An endpoint's gate and what is measured there."""
+class EndpointState:
+    """An endpoint's queue and what is measured there."""
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+    def __init__(self, queue: AdmissionQueue) -> None:
+        self.queue = queue
         self.speed = 0.0
-        self.visits: set[Visit] = set()
-        self.stillness = Stillness()
+        self.streams: set[LocalStream] = set()
+        self.idle = IdleDetector()
         self.asking: asyncio.Task[None] | None = None
+
+    def newest_unanswered(self) -> LocalStream | None:
+        """Of the requests in the engine of which nothing came yet, the one that it got last."""
+        waiting = [one for one in self.streams if one.progress is not None and not one.progress.began]
+        return max(waiting, key=lambda one: one.sent_at, default=None)
 
 
 class EndpointServer:
@@ -81,50 +89,46 @@ class EndpointServer:
         settings: ServingSettings,
         peers: PeerServer | None = None,
         who: Callable[[web.Request], str] = proved_caller,
+        counters: Counters | None = None,
     ) -> None:
         """Registers the peer route; call it before the peer server starts, and `start` on the loop.
 
-        ``who`` tells the node id of whoever asks.
+        ``who`` tells the node id of a request's caller.
         """
-        self._far = FarCallers(self.visit, who)
+        self._peer_requests = PeerRequestHandler(self.stream, who)
+        self._counters = counters or Counters()
         self._view = view
         self._engines = engines
         self._settings = settings
-        self._held = Held(settings.bodies)
-        self._doors: dict[str, _Door] = {}
+        self._bodies = ByteBudget(settings.bodies)
+        self._states: dict[str, EndpointState] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._session: aiohttp.ClientSession | None = None
-        self._beat: asyncio.Task[None] | None = None
+        self._client: EngineClient | None = None
+        self._checks: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] = lambda: None
         self._reports: dict[str, asyncio.TimerHandle] = {}
         self._refusing = ""
         if peers is not None:
-            peers.route("POST", PATH, self._far.answer)
+            peers.route("POST", PATH, self._peer_requests.answer)
 
     async def start(self) -> None:
         """Begin to serve."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30.0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=5.0),
-            auto_decompress=False,
-            read_bufsize=256 * 1024,
-            trust_env=False,
-        )
+        self._client = EngineClient()
         self._unsubscribe = self._view.subscribe(self._record_changed)
-        self._beat = asyncio.create_task(self._beating(), name="serving beat")
+        self._checks = asyncio.create_task(self._check_always(), name="serving checks")
 
     async def close(self) -> None:
         """End everything under way."""
         self.refuse("this node is stopping")
-        self.break_all("this node is stopping")
+        self.abort_all("this node is stopping")
         self._unsubscribe()
-        tasks = [*self._far.tasks(), *self._closing]
-        tasks += [door.asking for door in self._doors.values() if door.asking is not None]
-        if self._beat is not None:
-            self._beat.cancel()
-            tasks.append(self._beat)
+        tasks = [*self._peer_requests.tasks(), *self._closing]
+        tasks += [state.asking for state in self._states.values() if state.asking is not None]
+        if self._checks is not None:
+            self._checks.cancel()
+            tasks.append(self._checks)
         if tasks:
-            # A broken visit ends its own task by itself; the limit is for a caller that reads nothing.
+            # An aborted stream ends its own task by itself; the limit is for a caller that reads nothing.
             _, slow = await asyncio.wait(tasks, timeout=2.0)
             for task in slow:
                 task.cancel()
@@ -132,204 +136,225 @@ class EndpointServer:
         for timer in self._reports.values():
             timer.cancel()
         self._reports.clear()
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            self._client.close()
 
     @property
     def under_way(self) -> int:
-        """Requests in lines and engines of this node."""
-        return sum(len(door.visits) for door in self._doors.values())
+        """Requests in queues and engines of this node."""
+        return sum(len(state.streams) for state in self._states.values())
 
-    def use(self, settings: ServingSettings) -> None:
-        """Other limits from now on; a line that stands keeps its length."""
+    def use_settings(self, settings: ServingSettings) -> None:
+        """Other limits from now on; a queue that is there keeps its length."""
         self._settings = settings
 
     def refuse(self, reason: str) -> None:
-        """Take no new work; who stands in line is sent elsewhere. An empty ``reason`` takes work again."""
+        """Accept no requests, send those that wait elsewhere; with an empty ``reason`` accept them again."""
         self._refusing = reason
         if reason:
-            for door in self._doors.values():
-                door.gate.close()
+            for state in self._states.values():
+                state.queue.dismiss()
 
-    def break_all(self, reason: str) -> None:
-        """Break off what is under way, so that the nodes asked resume it elsewhere."""
-        for door in self._doors.values():
-            for visit in tuple(door.visits):
-                visit.end(Broken(Break.MOVED, reason))
+    def abort_all(self, reason: str) -> None:
+        """Abort what is under way, so that the nodes that were asked resume it elsewhere."""
+        for state in self._states.values():
+            for stream in tuple(state.streams):
+                stream.abort(StreamError(ErrorKind.MOVED, reason))
 
-    def visit(self, turn: Turn) -> Visit:
-        """A request for an endpoint of this node, not yet in line.
+    def stream(self, request: EngineRequest) -> LocalStream:
+        """A request for an endpoint of this node, not yet opened.
 
         Raises:
-            Failure: MOVED, when the endpoint takes no work here.
+            StreamError: MOVED, when the endpoint accepts no requests here; FULL.
         """
         if self._refusing:
-            raise Failure(Broken(Break.MOVED, self._refusing))
-        endpoint = self._endpoint(turn.endpoint)
-        if endpoint is None or self._session is None:
-            raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is not served here"))
+            raise StreamError(ErrorKind.MOVED, self._refusing)
+        endpoint = self._endpoint(request.endpoint)
+        if endpoint is None or self._client is None:
+            raise StreamError(ErrorKind.MOVED, f"{request.endpoint} is not served here")
         if endpoint.state is not State.READY:
-            raise Failure(Broken(Break.MOVED, f"{turn.endpoint} is {endpoint.state}"))
+            raise StreamError(ErrorKind.MOVED, f"{request.endpoint} is {endpoint.state}")
         if endpoint.closing:
-            raise Failure(Broken(Break.MOVED, f"a node that {turn.endpoint} needs is draining"))
-        if not turn.path.startswith(_PATHS) or not _PLAIN.fullmatch(turn.path):
-            raise Failure(Broken(Break.ENGINE, f"{turn.path} is not a request that an endpoint answers"))
-        size = len(turn.body)
-        if not self._held.take(size):
-            message = "the requests that wait on this node hold too much memory already; try again later"
-            raise Failure(Broken(Break.FULL, message, _FULL_RETRY))
-        door = self._door(endpoint)
+            raise StreamError(ErrorKind.MOVED, f"a node that {request.endpoint} needs is draining")
+        if not request.path.startswith(_PATHS) or not _PLAIN.fullmatch(request.path):
+            raise StreamError(ErrorKind.ENGINE, f"{request.path} is not a request that an endpoint answers")
+        size = len(request.body)
+        if not self._bodies.reserve(size):
+            message = "the requests queued on this node already hold too much memory; try again later"
+            raise StreamError(ErrorKind.FULL, message, _FULL_RETRY)
+        state = self._state(endpoint)
+        facts = {"gen_ai.request.model": endpoint.model, "sollold.endpoint": endpoint.id}
+        facts |= {"sollold.request": request.id, "url.path": request.path}
+        traced = tracing.begin("engine", facts, request.trace)
 
-        def ended(visit: Visit) -> None:
-            door.visits.discard(visit)
-            self._held.give_back(size)
+        def ended(stream: LocalStream) -> None:
+            if stream.head is not None:
+                traced.set({"sollold.queue_ms": stream.head.queue_ms})
+            traced.end(stream.failure)
+            state.streams.discard(stream)
+            self._bodies.release(size)
 
-        visit = Visit(
-            turn,
-            door.gate,
+        stream = LocalStream(
+            request,
+            state.queue,
             self._engines,
-            self._session,
-            stall=self._patience(turn, endpoint),
+            self._client,
+            stall=self._stall_limit(request, endpoint),
             # An Ollama loads first, in silence, and gives up by itself when that does not go forward.
-            begin=_UNSEEN if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
-            speed=door.speed or endpoint.speed,
-            on_speed=partial(self._measured, endpoint.id, door),
+            begin=_OLLAMA_SILENCE if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
+            speed=state.speed or endpoint.speed,
+            on_speed=partial(self._measured, endpoint.id, state),
             on_end=ended,
+            is_newest=lambda stream: stream is state.newest_unanswered(),
         )
-        door.visits.add(visit)
-        return visit
+        state.streams.add(stream)
+        return stream
 
-    def _patience(self, turn: Turn, endpoint: Endpoint) -> float:
+    def _stall_limit(self, request: EngineRequest, endpoint: Endpoint) -> float:
         stall = self._settings.stall
-        if stall > 0 and endpoint.backend is Backend.OLLAMA and not turn.stream:
-            return max(stall, _UNSEEN)
+        if stall > 0 and endpoint.backend is Backend.OLLAMA and not request.stream:
+            return max(stall, _OLLAMA_SILENCE)
         return stall
 
     def _endpoint(self, id: str) -> Endpoint | None:
         return self._engines.endpoint(id)
 
-    def _door(self, endpoint: Endpoint) -> _Door:
-        door = self._doors.get(endpoint.id)
-        if door is None:
-            gate = Gate(endpoint.slots, self._settings.queue, partial(self._counted, endpoint.id))
-            door = self._doors[endpoint.id] = _Door(gate)
-        return door
+    def _state(self, endpoint: Endpoint) -> EndpointState:
+        state = self._states.get(endpoint.id)
+        if state is None:
+            queue = AdmissionQueue(endpoint.slots, self._settings.queue, partial(self._counted, endpoint.id))
+            state = self._states[endpoint.id] = EndpointState(queue)
+        return state
 
     def _record_changed(self) -> None:
-        self._far.keep({record.node for record in self._view.live()})
-        for id, door in tuple(self._doors.items()):
+        self._peer_requests.end_all_but({record.node for record in self._view.live()})
+        for id, state in tuple(self._states.items()):
             endpoint = self._endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
                 if endpoint.closing:
-                    door.gate.close()
+                    state.queue.dismiss()
                 else:
-                    door.gate.resize(endpoint.slots)
+                    state.queue.resize(endpoint.slots)
                 continue
             # It is being ended. An engine that was told to end may hold its streams open in silence.
-            door.gate.close()
+            state.queue.dismiss()
             why = endpoint.reason if endpoint is not None else ""
             failed = endpoint is not None and endpoint.state is State.FAILED
-            kind = Break.ENGINE if failed else Break.MOVED
-            for visit in tuple(door.visits):
-                visit.end(Broken(kind, f"the engine was ended{f': {why}' if why else ''}"))
-            if endpoint is None and not door.visits:
-                del self._doors[id]
+            kind = ErrorKind.ENGINE if failed else ErrorKind.MOVED
+            blamed = state.newest_unanswered() if endpoint is not None and has_crashed(endpoint) else None
+            message = f"the engine was ended{f': {why}' if why else ''}"
+            for stream in tuple(state.streams):
+                stream.abort(StreamError(kind, message, crashed=stream is blamed))
+            if endpoint is None and not state.streams:
+                del self._states[id]
 
     def _counted(self, id: str) -> None:
-        door = self._doors.get(id)
-        if door is not None and door.gate.active > 1:
-            for visit in door.visits:
-                if not visit.waits:
-                    visit.alone = False
+        state = self._states.get(id)
+        if state is not None and state.queue.active > 1:
+            for stream in state.streams:
+                if stream.progress is not None:
+                    stream.alone = False
         if id not in self._reports:
             loop = asyncio.get_running_loop()
             self._reports[id] = loop.call_later(_REPORT, self._report, id)
 
     def _report(self, id: str) -> None:
         self._reports.pop(id, None)
-        door = self._doors.get(id)
-        if door is not None:
-            self._engines.report(id, door.gate.active, door.gate.waiting, door.speed)
+        state = self._states.get(id)
+        if state is not None:
+            self._engines.report(id, state.queue.active, state.queue.waiting, state.speed)
 
-    def _measured(self, id: str, door: _Door, visit: Visit, speed: float, tokens: int) -> None:
+    def _measured(self, id: str, state: EndpointState, stream: LocalStream, figures: Figures) -> None:
         """The record tells the speed of one stream alone; of several each is slower than that."""
-        if tokens < _TELLING or not (visit.alone or 0 < door.speed < speed):
+        speed, tokens = figures.speed, figures.tokens
+        self._counters.generated(tokens, speed)
+        self._engines.answered(id, tokens, figures.drafted, figures.accepted)
+        if tokens < _ENOUGH_TOKENS or not (stream.alone or 0 < state.speed < speed):
             return
-        door.speed += (0.3 if door.speed else 1.0) * (speed - door.speed)
+        state.speed += (0.3 if state.speed else 1.0) * (speed - state.speed)
         self._counted(id)
 
-    # The beat: hang-ups, hung engines.
+    # Checks once a second: hang-ups, hung engines.
 
-    async def _beating(self) -> None:
+    async def _check_always(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(BEAT)
+            await next_turn(CHECK_EVERY)
             now = loop.time()
-            await self._far.beat(now)
-            for id, door in tuple(self._doors.items()):
-                self._look(id, door, now)
+            self._peer_requests.check(now)
+            if self._client is not None:
+                self._client.close_idle()
+            for id, state in tuple(self._states.items()):
+                self._check(id, state, now)
 
-    def _look(self, id: str, door: _Door, now: float) -> None:
-        working = [visit for visit in door.visits if visit.progress is not None and not visit.turn.aside]
+    def _check(self, id: str, state: EndpointState, now: float) -> None:
+        working = [
+            stream
+            for stream in state.streams
+            if stream.progress is not None and not stream.request.bypass_queue
+        ]
         work = self._engines.work(id) if working else None
         if work is None:
-            door.stillness.forget()
+            state.idle.forget()
         else:
-            door.stillness.observe(work.processes, work.bytes, now)
-        if not door.visits:
+            state.idle.observe(work.processes, work.bytes, now)
+        if not state.streams:
             if self._endpoint(id) is None:
-                del self._doors[id]
+                del self._states[id]
             return
-        still = door.stillness.seconds(now) > self._settings.still
-        for visit in working:
-            progress = visit.progress
+        idle = state.idle.seconds(now) > self._settings.still
+        for stream in working:
+            progress = stream.progress
             if progress is None:
                 continue
-            dead = still and progress.waited(now) > self._settings.still
+            dead = idle and progress.waited(now) > self._settings.still
             if dead or progress.hung(now):
                 seconds = progress.silent(now)
-                reason = f"the engine made no token for {seconds:.0f} s although its process lives"
+                reason = f"the engine produced no token for {seconds:.0f} s although its process runs"
                 if dead:
-                    reason += ", and no process of it did anything"
-                log.warning("%s", reason, extra={"deployment": id, "request": visit.turn.id})
-                for other in tuple(door.visits):
-                    other.end(Broken(Break.ENGINE, reason))
-                door.gate.close()
-                self._engines.fail(id, reason)
+                    reason += ", and none of its processes used any CPU"
+                log.warning("%s", reason, extra={"deployment": id, "request": stream.request.id})
+                self._fail(id, state, reason)
                 return
-            if progress.held(now) > _HELD:
-                self._let_go(visit)
-        doubtful = any(visit.progress is not None and visit.progress.doubtful(now) for visit in working)
-        if doubtful and (door.asking is None or door.asking.done()):
-            door.asking = asyncio.create_task(self._ask_engine(id, door), name=f"slots of {id}")
+            if progress.unread(now) > _UNREAD:
+                self._free_slot(stream)
+        doubtful = any(stream.progress is not None and stream.progress.doubtful(now) for stream in working)
+        if doubtful and (state.asking is None or state.asking.done()):
+            state.asking = asyncio.create_task(self._ask_engine(id, state), name=f"slots of {id}")
 
-    def _let_go(self, visit: Visit) -> None:
-        """Give the place of one whose caller does not read to others; when it reads on, it is resumed."""
-        visit.end(Broken(Break.MOVED, "the caller did not read for a long time"))
-        # Whoever should close it waits for its caller, perhaps for ever.
-        closing = asyncio.create_task(visit.close(), name=f"letting {visit.turn.id} go")
+    def _fail(self, id: str, state: EndpointState, reason: str) -> None:
+        for stream in tuple(state.streams):
+            stream.abort(StreamError(ErrorKind.ENGINE, reason))
+        state.queue.dismiss()
+        self._engines.fail(id, reason)
+
+    def _free_slot(self, stream: LocalStream) -> None:
+        """Give others the slot of a request whose caller does not read; when it reads on, it is resumed."""
+        stream.abort(StreamError(ErrorKind.MOVED, "the client did not read for a long time"))
+        # The task that should close it waits for its caller, perhaps for ever.
+        closing = asyncio.create_task(stream.close(), name=f"closing {stream.request.id}")
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
-    async def _ask_engine(self, id: str, door: _Door) -> None:
+    async def _ask_engine(self, id: str, state: EndpointState) -> None:
         """What llama-server says of its slots. Silence is no news: it may be in one long batch."""
-        url = self._engines.url(id)
+        engine = self._engines.address(id)
         endpoint = self._endpoint(id)
-        if url is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._session is None:
+        if engine is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._client is None:
             return
         try:
             async with asyncio.timeout(_ASK_ENGINE):
-                async with self._session.get(url + "/slots") as response:
-                    if response.status != 200:
-                        return
-                    slots = msgspec.json.decode(await response.read(), type=list[_Slot])
-        except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError):
+                status, body = await self._client.get(engine.url, "/slots", engine.headers)
+            if status != 200:
+                return
+            slots = msgspec.json.decode(body, type=list[_Slot])
+        except (OSError, TimeoutError, msgspec.MsgspecError):
             return
         work = sum(slot.work for slot in slots)
         now = asyncio.get_running_loop().time()
-        for visit in tuple(door.visits):
-            if visit.progress is not None:
-                visit.progress.worked(work, now)
+        for stream in tuple(state.streams):
+            if stream.progress is not None:
+                stream.progress.worked(work, now)
 
 
 class _Token(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""`Service`: a request finds or makes its endpoint, waits its turn, and gets its bytes."""
+"""`Serving`: answers the requests that this node is asked."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
-from sollold.cluster.peer import PeerCalls
-from sollold.cluster.record import InOllama
-from sollold.cluster.view import View
-from sollold.config import HttpSettings, PlacementSettings, ServingSettings
-from sollold.models.library import Listed
-from sollold.models.names import Resolved
-from sollold.placement.wish import must_shard
-from sollold.serving.ask import Answer, Ask, Fault, Refusal, Waiting, unresolved
+from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.view import View
+from sollold.errors import Fault, Refusal
+from sollold.models.library import Library
+from sollold.models.listing import Listed
+from sollold.placement.request import must_shard
+from sollold.serving.candidate import EndpointQuery
+from sollold.serving.counters import Counters
+from sollold.serving.dispatch import BYPASS_PATHS
 from sollold.serving.endpoint_server import EndpointServer
-from sollold.serving.errand import Errand
-from sollold.serving.finding import Means
-from sollold.serving.in_line import InLine
+from sollold.serving.executor import RequestExecutor
 from sollold.serving.loader import Loader
-from sollold.serving.router import Router, Wish
+from sollold.serving.opening import QueueWaiters, ServingContext
+from sollold.serving.quarantine import Quarantine
+from sollold.serving.request import Answer, Ask, Waiting
+from sollold.serving.router import Router
+from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
 
 log = logging.getLogger("sollold.serving")
 
@@ -30,25 +32,13 @@ _CLOSE = 2.0
 """Seconds that callers get to read the error when this node stops."""
 
 
-class Names(Protocol):
-    """What a caller's name for a model means; the library of the cluster's models."""
-
-    async def awaited(self, name: str) -> Resolved:
-        """Which model is meant, or why it is not one; waits while not all nodes' models are known."""
-        ...
-
-    def get(self, name: str) -> Listed | None:
-        """The model itself."""
-        ...
-
-
 class Serving:
-    """The node that was asked. Own it: `start`, `close`."""
+    """The `Service` of the node that was asked. Its maker calls `start` and `close`."""
 
     def __init__(
         self,
         view: View,
-        names: Names,
+        library: Library,
         calls: PeerCalls,
         server: EndpointServer,
         loader: Loader,
@@ -56,16 +46,20 @@ class Serving:
         serving: ServingSettings,
         http: HttpSettings,
         placement: PlacementSettings | None = None,
+        counters: Counters | None = None,
     ) -> None:
+        self._counters = counters or Counters()
         self._placement = placement or PlacementSettings()
         self._view = view
-        self._names = names
+        self._library = library
         self._loader = loader
         self._router = router
-        self._errands: set[Errand] = set()
-        in_line = InLine()
-        router.subscribe(in_line.freed)
-        self._means = Means(view, calls, server, loader, router, in_line, serving, http)
+        self._executors: set[RequestExecutor] = set()
+        waiters = QueueWaiters()
+        router.on_request_end(waiters.freed)
+        self._context = ServingContext(
+            view, calls, server, loader, router, waiters, Quarantine(), serving, http
+        )
         self._unsubscribe: Callable[[], None] = lambda: None
         self._idle: asyncio.Event | None = None
         self._refusing = ""
@@ -74,97 +68,99 @@ class Serving:
         """Begin to watch the cluster."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
 
-    def use(self, serving: ServingSettings, http: HttpSettings) -> None:
+    def use_settings(self, serving: ServingSettings, http: HttpSettings) -> None:
         """Other limits from the next request on."""
-        self._means = replace(self._means, serving=serving, http=http)
+        self._context = replace(self._context, serving=serving, http=http)
 
     def refuse(self, reason: str) -> None:
-        """Answer no new request; those under way go on."""
+        """Accept no new requests; those under way go on."""
         self._refusing = reason
 
     async def close(self) -> None:
         """Break off what callers here still have under way, with a clear error. May be called twice."""
-        self.refuse("this node is stopping; ask another")
+        self.refuse("this node is stopping; use another node")
         self._unsubscribe()
         self._unsubscribe = lambda: None
-        for errand in tuple(self._errands):
-            errand.stop("this node is stopping")
-        if self._errands:
+        for executor in tuple(self._executors):
+            executor.stop("this node is stopping")
+        if self._executors:
             # Each ends by itself when its caller reads on; one that is not read is closed here.
             self._idle = asyncio.Event()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), _CLOSE)
-        for errand in tuple(self._errands):
-            await errand.close()
+        for executor in tuple(self._executors):
+            await executor.close()
 
     @property
     def under_way(self) -> int:
         """Answers being given to callers of this node."""
-        return len(self._errands)
+        return len(self._executors)
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        """As `sollold.serving.ask.Service.open`."""
+        """Find or load an endpoint, wait for a slot, send the request; as `Service` says."""
         if self._refusing:
             raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
-        wish = self._wish(ask, await self._names.awaited(ask.model))
-        errand = Errand(ask, wish, on_wait, self._means, self._ended)
-        self._errands.add(errand)
+        self._context.quarantine.check(ask, asyncio.get_running_loop().time())
+        query = _query(ask, ask.resolved or await self._library.named(ask.model), self._placement)
+        executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
+        self._executors.add(executor)
         try:
-            if ask.deadline > 0:
-                async with asyncio.timeout(ask.deadline):
-                    return await self._begin(errand, ask)
-            return await self._begin(errand, ask)
+            async with asyncio.timeout(ask.deadline if ask.deadline > 0 else None):
+                return await self._begin(executor, ask)
         except TimeoutError:
-            await errand.close()
+            await executor.close()
             raise Refusal(
                 Fault.TIMEOUT, f"no answer began within the {ask.deadline:g} s that the request allows"
             ) from None
         except BaseException:
-            await errand.close()
+            await executor.close()
             raise
 
-    async def _begin(self, errand: Errand, ask: Ask) -> Answer:
+    async def _begin(self, executor: RequestExecutor, ask: Ask) -> Answer:
         if ask.load_only and ask.keep_alive == 0:
-            return await errand.unload()
+            return await executor.unload()
         if ask.load_only:
-            return await errand.load()
-        return await errand.open()
+            return await executor.load()
+        answer = await executor.open()
+        if not any(call.path in BYPASS_PATHS for call in ask.calls.values()):
+            self._counters.answered(answer.routing.backend)
+            self._counters.resumed += ask.delivered is not None
+        return answer
 
-    def _wish(self, ask: Ask, resolved: Resolved) -> Wish:
-        """Which model is meant.
-
-        Raises:
-            Refusal: NOT_FOUND, AMBIGUOUS, UNAVAILABLE.
-        """
-        if not resolved.name:
-            raise unresolved(resolved)
-        listed = self._names.get(ask.model)
-        digest = listed.model.digest if listed is not None else ""
-        trained = listed.model.context_train if listed is not None else 0
-        capabilities = listed.model.capabilities if listed is not None else ()
-        return Wish(
-            model=resolved.name,
-            engines=frozenset(ask.calls),
-            # Nobody can give more than the model was trained with; the leader reckons so too.
-            context=min(ask.context, trained) if trained else ask.context,
-            prefix=ask.prefix,
-            # A model that only embeds has a server that only embeds, whatever was asked of it.
-            embedding=ask.embedding or ("embedding" in capabilities and "completion" not in capabilities),
-            digest=digest,
-            in_ollama=listed.in_ollama if listed is not None else InOllama(),
-            size=listed.model.size if listed is not None else 0,
-            sharded=listed is not None and must_shard(self._placement, listed.model.parameters),
-        )
-
-    def _ended(self, errand: Errand) -> None:
-        self._errands.discard(errand)
-        if not self._errands and self._idle is not None:
+    def _ended(self, executor: RequestExecutor) -> None:
+        if executor in self._executors:
+            self._counters.resumed += executor.resumed
+        self._executors.discard(executor)
+        if not self._executors and self._idle is not None:
             self._idle.set()
 
     def _cluster_changed(self) -> None:
         records = self._view.live()
         self._router.forget(records)
         live = {record.node for record in records}
-        for errand in tuple(self._errands):
-            if errand.node and errand.node not in live:
-                errand.lost(f"node {errand.node} left the cluster or died")
+        for executor in tuple(self._executors):
+            if executor.node and executor.node not in live:
+                executor.node_lost(f"node {executor.node} left the cluster or failed")
+
+
+def _query(ask: Ask, listed: Listed, placement: PlacementSettings) -> EndpointQuery:
+    """What ``ask`` needs of an endpoint."""
+    model = listed.model
+    trained = model.context_train
+    only_embeds = "embedding" in model.capabilities and "completion" not in model.capabilities
+    return EndpointQuery(
+        model=model.name,
+        engines=frozenset(ask.calls),
+        # Nobody can give more than the model was trained with; the leader reckons so too.
+        context=min(ask.context, trained) if trained else ask.context,
+        usual=min(placement.context, trained) if trained else placement.context,
+        trained=trained,
+        prefix=ask.prefix,
+        # A model that only embeds has a server that only embeds, whatever was asked of it.
+        embedding=ask.embedding or only_embeds,
+        digest=model.digest,
+        in_ollama=listed.in_ollama,
+        size=model.size,
+        sharded=must_shard(ask.placement.over(placement), model.parameters),
+        placement=ask.placement,
+    )

@@ -12,17 +12,18 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from sollold.agent import owner
-from sollold.agent.agent import _steady
-from sollold.agent.commands import Commit, Deploy, Done, Reserve, Unload
-from sollold.agent.llama_find import Llama
-from sollold.agent.process_log import KEEP_DEPLOYMENTS
-from sollold.cluster.record import Endpoint, State
-from sollold.cluster.term import Term
-from sollold.config import GIB, MIB
+from sollold.agent import grants, memory_monitor
+from sollold.agent.record_publisher import _steady
+from sollold.cluster.gossip.record import Endpoint, State
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.process_log import KEEP_DEPLOYMENTS
 from sollold.machine.device import Device, Kind
 from sollold.models.model import Model
-from tests.agent.town import TERM, Town, eventually, founded, plan
+from sollold.settings.schema import GIB, MIB
+from tests.agent_cluster import TERM, AgentCluster, plan, running_agents
+from tests.doubles import until
 
 NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
 MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
@@ -43,82 +44,83 @@ def test_small_moves_of_free_memory_are_no_news():
 
 
 async def test_the_record_carries_devices_grants_and_build(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        me = town.views["a"].me
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        me = cluster.views["a"].me
         assert (me.build, me.setup) == ("b1", "ready")
         assert [device.id for device in me.devices] == ["CPU"]
         assert me.devices[0].available == 2000 * MIB
-        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
-        await eventually(lambda: town.views["a"].me.grants != ())
-        assert town.views["a"].me.devices[0].available == 1999 * MIB
+        assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+        await until(lambda: cluster.views["a"].me.grants != ())
+        assert cluster.views["a"].me.devices[0].available == 1999 * MIB
 
 
 async def test_what_an_ollama_has_mapped_is_not_granted(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.machine.memory._mapped", lambda root: 1 << 50)
-    async with founded(folder, NOBODY, "a") as town:
-        agent = town.agents["a"]
-        room = town.views["a"].me.devices[0].free - 512 * MIB
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        agent = cluster.agents["a"]
+        room = cluster.views["a"].me.devices[0].free - 512 * MIB
         held = {"CPU": room - 100 * MIB}
 
         async def nothing(endpoint: str, force: bool) -> Done:
             return Done(True)
 
-        agent.beside_ollama(nothing, lambda: held)
+        agent.account_for_ollama(nothing, lambda: held)
         ask = Reserve(TERM, "d", "b", {"CPU": 1500 * MIB})
-        refused = await town.call("l", "a", "reserve", ask)
+        refused = await cluster.call("l", "a", "reserve", ask)
         assert not refused.ok and "free" in refused.reason
         held.clear()
-        assert (await town.call("l", "a", "reserve", ask)).ok, "it has unloaded its model"
+        assert (await cluster.call("l", "a", "reserve", ask)).ok, "it has unloaded its model"
 
 
 async def test_the_newest_term_outlives_a_restart(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        await town.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))
-    async with founded(folder, NOBODY, "a") as town:
-        refused = await town.call("k", "a", "reserve", Reserve(Term(8, "k"), "e", "b", {"CPU": MIB}))
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        await cluster.call("l", "a", "reserve", Reserve(Term(9, "l"), "d", "b", {"CPU": MIB}))
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        refused = await cluster.call("k", "a", "reserve", Reserve(Term(8, "k"), "e", "b", {"CPU": MIB}))
         assert not refused.ok
         assert "older than term 9 of l" in refused.reason
-        refused = await town.call("k", "a", "unload", Unload(Term(8, "k"), "e"))
+        refused = await cluster.call("k", "a", "unload", Unload(Term(8, "k"), "e"))
         assert not refused.ok
 
 
-async def deploy(town: Town, term: Term = TERM, head: str = "a") -> Done:
-    return await town.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
+async def deploy(cluster: AgentCluster, term: Term = TERM, head: str = "a") -> Done:
+    return await cluster.call("l", "a", "deploy", Deploy(term, "d", plan(MODEL, head), -1.0))
 
 
 async def test_a_deployment_that_can_not_be_is_refused_with_the_reason(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        assert "nothing is reserved for deployment d" in (await deploy(town)).reason
-        await town.reserve("d", plan(MODEL, "a"))
-        assert "the plan's head is b" in (await deploy(town, head="b")).reason
-        assert "m:latest is not on this node any more" in (await deploy(town)).reason
-        assert "older" in (await deploy(town, Term(0, "z"))).reason
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        assert "nothing is reserved for deployment d" in (await deploy(cluster)).reason
+        await cluster.reserve("d", plan(MODEL, "a"))
+        assert "the plan's head is b" in (await deploy(cluster, head="b")).reason
+        assert "m:latest is no longer on this node" in (await deploy(cluster)).reason
+        assert "older" in (await deploy(cluster, Term(0, "z"))).reason
 
 
 async def test_logs_of_ended_deployments_go_those_of_live_ones_stay(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
+    async with running_agents(folder, NOBODY, "a") as cluster:
         logs = folder / "a/state/logs"
         for number in range(KEEP_DEPLOYMENTS + 10):
             (logs / f"old{number}").mkdir(parents=True)
             (logs / f"old{number}/worker.log").write_text("x")
             os.utime(logs / f"old{number}", (number, number))
-        await town.call("l", "a", "reserve", Reserve(TERM, "old0", "b", {"CPU": MIB}))
-        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
-        failed = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "old0", "b", {"CPU": MIB}))
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        failed = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not failed.ok
-        await eventually(lambda: len(list(logs.iterdir())) == KEEP_DEPLOYMENTS + 2)
+        await until(lambda: len(list(logs.iterdir())) == KEEP_DEPLOYMENTS + 2)
         names = {one.name for one in logs.iterdir()}
         assert {"old0", "d"} <= names and "old9" not in names and "old10" in names
 
 
 async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(owner, "MEASURE_SECONDS", 0.2)
-    async with founded(folder, NOBODY, "a") as town:
-        agent = town.agents["a"]
-        agent.owner.ledger._reservation_seconds = 1.0
-        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+    for module in (grants, memory_monitor):
+        monkeypatch.setattr(module, "MEASURE_SECONDS", 0.2)
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        agent = cluster.agents["a"]
+        agent.grants.ledger._reservation_seconds = 1.0
+        assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
         failed: list[int] = []
 
         def measure() -> None:
@@ -127,15 +129,15 @@ async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, mon
 
         with monkeypatch.context() as broken:
             broken.setattr(agent._machine, "measure", measure)
-            await eventually(lambda: len(failed) > 2)
-            await eventually(lambda: agent.owner.ledger.grants() == () and town.views["a"].me.grants == ())
-        before = agent.owner._measured_at
-        await eventually(lambda: agent.owner._measured_at > before)
+            await until(lambda: len(failed) > 2)
+            await until(lambda: agent.grants.ledger.grants() == () and cluster.views["a"].me.grants == ())
+        before = agent.grants.memory._measured_at
+        await until(lambda: agent.grants.memory._measured_at > before)
 
 
 async def test_the_record_is_kept_true_after_a_publication_that_failed(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        view, real = town.views["a"], town.views["a"].update_me
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        view, real = cluster.views["a"], cluster.views["a"].update_me
         failed: list[int] = []
 
         def update(**changes: object) -> None:
@@ -144,55 +146,55 @@ async def test_the_record_is_kept_true_after_a_publication_that_failed(folder: P
             raise OSError(errno.EMFILE, "Too many open files")
 
         view.update_me = update  # type: ignore[method-assign]
-        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
-        await eventually(lambda: bool(failed))
-        await town.call("l", "a", "reserve", Reserve(TERM, "e", "b", {"CPU": MIB}))
-        await eventually(lambda: {grant.deployment for grant in view.me.grants} == {"d", "e"})
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        await until(lambda: bool(failed))
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "e", "b", {"CPU": MIB}))
+        await until(lambda: {grant.deployment for grant in view.me.grants} == {"d", "e"})
 
 
 async def test_builds_do_not_mix(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
-        done = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b2"))
-        assert done == Done(False, "this node has llama.cpp b1, the head b2: they don't mix")
-        done = await town.call("thief", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b2"))
+        assert done == Done(False, "this node has llama.cpp b1, the head b2: builds must match")
+        done = await cluster.call("thief", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not done.ok
 
 
 async def test_a_worker_that_does_not_start_frees_its_bytes(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
-        done = await town.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+        done = await cluster.call("b", "a", "commit", Commit("d", "b", ("CPU",), "b1"))
         assert not done.ok
         assert "the worker ended at its start" in done.reason
-        await eventually(lambda: not town.agents["a"].owner.ledger.holds("d"))
+        await until(lambda: not cluster.agents["a"].grants.ledger.holds("d"))
 
 
 async def test_a_draining_node_grants_nothing(folder: Path):
-    async with founded(folder, NOBODY, "a") as town:
-        town.views["a"].update_me(draining=True)
-        refused = await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        cluster.views["a"].update_me(draining=True)
+        refused = await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))
         assert "draining" in refused.reason
-        town.views["a"].update_me(draining=False)
-        assert (await town.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+        cluster.views["a"].update_me(draining=False)
+        assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
 
 
 @pytest.mark.llama
 async def test_who_waits_is_told_until_it_is_ready_or_failed(folder: Path, llama: Llama, tiny: Model):
-    async with founded(folder, llama, "a") as town:
-        town.models[tiny.digest] = tiny
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = tiny
         app = web.Application()
-        app.router.add_get("/deployments/{id}/wait", town.servers["a"].routes["/deployments/{id}/wait"])
+        app.router.add_get("/deployments/{id}/wait", cluster.servers["a"].routes["/deployments/{id}/wait"])
         async with TestClient(TestServer(app)) as client:
             assert (await client.get("/deployments/none/wait")).status == 404
-            await town.deploy("d", plan(tiny, "a"))
+            await cluster.deploy("d", plan(tiny, "a"))
             async with client.get("/deployments/d/wait") as reply:
                 told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
             states = [one.state for one in told]
             assert states[0] in (State.STARTING, State.LOADING)
             assert states[-1] is State.READY
             assert [one.progress for one in told] == sorted(one.progress for one in told)
-            town.agents["a"].fail("d", "for a test")
+            cluster.agents["a"].deployments.fail("d", "for a test")
             async with client.get("/deployments/d/wait") as reply:
                 told = [msgspec.json.decode(one, type=Endpoint) async for one in reply.content]
             assert [(one.state, one.reason) for one in told] == [(State.FAILED, "for a test")]

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 
 from sollold.agent import fetcher
-from sollold.agent.commands import Fetch, Fetched
 from sollold.agent.fetcher import Fetcher
-from sollold.cluster.term import Term
-from sollold.config import GIB
-from sollold.models.landing import Landing
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Fetch, Fetched
 from sollold.models.model import Model
-from tests.models.fakes import until
-from tests.models.test_pull import PART, Node, Town, big, unfinished
+from sollold.models.transfer.partial_file import PartialFile
+from sollold.settings.schema import GIB
+from tests.doubles import until
+from tests.models.pulling import PART, Node, Town, big, unfinished
 
 TERM = Term(1, "l")
 
 
 @pytest.fixture
 async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
-    monkeypatch.setattr(Landing.__init__, "__defaults__", (PART,))
+    monkeypatch.setattr(PartialFile.__init__, "__defaults__", (PART,))
     monkeypatch.setattr(fetcher, "LEFT", 0)
     town = Town(tmp_path)
     yield town
@@ -33,7 +33,7 @@ async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 def fetching(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
-    async def obey(term: Term) -> str:
+    async def obey(caller: str, term: Term) -> str:
         return refusal
 
     made = Fetcher(
@@ -103,17 +103,17 @@ async def test_what_nobody_asks_about_any_more_is_given_up(
     made = fetching(a)
     digest = await known(town)
     assert await order(town, digest) == Fetched()
-    (flight,) = made._flights.values()
-    await until(lambda: flight.failed)
-    assert not a.puller._flights, "nothing runs on behind it"
-    assert (await order(town, digest)).failed == "nobody waits for it any more"
+    (fetch,) = made._fetches.values()
+    await until(lambda: fetch.failed)
+    await until(lambda: not a.puller._pulls, story=lambda: "it runs on behind it")
+    assert (await order(town, digest)).failed == "no request needs it any more"
     assert a.catalogue.with_digest(digest) is None
 
 
 @pytest.mark.parametrize(
     ("left", "allowed", "refusal", "words"),
     [
-        (1 << 60, True, "", "no room to spare"),
+        (1 << 60, True, "", "no space for"),
         (0, False, "", "models.fetch_seconds is 0 on this node"),
         (0, True, "the term is over", "the term is over"),
     ],
@@ -149,7 +149,7 @@ class Endless:
 
 
 async def alone(puller: Endless, folder: Path) -> AsyncIterator[Callable[[str], Awaitable[Fetched]]]:
-    async def obey(term: Term) -> str:
+    async def obey(caller: str, term: Term) -> str:
         return ""
 
     made = Fetcher(puller, lambda digest: False, obey, folder, True)
@@ -163,17 +163,17 @@ async def test_what_another_fetch_will_write_is_not_there_for_a_second(
     monkeypatch.setattr(fetcher, "_free", lambda folder: 16 * GIB)
     async for fetch in alone(Endless({"digest": "x", "total": 10 * GIB, "completed": 4 * GIB}), tmp_path):
         assert not (await fetch("one")).failed
-        assert (await fetch("two")).failed == "its disk has no room to spare for two"
+        assert (await fetch("two")).failed == "its disk has no space for two"
         heard = Fetched()
         while not heard.completed:
             await asyncio.sleep(0)
             heard = await fetch("one")
         monkeypatch.setattr(fetcher, "_free", lambda folder: 20 * GIB)
-        assert "no room" in (await fetch("two")).failed, "6 of 20 GiB are the first one's, 5 stay free"
+        assert "no space" in (await fetch("two")).failed, "6 of 20 GiB are the first one's, 5 stay free"
         monkeypatch.setattr(fetcher, "_free", lambda folder: 21 * GIB)
         assert not (await fetch("two")).failed
         monkeypatch.setattr(fetcher, "_free", lambda folder: 99 * GIB)
-        assert (await fetch("three")).failed == "other models are being fetched here"
+        assert (await fetch("three")).failed == "other models are being downloaded here"
 
 
 async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) ->
         while not states[-1].failed:
             await asyncio.sleep(0)
             states.append(await fetch("one"))
-        assert states[-1].failed == "by a fault of our own: no thread left"
+        assert states[-1].failed == "internal error: no thread left"
 
 
 async def test_it_comes_from_nodes_and_from_nowhere_else(town: Town) -> None:

@@ -7,10 +7,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from sollold.agent.commands import Commit, Release, Renew, Reserve
 from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
-from sollold.cluster.record import GrantState
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.record import GrantState
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Commit, Release, Renew, Reserve
 from sollold.machine.device import Device, Kind
 
 
@@ -319,12 +319,12 @@ class Owners(RuleBasedStateMachine):
         assert self.book.term == self.newest
 
 
-Owners.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+Owners.TestCase.settings = settings(max_examples=120, stateful_step_count=40)
 TestOwners = Owners.TestCase
 
 
 def plain(name: str = "pc:50052", total: int = 1000) -> Device:
-    return Device(name, Kind.PLAIN, name, total, total, total, 0, 0)
+    return Device(name, Kind.EXTERNAL, name, total, total, total, 0, 0)
 
 
 def test_a_plain_worker_is_one_deployments_at_a_time_with_all_its_devices():

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
-from sollold.api.parts import Listed, Parts, Planned, Running, Scored
-from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
-from sollold.cluster.term import Term
+from sollold.api.http.services import AppServices
+from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
+from sollold.control.activity import Activity
+from sollold.control.cluster import Planned, Scored
+from sollold.control.local_models import Told
+from sollold.control.logs import NodeLog
+from sollold.control.models import Running
+from sollold.control.monitor import Monitor
+from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
-from sollold.machine.plain import PlainState, PlainWorker
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+from sollold.models.listing import Listed
 from sollold.models.model import Model
-from sollold.models.own_models import Told
-from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal, Routing, Waiting
+from sollold.serving.request import Answer, Ask, Call, Engine, Routing, Waiting
+
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def model(name: str = "demo:latest", **changes: Any) -> Model:
@@ -37,6 +47,12 @@ def model(name: str = "demo:latest", **changes: Any) -> Model:
     return Model(**{**facts, **changes})
 
 
+async def singly(events: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
+    """Events that come one after the other."""
+    async for event in events:
+        yield [event]
+
+
 class PlainLibrary:
     """Models given beforehand."""
 
@@ -44,6 +60,7 @@ class PlainLibrary:
         self.all = {one.name: Listed(one, ("alpha", "beta")) for one in models}
         self.loaded: tuple[Running, ...] = ()
         self.header: dict[str, Any] = {"general.architecture": "llama", "tokenizer.ggml.tokens": ["a", "b"]}
+        self.files: list[str] = []
         self.copied: list[tuple[str, str, tuple[str, ...]]] = []
         self.deleted: list[tuple[str, tuple[str, ...]]] = []
         self.told: Told | None = None
@@ -56,6 +73,13 @@ class PlainLibrary:
         if found is None:
             raise Refusal(Fault.NOT_FOUND, f"model '{name}' not found")
         return found
+
+    def node_names(self, listed: Listed) -> list[str]:
+        return list(listed.nodes)
+
+    async def add_file(self, path: str) -> str:
+        self.files.append(path)
+        return "demo"
 
     async def metadata(self, listed: Listed) -> dict[str, Any]:
         return self.header
@@ -109,7 +133,7 @@ class ScriptedService:
             raise self.refusal
         self.routing = routing(self.engine)
         self.on_wait = on_wait
-        return Answer(self.routing, self._play(), self._close)
+        return Answer(self.routing, singly(self._play()), self._close)
 
     async def _close(self) -> None:
         self.closed += 1
@@ -214,12 +238,20 @@ def endpoint(**changes: Any) -> Endpoint:
     return Endpoint(**{**facts, **changes})
 
 
+class PlainLogs:
+    """Every model has one engine, which wrote its number of lines."""
+
+    async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
+        return (NodeLog(f"{model}-1", "alpha", "llama-server", f"{lines} lines"),)
+
+
 class PlainCluster:
     """Records given beforehand; what it is asked to do it notes down."""
 
     def __init__(self, *records: Record) -> None:
         self.records = records or (record(),)
         self.asked: list[Any] = []
+        self.callbacks: list[Callable[[], None]] = []
         self.planned = Planned(True, plan={"model": "demo:latest", "shares": []})
 
     @property
@@ -229,10 +261,29 @@ class PlainCluster:
     def live(self) -> tuple[Record, ...]:
         return self.records
 
+    def record(self, node: str) -> Record | None:
+        return next((one for one in self.records if one.node == node), None)
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        self.callbacks.append(callback)
+        return lambda: self.callbacks.remove(callback)
+
+    def change(self, *records: Record) -> None:
+        """The cluster is so from now on."""
+        self.records = records
+        for callback in self.callbacks:
+            callback()
+
+    def update_me(self, **changes: Any) -> None:
+        self.change(replace(self.me, **changes), *self.records[1:])
+
     def leader(self) -> Term:
         return Term(3, self.records[0].node)
 
-    async def plan(self, ask: Any) -> Planned:
+    async def use_external(self, addresses: Sequence[str]) -> None:
+        self.asked.append(("external", tuple(addresses)))
+
+    async def plan(self, ask: Any, *, online: bool = False) -> Planned:
         self.asked.append(ask)
         return self.planned
 
@@ -244,9 +295,9 @@ class PlainCluster:
         self.asked.append(("unload", model, force))
         return 1
 
-    async def scan(self) -> tuple[PlainWorker, ...]:
+    async def scan(self) -> tuple[ExternalWorker, ...]:
         self.asked.append(("scan",))
-        return (PlainWorker("10.0.0.9:50052", PlainState.USABLE, "", "7.0.0", 1, 1 << 30),)
+        return (ExternalWorker("10.0.0.9:50052", ExternalState.USABLE, "", "7.0.0", 1, 1 << 30),)
 
     async def drain(self, node: str, *, on: bool) -> None:
         self.asked.append(("drain", node, on))
@@ -307,11 +358,37 @@ class ScriptedRelay:
         return self.answer
 
 
-def parts(service: Any = None, *models: Model, **more: Any) -> Parts:
-    return Parts(
+class NoPeers:
+    """Calls that reach nobody but oneself."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Any] = {}
+
+    def method(self, name: str, request: type, handler: Any) -> None:
+        self.methods[name] = handler
+
+    async def call(self, node: str, method: str, request: Any, reply: type, *, timeout: float) -> Any:
+        if node != "0" * 16:
+            raise PeerError(node, "nobody is there", transport=True)
+        return await self.methods[method](node, request)
+
+
+def monitor_of(cluster: Any, left: Callable[[str], bool] = lambda _: False) -> Monitor:
+    """A monitor of a scripted cluster, not started."""
+    calls: Any = NoPeers()
+    monitor = Monitor(cluster, calls, Activity(), left)
+    monitor.register(calls)
+    return monitor
+
+
+def parts(service: Any = None, *models: Model, **more: Any) -> AppServices:
+    cluster = more.pop("cluster", None) or PlainCluster()
+    return AppServices(
         service=service or ScriptedService(),
         library=more.pop("library", None) or PlainLibrary(*(models or (model(),))),
-        cluster=more.pop("cluster", None) or PlainCluster(),
+        cluster=cluster,
+        monitor=more.pop("monitor", None) or monitor_of(cluster),
+        logs=more.pop("logs", None) or PlainLogs(),
         **more,
     )
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.agent.llama_find import Llama
-from sollold.api.app import Listener, build_app
-from sollold.api.parts import Parts
-from sollold.api.reply import Patience
-from sollold.config import GIB, HttpSettings
+from sollold.api.http.application import Listener, build_app
+from sollold.api.http.response import KeepAlive
+from sollold.api.http.services import AppServices
+from sollold.engines.install.find import Llama
+from sollold.settings.schema import GIB, HttpSettings
 from tests.api import client_table, reciters
 from tests.api.api_parts import PlainLibrary, parts
 from tests.api.direct_service import DirectService
@@ -31,10 +31,14 @@ async def serve() -> AsyncIterator[Serve]:
     listeners: list[Listener] = []
 
     async def start(
-        given: Parts, patience: Patience | None = None, bodies: int = GIB, **settings: Any
+        given: AppServices,
+        keepalive: KeepAlive | None = None,
+        bodies: int = GIB,
+        logged: str = "inference",
+        **settings: Any,
     ) -> str:
         facts = HttpSettings(host="127.0.0.1", port=0, **settings)
-        listener = Listener(build_app(given, facts, patience, bodies), facts, drain=0.2)
+        listener = Listener(build_app(given, facts, keepalive, bodies, logged), facts, drain=0.2)
         await listener.start()
         listeners.append(listener)
         return f"http://127.0.0.1:{listener.port}"
@@ -50,7 +54,7 @@ async def http() -> AsyncIterator[ClientSession]:
         yield session
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Real llama-servers that recite, name → address."""
     with reciters.serve(llama.server, tmp_path_factory.mktemp("reciters")) as urls:
@@ -63,7 +67,7 @@ async def real(engines: dict[str, str], serve: Serve) -> str:
     return await serve(parts(DirectService(engines), library=PlainLibrary(*reciters.MODELS)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def far(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real node that holds no part of any model: another one has them all."""
     settings = {"placement.context": 1024, "placement.slots": 2}
@@ -75,7 +79,7 @@ def far(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield cluster[1].url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def at_ollama(
     engines: dict[str, str], llama: Llama, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
@@ -124,7 +128,7 @@ async def slow(engines: dict[str, str], serve: Serve) -> str:
     """The same behind loads that take a while, with signs of life all the while."""
     service = DirectService(engines, delay=0.12)
     library = PlainLibrary(*reciters.MODELS)
-    return await serve(parts(service, library=library), Patience(grace=0.02, every=0.05))
+    return await serve(parts(service, library=library), KeepAlive(grace=0.02, every=0.05))
 
 
 OLLAMAS = "from another node's Ollama"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,15 +16,12 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from sollold.serving.ask import Answer, Ask, Engine, Waiting
-from sollold.serving.finding import engine_refusal
-from tests.api.api_parts import routing
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from sollold.cluster.net.pieces import sendable
+from sollold.engines.address import EngineAddress
+from sollold.serving.engine_error import engine_refusal
+from sollold.serving.request import Answer, Ask, Engine, Waiting
+from tests.api.api_parts import routing, singly
+from tests.doubles import free_port
 
 
 class LlamaServer:
@@ -40,6 +36,11 @@ class LlamaServer:
         words += ["-np", str(slots), "-fit", "off", "--cache-ram", "0", "-t", "1", "--jinja", *arguments]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._process = subprocess.Popen([str(binary), *words], stdout=self._log, stderr=self._log)
+
+    @property
+    def exit_code(self) -> int | None:
+        """Below zero when a signal ended it; None while it runs."""
+        return self._process.poll()
 
     def __enter__(self) -> LlamaServer:
         until = time.monotonic() + 60
@@ -63,10 +64,14 @@ class LlamaServer:
 
 
 class DirectService:
-    """Sends every ask to the llama-server of its model; ``delay`` seconds pass as a load would."""
+    """Sends every ask to the llama-server of its model; ``delay`` seconds pass as a load would.
 
-    def __init__(self, urls: dict[str, str], delay: float = 0.0) -> None:
+    ``key``: that they were started with.
+    """
+
+    def __init__(self, urls: dict[str, str], delay: float = 0.0, key: str = "") -> None:
         self.urls = urls
+        self.key = key
         self.delay = delay
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
@@ -75,18 +80,21 @@ class DirectService:
             on_wait(Waiting("loading", 0.5))
             await asyncio.sleep(self.delay)
         if ask.load_only:
-            return Answer(where, _nothing())
+            return Answer(where, singly(_nothing()))
         call = ask.calls[Engine.LLAMA]
         url = self.urls.get(ask.model) or self.urls[f"{ask.model}:latest"]
-        session = aiohttp.ClientSession()
+        session = aiohttp.ClientSession(headers=EngineAddress(url, self.key).headers)
         try:
-            answer = await session.post(url + call.path, data=msgspec.json.encode(call.body))
+            body = msgspec.json.encode(call.body)
+            if ask.media is not None:
+                body = await ask.media.put_back(body)
+            answer = await session.post(url + call.path, data=sendable(body))
             if answer.status != 200:
                 raise engine_refusal(answer.status, await answer.read())
         except BaseException:
             await session.close()
             raise
-        return Answer(where, _events(answer, ask.stream), session.close)
+        return Answer(where, singly(_events(answer, ask.stream)), session.close)
 
 
 async def _nothing() -> AsyncIterator[bytes]:

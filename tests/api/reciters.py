@@ -10,8 +10,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sollold.models import demo
-from sollold.models.demo import Recital
+from sollold.models.gguf import demo_model
+from sollold.models.gguf.demo_model import Recital
 from sollold.models.model import Model
 from tests.api.api_parts import model
 from tests.api.direct_service import LlamaServer
@@ -19,9 +19,12 @@ from tests.gguf import projector
 from tests.gguf.writer import write as write_random
 
 TEMPLATE = Path(__file__).with_name("qwen_like.jinja")
+STRICT = Path(__file__).with_name("strict.jinja")
+"""Insists on turns of user and assistant, as Mistral's and Gemma's do."""
 SEEN = "A purple square, I think."
 PATCHES = 16
 """Tokens that a picture becomes."""
+BROKEN_CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": \n</tool_call>'
 CALL = '<tool_call>\n{"name": "get_time", "arguments": {"zone": "utc"}}\n</tool_call>'
 THOUGHT, CONCLUSION = "First I ponder this.", "Forty two, surely."
 TOOL = {
@@ -45,17 +48,26 @@ MODELS: tuple[Model, ...] = (
     model("embed:latest", capabilities=("embedding",)),
     model("random:latest"),
     model("fill:latest", capabilities=("completion", "insert")),
+    model("strict:latest"),
+    model("broken:latest", capabilities=("completion", "tools")),
 )
 
 
-def write_all(folder: Path, template: str = demo.TEMPLATE) -> None:
+def write_all(folder: Path, template: str = demo_model.TEMPLATE) -> None:
     """All models as files; ``template``: of those that call tools and think."""
     thought = f"<think>\n{THOUGHT}\n</think>\n\n{CONCLUSION}"
-    demo.write(folder / "demo.gguf")
-    demo.write(folder / "call.gguf", Recital(demo.pieces(CALL), name="call", template=template))
-    demo.write(folder / "think.gguf", Recital(demo.pieces(thought), name="think", template=template))
-    seen = Recital(demo.pieces(SEEN), name="see")
-    demo.write(folder / "see.gguf", seen)
+    demo_model.write(folder / "demo.gguf")
+    demo_model.write(folder / "call.gguf", Recital(demo_model.pieces(CALL), name="call", template=template))
+    demo_model.write(
+        folder / "think.gguf", Recital(demo_model.pieces(thought), name="think", template=template)
+    )
+    demo_model.write(
+        folder / "strict.gguf", Recital(demo_model.pieces(demo_model.GREETING), template=STRICT.read_text())
+    )
+    broken = Recital(demo_model.pieces(BROKEN_CALL), name="broken", template=template)
+    demo_model.write(folder / "broken.gguf", broken)
+    seen = Recital(demo_model.pieces(SEEN), name="see")
+    demo_model.write(folder / "see.gguf", seen)
     projector.write(folder / "mmproj-see.gguf", seen.width)
     write_random(folder / "random.gguf")
     write_random(folder / "embed.gguf")
@@ -78,8 +90,10 @@ def serve(binary: Path | str, folder: Path) -> Iterator[dict[str, str]]:
 
         write_all(folder)
         start("demo")
-        start("call", "--chat-template-file", str(TEMPLATE))
+        start("call", "--chat-template-file", str(TEMPLATE), context=2048)
         start("think", "--chat-template-file", str(TEMPLATE))
+        start("strict", "--chat-template-file", str(STRICT))
+        start("broken", "--chat-template-file", str(TEMPLATE))
         start("see", "--mmproj", str(folder / "mmproj-see.gguf"))
         start("random", context=512)
         start("fill", context=512)

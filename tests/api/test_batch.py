@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.serving.ask import Answer, Ask, Call, Engine, Fault, Refusal
+from sollold.errors import Fault, Refusal
 from sollold.serving.batch import LARGEST, Batches, Progress
-from tests.api.api_parts import model, parts, routing
+from sollold.serving.request import Answer, Ask, Call, Engine
+from tests.api.api_parts import model, parts, routing, singly
 from tests.api.conftest import Serve
 
 
@@ -107,7 +108,7 @@ async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: 
     async def gone(texts: Sequence[str]) -> list[list[float]]:
         nonlocal asked
         asked += 1
-        raise Refusal(Fault.NOT_FOUND, "there is no such model")
+        raise Refusal(Fault.NOT_FOUND, "no such model")
 
     job = batches.submit("m", ["a"] * 40, gone)
     await ended(batches, job.id)
@@ -241,7 +242,7 @@ class EmbeddingService:
     async def open(self, ask: Ask, on_wait: Any) -> Answer:
         self.asks.append(ask)
         await self.gate.wait()
-        return Answer(routing(), self._play(ask.calls[Engine.LLAMA]))
+        return Answer(routing(), singly(self._play(ask.calls[Engine.LLAMA])))
 
     async def _play(self, call: Call) -> AsyncIterator[bytes]:
         rows = ",".join(

@@ -10,7 +10,7 @@ import ollama
 import openai
 import pytest
 
-from sollold.models.demo import GREETING
+from sollold.models.gguf.demo_model import GREETING
 from tests.api.callers import ASK, SCHEMA, chatgpt, claude
 from tests.api.conftest import OLLAMAS, WAYS
 from tests.api.reciters import CALL, CONCLUSION, THOUGHT, TOOL
@@ -104,14 +104,11 @@ async def test_openai_logprobs_streamed(url: str) -> None:
 # --- tools and thinking
 
 
-async def test_openai_tool_choice_none(url: str, way: str) -> None:
+async def test_openai_tool_choice_none(url: str) -> None:
+    """An Ollama has no ``tool_choice``: it is not told of the tools."""
     async with chatgpt(url) as client:
         wish: dict[str, Any] = {"model": "call", "messages": ASK, "tools": [TOOL], "tool_choice": "none"}
         whole = await client.chat.completions.create(**wish)
-        if way == OLLAMAS:
-            # An Ollama has no ``tool_choice``.
-            assert whole.choices[0].finish_reason == "tool_calls"
-            return
         said = whole.choices[0].message
         assert not said.tool_calls and said.content == CALL and whole.choices[0].finish_reason == "stop"
         parts = [part async for part in await client.chat.completions.create(**wish, stream=True)]

@@ -1,17 +1,18 @@
-"""Findings: what is wrong is said once, with what mends it, the worst first."""
+"""Findings: what is wrong is said once, with how to fix it, the worst first."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from sollold.api.findings import Facts, Grade, examine
-from sollold.cluster.discovery import DiscoveryStatus
-from sollold.cluster.node import ClusterStatus
-from sollold.cluster.record import Backend, Endpoint, Record, State
-from sollold.config import GIB
+from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.net.mdns import DiscoveryStatus
+from sollold.cluster.net.status import ClusterStatus
+from sollold.control.doctor import Facts, Grade, examine
+from sollold.control.events import LayersHeld, OfflineNode
 from sollold.machine.device import Device, Kind
-from sollold.machine.plain import PlainState, PlainWorker
+from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.model import Model
+from sollold.settings.schema import GIB
 
 CPU = Device("CPU", Kind.CPU, "x", 8 * GIB, 8 * GIB, 8 * GIB, 0, 8 * GIB)
 ANNA = Record(
@@ -39,15 +40,20 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
     found = examine(facts)
     grades = [finding.grade for finding in found]
     assert grades == sorted(grades, key=lambda grade: grade is Grade.NOTICE)
-    text = "\n".join(f"{finding.what} → {finding.mend}" for finding in found)
+    text = "\n".join(f"{finding.what} → {finding.fix}" for finding in found)
     for words in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
-                  "sollold token", "1.00 GiB free"):  # fmt: skip
+                  "sollold cluster secure", "1.00 GiB free"):  # fmt: skip
         assert words in text
+
+
+def test_a_setting_that_opened_a_cluster_is_out_of_date_once_it_has_a_secret() -> None:
+    (finding,) = examine(replace(WELL, outdated_door=True))
+    assert finding.grade is Grade.NOTICE and "counts more" in finding.what and "cluster.door" in finding.fix
 
 
 def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
     (finding,) = examine(replace(WELL, idle_gpus=("RTX 9090",)))
-    assert "b1 here can't use RTX 9090" in finding.what and "toolkit" in finding.mend
+    assert "b1 here can't use RTX 9090" in finding.what and "toolkit" in finding.fix
     # Before llama.cpp is there nothing can be said.
     assert all("RTX" not in one.what for one in examine(
         replace(WELL, me=replace(ANNA, build=""), idle_gpus=("RTX 9090",))
@@ -55,19 +61,19 @@ def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
 
 
 def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
-    dead = PlainWorker("10.0.0.8:50052", PlainState.DEAD, "nothing listens there")
-    used = PlainWorker("10.0.0.9:50052", PlainState.TAKEN, "", "7.0.0", 1, GIB)
+    dead = ExternalWorker("10.0.0.8:50052", ExternalState.DEAD, "nothing listens there")
+    used = ExternalWorker("10.0.0.9:50052", ExternalState.TAKEN, "", "7.0.0", 1, GIB)
     me = replace(ANNA, plain=(used, dead))
     problem, notice = examine(replace(WELL, me=me, live=(me, BERT)))
     assert problem.grade is Grade.PROBLEM and "10.0.0.8:50052" in problem.what
-    assert "nothing listens there" in problem.what and "rpc_backends" in problem.mend
+    assert "nothing listens there" in problem.what and "rpc_backends" in problem.fix
     assert notice.grade is Grade.NOTICE and "10.0.0.9:50052" in notice.what and "unencrypted" in notice.what
 
 
 def test_what_works_less_well_than_it_could_is_a_notice() -> None:
     (finding,) = examine(replace(WELL, network=replace(NETWORK, unheard=("bert",))))
     assert finding.grade is Grade.NOTICE and finding.what.startswith("bert: alive on this network")
-    assert "seeds" in finding.mend
+    assert "seeds" in finding.fix
 
 
 def test_a_node_alone_is_told_what_to_look_at() -> None:
@@ -78,11 +84,20 @@ def test_a_node_alone_is_told_what_to_look_at() -> None:
 def test_why_nodes_do_not_find_each_other_is_said() -> None:
     broken = replace(MDNS, working=False, reason="No such device")
     (finding,) = examine(replace(WELL, network=replace(NETWORK, discovery=broken)))
-    assert finding.grade is Grade.PROBLEM and "No such device" in finding.what and "seeds" in finding.mend
+    assert finding.grade is Grade.PROBLEM and "No such device" in finding.what and "seeds" in finding.fix
     cloned = replace(WELL, network=replace(NETWORK, cloned=True), id_file="/var/lib/sollold/node-id")
     (finding,) = examine(cloned)
-    assert finding.grade is Grade.PROBLEM and "rm /var/lib/sollold/node-id" in finding.mend
+    assert finding.grade is Grade.PROBLEM and "rm /var/lib/sollold/node-id" in finding.fix
     other = replace(NETWORK, discovery=replace(MDNS, foreign=2))
     (finding,) = examine(replace(WELL, network=other))
     assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
-    assert "sollold token" in finding.mend
+    assert "sollold token" in finding.fix
+
+
+def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:
+    held = (LayersHeld("big:latest", "CPU", 2, 5, 2 * GIB),)
+    lost, stopped = OfflineNode(1000.0, False, BERT, held), OfflineNode(1000.0, True, BERT)
+    first, second = examine(replace(WELL, offline=(stopped, lost)))
+    assert first.grade is Grade.PROBLEM and "bert has been offline since" in first.what
+    assert "2.00 GiB of big:latest" in first.what and "sollold forget bert" in first.fix
+    assert second.grade is Grade.NOTICE and "bert was stopped" in second.what

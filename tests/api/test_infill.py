@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.agent.llama_find import Llama
-from sollold.api.infill import read_infilled
-from sollold.serving.ask import Call, Engine, Fault, Refusal
+from sollold.api.engine.infill_events import read_infilled
+from sollold.engines.install.find import Llama
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Call, Engine
 from tests.api.api_parts import PlainLibrary, ScriptedService, chunk, model, parts
 from tests.api.conftest import Serve
 from tests.api.direct_service import DirectService, LlamaServer
@@ -90,11 +91,16 @@ async def test_a_model_that_can_not_fill_in_says_so(serve: Serve, http: ClientSe
 
 async def test_an_ollamas_answer_is_passed_on_as_it_is(serve: Serve, http: ClientSession) -> None:
     said = {**chunk(), "choices": [{"index": 0, "text": "two", "finish_reason": "stop"}]}
+    # The model is named as it was asked for; a whole answer has the fields that OpenAI's schema requires.
+    streamed = {**said, "model": "fill"}
+    whole = {**streamed, "choices": [{**said["choices"][0], "logprobs": None}]}
     service = ScriptedService(said, engine=Engine.OLLAMA)
     url = await serve(parts(service, library=PlainLibrary(FILL)))
     body = {"model": "fill", "prompt": "one", "suffix": "three"}
     for stream in (False, True):
-        assert await events(http, f"{url}/v1/completions", {**body, "stream": stream}) == [said]
+        assert await events(http, f"{url}/v1/completions", {**body, "stream": stream}) == [
+            streamed if stream else whole
+        ]
     calls = service.asks[-1].calls
     assert calls[Engine.OLLAMA] == Call("/v1/completions", {**body, "stream": True})
     assert calls[Engine.LLAMA].path == "/infill" and calls[Engine.LLAMA].body["input_suffix"] == "three"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sollold.models.demo import GREETING
+from sollold.models.gguf.demo_model import GREETING
 from tests.api.picture import PICTURE
 from tests.api.reciters import SEEN, THOUGHT
+from tests.npm import fetched
 
 pytestmark = [pytest.mark.llama, pytest.mark.clients, pytest.mark.timeout(240)]
 
@@ -22,21 +22,7 @@ HERE = Path(__file__).with_name("npm")
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the clients that the lock file names."""
-    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
-    if missing:
-        pytest.skip(f"the npm clients are NOT tested: no {' and no '.join(missing)} here")
-    folder = tmp_path_factory.mktemp("npm")
-    for name in ("package.json", "package-lock.json"):
-        shutil.copy(HERE / name, folder)
-    words = ("npm", "ci", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts")
-    try:
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
-        fault = f"{done.stdout}{done.stderr}".strip()[-300:] or "no word why" if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        fault = "it took longer than two minutes"
-    if fault:
-        pytest.skip(f"the npm clients are NOT tested: npm could not fetch them: {fault}")
-    return folder
+    return fetched(HERE, tmp_path_factory.mktemp("npm"), "the npm clients are")
 
 
 @pytest.fixture(scope="module", params=["far", "at_ollama"])

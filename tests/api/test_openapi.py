@@ -13,8 +13,13 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.parts import Listed, Running
-from sollold.serving.ask import Answer, Ask, Engine, Fault, Refusal, Waiting
+from sollold.control.keys import Keys
+from sollold.control.logs import LogService
+from sollold.control.member_pass import MemberPasses
+from sollold.control.models import Running
+from sollold.errors import Fault, Refusal
+from sollold.models.listing import Listed
+from sollold.serving.request import Answer, Ask, Engine, Waiting
 from tests.api.api_parts import (
     PlainLibrary,
     PlainRelayed,
@@ -24,9 +29,12 @@ from tests.api.api_parts import (
     model,
     parts,
     routing,
+    singly,
     usage_chunk,
 )
 from tests.api.conftest import Serve
+from tests.doubles import FakeView, record
+from tests.models.fakes import FakeCalls
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 
@@ -36,10 +44,10 @@ class ShapedService:
 
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         if ask.load_only:
-            return Answer(routing(), self._play())
+            return Answer(routing(), singly(self._play()))
         call = ask.calls[Engine.LLAMA]
         if ask.stream:
-            return Answer(routing(), self._play(chunk("hi"), chunk(finish="stop"), usage_chunk()))
+            return Answer(routing(), singly(self._play(chunk("hi"), chunk(finish="stop"), usage_chunk())))
         said: dict[str, Any] = {"message": {"role": "assistant", "content": "hi"}, "text": "hi"}
         whole: dict[str, Any] = {"choices": [{**said, "finish_reason": "stop"}]}
         if call.path == "/v1/embeddings":
@@ -50,7 +58,7 @@ class ShapedService:
             whole = {"input_tokens": 3}
         elif call.path == "/infill":
             whole = {"content": "hi", "stop": True, "stop_type": "eos"}
-        return Answer(routing(), self._play(whole))
+        return Answer(routing(), singly(self._play(whole)))
 
     async def _play(self, *events: Any) -> AsyncIterator[bytes]:
         for event in events:
@@ -90,7 +98,7 @@ class RefusingService:
     async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
         refusal = next(self._refusals)
         if ask.stream and next(self._in_the_middle):
-            return Answer(routing(), self._break(refusal))
+            return Answer(routing(), singly(self._break(refusal)))
         raise refusal
 
     async def _break(self, refusal: Refusal) -> AsyncIterator[bytes]:
@@ -130,13 +138,27 @@ async def examine(url: str, folder: Path, checks: str, *words: str) -> None:
 @pytest.mark.timeout(280)
 async def test_schemathesis_finds_nothing(serve: Serve, tmp_path: Path) -> None:
     steps = ScriptedPuller({"status": "success"})
-    url = await serve(parts(ShapedService(), library=everything(), puller=steps, relay=PoliteRelay()))
+    view, calls = FakeView(record("0" * 16)), FakeCalls("0" * 16, {})
+    given = parts(
+        ShapedService(),
+        library=everything(),
+        puller=steps,
+        relay=PoliteRelay(),
+        keys=Keys(view, calls, tmp_path / "keys.json"),
+        passes=MemberPasses(view, calls),
+        logs=LogService(view, calls, tmp_path),
+    )
+    # Who follows the events would stay for good.
+    await given.monitor.close()
+    url = await serve(given)
     await examine(url, tmp_path, CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples", "6")
 
 
 @pytest.mark.timeout(280)
 async def test_every_refusal_is_described(serve: Serve, tmp_path: Path) -> None:
-    url = await serve(parts(RefusingService(), library=everything()))
+    given = parts(RefusingService(), library=everything())
+    await given.monitor.close()
+    url = await serve(given)
     checks = CHECKS.removeprefix("not_a_server_error,")
     await examine(url, tmp_path, checks, "--phases", "fuzzing", "--max-examples", "8")
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.prefill import NOTHING, Begun, go_on
-from sollold.models import demo
-from sollold.models.demo import GREETING
+from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
+from sollold.models.gguf import demo_model
+from sollold.models.gguf.demo_model import GREETING
 
-BEGUN = "".join(demo.pieces(GREETING)[:3])
+BEGUN = "".join(demo_model.pieces(GREETING)[:3])
 REST = GREETING.removeprefix(BEGUN)
 TALK = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": BEGUN}]
 
@@ -21,24 +21,27 @@ def test_only_an_assistants_last_text_is_gone_on_with() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}
     for messages in ([], TALK[:1], [*TALK, TALK[0]], [*TALK[:1], call]):
         body: dict[str, Any] = {"messages": messages}
-        assert go_on(body) == NOTHING and body == {"messages": messages}
+        assert continue_last_message(body) == NO_PREFIX and body == {"messages": messages}
     body = {"messages": TALK}
-    assert go_on(body) == Begun(BEGUN)
+    assert continue_last_message(body) == AnswerPrefix(BEGUN)
     assert body["continue_final_message"] == "content" and body["add_generation_prompt"] is False
     body = {"messages": [{"role": "assistant", "content": "", "reasoning_content": "so"}]}
-    assert go_on(body) == Begun("", "so") and body["continue_final_message"] == "reasoning_content"
+    assert (
+        continue_last_message(body) == AnswerPrefix("", "so")
+        and body["continue_final_message"] == "reasoning_content"
+    )
     body = {"messages": [{"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}
-    assert go_on(body) == Begun("a")
+    assert continue_last_message(body) == AnswerPrefix("a")
 
 
 def test_a_caller_who_says_it_in_llama_servers_words_is_left_to_it() -> None:
     body = {"messages": TALK, "continue_final_message": "content", "add_generation_prompt": False}
-    assert go_on(dict(body)) == NOTHING
+    assert continue_last_message(dict(body)) == NO_PREFIX
 
 
 def test_what_can_not_be_read_stays_as_it_is() -> None:
     for raw in (b"{", b"[]", b'{"choices":[1]}', b'{"choices":[{"text":"a"}]}'):
-        assert Begun("a").cut_from(raw) == raw
+        assert AnswerPrefix("a").cut_from(raw) == raw
 
 
 async def lines(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.parts import Parts
-from sollold.api.shortening import ends, room_for_prompt, turns_to_drop, without_oldest
-from sollold.serving.ask import Answer, Ask, Engine
+from sollold.api.engine.conversation import oldest_exchanges, without
+from sollold.api.engine.truncate import ends, room_for_prompt
+from sollold.api.http.services import AppServices
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Answer, Ask, Engine
 from tests.api import reciters
-from tests.api.api_parts import PlainLibrary, parts
+from tests.api.api_parts import PlainLibrary, ScriptedService, call_of, parts
 from tests.api.conftest import Serve
 from tests.api.direct_service import DirectService
 
@@ -30,16 +32,22 @@ TALK = [
 ]
 
 
-def test_the_oldest_turns_go_and_the_systems_words_and_the_last_turn_stay() -> None:
-    assert turns_to_drop(TALK) == 4
-    assert without_oldest(TALK, 0) == TALK
-    assert without_oldest(TALK, 1) == TALK[1:]
-    assert without_oldest(TALK, 4) == without_oldest(TALK, 99) == [TALK[1], TALK[5]]
-    assert without_oldest([TALK[1], TALK[5]], 1) == [TALK[1], TALK[5]]
+def test_whole_exchanges_go_and_the_systems_texts_and_the_last_turn_stay() -> None:
+    exchanges = oldest_exchanges(TALK)
+    assert exchanges == [[0, 2, 3, 4]]
+    assert without(TALK, []) == TALK
+    assert without(TALK, exchanges) == [TALK[1], TALK[5]]
+    assert oldest_exchanges([TALK[1], TALK[5]]) == []
+    # An assistant that began is an exchange of its own; two user turns in a row are one.
+    odd = [turn("assistant", "hello"), turn("user", "a"), turn("user", "b"), turn("assistant", "c"), TALK[5]]
+    assert oldest_exchanges(odd) == [[0], [1, 2, 3]]
 
 
-def test_a_tools_result_goes_with_its_call() -> None:
-    assert without_oldest(TALK, 2) == [TALK[1], *TALK[4:]]
+def test_the_steps_that_answer_the_last_turn_go_with_their_results_but_for_the_last() -> None:
+    call = turn("assistant", "", tool_calls=[{"id": "a"}])
+    agent = [turn("user", "go"), call, turn("tool", "1"), turn("tool", "2"), call, turn("tool", "3")]
+    assert oldest_exchanges(agent) == [[1, 2, 3]]
+    assert without(agent, oldest_exchanges(agent)) == [agent[0], agent[4], agent[5]]
 
 
 def test_a_plain_prompt_keeps_its_end_and_the_first_tokens_that_are_to_stay() -> None:
@@ -75,7 +83,7 @@ def service(engines: dict[str, str]) -> Watched:
     return Watched(engines)
 
 
-def over(service: Watched) -> Parts:
+def over(service: Watched) -> AppServices:
     return parts(service, library=PlainLibrary(*reciters.MODELS))
 
 
@@ -166,3 +174,87 @@ async def test_texts_to_embed_are_cut_in_both_dialects(
     assert status == 400 and "too large to process" in refused["error"]
     status, answer = await post(http, f"{url}/api/embed", {"model": "embed", "input": [long, "one"]})
     assert status == 200 and len(answer["embeddings"]) == 2
+
+
+@pytest.mark.llama
+async def test_of_a_text_of_any_length_only_what_may_stay_is_read(
+    serve: Serve, http: ClientSession, service: Watched
+) -> None:
+    url = await serve(over(service))
+    text = "word " * 200_000 + "the end"
+    body = {"model": "demo", "messages": [turn("system", "Be brief."), turn("user", text)]}
+    status, whole = await post(http, f"{url}/api/chat", body)
+    assert status == 200 and 600 < whole["prompt_eval_count"] <= 768
+    sent = service.last("/v1/chat/completions")["messages"]
+    assert sent[0]["content"] == "Be brief." and text.endswith(sent[1]["content"])
+    raw = {"model": "demo", "prompt": "start " + text, "raw": True, "options": {"num_keep": 2}}
+    status, whole = await post(http, f"{url}/api/generate", raw)
+    assert status == 200 and whole["prompt_eval_count"] == 768
+    embed = {"model": "embed", "input": [text, "one"]}
+    for path in ("/api/embed", "/v1/embeddings"):
+        status, _ = await post(http, url + path, embed)
+        assert status == 200
+    calls = [ask.calls[Engine.LLAMA] for ask in service.asks]
+    read = [len(call.body["content"]) for call in calls if call.path == "/tokenize"]
+    assert len(read) > 3 and max(read) < 200_000
+
+
+@pytest.mark.llama
+async def test_many_texts_are_embedded_a_piece_at_a_time(
+    serve: Serve, http: ClientSession, service: Watched
+) -> None:
+    url = await serve(over(service))
+    texts = [f"text {number}" for number in range(270)]
+    status, answer = await post(http, f"{url}/api/embed", {"model": "embed", "input": texts})
+    assert status == 200 and len(answer["embeddings"]) == 270 and answer["prompt_eval_count"] > 500
+    status, alone = await post(http, f"{url}/api/embed", {"model": "embed", "input": texts[-1]})
+    assert answer["embeddings"][-1] == pytest.approx(alone["embeddings"][0], abs=1e-3)
+    for path in ("/api/embed", "/v1/embeddings"):
+        status, refused = await post(http, url + path, {"model": "embed", "input": ["x"] * 4097})
+        assert status == 400 and "more than 4096 texts" in str(refused)
+
+
+@pytest.mark.llama
+async def test_a_long_talk_over_a_strict_template_keeps_its_turns(
+    serve: Serve, http: ClientSession, service: Watched
+) -> None:
+    url = await serve(over(service))
+    talk = [turn("assistant", "hello"), turn("user", "a")]
+    talk += [turn("assistant" if n % 2 else "user", f"{n} " + "word " * 60) for n in range(1, 20)]
+    talk += [turn("system", "Be brief."), turn("user", "and?")]
+    status, whole = await post(http, f"{url}/api/chat", {"model": "strict", "messages": talk})
+    assert status == 200 and 400 < whole["prompt_eval_count"] <= 768
+    sent = service.last("/v1/chat/completions")["messages"]
+    roles = [message["role"] for message in sent]
+    assert roles[0] == "system" and roles[1:] == ["user", "assistant"] * (len(roles) // 2 - 1) + ["user"]
+    assert "Be brief." in sent[0]["content"] and sent[-1]["content"].endswith("and?")
+
+
+async def test_what_can_not_be_counted_is_one_candidate_less(serve: Serve, http: ClientSession) -> None:
+    """The prompt without the two oldest exchanges can't be counted, without three it fits."""
+
+    class Counting(ScriptedService):
+        sizes = (900, 700, None, 300, 100)
+
+        async def open(self, ask: Any, on_wait: Any) -> Answer:
+            call = ask.calls[Engine.LLAMA]
+            left = sum(message["role"] == "user" for message in call.body["messages"])
+            self.refusal = None
+            if call.path.endswith("input_tokens"):
+                size = self.sizes[5 - left]
+                self.events = ({"input_tokens": size},)
+                if size is None:
+                    self.refusal = Refusal(Fault.ENGINE, "no template for that", status=500)
+            elif left > 2:
+                message = "request (900 tokens) exceeds the available context size (400 tokens)"
+                self.refusal = Refusal(Fault.ENGINE, message, status=400)
+            else:
+                self.events = ({"choices": [{"index": 0, "message": {"content": "a"}}]},)
+            return await super().open(ask, on_wait)
+
+    counting = Counting()
+    url = await serve(parts(counting))
+    talk = [turn("assistant" if n % 2 else "user", str(n)) for n in range(9)]
+    status, whole = await post(http, f"{url}/api/chat", {"model": "demo", "messages": talk})
+    assert status == 200 and whole["message"]["content"] == "a"
+    assert [one["content"] for one in call_of(counting).body["messages"]] == ["6", "7", "8"]

@@ -16,11 +16,16 @@ NAMES = (
     "membership",
     "tunnel",
     "decode",
+    "callers",
+    "speculation",
     "idle",
     "split",
     "relay",
+    "access",
     "transfer",
+    "load",
     "pool",
+    "client",
 )
 
 

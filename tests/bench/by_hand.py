@@ -50,7 +50,10 @@ def engines(cluster: Cluster) -> Engines:
     order = [nodes[share["node"]] for share in placed if nodes[share["node"]] is not head]
     workers = tuple((node, command_line(node, "rpc-server")) for node in order)
     layers = "+".join(str(share["last"] - share["first"]) for share in placed)
-    return Engines(head, with_option(server, "--rpc", ""), workers, layers)
+    # The key is gone with the deployment.
+    at = server.index("--api-key-file")
+    server = with_option((*server[:at], *server[at + 2 :]), "--rpc", "")
+    return Engines(head, server, workers, layers)
 
 
 def command_line(node: Node, program: str) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
         addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
         words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
         children.append(head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet))
-        until(lambda: _healthy(head), "the engines by hand are ready", 300, 0.5)
+        until(lambda: _healthy(head), "the engines by hand are ready", 300, 0.05)
         yield [child.pid for child in children]
     finally:
         for child in children:

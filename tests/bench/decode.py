@@ -24,12 +24,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sollold.agent.llama_find import find
-from sollold.config import LlamaSettings, NodeSettings
-from sollold.places import places
 from tests import netns
 from tests.bench.by_hand import PORT, Engines, bind, by_hand, engines, processes
 from tests.daemons import Cluster, Node, until
+from tests.found_llama import required_llama
 from tests.gguf import writer
 from tests.gguf.size import Size
 
@@ -135,9 +133,7 @@ def main() -> None:
     if reason := netns.available():
         print(f"skipped: {reason}")
         return
-    llama, _ = find(LlamaSettings(), places(NodeSettings()).cache)
-    if llama is None:
-        raise SystemExit("no llama.cpp: run `sollold setup`")
+    llama = required_llama()
     halves = Halves()
     os.sched_setaffinity(0, halves.others)  # the daemons inherit it
     found: list[tuple[float, float]] = []

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sollold.models.run import Run
+from sollold.models.footprint.run_options import Run
 from tests.gguf import llama_run
 from tests.gguf.architectures import ARCHITECTURES, EMBEDDERS
 from tests.gguf.compare import MIB, compare
@@ -39,38 +39,44 @@ _RUNS: dict[str, tuple[tuple[int, ...], Run]] = {
     "half with the head": ((2, 3), Run(context=4096, slots=2)),
 }
 _LAYERS = {"gemma3n": 24}
+_PREDICTING = ("glm4moe", "deepseek2", "qwen35", "qwen35moe")
+"""Those that llama.cpp can draft by, with a layer of their own for next-token prediction."""
 
 
 def _rows(ready: Workers, names: list[str], folder: Path) -> Iterator[tuple[bool, str]]:
     """Whether it is within the goal, and the row; one of each model and way to run."""
     for name in names:
         for kind, size in _SIZES.items():
-            layers = _LAYERS.get(name, size.layers)
-            model = write(folder / "a.gguf", name, Size(**{**_fields(size), "layers": layers}))
-            for title, (split, run) in _RUNS.items():
-                run = Run(**{**_fields(run), "embedding": name in EMBEDDERS})
-                if run.flash == "auto":
-                    # As plans do: left to itself llama.cpp turns it off for some splits.
-                    run = dataclasses.replace(run, flash="on")
-                given = (*split[:-1], split[-1] + layers - 8)
-                try:
-                    found = compare(model, run, ready, given)
-                except LoadError as error:
-                    last = [line for line in str(error).splitlines() if " E " in line]
-                    yield False, f"{name:14} {kind:6} {title:20} not loaded: {(last or [''])[0][-60:]}  <--"
-                    continue
-                worst = max(found, key=lambda device: abs(device.error) - device.actual / 100)
-                good = all(device.within for device in found)
-                yield (
-                    good,
-                    f"{name:14} {kind:6} {title:20} {worst.device:5} {worst.predicted / MIB:10.2f}"
-                    f" {worst.actual / MIB:10.2f} {worst.error / MIB:+8.2f}"
-                    f" {100 * worst.error / max(worst.actual, 1):+7.2f} % {'' if good else '  <--'}",
-                )
+            for predicts in (False, True) if name in _PREDICTING else (False,):
+                layers = _LAYERS.get(name, size.layers + predicts)
+                size = dataclasses.replace(size, layers=layers, nextn=int(predicts))
+                model = write(folder / "a.gguf", name, size)
+                for title, (split, run) in _RUNS.items():
+                    run = dataclasses.replace(
+                        run, embedding=name in EMBEDDERS, predicts=predicts, drafts=3 * predicts
+                    )
+                    given = (*split[:-1], split[-1] + layers - 8)
+                    title = f"{title}, drafts" if predicts else title
+                    yield _row(ready, model, f"{name:14} {kind:6} {title:27}", run, given)
 
 
-def _fields(fact: Size | Run) -> dict[str, object]:
-    return {name: getattr(fact, name) for name in fact.__slots__}
+def _row(ready: Workers, model: Path, title: str, run: Run, split: tuple[int, ...]) -> tuple[bool, str]:
+    if run.flash == "auto":
+        # As plans do: left to itself llama.cpp turns it off for some splits.
+        run = dataclasses.replace(run, flash="on")
+    try:
+        found = compare(model, run, ready, split)
+    except LoadError as error:
+        last = [line for line in str(error).splitlines() if " E " in line]
+        return False, f"{title} not loaded: {(last or [''])[0][-60:]}  <--"
+    worst = max(found, key=lambda device: abs(device.error) - device.actual / 100)
+    good = all(device.within for device in found)
+    return (
+        good,
+        f"{title} {worst.device:5} {worst.predicted / MIB:10.2f}"
+        f" {worst.actual / MIB:10.2f} {worst.error / MIB:+8.2f}"
+        f" {100 * worst.error / max(worst.actual, 1):+7.2f} % {'' if good else '  <--'}",
+    )
 
 
 def main() -> None:
@@ -80,7 +86,7 @@ def main() -> None:
     parser.add_argument("architectures", nargs="*", choices=[[], *ARCHITECTURES])
     names = parser.parse_args().architectures or list(ARCHITECTURES)
     print(
-        f"{'architecture':14} {'model':6} {'run':20} {'worst':5} {'predicted':>10} {'actual':>10} {'off':>8}"
+        f"{'architecture':14} {'model':6} {'run':27} {'worst':5} {'predicted':>10} {'actual':>10} {'off':>8}"
     )
     bad = count = 0
     with llama_run.workers(3) as ready, tempfile.TemporaryDirectory() as folder:

@@ -10,8 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from sollold.models import gguf, gguf_writer
-from sollold.models.gguf_writer import MetadataValue
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import MetadataValue
 from tests.gguf.size import Size
 from tests.gguf.writer import tensors_of
 
@@ -29,7 +30,7 @@ def _write(path: Path) -> None:
         "tokenizer.ggml.token_type": [1] * _TOKENS,
         "tokenizer.ggml.merges": [f"part{number} rest" for number in range(_MERGES)],
     }
-    gguf_writer.write(path, metadata, tensors_of("llama", size))
+    writer.write(path, metadata, tensors_of("llama", size))
 
 
 def main() -> None:

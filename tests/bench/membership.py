@@ -14,11 +14,11 @@ from functools import reduce
 from operator import xor
 from statistics import median, quantiles
 
-from sollold.cluster.actions import Change, Event
-from sollold.cluster.membership import Member
-from sollold.cluster.packet import Alive
-from sollold.cluster.registry import Register
-from sollold.cluster.tuning import LAN, Tuning
+from sollold.cluster.gossip.actions import Change, Event
+from sollold.cluster.gossip.config import LAN, Tuning
+from sollold.cluster.gossip.member import Member
+from sollold.cluster.gossip.packet import Alive
+from sollold.cluster.gossip.registry import Register
 from tests.sim.world import Machine, Process, Weather, World
 
 MEMBERLIST = replace(LAN, suspicion_multiplier=4.0, probes=1)
@@ -77,8 +77,10 @@ class Cluster:
             Alive(g.me.node, g._boot, g._membership.incarnation, g._membership.addresses) for g in gossips
         ]
         # A copy: the writer changes its own register in place.
-        registers = {g.me.node: Register(g._boot, g.me.version, g.me) for g in gossips}
-        marks = {node: mark for g in gossips for node, mark in g._catch_up._marks.items()}
+        registers = {
+            g.me.node: Register(g._boot, g.me.version, g.me, g._registry._parts, b"") for g in gossips
+        }
+        marks = {node: mark for g in gossips for node, mark in g._anti_entropy._marks.items()}
         digest = reduce(xor, marks.values())
         for machine, gossip in zip(machines, gossips, strict=True):
             membership = gossip._membership
@@ -89,8 +91,8 @@ class Cluster:
             gossip._registry._registers.update(
                 (node, register) for node, register in registers.items() if node != machine.node
             )
-            gossip._catch_up._marks = dict(marks)
-            gossip._catch_up.digest = digest
+            gossip._anti_entropy._marks = dict(marks)
+            gossip._anti_entropy.digest = digest
             gossip._news._tiers.clear()
             gossip._news._tier.clear()
 
@@ -117,7 +119,7 @@ class Cluster:
         machine = self.spare.pop()
         other = self.world.random.choice(self.world.running()).machine
         process = machine.start()
-        process.carry_out(process.gossip.introduce((other.address,), process.clock(), keep=True))
+        process.apply(process.gossip.introduce((other.address,), process.clock(), keep=True))
         return self._all_hear(machine.node, Change.UPDATED)
 
     def crash(self, *, links: bool) -> list[float]:

@@ -1,4 +1,4 @@
-"""How much processor time planning takes: `python -m tests.bench.planner` prints a table.
+"""How much processor time planning takes: `python -m tests.bench.planner` footprint_with a table.
 
 With the default settings. Exits 1 when a median misses its goal.
 """
@@ -9,10 +9,10 @@ import random
 import sys
 import time
 
-from sollold.placement.fleet import Fleet, Link
+from sollold.placement.inventory import Fleet, Link
 from sollold.placement.planner import choose
-from sollold.placement.wish import Wish
-from tests.placement.fleets import GIB, MIB, cpu, gpu, machine, prints, random_fleet, shape
+from sollold.placement.request import PlacementRequest
+from tests.placement.fleets import GIB, MIB, cpu, footprint_with, gpu, machine, random_fleet, shape
 
 
 def main() -> None:
@@ -39,10 +39,10 @@ def row(kind: str, machines: int, layers: int, goal: float) -> bool:
             sizes = [500 * MIB] * layers
         model = shape(layers, 500 * MIB, 1 * GIB, sizes=sizes, n_embd=8192, n_vocab=128000)
         fleet = made(kind, seed, machines, sum(sizes))
-        devices.append(sum(len(one.spots) for one in fleet.machines))
-        prints_of = prints(model)
+        devices.append(sum(len(one.devices) for one in fleet.machines))
+        prints_of = footprint_with(model)
         begun = time.process_time()
-        choose(Wish("model", "digest"), fleet, prints_of)
+        choose(PlacementRequest("model", "digest"), fleet, prints_of)
         times.append((time.process_time() - begun) * 1000)
     times.sort()
     print(

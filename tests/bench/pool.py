@@ -43,7 +43,7 @@ async def cluster(folder: Path, urls: list[str]) -> AsyncIterator[None]:
             settings.write_text(
                 f'[node]\nname = "{index}"\nstate_dir = "{home}/state"\ncache_dir = "{home}/cache"\n'
                 f'[http]\nhost = "127.0.0.1"\nport = {_HTTP + index}\n'
-                f'[cluster]\nhost = "127.0.0.1"\nport = {_NODES + index}\nmdns = false\n'
+                f'[cluster]\nhost = "127.0.0.1"\nport = {_NODES + index}\nmdns = false\ndoor = "open"\n'
                 f'seeds = {json.dumps(seeds)}\n[ollama]\nurl = "{url}"\n'
                 f"[models]\nhuggingface = false\nollama_stores = [{json.dumps(str(home / 'none'))}]\n"
                 "[llama]\nbuild = false\n"

@@ -1,5 +1,7 @@
 """What the relay adds to an answer, beside nginx and beside nothing: `python -m tests.bench.relay`.
 
+llama-swap is measured as well where it is installed.
+
 In one run: 64 streams at once at a steady rate (every stream checked), processor time per streamed token
 of what stands between, time to the first byte of one request after the other, and requests per second.
 Each beside nginx's, with the verdict on the aim.
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
 import socket
 import statistics
 import subprocess
@@ -23,11 +26,11 @@ from pathlib import Path
 import psutil
 import uvloop
 
-from tests.bench.relay_engine import EVENTS
+from tests.bench.relay_engine import EVENTS, PACE
+from tests.doubles import free_ports
 
 STREAMS = 64
 TOKENS = 150
-PACE = 0.03
 FIRST_BYTES = 300
 REQUESTS = 1500
 AIM = 1.5
@@ -51,6 +54,15 @@ http {{
   }}
 }}
 """
+_SWAP = """
+logLevel: error
+models:
+  "bench:latest":
+    cmd: sleep 100000
+    proxy: http://127.0.0.1:{engine}
+    checkEndpoint: none
+    concurrencyLimit: 256
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,36 +79,32 @@ class Target:
         return sum(sum(p.cpu_times()[:2]) for p in everyone)
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def body(**fields: object) -> bytes:
     message = {"role": "user", "content": "hello"}
-    return json.dumps({"model": "bench", "messages": [message], **fields}).encode()
+    return json.dumps({"model": "bench:latest", "messages": [message], **fields}).encode()
 
 
 class Connection:
     """A client as lean as can be: one connection, one request at a time."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, header: str) -> None:
+        """``header``: lines that each request carries."""
         self._reader = reader
         self._writer = writer
+        self._header = header.encode()
 
     @classmethod
-    async def open(cls, port: int) -> Connection:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20))
+    async def open(cls, port: int, header: str = "") -> Connection:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 20), header)
 
     def close(self) -> None:
         self._writer.close()
 
     async def ask(self, data: bytes) -> tuple[float, bytes]:
         """(seconds to the first byte of the body, the body)."""
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         begun = time.perf_counter()
-        self._writer.write(head + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        self._writer.write(head + self._header + b"Content-Length: %d\r\n\r\n" % len(data) + data)
         answer = (await self._reader.readuntil(b"\r\n\r\n")).lower()
         assert b" 200 " in answer.split(b"\r\n")[0], answer
         if b"content-length" in answer:
@@ -115,11 +123,12 @@ class Connection:
 
 async def streams(target: Target) -> tuple[float, float]:
     """(processor µs per token, seconds): all streams at once, each looked through."""
-    asked = body(stream=True, max_tokens=TOKENS, pace=PACE)
+    asked = body(stream=True, max_tokens=TOKENS)
     connections = [await Connection.open(target.port) for _ in range(STREAMS)]
     before, begun = target.spent(), time.perf_counter()
     answers = await asyncio.gather(*(one.ask(asked) for one in connections))
     took, spent = time.perf_counter() - begun, target.spent() - before
+    assert took > (TOKENS - 1) * PACE, "the engine's rate was not kept"
     for one in connections:
         one.close()
     expected = [json.loads(event[6:]) for event in EVENTS[:TOKENS]]
@@ -162,7 +171,7 @@ async def requests(target: Target) -> float:
 @contextlib.contextmanager
 def targets(folder: Path) -> Iterator[list[Target]]:
     """Everything that is compared, running."""
-    engine, nginx, a, b, peer_a, peer_b = [free_port() for _ in range(6)]
+    engine, nginx, a, b, peer_a, peer_b, swap = free_ports(7)
     (folder / "nginx.conf").write_text(_NGINX.format(folder=folder, engine=engine, port=nginx))
     children: list[subprocess.Popen[bytes]] = []
 
@@ -179,13 +188,19 @@ def targets(folder: Path) -> Iterator[list[Target]]:
         node_a = module("relay_node", "a", a, peer_a, peer_b, url)
         node_b = module("relay_node", "b", b, peer_b, peer_a, url)
         proxy = start("/usr/sbin/nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "error.log"))
-        for port in (engine, nginx, a, b):
-            _await_port(port)
+        others: list[Target] = []
+        if program := shutil.which("llama-swap"):
+            (folder / "swap.yaml").write_text(_SWAP.format(engine=engine))
+            place = ("--config", str(folder / "swap.yaml"), "--listen", f"127.0.0.1:{swap}")
+            others.append(Target("llama-swap", swap, (start(program, *place),)))
+        for port in (engine, nginx, a, b, *(one.port for one in others)):
+            await_port(port)
         yield [
             Target("direct", engine, ()),
             Target("nginx", nginx, (proxy,)),
             Target("sollold, endpoint's node", b, (node_b,)),
             Target("sollold, another node", a, (node_a, node_b)),
+            *others,
         ]
     finally:
         for child in children:
@@ -196,7 +211,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
             child.kill()
 
 
-def _await_port(port: int) -> None:
+def await_port(port: int) -> None:
     for _ in range(600):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return

@@ -13,6 +13,8 @@ from typing import cast
 
 import uvloop
 
+PACE = 0.03
+"""Seconds between two tokens of a stream. Not the request's own: what is no parameter is not passed on."""
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: %s\r\n%s\r\n\r\n"
 
 
@@ -69,17 +71,17 @@ class Engine(asyncio.Protocol):
         assert self._transport is not None
         if asked.get("stream"):
             self._transport.write(_HEAD % (b"text/event-stream", b"Transfer-Encoding: chunked"))
-            self._task = asyncio.create_task(self._stream(asked["max_tokens"], asked.get("pace", 0.0)))
+            self._task = asyncio.create_task(self._stream(asked["max_tokens"]))
         else:
             kind = b"application/json", b"Content-Length: %d" % len(WHOLE)
             self._transport.write(_HEAD % kind + WHOLE)
 
-    async def _stream(self, tokens: int, pace: float) -> None:
+    async def _stream(self, tokens: int) -> None:
         assert self._transport is not None
-        for chunk in CHUNKS[:tokens]:
+        for number, chunk in enumerate(CHUNKS[:tokens]):
+            if number:
+                await asyncio.sleep(PACE)
             self._transport.write(chunk)
-            if pace:
-                await asyncio.sleep(pace)
         self._transport.write(END)
 
 

@@ -1,7 +1,7 @@
-"""A node for the relay's benchmark: `python -m tests.bench.relay_node NAME HTTP PEER OTHER ENGINE`.
+"""A node for the relay's benchmark: `python -m tests.bench.relay_node NAME HTTP PEER OTHER ENGINE [KEY]`.
 
 The real API, serving room and peer transport; records and models are given. Node ``b`` has the endpoint,
-so asking it measures one hop, asking ``a`` two.
+so asking it measures one hop, asking ``a`` two. With KEY, a file where it writes one, other machines need it.
 """
 
 from __future__ import annotations
@@ -10,35 +10,42 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import uvloop
 from aiohttp import web
 
-from sollold.api.app import build_app
-from sollold.cluster.identity import Identity, Tokens
-from sollold.cluster.peer_client import Calls
-from sollold.cluster.peer_server import Peers
-from sollold.cluster.reach import Reach
-from sollold.cluster.record import Backend, Endpoint, Record, State
-from sollold.cluster.term import Term
-from sollold.config import HttpSettings, ServingSettings
-from sollold.models.names import Resolved
+from sollold.api.http.application import build_app
+from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
+from sollold.control.keys import Keys, Scope
+from sollold.engines.address import EngineAddress
+from sollold.models.listing import Listed
 from sollold.serving.endpoint_server import EndpointServer
-from sollold.serving.loader import LeaderLoader
+from sollold.serving.loader import Loader
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
+from sollold.settings.schema import HttpSettings, ServingSettings
 from tests.api.api_parts import PlainCluster, model, parts
+from tests.keys import key
 
 MODEL = "bench:latest"
-IDS = {"a": "a" * 16, "b": "b" * 16}
+KEYS = {"a": key(1), "b": key(2)}
+ENGINE_KEY = "k" * 43
+"""As long as a real one. The stand-in does not look at it."""
+IDS = {name: one.node for name, one in KEYS.items()}
 
 
 class Given:
     """The view, the engines and the names, all fixed."""
 
     def __init__(self, name: str, engine: str) -> None:
-        self._engine = engine
+        self._engine = EngineAddress(engine, ENGINE_KEY)
         self._endpoint = Endpoint(
             "d1", MODEL, "", Backend.LOCAL, State.READY, context=8192, slots=64, speed=50.0
         )
@@ -61,12 +68,12 @@ class Given:
         return lambda: None
 
     def update_me(self, **changes: Any) -> None:
-        raise NotImplementedError
+        """The record stays as it is."""
 
     def endpoint(self, endpoint: str) -> Endpoint | None:
         return self._endpoint
 
-    def url(self, endpoint: str) -> str | None:
+    def address(self, endpoint: str) -> EngineAddress | None:
         return self._engine
 
     @contextlib.contextmanager
@@ -79,34 +86,37 @@ class Given:
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """The record stays as it is."""
 
-    async def awaited(self, name: str) -> Resolved:
-        return Resolved(name, MODEL)
-
-    def get(self, name: str) -> None:
-        return None
+    async def named(self, name: str) -> Listed:
+        return Listed(model(MODEL), tuple(self._records))
 
 
-async def main(name: str, http: int, peer: int, other: int, engine: str) -> None:
+async def main(name: str, http: int, peer: int, other: int, engine: str, key_file: str = "") -> None:
     given = Given(name, engine)
-    identity = Identity(IDS[name], Tokens.read(""))
+    identity = Identity(KEYS[name], Tokens.read(""))
     peers = Peers(identity)
     there = IDS["b" if name == "a" else "a"]
-    reach = Reach(identity, lambda node: (("127.0.0.1", other),) if node == there else ())
+    reach = Dialer(identity, lambda node: (("127.0.0.1", other),) if node == there else ())
     calls = Calls(reach, peers)
     settings = ServingSettings()
     server = EndpointServer(given, given, settings, peers)
     serving = Serving(
-        given, given, calls, server, LeaderLoader(given, calls), Router(IDS[name]), settings, HttpSettings()
+        given, given, calls, server, Loader(given, calls), Router(IDS[name]), settings, HttpSettings()
     )
     await peers.start("127.0.0.1", peer)
     await server.start()
     await serving.start()
-    built = parts(serving, model(MODEL), cluster=PlainCluster(given.me))
-    runner = web.AppRunner(build_app(built, HttpSettings()), access_log=None, handler_cancellation=True)
+    # Its own address counts as a proxy's, so that a caller can pass for another machine.
+    facts = HttpSettings(auth="keys" if key_file else "open", trusted_proxies=("127.0.0.1",))
+    keys = Keys(given, calls, Path(f"{key_file}.json")) if key_file else None
+    if keys is not None:
+        _, secret = await keys.create("bench", Scope.INFER)
+        await asyncio.to_thread(Path(key_file).write_text, secret)
+    built = parts(serving, model(MODEL), cluster=PlainCluster(given.me), keys=keys)
+    runner = web.AppRunner(build_app(built, facts), access_log=None, handler_cancellation=True)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", http).start()
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], *(int(word) for word in sys.argv[2:5]), sys.argv[5]))
+    uvloop.run(main(sys.argv[1], *(int(word) for word in sys.argv[2:5]), *sys.argv[5:]))

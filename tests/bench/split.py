@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sollold.agent.llama_find import find
-from sollold.config import LlamaSettings, NodeSettings
-from sollold.places import places
 from tests import netns
 from tests.bench.slowed import slowed
 from tests.daemons import Cluster, Node, until
+from tests.found_llama import required_llama
 from tests.gguf import writer
 from tests.gguf.size import Size
 
@@ -54,9 +52,7 @@ def main() -> None:
     if reason := netns.available():
         print(f"skipped: {reason}")
         return
-    llama, _ = find(LlamaSettings(), places(NodeSettings()).cache)
-    if llama is None:
-        raise SystemExit("no llama.cpp: run `sollold setup`")
+    llama = required_llama()
     with tempfile.TemporaryDirectory() as folder:
         size = writer.sized(
             "llama", options.bytes, Size(layers=24, embd=1024, heads=16, heads_kv=4, vocab=4096)
@@ -101,15 +97,15 @@ def main() -> None:
 def measured(cluster: Cluster, policy: str, rounds: int, tokens: int) -> Measured:
     """Load it by a policy, let the daemons see an answer, and measure."""
     head = cluster[0]
-    wish = {"model": MODEL, "policy": policy}
-    loaded = head.ask("POST", "/api/cluster/load", wish, timeout=300)
+    request = {"model": MODEL, "policy": policy}
+    loaded = head.ask("POST", "/api/cluster/load", request, timeout=300)
     assert loaded.status == 200, loaded.body
     one_answer(head, tokens)
     (deployment,) = cluster.deployments()
     # The leader has heard of it: so the next plan knows how fast these devices really are.
     until(lambda: cluster.deployments()[0]["speed"] > 0, "the daemons have measured it")
     speed = statistics.median(one_answer(head, tokens) for _ in range(rounds))
-    reply = head.ask("POST", "/api/cluster/plan", wish)
+    reply = head.ask("POST", "/api/cluster/plan", request)
     unloaded = head.ask("POST", "/api/cluster/unload", {"model": MODEL, "force": True})
     assert unloaded.status == 200, unloaded.body
     names = {node.state()["me"]: index for index, node in enumerate(cluster)}

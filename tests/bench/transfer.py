@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sollold.models import gguf_writer
-from sollold.models.gguf_writer import NewTensor
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import NewTensor
 from tests import netns
 
 GB = 10**9
@@ -94,6 +94,7 @@ def daemons(give: Host, take: Host, folder: Path, model: Path, ports: tuple[int,
                 f'[node]\nname = "{index}"\nstate_dir = "{home}/state"\ncache_dir = "{home}/cache"\n'
                 f'[http]\nhost = "{host.address}"\nport = {ports[0] + offset}\n'
                 f'[cluster]\nhost = "{host.address}"\nport = {ports[1] + offset}\nmdns = false\n'
+                'door = "open"\n'
                 f"seeds = {json.dumps(seeds)}\n"
                 f"[models]\nhuggingface = false\nollama_stores = [{json.dumps(str(home / 'none'))}]\n"
                 f"folders = {json.dumps([str(model.parent)] if index == 0 else [])}\n"
@@ -164,7 +165,7 @@ def write_model(path: Path, size: int) -> None:
         NewTensor(f"blk.{k}.x.weight", (4096, rows), 1, lambda: [noise] * pieces) for k in range(count)
     ]
     metadata = {"general.architecture": "llama", "llama.block_count": count, "llama.embedding_length": 4096}
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
 
 
 def row(name: str, give: Host, take: Host, size: int, ports: tuple[int, int], *, goal: bool = True) -> bool:

@@ -19,12 +19,13 @@ from contextlib import contextmanager
 
 import uvloop
 
-from sollold.agent.tunnel import Tunnels
-from sollold.cluster.identity import Identity, Tokens
-from sollold.cluster.peer_server import Peers
-from sollold.cluster.reach import Reach
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc_server import Peers
+from sollold.engines.llamacpp.tunnel import Tunnels
+from tests.keys import key
 
-HEAD, OWNER = "00000000000000aa", "00000000000000bb"
+HEAD, OWNER = key(1), key(2)
 SIZES = (64, 4096, 65536, 1 << 20)
 TRIPS = {64: 1500, 4096: 1500, 65536: 500, 1 << 20: 60}
 BULK = 512 << 20
@@ -55,16 +56,30 @@ def _stand_in() -> None:
                 client.sendall(answer[:wanted])
 
 
+class _Worker:
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def address(self, caller: str, deployment: str, plain: str) -> tuple[str, int]:
+        return "127.0.0.1", self._port
+
+    def gate(self, deployment: str) -> None:
+        return None
+
+    async def connected(self, deployment: str) -> bool:
+        return True
+
+
 async def _owner(worker: int) -> None:
     peers = Peers(Identity(OWNER, Tokens.read("")))
-    peers.tunnel(lambda caller, deployment, plain: ("127.0.0.1", worker))
+    peers.tunnel(_Worker(worker))
     print(await peers.start("127.0.0.1", 0), flush=True)
     await asyncio.Event().wait()
 
 
 async def _head(owner: int) -> None:
-    reach = Reach(Identity(HEAD, Tokens.read("")), lambda node: [("127.0.0.1", owner)])
-    tunnel = await Tunnels(reach, _Everybody()).open("bench", OWNER)  # type: ignore[arg-type]
+    reach = Dialer(Identity(HEAD, Tokens.read("")), lambda node: [("127.0.0.1", owner)])
+    tunnel = await Tunnels(reach, _Everybody()).open("bench", OWNER.node)  # type: ignore[arg-type]
     print(tunnel.port, flush=True)
     await asyncio.Event().wait()
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from sollold.agent.llama_find import Llama, find
-from sollold.config import LlamaSettings
+from sollold.engines.install.find import Llama
 from tests.chaos.report import forbidden, report
 from tests.chaos.round import run
+from tests.found_llama import found_llama
 
 
 def main() -> int:
@@ -25,10 +24,9 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="only the faults that the tests use")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold"
-    llama, passed = find(LlamaSettings(), cache)
+    llama, why = found_llama()
     if llama is None:
-        print(f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}")
+        print(why)
         return 1
     rounds = [(given.faults, False), (max(4, given.faults // 10), True)]
     ends = [_round(llama, given, faults, needs_all=needs_all) for faults, needs_all in rounds]

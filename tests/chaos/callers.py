@@ -19,7 +19,7 @@ HUNG = 200.0
 
 CLEAR = (502, 503, 504, 507)
 """Statuses of errors that a fault may bring about: interrupted, unavailable, too late, too little memory."""
-UNCLEAR = ("did not expect", "not found", "not_found", "invalid_request")
+UNCLEAR = ("internal error", "did not expect", "not found", "not_found", "invalid_request")
 """Words of errors in a stream that no fault may bring about."""
 
 

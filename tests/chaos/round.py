@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sollold.agent.llama_find import Llama
-from sollold.models.demo import Recital, counting, write
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.chaos.callers import DIALECTS, HUNG, Caller, Stream
 from tests.chaos.faults import SMALL_DISK, STOP_SECONDS, Done, Faults, engines
 from tests.daemons import Cluster, Node, until
@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 STREAMS, SAID = sum(dialect.streamed for dialect in DIALECTS), 100
 """Streams at a time, and how many words of each have been said when a fault hits, more or less."""
 SETTLED_WITHIN = 170.0
-OWN_FAULTS = ("fault of our own", "Traceback (most recent call last)", "never retrieved", "never awaited")
+OWN_FAULTS = ("internal error", "Traceback (most recent call last)", "never retrieved", "never awaited")
 """What must not be in a daemon's log."""
 PAUSE = 1.0
 """Silence from which a stream counts as hit by a fault."""

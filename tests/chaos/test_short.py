@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sollold.agent.llama_find import Llama
+from sollold.engines.install.find import Llama
 from tests.chaos.report import forbidden, report
 from tests.chaos.round import run
 
@@ -14,14 +14,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(900)]
 
 
 def test_every_answer_is_exact_whatever_dies(tmp_path: Path, llama: Llama) -> None:
-    outcome = run(llama, tmp_path, faults=10, seed=1, short=True, seconds=240)
+    outcome = run(llama, tmp_path, faults=7, seed=1, short=True, seconds=240)
     print("\n".join(report(outcome)))
-    assert len(outcome.struck) >= 6
+    assert len(outcome.struck) >= 5
     assert not forbidden(outcome)
 
 
 def test_a_model_that_needs_every_node_outlasts_each_ones_absence(tmp_path: Path, llama: Llama) -> None:
-    outcome = run(llama, tmp_path, faults=4, seed=1, short=True, needs_all=True, seconds=180)
+    outcome = run(llama, tmp_path, faults=3, seed=1, short=True, needs_all=True, seconds=180)
     print("\n".join(report(outcome)))
-    assert len(outcome.struck) >= 3
+    assert len(outcome.struck) >= 2
     assert not forbidden(outcome)

@@ -10,7 +10,7 @@ import sys
 import termios
 
 
-def test_ctrl_c_ends_a_conversation_that_waits_for_its_user() -> None:
+def test_ctrl_c_twice_ends_a_conversation_that_waits_for_its_user() -> None:
     ours, theirs = os.openpty()
 
     def take_the_terminal() -> None:
@@ -30,6 +30,10 @@ def test_ctrl_c_ends_a_conversation_that_waits_for_its_user() -> None:
         said = b""
         while b">>> " not in said:
             said += os.read(ours, 4096)
+        os.write(ours, b"\x03")
+        while said.count(b">>> ") < 2:
+            said += os.read(ours, 4096)
+        assert b"/bye" in said
         os.write(ours, b"\x03")
         assert process.wait(30) == 130
     finally:

@@ -19,8 +19,9 @@ from rich.console import Console
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
-from sollold.cli.parser import parser, read
+from sollold.cli.parser import ALIASES, parser, read, subcommands
 from sollold.cli.status import deployment_table, node_table
+from sollold.cli.top import frame, speed_line
 
 GIB = 1024**3
 
@@ -106,7 +107,7 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if path == "/api/delete" and request.method == "DELETE" and asked == {"model": "mine", "nodes": []}:
         return web.Response()
     if path == "/api/doctor":
-        return web.json_response({"findings": [{"grade": "problem", "what": "bad", "mend": "mend it"}]})
+        return web.json_response({"findings": [{"grade": "problem", "what": "bad", "fix": "fix it"}]})
     if path == "/api/pull":
         lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
         return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -145,8 +146,8 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     assert "2 nodes, leader anna (term 3)" in done.stdout
     assert "bert (draining)" in done.stdout and "building, 40 %" in done.stdout
     assert "0-8" in done.stdout and "9-15 + output" in done.stdout and "loading 50%" in done.stdout
-    assert "open cluster" in done.stdout
-    assert "pc:50052 (plain)" in done.stdout and "neither proved nor encrypted" in done.stdout
+    assert "Open cluster" in done.stdout
+    assert "pc:50052 (external)" in done.stdout and "neither authenticated nor encrypted" in done.stdout
     assert "anna does not use the worker pc:50053: nothing listens" in done.stdout
     assert json.loads((await sollold(url, "status", "--json")).stdout) == STATE
 
@@ -178,6 +179,25 @@ def test_a_narrow_terminal_shows_a_half_as_a_half(width: int) -> None:
     line = next(line for line in text.splitlines() if "anna" in line)
     assert line.count("█") == pytest.approx(line.count("·"), abs=1) and "█" in line
     assert "192.168.1.11:11435" in line and line.count("4.00 GiB") == 1 and "…" not in text
+
+
+def test_the_last_minute_is_a_curve() -> None:
+    assert speed_line([0.0, 0.0, 2.0, 2.0, 4.0, 4.0]) == "2.4 tokens/s  ▁▅█"
+    assert speed_line([]) == "0.0 tokens/s  "
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_breaks_no_word_and_no_figure(width: int) -> None:
+    nodes = [node | {"addresses": ["192.168.1.11"]} for node in STATE["nodes"]]
+    state = STATE | {"nodes": nodes, "requests": [], "speeds": [0.0, 4.5, None] * 20, "events": []}
+    out = Console(width=width, file=io.StringIO(), color_system=None)
+    out.print(frame(state, "all", paused=False))
+    lines = out.file.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    header, anna = (next(line for line in lines if line.startswith(start)) for start in ("node ", "anna "))
+    assert "4.00 GiB" in anna and "free" in header
+    assert set(header.split()) <= {"node", "address", "device", "granted", "free", "memory", "llama.cpp"}
+    assert ("192.168.1.11:11435" in anna) == ("address" in header)
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +267,7 @@ async def test_what_is_no_node_is_called_so(words: tuple[str, ...], body: bytes)
     finally:
         await runner.cleanup()
     assert done.returncode == Exit.FAILED
-    assert "is no sollold" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "is not sollold" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_cache_that_can_not_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -309,28 +329,60 @@ async def test_unload_models_and_ps(url: str) -> None:
 
 async def test_drain_waits_until_the_node_is_empty(url: str) -> None:
     done = await sollold(url, "drain", "bert")
-    assert done.returncode == Exit.DONE and "bert is empty" in done.stdout and "safe to stop" in done.stdout
-    assert "takes work again" in (await sollold(url, "drain", "--undo", "bert")).stdout
+    assert done.returncode == Exit.DONE and "bert is drained" in done.stdout and "safe to stop" in done.stdout
+    assert "accepts requests again" in (await sollold(url, "drain", "--undo", "bert")).stdout
     # It says that it drains, and is not seen to.
     assert (await sollold(url, "drain", "anna")).returncode == Exit.FAILED
 
 
 async def test_copy_and_delete(url: str) -> None:
     done = await sollold(url, "copy", "big", "mine", "--on", "anna", "--on", "bert")
-    assert (done.returncode, done.stdout) == (Exit.DONE, "big is also mine now\n"), done.stderr
+    assert (done.returncode, done.stdout) == (Exit.DONE, "copied big to mine\n"), done.stderr
     done = await sollold(url, "delete", "mine")
-    assert (done.returncode, done.stdout) == (Exit.DONE, "mine is deleted\n"), done.stderr
+    assert (done.returncode, done.stdout) == (Exit.DONE, "deleted mine\n"), done.stderr
 
 
 def test_every_command_has_a_room_and_help() -> None:
     import importlib
 
-    choices = next(a.choices for a in parser()._actions if a.dest == "command")
-    assert choices is not None and set(choices) == set(ROOMS)
+    choices = subcommands(parser())
+    assert set(choices) == set(ROOMS) | set(ALIASES) and set(ALIASES.values()) < set(ROOMS)
     for name, room in ROOMS.items():
         assert callable(getattr(importlib.import_module(f"sollold.cli.{room}"), name))
     for sub in choices.values():
         assert all(action.help for action in sub._actions)
+
+
+@pytest.mark.parametrize("command", ["nodes", "models", "ps", "version"])
+def test_a_command_that_asks_imports_little(command: str) -> None:
+    """Most of the time that a short command takes is that of imports."""
+    asking = f"from sollold.cli.main import main; main(['--node', '127.0.0.1:1', '{command}'])"
+    listing = "import sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{asking}; {listing}"], capture_output=True, text=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert "sollold.client.blocking" in loaded
+    assert not loaded & {
+        "asyncio",
+        "msgspec",
+        "rich",
+        "aiohttp",
+        "sollold.settings.schema",
+        "sollold.client.pool",
+    }
+
+
+def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == Exit.DONE
+    script = tmp_path / "sollold.bash"
+    script.write_text(capsys.readouterr().out)
+    typed = """sollold() { echo llama3.2:3b; }
+        source "$0"
+        COMP_WORDS=(sollold run llama3.2 : 3); COMP_CWORD=4; _sollold; echo "${COMPREPLY[*]}"
+        COMP_WORDS=(sollold run l); COMP_CWORD=2; _sollold; echo "${COMPREPLY[*]}" """
+    done = subprocess.run(["bash", "-c", typed, script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines() == ["3b", "llama3.2:3b"], done.stderr
 
 
 def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -340,6 +392,9 @@ def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean" in capsys.readouterr().err
     assert main(["completion", "bash"]) == Exit.DONE
     assert "sollold" in capsys.readouterr().out
+    assert main(["completion", "fish"]) == Exit.DONE
+    said = capsys.readouterr().out
+    assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in said
     assert main(["completion", "man"]) == Exit.DONE
     assert ".SH COMMANDS" in capsys.readouterr().out
     assert main(["token"]) == Exit.DONE

@@ -16,8 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from sollold.agent.llama_find import Llama
-from sollold.models.demo import GREETING
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import GREETING
 from tests.daemons import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(240)]
@@ -94,7 +94,7 @@ def test_a_demo_names_a_llama_that_can_not_be_used(tmp_path: Path, llama: Llama)
     process = start(tmp_path, [*command(llama, "demo"), "--set", f"llama.server={tmp_path}/none"])
     process.communicate(timeout=60)
     errors = (tmp_path / "errors").read_text()
-    assert process.returncode == 1 and f"sollold: {tmp_path}/none is not there" in errors
+    assert process.returncode == 1 and f"sollold: {tmp_path}/none does not exist" in errors
     assert len(errors.splitlines()) == 1
 
 

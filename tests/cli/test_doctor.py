@@ -44,20 +44,20 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("states", "what", "mend"),
+    ("states", "what", "fix"),
     [
         ("LoadState=loaded\\nActiveState=inactive\\n", "not started", "sudo systemctl enable --now sollold"),
         ("LoadState=loaded\\nActiveState=failed\\n", "has failed", "journalctl -u sollold -n 30"),
-        ("LoadState=loaded\\nActiveState=activating\\n", "again and again", "journalctl -u sollold -n 30"),
+        ("LoadState=loaded\\nActiveState=activating\\n", "keeps failing", "journalctl -u sollold -n 30"),
         ("LoadState=loaded\\nActiveState=active\\n", "does not answer", "journalctl -u sollold -n 30"),
-        ("LoadState=not-found\\nActiveState=inactive\\n", "no service", "sollold run"),
+        ("LoadState=not-found\\nActiveState=inactive\\n", "not installed", "sollold run"),
         ("LoadState=masked\\nActiveState=inactive\\n", "masked", "systemctl status sollold"),
-        ("", "no service", "sollold run"),
+        ("", "not installed", "sollold run"),
     ],
 )
-def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, mend: str) -> None:
+def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, fix: str) -> None:
     (found,) = findings(tmp_path, states)
-    assert what in found["what"] and found["mend"] == mend
+    assert what in found["what"] and found["fix"] == fix
 
 
 def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> None:

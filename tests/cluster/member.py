@@ -18,11 +18,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from sollold.cluster.identity import Identity, Tokens, node_id
-from sollold.cluster.node import ClusterNode
-from sollold.cluster.peer_server import Peers
-from sollold.cluster.record import Record
-from sollold.config import ClusterSettings
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.node import ClusterNode
+from sollold.cluster.net.node_key import NodeKey
+from sollold.cluster.net.rpc_server import Peers
+from sollold.settings.schema import ClusterSettings
 
 
 async def main(state: Path, log: Path, *options: str) -> None:
@@ -32,7 +33,7 @@ async def main(state: Path, log: Path, *options: str) -> None:
         ClusterSettings, strict=False,
     )  # fmt: skip
     state.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240
-    identity = Identity(node_id(state), Tokens.read(settings.token))
+    identity = Identity(NodeKey.load(state), Tokens.read(settings.token))
     record = Record(
         node=identity.node, name=state.name, version=0, addresses=(), http_port=1, peer_port=0, release="0"
     )

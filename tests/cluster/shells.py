@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sollold.cluster.identity import Identity, Tokens, node_id
-from sollold.cluster.node import ClusterNode
-from sollold.cluster.peer_client import Calls
-from sollold.cluster.peer_server import Peers
-from sollold.cluster.reach import Reach
-from sollold.cluster.record import Record
-from sollold.config import ClusterSettings
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.node import ClusterNode
+from sollold.cluster.net.node_key import NodeKey
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
+from sollold.settings.schema import ClusterSettings
+from tests.keys import key
 
-IDS = ("1234567890123456", "abcdefabcdef0002", "00000000000000aa", "ffffffffffffffff")
+KEYS = (key(817), key(2), key(5), key(4))
+IDS = tuple(one.node for one in KEYS)
 """One is of digits alone: it must not be taken for an address."""
 
 
@@ -25,17 +27,17 @@ IDS = ("1234567890123456", "abcdefabcdef0002", "00000000000000aa", "ffffffffffff
 class Pair:
     """Two peer servers that know each other's addresses."""
 
-    ids: tuple[str, ...] = IDS[:2]
+    keys: tuple[NodeKey, ...] = KEYS[:2]
     where: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     peers: list[Peers] = field(default_factory=list)
-    reach: list[Reach] = field(default_factory=list)
+    reach: list[Dialer] = field(default_factory=list)
     calls: list[Calls] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for node in self.ids:
-            identity = Identity(node, Tokens.read(""))
+        for one in self.keys:
+            identity = Identity(one, Tokens.read(""))
             server = Peers(identity)
-            reach = Reach(identity, lambda wanted: self.where.get(wanted, []))
+            reach = Dialer(identity, lambda wanted: self.where.get(wanted, []))
             self.peers.append(server)
             self.reach.append(reach)
             self.calls.append(Calls(reach, server))
@@ -43,7 +45,7 @@ class Pair:
     async def start(self) -> None:
         for at, server in enumerate(self.peers):
             port = await server.start("127.0.0.1", 0)
-            self.where.setdefault(self.ids[at], [("127.0.0.1", port)])
+            self.where.setdefault(self.keys[at].node, [("127.0.0.1", port)])
 
     async def close(self) -> None:
         for client in self.calls:
@@ -53,8 +55,8 @@ class Pair:
 
     def caller(self, token: str, *old_tokens: str) -> Calls:
         """Somebody with his own tokens who knows where the nodes are."""
-        identity = Identity(IDS[3], Tokens.read(token, old_tokens))
-        made = Calls(Reach(identity, lambda node: self.where.get(node, [])), Peers(identity))
+        identity = Identity(KEYS[3], Tokens.read(token, old_tokens))
+        made = Calls(Dialer(identity, lambda node: self.where.get(node, [])), Peers(identity))
         self.calls.append(made)
         return made
 
@@ -77,7 +79,7 @@ class Nodes:
     ) -> ClusterNode:
         state = self.folder / f"state{number}"
         state.mkdir(exist_ok=True)
-        identity = Identity(node_id(state), Tokens.read(token))
+        identity = Identity(NodeKey.load(state), Tokens.read(token))
         peers = Peers(identity)
         if register is not None:
             register(peers)
@@ -106,13 +108,3 @@ class Nodes:
 
     async def close(self) -> None:
         await asyncio.gather(*(one.close() for one in self.running))
-
-
-async def until(condition: Callable[[], object], seconds: float = 15.0) -> float:
-    """Wait until something holds. Returns how long it took."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > seconds:
-            raise AssertionError(f"did not come true within {seconds} s")
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from sollold.agent.llama_find import Llama
-from sollold.models.demo import Recital, counting, write
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.daemons import Cluster, Node, until
 from tests.gguf import writer
 from tests.gguf.size import Size
@@ -261,7 +261,7 @@ def reasons(node: Node) -> dict[str, str]:
 
 
 def tags(node: Node) -> list[dict[str, Any]]:
-    return list(node.ask("GET", "/api/tags").json["models"])
+    return list(node.ask("GET", "/api/tags?unusable=true").json["models"])
 
 
 def test_each_model_is_listed_once_on_all_nodes(cluster: Cluster) -> None:

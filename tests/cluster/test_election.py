@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sollold.cluster.election import Election, Standing
-from sollold.cluster.term import Term
-from sollold.cluster.tuning import LAN
+from sollold.cluster.gossip.config import LAN
+from sollold.cluster.gossip.election import Election, Standing
+from sollold.cluster.gossip.term import Term
 
 NOBODY = Term()
 

@@ -19,7 +19,7 @@ from tests.cluster.test_real_network import SETTLED, Cluster
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
 
 NODES = 5
-ROUNDS = int(os.environ.get("SOLLOLD_TEST_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("SOLLOLD_TEST_ROUNDS", "4"))
 SEED = int(os.environ.get("SOLLOLD_TEST_SEED", "5"))
 
 

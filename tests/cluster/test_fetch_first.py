@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sollold.agent.llama_find import Llama
+from sollold.engines.install.find import Llama
 from tests.daemons import Cluster
 from tests.gguf import writer
 from tests.gguf.size import Size

@@ -6,25 +6,86 @@ from pathlib import Path
 
 import pytest
 
-from sollold.cluster.identity import OPEN_TOKEN, BadToken, Tokens, node_id
-from sollold.cluster.peer import PeerError
-from sollold.cluster.reach import Reach
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import OPEN_TOKEN, BadToken, Identity, Tokens
+from sollold.cluster.net.node_key import NodeKey
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from tests.cluster.shells import IDS, Pair
+from tests.keys import key
 
 OTHER, THIRD = "ab" * 32, "cd" * 32
 
 
 def test_the_node_id_is_kept(tmp_path: Path) -> None:
-    first = node_id(tmp_path)
+    first = NodeKey.load(tmp_path).node
     assert len(first) == 16
     assert int(first, 16) >= 0
-    assert node_id(tmp_path) == first
-    assert stat.S_IMODE((tmp_path / "node-id").stat().st_mode) == 0o600
+    assert NodeKey.load(tmp_path).node == first
+    assert stat.S_IMODE((tmp_path / "node-key").stat().st_mode) == 0o600
 
 
-def test_a_spoilt_node_id_is_made_anew(tmp_path: Path) -> None:
-    (tmp_path / "node-id").write_bytes(b"\xff\x00not an id")
-    assert len(node_id(tmp_path)) == 16
+def test_a_damaged_key_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "node-key").write_bytes(b"\xff\x00not a key")
+    assert len(NodeKey.load(tmp_path).node) == 16
+
+
+def test_the_state_of_an_earlier_release_gets_a_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    (tmp_path / "node-id").write_text("00ff" * 4 + "\n")
+    made = NodeKey.load(tmp_path).node
+    assert made != "00ff" * 4 and NodeKey.load(tmp_path).node == made
+    assert not (tmp_path / "node-id").exists()
+    assert "00ff" * 4 in caplog.text and made in caplog.text
+
+
+def test_a_key_that_others_can_read_is_closed(tmp_path: Path) -> None:
+    first = NodeKey.load(tmp_path).node
+    (tmp_path / "node-key").chmod(0o644)
+    assert NodeKey.load(tmp_path).node == first
+    assert stat.S_IMODE((tmp_path / "node-key").stat().st_mode) == 0o600
+
+
+def test_signatures_are_of_one_node_and_one_text() -> None:
+    mine, other = key(0), key(1)
+    signature = mine.sign(b"text")
+    assert mine.verify(mine.node, mine.public, signature, b"text")
+    assert not mine.verify(mine.node, mine.public, signature, b"another text")
+    assert not mine.verify(other.node, mine.public, signature, b"text")
+    assert not mine.verify(mine.node, other.public, other.sign(b"text"), b"text")
+    assert not mine.verify(mine.node, b"short", signature, b"text")
+
+
+class _Impostor(NodeKey):
+    """A member whose certificate has another member's name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(bytes(32))
+        self.node = name
+
+
+async def test_a_member_cannot_pass_for_another(pair: Pair) -> None:
+    """It has the cluster's token, so its certificate is signed as it should be; but the key is its own."""
+    await pair.start()
+    identity = Identity(_Impostor(IDS[0]), Tokens.read(""))
+    calls, server = Calls(Dialer(identity, lambda node: pair.where[node]), Peers(identity)), Peers(identity)
+    pair.calls.append(calls)
+    pair.peers.append(server)
+    asked: list[str] = []
+
+    async def answer(caller: str, request: None) -> None:
+        asked.append(caller)
+
+    pair.peers[1].method("ask", type(None), answer)
+    server.method("ask", type(None), answer)
+    with pytest.raises(PeerError):
+        await calls.call(IDS[1], "ask", None, type(None), timeout=3)
+    port = await server.start("127.0.0.1", 0)
+    pair.where[IDS[0]] = [("127.0.0.1", port)]
+    with pytest.raises(PeerError):
+        await pair.calls[1].call(IDS[0], "ask", None, type(None), timeout=3)
+    assert not asked
 
 
 def test_tokens() -> None:
@@ -78,7 +139,7 @@ async def test_the_address_that_leads_to_the_node_is_found_and_kept(pair: Pair) 
     right = pair.where[IDS[0]][0]
     wrong = pair.where[IDS[1]][0]
     pair.where[IDS[0]] = [("127.0.0.99", 1), wrong, right]
-    reach = Reach(pair.reach[1]._identity, lambda node: pair.where[node])
+    reach = Dialer(pair.reach[1]._identity, lambda node: pair.where[node])
     protocol, found, address = await reach.connect(IDS[0], "sollold-http", _Silent, timeout=5)
     protocol.transport.abort()
     assert (found, address) == (IDS[0], right)

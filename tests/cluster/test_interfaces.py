@@ -10,18 +10,11 @@ from typing import ClassVar, cast
 import pytest
 from zeroconf import ServiceStateChange, Zeroconf
 
-from sollold.cluster import discovery as discovery_module
-from sollold.cluster.discovery import SERVICE, Discovery
-from sollold.cluster.interfaces import (
-    Interface,
-    _passing_addresses,
-    interfaces,
-    rank,
-    tellable,
-    within,
-)
+from sollold.cluster.net import mdns as discovery_module
+from sollold.cluster.net.interfaces import Interface, _passing_addresses, interfaces, rank, tellable, within
+from sollold.cluster.net.mdns import SERVICE, Discovery
 from tests import netns
-from tests.cluster.shells import until
+from tests.doubles import until
 
 
 def test_network_cards_come_first_and_bridges_for_containers_last(tmp_path: Path) -> None:
@@ -185,8 +178,8 @@ async def test_who_took_its_announcement_back_is_known_but_no_longer_looked_for(
 
 _TWO = """
 import asyncio, sys
-from sollold.cluster.discovery import SERVICE, Discovery
-from sollold.cluster.interfaces import interfaces
+from sollold.cluster.net.mdns import SERVICE, Discovery
+from sollold.cluster.net.interfaces import interfaces
 async def main(node, cluster):
     came = asyncio.Event()
     def found(node, addresses):

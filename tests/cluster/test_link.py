@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from sollold.cluster import reach
-from sollold.cluster.frame import frame
-from sollold.cluster.link import FULL, BestRate, Bye, Links, neighbours
-from sollold.cluster.peer_server import LINK
-from tests.cluster.shells import IDS, Pair, until
+from sollold.cluster.net import dialer
+from sollold.cluster.net.framing import frame
+from sollold.cluster.net.rpc_server import LINK
+from sollold.cluster.net.standing_link import FULL, BestRate, Bye, Links, neighbours
+from tests.cluster.shells import IDS, Pair
+from tests.doubles import until
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, FULL, FULL + 1, 100, 1000])
@@ -176,7 +177,7 @@ def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> N
 async def test_a_connection_that_is_lost_before_it_is_a_link_is_made_anew(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attempt, lost = reach._attempt, 0
+    attempt, lost = dialer._attempt, 0
 
     async def lose_the_first(*where: Any) -> Any:
         nonlocal lost
@@ -187,7 +188,7 @@ async def test_a_connection_that_is_lost_before_it_is_a_link_is_made_anew(
             lost += 1
         return landed
 
-    monkeypatch.setattr(reach, "_attempt", lose_the_first)
+    monkeypatch.setattr(dialer, "_attempt", lose_the_first)
     ends = Ends(pair)
     await ends.start(pair)
     assert lost == 1

@@ -16,16 +16,16 @@ from typing import Any, cast
 import pytest
 from blockbuster import blockbuster_ctx
 
-from sollold.cluster import node as shell
-from sollold.cluster.actions import Kept, PushPullWith
-from sollold.cluster.discovery import Discovery
-from sollold.cluster.kept_file import KeptFile
-from sollold.cluster.peer import PeerError
-from sollold.cluster.peer_server import PortTaken
-from sollold.cluster.peers_file import Peer, merged
-from sollold.cluster.seeds import BadSeed, Seed
-from sollold.cluster.term import Term
-from tests.cluster.shells import Nodes, until
+from sollold.cluster.gossip.actions import Kept, PushPullWith
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net import gossip_runner
+from sollold.cluster.net.mdns import Discovery
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import PortTaken
+from sollold.cluster.net.seeds import BadSeed, Seed
+from sollold.cluster.net.state_file import KeptFile, Peer, merged
+from tests.cluster.shells import Nodes
+from tests.doubles import until
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ async def test_spoilt_files_in_the_state_folder_are_no_reason_to_stop(
 ) -> None:
     state = tmp_path / "state1"
     state.mkdir()
-    for name in ("peers.json", "membership.json", "node-id"):
+    for name in ("peers.json", "membership.json", "node-key"):
         (state / name).write_bytes(b"\x00\xffrubbish")
     with caplog.at_level(logging.WARNING):
         node = await nodes.start(1)
@@ -126,14 +126,14 @@ async def test_another_token_is_another_cluster(nodes: Nodes) -> None:
     third = await nodes.start(3, first)
     await until(lambda: len(third.live()) == 2)
     await until(lambda: first.status().refused["foreign"] > 0)
+    await until(lambda: len(first.live()) == 2)
     assert len(other.live()) == 1
-    assert len(first.live()) == 2
 
 
 async def test_two_machines_with_one_copied_state_folder_both_say_so(nodes: Nodes, tmp_path: Path) -> None:
     for number in range(2):
         (tmp_path / f"state{number}").mkdir()
-        (tmp_path / f"state{number}" / "node-id").write_text(f"{'a' * 16}\n")
+        (tmp_path / f"state{number}" / "node-key").write_text(f"{'aa' * 32}\n")
     first = await nodes.start(0)
     clone = await nodes.start(1, first)
     await until(lambda: first.status().cloned and clone.status().cloned)
@@ -154,10 +154,10 @@ async def test_machines_that_are_off_hold_up_no_exchange_with_those_that_are_on(
         done.append(node)
         return node
 
-    monkeypatch.setattr(shell, "sync", reach)
+    monkeypatch.setattr(gossip_runner, "sync", reach)
     for number in range(50):
-        first._carry_out(PushPullWith("", ((f"192.0.2.{number + 1}", 11436),)))
-    first._carry_out(PushPullWith("b" * 16, (("192.0.2.99", 11436),)))
+        first._runner.do([PushPullWith("", ((f"192.0.2.{number + 1}", 11436),))])
+    first._runner.do([PushPullWith("b" * 16, (("192.0.2.99", 11436),))])
     await until(lambda: done)
 
 
@@ -209,7 +209,9 @@ async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
             incarnation = slow._gossip._membership.incarnation
             gossip._membership.suspect(slow.me.node, time.monotonic())
             await until(lambda: slow._gossip and slow._gossip._membership.incarnation > incarnation)
-            await until(lambda: slow.leader().leader == "" and slow._gossip and slow._gossip._claiming)
+            await until(
+                lambda: slow.leader().leader == "" and slow._gossip and slow._gossip._leadership.claiming
+            )
         finally:
             ready.set()
         await until(lambda: slow.leader() == other.leader() != Term())
@@ -241,7 +243,7 @@ async def test_who_is_never_announced_though_it_lives_here_is_named(nodes: Nodes
     second = await nodes.start(2, first)
     await until(lambda: len(first.live()) == 2)
     await until(lambda: first._gossip and first._gossip.addresses(second.me.node))
-    first._networks = ("127.0.0.0/24",)
+    first._finder._networks = ("127.0.0.0/24",)
     heard: dict[str, tuple[tuple[str, int], ...]] = {}
 
     class Heard:
@@ -254,10 +256,10 @@ async def test_who_is_never_announced_though_it_lives_here_is_named(nodes: Nodes
             return heard
 
     for names in ((), ("m2",), ("m2",)):
-        first._listen_for(cast(Discovery, Heard()))
+        first._finder._check_multicast(cast(Discovery, Heard()))
         assert first.status().unheard == names
     heard[second.me.node] = (("127.0.0.3", 1),)
-    first._listen_for(cast(Discovery, Heard()))
+    first._finder._check_multicast(cast(Discovery, Heard()))
     assert first.status().unheard == ()
 
 
@@ -307,3 +309,12 @@ def test_seeds_are_read(text: str, seed: Seed) -> None:
 def test_bad_seeds_are_named(text: str) -> None:
     with pytest.raises(BadSeed, match=r"cluster\.seeds"):
         Seed.read(text, 11436)
+
+
+async def test_a_node_says_that_others_will_refuse_its_record(
+    nodes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await nodes.start(1)
+    for _ in range(2):
+        first.update_me(http_port=70_000, setup=f"{caplog.text}x")
+    assert caplog.text.count("the other nodes will reject this node's record: 70000 is no port") == 1

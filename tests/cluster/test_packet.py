@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.actions import Kept
-from sollold.cluster.gossip import Gossip
-from sollold.cluster.packet import (
+from sollold.cluster.gossip.actions import Kept
+from sollold.cluster.gossip.gossip import Gossip
+from sollold.cluster.gossip.packet import (
+    FORMAT,
     LIMIT,
     PUSH_PULL_LIMIT,
     Ack,
@@ -34,8 +35,9 @@ from sollold.cluster.packet import (
     head,
     room,
 )
-from sollold.cluster.record import Record
-from sollold.cluster.seal import OVERHEAD
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.packet_seal import OVERHEAD
+from tests.keys import Unsigned
 
 ME = "00000000000000aa"
 YOU = "00000000000000bb"
@@ -73,14 +75,16 @@ shaped = st.tuples(
 def core() -> Gossip:
     record = Record(ME, "me", 0, ("10.0.0.1",), 11435, 11436, "0.1.0")
     address = (("10.0.0.1", 11436),)
-    return Gossip(record, boot=5, addresses=address, kept=Kept(), now=0.0, random=Random(1))
+    return Gossip(
+        record, boot=5, addresses=address, kept=Kept(), now=0.0, random=Random(1), signer=Unsigned()
+    )
 
 
 @given(nodes, boots, st.lists(messages, max_size=3))
 def test_what_is_written_is_read(sender: str, boot: int, said: list[Message]) -> None:
     data = compound(head(sender, boot), [encode(message) for message in said])
     if len(data) <= LIMIT:
-        assert decode(data) == Packet(1, sender, boot, said)
+        assert decode(data) == Packet(FORMAT, sender, boot, said)
 
 
 @given(st.binary(max_size=1500))
@@ -151,7 +155,7 @@ def test_what_breaks_the_rules_rejects_the_packet(message: object) -> None:
 
 def test_another_format_is_rejected() -> None:
     with pytest.raises(Rejected):
-        decode(msgspec.msgpack.encode([2, YOU, 7, []]))
+        decode(msgspec.msgpack.encode([FORMAT + 1, YOU, 7, []]))
 
 
 def test_too_long_is_rejected() -> None:
@@ -169,5 +173,5 @@ def test_a_packet_fits_a_datagram() -> None:
 
 
 def test_a_push_pull_is_read_as_written() -> None:
-    body = PushPull(1, 0, ME, 5, [], [YOU], [])
+    body = PushPull(FORMAT, 0, ME, 5, [], [YOU], [])
     assert decode_push_pull(encode(body)) == body

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from sollold.cluster.identity import tls_name
-from sollold.cluster.peer import PeerError
-from sollold.cluster.peer_server import HTTP, Peers, PortTaken, caller
-from tests.cluster.shells import IDS, Pair, until
+from sollold.cluster.net.identity import tls_name
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import HTTP, Peers, PortTaken, caller
+from tests.cluster.shells import IDS, Pair
+from tests.doubles import until
 
 
 @dataclass(frozen=True, slots=True)

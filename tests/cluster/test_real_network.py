@@ -256,7 +256,7 @@ def test_a_machine_that_is_a_copy_of_another_is_told_of_by_both(tmp_path: Path) 
         cluster = Cluster(lan, tmp_path)
         for member in cluster.members:
             (tmp_path / member.name).mkdir()
-            (tmp_path / member.name / "node-id").write_text(f"{'a' * 16}\n")
+            (tmp_path / member.name / "node-key").write_text(f"{'aa' * 32}\n")
             member.start()
         said = [tmp_path / f"{member.name}.out" for member in cluster.members]
         cluster.until(lambda: all("another machine uses the node id" in one.read_text() for one in said), 15)

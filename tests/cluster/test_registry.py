@@ -10,10 +10,11 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.cluster.packet import RECORD_LIMIT, Delta, Whole, encode
-from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, Record, State
-from sollold.cluster.registry import AHEAD, Merge, Registry
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.packet import RECORD_LIMIT, Delta, Whole, encode
+from sollold.cluster.gossip.record import Backend, Endpoint, Grant, GrantState, Record, State
+from sollold.cluster.gossip.registry import AHEAD, Merge, Registry
+from sollold.cluster.gossip.term import Term
+from tests.keys import Unsigned
 
 A = "00000000000000aa"
 B = "00000000000000bb"
@@ -25,7 +26,7 @@ def record(node: str = A) -> Record:
 
 
 def registry(node: str = A, *, boot: int = 1, version: int = 0) -> Registry:
-    return Registry(record(node), boot, version)
+    return Registry(record(node), boot, version, signer=Unsigned(), key_of=lambda node: b"")
 
 
 def delta(source: Registry, room: int = ROOM, enough: int = ROOM) -> Delta:
@@ -203,9 +204,9 @@ def test_any_loss_and_order_ends_in_the_last_record(names: list[str], random: Ra
 
 
 def _whole(one: Registry) -> Whole:
-    held = one.get(one.me.node)
-    assert held is not None
-    return msgspec.msgpack.decode(encode(held.whole()), type=Whole)
+    whole = one.whole(one.me.node)
+    assert whole is not None
+    return msgspec.msgpack.decode(encode(whole), type=Whole)
 
 
 def _zip(data: bytes) -> bytes:

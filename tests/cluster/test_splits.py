@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from sollold.agent.llama_find import Llama
-from sollold.models.demo import Recital, counting, write
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import Recital, counting, write
 from sollold.units import parse_bytes
 from tests import netns
 from tests.chaos.callers import DIALECTS, Caller, Stream
@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 NODES = 5
-ROUNDS = int(os.environ.get("SOLLOLD_TEST_SPLITS", "4"))
+ROUNDS = int(os.environ.get("SOLLOLD_TEST_SPLITS", "3"))
 SEED = int(os.environ.get("SOLLOLD_TEST_SEED", "7"))
 LIMIT = parse_bytes(MEMORY)
 """`MEMORY`: what a node may grant. The model needs two nodes."""

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.awareness import Awareness
-from sollold.cluster.broadcast import News
-from sollold.cluster.probe_order import ProbeOrder
-from sollold.cluster.suspicion import Suspicion
-from sollold.cluster.timers import Timers
-from sollold.cluster.tuning import LAN
+from sollold.cluster.gossip.awareness import Awareness
+from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
+from sollold.cluster.gossip.config import LAN
+from sollold.cluster.gossip.probe_order import ProbeOrder
+from sollold.cluster.gossip.suspicion import Suspicion
+from sollold.cluster.gossip.timers import Timers
 
 
 def suspicion(wanted: int = 2) -> Suspicion:
@@ -65,14 +65,14 @@ def test_awareness_stretches_and_is_bounded() -> None:
 
 
 def test_news_leave_after_their_limit() -> None:
-    news = News()
+    news = BroadcastQueue()
     news.add("member", "a", b"a")
     assert [news.take(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
     assert len(news) == 0
 
 
 def test_newer_news_of_a_subject_replace_older() -> None:
-    news = News()
+    news = BroadcastQueue()
     news.add("member", "a", b"old")
     news.take(100, 9)
     news.add("member", "a", b"new")
@@ -81,7 +81,7 @@ def test_newer_news_of_a_subject_replace_older() -> None:
 
 
 def test_the_freshest_news_go_first() -> None:
-    news = News()
+    news = BroadcastQueue()
     news.add("member", "a", b"aaaaaaaaaa")
     news.take(100, 9)
     news.add("member", "b", b"bbbbbbbbbb")
@@ -90,7 +90,7 @@ def test_the_freshest_news_go_first() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(8, 60)), max_size=40), st.integers(8, 200))
 def test_news_fit_their_room_and_all_get_out(pieces: list[tuple[int, int]], room: int) -> None:
-    news = News()
+    news = BroadcastQueue()
     for node, size in pieces:
         news.add("member", str(node), bytes(size))
     fitting = sum(1 for size in dict(pieces).values() if size <= room)

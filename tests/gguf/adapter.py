@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from sollold.models import gguf_writer
-from sollold.models.gguf_writer import NewTensor
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import NewTensor
 from tests.gguf import weights
 from tests.gguf.architectures import WRITABLE
 from tests.gguf.size import Size
@@ -21,11 +21,11 @@ def write(path: Path | str, architecture: str, size: Size, rank: int = 16) -> Pa
                 full = f"{name}.{part}"
                 data = functools.partial(weights.data, full, dims, weights.F16, 1)
                 tensors.append(NewTensor(full, dims, weights.F16, data))
-    metadata: dict[str, gguf_writer.MetadataValue] = {
+    metadata: dict[str, writer.MetadataValue] = {
         "general.architecture": WRITABLE[architecture].name,
         "general.type": "adapter",
         "adapter.type": "lora",
         "adapter.lora.alpha": float(rank),
     }
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     return Path(path)

@@ -15,6 +15,7 @@ from tests.gguf.size import (
     experts,
     feed_forward,
     moe,
+    predicting,
     shared,
     vectors,
 )
@@ -90,9 +91,7 @@ def sparse(
             yield from experts(size, block, hidden, bias=expert_bias, choice=choice)
             if common_expert:
                 yield from shared(size, block, chosen=chosen)
-            if block >= size.layers - size.nextn:
-                yield f"blk.{block}.nextn.eh_proj.weight", (2 * size.embd, size.embd)
-                yield from vectors(size, block, "nextn.enorm", "nextn.hnorm")
+            yield from predicting(size, block)
 
     return tensors
 
@@ -194,9 +193,7 @@ def mla_tensors(size: Size) -> Tensors:
         else:
             yield from experts(size, block, choice=True)
             yield from shared(size, block)
-        if block >= size.layers - size.nextn:
-            yield f"blk.{block}.nextn.eh_proj.weight", (2 * size.embd, size.embd)
-            yield from vectors(size, block, "nextn.enorm", "nextn.hnorm")
+        yield from predicting(size, block)
 
 
 def _gemma3n(size: Size) -> Metadata:

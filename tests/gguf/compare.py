@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sollold.models import gguf
-from sollold.models.attachments import with_adapters
-from sollold.models.footprint import Footprint, footprint
-from sollold.models.run import Run
-from sollold.models.shape import shape_of
+from sollold.models.footprint.adapters import with_adapters
+from sollold.models.footprint.footprint import Footprint, footprint
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.run_options import Run
+from sollold.models.gguf import reader
 from tests.gguf import llama_log, llama_run
 from tests.gguf.llama_run import Workers
 
@@ -48,18 +48,30 @@ class Compared:
 
 
 def predicted(model: Path, run: Run) -> Footprint:
-    return footprint(shape_of(gguf.read(model)), run)
+    return footprint(shape_of(reader.read(model)), run)
 
 
 def compare(
-    model: Path, run: Run, ready: Workers, split: Sequence[int], adapters: Sequence[Path] = ()
+    model: Path,
+    run: Run,
+    ready: Workers,
+    split: Sequence[int],
+    adapters: Sequence[Path] = (),
+    more: Sequence[str] = (),
 ) -> list[Compared]:
-    """Load the model spread so (layers of each worker, the output counted) and compare every device."""
-    shape = with_adapters(shape_of(gguf.read(model)), [gguf.read(adapter) for adapter in adapters])
+    """Load the model spread so (layers of each worker, the output counted) and compare every device.
+
+    ``more``: further words for llama-server.
+    """
+    shape = with_adapters(shape_of(reader.read(model)), [reader.read(adapter) for adapter in adapters])
     guess = footprint(shape, run)
-    more = ("--lora", ",".join(map(str, adapters))) if adapters else ()
+    more = (*more, "--lora", ",".join(map(str, adapters))) if adapters else more
     # Adapters change what is computed, so it is looked at once they are there.
-    log = llama_run.loaded(model, run, ready, split, *more, prompt=[5, 6, 7] if adapters else ())
+    prompt: Sequence[int] = [5, 6, 7] if adapters else ()
+    if run.predicts:
+        # A buffer grows when a whole batch comes.
+        prompt = [300 + place % 100 for place in range(min(run.ubatch, run.request_context - 64) + 1)]
+    log = llama_run.loaded(model, run, ready, split, *more, prompt=prompt, ended=run.predicts)
     actual = llama_log.buffers(log, list(ready.endpoints))
     devices, offloaded = len(split), sum(split)
     own = guess.layers + 1 - offloaded
@@ -87,7 +99,7 @@ def compare(
             (guess.host_tensors(own), there.model),
             (sum(guess.state[:own]), there.state),
             (compute, there.compute),
-            (guess.results, there.output),
+            (guess.results, there.output) if not run.predicts else (0, 0),
         )
     )
     return found

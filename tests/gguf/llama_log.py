@@ -9,9 +9,9 @@ _BUFFER = re.compile(
     r"(?P<device>[A-Za-z][\w.:\[\]-]*?)\s+(?P<kind>model|LoRA|KV|RS|compute|output) buffer size"
     r" =\s*(?P<mib>[\d.]+) MiB"
 )
+_GROWN = re.compile(r"(?P<device>\S+)\s+compute buffer size of\s+(?P<mib>[\d.]+) MiB, does not match")
 _ENDPOINT = re.compile(r"RPC\d+\[(?P<endpoint>[^\]]+)\]")
 _CHECKPOINT = re.compile(r"created context checkpoint.*size = (?P<mib>[\d.]+) MiB")
-_LAYER = re.compile(r"layer\s+(?P<layer>\d+) assigned to device (?P<device>\S+?),")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,31 @@ class Buffers:
 
 
 def buffers(log: str, endpoints: list[str]) -> dict[str, Buffers]:
-    """Buffers by device: ``RPC<n>`` for the n-th of the endpoints (``host:port``), ``CPU`` for the rest."""
+    """Buffers by device: ``RPC<n>`` for the n-th of the endpoints (``host:port``), ``CPU`` for the rest.
+
+    Those of a context that drafts by the model's own layers are counted, too.
+    """
+    first, _, second = log.partition("creating MTP draft context")
+    second, _, end = second.partition("~llama_context")
+    found = _of_context(first, endpoints)
+    for match in _GROWN.finditer(end):
+        device = _device(match["device"], endpoints)
+        found[device] = replace(found[device], compute=round(float(match["mib"]) * 1024 * 1024))
+    for device, more in _of_context(second, endpoints).items():
+        one = found.get(device, Buffers())
+        found[device] = replace(one, state=one.state + more.state, compute=one.compute + more.compute)
+    return found
+
+
+def _device(name: str, endpoints: list[str]) -> str:
+    endpoint = _ENDPOINT.match(name)
+    return f"RPC{endpoints.index(endpoint['endpoint'])}" if endpoint else "CPU"
+
+
+def _of_context(log: str, endpoints: list[str]) -> dict[str, Buffers]:
     found: dict[str, Buffers] = {}
     for match in _BUFFER.finditer(log):
-        endpoint = _ENDPOINT.match(match["device"])
-        device = f"RPC{endpoints.index(endpoint['endpoint'])}" if endpoint else "CPU"
+        device = _device(match["device"], endpoints)
         size = round(float(match["mib"]) * 1024 * 1024)
         kind = {"KV": "state", "RS": "state", "LoRA": "model"}.get(match["kind"], match["kind"])
         before = found.get(device, Buffers())
@@ -59,8 +79,3 @@ def looking(log: str) -> int:
 def checkpoints(log: str) -> list[int]:
     """Bytes of each checkpoint of a slot that was made. Needs ``-lv 4``."""
     return [round(float(match["mib"]) * 1024 * 1024) for match in _CHECKPOINT.finditer(log)]
-
-
-def assigned(log: str) -> dict[int, str]:
-    """The device of each layer; the output counts as a layer. Needs ``-lv 5``."""
-    return {int(match["layer"]): match["device"] for match in _LAYER.finditer(log)}

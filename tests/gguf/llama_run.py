@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,12 +16,15 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sollold.models.run import Run
+from sollold.models.footprint.run_options import Run
+from tests.doubles import free_port
 
 _READY = "sched_reserve: reserve took"
 _LISTENING = "server is listening|llama_server: listening on"
-_PATIENCE = 60.0
+_DRAFTS = ("--spec-type", "draft-mtp", "--no-spec-draft-backend-sampling")
+_PATIENCE, _ANSWERING = 60.0, 300.0
 
 
 def binary(name: str) -> Path | None:
@@ -76,15 +78,86 @@ def workers(count: int) -> Iterator[Workers]:
 
 
 def loaded(
-    model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: str, prompt: Sequence[int] = ()
+    model: Path,
+    run: Run,
+    ready: Workers,
+    split: Sequence[int],
+    *extra: str,
+    prompt: Sequence[int] = (),
+    ended: bool = False,
 ) -> str:
     """Load a model on the first of the workers and give the log. ``split``: layers of each device.
 
-    ``prompt``: tokens that are answered before the log is read.
+    ``prompt``: tokens that are answered before the log is read. ``ended``: it is read to the end, where
+    buffers are named that had to grow.
 
     Raises:
         LoadError: llama-server could not load it.
     """
+    with _server(model, run, ready, split, *extra) as server:
+        if not prompt:
+            return server.until(_READY)
+        server.answer(prompt, 1 + run.drafts)
+        if not ended:
+            return server.until(_READY)
+        server.process.terminate()
+        server.process.wait(_PATIENCE)
+        return server.text()
+
+
+def answered(
+    model: Path,
+    run: Run,
+    ready: Workers,
+    split: Sequence[int],
+    *extra: str,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+) -> list[dict[str, Any]]:
+    """What llama-server answers to each of the prompts at temperature 0.
+
+    Raises:
+        LoadError: llama-server could not load it.
+    """
+    with _server(model, run, ready, split, *extra) as server:
+        return [server.answer(prompt, tokens) for prompt in prompts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    process: subprocess.Popen[bytes]
+    port: int
+    log: int
+
+    def text(self) -> str:
+        """Its log so far."""
+        return os.pread(self.log, os.fstat(self.log).st_size, 0).decode("utf-8", "replace")
+
+    def until(self, words: str) -> str:
+        """Its log as soon as a line with these words is there."""
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end:
+            ended = self.process.poll() is not None
+            text = self.text()
+            if re.search(rf"(?:{words})[^\n]*\n", text):
+                return text
+            if ended:
+                raise LoadError(text[-2000:])
+            pause()
+        raise LoadError(f"not loaded after {_PATIENCE:g} s")
+
+    def answer(self, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
+        """Its answer to a prompt, when it has loaded."""
+        self.until(_LISTENING)
+        wish = {"prompt": list(prompt), "n_predict": tokens, "temperature": 0, "return_tokens": True}
+        body = json.dumps(wish).encode()
+        url = f"http://127.0.0.1:{self.port}/completion"
+        with urllib.request.urlopen(url, body, _ANSWERING) as reply:
+            return dict(json.load(reply))
+
+
+@contextlib.contextmanager
+def _server(model: Path, run: Run, ready: Workers, split: Sequence[int], *extra: str) -> Iterator[_Server]:
     program = binary("llama-server")
     assert program is not None
     port = free_port()
@@ -98,7 +171,11 @@ def loaded(
         *("--ctx-checkpoints", str(run.checkpoints)),
         "-kvu" if run.unified else "-no-kvu",
         *(("--embedding",) if run.embedding else ()),
+        *(_DRAFTS if run.predicts else ()),
     ]
+    if run.predicts:
+        command += ["--spec-draft-n-max", str(run.drafts)]
+        command += ["--spec-draft-type-k", run.type_k, "--spec-draft-type-v", run.type_v]
     if split:
         names = [f"RPC{index}" for index in range(len(split))]
         command += ["--rpc", ",".join(ready.endpoints[: len(split)]), "--device", ",".join(names)]
@@ -113,13 +190,7 @@ def loaded(
             preexec_fn=_end_with_parent,
         )
         try:
-            if not prompt:
-                return _until(_READY, process, log.fileno())
-            _until(_LISTENING, process, log.fileno())
-            body = json.dumps({"prompt": list(prompt), "n_predict": 1}).encode()
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/completion", body, _PATIENCE) as reply:
-                reply.read()
-            return _until(_READY, process, log.fileno())
+            yield _Server(process, port, log.fileno())
         finally:
             process.kill()
             process.wait()
@@ -133,27 +204,6 @@ def _end_with_parent() -> None:
 def pause() -> None:
     """Wait a moment before looking again."""
     time.sleep(0.02)
-
-
-def _until(words: str, process: subprocess.Popen[bytes], log: int) -> str:
-    end = time.monotonic() + _PATIENCE
-    while time.monotonic() < end:
-        ended = process.poll() is not None
-        text = os.pread(log, os.fstat(log).st_size, 0).decode("utf-8", "replace")
-        if re.search(rf"(?:{words})[^\n]*\n", text):
-            return text
-        if ended:
-            raise LoadError(text[-2000:])
-        pause()
-    raise LoadError(f"not loaded after {_PATIENCE:g} s")
-
-
-def free_port() -> int:
-    """A port of the loopback that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def listens(pid: int, port: int) -> bool:

@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from sollold.models import gguf_writer
-from sollold.models.gguf_writer import MetadataValue, NewTensor
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import MetadataValue, NewTensor
 from tests.gguf import weights
 
 
@@ -47,7 +47,7 @@ def write(path: Path | str, text_embd: int, *, embd: int = 64, layers: int = 2, 
             ("mm.2.bias", (text_embd,)),
         )
     ]
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     return Path(path)
 
 
@@ -89,7 +89,7 @@ def write_merging(path: Path | str, text_embd: int, *, windowed: bool = False, i
             ("mm.2.bias", (text_embd,)),
         )
     ]
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     return Path(path)
 
 

@@ -13,6 +13,8 @@ from tests.gguf.size import (
     experts,
     feed_forward,
     moe,
+    predicting,
+    predicts,
     shared,
     vectors,
 )
@@ -197,13 +199,14 @@ def _qwen35_tensors(size: Size) -> Tensors:
     yield from ends(size)
     for block in range(size.layers):
         yield from vectors(size, block, "attn_norm", "post_attention_norm")
-        if (block + 1) % 4 == 0:
+        if (block + 1) % 4 == 0 or predicts(size, block):
             yield from attention(size, block, norm=True, wide=2)
         else:
             yield from _delta_block(size, block)
             for name in ("ssm_beta", "ssm_alpha"):
                 yield f"blk.{block}.{name}.weight", (size.embd, _inner(size) // 64)
         yield from feed_forward(size, block)
+        yield from predicting(size, block)
 
 
 def _qwen3next(size: Size) -> Metadata:
@@ -227,7 +230,7 @@ def _qwen35moe_tensors(size: Size) -> Tensors:
     yield from ends(size)
     for block in range(size.layers):
         yield from vectors(size, block, "attn_norm", "post_attention_norm")
-        if (block + 1) % 4 == 0:
+        if (block + 1) % 4 == 0 or predicts(size, block):
             yield from attention(size, block, norm=True, wide=2)
         else:
             yield from _delta_block(size, block)
@@ -235,6 +238,7 @@ def _qwen35moe_tensors(size: Size) -> Tensors:
                 yield f"blk.{block}.{name}.weight", (size.embd, _inner(size) // 64)
         yield from experts(size, block)
         yield from shared(size, block, chosen=True)
+        yield from predicting(size, block)
 
 
 def _lfm2moe(size: Size) -> Metadata:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from sollold.models.gguf_writer import MetadataValue
+from sollold.models.gguf.writer import MetadataValue
 
 Metadata = dict[str, MetadataValue]
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
@@ -161,6 +161,18 @@ def experts(
         yield f"blk.{block}.ffn_down_exps.bias", (size.embd, size.experts)
     if choice:
         yield f"blk.{block}.exp_probs_b.bias", (size.experts,)
+
+
+def predicts(size: Size, block: int) -> bool:
+    """Whether a block is one for next-token prediction."""
+    return block >= size.layers - size.nextn
+
+
+def predicting(size: Size, block: int) -> Tensors:
+    """What such a block has besides."""
+    if predicts(size, block):
+        yield f"blk.{block}.nextn.eh_proj.weight", (2 * size.embd, size.embd)
+        yield from vectors(size, block, "nextn.enorm", "nextn.hnorm")
 
 
 def shared(size: Size, block: int, *, gate: bool = True, chosen: bool = False) -> Tensors:

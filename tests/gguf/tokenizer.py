@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.models.gguf_writer import MetadataValue
+from sollold.models.gguf.writer import MetadataValue
 
 SPECIAL = (
     "<|end|>",
@@ -31,6 +31,14 @@ TEMPLATES = {
         "{% if message.tool_calls %}{% for call in message.tool_calls %}<tool_call>"
         '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
         "</tool_call>{% endfor %}{% endif %}<|end|>\n{% endfor %}" + _ASK
+    ),
+    # As Gemma's and Mistral's: a user's turn and an assistant's, in turn.
+    "strict": (
+        "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}<|system|>\n"
+        "{{ messages[0]['content'] }}<|end|>\n{% else %}{% set rest = messages %}{% endif %}"
+        "{% for message in rest %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}"
+        "{% endif %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}" + _ASK
     ),
     "thinking": (
         "{% for message in messages %}<|{{ message['role'] }}|>\n"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sollold.models.tensor_type import TENSOR_TYPES
+from sollold.models.gguf.tensor_types import TENSOR_TYPES
 
 F32, F16, Q4_0, Q8_0, BF16, MXFP4 = 0, 1, 2, 8, 30, 39
 TYPES = {TENSOR_TYPES[number].name.lower(): number for number in (F32, F16, Q4_0, Q8_0, BF16, MXFP4)}

@@ -11,8 +11,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from sollold.models import gguf_writer
-from sollold.models.gguf_writer import MetadataValue, NewTensor
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import MetadataValue, NewTensor
 from tests.gguf import weights
 from tests.gguf.architectures import WRITABLE
 from tests.gguf.size import Size
@@ -56,7 +56,7 @@ def write(
         metadata["tokenizer.ggml.token_type_count"] = 2
     metadata |= more or {}
     added = [_tensor(name, shape, kind, seed) for name, shape in tensors]
-    gguf_writer.write(path, metadata, [*tensors_of(architecture, size, kind, seed), *added])
+    writer.write(path, metadata, [*tensors_of(architecture, size, kind, seed), *added])
     return Path(path)
 
 

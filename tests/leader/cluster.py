@@ -8,17 +8,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from sollold.agent.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.agent.ledger import Ledger
-from sollold.cluster.peer import PeerError
-from sollold.cluster.record import Backend, Endpoint, Placed, Record, State
-from sollold.cluster.term import Term
-from sollold.config import Settings
+from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
+from sollold.engines.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.leader.absent_nodes import BACK_WITHIN
 from sollold.leader.leader import Leader
+from sollold.leader.messages import Ensure, Verdict
 from sollold.machine.device import Device, Kind
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf.vocabulary import alike
 from sollold.models.model import Model
 from sollold.models.names import Resolved, resolve
-from sollold.models.shape import Shape
+from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
 from tests.placement.fleets import MIB, shape
 
 T = TypeVar("T")
@@ -60,6 +63,7 @@ class Node:
     unreachable: bool = False
     hook: Callable[[str, object], Awaitable[object | None]] | None = None
     draining: bool = False
+    empty: bool = False
     hidden: bool = False
     """Its record stays as it was."""
     shown: Record | None = None
@@ -80,6 +84,7 @@ class Node:
             grants=self.ledger.grants(),
             endpoints=tuple(self.endpoints.values()),
             draining=self.draining,
+            empty=self.empty,
         )
         return self.shown
 
@@ -132,6 +137,10 @@ class Node:
     def unload(self, request: Unload) -> Done:
         endpoint = self.endpoints.get(request.deployment)
         if endpoint is None:
+            return Done(True)
+        if request.when_idle:
+            self.endpoints[request.deployment] = replace(endpoint, closing=True)
+            self.cluster.changed()
             return Done(True)
         if endpoint.active and not request.force:
             return Done(False, "there are requests in it")
@@ -246,6 +255,12 @@ class Cluster:
             (node.id, one) for node in self.nodes.values() for one in node.models if one.name == found
         )
 
+    def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
+        names = {one.name for node in self.nodes.values() for one in node.models}
+        return tuple(
+            found for name in sorted(names) if alike((found := self.find(name))[0][1].vocabulary, vocabulary)
+        )
+
     async def shape(self, node: str, model: Model) -> Shape:
         if model.digest not in self.shapes:
             raise LookupError("its header can't be read")
@@ -264,3 +279,43 @@ def refuse(reason: str, **available: int) -> Callable[[str, object], Awaitable[o
         return Reserved(False, reason, dict(available)) if method == "reserve" else None
 
     return hook
+
+
+SETTINGS = Settings(
+    placement=PlacementSettings(context=2048, slots=1),
+    # Files stay where they are.
+    models=ModelSettings(fetch_seconds=0),
+)
+ASK = Ensure("demo")
+
+
+async def placed(cluster: Cluster, ask: Ensure = ASK, **changes: Any) -> str:
+    answer = await cluster.planner.ensure(ask)
+    assert answer.verdict is Verdict.WAIT, answer
+    cluster.ready(answer.deployment, **changes)
+    return answer.deployment
+
+
+def gone_for_good(cluster: Cluster, node: str) -> None:
+    """It went so long ago that nobody waits for it."""
+    del cluster.nodes[node]
+    cluster.changed()
+    cluster.now += BACK_WITHIN
+    cluster.changed()
+
+
+def break_off(cluster: Cluster, deployment: str, **changes: Any) -> None:
+    """A deployment fails and its memory is given back."""
+    cluster.ready(deployment, state=State.FAILED, reason="a worker is gone", **changes)
+    for node in cluster.nodes.values():
+        node.endpoints.pop(deployment, None)
+        node.ledger.end(deployment, "failed")
+        node.ledger.ended(deployment)
+    cluster.changed()
+
+
+def offered(cluster: Cluster, node: str, **changes: Any) -> str:
+    """The Ollama of a node has the model, and has not loaded it."""
+    one = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+    cluster.nodes[node].endpoints[one.id] = replace(one, **changes)
+    return one.id

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from sollold.config import GIB, MIB, NodeSettings
 from sollold.machine import backends, devices, speed
 from sollold.machine.backends import Listed, parse
 from sollold.machine.device import Kind
@@ -15,6 +14,7 @@ from sollold.machine.devices import PROCESS, Machine, combine
 from sollold.machine.gpus import Gpu, Nvml, visible
 from sollold.machine.memory import Memory
 from sollold.machine.speed import Speed
+from sollold.settings.schema import GIB, MIB, NodeSettings
 
 CUDA = """ggml_cuda_init: found 2 CUDA devices (Total VRAM: 48514 MiB):
   Device 0: NVIDIA GeForce RTX 4090, compute capability 8.9, VMM: yes, VRAM: 24257 MiB

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sollold.config import MIB
 from sollold.machine import speed as measured
 from sollold.machine.memory import Memory
 from sollold.machine.speed import bandwidth, speed
+from sollold.settings.schema import MIB
 
 
 @pytest.fixture

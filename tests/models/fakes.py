@@ -5,57 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.cluster.peer import PeerError
-from sollold.cluster.record import Record
-from sollold.cluster.term import Term
-
-
-def record(node: str, **changes: Any) -> Record:
-    return replace(Record(node, f"name-{node}", 1, ("127.0.0.1",), 11435, 11436, "0"), **changes)
-
-
-class FakeView:
-    """One node's view; `others` are the records of the rest, `gone` of those that were there."""
-
-    def __init__(self, me: Record) -> None:
-        self._me = me
-        self.others: dict[str, Record] = {}
-        self.gone: dict[str, Record] = {}
-        self.callbacks: list[Callable[[], None]] = []
-
-    @property
-    def me(self) -> Record:
-        return self._me
-
-    def live(self) -> tuple[Record, ...]:
-        return tuple(sorted((self._me, *self.others.values()), key=lambda one: one.node))
-
-    def record(self, node: str) -> Record | None:
-        return self._me if node == self._me.node else self.others.get(node) or self.gone.get(node)
-
-    def leader(self) -> Term:
-        return Term(1, self._me.node)
-
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self.callbacks.append(callback)
-        return lambda: self.callbacks.remove(callback)
-
-    def update_me(self, **changes: Any) -> None:
-        new = replace(self._me, **changes)
-        if new != self._me:
-            self._me = replace(new, version=self._me.version + 1)
-            self.tell()
-
-    def tell(self) -> None:
-        for callback in tuple(self.callbacks):
-            callback()
+from sollold.cluster.net.rpc import PeerError, Workers
 
 
 class FakeServer:
@@ -75,7 +31,7 @@ class FakeServer:
     def route(self, method: str, path: str, handler: Any) -> None:
         self.routes.append((method, path, handler))
 
-    def tunnel(self, resolve: Callable[[str, str], int]) -> None:
+    def tunnel(self, workers: Workers) -> None:
         raise NotImplementedError
 
     async def serve(self) -> None:
@@ -134,12 +90,3 @@ class FakeCalls:
                     yield answer
         except aiohttp.ClientError as error:
             raise PeerError(node, f"node {node} broke off: {error}", transport=False) from error
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition; fail when it does not come about."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sollold.models import gguf_writer
-from sollold.models.gguf_writer import NewTensor
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import NewTensor
 
 KIND = "application/vnd.ollama.image."
 
@@ -42,7 +42,7 @@ def write_gguf(
     pairs = {key: value for key, value in pairs.items() if value is not None}
     data = hashlib.sha256(str(seed).encode()).digest() * 64
     made = [NewTensor(name, (32, 32), 1, lambda: [data]) for name in tensors]
-    gguf_writer.write(path, pairs, made)
+    writer.write(path, pairs, made)
     return path
 
 

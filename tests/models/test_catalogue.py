@@ -11,13 +11,19 @@ from typing import Any
 import msgspec
 import pytest
 
-from sollold.config import ModelSettings
-from sollold.models import card as cards
-from sollold.models import folders, gguf
-from sollold.models.catalogue import Catalogue, apart
-from sollold.models.found import Scan
+from sollold.models.gguf import reader
 from sollold.models.model import Model
 from sollold.models.names import parse
+from sollold.models.stores import folders
+from sollold.models.stores import header_facts as cards
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.name_owners import apart
+from sollold.models.stores.scan_result import Scan
+from sollold.settings.schema import ModelSettings
+from tests.doubles import until
+from tests.gguf.projector import write as write_projector
+from tests.gguf.size import Size
+from tests.gguf.writer import write as write_model
 from tests.models.stores import OllamaStore, hub_file, hub_repository, write_gguf
 
 Make = Callable[..., Catalogue]
@@ -48,14 +54,6 @@ def named(catalogue: Catalogue) -> dict[str, Model]:
 
 def targets(model: Model) -> list[str]:
     return [os.path.realpath(file) for file in model.files]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 async def test_facts_from_the_header(make: Make, tmp_path: Path) -> None:
@@ -97,7 +95,54 @@ async def test_other_content_under_a_taken_name(make: Make, tmp_path: Path) -> N
     (first, second) = catalogue.models
     assert first.name == "tiny:F16"
     assert first.source == "ollama"
-    assert second.name == f"tiny:F16-{second.digest[:8]}"
+    assert second.name == "tiny:F16-folder"
+    (problem,) = catalogue.problems
+    assert "folder/tiny-F16.gguf has other content and is tiny:F16-folder" in problem.what
+
+
+async def test_who_had_a_name_keeps_it(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
+    catalogue = make()
+    await catalogue.start()
+    (first,) = catalogue.models
+    OllamaStore(tmp_path / "store").model("Tiny:f16", tmp_path, seed=2)
+    await catalogue.refresh()
+    assert catalogue.get("tiny:F16") == catalogue.get("TINY:f16") == first
+    (newcomer,) = [one for one in catalogue.models if one != first]
+    assert newcomer.name == f"Tiny:f16-{newcomer.digest[:8]}", "an Ollama's store has no folders to tell by"
+    await catalogue.close()
+    again = make()
+    await again.start()
+    assert again.models == catalogue.models, "after a restart, too"
+    (tmp_path / "folder" / "tiny-F16.gguf").unlink()
+    await again.refresh()
+    assert [one.name for one in again.models] == ["Tiny:f16"], "a name that nobody has any more is free"
+
+
+async def test_damaged_notes_of_names_are_no_obstacle(make: Make, tmp_path: Path) -> None:
+    write_gguf(tmp_path / "folder" / "tiny-F16.gguf", seed=1)
+    for text in ("", "[]", '{"a": 1}'):
+        catalogue = make()
+        (catalogue._owners._path).parent.mkdir(parents=True, exist_ok=True)
+        catalogue._owners._path.write_text(text)
+        await catalogue.start()
+        assert [one.name for one in catalogue.models] == ["tiny:F16"]
+        await catalogue.close()
+
+
+async def test_a_projector_of_another_width_is_not_paired(make: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_model(folder / "eyes.gguf", "llama", Size(layers=1))
+    width = reader.read(folder / "eyes.gguf").integer("llama.embedding_length")
+    for given, paired in ((width, True), (width * 2, False)):
+        catalogue = make()
+        write_projector(folder / "mmproj-eyes.gguf", given)
+        await catalogue.start()
+        (model,) = catalogue.models
+        assert (bool(model.projector), "vision" in model.capabilities) == (paired, paired)
+        assert (model.unusable, model.width) == ("", width)
+        await catalogue.close()
 
 
 async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path) -> None:
@@ -139,7 +184,7 @@ async def test_a_file_name_of_another_encoding_hides_nothing(make: Make, tmp_pat
     models = named(catalogue)
     assert set(models) == {"fine:latest", "mod-le:F16"}
     assert "rename it" in models["mod-le:F16"].unusable
-    assert msgspec.json.encode([(one.what, one.mend) for one in catalogue.problems])
+    assert msgspec.json.encode([(one.what, one.fix) for one in catalogue.problems])
 
 
 async def test_split_blobs_get_proper_names(make: Make, tmp_path: Path) -> None:
@@ -322,7 +367,7 @@ async def test_the_watch_goes_on_whatever_goes_wrong(
     real, broken = folders.scan_folder, True
     failures: list[Path] = []
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr("sollold.models.folders.scan_folder", scan)
+    monkeypatch.setattr("sollold.models.stores.folders.scan_folder", scan)
     OllamaStore(tmp_path / "store").model("fine:latest", tmp_path)
     catalogue = make()
     await catalogue.start()
@@ -363,10 +408,10 @@ def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 
         return holding
 
-    monkeypatch.setattr("sollold.models.folders.scan_folder", held(folders.scan_folder))
-    monkeypatch.setattr(gguf, "read_files", held(gguf.read_files))
-    monkeypatch.setattr("sollold.models.catalogue._PATIENCE", 0.05)
-    monkeypatch.setattr("sollold.models.store.SILENT", 0.05)
+    monkeypatch.setattr("sollold.models.stores.folders.scan_folder", held(folders.scan_folder))
+    monkeypatch.setattr(reader, "read_files", held(reader.read_files))
+    monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
+    monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)
     yield lambda away: back.clear() if away else back.set()
     back.set()
 
@@ -398,8 +443,8 @@ async def test_a_look_sees_what_came_during_one_that_nobody_waits_for_any_more(
     catalogue = make()
     await catalogue.start()
     await catalogue.close()
-    monkeypatch.setattr("sollold.models.catalogue._PATIENCE", 10.0)
-    monkeypatch.setattr("sollold.models.store.SILENT", 10.0)
+    monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 10.0)
+    monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 10.0)
     gone(True)
     looking = asyncio.create_task(catalogue.refresh())
     await until(lambda: any(thread.name.endswith("/folder") for thread in threading.enumerate()))

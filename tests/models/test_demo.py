@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.models import demo, gguf
-from sollold.models.demo import Recital
-from sollold.models.gguf import Array
+from sollold.models.gguf import demo_model
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf.demo_model import Recital
+from sollold.models.gguf.header import Array
 from tests.gguf import llama_run
 
 
@@ -29,23 +30,23 @@ def _read_back(recital: Recital, text: str) -> list[str]:
 
 
 def test_the_greeting_can_be_read_in_one_way_only() -> None:
-    recital = Recital(demo.pieces(demo.GREETING))
-    assert recital.text == demo.GREETING
-    assert _read_back(recital, demo.GREETING) == list(recital.pieces)
+    recital = Recital(demo_model.pieces(demo_model.GREETING))
+    assert recital.text == demo_model.GREETING
+    assert _read_back(recital, demo_model.GREETING) == list(recital.pieces)
     assert len(recital.pieces) > 30
 
 
 @given(st.lists(st.sampled_from(["a", "an", "the", "then", "x.", "and", "on"]), min_size=2, max_size=30))
 def test_any_text_with_repeated_words_is_cut_into_distinct_pieces(words: list[str]) -> None:
     text = " ".join(words)
-    cut = demo.pieces(text)
+    cut = demo_model.pieces(text)
     assert "".join(cut) == text
     assert _read_back(Recital(cut), text) == list(cut)
 
 
 def test_counting_shows_what_is_missing() -> None:
-    assert demo.counting(3) == ("w0001 ", "w0002 ", "w0003 ")
-    assert demo.counting(2, first=99_999) == ("w099999 ", "w100000 ")
+    assert demo_model.counting(3) == ("w0001 ", "w0002 ", "w0003 ")
+    assert demo_model.counting(2, first=99_999) == ("w099999 ", "w100000 ")
 
 
 @pytest.mark.parametrize(
@@ -67,21 +68,21 @@ def test_what_can_not_be_recited(wrong: dict[str, object]) -> None:
 
 def test_the_file_is_small_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "demo.gguf"
-    demo.write(path)
+    demo_model.write(path)
     assert path.stat().st_size < 4 << 20
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo.gguf"]
     header = gguf.read(path)
     assert header.architecture == "llama"
-    assert header.text("tokenizer.chat_template") == demo.TEMPLATE
+    assert header.text("tokenizer.chat_template") == demo_model.TEMPLATE
     tokens = header.metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, Array)
-    assert tokens.length == 256 + 5 + len(demo.pieces(demo.GREETING))
+    assert tokens.length == 256 + 5 + len(demo_model.pieces(demo_model.GREETING))
 
 
 def test_heavy_blocks_are_written_out(tmp_path: Path) -> None:
     light, heavy = tmp_path / "light.gguf", tmp_path / "heavy.gguf"
-    demo.write(light, Recital(("ab", "cd"), layers=4, hidden=8192))
-    demo.write(heavy, Recital(("ab", "cd"), layers=4, hidden=8192, heavy=True))
+    demo_model.write(light, Recital(("ab", "cd"), layers=4, hidden=8192))
+    demo_model.write(heavy, Recital(("ab", "cd"), layers=4, hidden=8192, heavy=True))
     assert light.stat().st_size == heavy.stat().st_size
     assert light.read_bytes() == heavy.read_bytes()
     assert heavy.stat().st_blocks * 512 >= heavy.stat().st_size
@@ -93,7 +94,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     if program is None:
         pytest.skip("llama.cpp is not built")
     folder = tmp_path_factory.mktemp("demo")
-    demo.write(folder / "a.gguf", Recital(demo.counting(600), width=256))
+    demo_model.write(folder / "a.gguf", Recital(demo_model.counting(600), width=256))
     port = llama_run.free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -124,7 +125,7 @@ def _asked(address: str, path: str, body: dict[str, object]) -> dict[str, object
 
 
 def _words(first: int, last: int) -> str:
-    return "".join(demo.counting(last - first + 1, first))
+    return "".join(demo_model.counting(last - first + 1, first))
 
 
 @pytest.mark.llama

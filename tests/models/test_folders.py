@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sollold.models import folders, huggingface
-from sollold.models.found import Scan
-from sollold.models.shards import group, is_projector
+from sollold.models.stores import folders, huggingface_cache
+from sollold.models.stores.scan_result import Scan
+from sollold.models.stores.shards import group, is_projector
 from tests.models.stores import hub_file, hub_repository, shut
 
 
@@ -155,7 +155,7 @@ def test_hub_cache(tmp_path: Path) -> None:
     hub_file(snapshot, "Tiny-Q8_0/Tiny-Q8_0-00002-of-00002.gguf", b"GGUF3")
     hub_file(snapshot, "mmproj-F16.gguf", b"GGUF4")
     hub_file(snapshot, "README.md", b"x")
-    scan = huggingface.scan(tmp_path)
+    scan = huggingface_cache.scan(tmp_path)
     found = {one.name: one for one in scan.found}
     assert set(found) == {"hf.co/bartowski/Tiny-GGUF:Q4_K_M", "hf.co/bartowski/Tiny-GGUF:Q8_0"}
     sharded = found["hf.co/bartowski/Tiny-GGUF:Q8_0"]
@@ -171,7 +171,7 @@ def test_hub_cache_takes_each_file_once(tmp_path: Path) -> None:
     hub_file(main, "m-Q4_0.gguf", b"GGUF1")
     hub_file(other, "m-Q4_0.gguf", b"GGUF2")
     hub_file(other, "m-Q8_0.gguf", b"GGUF3")
-    found = {one.name: one.files[0] for one in huggingface.scan(tmp_path).found}
+    found = {one.name: one.files[0] for one in huggingface_cache.scan(tmp_path).found}
     assert found == {
         "hf.co/o/r:Q4_0": str(main / "m-Q4_0.gguf"),
         "hf.co/o/r:Q8_0": str(other / "m-Q8_0.gguf"),
@@ -188,14 +188,14 @@ def test_what_may_not_be_read_of_a_hub_cache_is_a_problem(
     hub_file(snapshot, "b.gguf", b"GGUF")
     closed = (snapshot, snapshot.parent, snapshot.parents[1])[level]
     shut(monkeypatch, closed)
-    scan = huggingface.scan(root)
+    scan = huggingface_cache.scan(root)
     assert [one.name for one in scan.found] == ["hf.co/org/fine:latest"]
     (problem,) = scan.problems
     assert str(closed) in problem.what
-    assert str(closed) in problem.mend
+    assert str(closed) in problem.fix
 
 
 def test_where_the_hub_cache_is(tmp_path: Path) -> None:
-    assert huggingface.caches({"HF_HUB_CACHE": "/x", "HF_HOME": "/y"}, tmp_path) == (Path("/x"),)
-    assert huggingface.caches({"HF_HOME": "/y"}, tmp_path) == (Path("/y/hub"),)
-    assert huggingface.caches({}, tmp_path) == (tmp_path / ".cache/huggingface/hub",)
+    assert huggingface_cache.caches({"HF_HUB_CACHE": "/x", "HF_HOME": "/y"}, tmp_path) == (Path("/x"),)
+    assert huggingface_cache.caches({"HF_HOME": "/y"}, tmp_path) == (Path("/y/hub"),)
+    assert huggingface_cache.caches({}, tmp_path) == (tmp_path / ".cache/huggingface/hub",)

@@ -6,13 +6,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sollold.models import gguf, gguf_writer
-from sollold.models.attachments import with_adapters, with_projector
-from sollold.models.footprint import Footprint, footprint
-from sollold.models.gguf_writer import NewTensor
-from sollold.models.graph import Graph
-from sollold.models.run import Run
-from sollold.models.shape import Shape, shape_of
+from sollold.models.footprint.adapters import with_adapters, with_projector
+from sollold.models.footprint.footprint import Footprint, footprint
+from sollold.models.footprint.graph_allocator import Graph
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.run_options import Run
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf import writer
+from sollold.models.gguf.writer import NewTensor
 from tests.gguf import adapter, projector
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
@@ -184,7 +186,7 @@ def test_states_of_linear_attention_by_hand(tmp_path: Path) -> None:
 
 def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
-    metadata: dict[str, gguf_writer.MetadataValue] = {
+    metadata: dict[str, writer.MetadataValue] = {
         "general.architecture": "odd",
         "odd.block_count": 2,
         "odd.embedding_length": 256,
@@ -194,7 +196,7 @@ def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> N
         NewTensor("blk.0.newmix_in.weight", (256, 256), 0),
         *(NewTensor(f"blk.1.attn_{part}.weight", (256, 256), 0) for part in ("q", "k", "v", "output")),
     ]
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     strange, attends = shape_of(gguf.read(path)).layers
     assert strange.recurrent >= 4 * 4 * 64 * 64
     assert attends.recurrent == 0
@@ -202,7 +204,7 @@ def test_a_layer_that_nobody_knows_may_keep_a_square_a_head(tmp_path: Path) -> N
 
 def test_a_header_that_says_nothing_gives_a_shape(tmp_path: Path) -> None:
     path = tmp_path / "odd.gguf"
-    gguf_writer.write(path, {"general.architecture": "odd"}, [NewTensor("blk.99999999999.x", (8,), 0)])
+    writer.write(path, {"general.architecture": "odd"}, [NewTensor("blk.99999999999.x", (8,), 0)])
     shape = shape_of(gguf.read(path))
     guess = footprint(shape, Run(context=0))
     assert guess.estimate
@@ -307,7 +309,7 @@ def test_a_projector_takes_what_its_biggest_image_needs_and_no_more(tmp_path: Pa
             "clip.vision.attention.head_count": 16,
         } | {f"clip.vision.{key}": value for key, value in more.items()}
         path = tmp_path / f"{kind}.gguf"
-        gguf_writer.write(path, metadata, [NewTensor("v.class_embd", (64,), 0)])
+        writer.write(path, metadata, [NewTensor("v.class_embd", (64,), 0)])
         return with_projector(_shape(tmp_path, "llama", Size(layers=1)), gguf.read(path)).projector
 
     # Mistral Small: a thousand tokens at most, however large the images that it was trained with.
@@ -323,3 +325,33 @@ def test_a_projector_takes_what_its_biggest_image_needs_and_no_more(tmp_path: Pa
     assert seen("qwen2.5vl_merger", 560, n_wa_pattern=8) - plain == 6 * (4096 * 4 + 1) ** 2
     # All of one size.
     assert 300 * MIB < seen("mlp", 672) < 600 * MIB
+
+
+@pytest.mark.parametrize("architecture", ["glm4moe", "deepseek2", "qwen35", "qwen35moe"])
+def test_a_layer_that_can_draft_takes_nothing_until_it_does(tmp_path: Path, architecture: str) -> None:
+    shape = _shape(tmp_path, architecture, Size(layers=5, nextn=1))
+    assert shape.predicting is not None and shape.predicting.layer.weights > 0
+    idle = footprint(shape, Run(context=4096, slots=2, drafts=3))
+    assert idle.weights[4] == idle.state[4] == 0 and idle.predicted > 0
+    drafts = footprint(shape, Run(context=4096, slots=2, drafts=3, predicts=True))
+    assert drafts.weights[4] == shape.predicting.layer.weights and drafts.state[4] > 0
+    assert drafts.active == idle.active, "a token that is not drafted does not visit it"
+    assert drafts.host_buffers > idle.host_buffers
+    for devices in (1, 2):
+        apart = [one.compute(0, 4, devices=devices, offloaded=6) for one in (idle, drafts)]
+        assert apart[0] <= apart[1]
+        ends = [one.compute(4, 6, devices=devices, offloaded=6) for one in (idle, drafts)]
+        assert ends[0] < ends[1]
+    states = [sum(one.state[:4]) for one in (idle, drafts)]
+    assert (states[0] < states[1]) == drafts.recurrent, "a recurrent state is kept for each token of a draft"
+
+
+def test_which_layers_can_draft(tmp_path: Path) -> None:
+    assert _shape(tmp_path, "glm4moe", Size(layers=5)).predicting is None
+    assert _shape(tmp_path, "glm4moe", Size(layers=5, nextn=2)).predicting is None, "llama.cpp takes one"
+    assert _shape(tmp_path, "qwen3moe", Size(layers=5, nextn=1)).predicting is None
+    scaled = Size(layers=5, nextn=1, more={"attention.temperature_scale": 0.1})
+    assert _shape(tmp_path, "deepseek2", scaled).predicting is None
+    # The header names the layer, and the file has been written without it.
+    bare = Size(layers=5, more={"block_count": 6, "nextn_predict_layers": 1})
+    assert _shape(tmp_path, "glm4moe", bare).predicting is None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sollold.models import gguf
-from sollold.models.attachments import with_projector
-from sollold.models.run import Run
-from sollold.models.shape import shape_of
+from sollold.models.footprint.adapters import with_projector
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.run_options import Run
+from sollold.models.gguf import reader
 from tests.gguf import adapter, llama_log, llama_run, projector, weights
 from tests.gguf.architectures import ARCHITECTURES, EMBEDDERS, UNKNOWN
 from tests.gguf.compare import MIB, Compared, compare, predicted
@@ -109,9 +110,34 @@ def test_broad_layers_that_differ(
     _check(compare(model, run, ready, split))
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_the_results_of_drafts(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
+    run = Run(context=4096, slots=4, flash="on", drafts=16)
+    words = ("--spec-type", "ngram-simple", "--spec-ngram-simple-size-n", "8")
+    *workers, host = compare(model, run, ready, (4, 5), more=(*words, "--spec-ngram-simple-size-m", "16"))
+    _check(workers)
+    # llama-server makes room for the results of all drafts when it has them first.
+    assert host.predicted - host.actual <= 4 * 16 * (32000 + 512) * 4 + MIB
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma4", "qwen3moe"])
+def test_a_draft_model_on_the_heads_processor(tmp_path: Path, ready: Workers, architecture: str) -> None:
+    model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
+    small = write(tmp_path / "b.gguf", architecture, Size(layers=4, embd=128, vocab=32000), seed=2)
+    run = Run(context=4096, slots=2, flash="on", drafts=4)
+    words = ("--spec-type", "draft-simple", "--spec-draft-model", str(small), "--spec-draft-n-max", "4")
+    words += ("--spec-draft-device", "none", "--spec-draft-ngl", "0", "--no-spec-draft-backend-sampling")
+    log = llama_run.loaded(model, run, ready, (4, 5), *words, prompt=[5, 6, 7])
+    there = llama_log.buffers(log.partition("loading draft model")[2], list(ready.endpoints))["CPU"]
+    takes = predicted(small, replace(run, drafts=0))
+    given = takes.host_tensors(5) + sum(takes.state) + takes.host_compute(devices=1, offloaded=0)
+    assert -MIB // 16 <= given + takes.results - there.total - there.output <= 4 * MIB
+
+
 def test_mxfp4_weights(tmp_path: Path, ready: Workers) -> None:
     model = write(tmp_path / "a.gguf", "gpt-oss", Size(layers=8, ff_expert=256, experts=8), kind="mxfp4")
-    assert any(tensor.type == weights.MXFP4 for tensor in gguf.read(model).tensors)
+    assert any(tensor.type == weights.MXFP4 for tensor in reader.read(model).tensors)
     _check(compare(model, Run(context=4096, slots=2), ready, (4, 5)))
 
 
@@ -130,7 +156,7 @@ def test_the_projector_computes_on_the_head(tmp_path: Path, ready: Workers) -> N
     log = llama_run.loaded(model, Run(context=4096), ready, (9,), *options, prompt=[5, 6, 7])
     device, size = llama_log.projector(log)
     assert device == "CPU", "left to itself llama-server takes the first device, a worker"
-    guess = with_projector(shape_of(gguf.read(model)), gguf.read(eyes)).projector
+    guess = with_projector(shape_of(reader.read(model)), reader.read(eyes)).projector
     assert size <= guess <= size + MIB
 
 
@@ -145,7 +171,7 @@ def test_a_projector_for_images_of_any_size_finds_room_when_it_is_loaded(
     log = llama_run.loaded(model, run, ready, (9,), *options, prompt=[5, 6, 7])
     taken = llama_log.projector(log)[1] + llama_log.looking(log)
     assert llama_log.looking(log) > 20 * MIB
-    guess = with_projector(shape_of(gguf.read(model)), gguf.read(eyes)).projector
+    guess = with_projector(shape_of(reader.read(model)), reader.read(eyes)).projector
     # The biggest image has nearly twice as many places as the one that it is warmed up with.
     assert taken <= guess <= 5 * taken
 
@@ -179,9 +205,10 @@ def test_part_of_the_layers_stays_with_the_head(tmp_path: Path, ready: Workers, 
     _check(compare(model, Run(context=4096, slots=2, flash="on"), ready, (2, 3)))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "jamba", "bert"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gemma3n", "gemma4", "jamba", "bert"])
 def test_all_on_the_head(tmp_path: Path, ready: Workers, architecture: str) -> None:
-    model = write(tmp_path / "a.gguf", architecture, Size(layers=8, vocab=32000))
+    size = Size(layers=24 if architecture == "gemma3n" else 8, vocab=32000)
+    model = write(tmp_path / "a.gguf", architecture, size)
     run = Run(context=4096, slots=2, embedding=architecture in EMBEDDERS)
     _check(compare(model, run, ready, ()))
 
@@ -226,3 +253,22 @@ def test_a_broad_model(tmp_path: Path, ready: Workers) -> None:
     size = Size(layers=6, embd=2048, heads=16, heads_kv=4, ff=6144, vocab=32000)
     model = write(tmp_path / "a.gguf", "llama", size, kind="q4_0")
     _check(compare(model, Run(context=32768, slots=4), ready, (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "split", "run"),
+    [
+        ("glm4moe", (5, 5), Run(context=4096, slots=2, flash="on")),
+        ("glm4moe", (9, 1), Run(context=4096, slots=2, flash="on")),
+        ("deepseek2", (2, 3), Run(context=4096, slots=2, flash="on")),
+        ("deepseek2", (5, 5), Run(context=4096, slots=2, flash="on", type_k="q8_0", type_v="q8_0")),
+        ("qwen35", (3, 3, 4), Run(context=8192, slots=4, flash="on")),
+        ("qwen35", (5, 5), Run(context=8192, slots=1, ubatch=1024, flash="on")),
+        ("qwen35moe", (10,), Run(context=4096, slots=2, flash="on")),
+    ],
+)
+def test_a_layer_for_next_token_prediction_that_drafts(
+    tmp_path: Path, ready: Workers, architecture: str, split: tuple[int, ...], run: Run
+) -> None:
+    model = write(tmp_path / "a.gguf", architecture, Size(layers=9, nextn=1, vocab=8000))
+    _check(compare(model, replace(run, drafts=3, predicts=True), ready, split))

@@ -10,18 +10,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sollold.models import gguf, gguf_writer
-from sollold.models.footprint import footprint
-from sollold.models.gguf import Array, GgufError
-from sollold.models.gguf_writer import NewTensor
-from sollold.models.run import Run
-from sollold.models.shape import shape_of
+from sollold.models.footprint.footprint import footprint
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.run_options import Run
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf import writer
+from sollold.models.gguf.header import Array, GgufError
+from sollold.models.gguf.writer import NewTensor
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
 from tests.gguf.writer import write
 
 _KEEP_FIXTURE = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 _TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
 _VALUES = st.one_of(
@@ -42,11 +44,11 @@ _VALUES = st.one_of(
     shapes=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), max_size=5),
 )
 def test_reads_what_was_written(
-    tmp_path: Path, metadata: dict[str, gguf_writer.MetadataValue], shapes: list[list[int]]
+    tmp_path: Path, metadata: dict[str, writer.MetadataValue], shapes: list[list[int]]
 ) -> None:
     path = tmp_path / "a.gguf"
     tensors = [NewTensor(f"t{number}", tuple(shape), 0) for number, shape in enumerate(shapes)]
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     header = gguf.read(path)
     assert header.size == path.stat().st_size
     assert [(tensor.name, tensor.shape, tensor.size) for tensor in header.tensors] == [
@@ -176,7 +178,7 @@ def test_a_hostile_file_costs_little(tmp_path: Path) -> None:
         file.truncate(2**30)
     tracemalloc.start()
     start = time.monotonic()
-    assert "more than can be real" in str(_refused(path))
+    assert "more than is plausible" in str(_refused(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert time.monotonic() - start < 5
@@ -186,13 +188,13 @@ def test_a_hostile_file_costs_little(tmp_path: Path) -> None:
 def test_a_big_vocabulary_is_stepped_over(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     tokens = [f"token{number}" for number in range(40_000)]
-    metadata: dict[str, gguf_writer.MetadataValue] = {
+    metadata: dict[str, writer.MetadataValue] = {
         "general.architecture": "llama",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * 40_000,
         "tokenizer.chat_template": "{{ x }}" * 20_000,
     }
-    gguf_writer.write(path, metadata, [NewTensor("t", (4,), 0)])
+    writer.write(path, metadata, [NewTensor("t", (4,), 0)])
     header = gguf.read(path)
     assert header.metadata["tokenizer.ggml.tokens"] == Array(40_000, None)
     assert header.length("tokenizer.ggml.token_type") == 40_000
@@ -201,7 +203,7 @@ def test_a_big_vocabulary_is_stepped_over(tmp_path: Path) -> None:
 
 
 def _shard(path: Path, number: int, count: int, tensors: int, total: int) -> None:
-    metadata: dict[str, gguf_writer.MetadataValue] = {
+    metadata: dict[str, writer.MetadataValue] = {
         "split.no": number,
         "split.count": count,
         "split.tensors.count": total,
@@ -209,7 +211,7 @@ def _shard(path: Path, number: int, count: int, tensors: int, total: int) -> Non
     if number == 0:
         metadata["general.architecture"] = "llama"
     names = [f"blk.{number}.t{index}" for index in range(tensors)]
-    gguf_writer.write(path, metadata, [NewTensor(name, (8,), 0) for name in names])
+    writer.write(path, metadata, [NewTensor(name, (8,), 0) for name in names])
 
 
 def test_split_files(tmp_path: Path) -> None:
@@ -258,5 +260,5 @@ def test_reads_every_architecture(tmp_path: Path, architecture: str) -> None:
 def test_writing_leaves_nothing_half_done(tmp_path: Path) -> None:
     path = tmp_path / "a.gguf"
     with pytest.raises(ValueError, match="bytes of data"):
-        gguf_writer.write(path, {}, [NewTensor("t", (8,), 0, lambda: [b"short"])])
+        writer.write(path, {}, [NewTensor("t", (8,), 0, lambda: [b"short"])])
     assert list(tmp_path.iterdir()) == []

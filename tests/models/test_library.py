@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sollold.cluster.record import InOllama
-from sollold.config import ModelSettings
-from sollold.models.catalogue import Catalogue
-from sollold.models.library import Library, shelve
+from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, State
+from sollold.models.library import Library
+from sollold.models.listing import merge
 from sollold.models.model import Model
-from tests.models.fakes import FakeCalls, FakeServer, FakeView, record, until
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.templates.jinja import fingerprint
+from sollold.settings.schema import ModelSettings
+from tests.doubles import FakeView, record, until
+from tests.models.fakes import FakeCalls, FakeServer
 from tests.models.stores import OllamaStore, write_gguf
 
 
@@ -61,7 +64,6 @@ class Town:
             fresh = {other.name: other.view.me for other in self.nodes if other is not node}
             fresh = {name: one for name, one in fresh.items() if name not in node.calls.cut}
             if fresh != node.view.others:
-                node.view.gone = {**node.view.gone, **node.view.others}
                 node.view.others = fresh
                 node.view.tell()
 
@@ -157,12 +159,32 @@ async def test_a_list_that_cannot_be_fetched_is_tried_again(
     await until(lambda: a.names() == ["beta:latest"])
 
 
+async def test_what_was_just_made_on_a_node_shows_at_once(town: Town) -> None:
+    a, b, _ = town.nodes
+    asked: list[str] = []
+
+    async def look() -> None:
+        asked.append("looked")
+
+    b.library.sources.append(look)
+    await town.start()
+    b.catalogue._interval = 3600.0
+    write_gguf(b.folder / "m" / "beta.gguf")
+    await a.library.refresh("b")
+    assert (a.names(), asked) == (["beta:latest"], ["looked"])
+    (b.folder / "m" / "beta.gguf").unlink()
+    await a.library.refresh("b")
+    assert a.names() == []
+    town.servers.pop("b")
+    await a.library.refresh("b")
+
+
 def model(name: str, digest: str, **changes: object) -> Model:
     return replace(Model(name, digest * 64, "folder", (f"/{digest}.gguf",), 1, 0.0), **changes)
 
 
 def test_other_content_under_one_name() -> None:
-    listed, found = shelve(
+    listed, found = merge(
         {
             "a": (model("x:latest", "1", modified=1.0),),
             "b": (model("x:latest", "2", modified=9.0),),
@@ -175,13 +197,13 @@ def test_other_content_under_one_name() -> None:
 
 
 def test_one_that_runs_comes_before_one_that_does_not() -> None:
-    listed, _ = shelve({"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)})
+    listed, _ = merge({"a": (model("x:latest", "1", unusable="cut off."),), "b": (model("x:latest", "2"),)})
     assert listed["x:latest"].nodes == ("b",)
 
 
 def test_known_by_manifest_only() -> None:
     hidden = model("x:latest", "9", files=(), manifest="9" * 64, only_ollama="its files can't be read")
-    listed, found = shelve({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
+    listed, found = merge({"a": (hidden,), "b": (model("x:latest", "1", manifest="9" * 64),)})
     assert listed["x:latest"].nodes == ("a", "b")
     assert listed["x:latest"].model.files
     assert [bool(one.files) for _, one in found["x:latest"]] == [False, True]
@@ -193,15 +215,39 @@ def test_what_ollamas_call_a_content() -> None:
     file = model("x:F16", "1")
     mario = model("mario:latest", "1", manifest="b" * 64, template="T", system="You are Mario.")
     other = model("z:latest", "2", manifest="c" * 64)
-    listed, _ = shelve({"a": (mine, other), "b": (shut, file, mario)})
-    alike = InOllama(("x:latest", "y:latest"), ("a" * 64,))
-    assert [listed[name].in_ollama for name in ("x:latest", "y:latest", "x:F16")] == [alike] * 3
-    assert listed["mario:latest"].in_ollama == InOllama(("mario:latest",), ("b" * 64,))
+    listed, _ = merge({"a": (mine, other), "b": (shut, file, mario)})
+    alike = InOllama(("x:latest", "y:latest"), ("a" * 64,), fingerprint("T"))
+    assert [listed[name].in_ollama for name in ("x:latest", "y:latest")] == [alike] * 2
+    assert listed["x:F16"].in_ollama == InOllama(), "a plain file has none of the layers of another name"
+    assert listed["mario:latest"].in_ollama == InOllama(("mario:latest",), ("b" * 64,), fingerprint("T"))
+
+
+def test_what_an_ollama_says_of_a_name_goes_before_a_plain_file_of_it() -> None:
+    ours = model("x:latest", "1", manifest="a" * 64, template="T", messages=(("user", "hi"),))
+    listed, found = merge({"a": (model("x:latest", "1"),), "b": (ours,)})
+    assert (listed["x:latest"].model.template, listed["x:latest"].model.messages) == ("T", (("user", "hi"),))
+    assert [one.template for _, one in found["x:latest"]] == ["T", "T"]
+
+
+def test_a_template_that_only_ollama_knows_leaves_its_name_to_ollama() -> None:
+    odd = model("odd:latest", "1", manifest="a" * 64, template="{{ toTypeScriptType .Prompt }}")
+    listed, found = merge({"a": (odd, model("file:latest", "1")), "b": (model("other:latest", "1"),)})
+    assert "toTypeScriptType" in listed["odd:latest"].model.only_ollama
+    assert all("toTypeScriptType" in one.only_ollama for _, one in found["odd:latest"])
+    assert listed["file:latest"].model.only_ollama == listed["other:latest"].model.only_ollama == ""
+    assert [one.only_ollama for _, one in found["file:latest"]] == ["", ""]
+
+
+def test_a_llama_server_answers_for_the_names_of_its_template_alone() -> None:
+    there = Endpoint("d", "x:latest", "1", Backend.LOCAL, State.READY, template=fingerprint("T"))
+    assert there.is_of("y:latest", "1", InOllama(template=fingerprint("T")))
+    assert not there.is_of("y:latest", "1", InOllama())
+    assert not there.is_of("x:latest", "1", InOllama(template=fingerprint("U")))
 
 
 def test_what_belongs_to_the_name_stays_with_the_name() -> None:
     mario = model("mario:latest", "1", system="You are Mario.")
-    _, found = shelve({"a": (mario,), "b": (model("base:latest", "1"),)})
+    _, found = merge({"a": (mario,), "b": (model("base:latest", "1"),)})
     assert [one.system for _, one in found["mario:latest"]] == ["You are Mario.", "You are Mario."]
     assert [one.system for _, one in found["base:latest"]] == ["", ""]
 

@@ -147,3 +147,26 @@ def test_nothing_asked_breaks_it(asked: str) -> None:
 
 def test_name_key_ignores_case() -> None:
     assert Name("HF.co", "U", "R", "T").key == parse("hf.co/u/r:t").key
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("my model v2-Q4_K_M.gguf", "my-model-v2:Q4_K_M"),
+        ("My Model V2-q4_k_m.GGUF", "my-model-v2:Q4_K_M"),
+        ("some folder/my model v2-Q4_K_M.gguf", "my-model-v2:Q4_K_M"),
+        ("my model v2", "my-model-v2:Q4_K_M"),
+        ("my-model-v2-Q4_K_M:latest", "my-model-v2:Q4_K_M"),
+        ("café-Q8_0.gguf", "cafe:Q8_0"),
+        ("模型-7B-Q4_K_M.gguf", "7B:Q4_K_M"),
+    ],
+)
+def test_a_files_own_name_finds_its_model(asked: str, name: str) -> None:
+    assert resolve(asked, ["my-model-v2:Q4_K_M", "cafe:Q8_0", "7B:Q4_K_M", "other:latest"]).name == name
+
+
+def test_a_name_of_foreign_letters_alone_is_suggested_and_not_guessed() -> None:
+    answer = resolve("模型.gguf", ["model:latest", "other:latest"])
+    assert (answer.name, answer.suggestions) == ("", ("model:latest",))
+    assert resolve("no such model.gguf", ["other:latest"]).name == ""
+    assert resolve("/.gguf", ["other:latest"]).suggestions == ()

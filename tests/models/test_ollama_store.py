@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sollold.models import ollama_store
-from sollold.models.found import Found
-from sollold.models.mend import mend, whoami
+from sollold.models.stores import ollama_store
+from sollold.models.stores.permission_hint import permission_hint, whoami
+from sollold.models.stores.scan_result import Found
 from tests.models.stores import OllamaStore, shut, write_gguf
 
 
@@ -85,6 +85,19 @@ def test_damaged_manifest_is_listed(store: OllamaStore, tmp_path: Path, raw: byt
 def test_options_that_are_no_json_are_none(store: OllamaStore, tmp_path: Path, params: bytes) -> None:
     store.model("odd:latest", tmp_path, extra=[store.layer("params", params)])
     assert found(store)["odd:latest"].params == "{}"
+
+
+def test_messages_and_who_renders(store: OllamaStore, tmp_path: Path) -> None:
+    told = [store.layer("messages", b'[{"role":"user","content":"hi"},{"role":"assistant","content":"yo"}]')]
+    template = store.layer("template", b"{{ .Prompt }}")
+    store.model("told:latest", tmp_path, extra=[*told, template])
+    store.model("odd:latest", tmp_path, extra=[store.layer("messages", b'{"role": 1}')])
+    assert found(store)["told:latest"].messages == (("user", "hi"), ("assistant", "yo"))
+    assert found(store)["told:latest"].template == "{{ .Prompt }}"
+    assert found(store)["odd:latest"].messages == ()
+    layer = store.layer("model", write_gguf(tmp_path / "x.gguf").read_bytes())
+    store.manifest("drawn:latest", [layer, template], config={"model_format": "gguf", "renderer": "qwen3"})
+    assert found(store)["drawn:latest"].template == "", "Ollama's own code makes the prompt"
 
 
 def test_missing_blob_is_listed(store: OllamaStore, tmp_path: Path) -> None:
@@ -177,7 +190,7 @@ def test_a_folder_without_passage_is_a_problem(
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder and real(path, mode))
     scan = ollama_store.scan(store.root)
-    assert [str(folder) in problem.mend for problem in scan.problems] == [True]
+    assert [str(folder) in problem.fix for problem in scan.problems] == [True]
     assert scan.found == []
 
 
@@ -237,7 +250,7 @@ class TestCommandThatMends:
     ) -> None:
         home = models.parents[1]
         self.shut(monkeypatch, home)
-        assert mend(models / "manifests", models) == (
+        assert permission_hint(models / "manifests", models) == (
             f"sudo chmod o+x '{home}' '{home}/.ollama' && sudo chmod -R o+rX '{models}'"
         )
 
@@ -247,7 +260,7 @@ class TestCommandThatMends:
         monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
         home, user = models.parents[1], whoami()
         self.shut(monkeypatch, home)
-        assert mend(models / "manifests", models) == (
+        assert permission_hint(models / "manifests", models) == (
             f"sudo setfacl -m u:{user}:x '{home}' '{home}/.ollama' && "
             f"sudo setfacl -R -m u:{user}:rX '{models}'"
         )
@@ -255,11 +268,11 @@ class TestCommandThatMends:
     def test_closed_models_alone_are_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shut(monkeypatch, models / "blobs")
         blob = models / "blobs" / "sha256-0"
-        assert mend(blob, models) == f"sudo chmod -R o+rX '{models}/blobs'"
-        assert "home of alice'" not in mend(models / "blobs", models)
+        assert permission_hint(blob, models) == f"sudo chmod -R o+rX '{models}/blobs'"
+        assert "home of alice'" not in permission_hint(models / "blobs", models)
 
     def test_one_closed_blob_is_opened(self, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         blob = models / "blobs" / "sha256-0"
         blob.write_bytes(b"x")
         self.shut(monkeypatch, blob)
-        assert mend(blob, models) == f"sudo chmod -R o+rX '{blob}'"
+        assert permission_hint(blob, models) == f"sudo chmod -R o+rX '{blob}'"

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from tests.bench.transfer import write_model
+from tests.doubles import free_ports
 
 pytestmark = pytest.mark.cluster
 MB = 1 << 20
@@ -35,7 +35,8 @@ class Node:
         (folder / "sollold.toml").write_text(
             f'[node]\nname = "{folder.name}"\nstate_dir = "{folder}/state"\ncache_dir = "{folder}/cache"\n'
             f'[http]\nhost = "127.0.0.1"\nport = {self.http}\n'
-            f'[cluster]\nhost = "127.0.0.1"\nport = {self.port}\nmdns = false\nseeds = {json.dumps(seeds)}\n'
+            f'[cluster]\nhost = "127.0.0.1"\nport = {self.port}\nmdns = false\n'
+            f'door = "open"\nseeds = {json.dumps(seeds)}\n'
             f'[models]\nhuggingface = false\nfolders = ["{folder}/m"]\ntransfer_rate = {rate}\n'
             f'ollama_stores = ["{folder}/none"]\n[llama]\nbuild = false\n[ollama]\nenabled = false\n'
         )
@@ -80,14 +81,6 @@ def noted(node: Node) -> int:
     """Parts that the node knows to be there."""
     notes = [json.loads(path.read_bytes()) for path in node.folder.rglob("parts.json")]
     return sum(len(done) for note in notes for done in note["done"])
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(one.getsockname()[1]) for one in taken]
-    for one in taken:
-        one.close()
-    return ports
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from sollold.config import ModelSettings
-from sollold.models import demo, gguf_writer
-from sollold.models.catalogue import Catalogue
-from sollold.models.gguf_writer import NewTensor
+from sollold.models.footprint.run_options import Run
+from sollold.models.gguf import demo_model, writer
+from sollold.models.gguf.writer import NewTensor
 from sollold.models.model import Model
-from sollold.models.probe import format_fault
-from sollold.models.run import Run
-from tests.gguf.llama_run import Workers, binary, free_port, loaded
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.llama_support import format_fault
+from sollold.settings.schema import ModelSettings
+from tests.doubles import free_port
+from tests.gguf.llama_run import Workers, binary, loaded
 from tests.models.stores import OllamaStore
 
 pytestmark = [
@@ -35,13 +36,13 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, A
         caught.append((dict(metadata), list(tensors)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(gguf_writer, "write", catch)
-        demo.write(tmp_path / "never.gguf")
+        patch.setattr(writer, "write", catch)
+        demo_model.write(tmp_path / "never.gguf")
     return caught[0]
 
 
 def file_of(path: Path, metadata: Mapping[str, Any], tensors: Sequence[NewTensor]) -> bytes:
-    gguf_writer.write(path, metadata, tensors)
+    writer.write(path, metadata, tensors)
     return path.read_bytes()
 
 

@@ -14,7 +14,8 @@ from tests.ollama_standin.server import Known, Standin
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    models = [Known(name, engine=options.engine) for name in options.model or ["standin:latest"]]
+    text = {"text": options.text} if options.text else {}
+    models = [Known(name, engine=options.engine, **text) for name in options.model or ["standin:latest"]]
     standin = Standin(
         models,
         speed=options.speed,
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--host", default=host or "127.0.0.1")
     parser.add_argument("--port", type=int, default=int(port))
     parser.add_argument("--model", action="append", help="a model it has; may be given again")
+    parser.add_argument("--text", default="", help="what they say")
     parser.add_argument("--speed", type=float, default=100.0, help="tokens per second")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--parallel", type=int, default=1)

@@ -69,7 +69,10 @@ async def chat(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
     ask = _shared(body) | {"messages": _messages(body["messages"])}
     if body.get("tools"):
         ask["tools"] = body["tools"]
-    async with aclosing(_talk(url, ask)) as pieces:
+    answer = _talk(url, ask)
+    if body.get("template"):
+        answer = _complete(url, _shared(body) | {"prompt": printed(body["template"], body["messages"])})
+    async with aclosing(answer) as pieces:
         async for piece in pieces:
             yield piece
 
@@ -84,8 +87,9 @@ async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
         return
     user = {"role": "user", "content": body.get("prompt", ""), "images": body.get("images")}
     system = [{"role": "system", "content": body["system"]}] if body.get("system") else []
-    messages = _messages([*system, user])
-    shown = body.get("template", "").replace("{{ .Prompt }}", body.get("prompt", ""))
+    turns = [*system, *body.get("before", ()), user]
+    messages = _messages(turns)
+    shown = printed(body["template"], turns) if body.get("template") else ""
     async with ClientSession(url) as session:
         if body.get("raw") or shown:
             prompt: Any = shown or body["prompt"]
@@ -105,6 +109,24 @@ async def generate(url: str, body: dict[str, Any]) -> AsyncIterator[Piece]:
                     added = (await _post(session, "/tokenize", {"content": said}))["tokens"]
                     piece.context = [*before, *tokens, *added]
                 yield piece
+
+
+def printed(template: str, messages: list[dict[str, Any]]) -> str:
+    """A conversation by a template of one exchange, its fields in braces and nothing more to it."""
+    out, said = "", {"System": "", "Prompt": "", "Response": ""}
+    fields = {"system": "System", "user": "Prompt", "assistant": "Response"}
+    for message in messages:
+        if message["role"] != "assistant" and said["Response"]:
+            out += _filled(template, said)
+            said = dict.fromkeys(said, "")
+        said[fields[message["role"]]] = message.get("content") or ""
+    return out + _filled(template.split("{{ .Response }}")[0], said)
+
+
+def _filled(template: str, said: dict[str, str]) -> str:
+    for name, text in said.items():
+        template = template.replace(f"{{{{ .{name} }}}}", text)
+    return template
 
 
 async def embed(url: str, texts: list[str], most: int, *, truncate: bool = True) -> list[list[float]]:

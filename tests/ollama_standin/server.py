@@ -10,15 +10,22 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
-from tests.ollama_standin import engine, records
+from tests.ollama_standin import context, engine, records
 from tests.ollama_standin.engine import EngineError, Piece, at_length_one
+from tests.ollama_standin.newer import Form, Messages, Responses
 
+_ALIKE = 30
+"""Repetitions of one token after which an answer is ended."""
+_NAME = re.compile(
+    r"([A-Za-z0-9_.\-]+(:\d+)?/)?([A-Za-z0-9_.\-]+/)?[A-Za-z0-9_][A-Za-z0-9_.\-]*(:[A-Za-z0-9_.\-]+)?"
+)
+_V1_PARAMS = ("temperature", "top_p", "stop", "seed", "frequency_penalty", "presence_penalty")
 _GO = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -37,10 +44,39 @@ class Known:
     context: int = 4096
     engine: str = ""
     """URL of a llama-server that answers instead of the text."""
+    blob: str = ""
+    """The weights: names with the same ones share a runner. Empty: its own."""
+    template: str = ""
+    system: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    messages: tuple[tuple[str, str], ...] = ()
+    """The layers of this name alone."""
+    parent: str = ""
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.name.encode()).hexdigest()
+
+    @property
+    def weights(self) -> str:
+        return self.blob or self.name
+
+    def with_layers(self, body: dict[str, Any], *, chat: bool) -> dict[str, Any]:
+        """A request with what this name's layers add to it."""
+        body = dict(body)
+        body["options"] = {**self.params, **(body.get("options") or {})}
+        told = [{"role": role, "content": content} for role, content in self.messages]
+        if chat:
+            given = body.get("messages") or []
+            first = given[0].get("role") if given else ""
+            system = [{"role": "system", "content": self.system}] if self.system and first != "system" else []
+            body["messages"] = [*system, *told, *given]
+        elif not body.get("raw"):
+            body["system"] = body.get("system") or self.system
+            body["before"] = [] if body.get("context") else told
+        if self.template and not body.get("raw"):
+            body["template"] = body.get("template") or self.template
+        return body
 
 
 @dataclass
@@ -99,7 +135,9 @@ class Standin:
                 web.get("/", self._root),
                 web.get("/api/version", self._version),
                 web.get("/api/tags", self._tags),
-                web.get("/api/ps", self._ps),
+                web.get("/api/ps", self._ps, allow_head=False),
+                web.post("/api/me", self._me),
+                web.post("/api/signout", self._signout),
                 web.post("/api/show", self._show),
                 web.post("/api/chat", self._chat),
                 web.post("/api/generate", self._generate),
@@ -113,9 +151,12 @@ class Standin:
                 web.post("/api/copy", self._copy),
                 web.delete("/api/delete", self._delete),
                 web.get("/v1/models", self._v1_models),
+                web.get("/v1/models/{model:.+}", self._v1_model),
                 web.post("/v1/chat/completions", self._v1_chat),
                 web.post("/v1/completions", self._v1_chat),
                 web.post("/v1/embeddings", self._v1_embeddings),
+                web.post("/v1/messages", self._v1_messages),
+                web.post("/v1/responses", self._v1_responses),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.5)
@@ -141,7 +182,8 @@ class Standin:
     @web.middleware
     async def _hang(self, request: web.Request, handler: Any) -> web.StreamResponse:
         await self.awake.wait()
-        return await handler(request)
+        response: web.StreamResponse = await handler(request)
+        return response
 
     # Small answers
 
@@ -153,12 +195,14 @@ class Standin:
 
     def _details(self, model: Known) -> dict[str, Any]:
         return {
-            "parent_model": "",
+            "parent_model": model.parent,
             "format": "gguf",
             "family": model.family,
             "families": [model.family],
             "parameter_size": model.parameter_size,
             "quantization_level": model.quantization,
+            "context_length": model.context,
+            "embedding_length": 64,
         }
 
     async def _tags(self, request: web.Request) -> web.Response:
@@ -186,8 +230,9 @@ class Standin:
             {
                 "models": [
                     {
-                        "name": name,
-                        "model": name,
+                        # The name by which the runner was loaded, whoever uses it now.
+                        "name": one.model.name,
+                        "model": one.model.name,
                         "size": one.model.size,
                         "digest": one.model.digest,
                         "details": self._details(one.model),
@@ -195,7 +240,7 @@ class Standin:
                         "size_vram": 0,
                         "context_length": one.context,
                     }
-                    for name, one in self.loaded.items()
+                    for one in self.loaded.values()
                 ]
             }
         )
@@ -207,8 +252,9 @@ class Standin:
             {
                 "license": "",
                 "modelfile": f"FROM {model.name}",
-                "parameters": "",
-                "template": "{{ .Prompt }}",
+                "parameters": "\n".join(f"{key:<30} {value}" for key, value in model.params.items()),
+                "template": model.template or "{{ .Prompt }}",
+                "system": model.system,
                 "details": self._details(model),
                 "model_info": {"general.architecture": model.family},
                 "capabilities": list(model.capabilities),
@@ -218,6 +264,7 @@ class Standin:
 
     async def _copy(self, request: web.Request) -> web.Response:
         body = await _json(request)
+        _check_name(body.get("destination", ""))
         model = self._known({"model": body.get("source", "")})
         self.models[_full(body["destination"])] = Known(
             **{**model.__dict__, "name": _full(body["destination"])}
@@ -232,21 +279,32 @@ class Standin:
         raw, digest = await request.read(), request.match_info["digest"]
         if digest != f"sha256:{hashlib.sha256(raw).hexdigest()}":
             return web.json_response({"error": "digest mismatch"}, status=400)
+        known = digest in self.blobs
         self.blobs[digest] = raw
-        return web.Response(status=201)
+        return web.Response(status=200 if known else 201)
 
     async def _blob_there(self, request: web.Request) -> web.Response:
         return web.Response(status=200 if request.match_info["digest"] in self.blobs else 404)
 
     async def _create(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
-        if body.get("from"):
-            self._known({"model": body["from"]})
+        _check_name(body.get("model", ""))
+        base = self._known({"model": body["from"]}) if body.get("from") else None
         for digest in (body.get("files") or {}).values():
             if digest not in self.blobs:
                 return web.json_response({"error": f"blob {digest} not found"}, status=400)
         name = _full(body["model"])
-        self.models[name] = Known(name)
+        self.models[name] = replace(
+            base or Known(name),
+            name=name,
+            blob=base.weights if base else "",
+            template=body.get("template") or (base.template if base else ""),
+            system=body.get("system") or (base.system if base else ""),
+            params={**(base.params if base else {}), **(body.get("parameters") or {})},
+            messages=tuple((one["role"], one["content"]) for one in body.get("messages") or ())
+            or (base.messages if base else ()),
+            parent=base.name if base else "",
+        )
         return await self._statuses(request, "creating new layer", "writing manifest", "success")
 
     async def _push(self, request: web.Request) -> web.StreamResponse:
@@ -265,6 +323,7 @@ class Standin:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
+        _check_name(body.get("model") or body.get("name") or "")
         name = _full(body.get("model") or body.get("name") or "")
         self.requests.append(("/api/pull", body))
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -303,11 +362,15 @@ class Standin:
         self, request: web.Request, path: str, body: dict[str, Any], *, empty: bool
     ) -> web.StreamResponse:
         self.requests.append((path, body))
+        chat = path == "/api/chat"
+        if chat and not body.get("model"):
+            raise _refused(400, "model is required")
         model = self._known(body)
         keep = _seconds(body.get("keep_alive"))
-        chat = path == "/api/chat"
+        if "completion" not in model.capabilities and not empty:
+            raise _refused(400, f'"{body["model"]}" does not support {"chat" if chat else "generate"}')
         if empty and keep == 0:
-            self.loaded.pop(model.name, None)
+            self.loaded.pop(model.weights, None)
             return web.json_response(records.final(model.name, chat, "unload"))
         if body.get("think") and "thinking" not in model.capabilities:
             raise _refused(400, f'"{body["model"]}" does not support thinking')
@@ -316,14 +379,22 @@ class Standin:
         if body.get("suffix") and "insert" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support insert")
         if "vision" not in model.capabilities and any(one.get("images") for one in body.get("messages", ())):
-            raise _refused(500, "this model is missing data required for image input")
+            raise _refused(400, "this model is missing data required for image input")
+        if wrong := context.wrong_option(body.get("options") or {}):
+            raise _refused(500, wrong)
+        if _texts_for_arguments(body):
+            raise _refused(400, "json: cannot unmarshal string into Go struct field .arguments")
+        pictures = [image for one in (body, *body.get("messages", ())) for image in one.get("images") or ()]
+        if any(image.startswith("data:") for image in pictures):
+            raise _refused(400, "illegal base64 data at input byte 4")
         begun = time.monotonic_ns()
-        loaded = await self._load(model, int((body.get("options") or {}).get("num_ctx") or 4096))
+        loaded = await self._load(model, context.asked(model.params, body))
         load_ns = time.monotonic_ns() - begun
         if empty:
             self._put_off(loaded, keep)
             return web.json_response(records.final(model.name, chat, "load"))
         streamed = body.get("stream", True)
+        body = context.fitted(model.with_layers(body, chat=chat), loaded.context)
         whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         async with self._working(loaded, keep):
@@ -338,6 +409,11 @@ class Standin:
             except EngineError as error:
                 raise _refused(error.status, str(error)) from None
             taken = time.monotonic_ns() - started
+        if not whole.reason:
+            # It went in circles: the body ends, and says no more.
+            if not streamed:
+                return web.json_response(records.delta(model.name, chat, whole))
+            return response
         final = records.final(model.name, chat, whole.reason) | {
             "total_duration": time.monotonic_ns() - begun,
             "load_duration": load_ns,
@@ -357,14 +433,26 @@ class Standin:
 
     async def _v1_models(self, request: web.Request) -> web.Response:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "library"} for name in self.models]
-        return web.json_response({"object": "list", "data": data})
+        return _v1_json({"object": "list", "data": data})
+
+    async def _v1_model(self, request: web.Request) -> web.Response:
+        model = self._known({"model": request.match_info["model"]}, v1=True)
+        return _v1_json({"id": model.name, "object": "model", "created": 0, "owned_by": "library"})
+
+    async def _me(self, request: web.Request) -> web.Response:
+        return web.json_response({"error": "unauthorized"}, status=401)
+
+    async def _signout(self, request: web.Request) -> web.Response:
+        return web.Response()
 
     async def _v1_chat(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request)
         self.requests.append((request.path, body))
         model = self._known(body, v1=True)
-        loaded = await self._load(model, 4096)
+        loaded = await self._load(model, context.asked(model.params, {}))
         chat = "chat" in request.path
+        if chat:
+            body = self._v1_conversation(model, body, loaded)
         whole = Piece()
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         async with self._working(loaded, None):
@@ -381,6 +469,8 @@ class Standin:
                         )
             except EngineError as error:
                 raise _refused(error.status, str(error), v1=True) from None
+        if not whole.reason and body.get("stream"):
+            return response
         reason = "tool_calls" if whole.calls else whole.reason
         usage = {
             "prompt_tokens": whole.prompt,
@@ -390,7 +480,7 @@ class Standin:
         if not body.get("stream"):
             choice = {"message": records.v1_said(whole)} if chat else {"text": whole.text}
             choice |= records.v1_logprobs(whole)
-            return web.json_response(
+            return _v1_json(
                 records.v1(model.name, [{"index": 0, "finish_reason": reason} | choice], chat)
                 | {"usage": usage}
             )
@@ -402,6 +492,47 @@ class Standin:
             raw = records.packed(records.v1(model.name, [], chat, chunk=True) | {"usage": usage})
             await response.write(f"data: {raw}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _v1_conversation(self, model: Known, body: dict[str, Any], loaded: _Loaded) -> dict[str, Any]:
+        """``body`` with the layers of the name, as far as the context holds it."""
+        body = context.fitted(model.with_layers(body, chat=True), loaded.context)
+        named = body.pop("options")
+        return {**{key: value for key, value in named.items() if key in _V1_PARAMS}, **body}
+
+    async def _v1_messages(self, request: web.Request) -> web.StreamResponse:
+        return await self._newer(request, Messages())
+
+    async def _v1_responses(self, request: web.Request) -> web.StreamResponse:
+        return await self._newer(request, Responses())
+
+    async def _newer(self, request: web.Request, form: Form) -> web.StreamResponse:
+        body = await _json(request)
+        self.requests.append((request.path, body))
+        model = self._known(body, v1=True)
+        if body.get("tools") and "tools" not in model.capabilities:
+            raise _refused(400, f"{model.name} does not support tools", v1=True)
+        loaded = await self._load(model, context.asked(model.params, {}))
+        asked = self._v1_conversation(model, form.conversation(body), loaded)
+        whole = Piece()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        async with self._working(loaded, None):
+            try:
+                async for piece in self._pieces(model, asked, True, v1=True):
+                    records.add(whole, piece)
+                    if body.get("stream") and piece.text:
+                        if not response.prepared:
+                            await response.prepare(request)
+                            await response.write(b"".join(form.begin(model.name)))
+                        await response.write(b"".join(form.delta(piece.text)))
+            except EngineError as error:
+                raise _refused(error.status, str(error), v1=True) from None
+        if not body.get("stream"):
+            return _v1_json(form.whole(model.name, whole))
+        if not response.prepared:
+            await response.prepare(request)
+            await response.write(b"".join(form.begin(model.name)))
+        await response.write(b"".join(form.end(model.name, whole)))
         return response
 
     async def _v1_embeddings(self, request: web.Request) -> web.Response:
@@ -416,14 +547,14 @@ class Standin:
             {"object": "embedding", "embedding": one, "index": index} for index, one in enumerate(vectors)
         ]
         usage = {"prompt_tokens": 2 * len(texts), "total_tokens": 2 * len(texts)}
-        return web.json_response({"object": "list", "data": data, "model": model.name, "usage": usage})
+        return _v1_json({"object": "list", "data": data, "model": model.name, "usage": usage})
 
     async def _embed(self, request: web.Request) -> web.Response:
         body = await _json(request)
         self.requests.append(("/api/embed", body))
-        model = self._known(body)
+        model = self._known(body, pulling=True)
         loaded = await self._load(model, 4096)
-        texts = body.get("input", "")
+        texts = body.get("input") or []
         texts = [texts] if isinstance(texts, str) else texts
         async with self._working(loaded, _seconds(body.get("keep_alive"))):
             found = await self._vectors(model, texts, truncate=body.get("truncate") is not False)
@@ -456,7 +587,7 @@ class Standin:
 
     # The scheduler
 
-    def _known(self, body: dict[str, Any], *, v1: bool = False) -> Known:
+    def _known(self, body: dict[str, Any], *, v1: bool = False, pulling: bool = False) -> Known:
         asked = str(body.get("model") or body.get("name") or "")
         model = self.models.get(_full(asked))
         if model is None:
@@ -465,20 +596,22 @@ class Standin:
             )
         if model is None:
             message = f"model '{asked}' not found"
+            if pulling:
+                message = f'model "{asked}" not found, try pulling it first'
             error: Any = {"message": message, "type": "not_found_error"} if v1 else message
             raise web.HTTPNotFound(text=json.dumps({"error": error}), content_type="application/json")
         return model
 
-    async def _load(self, model: Known, context: int) -> _Loaded:
+    async def _load(self, model: Known, size: int) -> _Loaded:
         self._expire()
         async with self._loading:
-            loaded = self.loaded.get(model.name)
-            if loaded is None or loaded.context != context:
+            loaded = self.loaded.get(model.weights)
+            if loaded is None or loaded.context != size:
                 self.loads += 1
                 await asyncio.sleep(self.load_seconds)
-                loaded = _Loaded(model, context, time.time() + 300.0)
+                loaded = _Loaded(model, size, time.time() + 300.0)
                 loaded.turn = asyncio.Semaphore(self.parallel)
-                self.loaded[model.name] = loaded
+                self.loaded[model.weights] = loaded
         return loaded
 
     @contextlib.asynccontextmanager
@@ -506,11 +639,15 @@ class Standin:
         self, model: Known, body: dict[str, Any], chat: bool, *, v1: bool = False
     ) -> AsyncIterator[Piece]:
         if not model.engine:
-            count = 0
+            count, alike, last = 0, 0, ""
             async for word in self._words(model, body):
                 count += 1
+                alike = alike + 1 if word.strip() == last else 0
+                last = word.strip()
+                if alike >= _ALIKE:
+                    return
                 yield Piece(word)
-            yield Piece(reason="stop", prompt=7, count=count)
+            yield Piece(reason="stop", prompt=7 + _told(body), count=count)
             return
         if v1 and not chat:
             # This route fills in the model's template, as /api/generate does.
@@ -524,7 +661,8 @@ class Standin:
                 yield piece
 
     async def _words(self, model: Known, body: dict[str, Any]) -> AsyncIterator[str]:
-        limit = (body.get("options") or {}).get("num_predict") or body.get("max_tokens") or 1 << 30
+        limit = (body.get("options") or {}).get("num_predict") or body.get("max_tokens") or 0
+        limit = limit if limit > 0 else 1 << 30
         due = time.monotonic()
         for count, word in enumerate(re.findall(r"\S+\s*", model.text)):
             if count >= limit:
@@ -533,6 +671,28 @@ class Standin:
             due += 1.0 / self.speed
             await asyncio.sleep(due - time.monotonic())
             yield word
+
+
+def _texts_for_arguments(body: dict[str, Any]) -> bool:
+    """Whether a call in the history has its arguments as a text, as OpenAI has them."""
+    calls = [call for one in body.get("messages", ()) for call in one.get("tool_calls") or ()]
+    return any(isinstance(call["function"].get("arguments"), str) for call in calls)
+
+
+def _told(body: dict[str, Any]) -> int:
+    """Words that the layers of a name have added to a prompt, and all but the last message."""
+    texts = [one.get("content") or "" for one in (body.get("messages") or [])[:-1]]
+    texts += [one["content"] for one in body.get("before") or ()]
+    return sum(len(text.split()) for text in texts)
+
+
+def _v1_json(value: dict[str, Any]) -> web.Response:
+    return web.Response(text=json.dumps(value), content_type="application/json", charset="utf-8")
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise _refused(400, "invalid model name")
 
 
 def _refused(status: int, message: str, *, v1: bool = False) -> web.HTTPException:
@@ -566,12 +726,11 @@ def _seconds(value: object) -> float | None:
     if isinstance(value, (int, float)):
         return float(value)
     text = str(value)
-    try:
-        return float(text)
-    except ValueError:
-        parts = re.findall(r"([\d.]+)(ns|us|ms|s|m|h)", text)
-        total = sum(float(number) * _GO[unit] for number, unit in parts)
-        return -total if text.startswith("-") else total
+    if not re.fullmatch(r"[-+]?(0|([\d.]+(ns|us|ms|s|m|h))+)", text):
+        raise _refused(400, f'time: invalid duration "{text}"')
+    parts = re.findall(r"([\d.]+)(ns|us|ms|s|m|h)", text)
+    total = sum(float(number) * _GO[unit] for number, unit in parts)
+    return -total if text.startswith("-") else total
 
 
 def _vector(text: str) -> list[float]:

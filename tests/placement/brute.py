@@ -6,23 +6,23 @@ from collections.abc import Iterable
 from math import inf
 
 from sollold.machine.device import Kind
-from sollold.models.footprint import Footprint
-from sollold.models.run import Run
-from sollold.placement import speed
-from sollold.placement.draft import Draft, Hold, draft, host_share, link_to, share_overhead
-from sollold.placement.fleet import Fleet, Link, Machine, Spot, links_between
+from sollold.models.footprint.footprint import Footprint
+from sollold.models.footprint.run_options import Run
+from sollold.placement import cost_model
+from sollold.placement.evaluate import Candidate, Hold, evaluate, host_share, link_to, share_overhead
+from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine, links_between
 
 Begun = tuple[float, int, tuple[Hold, ...]]
 """Seconds so far, layers on the head's own processor, and the devices after it."""
 
 
-def best_over_several(fleet: Fleet, footprint: Footprint, run: Run) -> Draft | None:
+def best_over_several(fleet: Fleet, footprint: Footprint, run: Run) -> Candidate | None:
     """The placement over more than one machine with the least predicted time per token."""
-    best: Draft | None = None
+    best: Candidate | None = None
     for head in fleet.machines:
         links = links_between(fleet.machines, head)
         for _, on_host, holds in _of_head(fleet, head, footprint, links) if head.holds else ():
-            made = draft(head, footprint, run, on_host, holds, links, speed.uncorrected)
+            made = evaluate(head, footprint, run, on_host, holds, links, cost_model.uncorrected)
             assert not made.short
             if best is None or made.seconds < best.seconds:
                 best = made
@@ -31,28 +31,28 @@ def best_over_several(fleet: Fleet, footprint: Footprint, run: Run) -> Draft | N
 
 def _of_head(fleet: Fleet, head: Machine, footprint: Footprint, links: dict[str, Link]) -> Iterable[Begun]:
     """The best on one device, the best over several, and the best with first layers on the head."""
-    spots = [spot for machine in fleet.machines for spot in machine.spots]
+    capacities = [capacity for machine in fleet.machines for capacity in machine.devices]
     cpu = head.cpu
     assert cpu is not None
     total = footprint.layers + 1
     empty = [(0.0, 0, ())]
     if host_share(head, footprint, 0, 1).total <= cpu.room:
-        yield from _filled(head, footprint, spots, links, empty, devices=1, offloaded=total)
+        yield from _filled(head, footprint, capacities, links, empty, devices=1, offloaded=total)
     if host_share(head, footprint, 0, 2).total <= cpu.room:
-        yield from _filled(head, footprint, spots, links, empty, devices=2, offloaded=total)
+        yield from _filled(head, footprint, capacities, links, empty, devices=2, offloaded=total)
     begun: list[Begun] = [
-        (speed.seconds_per_byte(cpu) * sum(footprint.active[:count]), count, ())
+        (cost_model.seconds_per_byte(cpu) * sum(footprint.active[:count]), count, ())
         for count in range(1, total)
         if host_share(head, footprint, count, 2).total <= cpu.room
     ]
-    spots = [spot for spot in spots if spot is not cpu]
-    yield from _filled(head, footprint, spots, links, begun, devices=2, offloaded=total - 1)
+    capacities = [capacity for capacity in capacities if capacity is not cpu]
+    yield from _filled(head, footprint, capacities, links, begun, devices=2, offloaded=total - 1)
 
 
 def _filled(
     head: Machine,
     footprint: Footprint,
-    spots: list[Spot],
+    capacities: list[DeviceCapacity],
     links: dict[str, Link],
     begun: list[Begun],
     *,
@@ -62,15 +62,15 @@ def _filled(
     """By sets of devices and prefixes: what a device takes and costs depends on its own run alone."""
     total = footprint.layers + 1
     held = host_share(head, footprint, 0, devices).total if offloaded == total else 0
-    runs = [_runs(head, footprint, spot, links, devices, offloaded, held) for spot in spots]
+    runs = [_runs(head, footprint, capacity, links, devices, offloaded, held) for capacity in capacities]
     known: dict[tuple[int, int], Begun] = {(0, one[1]): one for one in begun}
     best: Begun = inf, 0, ()
-    for mask in range(1 << len(spots) if devices > 1 else 1):
+    for mask in range(1 << len(capacities) if devices > 1 else 1):
         for at in range(total):
             before = known.get((mask, at))
             if before is None:
                 continue
-            for index, spot in enumerate(spots):
+            for index, capacity in enumerate(capacities):
                 joined = mask | 1 << index
                 if joined == mask:
                     continue
@@ -78,7 +78,7 @@ def _filled(
                     cost = runs[index].get((at, end))
                     if cost is None or before[0] + cost >= best[0]:
                         continue
-                    after = before[0] + cost, before[1], (*before[2], (spot, at, end))
+                    after = before[0] + cost, before[1], (*before[2], (capacity, at, end))
                     apart = any(one.node != head.node for one, _, _ in after[2])
                     alone = offloaded == total and not mask
                     if end < total:
@@ -93,15 +93,15 @@ def _filled(
 def _runs(
     head: Machine,
     footprint: Footprint,
-    spot: Spot,
+    capacity: DeviceCapacity,
     links: dict[str, Link],
     devices: int,
     offloaded: int,
     held: int,
 ) -> dict[tuple[int, int], float]:
     """Seconds of each run of layers that the device can hold; ``held``: what the head itself takes there."""
-    link = link_to(head, spot, links)
-    room = spot.room - (held if spot.node == head.node and spot.kind is Kind.CPU else 0)
+    link = link_to(head, capacity, links)
+    room = capacity.room - (held if capacity.node == head.node and capacity.kind is Kind.CPU else 0)
     found = {}
     for first in range(footprint.layers + 1):
         for last in range(first + 1, footprint.layers + 2):
@@ -109,10 +109,10 @@ def _runs(
             compute = footprint.compute(first, last, devices=devices, offloaded=offloaded)
             size = sum(footprint.weights[first:last]) + state + compute
             largest = max(footprint.largest[first:last])
-            size += share_overhead(spot, link is not None, largest, state, compute)
+            size += share_overhead(capacity, link is not None, largest, state, compute)
             if size > room:
                 continue
             output = last > footprint.layers
-            part = speed.Part(spot, sum(footprint.active[first:last]), 0, link, output)
-            found[first, last] = speed.decode_seconds([part], footprint.n_embd, footprint.n_vocab)
+            part = cost_model.Part(capacity, sum(footprint.active[first:last]), 0, link, output)
+            found[first, last] = cost_model.decode_seconds([part], footprint.n_embd, footprint.n_vocab)
     return found

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Sequence
 
 from sollold.machine.device import Kind
-from sollold.models.blocks import Block
-from sollold.models.footprint import Footprint, footprint
-from sollold.models.run import Run
-from sollold.models.shape import Layer, Shape
-from sollold.placement.fleet import Fleet, Link, Machine, Spot
+from sollold.models.footprint.block_graph import Block
+from sollold.models.footprint.footprint import Footprint, footprint
+from sollold.models.footprint.run_options import Run
+from sollold.models.footprint.shape import Layer, Shape
+from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine
 
 MIB = 1024**2
 GIB = 1024 * MIB
@@ -65,21 +65,25 @@ def shape(
     )
 
 
-def prints(model: Shape) -> Callable[[Run], Footprint]:
+def footprint_with(model: Shape) -> Callable[[Run], Footprint]:
     return lambda run: footprint(model, run)
 
 
-def cpu(node: str, room: int, bandwidth: float = 20e9) -> Spot:
-    return Spot(node, "CPU", Kind.CPU, room, overhead=30 * MIB, bandwidth=bandwidth, compute=0.2e12)
+def cpu(node: str, room: int, bandwidth: float = 20e9) -> DeviceCapacity:
+    return DeviceCapacity(node, "CPU", Kind.CPU, room, overhead=30 * MIB, bandwidth=bandwidth, compute=0.2e12)
 
 
-def gpu(node: str, room: int, bandwidth: float = 500e9, number: int = 0) -> Spot:
-    return Spot(node, f"CUDA{number}", Kind.GPU, room, overhead=300 * MIB, bandwidth=bandwidth, compute=20e12)
+def gpu(node: str, room: int, bandwidth: float = 500e9, number: int = 0) -> DeviceCapacity:
+    return DeviceCapacity(
+        node, f"CUDA{number}", Kind.GPU, room, overhead=300 * MIB, bandwidth=bandwidth, compute=20e12
+    )
 
 
-def machine(*spots: Spot, holds: bool = False, links: tuple[tuple[str, Link], ...] = ()) -> Machine:
-    node = spots[0].node
-    return Machine(node, f"host-{node}", spots, holds=holds, links=links)
+def machine(
+    *capacities: DeviceCapacity, holds: bool = False, links: tuple[tuple[str, Link], ...] = ()
+) -> Machine:
+    node = capacities[0].node
+    return Machine(node, f"host-{node}", capacities, holds=holds, links=links)
 
 
 def fleet(*machines: Machine) -> Fleet:
@@ -92,9 +96,9 @@ def random_fleet(seed: int, needed: int, machines: int) -> Fleet:
     made = []
     for number in range(machines):
         node = f"n{number}"
-        spots = [cpu(node, int(needed * dice.uniform(0.15, 0.6)), dice.choice([8e9, 20e9, 45e9, 80e9]))]
+        capacities = [cpu(node, int(needed * dice.uniform(0.15, 0.6)), dice.choice([8e9, 20e9, 45e9, 80e9]))]
         if dice.random() < 0.5:
-            spots.append(
+            capacities.append(
                 gpu(node, int(needed * dice.uniform(0.1, 0.5)), dice.choice([200e9, 450e9, 900e9, 1800e9]))
             )
         links = tuple(
@@ -102,7 +106,7 @@ def random_fleet(seed: int, needed: int, machines: int) -> Fleet:
             for peer in range(machines)
             if peer != number
         )
-        made.append(machine(*spots, holds=number == 0, links=links))
+        made.append(machine(*capacities, holds=number == 0, links=links))
     return Fleet(tuple(made))
 
 
@@ -125,14 +129,14 @@ def tight_cluster(seed: int) -> tuple[Shape, Fleet]:
     made = []
     for node in ("n0", "n1", "n2"):
         room = int(needed * dice.uniform(0.15, 0.6)) + 250 * MIB
-        spots = [cpu(node, room, dice.choice([8e9, 20e9, 45e9, 80e9]))]
+        capacities = [cpu(node, room, dice.choice([8e9, 20e9, 45e9, 80e9]))]
         if dice.random() < 0.5:
             room = int(needed * dice.uniform(0.1, 0.5)) + 300 * MIB
-            spots.append(gpu(node, room, dice.choice([200e9, 450e9, 900e9])))
+            capacities.append(gpu(node, room, dice.choice([200e9, 450e9, 900e9])))
         links = tuple(
             (peer, Link(dice.uniform(0.0001, 0.002), dice.choice([110e6, 280e6, 1.1e9])))
             for peer in ("n0", "n1", "n2")
             if peer != node
         )
-        made.append(machine(*spots, holds=True, links=links))
+        made.append(machine(*capacities, holds=True, links=links))
     return model, Fleet(tuple(made))

@@ -4,72 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
 
-from sollold.agent.deployment import Work
-from sollold.cluster.peer import PeerError
-from sollold.cluster.record import Backend, Endpoint, Record, State
-from sollold.cluster.term import Term
-from sollold.config import HttpSettings, ServingSettings
-from sollold.models.library import Listed
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.http_connection import HttpConnection
+from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.engines.address import EngineAddress
+from sollold.engines.llamacpp.deployment import Work
+from sollold.models.listing import Listed
 from sollold.models.model import Model
-from sollold.models.names import Resolved
-from sollold.serving.ask import Ask, Call, Engine, Waiting
+from sollold.models.names import Resolved, unresolved
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.loader import Need, Ready
+from sollold.serving.request import Ask, Call, Engine, Waiting
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
+from sollold.settings.schema import HttpSettings, ServingSettings
+from tests.doubles import FakeView, World, record
 from tests.serving.reciter import Reciter
 
 MODEL = "reciter:latest"
-
-
-class World:
-    """All nodes' records, shared: gossip without delay."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, Record] = {}
-        self.dead: set[str] = set()
-        self.callbacks: list[Callable[[], None]] = []
-        self.leader = Term(1, "a")
-
-    def changed(self) -> None:
-        for callback in tuple(self.callbacks):
-            callback()
-
-
-class FakeView:
-    def __init__(self, world: World, node: str) -> None:
-        self._world = world
-        self._node = node
-        world.records[node] = Record(node, f"host-{node}", 1, ("127.0.0.1",), 11435, 11436, "0")
-
-    @property
-    def me(self) -> Record:
-        return self._world.records[self._node]
-
-    def live(self) -> tuple[Record, ...]:
-        return tuple(r for n, r in sorted(self._world.records.items()) if n not in self._world.dead)
-
-    def record(self, node: str) -> Record | None:
-        return self._world.records.get(node)
-
-    def leader(self) -> Term:
-        return self._world.leader
-
-    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
-        self._world.callbacks.append(callback)
-        return lambda: self._world.callbacks.remove(callback)
-
-    def update_me(self, **changes: Any) -> None:
-        self._world.records[self._node] = replace(self.me, **changes, version=self.me.version + 1)
-        self._world.changed()
 
 
 class FakeEngines:
@@ -78,6 +40,7 @@ class FakeEngines:
         self.urls: dict[str, str] = {}
         self.failed: list[tuple[str, str]] = []
         self.reports: list[tuple[str, int, int, float]] = []
+        self.answers: list[tuple[str, int, int, int]] = []
         self.inside = 0
         self.done: Work | None = None
         self.keep_alives: list[float | None] = []
@@ -85,8 +48,9 @@ class FakeEngines:
     def endpoint(self, endpoint: str) -> Endpoint | None:
         return next((one for one in self._view.me.endpoints if one.id == endpoint), None)
 
-    def url(self, endpoint: str) -> str | None:
-        return self.urls.get(endpoint)
+    def address(self, endpoint: str) -> EngineAddress | None:
+        url = self.urls.get(endpoint)
+        return EngineAddress(url) if url is not None else None
 
     @contextmanager
     def busy(self, endpoint: str, keep_alive: float | None) -> Iterator[None]:
@@ -104,6 +68,9 @@ class FakeEngines:
     def work(self, endpoint: str) -> Work | None:
         return self.done
 
+    def answered(self, endpoint: str, tokens: int, drafted: int, accepted: int) -> None:
+        self.answers.append((endpoint, tokens, drafted, accepted))
+
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         self.reports.append((endpoint, active, waiting, speed))
 
@@ -113,6 +80,12 @@ class FakeEngines:
         self.urls[id] = reciter.url
         endpoint = Endpoint(id, MODEL, "", backend, State.READY, context=4096, slots=slots, **more)
         self._view.update_me(endpoints=(*self._view.me.endpoints, endpoint))
+
+    def crash(self, id: str, reason: str = "it was ended by SIGSEGV") -> None:
+        """Its process ends by a fault of its own."""
+        ended = {"state": State.FAILED, "crashed": True, "reason": reason}
+        endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]
+        self._view.update_me(endpoints=tuple(endpoints))
 
     def drop(self, id: str) -> None:
         self.urls.pop(id, None)
@@ -133,7 +106,7 @@ class FakePeers:
     def route(self, method: str, path: str, handler: Callable[..., Awaitable[web.StreamResponse]]) -> None:
         self.app.router.add_route(method, path, handler)
 
-    def tunnel(self, resolve: Callable[[str, str, str], tuple[str, int]]) -> None:
+    def tunnel(self, workers: Workers) -> None:
         raise NotImplementedError
 
     async def start(self) -> None:
@@ -147,6 +120,15 @@ class FakePeers:
             await self._runner.cleanup()
 
 
+class FakeConnection(HttpConnection):
+    """Its header says who asks."""
+
+    caller = ""
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str], *body: bytes | bytearray) -> int:
+        return await super().ask(method, path, {"X-Peer": self.caller, **headers}, *body)
+
+
 class FakeCalls:
     def __init__(self, name: str, peers: dict[str, FakePeers]) -> None:
         self._name = name
@@ -158,6 +140,20 @@ class FakeCalls:
         if method not in self.answers:
             raise PeerError(node, "no such method", transport=True)
         return self.answers[method](node, request)
+
+    async def connect(self, node: str, *, timeout: float) -> HttpConnection:
+        address = urlsplit(self._peers[node].url)
+        try:
+            _, made = await asyncio.get_running_loop().create_connection(
+                lambda: FakeConnection("peer"), address.hostname, address.port
+            )
+        except OSError as error:
+            raise PeerError(node, str(error), transport=True) from error
+        made.caller = self._name
+        return made
+
+    def release(self, connection: HttpConnection) -> None:
+        connection.close()
 
     @asynccontextmanager
     async def stream(
@@ -222,7 +218,7 @@ class FakeNames:
         self.late: set[str] = set()
         self.learned = asyncio.Event()
         self.size = 0
-        """Bytes of the model; 0: its details are not known."""
+        """Bytes of the model."""
 
     async def awaited(self, name: str) -> Resolved:
         if name in self.late:
@@ -235,8 +231,11 @@ class FakeNames:
             return Resolved(name, away=("host-z",))
         return Resolved(name)
 
-    def get(self, name: str) -> Listed | None:
-        return Listed(Model(MODEL, "", "folder", (), self.size, 0.0), ()) if self.size else None
+    async def named(self, name: str) -> Listed:
+        resolved = await self.awaited(name)
+        if not resolved.name:
+            raise unresolved(resolved)
+        return Listed(Model(MODEL, "", "folder", (), self.size, 0.0), ())
 
 
 class Node:
@@ -244,7 +243,7 @@ class Node:
 
     def __init__(self, cluster: Cluster, name: str, settings: ServingSettings) -> None:
         self.name = name
-        self.view = FakeView(cluster.world, name)
+        self.view = FakeView(record(name, name=f"host-{name}"), cluster.world)
         self.engines = FakeEngines(self.view)
         self.peers = cluster.peers[name] = FakePeers()
         self.server = EndpointServer(
@@ -282,6 +281,7 @@ class Cluster:
 
     def __init__(self, settings: ServingSettings | None = None) -> None:
         self.world = World()
+        self.world.leader = Term(1, "a")
         self.settings = settings or ServingSettings(recover_limit=5.0)
         self.peers: dict[str, FakePeers] = {}
         self.nodes: list[Node] = []
@@ -304,13 +304,6 @@ class Cluster:
             await node.stop()
         for reciter in self.reciters:
             await reciter.stop()
-
-
-async def until(condition: Callable[[], object], limit: float = 5.0) -> None:
-    """Wait for a condition, not for time."""
-    async with asyncio.timeout(limit):
-        while not condition():  # noqa: ASYNC110 - any state may be waited for
-            await asyncio.sleep(0.005)
 
 
 _PATHS = {

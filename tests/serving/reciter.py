@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 WORDS = tuple(f"w{n}é🙂 " if n % 7 == 3 else f"word{n} " for n in range(200))
 TEXT = "".join(WORDS)
@@ -28,35 +30,45 @@ class Reciter:
 
     ``cut_whole``: the next answer not streamed breaks off in its middle; ``cut_error``: the next answer is an
     error that does.
+    ``end_after``: events after which a streamed answer ends cleanly, without its last ones, each time.
     ``die_after``: events after which the connection is cut, once; ``hang_after`` alike. ``poison``: it dies
     of every request in which this stands, before it answers. ``deaf``: to small questions. ``padding``: bytes
-    of comments before each event. ``pings``: while it hangs it says that it is there.
+    of comments before each event. ``pings``: while it hangs it says that it is there. ``once``: a connection
+    is closed when a second request comes on it.
     """
 
     def __init__(self) -> None:
+        self.end_after: int | None = None
         self.die_after: int | None = None
         self.hang_after: int | None = None
         self.poison = ""
         self.deaths = 0
+        self.on_death: Callable[[], None] = lambda: None
         self.deaf = False
         self.cut_whole = False
         self.cut_error = False
         self.pause = 0.0
         self.padding = 0
         self.pings = False
+        self.once = False
+        self._used: list[object] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self.running = 0
         self.cancelled = 0
         self.status = 200
+        self.error = ""
+        """What is said under ``status``, when not the number."""
         self.url = ""
         self.work = 0
+        self.context = self.prompt = 0
+        """Tokens that it has for a request, and that every prompt is; 0: it has room for all."""
         self._ids = itertools.count()
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
-        app = web.Application(client_max_size=2**30)
+        app = web.Application(client_max_size=2**30, middlewares=[self._close_kept])
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/completions", self.text)
         app.router.add_post("/completion", self.native)
@@ -77,6 +89,15 @@ class Reciter:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _close_kept(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self.once and request.protocol in self._used:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        self._used.append(request.protocol)
+        return await handler(request)
 
     async def slots(self, request: web.Request) -> web.Response:
         slot = {
@@ -208,14 +229,22 @@ class Reciter:
         self.requests.append((request.path, body, dict(request.headers)))
         if self.poison and self.poison in json.dumps(body):
             self.deaths += 1
+            self.on_death()
             assert request.transport is not None
             request.transport.abort()
         if self.cut_error:
             self.cut_error = False
             await self._cut(request, 500)
         if self.status != 200:
-            error = json.dumps({"error": {"message": f"status {self.status}", "code": self.status}})
+            said = self.error or f"status {self.status}"
+            error = json.dumps({"error": {"message": said, "code": self.status}})
             raise _status(self.status, error)
+        if self.context and self.prompt >= self.context:
+            message = (
+                f"request ({self.prompt} tokens) exceeds the available context size "
+                f"({self.context} tokens), try increasing it"
+            )
+            raise _status(400, json.dumps({"error": {"message": message, "code": 400}}))
         return dict(body)
 
     def _limit(self, body: dict[str, Any]) -> int | None:
@@ -278,6 +307,9 @@ class Reciter:
         try:
             for n, line in enumerate(lines):
                 await self.gate.wait()
+                if self.end_after is not None and n >= self.end_after:
+                    await response.write_eof()
+                    return response
                 if self.die_after is not None and n >= self.die_after:
                     self.die_after = None
                     assert request.transport is not None

@@ -1,14 +1,16 @@
-"""The line of an endpoint: bounded, fair, nobody starves."""
+"""The queue of an endpoint: bounded, fair, nobody starves."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.serving.admission import STEP, Admission, Full, Ticket
+from sollold.serving.admission import STEP, Admission, AdmissionQueue, Full, QueueClosed, Ticket
 
 EVENTS = st.lists(
     st.one_of(
@@ -21,10 +23,10 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(EVENTS, st.integers(1, 4), st.integers(0, 10))
 def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) -> None:
-    line = Admission(slots, limit)
+    queue = Admission(slots, limit)
     now, numbers = 0.0, itertools.count()
     waiting: set[str] = set()
     running: set[str] = set()
@@ -32,7 +34,7 @@ def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) 
         admitted: tuple[str, ...] = ()
         if kind == "offer":
             id = str(next(numbers))
-            answer = line.offer(Ticket(id, number, client, now), now)
+            answer = queue.offer(Ticket(id, number, client, now), now)
             if isinstance(answer, Full):
                 assert len(waiting) >= limit and len(running) >= slots
                 assert answer.retry_after >= 1
@@ -41,90 +43,115 @@ def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) 
             admitted = answer
         elif kind == "leave":
             id = str(number)
-            admitted = line.leave(id, now)
+            admitted = queue.leave(id, now)
             waiting.discard(id)
             running.discard(id)
         elif kind == "resize":
             slots = number
-            admitted = line.resize(slots, now)
+            admitted = queue.resize(slots, now)
         else:
             now += number
         assert set(admitted) <= waiting
         waiting -= set(admitted)
         running |= set(admitted)
-        assert (line.active, line.waiting) == (len(running), len(waiting))
+        assert (queue.active, queue.waiting) == (len(running), len(waiting))
         # No slot stays empty while anybody waits.
         assert not waiting or len(running) >= slots
-        order = line.order(now)
+        order = queue.order(now)
         assert sorted(order) == sorted(waiting)
     for id in tuple(running | waiting):
-        line.leave(id, now)
-    while line.active:
+        queue.leave(id, now)
+    while queue.active:
         for number in range(next(numbers)):
-            line.leave(str(number), now)
-    assert line._of_client == Counter() and line._last_turn == {}
+            queue.leave(str(number), now)
+    assert queue._of_client == Counter() and queue._last_served == {}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 10), st.floats(1.0, 5.0), st.integers(1, 3))
 def test_nothing_starves_under_a_flood_of_higher_priority(priority: int, pace: float, slots: int) -> None:
-    line = Admission(slots, 10_000)
+    queue = Admission(slots, 10_000)
     now, running, numbers = 0.0, [], itertools.count()
-    running += line.offer(Ticket("old", 10, "flood", now), now)
+    running += queue.offer(Ticket("old", 10, "flood", now), now)
     for _ in range(slots - 1):
-        running += line.offer(Ticket(f"f{next(numbers)}", 10, "flood", now), now)
-    line.offer(Ticket("low", priority, "patient", now), now)
+        running += queue.offer(Ticket(f"f{next(numbers)}", 10, "flood", now), now)
+    queue.offer(Ticket("low", priority, "patient", now), now)
     longest = (11 - priority) * STEP + 2 * STEP
     while "low" not in running:
         now += pace
         # Two newcomers of the highest priority for each one that is served.
         for _ in range(2):
-            line.offer(Ticket(f"f{next(numbers)}", 10, f"c{next(numbers)}", now), now)
-        running += line.leave(running.pop(0), now)
+            queue.offer(Ticket(f"f{next(numbers)}", 10, f"c{next(numbers)}", now), now)
+        running += queue.leave(running.pop(0), now)
         # Those before it in its own level at that time are served first; their number is bounded.
         assert now <= 4 * longest + 10
 
 
 def test_clients_take_turns_inside_a_level() -> None:
-    line = Admission(1, 100)
-    line.offer(Ticket("first", 5, "greedy", 0.0), 0.0)
+    queue = Admission(1, 100)
+    queue.offer(Ticket("first", 5, "greedy", 0.0), 0.0)
     for n in range(5):
-        line.offer(Ticket(f"g{n}", 5, "greedy", 0.1), 0.1)
-    line.offer(Ticket("m0", 5, "modest", 0.2), 0.2)
-    line.offer(Ticket("m1", 5, "modest", 0.2), 0.2)
+        queue.offer(Ticket(f"g{n}", 5, "greedy", 0.1), 0.1)
+    queue.offer(Ticket("m0", 5, "modest", 0.2), 0.2)
+    queue.offer(Ticket("m1", 5, "modest", 0.2), 0.2)
     served = []
-    (current,) = line.leave("first", 1.0)
+    (current,) = queue.leave("first", 1.0)
     while current:
         served.append(current)
-        after = line.leave(current, 1.0)
+        after = queue.leave(current, 1.0)
         current = after[0] if after else ""
     assert served == ["m0", "g0", "m1", "g1", "g2", "g3", "g4"]
 
 
 def test_priority_goes_first_and_waiting_raises() -> None:
-    line = Admission(1, 100)
-    line.offer(Ticket("running", 5, "a", 0.0), 0.0)
-    line.offer(Ticket("low", 4, "a", 0.0), 0.0)
-    line.offer(Ticket("high", 6, "a", 0.0), 0.0)
-    assert line.order(0.0) == ["high", "low"]
-    line.offer(Ticket("newer", 6, "a", 3 * STEP), 3 * STEP)
-    assert line.order(3 * STEP) == ["high", "low", "newer"]
+    queue = Admission(1, 100)
+    queue.offer(Ticket("running", 5, "a", 0.0), 0.0)
+    queue.offer(Ticket("low", 4, "a", 0.0), 0.0)
+    queue.offer(Ticket("high", 6, "a", 0.0), 0.0)
+    assert queue.order(0.0) == ["high", "low"]
+    queue.offer(Ticket("newer", 6, "a", 3 * STEP), 3 * STEP)
+    assert queue.order(3 * STEP) == ["high", "low", "newer"]
 
 
 def test_request_that_waited_elsewhere_keeps_its_place() -> None:
-    line = Admission(1, 100)
-    line.offer(Ticket("running", 5, "a", 0.0), 0.0)
-    line.offer(Ticket("here", 5, "a", 8.0), 8.0)
-    line.offer(Ticket("moved", 5, "a", 3.0), 9.0)
-    assert line.order(9.0) == ["moved", "here"]
+    queue = Admission(1, 100)
+    queue.offer(Ticket("running", 5, "a", 0.0), 0.0)
+    queue.offer(Ticket("here", 5, "a", 8.0), 8.0)
+    queue.offer(Ticket("moved", 5, "a", 3.0), 9.0)
+    assert queue.order(9.0) == ["moved", "here"]
 
 
 def test_full_line_knows_when_to_come_back() -> None:
-    line = Admission(1, 2)
-    line.offer(Ticket("a", 5, "x", 0.0), 0.0)
-    assert line.leave("a", 30.0) == ()
+    queue = Admission(1, 2)
+    queue.offer(Ticket("a", 5, "x", 0.0), 0.0)
+    assert queue.leave("a", 30.0) == ()
     for id in "bcd":
-        line.offer(Ticket(id, 5, "x", 30.0), 30.0)
-    answer = line.offer(Ticket("e", 10, "x", 30.0), 30.0)
+        queue.offer(Ticket(id, 5, "x", 30.0), 30.0)
+    answer = queue.offer(Ticket("e", 10, "x", 30.0), 30.0)
     assert isinstance(answer, Full)
     assert answer.retry_after == 60.0
+
+
+async def test_who_comes_after_all_were_sent_away_is_sent_away_too() -> None:
+    queue = AdmissionQueue(1, 100)
+
+    async def enter(id: str) -> None:
+        try:
+            await queue.enter(id, 5, "a", 0.0, lambda position: None)
+        except QueueClosed:
+            queue.leave(id)
+            raise
+
+    await enter("running")
+    waiting = asyncio.create_task(enter("waiting"))
+    await asyncio.sleep(0)
+    queue.dismiss()
+    with pytest.raises(QueueClosed):
+        await waiting
+    with pytest.raises(QueueClosed):
+        await enter("late")
+    queue.resize(1)
+    late = asyncio.create_task(enter("late"))
+    await asyncio.sleep(0)
+    queue.leave("running")
+    await late

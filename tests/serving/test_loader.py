@@ -11,16 +11,19 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from sollold.cluster.peer import PeerError
-from sollold.cluster.record import Backend, Endpoint, State
-from sollold.cluster.term import Term
-from sollold.leader.ensure import Dropped, Ensure, Ensured, Verdict
-from sollold.serving.ask import Engine, Fault, Refusal, Waiting
-from sollold.serving.loader import LeaderLoader, Need, Ready
-from sollold.serving.router import Wish
-from tests.serving.cluster_double import MODEL, Cluster, until
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
+from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Dropped, Ensure, Ensured, Verdict
+from sollold.serving.candidate import EndpointQuery
+from sollold.serving.loader import Loader, Need, Ready, ensure_of
+from sollold.serving.request import Engine, Waiting
+from tests.doubles import until
+from tests.serving.cluster_double import MODEL, Cluster
 
-WISH = Wish(MODEL, frozenset((Engine.LLAMA,)))
+WISH = EndpointQuery(MODEL, frozenset((Engine.LLAMA,)))
+ASK = ensure_of(WISH, None)
 LOADING = Endpoint("d1", MODEL, "", Backend.SHARDED, State.LOADING, progress=0.25, context=4096)
 
 
@@ -37,7 +40,7 @@ class Scene:
     async def start(self) -> None:
         self.a = await self.cluster.node("a")
         self.head = await self.cluster.node("h")
-        self.loader = LeaderLoader(self.a.view, self.a.calls)
+        self.loader = Loader(self.a.view, self.a.calls)
         self.a.calls.answers["ensure"] = self.ensure
         self.tell(LOADING)
 
@@ -61,7 +64,7 @@ async def scene(cluster: Cluster) -> AsyncIterator[Scene]:
 
 
 def need(limit: float = 5.0) -> Need:
-    return Need(WISH, None, limit)
+    return Need(ASK, limit)
 
 
 WAIT = Ensured(Verdict.WAIT, deployment="d1", node="h", state=State.LOADING)
@@ -82,10 +85,10 @@ async def test_many_callers_one_load_with_progress(scene: Scene) -> None:
 
 async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_not(scene: Scene) -> None:
     scene.answers = [WAIT]
-    scene.loader = LeaderLoader(scene.a.view, scene.a.calls, queue=2)
+    scene.loader = Loader(scene.a.view, scene.a.calls, queue=2)
     heard: list[Waiting] = []
     # What is asked for with another context or keep-alive is loaded apart, and counts.
-    needs = [need(), Need(replace(WISH, context=512), 60.0, 5.0)]
+    needs = [need(), Need(replace(ASK, context=512, keep_alive=60.0), 5.0)]
     tasks = [asyncio.create_task(scene.loader.ready(one, heard.append)) for one in needs]
     await until(lambda: Waiting("loading", 0.25) in heard)
     with pytest.raises(Refusal) as refusal:
@@ -93,7 +96,7 @@ async def test_callers_past_the_limit_are_sent_away_and_answers_under_way_are_no
     assert refusal.value.fault is Fault.UNAVAILABLE and refusal.value.retry_after >= 5
     assert "2 requests wait" in refusal.value.message
     elsewhere = asyncio.create_task(
-        scene.loader.ready(replace(need(), wish=replace(WISH, model="other")), lambda _: None)
+        scene.loader.ready(replace(need(), ask=replace(ASK, model="other")), lambda _: None)
     )
     under_way = asyncio.create_task(scene.loader.ready(replace(need(), begun=True), lambda _: None))
     done, _ = await asyncio.wait([elsewhere, under_way], timeout=0.1)
@@ -135,7 +138,7 @@ async def test_a_patient_one_waits_on_while_the_load_goes_forward(scene: Scene) 
     scene.answers = [WAIT]
     loop = asyncio.get_running_loop()
     began = loop.time()
-    patient = asyncio.create_task(scene.loader.ready(Need(WISH, None, 0.3, begun=True), lambda _: None))
+    patient = asyncio.create_task(scene.loader.ready(Need(ASK, 0.3, begun=True), lambda _: None))
     hasty = asyncio.create_task(scene.loader.ready(need(0.3), lambda _: None))
     for n in range(30, 60):
         await asyncio.sleep(0.03)
@@ -244,3 +247,9 @@ async def test_drop_follows_the_leader(scene: Scene) -> None:
     scene.cluster.world.leader = Term()
     with pytest.raises(Refusal):
         await scene.loader.drop(WISH, "asked for")
+
+
+async def test_the_time_waited_before_counts(scene: Scene) -> None:
+    scene.answers = [Ensured(Verdict.PLANNING, message="making room")]
+    with pytest.raises(Refusal, match=r"not ready after 7\.0 s: planning \(making room"):
+        await scene.loader.ready(replace(need(0.2), waited=6.8), lambda _: None)

@@ -8,18 +8,19 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from sollold.cluster.record import Backend, Endpoint, State
-from sollold.config import ServingSettings
+from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.serving.endpoint_server import EndpointServer
-from sollold.serving.wire import Turn
-from tests.serving.cluster_double import FakeEngines, FakeView, World, until
+from sollold.serving.protocol import EngineRequest
+from sollold.settings.schema import ServingSettings
+from tests.doubles import FakeView, record, until
+from tests.serving.cluster_double import FakeEngines
 
 
 class Bench:
     """An endpoint whose engine says of each answer what its request told it to say."""
 
     def __init__(self) -> None:
-        self.view = FakeView(World(), "a")
+        self.view = FakeView(record("a"))
         self.engines = FakeEngines(self.view)
         self.server = EndpointServer(self.view, self.engines, ServingSettings())
         self.go = asyncio.Event()
@@ -47,14 +48,13 @@ class Bench:
 
     async def answer(self, tokens: int, speed: float) -> None:
         self.count += 1
-        turn = Turn(str(self.count), "d", "/v1/completions", f"{tokens} {speed}".encode())
-        visit = self.server.visit(turn)
+        request = EngineRequest(str(self.count), "d", "/v1/completions", f"{tokens} {speed}".encode())
+        stream = self.server.stream(request)
         try:
-            await visit.open(lambda place: None)
-            async for _ in visit.chunks():
-                pass
+            await stream.open(lambda place: None)
+            assert await stream.pour(lambda _: True)
         finally:
-            await visit.close()
+            await stream.close()
 
     async def told(self) -> float:
         """The speed that goes into the record next."""

@@ -8,16 +8,18 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.record import Backend, Endpoint, Grant, GrantState, State
-from sollold.config import HttpSettings, ServingSettings
+from sollold.cluster.gossip.record import Backend, Endpoint, Grant, GrantState, State
+from sollold.errors import Fault, Refusal
 from sollold.machine.device import Device, Kind
-from sollold.serving import finding
-from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal, Waiting
+from sollold.serving import opening
+from sollold.serving.candidate import EndpointQuery
 from sollold.serving.drain import drain
-from sollold.serving.finding import engine_refusal
+from sollold.serving.engine_error import engine_refusal
 from sollold.serving.loader import Ready
-from sollold.serving.router import Wish
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
+from sollold.serving.request import Answer, Call, Engine, Waiting
+from sollold.settings.schema import HttpSettings, ServingSettings
+from tests.doubles import until
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
 
@@ -51,6 +53,17 @@ async def test_streamed_answer_is_passed_on_whole_and_in_order(
     assert answer.routing.coordinator_url == "http://127.0.0.1:11435"
     assert answer.routing.resumed == 0
     await until(lambda: b.server.under_way == 0 and b.engines.inside == 0)
+
+
+async def test_an_engine_that_closes_its_connections_is_not_taken_for_a_dead_one(cluster: Cluster) -> None:
+    a, b, reciter = await two(cluster)
+    reciter.once = True
+    for _ in range(4):
+        given = [give(node, id=f"{node.name}-{n}", stream=False) for node in (a, b) for n in range(4)]
+        for events, answer in await asyncio.gather(*given):
+            assert said(events) == TEXT and answer.routing.resumed == 0
+    assert len(reciter.requests) == 32
+    assert b.engines.failed == []
 
 
 async def test_events_are_the_engines_own_bytes(cluster: Cluster) -> None:
@@ -145,7 +158,7 @@ async def test_when_an_ollama_fails_for_memory_the_leader_is_asked_for_the_machi
     events, answer = await give(a, calls=CHAT)
     assert said(events) == TEXT and answer.routing.engine is Engine.LLAMA
     (need,) = a.loader.needs
-    assert need.wish.engines == frozenset((Engine.LLAMA,)), "the Ollama has refused already"
+    assert (need.ask.llama, need.ask.ollama) == (True, False), "the Ollama has refused already"
     assert len(at_ollama.requests) == 1
 
 
@@ -164,6 +177,13 @@ async def test_when_the_machines_together_can_not_either_the_better_reason_is_gi
     a.loader.load = load
     with pytest.raises(Refusal, match=words):
         await give(a, calls=CHAT)
+
+
+async def test_a_model_that_was_looked_up_already_is_not_looked_up_again(cluster: Cluster) -> None:
+    a, _, _ = await two(cluster)
+    listed = await a.names.named("reciter")
+    events, _ = await give(a, model="a name that only the caller knows", resolved=listed)
+    assert said(events) == TEXT
 
 
 async def test_a_request_that_is_wrong_for_an_ollama_is_not_loaded_elsewhere(cluster: Cluster) -> None:
@@ -234,7 +254,7 @@ async def test_line_is_told_and_kept(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
-async def test_hang_up_in_line_leaves_it(cluster: Cluster, asked: str) -> None:
+async def test_hang_up_in_queue_leaves_it(cluster: Cluster, asked: str) -> None:
     a, b, reciter = await two(cluster, slots=1)
     node = a if asked == "a" else b
     reciter.gate.clear()
@@ -385,7 +405,7 @@ async def test_deadline_ends_waiting_and_streaming(cluster: Cluster) -> None:
     await until(lambda: b.server.under_way == 0)
 
 
-async def test_request_in_line_moves_to_an_endpoint_that_is_free(cluster: Cluster) -> None:
+async def test_request_in_queue_moves_to_an_endpoint_that_is_free(cluster: Cluster) -> None:
     a, b, slow = await two(cluster, slots=1)
     slow.gate.clear()
     first = asyncio.create_task(give(a, id="first", user="first"))
@@ -413,13 +433,13 @@ async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
     waits: list[Waiting] = []
     second = asyncio.create_task(give(a, id="second", waits=waits))
     await until(lambda: any(wait.stage == "queued" for wait in waits))
-    call_off = finding._call_off
+    cancel = opening.StreamOpening.cancel
 
-    async def hanging_up(opening: asyncio.Future) -> None:
+    async def hanging_up(attempt: opening.StreamOpening) -> None:
         second.cancel()
-        await call_off(opening)
+        await cancel(attempt)
 
-    monkeypatch.setattr(finding, "_call_off", hanging_up)
+    monkeypatch.setattr(opening.StreamOpening, "cancel", hanging_up)
     c = await cluster.node("c")
     c.engines.serve("d2", await cluster.reciter())
     with pytest.raises(asyncio.CancelledError):
@@ -427,8 +447,8 @@ async def test_hang_up_on_the_way_to_a_free_endpoint_is_counted_nowhere(
     monkeypatch.undo()
     slow.gate.set()
     await first
-    wish = Wish(MODEL, frozenset((Engine.LLAMA,)))
-    assert [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)] == [0, 0]
+    query = EndpointQuery(MODEL, frozenset((Engine.LLAMA,)))
+    assert [one.load for one in a.router.candidates(a.view.live(), query, 1e9)] == [0, 0]
 
 
 async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leaves(cluster: Cluster) -> None:
@@ -436,7 +456,7 @@ async def test_a_node_that_stops_takes_nothing_new_and_says_so_to_those_it_leave
     reciter.pause = 0.05
     answer = await a.serving.open(ask(id="running"), lambda _: None)
     running = asyncio.create_task(read(answer))
-    a.serving.refuse("this node is stopping; ask another")
+    a.serving.refuse("this node is stopping; use another node")
     with pytest.raises(Refusal) as late:
         await give(a, id="late")
     assert late.value.fault is Fault.UNAVAILABLE and late.value.retry_after > 0
@@ -463,14 +483,14 @@ async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Clust
         async with asyncio.timeout(1):
             await waiting
     assert left.value.fault is Fault.UNAVAILABLE and left.value.retry_after > 0
-    assert left.value.message == "this node is stopping; ask another"
+    assert left.value.message == "this node is stopping; use another node"
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
 
 async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
     a = await cluster.node("a")
-    a.serving.use(cluster.settings, HttpSettings(wait_limit=0.3))
+    a.serving.use_settings(cluster.settings, HttpSettings(wait_limit=0.3))
     a.loader.load = nothing_yet
     with pytest.raises(Refusal) as late:
         async with asyncio.timeout(4):
@@ -508,9 +528,9 @@ async def test_every_ollama_is_told_to_unload_though_its_places_are_taken(cluste
     for reciter in (busy, idle):
         assert reciter.requests[-1][1]["prompt"] == ""
     await answering.close()
-    wish = Wish(MODEL, frozenset((Engine.OLLAMA,)))
+    query = EndpointQuery(MODEL, frozenset((Engine.OLLAMA,)))
     await until(lambda: b.server.under_way == c.server.under_way == 0)
-    loads = [one.load for one in a.router.candidates(a.view.live(), wish, 1e9)]
+    loads = [one.load for one in a.router.candidates(a.view.live(), query, 1e9)]
     assert loads == [0, 0]
 
 

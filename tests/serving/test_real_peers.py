@@ -8,31 +8,33 @@ from typing import Any
 
 import pytest
 
-from sollold.cluster.identity import Identity, Tokens
-from sollold.cluster.peer_client import Calls
-from sollold.cluster.peer_server import Peers
-from sollold.cluster.reach import Reach
-from sollold.config import HttpSettings, ServingSettings
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.router import Router
 from sollold.serving.service import Serving
-from tests.serving.cluster_double import FakeEngines, FakeLoader, FakeNames, FakeView, World, ask, said, until
+from sollold.settings.schema import HttpSettings, ServingSettings
+from tests.doubles import FakeView, World, record, until
+from tests.keys import key, key_of
+from tests.serving.cluster_double import FakeEngines, FakeLoader, FakeNames, ask, said
 from tests.serving.reciter import TEXT, Reciter
 
-A, B = "a" * 16, "b" * 16
+A, B = key(1).node, key(2).node
 
 
 class RealNode:
     """A node whose peers are real; its view and its engines are stand-ins."""
 
     def __init__(self, world: World, node: str, ports: dict[str, int]) -> None:
-        identity = Identity(node, Tokens.read(""))
+        identity = Identity(key_of(node), Tokens.read(""))
         self.node = node
         self.ports = ports
-        self.view = FakeView(world, node)
+        self.view = FakeView(record(node), world)
         self.engines = FakeEngines(self.view)
         self.peers = Peers(identity)
-        reach = Reach(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
+        reach = Dialer(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
         self.calls = Calls(reach, self.peers)
         settings = ServingSettings()
         self.server = EndpointServer(self.view, self.engines, settings, self.peers)

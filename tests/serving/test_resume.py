@@ -7,19 +7,22 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import aiohttp
 import pytest
 
-from sollold.agent.deployment import Work
-from sollold.cluster.record import Backend, State
-from sollold.config import ServingSettings
-from sollold.serving import errand, far_callers, finding
-from sollold.serving.ask import Answer, Call, Engine, Fault, Refusal
+from sollold.cluster.gossip.record import Backend, State
+from sollold.cluster.net.http_connection import HttpConnection
+from sollold.cluster.net.pour import pulled
+from sollold.engines.llamacpp.deployment import Work
+from sollold.errors import Fault, Refusal
+from sollold.serving import dispatch, peer_handler, recovery
+from sollold.serving.candidate import EndpointQuery
 from sollold.serving.drain import drain
-from sollold.serving.router import Wish
-from sollold.serving.visit import Visit
-from sollold.serving.wire import END, Turn, frame
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
+from sollold.serving.local_stream import LocalStream
+from sollold.serving.protocol import EngineRequest
+from sollold.serving.request import Answer, Call, Engine
+from sollold.settings.schema import ServingSettings
+from tests.doubles import until
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 from tests.serving.reciter import TEXT, WORDS, Reciter
 
 FORMS = ["chat", "text", "native", "ollama", "generate"]
@@ -114,16 +117,13 @@ async def test_a_node_that_dies_behind_a_whole_answer_spoils_nothing(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, one, other = await three(cluster)
-    send = far_callers.Caller.send
 
-    async def dying(caller: far_callers.Caller, data: bytes) -> None:
-        await send(caller, data)
-        if data == frame(END):
-            await asyncio.sleep(0.05)
-            assert caller._request.transport is not None
-            caller._request.transport.abort()
+    async def dying(caller: peer_handler.PeerCaller) -> None:
+        # All has been sent but the end of the HTTP answer.
+        await asyncio.sleep(0.05)
+        caller._writer.abort()
 
-    monkeypatch.setattr(far_callers.Caller, "send", dying)
+    monkeypatch.setattr(peer_handler.PeerCaller, "drain", dying)
     answer = await a.serving.open(ask(stream=False), lambda _: None)
     assert said(await read(answer)) == TEXT
     assert answer.routing.resumed == 0
@@ -155,7 +155,7 @@ async def test_a_text_that_engines_die_over_is_not_asked_for_ever(cluster: Clust
         await nodes[asked].serving.open(deadly, lambda _: None)
     assert (
         refused.value.fault is Fault.INTERRUPTED
-        and "3 engines ended one after the other" in refused.value.message
+        and "3 engines crashed one after another" in refused.value.message
     )
     assert len(reciter.requests) == 3
 
@@ -212,19 +212,21 @@ async def test_a_full_line_does_not_end_an_answer_under_way(
     a, one, other = await three(cluster)
     c = cluster.nodes[2]
     other.gate.clear()
-    visits = [c.server.visit(Turn(f"c{n}", "d2", "/completion", b'{"prompt": "Say: "}')) for n in range(2)]
-    await visits[0].open(lambda _: None)
-    second = asyncio.create_task(visits[1].open(lambda _: None))
+    streams = [
+        c.server.stream(EngineRequest(f"c{n}", "d2", "/completion", b'{"prompt": "Say: "}')) for n in range(2)
+    ]
+    await streams[0].open(lambda _: None)
+    second = asyncio.create_task(streams[1].open(lambda _: None))
     await until(lambda: c.engines.inside == 2)
     asked = 0
-    take = c.server.visit
+    take = c.server.stream
 
-    def counted(turn: Turn) -> Visit:
+    def counted(request: EngineRequest) -> LocalStream:
         nonlocal asked
-        asked += turn.path == "/v1/chat/completions"
-        return take(turn)
+        asked += request.path == "/v1/chat/completions"
+        return take(request)
 
-    monkeypatch.setattr(c.server._far, "_visit", counted)
+    monkeypatch.setattr(c.server._peer_requests, "_begin", counted)
     one.die_after = 20
     answer = await a.serving.open(ask(), lambda _: None)
     cluster.nodes[1].engines.drop("d1")
@@ -232,15 +234,18 @@ async def test_a_full_line_does_not_end_an_answer_under_way(
     await until(lambda: asked > 1)
     if freed:
         second.cancel()
-        await visits[0].close()
+        await streams[0].close()
         other.gate.set()
         assert said(await reading) == TEXT
     else:
         with pytest.raises(Refusal) as full:
             await reading
-        assert full.value.fault is Fault.INTERRUPTED and "requests wait for this model" in full.value.message
+        assert (
+            full.value.fault is Fault.INTERRUPTED
+            and "requests already wait for this model" in full.value.message
+        )
         second.cancel()
-        await visits[0].close()
+        await streams[0].close()
     await asyncio.gather(second, return_exceptions=True)
     await until(lambda: c.server.under_way == 0)
 
@@ -305,7 +310,7 @@ async def test_dead_node_is_left_at_once(cluster: Cluster) -> None:
 
 
 async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.1)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=1.5)
     a, one, _ = await three(cluster)
     b = cluster.nodes[1]
@@ -332,7 +337,7 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
 async def test_a_hung_engine_that_says_it_is_there_is_hung_all_the_same(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.1)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=0.5)
     a, one, _ = await three(cluster)
     one.hang_after = after
@@ -350,18 +355,18 @@ async def test_an_ollama_that_loads_is_given_the_time_for_it(cluster: Cluster) -
     body = json.dumps(ask("ollama").calls[Engine.OLLAMA].body).encode()
     for id, loaded, patience in (("ollama:m", False, 1200.0), ("ollama:n", True, 300.0)):
         b.engines.serve(id, one, backend=Backend.OLLAMA, loaded=loaded)
-        visit = b.server.visit(Turn(id, id, "/api/chat", body))
-        await visit.open(lambda _: None)
-        assert visit.progress is not None and visit.progress.limit == patience
-        assert await anext(visit.chunks())
-        assert visit.progress.limit == 100.0
-        await visit.close()
+        stream = b.server.stream(EngineRequest(id, id, "/api/chat", body))
+        await stream.open(lambda _: None)
+        assert stream.progress is not None and stream.progress.limit == patience
+        assert await anext(pulled(stream.pour))
+        assert stream.progress.limit == 100.0
+        await stream.close()
 
 
 async def test_engine_that_does_nothing_at_all_is_left_early(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=600, still=0.5)
     a, one, _ = await three(cluster)
     b = cluster.nodes[1]
@@ -382,7 +387,7 @@ async def test_engine_that_does_nothing_at_all_is_left_early(
     events = await read(answer)
     assert working.done()
     assert said(events) == TEXT
-    assert "no process of it did anything" in b.engines.failed[0][1]
+    assert "none of its processes used any CPU" in b.engines.failed[0][1]
 
 
 async def test_drained_node_gives_its_streams_away_at_the_limit(cluster: Cluster) -> None:
@@ -419,7 +424,7 @@ async def test_caller_hangs_up_while_it_recovers(cluster: Cluster) -> None:
 async def test_slow_reader_is_not_taken_for_a_hung_engine(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
     cluster.settings = ServingSettings(recover_limit=5.0, stall=0.2)
     await three(cluster)
     a, b, _ = cluster.nodes
@@ -434,8 +439,8 @@ async def test_slow_reader_is_not_taken_for_a_hung_engine(
 async def test_reader_that_stopped_gives_its_place_to_others(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
-    monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD", 0.2)
     _, one, _ = await three(cluster)
     one.pause = 0.02
     b = cluster.nodes[1]
@@ -453,8 +458,8 @@ async def test_reader_that_stopped_gives_its_place_to_others(
 async def test_reader_that_stopped_keeps_nobody_else_out(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    monkeypatch.setattr("sollold.serving.endpoint_server.BEAT", 0.05)
-    monkeypatch.setattr("sollold.serving.endpoint_server._HELD", 0.2)
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.05)
+    monkeypatch.setattr("sollold.serving.endpoint_server._UNREAD", 0.2)
     a, b = await cluster.node("a"), await cluster.node("b")
     one = await cluster.reciter()
     # More than all buffers on the way hold.
@@ -488,16 +493,14 @@ async def test_what_is_broken_off_in_the_moment_it_begins_goes_on_elsewhere(
     _, one, _ = await three(cluster)
     b = cluster.nodes[1]
     one.hang_after = 3
-    session = b.server._session
-    assert session is not None
-    post = session.post
+    asked = HttpConnection.ask
 
-    async def begun(*args: Any, **more: Any) -> aiohttp.ClientResponse:
-        response = await post(*args, **more)
-        asyncio.get_running_loop().call_soon(b.server.break_all, "the node is drained")
-        return response
+    async def begun(*args: Any) -> int:
+        status = await asked(*args)
+        asyncio.get_running_loop().call_soon(b.server.abort_all, "the node is drained")
+        return status
 
-    monkeypatch.setattr(session, "post", begun)
+    monkeypatch.setattr(HttpConnection, "ask", begun)
     async with asyncio.timeout(4):
         answer = await b.serving.open(ask(), lambda _: None)
         monkeypatch.undo()
@@ -523,12 +526,12 @@ async def test_a_request_that_engines_die_of_gets_three_more_and_then_an_error(c
     with pytest.raises(Refusal) as refusal:
         await read(await a.serving.open(ask(), lambda _: None))
     assert refusal.value.fault is Fault.INTERRUPTED
-    assert "one after the other" in refusal.value.message
+    assert "one after another" in refusal.value.message
     assert one.deaths + other.deaths == 4
 
 
 @pytest.mark.parametrize("crashed", [True, False])
-async def test_a_request_not_streamed_is_repeated_thrice_where_engines_crash_of_it(
+async def test_a_request_not_streamed_is_repeated_where_engines_end_but_not_where_one_crashes_of_it(
     cluster: Cluster, crashed: bool
 ) -> None:
     a = await cluster.node("a")
@@ -557,9 +560,9 @@ async def test_a_request_not_streamed_is_repeated_thrice_where_engines_crash_of_
     try:
         opening = a.serving.open(ask(stream=False), lambda _: None)
         if crashed:
-            with pytest.raises(Refusal, match="one after the other"):
+            with pytest.raises(Refusal, match="an engine crashed"):
                 await opening
-            assert one.deaths == 4
+            assert one.deaths == 1
         else:
             assert said(await read(await opening)) == TEXT
             assert one.deaths == 6
@@ -571,8 +574,8 @@ async def test_a_request_not_streamed_is_repeated_thrice_where_engines_crash_of_
 async def test_a_stream_goes_on_though_the_engine_is_deaf_to_the_count_of_its_tokens(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in (finding, errand):
-        monkeypatch.setattr(room, "ASIDE_LIMIT", 0.3)
+    for room in (dispatch, recovery):
+        monkeypatch.setattr(room, "BYPASS_LIMIT", 0.3)
     a, one, other = await three(cluster)
     one.die_after, other.deaf = 50, True
     events = await read(await a.serving.open(ask(), lambda _: None))
@@ -582,10 +585,10 @@ async def test_a_stream_goes_on_though_the_engine_is_deaf_to_the_count_of_its_to
 async def test_to_load_from_an_engine_that_is_deaf_ends_with_an_error(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "ASIDE_LIMIT", 0.3)
+    monkeypatch.setattr(dispatch, "BYPASS_LIMIT", 0.3)
     a, one, other = await three(cluster)
     one.deaf = other.deaf = True
-    with pytest.raises(Refusal, match="small question") as refusal:
+    with pytest.raises(Refusal, match="small request") as refusal:
         await a.serving.open(ask(load_only=True), lambda _: None)
     assert refusal.value.fault is Fault.TIMEOUT
 
@@ -596,8 +599,39 @@ async def test_an_engine_of_another_node_that_can_not_be_reached_is_left_alone(c
     b.engines.serve("d1", one)
     await one.stop()
     opening = asyncio.create_task(a.serving.open(ask(), lambda _: None))
-    wish, now = Wish(MODEL, frozenset((Engine.LLAMA,))), asyncio.get_running_loop().time
+    wish, now = EndpointQuery(MODEL, frozenset((Engine.LLAMA,))), asyncio.get_running_loop().time
     assert a.router.candidates(a.view.live(), wish, now())
     await until(lambda: not a.router.candidates(a.view.live(), wish, now()))
     opening.cancel()
     await asyncio.gather(opening, return_exceptions=True)
+
+
+@pytest.mark.parametrize("form", ["chat", "text", "ollama", "generate"])
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_an_ollama_that_ends_its_answer_cleanly_is_not_resumed(
+    cluster: Cluster, form: str, asked: str
+) -> None:
+    a, one, other = await three(cluster, "ollama")
+    one.end_after = other.end_after = 40
+    (call,) = ask(form).calls.values()
+    node = a if asked == "a" else cluster.nodes[1]
+    answer = await node.serving.open(ask(form, calls={Engine.OLLAMA: call}), lambda _: None)
+    events = await read(answer)
+    assert len(one.requests) + len(other.requests) == 1 and answer.routing.resumed == 0
+    text = said(events)
+    assert TEXT.startswith(text) and text
+    last = events[-1]
+    if form in ("ollama", "generate"):
+        assert (last["done"], last["done_reason"], last["model"]) == (True, "stop", "m")
+        assert last["eval_count"] == 40
+    else:
+        assert last["choices"][0]["finish_reason"] == "stop"
+        assert last["id"] == events[0]["id"] and last["object"].startswith(("chat", "text"))
+    await until(lambda: all(one.server.under_way == 0 for one in cluster.nodes))
+
+
+async def test_a_llama_server_that_ends_its_answer_early_is_resumed(cluster: Cluster) -> None:
+    a, one, _ = await three(cluster)
+    one.end_after = 40
+    answer = await a.serving.open(ask(), lambda _: None)
+    assert said(await read(answer)) == TEXT and answer.routing.resumed == 1

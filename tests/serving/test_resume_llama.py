@@ -15,11 +15,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sollold.agent.llama_find import Llama
-from sollold.cluster.record import Backend, Endpoint, State
-from sollold.models import demo
-from sollold.serving.ask import Answer, Fault, Refusal
-from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said, until
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.engines.install.find import Llama
+from sollold.errors import Fault, Refusal
+from sollold.models.gguf import demo_model
+from sollold.serving.request import Answer
+from tests.doubles import until
+from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 
 pytestmark = pytest.mark.llama
 
@@ -87,7 +89,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, pieces in (("counting", COUNTING), ("thinking", THINKING), ("numbers", NUMBERS)):
         paths[name] = folder / f"{name}.gguf"
         # Some width makes a token take its time, so that a kill meets it in the middle.
-        demo.write(paths[name], demo.Recital(pieces, name=name, width=512, layers=2))
+        demo_model.write(paths[name], demo_model.Recital(pieces, name=name, width=512, layers=2))
     return paths
 
 

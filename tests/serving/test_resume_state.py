@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.serving.ask import Call, Engine
-from sollold.serving.resume import keeper
-from sollold.serving.resume_state import Kept, Unfaithful
+from sollold.serving.request import Call, Engine
+from sollold.serving.resume.base import Continuation, NotResumable
+from sollold.serving.resume.select import continuation_for
 from tests.serving.cluster_double import said
 
 WORDS = tuple(f"t{n}{'🙂' if n % 3 == 0 else ''} " for n in range(40))
@@ -124,7 +124,7 @@ def limited(form: str, limit: int | None) -> dict[str, Any]:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(sorted(ENGINES)),
     st.lists(st.integers(0, 45), min_size=1, max_size=4),
@@ -136,23 +136,23 @@ def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None
     call = Call(path, body)
     first = next((run for run, cut in enumerate(cuts) if cut), len(cuts))
     whole = engine(body, first)
-    kept: Kept = keeper(kind, call)
+    continuation: Continuation = continuation_for(kind, call)
     got: list[dict[str, Any]] = []
     for run, cut in enumerate([*cuts, None]):
         for event in engine(call.body, run)[:cut]:
             raw = json.dumps(event).encode()
-            if kept.resumed:
-                got += [json.loads(merged) for merged in kept.merge(raw)]
+            if continuation.resumed:
+                got += [json.loads(merged) for merged in continuation.merge(raw)]
             else:
-                kept.add(raw)
+                continuation.add_events([raw])
                 got.append(event)
         if cut is None:
             break
-        if kept.delivered:
-            kept.check()
+        if continuation.delivered:
+            continuation.check()
             # As an engine's tokenizer would count; an Ollama can't be asked.
-            call = kept.resume(words_in(kept.text) if kind is Engine.LLAMA else None)
-            if closing := kept.closing():
+            call = continuation.resume(words_in(continuation.text) if kind is Engine.LLAMA else None)
+            if closing := continuation.closing():
                 got += [json.loads(event) for event in closing]
                 break
     assert said(got) == said(whole)
@@ -194,35 +194,35 @@ def test_cut_anywhere_equals_uncut(form: str, cuts: list[int], limit: int | None
 )
 def test_unfaithful_is_refused(form: str, more: dict[str, Any], events: list[Any]) -> None:
     _, kind, path, body = ENGINES[form]
-    kept = keeper(kind, Call(path, {**body, **more}))
+    continuation = continuation_for(kind, Call(path, {**body, **more}))
     for event in events:
-        kept.add(json.dumps(event).encode())
-    with pytest.raises(Unfaithful):
-        kept.check()
+        continuation.add_events([json.dumps(event).encode()])
+    with pytest.raises(NotResumable):
+        continuation.check()
 
 
 def test_an_ollama_goes_on_behind_its_thinking_and_not_in_it() -> None:
     body = {"messages": [{"role": "user", "content": "x"}]}
-    kept = keeper(Engine.OLLAMA, Call("/v1/chat/completions", body))
-    kept.add(b'{"choices":[{"delta":{"reasoning":"x"}}]}')
-    with pytest.raises(Unfaithful, match="thinking"):
-        kept.check()
-    kept.add(b'{"choices":[{"delta":{"content":"y"}}]}')
-    kept.check()
+    continuation = continuation_for(Engine.OLLAMA, Call("/v1/chat/completions", body))
+    continuation.add_events([b'{"choices":[{"delta":{"reasoning":"x"}}]}'])
+    with pytest.raises(NotResumable, match="thinking"):
+        continuation.check()
+    continuation.add_events([b'{"choices":[{"delta":{"content":"y"}}]}'])
+    continuation.check()
 
 
-def test_long_stream_does_not_pile_up() -> None:
-    kept = keeper(Engine.LLAMA, Call("/v1/completions", {"prompt": "Say:"}))
+def test_long_stream_does_not_unread_up() -> None:
+    continuation = continuation_for(Engine.LLAMA, Call("/v1/completions", {"prompt": "Say:"}))
     raw = json.dumps({"choices": [{"text": "x ", "finish_reason": None}]}).encode()
     for _ in range(5000):
-        kept.add(raw)
-    assert len(kept._pile) < 1000
-    assert kept.text == "x " * 5000
+        continuation.add_events([raw])
+    assert len(continuation._unread) < 1000
+    assert continuation.text == "x " * 5000
 
 
 def test_form_that_is_not_known_is_repeated_only_when_nothing_was_delivered() -> None:
-    kept = keeper(Engine.LLAMA, Call("/v1/responses", {}))
-    assert not kept.delivered
-    kept.add(b"{}")
-    with pytest.raises(Unfaithful, match="/v1/responses"):
-        kept.check()
+    continuation = continuation_for(Engine.LLAMA, Call("/v1/responses", {}))
+    assert not continuation.delivered
+    continuation.add_events([b"{}"])
+    with pytest.raises(NotResumable, match="/v1/responses"):
+        continuation.check()

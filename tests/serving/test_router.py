@@ -7,14 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.record import Backend, Endpoint, InOllama, Placed, Record, State
+from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Placed, Record, State
 from sollold.machine.device import Device, Kind
-from sollold.serving.ask import Engine
 from sollold.serving.breaker import Breaker
-from sollold.serving.router import STRATEGIES, Router, Wish
+from sollold.serving.candidate import EndpointQuery
+from sollold.serving.ranking import STRATEGIES
+from sollold.serving.request import Engine
+from sollold.serving.router import Router
 
 BOTH = frozenset((Engine.LLAMA, Engine.OLLAMA))
-WISH = Wish("m:latest", BOTH)
+WISH = EndpointQuery("m:latest", BOTH)
 READY = Endpoint("d", "m:latest", "x" * 64, Backend.LOCAL, State.READY, context=8192)
 OLLAMA = replace(READY, id="ollama:m", backend=Backend.OLLAMA)
 
@@ -26,7 +28,7 @@ def record(node: str, *endpoints: Endpoint, **more: object) -> Record:
     )
 
 
-def first(router: Router, *records: Record, wish: Wish = WISH, now: float = 0.0) -> str:
+def first(router: Router, *records: Record, wish: EndpointQuery = WISH, now: float = 0.0) -> str:
     ranked = router.rank(records, wish, now)
     return ranked[0].candidate.record.node if ranked else ""
 
@@ -108,7 +110,7 @@ def test_an_ollama_that_would_have_to_load_must_surely_have_the_room() -> None:
     there = replace(OLLAMA, loaded=False)
     cpu = Device("CPU", Kind.CPU, "cpu", 1000, 600, 1000, 0, 500)
     gpu = Device("CUDA0", Kind.GPU, "gpu", 500, 500, 500, 400, 100)
-    far = Device("pc:1", Kind.PLAIN, "w", 9000, 9000, 9000, 0, 9000)
+    far = Device("pc:1", Kind.EXTERNAL, "w", 9000, 9000, 9000, 0, 9000)
     idle = replace(OLLAMA, id="ollama:other", model="other", digest="o", bytes=200)
     busy = replace(idle, active=1)
     cases = [

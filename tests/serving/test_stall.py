@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sollold.serving.stall import Progress
+from sollold.serving.watchdog import Progress
 
 
 def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.serving.ask import Engine
-from sollold.serving.relay import Events
-from sollold.serving.wire import BadFrame, Frames, frame
+from sollold.serving.event_split import Events
+from sollold.serving.protocol import BadFrame, Frames, frame
+from sollold.serving.request import Engine
 
 
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:

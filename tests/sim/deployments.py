@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sollold.agent.commands import Commit, Done, Release, Renew, Reserve, Reserved
 from sollold.agent.ledger import Action, Changed, KillWorker, Ledger, PersistTerm
-from sollold.cluster.record import Backend, Endpoint, State
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Commit, Done, Release, Renew, Reserve, Reserved
 from sollold.machine.device import Device, Kind
 
 from .world import Machine, Process, World
@@ -124,7 +124,7 @@ class Agent:
             for deployment, headed in sorted(self.headed.items())
         )
         record = replace(gossip.me, grants=self.ledger.grants(), endpoints=endpoints)
-        self.process.carry_out(gossip.update_record(record, self.process.clock()))
+        self.process.apply(gossip.update_record(record, self.process.clock()))
 
     def _obeyed(self, term: Term) -> None:
         if term < self.disk.obeyed:
@@ -295,15 +295,22 @@ class Agent:
 
         def answer(process: Process, body: Any) -> Any:
             agent = self.cluster.agents[process]
+            if agent.node != node:
+                # As TLS does: an address may be another machine's by now, or this one's own.
+                return _ELSEWHERE
             if self.world.random.random() < 0.1:
                 process.later(self.world.random.random() * 10, agent.answer, self.node, body)
             return agent.answer(self.node, body)
 
         def check(reply: Any, ok: bool) -> None:
             if self.process.alive:
-                then(reply, ok)
+                then(None if reply is _ELSEWHERE else reply, ok and reply is not _ELSEWHERE)
 
         self.world.call(self.process, addresses[0], command, answer, check)
+
+
+_ELSEWHERE = object()
+"""The answer of a node that was not meant."""
 
 
 def _whatever(reply: Any, ok: bool) -> None:

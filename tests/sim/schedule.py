@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from sollold.cluster.actions import Change, Event, Kept
-from sollold.cluster.link import SILENT_SECONDS
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.actions import Change, Event, Kept
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.standing_link import SILENT_SECONDS
 
 from .deployments import Broken, Deployments
 from .world import Machine, Process, Weather, World
@@ -117,7 +117,7 @@ class Schedule:
             process = machine.process
             other = self.random.choice(self.world.machines)
             if process is not None:
-                process.carry_out(process.gossip.introduce((other.address,), process.clock(), keep=True))
+                process.apply(process.gossip.introduce((other.address,), process.clock(), keep=True))
 
     def restart(self) -> None:
         machine = self.random.choice(self.world.machines)

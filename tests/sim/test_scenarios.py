@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from sollold.cluster.actions import Change, Kept
-from sollold.cluster.link import SILENT_SECONDS
-from sollold.cluster.term import Term
+from sollold.cluster.gossip.actions import Change, Kept
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.standing_link import SILENT_SECONDS
 
 from .deployments import Deployments
 from .world import Machine, Process, Weather, World
@@ -134,14 +134,14 @@ def test_two_clusters_that_never_met_become_one() -> None:
     for side in (left, right):
         for machine in side:
             process = machine.start()
-            process.carry_out(
+            process.apply(
                 process.gossip.introduce((side[0].address,), process.clock(), keep=True),
             )
     world.run_until(20.0)
     assert len({one.gossip.leader() for one in world.running()}) == 2
     process = left[1].process
     assert process is not None
-    process.carry_out(process.gossip.introduce((right[1].address,), process.clock()))
+    process.apply(process.gossip.introduce((right[1].address,), process.clock()))
     assert world.run_while(lambda: bool(world.disagreement()), 10.0), world.disagreement()
 
 

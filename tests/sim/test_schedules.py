@@ -10,7 +10,7 @@ import pytest
 
 from .schedule import Outcome, run
 
-COUNT = int(os.environ.get("SOLLOLD_TEST_SCHEDULES", "2500"))
+COUNT = int(os.environ.get("SOLLOLD_TEST_SCHEDULES", "500"))
 _CHUNK = 25
 
 

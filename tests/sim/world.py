@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
-from sollold.cluster.actions import (
+from sollold.cluster.gossip.actions import (
     Action,
     Address,
     Change,
@@ -24,11 +24,12 @@ from sollold.cluster.actions import (
     Send,
     TcpPing,
 )
-from sollold.cluster.gossip import Gossip
-from sollold.cluster.link import neighbours
-from sollold.cluster.record import Record
-from sollold.cluster.seal import Sealer
-from sollold.cluster.tuning import LAN, Tuning
+from sollold.cluster.gossip.config import LAN, Tuning
+from sollold.cluster.gossip.gossip import Gossip
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.packet_seal import Sealer
+from sollold.cluster.net.standing_link import neighbours
+from tests.keys import ToySigner, Unsigned
 
 PORT = 11436
 BRIDGE = "172.17.0.1"
@@ -82,6 +83,7 @@ class Process:
             now=self.clock(),
             random=Random(world.random.getrandbits(64)),
             tuning=tuning,
+            signer=ToySigner(machine.node) if world.signed else Unsigned(),
         )
         self.on_change: Callable[[Event], None] = _ignore
 
@@ -129,7 +131,7 @@ class Process:
         if not self.stopped:
             now = self.clock() + 1e-6
             if self.gossip.next_wake() <= now:
-                self.carry_out(self.gossip.tick(now))
+                self.apply(self.gossip.tick(now))
             self.arm()
 
     def stop(self) -> None:
@@ -145,7 +147,7 @@ class Process:
         self._wake = float("inf")
         self.arm()
 
-    def carry_out(self, actions: list[Action]) -> None:
+    def apply(self, actions: list[Action]) -> None:
         world = self.world
         for action in actions:
             if self.fuse >= 0:
@@ -181,7 +183,7 @@ class Process:
     def _written(self, kept: Kept) -> None:
         if not self.machine.full:
             self.machine.kept = kept
-        self.carry_out(self.gossip.persisted(kept, self.clock()))
+        self.apply(self.gossip.persisted(kept, self.clock()))
         self._write()
 
     def receive(self, data: bytes, source: Address) -> None:
@@ -191,7 +193,7 @@ class Process:
             if opened is None:
                 return
             data = opened.data
-        self.carry_out(self.gossip.handle_packet(data, source, self.clock()))
+        self.apply(self.gossip.handle_packet(data, source, self.clock()))
 
 
 def _ignore(event: Event) -> None:
@@ -237,7 +239,7 @@ class Machine:
         for other in self.world.machines:
             if other is not self and self.process is not None:
                 process = self.process
-                process.carry_out(process.gossip.introduce(other.advertised(), process.clock(), keep=True))
+                process.apply(process.gossip.introduce(other.advertised(), process.clock(), keep=True))
 
     def crash(self, how: str = "killed") -> None:
         """kill -9: the system ends its connections, so all that have one and can be reached see it break."""
@@ -265,12 +267,12 @@ class Machine:
                 process.later(process.lateness, here._fell_silent, process, there.node)
 
     def _fell_silent(self, process: Process, node: str) -> None:
-        process.carry_out(process.gossip.link_lost(node, process.clock(), silent=True))
+        process.apply(process.gossip.link_lost(node, process.clock(), silent=True))
 
     def _link_lost(self, peer: Process, dead: Process) -> None:
         gossip = peer.gossip
         if gossip.boot(self.node) == dead.boot:
-            peer.carry_out(gossip.link_lost(self.node, peer.clock()))
+            peer.apply(gossip.link_lost(self.node, peer.clock()))
 
     def leave(self) -> None:
         """Stop in good order."""
@@ -278,7 +280,7 @@ class Machine:
         if process is None:
             return
         self.world.say(f"{self.name} leaves")
-        process.carry_out(process.gossip.leave(process.clock()))
+        process.apply(process.gossip.leave(process.clock()))
         self.world.at(self.world.now + 0.5, self._gone, process)
 
     def _gone(self, process: Process) -> None:
@@ -295,7 +297,7 @@ class Machine:
         self.world.say(f"{self.name} moves to {self.address[0]}")
         process = self.process
         if process is not None:
-            process.carry_out(process.gossip.set_addresses(self.advertised(), process.clock()))
+            process.apply(process.gossip.set_addresses(self.advertised(), process.clock()))
 
 
 class World:
@@ -305,6 +307,7 @@ class World:
         trace: called with a line for each thing that happens; None: quiet.
         sealed: datagrams are sealed as in the daemon (slower).
         links: machines have standing connections, which break at once when a process dies.
+        signed: nodes sign what they say of themselves, and believe nothing else.
     """
 
     def __init__(
@@ -316,6 +319,7 @@ class World:
         trace: Callable[[str], None] | None = None,
         sealed: bool = False,
         links: bool = True,
+        signed: bool = False,
     ) -> None:
         self.random = Random(seed)
         self.now = 0.0
@@ -323,6 +327,7 @@ class World:
         self.trace = trace
         self.sealed = sealed
         self.links = links
+        self.signed = signed
         self.weather = Weather()
         self.cut: set[tuple[int, int]] = set()
         """Directions (machine number, machine number) in which nothing passes."""
@@ -474,7 +479,7 @@ class World:
     def push_pull(self, sender: Process, action: PushPullWith) -> None:
         def answer(process: Process, body: bytes) -> bytes:
             reply, actions = process.gossip.push_pull(body, sender.machine.address, process.clock())
-            process.carry_out(actions)
+            process.apply(actions)
             self.tcp_bytes += len(body) + len(reply)
             return reply
 
@@ -486,12 +491,12 @@ class World:
                     return
                 if ok and reply:
                     more, actions = gossip.push_pull(reply, addresses[0], sender.clock())
-                    sender.carry_out(actions)
+                    sender.apply(actions)
                     if more and sender.alive:
                         attempt(addresses[:1], more)
                         return
                 if sender.alive:
-                    sender.carry_out(gossip.push_pull_done(action.node, ok, sender.clock()))
+                    sender.apply(gossip.push_pull_done(action.node, ok, sender.clock()))
 
             self.call(sender, addresses[0], body, answer, then)
 
@@ -501,7 +506,7 @@ class World:
     def tcp_ping(self, sender: Process, action: TcpPing) -> None:
         def then(reply: str | None, ok: bool) -> None:
             if ok and reply == action.node:
-                sender.carry_out(sender.gossip.tcp_pong(action.sequence, sender.clock()))
+                sender.apply(sender.gossip.tcp_pong(action.sequence, sender.clock()))
 
         for address in action.addresses[:2]:
             self.call(sender, address, None, lambda process, _: process.machine.node, then, action.timeout)
@@ -557,7 +562,7 @@ class World:
         if self.random.random() < self.big:
             # Does not fit a datagram, however compressed.
             record = replace(record, setup=f"{self.random.getrandbits(16000):x}")
-        process.carry_out(gossip.update_record(record, process.clock()))
+        process.apply(gossip.update_record(record, process.clock()))
 
 
 def _damage(data: bytes, random: Random) -> bytes:

@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.netns import Machine
 
@@ -30,6 +31,16 @@ def lacking() -> str:
     if not MEMORY_V1.is_dir():
         return f"a machine's memory can't be limited here: there is no {MEMORY_V1}"
     return ""
+
+
+def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"after {timeout} s still not: {what}"
+        time.sleep(0.3)
 
 
 def base(suite: str = "bookworm") -> Path:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sollold.config import MIB
-from sollold.models.demo import Recital, counting, write
+from sollold.models.gguf.demo_model import Recital, counting, write
+from sollold.settings.schema import MIB
 from tests import netns
 from tests.systemd import container
-from tests.systemd.container import Container
+from tests.systemd.container import Container, until
+from tests.systemd.packages import build
 
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = 1000 * MIB
@@ -40,35 +38,6 @@ def lacking() -> str:
 
 if reason := lacking():
     pytest.skip(reason, allow_module_level=True)
-
-
-def until(condition: Callable[[], Any], what: str, timeout: float = 90) -> Any:
-    deadline = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < deadline, f"after {timeout} s still not: {what}"
-        time.sleep(0.3)
-
-
-def build(out: Path, *words: str, **environment: str) -> list[Path]:
-    """Run the recipe; the packages it made. ``SOLLOLD_TEST_DEBS`` names a folder with some made before."""
-    if before := os.environ.get("SOLLOLD_TEST_DEBS"):
-        return sorted((Path(before) / ("newer" if environment else "")).glob("*.deb"))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "packaging/deb/build"), "--out", str(out), *words],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return sorted(out.glob("*.deb"))
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return build(tmp_path_factory.mktemp("debs"))
 
 
 @pytest.fixture(scope="module")
@@ -243,11 +212,11 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
     )
     machine.type("systemctl reload sollold")
     until(
-        lambda: "these settings change with the next start: node.reserve" in machine.journal(200),
+        lambda: "these settings need a restart: node.reserve" in machine.journal(200),
         "what is held is named",
     )
     machine.type(f"echo 'nonsense = 1' >>{file}; systemctl reload sollold; mv {file}.before {file}")
-    until(lambda: "the settings stay as they were" in machine.journal(200), "a wrong file changes nothing")
+    until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
     machine.type("systemctl reload sollold")
     assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
 

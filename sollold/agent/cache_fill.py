@@ -1,0 +1,349 @@
+"""What a worker will be asked for by its hash, made ready on its own disk before the head would send it.
+
+From a copy of the model's file that this machine has, or from several other nodes that have it, in pieces of
+which each node gives as many as it can. A model's digest is over samples of its file, so each tensor's sha256
+must be the one that the head's own file has; files whose whole sha256 both sides know to be equal (those of
+Ollama's store) are not read again for that. The name by which the worker looks, FNV-1a over the bytes, comes
+from llama-server when it asks: to compute it here would take minutes in Python, and as long again as the load
+itself in a worker made for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.engines.commands import FillCache, WantedTensor
+from sollold.engines.llamacpp.hash_frames import Asked
+from sollold.engines.llamacpp.tensor_cache import TensorCache
+from sollold.models.model import Model
+from sollold.models.stores.threads import in_thread
+from sollold.models.transfer.download import BlockingSource, SourceError, Stop
+from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
+from sollold.models.transfer.partial_file import Item, sha256_between
+from sollold.models.transfer.peer_source import NodeSource, items_of, paths_of
+from sollold.units import bytes_text
+
+log = logging.getLogger("sollold.agent")
+
+PATIENCE = 10.0
+"""Seconds without a further piece after which the head sends its bytes instead."""
+_CHUNK = 8 << 20
+_AT_A_TIME = 2
+"""Copies at a time, and connections to each node."""
+_FAILURES = 3
+"""Of a node in a row; then it is asked no more."""
+_TIMEOUT = 30.0
+
+Connect = Callable[[str, str], BlockingSource]
+"""(node, digest of a model) → its files there."""
+
+
+class CacheFill:
+    """One deployment's. `start` it; `offer` what is asked for; at last `close`."""
+
+    def __init__(
+        self, request: FillCache, cache: TensorCache, local: Model | None, calls: PeerCalls, connect: Connect
+    ) -> None:
+        """``local``: the model on this machine, if it is there."""
+        self._request = request
+        self._cache = cache
+        self._local = local
+        self._calls = calls
+        self._connect = connect
+        loop = asyncio.get_running_loop()
+        self._tensors = {one.name: one for one in request.tensors}
+        self._files: dict[str, asyncio.Future[Path | None]] = {n: loop.create_future() for n in self._tensors}
+        self._whole: frozenset[int] = frozenset()
+        self._stops: list[Stop] = []
+        self._pieces = 0
+        self._task: asyncio.Task[None] | None = None
+        self._filled = 0
+        self._waited = 0.0
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run(), name=f"cache of {self._request.deployment}")
+
+    async def close(self) -> None:
+        """End it, whatever is under way."""
+        for stop in self._stops:
+            stop.stop()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._give_up()
+        if self._filled:
+            log.info(
+                "%s of the model did not come through the head, which waited %.1f s for them",
+                bytes_text(self._filled),
+                self._waited,
+                extra={"deployment": self._request.deployment},
+            )
+
+    async def offer(self, asked: Asked) -> None:
+        """The worker is asked for a hash: let it find the tensor once that is ready. Never raises."""
+        one = self._tensors.get(asked.name)
+        if one is None or asked.offset or (asked.type, asked.shape) != (one.type, one.shape):
+            return
+        ready = self._files[one.name]
+        begun = time.monotonic()
+        while not ready.done():
+            before = self._pieces
+            await asyncio.wait({ready}, timeout=PATIENCE)
+            if not ready.done() and self._pieces == before:
+                log.info("no tensor received for %.0f s: the head sends the rest", PATIENCE)
+                self._give_up()
+        self._waited += time.monotonic() - begun
+        file = ready.result()
+        # Later tensors of that name would be another model's.
+        self._tensors.pop(one.name, None)
+        try:
+            await asyncio.to_thread(
+                self._cache.place, self._request.deployment, asked.hash, tensor_key(one), file
+            )
+        except OSError as error:
+            log.info("%s is not offered to the worker: %s", one.name, error)
+            return
+        self._filled += one.size if file is not None else 0
+
+    def _came(self) -> None:
+        """A further piece; called in any thread, where one that is not counted does no harm."""
+        self._pieces += 1
+
+    def _give_up(self) -> None:
+        for ready in self._files.values():
+            if not ready.done():
+                ready.set_result(None)
+
+    async def _run(self) -> None:
+        threads = ThreadPoolExecutor(
+            _AT_A_TIME * (1 + len(self._request.sources)), thread_name_prefix="cache"
+        )
+        try:
+            folder = await asyncio.to_thread(self._cache.fill_folder, self._request.deployment)
+            if folder is not None:
+                await self._fill(folder, threads)
+        except* (OSError, PeerError) as broken:
+            why = "; ".join(dict.fromkeys(map(str, broken.exceptions)))
+            log.info("the worker's cache is not filled: %s", why)
+        except* Exception:
+            log.exception("filling a worker's cache failed")
+        finally:
+            self._give_up()
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _fill(self, folder: Path, threads: ThreadPoolExecutor) -> None:
+        request = self._request
+        offered = await asyncio.to_thread(self._cache.offered, request.deployment, request.digest)
+        wanted = [one for one in request.tensors if tensor_key(one) not in offered]
+        for one in request.tensors:
+            if one not in wanted:
+                self._files[one.name].set_result(None)
+        if not wanted:
+            return
+        told = (await NodeSource(self._calls, request.head, request.digest).parcel()).items
+        if self._local is not None:
+            await self._from_disk(wanted, self._local, told, folder, threads)
+        else:
+            await self._from_nodes(wanted, told, folder, threads)
+
+    # From a copy on this machine
+
+    async def _from_disk(
+        self,
+        wanted: Sequence[WantedTensor],
+        model: Model,
+        told: tuple[Item, ...],
+        folder: Path,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        have = await in_thread(threads, items_of, model)
+        self._whole = frozenset(
+            at for at, (a, b) in enumerate(zip(have, told, strict=False)) if a.sha256 and a.sha256 == b.sha256
+        )
+        paths = paths_of(model)
+        left = deque(wanted)
+
+        async def copy() -> None:
+            stop = Stop()
+            self._stops.append(stop)
+            while left:
+                one = left.popleft()
+                file = folder / str(self._request.tensors.index(one))
+                try:
+                    span = (one.start, one.size)
+                    await in_thread(threads, copy_bytes, paths[one.file], *span, file, stop, self._came)
+                except (OSError, IndexError) as error:
+                    log.info("%s can't be copied from %s: %s", one.name, model.name, error)
+                    self._set(one, None)
+                else:
+                    await self._check(one, file, threads)
+
+        await _all([copy() for _ in range(_AT_A_TIME)])
+
+    # From other nodes
+
+    async def _from_nodes(
+        self,
+        wanted: Sequence[WantedTensor],
+        told: tuple[Item, ...],
+        folder: Path,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        nodes = [node for node in self._request.sources if await self._has_the_same(node, told)]
+        if not set(nodes) - {self._request.head}:
+            return  # The head's own cable carries it as quickly.
+        chunks = deque(
+            (one, at, min(at + _CHUNK, one.start + one.size))
+            for one in wanted
+            for at in range(one.start, one.start + one.size, _CHUNK)
+        )
+        left = {one.name: -(-one.size // _CHUNK) for one in wanted}
+
+        async def take(source: BlockingSource) -> None:
+            stop = Stop()
+            self._stops.append(stop)
+            failures = 0
+            while chunks and failures < _FAILURES:
+                one, start, end = chunk = chunks.popleft()
+                file = folder / str(self._request.tensors.index(one))
+                try:
+                    await in_thread(threads, _take, source, one, start, end, file, stop)
+                except (SourceError, OSError) as error:
+                    log.info("%s: %s", one.name, error)
+                    chunks.appendleft(chunk)
+                    failures += 1
+                    continue
+                failures = 0
+                self._came()
+                left[one.name] -= 1
+                if not left[one.name]:
+                    await self._check(one, file, threads)
+
+        sources = [self._connect(node, self._request.digest) for node in nodes]
+        try:
+            await _all([take(source) for source in sources for _ in range(_AT_A_TIME)])
+        finally:
+            for source in sources:
+                source.close()
+
+    async def _has_the_same(self, node: str, told: tuple[Item, ...]) -> bool:
+        """Whether a node keeps the content in the same pieces as the head, and can be asked."""
+        with contextlib.suppress(PeerError):
+            items = (await NodeSource(self._calls, node, self._request.digest).parcel()).items
+            return [item.size for item in items] == [item.size for item in told]
+        return False
+
+    # Both
+
+    async def _check(self, one: WantedTensor, file: Path, threads: ThreadPoolExecutor) -> None:
+        """The tensor is there: let it be found if it is what the head has."""
+        right = one.file in self._whole or await self._is_the_heads(one, file, threads)
+        if not right:
+            log.warning("%s: the local copy differs from the head's, which is used instead", one.name)
+        self._set(one, file if right else None)
+
+    async def _is_the_heads(self, one: WantedTensor, file: Path, threads: ThreadPoolExecutor) -> bool:
+        request, end = self._request, one.start + one.size
+        for start in range(one.start, end, LARGEST):
+            until = min(start + LARGEST, end)
+            asked = PartDigestRequest(request.digest, one.file, start, until)
+            told = asyncio.ensure_future(
+                self._calls.call(request.head, "part", asked, PartHash, timeout=_TIMEOUT)
+            )
+            try:
+                have = await in_thread(threads, _sha256, file, start - one.start, until - one.start)
+                if have != (await told).sha256:
+                    return False
+                self._came()
+            finally:
+                told.cancel()
+                await asyncio.gather(told, return_exceptions=True)
+        return True
+
+    def _set(self, one: WantedTensor, file: Path | None) -> None:
+        ready = self._files[one.name]
+        if not ready.done():
+            ready.set_result(file)
+
+
+def tensor_key(one: WantedTensor) -> str:
+    """What names a tensor of a model in the cache's index."""
+    return f"{one.file}:{one.start}:{one.size}"
+
+
+def copy_bytes(
+    path: str, start: int, size: int, target: Path, stop: Stop, came: Callable[[], None] = lambda: None
+) -> None:
+    """Copy part of a file within the kernel; a file system that can share its blocks does so. Blocks.
+
+    ``came`` is called after each piece.
+
+    Raises:
+        OSError: it can't be read or written, is too short, or ``stop`` was set.
+    """
+    with ExitStack() as stack:
+        source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, source)
+        into = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, into)
+        done, in_kernel = 0, True
+        while done < size:
+            if stop.stopped:
+                raise InterruptedError("stopped while it was copied")
+            count = min(_CHUNK, size - done)
+            try:
+                if in_kernel:
+                    count = os.copy_file_range(source, into, count, start + done, done)
+                else:
+                    count = os.sendfile(into, source, start + done, count)
+            except OSError:
+                if not in_kernel or done:
+                    raise
+                in_kernel = False  # Not between these file systems.
+                continue
+            if not count:
+                raise OSError(f"{path} is too short")
+            done += count
+            came()
+
+
+def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file: Path, stop: Stop) -> None:
+    into = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def write(at: int, data: memoryview) -> None:
+        place = at - one.start
+        while data:
+            count = os.pwrite(into, data, place)
+            data, place = data[count:], place + count
+
+    try:
+        source.take(one.file, start, end, write, stop)
+    finally:
+        os.close(into)
+
+
+def _sha256(file: Path, start: int, end: int) -> str:
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return sha256_between(handle, start, end)
+    finally:
+        os.close(handle)
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run them together; none outlives the others' failure."""
+    async with asyncio.TaskGroup() as group:
+        for one in work:
+            group.create_task(one)

@@ -1,0 +1,228 @@
+"""The deployments whose head this node is: what serving and the record need of them, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from sollold.cluster.gossip.record import Endpoint, State
+from sollold.cluster.net.view import View
+from sollold.engines.address import EngineAddress
+from sollold.engines.commands import Done
+from sollold.engines.llamacpp.deployment import Deployment, Work
+from sollold.engines.llamacpp.process import Process
+
+log = logging.getLogger("sollold.agent")
+
+FAILED_SECONDS = 60.0
+"""How long a failed deployment stays in the record, so that those who waited for it see why."""
+_LEAVING_LOOKS, _LEAVING_LOOK = 15, 0.02
+
+
+class Deployments:
+    """Runs deployments and knows them by their ids.
+
+    Args:
+        drain_limit: seconds that a deployment has to end its work when a participant drains.
+        note: called when one is there, changed its state or is gone.
+        changed: called when less than that changed.
+
+    Attributes:
+        all: the deployments by id.
+        load_failed: told the model's digest and the end of ``llama-server``'s log when that fails.
+    """
+
+    def __init__(
+        self, view: View, drain_limit: float, *, note: Callable[[], None], changed: Callable[[], None]
+    ) -> None:
+        self.all: dict[str, Deployment] = {}
+        self.load_failed: Callable[[str, str], Awaitable[None]] | None = None
+        self._view = view
+        self._node = view.me.node
+        self._drain_limit = drain_limit
+        self._note = note
+        self._changed = changed
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    def add(self, deployment: Deployment) -> None:
+        """Run it until it ends."""
+        self.all[deployment.id] = deployment
+        self._running[deployment.id] = asyncio.create_task(self._run(deployment))
+        self._note()
+
+    async def close(self) -> None:
+        """End all; the caller has drained the requests."""
+        for deployment in self.all.values():
+            deployment.end("the daemon is stopping", state=State.DRAINING)
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    def address(self, deployment: str) -> EngineAddress:
+        """How the ``llama-server`` of a READY deployment is reached.
+
+        Raises:
+            LookupError: it is not here, or not ready.
+        """
+        address = self._ready(deployment).address
+        assert address is not None
+        return address
+
+    @contextmanager
+    def busy(self, deployment: str) -> Iterator[None]:
+        """A request is in the deployment: it is not unloaded for idleness meanwhile.
+
+        Raises:
+            LookupError: it is not here, or not ready.
+        """
+        one = self._ready(deployment)
+        one.busy += 1
+        one.used()
+        self._changed()
+        try:
+            yield
+        finally:
+            one.busy -= 1
+            one.used()
+            one.end_if_due()
+            self._changed()
+
+    def report(self, deployment: str, active: int, waiting: int, speed: float) -> None:
+        """For the record: requests in the engine and in line, and the measured tokens per second of a single
+        stream; 0.0: unknown."""
+        one = self.all.get(deployment)
+        if one is None:
+            return
+        if (one.active, one.waiting) != (active, waiting):
+            one.active, one.waiting = active, waiting
+            one.used()
+            self._changed()
+        if speed > 0:
+            one.speed = speed
+            self._changed()
+
+    def answered(self, deployment: str, tokens: int, drafted: int, accepted: int) -> None:
+        """For the record: an answer of so many tokens, of which some were drafted."""
+        one = self.all.get(deployment)
+        if one is not None and one.drafts.by:
+            one.drafts = one.drafts.with_answer(tokens, drafted, accepted)
+            self._changed()
+
+    def keep_alive(self, deployment: str, seconds: float) -> None:
+        """A caller named how long it may be idle; negative: for ever."""
+        one = self.all.get(deployment)
+        if one is not None and one.keep_alive != seconds:
+            one.keep_alive = seconds
+            self._changed()
+
+    def fail(self, deployment: str, reason: str) -> None:
+        """It makes no progress, or answers nonsense: end it as failed."""
+        one = self.all.get(deployment)
+        if one is not None:
+            one.end(reason)
+
+    def work(self, deployment: str) -> Work | None:
+        """What a deployment has done so far; None where that can't be told."""
+        one = self.all.get(deployment)
+        return one.work() if one is not None else None
+
+    def endpoint(self, deployment: str) -> Endpoint | None:
+        """What the record says, or will say in a moment, of a deployment whose head this is."""
+        one = self.all.get(deployment)
+        return one.endpoint() if one is not None else None
+
+    async def unload(self, deployment: str, reason: str, *, force: bool = False) -> Done:
+        """End one. Returns when every byte is given back."""
+        one = self.all.get(deployment)
+        if one is None:
+            return Done(True)
+        if not force and not await _is_unused(one):
+            return Done(False, f"{one.plan.model} has running requests")
+        if not force and one.state in (State.STARTING, State.LOADING):
+            return Done(False, f"{one.plan.model} is being loaded for a request that waits")
+        one.end(reason, state=State.DRAINING)
+        task = self._running.get(deployment)
+        if task is not None:
+            await asyncio.shield(task)
+        return Done(True)
+
+    def check_participants(self) -> None:
+        """The cluster changed: a deployment that lost a participant is lost, though its processes may hang
+        on.
+
+        One with a participant that drains takes no new work, and ends when what is in it has ended.
+        """
+        if not self.all:
+            return
+        live = {record.node: record for record in self._view.live()}
+        for one in self.all.values():
+            if not one.alive:
+                continue
+            others = [node for node in one.participants if node != self._node]
+            if gone := [node for node in others if node not in live]:
+                one.end(f"node {gone[0]} left the cluster; it held layers of this model", culprit=gone[0])
+            elif leaving := [node for node in others if live[node].draining]:
+                reason = f"node {live[leaving[0]].name} is draining; it holds layers of this model"
+                one.stop_accepting(reason, self._drain_limit)
+                one.end_if_due()
+            else:
+                one.accept_again()
+
+    def unload_idle(self) -> None:
+        """End what was idle for too long; forget what failed long ago."""
+        for one in list(self.all.values()):
+            one.end_if_due()
+            if one.overdue():
+                one.end(f"idle for {one.keep_alive:.0f} s", state=State.DRAINING)
+            elif one.ended_at and time.monotonic() - one.ended_at > FAILED_SECONDS:
+                del self.all[one.id]
+                self._note()
+
+    async def end_head(self, deployment: str, reason: str) -> None:
+        """End its ``llama-server`` if it runs, and the rest after it."""
+        one = self.all.get(deployment)
+        if one is not None and deployment in self._running:
+            one.end(reason)
+            await one.head_gone()
+
+    def head_process(self, deployment: str) -> Process | None:
+        """The process of its ``llama-server``."""
+        one = self.all.get(deployment)
+        return one.head.process if one is not None and one.head is not None else None
+
+    async def _run(self, deployment: Deployment) -> None:
+        try:
+            await deployment.run()
+        finally:
+            self._running.pop(deployment.id, None)
+            failed = deployment.state is State.FAILED
+            log.log(
+                logging.WARNING if failed else logging.INFO,
+                "%s %s: %s",
+                deployment.plan.model,
+                "failed" if failed else "is unloaded",
+                deployment.reason,
+                extra={"deployment": deployment.id},
+            )
+            if not failed:
+                self.all.pop(deployment.id, None)
+            elif deployment.head is not None and self.load_failed is not None:
+                lines = deployment.head.process.last_lines()
+                await self.load_failed(deployment.plan.digest, "\n".join(lines))
+            self._note()
+
+    def _ready(self, deployment: str) -> Deployment:
+        one = self.all.get(deployment)
+        if one is None or one.state is not State.READY:
+            raise LookupError(f"deployment {deployment} is not ready on this node")
+        return one
+
+
+async def _is_unused(one: Deployment) -> bool:
+    """Whether no request is in it. One whose answer was just delivered leaves it in a moment."""
+    for _ in range(_LEAVING_LOOKS):
+        if not (one.busy or one.active or one.waiting):
+            return True
+        await asyncio.sleep(_LEAVING_LOOK)
+    return False

@@ -1,0 +1,108 @@
+"""Workers that others started, on behalf of the node that names them: watched, looked for, understood."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from sollold.cluster.net.interfaces import interfaces
+from sollold.engines.external.probe import own_protocol
+from sollold.engines.external.rpc_protocol import Version
+from sollold.engines.external.scan import PORTS, hosts_beside, scan
+from sollold.engines.external.workers import ExternalWorkers
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.llamacpp.ports import Ports
+from sollold.machine.external_worker import ExternalWorker
+from sollold.settings.paths import Places
+from sollold.settings.schema import Settings
+
+_NEAR = 1
+"""Interfaces of this rank or a better one lead to the LAN, not into a VPN or to containers."""
+_PROTOCOL_SECONDS = 30.0
+"""Until a worker of our own is asked again what protocol it speaks."""
+_NAMED_WITHIN = 8.0
+"""Seconds in which external workers that a request names should have been looked at."""
+
+
+class ExternalWatch:
+    """Keeps ``workers`` looked at, and finds others.
+
+    Args:
+        llama: the llama.cpp in use, or None while there is none; its protocol is theirs.
+        taken: addresses of those that hold something now: to look at them would make them wait.
+    """
+
+    def __init__(
+        self,
+        workers: ExternalWorkers,
+        settings: Settings,
+        places: Places,
+        journal: Journal,
+        ports: Ports,
+        llama: Callable[[], Llama | None],
+        taken: Callable[[], frozenset[str]],
+    ) -> None:
+        self._workers = workers
+        self._settings = settings
+        self._places = places
+        self._journal = journal
+        self._ports = ports
+        self._llama = llama
+        self._taken = taken
+        self._watch: asyncio.Task[None] | None = None
+        self._scanning: asyncio.Task[tuple[ExternalWorker, ...]] | None = None
+        self._protocols: dict[Llama, Version] = {}
+
+    def start(self) -> None:
+        """Watch them, if there are any."""
+        if self._workers and (self._watch is None or self._watch.done()):
+            self._watch = asyncio.create_task(self._workers.run(), name="external workers")
+
+    async def name(self, addresses: Sequence[str]) -> tuple[ExternalWorker, ...]:
+        """Watch external workers that a request names as if the settings did; what is known of them soon."""
+        self._workers.add(addresses)
+        self.start()
+        llama = self._llama()
+        if llama is not None and self._workers.protocol is None:
+            version = await self._protocol(llama)
+            if version is not None:
+                self._workers.use(version)
+        return await self._workers.settled(addresses, _NAMED_WITHIN)
+
+    async def use_llama(self, llama: Llama) -> None:
+        """A llama.cpp is there: learn what protocol workers that others started must speak."""
+        while self._workers:
+            if (version := await self._protocol(llama)) is not None:
+                self._workers.use(version)
+                return
+            await asyncio.sleep(_PROTOCOL_SECONDS)
+
+    async def scan(self) -> tuple[ExternalWorker, ...]:
+        """Workers that others started on the networks of this machine; takes some seconds."""
+        if self._scanning is None or self._scanning.done():
+            self._scanning = asyncio.create_task(self._scan(), name="scan")
+        return await asyncio.shield(self._scanning)
+
+    async def _scan(self) -> tuple[ExternalWorker, ...]:
+        found = await asyncio.to_thread(interfaces, self._settings.cluster.interfaces)
+        near = [address for one in found if one.rank <= _NEAR for address in one.ipv4]
+        llama = self._llama()
+        ours = await self._protocol(llama) if llama is not None else None
+        return await scan(hosts_beside(near), PORTS, ours, self._taken())
+
+    async def _protocol(self, llama: Llama) -> Version | None:
+        if llama not in self._protocols:
+            logs = self._places.state / "logs"
+            version = await own_protocol(llama, self._ports, self._journal, logs)
+            if version is None:
+                return None
+            self._protocols = {llama: version}
+        return self._protocols[llama]
+
+    async def close(self) -> None:
+        """End the watch and a scan."""
+        tasks = [task for task in (self._watch, self._scanning) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,398 @@
+"""The memory that this node grants: the ledger's shell. It starts and ends the workers of grants."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+from sollold.agent.cache_fill import Connect
+from sollold.agent.cache_fills import CacheFills
+from sollold.agent.external_watch import ExternalWatch
+from sollold.agent.ledger import Action, KillWorker, Ledger
+from sollold.agent.memory_monitor import MEASURE_SECONDS, NO_MEASURE, Measured, MemoryMonitor
+from sollold.agent.own_workers import OwnWorkers
+from sollold.agent.term_file import TermFile
+from sollold.cluster.gossip.term import TERM_STEP, Term
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.engines.commands import Commit, Done, FillCache, Lost, Release, Renew, Reserve, Reserved
+from sollold.engines.external.workers import ExternalWorkers
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.llamacpp.exit_reason import crashed, exit_reason
+from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.engines.llamacpp.process import Process
+from sollold.engines.llamacpp.process_log import prune
+from sollold.engines.llamacpp.rpc_worker import Worker, WorkerFailed
+from sollold.engines.llamacpp.tensor_cache import TensorCache
+from sollold.machine.devices import Machine
+from sollold.machine.external_worker import external_address, split_address
+from sollold.models.model import Model
+from sollold.retry import LogAndRetry
+from sollold.settings.paths import Places
+from sollold.settings.schema import Settings
+
+log = logging.getLogger("sollold.agent")
+
+_TELL_SECONDS = 3.0
+
+
+class GrantManager:
+    """Grants memory, to any caller, and runs the workers of the grants.
+
+    Args:
+        node: this node's id.
+        calls: to tell a head that its worker died.
+        leader: the term that holds in this node's view of the cluster.
+        llama: the llama.cpp in use, or None while there is none.
+        changed: called after the grants or the devices changed.
+        end_head: ends the ``llama-server`` of a deployment here, if there is one; returns when it is gone.
+        head_process: that ``llama-server``, for what it has allocated.
+        find_model: the model with this digest on this node, or None.
+        connect: another node's files of a model.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        settings: Settings,
+        places: Places,
+        machine: Machine,
+        journal: Journal,
+        calls: PeerCalls,
+        *,
+        leader: Callable[[], Term],
+        llama: Callable[[], Llama | None],
+        changed: Callable[[], None],
+        end_head: Callable[[str, str], Awaitable[None]],
+        head_process: Callable[[str], Process | None],
+        find_model: Callable[[str], Model | None],
+        connect: Connect,
+    ) -> None:
+        self._node = node
+        self._settings = settings
+        self._places = places
+        self._journal = journal
+        self._calls = calls
+        self._leader = leader
+        self._llama = llama
+        self._changed = changed
+        self._end_head = end_head
+        self._head_process = head_process
+        self._ports = Ports(settings.llama.worker_port)
+        cache = TensorCache(places.cache / "tensors", settings.llama.worker_cache_limit)
+        self.fills = CacheFills(cache, calls, find_model, connect)
+        self.workers = OwnWorkers(
+            node, settings.llama, places, journal, self._ports, cache, self.fills, self._worker_exited
+        )
+        self._starting: dict[str, asyncio.Task[Done]] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._checked: set[str] = set()
+        """Deployments whose external workers were found free when they took them."""
+        self._telling: set[asyncio.Task[None]] = set()
+        self._term_file = TermFile(places.state)
+        self.ledger = Ledger(node_limit=settings.node.memory_limit)
+        self.external = ExternalWorkers(
+            settings.llama.rpc_backends,
+            settings.llama.allow_plain_workers,
+            settings.node.device_limits,
+            taken=self._external_taken,
+            changed=self._external_changed,
+        )
+        self.memory = MemoryMonitor(machine, self.external, self._processes, self._apply_measurement)
+        self.external_watch = ExternalWatch(
+            self.external, settings, places, journal, self._ports, llama, self._external_taken
+        )
+
+    async def start(self) -> None:
+        """Read the newest term, end what an earlier run left behind, measure; then grants are given."""
+        self.ledger.term = await asyncio.to_thread(self._term_file.read)
+        await asyncio.to_thread(self._journal.kill_leftovers)
+        await self.workers.clean_up()
+        await self.memory.measure()
+        self._apply(self.ledger.reconciled())
+        self.external_watch.start()
+
+    async def run(self) -> None:
+        """Expire and measure, until cancelled: also when the system has no file or thread left for it.
+
+        Two tasks: a measurement that hangs stops no expiry.
+        """
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._expire())
+            group.create_task(self.memory.run())
+
+    async def _expire(self) -> None:
+        retrying = LogAndRetry("the expiry of grants", log)
+        while True:
+            deadline = self.ledger.next_deadline()
+            wait = MEASURE_SECONDS if deadline is None else min(deadline - time.monotonic(), MEASURE_SECONDS)
+            await asyncio.sleep(max(wait, 0.05))
+            with retrying:
+                self._apply(self.ledger.expire(time.monotonic()))
+
+    async def close(self) -> None:
+        """End every worker."""
+        await self.external_watch.close()
+        for deployment in {grant.deployment for grant in self.ledger.grants()}:
+            self._apply(self.ledger.end(deployment, "the daemon is stopping"))
+        while self._ending:
+            await asyncio.gather(*self._ending.values(), return_exceptions=True)
+        for telling in self._telling:
+            telling.cancel()
+        await asyncio.gather(*self._telling, return_exceptions=True)
+        await self.memory.wait_until_measured()
+
+    def worker_address(self, caller: str, deployment: str, external: str = "") -> tuple[str, int]:
+        """Host and port of a worker of ``deployment``, for its head alone.
+
+        ``external``: the address of one that others started; empty: the one that runs here for it.
+
+        Raises:
+            LookupError: there is none, or ``caller`` is not its head; the sentence says which.
+        """
+        worker = self.workers.get(deployment)
+        granted = {external_address(device) for device in self.ledger.bytes_of(deployment)}
+        there = external in granted and deployment in self._checked if external else worker is not None
+        if not there or not self.ledger.live(deployment):
+            raise LookupError(f"no worker {external or 'runs'} here for deployment {deployment}")
+        if not any(one.head == caller for one in self.ledger.grants() if one.deployment == deployment):
+            raise LookupError(f"{caller} is not the head of deployment {deployment}")
+        if external:
+            return split_address(external)
+        assert worker is not None
+        return LOOPBACK, worker.port
+
+    async def used_by_us_alone(self, deployment: str) -> bool:
+        """Whether no other user of this machine uses the worker of ``deployment``, or has used it.
+
+        If one does, it is ended and started again: `worker_address` knows where. Until then nobody but
+        its head may depend on it.
+        """
+        worker = self.workers.get(deployment)
+        if worker is None or not (stranger := await worker.stranger()):
+            return True
+        log.warning(
+            "the worker of %s is started again: %s", deployment, stranger, extra={"deployment": deployment}
+        )
+        if self.workers.get(deployment) is worker:
+            start = self._starting.get(deployment) or self._in_task(
+                deployment, self._start_worker_again(deployment)
+            )
+            await asyncio.wait({start})
+        return False
+
+    # Commands
+
+    async def reserve(self, caller: str, request: Reserve) -> Reserved:
+        """See `Ledger.reserve`; measured first."""
+        if refusal := self._no_order(caller, request.term):
+            return Reserved(False, refusal)
+        if not await self.memory.refresh():
+            return Reserved(False, NO_MEASURE)
+        reserved, actions = self.ledger.reserve(request, time.monotonic())
+        refusal = await self._apply_before_answer(actions)
+        if refusal:
+            return Reserved(False, refusal)
+        return reserved
+
+    async def commit(self, caller: str, request: Commit) -> Done:
+        """See `Ledger.commit`; done when the worker listens."""
+        if caller != request.head:
+            return Done(False, f"{caller} may not commit for head {request.head}")
+        llama = self._llama()
+        if llama is None:
+            return Done(False, "this node has no llama.cpp yet")
+        if request.build != llama.build:
+            return Done(
+                False,
+                f"this node has llama.cpp {llama.build}, the head {request.build}: builds must match",
+            )
+        done, actions = self.ledger.commit(request, time.monotonic())
+        self._apply(actions)
+        if not done.ok or self._has_workers(request):
+            return done
+        start = self._starting.get(request.deployment)
+        if start is None:
+            start = self._in_task(request.deployment, self._start_workers(request, llama))
+        try:
+            return await asyncio.shield(start)
+        except asyncio.CancelledError:
+            if start.cancelled():
+                return Done(False, f"deployment {request.deployment} was released while its worker started")
+            raise
+
+    async def fill(self, caller: str, request: FillCache) -> Done:
+        """Begin to get ready for a worker of ours what its head will offer it."""
+        deployment = request.deployment
+        if caller != request.head or self.ledger.head_of(deployment) != caller:
+            return Done(False, f"{caller} is not the head of deployment {deployment}")
+        if self.workers.get(deployment) is None or request.digest != self.workers.digest(deployment):
+            return Done(False, f"no worker runs here for deployment {deployment}")
+        if not self._settings.llama.worker_cache:
+            return Done(False, "llama.worker_cache is off on this node")
+        return self.fills.begin(request, sum(self.ledger.bytes_of(deployment).values()))
+
+    async def renew(self, caller: str, request: Renew) -> Done:
+        """See `Ledger.renew`."""
+        if caller != request.head:
+            return Done(False, f"{caller} may not renew for head {request.head}")
+        done, actions = self.ledger.renew(request, time.monotonic())
+        self._apply(actions)
+        if done.ok and request.loaded:
+            worker = self.workers.get(request.deployment)
+            if await self.workers.loaded(request.deployment):
+                self._changed()
+            return replace(done, work=worker.process.work() if worker is not None else 0)
+        return done
+
+    async def release(self, caller: str, request: Release) -> Done:
+        """See `Ledger.release`; done when the worker is dead and the bytes are free."""
+        head = self.ledger.head_of(request.deployment)
+        if head != caller and (refusal := self._no_order(caller, request.term)):
+            # What is not here needs no order to be gone.
+            return Done(not head, refusal if head else "")
+        done, actions = self.ledger.release(request, caller, time.monotonic())
+        refusal = await self._apply_before_answer(actions)
+        if refusal:
+            return Done(False, refusal)
+        ending = self._ending.get(request.deployment)
+        if ending is not None:
+            await asyncio.shield(ending)
+        return done
+
+    async def obey(self, caller: str, term: Term) -> str:
+        """A command of ``caller`` for the head carries ``term``: why it is not obeyed, or empty."""
+        if refusal := self._no_order(caller, term):
+            return refusal
+        reason, actions = self.ledger.see(term)
+        return reason or await self._apply_before_answer(actions)
+
+    def _no_order(self, caller: str, term: Term) -> str:
+        """Why ``caller``, which TLS has proved, gives no orders in ``term``; empty when it may."""
+        if term < self.ledger.term:
+            return ""  # the ledger refuses it, and says so
+        if caller != term.leader:
+            return f"{caller} gives an order in a term of {term.leader or 'nobody'}"
+        highest = max(self.ledger.term, self._leader())
+        if term.counter > highest.counter + TERM_STEP:
+            return f"term {term.counter} does not follow term {highest.counter}: no elections led there"
+        return ""
+
+    # Actions
+
+    async def _apply_before_answer(self, actions: tuple[Action, ...]) -> str:
+        """Do what the ledger wants before a command with a term is answered. What went wrong, or empty.
+
+        The ledger says with `PersistTerm` that the term rose. The next command of that term must wait for
+        the disk as well, and after a write that failed the term is still to be written: so it is the term
+        that is looked at.
+        """
+        self._apply(actions)
+        return await self._term_file.keep(self.ledger.term)
+
+    def _apply(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            if isinstance(action, KillWorker) and action.deployment not in self._ending:
+                task = asyncio.create_task(self._end(action.deployment, action.reason))
+                self._ending[action.deployment] = task
+        if actions:
+            self._changed()
+
+    async def _end(self, deployment: str, reason: str) -> None:
+        log.info("ending %s: %s", deployment, reason, extra={"deployment": deployment})
+        try:
+            await self._end_head(deployment, reason)
+            if (start := self._starting.get(deployment)) is not None:
+                start.cancel()
+                await asyncio.gather(start, return_exceptions=True)
+            await self.workers.stop(deployment)
+            await asyncio.to_thread(prune, self._places.state / "logs", self.ledger.deployments())
+        finally:
+            self._checked.discard(deployment)
+            # What the dead processes held is free now; the next grant measures it.
+            self.memory.invalidate()
+            self._ending.pop(deployment, None)
+            self._apply(self.ledger.ended(deployment))
+
+    def _has_workers(self, request: Commit) -> bool:
+        own = not request.devices or self.workers.get(request.deployment) is not None
+        return own and (request.deployment in self._checked or not self._external_of(request.deployment))
+
+    async def _start_workers(self, request: Commit, llama: Llama) -> Done:
+        """The worker of our own, and a last look at those that others started: from now on they are taken."""
+        deployment = request.deployment
+        if deployment not in self._checked:
+            for address in self._external_of(deployment):
+                if reason := await self.external.check(address):
+                    self._apply(self.ledger.end(deployment, reason))
+                    return Done(False, reason)
+            self._checked.add(deployment)
+        if not request.devices or self.workers.get(deployment) is not None:
+            return Done(True)
+        granted = self.ledger.bytes_of(deployment)
+        size = sum(granted.get(device, 0) for device in request.devices)
+        return await self._worker_done(deployment, self.workers.start(request, llama, size))
+
+    async def _start_worker_again(self, deployment: str) -> Done:
+        return await self._worker_done(deployment, self.workers.start_again(deployment))
+
+    async def _worker_done(self, deployment: str, starting: Awaitable[None]) -> Done:
+        """A worker that does not start ends its deployment here."""
+        try:
+            await starting
+        except WorkerFailed as error:
+            self._apply(self.ledger.end(deployment, str(error)))
+            return Done(False, str(error))
+        return Done(True)
+
+    def _in_task(self, deployment: str, work: Coroutine[Any, Any, Done]) -> asyncio.Task[Done]:
+        """The one task at a time that starts workers of ``deployment``."""
+        start = self._starting[deployment] = asyncio.create_task(work)
+        start.add_done_callback(lambda _: self._starting.pop(deployment, None))
+        return start
+
+    def _worker_exited(self, deployment: str, worker: Worker) -> None:
+        if self.ledger.live(deployment):
+            code = worker.process.exited.result()
+            why = exit_reason(code, worker.process.last_lines())
+            log.warning("the worker of %s exited: %s", deployment, why, extra={"deployment": deployment})
+            head = next(one.head for one in self.ledger.grants() if one.deployment == deployment)
+            lost = Lost(deployment, f"a worker exited: {why}", crashed(code))
+            telling = asyncio.create_task(self._tell(head, lost))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+            self._apply(self.ledger.end(deployment, f"its worker exited: {why}"))
+
+    async def _tell(self, head: str, lost: Lost) -> None:
+        try:
+            await self._calls.call(head, "lost", lost, Done, timeout=_TELL_SECONDS)
+        except PeerError as error:
+            log.info("could not tell the head %s: %s", head, error, extra={"deployment": lost.deployment})
+
+    def _apply_measurement(self, measured: Measured) -> None:
+        self._apply(
+            self.ledger.measured(measured.devices, measured.allocated, measured.reserves, measured.taken)
+        )
+
+    def _external_changed(self) -> None:
+        self.memory.report()
+        self._changed()
+
+    def _external_taken(self) -> frozenset[str]:
+        return frozenset(external_address(grant.device) for grant in self.ledger.grants()) - {""}
+
+    def _external_of(self, deployment: str) -> tuple[str, ...]:
+        """The workers that others started among what a deployment has here."""
+        return tuple(sorted({external_address(device) for device in self.ledger.bytes_of(deployment)} - {""}))
+
+    def _processes(self) -> list[tuple[str, list[Process]]]:
+        found = []
+        for deployment in {grant.deployment for grant in self.ledger.grants()}:
+            worker = self.workers.get(deployment)
+            both = (worker.process if worker else None, self._head_process(deployment))
+            found.append((deployment, [one for one in both if one is not None]))
+        return found

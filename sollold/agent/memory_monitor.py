@@ -1,0 +1,129 @@
+"""Measures what the devices of this node have free, and what each deployment has allocated."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from sollold.engines.external.workers import ExternalWorkers
+from sollold.engines.llamacpp.process import Process
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR, Device
+from sollold.machine.devices import Machine, Measurement
+from sollold.retry import LogAndRetry
+
+log = logging.getLogger("sollold.agent")
+
+MEASURE_SECONDS = 5.0
+_FRESH_SECONDS = 0.3
+"""A measurement not older than this is good enough to grant on."""
+_MEASURE_TIMEOUT = 4.0
+"""A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
+NO_MEASURE = f"the devices of this node can't be measured: no answer within {_MEASURE_TIMEOUT:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement, as `sollold.agent.ledger.Ledger.measured` takes it."""
+
+    devices: tuple[Device, ...]
+    allocated: Mapping[str, Mapping[str, int]]
+    reserves: Mapping[str, int]
+    taken: Mapping[str, int]
+
+
+class MemoryMonitor:
+    """Measures this node's memory, and reports each measurement to the ledger.
+
+    Attributes:
+        others: device → bytes that an Ollama on this machine has loaded.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        external: ExternalWorkers,
+        processes: Callable[[], Sequence[tuple[str, list[Process]]]],
+        measured: Callable[[Measured], None],
+    ) -> None:
+        """``processes``: those of each deployment here. ``measured`` is told of every measurement."""
+        self._machine = machine
+        self._external = external
+        self._processes = processes
+        self._report = measured
+        self._measured_at = float("-inf")
+        self._measured = Measurement((), {})
+        self._allocated: dict[str, dict[str, int]] = {}
+        self._complained = False
+        self._measuring: asyncio.Task[None] | None = None
+        self.others: Callable[[], Mapping[str, int]] = dict
+
+    async def run(self) -> None:
+        """Measure now and then, until cancelled."""
+        retrying = LogAndRetry("the measurement of memory", log)
+        while True:
+            await asyncio.sleep(max(1.0, self._measured_at + MEASURE_SECONDS - time.monotonic()))
+            if time.monotonic() - self._measured_at >= MEASURE_SECONDS - 0.1:
+                with retrying:
+                    await self.measure()
+
+    async def refresh(self) -> bool:
+        """Report a measurement that is fresh enough to grant on; False when there is none, see `measure`."""
+        if time.monotonic() - self._measured_at <= _FRESH_SECONDS:
+            self.report()
+            return True
+        return await self.measure()
+
+    def invalidate(self) -> None:
+        """The last measurement no longer holds: the next grant measures anew."""
+        self._measured_at = float("-inf")
+
+    async def wait_until_measured(self) -> None:
+        """Wait for a measurement that is under way, for a while."""
+        if self._measuring is not None:
+            await asyncio.wait([self._measuring], timeout=_MEASURE_TIMEOUT)
+
+    async def measure(self) -> bool:
+        """Measure the devices now, or share in a measurement that is under way.
+
+        False when it is not done within `_MEASURE_TIMEOUT`: then it goes on by itself.
+        """
+        if self._measuring is None or self._measuring.done():
+            self._measuring = asyncio.create_task(self._measure())
+        try:
+            async with asyncio.timeout(_MEASURE_TIMEOUT):
+                await asyncio.shield(self._measuring)
+        except TimeoutError:
+            if not self._complained:
+                self._complained = True
+                log.warning("%s", NO_MEASURE)
+            return False
+        self._complained = False
+        return True
+
+    async def _measure(self) -> None:
+        processes = dict(self._processes())
+        self._measured, self._allocated = await asyncio.to_thread(self._look, processes)
+        self._measured_at = time.monotonic()
+        self.report()
+
+    def report(self) -> None:
+        """Report the devices as last measured."""
+        devices = (*self._measured.devices, *self._external.devices())
+        # The system counts mapped weights as free, and would evict them while they are being computed with.
+        taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
+        self._report(Measured(devices, self._allocated, self._machine.reserves(), taken))
+
+    def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
+        """The devices, and what each deployment has allocated by now. Blocks."""
+        measurement = self._machine.measure()
+        allocated: dict[str, dict[str, int]] = {}
+        for deployment, running in processes.items():
+            sizes = allocated.setdefault(deployment, {})
+            for process in running:
+                sizes[PROCESSOR] = sizes.get(PROCESSOR, 0) + process.memory()
+                for device, size in measurement.processes.get(process.pid, {}).items():
+                    sizes[device] = sizes.get(device, 0) + size
+        return measurement, allocated

@@ -1,0 +1,104 @@
+"""Devices, grants and endpoints of this node's own record, kept true without telling small changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+from sollold.agent.grants import GrantManager
+from sollold.cluster.gossip.record import Backend, Endpoint
+from sollold.cluster.net.view import View
+from sollold.engines.llamacpp.deployment import Deployment
+from sollold.machine.device import Device
+from sollold.retry import LogAndRetry
+from sollold.settings.schema import MIB
+
+log = logging.getLogger("sollold.agent")
+
+PUBLISH_SECONDS = 0.25
+"""The record changes no more often than this."""
+IDLE_SECONDS = 15.0
+"""How old the idleness in the record may be."""
+_FREE_STEP = 32 * MIB
+
+
+class RecordPublisher:
+    """Writes to the record whenever ``changed`` is set, and in between for the idleness of deployments."""
+
+    def __init__(
+        self, view: View, grants: GrantManager, deployments: Mapping[str, Deployment], changed: asyncio.Event
+    ) -> None:
+        """``deployments``: those whose head this node is, by id, as they are at any time."""
+        self._view = view
+        self._grants = grants
+        self._deployments = deployments
+        self._changed = changed
+        self._idle_at = float("-inf")
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        retrying = LogAndRetry("the publishing of the record", log)
+        while True:
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    await self._changed.wait()
+            except TimeoutError:
+                if not self._deployments:
+                    continue
+            with retrying:
+                self.publish()
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    def note_deployment(self) -> None:
+        """A deployment changed: its state is told at once, since whoever was answered may ask what runs."""
+        told = {one.id: one.state for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA}
+        if told != {one.id: one.state for one in self._deployments.values()}:
+            self.publish()
+        else:
+            self._changed.set()
+
+    def publish(self) -> None:
+        """Publish now."""
+        self._changed.clear()
+        me = self._view.me
+        ours = [one.endpoint() for one in self._deployments.values()]
+        old = [one for one in me.endpoints if one.backend is not Backend.OLLAMA]
+        now = time.monotonic()
+        if now - self._idle_at < IDLE_SECONDS and [_timeless(one) for one in ours] == [
+            _timeless(one) for one in old
+        ]:
+            ours = old
+        else:
+            self._idle_at = now
+        self._view.update_me(
+            devices=_steady(me.devices, self._grants.ledger.devices()),
+            grants=self._grants.ledger.grants(),
+            cached=self._grants.workers.cached,
+            plain=self._grants.external.listed(),
+            endpoints=(*(one for one in me.endpoints if one.backend is Backend.OLLAMA), *ours),
+        )
+
+
+def _timeless(endpoint: Endpoint) -> Endpoint:
+    """Without what only the passing of time changes."""
+    return replace(endpoint, idle=0.0, expires=0.0)
+
+
+def _steady(told: tuple[Device, ...], now: tuple[Device, ...]) -> tuple[Device, ...]:
+    """``now``, but as it was ``told`` where only free memory moved, and only a little: that is no news."""
+    known = {device.id: device for device in told}
+
+    def small(old: Device, new: Device) -> bool:
+        step = max(_FREE_STEP, new.total // 200)
+        return (
+            replace(old, free=new.free, available=new.available) == new
+            and abs(old.free - new.free) < step
+            and abs(old.available - new.available) < step
+        )
+
+    return tuple(
+        old if (old := known.get(device.id)) is not None and small(old, device) else device for device in now
+    )

@@ -1,0 +1,176 @@
+"""Chunks of a chat become Anthropic's events and its whole message. Pure."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
+from sollold.api.engine.encoders import Event
+from sollold.api.engine.stop_sequences import StopSequences
+from sollold.api.http.errors import Dialect, refusal_object
+from sollold.errors import Refusal
+from sollold.serving.request import Routing
+
+
+class MessageEvents:
+    """One message. ``feed`` gives the events for a chunk, ``end`` the last ones; ``result`` is the whole."""
+
+    def __init__(self, model: str, stop_sequences: Sequence[str] = ()) -> None:
+        self._id = "msg_" + secrets.token_hex(12)
+        self._model = model
+        self._stops = StopSequences(stop_sequences)
+        self._blocks: list[dict[str, Any]] = []
+        self._parts: list[str] = []
+        """Of the block that is open: its text, thinking or JSON so far."""
+        self._call = -1
+        self._started = False
+        self._account = Account()
+
+    @property
+    def stopped(self) -> bool:
+        """A stop sequence was met: the engine may be ended."""
+        return self._stops.found is not None
+
+    def start(self, routing: Routing) -> list[Event]:
+        """None: ``message_start`` needs the prompt's length, which the first chunk has."""
+        return []
+
+    def fail(self, refusal: Refusal) -> list[Event]:
+        """The error as an event."""
+        return [refusal_object(Dialect.ANTHROPIC, refusal)]
+
+    def feed(self, raw: bytes) -> list[Event]:
+        """The events for one chunk.
+
+        Raises:
+            Refusal: ENGINE, when the chunk is an error.
+        """
+        chunk = read_chunk(raw)
+        self._account.feed(chunk)
+        events = self._begin()
+        for choice in chunk.choices:
+            said = choice.delta or Delta()
+            if choice.finish_reason:
+                self._account.finish = choice.finish_reason
+            if said.thought:
+                events += self._add("thinking", said.thought)
+            if said.content:
+                text = self._stops.feed(said.content)
+                if text:
+                    events += self._add("text", text)
+            for place, piece in enumerate(said.tool_calls or ()):
+                events += self._tool(piece, place)
+        return events
+
+    def _begin(self) -> list[Event]:
+        if self._started:
+            return []
+        self._started = True
+        message = {**self._head(), "content": [], "stop_reason": None, "stop_sequence": None}
+        return [{"type": "message_start", "message": {**message, "usage": self._usage()}}]
+
+    def _head(self) -> Event:
+        return {"id": self._id, "type": "message", "role": "assistant", "model": self._model}
+
+    def _usage(self) -> dict[str, int]:
+        timings, usage = self._account.timings, self._account.usage
+        prompt = usage.prompt_tokens or timings.prompt_n + timings.cache_n
+        return {
+            "input_tokens": max(0, prompt - timings.cache_n),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": min(prompt, timings.cache_n),
+            "output_tokens": self._account.tokens,
+        }
+
+    def _add(self, kind: str, text: str) -> list[Event]:
+        """More of a block of text or thinking."""
+        events: list[Event] = []
+        if not self._blocks or self._blocks[-1]["type"] != kind or self._call >= 0:
+            first: Event = {"type": kind, kind: ""}
+            if kind == "thinking":
+                first["signature"] = ""
+            events += self._open(first)
+            self._call = -1
+        self._parts.append(text)
+        delta = {"type": f"{kind}_delta", kind: text}
+        events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
+        return events
+
+    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+        """More of a tool call."""
+        events: list[Event] = []
+        index = piece.index if piece.index is not None else place
+        function = piece.function
+        if index != self._call:
+            name = function.name if function is not None else None
+            id_ = piece.id or "toolu_" + secrets.token_hex(12)
+            events += self._open({"type": "tool_use", "id": id_, "name": name or "", "input": {}})
+            self._call = index
+        arguments = function.arguments if function is not None else None
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        if arguments:
+            self._parts.append(arguments)
+            delta = {"type": "input_json_delta", "partial_json": arguments}
+            events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
+        return events
+
+    def _open(self, block: Event) -> list[Event]:
+        events = self._close()
+        self._blocks.append(block)
+        # What is open fills up later; what is shown now stays empty.
+        start = {"type": "content_block_start", "index": len(self._blocks) - 1, "content_block": dict(block)}
+        return [*events, start]
+
+    def _close(self) -> list[Event]:
+        """End the block that is open."""
+        if not self._blocks:
+            return []
+        block, text = self._blocks[-1], "".join(self._parts)
+        self._parts = []
+        if block["type"] == "tool_use":
+            try:
+                block["input"] = msgspec.json.decode(text) if text else {}
+            except msgspec.DecodeError:
+                # Cut off by max_tokens: the streamed pieces show it as it is, a whole message can't.
+                block["input"] = {}
+        else:
+            block[block["type"]] = text
+        index = len(self._blocks) - 1
+        events: list[Event] = []
+        if block["type"] == "thinking":
+            delta = {"type": "signature_delta", "signature": ""}
+            events.append({"type": "content_block_delta", "index": index, "delta": delta})
+        return [*events, {"type": "content_block_stop", "index": index}]
+
+    def _reason(self) -> str:
+        if self._stops.found is not None:
+            return "stop_sequence"
+        words = {"length": "max_tokens", "tool_calls": "tool_use"}
+        return words.get(self._account.finish, "end_turn")
+
+    def end(self) -> list[Event]:
+        """The events that end the message."""
+        events = self._begin()
+        rest = self._stops.end()
+        if rest:
+            events += self._add("text", rest)
+        events += self._close()
+        delta = {"stop_reason": self._reason(), "stop_sequence": self._stops.found}
+        events.append({"type": "message_delta", "delta": delta, "usage": self._usage()})
+        events.append({"type": "message_stop"})
+        return events
+
+    def result(self) -> Event:
+        """The whole message, after `end`."""
+        return {
+            **self._head(),
+            "content": self._blocks,
+            "stop_reason": self._reason(),
+            "stop_sequence": self._stops.found,
+            "usage": self._usage(),
+        }

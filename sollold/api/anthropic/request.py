@@ -1,0 +1,295 @@
+"""What Anthropic's clients send, in llama-server's words. Pure.
+
+llama-server has this API too, but an answer can be resumed after a fault in one form only, so everything
+goes through ``/v1/chat/completions`` and is translated back (`events`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.fields import need
+from sollold.api.engine.messages import image_part, image_url_part
+from sollold.api.engine.modelfile import add_parameters, own_messages
+from sollold.api.engine.prepare import normalize_chat
+from sollold.api.engine.tools import NO_ARGUMENTS, arguments_text
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+
+
+class Thinking(msgspec.Struct):
+    """``thinking``."""
+
+    type: str = "disabled"
+    budget_tokens: int | None = None
+
+
+class ToolChoice(msgspec.Struct):
+    """``tool_choice``."""
+
+    type: str = "auto"
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Turn(msgspec.Struct):
+    """One message."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    """``POST /v1/messages/count_tokens``."""
+
+    model: str = ""
+    messages: list[Turn] | None = None
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+
+
+class Messages(Tokens, kw_only=True):
+    """``POST /v1/messages``."""
+
+    max_tokens: int | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None
+
+
+def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
+    """The body for ``/v1/chat/completions``; always streamed, a whole answer is put together here.
+
+    Stop sequences are not in it: `stop_sequences` finds them, since the caller is told which one it was.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if ask.max_tokens is None or ask.max_tokens < 1:
+        raise Refusal(Fault.BAD_REQUEST, "max_tokens is required: at least 1")
+    body = prompt_body(ask, model)
+    body["max_tokens"] = ask.max_tokens
+    for name in ("temperature", "top_p", "top_k"):
+        value = getattr(ask, name)
+        if value is not None:
+            body[name] = value
+    add_parameters(body, model)
+    wanted = (ask.output_config or {}).get("format") or ask.output_format
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        schema = wanted.get("schema")
+        if not isinstance(schema, dict):
+            raise Refusal(Fault.BAD_REQUEST, "the output's format needs a schema")
+        named = {"name": "answer", "schema": schema, "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": named}
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    # The first event then knows how long the prompt was, which message_start is to say.
+    body["timings_per_token"] = True
+    return body
+
+
+def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
+    """The part of the body that makes the prompt: also for counting its tokens.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if not ask.messages:
+        raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
+    system = (_text_of(ask.system, "system") if ask.system is not None else "") or model.system
+    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages += own_messages(model)
+    for turn in ask.messages:
+        messages += _turn(turn, model)
+    body: dict[str, Any] = {"model": model.name, "messages": messages}
+    _tools(body, ask, model)
+    _thinking(body, ask.thinking, model)
+    return normalize_chat(body)
+
+
+def _text_of(content: str | list[Any], what: str) -> str:
+    if isinstance(content, str):
+        return content
+    texts = []
+    for block in content:
+        text = block.get("text") if isinstance(block, dict) and block.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise Refusal(Fault.BAD_REQUEST, f"{what} is a text or a list of text blocks")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
+    """One message of theirs as ours, one or more: a tool's result is a message of its own, and first."""
+    if turn.role not in ("user", "assistant", "system"):
+        raise Refusal(Fault.BAD_REQUEST, f"unknown role {turn.role[:40]!r}; it is user or assistant")
+    if turn.content is None or isinstance(turn.content, str):
+        return [{"role": turn.role, "content": turn.content or ""}]
+    out: list[dict[str, Any]] = []
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    thoughts: list[str] = []
+    for block in turn.content:
+        kind = block.get("type")
+        if kind == "text" and isinstance(block.get("text"), str):
+            parts.append({"type": "text", "text": block["text"]})
+        elif kind == "image":
+            parts.append(_image(block, model))
+        elif kind == "document":
+            parts.append({"type": "text", "text": _document(block)})
+        elif kind == "tool_use" and turn.role == "assistant":
+            calls.append(_call(block))
+        elif kind == "tool_result" and turn.role == "user":
+            out.append(_result(block, model))
+        elif kind == "thinking" and isinstance(block.get("thinking"), str):
+            thoughts.append(block["thinking"])
+        elif kind == "search_result":
+            parts.append({"type": "text", "text": _search_result(block)})
+        elif kind in _ELSEWHERE or (isinstance(kind, str) and kind.endswith("_tool_result")):
+            continue
+        else:
+            raise Refusal(Fault.BAD_REQUEST, f"unsupported content block of type {str(kind)[:40]!r}")
+    if parts or calls or thoughts or not out:
+        message: dict[str, Any] = {"role": turn.role, "content": _plain(parts)}
+        if calls:
+            message["tool_calls"] = calls
+        if thoughts:
+            message["reasoning_content"] = "".join(thoughts)
+        out.append(message)
+    return out
+
+
+_ELSEWHERE = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "compaction")
+"""Blocks that only Anthropic can read, or that tell of what ran there."""
+
+
+def _search_result(block: dict[str, Any]) -> str:
+    texts = [str(block.get(name)) for name in ("title", "source") if block.get(name)]
+    content = block.get("content")
+    return "\n".join([*texts, _text_of(content if isinstance(content, list) else [], "a search_result")])
+
+
+def _plain(parts: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """Text alone as a text: every template knows that."""
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    return parts
+
+
+def _image(block: dict[str, Any], model: Model) -> dict[str, Any]:
+    need(model, "vision", "images")
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "base64" and isinstance(source.get("data"), str):
+        return image_part(source["data"])
+    if isinstance(source, dict) and source.get("type") == "url" and isinstance(source.get("url"), str):
+        return image_url_part(source["url"])
+    raise Refusal(Fault.BAD_REQUEST, "an image needs a source of type base64 or url")
+
+
+def _document(block: dict[str, Any]) -> str:
+    source = block.get("source")
+    text = source.get("data") if isinstance(source, dict) and source.get("type") == "text" else None
+    if isinstance(text, str):
+        return text
+    content = source.get("content") if isinstance(source, dict) else None
+    if isinstance(content, (str, list)):
+        return _text_of(content, "a document's content")
+    raise Refusal(Fault.BAD_REQUEST, "only plain-text documents are supported")
+
+
+def _call(block: dict[str, Any]) -> dict[str, Any]:
+    name, id_ = block.get("name"), block.get("id")
+    if not isinstance(name, str) or not isinstance(id_, str):
+        raise Refusal(Fault.BAD_REQUEST, "a tool_use block needs an id and a name")
+    arguments = arguments_text(block.get("input"))
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
+    id_ = block.get("tool_use_id")
+    if not isinstance(id_, str):
+        raise Refusal(Fault.BAD_REQUEST, "a tool_result block needs a tool_use_id")
+    content = block.get("content") or ""
+    if isinstance(content, list):
+        content = _plain([_result_part(one, model) for one in content])
+    elif not isinstance(content, str):
+        raise Refusal(Fault.BAD_REQUEST, "a tool_result's content is a text or a list of blocks")
+    return {"role": "tool", "tool_call_id": id_, "content": content}
+
+
+def _result_part(block: Any, model: Model) -> dict[str, Any]:
+    """One block of what a tool gave; of tools found by a search (``tool_reference``) the names."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind == "image":
+        return _image(block, model)
+    if kind == "document":
+        return {"type": "text", "text": _document(block)}
+    if kind == "search_result":
+        return {"type": "text", "text": _search_result(block)}
+    if kind == "tool_reference":
+        return {"type": "text", "text": str(block.get("tool_name") or "")}
+    return {"type": "text", "text": _text_of([block], "a tool_result's content")}
+
+
+def _tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
+    choice = ask.tool_choice or ToolChoice()
+    if not ask.tools:
+        return
+    need(model, "tools", "tools")
+    tools: list[dict[str, Any]] = []
+    for tool in ask.tools:
+        name, schema = tool.get("name"), tool.get("input_schema")
+        if schema is None and tool.get("type") in (None, "custom"):
+            schema = NO_ARGUMENTS
+        if not isinstance(name, str) or not isinstance(schema, (dict, bool)):
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"tool {str(name)[:60]!r} has no input_schema; Anthropic's server tools are not supported",
+            )
+        function = {"name": name, "description": str(tool.get("description") or ""), "parameters": schema}
+        tools.append({"type": "function", "function": function})
+    if choice.type == "tool":
+        tools = [tool for tool in tools if tool["function"]["name"] == choice.name]
+        if not tools:
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"tool_choice names {str(choice.name)[:60]!r}, which is not among the tools",
+            )
+    words = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+    if choice.type not in words:
+        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type is auto, any, tool or none")
+    body["tools"] = tools
+    body["tool_choice"] = words[choice.type]
+    if choice.disable_parallel_tool_use is not None:
+        body["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+
+
+def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:
+    """Off unless asked for, as Anthropic has it; a model that can't think answers without.
+
+    Programs made for Anthropic's models (Claude Code) ask for it always, whatever the model is called.
+    Ollama answers them too.
+    """
+    kind = thinking.type if thinking is not None else "disabled"
+    if kind not in ("enabled", "adaptive", "disabled"):
+        raise Refusal(Fault.BAD_REQUEST, "thinking.type is enabled, adaptive or disabled")
+    if kind == "disabled":
+        if "thinking" in model.capabilities:
+            body["reasoning_effort"] = "none"
+        return
+    if "thinking" not in model.capabilities:
+        return
+    body["chat_template_kwargs"] = {"enable_thinking": True}
+    if thinking is not None and thinking.budget_tokens is not None and kind == "enabled":
+        body["reasoning_budget_tokens"] = max(0, thinking.budget_tokens)

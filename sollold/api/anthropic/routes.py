@@ -1,0 +1,130 @@
+"""Anthropic's dialect: ``/v1/messages``."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.anthropic.events import MessageEvents
+from sollold.api.anthropic.request import Messages, Tokens, messages_body, prompt_body
+from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body
+from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
+from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.modelfile import bare
+from sollold.api.engine.prepare import Prepared, prepare_chat
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.errors import Dialect
+from sollold.api.http.response import Reply, ResponseContext
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+from sollold.serving.request import Call
+
+
+class AnthropicRoutes:
+    """The handlers of Anthropic's dialect."""
+
+    def __init__(self, services: AppServices, context: ResponseContext) -> None:
+        self._services = services
+        self._context = context
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        route = partial(Route, dialect=Dialect.ANTHROPIC, inference=True)
+        sse = ("application/json", "text/event-stream")
+        count = "/v1/messages/count_tokens"
+        return [
+            route("POST", "/v1/messages", self.messages, "Chat completion", Messages, produces=sse),
+            route("POST", count, self.count_tokens, "Count the tokens of a prompt", Tokens),
+        ]
+
+    async def messages(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/messages``."""
+        body = await read_object(request)
+        asked = as_type(body, Messages)
+        listed = await self._services.library.find(require_model(asked.model))
+        can_answer(listed.model, "messages")
+        engine = messages_body(asked, listed.model)
+        own = messages_body(asked, bare(listed.model))
+        native = ollama_body({key: value for key, value in own.items() if key not in _LLAMA_ONLY})
+        prepared = Prepared()
+
+        def llama() -> Call:
+            nonlocal prepared
+            prepared = prepare_chat(engine)
+            return Call(path, engine)
+
+        native["model"] = asked.model
+        path = "/v1/chat/completions"
+        calls = calls_for(listed.model, llama=llama, ollama=Call(path, native), what="/v1/messages")
+        caller = caller_of(request, asked.priority, asked.timeout)
+        prefix = prefix_of(body.get("messages"))
+        ask = build_ask(
+            caller, asked.model, listed, calls, stream=True, keep_alive=asked.keep_alive, prefix=prefix
+        )
+
+        def encoder() -> EventEncoder:
+            events = MessageEvents(asked.model, asked.stop_sequences or ())
+            return EventEncoder(events, Dialect.ANTHROPIC)
+
+        gather = None if asked.stream else encoder
+        return await Reply(
+            request, self._context, ask, encoder(), gather=gather, warnings=prepared.warnings
+        ).run()
+
+    async def count_tokens(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/messages/count_tokens``: the model's own tokenizer counts, so it is loaded."""
+        body = await read_object(request)
+        asked = as_type(body, Tokens)
+        listed = await self._services.library.find(require_model(asked.model))
+        path = "/v1/chat/completions"
+        # An Ollama counts when it answers.
+        own = ollama_body({**prompt_body(asked, bare(listed.model)), "model": asked.model, "max_tokens": 1})
+        native = Call(path, {key: value for key, value in own.items() if key not in _LLAMA_ONLY})
+        calls = calls_for(
+            listed.model,
+            llama=lambda: Call(f"{path}/input_tokens", _counted_body(asked, listed.model)),
+            ollama=native if listed.model.only_ollama else None,
+            what="counting tokens",
+        )
+        caller = caller_of(request, body.get("priority"), body.get("timeout"))
+        ask = build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
+        return await Reply(request, self._context, ask, _CountEncoder(_counted)).run()
+
+
+_LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
+
+
+def _counted_body(asked: Tokens, model: Model) -> dict[str, Any]:
+    body = engine_body(prompt_body(asked, model))
+    prepare_chat(body)
+    return body
+
+
+class _CountEncoder(PassThroughEncoder):
+    dialect = Dialect.ANTHROPIC
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int | None = None
+    usage: _Usage | None = None
+
+
+def _counted(raw: bytes) -> bytes:
+    try:
+        count = msgspec.json.decode(raw, type=_Count)
+        if count.input_tokens is None and count.usage is None:
+            raise msgspec.ValidationError("no count")
+        tokens = count.usage.prompt_tokens if count.usage is not None else count.input_tokens
+        return msgspec.json.encode({"input_tokens": tokens})
+    except msgspec.MsgspecError:
+        raise Refusal(Fault.ENGINE, "the engine's token count is unreadable") from None

@@ -1,0 +1,1 @@
+"""Routes of the cluster itself: state, placement, batches, metrics, the OpenAPI description."""

@@ -1,0 +1,155 @@
+"""``/api/cluster/admit``, ``door``, ``rotate`` …: who may join and who belongs to the cluster.
+
+Orders need all there is to have: programs of this machine, members, and keys with the scope ``admin``. Codes
+of invitations never leave this machine: the API is not encrypted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.access import client_of
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.response import json_response
+from sollold.api.http.route import Route
+from sollold.cluster.admission.keyring import MAX_MEMBERS, NodeId
+from sollold.control.admission import AdmissionService
+from sollold.control.secret_change import Rolled
+
+
+class AdmitBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/admit``. ``machine``: the name, id or code of a machine that waits."""
+
+    machine: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class DoorBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/door``. ``seconds``: how long whoever asks is let in; 0 ends that."""
+
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)]
+
+
+class EvictBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/evict``. ``machine``: the name or id of a member."""
+
+    machine: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class SecureBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/secure``. ``nodes``: ids of those that get the secret."""
+
+    nodes: Annotated[list[NodeId], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
+class JoinBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/join``. ``code``: of an invitation; ``seed``: ``host[:port]`` of who invites."""
+
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    seed: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
+class AdmissionRoutes:
+    """The handlers."""
+
+    def __init__(self, admission: AdmissionService) -> None:
+        self._admission = admission
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        return [
+            Route("POST", "/api/cluster/admit", self.admit, "Admit a waiting machine", AdmitBody),
+            Route("POST", "/api/cluster/door", self.door, "Admit new machines for a while", DoorBody),
+            Route(
+                "GET",
+                "/api/cluster/members",
+                self.members,
+                "Machines that belong to the cluster: here, away or evicted",
+            ),
+            Route(
+                "GET",
+                "/api/cluster/ca",
+                self.authority,
+                'The authority of the certificates that nodes have by `http.tls = "cluster"`, in PEM',
+            ),
+            Route("POST", "/api/cluster/rotate", self.rotate, "Give all members a new secret"),
+            Route(
+                "POST",
+                "/api/cluster/evict",
+                self.evict,
+                "Evict a member, and give the others a new secret",
+                EvictBody,
+            ),
+            Route("POST", "/api/cluster/secure", self.secure, "Give an open cluster a secret", SecureBody),
+            Route(
+                "POST",
+                "/api/cluster/invite",
+                self.invite,
+                "A code with which one machine may join at this node (from this machine only)",
+            ),
+            Route(
+                "POST",
+                "/api/cluster/join",
+                self.join,
+                "Join a cluster by the code of an invitation (from this machine only)",
+                JoinBody,
+            ),
+        ]
+
+    async def admit(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/admit``."""
+        body = as_type(await read_object(request), AdmitBody)
+        admitted = await self._admission.admit(body.machine)
+        return json_response(msgspec.to_builtins(admitted))
+
+    async def door(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/door``."""
+        body = as_type(await read_object(request), DoorBody)
+        return json_response({"nodes": await self._admission.open_door(body.seconds)})
+
+    async def members(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/members``."""
+        return json_response({"members": self._admission.secret.members()})
+
+    async def authority(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/ca``."""
+        return web.Response(text=self._admission.authority(), content_type="application/x-pem-file")
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/rotate``."""
+        return _rolled(await self._admission.secret.rotate())
+
+    async def evict(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/evict``."""
+        body = as_type(await read_object(request), EvictBody)
+        member, rolled = await self._admission.secret.evict(body.machine)
+        return _rolled(rolled, node=member.node, name=member.name)
+
+    async def secure(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/secure``."""
+        body = as_type(await read_object(request), SecureBody)
+        return _rolled(await self._admission.secret.secure(body.nodes))
+
+    async def invite(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/invite``."""
+        self._check_local(request)
+        return json_response(msgspec.to_builtins(self._admission.invite()))
+
+    async def join(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/join``."""
+        self._check_local(request)
+        body = as_type(await read_object(request), JoinBody)
+        return json_response({"name": await self._admission.join(body.code, body.seed)})
+
+    def _check_local(self, request: web.Request) -> None:
+        """Raises for callers on other machines: whoever listens would have the code."""
+        if not client_of(request).local:
+            raise web.HTTPForbidden(text="invitation codes can only be made and used on the machine itself")
+
+
+def _rolled(rolled: Rolled, **more: str) -> web.Response:
+    """What a change of the secret did."""
+    names = {key: [one.name for one in getattr(rolled, key)] for key in ("done", "away", "unsure")}
+    return json_response({**more, "generation": rolled.generation, **names})

@@ -1,0 +1,184 @@
+"""``/api/batch``: up to ten thousand texts embedded at the lowest priority. Jobs live on the node asked."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.engine.calls import build_ask
+from sollold.api.engine.embeddings import Embedder, shortened
+from sollold.api.engine.fields import no_reranker, require_model
+from sollold.api.http.access import Client, client_of
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.caller import caller_of
+from sollold.api.http.response import json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.control.keys import Scope
+from sollold.errors import Fault, Refusal
+from sollold.serving.batch import Batches, Job, no_batch
+from sollold.serving.request import Call
+from sollold.units import timestamp_text
+
+BATCH_PRIORITY = 1
+"""Of a batch that names none."""
+
+PAGE = 1000
+"""Vectors in one answer of results, at most."""
+
+
+class BatchBody(msgspec.Struct, kw_only=True):
+    """``POST /api/batch/embed``."""
+
+    model: str = ""
+    input: list[str] | None = None
+    documents: list[str] | None = None
+    dimensions: int | None = None
+    truncate: bool | None = None
+    keep_alive: float | str | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+
+
+def job_object(job: Job) -> dict[str, Any]:
+    """A job as JSON."""
+    return {
+        "job_id": job.id,
+        "model": job.model,
+        "status": str(job.progress),
+        "total": job.total,
+        "completed": job.done - len(job.errors),
+        "failed": len(job.errors),
+        "progress": round(job.done / job.total, 4),
+        "created_at": timestamp_text(job.created),
+        "ended_at": timestamp_text(job.ended) if job.ended else None,
+        "waiting": job.waiting,
+    }
+
+
+class BatchRoutes:
+    """The handlers of ``/api/batch``."""
+
+    def __init__(self, services: AppServices, batches: Batches) -> None:
+        self._services = services
+        self._batches = batches
+        self._embedder = Embedder(services.service)
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        one = "/api/batch/jobs/{id}"
+        return [
+            Route(
+                "POST",
+                "/api/batch/embed",
+                self.embed,
+                "Embed up to 10,000 texts in the background",
+                BatchBody,
+                statuses=(202,),
+                inference=True,
+            ),
+            Route("GET", "/api/batch/jobs", self.jobs, "The batches of this node"),
+            Route("GET", one, self.job, "Progress of a batch"),
+            Route("DELETE", one, self.cancel, "Cancel a batch"),
+            Route(
+                "GET",
+                "/api/batch/results/{id}",
+                self.results,
+                "A batch's vectors, in pages",
+                query=(("offset", "the first text"), ("limit", f"vectors per page, at most {PAGE}")),
+            ),
+        ]
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """``POST /api/batch/embed``."""
+        body = as_type(await read_object(request), BatchBody)
+        urgency = body.priority if body.priority is not None else BATCH_PRIORITY
+        caller = caller_of(request, urgency, body.timeout)
+        listed = await self._services.library.find(require_model(body.model))
+        texts = body.input if body.input is not None else body.documents
+        if not texts:
+            raise Refusal(Fault.BAD_REQUEST, "input is required: a list of texts")
+        if any(not text for text in texts):
+            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+        if body.dimensions is not None and body.dimensions < 1:
+            raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+        no_reranker(listed.model)
+        model, dimensions, truncate = listed.model, body.dimensions, body.truncate is not False
+        ask = build_ask(caller, model.name, listed, {}, keep_alive=body.keep_alive, embedding=True)
+        # The deadline is the whole job's, and its requests come over a long time: each looks the model up.
+        ask = replace(ask, deadline=0.0, resolved=None)
+        numbers = itertools.count()
+
+        async def embed(piece: Sequence[str]) -> list[list[float]]:
+            own = replace(ask, id=f"{ask.id}-{next(numbers)}")
+            native = {"model": model.name, "input": list(piece), "truncate": truncate}
+            found = await self._embedder.embed(
+                own, model, piece, Call("/api/embed", native), truncate=truncate
+            )
+            vectors = found.vectors if found.native is None else found.native.get("embeddings", [])
+            return [shortened(vector, dimensions) for vector in vectors]
+
+        job = self._batches.submit(model.name, texts, embed, caller.client, caller.deadline)
+        response = json_response(job_object(job), {"Location": f"/api/batch/jobs/{job.id}"})
+        response.set_status(202)
+        return response
+
+    async def jobs(self, request: web.Request) -> web.Response:
+        """``GET /api/batch/jobs``."""
+        client = client_of(request)
+        shown = [job for job in self._batches.jobs() if _may_see(client, job)]
+        return json_response({"jobs": [job_object(job) for job in shown]})
+
+    async def job(self, request: web.Request) -> web.Response:
+        """``GET /api/batch/jobs/{id}``."""
+        return json_response(job_object(self._job(request)))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """``DELETE /api/batch/jobs/{id}``."""
+        return json_response(job_object(await self._batches.cancel(self._job(request).id)))
+
+    async def results(self, request: web.Request) -> web.Response:
+        """``GET /api/batch/results/{id}``: what is there already; null where it is not."""
+        job = self._job(request)
+        offset = _number(request, "offset", 0, job.total)
+        limit = _number(request, "limit", PAGE, PAGE)
+        page = job.vectors[offset : offset + limit]
+        end = offset + len(page)
+        value = {
+            **job_object(job),
+            "offset": offset,
+            "embeddings": [None if vector is None else list(vector) for vector in page],
+            "errors": {str(place): text for place, text in job.errors.items() if offset <= place < end},
+            "next_offset": end if end < job.total else None,
+        }
+        return json_response(value)
+
+    def _job(self, request: web.Request) -> Job:
+        """The job that a request names, for its owner and for administrators.
+
+        Raises:
+            Refusal: NOT_FOUND, also when it is somebody else's.
+        """
+        id_ = request.match_info["id"]
+        job = self._batches.job(id_)
+        if not _may_see(client_of(request), job):
+            raise no_batch(id_)
+        return job
+
+
+def _may_see(client: Client, job: Job) -> bool:
+    return client.scope is Scope.ADMIN or client.identity == job.client
+
+
+def _number(request: web.Request, name: str, default: int, most: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a number from 0")
+    return min(int(text), most)

@@ -1,0 +1,39 @@
+"""``/openapi.json``, made when somebody first asks for it: it takes half a second and some MB of schemas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.response import JSON
+from sollold.api.http.route import Route
+
+
+class DescriptionRoute:
+    """``rows`` may grow until the first request."""
+
+    def __init__(self, rows: Sequence[Route]) -> None:
+        self._rows = rows
+        self._text = b""
+        self._once = asyncio.Lock()
+
+    def route(self) -> Route:
+        """The row of the table."""
+        return Route("GET", "/openapi.json", self.show, "This description")
+
+    async def show(self, request: web.Request) -> web.Response:
+        """``/openapi.json``."""
+        async with self._once:
+            self._text = self._text or await asyncio.to_thread(_made, self._rows)
+        return web.Response(body=self._text, headers={"Content-Type": JSON})
+
+
+def _made(rows: Sequence[Route]) -> bytes:
+    from sollold.api.cluster.openapi import (
+        describe,  # seldom needed, and a daemon that is idle is to be small
+    )
+
+    return msgspec.json.encode(describe(rows))

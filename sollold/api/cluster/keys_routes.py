@@ -1,0 +1,115 @@
+"""``/api/cluster/keys``: API keys; ``/api/cluster/pass``: how this machine's programs reach other members."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.access import ACCESS, client_of
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.response import json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.control.keys import Key, Keys, Scope
+from sollold.control.member_pass import PASS_SECONDS
+from sollold.errors import Fault, Refusal
+from sollold.units import parse_seconds, timestamp_text
+
+_LONGEST = 100 * 366 * 86400.0
+"""Seconds for which a key may be valid."""
+
+
+class NewKeyBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/keys``. ``expires``: seconds from now, or a duration (``12h``, ``30d``)."""
+
+    name: str = ""
+    scope: Scope = Scope.INFER
+    expires: float | str | None = None
+
+    def seconds(self) -> float:
+        """How long it is valid; 0.0: without end.
+
+        Raises:
+            Refusal: BAD_REQUEST.
+        """
+        if self.expires is None:
+            return 0.0
+        try:
+            seconds = parse_seconds(str(self.expires))
+        except ValueError as error:
+            raise Refusal(Fault.BAD_REQUEST, f"invalid expires: {error}") from None
+        if not 0 < seconds <= _LONGEST:
+            raise Refusal(Fault.BAD_REQUEST, "invalid expires: it must be from now to 100 years on")
+        return seconds
+
+
+class KeyBody(msgspec.Struct, kw_only=True):
+    """``DELETE /api/cluster/keys``. ``name``: the key's name or id."""
+
+    name: str = ""
+
+
+class KeyRoutes:
+    """The handlers."""
+
+    def __init__(self, services: AppServices) -> None:
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        path = "/api/cluster/keys"
+        return [
+            Route("GET", path, self.listed, "The API keys, without their secrets"),
+            Route("POST", path, self.create, "Create an API key; its secret is told this once", NewKeyBody),
+            Route("DELETE", path, self.revoke, "Revoke an API key", KeyBody),
+            Route("POST", "/api/cluster/pass", self.issue, "A pass of this member, for its own programs"),
+        ]
+
+    async def listed(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/keys``."""
+        shown = [key_object(key) for key in self._keys.all()]
+        return json_response({"open": request.app[ACCESS].open, "keys": shown})
+
+    async def create(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/keys``."""
+        body = as_type(await read_object(request), NewKeyBody)
+        key, secret = await self._keys.create(body.name, body.scope, body.seconds())
+        return json_response({"key": secret, **key_object(key)})
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        """``DELETE /api/cluster/keys``."""
+        body = as_type(await read_object(request), KeyBody)
+        return json_response(key_object(await self._keys.revoke(body.name)))
+
+    async def issue(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/pass``: for programs of this machine alone, whatever key another one shows."""
+        passes = self._services.passes
+        if passes is None:
+            raise Refusal(Fault.ENGINE, "this node gives no passes", status=501)
+        if not client_of(request).local:
+            raise Refusal(Fault.BAD_REQUEST, "a pass is given to programs of this machine only", status=403)
+        return json_response({"pass": passes.issue(), "seconds": PASS_SECONDS})
+
+    @property
+    def _keys(self) -> Keys:
+        if self._services.keys is None:
+            raise Refusal(Fault.ENGINE, "this node keeps no API keys", status=501)
+        return self._services.keys
+
+
+def key_object(key: Key) -> dict[str, Any]:
+    """As JSON; times as text, null where there is none."""
+
+    def when(seconds: float) -> str | None:
+        return timestamp_text(seconds) if seconds else None
+
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scope": str(key.scope),
+        "created": when(key.created),
+        "expires": when(key.expires),
+        "revoked": when(key.revoked),
+    }

@@ -1,0 +1,308 @@
+"""What ``/metrics`` tells: requests through this node, loads, what its own record says, who is missing.
+
+Names follow Prometheus' conventions (base units, ``_total`` for counters) and, where there is one, the name
+that vLLM's boards use after their prefix. Not read before somebody asks for it: with what it needs of
+prometheus_client it takes 2 MB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from prometheus_client import generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from sollold import __version__
+from sollold.api.cluster.answers import Answers
+from sollold.api.cluster.engine_families import EngineFamilies
+from sollold.api.cluster.views import shown
+from sollold.api.http.request_log import KeyUsage
+from sollold.cluster.gossip.record import State
+from sollold.control import activity
+from sollold.control.cluster import ClusterService
+from sollold.control.engine_metrics import EngineText
+from sollold.control.monitor import Monitor
+
+
+class _Node(Collector):
+    """The node's record, its neighbours and its devices, read when asked."""
+
+    def __init__(
+        self, cluster: ClusterService, monitor: Monitor, dropped: Callable[[], dict[str, int]]
+    ) -> None:
+        self._cluster = cluster
+        self._monitor = monitor
+        self._dropped = dropped
+
+    def collect(self) -> Iterator[Metric]:
+        """What is so at present."""
+        yield from self._cluster_metrics()
+        yield from self._devices()
+        yield from self._endpoints()
+        yield from self._links()
+
+    def _cluster_metrics(self) -> Iterator[Metric]:
+        me, live, offline = self._cluster.me, self._cluster.live(), self._monitor.offline()
+        yield InfoMetricFamily(
+            "sollold_build",
+            "Versions of this node",
+            value={"version": __version__, "llama_cpp": me.build, "node": me.name},
+        )
+        yield _gauge("sollold_tasks", "Tasks of the daemon's event loop", len(asyncio.all_tasks()))
+        yield _gauge("sollold_nodes", "Live nodes of the cluster", len(live))
+        lost = sum(not one.stopped for one in offline)
+        yield _gauge("sollold_nodes_missing", "Nodes that stopped responding without leaving", lost)
+        missing = GaugeMetricFamily(
+            "sollold_node_offline_timestamp_seconds",
+            "When a node that is offline was last seen, until it returns or is removed",
+            labels=["name", "reason"],
+        )
+        for one in offline:
+            missing.add_metric([one.record.name, "stopped" if one.stopped else "lost"], one.since)
+        yield missing
+        leader = self._cluster.leader()
+        yield _gauge("sollold_leader", "Whether this node leads", 1 if leader.leader == me.node else 0)
+        yield _gauge("sollold_term", "The term of the leader", leader.counter)
+        yield _gauge("sollold_draining", "Whether this node drains", 1 if me.draining else 0)
+        requests = self._monitor.activity
+        yield _gauge(
+            "sollold_requests_in_progress", "Requests that came through this node", requests.active()
+        )
+        events = CounterMetricFamily("sollold_events", "Events seen by this node", labels=["kind"])
+        for kind, count in sorted(self._monitor.events.counts.items()):
+            events.add_metric([str(kind)], count)
+        yield events
+        dropped = CounterMetricFamily(
+            "sollold_gossip_dropped", "Packets and messages of other nodes rejected", labels=["reason"]
+        )
+        for reason, count in self._dropped().items():
+            dropped.add_metric([reason], count)
+        yield dropped
+
+    def _devices(self) -> Iterator[Metric]:
+        texts = {
+            "limit": "Most that grants may take of a device",
+            "granted": "Reserved for models",
+            "available": "What one more grant could get",
+            "free": "Free on the device, whoever uses the rest",
+        }
+        families = {
+            name: GaugeMetricFamily(f"sollold_device_memory_{name}_bytes", text, labels=["device", "kind"])
+            for name, text in texts.items()
+        }
+        for device in self._cluster.me.devices:
+            for name, family in families.items():
+                family.add_metric([device.id, str(device.kind)], getattr(device, name))
+        yield from families.values()
+        busy = GaugeMetricFamily(
+            "sollold_gpu_utilization_ratio", "Share of time in which the GPU computed", labels=["device"]
+        )
+        heat = GaugeMetricFamily("sollold_gpu_temperature_celsius", "Of the GPU", labels=["device"])
+        power = GaugeMetricFamily("sollold_gpu_power_watts", "Drawn by the GPU", labels=["device"])
+        for gpu in self._monitor.gpu_loads:
+            for family, value in ((busy, gpu.utilization), (heat, gpu.temperature), (power, gpu.power)):
+                if value == value:
+                    family.add_metric([gpu.device], value)
+        yield from (busy, heat, power)
+
+    def _endpoints(self) -> Iterator[Metric]:
+        names = ["deployment", "model", "backend"]
+        ready = GaugeMetricFamily("sollold_endpoint_ready", "Whether the endpoint answers", labels=names)
+        failed = GaugeMetricFamily("sollold_endpoint_failed", "Whether it has failed", labels=names)
+        active = GaugeMetricFamily("sollold_endpoint_active", "Requests running in the engine", labels=names)
+        waiting = GaugeMetricFamily("sollold_endpoint_waiting", "Requests queued", labels=names)
+        slots = GaugeMetricFamily("sollold_endpoint_slots", "Requests that it runs at a time", labels=names)
+        speed = GaugeMetricFamily(
+            "sollold_endpoint_tokens_per_second", "Tokens per second of a single stream", labels=names
+        )
+        size = GaugeMetricFamily("sollold_endpoint_bytes", "Memory over all nodes", labels=names)
+        drafted = CounterMetricFamily("sollold_endpoint_drafted_tokens", "Tokens drafted", labels=names)
+        accepted = CounterMetricFamily(
+            "sollold_endpoint_accepted_tokens", "Tokens drafted and accepted", labels=names
+        )
+        for endpoint in self._cluster.me.endpoints:
+            if not shown(endpoint):
+                continue
+            labels = [endpoint.id, endpoint.model, str(endpoint.backend)]
+            ready.add_metric(labels, 1 if endpoint.state is State.READY else 0)
+            failed.add_metric(labels, 1 if endpoint.state is State.FAILED else 0)
+            active.add_metric(labels, endpoint.active)
+            waiting.add_metric(labels, endpoint.waiting)
+            slots.add_metric(labels, endpoint.slots)
+            speed.add_metric(labels, endpoint.speed)
+            size.add_metric(labels, endpoint.bytes)
+            if endpoint.drafts.by:
+                drafted.add_metric(labels, endpoint.drafts.drafted)
+                accepted.add_metric(labels, endpoint.drafts.accepted)
+        yield from (ready, failed, active, waiting, slots, speed, size, drafted, accepted)
+
+    def _links(self) -> Iterator[Metric]:
+        names = {record.node: record.name for record in self._cluster.live()}
+        trip = GaugeMetricFamily(
+            "sollold_link_round_trip_seconds", "To another node, as measured last", labels=["peer"]
+        )
+        rate = GaugeMetricFamily("sollold_link_bytes_per_second", "Measured last", labels=["peer"])
+        for node, seconds, speed in self._cluster.me.links:
+            trip.add_metric([names.get(node, node)], seconds)
+            rate.add_metric([names.get(node, node)], speed)
+        yield from (trip, rate)
+
+
+class _Requests(Collector):
+    """What requests and loads have done since the start. Read in a thread, while they go on."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterator[Metric]:
+        """Counters and histograms, by route and model."""
+        yield from self._by_route()
+        yield from self._loads()
+        done = self._monitor.activity
+        yield _counter("sollold_recoveries", "Times that an answer was resumed after a fault", done.resumed)
+        gap = HistogramMetricFamily(
+            "sollold_recovery_gap_seconds", "Without a token while an answer was resumed"
+        )
+        gap.add_metric([], done.gap.cumulative(), done.gap.sum)
+        yield gap
+
+    def _by_route(self) -> Iterator[Metric]:
+        names = ["route", "model"]
+        requests = CounterMetricFamily(
+            "sollold_requests", "Requests to models that have ended", labels=[*names, "outcome"]
+        )
+        prompt = CounterMetricFamily("sollold_prompt_tokens", "Tokens of prompts", labels=names)
+        generated = CounterMetricFamily("sollold_generation_tokens", "Tokens generated", labels=names)
+        texts = {
+            "first_token": ("sollold_time_to_first_token_seconds", "From the request to the first token"),
+            "inter_token": ("sollold_inter_token_latency_seconds", "Between two tokens of an answer"),
+            "queue": ("sollold_request_queue_time_seconds", "Time in the engine's queue"),
+            "load": ("sollold_request_load_time_seconds", "Waiting for the model to load"),
+            "duration": (
+                "sollold_e2e_request_latency_seconds",
+                "Seconds from a request to the end of its response",
+            ),
+        }
+        families = {
+            key: HistogramMetricFamily(name, text, labels=names) for key, (name, text) in texts.items()
+        }
+        # Copies: others are added meanwhile.
+        for (route, model), stats in self._monitor.activity.stats.copy().items():
+            labels = [route, model]
+            for outcome, count in stats.outcomes.copy().items():
+                requests.add_metric([*labels, outcome], count)
+            prompt.add_metric(labels, stats.prompt_tokens)
+            generated.add_metric(labels, stats.generated_tokens)
+            for key, family in families.items():
+                histogram: activity.Histogram = getattr(stats, key)
+                family.add_metric(labels, histogram.cumulative(), histogram.sum)
+        yield from (requests, prompt, generated, *families.values())
+
+    def _loads(self) -> Iterator[Metric]:
+        loads = CounterMetricFamily(
+            "sollold_model_loads", "Loads by this node that ended", labels=["model", "result"]
+        )
+        seconds = HistogramMetricFamily(
+            "sollold_model_load_seconds", "From the start of a load until it can answer", labels=["model"]
+        )
+        for model, stats in self._monitor.loads.copy().items():
+            loads.add_metric([model, "ok"], stats.ok)
+            loads.add_metric([model, "failed"], stats.failed)
+            seconds.add_metric([model], stats.seconds.cumulative(), stats.seconds.sum)
+        yield from (loads, seconds)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+class _Keys(Collector):
+    """What was asked with each API key through this node."""
+
+    def __init__(self, usage: dict[str, KeyUsage]) -> None:
+        self._usage = usage
+
+    def collect(self) -> Iterator[Metric]:
+        """Counters by the key's name. Read in a thread."""
+        asked = CounterMetricFamily("sollold_key_requests", "Requests with an API key", labels=["key"])
+        prompt = CounterMetricFamily("sollold_key_prompt_tokens", "Tokens of their prompts", labels=["key"])
+        made = CounterMetricFamily("sollold_key_generated_tokens", "Tokens generated", labels=["key"])
+        for name, used in sorted(self._usage.copy().items(), key=lambda one: one[0]):
+            asked.add_metric([name], used.requests)
+            prompt.add_metric([name], used.prompt_tokens)
+            made.add_metric([name], used.generated_tokens)
+        yield from (asked, prompt, made)
+
+
+class _Answers(Collector):
+    """HTTP requests that were answered."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def collect(self) -> Iterator[Metric]:
+        """A counter and a histogram. Read in a thread."""
+        requests = CounterMetricFamily(
+            "sollold_http_requests",
+            "Requests answered; status 499: the caller hung up",
+            labels=["dialect", "route", "status"],
+        )
+        for labels, count in self._answers.counts.copy().items():
+            requests.add_metric(labels, count)
+        seconds = HistogramMetricFamily(
+            "sollold_http_request_seconds",
+            "Seconds from a request to the end of its response; kind poll: routes for dashboards",
+            labels=["dialect", "kind"],
+        )
+        for kind, histogram in self._answers.seconds.copy().items():
+            bounds = [(_bound(bound), count) for bound, count in histogram.cumulative()]
+            seconds.add_metric(kind, bounds, histogram.sum)
+        yield from (requests, seconds)
+
+
+def _bound(text: str) -> str:
+    """``1.0``, as these have always been named."""
+    return text if text == "+Inf" else str(float(text))
+
+
+class _All(Collector):
+    """Metrics as they were, then those of collectors."""
+
+    def __init__(self, metrics: list[Metric], collectors: tuple[Collector, ...]) -> None:
+        self._metrics = metrics
+        self._collectors = collectors
+
+    def collect(self) -> Iterator[Metric]:
+        """In this order."""
+        yield from self._metrics
+        for one in self._collectors:
+            yield from one.collect()
+
+
+def node_facts(
+    cluster: ClusterService, monitor: Monitor, dropped: Callable[[], dict[str, int]]
+) -> list[Metric]:
+    """What is so at present of the node, its neighbours and its devices: few, and to be read on the loop."""
+    return list(_Node(cluster, monitor, dropped).collect())
+
+
+def written(facts: list[Metric], answers: Answers, monitor: Monitor, usage: dict[str, KeyUsage]) -> bytes:
+    """`node_facts` and what was counted: tens of thousands of samples take a second. Call it off the loop."""
+    return generate_latest(_All(facts, (_Answers(answers), _Requests(monitor), _Keys(usage))))
+
+
+def of_engines(texts: list[EngineText]) -> bytes:
+    """What the engines tell. Call it off the loop."""
+    return generate_latest(EngineFamilies(texts))

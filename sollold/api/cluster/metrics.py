@@ -1,0 +1,75 @@
+"""``/metrics`` for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import time
+
+from aiohttp import web
+
+from sollold.api.cluster.answers import Answers
+from sollold.api.http.errors import Dialect
+from sollold.api.http.request_log import KeyUsage
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+
+
+class Metrics:
+    """Counts answers, answers ``/metrics``."""
+
+    def __init__(self, services: AppServices, usage: dict[str, KeyUsage]) -> None:
+        self._services = services
+        self._usage = usage
+        self._answers = Answers()
+        self._collecting = asyncio.Lock()
+        self._text, self._text_from = b"", -1
+        self._asked = self._waiting = 0
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        return [
+            Route(
+                "GET",
+                "/metrics",
+                self.show,
+                "Metrics for Prometheus",
+                produces=("text/plain",),
+            )
+        ]
+
+    def count(self, dialect: Dialect, route: str, status: int, started: float) -> None:
+        """An answer was given; ``started`` on the monotonic clock. 499: the caller hung up."""
+        self._answers.add(str(dialect), route, status, time.monotonic() - started)
+
+    async def show(self, request: web.Request) -> web.Response:
+        """``/metrics``."""
+        self._asked += 1
+        asked = self._asked
+        self._waiting += 1
+        try:
+            async with self._collecting:
+                # Who has waited for another's shares what was collected after he asked.
+                if self._text_from < asked:
+                    begun = self._asked
+                    self._text = await self._collect()
+                    self._text_from = begun
+                text = self._text
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._text = b""
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+    async def _collect(self) -> bytes:
+        # Read when it is first asked for: seldom, and a daemon that is idle is to be small.
+        await asyncio.to_thread(importlib.import_module, "sollold.api.cluster.metric_families")
+        from sollold.api.cluster import metric_families as families
+
+        services, engines = self._services, self._services.engine_metrics
+        facts = families.node_facts(services.cluster, services.monitor, services.dropped)
+        text = await asyncio.to_thread(families.written, facts, self._answers, services.monitor, self._usage)
+        if engines is None:
+            return text
+        texts = await engines.texts()
+        return text + await asyncio.to_thread(families.of_engines, texts)

@@ -1,0 +1,233 @@
+"""What happened and how busy the cluster is: events, history, requests, health, targets for Prometheus."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.response import JSON, SSE, json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.control.events import Event, as_object
+from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, regular, totals
+from sollold.errors import Fault, Refusal
+
+_REPLAYED = 100
+_PING = 15.0
+"""Seconds of silence after which a stream of events gets a comment, so that a dead connection is noticed."""
+_FOLLOWERS = 64
+_DIGITS = 4
+
+
+class ForgetBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/forget``. ``node``: id or name of a node that is missing."""
+
+    node: str = ""
+
+
+class MonitorRoutes:
+    """The handlers."""
+
+    def __init__(self, services: AppServices, inflight: InflightRequests) -> None:
+        self._services = services
+        self._inflight = inflight
+        self._followers = 0
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        return [
+            Route(
+                "GET",
+                "/api/cluster/events",
+                self.events,
+                "Events: joins, losses, elections, loads, resumed answers, drains (server-sent events)",
+                produces=("text/event-stream",),
+                query=(
+                    ("last", f"How many events of the past to begin with; {_REPLAYED} when left out"),
+                    ("after", "Only events with a higher id; goes before `last`"),
+                    (
+                        "follow",
+                        "1, or without a value: stay and send what happens; left out: end after the past",
+                    ),
+                ),
+            ),
+            Route(
+                "GET",
+                "/api/cluster/history",
+                self.history,
+                "Tokens, requests, queue, first-token time and memory: the last hour by seconds, "
+                "the last day by minutes",
+                query=(
+                    ("seconds", "How far back; 600 when left out, a day at the most"),
+                    ("step", "Seconds that a point stands for; chosen when left out"),
+                ),
+            ),
+            Route(
+                "GET",
+                "/api/cluster/requests",
+                self.requests,
+                "Requests through this node: those under way and the last hundred",
+            ),
+            Route(
+                "POST",
+                "/api/cluster/forget",
+                self.forget,
+                "Remove a missing node from the list",
+                ForgetBody,
+            ),
+            Route("GET", "/health", self.health, "Whether the daemon works"),
+            Route(
+                "GET",
+                "/ready",
+                self.ready,
+                "Whether the node takes requests; 503 while it drains",
+                statuses=(503,),
+            ),
+            Route(
+                "GET",
+                "/api/cluster/prometheus-sd",
+                self.targets,
+                "The nodes as targets, for Prometheus' http_sd_configs",
+            ),
+        ]
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """``GET /api/cluster/events``: the past, then what happens."""
+        log = self._services.monitor.events
+        after, last = _number(request, "after", -1), _number(request, "last", _REPLAYED)
+        follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
+        if "after" not in request.query:
+            after = _last_event_id(request)
+        past = log.after(after) if after >= 0 else log.after(0, last)
+        if follow and self._followers >= _FOLLOWERS:
+            raise Refusal(
+                Fault.UNAVAILABLE, f"{_FOLLOWERS} callers follow the events already", retry_after=10
+            )
+        response = web.StreamResponse(headers={"Content-Type": SSE, "Cache-Control": "no-store"})
+        await response.prepare(request)
+        self._followers += follow
+        try:
+            seen = log.newest
+            await response.write(b"retry: 2000\n\n" + b"".join(map(_sse, past)))
+            while follow and not self._services.monitor.closed:
+                found = await self._services.monitor.next_events(seen, _PING)
+                await response.write(b"".join(map(_sse, found)) or b": nothing new\n\n")
+                seen = found[-1].id if found else seen
+            await response.write_eof()
+        except ConnectionError:
+            pass
+        finally:
+            self._followers -= follow
+        return response
+
+    async def history(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/history``: of the whole cluster and of each node."""
+        wanted = regular(_number(request, "seconds", 600), _number(request, "step", 0))
+        nodes = await self._services.monitor.histories(wanted)
+        points = wanted.seconds // wanted.step
+        value = {
+            "time": round(time.time(), 3),
+            "seconds": wanted.seconds,
+            "step": wanted.step,
+            "series": sorted((*TOTALS, FIRST_TOKEN)),
+            "total": {name: _rounded(line) for name, line in totals(nodes, points).items()},
+            "nodes": [_node_object(node) for node in sorted(nodes, key=lambda one: (one.name, one.node))],
+        }
+        # A day of twenty nodes takes some ten milliseconds to encode.
+        return web.Response(
+            body=await asyncio.to_thread(msgspec.json.encode, value), headers={"Content-Type": JSON}
+        )
+
+    async def requests(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/requests``."""
+        return json_response({"active": self._inflight.shown(), "recent": self._inflight.recent()})
+
+    async def forget(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/forget``."""
+        body = as_type(await read_object(request), ForgetBody)
+        if not body.node:
+            raise Refusal(Fault.BAD_REQUEST, "node is missing: the id or name of a node that is offline")
+        await self._services.monitor.forget(body.node)
+        return json_response({"forgotten": body.node})
+
+    async def health(self, request: web.Request) -> web.Response:
+        """``GET /health``: it answers, so it works."""
+        return json_response({"status": "ok"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        """``GET /ready``."""
+        me = self._services.cluster.me
+        if me.draining:
+            response = json_response({"status": "draining"}, {"Retry-After": "10"})
+            response.set_status(503)
+            return response
+        return json_response({"status": "ready"})
+
+    async def targets(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/prometheus-sd``; missing nodes are listed too, so that their alert fires."""
+        cluster, monitor = self._services.cluster, self._services.monitor
+        missing = [one.record for one in monitor.offline() if not one.stopped]
+        found = [
+            {
+                "targets": [record.url.partition("://")[2]],
+                "labels": {
+                    "node": record.name,
+                    "__meta_sollold_node_id": record.node,
+                    "__meta_sollold_release": record.release,
+                    **({"__scheme__": "https"} if record.tls else {}),
+                },
+            }
+            for record in sorted((*cluster.live(), *missing), key=lambda one: (one.name, one.node))
+        ]
+        return json_response(found)
+
+
+def _sse(event: Event) -> bytes:
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
+        event.id,
+        str(event.kind).encode(),
+        msgspec.json.encode(as_object(event)),
+    )
+
+
+def _last_event_id(request: web.Request) -> int:
+    """What an EventSource that connects again has seen; -1: nothing. Ids of an earlier run say nothing."""
+    text = request.headers.get("Last-Event-ID", "")
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    """A number of the query.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a whole number of at most nine digits")
+    return int(text)
+
+
+def _node_object(history: NodeHistory) -> dict[str, Any]:
+    return {
+        "node": history.node,
+        "name": history.name,
+        "series": {name: _rounded(line) for name, line in sorted(history.series.items())},
+        "devices": [
+            {"id": device, **{name: _rounded(line) for name, line in sorted(series.items())}}
+            for device, series in sorted(history.devices.items())
+        ],
+    }
+
+
+def _rounded(line: list[float]) -> list[float | None]:
+    """With few digits; None where there is no value."""
+    return [None if value != value else round(value, _DIGITS) for value in line]

@@ -1,0 +1,181 @@
+"""``/openapi.json``: what every route takes and may answer, made from the table of routes. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from sollold import __version__
+from sollold.api.http.errors import Dialect
+from sollold.api.http.route import Route
+
+_PARAMETER = re.compile(r"\{(\w+)(?::[^}]*)?\}")
+
+_ERRORS: dict[Dialect, dict[str, Any]] = {
+    Dialect.OLLAMA: {
+        "type": "object",
+        "properties": {"error": {"type": "string"}},
+        "required": ["error"],
+    },
+    Dialect.OPENAI: {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+                "required": ["message", "type", "param", "code"],
+            }
+        },
+        "required": ["error"],
+    },
+    Dialect.ANTHROPIC: {
+        "type": "object",
+        "properties": {
+            "type": {"const": "error"},
+            "error": {
+                "type": "object",
+                "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+                "required": ["type", "message"],
+            },
+        },
+        "required": ["type", "error"],
+    },
+}
+
+_ALWAYS = {
+    400: "Invalid request; the message names the field",
+    401: "An API key is needed, or the one sent is not valid",
+    403: "The key's scope does not include this, or the host or the page's origin is not allowed",
+    405: "Method not allowed; Allow lists those that are",
+    500: "Internal error; see the node's log under the request's id",
+}
+_WITH_BODY = {408: "The body was not received in time", 413: "The body is too large"}
+_OF_ENGINES = {429: "The engine is overloaded"}
+_OF_MODELS = {
+    404: "Model not found",
+    501: "The model's engine does not support that",
+    502: "The engine failed",
+    503: "Temporarily unavailable; see Retry-After",
+    504: "Time limit exceeded",
+    507: "The model does not fit into memory; the message says by how much",
+}
+
+
+_OF_STATUS = {
+    405: {"Allow": "The allowed methods"},
+    503: {"Retry-After": "Seconds to wait before a retry"},
+}
+_STRING: dict[str, Any] = {"type": "string"}
+_ASKED = {
+    "X-Sollold-Priority": "1 (lowest) to 10 (highest), or a name; overrides the body's priority",
+    "X-Sollold-Role": "The caller's role, which implies a priority",
+    "X-Sollold-Deadline": "Seconds, or a duration such as 30s, within which the answer must be complete",
+    "X-Sollold-Explain": "1: the answer lists the other endpoints and their scores",
+    "X-Request-Id": "Used in the logs and returned in the answer",
+}
+_SAID = {
+    "X-Sollold-Backend": "How the model runs: sharded, local or ollama",
+    "X-Sollold-Node": "The node that answered",
+    "X-Sollold-Model": "The model's name in the cluster",
+    "X-Sollold-Devices": "The devices that hold the model",
+    "X-Sollold-Resumed": "How often the answer was resumed after a fault",
+    "X-Sollold-Warning": "What was changed or left out of the request",
+    "X-Sollold-Status": "What a stream that has not started waits for",
+}
+
+
+def describe(routes: Iterable[Route]) -> dict[str, Any]:
+    """The OpenAPI 3.1 description."""
+    rows = list(routes)
+    bodies = [row.body for row in rows if row.body is not None]
+    schemas, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
+    of_body = dict(zip(bodies, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        path = _PARAMETER.sub(lambda match: f"{{{match[1]}}}", row.path)
+        operation: dict[str, Any] = {
+            "summary": row.summary,
+            "tags": [str(row.dialect)],
+            "responses": _responses(row),
+        }
+        parameters = _parameters(row)
+        if parameters:
+            operation["parameters"] = parameters
+        if row.body is not None:
+            operation["requestBody"] = {
+                "required": True,
+                "content": {"application/json": {"schema": of_body[row.body]}},
+            }
+        paths.setdefault(path, {})[row.method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "sollold",
+            "version": __version__,
+            "description": "Ollama's, OpenAI's and Anthropic's dialects, and the cluster's own routes.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {**components, **{f"Error_{dialect}": shape for dialect, shape in _ERRORS.items()}}
+        },
+    }
+
+
+def _parameters(row: Route) -> list[dict[str, Any]]:
+    named = {"type": "string", "minLength": 1}
+    number = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
+    return [
+        *(
+            {"name": match[1], "in": "path", "required": True, "schema": named}
+            for match in _PARAMETER.finditer(row.path)
+        ),
+        *({"name": name, "in": "query", "description": text, "schema": number} for name, text in row.query),
+        *(
+            {"name": name, "in": "header", "description": text, "schema": _STRING}
+            for name, text in (_ASKED.items() if row.inference else ())
+        ),
+    ]
+
+
+def _headers(texts: dict[str, str]) -> dict[str, Any]:
+    return {name: {"description": text, "schema": _STRING} for name, text in texts.items()}
+
+
+def _responses(row: Route) -> dict[str, Any]:
+    id_ = {"X-Request-Id": "The request's id"}
+    headers = _headers({**id_, **_SAID} if row.inference else id_)
+    good = {kind: _good(kind) for kind in row.produces} if row.method != "HEAD" else {}
+    answers: dict[str, Any] = {
+        "200": {"description": "Done", "headers": headers, **({"content": good} if good else {})}
+    }
+    for status in row.statuses:
+        answers[str(status)] = {"description": "Done", "headers": headers}
+    errors = _ALWAYS | {status: text for status, text in _OF_MODELS.items() if status in row.statuses}
+    if row.body is not None:
+        errors |= _WITH_BODY
+    if row.method in ("POST", "DELETE") or "{" in row.path:
+        errors |= _OF_MODELS
+    if row.inference:
+        errors |= _OF_ENGINES
+    if row.path.startswith("/api/cluster/"):
+        errors |= {501: "This node does not offer that"}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/Error_{row.dialect}"}}}
+    for status, text in errors.items():
+        answers[str(status)] = {
+            "description": text,
+            **({"content": content} if row.method != "HEAD" else {}),
+            "headers": _headers(id_ | _OF_STATUS.get(status, {})),
+        }
+    return answers
+
+
+def _good(kind: str) -> dict[str, Any]:
+    return {"schema": {}} if kind == "application/json" else {"schema": {"type": "string"}}

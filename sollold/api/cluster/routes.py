@@ -1,0 +1,236 @@
+"""``/api/cluster``: the cluster as a whole, and what can be done with it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Literal
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.cluster.views import (
+    cluster_object,
+    deployment_object,
+    offline_object,
+    plain_object,
+    stats_object,
+)
+from sollold.api.engine.fields import parse_keep_alive, require_model
+from sollold.api.engine.placement import PlacementBody, PolicyName, prepare_placement
+from sollold.api.http.access import ACCESS
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.response import json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.control.cluster import less_than_asked
+from sollold.control.logs import MOST_LINES
+from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Ensure
+from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Slots = Annotated[int, msgspec.Meta(ge=1, le=MOST_SLOTS)]
+
+
+class PlanBody(msgspec.Struct, kw_only=True):
+    """What ``plan`` and ``load`` take.
+
+    ``online``: a plan may look up a model that no node has in Ollama's registry.
+    ``kv``: the type of both halves of the KV cache; ``layers``: how many layers each node gets, by name or id
+    and in the order of the layers, the output counted as one.
+    """
+
+    model: str = ""
+    context: _Count = 0
+    slots: _Slots | None = None
+    kv: KvType | Literal[""] = ""
+    type_k: KvType | Literal[""] = ""
+    type_v: KvType | Literal[""] = ""
+    policy: PolicyName = ""
+    speculation: Speculate | None = None
+    placement: PlacementBody = msgspec.field(default_factory=PlacementBody)
+    layers: dict[str, _Count] = msgspec.field(default_factory=dict)
+    embedding: bool = False
+    keep_alive: float | str | None = None
+    online: bool = False
+
+    def ask(self) -> Ensure:
+        """What the leader is asked.
+
+        Raises:
+            Refusal: BAD_REQUEST.
+        """
+        return Ensure(
+            model=require_model(self.model),
+            context=self.context,
+            slots=self.slots or 0,
+            type_k=self.type_k or self.kv,
+            type_v=self.type_v or self.kv,
+            placement=self.placement.wish(self.policy, self.speculation or ""),
+            fixed=tuple(self.layers.items()),
+            embedding=self.embedding,
+            keep_alive=parse_keep_alive(self.keep_alive),
+        )
+
+
+class UnloadBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/unload``. ``model``: a name or a deployment's id."""
+
+    model: str = ""
+    force: bool = False
+
+
+class DrainBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/drain``. ``node``: id or name, empty: the one asked; ``on`` False: in service."""
+
+    node: str = ""
+    on: bool = True
+
+
+class RouteBody(msgspec.Struct, kw_only=True):
+    """``POST /api/cluster/route``."""
+
+    model: str = ""
+
+
+class ClusterRoutes:
+    """The handlers of ``/api/cluster`` and ``/api/doctor``."""
+
+    def __init__(self, services: AppServices, inflight: InflightRequests) -> None:
+        self._services = services
+        self._inflight = inflight
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        return [
+            Route("GET", "/api/cluster", self.show, "Nodes, devices, what runs where, who leads"),
+            Route("GET", "/api/cluster/stats", self.stats, "What this node has answered since its start"),
+            Route(
+                "POST",
+                "/api/cluster/plan",
+                self.plan,
+                "Where a model would be placed, without loading it",
+                PlanBody,
+            ),
+            Route(
+                "POST", "/api/cluster/load", self.load, "Load a model and wait until it is ready", PlanBody
+            ),
+            Route("POST", "/api/cluster/unload", self.unload, "Unload a model or a deployment", UnloadBody),
+            Route(
+                "GET",
+                "/api/cluster/logs/{model:.+}",
+                self.logs,
+                "The last lines that a model's engines wrote, on every node that takes part",
+                query=(("lines", f"How many of each; 50 when left out, {MOST_LINES} at the most"),),
+            ),
+            Route("GET", "/api/doctor", self.doctor, "Problems, and how to fix them"),
+            Route("POST", "/api/cluster/scan", self.scan, "Look for llama.cpp workers on the LAN"),
+            Route("POST", "/api/cluster/drain", self.drain, "Drain a node, or end that", DrainBody),
+            Route(
+                "POST",
+                "/api/cluster/route",
+                self.route,
+                "Which endpoints could answer for a model now",
+                RouteBody,
+            ),
+        ]
+
+    async def show(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster``; ``requests`` are those received by this node."""
+        cluster = self._services.cluster
+        value = cluster_object(cluster.me, cluster.live(), cluster.leader())
+        value["auth"] = "open" if request.app[ACCESS].open else "keys"
+        value["requests"] = self._inflight.shown()
+        value["offline"] = [offline_object(one) for one in self._services.monitor.offline()]
+        return json_response(value)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/stats``: of the node asked alone."""
+        return json_response(stats_object(self._services.cluster.me, self._services.counters, time.time()))
+
+    async def _asked(self, request: web.Request) -> PlanBody:
+        """What a plan or a load asks for, the file's model in place of a file.
+
+        Raises:
+            Refusal: BAD_REQUEST.
+        """
+        body = as_type(await read_object(request), PlanBody)
+        body.model = await prepare_placement(request, self._services, body.placement) or body.model
+        return body
+
+    async def plan(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/plan``."""
+        body = await self._asked(request)
+        planned = await self._services.cluster.plan(body.ask(), online=body.online)
+        return json_response({"ok": planned.ok, "reason": planned.reason, **planned.plan})
+
+    async def load(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/load``: answers when the model is ready."""
+        cluster = self._services.cluster
+        ask = (await self._asked(request)).ask()
+        record, endpoint = await cluster.load(ask)
+        names = {one.node: one.name for one in cluster.live()}
+        shown = {"deployment": endpoint.id, **deployment_object(record, endpoint, names)}
+        if warnings := less_than_asked(ask, endpoint):
+            shown["warnings"] = list(warnings)
+        return json_response(shown)
+
+    async def logs(self, request: web.Request) -> web.Response:
+        """``GET /api/cluster/logs/NAME?lines=50``."""
+        text = request.query.get("lines", "50")
+        if not text.isascii() or not text.isdigit():
+            raise Refusal(Fault.BAD_REQUEST, f"invalid lines: {text[:40]!r} is not a number")
+        lines = min(int(text[:9]), MOST_LINES)
+        found = await self._services.logs.tail(request.match_info["model"], lines)
+        return json_response({"logs": msgspec.to_builtins(found)})
+
+    async def unload(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/unload``."""
+        body = as_type(await read_object(request), UnloadBody)
+        count = await self._services.cluster.unload(require_model(body.model), force=body.force)
+        return json_response({"unloaded": count})
+
+    async def doctor(self, request: web.Request) -> web.Response:
+        """``GET /api/doctor``."""
+        found = await asyncio.to_thread(self._services.findings)
+        return json_response({"findings": [msgspec.to_builtins(finding) for finding in found]})
+
+    async def scan(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/scan``: answers when the scan is complete."""
+        cluster = self._services.cluster
+        named = {worker.address for record in cluster.live() for worker in record.plain}
+        found = await cluster.scan()
+        return json_response(
+            {"workers": [plain_object(one) | {"named": one.address in named} for one in found]}
+        )
+
+    async def drain(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/drain``."""
+        body = as_type(await read_object(request), DrainBody)
+        await self._services.cluster.drain(body.node, on=body.on)
+        return json_response({"node": body.node or self._services.cluster.me.name, "draining": body.on})
+
+    async def route(self, request: web.Request) -> web.Response:
+        """``POST /api/cluster/route``."""
+        model = require_model(as_type(await read_object(request), RouteBody).model)
+        try:
+            listed = await self._services.library.find(model)
+        except Refusal as refusal:
+            if refusal.fault is not Fault.NOT_FOUND:
+                raise
+            # The settings may describe a model that no node has: plan it, to refuse only an unknown name.
+            await self._services.cluster.plan(Ensure(model))
+            return json_response({"model": model, "nodes": [], "endpoints": []})
+        scores = await self._services.cluster.scores(listed.model.name)
+        return json_response(
+            {
+                "model": listed.model.name,
+                "nodes": self._services.library.node_names(listed),
+                "endpoints": [
+                    {"endpoint": one.endpoint, "node": one.node, "score": one.score, "why": one.why}
+                    for one in scores
+                ],
+            }
+        )

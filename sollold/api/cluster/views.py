@@ -1,0 +1,200 @@
+"""The cluster as JSON: nodes, devices, what runs where, who leads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sollold.cluster.gossip.record import Drafts, Endpoint, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.control.events import OfflineNode
+from sollold.machine.device import Device, Kind, one_a_memory
+from sollold.machine.external_worker import ExternalWorker
+from sollold.serving.counters import Counters
+
+
+def device_object(device: Device) -> dict[str, Any]:
+    """A device; sizes in bytes."""
+    return {
+        "id": device.id,
+        "kind": str(device.kind),
+        "name": device.name,
+        "total": device.total,
+        "free": device.free,
+        "limit": device.limit,
+        "granted": device.granted,
+        "available": device.available,
+        "bandwidth": device.bandwidth,
+        "compute": device.compute,
+    }
+
+
+def plain_object(worker: ExternalWorker) -> dict[str, Any]:
+    """A worker that others started: used only where the settings allow what is neither proved nor secret."""
+    return {
+        "address": worker.address,
+        "state": str(worker.state),
+        "reason": worker.reason,
+        "version": worker.version,
+        "devices": worker.devices,
+        "total": worker.total,
+    }
+
+
+def node_object(record: Record, me: str, leader: str) -> dict[str, Any]:
+    """A node with its devices; what an external worker has is not counted as the node's own memory."""
+    own = [device for device in record.devices if device.kind is not Kind.EXTERNAL]
+    memories = one_a_memory(own, lambda device: device.limit)
+    return {
+        "node": record.node,
+        "name": record.name,
+        "url": record.url,
+        "addresses": list(record.addresses),
+        "http_port": record.http_port,
+        "peer_port": record.peer_port,
+        "release": record.release,
+        "build": record.build,
+        "setup": record.setup,
+        "open": record.open,
+        "door_until": record.door_until,
+        "waiting": [msgspec.to_builtins(one) for one in record.waiting],
+        "seeking": record.seeking,
+        "inviting": record.inviting,
+        "admitted_by": record.admitted_by,
+        "draining": record.draining,
+        "empty": record.draining and record.empty,
+        "me": record.node == me,
+        "leader": record.node == leader,
+        "total": sum(device.limit for device in memories),
+        "granted": sum(device.granted for device in own),
+        "available": sum(device.available for device in memories),
+        "devices": [device_object(device) for device in record.devices],
+        "plain_workers": [plain_object(worker) for worker in record.plain],
+        "links": [
+            {"node": node, "round_trip_ms": round(trip * 1000, 3), "bytes_per_second": rate}
+            for node, trip, rate in record.links
+        ],
+    }
+
+
+def deployment_object(record: Record, endpoint: Endpoint, names: dict[str, str]) -> dict[str, Any]:
+    """Something that runs, with its layers; ``first`` to ``last - 1``."""
+    return {
+        "id": endpoint.id,
+        "model": endpoint.model,
+        "digest": endpoint.digest,
+        "backend": str(endpoint.backend),
+        "state": str(endpoint.state),
+        "progress": endpoint.progress,
+        "reason": endpoint.reason,
+        "node": record.node,
+        "node_name": record.name,
+        "context": endpoint.context,
+        "slots": endpoint.slots,
+        "active": endpoint.active,
+        "waiting": endpoint.waiting,
+        "speed": endpoint.speed,
+        "idle": endpoint.idle,
+        "pinned": endpoint.pinned,
+        "expires": endpoint.expires,
+        "bytes": endpoint.bytes,
+        "layers": endpoint.layers,
+        "speculation": drafts_object(endpoint.drafts),
+        "placed": [
+            {
+                "node": placed.node,
+                "node_name": names.get(placed.node, placed.node),
+                "device": placed.device,
+                "first": placed.first,
+                "last": placed.last,
+                "bytes": placed.bytes,
+            }
+            for placed in endpoint.placed
+        ],
+    }
+
+
+def drafts_object(drafts: Drafts) -> dict[str, Any] | None:
+    """What drafts tokens, and the share of them that was accepted so far; None: there is no speculation."""
+    if not drafts.by:
+        return None
+    return {
+        "by": drafts.by,
+        "length": drafts.length,
+        "tokens": drafts.tokens,
+        "drafted": drafts.drafted,
+        "accepted": drafts.accepted,
+        "acceptance": round(drafts.acceptance, 3),
+    }
+
+
+def offline_object(offline: OfflineNode) -> dict[str, Any]:
+    """A missing node as JSON: since when (seconds since the epoch), and what it held."""
+    record = offline.record
+    return {
+        "node": record.node,
+        "name": record.name,
+        "url": record.url,
+        "since": round(offline.since, 3),
+        "stopped": offline.stopped,
+        "total": sum(device.limit for device in record.devices),
+        "served": list(offline.served),
+        "held": [msgspec.to_builtins(held) for held in offline.held],
+    }
+
+
+def shown(endpoint: Endpoint) -> bool:
+    """Whether it takes part in "what runs": an Ollama's model that is not loaded does not."""
+    return endpoint.loaded or endpoint.state is not State.READY
+
+
+def cluster_object(me: Record, records: Sequence[Record], leader: Term) -> dict[str, Any]:
+    """``GET /api/cluster``."""
+    names = {record.node: record.name for record in records}
+    leads = next((record for record in records if record.node == leader.leader), None)
+    return {
+        "me": me.node,
+        "name": me.name,
+        "open": any(record.open for record in records),
+        "leader": leader.leader,
+        "leader_name": names.get(leader.leader, ""),
+        "leader_url": leads.url if leads is not None else "",
+        "term": leader.counter,
+        "nodes": [
+            node_object(record, me.node, leader.leader)
+            for record in sorted(records, key=lambda record: (record.name, record.node))
+        ],
+        "deployments": [
+            deployment_object(record, endpoint, names)
+            for record in sorted(records, key=lambda record: (record.name, record.node))
+            for endpoint in record.endpoints
+            if shown(endpoint)
+        ],
+    }
+
+
+def stats_object(me: Record, counters: Counters, now: float) -> dict[str, Any]:
+    """``GET /api/cluster/stats``; ``now`` as a Unix time."""
+    return {
+        "node": me.node,
+        "name": me.name,
+        "uptime_seconds": round(now - counters.started, 1),
+        "distributed_requests": counters.distributed,
+        "local_requests": counters.local,
+        "ollama_requests": counters.ollama,
+        "resumed_streams": counters.resumed,
+        "generated_tokens": counters.tokens,
+        "generating_seconds": round(counters.seconds, 3),
+        "deployments": [
+            {
+                "id": endpoint.id,
+                "model": endpoint.model,
+                "backend": str(endpoint.backend),
+                "uptime_seconds": round(max(0.0, now - endpoint.ready_since), 1),
+            }
+            for endpoint in me.endpoints
+            if endpoint.ready_since > 0
+        ],
+    }

@@ -1,0 +1,1 @@
+"""What all dialects share: engine calls, messages, chunks, fields, truncation, tokenizing, embeddings."""

@@ -1,0 +1,137 @@
+"""From a parsed request to the call for each engine, and the `Ask` that carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.fields import parse_keep_alive, require_model
+from sollold.api.engine.modelfile import own_context
+from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.protect import protected
+from sollold.api.http.caller import Caller
+from sollold.errors import Fault, Refusal
+from sollold.leader.wish import PlacementWish
+from sollold.models.listing import Listed
+from sollold.models.model import Model
+from sollold.serving.request import Ask, Call, Engine
+
+OWN_FIELDS = ("priority", "timeout", "keep_alive", "placement", "id_slot")
+"""Fields that no engine may see; ``id_slot`` would let a caller take another's slot."""
+
+
+def engine_body(body: dict[str, Any]) -> dict[str, Any]:
+    """``body`` without our own fields and without nulls, which mean "not named"."""
+    return {key: value for key, value in body.items() if value is not None and key not in OWN_FIELDS}
+
+
+def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
+    """`engine_body` for an Ollama's ``/v1``.
+
+    It says ``reasoning`` and ``max_tokens``, and templates there know no developer.
+    """
+    out = engine_body(body)
+    limit = out.pop("max_completion_tokens", None)
+    if limit is not None:
+        out.setdefault("max_tokens", limit)
+    messages = out.get("messages")
+    if isinstance(messages, list):
+        out["messages"] = [_for_ollama(message) for message in messages]
+    return out
+
+
+def _for_ollama(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    if message.get("role") == "developer":
+        message = {**message, "role": "system"}
+    if "reasoning_content" not in message:
+        return message
+    rest = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return {"reasoning": message["reasoning_content"], **rest}
+
+
+def typed_body(body: dict[str, Any], asked: msgspec.Struct) -> dict[str, Any]:
+    """``body`` with the numbers of ``asked``, which was read from it: ``"5"`` and ``5.0`` are 5."""
+    read = {name: getattr(asked, name) for name in asked.__struct_fields__ if name in body}
+    scalars = {name: value for name, value in read.items() if isinstance(value, (bool, int, float))}
+    return {**body, **scalars}
+
+
+def calls_for(
+    model: Model, *, llama: Callable[[], Call], ollama: Call | None, what: str
+) -> dict[Engine, Call]:
+    """The calls to the engines that can answer for ``model``.
+
+    ``llama`` is evaluated only for a model that llama.cpp can load, since it may refuse what an Ollama takes.
+    ``what`` names the request in the error.
+
+    Raises:
+        Refusal: BAD_REQUEST when no engine is left, and whatever ``llama`` raises.
+    """
+    calls: dict[Engine, Call] = {}
+    if ollama is not None:
+        calls[Engine.OLLAMA] = ollama
+    if not model.only_ollama:
+        calls[Engine.LLAMA] = llama()
+    if not calls:
+        raise Refusal(Fault.BAD_REQUEST, f"{what} needs llama.cpp; {model.only_ollama}")
+    return calls
+
+
+def _with_numbers(calls: dict[Engine, Call]) -> dict[Engine, Call]:
+    """With a ``keep_alive`` that an Ollama takes: it refuses a number in quotes, and an empty text."""
+    call = calls.get(Engine.OLLAMA)
+    value = call.body.get("keep_alive") if call is not None else None
+    if call is None or not isinstance(value, str):
+        return calls
+    body = {key: one for key, one in call.body.items() if key != "keep_alive"}
+    if value:
+        try:
+            body["keep_alive"] = float(value)
+        except ValueError:
+            body["keep_alive"] = value  # a duration, as Go writes it
+    return {**calls, Engine.OLLAMA: replace(call, body=body)}
+
+
+def build_ask(
+    caller: Caller,
+    name: str,
+    listed: Listed,
+    calls: dict[Engine, Call],
+    *,
+    stream: bool = False,
+    keep_alive: float | str | None = None,
+    context: int | None = None,
+    embedding: bool = False,
+    load_only: bool = False,
+    prefix: str = "",
+    placement: PlacementBody | None = None,
+) -> Ask:
+    """The request for the service. ``name``, ``keep_alive``, ``context``: as the caller wrote them.
+
+    Raises:
+        Refusal: BAD_REQUEST for a model's name or a ``keep_alive`` that is invalid, or for what could harm an
+            engine.
+    """
+    return Ask(
+        id=caller.id,
+        model=require_model(name),
+        calls=protected(_with_numbers(calls)),
+        stream=stream,
+        load_only=load_only,
+        context=max(0, context or own_context(listed.model)),
+        keep_alive=parse_keep_alive(keep_alive),
+        priority=caller.priority,
+        client=caller.client,
+        embedding=embedding,
+        deadline=caller.deadline,
+        prefix=prefix,
+        explain=caller.explain,
+        media=caller.media,
+        resolved=listed,
+        placement=placement.wish() if placement is not None else PlacementWish(),
+    )

@@ -1,0 +1,196 @@
+"""The chunks of an engine's chat stream, decoded: text, reasoning, tool calls, log-probabilities, usage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Routing
+
+
+class Timings(msgspec.Struct):
+    """llama-server's own account of an answer; milliseconds and tokens."""
+
+    cache_n: int = 0
+    prompt_n: int = 0
+    prompt_ms: float = 0.0
+    predicted_n: int = 0
+    predicted_ms: float = 0.0
+
+
+class Usage(msgspec.Struct):
+    """Tokens of an answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class ToolFunction(msgspec.Struct):
+    """A piece of a call: the name comes first, the arguments bit by bit."""
+
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolPiece(msgspec.Struct):
+    """A piece of a tool call in a chunk, or a whole one in a message."""
+
+    index: int | None = None
+    id: str | None = None
+    function: ToolFunction | None = None
+
+
+class Delta(msgspec.Struct):
+    """``delta`` of a chunk, ``message`` of a whole answer."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolPiece] | None = None
+
+    @property
+    def says(self) -> bool:
+        """It has text, reasoning or tool calls."""
+        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
+
+    @property
+    def thought(self) -> str:
+        """The reasoning, under either engine's name for it."""
+        return self.reasoning_content or self.reasoning or ""
+
+
+class TokenLogprob(msgspec.Struct):
+    """One token and its alternatives."""
+
+    token: str = ""
+    logprob: float = 0.0
+    bytes: list[int] | None = None
+    top_logprobs: list[TokenLogprob] = []
+
+
+class Logprobs(msgspec.Struct):
+    """``logprobs`` of a choice."""
+
+    content: list[TokenLogprob] | None = None
+
+
+class Choice(msgspec.Struct):
+    """One choice of a chunk or of a whole answer."""
+
+    index: int = 0
+    delta: Delta | None = None
+    message: Delta | None = None
+    text: str | None = None
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class Chunk(msgspec.Struct):
+    """The part of an engine's event that the dialects read; the rest is skipped by the decoder."""
+
+    choices: list[Choice] = []
+    usage: Usage | None = None
+    timings: Timings | None = None
+    error: Any = None
+
+
+_chunk = msgspec.json.Decoder(Chunk)
+
+
+def read_chunk(raw: bytes) -> Chunk:
+    """Decode an engine's event.
+
+    Raises:
+        Refusal: ENGINE, when the event is an error or can't be read.
+    """
+    try:
+        chunk = _chunk.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable answer of the engine: {error}") from None
+    if chunk.error is not None:
+        message = chunk.error.get("message") if isinstance(chunk.error, dict) else chunk.error
+        raise Refusal(Fault.ENGINE, f"engine error: {message}")
+    return chunk
+
+
+class ToolCalls:
+    """Assembles tool calls from their pieces; one is complete when the next begins."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, tuple[str, str, list[str]]] = {}
+        self._given = 0
+
+    def feed(self, pieces: list[ToolPiece] | None) -> None:
+        """Add the pieces of one event."""
+        for place, piece in enumerate(pieces or ()):
+            index = piece.index if piece.index is not None else place
+            name, id_, parts = self._calls.get(index, ("", "", []))
+            function = piece.function or ToolFunction()
+            if isinstance(function.arguments, dict):
+                parts.append(msgspec.json.encode(function.arguments).decode())
+            elif function.arguments:
+                parts.append(function.arguments)
+            self._calls[index] = (name or function.name or "", id_ or piece.id or "", parts)
+
+    def completed(self, *, finished: bool) -> list[dict[str, Any]]:
+        """The calls completed since the last time, in Ollama's form.
+
+        One cut off in the middle of its arguments (the token limit was hit) is left out.
+        """
+        out = []
+        indexes = sorted(self._calls)
+        ready = indexes if finished else indexes[:-1]
+        for index in ready[self._given :]:
+            self._given += 1
+            name, id_, parts = self._calls[index]
+            try:
+                arguments = msgspec.json.decode("".join(parts) or "{}")
+            except msgspec.DecodeError:
+                continue
+            function = {"index": index, "name": name, "arguments": arguments}
+            out.append({"id": id_, "function": function} if id_ else {"function": function})
+        return out
+
+
+class Account:
+    """Token counts and times of an answer, collected from its events."""
+
+    def __init__(self) -> None:
+        self.finish = ""
+        self.usage = Usage()
+        self.timings = Timings()
+        self._pieces = 0
+
+    def feed(self, chunk: Chunk) -> None:
+        """Add what an event says of them."""
+        if chunk.usage is not None:
+            self.usage = chunk.usage
+        if chunk.timings is not None:
+            self.timings = chunk.timings
+        self._pieces += sum(choice.delta is not None and choice.delta.says for choice in chunk.choices)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the answer; the pieces so far, while no engine has said how many they were."""
+        return self.usage.completion_tokens or self.timings.predicted_n or self._pieces
+
+    def final(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The counts and nanoseconds of Ollama's last record."""
+        timings, usage = self.timings, self.usage
+        return {
+            "done": True,
+            "done_reason": done_reason(self.finish),
+            "total_duration": int(total_seconds * 1e9),
+            "load_duration": int(routing.load_ms * 1e6),
+            "prompt_eval_count": usage.prompt_tokens or timings.prompt_n + timings.cache_n,
+            "prompt_eval_duration": int(timings.prompt_ms * 1e6),
+            "eval_count": self.tokens,
+            "eval_duration": int(timings.predicted_ms * 1e6),
+        }
+
+
+def done_reason(finish: str) -> str:
+    """Ollama's word for OpenAI's ``finish_reason``."""
+    return "length" if finish == "length" else "stop"

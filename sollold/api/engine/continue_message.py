@@ -1,0 +1,69 @@
+"""A partial answer sent by the caller: a conversation whose last message is the assistant's. Pure.
+
+Ollama and Anthropic continue it and send only what they add. llama-server does so too when
+``continue_final_message`` names the part, but only in a stream: an answer given whole repeats the
+beginning, which is removed here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.facts import dataclass
+
+CONTINUE_FIELDS = ("continue_final_message", "add_generation_prompt")
+"""The fields that ask llama-server for it; an Ollama needs none."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerPrefix:
+    """The text that the caller sent as the beginning of the answer; empty: none."""
+
+    content: str = ""
+    reasoning: str = ""
+
+    def cut(self, message: dict[str, Any]) -> None:
+        """Remove it from a whole answer's message, in place."""
+        for name, prefix in (("content", self.content), ("reasoning_content", self.reasoning)):
+            said = message.get(name)
+            if prefix and isinstance(said, str):
+                message[name] = said.removeprefix(prefix)
+
+    def cut_from(self, raw: bytes) -> bytes:
+        """Remove it from a whole answer of ``/v1/chat/completions``; an unreadable one is unchanged."""
+        if not self.content and not self.reasoning:
+            return raw
+        try:
+            answer = msgspec.json.decode(raw)
+            for choice in answer["choices"]:
+                self.cut(choice["message"])
+        except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+            return raw
+        return msgspec.json.encode(answer)
+
+
+NO_PREFIX = AnswerPrefix()
+
+
+def continue_last_message(body: dict[str, Any]) -> AnswerPrefix:
+    """Make llama-server continue the last message of ``body``, when that is an assistant's text.
+
+    A caller that sets llama-server's own fields for it keeps them.
+    """
+    messages = body.get("messages") or [{}]
+    last = messages[-1]
+    if (
+        last.get("role") != "assistant"
+        or last.get("tool_calls")
+        or any(name in body for name in CONTINUE_FIELDS)
+    ):
+        return NO_PREFIX
+    content = last.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text") or "" for part in content)
+    reasoning = last.get("reasoning_content") or ""
+    body["add_generation_prompt"] = False
+    body["continue_final_message"] = "content" if content or not reasoning else "reasoning_content"
+    return AnswerPrefix(content, reasoning)

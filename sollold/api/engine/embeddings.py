@@ -1,0 +1,191 @@
+"""Embeddings from either engine."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import calls_for
+from sollold.api.engine.fields import no_reranker
+from sollold.api.engine.truncate import TruncatingService
+from sollold.api.http.response import ask_whole
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.models.model import Model
+from sollold.serving.request import Ask, Call, Engine, Routing, Service
+
+_PIECE = 256
+"""Texts that an engine is asked for at a time."""
+_FEW = 8
+_LARGE = 128 * 1024
+_MOST_TEXTS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """``native``: an Ollama's own answer, as it gave it; else None, and the vectors are in their order."""
+
+    vectors: list[list[float]]
+    tokens: int
+    routing: Routing
+    native: dict[str, Any] | None = None
+
+
+class Embedder:
+    """Asks the service for embeddings."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def embed(
+        self,
+        ask: Ask,
+        model: Model,
+        texts: Sequence[str],
+        native: Call,
+        *,
+        normalize: bool = True,
+        truncate: bool = True,
+    ) -> Embedded:
+        """The vectors of ``texts``. ``ask``: everything but its calls. ``native``: the call to an Ollama.
+
+        ``truncate``: a text that is too long is cut to what the engine takes.
+
+        Raises:
+            Refusal: as `Service.open`; BAD_REQUEST for a reranker.
+        """
+        no_reranker(model)
+        check_count(texts)
+        if len(texts) <= _PIECE:
+            return await self._piece(ask, model, texts, native, normalize, truncate)
+        # Piece by piece: the numbers of thousands of vectors would be read for too long in one turn.
+        loop = asyncio.get_running_loop()
+        came, found = loop.time(), []
+        for begin in range(0, len(texts), _PIECE):
+            piece = texts[begin : begin + _PIECE]
+            left = max(0.001, ask.deadline - (loop.time() - came)) if ask.deadline > 0 else 0.0
+            own = replace(ask, id=f"{ask.id}-{begin}", deadline=left)
+            call = Call(native.path, {**native.body, "input": list(piece)})
+            found.append(await self._piece(own, model, piece, call, normalize, truncate))
+        return _joined(found)
+
+    async def _piece(
+        self, ask: Ask, model: Model, texts: Sequence[str], native: Call, normalize: bool, truncate: bool
+    ) -> Embedded:
+        llama = _call(model, texts, normalize=normalize)
+        calls = calls_for(model, llama=lambda: llama, ollama=native, what="embedding")
+        service = TruncatingService(self._service) if truncate else self._service
+        raw, routing = await ask_whole(service, replace(ask, calls=calls))
+        if routing.engine is Engine.OLLAMA:
+            try:
+                return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
+            except msgspec.MsgspecError as error:
+                raise Refusal(Fault.ENGINE, f"unreadable embeddings of Ollama: {error}") from None
+        if len(raw) < _LARGE:
+            vectors, tokens = _read(raw, normalize)
+        else:
+            vectors, tokens = await asyncio.to_thread(_read, raw, normalize)
+        if len(vectors) != len(texts):
+            raise Refusal(Fault.ENGINE, f"the engine gave {len(vectors)} embeddings for {len(texts)} texts")
+        return Embedded(vectors, tokens, routing)
+
+
+def check_count(texts: Sequence[object]) -> None:
+    """Refuse more texts than are embedded for one request.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if len(texts) > _MOST_TEXTS:
+        message = f"input has more than {_MOST_TEXTS} texts; send fewer at a time, or use /api/batch/embed"
+        raise Refusal(Fault.BAD_REQUEST, message)
+
+
+def _joined(found: Sequence[Embedded]) -> Embedded:
+    """The pieces of a request as one."""
+    vectors = [vector for one in found for vector in one.vectors]
+    natives = [one.native for one in found]
+    native = natives[0]
+    for other in natives[1:]:
+        if native is None or other is None:
+            break
+        for name, value in other.items():
+            if isinstance(value, int | list) and isinstance(native.get(name), type(value)):
+                native[name] += value
+    if len({one is None for one in natives}) > 1:
+        raise Refusal(Fault.INTERRUPTED, "different engines gave the embeddings; send the request again")
+    return Embedded(vectors, sum(one.tokens for one in found), found[-1].routing, native)
+
+
+def _read(raw: bytes, normalize: bool) -> tuple[list[list[float]], int]:
+    vectors, tokens = read_embeddings(raw)
+    return [normalized(one) for one in vectors] if normalize else vectors, tokens
+
+
+async def as_json(vectors: Sequence[list[float]], dimensions: int | None) -> list[msgspec.Raw]:
+    """`shortened` vectors as JSON; of many, a few at a time in a thread."""
+
+    def encoded() -> list[msgspec.Raw]:
+        return [msgspec.Raw(msgspec.json.encode(shortened(vector, dimensions))) for vector in vectors]
+
+    return encoded() if len(vectors) <= _FEW else await asyncio.to_thread(encoded)
+
+
+def _call(model: Model, texts: Sequence[str], *, normalize: bool) -> Call:
+    body = {
+        "model": model.name,
+        "input": list(texts),
+        "encoding_format": "float",
+        "embd_normalize": 2 if normalize else -1,
+    }
+    return Call("/v1/embeddings", body)
+
+
+class _Vector(msgspec.Struct):
+    embedding: list[float]
+    index: int = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Vector]
+    usage: _Usage = msgspec.field(default_factory=_Usage)
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+def read_embeddings(raw: bytes) -> tuple[list[list[float]], int]:
+    """(vectors in the order of the texts, tokens) from an answer of ``/v1/embeddings``.
+
+    Raises:
+        Refusal: ENGINE.
+    """
+    try:
+        answer = _answer.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable embeddings of the engine: {error}") from None
+    return [
+        one.embedding for one in sorted(answer.data, key=lambda one: one.index)
+    ], answer.usage.prompt_tokens
+
+
+def normalized(vector: list[float]) -> list[float]:
+    """``vector`` at length 1; zeros stay."""
+    length = math.sqrt(math.fsum(x * x for x in vector))
+    return [x / length for x in vector] if length > 0 else vector
+
+
+def shortened(vector: list[float], dimensions: int | None) -> list[float]:
+    """The first ``dimensions`` of a vector, at length 1 (Matryoshka)."""
+    if dimensions is not None and 0 < dimensions < len(vector):
+        vector = vector[:dimensions]
+    return normalized(vector)

@@ -1,0 +1,133 @@
+"""Encoders of server-sent events that several dialects share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from sollold.api.http.errors import Dialect, refusal_bytes
+from sollold.api.http.response import SSE, waiting_text
+from sollold.errors import Refusal
+from sollold.serving.request import Routing, Waiting
+
+Event = dict[str, Any]
+
+
+class SseEncoder:
+    """Base of the `Encoder`s of server-sent events: no preamble, comments as a sign of life."""
+
+    dialect = Dialect.OPENAI
+    content_type = SSE
+
+    @property
+    def finished(self) -> bool:
+        """Only an encoder that looks for stop sequences itself ends before its engine."""
+        return False
+
+    def begin(self, routing: Routing) -> bytes:
+        """No bytes before the first event."""
+        return b""
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """The error as an event; nothing follows."""
+        return b"data: " + refusal_bytes(self.dialect, refusal) + b"\n\n"
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """A comment, which every client of server-sent events skips."""
+        return b": " + waiting_text(waiting).encode("ascii") + b"\n\n"
+
+
+class PassThroughEncoder(SseEncoder):
+    """`Encoder` of llama-server's own routes: events pass on unread, without ``[DONE]``."""
+
+    def __init__(self, change: Callable[[bytes], bytes] | None = None) -> None:
+        """``change`` is applied to a whole answer."""
+        self._change = change
+
+    def event(self, raw: bytes) -> bytes:
+        """The event, unchanged."""
+        return b"data: " + raw + b"\n\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """No bytes after the last event."""
+        return b""
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The answer, after ``change``."""
+        return self._change(raw) if self._change is not None else raw
+
+
+class EventTranslator(Protocol):
+    """Turns an engine's chunks into the named events of a dialect, for one answer."""
+
+    @property
+    def stopped(self) -> bool:
+        """The answer is whole though the engine has not ended."""
+        ...
+
+    def start(self, routing: Routing) -> list[Event]:
+        """The events before the first chunk."""
+        ...
+
+    def feed(self, raw: bytes) -> list[Event]:
+        """The events for one chunk."""
+        ...
+
+    def end(self) -> list[Event]:
+        """The events that end the answer."""
+        ...
+
+    def fail(self, refusal: Refusal) -> list[Event]:
+        """The events of an error."""
+        ...
+
+    def result(self) -> Event:
+        """The whole answer, after `end`."""
+        ...
+
+
+class EventEncoder(SseEncoder):
+    """`Encoder` over an `EventTranslator`: each event has its type in an ``event:`` line too."""
+
+    def __init__(self, events: EventTranslator, dialect: Dialect, last: bytes = b"") -> None:
+        """``last``: bytes after the last event of a good answer."""
+        self.dialect = dialect
+        self._events = events
+        self._last = last
+
+    @property
+    def finished(self) -> bool:
+        """As the translator says."""
+        return self._events.stopped
+
+    def begin(self, routing: Routing) -> bytes:
+        """The translator's first events."""
+        return encode_events(self._events.start(routing))
+
+    def event(self, raw: bytes) -> bytes:
+        """The events for one chunk."""
+        return encode_events(self._events.feed(raw))
+
+    def end(self, routing: Routing) -> bytes:
+        """The events that end the answer."""
+        return encode_events(self._events.end()) + self._last
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """The events of the error."""
+        return encode_events(self._events.fail(refusal))
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The whole answer, after all its events."""
+        return msgspec.json.encode(self._events.result())
+
+
+def encode_events(events: list[Event]) -> bytes:
+    """Named server-sent events."""
+    return b"".join(
+        [
+            b"event: " + event["type"].encode() + b"\ndata: " + msgspec.json.encode(event) + b"\n\n"
+            for event in events
+        ]
+    )

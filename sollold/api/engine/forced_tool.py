@@ -1,0 +1,183 @@
+"""``tool_choice: required`` from the first token on: llama-server alone lets a text come before the call.
+
+The model is asked in its own form of calls first. If it begins with a text, or ends without a call, it is
+asked again with the call as a format, a JSON object of the tool's name and arguments, which is made a tool
+call in the answer. The tools stay in the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
+
+_BEGINNING = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*', re.DOTALL)
+_FENCE = re.compile(r"^\s*```(?:json)?\s*|\s*```\s*$")
+
+
+class ForcedToolService:
+    """A `Service` that asks for a required call as a format where the model does not begin with a call."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        """As `Service.open`; it returns once the answer has begun."""
+        call = ask.calls.get(Engine.LLAMA)
+        answer = await self.service.open(ask, on_wait)
+        if call is None or not _is_forced(ask, call.body) or answer.routing.engine is not Engine.LLAMA:
+            return answer
+        part = "delta" if ask.stream or ask.gathered else "message"
+        try:
+            begun, calls = await _beginning(answer.batches, part)
+        except BaseException:
+            await _closed(answer)
+            raise
+        if calls:
+            return Answer(answer.routing, _joined(begun, answer.batches), answer.close)
+        await _closed(answer)
+        forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
+        try:
+            answer = await self.service.open(forced, on_wait)
+        except Refusal as refusal:
+            if refusal.fault is Fault.ENGINE and refusal.status >= 500:
+                raise
+            if refusal.fault not in (Fault.ENGINE, Fault.BAD_REQUEST):
+                raise
+            # A format that the engine can't convert: better a text than nothing.
+            return await self.service.open(ask, on_wait)
+        if answer.routing.engine is Engine.LLAMA:
+            return Answer(answer.routing, _translated(answer.batches, part), answer.close)
+        return answer
+
+
+async def _beginning(batches: AsyncIterator[list[bytes]], part: str) -> tuple[list[list[bytes]], bool]:
+    """What came until it shows whether the answer begins with a call, and whether it does."""
+    begun: list[list[bytes]] = []
+    async for batch in batches:
+        begun.append(batch)
+        for raw in batch:
+            if not raw:
+                begun.clear()
+            elif (calls := _begins_with_call(raw, part)) is not None:
+                return begun, calls
+    return begun, False
+
+
+def _begins_with_call(raw: bytes, part: str) -> bool | None:
+    """Whether this event shows that the answer begins with a call, or with a text; None: neither yet.
+
+    What is no event of a chat, and a thought, is left as it is.
+    """
+    try:
+        for choice in msgspec.json.decode(raw)["choices"]:
+            said = choice.get(part) or {}
+            if said.get("tool_calls") or said.get("reasoning_content"):
+                return True
+            if (said.get("content") or "").strip() or choice.get("finish_reason"):
+                return False
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return True
+    return None
+
+
+async def _joined(begun: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    for batch in begun:
+        yield batch
+    async for batch in rest:
+        yield batch
+
+
+async def _closed(answer: Answer) -> None:
+    closing = answer.close()
+    if closing is not None:
+        await closing
+
+
+def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
+    """A model that thinks must be free to do so first, and a beginning of the answer is no call."""
+    thinks = ask.resolved is not None and "thinking" in ask.resolved.model.capabilities
+    asked = body.get("tool_choice") == "required" and bool(body.get("tools"))
+    return asked and not thinks and "response_format" not in body and "continue_final_message" not in body
+
+
+def _as_format(body: dict[str, Any]) -> dict[str, Any]:
+    calls = [_call_schema(tool["function"]) for tool in body["tools"]]
+    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    definitions = {name: one for call in calls for name, one in call.pop("$defs", {}).items()}
+    if definitions:
+        schema = {**schema, "$defs": definitions}
+    wanted = {"type": "json_schema", "json_schema": {"name": "call", "schema": schema}}
+    return {**body, "tool_choice": "none", "response_format": wanted}
+
+
+def _call_schema(function: dict[str, Any]) -> dict[str, Any]:
+    arguments = function.get("parameters") or {"type": "object"}
+    definitions = arguments.get("$defs")
+    arguments = {key: value for key, value in arguments.items() if key != "$defs"}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+    return {**schema, "$defs": definitions} if definitions else schema
+
+
+async def _translated(batches: AsyncIterator[list[bytes]], part: str) -> AsyncIterator[list[bytes]]:
+    texts: dict[int, str] = {}
+    async for batch in batches:
+        yield [_translated_event(raw, texts, part) for raw in batch]
+
+
+def _translated_event(raw: bytes, texts: dict[int, str], part: str) -> bytes:
+    if not raw:
+        # What came before is to be forgotten.
+        texts.clear()
+        return raw
+    try:
+        event = msgspec.json.decode(raw)
+        for choice in event["choices"]:
+            _translate(choice, texts, part)
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return raw
+    return msgspec.json.encode(event)
+
+
+def _translate(choice: dict[str, Any], texts: dict[int, str], part: str) -> None:
+    """Gather a choice's text, and put the call in its place at the end; in place."""
+    said, index = choice.setdefault(part, {}), choice.get("index", 0)
+    texts[index] = texts.get(index, "") + (said.pop("content", None) or "")
+    if part == "message":
+        said["content"] = ""
+    if not choice.get("finish_reason"):
+        return
+    call = _call_in(texts.pop(index))
+    if isinstance(call, str):
+        said["content"] = call
+        return
+    said["tool_calls"] = [{"index": 0, **call}] if part == "delta" else [call]
+    if choice["finish_reason"] == "stop":
+        choice["finish_reason"] = "tool_calls"
+
+
+def _call_in(text: str) -> dict[str, Any] | str:
+    """The call that ``text`` is, also when it was cut off; the text itself when it is none."""
+    text = _FENCE.sub("", _FENCE.sub("", text))
+    beginning = _BEGINNING.match(text)
+    if beginning is None:
+        return text
+    name = msgspec.json.decode(beginning[1])
+    try:
+        arguments = msgspec.json.encode(msgspec.json.decode(text)["arguments"]).decode()
+    except (msgspec.DecodeError, KeyError, TypeError):
+        arguments = text[beginning.end() :]
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}

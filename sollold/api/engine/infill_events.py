@@ -1,0 +1,47 @@
+"""The events of an engine's infill stream, decoded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sollold.api.engine.chunks import Logprobs, TokenLogprob, read_chunk
+from sollold.errors import Fault, Refusal
+
+
+class Infilled(msgspec.Struct):
+    """One event of ``/infill``."""
+
+    content: str = ""
+    stop: bool = False
+    stop_type: str = ""
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    completion_probabilities: list[TokenLogprob] = []
+
+    @property
+    def finish(self) -> str:
+        """OpenAI's reason for the end; empty when it is not there yet."""
+        if not self.stop and not self.stop_type:
+            return ""
+        return "length" if self.stop_type == "limit" else "stop"
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """Log probabilities as the other routes give them."""
+        return Logprobs(self.completion_probabilities) if self.completion_probabilities else None
+
+
+_infilled = msgspec.json.Decoder(Infilled)
+
+
+def read_infilled(raw: bytes) -> Infilled:
+    """An event of ``/infill``.
+
+    Raises:
+        Refusal: ENGINE, when the event is an error or can't be read.
+    """
+    read_chunk(raw)
+    try:
+        return _infilled.decode(raw)
+    except msgspec.MsgspecError as error:
+        raise Refusal(Fault.ENGINE, f"unreadable answer of the engine: {error}") from None

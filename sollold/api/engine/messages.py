@@ -1,0 +1,95 @@
+"""Parts of a conversation in the form that both engines' ``/v1/chat/completions`` take. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from sollold.errors import Fault, Refusal
+
+
+def tie_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give every tool result the id of the call it answers; Ollama's clients name only the tool, or nothing.
+
+    Calls and results are matched by name, else in their order.
+    """
+    open_calls: list[tuple[str, str]] = []
+    for message in messages:
+        open_calls += [(call["id"], call["function"]["name"]) for call in message.get("tool_calls", ())]
+        if message["role"] != "tool":
+            continue
+        named = message.get("name")
+        wanted = message.get("tool_call_id")
+        found = next(
+            (c for c in open_calls if (c[0] == wanted if wanted else c[1] == named)),
+            open_calls[0] if open_calls else None,
+        )
+        if found is not None:
+            open_calls.remove(found)
+            message.setdefault("tool_call_id", found[0])
+            message.setdefault("name", found[1])
+        else:
+            message.setdefault("tool_call_id", "call_0")
+    return messages
+
+
+def clean_base64(image: str) -> str:
+    """The base64 of an image as every decoder takes it: in one piece, of the usual alphabet, padded.
+
+    ``image`` may be a ``data:`` URL.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is no base64, or empty.
+    """
+    text = image.strip()
+    if text[:5].lower() == "data:" and "," in text:
+        text = text.split(",", 1)[1]
+    text = "".join(text.split()).translate(_USUAL).rstrip("=")
+    if not text:
+        raise Refusal(Fault.BAD_REQUEST, "an image is empty")
+    text += "=" * (-len(text) % 4)
+    try:
+        base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(Fault.BAD_REQUEST, "an image is not base64") from None
+    return text
+
+
+_USUAL = str.maketrans("-_", "+/")
+
+
+def image_part(image: str) -> dict[str, Any]:
+    """A base64 image, bare or as a ``data:`` URL, as an ``image_url`` part; its kind is read from its bytes.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is no base64.
+    """
+    text = clean_base64(image)
+    kind = _image_kind(base64.b64decode(text[:64]))
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{text}"}}
+
+
+def image_url_part(image: object) -> dict[str, Any]:
+    """An ``image_url``, a text or an object with ``url``, as a part.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is none, or holds no base64.
+    """
+    url = image.get("url") if isinstance(image, dict) else image
+    text = url.strip() if isinstance(url, str) else ""
+    scheme = text[:8].lower()
+    if scheme.startswith("data:"):
+        if ";base64," not in text[:200].lower():
+            raise Refusal(Fault.BAD_REQUEST, "an image_url of kind data: must be base64")
+        return image_part(text)
+    if not scheme.startswith(("http://", "https://")):
+        raise Refusal(Fault.BAD_REQUEST, "an image_url needs a url: data:image/…;base64,… or http(s)://…")
+    return {"type": "image_url", "image_url": {"url": text}}
+
+
+def _image_kind(head: bytes) -> str:
+    for magic, kind in ((b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp")):
+        if head.startswith(magic):
+            return kind
+    return "webp" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else "jpeg"

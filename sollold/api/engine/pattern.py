@@ -1,0 +1,195 @@
+"""JSON schema's ``pattern`` in the subset of regular expressions that llama.cpp makes a grammar of. Pure.
+
+llama.cpp takes only patterns between ``^`` and ``$`` of literals, classes, groups, alternatives and
+repetitions; any other it drops without a word, and a class that lets a quote or a control character through
+breaks the JSON around it. What has an equal form is rewritten; a class is narrowed to characters that JSON
+needs no escape for.
+"""
+
+from __future__ import annotations
+
+import re
+
+_CLASSES = {"d": "0-9", "w": "A-Za-z0-9_", "s": " "}
+"""Of white space only the space stands in a JSON string as it is."""
+_NOT_IN_JSON = '"\\\\\\x00-\\x1F'
+"""For a negated class: the quote, the backslash and the control characters."""
+_ANY = f"[^{_NOT_IN_JSON}]"
+_LITERAL_ESCAPES = frozenset("^$.[]()|{}*+?-/ ,:;=!<>@#%&~'`_")
+_QUANTIFIER = re.compile(r"[*+?]|\{\d+(?:,\d*)?\}")
+_GROUP_NAME = re.compile(r"<[A-Za-z_]\w*>")
+_LONGEST = 2000
+_DEEPEST = 30
+_MOST_TIMES = 1000
+
+
+class Unsupported(ValueError):
+    """No grammar of llama.cpp's means the pattern."""
+
+
+def convertible_pattern(pattern: str) -> str:
+    """``pattern`` as llama.cpp can enforce it; it matches no text that ``pattern`` does not.
+
+    Raises:
+        Unsupported: look-arounds, back references, word borders, character properties, flags, quotes …
+    """
+    if len(pattern) > _LONGEST:
+        raise Unsupported("it is too long")
+    return f"^{_Translator(pattern).alternatives()}$"
+
+
+class _Translator:
+    """One pass over a pattern."""
+
+    def __init__(self, pattern: str) -> None:
+        self._text = pattern
+        self._place = 0
+        self._depth = 0
+
+    def alternatives(self) -> str:
+        """The whole pattern; an alternative that is open at an end may have any text there."""
+        parts = [self._anchored()]
+        while self._take("|"):
+            parts.append(self._anchored())
+        if self._place < len(self._text):
+            raise Unsupported(f"unexpected {self._text[self._place]!r}")
+        return parts[0] if len(parts) == 1 else "(" + "|".join(parts) + ")"
+
+    def _anchored(self) -> str:
+        start = self._take("^")
+        body = self._sequence()
+        end = self._take("$")
+        before = "" if start else f"{_ANY}*"
+        after = "" if end else f"{_ANY}*"
+        return before + body + after
+
+    def _sequence(self) -> str:
+        out: list[str] = []
+        while self._place < len(self._text) and self._text[self._place] not in "|)$":
+            out.append(self._atom() + self._quantifier())
+        return "".join(out)
+
+    def _atom(self) -> str:
+        char = self._text[self._place]
+        self._place += 1
+        if char == "(":
+            return self._group()
+        if char == "[":
+            return self._class()
+        if char == ".":
+            return _ANY
+        if char == "\\":
+            return self._escape()
+        if char in "*+?^" or (char == "{" and _QUANTIFIER.match(self._text, self._place - 1)):
+            raise Unsupported(f"unexpected {char!r}")
+        return self._literal(char)
+
+    def _literal(self, char: str) -> str:
+        if char in '"\\' or char < " ":
+            raise Unsupported(f"{char!r} must be escaped in JSON")
+        if char > "~":
+            # A repetition would be of its last byte alone.
+            return f"[{char}]"
+        return "\\" + char if char in "{}]" else char
+
+    def _group(self) -> str:
+        if self._take("?") and not self._take(":"):
+            named = _GROUP_NAME.match(self._text, self._place)
+            if named is None:
+                raise Unsupported("look-arounds and flags are not supported")
+            self._place = named.end()
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise Unsupported("its groups are nested too deeply")
+        parts = [self._sequence()]
+        while self._take("|"):
+            parts.append(self._sequence())
+        self._depth -= 1
+        if not self._take(")"):
+            raise Unsupported("an anchor inside a group is not supported")
+        return "(" + "|".join(parts) + ")"
+
+    def _quantifier(self) -> str:
+        found = _QUANTIFIER.match(self._text, self._place)
+        if found is None:
+            return ""
+        self._place = found.end()
+        if any(int(number) > _MOST_TIMES for number in re.findall(r"\d+", found[0])):
+            raise Unsupported(f"{found[0]} is too often")
+        self._take("?")  # lazy: the same texts match
+        return found[0]
+
+    def _escape(self) -> str:
+        char = self._next()
+        if char in _CLASSES:
+            return f"[{_CLASSES[char]}]"
+        if char in "DWS":
+            return f"[^{_CLASSES[char.lower()]}{_NOT_IN_JSON}]"
+        return self._escaped(char, _LITERAL_ESCAPES)
+
+    def _escaped(self, char: str, literals: frozenset[str]) -> str:
+        if char in "xu":
+            digits = 2 if char == "x" else 4
+            code = self._text[self._place : self._place + digits]
+            if len(code) < digits or any(digit not in "0123456789abcdefABCDEF" for digit in code):
+                raise Unsupported(f"\\{char} needs {digits} hex digits")
+            self._place += digits
+            literal = chr(int(code, 16))
+            if literal in '"\\' or literal < " ":
+                raise Unsupported(f"{literal!r} must be escaped in JSON")
+            return "\\" + literal if literal in literals and literal in "^$.[]()|{}*+?-" else literal
+        if char in "^$.[]()|{}*+?":
+            return "\\" + char
+        if char in literals:
+            return char
+        raise Unsupported(f"\\{char} is not supported")
+
+    def _class(self) -> str:
+        negated = self._take("^")
+        out: list[str] = []
+        while True:
+            char = self._next()
+            if char == "]":
+                break
+            if char == "[" and self._text.startswith(":", self._place):
+                raise Unsupported("[:…:] is not supported")
+            if char == "\\":
+                escaped = self._next()
+                if escaped in _CLASSES:
+                    out.append(_CLASSES[escaped] if not negated else _NEGATED.get(escaped, _CLASSES[escaped]))
+                    continue
+                if escaped == "-":
+                    out.append("\\-")
+                    continue
+                if escaped in "nrtfv0":
+                    if negated:
+                        continue  # excluded anyway
+                    raise Unsupported(f"\\{escaped} must be escaped in JSON")
+                if escaped in '"\\':
+                    if negated:
+                        continue
+                    raise Unsupported(f"{escaped!r} must be escaped in JSON")
+                out.append(self._escaped(escaped, _LITERAL_ESCAPES))
+                continue
+            if char == '"' or char < " ":
+                if negated:
+                    continue
+                raise Unsupported(f"{char!r} must be escaped in JSON")
+            out.append("\\" + char if char == "[" else char)
+        if not out and not negated:
+            raise Unsupported("an empty class matches nothing")
+        return "[" + ("^" if negated else "") + "".join(out) + (_NOT_IN_JSON if negated else "") + "]"
+
+    def _next(self) -> str:
+        if self._place >= len(self._text):
+            raise Unsupported("it ends too early")
+        self._place += 1
+        return self._text[self._place - 1]
+
+    def _take(self, text: str) -> bool:
+        found = self._text.startswith(text, self._place)
+        self._place += len(text) if found else 0
+        return found
+
+
+_NEGATED = {"s": " "}

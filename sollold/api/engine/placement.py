@@ -1,0 +1,86 @@
+"""The field ``placement`` of a request: how its caller wants the model placed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.access import client_of, require
+from sollold.api.http.services import AppServices
+from sollold.control.keys import Scope
+from sollold.errors import Fault, Refusal
+from sollold.leader.wish import PlacementWish
+from sollold.placement.request import MOST_DEVICES
+from sollold.settings.schema import Speculate
+
+PolicyName = Literal["", "fastest", "memory_aware", "even", "spread"]
+
+_Workers = Annotated[int, msgspec.Meta(ge=0, le=MOST_DEVICES)]
+_Billions = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Overrides the settings of ``[placement]`` for this request; null: as they say.
+
+    ``workers``: machines besides the head at most; ``distributed``: it may be spread over machines;
+    ``threshold``: billions of parameters from which it must be, 0: never; ``external``: addresses of the
+    external workers that may be used; ``speculation``: how tokens are drafted; ``file``: a GGUF file on this
+    machine, instead of the model's name.
+    """
+
+    workers: _Workers | None = None
+    distributed: bool | None = None
+    threshold: _Billions | None = None
+    policy: PolicyName | None = None
+    external: Annotated[list[str], msgspec.Meta(max_length=MOST_DEVICES)] | None = None
+    speculation: Speculate | None = None
+    file: str = ""
+
+    def wish(self, policy: str = "", speculation: str = "") -> PlacementWish:
+        """What the leader is told; ``policy``, ``speculation``: where it names none itself."""
+        external = tuple(self.external) if self.external is not None else None
+        return PlacementWish(
+            self.workers,
+            self.distributed,
+            self.threshold,
+            self.policy or policy,
+            external,
+            self.speculation or speculation,
+        )
+
+
+async def prepare_placement(
+    request: web.Request, services: AppServices, placement: PlacementBody | None
+) -> str:
+    """Make known what a request names: its file and its external workers. The file's model; empty: no file.
+
+    Raises:
+        Refusal: BAD_REQUEST, also for a file that a caller of another machine names, and for workers that no
+            node knows when the caller may give no orders: this node connects to what is named.
+    """
+    if placement is None:
+        return ""
+    if placement.external:
+        _check_external(request, services, placement.external)
+        await services.cluster.use_external(placement.external)
+    if not placement.file:
+        return ""
+    if not client_of(request).local:
+        message = "placement.file: a file is only taken from callers on the node's own machine"
+        raise Refusal(Fault.BAD_REQUEST, message, status=403)
+    return await services.library.add_file(placement.file)
+
+
+def _check_external(request: web.Request, services: AppServices, addresses: list[str]) -> None:
+    known = {one.address for record in services.cluster.live() for one in record.plain}
+    for address in addresses:
+        if address not in known:
+            require(request, Scope.MODELS, f"naming {address[:100]!r}, a worker that no node knows,")
+
+
+class Placed(msgspec.Struct):
+    """A request of which only its placement is read."""
+
+    placement: PlacementBody | None = None

@@ -1,0 +1,105 @@
+"""The last steps from a dialect's request to the body for llama-server. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
+from sollold.api.engine.conversation import merge_answers
+from sollold.api.engine.schema import SchemaProblem, convert_schema, unenforced
+from sollold.api.engine.tools import normalize_history, normalize_tools
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What preparing a body has found.
+
+    Attributes:
+        prefix: the beginning of the answer, when the caller sent one.
+        warnings: what llama-server can't do as it was asked, a sentence each.
+    """
+
+    prefix: AnswerPrefix = NO_PREFIX
+    warnings: tuple[str, ...] = ()
+
+
+def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
+    """``body``, its tools and tool calls put in place into the form that both engines take.
+
+    Raises:
+        Refusal: BAD_REQUEST naming what has no clear meaning.
+    """
+    body["messages"] = normalize_history(body["messages"])
+    if body.get("tools"):
+        body["tools"] = normalize_tools(body["tools"])
+    else:
+        body.pop("tools", None)
+    return body
+
+
+def prepare_chat(body: dict[str, Any]) -> Prepared:
+    """Adapt a normalized chat to llama-server, in place.
+
+    Raises:
+        Refusal: BAD_REQUEST for a strict format that has no grammar.
+    """
+    body["messages"] = merge_answers(body["messages"])
+    warnings: list[str] = []
+    if body.get("tools"):
+        body["tools"] = [_convert_tool(tool, warnings) for tool in body["tools"]]
+    return Prepared(continue_last_message(body), (*warnings, *prepare_format(body)))
+
+
+def prepare_format(body: dict[str, Any]) -> tuple[str, ...]:
+    """Rewrite the schema of the answer's format for llama-server, in place; the warnings.
+
+    Raises:
+        Refusal: BAD_REQUEST for a strict format that has no grammar, with the keyword and its place.
+    """
+    wanted = body.get("response_format")
+    if isinstance(body.get("json_schema"), dict):
+        body["json_schema"], warnings = _convert_format(body["json_schema"], strict=False)
+        return warnings
+    if not isinstance(wanted, dict):
+        return ()
+    named = wanted.get("json_schema")
+    if isinstance(named, dict) and named.get("schema") is not None:
+        schema, warnings = _convert_format(named["schema"], strict=named.get("strict") is True)
+        body["response_format"] = {**wanted, "json_schema": {**named, "schema": schema}}
+        return warnings
+    if wanted.get("schema") is not None:
+        schema, warnings = _convert_format(wanted["schema"], strict=wanted.get("strict") is True)
+        body["response_format"] = {**wanted, "schema": schema}
+        return warnings
+    return ()
+
+
+def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    converted = convert_schema(given)
+    if strict and converted.problems:
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}",
+        )
+    problems = [*converted.problems, *unenforced(converted.schema)]
+    return converted.schema, tuple(f"format: not enforced: {problem}" for problem in problems)
+
+
+def _convert_tool(tool: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """``tool`` with a schema that has a grammar; what is not enforced goes to ``warnings``."""
+    function = tool["function"]
+    if function.get("parameters") is None:
+        return tool
+    converted = convert_schema(function["parameters"])
+    schema, problems = converted.schema, [*converted.problems, *unenforced(converted.schema)]
+    kinds = schema.get("type", "object")
+    if kinds != "object" and "object" not in kinds:
+        problems = [SchemaProblem("", "type", "the arguments of a tool are an object")]
+        schema = {"type": "object"}
+    elif not any(key in schema for key in ("$ref", "anyOf", "oneOf", "allOf")):
+        schema = {**schema, "type": "object"}
+    name = function["name"][:60]
+    warnings += [f'tool "{name}": not enforced: {problem}' for problem in problems]
+    return {**tool, "function": {**function, "parameters": schema}}

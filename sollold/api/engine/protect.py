@@ -1,0 +1,156 @@
+"""What a request may ask of an engine: fields, URLs, and sizes that an engine does not survive. Pure.
+
+llama-server fetches the URLs that it is given (from this machine's network), takes fields that change it for
+other callers, and dies of grammars that are nested too deeply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Call, Engine
+
+_SAMPLING = """
+    temperature dynatemp_range dynatemp_exponent top_k top_p top_n_sigma min_p min_keep typical_p typ_p
+    xtc_probability xtc_threshold repeat_last_n repeat_penalty presence_penalty frequency_penalty
+    dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
+    adaptive_target adaptive_decay mirostat mirostat_tau mirostat_eta samplers seed logit_bias ignore_eos
+    n_probs post_sampling_probs logprobs top_logprobs
+"""
+_GENERATION = """
+    model prompt messages stream stream_options n max_tokens max_completion_tokens n_predict n_keep n_indent
+    t_max_predict_ms stop user cache_prompt return_tokens timings_per_token return_progress response_fields
+    echo suffix best_of sse_ping_interval
+"""
+_CHAT = """
+    tools tool_choice parallel_tool_calls functions function_call response_format grammar json_schema
+    chat_template_kwargs reasoning_format reasoning_effort reasoning_in_content reasoning_budget_tokens
+    thinking_budget_tokens thinking enable_thinking thinking_forced_open parse_tool_calls
+    add_generation_prompt continue_final_message metadata store
+"""
+_OTHER = """
+    input content encoding_format dimensions embd_normalize query documents texts top_n tokens add_special
+    parse_special with_pieces input_prefix input_suffix input_extra
+"""
+FIELDS = frozenset(f"{_SAMPLING} {_GENERATION} {_CHAT} {_OTHER}".split())
+"""What llama-server is sent. It ignores what it does not know; what is not here it might not ignore: adapters
+for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
+
+_MOST_GRAMMAR = 64 * 1024
+_DEEPEST_GRAMMAR = 200
+_MOST_REPETITIONS = 10_000
+_MOST_SCHEMA_NODES = 20_000
+_CONTAINERS = frozenset((dict, list))
+_DEEPEST_SCHEMA = 100
+_MOST_BIASES = 1024
+_MOST_PROBABILITIES = 256
+_MOST_STOPS = 256
+_MOST_LIST = 256
+_REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
+_LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
+"""What llama.cpp reads as a literal, a range or a comment. One without an end goes on to the end of the text,
+there as here: else each beginning would be followed to the end."""
+
+
+def protected(calls: dict[Engine, Call]) -> dict[Engine, Call]:
+    """``calls`` with the fields that engines may be sent.
+
+    Raises:
+        Refusal: BAD_REQUEST for what could harm an engine or make it ask others.
+    """
+    return {engine: replace(call, body=_checked(engine, call.body)) for engine, call in calls.items()}
+
+
+def _checked(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
+    _check_media(body.get("messages"))
+    _check_grammar(body.get("grammar"))
+    for name in ("json_schema", "response_format", "format", "tools", "functions", "chat_template_kwargs"):
+        _check_depth(body.get(name), name)
+    biases = body.get("logit_bias")
+    if isinstance(biases, dict | list) and len(biases) > _MOST_BIASES:
+        raise _refused(f"logit_bias has more than {_MOST_BIASES} entries")
+    for name in ("n_probs", "top_logprobs", "logprobs"):
+        if _exceeds(body.get(name), _MOST_PROBABILITIES):
+            raise _refused(f"{name} must be at most {_MOST_PROBABILITIES}")
+    stops = body.get("stop")
+    if isinstance(stops, list) and len(stops) > _MOST_STOPS:
+        raise _refused(f"stop has more than {_MOST_STOPS} entries")
+    for name in ("samplers", "dry_sequence_breakers", "response_fields"):
+        value = body.get(name)
+        if isinstance(value, list | str) and len(value) > _MOST_LIST:
+            raise _refused(f"{name} has more than {_MOST_LIST} entries")
+    if engine is Engine.OLLAMA:
+        return body
+    return {name: value for name, value in body.items() if name in FIELDS}
+
+
+def _exceeds(value: object, most: int) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > most
+
+
+def _check_media(messages: object) -> None:
+    """Refuse media that an engine would fetch, from a network where the caller may have no way in."""
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            for url in _urls(part):
+                if not url[:5].lower() == "data:":
+                    raise _refused(
+                        "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
+                        f"got {url[:80]!r}"
+                    )
+
+
+def _urls(part: object) -> Iterable[str]:
+    """The URLs in a part of a message, wherever a form of it has them."""
+    if not isinstance(part, dict) or part.get("type") == "text":
+        return
+    for name, value in part.items():
+        if isinstance(value, dict):
+            yield from (one for key, one in value.items() if key.endswith("url") and isinstance(one, str))
+        elif name.endswith("url") and isinstance(value, str):
+            yield value
+
+
+def _check_grammar(grammar: object) -> None:
+    if not isinstance(grammar, str):
+        return
+    if len(grammar) > _MOST_GRAMMAR:
+        raise _refused(f"the grammar is longer than {_MOST_GRAMMAR} characters")
+    rules = _LITERAL.sub("", grammar)
+    for met in _REPETITION.finditer(rules):
+        if any(len(count) > 6 or int(count) > _MOST_REPETITIONS for count in met.groups() if count):
+            raise _refused(f"the grammar repeats something more than {_MOST_REPETITIONS} times")
+    depth = 0
+    for letter in rules:
+        depth += (letter == "(") - (letter == ")")
+        if depth > _DEEPEST_GRAMMAR:
+            raise _refused(f"the grammar is nested more than {_DEEPEST_GRAMMAR} deep")
+
+
+def _check_depth(value: object, name: str) -> None:
+    """Refuse what is nested too deeply or has too many parts; without recursion, whatever comes."""
+    layer, seen = [value], 0
+    for _ in range(_DEEPEST_SCHEMA):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+            # By type: there may be hundreds of thousands, and a union is slow to look at.
+            if type(inner) in _CONTAINERS
+        ]
+        seen += len(layer)
+        if seen > _MOST_SCHEMA_NODES:
+            raise _refused(f"{name} has more than {_MOST_SCHEMA_NODES} objects and arrays")
+        if not layer:
+            return
+    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+
+
+def _refused(message: str) -> Refusal:
+    return Refusal(Fault.BAD_REQUEST, message)

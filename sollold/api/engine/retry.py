@@ -1,0 +1,56 @@
+"""A `Service` that asks an engine again, with a request changed by what the engine refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Answer, Ask, Service, Waiting
+
+
+class RevisingService:
+    """Base of the services that change a refused request; `_revised` says how. At most ``tries`` times."""
+
+    tries = 3
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        """As `Service.open`; the deadline of ``ask`` is that of all tries together.
+
+        Raises:
+            Refusal: also when the request can't be changed any further.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + ask.deadline
+        first = ask
+        for attempt in range(self.tries + 1):
+            if ask.deadline > 0:
+                ask = replace(ask, deadline=max(0.001, until - loop.time()))
+            try:
+                answer = await self.service.open(ask, on_wait)
+                if ask.calls is not first.calls:
+                    answer.routing.warnings += self._warnings(first, ask)
+                return answer
+            except Refusal as refusal:
+                by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
+                revised = await self._revised(ask, refusal, attempt) if by_engine else None
+                if revised is None or attempt == self.tries:
+                    raise self._final(refusal) from None
+                ask = revised
+        raise AssertionError("unreachable")
+
+    async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
+        """Another request in place of the refused one; None: there is none."""
+        raise NotImplementedError
+
+    def _final(self, refusal: Refusal) -> Refusal:
+        """The refusal that the caller gets."""
+        return refusal
+
+    def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
+        """What the caller is told of the change from ``first`` to ``last``."""
+        return ()

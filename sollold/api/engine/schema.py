@@ -1,0 +1,360 @@
+"""JSON schemas in the form that llama.cpp can make a grammar of. Pure.
+
+llama.cpp refuses a whole request for one keyword that it does not know, and drops others without a word.
+What has an equal form is rewritten (other words for types, nulls, references to the root, patterns). What has
+none is left free at its place, and reported: the caller decides whether that is a warning or an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import field
+from typing import Any
+
+from sollold.api.engine.pattern import Unsupported, convertible_pattern
+from sollold.api.engine.schema_all_of import without_all_of
+from sollold.api.engine.schema_pointer import anchors_in, at_pointer
+from sollold.facts import dataclass
+
+Schema = dict[str, Any]
+
+_TYPES = {
+    "string": ("str", "text", "char", "varchar", "date", "datetime", "time", "uuid", "url", "uri", "email"),
+    "integer": (
+        *("int", "long", "short", "bigint", "int8", "int16", "int32", "int64"),
+        *("uint", "uint8", "uint16", "uint32", "uint64"),
+    ),
+    "number": ("float", "double", "decimal", "float32", "float64", "real", "numeric"),
+    "boolean": ("bool",),
+    "object": ("dict", "map", "struct", "record", "mapping", "json"),
+    "array": ("list", "tuple", "set", "sequence"),
+    "null": ("none", "nil", "void"),
+}
+_TYPE_OF = {word: name for name, words in _TYPES.items() for word in (name, *words)}
+_ANY_TYPE = ("any", "", "mixed", "unknown", "variant")
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+_SINGLES = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_ROOT = "root"
+_DEEPEST = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaProblem:
+    """A keyword that can't be enforced. ``pointer``: a JSON pointer to its place, empty for the root."""
+
+    pointer: str
+    keyword: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f'"{self.keyword}" at {self.pointer or "/"}: {self.reason}'
+
+
+@dataclass(slots=True)
+class ConvertedSchema:
+    """A schema that llama.cpp takes, and what of the given one it leaves free."""
+
+    schema: Schema
+    problems: list[SchemaProblem] = field(default_factory=list)
+
+
+def convert_schema(given: Any) -> ConvertedSchema:
+    """``given`` rewritten; it is not changed."""
+    converter = _Converter(given)
+    schema = converter.node(given, "", 0)
+    defs = converter.further_definitions()
+    if converter.refers_to_root:
+        defs[converter.root_name] = {
+            key: value for key, value in schema.items() if key not in ("$defs", "definitions")
+        }
+    if defs:
+        schema = {**schema, "$defs": {**schema.get("$defs", {}), **defs}}
+    return ConvertedSchema(schema, converter.problems)
+
+
+class _Converter:
+    """One pass over a schema."""
+
+    def __init__(self, document: Any) -> None:
+        self._document = document
+        self.problems: list[SchemaProblem] = []
+        self.refers_to_root = False
+        defs = document.get("$defs") if isinstance(document, dict) else None
+        self.root_name = _ROOT
+        while isinstance(defs, dict) and self.root_name in defs:
+            self.root_name += "_"
+        self._named: dict[int, tuple[str, str, Schema]] = {}
+        """What is referred to in a form that llama.cpp does not follow: by its identity (a name for it, the
+        reference, it)."""
+        self._anchors: dict[str, Schema] | None = None
+
+    def further_definitions(self) -> dict[str, Schema]:
+        """The targets of such references, by their names."""
+        found: dict[str, Schema] = {}
+        while len(found) < len(self._named):
+            for name, target, place in tuple(self._named.values()):
+                if name not in found:
+                    found[name] = self.node(place, target.removeprefix("#"), 0)
+        return found
+
+    def _problem(self, pointer: str, keyword: str, reason: str) -> None:
+        self.problems.append(SchemaProblem(pointer, keyword, reason))
+
+    def node(self, given: Any, pointer: str, depth: int) -> Schema:
+        """The schema at ``pointer``; an empty one where anything goes."""
+        if given is None or given is True or given == []:
+            return {}
+        if isinstance(given, str) and given.lower() in (*_TYPE_OF, *_ANY_TYPE):
+            given = {"type": given}
+        if not isinstance(given, dict):
+            self._problem(pointer, "schema", "it is not an object")
+            return {}
+        if depth > _DEEPEST:
+            self._problem(pointer, "schema", "it is nested too deeply")
+            return {}
+        out = {key: value for key, value in given.items() if value is not None or key in ("const", "default")}
+        if "properties" in given and given["properties"] is None:
+            out["properties"] = {}
+        self._reference(out, pointer)
+        self._type(out, pointer)
+        self._enum(out, pointer)
+        self._limits(out, pointer)
+        self._pattern(out, pointer)
+        self._children(out, pointer, depth)
+        self._required(out, given)
+        if "allOf" not in out:
+            return out
+        merged = without_all_of(out)
+        if merged is None and not all(_is_object(member) for member in out["allOf"]):
+            self._problem(pointer, "allOf", "only objects and simple constraints can be joined")
+        return out if merged is None else merged
+
+    def _type(self, out: Schema, pointer: str) -> None:
+        kinds = out.get("type")
+        if kinds is None:
+            out.pop("type", None)
+        else:
+            named: list[str] = []
+            for kind in kinds if isinstance(kinds, list) else [kinds]:
+                word = kind.strip().lower() if isinstance(kind, str) else None
+                name = _TYPE_OF.get(word) if word is not None else "null" if kind is None else None
+                if name is None and word not in _ANY_TYPE:
+                    self._problem(pointer, "type", f"unknown type {str(kind)[:40]!r}")
+                if name is None:
+                    named = []
+                    break
+                if name not in named:
+                    named.append(name)
+            if named:
+                out["type"] = named if len(named) > 1 else named[0]
+            else:
+                del out["type"]
+        nullable = out.pop("nullable", None)
+        kinds = out.get("type")
+        if nullable is True and kinds is not None:
+            listed = kinds if isinstance(kinds, list) else [kinds]
+            out["type"] = listed if "null" in listed else [*listed, "null"]
+            if isinstance(out.get("enum"), list) and None not in out["enum"]:
+                out["enum"] = [*out["enum"], None]
+
+    def _enum(self, out: Schema, pointer: str) -> None:
+        values = out.get("enum")
+        if values is None:
+            return
+        if not isinstance(values, list):
+            self._problem(pointer, "enum", "it is not an array")
+        if not isinstance(values, list) or not values:
+            del out["enum"]
+
+    def _limits(self, out: Schema, pointer: str) -> None:
+        for keyword in (*_COUNTS, *_BOUNDS):
+            if keyword not in out:
+                continue
+            value = out[keyword]
+            if isinstance(value, bool) and keyword.startswith("exclusive"):
+                # Draft 4: it says how "minimum" is meant.
+                del out[keyword]
+                plain = keyword.removeprefix("exclusive").lower()
+                if value and _number(out.get(plain)) is not None:
+                    out[keyword] = _number(out.pop(plain))
+                continue
+            number = _number(value)
+            if number is None or (keyword in _COUNTS and (number != int(number) or number < 0)):
+                self._problem(pointer, keyword, f"{str(value)[:40]!r} is not such a number")
+                del out[keyword]
+            else:
+                out[keyword] = int(number) if number == int(number) else number
+
+    def _pattern(self, out: Schema, pointer: str) -> None:
+        if "pattern" not in out:
+            return
+        pattern = out["pattern"]
+        try:
+            if not isinstance(pattern, str):
+                raise Unsupported("it is not a text")
+            out["pattern"] = convertible_pattern(pattern)
+        except Unsupported as error:
+            self._problem(pointer, "pattern", str(error))
+            del out["pattern"]
+
+    def _reference(self, out: Schema, pointer: str) -> None:
+        if "$ref" not in out:
+            return
+        target = out["$ref"]
+        found = self._resolved(target) if isinstance(target, str) else None
+        if found is None:
+            self._problem(pointer, "$ref", f"{str(target)[:80]!r} is not in the schema")
+            del out["$ref"]
+        else:
+            out["$ref"] = found
+
+    def _resolved(self, target: str) -> str | None:
+        """A reference as llama.cpp follows it; None when it leads nowhere."""
+        own = self._document.get("$id")
+        if isinstance(own, str) and own and target.startswith(f"{own}#"):
+            target = target.removeprefix(own)
+        if target in ("#", "#/"):
+            self.refers_to_root = True
+            return f"#/$defs/{self.root_name}"
+        if target.startswith("#/"):
+            place = at_pointer(self._document, target)
+            if place is None:
+                return None
+            return self._under_a_name(target, place) if {"~", "%"} & {*target} else target
+        if target.startswith("#"):
+            if self._anchors is None:
+                self._anchors = anchors_in(self._document)
+            if target[1:] in self._anchors:
+                return self._under_a_name(target, self._anchors[target[1:]])
+        name = target.rsplit("/", 1)[-1].removeprefix("#")
+        for home in ("$defs", "definitions"):
+            defs = self._document.get(home)
+            if isinstance(defs, dict) and isinstance(defs.get(name), dict):
+                return f"#/{home}/{name}"
+        return None
+
+    def _under_a_name(self, target: str, place: Schema) -> str:
+        name = f"{self.root_name}_{len(self._named) + 1}"
+        return f"#/$defs/{self._named.setdefault(id(place), (name, target, place))[0]}"
+
+    def _children(self, out: Schema, pointer: str, depth: int) -> None:
+        for keyword in _MAPS:
+            if keyword not in out:
+                continue
+            children = out[keyword]
+            if isinstance(children, list) and not children:
+                children = {}
+            if not isinstance(children, dict):
+                self._problem(pointer, keyword, "it is not an object")
+                del out[keyword]
+                continue
+            out[keyword] = {
+                name: self.node(child, f"{pointer}/{keyword}/{_escaped(name)}", depth + 1)
+                for name, child in children.items()
+                if child is not False
+            }
+        for keyword in _LISTS:
+            if keyword in out:
+                self._list(out, keyword, pointer, depth)
+        for keyword in _SINGLES:
+            if keyword not in out:
+                continue
+            child, place = out[keyword], f"{pointer}/{keyword}"
+            if keyword == "additionalProperties" and isinstance(child, bool):
+                continue
+            if keyword == "items" and isinstance(child, list):
+                out[keyword] = [self.node(one, f"{place}/{n}", depth + 1) for n, one in enumerate(child)]
+            elif child is False and keyword == "items":
+                out.pop("items")
+                out["maxItems"] = 0
+            elif child is False:
+                self._problem(pointer, keyword, "false can't be enforced")
+                del out[keyword]
+            else:
+                out[keyword] = self.node(child, place, depth + 1)
+
+    def _list(self, out: Schema, keyword: str, pointer: str, depth: int) -> None:
+        children = out[keyword]
+        if not isinstance(children, list):
+            self._problem(pointer, keyword, "it is not an array")
+            children = []
+        kept = [
+            self.node(child, f"{pointer}/{keyword}/{n}", depth + 1)
+            for n, child in enumerate(children)
+            if child is not False
+        ]
+        if kept:
+            out[keyword] = kept
+        else:
+            del out[keyword]
+
+    def _required(self, out: Schema, given: Schema) -> None:
+        """``required`` is a list of names; draft 3 has it in the property itself."""
+        required = out.get("required")
+        names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+        children = given.get("properties")
+        if isinstance(children, dict):
+            own = (name for name, child in children.items() if isinstance(child, dict))
+            names += [name for name in own if children[name].get("required") is True and name not in names]
+        if isinstance(out.get("properties"), dict) and out.get("additionalProperties") is not False:
+            # llama.cpp overlooks those that have no schema.
+            out["properties"] |= {name: {} for name in names if name not in out["properties"]}
+        if names:
+            out["required"] = names
+        else:
+            out.pop("required", None)
+
+
+def _number(value: Any) -> float | int | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    if not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
+        return None
+    return value
+
+
+def _is_object(schema: Schema) -> bool:
+    return "$ref" in schema or "properties" in schema or "enum" in schema
+
+
+def _escaped(name: str) -> str:
+    return name.replace("~", "~0").replace("/", "~1")
+
+
+def unenforced(schema: Schema, pointer: str = "") -> Iterator[SchemaProblem]:
+    """The keywords of a converted schema that llama.cpp does not enforce."""
+    for keyword in _IGNORED:
+        if keyword in schema:
+            yield SchemaProblem(pointer, keyword, "it is not enforced")
+    if "pattern" in schema:
+        for keyword in ("minLength", "maxLength", "format"):
+            if keyword in schema:
+                yield SchemaProblem(pointer, keyword, "it is not enforced beside a pattern")
+    if schema.get("type") == "number":
+        for keyword in _BOUNDS[:4]:
+            if keyword in schema:
+                yield SchemaProblem(pointer, keyword, "it is not enforced for numbers with a fraction")
+    for keyword in _MAPS:
+        for name, child in schema.get(keyword, {}).items():
+            yield from unenforced(child, f"{pointer}/{keyword}/{_escaped(name)}")
+    for keyword in _LISTS:
+        for place, child in enumerate(schema.get(keyword, ())):
+            yield from unenforced(child, f"{pointer}/{keyword}/{place}")
+    for keyword in ("items", "additionalProperties"):
+        child = schema.get(keyword)
+        if isinstance(child, dict):
+            yield from unenforced(child, f"{pointer}/{keyword}")
+
+
+_IGNORED = (
+    *("not", "if", "contains", "uniqueItems", "patternProperties", "propertyNames", "multipleOf"),
+    *("dependentRequired", "dependentSchemas", "minProperties", "maxProperties"),
+)

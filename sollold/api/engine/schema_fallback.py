@@ -1,0 +1,57 @@
+"""A schema that llama.cpp refuses all the same is not enforced where it is a tool's, and else refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.retry import RevisingService
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Ask, Call, Engine
+
+_SIGNS = (
+    "JSON schema error",
+    "JSON schema conversion failed",
+    "failed to parse grammar",
+    "Failed to parse tools",
+)
+_FREE = {"type": "object"}
+
+
+class SchemaFallbackService(RevisingService):
+    """Asks again with free arguments for the tools, their schemas in the descriptions."""
+
+    tries = 1
+
+    async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
+        call = ask.calls.get(Engine.LLAMA)
+        if call is None or not _is_schema_refusal(refusal.message) or not call.body.get("tools"):
+            return None
+        tools = [_freed(tool) for tool in call.body["tools"]]
+        body = {**call.body, "tools": tools}
+        return replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, body)})
+
+    def _final(self, refusal: Refusal) -> Refusal:
+        if not _is_schema_refusal(refusal.message):
+            return refusal
+        reason = refusal.message.rsplit("failed:", 1)[-1].split("; tools =")[0]
+        return Refusal(Fault.BAD_REQUEST, f"the schema can't be enforced: {' '.join(reason.split())[:300]}")
+
+    def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
+        return ("the schemas of the tools are not enforced: llama.cpp can't convert one of them",)
+
+
+def _is_schema_refusal(message: str) -> bool:
+    return any(sign in message for sign in _SIGNS)
+
+
+def _freed(tool: dict[str, Any]) -> dict[str, Any]:
+    function = tool["function"]
+    schema = function.get("parameters")
+    if schema is None:
+        return tool
+    written = f"Arguments (JSON schema): {msgspec.json.encode(schema).decode()}"
+    described = "\n".join(text for text in (function.get("description"), written) if text)
+    return {**tool, "function": {**function, "description": described, "parameters": dict(_FREE)}}

@@ -1,0 +1,49 @@
+"""Finds stop sequences in streamed text. Pure.
+
+llama-server ends at a stop sequence but does not say at which one; a dialect that must say so looks itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class StopSequences:
+    """Passes text on until a stop sequence; buffers what may be the beginning of one."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = tuple(word for word in words if word)
+        self._longest = max((len(word) for word in self._words), default=0)
+        self._pending = ""
+        self.found: str | None = None
+        """The sequence that was found."""
+
+    def feed(self, text: str) -> str:
+        """The text that may be passed on now; none after `found`."""
+        if self.found is not None:
+            return ""
+        if not self._words:
+            return text
+        text = self._pending + text
+        first = min(
+            ((place, word) for word in self._words if (place := text.find(word)) >= 0),
+            default=None,
+            key=lambda met: met[0],
+        )
+        if first is not None:
+            self.found = first[1]
+            self._pending = ""
+            return text[: first[0]]
+        keep = 0
+        for length in range(min(self._longest - 1, len(text)), 0, -1):
+            tail = text[-length:]
+            if any(word.startswith(tail) for word in self._words):
+                keep = length
+                break
+        self._pending = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def end(self) -> str:
+        """The buffered text, when the stream has ended."""
+        pending, self._pending = self._pending, ""
+        return pending

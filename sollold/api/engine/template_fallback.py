@@ -1,0 +1,57 @@
+"""A conversation that a chat template refuses is put in an order that it takes, or refused in a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sollold.api.engine.conversation import Message, flatten, tidy
+from sollold.api.engine.retry import RevisingService
+from sollold.errors import Fault, Refusal
+from sollold.serving.engine_error import TEMPLATE_REFUSES
+from sollold.serving.request import Ask, Call
+
+_RAISED = re.compile(r"^Error: *(?:Jinja Exception: *)?(.+)|Jinja Exception: *(.+)", re.MULTILINE)
+_SIGNS = ("Jinja Exception", "While executing", "assistant messages at the end of the list")
+_FORMS = (tidy, flatten)
+
+
+def template_refusal(message: str) -> str | None:
+    """Why a chat template refused a conversation, in its own words; None: ``message`` is another error."""
+    if message.startswith(TEMPLATE_REFUSES):
+        return message.removeprefix(TEMPLATE_REFUSES)
+    if not any(sign in message for sign in _SIGNS):
+        return None
+    found = _RAISED.search(message)
+    return " ".join((found[1] or found[2]).split()) if found else message.splitlines()[0]
+
+
+def _in_form(call: Call, form: Callable[[Sequence[Message]], list[Message]]) -> Call:
+    messages = call.body.get("messages")
+    return replace(call, body={**call.body, "messages": form(messages)}) if messages else call
+
+
+class TemplateFallbackService(RevisingService):
+    """Asks again with the conversation in the next of the simpler forms when a template refuses it."""
+
+    tries = len(_FORMS)
+
+    async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
+        if template_refusal(refusal.message) is None:
+            return None
+        for form in _FORMS[attempt:]:
+            # Either engine may be the next to answer.
+            simpler = {engine: _in_form(call, form) for engine, call in ask.calls.items()}
+            if simpler != ask.calls:
+                return replace(ask, calls=simpler)
+        return None
+
+    def _final(self, refusal: Refusal) -> Refusal:
+        reason = template_refusal(refusal.message)
+        if reason is None:
+            return refusal
+        return Refusal(Fault.BAD_REQUEST, TEMPLATE_REFUSES + reason[:300])
+
+    def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
+        return ("the messages were merged and reordered as the model's chat template requires",)

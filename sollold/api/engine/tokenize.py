@@ -1,0 +1,57 @@
+"""Asks a model's llama-server about tokens, bypassing its queue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from sollold.api.http.response import ask_whole
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.serving.request import Ask, Call, Engine, Service
+
+T = TypeVar("T")
+
+
+class _Tokens(msgspec.Struct):
+    tokens: list[int]
+
+
+class _Text(msgspec.Struct):
+    content: str
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerClient:
+    """Asks about the model of ``ask``. All methods raise `Refusal` as `Service.open`."""
+
+    service: Service
+    ask: Ask
+
+    async def tokens(self, content: object, *, special: bool) -> list[int]:
+        """The tokens of a text (or of texts and tokens); ``special``: with the marks at its ends."""
+        body = {"content": content, "add_special": special, "parse_special": True}
+        return (await self._request("/tokenize", body, _Tokens)).tokens
+
+    async def text(self, tokens: list[int]) -> str:
+        """The text of tokens."""
+        return (await self._request("/detokenize", {"tokens": tokens}, _Text)).content
+
+    async def count(self, body: dict[str, Any]) -> int:
+        """Tokens of the prompt that the body of a chat makes."""
+        body = {**body, "stream": False}
+        return (await self._request("/v1/chat/completions/input_tokens", body, _Count)).input_tokens
+
+    async def _request(self, path: str, body: dict[str, Any], answer: type[T]) -> T:
+        ask = replace(self.ask, calls={Engine.LLAMA: Call(path, body)}, stream=False, delivered=None)
+        raw, _ = await ask_whole(self.service, ask)
+        try:
+            return msgspec.json.decode(raw, type=answer)
+        except msgspec.MsgspecError as error:
+            raise Refusal(Fault.ENGINE, f"unreadable answer of the engine to {path}: {error}") from None

@@ -1,0 +1,53 @@
+"""A tool call that llama-server can't parse is given as the text that it is, rather than as an error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
+
+_UNPARSED = "does not match the expected"
+_END = msgspec.json.encode({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+
+
+class ToolTextService:
+    """A `Service` that asks once more without parsing; a stream that has begun ends with what it gave."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+        """As `Service.open`."""
+        call = ask.calls.get(Engine.LLAMA)
+        if call is None or not call.body.get("tools"):
+            return await self.service.open(ask, on_wait)
+        try:
+            answer = await self.service.open(ask, on_wait)
+        except Refusal as refusal:
+            if not _is_unparsed(refusal):
+                raise
+            plain = Call(call.path, {**call.body, "tool_choice": "none"})
+            return await self.service.open(replace(ask, calls={**ask.calls, Engine.LLAMA: plain}), on_wait)
+        if answer.routing.engine is Engine.LLAMA and ask.stream:
+            return Answer(answer.routing, _ended(answer.batches), answer.close)
+        return answer
+
+
+async def _ended(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
+    begun = False
+    try:
+        async for batch in batches:
+            begun = any(batch)
+            yield batch
+    except Refusal as refusal:
+        if not begun or not _is_unparsed(refusal):
+            raise
+        yield [_END]
+
+
+def _is_unparsed(refusal: Refusal) -> bool:
+    return refusal.fault is Fault.ENGINE and _UNPARSED in refusal.message

@@ -1,0 +1,149 @@
+"""Tools and tool calls in the one form that engines take, whatever form they were sent in. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+
+NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
+"""The schema of a function without arguments."""
+
+
+def normalize_tools(tools: Sequence[Any]) -> list[dict[str, Any]]:
+    """Tools as ``{"type": "function", "function": {"name", "description", "parameters"}}``.
+
+    Accepts what is clear: no ``type``, a flat form, nulls, ``input_schema``, a schema as text.
+
+    Raises:
+        Refusal: BAD_REQUEST naming the tool that is not a function of the caller's own, or has no name.
+    """
+    return [_normalize_tool(tool, f"tools[{place}]") for place, tool in enumerate(tools)]
+
+
+def _normalize_tool(tool: Any, where: str) -> dict[str, Any]:
+    if not isinstance(tool, dict):
+        raise Refusal(Fault.BAD_REQUEST, f"{where} is not an object")
+    function = tool.get("function")
+    given = function if isinstance(function, dict) else tool
+    name = given.get("name")
+    kind = tool.get("type") or "function"
+    if kind != "function":
+        named = f' ("{str(name)[:60]}")' if name else ""
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f'{where}{named} is of type "{str(kind)[:40]}"; only tools of type "function" are supported',
+        )
+    if not isinstance(name, str) or not name.strip():
+        raise Refusal(Fault.BAD_REQUEST, f"{where} has no function name")
+    rest = {key: value for key, value in given.items() if key not in _TOOL_FIELDS and value is not None}
+    description = given.get("description")
+    if description is not None:
+        rest["description"] = description if isinstance(description, str) else str(description)
+    schema = given.get("parameters", given.get("input_schema"))
+    if schema is not None:
+        rest["parameters"] = _schema_of(schema, f'{where} ("{name[:60]}")')
+    return {"type": "function", "function": {"name": name, **rest}}
+
+
+_TOOL_FIELDS = ("type", "name", "description", "parameters", "input_schema", "function", "cache_control")
+
+
+def _schema_of(schema: Any, where: str) -> dict[str, Any]:
+    if isinstance(schema, str) and schema.strip():
+        try:
+            schema = msgspec.json.decode(schema)
+        except msgspec.DecodeError:
+            raise Refusal(Fault.BAD_REQUEST, f"{where}: parameters are not a JSON schema") from None
+    if schema is True or schema in ("", [], {}):
+        return dict(NO_ARGUMENTS)
+    if not isinstance(schema, dict):
+        raise Refusal(Fault.BAD_REQUEST, f"{where}: parameters are not a JSON schema (an object)")
+    return schema
+
+
+def normalize_tool_call(call: Any, place: int) -> dict[str, Any]:
+    """A tool call of the history, its arguments a JSON object as text.
+
+    Raises:
+        Refusal: BAD_REQUEST when it names no function.
+    """
+    where = f"tool_calls[{place}]"
+    if not isinstance(call, dict):
+        raise Refusal(Fault.BAD_REQUEST, f"{where} is not an object")
+    function: dict[str, Any] = next(
+        (given for key in ("function", "custom") if isinstance(given := call.get(key), dict)), call
+    )
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise Refusal(Fault.BAD_REQUEST, f"{where} needs a function with a name")
+    arguments = function.get("arguments", function.get("input"))
+    if "custom" in call:
+        arguments = {"input": arguments}
+    id_ = call.get("id")
+    return {
+        "id": id_ if isinstance(id_, str) and id_ else f"call_{place}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments_text(arguments)},
+    }
+
+
+def arguments_text(arguments: Any) -> str:
+    """Arguments as the text of a JSON object; what is none is its value ``arguments``, as it stands."""
+    value = arguments
+    if isinstance(arguments, str):
+        if not arguments.strip():
+            return "{}"
+        try:
+            value = msgspec.json.decode(arguments)
+        except (msgspec.DecodeError, RecursionError):
+            value = {"arguments": arguments}
+        else:
+            if isinstance(value, dict):
+                return arguments
+    if value is None:
+        return "{}"
+    return msgspec.json.encode(value if isinstance(value, dict) else {"arguments": value}).decode()
+
+
+def normalize_history(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``messages`` with their tool calls normalized; the older ``function_call`` and role ``function`` too.
+
+    Raises:
+        Refusal: BAD_REQUEST, as `normalize_tool_call`.
+    """
+    out: list[dict[str, Any]] = []
+    for message in messages:
+        calls = message.get("tool_calls")
+        old = message.get("function_call")
+        if isinstance(old, dict):
+            message = {key: value for key, value in message.items() if key != "function_call"}
+            calls = calls or [{"id": f"call_{old.get('name')}", "function": old}]
+        if isinstance(calls, list) and calls:
+            normal = [normalize_tool_call(call, place) for place, call in enumerate(calls)]
+            message = {**message, "tool_calls": normal}
+        elif calls is not None:
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
+        if message.get("role") == "function":
+            message = {"tool_call_id": f"call_{message.get('name')}", **message, "role": "tool"}
+        out.append(message)
+    return out
+
+
+def chosen_tools(choice: dict[str, Any]) -> tuple[str, list[Any]]:
+    """How an object as ``tool_choice`` chooses (``auto``, ``required``), and the functions that it names."""
+    allowed = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else None
+    if not isinstance(allowed, dict):
+        return "required", [_name_in(choice)]
+    mode = "required" if allowed.get("mode") == "required" else "auto"
+    named = allowed.get("tools")
+    listed = named if isinstance(named, list) else ()
+    return mode, [_name_in(tool) for tool in listed if isinstance(tool, dict)]
+
+
+def _name_in(tool: dict[str, Any]) -> Any:
+    function = tool.get("function")
+    return function.get("name") if isinstance(function, dict) else tool.get("name")

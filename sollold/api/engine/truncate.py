@@ -1,0 +1,205 @@
+"""A prompt longer than the engine's context is shortened, as Ollama does unless ``truncate`` is false.
+
+Of a conversation the oldest exchanges go, whole: never the system's texts and never the user's last turn; a
+last message that is too long by itself keeps its end, as a plain prompt does. A text to embed keeps its
+beginning. An answer gets up to a quarter of the context: it can't push the beginning out while it is written
+(Ollama's ``shift``), it ends with ``length`` instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from sollold.api.engine.conversation import Message, oldest_exchanges, without
+from sollold.api.engine.retry import RevisingService
+from sollold.api.engine.tokenize import TokenizerClient
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Ask, Call, Engine, Service, longest_input
+
+_AT_ONCE = 8
+"""Texts to embed whose tokens are asked for at a time."""
+_LONGEST_TOKEN = 64
+"""Characters that tokens have at the most, all but a few: those of long white space."""
+_SLACK = 8
+"""Tokens left free at each further try; where a text is cut its tokens change."""
+
+
+def room_for_prompt(context: int, predict: int | None) -> int:
+    """Tokens of the prompt, when ``predict`` are wanted for the answer (none named: what there is)."""
+    share = max(1, context // 4)
+    wanted = predict if predict is not None and 0 < predict < share else share
+    return max(1, context - wanted)
+
+
+def ends(tokens: Sequence[int], keep: int, room: int) -> list[int]:
+    """The first ``keep`` tokens (negative: as many as there is room for) and the last, ``room`` in all."""
+    if len(tokens) <= room:
+        return list(tokens)
+    first = room if keep < 0 else min(keep, room)
+    return [*tokens[:first], *tokens[len(tokens) - (room - first) :]]
+
+
+class TruncatingService(RevisingService):
+    """A `Service` that asks again with less when an engine calls a prompt too long."""
+
+    def __init__(self, service: Service, keep: int = 0) -> None:
+        """``keep``: Ollama's ``num_keep``, the tokens at the beginning of a plain prompt that stay."""
+        super().__init__(service)
+        self._keep = keep
+
+    async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
+        # The next engine may have a smaller context, and a cut text more tokens: so more than one try.
+        context = longest_input(refusal.message)
+        call = ask.calls.get(Engine.LLAMA)
+        if context is None or call is None:
+            return None
+        try:
+            shorter = await self._shorter(ask, call, context, attempt)
+        except Refusal as other:
+            if other.fault is Fault.ENGINE:
+                # It can't be counted: what was refused first is what the caller can change.
+                return None
+            raise
+        return None if shorter is None else replace(ask, calls={**ask.calls, Engine.LLAMA: shorter})
+
+    def _warnings(self, first: Ask, last: Ask) -> tuple[str, ...]:
+        before, after = first.calls.get(Engine.LLAMA), last.calls.get(Engine.LLAMA)
+        if before is None or after is None or before is after:
+            return ()
+        return (f"the prompt is longer than the context: {_left_out(before.body, after.body)}",)
+
+    async def _shorter(self, ask: Ask, call: Call, context: int, attempt: int) -> Call | None:
+        """``call`` so short that ``context`` tokens hold it; None when that is impossible."""
+        body = call.body
+        tokenizer = TokenizerClient(self.service, ask)
+        if call.path == "/v1/embeddings":
+            return Call(call.path, {**body, "input": await _cut_inputs(tokenizer, body["input"], context)})
+        room = max(1, room_for_prompt(context, body.get("n_predict")) - attempt * _SLACK)
+        if "messages" in body:
+            messages = await _fewer(tokenizer, body, room)
+            return None if messages is None else Call(call.path, {**body, "messages": messages})
+        if "prompt" not in body:
+            return None
+        prompt = _without_middle(body["prompt"], room if self._keep < 0 else min(self._keep, room), room)
+        tokens = await tokenizer.tokens(prompt, special=True)
+        marks = await tokenizer.tokens("", special=True)
+        # The mark at the beginning does not count among those to be kept.
+        keep = self._keep + len(marks) if self._keep >= 0 and tokens[: len(marks)] == marks else self._keep
+        return Call(call.path, {**body, "prompt": ends(tokens, keep, room)})
+
+
+def _without_middle(prompt: Any, first: int, last: int) -> Any:
+    """A long text without what can hold none of its ``first`` tokens and none of its ``last``.
+
+    The numbers of millions of tokens, which nobody needs, would be read for long.
+    """
+    begin, end = (first + 1) * _LONGEST_TOKEN, last * _LONGEST_TOKEN
+    if not isinstance(prompt, str) or len(prompt) <= begin + end:
+        return prompt
+    return prompt[:begin] + prompt[-end:]
+
+
+def _left_out(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What a shortened request lacks, in a few words."""
+    if "messages" not in before:
+        return "the end of each text was omitted" if "input" in before else "its beginning was omitted"
+    gone = len(before["messages"]) - len(after["messages"])
+    parts = [f"{gone} of the older messages were omitted"] if gone else []
+    if before["messages"][-1] != after["messages"][-1]:
+        parts.append("the beginning of the last message was omitted")
+    return " and ".join(parts) or "it was shortened"
+
+
+async def _fewer(tokenizer: TokenizerClient, body: dict[str, Any], room: int) -> list[Message] | None:
+    """The messages without as few of the oldest exchanges as will do; None: they can't be made to fit."""
+    messages: list[Message] = body["messages"]
+    exchanges = oldest_exchanges(messages)
+    sizes: dict[int, int | None] = {}
+
+    async def size(count: int) -> int | None:
+        """Tokens without the ``count`` oldest; None for what can't be counted: it is no candidate."""
+        if count not in sizes:
+            fewer = without(messages, exchanges[:count])
+            try:
+                sizes[count] = await tokenizer.count({**body, "messages": fewer})
+            except Refusal as refusal:
+                if refusal.fault not in (Fault.ENGINE, Fault.BAD_REQUEST):
+                    raise
+                sizes[count] = None
+        return sizes[count]
+
+    too_few, enough = -1, len(exchanges)
+    while enough > 0 and await size(enough) is None:
+        enough -= 1
+    fewest = await size(enough)
+    if fewest is None:
+        return None
+    if fewest > room:
+        return await _cut_last(tokenizer, body, without(messages, exchanges[:enough]), fewest - room, room)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        tokens = await size(middle)
+        if tokens is not None and tokens <= room:
+            enough = middle
+        else:
+            too_few = middle
+    return without(messages, exchanges[:enough])
+
+
+async def _cut_last(
+    tokenizer: TokenizerClient, body: dict[str, Any], messages: list[Message], over: int, room: int
+) -> list[Message] | None:
+    """The last message without its first ``over`` tokens, of which ``room`` are left in all; None when it has
+    no more than that."""
+    last = messages[-1]
+    content = last.get("content")
+    if not isinstance(content, str) or last.get("role") == "assistant":
+        # The beginning of an answer is continued as it stands.
+        return None
+    longest = (room + 1) * _LONGEST_TOKEN
+    if len(content) > longest:
+        # What is before it can't be among them: it is counted, not read.
+        before = [*messages[:-1], {**last, "content": content[-longest:]}]
+        content = content[-longest:]
+        over = max(0, await tokenizer.count({**body, "messages": before}) - room)
+    tokens = await tokenizer.tokens(content, special=False)
+    if len(tokens) <= over:
+        return None
+    text = await tokenizer.text(tokens[over:])
+    # A character that was cut in two.
+    return [*messages[:-1], {**last, "content": text.lstrip("\ufffd")}]
+
+
+async def _cut_inputs(tokenizer: TokenizerClient, given: str | list[Any], limit: int) -> list[Any]:
+    """Texts to embed (or tokens) of ``limit`` tokens at the most each; one is left for the end mark.
+
+    Raises:
+        Refusal: as `TokenizerClient`.
+    """
+    one = isinstance(given, str) or any(isinstance(part, int) for part in given)
+    places = asyncio.Semaphore(_AT_ONCE)
+
+    def fits(text: Any) -> bool:
+        # No token is less than a byte; two marks may be added.
+        return isinstance(text, str) and len(text) < limit and len(text.encode()) + 2 <= limit
+
+    async def cut(text: Any) -> Any:
+        if isinstance(text, str):
+            text = text[: limit * _LONGEST_TOKEN]
+        async with places:
+            tokens = await tokenizer.tokens(text, special=isinstance(text, str))
+        return text if len(tokens) <= limit else tokens[: max(1, limit - 1)]
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            # Of thousands of texts few are too long.
+            texts = [given] if one else given
+            cutting = {
+                place: group.create_task(cut(text)) for place, text in enumerate(texts) if not fits(text)
+            }
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
+    return [cutting[place].result() if place in cutting else text for place, text in enumerate(texts)]

@@ -1,0 +1,1 @@
+"""The HTTP application: routing, bodies, callers, errors, CORS, responses."""

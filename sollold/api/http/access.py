@@ -1,0 +1,250 @@
+"""Who may do what over HTTP: callers of this machine, members of the cluster, keys, and everybody else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Protocol
+
+from aiohttp import web
+
+from sollold.api.http.client_address import Network, address_of
+from sollold.control.keys import PREFIX as KEY_PREFIX
+from sollold.control.keys import Key, Scope
+from sollold.control.member_pass import PREFIX as PASS_PREFIX
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+
+PUBLIC = frozenset({"/", "/health", "/ready", "/openapi.json", "/web/{file}"})
+"""What needs no key: it tells nothing of models or people, and a browser can't send a key for a page."""
+INFERENCE = frozenset(
+    {
+        "/api/chat",
+        "/api/generate",
+        "/api/embed",
+        "/api/embeddings",
+        "/api/show",
+        "/api/batch/embed",
+        "/api/batch/jobs/{id}",
+        "/api/cluster/plan",
+        "/api/cluster/route",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
+        "/v1/responses",
+        "/v1/responses/{id}",
+        "/api/me",
+        "/api/signout",
+        "/v1/rerank",
+        "/rerank",
+        "/tokenize",
+        "/detokenize",
+        "/infill",
+        "/apply-template",
+    }
+)
+"""What asks a model or reads, though not with GET. Batches and stored responses are their owners' only."""
+MODELS = frozenset(
+    {
+        "/api/pull",
+        "/api/push",
+        "/api/create",
+        "/api/copy",
+        "/api/delete",
+        "/api/blobs/{digest}",
+        "/api/cluster/load",
+        "/api/cluster/unload",
+    }
+)
+SECRET = frozenset({"/api/cluster/keys", "/api/cluster/logs/{model}"})
+"""What is not for reading either."""
+
+
+class KeyRing(Protocol):
+    """What is asked of the cluster's keys."""
+
+    @property
+    def made(self) -> bool:
+        """Whether a key was ever made."""
+        ...
+
+    def find(self, secret: str) -> Key | None:
+        """The valid key that ``secret`` is."""
+        ...
+
+
+class Passes(Protocol):
+    """What is asked of the passes of members."""
+
+    async def check(self, text: str) -> bool:
+        """Whether ``text`` is a pass that a live member gave out, and still good."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who sent a request.
+
+    Attributes:
+        address: of the machine, as far as it can be known.
+        scope: what it may do; None: nothing without a key.
+        key: the valid key that it showed.
+        local: it is a program of this machine.
+        member: it is a program of another member of the cluster.
+    """
+
+    address: str
+    scope: Scope | None
+    key: Key | None = None
+    local: bool = False
+    member: bool = False
+
+    @property
+    def identity(self) -> str:
+        """For fair queueing: the key, else the address."""
+        return f"key:{self.key.id}" if self.key is not None else self.address
+
+    @property
+    def name(self) -> str:
+        """For logs and metrics: the key's name; ``local``, ``member`` or nothing where there is none."""
+        if self.key is not None:
+            return self.key.name
+        return "local" if self.local else "member" if self.member else ""
+
+
+CLIENT = web.RequestKey("client", Client)
+"""Where the request keeps who sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Why a request is refused: 401 where a key would do, 403 where this one does not."""
+
+    status: int
+    message: str
+
+
+class Access:
+    """Decides who may do what. ``mode`` and ``proxies`` may be changed later.
+
+    Attributes:
+        mode: ``open``: everybody may ask models and read; ``keys``: other machines need a key; empty: open
+            until the first key is made.
+        proxies: addresses and networks whose ``X-Forwarded-For`` is believed.
+    """
+
+    def __init__(self, mode: str = "", keys: KeyRing | None = None, passes: Passes | None = None) -> None:
+        self.mode = mode
+        self.proxies: tuple[Network, ...] = ()
+        self._keys = keys
+        self._passes = passes
+
+    @property
+    def open(self) -> bool:
+        """Whether other machines may ask models and read without a key."""
+        return self.mode == "open" or (not self.mode and (self._keys is None or not self._keys.made))
+
+    async def admit(self, request: web.Request) -> Denied | None:
+        """Note in ``request`` who sent it; why it is refused, or None."""
+        needed = scope_of(request.method, route_of(request))
+        client = await self.identify(request)
+        if isinstance(client, Denied):
+            return client if needed is not None else None
+        request[CLIENT] = client
+        return None if needed is None else self._lacks(client, needed)
+
+    async def identify(self, request: web.Request) -> Client | Denied:
+        """Who sent ``request``; denied for a key that is not valid."""
+        where = address_of(request, self.proxies)
+        secrets, key = _secrets(request), None
+        for secret in secrets:
+            passes = self._passes if secret.startswith(PASS_PREFIX) else None
+            if passes is not None and await passes.check(secret):
+                return Client(where.address, Scope.ADMIN, local=where.local, member=True)
+            key = key or (self._keys.find(secret) if self._keys is not None else None)
+        if where.local:
+            return Client(where.address, Scope.ADMIN, key, local=True)
+        if key is not None:
+            return Client(where.address, key.scope, key)
+        if any(secret.startswith((KEY_PREFIX, PASS_PREFIX)) for secret in secrets):
+            return Denied(401, "the API key is not valid: it is unknown, expired or revoked")
+        return Client(where.address, Scope.INFER if self.open else None)
+
+    def _lacks(self, client: Client, needed: Scope) -> Denied | None:
+        if client.scope is not None and client.scope.includes(needed):
+            return None
+        if client.key is not None:
+            return Denied(
+                403,
+                f"the API key {client.key.name!r} has the scope {client.key.scope}; this needs {needed}",
+            )
+        how = f"`sollold key new NAME --scope {needed}` on a node creates one"
+        if client.scope is None:
+            return Denied(401, f"an API key is needed; {how}")
+        return Denied(401, f"from another machine this needs an API key with the scope {needed}; {how}")
+
+
+ACCESS = web.AppKey("access", Access)
+"""Where the application keeps it."""
+
+
+def scope_of(method: str, route: str) -> Scope | None:
+    """What a request needs; None: no key. A route that is in no table needs all there is to have."""
+    if route in PUBLIC or not route or method == "OPTIONS":
+        return None
+    if route in MODELS:
+        return Scope.MODELS
+    if route in INFERENCE or (method in ("GET", "HEAD") and route not in SECRET):
+        return Scope.INFER
+    return Scope.ADMIN
+
+
+def route_of(request: web.Request) -> str:
+    """The row of the table that a request is for, without the prefix ``/v1`` of Ollama's; empty: none."""
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else ""
+    return path.removeprefix("/v1") if path.startswith("/v1/api/") else path
+
+
+def client_of(request: web.Request) -> Client:
+    """Who sent ``request``."""
+    found = request.get(CLIENT)
+    if found is None:
+        where = address_of(request, ())
+        found = Client(where.address, None, local=where.local)
+    return found
+
+
+def require(request: web.Request, needed: Scope, what: str) -> None:
+    """Refuse what its route alone does not tell from asking a model; ``what``: it, in words.
+
+    Raises:
+        Refusal: BAD_REQUEST with status 401 where a key would do, 403 where the one shown does not.
+    """
+    client = client_of(request)
+    if client.scope is not None and client.scope.includes(needed):
+        return
+    how = f"`sollold key new NAME --scope {needed}` on a node creates one"
+    message = f"{what} from another machine needs an API key with the scope {needed}; {how}"
+    raise Refusal(Fault.BAD_REQUEST, message, status=403 if client.key is not None else 401)
+
+
+def holder_of(request: web.Request) -> str:
+    """Whose stored things ``request`` may read: its key's, else those of the secret it shows; empty: neither.
+
+    A secret that is no key proves nothing, but whoever does not know it can't have stored anything under it.
+    """
+    client = client_of(request)
+    if client.key is not None:
+        return client.identity
+    for secret in _secrets(request):
+        return f"secret:{hashlib.sha256(secret.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    return ""
+
+
+def _secrets(request: web.Request) -> list[str]:
+    """The keys or passes that a request shows: a program may send another beside the one it was given."""
+    kind, _, value = request.headers.get("Authorization", "").partition(" ")
+    bearer = value.strip() if kind.lower() == "bearer" else ""
+    return [one for one in (bearer, request.headers.get("X-Api-Key", "").strip()) if one]

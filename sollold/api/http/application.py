@@ -1,0 +1,279 @@
+"""The HTTP application, built from its services; and the listener that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from sollold.api.anthropic.routes import AnthropicRoutes
+from sollold.api.cluster.admission_routes import AdmissionRoutes
+from sollold.api.cluster.batch import BatchRoutes
+from sollold.api.cluster.description import DescriptionRoute
+from sollold.api.cluster.keys_routes import KeyRoutes
+from sollold.api.cluster.metrics import Metrics
+from sollold.api.cluster.monitor_routes import MonitorRoutes
+from sollold.api.cluster.routes import ClusterRoutes
+from sollold.api.dashboard import DashboardRoutes
+from sollold.api.engine.forced_tool import ForcedToolService
+from sollold.api.engine.kept_pictures import KeptPicturesService
+from sollold.api.engine.schema_fallback import SchemaFallbackService
+from sollold.api.engine.template_fallback import TemplateFallbackService
+from sollold.api.engine.tool_text import ToolTextService
+from sollold.api.http.access import ACCESS, Access
+from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
+from sollold.api.http.caller import ID, request_id
+from sollold.api.http.client_address import networks
+from sollold.api.http.connections import (
+    LONGEST_HEADER,
+    PIECE,
+    ClientConnection,
+    Connections,
+    connection_limit,
+)
+from sollold.api.http.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
+from sollold.api.http.guard import Guard
+from sollold.api.http.hosts import HOSTS, Hosts
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.request_log import REQUEST_LOG, RequestLog
+from sollold.api.http.response import KeepAlive, ResponseContext
+from sollold.api.http.route import Route
+from sollold.api.http.secure_server import SecureServer
+from sollold.api.http.server_tls import ServerTls
+from sollold.api.http.services import AppServices
+from sollold.api.ollama.model_routes import OllamaModelRoutes
+from sollold.api.ollama.routes import OllamaRoutes
+from sollold.api.openai.responses_routes import ResponsesRoutes
+from sollold.api.openai.routes import OpenAiRoutes
+from sollold.cluster.net.hang_up import quiet_hang_up
+from sollold.cluster.net.pieces import sendable
+from sollold.cluster.net.rpc_server import PortTaken
+from sollold.serving.batch import Batches
+from sollold.serving.byte_budget import ByteBudget
+from sollold.serving.request import Service
+from sollold.settings.schema import GIB, HttpSettings
+
+log = logging.getLogger("sollold.api")
+
+_BACKLOG = 1024
+
+
+def all_routes(
+    services: AppServices, context: ResponseContext, metrics: Metrics, batches: Batches
+) -> list[Route]:
+    """Every route of the API, its description included."""
+    rows = DashboardRoutes().routes()
+    rows += OllamaRoutes(services, context).routes()
+    rows += OllamaModelRoutes(services).routes()
+    rows += OpenAiRoutes(services, context).routes()
+    rows += ResponsesRoutes(services, context).routes()
+    rows += AnthropicRoutes(services, context).routes()
+    rows += ClusterRoutes(services, context.inflight).routes()
+    rows += MonitorRoutes(services, context.inflight).routes()
+    if services.admission is not None:
+        rows += AdmissionRoutes(services.admission).routes()
+    rows += KeyRoutes(services).routes()
+    rows += BatchRoutes(services, batches).routes()
+    rows += metrics.routes()
+    rows.append(DescriptionRoute(rows).route())
+    return rows
+
+
+def tolerant(service: Service) -> Service:
+    """``service`` with what makes engines take more of what callers send; see each for its case."""
+    asked_again = SchemaFallbackService(KeptPicturesService(service))
+    return ForcedToolService(ToolTextService(TemplateFallbackService(asked_again)))
+
+
+def build_app(
+    services: AppServices,
+    settings: HttpSettings,
+    keepalive: KeepAlive | None = None,
+    bodies: int = GIB,
+    requests_logged: str = "inference",
+) -> web.Application:
+    """The application; its batches end with it (`on_cleanup`). ``app[ORIGINS]`` may be changed later, and so
+    may `HOSTS`, `ACCESS` and `REQUEST_LOG`.
+
+    ``bodies``: bytes of all bodies under way, at the most; 0: no limit. ``requests_logged``: the mode of
+    `RequestLog`.
+    """
+    inflight = InflightRequests(services.monitor.activity)
+    requests = RequestLog(requests_logged)
+    metrics = Metrics(services, requests.usage)
+    batches = Batches()
+    context = ResponseContext(tolerant(services.service), keepalive or KeepAlive(), inflight)
+    rows = all_routes(services, context, metrics, batches)
+    origins = Origins(settings.cors_origins)
+    access = Access(settings.auth, services.keys, services.passes)
+    access.proxies = networks(settings.trusted_proxies)
+    hosts = Hosts(settings.hosts, lambda: [one.name for one in services.cluster.live()])
+    guard = Guard(origins, hosts, access, metrics, requests)
+    app = web.Application(
+        middlewares=[quiet_hang_up, guard.middleware()],
+        client_max_size=LONGEST_BODY,
+    )
+    app[ORIGINS] = origins
+    app[HOSTS] = hosts
+    app[ACCESS] = access
+    app[REQUEST_LOG] = requests
+    app[BODY_BUDGET] = ByteBudget(bodies)
+    for row in rows:
+        app.router.add_route(row.method, row.path, row.handler)
+        if row.path.startswith("/api/"):
+            # For Ollama clients that were given a base URL ending in /v1.
+            app.router.add_route(row.method, "/v1" + row.path, row.handler)
+
+    async def end_batches(_: web.Application) -> None:
+        await batches.close()
+
+    app.on_cleanup.append(end_batches)
+    app.on_response_prepare.append(_stamp(origins))
+    return app
+
+
+def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+        if isinstance(response, web.Response) and isinstance(response.body, bytes | bytearray):
+            # Of every route, since any may have a large answer one day.
+            response.body = sendable(response.body)
+        if request.version < HttpVersion11 and response.content_length is None:
+            # Without chunks the end of the connection is the end of the answer, whatever the caller wished.
+            response.force_close()
+            response.headers["Connection"] = "close"
+        response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return
+        response.headers["Vary"] = "Origin"
+        if allowed(origin, request.host, origins.allowed):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Expose-Headers"] = EXPOSED
+            if request.method == "OPTIONS":
+                wanted = request.headers.get("Access-Control-Request-Headers", "")
+                response.headers["Access-Control-Allow-Methods"] = METHODS
+                response.headers["Access-Control-Allow-Headers"] = wanted or "Authorization, Content-Type"
+                response.headers["Access-Control-Max-Age"] = "600"
+
+    return stamp
+
+
+def _is_own_error(record: logging.LogRecord) -> bool:
+    """Malformed HTTP is the sender's fault and answered with 400, and who hung up is told nothing: neither is
+    logged."""
+    senders = HttpProcessingError | web.RequestPayloadError | ConnectionError
+    return not (record.exc_info and isinstance(record.exc_info[1], senders))
+
+
+def _cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> OSError:
+    """With the system's error text, which the loop wraps in a sentence of its own."""
+    number = error.errno if isinstance(error, OSError) else None
+    why = os.strerror(number) if number and number > 0 else getattr(error, "strerror", "") or str(error)
+    return OSError(number, f"can't listen on {host} port {port} (http.host, http.port): {why}")
+
+
+async def _listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on the address; on ``::`` one for IPv4 as well.
+
+    Raises:
+        OSError: the address can't be listened on.
+    """
+    if host == "::" and socket.has_dualstack_ipv6():
+        both = socket.create_server(
+            (host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG
+        )
+        both.setblocking(False)
+        return [both]
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    made: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            made.append(socket.create_server(address[:2], family=family, backlog=_BACKLOG))
+            made[-1].setblocking(False)
+    except OSError:
+        for one in made:
+            one.close()
+        raise
+    return made
+
+
+class Listener:
+    """Serves the application on a port. A caller's hang-up cancels its handler."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        settings: HttpSettings,
+        *,
+        drain: float = 60.0,
+        tls: ServerTls | None = None,
+    ) -> None:
+        """``drain``: seconds that running answers get when it is closed; ``tls``: started, for HTTPS."""
+        self._settings = settings
+        self._tls = tls
+        logger = logging.getLogger("sollold.http")
+        logger.addFilter(_is_own_error)
+        self._runner = web.AppRunner(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            # What asks for a body unpacks it (`unpacked`), without holding up the loop.
+            auto_decompress=False,
+            # What waits to be read is bounded by this, its chunks by a sixteenth.
+            read_bufsize=2 * PIECE,
+            logger=logger,
+            shutdown_timeout=drain,
+            keepalive_timeout=75.0,
+            max_line_size=LONGEST_HEADER,
+            max_field_size=LONGEST_HEADER,
+        )
+        self._connections = Connections(connection_limit())
+        self._servers: list[asyncio.Server | SecureServer] = []
+        self.port = settings.port
+
+    async def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            PortTaken: another program has the port.
+            OSError: ``http.host`` is no address of this machine, or the port may not be bound.
+        """
+        host, port = self._settings.host, self._settings.port
+        await self._runner.setup()
+        try:
+            sockets = await _listening(host, port)
+        except (OSError, UnicodeError) as error:
+            await self._runner.cleanup()
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                raise PortTaken(
+                    error.errno,
+                    f"port {port} on {host} (http.port, the HTTP API) is in use: "
+                    "another sollold may be running; stop it or set another port",
+                ) from error
+            raise _cannot_listen(host, port, error) from error
+        self.port = int(sockets[-1].getsockname()[1])
+        if self._tls is not None:
+            self._servers = [SecureServer(sockets, self._connection, self._tls.context_now)]
+            return
+        loop = asyncio.get_running_loop()
+        for one in sockets:
+            self._servers.append(await loop.create_server(self._connection, sock=one, backlog=_BACKLOG))
+
+    async def close(self) -> None:
+        """Take no new requests, let the running ones end within the limit, then end them."""
+        for one in self._servers:
+            one.close()
+        await self._runner.cleanup()
+        self._connections.abort_all()
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        assert self._runner.server is not None
+        return ClientConnection(self._runner.server, self._connections)

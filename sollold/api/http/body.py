@@ -1,0 +1,199 @@
+"""Reads request bodies: JSON, whatever the Content-Type (bare curl says a form)."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.json_bounds import JsonBounds, TooManyValues
+from sollold.api.http.json_repair import TooMuchToRepair, repaired
+from sollold.api.http.media_cut import cut_media, restore_texts
+from sollold.api.http.unpack import unpacked
+from sollold.errors import Fault, Refusal
+from sollold.serving.byte_budget import ByteBudget
+from sollold.serving.media import Media
+
+T = TypeVar("T")
+
+LONGEST_BODY = 128 << 20
+"""Bytes of a JSON body, images included. Blobs are streamed and not bounded by it."""
+BODY_BUDGET = web.AppKey("body_budget", ByteBudget)
+"""The application's budget for the bodies of running requests."""
+_COUNTED = web.RequestKey("counted", int)
+_RAW = web.RequestKey("raw", bytearray)
+_MEDIA = web.RequestKey("media", Media)
+_RETRY = 5.0
+
+_BODY_TIMEOUT = 120.0
+"""Seconds for a body to arrive whole."""
+
+_USUAL_BODY = 8 << 20
+_WITH_MEDIA = ("/chat", "/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
+_LIMITS = {
+    **dict.fromkeys(_WITH_MEDIA, LONGEST_BODY),
+    **dict.fromkeys(("/embed", "/v1/embeddings", "/batch/embed", "/v1/responses"), 24 << 20),
+}
+"""Bytes of a body by route (without ``/api``), where there may be more: images, many texts."""
+
+_MOST_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
+"""Objects in a field, whatever the dialect: checking and rewriting each takes up to 0.1 ms."""
+_LARGE = 128 * 1024
+_MOST_SPACE = 4096
+"""White space up to which a body counts as missing; of a longer one the decoder says that no value comes."""
+
+
+async def parse_object(raw: bytes | bytearray) -> dict[str, Any]:
+    """The JSON object in ``raw``.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is empty, no JSON, or no object.
+    """
+    if len(raw) <= _MOST_SPACE and not raw.strip():
+        raise Refusal(Fault.BAD_REQUEST, "missing request body")
+    try:
+        try:
+            value = msgspec.json.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            value = msgspec.json.decode(await repaired(raw))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refusal(Fault.BAD_REQUEST, f"the body is not JSON: {error}") from None
+    except TooMuchToRepair:
+        raise Refusal(Fault.BAD_REQUEST, "the body is not JSON in UTF-8") from None
+    except RecursionError:
+        raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
+    if len(raw) >= _LARGE:
+        # What is done with it takes its time as well.
+        await asyncio.sleep(0)
+    if not isinstance(value, dict):
+        raise Refusal(Fault.BAD_REQUEST, f"the body must be a JSON object, it is {_kind(value)}")
+    for name, most in _MOST_ITEMS.items():
+        items = value.get(name)
+        if (
+            isinstance(items, list)
+            and len(items) > most
+            and sum(isinstance(one, dict) for one in items) > most
+        ):
+            raise Refusal(Fault.BAD_REQUEST, f"{name} has more than {most} items")
+    return value
+
+
+def _kind(value: object) -> str:
+    names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")
+
+
+def as_type(value: dict[str, Any], type_: type[T]) -> T:
+    """``value`` checked against ``type_``; fields it does not know are left out.
+
+    Raises:
+        Refusal: BAD_REQUEST, naming the field and what was expected.
+    """
+    try:
+        # Not strict: numbers come as "5" and 5.0, and the official servers take them.
+        return msgspec.convert(value, type=type_, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal(Fault.BAD_REQUEST, f"invalid request: {error}") from None
+    except RecursionError:
+        raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The request's body as a JSON object; large images and sound in it are cut out (`media_of`).
+
+    Raises:
+        Refusal: BAD_REQUEST, with status 413 when it is too long, 408 when it comes too slowly; UNAVAILABLE
+            when the bodies under way take too much memory already.
+    """
+    raw = await read_bytes(request)
+    if _path(request) not in _WITH_MEDIA:
+        return await parse_object(raw)
+    text, media = await cut_media(raw)
+    value = await parse_object(text)
+    if media is not None:
+        await restore_texts(value, media)
+        request[_MEDIA] = media
+    return value
+
+
+def media_of(request: web.Request) -> Media | None:
+    """What was cut out of the body; only once it was read."""
+    return request.get(_MEDIA)
+
+
+async def read_bytes(request: web.Request) -> bytearray:
+    """The request's body; it may be asked for again.
+
+    Raises:
+        Refusal: as `read_object`.
+    """
+    raw: bytearray | None = request.get(_RAW)
+    if raw is not None:
+        return raw
+    _bound(request, request.content_length or 0)
+    _count(request, request.content_length or 0)
+    parts, bounds = bytearray(), JsonBounds()
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            # Piece by piece: a body of unknown or compressed length is counted while it arrives.
+            async for piece in unpacked(request):
+                parts += piece
+                bounds.feed(piece)
+                _bound(request, len(parts))
+                _count(request, len(parts) + bounds.cost)
+    except TooManyValues as error:
+        raise Refusal(Fault.BAD_REQUEST, str(error)) from None
+    except TimeoutError:
+        raise Refusal(
+            Fault.BAD_REQUEST, f"the body was not received within {_BODY_TIMEOUT:.0f} s", status=408
+        ) from None
+    except web.RequestPayloadError as error:
+        raise Refusal(Fault.BAD_REQUEST, f"the body can't be read: {_one_line(error)}") from None
+    # As it is: a copy of a large one takes long.
+    request[_RAW] = parts
+    return parts
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _bound(request: web.Request, size: int) -> None:
+    """Refuse a body that is longer than those of its route may be.
+
+    Raises:
+        Refusal: BAD_REQUEST with the status 413.
+    """
+    most = min(_LIMITS.get(_path(request), _USUAL_BODY), request.client_max_size)
+    if size > most:
+        raise Refusal(Fault.BAD_REQUEST, f"body too large: the limit is {most} bytes", status=413)
+
+
+def _path(request: web.Request) -> str:
+    """The route, without ``/api``."""
+    route = request.match_info.route.resource
+    return (route.canonical if route is not None else "").removeprefix("/v1/api").removeprefix("/api")
+
+
+def _count(request: web.Request, size: int) -> None:
+    """Count ``size`` bytes against the budget, until `release_body`.
+
+    Raises:
+        Refusal: as `read_object`.
+    """
+    budget, counted = request.app.get(BODY_BUDGET), request.get(_COUNTED, 0)
+    if budget is None or size <= counted:
+        return
+    if not budget.reserve(size - counted, counted):
+        message = "the bodies of running requests already use too much memory; try again later"
+        raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY)
+    request[_COUNTED] = size
+
+
+def release_body(request: web.Request) -> None:
+    """Return the body's bytes to the budget when the request is over."""
+    budget = request.app.get(BODY_BUDGET)
+    if budget is not None:
+        budget.release(request.pop(_COUNTED, 0))

@@ -1,0 +1,146 @@
+"""What the headers say of a request: its id, its caller (for fairness), its priority and deadline."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.access import client_of
+from sollold.api.http.body import media_of
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.priority import NAMES, NORMAL, ROLES
+from sollold.serving.media import Media
+from sollold.units import parse_seconds
+
+ID = web.RequestKey("request_id", str)
+"""Where the request keeps its id."""
+
+
+_ID = re.compile(r"[\w.:\-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the headers say of a caller.
+
+    Attributes:
+        id: of the request, unique: it begins with the caller's own ``X-Request-Id`` when that is valid.
+        client: its API key's id, else its address: whose share of the queue it uses.
+        priority: 1 to 10.
+        deadline: seconds within which the answer must be complete (``X-Sollold-Deadline``, or the
+            body's ``timeout``); 0: none.
+        explain: it wants the router's scores (``X-Sollold-Explain: 1``).
+        media: what was cut out of the body; None: nothing.
+    """
+
+    id: str
+    client: str
+    priority: int
+    deadline: float
+    explain: bool
+    media: Media | None = None
+
+
+def request_id(request: web.Request) -> str:
+    """The id of a request: the caller's when it is valid, else a random one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def caller_of(request: web.Request, field: object = None, timeout: object = None) -> Caller:
+    """What ``request`` says of its caller; ``field`` is the body's ``priority``, ``timeout`` its own.
+
+    Raises:
+        Refusal: BAD_REQUEST for an invalid priority or timeout.
+    """
+    headers = request.headers
+    deadline = 0.0
+    named = headers.get("X-Sollold-Deadline") or timeout
+    if named is not None:
+        try:
+            deadline = parse_seconds(str(named))
+        except ValueError as error:
+            raise Refusal(Fault.BAD_REQUEST, f"invalid timeout: {error}") from None
+        if deadline <= 0:
+            raise Refusal(Fault.BAD_REQUEST, "invalid timeout: it must be more than 0 seconds")
+    return Caller(
+        id=f"{request.get(ID) or request_id(request)}.{secrets.token_hex(3)}",
+        client=client_of(request).identity,
+        priority=priority_of(headers.get("X-Sollold-Priority"), field, headers.get("X-Sollold-Role")),
+        deadline=deadline,
+        explain=headers.get("X-Sollold-Explain", "").lower() in ("1", "true", "yes"),
+        media=media_of(request),
+    )
+
+
+def parse_priority(value: object) -> int:
+    """1 to 10 from a number, its digits, or a name such as ``HIGH``.
+
+    Raises:
+        Refusal: BAD_REQUEST, with the names that there are.
+    """
+    if isinstance(value, bool):
+        number = None
+    elif isinstance(value, int):
+        number = value
+    elif isinstance(value, str):
+        text = value.strip()
+        if text.isascii() and text.isdigit() and len(text) < 4:
+            number = int(text)
+        else:
+            number = NAMES.get(text.upper().replace("-", "_").replace(" ", "_"))
+    else:
+        number = None
+    if number is None or not 1 <= number <= 10:
+        shown = str(value)[:40]
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f"unknown priority {shown!r}; use a number from 1 to 10 or one of {', '.join(NAMES)}",
+        )
+    return number
+
+
+def priority_of(header: str | None, field: object, role: str | None) -> int:
+    """The priority of a request; ``None`` for what it does not name.
+
+    A role that is not in the table counts as 5: callers choose their own words for roles.
+
+    Raises:
+        Refusal: BAD_REQUEST for an invalid priority.
+    """
+    if header is not None and header.strip():
+        return parse_priority(header)
+    if field is not None:
+        return parse_priority(field)
+    if role is not None:
+        return ROLES.get(role.strip().lower(), NORMAL)
+    return NORMAL
+
+
+_CHARACTERS = 4096
+
+
+def prefix_of(messages: object) -> str:
+    """A digest of the messages up to the user's first (16 hex digits), for sticky routing; empty: none."""
+    if isinstance(messages, str):
+        start: list[Any] = [messages[:_CHARACTERS]]
+    elif isinstance(messages, list):
+        start = []
+        for message in messages[:8]:
+            if not isinstance(message, dict):
+                return ""
+            content = message.get("content")
+            start.append(content[:_CHARACTERS] if isinstance(content, str) else content)
+            if message.get("role") == "user":
+                break
+    else:
+        return ""
+    if not any(start):
+        return ""
+    return hashlib.blake2b(msgspec.json.encode(start)[: 4 * _CHARACTERS], digest_size=8).hexdigest()

@@ -1,0 +1,187 @@
+"""Connections of callers: a time for the first header, how many there may be, and how much is read at once.
+
+Thousands of connections that send a header byte by byte would take all descriptors, those for other nodes and
+for engines included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+from collections.abc import Callable
+from typing import cast
+
+from sollold.api.http.client_address import is_loopback
+
+HEADER_SECONDS = 10.0
+LONGEST_HEADER = 64 * 1024
+"""Bytes of a line of the header: browsers send all cookies of ``localhost`` to every port of it."""
+_LONGEST_HEAD = 4 * LONGEST_HEADER
+PER_ADDRESS = 512
+"""Connections from one other machine."""
+_MOST_ADDRESSES = 1024
+_MOST_DESCRIPTORS = 65536
+PIECE = 16 * 1024
+"""Bytes that are read from a connection at once."""
+_RESERVED = 2048
+"""Descriptors for other nodes, engines and files."""
+_TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files as the system allows it; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    return soft
+
+
+def connection_limit() -> int:
+    """Connections that callers may have together; the other descriptors are for nodes, engines and files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return max(soft // 2, soft - _RESERVED)
+
+
+class Connections:
+    """Which connections are open, by address.
+
+    Args:
+        most: of all together.
+        per_address: of one other machine; this machine's own are not counted by address.
+    """
+
+    def __init__(self, most: int, per_address: int = PER_ADDRESS) -> None:
+        self._most = most
+        self._per_address = per_address
+        self._open: dict[str, list[asyncio.Transport]] = {}
+
+    def admits(self, transport: asyncio.Transport) -> bool:
+        """Whether ``transport`` may stay; it counts until it is closed."""
+        name = transport.get_extra_info("peername")
+        address = str(name[0]) if isinstance(name, tuple) else ""
+        known = [one for one in self._open.get(address, ()) if not one.is_closing()]
+        if len(known) >= self._per_address and not is_loopback(address.removeprefix("::ffff:")):
+            return False
+        if sum(map(len, self._open.values())) >= self._most or len(self._open) >= _MOST_ADDRESSES:
+            self._forget_closed()
+            if sum(map(len, self._open.values())) >= self._most:
+                return False
+            known = [one for one in known if not one.is_closing()]
+        self._open[address] = [*known, transport]
+        return True
+
+    def abort_all(self) -> None:
+        """End all that are still open."""
+        for several in self._open.values():
+            for one in several:
+                one.abort()
+        self._open = {}
+
+    def _forget_closed(self) -> None:
+        found = {
+            address: [one for one in several if not one.is_closing()]
+            for address, several in self._open.items()
+        }
+        self._open = {address: several for address, several in found.items() if several}
+
+
+class ClientConnection(asyncio.BufferedProtocol):
+    """A connection. When its first header is whole, ``make`` gives the protocol that is passed all.
+
+    That gets at most `PIECE` bytes in one turn of the loop: the 256 KiB that the loop itself would read, in
+    chunks of a byte each, keep it busy for too long.
+    """
+
+    _BUFFER = memoryview(bytearray(PIECE))
+    """Shared by all: what a transport reads into it is taken out before anything else is read."""
+
+    def __init__(
+        self,
+        make: Callable[[], asyncio.Protocol],
+        connections: Connections,
+        seconds: float = HEADER_SECONDS,
+    ) -> None:
+        """``seconds``: for the header to come."""
+        self._make = make
+        self._connections = connections
+        self._seconds = seconds
+        self._head = bytearray()
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+        self._protocol: asyncio.Protocol | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Let it in or not."""
+        transport = cast(asyncio.Transport, transport)
+        if not self._connections.admits(transport):
+            transport.abort()
+            return
+        self._transport = transport
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._refuse, _TIMED_OUT)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the transport reads into."""
+        return self._BUFFER
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Pass on what came, or collect it while the header is not whole."""
+        data = bytes(self._BUFFER[:nbytes])
+        if self._protocol is not None:
+            self._protocol.data_received(data)
+        elif self._transport is not None:
+            self._collect(data)
+
+    def eof_received(self) -> bool | None:
+        """The other side sends no more."""
+        return self._protocol.eof_received() if self._protocol is not None else None
+
+    def pause_writing(self) -> None:
+        """The other side reads slowly."""
+        if self._protocol is not None:
+            self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        if self._protocol is not None:
+            self._protocol.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._stop_timer()
+        self._transport = None
+        protocol, self._protocol = self._protocol, None
+        if protocol is not None:
+            protocol.connection_lost(exc)
+
+    def _collect(self, data: bytes) -> None:
+        # The end may have begun in what came before.
+        begin = max(0, len(self._head) - 3)
+        self._head += data
+        if self._head.find(b"\r\n\r\n", begin) < 0 and self._head.find(b"\n\n", begin) < 0:
+            if len(self._head) > _LONGEST_HEAD:
+                self._refuse(_TOO_LONG)
+            return
+        self._stop_timer()
+        assert self._transport is not None
+        self._protocol = self._make()
+        self._protocol.connection_made(self._transport)
+        data, self._head = bytes(self._head), bytearray()
+        self._protocol.data_received(data)
+
+    def _refuse(self, answer: bytes) -> None:
+        self._stop_timer()
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.write(answer)
+            transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,55 @@
+"""CORS: the origins whose pages may use the API: the allowed ones, and the node's own."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+EXPOSED = (
+    "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, "
+    "X-Sollold-Gap-Ms, X-Sollold-Warning, Retry-After"
+)
+
+
+class Origins:
+    """The allowed origins; they change when the settings are reloaded."""
+
+    def __init__(self, allowed: tuple[str, ...]) -> None:
+        self.allowed = allowed
+
+
+ORIGINS = web.AppKey("origins", Origins)
+"""The application's `Origins`."""
+
+
+def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
+    """Whether a page of ``origin`` may use this node, reached as ``host``.
+
+    An allowed origin without a port allows every port, ``app://*`` all of its scheme, ``*`` everything. A
+    program has no origin, but those that are made of web pages do (Obsidian, VS Code's panes, Tauri's).
+    """
+    if "*" in origins or origin in origins:
+        return True
+    try:
+        asked = urlsplit(origin)
+        asked_host, asked_port = asked.hostname, asked.port
+    except ValueError:
+        return False
+    if asked.scheme in ("http", "https") and asked.netloc.lower() == host.lower():
+        return True
+    for one in origins:
+        if one.endswith("://*"):
+            if asked.scheme and asked.scheme == one.removesuffix("://*").lower():
+                return True
+            continue
+        try:
+            known = urlsplit(one)
+            port = known.port
+        except ValueError:
+            continue
+        same_host = known.scheme == asked.scheme and asked_host is not None and known.hostname == asked_host
+        if same_host and port in (None, asked_port):
+            return True
+    return False

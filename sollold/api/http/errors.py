@@ -1,0 +1,121 @@
+"""A refusal as HTTP: its status, and its body in each dialect."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import longest_input
+
+
+class Dialect(StrEnum):
+    """The API whose formats a route uses."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+_STATUS = {
+    Fault.BAD_REQUEST: 400,
+    Fault.NOT_FOUND: 404,
+    Fault.AMBIGUOUS: 400,
+    Fault.TOO_BIG: 507,
+    Fault.UNAVAILABLE: 503,
+    Fault.TIMEOUT: 504,
+    Fault.INTERRUPTED: 502,
+}
+
+_OF_ENGINES = (400, 401, 403, 404, 413, 429, 501, 503)
+"""Statuses of an engine that are passed on."""
+
+_OPENAI_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+}
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+_CODES = {
+    Fault.NOT_FOUND: "model_not_found",
+    Fault.TOO_BIG: "insufficient_memory",
+    Fault.UNAVAILABLE: "unavailable",
+    Fault.TIMEOUT: "timeout",
+    Fault.INTERRUPTED: "interrupted",
+}
+
+
+def status_of(refusal: Refusal) -> int:
+    """The HTTP status. An engine's own is kept where clients know it; an engine's failure is 502."""
+    if refusal.fault is Fault.ENGINE:
+        if refusal.status in _OF_ENGINES:
+            return refusal.status
+        return 400 if 400 <= refusal.status < 500 else 502
+    if refusal.fault is Fault.BAD_REQUEST and 400 <= refusal.status < 600:
+        return refusal.status
+    return _STATUS[refusal.fault]
+
+
+def error_object(dialect: Dialect, status: int, message: str, code: str | None = None) -> dict[str, Any]:
+    """The body of an error in ``dialect``."""
+    # A path or a header that is named may have bytes that are not UTF-8.
+    message = message.encode("utf-8", "replace").decode()
+    if dialect is Dialect.OLLAMA:
+        return {"error": message}
+    if dialect is Dialect.ANTHROPIC:
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": message}}
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def refusal_object(dialect: Dialect, refusal: Refusal) -> dict[str, Any]:
+    """The body of a refusal in ``dialect``.
+
+    A prompt that is too long gets the code or words by which agents know that they must shorten it.
+    """
+    message, code = refusal.message, _CODES.get(refusal.fault)
+    if refusal.fault is Fault.ENGINE and longest_input(message) is not None:
+        code = "context_length_exceeded"
+        if dialect is Dialect.ANTHROPIC:
+            message = f"prompt is too long: {message}"
+    return error_object(dialect, status_of(refusal), message, code)
+
+
+def refusal_bytes(dialect: Dialect, refusal: Refusal) -> bytes:
+    """`refusal_object` as JSON."""
+    return msgspec.json.encode(refusal_object(dialect, refusal))
+
+
+def retry_after(refusal: Refusal) -> str | None:
+    """The value of ``Retry-After`` in whole seconds, at least one; ``None``: no such header."""
+    if refusal.retry_after > 0:
+        return str(max(1, round(refusal.retry_after)))
+    return "5" if refusal.fault is Fault.UNAVAILABLE else None
+
+
+def is_final(refusal: Refusal) -> bool:
+    """Whether the same request would fail again though its status is a 5xx.
+
+    A request that crashed an engine was tried on others already: repeating it would crash more of them.
+    """
+    failed = refusal.fault is Fault.ENGINE and status_of(refusal) == 502
+    return failed or refusal.fault is Fault.TOO_BIG

@@ -1,0 +1,193 @@
+"""What each request passes before its handler, and what an error becomes: both in the caller's dialect."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+
+from aiohttp import web
+from aiohttp.typedefs import Middleware
+
+from sollold.api.cluster.metrics import Metrics
+from sollold.api.http.access import CLIENT, Access, Denied, route_of
+from sollold.api.http.body import release_body
+from sollold.api.http.caller import ID, request_id
+from sollold.api.http.cors import Origins, allowed
+from sollold.api.http.errors import Dialect, error_object
+from sollold.api.http.hosts import Hosts, cross_site
+from sollold.api.http.request_log import FINISHED, RequestLog
+from sollold.api.http.response import json_response, refusal_response
+from sollold.api.http.route import Handler
+from sollold.api.http.traced import traced
+from sollold.cluster.net.hang_up import hung_up
+from sollold.errors import Refusal
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.api")
+
+_HUNG_UP = 499
+"""Status in the metrics of a request whose caller hung up; it is never sent."""
+_SLASHES = re.compile(r"/{2,}")
+
+
+def dialect_of(path: str) -> Dialect:
+    """The dialect whose error format a path uses, also where there is no route."""
+    if path.startswith("/v1/api/"):
+        return Dialect.OLLAMA
+    if path.startswith("/v1/messages"):
+        return Dialect.ANTHROPIC
+    if path.startswith("/v1/") or path in (
+        "/v1",
+        "/tokenize",
+        "/detokenize",
+        "/infill",
+        "/apply-template",
+        "/rerank",
+    ):
+        return Dialect.OPENAI
+    return Dialect.OLLAMA
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """Errors in the dialect's format; no traceback leaves the node; who may not ask is refused."""
+
+    origins: Origins
+    hosts: Hosts
+    access: Access
+    metrics: Metrics
+    requests: RequestLog
+
+    def middleware(self) -> Middleware:
+        """As aiohttp takes it."""
+
+        @web.middleware
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            request[ID] = request_id(request)
+            dialect = dialect_of(_SLASHES.sub("/", request.path))
+            started = time.monotonic()
+            status = _HUNG_UP
+            try:
+                response = await traced(request, lambda: self._answer(request, handler, dialect))
+                status = response.status
+                return response
+            finally:
+                release_body(request)
+                done = request.get(FINISHED)
+                if status == _HUNG_UP and done is not None and done.outcome == "ok":
+                    status = 200  # He had all of the answer.
+                self.metrics.count(dialect, route_of(request), status, started)
+                self.requests.write(request, request[ID], status, started)
+
+        return guard
+
+    async def _answer(self, request: web.Request, handler: Handler, dialect: Dialect) -> web.StreamResponse:
+        if foreign := _foreign(request, self.origins, self.hosts):
+            return json_response_of(dialect, 403, foreign)
+        if request.method == "OPTIONS" and (
+            "Access-Control-Request-Method" in request.headers or request.path == "*"
+        ):
+            return web.Response(status=204)
+        try:
+            denied = await self.access.admit(request)
+            if denied is not None:
+                return _denied(dialect, denied)
+            return await handler(request)
+        except Refusal as refusal:
+            words = (request.method, request.path, refusal.message)
+            log.info("%s %s refused: %s", *words, extra={"request": request[ID]})
+            return refusal_response(dialect, refusal)
+        except web.HTTPNotFound:
+            return await self._renamed_or_unknown(request, dialect)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return _http_error(dialect, error)
+        except Exception as error:
+            if isinstance(error, ConnectionError) and hung_up(request):
+                raise
+            log.exception("%s %s failed", request.method, request.path, extra={"request": request[ID]})
+            message = f"internal error; see the node's log for request {request[ID]}"
+            return json_response_of(dialect, 500, message)
+
+    async def _renamed_or_unknown(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
+        other = await _renamed(request)
+        if other is None:
+            unknown = f"unknown path {request.path[:200]}; /openapi.json lists all routes"
+            return json_response_of(dialect, 404, unknown)
+        try:
+            return await self._answer(other, other.match_info.handler, dialect)
+        finally:
+            release_body(other)
+            _copy_account(other, request)
+
+
+def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:
+    """What aiohttp raised, in the dialect's shape."""
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        there = ", ".join(sorted(error.allowed_methods))
+        response = json_response_of(dialect, 405, f"method {error.method} is not allowed; use {there}")
+        response.headers["Allow"] = there
+        return response
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return json_response_of(dialect, 413, f"body too large: {error.text}")
+    return json_response_of(dialect, error.status, error.text or error.reason)
+
+
+def _copy_account(source: web.Request, target: web.Request) -> None:
+    """What the line of a request is written from."""
+    if CLIENT in source:
+        target[CLIENT] = source[CLIENT]
+    if FINISHED in source:
+        target[FINISHED] = source[FINISHED]
+
+
+def _denied(dialect: Dialect, denied: Denied) -> web.Response:
+    response = json_response_of(dialect, denied.status, denied.message)
+    if denied.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
+    """Why a request is refused that a web page of somebody else made a browser send; empty when it is not."""
+    named = [request.headers["Host"]] if "Host" in request.headers else []
+    if not request.raw_path.startswith("/") and request.url.raw_authority:
+        # Its target is a whole URL, as proxies are asked: that name counts, too (RFC 9112, 3.2.2).
+        named.append(request.url.raw_authority)
+    for host in named:
+        if not hosts.accepts(host):
+            return f"host {host[:200]} is not allowed; add it to hosts in sollold.toml, [http]"
+    for origin in request.headers.getall("Origin", ()):
+        if not allowed(origin, request.host, origins.allowed):
+            return (
+                f"origin {origin[:200]} is not allowed (CORS); add it to cors_origins in sollold.toml, [http]"
+            )
+    if cross_site(request):
+        return "requests of other sites' pages are not allowed"
+    return ""
+
+
+async def _renamed(request: web.Request) -> web.Request | None:
+    """The request under the path without doubled slashes and one at the end; None: it is the same.
+
+    Clients put a base URL that ends in a slash before a path that begins with one.
+    """
+    path = _SLASHES.sub("/", request.rel_url.raw_path).rstrip("/") or "/"
+    if path == request.rel_url.raw_path:
+        return None
+    url = request.rel_url.with_path(path, encoded=True).with_query(request.rel_url.query)
+    other = request.clone(rel_url=url)
+    match = await request.app.router.resolve(other)
+    match.add_app(request.app)
+    match.freeze()
+    other._match_info = match
+    return other
+
+
+def json_response_of(dialect: Dialect, status: int, message: str) -> web.Response:
+    """An error in its dialect's shape."""
+    response = json_response(error_object(dialect, status, message))
+    response.set_status(status)
+    return response

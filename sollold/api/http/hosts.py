@@ -1,0 +1,99 @@
+"""Which names this node answers to: a page whose name was pointed at a node (DNS rebinding) is refused.
+
+A browser takes two names of one address for two origins, and lets a page read what its own name answers. So
+the name in ``Host`` decides: addresses, names that only a local network gives, the nodes' own names, and
+those of the settings.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+from collections.abc import Callable, Iterable
+
+from aiohttp import web
+
+_LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
+"""No registry gives these away, so nobody outside can point one at a node."""
+
+
+class Hosts:
+    """The names accepted now: the settings may change, and nodes come and go.
+
+    Attributes:
+        allowed: names of the settings; ``*.example.com`` stands for all below it, ``*`` for every name.
+    """
+
+    def __init__(self, allowed: tuple[str, ...], nodes: Callable[[], Iterable[str]]) -> None:
+        """``nodes`` gives the names of this node and its peers."""
+        self.allowed = allowed
+        self._nodes = nodes
+
+    def accepts(self, host: str) -> bool:
+        """Whether ``host``, the value of the header with or without a port, is a name of this node."""
+        name = _name(host)
+        if name is None:
+            return False
+        if _is_local(name):
+            return True
+        return any(_matches(name, one.lower()) for one in self.allowed) or any(
+            name == one.lower() for one in self._nodes()
+        )
+
+
+HOSTS = web.AppKey("hosts", Hosts)
+"""Where the application keeps them."""
+
+
+def cross_site(request: web.Request) -> bool:
+    """Whether a page of another site made a browser send ``request`` without saying which page it is.
+
+    An ``Origin`` says it, and is checked by itself. Following a link to a page is no such request.
+    """
+    headers = request.headers
+    said = headers.getall("Sec-Fetch-Site", ())
+    if "Origin" in headers or all(one.strip().lower() != "cross-site" for one in said):
+        return False
+    followed = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    return not (followed and request.method in ("GET", "HEAD"))
+
+
+@functools.lru_cache(1024)
+def _name(host: str) -> str | None:
+    """The name in a ``Host`` header, in lower case without port and final dot; None where it is malformed."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        name, bracket, port = host[1:].partition("]")
+        # What is in brackets is an address with colons.
+        if not bracket or ":" not in name or (port and not _is_port(port)):
+            return None
+        return name
+    name, colon, port = host.rpartition(":")
+    if not colon:
+        name = host
+    elif not _is_port(":" + port):
+        return None
+    return name.removesuffix(".") or None
+
+
+def _is_port(text: str) -> bool:
+    digits = text.removeprefix(":")
+    return text != digits and (not digits or (digits.isascii() and digits.isdigit() and len(digits) <= 5))
+
+
+@functools.lru_cache(1024)
+def _is_local(name: str) -> bool:
+    """Whether ``name`` is an address, or means the same machine or network wherever it is asked."""
+    if name == "localhost" or name.endswith(_LOCAL):
+        return True
+    address, zone, _ = name.partition("%")
+    try:
+        return ipaddress.ip_address(address).version == 6 or not zone
+    except ValueError:
+        return False
+
+
+def _matches(name: str, pattern: str) -> bool:
+    if pattern.startswith("*."):
+        return name.endswith(pattern[1:])
+    return pattern in ("*", name)

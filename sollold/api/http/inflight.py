@@ -1,0 +1,174 @@
+"""The requests that this node is answering now, for the dashboard and the metrics."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from dataclasses import field
+from typing import Any
+
+from sollold.control.activity import TOKEN_BUCKETS, Activity, FinishedRequest, account_of
+from sollold.errors import Refusal
+from sollold.facts import dataclass
+from sollold.serving.request import Ask, Routing, Waiting
+
+_ERROR = 300
+"""Characters of an error that are kept."""
+
+
+@dataclass(slots=True)
+class InflightRequest:
+    """A request being answered."""
+
+    ask: Ask
+    path: str
+    activity: Activity
+    started: float = field(default_factory=time.monotonic)
+    stage: str = "planning"
+    node: str = ""
+    events: int = 0
+    """What the engine has said so far: for a stream about as many as tokens."""
+    routing: Routing | None = None
+    error: str = ""
+    outcome: str = "ok"
+    ended: bool = False
+    """All that is said to the caller is on its way: who hangs up from now on has the whole answer."""
+    first: float = 0.0
+    last: float = 0.0
+    tail: tuple[bytes, bytes] = (b"", b"")
+    gaps: list[int] = field(default_factory=lambda: [0] * (len(TOKEN_BUCKETS) + 1))
+
+    def waits(self, waiting: Waiting) -> None:
+        """Note what it waits for."""
+        self.stage = waiting.stage
+
+    def answers(self, routing: Routing) -> None:
+        """Note that an engine answers."""
+        self.stage = "answering"
+        self.node = routing.node
+        self.routing = routing
+
+    def event(self, raw: bytes) -> None:
+        """The engine said something: about a token, or the whole answer."""
+        now = time.monotonic()
+        self.events += 1
+        self.activity.tokens += 1
+        if self.events == 1:
+            self.first = now
+            self.activity.first(now - self.started)
+        else:
+            self.gaps[bisect_left(TOKEN_BUCKETS, now - self.last)] += 1
+        self.last = now
+        self.tail = self.tail[1], raw
+
+    def failed(self, error: BaseException) -> None:
+        """It ends with an error; the caller is told."""
+        self.outcome = "error"
+        self.error = error.message if isinstance(error, Refusal) else str(error) or type(error).__name__
+
+    def cancelled(self) -> None:
+        """Its caller went away, which is no news once all was said."""
+        if not self.ended:
+            self.outcome = "cancelled"
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "id": self.ask.id,
+            "model": self.ask.model,
+            "path": self.path,
+            "priority": self.ask.priority,
+            "stage": self.stage,
+            "node": self.node,
+            "seconds": round(time.monotonic() - self.started, 1),
+            "events": self.events,
+        }
+
+    def finished(self) -> FinishedRequest:
+        """What is remembered of it."""
+        told = account_of(*self.tail)
+        prompt, generated = told or (0, self.events if self.ask.stream else 0)
+        routing = self.routing
+        return FinishedRequest(
+            id=self.ask.id,
+            time=time.time(),
+            path=self.path,
+            model=routing.model if routing is not None else self.ask.model[:200],
+            node=routing.node if routing is not None else "",
+            backend=str(routing.backend) if routing is not None else "",
+            outcome=self.outcome,
+            error=self.error[:_ERROR],
+            prompt_tokens=prompt,
+            tokens=generated,
+            first_token=self.first - self.started if self.events else -1.0,
+            seconds=time.monotonic() - self.started,
+            queue=routing.queue_ms / 1000 if routing is not None else 0.0,
+            load=routing.load_ms / 1000 if routing is not None else 0.0,
+            resumed=routing.resumed if routing is not None else 0,
+        )
+
+
+class InflightRequests:
+    """All of them; as many as there are connections at most."""
+
+    def __init__(self, activity: Activity | None = None) -> None:
+        self.activity = activity or Activity()
+        self.activity.active = self.__len__
+        self._all: dict[int, InflightRequest] = {}
+
+    def enter(self, ask: Ask, path: str) -> InflightRequest:
+        """A request begins; `leave` it."""
+        live = InflightRequest(ask, path, self.activity)
+        self._all[id(live)] = live
+        return live
+
+    def leave(self, live: InflightRequest) -> FinishedRequest | None:
+        """It has ended, however; None: it was left before."""
+        if self._all.pop(id(live), None) is None:
+            return None
+        done = live.finished()
+        # Events were counted as they came; an answer in one piece is counted here.
+        if live.events == 1 and done.tokens > 1:
+            self.activity.tokens += done.tokens - 1
+        lost = live.routing.gap_ms / 1000 if live.routing is not None else 0.0
+        self.activity.end(done, live.gaps, max(0.0, live.last - live.first), lost)
+        return done
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def shown(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The oldest ``limit`` of them as JSON."""
+        return [live.shown() for live in list(self._all.values())[:limit]]
+
+    def recent(self) -> list[dict[str, Any]]:
+        """Those that ended last, the newest first, for people."""
+        return [_recent(done) for done in reversed(self.activity.recent)]
+
+
+def _recent(done: FinishedRequest) -> dict[str, Any]:
+    return {
+        "id": done.id,
+        "time": round(done.time, 3),
+        "path": done.path,
+        "model": done.model,
+        "node": done.node,
+        "backend": done.backend,
+        "outcome": done.outcome,
+        "error": done.error,
+        "prompt_tokens": done.prompt_tokens,
+        "tokens": done.tokens,
+        "first_token_seconds": round(done.first_token, 3) if done.first_token >= 0 else None,
+        "seconds": round(done.seconds, 3),
+        "queue_seconds": round(done.queue, 3),
+        "load_seconds": round(done.load, 3),
+        "tokens_per_second": _rate(done),
+        "resumed": done.resumed,
+    }
+
+
+def _rate(done: FinishedRequest) -> float | None:
+    """Tokens a second once the first had come; None where that says nothing."""
+    if done.first_token < 0 or done.tokens < 2 or done.seconds - done.first_token < 0.01:
+        return None
+    return round((done.tokens - 1) / (done.seconds - done.first_token), 1)

@@ -1,0 +1,80 @@
+"""One line in the log for each request, and what each key has used. Prompts and answers are never logged."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from aiohttp import web
+
+from sollold.api.http.access import client_of, route_of
+from sollold.control.activity import FinishedRequest
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.access")
+
+FINISHED = web.RequestKey("finished", FinishedRequest)
+"""Where a request to a model keeps how it ended."""
+
+
+@dataclass(slots=True)
+class KeyUsage:
+    """What was asked with one key through this node since its start."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+class RequestLog:
+    """Writes the lines. ``mode`` may be changed later.
+
+    Attributes:
+        mode: ``off``, ``inference`` (requests to models, orders and what was refused) or ``all``.
+        usage: by the name of the key.
+    """
+
+    def __init__(self, mode: str = "inference") -> None:
+        self.mode = mode
+        self.usage: dict[str, KeyUsage] = {}
+
+    def write(self, request: web.Request, id_: str, status: int, started: float) -> None:
+        """A request is over; ``started`` on the monotonic clock, ``status`` 499: its caller hung up."""
+        client, done = client_of(request), request.get(FINISHED)
+        if client.key is not None:
+            used = self.usage.setdefault(client.key.name, KeyUsage())
+            used.requests += 1
+            if done is not None:
+                used.prompt_tokens += done.prompt_tokens
+                used.generated_tokens += done.tokens
+        if not self._is_logged(request, status, done):
+            return
+        fields: dict[str, object] = {"client": client.address, "key": client.name}
+        fields |= {"route": f"{request.method} {route_of(request) or request.path[:200]}", "status": status}
+        if done is not None:
+            fields |= {"model": done.model, "node": done.node}
+            fields |= {"prompt_tokens": done.prompt_tokens, "tokens": done.tokens}
+            if done.first_token >= 0:
+                fields["first_token"] = f"{done.first_token:.3f}"
+            fields |= {"resumed": done.resumed, "outcome": done.outcome}
+        fields["seconds"] = f"{time.monotonic() - started:.3f}"
+        # What is empty says nothing; names with spaces are quoted, so that the line can be split.
+        words = [f"{name}={_quoted(value)}" for name, value in fields.items() if value != ""]
+        log.info("%s", " ".join(words), extra={**fields, "request": id_})
+
+    def _is_logged(self, request: web.Request, status: int, done: FinishedRequest | None) -> bool:
+        if self.mode == "off" or not log.isEnabledFor(logging.INFO):
+            return False
+        if self.mode == "all" or done is not None or status in (401, 403):
+            return True
+        return request.method not in ("GET", "HEAD", "OPTIONS")
+
+
+REQUEST_LOG = web.AppKey("request_log", RequestLog)
+"""Where the application keeps it."""
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    plain = text.isprintable() and not set(text) & set(' "=\\')
+    return text if plain else '"' + text.encode("unicode_escape").decode().replace('"', '\\"') + '"'

@@ -1,0 +1,466 @@
+"""Answers an `Ask`: opens it at the service, keeps the connection alive, encodes it.
+
+While there is no answer a streamed request gets its headers after a grace period, and then bytes that its
+clients ignore (`Encoder.keep_alive`). A refusal before the headers sets the status; after them it is an error
+in the stream. When the caller hangs up its handler is cancelled: it leaves the queue, or the generation ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.request_log import FINISHED
+from sollold.cluster.net.pieces import PIECE
+from sollold.cluster.net.pour import Receiver
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.serving.body_writer import BodyWriter
+from sollold.serving.request import Answer, Ask, Engine, Routing, Service, Waiting
+
+log = logging.getLogger("sollold.api")
+
+
+SSE = "text/event-stream; charset=utf-8"
+
+
+NDJSON = "application/x-ndjson"
+
+
+JSON = "application/json; charset=utf-8"
+
+
+_WARNING = "X-Sollold-Warning"
+
+
+_SHOULD_RETRY = "x-should-retry"
+"""Read by the client libraries of OpenAI and Anthropic, which otherwise repeat any request with a 5xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """Times of the connection, in seconds.
+
+    ``grace``: without an answer, after which a streamed request gets its headers; ``every``: of silence,
+    after which it gets a keep-alive; ``unread``: without the caller reading anything, after which the
+    connection is closed, since its engine waits for it.
+    """
+
+    grace: float = 2.0
+    every: float = 5.0
+    unread: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseContext:
+    """What every `Reply` needs."""
+
+    service: Service
+    keepalive: KeepAlive
+    inflight: InflightRequests
+
+
+class Encoder(Protocol):
+    """One answer in one dialect; a new one for each request. Its methods are called in order."""
+
+    dialect: Dialect
+    content_type: str
+    """Of the streamed answer."""
+
+    @property
+    def finished(self) -> bool:
+        """The answer is complete though the engine has not ended: no more events are read."""
+        ...
+
+    def begin(self, routing: Routing) -> bytes:
+        """Bytes before the first event; the engine is known now."""
+        ...
+
+    def event(self, raw: bytes) -> bytes:
+        """The bytes for one event of the engine; may be empty."""
+        ...
+
+    def end(self, routing: Routing) -> bytes:
+        """Bytes after the last event."""
+        ...
+
+    def fail(self, refusal: Refusal) -> bytes:
+        """An error in the stream, and whatever ends it."""
+        ...
+
+    def keep_alive(self, waiting: Waiting) -> bytes:
+        """Bytes that the dialect's clients ignore."""
+        ...
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The body of an answer that is not streamed."""
+        ...
+
+
+def routing_headers(routing: Routing) -> dict[str, str]:
+    """The `Routing` as headers."""
+    headers = {
+        "X-Sollold-Backend": str(routing.backend),
+        "X-Sollold-Node": _header_text(routing.node),
+        "X-Sollold-Model": _header_text(routing.model),
+    }
+    if routing.devices:
+        headers["X-Sollold-Devices"] = _header_text(",".join(routing.devices))
+    if routing.resumed:
+        headers["X-Sollold-Resumed"] = str(routing.resumed)
+        headers["X-Sollold-Gap-Ms"] = f"{routing.gap_ms:.0f}"
+    if routing.warnings:
+        headers[_WARNING] = _header_text("; ".join(routing.warnings))[:1000]
+    return headers
+
+
+def _header_text(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)
+
+
+def waiting_text(waiting: Waiting) -> str:
+    """``loading 43 %``, ``queued, place 3``: one short line, fit for a header or a comment."""
+    text = waiting.stage
+    if waiting.stage == "loading":
+        text += f" {waiting.progress * 100:.0f} %"
+    if waiting.stage == "queued" and waiting.position:
+        text += f", place {waiting.position}"
+    if waiting.message:
+        text += f": {waiting.message}"
+    return _header_text(text)[:300]
+
+
+async def close(answer: Answer) -> None:
+    """Close an answer whose ``close`` is a coroutine function or a plain one."""
+    result: Any = answer.close()
+    if inspect.isawaitable(result):
+        await result
+
+
+def routing_object(routing: Routing, started: float) -> dict[str, Any]:
+    """``_routing`` as callers see it; ``started`` on the monotonic clock."""
+    shown: dict[str, Any] = {
+        "backend": str(routing.backend),
+        "duration_ms": round((time.monotonic() - started) * 1000, 3),
+        "coordinator_url": routing.coordinator_url,
+        "node": routing.node,
+        "devices": list(routing.devices),
+        "model": routing.model,
+        "engine": str(routing.engine),
+        "load_ms": round(routing.load_ms, 3),
+        "queue_ms": round(routing.queue_ms, 3),
+        "resumed": routing.resumed,
+        "gap_ms": round(routing.gap_ms, 3),
+    }
+    if routing.drafts.by:
+        drafts = routing.drafts
+        shown["speculation"] = {"by": drafts.by, "acceptance": round(drafts.acceptance, 3)}
+    if routing.warnings:
+        shown["warnings"] = list(routing.warnings)
+    if routing.scores:
+        shown["scores"] = [
+            {"endpoint": endpoint, "score": score, "why": why} for endpoint, score, why in routing.scores
+        ]
+    return shown
+
+
+def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
+    """A refusal before anything was sent."""
+    headers = {}
+    seconds = retry_after(refusal)
+    if seconds is not None:
+        headers["Retry-After"] = seconds
+    if is_final(refusal):
+        headers[_SHOULD_RETRY] = "false"
+    status = status_of(refusal)
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        status=status,
+        body=refusal_bytes(dialect, refusal),
+        headers={"Content-Type": JSON, **headers},
+    )
+
+
+class Reply:
+    """Answers one request. ``run`` returns the response, sent or ready to be sent."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        context: ResponseContext,
+        ask: Ask,
+        encoder: Encoder,
+        *,
+        gather: Callable[[], Encoder] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """``gather`` makes another encoder like ``encoder``: the answer is streamed by the engine, and put
+        together here for a caller that wants it whole. ``warnings``: what a llama-server can't do."""
+        self._request = request
+        self._context = context
+        self._service = context.service
+        self._ask = replace(ask, gathered=True) if gather is not None else ask
+        self._encoder = encoder
+        self._gather = gather
+        self._warnings = warnings
+        self._to_stream = ask.stream and gather is None
+        self._keepalive = context.keepalive
+        self._live = context.inflight.enter(ask, request.path)
+        self._waiting = Waiting("planning")
+        self._response: web.StreamResponse | None = None
+        self._writer: BodyWriter | None = None
+        self._written = time.monotonic()
+
+    def _on_wait(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+        self._live.waits(waiting)
+
+    def _answers(self, routing: Routing) -> None:
+        """An engine answers now, at first or after a fault."""
+        self._waiting = Waiting("answering")
+        self._live.answers(routing)
+
+    async def run(self) -> web.StreamResponse:
+        """Give the answer.
+
+        Raises:
+            Refusal: nothing has been sent yet.
+            CancelledError: the caller hung up.
+        """
+        try:
+            return await self._streamed() if self._to_stream else await self._whole()
+        except (asyncio.CancelledError, ConnectionError):
+            self._live.cancelled()
+            raise
+        except Exception as error:
+            self._live.failed(error)
+            raise
+        finally:
+            done = self._context.inflight.leave(self._live)
+            if done is not None:
+                self._request[FINISHED] = done
+
+    async def _open(self) -> Answer:
+        answer = await self._service.open(self._ask, self._on_wait)
+        if answer.routing.engine is Engine.LLAMA:
+            answer.routing.warnings = (*self._warnings, *answer.routing.warnings)
+        return answer
+
+    async def _streamed(self) -> web.StreamResponse:
+        opening = asyncio.ensure_future(self._open())
+        try:
+            await asyncio.wait((opening,), timeout=self._keepalive.grace)
+            if opening.done():
+                answer = opening.result()
+                headers = routing_headers(answer.routing)
+            else:
+                headers = {"X-Sollold-Status": waiting_text(self._waiting)}
+            return await self._stream(opening, await self._prepare(headers))
+        finally:
+            await self._abandon(opening)
+
+    async def _abandon(self, opening: asyncio.Future[Answer]) -> None:
+        """Leave the queue, or end the generation; completes even when cancelled meanwhile."""
+        if not opening.done():
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await opening
+        if opening.done() and not opening.cancelled() and opening.exception() is None:
+            await asyncio.shield(asyncio.ensure_future(close(opening.result())))
+
+    async def _prepare(self, headers: dict[str, str]) -> BodyWriter:
+        response = self._response = web.StreamResponse(
+            headers={
+                "Content-Type": self._encoder.content_type,
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",
+                **headers,
+            }
+        )
+        writer = self._writer = await BodyWriter.begin(self._request, response)
+        return writer
+
+    def _write(self, data: bytes) -> bool:
+        """Whether the caller takes more."""
+        if data:
+            self._written = time.monotonic()
+        return self._writer is not None and self._writer.write(data)
+
+    async def _stream(self, opening: asyncio.Future[Answer], writer: BodyWriter) -> web.StreamResponse:
+        assert self._response is not None
+        keepalives = asyncio.ensure_future(self._send_keepalives(writer))
+        encoder, live = self._encoder, self._live
+        try:
+            try:
+                answer = await asyncio.shield(opening) if not opening.done() else opening.result()
+                self._answers(answer.routing)
+                if "X-Sollold-Backend" not in self._response.headers:
+                    # The headers were sent before this was known.
+                    source = f"{answer.routing.backend} on {answer.routing.node}"
+                    self._write(encoder.keep_alive(Waiting("answering", message=source)))
+                self._write(encoder.begin(answer.routing))
+                receive = self._receiver(answer.routing)
+                while not await answer.pour(receive) and not encoder.finished:
+                    await writer.drain()
+                self._say_warnings(answer.routing)
+                tail = encoder.end(answer.routing)
+            except Refusal as refusal:
+                log.info("stream ended with an error: %s", refusal.message, extra={"request": self._ask.id})
+                live.failed(refusal)
+                tail = encoder.fail(refusal)
+            except ConnectionError:
+                raise
+            except Exception as error:
+                live.failed(error)
+                log.exception("internal error in a stream", extra={"request": self._ask.id})
+                tail = encoder.fail(Refusal(Fault.INTERRUPTED, _UNEXPECTED))
+            self._write(tail)
+            live.ended = True
+            await writer.drain()
+            await writer.end()
+        except ConnectionError:
+            live.cancelled()
+            log.debug("the caller hung up", extra={"request": self._ask.id})
+        finally:
+            keepalives.cancel()
+            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                await keepalives
+        return self._response
+
+    def _receiver(self, routing: Routing) -> Receiver[list[bytes]]:
+        """What writes the events that came together; it wants no more when the answer is whole, or the caller
+        does not read it."""
+        encoder, resumed = self._encoder, 0
+
+        def receive(batch: list[bytes]) -> bool:
+            nonlocal resumed
+            if routing.resumed != resumed:
+                resumed = routing.resumed
+                self._answers(routing)
+                self._say_resumed(routing)
+            data = self._encode(batch)
+            return self._write(data) and not encoder.finished
+
+        return receive
+
+    def _encode(self, batch: list[bytes]) -> bytes:
+        """The bytes for events that came together, up to the one with which the answer is whole."""
+        encoder, live = self._encoder, self._live
+        if len(batch) == 1:
+            live.event(batch[0])
+            return encoder.event(batch[0])
+        parts = []
+        for raw in batch:
+            live.event(raw)
+            parts.append(encoder.event(raw))
+            if encoder.finished:
+                break
+        return b"".join(parts)
+
+    def _say_resumed(self, routing: Routing) -> None:
+        """A comment, where the dialect has no other place for it."""
+        if self._encoder.content_type == SSE:
+            times = f"{routing.resumed} times, {routing.gap_ms:.0f} ms without output in all"
+            self._write(self._encoder.keep_alive(Waiting("resumed", message=times)))
+
+    def _say_warnings(self, routing: Routing) -> None:
+        """Those that came after the headers, likewise."""
+        assert self._response is not None
+        told = self._response.headers.get(_WARNING, "")
+        warnings = [one for one in routing.warnings if _header_text(one) not in told]
+        if warnings and self._encoder.content_type == SSE:
+            self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
+
+    async def _send_keepalives(self, writer: BodyWriter) -> None:
+        """Write a keep-alive after so much silence. A task of its own: events pay nothing for it."""
+        every, live = self._keepalive.every, self._live
+        before, since = (0, 0), time.monotonic()
+        while True:
+            now = time.monotonic()
+            unread = writer.unsent
+            if not unread or before != (unread, live.events):
+                before, since = (unread, live.events), now
+            if now - since > self._keepalive.unread:
+                log.info(
+                    "closing the connection: the caller does not read its answer",
+                    extra={"request": self._ask.id},
+                )
+                writer.abort()
+                return
+            silent = now - self._written
+            if silent >= every:
+                # A caller with unread bytes needs no keep-alive.
+                if not unread:
+                    self._write(self._encoder.keep_alive(self._waiting))
+                silent = 0.0
+            await asyncio.sleep(max(0.01, every - silent))
+
+    async def _whole(self) -> web.Response:
+        answer = await self._open()
+        try:
+            self._answers(answer.routing)
+            if self._gather is not None:
+                await self._collect(answer, self._gather)
+                body = b""
+            else:
+                body = b"".join([raw async for raw in answer.events])
+                self._live.event(body)
+            if len(body) <= PIECE:
+                data = self._encoder.whole(body, answer.routing)
+            else:
+                data = await asyncio.to_thread(self._encoder.whole, body, answer.routing)
+        finally:
+            await asyncio.shield(asyncio.ensure_future(close(answer)))
+        return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
+
+    async def _collect(self, answer: Answer, anew: Callable[[], Encoder]) -> None:
+        """Feed a stream to the encoder, for a caller that wants the whole."""
+        encoder = self._encoder
+        encoder.begin(answer.routing)
+        resumed = 0
+        async for raw in answer.events:
+            if answer.routing.resumed != resumed:
+                resumed = answer.routing.resumed
+                self._answers(answer.routing)
+            if not raw:
+                encoder = self._encoder = anew()
+                encoder.begin(answer.routing)
+                continue
+            self._live.event(raw)
+            encoder.event(raw)
+            if encoder.finished:
+                break
+        encoder.end(answer.routing)
+
+
+_UNEXPECTED = "internal error; see the node's log"
+
+
+async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
+    """The whole body of a request that is not streamed, for a dialect that processes it further.
+
+    Raises:
+        Refusal: as `Service.open`.
+    """
+    answer = await service.open(ask, lambda _: None)
+    try:
+        return b"".join([raw async for raw in answer.events]), answer.routing
+    finally:
+        await asyncio.shield(asyncio.ensure_future(close(answer)))
+
+
+def json_response(value: object, headers: dict[str, str] | None = None) -> web.Response:
+    """``value`` as JSON."""
+    return web.Response(body=msgspec.json.encode(value), headers={"Content-Type": JSON, **(headers or {})})

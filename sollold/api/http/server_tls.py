@@ -1,0 +1,216 @@
+"""The certificate that the port for people shows, from its files or from the cluster, and its renewal."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from cryptography import x509
+
+from sollold.cluster.net.identity import Identity, MemoryFile
+from sollold.cluster.net.people_authority import LIFE, Subject, issue
+from sollold.settings.schema import HttpSettings
+
+log = logging.getLogger("sollold.http")
+
+_LOOK_SECONDS = 30.0
+"""Until a renewed file is seen, or that the node has another address."""
+_SOON = datetime.timedelta(days=14)
+
+
+class CertificateError(OSError):
+    """There is no certificate that can be shown; the sentence says why."""
+
+
+def certificate_of(
+    settings: HttpSettings, identity: Identity, subject: Callable[[], Subject]
+) -> ServerTls | None:
+    """As the settings want it; None: HTTP alone. ``subject``: what the node is called now."""
+    if settings.tls == "off":
+        return None
+    if settings.tls == "cluster":
+        return ServerTls(FromCluster(identity, subject))
+    return ServerTls(Files(settings.tls_certificate, settings.tls_key))
+
+
+class Source(Protocol):
+    """Where a certificate comes from. Both block."""
+
+    def stamp(self) -> object:
+        """Another value when there may be another certificate."""
+        ...
+
+    def everybodys(self) -> bool:
+        """Whether anybody could have such a certificate made. Does not block."""
+        ...
+
+    def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
+        """It, and when it ends.
+
+        Raises:
+            CertificateError: it can't be shown.
+        """
+        ...
+
+
+class Files:
+    """A certificate of one's own, with those that issued it, and its key."""
+
+    def __init__(self, certificate: str, key: str) -> None:
+        self._certificate = Path(certificate).expanduser()
+        self._key = Path(key).expanduser()
+
+    def stamp(self) -> object:
+        """Changes with either file."""
+        found = []
+        for file in (self._certificate, self._key):
+            try:
+                state = file.stat()
+                found.append((state.st_mtime_ns, state.st_size, state.st_ino))
+            except OSError:
+                found.append((0, 0, 0))
+        return found
+
+    def everybodys(self) -> bool:
+        """No."""
+        return False
+
+    def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
+        """As they are on disk now.
+
+        Raises:
+            CertificateError: they can't be read, or do not belong together.
+        """
+        certificate = _read(self._certificate, "http.tls_certificate")
+        key = _read(self._key, "http.tls_key")
+        try:
+            first = x509.load_pem_x509_certificates(certificate)[0]
+            # Both as they were read: a file that is replaced meanwhile would not belong to the other.
+            return _context(MemoryFile(certificate + b"\n" + key)), first.not_valid_after_utc
+        except (OSError, ValueError) as error:
+            raise CertificateError(
+                f"http.tls_certificate = {self._certificate} and http.tls_key = {self._key} are no "
+                f"certificate and its key in PEM without a password: {error}"
+            ) from None
+
+
+def _read(file: Path, setting: str) -> bytes:
+    if file == Path():
+        raise CertificateError(f'http.tls = "own" needs {setting}')
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CertificateError(f"{setting} = {file} can't be read: {error.strerror or error}") from None
+
+
+class FromCluster:
+    """A certificate that the node issues itself by the authority of its cluster."""
+
+    def __init__(self, identity: Identity, subject: Callable[[], Subject]) -> None:
+        """``subject``: what the node is called now."""
+        self._identity = identity
+        self._subject = subject
+
+    def stamp(self) -> object:
+        """Changes with the cluster's secret, with what the node is called, and in the midst of a life."""
+        turn = _now().timestamp() // (LIFE.total_seconds() / 2)
+        return self._identity.tokens.accepted[0], self._subject(), turn
+
+    def everybodys(self) -> bool:
+        """An open cluster's secret is known to all."""
+        return self._identity.tokens.open
+
+    def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
+        """A fresh one."""
+        now = _now()
+        pem = MemoryFile(issue(self._identity.tokens.accepted[0], self._subject(), now))
+        return _context(pem), now + LIFE
+
+
+class ServerTls:
+    """Keeps the newest certificate. `start` it, `close` it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._stamp: object = None
+        self._ends = _now()
+        self._problem = ""
+        self._task: asyncio.Task[None] | None = None
+        self._context: ssl.SSLContext | None = None
+
+    async def start(self) -> None:
+        """Load it and look for others from now on.
+
+        Raises:
+            CertificateError: there is none.
+        """
+        await self.refresh()
+        if self._context is None:
+            raise CertificateError(f"https can't be served: {self._problem}")
+        self._task = asyncio.create_task(self._watch(), name="certificate")
+
+    async def close(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def context_now(self) -> ssl.SSLContext:
+        """For the next connection. Only once it was started."""
+        assert self._context is not None
+        return self._context
+
+    async def refresh(self) -> None:
+        """Load a certificate that has come since; while there is none to be had, the last one stays."""
+        stamp = await asyncio.to_thread(self._source.stamp)
+        if stamp == self._stamp:
+            return
+        try:
+            self._context, self._ends = await asyncio.to_thread(self._source.load)
+        except CertificateError as error:
+            if self._problem != str(error):
+                log.warning("%s", error)
+            self._problem = str(error)
+            return
+        if self._stamp is not None:
+            log.info("a new certificate is in use; it expires on %s", self._ends.date())
+        self._stamp, self._problem = stamp, ""
+
+    def trouble(self) -> tuple[tuple[str, str], ...]:
+        """What `sollold doctor` says of it: (what, how to fix it)."""
+        left = self._ends - _now()
+        if self._source.everybodys():
+            what = "the cluster is open, so anybody on the LAN can make certificates as those of its nodes"
+            return ((what, "sollold cluster secure"),)
+        if self._problem:
+            yet = f"the one in use expires on {self._ends.date()}"
+            return ((f"the new certificate is not used: {self._problem}; {yet}", "fix the files"),)
+        if left > _SOON:
+            return ()
+        what = "has expired" if left < datetime.timedelta() else f"expires in {left.days} days"
+        fix = "renew the file of http.tls_certificate; it is read again by itself"
+        return ((f"the certificate of the API's port {what} ({self._ends.date()})", fix),)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            await self.refresh()
+
+
+def _context(pem: MemoryFile) -> ssl.SSLContext:
+    """For a certificate, those that issued it, and its key."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    # Asked on the terminal otherwise, where the daemon has one.
+    context.load_cert_chain(pem.path, password=lambda: b"")
+    return context
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)

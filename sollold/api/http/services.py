@@ -1,0 +1,44 @@
+"""What the HTTP application is given: the services that its routes use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field
+
+from sollold.control.admission import AdmissionService
+from sollold.control.cluster import ClusterService
+from sollold.control.doctor import Finding
+from sollold.control.engine_metrics import EngineMetrics
+from sollold.control.keys import Keys
+from sollold.control.logs import LogService
+from sollold.control.member_pass import MemberPasses
+from sollold.control.models import ModelService, PullService
+from sollold.control.monitor import Monitor
+from sollold.control.ollama_relay import OllamaRelay
+from sollold.control.responses import ResponseService
+from sollold.facts import dataclass
+from sollold.serving.counters import Counters
+from sollold.serving.request import Service
+
+
+@dataclass(frozen=True, slots=True)
+class AppServices:
+    """What the API is built from. Without ``puller`` or ``relay`` their routes answer 501."""
+
+    service: Service
+    library: ModelService
+    cluster: ClusterService
+    monitor: Monitor
+    logs: LogService
+    puller: PullService | None = None
+    relay: OllamaRelay | None = None
+    responses: ResponseService = field(default_factory=ResponseService)
+    findings: Callable[[], list[Finding]] = list
+    """Runs the checks of ``doctor``; may block, so it is called in a thread."""
+    counters: Counters = field(default_factory=Counters)
+    dropped: Callable[[], dict[str, int]] = dict
+    """What came from other nodes and was not taken in, counted by reason."""
+    admission: AdmissionService | None = None
+    keys: Keys | None = None
+    passes: MemberPasses | None = None
+    engine_metrics: EngineMetrics | None = None

@@ -1,0 +1,1 @@
+"""Ollama's dialect, ``/api/*``: requests to engine calls, and answers back."""

@@ -1,0 +1,191 @@
+"""Ollama's chat in llama-server's words, and its answer back. Pure.
+
+There: ``/v1/chat/completions``. Back: its chunks become Ollama's lines, the last with all counts and
+durations.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sollold.api.engine.chunks import Account, Delta, Logprobs, ToolCalls, read_chunk
+from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
+from sollold.api.engine.fields import need
+from sollold.api.engine.messages import image_part, tie_tool_results
+from sollold.api.engine.modelfile import with_modelfile
+from sollold.api.engine.tools import normalize_tool_call, normalize_tools
+from sollold.api.ollama.request import Chat, Message, Options, response_format, sampling, thinking
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+from sollold.serving.request import Routing
+from sollold.units import timestamp_text
+
+
+def chat_body(chat: Chat, options: Options, model: Model) -> dict[str, Any]:
+    """The body for ``/v1/chat/completions``.
+
+    Raises:
+        Refusal: BAD_REQUEST for what the model can't do, or what is malformed.
+    """
+    messages = [engine_message(message, model) for message in chat.messages or ()]
+    messages = with_modelfile(messages, model)
+    body: dict[str, Any] = {"model": model.name, "messages": tie_tool_results(messages), **sampling(options)}
+    if chat.tools:
+        need(model, "tools", "tools")
+        body["tools"] = normalize_tools(chat.tools)
+    add_shared(body, chat.format, chat.think, model)
+    add_logprobs(body, chat.logprobs, chat.top_logprobs)
+    add_stream(body, chat.stream is not False)
+    return body
+
+
+def engine_message(message: Message, model: Model) -> dict[str, Any]:
+    """One message as OpenAI has it.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    # Any other is the template's business, as in Ollama.
+    role = {"function": "tool", "": "user"}.get(role := message.role.strip().lower(), role)
+    content: Any = message.content or ""
+    if message.images:
+        need(model, "vision", "images")
+        content = [{"type": "text", "text": content}] if content else []
+        content += [image_part(image) for image in message.images]
+    out: dict[str, Any] = {"role": role, "content": content}
+    if message.thinking:
+        out["reasoning_content"] = message.thinking
+    if message.tool_calls:
+        out["tool_calls"] = [
+            normalize_tool_call(call, place) for place, call in enumerate(message.tool_calls)
+        ]
+    if role == "tool":
+        name = message.tool_name or message.name
+        if name:
+            out["name"] = name
+        if message.tool_call_id:
+            out["tool_call_id"] = message.tool_call_id
+    return out
+
+
+def add_shared(body: dict[str, Any], format_: Any, think: bool | str | None, model: Model) -> None:
+    """Put ``format`` and ``think`` into the body."""
+    wanted = response_format(format_)
+    if wanted is not None:
+        body["response_format"] = wanted
+    body.update(thinking(think, model))
+
+
+def add_logprobs(body: dict[str, Any], logprobs: bool | None, top: int | None) -> None:
+    """Put ``logprobs`` into the body.
+
+    Raises:
+        Refusal: BAD_REQUEST when more are asked than there are.
+    """
+    rivals = logprobs_wanted(logprobs, top)
+    if rivals:
+        body["logprobs"] = True
+        body["top_logprobs"] = rivals
+
+
+def logprobs_wanted(logprobs: bool | None, top: int | None) -> int:
+    """How many llama-server is to give for each token; 0: none.
+
+    Raises:
+        Refusal: BAD_REQUEST when more are asked than there are.
+    """
+    if top is not None and not 0 <= top <= 20:
+        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+    # llama-server takes 0 as none at all: one is asked for and left out again.
+    return max(1, top or 0) if logprobs else 0
+
+
+def add_stream(body: dict[str, Any], stream: bool) -> None:
+    """Ask for a stream with counts, or for a whole answer."""
+    body["stream"] = stream
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+
+
+def logprob_objects(logprobs: Logprobs | None, top: int) -> list[dict[str, Any]]:
+    """Ollama's ``logprobs`` of an event, each with at most ``top`` rivals."""
+    if logprobs is None or not logprobs.content:
+        return []
+    shown = []
+    for token in logprobs.content:
+        one: dict[str, Any] = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or []}
+        if top:
+            one["top_logprobs"] = [
+                {"token": rival.token, "logprob": rival.logprob, "bytes": rival.bytes or []}
+                for rival in token.top_logprobs[:top]
+            ]
+        shown.append(one)
+    return shown
+
+
+class ChatLines:
+    """Chunks of a chat become Ollama's records, one request's worth."""
+
+    def __init__(self, model: str, top_logprobs: int = 0, prefix: AnswerPrefix = NO_PREFIX) -> None:
+        """``prefix``: of the answer, by the caller."""
+        self._model = model
+        self._top = top_logprobs
+        self._prefix = prefix
+        self._tools = ToolCalls()
+        self.account = Account()
+
+    def record(self, message: dict[str, Any], *, done: bool = False) -> dict[str, Any]:
+        """A record with its head."""
+        return {
+            "model": self._model,
+            "created_at": timestamp_text(time.time()),
+            "message": {"role": "assistant", "content": "", **message},
+            "done": done,
+        }
+
+    def feed(self, raw: bytes) -> list[dict[str, Any]]:
+        """The records for one event; most often one, for the engine's formal ones none.
+
+        Raises:
+            Refusal: ENGINE, when the event is an error.
+        """
+        chunk = read_chunk(raw)
+        self.account.feed(chunk)
+        records = []
+        for choice in chunk.choices:
+            said = choice.delta or choice.message or Delta()
+            message: dict[str, Any] = {}
+            if said.content:
+                message["content"] = said.content
+            if said.thought:
+                message["thinking"] = said.thought
+            if said.tool_calls:
+                self._tools.feed(said.tool_calls)
+            if choice.finish_reason:
+                self.account.finish = choice.finish_reason
+            if said.tool_calls or choice.finish_reason:
+                calls = self._tools.completed(finished=bool(choice.finish_reason))
+                if calls:
+                    message["tool_calls"] = calls
+            logprobs = logprob_objects(choice.logprobs, self._top)
+            if message or logprobs:
+                record = self.record(message)
+                if logprobs:
+                    record["logprobs"] = logprobs
+                records.append(record)
+        return records
+
+    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The last record of a stream."""
+        return {**self.record({}, done=True), **self.account.final(routing, total_seconds)}
+
+    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The one record of an answer that is not streamed."""
+        records = self.feed(self._prefix.cut_from(raw))
+        first = records[0] if records else self.record({})
+        return {**first, **self.account.final(routing, total_seconds)}
+
+    def empty(self) -> dict[str, Any]:
+        """A record without content, not the last."""
+        return self.record({})

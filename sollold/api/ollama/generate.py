@@ -1,0 +1,295 @@
+"""Ollama's generate in llama-server's words, and its answer back. Pure.
+
+A prompt is one turn of a chat, so it goes to ``/v1/chat/completions`` with the model's own template. With
+``raw`` or a ``template`` of the caller's it goes to ``/v1/completions``, with a ``suffix`` to ``/infill``
+(unless the caller's template places the suffix itself).
+
+``context`` is Ollama's memory between calls: numbers that mean something to the server alone. Ours are the
+bytes of the conversation so far (packed JSON), behind a mark that no token has; so they outlive a reload
+and a move to another node. Real token numbers, from an Ollama, are put before the prompt as they are.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.chunks import Account, Delta, read_chunk
+from sollold.api.engine.fields import need
+from sollold.api.engine.infill_events import read_infilled
+from sollold.api.engine.messages import image_part
+from sollold.api.engine.modelfile import own_messages
+from sollold.api.ollama.chat import (
+    add_logprobs,
+    add_shared,
+    add_stream,
+    logprob_objects,
+    logprobs_wanted,
+)
+from sollold.api.ollama.request import Generate, Options, response_format, sampling, thinking
+from sollold.api.ollama.template import render_template
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+from sollold.serving.request import Call, Routing
+from sollold.units import timestamp_text
+
+_MARK = -7301
+_LONGEST = 8 * 1024 * 1024
+_MOST_PACKED = 1024 * 1024
+
+
+class Turn(msgspec.Struct, array_like=True):
+    """One turn of a packed conversation."""
+
+    role: str
+    content: str
+
+
+_turns = msgspec.json.Decoder(list[Turn])
+
+
+def is_packed(context: list[int] | None) -> bool:
+    """Whether ``context`` is one of ours."""
+    return bool(context) and context is not None and context[0] == _MARK
+
+
+def pack_context(turns: list[Turn]) -> list[int]:
+    """A conversation as the numbers of ``context``: the newest MiB of it, as Ollama's is what still fits."""
+    kept, room = [], _MOST_PACKED
+    for turn in reversed(turns):
+        if room > 0:
+            kept.append(Turn(turn.role, turn.content[-room:]))
+            room -= len(turn.content)
+    # At the quickest level: the loop waits for it.
+    return [_MARK, *zlib.compress(msgspec.json.encode(kept[::-1]), 1)]
+
+
+def unpack_context(context: list[int]) -> list[Turn]:
+    """The conversation in a ``context`` of ours.
+
+    Raises:
+        Refusal: BAD_REQUEST when it was changed on the way.
+    """
+    try:
+        packer = zlib.decompressobj()
+        raw = packer.decompress(bytes(context[1:]), _LONGEST)
+        if not packer.eof:
+            raise ValueError("too long or cut off")
+        return _turns.decode(raw)
+    except (ValueError, zlib.error, msgspec.MsgspecError):
+        raise Refusal(
+            Fault.BAD_REQUEST, "invalid context: send it back exactly as received, or leave it out"
+        ) from None
+
+
+def generate_call(generate: Generate, options: Options, model: Model) -> Call:
+    """The call to llama-server.
+
+    Raises:
+        Refusal: BAD_REQUEST for what the model can't do, or what is malformed.
+    """
+    stream = generate.stream is not False
+    prompt = generate.prompt or ""
+    # An empty text is not named: Go's clients can't leave a field out.
+    system = generate.system or model.system
+    # Also where no template of the model is used: what it can't do is refused.
+    thinking(generate.think, model)
+    if generate.suffix and (not generate.template or generate.raw):
+        return _infill(generate, options, model, prompt)
+    tokens = list(generate.context or ()) if not is_packed(generate.context) else []
+    if generate.raw or generate.template or tokens:
+        return _completion(generate, options, model, prompt, system, tokens)
+    turns = unpack_context(generate.context) if generate.context else []
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
+    if not generate.context:
+        messages = own_messages(model)
+    if system:
+        messages = [m for m in messages if m["role"] != "system"]
+        messages.insert(0, {"role": "system", "content": system})
+    content: Any = prompt
+    if generate.images:
+        need(model, "vision", "images")
+        content = [{"type": "text", "text": prompt}] if prompt else []
+        content += [image_part(image) for image in generate.images]
+    messages.append({"role": "user", "content": content})
+    body = {"model": model.name, "messages": messages, **sampling(options)}
+    add_shared(body, generate.format, generate.think, model)
+    add_logprobs(body, generate.logprobs, generate.top_logprobs)
+    add_stream(body, stream)
+    return Call("/v1/chat/completions", body)
+
+
+def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> Call:
+    need(model, "insert", "insert")
+    for name, given in (
+        ("images", generate.images),
+        ("a system text", generate.system),
+        ("context", generate.context),
+    ):
+        if given:
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"{name} can't be combined with suffix: the model sees only what is before and after; "
+                "put it into the prompt",
+            )
+    body = {
+        "model": model.name,
+        "input_prefix": prompt,
+        "input_suffix": generate.suffix,
+        **sampling(options),
+    }
+    add_schema(body, generate.format)
+    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
+    if rivals:
+        body["n_probs"] = rivals
+    body["stream"] = generate.stream is not False
+    return Call("/infill", body)
+
+
+def add_schema(body: dict[str, Any], format_: Any) -> None:
+    """Put ``format`` into the body of a plain completion, which takes a schema and no response_format."""
+    wanted = response_format(format_)
+    if wanted is not None:
+        body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
+
+
+def _completion(
+    generate: Generate, options: Options, model: Model, prompt: str, system: str, tokens: list[int]
+) -> Call:
+    if generate.images:
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "images need the model's own template; leave out raw, template and token context",
+        )
+    if generate.template and not generate.raw:
+        values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}
+        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)})
+    elif generate.context and is_packed(generate.context):
+        prompt = "".join(turn.content for turn in unpack_context(generate.context)) + prompt
+    body: dict[str, Any] = {
+        "model": model.name,
+        "prompt": [*tokens, prompt] if tokens else prompt,
+        **sampling(options),
+    }
+    add_schema(body, generate.format)
+    rivals = logprobs_wanted(generate.logprobs, generate.top_logprobs)
+    if rivals:
+        body["logprobs"] = rivals
+    add_stream(body, generate.stream is not False)
+    return Call("/v1/completions", body)
+
+
+def _thought_values(think: bool | str | None) -> dict[str, str]:
+    """What Ollama's templates are told of ``think``."""
+    on = think is True or (isinstance(think, str) and think.strip().lower() not in ("", "false", "none"))
+    level = think.strip().lower() if isinstance(think, str) else ""
+    return {
+        "Think": "true" if on else "",
+        "ThinkLevel": level if on and level != "true" else "",
+        "IsThinkSet": "" if think is None else "true",
+    }
+
+
+class GenerateLines:
+    """Events of one generate become Ollama's records, whichever of the three calls they come from."""
+
+    def __init__(
+        self,
+        model: str,
+        path: str,
+        turns: list[Turn] | None = None,
+        top_logprobs: int = 0,
+        said: str = "",
+    ) -> None:
+        """``turns``: the conversation up to the prompt, for ``context``; ``None``: there will be none;
+        ``said``: what another node gave of the answer.
+        """
+        self._model = model
+        self._infill = path == "/infill"
+        self._turns = turns
+        self._top = top_logprobs
+        self._said = [said]
+        self.account = Account()
+
+    def record(self, response: str = "", *, done: bool = False) -> dict[str, Any]:
+        """A record with its head."""
+        return {
+            "model": self._model,
+            "created_at": timestamp_text(time.time()),
+            "response": response,
+            "done": done,
+        }
+
+    def feed(self, raw: bytes) -> list[dict[str, Any]]:
+        """The records for one event.
+
+        Raises:
+            Refusal: ENGINE, when the event is an error.
+        """
+        chunk = read_chunk(raw)
+        self.account.feed(chunk)
+        if self._infill:
+            return self._feed_infill(raw)
+        records = []
+        for choice in chunk.choices:
+            said = choice.delta or choice.message or Delta(content=choice.text)
+            if choice.finish_reason:
+                self.account.finish = choice.finish_reason
+            logprobs = logprob_objects(choice.logprobs, self._top)
+            if said.content or said.thought or logprobs:
+                record = self.record(said.content or "")
+                if said.content:
+                    self._said.append(said.content)
+                if said.thought:
+                    record["thinking"] = said.thought
+                if logprobs:
+                    record["logprobs"] = logprobs
+                records.append(record)
+        return records
+
+    def _feed_infill(self, raw: bytes) -> list[dict[str, Any]]:
+        event = read_infilled(raw)
+        if event.finish:
+            self.account.finish = event.finish
+            self.account.usage.prompt_tokens = event.tokens_evaluated
+            self.account.usage.completion_tokens = event.tokens_predicted
+        logprobs = logprob_objects(event.logprobs, self._top)
+        if not event.content and not logprobs:
+            return []
+        return [{**self.record(event.content), **({"logprobs": logprobs} if logprobs else {})}]
+
+    def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        closing = self.account.final(routing, total_seconds)
+        if self._turns is not None:
+            closing["context"] = pack_context([*self._turns, Turn("assistant", "".join(self._said))])
+        return closing
+
+    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The last record of a stream."""
+        return {**self.record(done=True), **self._closing(routing, total_seconds)}
+
+    def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
+        """The one record of an answer that is not streamed."""
+        records = self.feed(raw)
+        first = records[0] if records else self.record()
+        return {**first, **self._closing(routing, total_seconds)}
+
+    def empty(self) -> dict[str, Any]:
+        """A record without content, not the last."""
+        return self.record()
+
+
+def turns_of(generate: Generate, call: Call) -> list[Turn] | None:
+    """The conversation that ``context`` is to remember, up to the prompt; ``None``: none is given back."""
+    if call.path != "/v1/chat/completions":
+        return None
+    turns = []
+    for message in call.body["messages"]:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = "".join(part.get("text", "") for part in content)
+        turns.append(Turn(message["role"], content))
+    return turns

@@ -1,0 +1,200 @@
+"""Ollama's dialect: the routes about models, what there is and how it comes and goes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from functools import partial
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.engine.fields import require_model
+from sollold.api.http.body import as_type, read_bytes, read_object
+from sollold.api.http.errors import Dialect, refusal_bytes, refusal_object, status_of
+from sollold.api.http.response import JSON, NDJSON, json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.api.ollama.create import Create, told
+from sollold.api.ollama.models import ps, show, tags
+from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
+from sollold.errors import Fault, Refusal
+from sollold.models.names import parse
+
+log = logging.getLogger("sollold.api")
+
+_NO_RELAY = (
+    "{what} needs an Ollama, and no node of this cluster has a reachable one; start Ollama on a node, or "
+    "put the GGUF file into a model folder (sollold.toml, [models] folders)"
+)
+
+
+class OllamaModelRoutes:
+    """The handlers of Ollama's dialect for models."""
+
+    def __init__(self, services: AppServices) -> None:
+        self._services = services
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        lines = partial(Route, produces=("application/json", "application/x-ndjson"))
+        rows = [
+            Route("POST", "/api/show", self.show, "All that is known of a model", Named),
+            lines("POST", "/api/pull", self.pull, "Download a model", Named),
+            lines("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable),
+            lines("POST", "/api/create", self.create, "Create a model, or a second name", Create),
+            Route("POST", "/api/copy", self.copy, "Give a model a second name", Copy, produces=()),
+            Route("DELETE", "/api/delete", self.delete, "Remove a downloaded model", Delete, produces=()),
+            Route("POST", "/api/blobs/{digest}", self.relay, "Upload a blob to an Ollama", statuses=(201,)),
+            Route("HEAD", "/api/blobs/{digest}", self.relay, "Whether an Ollama has a blob"),
+        ]
+        for method in ("GET", "HEAD"):
+            rows += [
+                Route(method, "/api/tags", self.tags, "The models of the whole cluster"),
+                Route(method, "/api/ps", self.ps, "The models that are loaded"),
+            ]
+        return rows
+
+    async def tags(self, request: web.Request) -> web.Response:
+        """``/api/tags``; with ``?unusable=true`` also the models that can't be run."""
+        unusable = request.query.get("unusable", "").lower() in ("1", "true", "yes")
+        return json_response(
+            tags(await self._services.library.models(), self._services.library.node_names, unusable=unusable)
+        )
+
+    async def ps(self, request: web.Request) -> web.Response:
+        """``/api/ps``."""
+        library = self._services.library
+        return json_response(ps(library.running(), await library.models(), time.time()))
+
+    async def show(self, request: web.Request) -> web.Response:
+        """``/api/show``."""
+        _, named = await read_as(request, Named)
+        listed = await self._services.library.find(named.wanted)
+        metadata = await self._services.library.metadata(listed)
+        return json_response(
+            show(listed, self._services.library.node_names, metadata, verbose=bool(named.verbose))
+        )
+
+    async def pull(self, request: web.Request) -> web.StreamResponse:
+        """``/api/pull``."""
+        _, named = await read_as(request, Named)
+        name = named.wanted
+        try:
+            parse(name)
+        except ValueError as error:
+            raise Refusal(Fault.BAD_REQUEST, f"invalid model name: {error}") from None
+        puller = self._services.puller
+        if puller is None:
+            raise Refusal(Fault.BAD_REQUEST, "this node can't download models", status=501)
+        steps = puller.pull(name)
+        if named.stream is False:
+            last: dict[str, Any] = {}
+            async with contextlib.aclosing(steps) as rest:
+                async for step in rest:
+                    last = step
+            return json_response(last)
+        return await self._steps(request, steps)
+
+    async def _steps(
+        self, request: web.Request, steps: AsyncGenerator[dict[str, Any], None]
+    ) -> web.StreamResponse:
+        """Progress as lines. A refusal before the first sets the status, later it is a line with ``code``."""
+        response = web.StreamResponse(headers={"Content-Type": NDJSON, "X-Accel-Buffering": "no"})
+        async with contextlib.aclosing(steps) as rest:
+            first = await anext(rest, None)
+            await response.prepare(request)
+            try:
+                if first is not None:
+                    await response.write(msgspec.json.encode(first) + b"\n")
+                async for step in rest:
+                    await response.write(msgspec.json.encode(step) + b"\n")
+            except Refusal as refusal:
+                said = {**refusal_object(Dialect.OLLAMA, refusal), "code": status_of(refusal)}
+                await response.write(msgspec.json.encode(said) + b"\n")
+            except (ConnectionError, GeneratorExit):
+                raise
+            except Exception:
+                log.exception("downloading a model failed")
+                failed = Refusal(Fault.INTERRUPTED, "download failed: internal error; see the node's log")
+                await response.write(refusal_bytes(Dialect.OLLAMA, failed) + b"\n")
+        await response.write_eof()
+        return response
+
+    async def relay(self, request: web.Request) -> web.StreamResponse:
+        """Push, create and blobs: forwarded to an Ollama unchanged."""
+        relay = self._services.relay
+        path = request.path if request.path.startswith("/api/") else request.path.removeprefix("/v1")
+        if path.startswith("/api/blobs/") and not _is_digest(request.match_info["digest"]):
+            raise Refusal(Fault.BAD_REQUEST, "a blob's name is sha256: and 64 hex digits")
+        body: AsyncIterator[bytes] | bytes = request.content.iter_any()
+        model = ""
+        if not path.startswith("/api/blobs/"):
+            _, named = await read_as(request, Relayable)
+            body, model = bytes(await read_bytes(request)), named.needed(path)
+        answer = await relay.forward(request.method, path, body, model) if relay is not None else None
+        if answer is None:
+            raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
+        try:
+            response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.kind or JSON})
+            await response.prepare(request)
+            try:
+                async with contextlib.aclosing(answer.chunks()) as pieces:
+                    async for piece in pieces:
+                        await response.write(piece)
+            except Refusal as refusal:
+                # The status is sent already: the error is the last line, as Ollama does it.
+                if request.method != "HEAD":
+                    await response.write(refusal_bytes(Dialect.OLLAMA, refusal) + b"\n")
+            await response.write_eof()
+            return response
+        finally:
+            await answer.close()
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """``/api/create``: forwarded to an Ollama; from a model that none has, a second name."""
+        body = fold_keys(await read_object(request), Create)
+        try:
+            wanted = as_type(body, Create)
+            base = await self._services.library.find(wanted.needed) if wanted.renames else None
+        except Refusal:
+            # An Ollama may know more, and says itself what is wrong.
+            base = None
+        if base is None or base.model.source == "ollama":
+            try:
+                return await self.relay(request)
+            except Refusal as refusal:
+                if refusal.status != 501:
+                    raise
+                wanted = as_type(body, Create)
+                if not wanted.renames:
+                    raise
+            base = await self._services.library.find(wanted.needed)
+        await self._services.library.copy(
+            base.model.name, require_model(wanted.model or wanted.name), told=told(wanted, base.model)
+        )
+        done = {"status": "success"}
+        if wanted.stream is False:
+            return json_response(done)
+        return web.Response(body=msgspec.json.encode(done) + b"\n", headers={"Content-Type": NDJSON})
+
+    async def copy(self, request: web.Request) -> web.Response:
+        """``/api/copy``."""
+        _, named = await read_as(request, Copy)
+        source, destination = require_model(named.source), require_model(named.destination)
+        await self._services.library.copy(source, destination, named.nodes or ())
+        return web.Response()
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """``/api/delete``."""
+        _, named = await read_as(request, Delete)
+        await self._services.library.delete(named.wanted, named.nodes or ())
+        return web.Response()
+
+
+def _is_digest(text: str) -> bool:
+    kind, _, digits = text.replace("-", ":", 1).partition(":")
+    return kind == "sha256" and len(digits) == 64 and all(c in "0123456789abcdef" for c in digits)

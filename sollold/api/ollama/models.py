@@ -1,0 +1,167 @@
+"""Ollama's tags, show and ps over the whole cluster. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from sollold.control.models import NodeNames, Running
+from sollold.machine.device import PROCESSOR
+from sollold.models.listing import Listed
+from sollold.models.model import Model
+from sollold.models.templates.jinja import RAW
+from sollold.units import timestamp_text
+
+_NO_TEMPLATE = "no chat template: the model is given what the user says, without roles or turns"
+_FOREVER = 100 * 365 * 86400.0
+"""Seconds that stand for "never unloaded"."""
+
+
+def parameter_text(count: int) -> str:
+    """``8030261248`` → ``8.0B``, ``494032768`` → ``494.03M``, ``27000000000`` → ``27B``, as in Ollama."""
+    for limit, unit, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)):
+        if count >= limit:
+            value = count / limit
+            return f"{value:.{0 if value.is_integer() else digits}f}{unit}"
+    return str(count)
+
+
+def details(model: Model) -> dict[str, Any]:
+    """``details``: every field is always there, since clients take that for granted."""
+    family = model.architecture
+    return {
+        "parent_model": model.parent,
+        "format": "gguf",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": parameter_text(model.parameters),
+        "quantization_level": model.quantization,
+        "context_length": model.context_train,
+        "embedding_length": model.width,
+    }
+
+
+def tags(models: Iterable[Listed], names: NodeNames, *, unusable: bool = False) -> dict[str, Any]:
+    """``/api/tags``: every usable model once; the newest first. ``unusable``: the others, too."""
+    shown = []
+    if not unusable:
+        models = [one for one in models if not one.model.unusable]
+    for listed in sorted(models, key=lambda one: (-one.model.modified, one.model.name)):
+        model = listed.model
+        entry = {
+            "name": model.name,
+            "model": model.name,
+            "modified_at": timestamp_text(model.modified),
+            "size": model.listed_size or model.size,
+            "digest": model.manifest or model.digest,
+            "details": details(model),
+            "capabilities": list(model.capabilities),
+            "nodes": names(listed),
+        }
+        if model.template == RAW:
+            entry["note"] = _NO_TEMPLATE
+        if model.unusable:
+            entry["unusable"] = model.unusable
+        shown.append(entry)
+    return {"models": shown}
+
+
+def ps(running: Iterable[Running], models: Iterable[Listed], now: float) -> dict[str, Any]:
+    """``/api/ps``: what is loaded; ``size_vram`` counts what lies on GPUs. Several endpoints, one entry."""
+    known = {listed.model.name: listed.model for listed in models}
+    shown: dict[str, dict[str, Any]] = {}
+    for one in running:
+        endpoint = one.endpoint
+        model = known.get(endpoint.model)
+        vram = sum(placed.bytes for placed in endpoint.placed if placed.device != PROCESSOR)
+        left = _FOREVER if endpoint.expires < 0 or endpoint.pinned else endpoint.expires
+        entry = shown.get(endpoint.model)
+        if entry is None:
+            shown[endpoint.model] = {
+                "name": endpoint.model,
+                "model": endpoint.model,
+                "size": endpoint.bytes,
+                "digest": (model.manifest if model is not None else "") or endpoint.digest,
+                "details": details(model) if model is not None else _no_details(),
+                "expires_at": timestamp_text(now + left),
+                "size_vram": vram,
+                "context_length": endpoint.context,
+                "nodes": [one.node],
+                "backend": str(endpoint.backend),
+                "state": str(endpoint.state),
+            }
+            continue
+        entry["size"] += endpoint.bytes
+        entry["size_vram"] += vram
+        entry["expires_at"] = max(entry["expires_at"], timestamp_text(now + left))
+        if one.node not in entry["nodes"]:
+            entry["nodes"].append(one.node)
+    return {"models": list(shown.values())}
+
+
+def _no_details() -> dict[str, Any]:
+    return details(Model("", "", "", (), 0, 0.0))
+
+
+def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:
+    """``/api/show``. ``model_info`` is the header; long arrays only when ``verbose``, else null as Ollama."""
+    model = listed.model
+    info: dict[str, Any] = {
+        "general.architecture": model.architecture,
+        "general.parameter_count": model.parameters,
+    }
+    if model.architecture:
+        info[f"{model.architecture}.block_count"] = model.layers
+        info[f"{model.architecture}.context_length"] = model.context_train
+    for key, value in metadata.items():
+        if key == "tokenizer.chat_template":
+            continue
+        info[key] = value if verbose or not isinstance(value, (list, tuple)) else None
+    template = model.template or str(metadata.get("tokenizer.chat_template", ""))
+    return {
+        "license": model.license,
+        "modelfile": modelfile(model, template),
+        "parameters": parameters_text(model.params),
+        "template": template,
+        "system": model.system,
+        "details": details(model),
+        "model_info": info,
+        "capabilities": list(model.capabilities),
+        "modified_at": timestamp_text(model.modified),
+        "nodes": names(listed),
+        **({"unusable": model.unusable} if model.unusable else {}),
+        **({"note": _NO_TEMPLATE} if model.template == RAW else {}),
+    }
+
+
+def _parameters(params: str) -> list[tuple[str, str]]:
+    try:
+        values = msgspec.json.decode(params)
+    except msgspec.DecodeError:
+        return []
+    if not isinstance(values, dict):
+        return []
+    rows = []
+    for key, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            text = msgspec.json.encode(one).decode() if isinstance(one, str) else str(one)
+            rows.append((key, text))
+    return rows
+
+
+def parameters_text(params: str) -> str:
+    """``parameters``: a line each, the name padded to 30, as Ollama's clients split them."""
+    return "\n".join(f"{key:<30} {text}" for key, text in _parameters(params))
+
+
+def modelfile(model: Model, template: str) -> str:
+    """A Modelfile that says what the model is."""
+    lines = [f"# Modelfile of {model.name}", f"FROM {model.files[0] if model.files else model.name}"]
+    if template:
+        lines.append(f'TEMPLATE """{template}"""')
+    if model.system:
+        lines.append(f'SYSTEM """{model.system}"""')
+    lines += [f"PARAMETER {key} {text}" for key, text in _parameters(model.params)]
+    return "\n".join(lines) + "\n"

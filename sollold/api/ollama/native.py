@@ -1,0 +1,85 @@
+"""A request for an Ollama, rewritten where its meaning is clear and Go's types refuse it. Pure.
+
+An Ollama answers 500 for an option in quotes, and 400 for arguments of a call that are a text, for ``data:``
+URLs and for ``think`` in quotes. A context of no size at all it takes for one of a few tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import typed_body
+from sollold.api.engine.fields import stop_list
+from sollold.api.engine.messages import clean_base64
+from sollold.api.engine.tools import normalize_tool_call, normalize_tools
+from sollold.api.ollama.request import Shared, format_of, parse_options, think_of
+
+_OURS = ("resume", "placement", "priority", "timeout")
+
+
+def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
+    """``body``, which ``asked`` was read from, for ``/api/chat`` or ``/api/generate`` of an Ollama.
+
+    Raises:
+        Refusal: BAD_REQUEST for what has no clear meaning.
+    """
+    named = {key: value for key, value in body.items() if value is not None and key not in _OURS}
+    out = typed_body(named, asked)
+    _set(out, "options", _options(asked))
+    _set(out, "format", format_of(asked.format))
+    _set(out, "think", think_of(asked.think))
+    # What this route does not know was not checked, and an Ollama does not look at it.
+    checked = {name for name in asked.__struct_fields__ if out.get(name)}
+    if "images" in checked:
+        out["images"] = [clean_base64(image) for image in out["images"]]
+    if "tools" in checked:
+        out["tools"] = normalize_tools(out["tools"])
+    if "messages" in checked:
+        out["messages"] = [_message(message) for message in out["messages"]]
+    return out
+
+
+def _set(body: dict[str, Any], name: str, value: Any) -> None:
+    """Put a field in; None: not named."""
+    body.pop(name, None)
+    if value is not None:
+        body[name] = value
+
+
+def _options(asked: Shared) -> dict[str, Any] | None:
+    if asked.options is None:
+        return None
+    typed = msgspec.to_builtins(parse_options(asked.options, None))
+    options = {key: value for key, value in asked.options.items() if value is not None} | typed
+    if "stop" in options:
+        _set(options, "stop", stop_list(options["stop"]) or None)
+    context = options.get("num_ctx")
+    if isinstance(context, int) and context <= 0:
+        del options["num_ctx"]
+    return dict(options)
+
+
+def _message(given: dict[str, Any]) -> dict[str, Any]:
+    message = {key: value for key, value in given.items() if value is not None}
+    message["role"] = {"function": "tool", "": "user"}.get(role := _role(message), role)
+    message.setdefault("content", "")
+    if message["role"] == "tool" and "name" in message:
+        message.setdefault("tool_name", message["name"])
+    if "images" in message:
+        message["images"] = [clean_base64(image) for image in message["images"]]
+    if "tool_calls" in message:
+        message["tool_calls"] = [_call(call, place) for place, call in enumerate(message["tool_calls"])]
+    return message
+
+
+def _role(message: dict[str, Any]) -> str:
+    return str(message.get("role") or "").strip().lower()
+
+
+def _call(given: Any, place: int) -> dict[str, Any]:
+    """A call whose arguments are an object."""
+    normal = normalize_tool_call(given, place)
+    arguments = msgspec.json.decode(normal["function"]["arguments"])
+    return {**normal, "function": {**normal["function"], "arguments": arguments}}

@@ -1,0 +1,369 @@
+"""What Ollama's clients send, as types, and its shared fields in llama-server's words."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.engine.fields import require_model, stop_list
+from sollold.api.engine.modelfile import SAME_NAMES
+from sollold.api.engine.placement import PlacementBody
+from sollold.api.http.body import as_type, read_object
+from sollold.cluster.gossip.record import Backend
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+from sollold.serving.request import Delivered, Engine
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Options(msgspec.Struct, omit_defaults=True):
+    """``options``: Ollama's names. What is not named stays the model's or the engine's default.
+
+    ``num_keep``: tokens at the beginning of a plain prompt (raw, template) that stay when it is too long.
+    """
+
+    num_ctx: int | None = None
+    num_predict: int | None = None
+    num_keep: int | None = None
+    seed: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repeat_last_n: int | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    mirostat: int | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    stop: list[str] | str | None = None
+
+
+class Message(msgspec.Struct, omit_defaults=True):
+    """One turn of a conversation."""
+
+    role: str = "user"
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Resume(msgspec.Struct, kw_only=True):
+    """``resume``: what another node, which is gone, delivered of this answer. Only the rest is wanted.
+
+    ``events``: records with text in them; ``tool_calls``: how many; ``spent_ms``: since the first of them;
+    ``backend``: as in ``_routing``.
+    """
+
+    content: str = ""
+    thinking: str = ""
+    events: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    tool_calls: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
+    logprobs: bool = False
+    spent_ms: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.0
+    backend: str = ""
+
+    def delivered(self) -> Delivered:
+        """As the service takes it."""
+        engine = None
+        if self.backend:
+            engine = Engine.OLLAMA if self.backend == Backend.OLLAMA else Engine.LLAMA
+        return Delivered(
+            content=self.content,
+            thinking=self.thinking,
+            events=self.events,
+            tool_calls=self.tool_calls > 0,
+            logprobs=self.logprobs,
+            spent_ms=self.spent_ms,
+            engine=engine,
+        )
+
+
+class Shared(msgspec.Struct, kw_only=True):
+    """The fields that chat and generate have in common.
+
+    ``truncate``: false refuses a prompt that is too long, else its oldest part goes; ``shift`` is taken and
+    means nothing: an answer that fills the context ends with ``length``.
+    """
+
+    model: str = ""
+    stream: bool | None = None
+    format: Any = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    truncate: bool | None = None
+    shift: bool | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    resume: Resume | None = None
+    placement: PlacementBody | None = None
+
+    def delivered(self) -> Delivered | None:
+        """What the caller has got already; None for a request that begins.
+
+        Raises:
+            Refusal: BAD_REQUEST for a request that is not streamed.
+        """
+        if self.resume is not None and self.stream is False:
+            raise Refusal(Fault.BAD_REQUEST, "resume is for streamed requests; ask for the whole again")
+        return self.resume.delivered() if self.resume is not None else None
+
+
+class Chat(Shared, kw_only=True):
+    """``POST /api/chat``."""
+
+    messages: list[Message] | None = None
+    tools: list[dict[str, Any]] | None = None
+
+
+class Generate(Shared, kw_only=True):
+    """``POST /api/generate``."""
+
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    raw: bool | None = None
+    images: list[str] | None = None
+
+
+class Embed(msgspec.Struct, kw_only=True):
+    """``POST /api/embed``."""
+
+    model: str = ""
+    input: str | list[str] | None = None
+    truncate: bool | None = None
+    dimensions: int | None = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+
+
+class Embeddings(msgspec.Struct, kw_only=True):
+    """``POST /api/embeddings``, the old one."""
+
+    model: str = ""
+    prompt: str | None = None
+    keep_alive: float | str | None = None
+    options: dict[str, Any] | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+
+
+class Named(msgspec.Struct, kw_only=True):
+    """A body that names a model: show, pull, delete. Old clients say ``name``."""
+
+    model: str = ""
+    name: str = ""
+    stream: bool | None = None
+    verbose: bool | None = None
+    insecure: bool | None = None
+
+    @property
+    def wanted(self) -> str:
+        """The name, wherever it stands.
+
+        Raises:
+            Refusal: BAD_REQUEST when there is none.
+        """
+        return require_model(self.model or self.name)
+
+
+class Delete(Named, kw_only=True):
+    """``DELETE /api/delete``. ``nodes``: names or ids of where; none: everywhere."""
+
+    nodes: list[str] | None = None
+
+
+class Relayable(msgspec.Struct, kw_only=True):
+    """``POST /api/push`` and ``/api/create``, as far as it matters which Ollama gets it."""
+
+    model: str = ""
+    name: str = ""
+    from_: Any = msgspec.field(name="from", default="")
+
+    def needed(self, path: str) -> str:
+        """The model that the Ollama must have; empty: none."""
+        if path == "/api/push":
+            return self.model or self.name
+        return self.from_ if isinstance(self.from_, str) else ""
+
+
+class Copy(msgspec.Struct, kw_only=True):
+    """``POST /api/copy``. ``nodes``: names or ids of those that are to do it; none: all that have it."""
+
+    source: str = ""
+    destination: str = ""
+    nodes: list[str] | None = None
+
+
+async def read_as(request: web.Request, type_: type[T]) -> tuple[dict[str, Any], T]:
+    """The request's body, its keys as ``type_`` has them, and read as ``type_``.
+
+    Raises:
+        Refusal: as `read_object` and `as_type`.
+    """
+    body = fold_keys(await read_object(request), type_)
+    messages = body.get("messages")
+    if isinstance(messages, list):
+        body["messages"] = [fold_keys(one, Message) if isinstance(one, dict) else one for one in messages]
+    return body, as_type(body, type_)
+
+
+def fold_keys(body: dict[str, Any], type_: type[msgspec.Struct]) -> dict[str, Any]:
+    """``body`` with its keys as the fields of ``type_`` are called: to Go their case is all one."""
+    names = _names_by_lower(type_)
+    return {names.get(key.lower(), key): value for key, value in body.items()}
+
+
+@functools.cache
+def _names_by_lower(type_: type[msgspec.Struct]) -> dict[str, str]:
+    return {name.lower(): name for name in type_.__struct_encode_fields__}
+
+
+_WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
+"""Options that are whole numbers; Ollama cuts a fraction off."""
+
+
+def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
+    """The caller's options over the model's own (its ``params``).
+
+    Options that Ollama no longer knows, or that place layers (``num_gpu`` …), are ours to decide: left out.
+
+    Raises:
+        Refusal: BAD_REQUEST naming the option of a wrong type.
+    """
+    merged: dict[str, Any] = {}
+    if model is not None:
+        try:
+            own = msgspec.json.decode(model.params)
+        except msgspec.DecodeError:
+            own = {}
+        if isinstance(own, dict):
+            merged.update(own)
+    named = {key: value for key, value in (given or {}).items() if value is not None}
+    merged.update(named)
+    for name in _WHOLE:
+        if isinstance(merged.get(name), float) and math.isfinite(merged[name]):
+            merged[name] = int(merged[name])
+    try:
+        # Not strict: clients send 40.0 for an int and "0.7" for a float, and Ollama takes the first.
+        return msgspec.convert({k: v for k, v in merged.items() if v is not None}, type=Options, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refusal(Fault.BAD_REQUEST, f"options: {error}") from None
+
+
+def sampling(options: Options) -> dict[str, Any]:
+    """llama-server's body fields for Ollama's options. Only what is named."""
+    body: dict[str, Any] = {}
+    for name in SAME_NAMES:
+        value = getattr(options, name)
+        if value is not None:
+            body[name] = value
+    if options.seed is not None and options.seed >= 0:
+        body["seed"] = options.seed & 0xFFFFFFFF
+    if options.repeat_last_n is not None:
+        # Ollama: -1 is the whole context, which llama-server takes as a large number.
+        body["repeat_last_n"] = options.repeat_last_n if options.repeat_last_n >= 0 else 2**31 - 1
+    if options.num_predict is not None:
+        # Ollama: 0 and less are without end; llama-server knows only -1 for that.
+        body["n_predict"] = options.num_predict if options.num_predict > 0 else -1
+    if options.num_keep is not None:
+        body["n_keep"] = max(options.num_keep, -1)
+    stop = stop_list(options.stop)
+    if stop:
+        body["stop"] = stop
+    return body
+
+
+def response_format(format_: Any) -> dict[str, Any] | None:
+    """``format`` as ``response_format``: ``"json"`` or a JSON schema; ``None`` for free text.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    wanted = format_of(format_)
+    if wanted is None:
+        return None
+    if isinstance(wanted, str):
+        return {"type": "json_object"}
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+
+
+def format_of(format_: Any) -> str | dict[str, Any] | None:
+    """What ``format`` means: ``"json"``, a JSON schema, or free text (None).
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if format_ is None or format_ == "":
+        return None
+    if format_ == "json":
+        return "json"
+    if isinstance(format_, str):
+        # The schema as a string is what some clients send.
+        try:
+            format_ = msgspec.json.decode(format_)
+        except msgspec.DecodeError:
+            format_ = None
+    if isinstance(format_, dict):
+        return format_
+    raise Refusal(Fault.BAD_REQUEST, 'format must be "json" or a JSON schema (an object)')
+
+
+LEVELS = ("low", "medium", "high", "max")
+
+
+def think_of(think: bool | str | None) -> bool | str | None:
+    """``think`` as true, false or a level; None: not named, which an empty text is, too.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is none of these.
+    """
+    if not isinstance(think, str):
+        return think
+    word = think.strip().lower()
+    if not word:
+        return None
+    if word in ("true", "false", "none"):
+        return word == "true"
+    if word not in LEVELS:
+        raise Refusal(
+            Fault.BAD_REQUEST, f"unknown think {think[:40]!r}; it is true, false, {', '.join(LEVELS)}"
+        )
+    return word
+
+
+def thinking(think: bool | str | None, model: Model) -> dict[str, Any]:
+    """llama-server's fields for ``think``.
+
+    Raises:
+        Refusal: BAD_REQUEST when thinking is asked of a model that can't, or a level is none.
+    """
+    think = think_of(think)
+    if think is None:
+        return {}
+    if think is False:
+        return {"reasoning_effort": "none"}
+    if "thinking" not in model.capabilities:
+        raise Refusal(Fault.BAD_REQUEST, f'"{model.name}" does not support thinking')
+    fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
+    if isinstance(think, str):
+        fields["reasoning_effort"] = "high" if think == "max" else think
+    return fields

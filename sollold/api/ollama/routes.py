@@ -1,0 +1,295 @@
+"""Ollama's dialect: the routes that ask a model, and those about the server itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from sollold.api.engine.calls import build_ask, calls_for, typed_body
+from sollold.api.engine.embeddings import Embedder, as_json
+from sollold.api.engine.fields import can_answer, parse_keep_alive, require_model
+from sollold.api.engine.placement import prepare_placement
+from sollold.api.engine.prepare import Prepared, prepare_chat, prepare_format
+from sollold.api.engine.truncate import TruncatingService
+from sollold.api.http.access import require
+from sollold.api.http.caller import Caller, caller_of, prefix_of
+from sollold.api.http.response import (
+    Reply,
+    ResponseContext,
+    json_response,
+    routing_headers,
+    routing_object,
+)
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.api.ollama.chat import ChatLines, chat_body
+from sollold.api.ollama.generate import GenerateLines, generate_call, is_packed, turns_of
+from sollold.api.ollama.native import native_body
+from sollold.api.ollama.ndjson import LineEncoder, Lines, LoadEncoder, LoadLines
+from sollold.api.ollama.request import (
+    Chat,
+    Embed,
+    Embeddings,
+    Generate,
+    Options,
+    Shared,
+    parse_options,
+    read_as,
+)
+from sollold.control.keys import Scope
+from sollold.errors import Fault, Refusal
+from sollold.models.listing import Listed
+from sollold.serving.request import Ask, Call, Engine
+
+log = logging.getLogger("sollold.api")
+
+
+VERSION = "0.33.0"
+"""Of Ollama's API that is spoken here. Clients ask for dotted integers, some for at least 0.6.4."""
+
+
+class OllamaRoutes:
+    """The handlers of Ollama's dialect."""
+
+    def __init__(self, services: AppServices, context: ResponseContext) -> None:
+        self._services = services
+        self._context = context
+        self._embedder = Embedder(services.service)
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        ask = partial(Route, inference=True)
+        kinds = ("application/json", "application/x-ndjson")
+        rows = [
+            ask("POST", "/api/chat", self.chat, "Chat completion", Chat, produces=kinds),
+            ask("POST", "/api/generate", self.generate, "Continue a prompt", Generate, produces=kinds),
+            ask("POST", "/api/embed", self.embed, "Embeddings, normalised", Embed),
+            ask("POST", "/api/embeddings", self.embeddings, "One embedding, not normalised", Embeddings),
+            Route("POST", "/api/me", self.me, "Who is signed in at ollama.com: nobody", statuses=(401,)),
+            Route("GET", "/api/status", self.status, "Whether Ollama's cloud is used: it is not"),
+            Route("POST", "/api/signout", self.signout, "Sign out of ollama.com: nobody is signed in"),
+        ]
+        for method in ("GET", "HEAD"):
+            rows += [
+                Route(method, "/api/version", self.version, "The version of Ollama's API spoken here"),
+            ]
+        return rows
+
+    async def version(self, request: web.Request) -> web.Response:
+        """``/api/version``."""
+        return json_response({"version": VERSION})
+
+    async def me(self, request: web.Request) -> web.Response:
+        """``/api/me``: a node has no account at ollama.com."""
+        response = json_response({"error": "unauthorized: this server has no accounts at ollama.com"})
+        response.set_status(401)
+        return response
+
+    async def status(self, request: web.Request) -> web.Response:
+        """``/api/status``: Ollama's cloud is never used."""
+        return json_response({"cloud": {"disabled": True, "source": "none"}})
+
+    async def signout(self, request: web.Request) -> web.Response:
+        """``/api/signout``: there is nothing to do."""
+        return json_response({"status": "nobody is signed in: this server has no accounts at ollama.com"})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """``/api/chat``."""
+        started = time.monotonic()
+        body, chat = await read_as(request, Chat)
+        caller = caller_of(request, chat.priority, chat.timeout)
+        name = await prepare_placement(request, self._services, chat.placement) or chat.model
+        listed = await self._services.library.find(require_model(name))
+        options = parse_options(chat.options, listed.model)
+        if not chat.messages:
+            empty = ChatLines(chat.model).empty()
+            return await self._load(request, caller, chat, listed, options, empty, started)
+        can_answer(listed.model, "chat")
+        prepared = Prepared()
+
+        def llama() -> Call:
+            nonlocal prepared
+            engine = chat_body(chat, options, listed.model)
+            prepared = prepare_chat(engine)
+            return Call("/v1/chat/completions", engine)
+
+        own = native_body(body, chat)
+        calls = calls_for(listed.model, llama=llama, ollama=Call("/api/chat", own), what="/api/chat")
+        lines = ChatLines(chat.model, chat.top_logprobs or 0, prepared.prefix)
+        ask = self._ask(caller, chat, listed, options, calls, prefix=prefix_of(body.get("messages")))
+        return await self._reply(request, ask, lines, chat, options, started, prepared.warnings)
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        """``/api/generate``."""
+        started = time.monotonic()
+        body, generate = await read_as(request, Generate)
+        caller = caller_of(request, generate.priority, generate.timeout)
+        if not generate.model.strip():
+            # Ollama's own words and status.
+            raise Refusal(Fault.NOT_FOUND, "model '' not found")
+        name = await prepare_placement(request, self._services, generate.placement) or generate.model
+        listed = await self._services.library.find(require_model(name))
+        options = parse_options(generate.options, listed.model)
+        if not generate.prompt and not generate.suffix and not generate.images:
+            empty = GenerateLines(generate.model, "").empty()
+            return await self._load(request, caller, generate, listed, options, empty, started)
+        can_answer(listed.model, "generate")
+        packed = is_packed(generate.context)
+        if packed and listed.model.only_ollama:
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                "this context was created by llama.cpp and the model is now served by Ollama, which can't "
+                "read it; leave context out, or use /api/chat",
+            )
+        own = native_body(body, generate)
+        calls = calls_for(
+            listed.model,
+            llama=lambda: generate_call(generate, options, listed.model),
+            ollama=None if packed else Call("/api/generate", own),
+            what="/api/generate",
+        )
+        call = calls.get(Engine.LLAMA)
+        warnings = prepare_format(call.body) if call is not None else ()
+        path, turns = (call.path, turns_of(generate, call)) if call is not None else ("", None)
+        said = generate.resume.content if generate.resume is not None else ""
+        lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
+        ask = self._ask(caller, generate, listed, options, calls, prefix=prefix_of(generate.prompt))
+        return await self._reply(request, ask, lines, generate, options, started, warnings)
+
+    def _ask(
+        self,
+        caller: Caller,
+        shared: Shared,
+        listed: Listed,
+        options: Options,
+        calls: dict[Engine, Call],
+        *,
+        load_only: bool = False,
+        prefix: str = "",
+    ) -> Ask:
+        ask = build_ask(
+            caller,
+            shared.model,
+            listed,
+            calls,
+            stream=shared.stream is not False,
+            keep_alive=shared.keep_alive,
+            context=options.num_ctx,
+            load_only=load_only,
+            prefix=prefix,
+            placement=shared.placement,
+        )
+        return ask if load_only else replace(ask, delivered=shared.delivered())
+
+    async def _reply(
+        self,
+        request: web.Request,
+        ask: Ask,
+        lines: Lines,
+        shared: Shared,
+        options: Options,
+        started: float,
+        warnings: tuple[str, ...],
+    ) -> web.StreamResponse:
+        encoder = LineEncoder(lines, started)
+        context = self._context
+        if shared.truncate is not False:
+            context = replace(context, service=TruncatingService(context.service, options.num_keep or 0))
+        return await Reply(request, context, ask, encoder, warnings=warnings).run()
+
+    async def _load(
+        self,
+        request: web.Request,
+        caller: Caller,
+        shared: Shared,
+        listed: Listed,
+        options: Options,
+        empty: dict[str, Any],
+        started: float,
+    ) -> web.StreamResponse:
+        """An empty request loads the model, or unloads it with ``keep_alive`` 0."""
+        keep_alive = parse_keep_alive(shared.keep_alive)
+        if keep_alive == 0:
+            require(request, Scope.MODELS, "unloading a model")
+        path = "/api/chat" if "message" in empty else "/api/generate"
+        body: dict[str, Any] = {"model": shared.model, "stream": False}
+        if keep_alive is not None:
+            body["keep_alive"] = shared.keep_alive
+        if shared.options:
+            body["options"] = shared.options
+        calls = {Engine.LLAMA: Call("/health", {}), Engine.OLLAMA: Call(path, body)}
+        ask = self._ask(caller, shared, listed, options, calls, load_only=True)
+        lines = LoadLines(empty, "unload" if keep_alive == 0 else "load")
+        encoder = LoadEncoder(lines, started)
+        return await Reply(request, self._context, ask, encoder).run()
+
+    async def embed(self, request: web.Request) -> web.Response:
+        """``/api/embed``."""
+        started = time.monotonic()
+        body, embed = await read_as(request, Embed)
+        caller = caller_of(request, embed.priority, embed.timeout)
+        listed = await self._find_to_embed(embed.model)
+        texts = [embed.input] if isinstance(embed.input, str) else embed.input or []
+        if isinstance(embed.input, str) and not embed.input:
+            texts = []
+        if not texts:
+            return json_response({"model": embed.model, "embeddings": []})
+        if any(not text for text in texts):
+            raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+        ask = self._embedding_ask(caller, embed, listed)
+        call = Call("/api/embed", typed_body(body, embed))
+        found = await self._embedder.embed(
+            ask, listed.model, texts, call, truncate=embed.truncate is not False
+        )
+        answer = found.native or {
+            "model": embed.model,
+            "embeddings": await as_json(found.vectors, embed.dimensions),
+            "total_duration": int((time.monotonic() - started) * 1e9),
+            "load_duration": int(found.routing.load_ms * 1e6),
+            "prompt_eval_count": found.tokens,
+        }
+        answer["_routing"] = routing_object(found.routing, started)
+        return json_response(answer, routing_headers(found.routing))
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """``/api/embeddings``: one text, not normalised."""
+        started = time.monotonic()
+        body, old = await read_as(request, Embeddings)
+        caller = caller_of(request, old.priority, old.timeout)
+        listed = await self._find_to_embed(old.model)
+        if not old.prompt:
+            return json_response({"embedding": []})
+        ask = self._embedding_ask(caller, old, listed)
+        call = Call("/api/embeddings", body)
+        found = await self._embedder.embed(ask, listed.model, [old.prompt], call, normalize=False)
+        answer = found.native or {"embedding": found.vectors[0]}
+        answer["_routing"] = routing_object(found.routing, started)
+        return json_response(answer, routing_headers(found.routing))
+
+    async def _find_to_embed(self, name: str) -> Listed:
+        """As Ollama's own, whose text clients match."""
+        try:
+            return await self._services.library.find(require_model(name))
+        except Refusal as refusal:
+            if refusal.fault is Fault.NOT_FOUND:
+                message = f'model "{name}" not found, try pulling it first'
+                raise Refusal(Fault.NOT_FOUND, message) from None
+            raise
+
+    def _embedding_ask(self, caller: Caller, embed: Embed | Embeddings, listed: Listed) -> Ask:
+        """The request, its calls still missing."""
+        options = parse_options(embed.options, listed.model)
+        return build_ask(
+            caller,
+            embed.model,
+            listed,
+            {},
+            keep_alive=embed.keep_alive,
+            context=options.num_ctx,
+            embedding=True,
+        )

@@ -1,0 +1,73 @@
+"""One message of an OpenAI chat, its content's parts in the words that engines know. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.fields import need
+from sollold.api.engine.messages import image_url_part
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+
+_PARTS = ("text", "image_url", "input_audio", "input_video", "video_url")
+
+
+def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
+    """A message of a chat in the form that engines know.
+
+    Raises:
+        Refusal: BAD_REQUEST for what has no clear meaning, or what the model can't do.
+    """
+    out = {key: value for key, value in message.items() if value is not None}
+    role = out.get("role")
+    if not isinstance(role, str):
+        raise Refusal(Fault.BAD_REQUEST, "every message needs a role")
+    role = out["role"] = role.strip().lower()
+    if "reasoning" in out and "reasoning_content" not in out:
+        out["reasoning_content"] = out.pop("reasoning")
+    content = out.get("content")
+    if content is None:
+        out["content"] = ""
+        if role == "assistant" and isinstance(refusal := out.pop("refusal", None), str):
+            out["content"] = refusal
+    elif isinstance(content, dict) and role in ("tool", "function") and "type" not in content:
+        out["content"] = msgspec.json.encode(content).decode()
+    elif isinstance(content, list | dict):
+        out["content"] = [_part(part) for part in ([content] if isinstance(content, dict) else content)]
+        for part in out["content"]:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in _PARTS:
+                raise Refusal(
+                    Fault.BAD_REQUEST, f"a part of a message is {str(kind)[:40]!r}, not {', '.join(_PARTS)}"
+                )
+            if kind == "text" and not isinstance(part.get("text"), str):
+                raise Refusal(Fault.BAD_REQUEST, "a part of type 'text' needs a text")
+            if kind == "image_url":
+                need(model, "vision", "images")
+                part["image_url"] = image_url_part(part.get("image_url"))["image_url"]
+            # A projector is for images or sound: the engine knows for which.
+            if kind == "input_audio" and "vision" not in model.capabilities:
+                need(model, "audio", "audio input")
+            if kind in ("input_video", "video_url"):
+                need(model, "vision", "video input")
+    elif not isinstance(content, str):
+        raise Refusal(Fault.BAD_REQUEST, "a message's content is a text or a list of parts")
+    return out
+
+
+def _part(part: Any) -> Any:
+    """A part as llama-server knows it: texts are also written bare, and as in the newer API."""
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if not isinstance(part, dict):
+        return part
+    kind = part.get("type")
+    if kind == "refusal":
+        return {"type": "text", "text": part.get("refusal")}
+    if kind in ("input_text", "output_text", None) and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    if kind == "input_image":
+        return {"type": "image_url", "image_url": part.get("image_url")}
+    return dict(part)

@@ -1,0 +1,89 @@
+"""llama-server's ``/infill``, for a ``suffix`` in other dialects: its events have their own form. Pure.
+
+It takes a schema where the others take a ``response_format``, and no images, system text or template.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.infill_events import Infilled, read_infilled
+from sollold.api.openai.request import Completion
+from sollold.api.openai.sse import ChunkEncoder
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Engine, Routing
+
+
+def infill_of(body: dict[str, Any], ask: Completion) -> dict[str, Any]:
+    """The body of a completion with a suffix, ``completion_body`` of it given, as ``/infill`` takes it.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if not isinstance(ask.prompt, str):
+        raise Refusal(Fault.BAD_REQUEST, "with a suffix, prompt must be a single string")
+    if ask.n is not None and ask.n > 1:
+        raise Refusal(Fault.BAD_REQUEST, "with a suffix, n must be 1")
+    left = ("prompt", "max_tokens", "logprobs", "n", "stream_options", "response_format")
+    out = {key: value for key, value in body.items() if key not in left}
+    out |= {"input_prefix": ask.prompt, "input_suffix": ask.suffix or ""}
+    if ask.max_tokens is not None:
+        out["n_predict"] = ask.max_tokens
+    if ask.logprobs:
+        out["n_probs"] = ask.logprobs
+    return out
+
+
+class InfillEncoder(ChunkEncoder):
+    """`Encoder` of a completion with a suffix: OpenAI's chunks, whichever engine answers."""
+
+    def __init__(self, ask: Completion, model: str) -> None:
+        super().__init__(model)
+        self._usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+        self._engine = Engine.LLAMA
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def begin(self, routing: Routing) -> bytes:
+        """Nothing; but the engine is known now."""
+        self._engine = routing.engine
+        return b""
+
+    def event(self, raw: bytes) -> bytes:
+        """The chunk for one event, and the counts after the last."""
+        if self._engine is Engine.OLLAMA:
+            return super().event(raw)
+        event = read_infilled(raw)
+        chunks = [self._chunk(event)]
+        if event.finish and self._usage:
+            chunks.append({**self._head, "choices": [], "usage": _usage(event)})
+        return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The whole answer."""
+        if routing.engine is Engine.OLLAMA:
+            return super().whole(raw, routing)
+        event = read_infilled(raw)
+        return msgspec.json.encode({**self._chunk(event), "usage": _usage(event)})
+
+    def _chunk(self, event: Infilled) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "text": event.content,
+            "logprobs": event.logprobs,
+            "finish_reason": event.finish or None,
+        }
+        return {**self._head, "choices": [choice]}
+
+
+def _usage(event: Infilled) -> dict[str, int]:
+    prompt, made = event.tokens_evaluated, event.tokens_predicted
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -1,0 +1,148 @@
+"""``/v1/completions`` at an Ollama: a raw prompt, as OpenAI and llama-server mean it. Pure.
+
+An Ollama's own ``/v1/completions`` puts the prompt into the model's template, so the same request would mean
+two things on two engines. Its ``/api/generate`` takes a raw prompt, and an answer to one can be continued.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import time
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.encoders import SseEncoder
+from sollold.api.http.response import Encoder
+from sollold.api.openai.completion_logprobs import LogprobColumns
+from sollold.api.openai.request import Completion
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Call, Engine, Routing
+
+_OPTIONS = {
+    "max_tokens": "num_predict",
+    "n_predict": "num_predict",
+    **{
+        name: name
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "typical_p",
+            "seed",
+            "presence_penalty",
+            "frequency_penalty",
+            "repeat_penalty",
+            "repeat_last_n",
+        )
+    },
+}
+"""OpenAI's and llama-server's names, and Ollama's."""
+
+
+def raw_generate(body: dict[str, Any], ask: Completion) -> Call | None:
+    """The call for an Ollama, ``completion_body`` given as ``body``; None for what it has no form for."""
+    prompt = ask.prompt
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str) or (ask.n or 1) > 1 or "grammar" in body:
+        return None
+    options = {_OPTIONS[name]: value for name, value in body.items() if name in _OPTIONS}
+    if body.get("stop"):
+        options["stop"] = body["stop"]
+    out: dict[str, Any] = {"model": ask.model, "prompt": prompt, "raw": True, "stream": bool(ask.stream)}
+    if options:
+        out["options"] = options
+    if ask.keep_alive is not None:
+        out["keep_alive"] = ask.keep_alive
+    if ask.logprobs is not None:
+        out |= {"logprobs": True, "top_logprobs": ask.logprobs}
+    schema = body.get("json_schema") or _schema_in(body.get("response_format"))
+    if schema is not None:
+        out["format"] = schema
+    return Call("/api/generate", out)
+
+
+def _schema_in(response_format: Any) -> Any:
+    if not isinstance(response_format, dict) or response_format.get("type") in (None, "text"):
+        return None
+    named = response_format.get("json_schema")
+    schema = named.get("schema") if isinstance(named, dict) else response_format.get("schema")
+    return schema if isinstance(schema, dict) else "json"
+
+
+class _Record(msgspec.Struct):
+    """What is read of a line of ``/api/generate``."""
+
+    response: str = ""
+    done: bool = False
+    done_reason: str = ""
+    prompt_eval_count: int = 0
+    eval_count: int = 0
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class RawCompletionEncoder(SseEncoder):
+    """`Encoder` of completions: OpenAI's chunks, whichever engine answers. ``chunks``: for llama-server's."""
+
+    def __init__(self, chunks: Encoder, ask: Completion, model: str) -> None:
+        self._chunks = chunks
+        self._usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+        self._ollama = False
+        self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def begin(self, routing: Routing) -> bytes:
+        """Nothing; but the engine is known now."""
+        self._ollama = routing.engine is Engine.OLLAMA
+        return self._chunks.begin(routing)
+
+    def event(self, raw: bytes) -> bytes:
+        """The chunk for one event, and the counts after the last."""
+        if not self._ollama:
+            return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
+        record = _read(raw)
+        chunks = [self._chunk(record)]
+        if record.done and self._usage:
+            chunks.append({**self._head, "choices": [], "usage": _usage(record)})
+        return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
+
+    def end(self, routing: Routing) -> bytes:
+        """``[DONE]``."""
+        return self._chunks.end(routing)
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The whole answer."""
+        if routing.engine is not Engine.OLLAMA:
+            return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)
+        record = _read(raw)
+        return msgspec.json.encode({**self._chunk(record), "usage": _usage(record)})
+
+    def _chunk(self, record: _Record) -> dict[str, Any]:
+        finish = ("length" if record.done_reason == "length" else "stop") if record.done else None
+        logprobs: dict[str, Any] | None = {"content": record.logprobs} if record.logprobs else None
+        if logprobs is not None and self._columns is not None:
+            rows = [{"top_logprobs": [], **row} for row in record.logprobs or ()]
+            with contextlib.suppress(KeyError, TypeError):
+                logprobs |= self._columns.columns(rows)
+        choice = {"index": 0, "text": record.response, "logprobs": logprobs, "finish_reason": finish}
+        return {**self._head, "choices": [choice]}
+
+
+def _read(raw: bytes) -> _Record:
+    try:
+        return msgspec.json.decode(raw, type=_Record)
+    except msgspec.MsgspecError:
+        raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be read", status=502) from None
+
+
+def _usage(record: _Record) -> dict[str, int]:
+    prompt, made = record.prompt_eval_count, record.eval_count
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -1,0 +1,370 @@
+"""What OpenAI's clients send, and the little that llama-server wants otherwise. Pure."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import engine_body, ollama_body, typed_body
+from sollold.api.engine.embeddings import check_count, shortened
+from sollold.api.engine.fields import stop_list
+from sollold.api.engine.modelfile import add_parameters, with_modelfile
+from sollold.api.engine.prepare import normalize_chat
+from sollold.api.engine.tools import chosen_tools
+from sollold.api.openai.chat_message import chat_message
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+
+
+class StreamOptions(msgspec.Struct, kw_only=True):
+    """``stream_options``."""
+
+    include_usage: bool | None = None
+
+
+class Sampling(msgspec.Struct, kw_only=True):
+    """The fields that chat and completions have in common. The rest passes on unread."""
+
+    model: str = ""
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    n: int | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None
+
+
+class ChatCompletion(Sampling, kw_only=True):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[dict[str, Any]] | None = None
+    max_completion_tokens: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    web_search_options: dict[str, Any] | None = None
+
+
+class Completion(Sampling, kw_only=True):
+    """``POST /v1/completions``."""
+
+    prompt: str | list[Any] | None = None
+    suffix: str | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    logprobs: int | None = None
+
+
+class EmbeddingAsk(msgspec.Struct, kw_only=True):
+    """``POST /v1/embeddings``."""
+
+    model: str = ""
+    input: str | list[Any] | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None
+
+
+class Rerank(msgspec.Struct, kw_only=True):
+    """``POST /v1/rerank``."""
+
+    model: str = ""
+    query: str | None = None
+    documents: list[str] | None = None
+    texts: list[str] | None = None
+    top_n: int | None = None
+
+
+class Tokenize(msgspec.Struct, kw_only=True):
+    """``POST /tokenize``."""
+
+    model: str = ""
+    content: str | list[Any] | None = None
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class Detokenize(msgspec.Struct, kw_only=True):
+    """``POST /detokenize``."""
+
+    model: str = ""
+    tokens: list[int] | None = None
+
+
+class Infill(msgspec.Struct, kw_only=True):
+    """``POST /infill``: llama-server's own."""
+
+    model: str = ""
+    input_prefix: str | None = None
+    input_suffix: str | None = None
+    prompt: str | None = None
+    input_extra: list[dict[str, Any]] | None = None
+    stream: bool | None = None
+
+
+class ApplyTemplate(msgspec.Struct, kw_only=True):
+    """``POST /apply-template``."""
+
+    model: str = ""
+    messages: list[dict[str, Any]] | None = None
+    tools: list[Any] | None = None
+
+
+def chat_completion_body(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """The body for llama-server's ``/v1/chat/completions``.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    out = _checked_chat(body, ask, model)
+    out["messages"] = with_modelfile(out["messages"], model)
+    add_parameters(out, model)
+    if ask.logprobs and not ask.top_logprobs:
+        # llama-server takes 0 as none at all.
+        out["top_logprobs"] = 1
+    return out
+
+
+def native_chat_body(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """The body for an Ollama's ``/v1/chat/completions``.
+
+    Raises:
+        Refusal: as `chat_completion_body`.
+    """
+    out = ollama_body(_checked_chat(body, ask, model))
+    if out.get("tool_choice") == "none":
+        # It would let them be called.
+        out.pop("tools", None)
+    if ask.stream:
+        # Also for a caller who does not want it: it tells whether the Ollama cut the prompt.
+        out["stream_options"] = {"include_usage": True}
+    return out
+
+
+_NOT_AT_OLLAMA = ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
+
+
+def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
+    """What of a chat has no effect at an Ollama."""
+    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)]
+    lost += ["n"] if (ask.n or 1) > 1 else []
+    lost += ["tool_choice"] if ask.tool_choice == "required" or isinstance(ask.tool_choice, dict) else []
+    lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
+    return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
+
+
+def _checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """A chat in the form that both engines take, without what the model's Modelfile adds."""
+    if not ask.messages:
+        raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
+    check_counts(ask)
+    if ask.top_logprobs is not None and not 0 <= ask.top_logprobs <= 20:
+        raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+    if ask.top_logprobs and not ask.logprobs:
+        raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true")
+    if not ask.logprobs:
+        body = {key: value for key, value in body.items() if key != "top_logprobs"}
+    if "audio" in (ask.modalities or ()):
+        raise Refusal(Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is")
+    out = normalize_chat(with_functions(engine_body(typed_body(body, ask)), ask))
+    for name in _NOT_HERE:
+        out.pop(name, None)
+    _clean_stop(out, ask)
+    out["messages"] = [chat_message(message, model) for message in out["messages"]]
+    _tool_choice(out)
+    kind = (ask.response_format or {}).get("type")
+    if kind not in (None, "text", "json_object", "json_schema"):
+        raise Refusal(Fault.BAD_REQUEST, "response_format.type is text, json_object or json_schema")
+    return out
+
+
+_NOT_HERE = ("modalities", "audio", "web_search_options")
+
+
+def chat_warnings(ask: ChatCompletion) -> tuple[str, ...]:
+    """What of a request has no effect here."""
+    if ask.web_search_options is None:
+        return ()
+    return ("web_search_options has no effect: there is no web search here",)
+
+
+def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
+    """``body`` with the older ``functions`` and ``function_call`` as tools."""
+    body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
+    if not ask.functions:
+        return body
+    named = [{"type": "function", "function": function} for function in ask.functions]
+    body["tools"] = [*(ask.tools or ()), *named]
+    choice = ask.function_call
+    if choice is not None and ask.tool_choice is None:
+        body["tool_choice"] = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
+    return body
+
+
+def _clean_stop(body: dict[str, Any], ask: Sampling) -> None:
+    """An empty stop sequence is none."""
+    body.pop("stop", None)
+    stop = stop_list(ask.stop)
+    if stop:
+        body["stop"] = stop
+
+
+def check_counts(ask: Sampling) -> None:
+    """Refuse numbers that make no sense, before an engine does it less clearly.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if ask.n is not None and ask.n < 1:
+        raise Refusal(Fault.BAD_REQUEST, "n must be at least 1")
+    if ask.temperature is not None and ask.temperature < 0:
+        raise Refusal(Fault.BAD_REQUEST, "temperature must not be negative")
+
+
+def _tool_choice(out: dict[str, Any]) -> None:
+    """A choice among the functions, which llama-server overlooks: leave only those, and require one."""
+    choice = out.get("tool_choice")
+    if choice is None or choice in ("auto", "required", "none"):
+        return
+    if not isinstance(choice, dict):
+        raise Refusal(Fault.BAD_REQUEST, "tool_choice is auto, required, none or a function")
+    out["tool_choice"], names = chosen_tools(choice)
+    tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in names]
+    if not tools:
+        named = ", ".join(repr(str(name)[:60]) for name in names)
+        raise Refusal(Fault.BAD_REQUEST, f"tool_choice names {named}, which is not among the tools")
+    out["tools"] = tools
+
+
+def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict[str, Any]:
+    """The body for llama-server's ``/v1/completions``.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if ask.prompt is None or ask.prompt == []:
+        raise Refusal(Fault.BAD_REQUEST, "prompt is required")
+    check_counts(ask)
+    check_tokens(ask.prompt, "prompt")
+    if ask.echo:
+        raise Refusal(Fault.BAD_REQUEST, "echo is not supported; put the prompt before the answer yourself")
+    if ask.best_of is not None and ask.best_of > max(1, ask.n or 1):
+        raise Refusal(Fault.BAD_REQUEST, "best_of is not supported; ask for n answers and choose")
+    out = engine_body(typed_body(body, ask))
+    _clean_stop(out, ask)
+    for name in ("echo", "best_of", "suffix"):
+        out.pop(name, None)
+    if ask.logprobs is not None:
+        # llama-server takes 0 as none at all.
+        out["logprobs"] = max(1, ask.logprobs)
+    return add_parameters(out, model)
+
+
+def check_tokens(prompt: str | list[Any], what: str) -> None:
+    """Refuse what is neither text nor tokens nor a list of these.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if isinstance(prompt, str):
+        return
+
+    lists = [one for one in prompt if type(one) is list]
+    inner = list(chain.from_iterable(lists))
+    if not _sound(prompt, {str, int, list}) or not all(lists) or not _sound(inner, {str, int}):
+        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens")
+
+
+def _sound(values: list[Any], types: set[type]) -> bool:
+    """Whether all are of ``types``, and the numbers among them tokens. There may be hundreds of thousands."""
+    found = set(map(type, values))
+    if int not in found or not found <= types:
+        return found <= types
+    numbers = values if found == {int} else [one for one in values if type(one) is int]
+    return bool(min(numbers) >= 0 and max(numbers) < 2**31)
+
+
+def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
+    """The body for llama-server's ``/v1/embeddings``.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if not ask.input:
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of texts")
+    check_tokens(ask.input, "input")
+    texts = [ask.input] if isinstance(ask.input, str) else ask.input
+    if not isinstance(texts[0], int):
+        check_count(texts)
+    if any(one == "" for one in texts):
+        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+    if ask.encoding_format not in (None, "", "float", "base64"):
+        raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64")
+    if ask.dimensions is not None and ask.dimensions < 1:
+        raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+    out = engine_body(body)
+    if out.get("encoding_format") == "":
+        del out["encoding_format"]
+    if out.pop("dimensions", None) is not None:
+        out["encoding_format"] = "float"
+    return out
+
+
+def shorten_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
+    """An answer of ``/v1/embeddings`` cut to ``dimensions``, which llama-server doesn't know.
+
+    Raises:
+        Refusal: ENGINE.
+    """
+    try:
+        answer = msgspec.json.decode(raw)
+        for one in answer["data"]:
+            vector = shortened(one["embedding"], ask.dimensions)
+            if ask.encoding_format == "base64":
+                one["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            else:
+                one["embedding"] = vector
+    except (msgspec.DecodeError, KeyError, TypeError):
+        raise Refusal(Fault.ENGINE, "the engine's embeddings can't be read") from None
+    return msgspec.json.encode(answer)
+
+
+def both_reasonings(raw: bytes) -> bytes:
+    """An event whose thinking is under both names, ``reasoning_content`` and ``reasoning``.
+
+    Only events that speak of it are read; a token of the answer costs a search in its bytes.
+    """
+    if b'"reasoning' not in raw:
+        return raw
+    try:
+        event = msgspec.json.decode(raw)
+        for choice in event["choices"]:
+            said = choice.get("delta") or choice.get("message") or {}
+            if "reasoning_content" in said:
+                said["reasoning"] = said["reasoning_content"]
+            elif "reasoning" in said:
+                said["reasoning_content"] = said["reasoning"]
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return raw
+    return msgspec.json.encode(event)

@@ -1,0 +1,255 @@
+"""Chunks of a chat become the events of ``/v1/responses`` and its whole response. Pure."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
+from sollold.api.engine.encoders import Event
+from sollold.api.http.errors import Dialect, refusal_object
+from sollold.api.openai.responses_request import ResponseAsk, custom_tools
+from sollold.errors import Refusal
+from sollold.serving.request import Routing
+
+
+def _random_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(16)}"
+
+
+class ResponseEvents:
+    """One response. ``feed`` gives the events for a chunk, ``end`` the last; ``result`` is the whole."""
+
+    def __init__(
+        self,
+        ask: ResponseAsk,
+        new_id: Callable[[str], str] = _random_id,
+        on_end: Callable[[Event], None] = lambda response: None,
+    ) -> None:
+        """``new_id`` makes an id with a prefix; ``on_end`` gets the whole response when it has ended well."""
+        self._ask = ask
+        self._new_id = new_id
+        self._on_end = on_end
+        self._custom = custom_tools(ask)
+        self._id = new_id("resp")
+        self._created = int(time.time())
+        self._output: list[Event] = []
+        self._parts: list[str] = []
+        """Of the item that is open: its text, thinking or arguments so far."""
+        self._call = -1
+        self._number = 0
+        self._account = Account()
+        self._status = "in_progress"
+        self._error: Event | None = None
+
+    stopped = False
+
+    def _event(self, type_: str, **fields: Any) -> Event:
+        event = {"type": type_, "sequence_number": self._number, **fields}
+        self._number += 1
+        return event
+
+    def start(self, routing: Routing) -> list[Event]:
+        """The events before the first chunk."""
+        return [
+            self._event("response.created", response=self.result()),
+            self._event("response.in_progress", response=self.result()),
+        ]
+
+    def feed(self, raw: bytes) -> list[Event]:
+        """The events for one chunk.
+
+        Raises:
+            Refusal: ENGINE, when the chunk is an error.
+        """
+        chunk = read_chunk(raw)
+        self._account.feed(chunk)
+        events: list[Event] = []
+        for choice in chunk.choices:
+            said = choice.delta or Delta()
+            if choice.finish_reason:
+                self._account.finish = choice.finish_reason
+            if said.thought:
+                events += self._add("reasoning", said.thought)
+            if said.content:
+                events += self._add("message", said.content)
+            for place, piece in enumerate(said.tool_calls or ()):
+                events += self._tool(piece, place)
+        return events
+
+    def _place(self) -> dict[str, Any]:
+        return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
+
+    def _add(self, kind: str, text: str) -> list[Event]:
+        """More of a message or of thinking."""
+        events: list[Event] = []
+        if not self._output or self._output[-1]["type"] != kind:
+            events += self._open(kind)
+        self._parts.append(text)
+        if kind == "message":
+            delta = self._event(
+                "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[]
+            )
+        else:
+            delta = self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
+        return [*events, delta]
+
+    def _open(self, kind: str) -> list[Event]:
+        events = self._close()
+        item: Event = {"id": self._new_id("msg" if kind == "message" else "rs"), "type": kind}
+        item |= {"status": "in_progress"}
+        item |= {"role": "assistant", "content": []} if kind == "message" else {"summary": [], "content": []}
+        self._call = -1
+        self._output.append(item)
+        index = len(self._output) - 1
+        events.append(self._event("response.output_item.added", output_index=index, item=dict(item)))
+        if kind == "message":
+            part = _text_part("")
+            events.append(
+                self._event("response.content_part.added", **self._place(), content_index=0, part=part)
+            )
+        return events
+
+    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+        """More of a function call."""
+        events: list[Event] = []
+        index = piece.index if piece.index is not None else place
+        function = piece.function
+        if index != self._call:
+            events += self._close()
+            name = (function.name if function is not None else None) or ""
+            custom = name in self._custom
+            item = {
+                "id": self._new_id("ctc" if custom else "fc"),
+                "type": "custom_tool_call" if custom else "function_call",
+                "status": "in_progress",
+                "call_id": piece.id or "call_" + secrets.token_hex(12),
+                "name": name,
+                "input" if custom else "arguments": "",
+            }
+            self._call = index
+            self._output.append(item)
+            where = len(self._output) - 1
+            events.append(self._event("response.output_item.added", output_index=where, item=dict(item)))
+        arguments = function.arguments if function is not None else None
+        if isinstance(arguments, dict):
+            arguments = msgspec.json.encode(arguments).decode()
+        if arguments:
+            self._parts.append(arguments)
+        if arguments and self._output[-1]["type"] == "function_call":
+            kind = "response.function_call_arguments.delta"
+            events.append(self._event(kind, **self._place(), delta=arguments))
+        return events
+
+    def _close(self) -> list[Event]:
+        """End the item that is open."""
+        if not self._output or self._output[-1]["status"] != "in_progress":
+            return []
+        item, text = self._output[-1], "".join(self._parts)
+        self._parts = []
+        item["status"] = "completed" if self._account.finish != "length" else "incomplete"
+        events: list[Event] = []
+        if item["type"] == "message":
+            part = _text_part(text)
+            item["content"] = [part]
+            done = self._event(
+                "response.output_text.done", **self._place(), content_index=0, text=text, logprobs=[]
+            )
+            events.append(done)
+            events.append(
+                self._event("response.content_part.done", **self._place(), content_index=0, part=part)
+            )
+        elif item["type"] == "reasoning":
+            item["content"] = [{"type": "reasoning_text", "text": text}]
+            events.append(
+                self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text)
+            )
+        elif item["type"] == "custom_tool_call":
+            # Its text is known when the arguments around it are complete.
+            item["input"] = _input_of(text)
+            kind = "response.custom_tool_call_input"
+            events.append(self._event(f"{kind}.delta", **self._place(), delta=item["input"]))
+            events.append(self._event(f"{kind}.done", **self._place(), input=item["input"]))
+        else:
+            item["arguments"] = text or "{}"
+            kind = "response.function_call_arguments.done"
+            events.append(self._event(kind, **self._place(), name=item["name"], arguments=item["arguments"]))
+        index = len(self._output) - 1
+        events.append(self._event("response.output_item.done", output_index=index, item=dict(item)))
+        return events
+
+    def end(self) -> list[Event]:
+        """The events that end it."""
+        events = self._close()
+        self._status = "incomplete" if self._account.finish == "length" else "completed"
+        response = self.result()
+        self._on_end(response)
+        return [*events, self._event(f"response.{self._status}", response=response)]
+
+    def fail(self, refusal: Refusal) -> list[Event]:
+        """The events of an error.
+
+        Agents (Codex) look for the response that failed, OpenAI's own clients for the error.
+        """
+        error = refusal_object(Dialect.OPENAI, refusal)["error"]
+        code = error.get("code") or refusal.fault.value
+        self._status, self._error = "failed", {"code": code, "message": refusal.message}
+        return [
+            self._event("response.failed", response=self.result()),
+            self._event("error", code=code, message=refusal.message, param=None, error=error),
+        ]
+
+    def result(self) -> Event:
+        """The response as it stands; whole after `end`."""
+        ask, account = self._ask, self._account
+        prompt, made = account.usage.prompt_tokens, account.usage.completion_tokens
+        cached = min(prompt, account.timings.cache_n)
+        usage = {
+            "input_tokens": prompt,
+            "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+            "output_tokens": made,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": prompt + made,
+        }
+        cut = self._status == "incomplete"
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": self._status,
+            "error": self._error,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "instructions": ask.instructions,
+            "max_output_tokens": ask.max_output_tokens,
+            "model": ask.model,
+            "output": list(self._output),
+            "parallel_tool_calls": ask.parallel_tool_calls is not False,
+            "previous_response_id": ask.previous_response_id,
+            "reasoning": ask.reasoning or {"effort": None, "summary": None},
+            "store": ask.store is not False,
+            "temperature": ask.temperature,
+            "text": ask.text or {"format": {"type": "text"}},
+            "tool_choice": ask.tool_choice or "auto",
+            "tools": ask.tools or [],
+            "top_p": ask.top_p,
+            "truncation": ask.truncation or "disabled",
+            "usage": usage,
+            "metadata": ask.metadata or {},
+        }
+
+
+def _input_of(arguments: str) -> str:
+    """The text that a custom tool is called with; all of it when it was cut off."""
+    try:
+        value = msgspec.json.decode(arguments)["input"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return arguments
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _text_part(text: str) -> Event:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

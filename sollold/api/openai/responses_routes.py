@@ -1,0 +1,160 @@
+"""``/v1/responses``: OpenAI's newer form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+from aiohttp import web
+
+from sollold.api.engine.calls import build_ask, calls_for, ollama_body
+from sollold.api.engine.encoders import Event, EventEncoder
+from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.modelfile import bare
+from sollold.api.engine.prepare import Prepared, prepare_chat
+from sollold.api.engine.truncate import TruncatingService
+from sollold.api.http.access import holder_of
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.errors import Dialect
+from sollold.api.http.response import Reply, ResponseContext, json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.api.openai.responses_events import ResponseEvents
+from sollold.api.openai.responses_request import ResponseAsk, response_body, response_warnings
+from sollold.control.responses import StoredResponse
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Call
+
+
+class ResponsesRoutes:
+    """The handler of ``/v1/responses``."""
+
+    def __init__(self, services: AppServices, context: ResponseContext) -> None:
+        self._services = services
+        self._context = context
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        sse = ("application/json", "text/event-stream")
+        one = "/v1/responses/{id}"
+        route = partial(Route, dialect=Dialect.OPENAI)
+        ask = partial(route, produces=sse, inference=True)
+        return [
+            ask("POST", "/v1/responses", self.create, "Answer, in the newer form", ResponseAsk),
+            route("GET", one, self.show, "A recent response"),
+            route("DELETE", one, self.delete, "Forget a response"),
+            route("GET", one + "/input_items", self.input_items, "The input of a recent response"),
+        ]
+
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/responses``."""
+        body = await read_object(request)
+        asked = as_type(body, ResponseAsk)
+        listed = await self._services.library.find(require_model(asked.model))
+        can_answer(listed.model, "responses")
+        caller = caller_of(request, asked.priority, asked.timeout)
+        holder = holder_of(request)
+        items = await self._with_references(asked.input, holder)
+        before = await self._before(asked.previous_response_id, holder)
+        whole = msgspec.structs.replace(
+            asked, input=[*before, *items] if before else items, previous_response_id=None
+        )
+        engine = response_body(whole, listed.model)
+        path = "/v1/chat/completions"
+        own = response_body(whole, bare(listed.model))
+        lacking = response_warnings(whole)
+        native = Call(path, ollama_body({**own, "model": asked.model}), lacking)
+        prefix = prefix_of(engine["messages"])
+        prepared = Prepared()
+
+        def llama() -> Call:
+            nonlocal prepared
+            prepared = prepare_chat(engine)
+            return Call(path, engine)
+
+        calls = calls_for(listed.model, llama=llama, ollama=native, what="/v1/responses")
+        ask = build_ask(
+            caller, asked.model, listed, calls, stream=True, keep_alive=asked.keep_alive, prefix=prefix
+        )
+        responses = self._services.responses
+
+        def keep(response: Event) -> None:
+            if asked.store is not False:
+                responses.put(StoredResponse(response, items, asked.previous_response_id or "", holder))
+
+        def encoder() -> EventEncoder:
+            events = ResponseEvents(asked, responses.new_id, keep)
+            return EventEncoder(events, Dialect.OPENAI, b"data: [DONE]\n\n")
+
+        gather = None if asked.stream else encoder
+        warnings = (*lacking, *prepared.warnings)
+        context = self._context
+        if asked.truncation == "auto":
+            context = replace(context, service=TruncatingService(context.service))
+        return await Reply(request, context, ask, encoder(), gather=gather, warnings=warnings).run()
+
+    async def _with_references(self, given: str | list[Event] | None, client: str) -> list[Event]:
+        """The items of an input, references to earlier ones replaced by these.
+
+        Raises:
+            Refusal: BAD_REQUEST with status 404 for an item that is not there any more.
+        """
+        if isinstance(given, str):
+            return [{"role": "user", "content": given}] if given else []
+        items: list[Event] = []
+        for item in given or ():
+            id_ = item.get("id")
+            if isinstance(id_, str) and _is_reference(item):
+                found = await self._services.responses.item(id_, client)
+                if found is None:
+                    raise Refusal(Fault.BAD_REQUEST, f"Item with id '{id_[:100]}' not found.", status=404)
+                items.append(found)
+            else:
+                items.append(item)
+        return items
+
+    async def _before(self, id_: str | None, client: str) -> list[Event]:
+        """The conversation that is continued.
+
+        Raises:
+            Refusal: BAD_REQUEST when it is not there any more.
+        """
+        if not id_:
+            return []
+        before = await self._services.responses.conversation(id_, client)
+        if before is None:
+            message = f"Previous response with id '{id_[:100]}' not found. Send the whole conversation."
+            raise Refusal(Fault.BAD_REQUEST, message)
+        return before
+
+    async def _stored(self, request: web.Request, *, delete: bool = False) -> StoredResponse:
+        id_ = request.match_info["id"]
+        found = await self._services.responses.get(id_, holder_of(request), delete=delete)
+        if found is None or found.response["id"] != id_:
+            message = f"Response with id '{id_[:100]}' not found."
+            raise Refusal(Fault.BAD_REQUEST, message, status=404)
+        return found
+
+    async def show(self, request: web.Request) -> web.Response:
+        """``GET /v1/responses/{id}``."""
+        return json_response((await self._stored(request)).response)
+
+    async def delete(self, request: web.Request) -> web.Response:
+        """``DELETE /v1/responses/{id}``."""
+        found = await self._stored(request, delete=True)
+        return json_response({"id": found.response["id"], "object": "response", "deleted": True})
+
+    async def input_items(self, request: web.Request) -> web.Response:
+        """``GET /v1/responses/{id}/input_items``."""
+        items = (await self._stored(request)).items
+        first, last = (items[0].get("id"), items[-1].get("id")) if items else (None, None)
+        return json_response(
+            {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
+        )
+
+
+def _is_reference(item: Event) -> bool:
+    """Also without a type: then an id is all that it has."""
+    return item.get("type") == "item_reference" or (item.get("type") is None and "role" not in item)

@@ -1,0 +1,297 @@
+"""OpenAI's dialect: ``/v1/*``, and llama-server's own routes beside it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body, typed_body
+from sollold.api.engine.encoders import PassThroughEncoder
+from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
+from sollold.api.engine.placement import Placed, prepare_placement
+from sollold.api.engine.prepare import normalize_chat, prepare_chat, prepare_format
+from sollold.api.engine.truncate import TruncatingService
+from sollold.api.http.body import as_type, read_object
+from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.errors import Dialect
+from sollold.api.http.response import Encoder, Reply, ResponseContext, json_response
+from sollold.api.http.route import Route
+from sollold.api.http.services import AppServices
+from sollold.api.openai.infill import InfillEncoder, infill_of
+from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
+from sollold.api.openai.request import (
+    ApplyTemplate,
+    ChatCompletion,
+    Completion,
+    Detokenize,
+    EmbeddingAsk,
+    Infill,
+    Rerank,
+    Tokenize,
+    chat_completion_body,
+    chat_warnings,
+    check_tokens,
+    completion_body,
+    embedding_body,
+    native_chat_body,
+    native_chat_notes,
+    shorten_embeddings,
+)
+from sollold.api.openai.sse import ChunkEncoder
+from sollold.control.models import NodeNames
+from sollold.errors import Fault, Refusal
+from sollold.models.listing import Listed
+from sollold.serving.request import Call, Engine
+from sollold.units import timestamp_text
+
+
+def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
+    """A model as ``/v1/models`` has it."""
+    model = listed.model
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.modified),
+        "owned_by": "library" if model.source == "ollama" else "sollold",
+        "nodes": names(listed),
+    }
+
+
+def anthropic_model_object(listed: Listed) -> dict[str, Any]:
+    """A model as Anthropic's clients have it, who ask under the same path."""
+    name = listed.model.name
+    created = timestamp_text(listed.model.modified)
+    return {"type": "model", "id": name, "display_name": name, "created_at": created}
+
+
+class OpenAiRoutes:
+    """The handlers of OpenAI's dialect."""
+
+    def __init__(self, services: AppServices, context: ResponseContext) -> None:
+        self._services = services
+        self._context = context
+
+    def routes(self) -> list[Route]:
+        """The table."""
+        sse = ("application/json", "text/event-stream")
+        ask = partial(Route, dialect=Dialect.OPENAI, inference=True)
+        stream = partial(ask, produces=sse)
+        show = partial(Route, dialect=Dialect.OPENAI)
+        return [
+            stream("POST", "/v1/chat/completions", self.chat, "Chat completion", ChatCompletion),
+            stream("POST", "/v1/completions", self.completions, "Continue a prompt", Completion),
+            ask("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
+            show("GET", "/v1/models", self.models, "The models of the whole cluster"),
+            show("GET", "/v1/models/{model:.+}", self.model, "One model"),
+            ask("POST", "/v1/rerank", self.rerank, "Order documents by a query", Rerank),
+            ask("POST", "/rerank", self.rerank, "Order documents by a query", Rerank),
+            ask("POST", "/tokenize", self.tokenize, "A text's tokens", Tokenize),
+            ask("POST", "/detokenize", self.detokenize, "The text of tokens", Detokenize),
+            stream("POST", "/infill", self.infill, "What stands between two texts", Infill),
+            ask("POST", "/apply-template", self.apply_template, "A conversation's prompt", ApplyTemplate),
+        ]
+
+    async def _find(self, name: str) -> Listed:
+        """The model named; without a name the one that is loaded, when it is the only one.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
+        """
+        if not name.strip():
+            loaded = {one.endpoint.model for one in self._services.library.running()}
+            if len(loaded) != 1:
+                raise Refusal(Fault.BAD_REQUEST, "model is required")
+            name = next(iter(loaded))
+        return await self._services.library.find(require_model(name))
+
+    async def _find_placed(self, request: web.Request, body: dict[str, Any], name: str) -> Listed:
+        """The model named, or the one in the file that ``placement`` names.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
+        """
+        placement = as_type(body, Placed).placement
+        return await self._find(await prepare_placement(request, self._services, placement) or name)
+
+    async def _respond(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        listed: Listed,
+        calls: dict[Engine, Call],
+        encoder: Encoder,
+        *,
+        stream: bool = False,
+        embedding: bool = False,
+        prefix: str = "",
+        warnings: tuple[str, ...] = (),
+    ) -> web.StreamResponse:
+        caller = caller_of(request, body.get("priority"), body.get("timeout"))
+        ask = build_ask(
+            caller,
+            body.get("model") or listed.model.name,
+            listed,
+            calls,
+            stream=stream,
+            keep_alive=body.get("keep_alive"),
+            embedding=embedding,
+            prefix=prefix,
+            placement=as_type(body, Placed).placement,
+        )
+        context = self._context
+        if embedding:
+            # As Ollama does on these routes: a text that is too long is cut.
+            context = replace(context, service=TruncatingService(context.service))
+        return await Reply(request, context, ask, encoder, warnings=warnings).run()
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/chat/completions``."""
+        body = await read_object(request)
+        chat = as_type(body, ChatCompletion)
+        listed = await self._find_placed(request, body, chat.model)
+        can_answer(listed.model, "chat")
+        if chat.tools or chat.functions:
+            need(listed.model, "tools", "tools")
+        engine = chat_completion_body(body, chat, listed.model)
+        prepared = prepare_chat(engine)
+        path = "/v1/chat/completions"
+        own = native_chat_body(body, chat, listed.model)
+        native = Call(path, own, (*chat_warnings(chat), *native_chat_notes(body, chat)))
+        calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
+        prefix = prefix_of(body.get("messages"))
+        return await self._respond(
+            request,
+            body,
+            listed,
+            calls,
+            ChunkEncoder(
+                chat.model or listed.model.name,
+                prepared.prefix,
+                counted=bool(chat.stream_options and chat.stream_options.include_usage),
+            ),
+            stream=bool(chat.stream),
+            prefix=prefix,
+            warnings=(*chat_warnings(chat), *prepared.warnings),
+        )
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/completions``."""
+        body = await read_object(request)
+        ask = as_type(body, Completion)
+        listed = await self._find_placed(request, body, ask.model)
+        can_answer(listed.model, "completions")
+        engine = completion_body(body, ask, listed.model)
+        warnings = prepare_format(engine)
+        call = Call("/v1/completions", engine)
+        name = ask.model or listed.model.name
+        native = raw_generate(engine, ask)
+        encoder: Encoder = RawCompletionEncoder(ChunkEncoder(name), ask, name)
+        if ask.suffix:
+            need(listed.model, "insert", "a suffix")
+            encoder = InfillEncoder(ask, name)
+            call = Call("/infill", infill_of(engine, ask))
+            native = Call("/v1/completions", ollama_body(typed_body(body, ask)))
+        calls = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
+        stream, prefix = bool(ask.stream), prefix_of(ask.prompt)
+        return await self._respond(
+            request, body, listed, calls, encoder, stream=stream, prefix=prefix, warnings=warnings
+        )
+
+    async def embeddings(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/embeddings``."""
+        body = await read_object(request)
+        ask = as_type(body, EmbeddingAsk)
+        listed = await self._find(ask.model)
+        no_reranker(listed.model)
+        call = Call("/v1/embeddings", embedding_body(body, ask))
+        native, encoder = Call(call.path, ollama_body(typed_body(body, ask))), PassThroughEncoder()
+        if ask.dimensions is not None:
+            native, encoder = call, PassThroughEncoder(lambda raw: shorten_embeddings(raw, ask))
+        # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
+        at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
+        calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")
+        return await self._respond(request, body, listed, calls, encoder, embedding=True)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """``/v1/models``."""
+        models = [one for one in await self._services.library.models() if not one.model.unusable]
+        if "anthropic-version" in request.headers:
+            shown = [anthropic_model_object(one) for one in models]
+            first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
+            return json_response({"data": shown, "has_more": False, "first_id": first, "last_id": last})
+        names = self._services.library.node_names
+        return json_response({"object": "list", "data": [model_object(one, names) for one in models]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        """``/v1/models/{model}``."""
+        name = require_model(request.match_info["model"])
+        listed = await self._services.library.find(name)
+        if "anthropic-version" in request.headers:
+            return json_response(anthropic_model_object(listed))
+        return json_response(model_object(listed, self._services.library.node_names))
+
+    async def rerank(self, request: web.Request) -> web.StreamResponse:
+        """``/v1/rerank``."""
+        body = await read_object(request)
+        ask = as_type(body, Rerank)
+        if not ask.query or not (ask.documents or ask.texts):
+            raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+        listed = await self._find(ask.model)
+        need(listed.model, "rerank", "reranking")
+        return await self._llama_only(request, body, listed, "/v1/rerank", embedding=True)
+
+    async def tokenize(self, request: web.Request) -> web.StreamResponse:
+        """``/tokenize``."""
+        body = await read_object(request)
+        ask = as_type(body, Tokenize)
+        if ask.content is None:
+            raise Refusal(Fault.BAD_REQUEST, "content is required")
+        check_tokens(ask.content, "content")
+        return await self._llama_only(request, body, await self._find(ask.model), "/tokenize")
+
+    async def detokenize(self, request: web.Request) -> web.StreamResponse:
+        """``/detokenize``."""
+        body = await read_object(request)
+        ask = as_type(body, Detokenize)
+        if ask.tokens is None:
+            raise Refusal(Fault.BAD_REQUEST, "tokens is required")
+        check_tokens(list(ask.tokens), "tokens")
+        return await self._llama_only(request, body, await self._find(ask.model), "/detokenize")
+
+    async def infill(self, request: web.Request) -> web.StreamResponse:
+        """``/infill``."""
+        body = await read_object(request)
+        ask = as_type(body, Infill)
+        if ask.input_prefix is None or ask.input_suffix is None:
+            raise Refusal(Fault.BAD_REQUEST, "input_prefix and input_suffix are required")
+        return await self._llama_only(
+            request, body, await self._find(ask.model), "/infill", stream=bool(ask.stream)
+        )
+
+    async def apply_template(self, request: web.Request) -> web.StreamResponse:
+        """``/apply-template``."""
+        body = await read_object(request)
+        ask = as_type(body, ApplyTemplate)
+        if not ask.messages:
+            raise Refusal(Fault.BAD_REQUEST, "messages is required")
+        body = normalize_chat({**body, "messages": ask.messages, "tools": ask.tools})
+        return await self._llama_only(request, body, await self._find(ask.model), "/apply-template")
+
+    async def _llama_only(
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        listed: Listed,
+        path: str,
+        *,
+        stream: bool = False,
+        embedding: bool = False,
+    ) -> web.StreamResponse:
+        """A route that only llama-server has."""
+        call = Call(path, engine_body(body))
+        calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
+        encoder = PassThroughEncoder()
+        return await self._respond(request, body, listed, calls, encoder, stream=stream, embedding=embedding)

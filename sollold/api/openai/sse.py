@@ -1,0 +1,83 @@
+"""Server-sent events of OpenAI's chat and completions: the engine's chunks pass on nearly unread."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
+from sollold.api.engine.encoders import SseEncoder
+from sollold.api.openai.request import both_reasonings
+from sollold.serving.request import Engine, Routing
+
+_MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
+"""An answer's model. In a text its quotes would be escaped."""
+
+
+class ChunkEncoder(SseEncoder):
+    """`Encoder` of chat and completions: ``data:`` lines, then ``[DONE]``, or an error event."""
+
+    def __init__(self, model: str = "", prefix: AnswerPrefix = NO_PREFIX, *, counted: bool = True) -> None:
+        """``model``: as the caller named it, empty: the engine's name for it stays; ``prefix``: the beginning
+        of the answer that the caller sent; ``counted``: the caller wants the chunk with the usage, for which
+        an Ollama is always asked.
+        """
+        self._counted = counted
+        self._named = b'"model":' + msgspec.json.encode(model) if model else b""
+        self._engines_name = b""
+        self._prefix = prefix
+
+    def _with_model(self, raw: bytes) -> bytes:
+        """The event with the caller's name for the model; looked for once, and then only replaced."""
+        if not self._named:
+            return raw
+        if not self._engines_name or self._engines_name not in raw:
+            found = _MODEL.search(raw)
+            if found is None:
+                return raw
+            self._engines_name = found[0]
+        return raw.replace(self._engines_name, self._named, 1)
+
+    def event(self, raw: bytes) -> bytes:
+        """The event, its reasoning under both names."""
+        if not self._counted and _is_usage(raw):
+            return b""
+        return b"data: " + self._with_model(both_reasonings(raw)) + b"\n\n"
+
+    def end(self, routing: Routing) -> bytes:
+        """``[DONE]``."""
+        return b"data: [DONE]\n\n"
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The answer, without the beginning that the caller sent."""
+        raw = self._prefix.cut_from(raw) if routing.engine is Engine.LLAMA else raw
+        return with_required(self._with_model(both_reasonings(raw)))
+
+
+def _is_usage(raw: bytes) -> bool:
+    """Whether an event is the last, without choices."""
+    if b'"usage"' not in raw or b'"choices"' not in raw:
+        return False
+    try:
+        return not msgspec.json.decode(raw, type=_Chunk).choices
+    except msgspec.MsgspecError:
+        return False
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[msgspec.Raw]
+
+
+def with_required(raw: bytes) -> bytes:
+    """A whole answer with the fields that OpenAI's schema requires and engines leave out."""
+    try:
+        answer = msgspec.json.decode(raw)
+        for choice in answer["choices"]:
+            choice.setdefault("logprobs", None)
+            if "message" in choice:
+                choice["message"].setdefault("refusal", None)
+                choice["message"].setdefault("content", None)
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return raw
+    return msgspec.json.encode(answer)

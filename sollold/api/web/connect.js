@@ -1,0 +1,45 @@
+// Settings to copy for the programs that people use, filled in with this node's address.
+
+import { copyButton, el, setText } from "./dom.js";
+import { refreshModels, state } from "./store.js";
+
+const programs = (base, model) => [
+  ["curl", "Ollama's API:", `curl ${base}/api/chat -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hello"}]}'`],
+  ["ollama", "The ollama command, with this node in place of its server:", `OLLAMA_HOST=${base} ollama run ${model}`],
+  ["Open WebUI", "As its Ollama server; or under Settings → Connections:", `docker run -d -p 3000:8080 -e OLLAMA_BASE_URL=${base} ghcr.io/open-webui/open-webui:main`],
+  ["Continue", "In ~/.continue/config.yaml:", `models:\n  - name: ${model}\n    provider: ollama\n    model: ${model}\n    apiBase: ${base}`],
+  ["Claude Code", "It speaks Anthropic's API:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nclaude`],
+  ["Codex", "In ~/.codex/config.toml:", `model = "${model}"\nmodel_provider = "sollold"\n\n[model_providers.sollold]\nname = "sollold"\nbase_url = "${base}/v1"\nwire_api = "responses"`],
+  ["Python, openai", "pip install openai", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="none")\nanswer = client.chat.completions.create(\n    model="${model}", messages=[{"role": "user", "content": "Hello"}]\n)\nprint(answer.choices[0].message.content)`],
+  ["Python, ollama", "pip install ollama", `from ollama import Client\n\nclient = Client(host="${base}")\nanswer = client.chat(model="${model}", messages=[{"role": "user", "content": "Hello"}])\nprint(answer.message.content)`],
+  ["LangChain", "pip install langchain-ollama", `from langchain_ollama import ChatOllama\n\nmodel = ChatOllama(model="${model}", base_url="${base}")\nprint(model.invoke("Hello").content)`],
+];
+
+export function connectView(place) {
+  const choice = el("select", { id: "connect-model" });
+  const list = el("div", { class: "snippets" });
+  place.append(el("div", { class: "title-row" }, el("h1", { text: "Connect" }), el("label", { class: "inline", for: "connect-model", text: "with the model" }), choice),
+    el("p", { class: "dim" }, "Every node answers for the whole cluster; this one is ", el("code", { text: location.origin }),
+      ". Where the cluster asks for one, make a key under ", el("a", { href: "#/keys", text: "Keys" }), " and give it in place of ", el("code", { text: "none" }), "."), list);
+  const boxes = programs("", "").map(([title]) => {
+    const words = el("p", { class: "dim small" });
+    const code = el("pre", { tabindex: "0" });
+    list.append(el("section", { class: "panel snippet" }, el("div", { class: "snippet-head" }, el("h2", { text: title }), copyButton(() => code.textContent)), words, code));
+    return [words, code];
+  });
+  const draw = () => {
+    // What a shell or a string would take apart stands in no snippet; such names are refused anyway.
+    const model = (choice.value || "MODEL").replace(/["'\\`$\n]/g, "");
+    programs(location.origin, model).forEach(([, words, code], at) => {
+      setText(boxes[at][0], words);
+      setText(boxes[at][1], code);
+    });
+  };
+  choice.addEventListener("change", draw);
+  draw();
+  refreshModels().then(() => {
+    const able = state.models.filter((one) => !one.unusable && (one.capabilities || []).includes("completion"));
+    choice.replaceChildren(...able.map((one) => el("option", { value: one.name.replace(/:latest$/, ""), text: one.name.replace(/:latest$/, "") })));
+    draw();
+  }).catch(() => {});
+}

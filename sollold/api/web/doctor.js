@@ -1,0 +1,53 @@
+// What is wrong and how to fix it; machines that wait to be let in.
+
+import { copyButton, el, keyed, setText } from "./dom.js";
+import { clock } from "./format.js";
+import { send } from "./http.js";
+import { onState, refresh, refreshDoctor, state } from "./store.js";
+
+export function doctorView(place) {
+  const again = el("button", { type: "button", text: "Check again" });
+  const list = el("ul", { class: "findings plain" });
+  const well = el("p", { class: "notice good", hidden: true, text: "Nothing is wrong." });
+  const waiting = el("section", { hidden: true });
+  const events = el("ol", { class: "events plain" });
+  place.append(el("div", { class: "title-row" }, el("h1", { text: "Doctor" }), again), waiting, well, list,
+    el("h2", { text: "All events that this node remembers" }), events);
+  again.addEventListener("click", async () => {
+    again.disabled = true;
+    await refreshDoctor().catch(() => {});
+    again.disabled = false;
+  });
+  const draw = () => {
+    keyed(list, state.findings, (one) => `${one.grade}${one.what}`, makeFinding);
+    well.hidden = state.findings.length > 0;
+    showWaiting(waiting);
+    keyed(events, [...state.events].reverse(), (one) => `${one.id}/${one.time}`,
+      (one) => el("li", {}, el("time", { class: "dim", text: clock(one.time) }), " ", one.message));
+  };
+  const end = onState(draw);
+  refreshDoctor().catch(() => {});
+  return end;
+}
+
+function makeFinding(one) {
+  const fix = one.fix;
+  const node = el("li", { class: `finding is-${one.grade}` }, el("span", { class: `tag ${one.grade === "problem" ? "bad" : "warn"}`, text: one.grade }), el("p", { text: one.what }));
+  if (fix) node.append(el("div", { class: "fix" }, el("code", { text: fix }), copyButton(() => fix)));
+  return node;
+}
+
+/** Draw the machines that wait to be let in, where there are any. */
+export function showWaiting(place) {
+  const found = state.cluster.nodes.flatMap((node) => node.waiting || []);
+  place.hidden = !found.length;
+  if (!place.firstChild) place.append(el("h2", { text: "Machines that wait to be let in" }), el("ul", { class: "plain waiting" }));
+  keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
+    const command = `sollold admit ${one.name}`;
+    const said = el("span", { class: "bad-text small", role: "alert" });
+    const admit = el("button", { type: "button", class: "primary small", text: "Let it in", "aria-label": `Let it in: ${one.name}`,
+      on: { click: () => send("POST", "/api/cluster/admit", { machine: one.node }).then(refresh).catch((error) => setText(said, error.message)) } });
+    return el("li", { class: "finding" }, el("p", {}, el("b", { text: one.name }), " shows the code ", el("code", { text: one.code }), " if it is the one you mean."),
+      el("div", { class: "fix" }, el("code", { text: command }), copyButton(() => command), admit), said);
+  });
+}

@@ -1,0 +1,100 @@
+// Building and updating the page. Text from outside goes into it as text only, never as HTML.
+
+export const byId = (id) => document.getElementById(id);
+
+/** Make an element: attributes by name, `class`, `text`, `on` for listeners; children may be strings. */
+export function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "class") node.className = value;
+    else if (name === "text") node.textContent = value;
+    else if (name === "on") for (const [event, listener] of Object.entries(value)) node.addEventListener(event, listener);
+    else node.setAttribute(name, value === true ? "" : String(value));
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** The same in SVG. */
+export function svg(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, String(value));
+  node.append(...children);
+  return node;
+}
+
+/** Set text only where it differs: a selection in it stays. */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+export function setAttribute(node, name, value) {
+  const text = String(value);
+  if (node.getAttribute(name) !== text) node.setAttribute(name, text);
+}
+
+/** Make `parent`'s children follow `items`: those with a known key are kept and updated in place. */
+export function keyed(parent, items, keyOf, create, update = () => {}) {
+  const known = parent.keyedChildren || (parent.keyedChildren = new Map());
+  const wanted = new Set();
+  let before = null;
+  for (const item of items) {
+    const key = String(keyOf(item));
+    if (wanted.has(key)) continue;
+    wanted.add(key);
+    let node = known.get(key);
+    if (!node) {
+      node = create(item);
+      known.set(key, node);
+    }
+    update(node, item);
+    const next = before ? before.nextSibling : parent.firstChild;
+    if (next !== node) parent.insertBefore(node, next);
+    before = node;
+  }
+  for (const [key, node] of known) {
+    if (!wanted.has(key)) {
+      node.remove();
+      known.delete(key);
+    }
+  }
+}
+
+/** A place for what may be wider than the window: it is scrolled with the keyboard, too. */
+export function scrolling(label, ...children) {
+  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, ...children);
+}
+
+/** A button that copies what `text()` gives. */
+export function copyButton(text, label = "Copy") {
+  const button = el("button", { type: "button", class: "quiet small", text: label });
+  button.addEventListener("click", async () => {
+    const done = await copy(text());
+    setText(button, done ? "Copied" : "Select and copy by hand");
+    say(done ? "Copied" : "Could not copy");
+    setTimeout(() => setText(button, label), 1500);
+  });
+  return button;
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Pages without TLS have no clipboard API: the old way.
+    const area = el("textarea", { class: "visually-hidden" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  }
+}
+
+/** Tell screen readers. */
+export function say(text) {
+  byId("said").textContent = text;
+}

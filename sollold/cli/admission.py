@@ -1,0 +1,165 @@
+"""``sollold admit`` and ``sollold cluster``: who may join, who has, and the secret that they share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from sollold.cli.asking import client, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.status import of_admission
+from sollold.cli.streams import harmless
+from sollold.units import parse_seconds, seconds_text
+
+_ROLL_SECONDS = 60.0
+
+
+def admit(options: argparse.Namespace) -> int:
+    """Admit a waiting machine."""
+    answer = client(options, timeout=_ROLL_SECONDS).post("/api/cluster/admit", {"machine": options.name})
+    if options.json:
+        print_json(answer)
+    else:
+        print(harmless(f"{answer['name']} ({answer['code']}) joins within seconds"))
+    return Exit.DONE
+
+
+def invite(options: argparse.Namespace) -> int:
+    """Print a code with which one machine may join."""
+    answer = client(options).post("/api/cluster/invite", {})
+    if options.json:
+        print_json(answer)
+    else:
+        print(f"on the new machine, within {seconds_text(answer['seconds'])}:")
+        print(harmless(f"  sollold join {answer['code']} --seed {answer['seed']}"))
+    return Exit.DONE
+
+
+def join(options: argparse.Namespace) -> int:
+    """Join a cluster by a code."""
+    body = {"code": options.code, "seed": options.seed}
+    answer = client(options, timeout=_ROLL_SECONDS).post("/api/cluster/join", body)
+    if options.json:
+        print_json(answer)
+    else:
+        print(harmless(f"joined the cluster of {answer['name']}"))
+    return Exit.DONE
+
+
+def cluster(options: argparse.Namespace) -> int:
+    """Show the members or the authority, open the door for a while, or change the secret."""
+    if options.argument and options.action not in ("open", "evict"):
+        print(f"sollold: {options.action} takes no argument", file=sys.stderr)
+        return Exit.USAGE
+    actions = {"members": _members, "rotate": _rotate, "evict": _evict, "secure": _secure, "ca": _ca}
+    return actions.get(options.action, _door)(options)
+
+
+def _door(options: argparse.Namespace) -> int:
+    seconds = 0.0
+    if options.action == "open":
+        try:
+            seconds = parse_seconds(options.argument or "10m")
+        except ValueError as error:
+            print(f"sollold: {error}", file=sys.stderr)
+            return Exit.USAGE
+    answer = client(options).post("/api/cluster/door", {"seconds": seconds})
+    if options.json:
+        print_json(answer)
+    elif options.action == "open":
+        print(f"new machines on this LAN are admitted for {seconds_text(seconds)}")
+    else:
+        print("new machines now wait for `sollold admit`")
+    return Exit.DONE
+
+
+def _ca(options: argparse.Namespace) -> int:
+    print(client(options).text("/api/cluster/ca"), end="")
+    return Exit.DONE
+
+
+def _rotate(options: argparse.Namespace) -> int:
+    return _rolled(options, client(options, timeout=_ROLL_SECONDS).post("/api/cluster/rotate", {}))
+
+
+def _evict(options: argparse.Namespace) -> int:
+    if not options.argument:
+        print("sollold: evict needs the name or id of a member", file=sys.stderr)
+        return Exit.USAGE
+    daemon = client(options, timeout=_ROLL_SECONDS)
+    answer = daemon.post("/api/cluster/evict", {"machine": options.argument})
+    if not options.json:
+        print(harmless(f"{answer['name']} ({answer['node']}) was evicted"))
+    return _rolled(options, answer)
+
+
+def _secure(options: argparse.Namespace) -> int:
+    daemon = client(options, timeout=_ROLL_SECONDS)
+    state = daemon.get("/api/cluster")
+    if not state["open"]:
+        print("sollold: this cluster has a secret; sollold cluster rotate changes it", file=sys.stderr)
+        return Exit.FAILED
+    nodes = state["nodes"]
+    if unknown := set(options.without) - {node[key] for node in nodes for key in ("name", "node")}:
+        print(harmless(f"sollold: there is no node {', '.join(sorted(unknown))}"), file=sys.stderr)
+        return Exit.FAILED
+    stay = [node for node in nodes if not {node["name"], node["node"]} & set(options.without)]
+    if not options.yes and not _agreed(stay):
+        print("nothing was changed", file=sys.stderr)
+        return Exit.FAILED
+    return _rolled(options, daemon.post("/api/cluster/secure", {"nodes": [node["node"] for node in stay]}))
+
+
+def _agreed(stay: list[dict[str, Any]]) -> bool:
+    """Show the nodes that get a secret, and ask."""
+    print("these nodes get a secret; all others are excluded:", file=sys.stderr)
+    for node in stay:
+        words = f"  {node['name']}  {node['node']}  {', '.join(node['addresses'])}"
+        print(harmless(words), file=sys.stderr)
+    print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _rolled(options: argparse.Namespace, answer: dict[str, Any]) -> int:
+    """Show what a change of the secret did."""
+    if options.json:
+        print_json(answer)
+        return Exit.FAILED if answer["unsure"] else Exit.DONE
+    print(harmless(f"new secret on {', '.join(answer['done'])}"))
+    if answer["away"]:
+        print(harmless(f"offline, and given it when they return: {', '.join(answer['away'])}"))
+    if answer["unsure"]:
+        names = ", ".join(answer["unsure"])
+        print(harmless(f"did not confirm: {names}. Run `sollold cluster rotate`"), file=sys.stderr)
+        return Exit.FAILED
+    return Exit.DONE
+
+
+def _members(options: argparse.Namespace) -> int:
+    daemon = client(options)
+    state = daemon.get("/api/cluster")
+    members = daemon.get("/api/cluster/members")["members"]
+    missing = [one for one in members if one["state"] != "here"]
+    names = {node["node"]: node["name"] for node in state["nodes"]} | {
+        one["node"]: one["name"] for one in members
+    }
+    if options.json:
+        keys = ("node", "name", "admitted_by", "door_until", "waiting", "seeking", "open")
+        here = [{**{key: node[key] for key in keys}, "state": "here"} for node in state["nodes"]]
+        print_json(here + missing)
+        return Exit.DONE
+    for node in state["nodes"]:
+        by = node["admitted_by"]
+        how = (
+            f"let in by {names.get(by, by)}" if by else "open cluster" if node["open"] else "founder or token"
+        )
+        minutes = max(0.0, node["door_until"] - time.time()) // 60
+        door = f", lets in new machines for {minutes:.0f} min" if minutes else ""
+        print(harmless(f"{node['name']}  {node['node']}  {how}{door}"))
+    for one in missing:
+        print(harmless(f"{one['name']}  {one['node']}  {one['state']}"))
+    for words in of_admission(state):
+        print(harmless(words))
+    return Exit.DONE

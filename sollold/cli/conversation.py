@@ -1,0 +1,155 @@
+"""What is typed in a conversation: questions, blocks of several lines, and commands. No input or output."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from sollold.cli.answer import Sampling
+from sollold.facts import dataclass
+
+HELP = '''\
+  /set system TEXT          set the system prompt; without TEXT: none
+  /set parameter NAME VALUE set an option, such as temperature 0.2 or num_ctx 8192
+  /set think, /set nothink  have a thinking model think, or not
+  /set verbose, /set quiet  show the speed after each answer, or not
+  /show                     show the settings of this conversation
+  /clear                    forget the conversation
+  /bye                      end it (also /exit, Ctrl-D)
+  """                       begin and end a text of several lines
+  Ctrl-C                    stop the answer'''
+
+
+class Quit(Exception):
+    """The user wants to end the conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a typed line leads to: ``words`` to print, and whether the model is asked now."""
+
+    ask: bool = False
+    words: str = ""
+
+
+class Conversation:
+    """The messages so far and the settings."""
+
+    def __init__(self, model: str, *, system: str = "", sampling: Sampling | None = None) -> None:
+        self.model = model
+        self.sampling = sampling or Sampling()
+        self._system = system
+        self._messages: list[dict[str, Any]] = []
+        self._block: list[str] | None = None
+
+    @property
+    def in_block(self) -> bool:
+        """Whether a text of several lines is being typed."""
+        return self._block is not None
+
+    def cancel_block(self) -> None:
+        """Forget the lines of an unfinished text."""
+        self._block = None
+
+    def messages(self) -> list[dict[str, Any]]:
+        """What the model is asked."""
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, *self._messages]
+
+    def answered(self, text: str) -> None:
+        """The model's answer, or as much of it as came before it was stopped."""
+        self._messages.append({"role": "assistant", "content": text})
+
+    def unasked(self) -> None:
+        """Take the last question back: nothing was answered."""
+        if self._messages and self._messages[-1]["role"] == "user":
+            self._messages.pop()
+
+    def typed(self, line: str) -> Said:
+        """Take one line.
+
+        Raises:
+            Quit: the user is done.
+        """
+        if self._block is not None:
+            return self._in_block(line)
+        text = line.strip()
+        if not text:
+            return Said()
+        if text.startswith('"""'):
+            return self._begin_block(text[3:])
+        if text.startswith("/") and not text.startswith("//"):
+            return self._command(text)
+        return self._ask(line)
+
+    def _ask(self, text: str) -> Said:
+        self._messages.append({"role": "user", "content": text})
+        return Said(ask=True)
+
+    def _begin_block(self, first: str) -> Said:
+        if first.endswith('"""') and len(first) >= 3:
+            return self._ask(first[:-3])
+        self._block = [first] if first else []
+        return Said()
+
+    def _in_block(self, line: str) -> Said:
+        assert self._block is not None
+        if not line.rstrip().endswith('"""'):
+            self._block.append(line)
+            return Said()
+        last = line.rstrip()[:-3]
+        text = "\n".join([*self._block, *([last] if last else [])])
+        self._block = None
+        return self._ask(text) if text.strip() else Said()
+
+    def _command(self, text: str) -> Said:
+        name, _, rest = text.partition(" ")
+        rest = rest.strip()
+        if name in ("/bye", "/exit", "/quit"):
+            raise Quit
+        if name in ("/?", "/help"):
+            return Said(words=HELP)
+        if name == "/clear":
+            self._messages.clear()
+            return Said(words="Forgot the conversation.")
+        if name == "/show":
+            return Said(words=self._shown())
+        if name == "/set":
+            return Said(words=self._set(rest))
+        return Said(words=f"unknown command {name}; /? shows the commands")
+
+    def _set(self, rest: str) -> str:
+        what, _, value = rest.partition(" ")
+        value = value.strip()
+        if what == "system":
+            self._system = value.strip('"')
+            return "Set the system prompt." if self._system else "Removed the system prompt."
+        if what == "parameter":
+            return self._set_parameter(value)
+        if what in ("think", "nothink"):
+            self.sampling = replace(self.sampling, think=what == "think")
+            return "Thinking is on." if what == "think" else "Thinking is off."
+        if what in ("verbose", "quiet"):
+            self.sampling = replace(self.sampling, verbose=what == "verbose")
+            return "The speed is shown after each answer." if what == "verbose" else "The speed is not shown."
+        return "usage: /set system TEXT | parameter NAME VALUE | think | nothink | verbose | quiet"
+
+    def _set_parameter(self, rest: str) -> str:
+        name, _, value = rest.partition(" ")
+        if not name or not value.strip():
+            return "usage: /set parameter NAME VALUE, such as: /set parameter temperature 0.2"
+        try:
+            read = json.loads(value)
+        except ValueError:
+            read = value.strip()
+        if name == "stop":
+            read = [*self.sampling.options.get("stop", []), str(read)]
+        self.sampling = replace(self.sampling, options={**self.sampling.options, name: read})
+        return f"Set {name} to {value.strip()}."
+
+    def _shown(self) -> str:
+        lines = [f"model      {self.model}", f"system     {self._system or '(none)'}"]
+        lines += [f"{name:<11} {value}" for name, value in self.sampling.options.items()]
+        lines.append(f"messages   {len(self._messages)}")
+        return "\n".join(lines)

@@ -1,0 +1,52 @@
+"""The completion script for fish, from the parser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from sollold.cli.parser import parser, subcommands
+
+_KNOWN = {"MODEL": "(sollold models --quiet 2>/dev/null)", "NODE": "(sollold nodes --quiet 2>/dev/null)"}
+"""What the daemon knows, by the word that stands for it in help."""
+
+
+def fish_script() -> str:
+    """One `complete` command for each word that may follow."""
+    top = parser()
+    helps = {
+        choice.dest: choice.help or ""
+        for action in top._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for choice in action._choices_actions
+    }
+    lines = ["complete -c sollold -f"]
+    for name, sub in subcommands(top).items():
+        about = helps.get(name) or sub.description or ""
+        lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")
+        for action in sub._actions:
+            lines += _of_action(action, f"__fish_seen_subcommand_from {name}")
+    return "\n".join(lines) + "\n"
+
+
+def _of_action(action: argparse.Action, condition: str) -> Iterator[str]:
+    if action.help == argparse.SUPPRESS:
+        return
+    words = _KNOWN.get(str(action.metavar), "")
+    if not words and action.choices is not None:
+        words = " ".join(str(choice) for choice in action.choices if choice)
+    begin = f"complete -c sollold -n {_quoted(condition)}"
+    if not action.option_strings:
+        if words:
+            yield f"{begin} -a {_quoted(words)}"
+        return
+    flags = " ".join(
+        f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in action.option_strings
+    )
+    takes = "" if action.nargs == 0 else f" -x -a {_quoted(words)}" if words else " -r"
+    yield f"{begin} {flags}{takes} -d {_quoted(action.help or '')}"
+
+
+def _quoted(text: str) -> str:
+    text = text.replace("%%", "%").replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"

@@ -1,0 +1,73 @@
+"""``sollold key``: API keys of the cluster."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from sollold.cli.asking import client, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.streams import harmless
+from sollold.cli.table import print_table
+
+PATH = "/api/cluster/keys"
+
+
+def key(options: argparse.Namespace) -> int:
+    """Create, list or revoke."""
+    if (options.verb == "list") == bool(options.name):
+        needed = "takes no NAME" if options.name else "needs a NAME"
+        print(f"sollold: key {options.verb} {needed}", file=sys.stderr)
+        return Exit.USAGE
+    return {"new": _new, "list": _list, "revoke": _revoke}[options.verb](options)
+
+
+def _new(options: argparse.Namespace) -> int:
+    body = {"name": options.name, "scope": options.scope}
+    if options.expires:
+        body["expires"] = options.expires
+    made = client(options).post(PATH, body)
+    if options.json:
+        print_json(made)
+        return Exit.DONE
+    print(made["key"])
+    if sys.stdout.isatty():
+        print(
+            "\nThis is the only time the key is shown. Clients send it as `Authorization: Bearer KEY` or "
+            "`x-api-key: KEY`,\ncommands of sollold take it from SOLLOLD_API_KEY.",
+            file=sys.stderr,
+        )
+    return Exit.DONE
+
+
+def _list(options: argparse.Namespace) -> int:
+    found = client(options).get(PATH)
+    if options.json:
+        print_json(found)
+        return Exit.DONE
+    if not found["keys"]:
+        print("no keys yet; `sollold key new NAME` creates one")
+        return Exit.DONE
+    rows = [(one["name"], one["id"], one["scope"], one["created"][:10], _state(one)) for one in found["keys"]]
+    print_table(("name", "id", "scope", "created", "state"), rows, spare=("created", "id"))
+    return Exit.DONE
+
+
+def _state(one: dict[str, Any]) -> str:
+    if one["revoked"]:
+        return f"revoked {one['revoked'][:10]}"
+    if not one["expires"]:
+        return "never expires"
+    over = datetime.fromisoformat(one["expires"]) <= datetime.now(UTC)
+    return f"{'expired' if over else 'expires'} {one['expires'][:16].replace('T', ' ')}"
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    gone = client(options).delete(PATH, {"name": options.name})
+    if options.json:
+        print_json(gone)
+    else:
+        print(harmless(f"revoked {gone['name']} ({gone['id']})"))
+    return Exit.DONE

@@ -1,0 +1,108 @@
+"""``sollold nodes`` and ``version``: the machines of the cluster, and what runs on them."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from sollold import __version__
+from sollold.cli.asking import client, console, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.streams import harmless
+from sollold.cli.table import print_table
+from sollold.client.errors import ClientError
+from sollold.units import bytes_text
+
+_SPARE = ("llama.cpp", "release", "devices", "memory", "address")
+
+
+def nodes(options: argparse.Namespace) -> int:
+    """One row a machine."""
+    state = client(options).get("/api/cluster")
+    if options.json:
+        print_json(state["nodes"])
+        return Exit.DONE
+    if options.quiet:
+        for node in state["nodes"]:
+            print(harmless(node["name"]))
+        return Exit.DONE
+    titles = ("node", "address", "state", "memory", "free", "devices", "release", "llama.cpp")
+    missing = [_missing_row(node) for node in state.get("offline", [])]
+    print_table(
+        titles,
+        [*map(_row, state["nodes"]), *missing],
+        right=("memory", "free"),
+        whole=("address",),
+        spare=_SPARE,
+    )
+    return Exit.DONE
+
+
+def _row(node: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        node["name"] + (" *" if node["leader"] else ""),
+        f"{(node['addresses'] or ['?'])[0]}:{node['http_port']}",
+        _state(node),
+        bytes_text(node["total"]),
+        bytes_text(node["available"]),
+        ", ".join(device["id"] for device in node["devices"]) or "none",
+        node["release"],
+        node["build"] or node["setup"] or "none",
+    )
+
+
+def _missing_row(node: dict[str, Any]) -> tuple[str, ...]:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(node["since"]))
+    state = f"{'stopped' if node['stopped'] else 'offline'} since {since}"
+    return node["name"], node["url"].partition("://")[2], state, bytes_text(node["total"]), "", "", "", ""
+
+
+def _state(node: dict[str, Any]) -> str:
+    if node["draining"]:
+        return "drained" if node["empty"] else "draining"
+    return "ready"
+
+
+def version(options: argparse.Namespace) -> int:
+    """This program's version and those of all nodes, with a warning where they differ."""
+    try:
+        found = client(options, timeout=5.0).get("/api/cluster")["nodes"]
+    except ClientError as error:
+        if options.node or error.status:
+            raise
+        found = []
+    if options.json:
+        print_json(
+            {
+                "version": __version__,
+                "nodes": [
+                    {"name": node["name"], "release": node["release"], "build": node["build"]}
+                    for node in found
+                ],
+            }
+        )
+        return Exit.DONE
+    out = console()
+    out.print(f"sollold {__version__}")
+    if not found:
+        out.print("no daemon answers on this machine", style="dim")
+        return Exit.DONE
+    width = max(len(node["name"]) for node in found)
+    for node in found:
+        out.print(f"{node['name']:<{width}}  sollold {node['release']}, llama.cpp {node['build'] or 'none'}")
+    for words in differences(found):
+        out.print(words, style="yellow")
+    return Exit.DONE
+
+
+def differences(found: list[dict[str, Any]]) -> list[str]:
+    """Sentences on versions that differ between nodes; empty where all are alike."""
+    sentences = []
+    if len({node["release"] for node in found}) > 1:
+        sentences.append("Warning: the nodes run different releases of sollold; upgrade all of them.")
+    if len({node["build"] for node in found if node["build"]}) > 1:
+        sentences.append(
+            "Warning: the nodes have different builds of llama.cpp; a model runs on nodes of one build."
+        )
+    return sentences

@@ -1,0 +1,50 @@
+"""``sollold show``: what a model is."""
+
+from __future__ import annotations
+
+import argparse
+
+from sollold.cli.asking import client, console, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.streams import harmless
+
+PARTS = ("license", "modelfile", "parameters", "system", "template")
+"""What can be asked for alone, as fields of ``/api/show``."""
+
+
+def show(options: argparse.Namespace) -> int:
+    """A summary, or one part of the model's description alone."""
+    found = client(options).post("/api/show", {"model": options.model})
+    if options.json:
+        print_json(found)
+        return Exit.DONE
+    if options.part:
+        print(harmless(str(found.get(options.part) or "")))
+        return Exit.DONE
+    details, info = found.get("details", {}), found.get("model_info", {})
+    architecture = str(info.get("general.architecture", details.get("family", "")))
+    rows = [
+        ("architecture", architecture),
+        ("parameters", str(details.get("parameter_size", ""))),
+        ("quantization", str(details.get("quantization_level", ""))),
+        ("context length", str(info.get(f"{architecture}.context_length", ""))),
+        ("embedding length", str(info.get(f"{architecture}.embedding_length", ""))),
+        ("layers", str(info.get(f"{architecture}.block_count", ""))),
+        ("capabilities", ", ".join(found.get("capabilities", []))),
+        ("on nodes", ", ".join(found.get("nodes", []))),
+        ("not usable", str(found.get("unusable", ""))),
+        ("note", str(found.get("note", ""))),
+    ]
+    out = console()
+    width = max(len(title) for title, _ in rows)
+    for title, value in rows:
+        if value:
+            out.print(f"{title:<{width}}  {value}")
+    for part in ("parameters", "system", "license"):
+        if text := str(found.get(part) or "").strip():
+            lines = text.splitlines()
+            more = "" if part != "license" or len(lines) <= 2 else " …"
+            shown = lines[:2] if part == "license" else lines
+            out.print(f"\n{part}", style="bold")
+            out.print("\n".join(f"  {line}" for line in shown) + more)
+    return Exit.DONE

@@ -1,0 +1,86 @@
+"""``sollold support``: one archive for a bug report, without secrets."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sollold import __version__
+from sollold.cli.asking import client
+from sollold.cli.exit import Exit
+from sollold.client.errors import ClientError
+from sollold.settings.document import in_force
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import load
+
+_LINES = 5000
+"""Lines of the journal that are taken along."""
+
+
+def support(options: argparse.Namespace) -> int:
+    """Write ``sollold-support-TIME.tar.gz`` (or the file named) and say where it is."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    file = Path(options.output or f"sollold-support-{stamp}.tar.gz")
+    daemon = client(options)
+    parts: dict[str, Callable[[], str]] = {
+        "version.txt": _versions,
+        "settings.toml": _settings,
+        "journal.txt": _journal,
+        "cluster.json": lambda: _json(daemon.get("/api/cluster")),
+        "doctor.json": lambda: _json(daemon.get("/api/doctor")),
+        "models.json": lambda: _json(daemon.get("/api/tags")),
+        "events.txt": lambda: daemon.text("/api/cluster/events?last=1000"),
+        "metrics.txt": lambda: daemon.text("/metrics"),
+    }
+    with tarfile.open(file, "w:gz") as archive:
+        for name, make in parts.items():
+            try:
+                text = make()
+            except (ClientError, OSError, SettingsError, subprocess.SubprocessError) as error:
+                text = f"not available: {error}\n"
+            data = text.encode(errors="replace")
+            entry = tarfile.TarInfo(f"sollold-support-{stamp}/{name}")
+            entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
+            archive.addfile(entry, io.BytesIO(data))
+    print(file)
+    print(
+        "It holds versions, settings without secrets, the journal, the cluster's state and the names of your "
+        "models and machines; no prompts and no answers. Look through it before you share it.",
+        file=sys.stderr,
+    )
+    return Exit.DONE
+
+
+def _json(item: Any) -> str:
+    return json.dumps(item, indent=2, ensure_ascii=False)
+
+
+def _versions() -> str:
+    lines = [
+        f"sollold {__version__}",
+        f"Python {platform.python_version()}",
+        f"{platform.system()} {platform.release()} {platform.machine()}",
+    ]
+    release = Path("/etc/os-release")
+    return "\n".join(lines) + "\n" + (release.read_text() if release.exists() else "")
+
+
+def _settings() -> str:
+    """What is in force, as the settings file writes it; secrets are left out by `in_force`."""
+    found = load(skip_unreadable=True)
+    return "\n".join(f"{key} = {value}  # {source}" for key, value, source in in_force(found)) + "\n"
+
+
+def _journal() -> str:
+    words = ["journalctl", "-u", "sollold", "-n", str(_LINES), "--no-pager", "-o", "short-iso-precise"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    return done.stdout or done.stderr

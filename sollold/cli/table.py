@@ -1,0 +1,103 @@
+"""Plain tables for lists: aligned columns that are cut, not wrapped, where the terminal is narrow.
+
+Without rich, whose import takes longer than asking a node.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+
+from sollold.cli.streams import harmless
+
+_GAP = "  "
+_LEAST = 8
+"""Columns of text that are left of a cut column."""
+
+
+def print_table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    whole: Iterable[str] = (),
+    spare: Sequence[str] = (),
+) -> None:
+    """Print rows under their titles.
+
+    On a terminal that is too narrow the widest texts are cut, and columns left out; elsewhere nothing is.
+
+    Args:
+        right: titles of columns that are aligned to the right, and never cut.
+        whole: titles of further columns that are never cut.
+        spare: titles of columns that are left out where there is no room, the first of them first.
+    """
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if terminal else None
+    bold = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    for number, line in enumerate(lines(titles, rows, right=right, whole=whole, spare=spare, width=width)):
+        print(f"\x1b[1m{line}\x1b[0m" if bold and number == 0 else line)
+
+
+def lines(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    whole: Iterable[str] = (),
+    spare: Sequence[str] = (),
+    width: int | None = None,
+) -> Iterator[str]:
+    """The lines of a table for `print_table`, at most ``width`` columns wide where that is possible."""
+    all_ = [list(titles), *([harmless(cell).replace("\n", " ") for cell in row] for row in rows)]
+    # A column without a value tells nothing.
+    shown = [k for k, _ in enumerate(titles) if len(all_) == 1 or any(row[k] for row in all_[1:])]
+    widths = {k: max(columns(row[k]) for row in all_) for k in shown}
+    to_right = {k for k in shown if titles[k] in set(right)}
+    kept = to_right | {k for k in shown if titles[k] in set(whole)}
+    if width is not None:
+        for title in spare:
+            if _least(widths, kept) <= width:
+                break
+            widths.pop(titles.index(title), None)
+        _cut(widths, width - len(_GAP) * (len(widths) - 1), kept)
+        shown = list(widths)
+    for row in all_:
+        cells = [_cell(row[k], widths[k], to_right=k in to_right) for k in shown]
+        yield _GAP.join(cells).rstrip()
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal ``text`` takes."""
+    return sum(
+        0 if unicodedata.combining(sign) else 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+        for sign in text
+    )
+
+
+def _least(widths: dict[int, int], whole: set[int]) -> int:
+    """The fewest columns that a table takes."""
+    needed = [width if k in whole else min(width, _LEAST) for k, width in widths.items()]
+    return sum(needed) + len(_GAP) * (len(needed) - 1)
+
+
+def _cut(widths: dict[int, int], room: int, whole: set[int]) -> None:
+    """Take columns from the widest text until all fit."""
+    texts = [k for k in widths if k not in whole]
+    while texts and sum(widths.values()) > room:
+        widest = max(texts, key=lambda k: widths[k])
+        if widths[widest] <= _LEAST:
+            return
+        widths[widest] -= 1
+
+
+def _cell(text: str, width: int, *, to_right: bool) -> str:
+    if columns(text) > width:
+        while columns(text) > width - 1:
+            text = text[:-1]
+        text += "…"
+    padding = " " * (width - columns(text))
+    return padding + text if to_right else text + padding

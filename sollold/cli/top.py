@@ -1,0 +1,145 @@
+"""``sollold top``: nodes, models, requests and events as they change, with keys."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import select
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sollold.cli.asking import client, console
+from sollold.cli.exit import Exit
+from sollold.cli.status import deployment_table, faults, headline, node_table
+from sollold.client.errors import ClientError
+from sollold.units import seconds_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sollold.client.blocking import BlockingClient
+
+_INTERVAL = 1.0
+VIEWS = {"a": "all", "n": "nodes", "m": "models", "r": "requests", "e": "events"}
+"""Keys, and what each shows."""
+HELP = "q quit  a all  n nodes  m models  r requests  e events  space pause"
+_SECONDS = 60
+_FEW, _MANY = 5, 30
+"""Events that are shown among the rest, and by themselves."""
+_STEPS = "▁▂▃▄▅▆▇█"
+
+
+def top(options: argparse.Namespace) -> int:
+    """Show the cluster until ``q`` or Ctrl-C."""
+    daemon = client(options, timeout=5.0)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        print("sollold: top needs a terminal; use `sollold status --watch` in a pipe", file=sys.stderr)
+        return Exit.USAGE
+    from rich.live import Live
+
+    view, paused, state = "all", False, _asked(daemon)
+    with _keys(), Live(console=console(), screen=True, auto_refresh=False) as screen:
+        while True:
+            screen.update(frame(state, view, paused=paused), refresh=True)
+            key = _pressed(_INTERVAL)
+            if key in ("q", "\x03", "\x04"):
+                return Exit.DONE
+            if key == " ":
+                paused = not paused
+            view = VIEWS.get(key, view)
+            if not paused and not key:
+                try:
+                    state = _asked(daemon)
+                except ClientError as error:
+                    state = {**state, "lost": error.message}
+
+
+def _asked(daemon: BlockingClient) -> dict[str, Any]:
+    """The cluster with its speed in the last minute, and what happened last."""
+    state: dict[str, Any] = daemon.get("/api/cluster")
+    history = daemon.get(f"/api/cluster/history?seconds={_SECONDS}&step=1")
+    events = [event for _, event in daemon.events(f"/api/cluster/events?last={_MANY}", stall=5.0)]
+    return {**state, "speeds": history["total"]["tokens_per_second"], "events": events}
+
+
+def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
+    """One screen."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(headline(state), style="bold"), Text()]
+    if state.get("lost"):
+        parts += [Text(f"{state['lost']} (the figures are old)", style="red"), Text()]
+    parts += [Text(speed_line(state["speeds"])), Text()]
+    if view in ("all", "nodes"):
+        parts += [node_table(state), Text()]
+    if view in ("all", "models"):
+        nothing = Text("no model is loaded", style="dim")
+        parts += [deployment_table(state) if state["deployments"] else nothing]
+        parts += [*(Text(words, style="red") for words in faults(state)), Text()]
+    if view in ("all", "requests"):
+        parts += [_requests(state), Text()]
+    if view in ("all", "events"):
+        kept = state["events"][-(_FEW if view == "all" else _MANY) :]
+        parts += [
+            Text(f"{clock(event['time'])}  {event['message']}", style="dim") for event in reversed(kept)
+        ]
+        parts += [Text()] if kept else []
+    parts.append(Text(f"{HELP}{'  (paused)' if paused else ''}", style="dim"))
+    return Group(*parts)
+
+
+def speed_line(speeds: list[float | None]) -> str:
+    """The tokens per second of the cluster now, and its last minute as a curve."""
+    numbers = [speed or 0.0 for speed in speeds[-_SECONDS:]]
+    # What is not over yet says little.
+    now = sum(numbers[-5:]) / max(1, len(numbers[-5:]))
+    most = max([1.0, *numbers])
+    curve = "".join(_STEPS[round(number / most * (len(_STEPS) - 1))] for number in numbers[::2])
+    return f"{now:.1f} tokens/s  {curve}"
+
+
+def clock(seconds: float) -> str:
+    """A moment of the day, in this machine's time."""
+    return time.strftime("%H:%M:%S", time.localtime(seconds))
+
+
+def _requests(state: dict[str, Any]) -> RenderableType:
+    from rich.text import Text
+
+    from sollold.cli.fitting import Fitting
+
+    rows = state["requests"]
+    if not rows:
+        return Text("no requests under way through this node", style="dim")
+    titles = ("request", "model", "node", "state", "for")
+    table = Fitting(titles, right=("for",), whole=titles[2:], spare=("request", "node"))
+    for row in rows:
+        table.add_row(row["path"], row["model"], row["node"], row["stage"], seconds_text(row["seconds"]))
+    return table
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[None]:
+    """Keys come one by one and are not shown, within the block."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(sys.stdin)
+    tty.setcbreak(sys.stdin)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _pressed(seconds: float) -> str:
+    """The key that is pressed within ``seconds``; empty when none is."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        ready, _, _ = select.select([sys.stdin], [], [], left)
+        if ready:
+            return sys.stdin.read(1)
+    return ""

@@ -1,0 +1,246 @@
+"""A blocking client of one node, on the standard library alone: it is imported in a few milliseconds."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any
+from urllib.parse import urlsplit
+
+from sollold.client.errors import ClientError, error_text
+from sollold.client.trust import distrust, trusted
+
+_CONNECT = 5.0
+_LONGEST_LINE = 64 << 20
+
+
+class BlockingClient:
+    """Asks one node, one connection a request; safe from several threads.
+
+    Args:
+        url: of the node (``http://pc2:11435``).
+        timeout: seconds for an answer that is not streamed.
+        key: an API key, where the node wants one.
+        credentials: gives a key when the node wants one and none is named; empty: there is none.
+        authority: gives a further authority in PEM for HTTPS; empty: there is none.
+
+    Raises:
+        ClientError: ``url`` is not an HTTP URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 30.0,
+        key: str = "",
+        credentials: Callable[[], str] | None = None,
+        authority: Callable[[], str] | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._timeout = timeout
+        self._key = key
+        self._credentials = credentials
+        self._authority = authority
+        self._context: ssl.SSLContext | None = None
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError as error:
+            raise ClientError(f"invalid URL {url!r}: {error}", 400) from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ClientError(f"invalid URL {url!r}: it should look like http://HOST:11435", 400)
+        self._secure = parts.scheme == "https"
+        self._host = parts.hostname
+        self._port = port or (443 if self._secure else 80)
+        self._base = parts.path
+
+    def get(self, path: str) -> Any:
+        """The JSON object at ``path``.
+
+        Raises:
+            ClientError: nobody answers, the answer is an error, or what answers is not sollold.
+        """
+        return self._whole("GET", path, None, self._timeout)
+
+    def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
+        """Send JSON, get JSON (None for an empty answer).
+
+        Raises:
+            ClientError: see `get`.
+        """
+        return self._whole("POST", path, body, timeout or self._timeout)
+
+    def delete(self, path: str, body: object) -> Any:
+        """Send JSON with the method DELETE.
+
+        Raises:
+            ClientError: see `get`.
+        """
+        return self._whole("DELETE", path, body, self._timeout)
+
+    def text(self, path: str) -> str:
+        """The text at ``path``.
+
+        Raises:
+            ClientError: see `get`.
+        """
+        connection, answer = self._open("GET", path, None, self._timeout)
+        with closing(connection):
+            return self._read(answer).decode(errors="replace")
+
+    def stream(
+        self, path: str, body: object, *, stall: float = 900.0
+    ) -> Generator[dict[str, Any], None, None]:
+        """Send JSON, get one object a line as they come; ``stall``: longest silence in seconds.
+
+        Closing the iterator ends the request at the node.
+
+        Raises:
+            ClientError: see `get`; also for a line that says ``error``.
+        """
+        connection, answer = self._open("POST", path, body, stall)
+        with closing(connection):
+            while line := self._line(answer):
+                if line.strip():
+                    item = self._object(line, answer.status)
+                    if "error" in item:
+                        code = item.get("code")
+                        raise ClientError(error_text(item), code if isinstance(code, int) else answer.status)
+                    yield item
+
+    def events(self, path: str, *, stall: float = 900.0) -> Generator[tuple[str, Any], None, None]:
+        """Server-sent events at ``path``: (event's name, its JSON), as they come.
+
+        Raises:
+            ClientError: see `get`.
+        """
+        connection, answer = self._open("GET", path, None, stall)
+        name, data = "", ""
+        with closing(connection):
+            while raw := self._line(answer):
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                field, _, value = line.partition(":")
+                if field == "event":
+                    name = value.strip()
+                elif field == "data":
+                    data += value.strip()
+                elif not line and data:
+                    try:
+                        yield name, json.loads(data)
+                    except ValueError:
+                        raise self._stranger("it sends no JSON", answer.status) from None
+                    name, data = "", ""
+
+    def _whole(self, method: str, path: str, body: object, timeout: float) -> Any:
+        connection, answer = self._open(method, path, body, timeout)
+        with closing(connection):
+            data = self._read(answer)
+        return self._object(data, answer.status) if data.strip() else None
+
+    def _open(
+        self, method: str, path: str, body: object, timeout: float
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json"} if data is not None else {}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        connection = self._connection()
+        try:
+            self._connect(connection)
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+            connection.request(method, self._base + path, body=data, headers=headers)
+            answer = connection.getresponse()
+        except TimeoutError as error:
+            connection.close()
+            raise ClientError(
+                f"{self.url} did not answer within {timeout:g} s. It is overloaded or hangs: see "
+                "`journalctl -u sollold` there, or ask another node with --node",
+                504,
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        if answer.status == 401 and not self._key and self._credentials is not None:
+            self._key, self._credentials = self._credentials(), None
+            if self._key:
+                connection.close()
+                return self._open(method, path, body, timeout)
+        if answer.status >= 400:
+            with closing(connection):
+                raise self._refused(answer)
+        return connection, answer
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._secure:
+            if self._context is None:
+                self._context = trusted(self._authority() if self._authority is not None else "")
+            return http.client.HTTPSConnection(
+                self._host, self._port, timeout=_CONNECT, context=self._context
+            )
+        return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT)
+
+    def _connect(self, connection: http.client.HTTPConnection) -> None:
+        try:
+            connection.connect()
+        except TimeoutError as error:
+            # Nobody is there, which is another thing than an answer that does not come.
+            raise self._unreachable(error) from error
+        if connection.sock is not None:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _unreachable(self, error: BaseException) -> ClientError:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return ClientError(distrust(self.url, error.verify_message))
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return ClientError(
+            f"no daemon answers at {self.url} ({reason}). Start it with `systemctl start sollold` or "
+            "`sollold run`, or name another node with --node"
+        )
+
+    def _refused(self, answer: http.client.HTTPResponse) -> ClientError:
+        try:
+            item = json.loads(self._read(answer))
+        except (ValueError, ClientError):
+            item = {}
+        words = error_text(item)
+        if not words:
+            return self._stranger(f"it answers with HTTP status {answer.status}", answer.status)
+        return ClientError(words, answer.status)
+
+    def _read(self, answer: http.client.HTTPResponse) -> bytes:
+        try:
+            return answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise self._cut_off(error) from error
+
+    def _line(self, answer: http.client.HTTPResponse) -> bytes:
+        try:
+            line = answer.readline(_LONGEST_LINE)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._cut_off(error) from error
+        if len(line) >= _LONGEST_LINE:
+            raise self._stranger("its lines have no end", answer.status)
+        return line
+
+    def _cut_off(self, error: BaseException) -> ClientError:
+        status = 504 if isinstance(error, TimeoutError) else 502
+        reason = str(error) or type(error).__name__
+        return ClientError(f"the connection to {self.url} was lost: {reason}", status)
+
+    def _object(self, data: bytes, status: int) -> dict[str, Any]:
+        try:
+            item = json.loads(data)
+        except ValueError:
+            item = None
+        if not isinstance(item, dict):
+            raise self._stranger("it sends no JSON object", status)
+        return item
+
+    def _stranger(self, why: str, status: int) -> ClientError:
+        return ClientError(f"what answers at {self.url} is not sollold: {why}", status)

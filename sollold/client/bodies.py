@@ -1,0 +1,98 @@
+"""The bodies of requests from the arguments of the Python calls. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+OPTIONS = frozenset(
+    {
+        *(
+            "num_ctx",
+            "num_predict",
+            "num_keep",
+            "seed",
+            "temperature",
+            "top_k",
+            "top_p",
+            "min_p",
+            "typical_p",
+        ),
+        *("typical_p", "repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+        *("mirostat", "mirostat_tau", "mirostat_eta", "stop"),
+    }
+)
+"""Ollama's options, which may be given as arguments of their own."""
+FIELDS = frozenset(
+    {
+        *("format", "keep_alive", "think", "tools", "logprobs", "top_logprobs", "truncate", "shift"),
+        *("suffix", "system", "template", "context", "raw", "images", "dimensions"),
+    }
+)
+"""Fields of the bodies, beside the options."""
+
+
+def request_body(
+    model: str,
+    *,
+    priority: int | str | None = None,
+    max_tokens: int | None = None,
+    placement: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] = {},
+    **fields: Any,
+) -> dict[str, Any]:
+    """A body for ``/api/chat``, ``/api/generate`` or ``/api/embed``.
+
+    Args:
+        model: its name.
+        priority: 1 to 10, or a name.
+        max_tokens: of the answer at most (``num_predict``).
+        placement: what the router wants of a load.
+        more: other arguments: options and fields by their names; ``options``: a mapping of options.
+        fields: of the body; None is left out.
+
+    Raises:
+        TypeError: an argument is neither an option nor a field.
+    """
+    if not isinstance(model, str) or not model:
+        raise TypeError(f"model must be a name, not {model!r}")
+    given = dict(more.get("options") or {})
+    body: dict[str, Any] = {"model": model}
+    for name, value in more.items():
+        if name == "options":
+            continue
+        if name in OPTIONS:
+            given[name] = value
+        elif name in FIELDS:
+            fields[name] = value
+        else:
+            raise TypeError(
+                f"unexpected argument {name!r}: neither an option ({', '.join(sorted(OPTIONS))}) "
+                f"nor a field ({', '.join(sorted(FIELDS))})"
+            )
+    if max_tokens is not None:
+        given["num_predict"] = max_tokens
+    if given:
+        body["options"] = given
+    if priority is not None:
+        body["priority"] = priority if isinstance(priority, str) else int(priority)
+    if placement:
+        body["placement"] = dict(placement)
+    body.update((name, value) for name, value in fields.items() if value is not None)
+    return body
+
+
+def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a conversation as the API takes them.
+
+    Raises:
+        TypeError: one is no mapping with a role.
+    """
+    checked = []
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise TypeError(
+                f'messages[{place}] is {message!r}; it must be {{"role": "user", "content": "…"}} or like it'
+            )
+        checked.append(dict(message))
+    return checked

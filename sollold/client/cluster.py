@@ -1,0 +1,364 @@
+"""A client of all nodes: asks one, and goes on through another when that one dies.
+
+The first node that answers tells where the others are. A whole request that nobody has answered is asked
+again elsewhere. A stream that broke off is continued: the next node is told what was delivered and gives the
+rest, as it would after a fault of an engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sollold.client import discovery
+from sollold.client.delivered import Delivered
+from sollold.client.errors import ClientError, NodeLost, NodeSilent
+from sollold.client.http import Client, new_session
+from sollold.client.node_list import KnownNode, NodeList
+from sollold.client.outage import INEXACT, Outage
+from sollold.client.time_limits import TimeLimits
+
+if TYPE_CHECKING:
+    import aiohttp
+
+log = logging.getLogger("sollold.client")
+
+STALL_SECONDS = 20.0
+"""A node gives a sign of life every few seconds in a stream: one that is silent for so long is gone."""
+_LEARN_SECONDS = 30.0
+"""How often the list of nodes is read anew, while there are requests."""
+_LEARN_AGAIN_SECONDS = 5.0
+_PING_SECONDS = 2.0
+_STOPPING = "this node is stopping"
+"""What a node says that is shut down in good order."""
+
+T = TypeVar("T")
+
+
+class ClusterClient:
+    """Asks the nodes of one cluster. Belongs to one event loop at a time.
+
+    Args:
+        nodes: URLs of nodes, the preferred ones first; without one: ``$SOLLOLD_NODE_URL``, this machine,
+            else what mDNS finds.
+        timeout: seconds for an answer that is not streamed.
+        find: what to do when no node is known and none answers on this machine; answers with URLs.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[str] = (),
+        *,
+        timeout: float = 30.0,
+        find: Callable[[], Awaitable[Sequence[str]]] = discovery.on_the_lan,
+    ) -> None:
+        self.nodes = NodeList(nodes)
+        self._named = bool(nodes)
+        self._timeout = timeout
+        self._find = find
+        self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._finding: asyncio.Lock | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._learned_at = 0.0
+
+    async def close(self) -> None:
+        """Close the connections. The client can be used again afterwards."""
+        tasks, self._tasks = list(self._tasks.values()), {}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def __del__(self) -> None:
+        # Short programs leave their clients open: that is no reason to complain.
+        self._abandon()
+
+    def _abandon(self) -> None:
+        """Drop the connections, whose loop may have ended."""
+        session, self._session = self._session, None
+        if session is None or session.connector is None:
+            return
+        with contextlib.suppress(Exception):
+            connector, loop = session.connector, self._loop
+            session.detach()
+            if sys.is_finalizing():
+                # The loop's thread stands still: the system closes the connections.
+                connector._closed = True
+            elif loop is not None and loop.is_running() and loop is not asyncio._get_running_loop():
+                loop.call_soon_threadsafe(connector._close)
+            else:
+                connector._close()
+
+    # Whole answers.
+
+    async def get(self, path: str, *, timeout: float | None = None) -> Any:
+        """The JSON at ``path`` of whichever node answers.
+
+        Raises:
+            ClientError: as `Client.get`.
+        """
+        return await self._whole(lambda client: client.get(path, timeout=timeout), again=True)
+
+    async def post(self, path: str, body: object, *, timeout: float | None = None) -> Any:
+        """Send JSON to whichever node answers; it may be sent more than once if a node dies meanwhile.
+
+        Raises:
+            ClientError: as `Client.post`.
+        """
+        return await self._whole(lambda client: client.post(path, body, timeout=timeout))
+
+    async def get_all(self, path: str, *, timeout: float = 5.0) -> dict[str, Any]:
+        """The JSON at ``path`` of every node that answers, by the node's name.
+
+        Raises:
+            ClientError: none does.
+        """
+        await self.get("/api/version")
+        await self.learn()
+
+        async def one(known: KnownNode) -> tuple[str, Any]:
+            return known.name or known.url, await self._client(known.url).get(path, timeout=timeout)
+
+        answers = await asyncio.gather(
+            *(one(known) for known in self.nodes if not known.failures), return_exceptions=True
+        )
+        found = dict(answer for answer in answers if not isinstance(answer, BaseException))
+        if not found:
+            raise next(error for error in answers if isinstance(error, BaseException))
+        return found
+
+    async def _whole(self, ask: Callable[[Client], Awaitable[T]], *, again: bool = False) -> T:
+        """``again``: ask another also when one only gives no answer in time."""
+        lost: ClientError | None = None
+        for known in await self._candidates():
+            try:
+                answer = await ask(self._client(known.url))
+            except ClientError as error:
+                if not _is_gone(error) and not (again and isinstance(error, NodeSilent)):
+                    raise
+                self._lost(known, error)
+                lost = error
+                continue
+            self._answered(known)
+            return answer
+        raise lost or _nobody()
+
+    # Streams.
+
+    async def stream(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        timeout: float | None = None,
+        start_timeout: float | None = None,
+        whole: bool = False,
+        on_wait: Callable[[str], None] = lambda text: None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The records of an answer of ``/api/chat`` or ``/api/generate``, over the deaths of nodes.
+
+        Deeply nested, since a generator can't leave its yields to a function.
+
+        Args:
+            path, body: of the request; ``stream`` is set here.
+            timeout: seconds for the whole answer; the engine is stopped then, too.
+            start_timeout: seconds until the answer begins, the time in a queue not counted.
+            whole: give one record with all of the answer, as of a request that is not streamed.
+            on_wait: is told what is waited for: ``loading 43 %``, ``queued, place 2`` …
+
+        Raises:
+            RequestTimeout: after ``timeout`` or ``start_timeout``.
+            ClientError: the daemon refused, or no node could be reached for two minutes.
+        """
+        limits = TimeLimits(time.monotonic(), timeout, start_timeout)
+        said = Delivered()
+        outage = Outage()
+        while True:
+            error: ClientError = _nobody()
+            for known in await limits.within(self._candidates()):
+                asked = said.request({**body, "stream": True, **limits.body()})
+                try:
+                    records = self._records(known, path, asked, limits, said, on_wait)
+                    async with contextlib.aclosing(records):
+                        async for record in records:
+                            if record.get("done"):
+                                yield said.whole(record) if whole else record
+                                return
+                            if not whole:
+                                yield record
+                    raise NodeLost(f"the answer of {known.url} broke off before its end")
+                except ClientError as caught:
+                    error = caught
+                if _is_gone(error) or isinstance(error, NodeSilent):
+                    self._lost(known, error)
+                    outage.node_lost(known, said, time.monotonic())
+                elif whole and said and INEXACT in error.message:
+                    # Nobody has seen anything of it.
+                    said.forget()
+                    break
+                elif outage.excuses(error):
+                    break
+                else:
+                    raise error
+            if not said.reached or outage.too_long(time.monotonic()):
+                raise error
+            await limits.within(asyncio.sleep(outage.next_pause()))
+            await limits.within(self._look_again())
+
+    async def _records(
+        self,
+        known: KnownNode,
+        path: str,
+        body: dict[str, Any],
+        limits: TimeLimits,
+        said: Delivered,
+        on_wait: Callable[[str], None],
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The records of one node that say something, and the last."""
+        headers: dict[str, str] = {}
+        stream = self._client(known.url).stream(path, body, stall=STALL_SECONDS, headers=headers)
+        async with contextlib.aclosing(stream):
+            while (record := await limits.within(anext(stream, None))) is not None:
+                said.reached = True
+                said.backend = headers.get("X-Sollold-Backend") or said.backend
+                waiting = record.pop("_waiting", None)
+                if isinstance(waiting, str):
+                    limits.waits(waiting)
+                    if waiting.startswith("answering: "):
+                        said.backend = waiting.split()[1]
+                    on_wait(waiting)
+                anything = said.add(record, time.monotonic())
+                if anything or record.get("done"):
+                    limits.started()
+                    self._answered(known)
+                    yield said.finish(record, limits.elapsed()) if record.get("done") else record
+
+    # Which nodes there are.
+
+    async def learn(self) -> None:
+        """Read from the cluster where its nodes are.
+
+        Raises:
+            ClientError: no node answers.
+        """
+        lost: ClientError | None = None
+        for known in await self._candidates():
+            try:
+                cluster = await self._client(known.url).get("/api/cluster", timeout=5.0)
+            except ClientError as error:
+                self._lost(known, error)
+                lost = error
+                continue
+            self.nodes.learn(known.url, cluster)
+            self._learned_at = time.monotonic()
+            self._answered(known)
+            return
+        raise lost or _nobody()
+
+    async def _candidates(self) -> list[KnownNode]:
+        """The nodes to ask, in order; those that are away are looked at beside."""
+        self._use_running_loop()
+        if not len(self.nodes):
+            await self._discover()
+        self._recheck()
+        self._learn_now_and_then()
+        return self.nodes.order()
+
+    async def _discover(self) -> None:
+        """Find the first node: in the environment, on this machine, by mDNS."""
+        self._finding = self._finding or asyncio.Lock()
+        async with self._finding:
+            if len(self.nodes):
+                return
+            if named := discovery.named_in_environment():
+                self.nodes.add(named)
+                return
+            with contextlib.suppress(ClientError):
+                await self._client(discovery.HERE).get("/api/version", timeout=_PING_SECONDS)
+                self.nodes.add([discovery.HERE])
+                return
+            found = await self._find()
+            if not found:
+                raise _nobody()
+            self.nodes.add(found)
+
+    def _use_running_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop or self._session is None or self._session.closed:
+            self._abandon()
+            self._loop, self._tasks, self._finding = loop, {}, None
+            self._session = new_session()
+
+    def _client(self, url: str) -> Client:
+        self._use_running_loop()
+        return Client(url, timeout=self._timeout, session=self._session)
+
+    def _lost(self, known: KnownNode, error: ClientError) -> None:
+        level = logging.WARNING if known.reached and not known.failures else logging.DEBUG
+        log.log(level, "node lost: %s: %s", known.name or known.url, error.message)
+        self.nodes.failed(known.url, time.monotonic())
+
+    def _answered(self, known: KnownNode) -> None:
+        if known.failures:
+            log.info("node is back: %s", known.name or known.url)
+        self.nodes.answered(known.url)
+
+    def _learn_now_and_then(self) -> None:
+        now = time.monotonic()
+        if self._learned_at and now - self._learned_at < _LEARN_SECONDS:
+            return
+        self._in_background("learn", self._learn_quietly())
+
+    async def _learn_quietly(self) -> None:
+        # Who does not tell is not asked again with every request.
+        self._learned_at = time.monotonic() - _LEARN_SECONDS + _LEARN_AGAIN_SECONDS
+        for known in self.nodes.order():
+            with contextlib.suppress(ClientError):
+                self.nodes.learn(known.url, await self._client(known.url).get("/api/cluster", timeout=5.0))
+                self._learned_at = time.monotonic()
+                return
+
+    def _recheck(self) -> None:
+        """Look, beside the requests, whether nodes that were away are back."""
+        for known in self.nodes.due(time.monotonic()):
+            self._in_background(known.url, self._ping(known))
+
+    async def _ping(self, known: KnownNode) -> None:
+        try:
+            await self._client(known.url).get("/api/version", timeout=_PING_SECONDS)
+        except ClientError:
+            self.nodes.failed(known.url, time.monotonic())
+            return
+        self._answered(known)
+
+    async def _look_again(self) -> None:
+        """While no node answers: look at all that are due before the next round."""
+        await asyncio.gather(*(self._ping(known) for known in self.nodes.due(time.monotonic())))
+
+    def _in_background(self, name: str, work: Any) -> None:
+        if name in self._tasks:
+            work.close()
+            return
+        task = self._tasks[name] = asyncio.get_running_loop().create_task(work, name=f"sollold {name}")
+        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+
+
+def _is_gone(error: ClientError) -> bool:
+    """Whether the node is, and not only the request refused."""
+    return isinstance(error, NodeLost) or _STOPPING in error.message
+
+
+def _nobody() -> NodeLost:
+    return NodeLost(
+        "no sollold daemon answers on this machine, and none was found on the LAN. Start one with "
+        "`systemctl start sollold` or `sollold run`, name one (node='http://HOST:11435' or "
+        f"${discovery.NODE_VARIABLE}), or let the router start one (auto_setup_rpc=True)"
+    )

@@ -1,0 +1,123 @@
+"""A deployment that is spread over machines, as callers see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import field
+from typing import Any
+
+from sollold.facts import dataclass
+
+DISTRIBUTED = "llama.cpp-distributed"
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """The llama-server that runs a model over several machines.
+
+    Attributes:
+        id: of the deployment; empty where only an answer told of it.
+        model: its name.
+        base_url: the API of the node that runs it, which answers for it; the llama-server itself listens on
+            that machine alone.
+        state: ``ready``, ``loading`` …
+        node: the name of the node that runs it.
+        rpc_backends: the devices on other machines that hold layers, each with ``host``, ``port``, ``node``,
+            ``device``, ``layers`` and ``bytes``. ``port`` is the one at which nodes talk with each other.
+        layers: all parts: ``node``, ``device``, ``first``, ``last`` (both included), ``bytes``.
+        context: tokens that a request may use.
+        tokens_per_second: of a single stream, as measured; 0.0 before there was one.
+    """
+
+    id: str
+    model: str
+    base_url: str
+    state: str = "ready"
+    node: str = ""
+    rpc_backends: tuple[dict[str, Any], ...] = ()
+    layers: tuple[dict[str, Any], ...] = ()
+    context: int = 0
+    tokens_per_second: float = 0.0
+    look: Callable[[str], bool] | None = field(default=None, repr=False, compare=False)
+    """Asks the cluster whether the deployment of this id runs; None: what is known is told."""
+
+    def is_running(self) -> bool:
+        """Whether it answers: with the blocking classes asked now, with the async ones when last seen."""
+        return self.look(self.id) if self.look is not None else self.state == "ready"
+
+
+def coordinators_in(cluster: dict[str, Any], look: Callable[[str], bool] | None = None) -> list[Coordinator]:
+    """The coordinators that ``/api/cluster`` tells of, the ready ones first."""
+    nodes = {node["node"]: node for node in cluster["nodes"]}
+    found = [
+        _coordinator(deployment, nodes, look)
+        for deployment in cluster["deployments"]
+        if deployment["backend"] == DISTRIBUTED
+    ]
+    return sorted(found, key=lambda one: one.state != "ready")
+
+
+def coordinator_of(model: str, routing: Mapping[str, Any]) -> Coordinator | None:
+    """The coordinator that an answer tells of in its ``_routing``; None where one machine gave it."""
+    if routing.get("backend") != DISTRIBUTED:
+        return None
+    name, head = str(routing.get("model") or model), str(routing.get("node") or "")
+    layers, backends = [], []
+    for device in routing.get("devices") or ():
+        node, _, part = str(device).partition("/")
+        layers.append({"node": node, "device": part})
+        if node != head or ":" in part:
+            backends.append({"host": node, "port": 0, "node": node, "device": part})
+    url = str(routing.get("coordinator_url") or "")
+    return Coordinator("", name, url, "ready", head, tuple(backends), tuple(layers))
+
+
+def _coordinator(
+    deployment: dict[str, Any], nodes: dict[str, Any], look: Callable[[str], bool] | None
+) -> Coordinator:
+    head = nodes.get(deployment["node"], {})
+    parts = [part for part in deployment["placed"] if part["last"] > part["first"]]
+    backends = []
+    for part in parts:
+        host, port = _address(part, nodes)
+        if part["node"] != deployment["node"] or "#" in part["device"] or ":" in part["device"]:
+            backends.append(
+                {
+                    "host": host,
+                    "port": port,
+                    "node": part["node_name"],
+                    "device": part["device"],
+                    "layers": part["last"] - part["first"],
+                    "bytes": part["bytes"],
+                }
+            )
+    return Coordinator(
+        id=deployment["id"],
+        model=deployment["model"],
+        base_url=head.get("url", ""),
+        state=deployment["state"],
+        node=deployment["node_name"],
+        rpc_backends=tuple(backends),
+        layers=tuple(
+            {
+                "node": part["node_name"],
+                "device": part["device"],
+                "first": part["first"],
+                "last": part["last"] - 1,
+                "bytes": part["bytes"],
+            }
+            for part in parts
+        ),
+        context=deployment["context"],
+        tokens_per_second=deployment["speed"],
+        look=look,
+    )
+
+
+def _address(part: dict[str, Any], nodes: dict[str, Any]) -> tuple[str, int]:
+    """Where a part is: an external worker's own address, else its node's."""
+    host, colon, port = part["device"].partition("#")[0].rpartition(":")
+    if colon and port.isdigit():
+        return host, int(port)
+    node = nodes.get(part["node"], {})
+    return (node.get("addresses") or [""])[0], int(node.get("peer_port") or 0)

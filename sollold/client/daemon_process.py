@@ -1,0 +1,120 @@
+"""A daemon of this machine that a program starts for itself, and that ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from sollold.client.discovery import HERE
+from sollold.client.errors import ClientError
+from sollold.client.http import Client
+from sollold.machine.child_guard import guarded
+
+log = logging.getLogger("sollold.client")
+
+_PING_SECONDS = 2.0
+_START_SECONDS = 60.0
+_BUILD_SECONDS = 3600.0
+_STOP_SECONDS = 20.0
+_STEP_SECONDS = 0.25
+
+
+class DaemonProcess:
+    """``sollold run`` as a child, if no daemon answers here. ``backends``: ``host:port`` of workers."""
+
+    def __init__(self, backends: Sequence[str] = (), *, url: str = HERE, words: Sequence[str] = ()) -> None:
+        """``words``: further arguments for ``sollold run``."""
+        self._backends = tuple(backends)
+        self._url = url
+        self._words = tuple(words)
+        self._process: asyncio.subprocess.Process | None = None
+        self._log: Path | None = None
+
+    async def ensure(self) -> None:
+        """Have a daemon here whose llama.cpp is ready.
+
+        Raises:
+            ClientError: it could not be started; the end of its log says why.
+        """
+        if await self._answers():
+            return
+        if self._process is None or self._process.returncode is not None:
+            await self._start()
+        await self._wait()
+
+    async def stop(self) -> None:
+        """End the daemon, if it was started here."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), _STOP_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        if self._log is not None:
+            self._log.unlink(missing_ok=True)
+
+    async def _start(self) -> None:
+        file, name = tempfile.mkstemp(prefix="sollold-", suffix=".log")
+        self._log = Path(name)
+        words = [sys.executable, "-m", "sollold", "run", *self._words]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(place for place in sys.path if place)}
+        if self._backends:
+            words += ["--set", "llama.allow_plain_workers=on"]
+            environment["RPC_BACKENDS"] = ",".join(self._backends)
+        log.info("no daemon on this machine: starting one (`sollold run`), its log is %s", name)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *guarded(words),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env=environment,
+                start_new_session=True,
+            )
+        finally:
+            os.close(file)
+
+    async def _wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        began, told = loop.time(), ""
+        limit = _START_SECONDS
+        async with Client(self._url, timeout=_PING_SECONDS) as client:
+            while True:
+                if self._process is None or self._process.returncode is not None:
+                    raise ClientError(f"the daemon could not be started:\n{self._last_lines()}")
+                with contextlib.suppress(ClientError):
+                    cluster = await client.get("/api/cluster")
+                    me = next(node for node in cluster["nodes"] if node["me"])
+                    if me["build"]:
+                        log.info("daemon ready, llama.cpp %s", me["build"])
+                        return
+                    limit = _BUILD_SECONDS
+                    if me["setup"] != told:
+                        told = me["setup"]
+                        log.info("setting llama.cpp up: %s", told)
+                if loop.time() - began > limit:
+                    raise ClientError(f"no daemon was ready within {limit:g} s:\n{self._last_lines()}")
+                await asyncio.sleep(_STEP_SECONDS)
+
+    async def _answers(self) -> bool:
+        try:
+            async with Client(self._url, timeout=_PING_SECONDS) as client:
+                await client.get("/api/version")
+        except ClientError:
+            return False
+        return True
+
+    def _last_lines(self) -> str:
+        with contextlib.suppress(OSError):
+            if self._log is not None:
+                return "\n".join(self._log.read_text(errors="replace").splitlines()[-10:])
+        return ""

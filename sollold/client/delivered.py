@@ -1,0 +1,130 @@
+"""What a caller has got of a streamed answer, and how the rest is asked of another node. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+from sollold.facts import dataclass
+
+
+@dataclass(slots=True)
+class Delivered:
+    """The records of one answer, added up.
+
+    Attributes:
+        content, thinking: the pieces of text, in order.
+        tool_calls: whole ones.
+        events: records with text in them: about as many as tokens.
+        reached: a node took the request.
+        began: when the first of them came, on the monotonic clock; 0: none has.
+        spent: seconds in which nodes that are lost made them.
+        lost: nodes that were lost on the way, by name.
+        lost_at: when the last of them was, until the answer goes on.
+        gap: seconds without text, added up over all losses.
+    """
+
+    content: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    events: int = 0
+    backend: str = ""
+    reached: bool = False
+    began: float = 0.0
+    spent: float = 0.0
+    lost: list[str] = field(default_factory=list)
+    lost_at: float = 0.0
+    gap: float = 0.0
+
+    def __bool__(self) -> bool:
+        return bool(self.content or self.thinking or self.tool_calls or self.logprobs)
+
+    def add(self, record: dict[str, Any], now: float) -> bool:
+        """Take a record in; answers whether it says anything."""
+        message = record.get("message")
+        said = message if isinstance(message, dict) else record
+        text = said.get("content" if said is message else "response")
+        thought = said.get("thinking")
+        calls = said.get("tool_calls") if said is message else None
+        logprobs = record.get("logprobs")
+        if text:
+            self.content.append(text)
+        if thought:
+            self.thinking.append(thought)
+        if calls:
+            self.tool_calls.extend(calls)
+        if logprobs:
+            self.logprobs.extend(logprobs)
+        if text or thought:
+            self.events += 1
+        anything = bool(text or thought or calls or logprobs)
+        if anything:
+            self.began = self.began or now
+            if self.lost_at:
+                self.gap += now - self.lost_at
+                self.lost_at = 0.0
+        return anything
+
+    def node_lost(self, name: str, now: float) -> None:
+        """The node that gave the answer is gone."""
+        self.lost.append(name)
+        self.lost_at = self.lost_at or now
+        if self.began:
+            self.spent += now - self.began
+            self.began = 0.0
+
+    def forget(self) -> None:
+        """Begin the answer anew: nobody has seen anything of it yet."""
+        self.content.clear()
+        self.thinking.clear()
+        self.tool_calls.clear()
+        self.logprobs.clear()
+        self.events, self.began, self.spent = 0, 0.0, 0.0
+
+    def request(self, body: dict[str, Any]) -> dict[str, Any]:
+        """``body`` as it asks for what is lacking."""
+        if not self:
+            return body
+        resume: dict[str, Any] = {
+            "content": "".join(self.content),
+            "thinking": "".join(self.thinking),
+            "events": self.events,
+            "tool_calls": len(self.tool_calls),
+            "logprobs": bool(self.logprobs),
+            "spent_ms": round(self.spent * 1000, 3),
+        }
+        if self.backend:
+            resume["backend"] = self.backend
+        return {**body, "resume": resume}
+
+    def finish(self, record: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The last record as that of the whole; ``seconds``: since the request began."""
+        routing = record.setdefault("_routing", {})
+        if not self.lost:
+            return record
+        routing["resumed"] = int(routing.get("resumed") or 0) + len(self.lost)
+        routing["gap_ms"] = round(float(routing.get("gap_ms") or 0.0) + self.gap * 1000, 3)
+        routing["duration_ms"] = round(seconds * 1000, 3)
+        routing["lost_nodes"] = list(self.lost)
+        if "total_duration" in record:
+            record["total_duration"] = int(seconds * 1e9)
+        return record
+
+    def whole(self, last: dict[str, Any]) -> dict[str, Any]:
+        """The answer in one record, as it is when it is not streamed."""
+        content, thinking = "".join(self.content), "".join(self.thinking)
+        message = last.get("message")
+        if isinstance(message, dict):
+            message["content"] = content
+            if thinking:
+                message["thinking"] = thinking
+            if self.tool_calls:
+                message["tool_calls"] = list(self.tool_calls)
+        else:
+            last["response"] = content
+            if thinking:
+                last["thinking"] = thinking
+        if self.logprobs:
+            last["logprobs"] = list(self.logprobs)
+        return last

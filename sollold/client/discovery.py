@@ -1,0 +1,109 @@
+"""Where a client finds its first node: named, in the environment, on this machine, or on the LAN."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+NODE_VARIABLE = "SOLLOLD_NODE_URL"
+PORT = 11435
+HERE = f"http://127.0.0.1:{PORT}"
+_SERVICE = "_sollold._tcp.local."
+_LISTEN_SECONDS = 2.5
+_ENOUGH_SECONDS = 0.3
+"""Seconds for which more nodes are waited for after the first."""
+
+
+def url_of(node: str | Mapping[str, object]) -> str:
+    """The URL of a node given as a URL, as ``host``, ``host:port`` or as ``{"host": …, "port": …}``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if isinstance(node, Mapping):
+        if "url" in node:
+            return url_of(str(node["url"]))
+        host, port = node.get("host"), node.get("port", PORT)
+        if not isinstance(host, str) or not host:
+            raise ValueError(f'a node needs a "host": {dict(node)}')
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    text = str(node).strip().rstrip("/")
+    if not text:
+        raise ValueError("the address of a node is empty")
+    if "://" in text:
+        return text
+    host, colon, port = text.rpartition(":")
+    if colon and port.isdigit() and "]" not in port:
+        return f"http://{text}"
+    return f"http://{text}:{PORT}"
+
+
+def urls_of(node: str | Mapping[str, object] | Iterable[str | Mapping[str, object]] | None) -> list[str]:
+    """URLs of one node or several, a comma between them in a text; empty: nobody is named.
+
+    Raises:
+        ValueError: as `url_of`.
+    """
+    if node is None:
+        return []
+    if isinstance(node, str):
+        return [url_of(part) for part in node.split(",") if part.strip()]
+    if isinstance(node, Mapping):
+        return [url_of(node)]
+    return [url_of(one) for one in node]
+
+
+def named_in_environment(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The nodes of ``$SOLLOLD_NODE_URL``."""
+    return urls_of(environ.get(NODE_VARIABLE, ""))
+
+
+async def on_the_lan(seconds: float = _LISTEN_SECONDS) -> list[str]:
+    """The nodes that mDNS finds, by the addresses they announce; empty where multicast does not work.
+
+    Announced is the port for nodes; the one for people is the usual one, and others are learned from there.
+    """
+    from zeroconf import ServiceStateChange, Zeroconf
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+    found_urls: list[str] = []
+    asking: set[asyncio.Task[None]] = set()
+    found = asyncio.Event()
+
+    async def resolve(zeroconf: Zeroconf, name: str) -> None:
+        info = AsyncServiceInfo(_SERVICE, name)
+        if await info.async_request(zeroconf, int(seconds * 1000)):
+            found_urls.extend(_urls(info.parsed_addresses(), secure=b"https" in info.properties))
+            found.set()
+
+    def heard(zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange) -> None:
+        if state_change is ServiceStateChange.Added and len(asking) < 64:
+            asking.add(asyncio.get_running_loop().create_task(resolve(zeroconf, name)))
+
+    try:
+        zeroconf = AsyncZeroconf()
+    except OSError:
+        return []
+    try:
+        browser = AsyncServiceBrowser(zeroconf.zeroconf, _SERVICE, handlers=[heard])
+        try:
+            await asyncio.wait_for(found.wait(), seconds)
+            await asyncio.sleep(_ENOUGH_SECONDS)
+        except TimeoutError:
+            pass
+        await browser.async_cancel()
+    finally:
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await zeroconf.async_close()
+    # IPv4 first.
+    return sorted(dict.fromkeys(found_urls), key=lambda url: "[" in url)
+
+
+def _urls(hosts: Sequence[str], *, secure: bool) -> list[str]:
+    """One URL an address; link-local ones need a scope that a URL does not carry."""
+    usable = [host for host in hosts if not host.lower().startswith("fe80")]
+    urls = [url_of({"host": host}) for host in usable]
+    return [url.replace("http://", "https://", 1) for url in urls] if secure else urls

@@ -1,0 +1,435 @@
+"""`HybridRouter`: small models by an Ollama or one machine, big ones spread over several; asked by name."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from sollold.client.backends import backend_addresses
+from sollold.client.bodies import checked_messages, request_body
+from sollold.client.coordinator import DISTRIBUTED, Coordinator, coordinator_of, coordinators_in
+from sollold.client.daemon_process import DaemonProcess
+from sollold.client.discovery import HERE, named_in_environment, urls_of
+from sollold.client.errors import ClientError, InsufficientMemory
+from sollold.client.events import Events
+from sollold.client.pool import NodeNames, OllamaPool, Record
+from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
+from sollold.client.stats import Stats
+
+__all__ = ["MODEL_PROFILES", "HybridRouter", "OllamaPool"]
+
+log = logging.getLogger("sollold.client")
+
+_PLAN_SECONDS = 60.0
+_OLLAMA = "ollama:"
+"""How the endpoints of Ollamas begin."""
+_LOOKS, _LOOK_SECONDS = 10, 0.2
+_ANY_SIZE = 1e-6
+"""Billions of parameters: a threshold that every model is over."""
+
+
+class HybridRouter:
+    """Routes requests to the cluster. Nothing is asked before the first request.
+
+    Every argument holds for the requests of this router alone; what is None is as the daemons' settings say.
+
+    Args:
+        ollama_pool: whose nodes are asked; without one, those of ``node``.
+        enable_distributed: whether models may be spread over machines.
+        auto_discover_rpc: use the llama.cpp workers that the daemons know beside their own; False: only
+            those of ``rpc_backends``, and the daemons' own.
+        auto_setup_rpc: start a daemon on this machine if there is none; it ends with the router. llama.cpp
+            is built for it where there is none, which takes some minutes once.
+        num_rpc_backends: machines besides the head that a model may be spread over, at most.
+        rpc_backends: workers that others started, ``[{"host": …, "port": …}]``; without them those of
+            ``$RPC_BACKENDS``.
+        distributed_threshold_params: billions of parameters from which a model is spread even where it fits
+            one machine.
+        coordinator_timeout: seconds that a model may take until its answer begins, a queue not counted.
+        gguf_path: of a file on the daemon's machine that is to be run instead of what the name means.
+        model_filter: names of the models that may be spread; the others run on one machine. None: all may.
+        layer_strategy: ``"memory_aware"``: layers by memory; ``"even"``: alike.
+        node: URLs of nodes, the preferred ones first; see `OllamaPool`.
+    """
+
+    def __init__(
+        self,
+        ollama_pool: OllamaPool | None = None,
+        *,
+        enable_distributed: bool = True,
+        auto_discover_rpc: bool = True,
+        auto_setup_rpc: bool = False,
+        num_rpc_backends: int | None = None,
+        rpc_backends: Sequence[Mapping[str, Any] | str] | None = None,
+        distributed_threshold_params: float | None = None,
+        coordinator_timeout: float | None = None,
+        gguf_path: str | os.PathLike[str] | None = None,
+        model_filter: Iterable[str] | None = None,
+        layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
+        node: NodeNames | None = None,
+    ) -> None:
+        if num_rpc_backends is not None and num_rpc_backends < 1:
+            raise ValueError("num_rpc_backends must be at least 1; enable_distributed=False spreads nothing")
+        if layer_strategy not in (None, "memory_aware", "even", "fastest", "spread"):
+            raise ValueError(f'layer_strategy is "memory_aware" or "even", not {layer_strategy!r}')
+        if isinstance(model_filter, str):
+            model_filter = [model_filter]
+        self.ollama_pool = ollama_pool if ollama_pool is not None else OllamaPool(node)
+        if ollama_pool is not None and node is not None:
+            self.ollama_pool.client.nodes.add(urls_of(node))
+        self.enable_distributed = enable_distributed
+        self.model_filter = None if model_filter is None else tuple(model_filter)
+        self.coordinator_timeout = coordinator_timeout
+        self._backends = backend_addresses(rpc_backends)
+        self._auto_discover = auto_discover_rpc
+        self._workers = num_rpc_backends
+        self._threshold = distributed_threshold_params
+        self._policy = layer_strategy
+        self._path = None if gguf_path is None else os.fspath(gguf_path)
+        self._child: DaemonProcess | None = DaemonProcess(self._backends) if auto_setup_rpc else None
+        self._events = Events()
+        self._coordinators: list[Coordinator] = []
+        self._ready = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections; a daemon that this router started ends."""
+        await self.ollama_pool.close()
+        if self._child is not None:
+            await self._child.stop()
+        self._ready = False
+
+    # Asking models.
+
+    @overload
+    async def route_request(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+    ) -> AsyncGenerator[Record, None]: ...
+    @overload
+    async def route_request(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **more: Any,
+    ) -> Record: ...
+    async def route_request(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Record | AsyncGenerator[Record, None]:
+        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+
+        ``_routing`` has ``backend`` (``ollama-pool``, ``llama.cpp-local``, ``llama.cpp-distributed``),
+        ``duration_ms``, ``coordinator_url``, ``node``, ``devices``, and after a node was lost on the way
+        ``resumed``, ``gap_ms`` and ``lost_nodes``. Arguments are those of `OllamaPool.chat`.
+
+        Raises:
+            TimeoutError: after ``timeout``, or the router's ``coordinator_timeout``.
+            InsufficientMemory: the model does not fit.
+            ClientError: the daemon refused otherwise, or none could be reached.
+        """
+        body = request_body(
+            model,
+            priority=priority,
+            max_tokens=max_tokens,
+            placement=self.placement(model),
+            more=more,
+            messages=checked_messages(messages),
+        )
+        return await self._answer("/api/chat", body, stream, timeout)
+
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+    ) -> AsyncGenerator[Record, None]: ...
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any
+    ) -> Record: ...
+    async def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Record | AsyncGenerator[Record, None]:
+        """Let a model go on from a prompt. Arguments and errors are those of `route_request`."""
+        body = request_body(
+            model,
+            priority=priority,
+            max_tokens=max_tokens,
+            placement=self.placement(model),
+            more=more,
+            prompt=prompt,
+        )
+        return await self._answer("/api/generate", body, stream, timeout)
+
+    async def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
+        """The vectors of one text or several; see `OllamaPool.embed`."""
+        await self.connect()
+        return await self.ollama_pool.embed(model, input, **more)
+
+    async def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> list[list[float]]:
+        """The vectors of many texts, in their order; see `OllamaPool.batch_embed`."""
+        await self.connect()
+        return await self.ollama_pool.batch_embed(model, inputs, **more)
+
+    async def _answer(
+        self, path: str, body: Record, stream: bool, timeout: float | None
+    ) -> Record | AsyncGenerator[Record, None]:
+        await self.connect()
+        model = str(body["model"])
+        records = self._records(path, body, not stream, timeout)
+        if stream:
+            return records
+        try:
+            return await anext(records)
+        finally:
+            await records.aclose()
+            log.debug("request for %s ended", model)
+
+    async def _records(
+        self, path: str, body: Record, whole: bool, timeout: float | None
+    ) -> AsyncGenerator[Record, None]:
+        model = str(body["model"])
+        watch = self._events.request(model)
+        records = self.ollama_pool.client.stream(
+            path,
+            body,
+            timeout=timeout,
+            start_timeout=self.coordinator_timeout,
+            whole=whole,
+            on_wait=watch.waits,
+        )
+        try:
+            async for record in records:
+                if record.get("done"):
+                    watch.ends(record.get("_routing") or {})
+                    self._remember(model, record.get("_routing") or {})
+                yield record
+        except ClientError as error:
+            raise await self._explained(error, model, body.get("placement")) from error
+        finally:
+            await records.aclose()
+
+    async def _explained(self, error: ClientError, model: str, placement: Any) -> ClientError:
+        """Too little memory with its numbers, which the plan tells; else the error as it is."""
+        if error.status != 507 or isinstance(error, InsufficientMemory):
+            return error
+        missing: Mapping[str, Any] = {}
+        try:
+            plan = await self.ollama_pool.client.post(
+                "/api/cluster/plan", _with_placement({"model": model}, placement), timeout=_PLAN_SECONDS
+            )
+            missing = plan.get("missing") or {}
+        except ClientError as other:
+            log.debug("no plan tells what is missing: %s", other.message)
+        return _too_big(error.message, missing)
+
+    # Asking about models.
+
+    async def should_use_distributed(self, model: str) -> bool:
+        """Whether a request for ``model`` now would be answered by several machines, by the cluster's plan.
+
+        Of a model that the cluster does not have its profile tells (`MODEL_PROFILES`).
+
+        Raises:
+            InsufficientMemory: it would not run at all.
+            ClientError: nobody knows the model, or no daemon could be reached.
+        """
+        return bool((await self.explain(model))["distributed"])
+
+    async def explain(self, model: str) -> Record:
+        """What a request for ``model`` now would do: the plan with its reasons, and ``distributed``.
+
+        Raises:
+            InsufficientMemory: it would not run; with the numbers.
+            ClientError: nobody knows the model, or no daemon could be reached.
+        """
+        await self.connect()
+        client, placement = self.ollama_pool.client, self.placement(model)
+        try:
+            body = _with_placement({"model": model}, placement)
+            plan: Record = await client.post("/api/cluster/plan", body, timeout=_PLAN_SECONDS)
+        except ClientError as error:
+            profile = profile_of(model)
+            if error.status != 404 or profile is None:
+                raise
+            return await self._by_profile(model, profile)
+        if not plan["ok"]:
+            raise _too_big(plan["reason"], plan.get("missing") or {})
+        plan["distributed"] = await self._is_distributed(plan)
+        return plan
+
+    async def _is_distributed(self, plan: Record) -> bool:
+        endpoint = str(plan.get("endpoint") or "")
+        if endpoint.startswith(_OLLAMA):
+            return False
+        # What was loaded a moment ago may not be known everywhere yet.
+        for _ in range(_LOOKS if endpoint else 0):
+            cluster = await self.ollama_pool.client.get("/api/cluster")
+            for deployment in cluster["deployments"]:
+                if deployment["id"] == endpoint:
+                    return bool(deployment["backend"] == DISTRIBUTED)
+            await asyncio.sleep(_LOOK_SECONDS)
+        shares = (plan.get("plan") or {}).get("shares") or ()
+        return any(share["node"] != plan["plan"]["head"] or ":" in share["device"] for share in shares)
+
+    async def _by_profile(self, model: str, profile: Mapping[str, Any]) -> Record:
+        """What to expect of a model that the cluster does not have."""
+        cluster = await self.ollama_pool.client.get("/api/cluster")
+        largest = max((node["total"] for node in cluster["nodes"]), default=0)
+        size = float(profile.get("estimated_memory_gb") or 0.0) * 1e9
+        distributed = self._may_distribute(model) and (self._must_distribute(profile) or 0 < largest < size)
+        return {
+            "ok": True,
+            "verdict": "profile",
+            "reason": f"no node has {model}; by its profile it needs about {size / 1e9:g} GB",
+            "distributed": distributed,
+        }
+
+    # Coordinators.
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """The coordinator of this router's models as last seen; see `refresh`. None: there is none."""
+        return self._coordinators[0] if self._coordinators else None
+
+    @property
+    def coordinators(self) -> list[Coordinator]:
+        """All coordinators of this router's models, as last seen."""
+        return list(self._coordinators)
+
+    @property
+    def coordinator_model(self) -> str | None:
+        """The model of `coordinator`."""
+        return self.coordinator.model if self.coordinator is not None else None
+
+    async def refresh(self) -> list[Coordinator]:
+        """Ask the cluster which coordinators run for this router's models, the last used first.
+
+        Raises:
+            ClientError: no daemon could be reached.
+        """
+        await self.connect()
+        last = self._coordinators[0].model if self._coordinators else ""
+        found = coordinators_in(await self.ollama_pool.client.get("/api/cluster"))
+        mine = [one for one in found if self._may_distribute(one.model)]
+        self._coordinators = sorted(mine, key=lambda one: plain_name(one.model) != plain_name(last))
+        return self.coordinators
+
+    def get_stats(self) -> Stats:
+        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`.
+
+        It is awaited, but for a caller without a running event loop, for whom it is asked at once.
+
+        Raises:
+            ClientError: no daemon could be reached.
+        """
+
+        async def ask() -> Record:
+            await self.connect()
+            return await self.ollama_pool.get_stats()
+
+        async def ask_apart() -> Record:
+            async with OllamaPool([known.url for known in self.ollama_pool.client.nodes]) as pool:
+                return await pool.get_stats()
+
+        return Stats(ask, ask_apart)
+
+    def _remember(self, model: str, routing: Mapping[str, Any]) -> None:
+        """An answer tells of its coordinator: no further question is needed."""
+        told = coordinator_of(model, routing)
+        if told is not None:
+            others = [one for one in self._coordinators if plain_name(one.model) != plain_name(told.model)]
+            self._coordinators = [told, *others]
+
+    # What the router wants of the cluster.
+
+    async def connect(self) -> None:
+        """Find the cluster, or start a daemon if the router is to; done with the first request.
+
+        Raises:
+            ClientError: no daemon could be reached or started.
+        """
+        if self._ready:
+            return
+        client = self.ollama_pool.client
+        if self._child is not None and not len(client.nodes) and not named_in_environment():
+            await self._child.ensure()
+            client.nodes.add([HERE])
+        cluster = await client.get("/api/cluster")
+        self._ready = True
+        self._events.connected(cluster, self.enable_distributed, bool(self._backends))
+
+    def placement(self, model: str) -> Record:
+        """What a load for this router's request is asked for; empty: nothing but what the settings say."""
+        wanted: Record = {}
+        profile = wanted_by_user(model)
+        if not self._may_distribute(model):
+            wanted["distributed"] = False
+        else:
+            if self._workers is not None:
+                wanted["workers"] = self._workers
+            if profile is not None and self._must_distribute(profile):
+                wanted["threshold"] = _ANY_SIZE
+            elif self._threshold is not None:
+                wanted["threshold"] = self._threshold
+            if self._policy is not None:
+                wanted["policy"] = self._policy
+            if self._backends:
+                wanted["external"] = list(self._backends)
+            elif not self._auto_discover:
+                wanted["external"] = []
+        if self._path is not None and self._in_filter(model):
+            wanted["file"] = self._path
+        return wanted
+
+    def _must_distribute(self, profile: Mapping[str, Any]) -> bool:
+        """Whether a model is to be spread, for all that its profile says."""
+        billions = float(profile.get("parameter_count") or 0)
+        over = self._threshold is not None and 0 < self._threshold <= billions
+        return bool(profile.get("requires_distributed")) or over
+
+    def _may_distribute(self, model: str) -> bool:
+        return self.enable_distributed and self._in_filter(model)
+
+    def _in_filter(self, model: str) -> bool:
+        return self.model_filter is None or plain_name(model) in map(plain_name, self.model_filter)
+
+
+def _with_placement(body: Record, placement: Any) -> Record:
+    return {**body, "placement": placement} if placement else body
+
+
+def _too_big(message: str, missing: Mapping[str, Any]) -> InsufficientMemory:
+    return InsufficientMemory(
+        message,
+        needed=int(missing.get("needed") or 0),
+        there=int(missing.get("there") or 0),
+        missing=int(missing.get("missing") or 0),
+        remedies=tuple(str(one) for one in missing.get("remedies") or ()),
+    )

@@ -1,0 +1,52 @@
+"""Where Ollama keeps the GGUF file of a model, by the daemon's own reader of the store. Read only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class OllamaGGUFResolver:
+    """Finds models in Ollama's stores of this machine.
+
+    Args:
+        ollama_models_dir: the store (the folder with ``manifests`` and ``blobs``); without one: wherever
+            Ollama's unit, ``$OLLAMA_MODELS`` or the usual homes say.
+    """
+
+    def __init__(self, ollama_models_dir: str | Path | None = None) -> None:
+        self._configured = () if ollama_models_dir is None else (str(ollama_models_dir),)
+
+    def get_gguf_path(self, model_name: str) -> str | None:
+        """The path of the model's GGUF file, of its first one where it is split; None: no store has it.
+
+        Raises:
+            PermissionError: a store has it, and the file can't be read by this user.
+        """
+        from sollold.models.names import resolve
+
+        found = self._found()
+        name = resolve(model_name, found).name
+        if not name:
+            return None
+        files, unusable = found[name]
+        if files:
+            return files[0]
+        if unusable:
+            raise PermissionError(unusable)
+        return None
+
+    resolve = get_gguf_path
+
+    def list_available_models(self) -> dict[str, str]:
+        """The models whose files can be read: name → path of the first file."""
+        return {name: files[0] for name, (files, _) in sorted(self._found().items()) if files}
+
+    def _found(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        from sollold.models.stores import ollama_store
+
+        found: dict[str, tuple[tuple[str, ...], str]] = {}
+        for root in ollama_store.roots(self._configured):
+            for model in ollama_store.scan(root).found:
+                if model.format == "gguf":
+                    found.setdefault(model.name, (model.files, model.unusable))
+        return found

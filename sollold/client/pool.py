@@ -1,0 +1,248 @@
+"""`OllamaPool`: the cluster as a pool of Ollamas; which machine answers is decided there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from sollold.client.bodies import checked_messages, request_body
+from sollold.client.cluster import ClusterClient
+from sollold.client.discovery import urls_of
+from sollold.client.errors import NodeSilent, RequestTimeout
+from sollold.client.stats import cluster_stats
+
+NodeNames = str | Mapping[str, object] | Iterable[str | Mapping[str, object]]
+Record = dict[str, Any]
+Vectors = list[list[float]]
+Records = list[Record]
+
+_LONGEST_EMBED = 600.0
+_AT_A_TIME = 64
+"""Texts in one request of a batch."""
+
+
+def no_event(text: str) -> None:
+    """Nobody listens to what is waited for."""
+
+
+class OllamaPool:
+    """The nodes of a cluster. Nothing is asked before the first request.
+
+    Args:
+        nodes: URLs, ``host:port`` or ``{"host": …, "port": …}`` of nodes, the preferred ones first; without
+            them: ``$SOLLOLD_NODE_URL``, this machine, else what mDNS finds. One is enough: it tells of the
+            others.
+        timeout: seconds for answers that are not streamed and have no limit of their own.
+    """
+
+    def __init__(self, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> None:
+        self.client = ClusterClient(urls_of(nodes), timeout=timeout)
+
+    @classmethod
+    def auto_configure(cls, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> Self:
+        """A pool of the nodes that are found. It may be awaited, and need not be."""
+        return cls(nodes, timeout=timeout)
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self
+        yield
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+    @overload
+    async def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+    ) -> AsyncGenerator[Record, None]: ...
+    @overload
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **more: Any,
+    ) -> Record: ...
+    async def chat(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Record | AsyncGenerator[Record, None]:
+        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+
+        Args:
+            model: its name.
+            messages: the conversation.
+            stream: whether to get the records as they come.
+            priority: 1 to 10, or a name such as ``"HIGH"``.
+            max_tokens: of the answer at most.
+            timeout: seconds for the whole answer; the engine is stopped then, too.
+            more: Ollama's options (``temperature``, ``seed`` …, or ``options={…}``) and fields (``tools``,
+                ``format``, ``think``, ``keep_alive`` …).
+
+        Raises:
+            TimeoutError: after ``timeout``.
+            ClientError: the daemon refused, or none could be reached.
+        """
+        body = request_body(
+            model,
+            priority=priority,
+            max_tokens=max_tokens,
+            placement=more.pop("placement", None),
+            more=more,
+            messages=checked_messages(messages),
+        )
+        return await self.answer("/api/chat", body, stream=stream, timeout=timeout)
+
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+    ) -> AsyncGenerator[Record, None]: ...
+    @overload
+    async def generate(
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any
+    ) -> Record: ...
+    async def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Record | AsyncGenerator[Record, None]:
+        """Let a model go on from a prompt. Arguments and errors are those of `chat`."""
+        body = request_body(
+            model,
+            priority=priority,
+            max_tokens=max_tokens,
+            placement=more.pop("placement", None),
+            more=more,
+            prompt=prompt,
+        )
+        return await self.answer("/api/generate", body, stream=stream, timeout=timeout)
+
+    async def answer(
+        self,
+        path: str,
+        body: Record,
+        *,
+        stream: bool,
+        timeout: float | None = None,
+        start_timeout: float | None = None,
+        on_wait: Callable[[str], None] = no_event,
+    ) -> Record | AsyncGenerator[Record, None]:
+        """The answer to a body for ``/api/chat`` or ``/api/generate``; see `ClusterClient.stream`."""
+        records = self.client.stream(
+            path, body, timeout=timeout, start_timeout=start_timeout, whole=not stream, on_wait=on_wait
+        )
+        if stream:
+            return records
+        try:
+            return await anext(records)
+        finally:
+            await records.aclose()
+
+    async def embed(
+        self,
+        model: str,
+        input: str | Iterable[str],
+        *,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Record:
+        """The vectors of one text or several (``embeddings``).
+
+        Raises:
+            TimeoutError: after ``timeout`` seconds.
+            ClientError: the daemon refused, or none could be reached.
+        """
+        body = request_body(
+            model,
+            priority=priority,
+            placement=more.pop("placement", None),
+            more=more,
+            input=input if isinstance(input, str) else list(input),
+        )
+        if timeout is not None:
+            body["timeout"] = timeout
+        try:
+            answer: Record = await self.client.post(
+                "/api/embed", body, timeout=_LONGEST_EMBED if timeout is None else timeout + 1
+            )
+        except NodeSilent:
+            raise RequestTimeout(f"request timeout after {timeout or _LONGEST_EMBED:g} s") from None
+        return answer
+
+    async def batch_embed(
+        self,
+        model: str,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 4,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Any,
+    ) -> Vectors:
+        """The vectors of many texts, in their order.
+
+        Args:
+            model: its name.
+            inputs: the texts.
+            concurrency: requests at a time.
+            priority, more: of each request.
+            timeout: seconds for all of it.
+
+        Raises:
+            TimeoutError: after ``timeout``.
+            ClientError: as `embed`.
+        """
+        texts = list(inputs)
+        slots = asyncio.Semaphore(max(1, concurrency))
+
+        async def part(start: int) -> Vectors:
+            async with slots:
+                some = texts[start : start + _AT_A_TIME]
+                answer = await self.embed(model, some, priority=priority, **more)
+                return list(answer["embeddings"])
+
+        try:
+            async with asyncio.timeout(timeout):
+                async with asyncio.TaskGroup() as group:
+                    parts = [group.create_task(part(start)) for start in range(0, len(texts), _AT_A_TIME)]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        except TimeoutError:
+            raise RequestTimeout(f"request timeout after {timeout:g} s") from None
+        return [vector for done in parts for vector in done.result()]
+
+    async def list(self) -> Records:
+        """The models of the cluster, as Ollama lists them."""
+        answer = await self.client.get("/api/tags")
+        return answer["models"]  # type: ignore[no-any-return]
+
+    async def get_stats(self) -> Record:
+        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
+        return cluster_stats(
+            await self.client.get("/api/cluster"), await self.client.get_all("/api/cluster/stats")
+        )

@@ -1,0 +1,75 @@
+"""The statistics of a cluster, from those of its nodes, for callers with and without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Self
+
+from sollold.client import background
+from sollold.client.coordinator import coordinators_in
+
+_SUMS = (
+    "distributed_requests",
+    "local_requests",
+    "ollama_requests",
+    "resumed_streams",
+    "generated_tokens",
+)
+
+
+def cluster_stats(cluster: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What `get_stats` gives: every node's counts since its daemon started, added up.
+
+    ``distributed_requests``, ``local_requests``, ``ollama_requests``: answers by models spread over machines,
+    by a llama.cpp on one machine, and by an Ollama; ``resumed_streams``: faults after which an answer went
+    on; ``generated_tokens`` and ``tokens_per_second``: of all engines while each made an answer, so the speed
+    of a typical single stream; ``coordinator_uptime_seconds``: of the coordinator that has run longest, 0.0
+    without one; ``active_rpc_backends``: devices that hold layers for a coordinator of another machine;
+    ``nodes``: the counts of each node.
+    """
+    stats: dict[str, Any] = {key: sum(int(node.get(key) or 0) for node in nodes.values()) for key in _SUMS}
+    seconds = sum(float(node.get("generating_seconds") or 0.0) for node in nodes.values())
+    stats["tokens_per_second"] = round(stats["generated_tokens"] / seconds, 3) if seconds else 0.0
+    coordinators = [one for one in coordinators_in(cluster) if one.state == "ready"]
+    running = {one.id for one in coordinators}
+    stats["coordinator_uptime_seconds"] = max(
+        (
+            float(deployment["uptime_seconds"])
+            for node in nodes.values()
+            for deployment in node.get("deployments") or ()
+            if deployment["id"] in running
+        ),
+        default=0.0,
+    )
+    stats["active_rpc_backends"] = len(
+        {(backend["host"], backend["device"]) for one in coordinators for backend in one.rpc_backends}
+    )
+    stats["coordinators"] = len(coordinators)
+    stats["nodes"] = nodes
+    return stats
+
+
+class Stats(dict[str, Any]):
+    """Statistics that may be awaited, and need not be where no event loop runs.
+
+    Args:
+        ask: gives them on the running loop.
+        ask_apart: the same on any loop.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+        ask_apart: Callable[[], Coroutine[Any, Any, dict[str, Any]]],
+    ) -> None:
+        super().__init__()
+        self._ask = ask
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self.update(background.run(ask_apart()))
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        self.update((yield from self._ask().__await__()))
+        return self

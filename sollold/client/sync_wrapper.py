@@ -1,0 +1,269 @@
+"""`HybridRouter` and `OllamaPool` for callers that block.
+
+Their requests run on an event loop in a thread of its own: they may be called from several threads, and
+inside a running event loop, which is not touched (it stands still meanwhile, as with any blocking call).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+from sollold.client import hybrid_router, pool
+from sollold.client.background import iterate, run
+from sollold.client.coordinator import Coordinator, coordinators_in
+from sollold.client.errors import ClientError
+from sollold.client.pool import NodeNames, Record, Records, Vectors
+
+__all__ = ["HybridRouter", "OllamaPool"]
+
+
+class OllamaPool:
+    """The cluster as a pool of Ollamas. Arguments are those of `sollold.client.OllamaPool`."""
+
+    def __init__(self, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> None:
+        self.asynchronous = pool.OllamaPool(nodes, timeout=timeout)
+
+    @classmethod
+    def auto_configure(cls, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> Self:
+        """A pool of the nodes that are found with the first request."""
+        return cls(nodes, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        run(self.asynchronous.close())
+
+    @overload
+    def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+    ) -> Generator[Record, None, None]: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **more: Any,
+    ) -> Record: ...
+    def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
+    ) -> Record | Generator[Record, None, None]:
+        """Chat with a model; arguments and errors are those of `sollold.client.OllamaPool.chat`."""
+        if stream:
+            return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
+        return run(self.asynchronous.chat(model, messages, stream=False, **more))
+
+    @overload
+    def generate(
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+    ) -> Generator[Record, None, None]: ...
+    @overload
+    def generate(self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any) -> Record: ...
+    def generate(
+        self, model: str, prompt: str, *, stream: bool = False, **more: Any
+    ) -> Record | Generator[Record, None, None]:
+        """Let a model go on from a prompt; see `sollold.client.OllamaPool.generate`."""
+        if stream:
+            return iterate(run(self.asynchronous.generate(model, prompt, stream=True, **more)))
+        return run(self.asynchronous.generate(model, prompt, stream=False, **more))
+
+    def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
+        """The vectors of one text or several; see `sollold.client.OllamaPool.embed`."""
+        return run(self.asynchronous.embed(model, input, **more))
+
+    def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> Vectors:
+        """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
+        return run(self.asynchronous.batch_embed(model, inputs, **more))
+
+    def get_stats(self) -> Record:
+        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
+        return run(self.asynchronous.get_stats())
+
+    def list(self) -> Records:
+        """The models of the cluster, as Ollama lists them."""
+        return run(self.asynchronous.list())
+
+
+class HybridRouter:
+    """Routes requests to the cluster. Arguments are those of `sollold.client.HybridRouter`."""
+
+    def __init__(
+        self,
+        ollama_pool: OllamaPool | None = None,
+        *,
+        enable_distributed: bool = True,
+        auto_discover_rpc: bool = True,
+        auto_setup_rpc: bool = False,
+        num_rpc_backends: int | None = None,
+        rpc_backends: Sequence[Mapping[str, Any] | str] | None = None,
+        distributed_threshold_params: float | None = None,
+        coordinator_timeout: float | None = None,
+        gguf_path: str | os.PathLike[str] | None = None,
+        model_filter: Iterable[str] | None = None,
+        layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
+        node: NodeNames | None = None,
+    ) -> None:
+        self.asynchronous = hybrid_router.HybridRouter(
+            None if ollama_pool is None else ollama_pool.asynchronous,
+            enable_distributed=enable_distributed,
+            auto_discover_rpc=auto_discover_rpc,
+            auto_setup_rpc=auto_setup_rpc,
+            num_rpc_backends=num_rpc_backends,
+            rpc_backends=rpc_backends,
+            distributed_threshold_params=distributed_threshold_params,
+            coordinator_timeout=coordinator_timeout,
+            gguf_path=gguf_path,
+            model_filter=model_filter,
+            layer_strategy=layer_strategy,
+            node=node,
+        )
+        if auto_setup_rpc:
+            _with_daemons.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a daemon that this router started ends."""
+        run(self.asynchronous.close())
+
+    @overload
+    def route_request(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+    ) -> Generator[Record, None, None]: ...
+    @overload
+    def route_request(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **more: Any,
+    ) -> Record: ...
+    def route_request(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
+    ) -> Record | Generator[Record, None, None]:
+        """Chat with a model; see `sollold.client.HybridRouter.route_request`."""
+        if stream:
+            return iterate(run(self.asynchronous.route_request(model, messages, stream=True, **more)))
+        return run(self.asynchronous.route_request(model, messages, stream=False, **more))
+
+    @overload
+    def generate(
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+    ) -> Generator[Record, None, None]: ...
+    @overload
+    def generate(self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any) -> Record: ...
+    def generate(
+        self, model: str, prompt: str, *, stream: bool = False, **more: Any
+    ) -> Record | Generator[Record, None, None]:
+        """Let a model go on from a prompt; see `sollold.client.HybridRouter.generate`."""
+        if stream:
+            return iterate(run(self.asynchronous.generate(model, prompt, stream=True, **more)))
+        return run(self.asynchronous.generate(model, prompt, stream=False, **more))
+
+    def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
+        """The vectors of one text or several; see `sollold.client.OllamaPool.embed`."""
+        return run(self.asynchronous.embed(model, input, **more))
+
+    def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> Vectors:
+        """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
+        return run(self.asynchronous.batch_embed(model, inputs, **more))
+
+    def should_use_distributed(self, model: str) -> bool:
+        """Whether a request would be answered by several machines, by the cluster's plan.
+
+        Raises:
+            InsufficientMemory: it would not run at all.
+            ClientError: nobody knows the model, or no daemon could be reached.
+        """
+        return run(self.asynchronous.should_use_distributed(model))
+
+    def placement(self, model: str) -> Record:
+        """What a load for this router's request is asked for; empty: nothing but what the settings say."""
+        return self.asynchronous.placement(model)
+
+    def explain(self, model: str) -> Record:
+        """What a request for ``model`` now would do; see `sollold.client.HybridRouter.explain`."""
+        return run(self.asynchronous.explain(model))
+
+    @property
+    def coordinators(self) -> list[Coordinator]:
+        """All coordinators of this router's models, asked now; the last used first.
+
+        Raises:
+            ClientError: no daemon could be reached.
+        """
+        found = run(self.asynchronous.refresh())
+        reached = self.asynchronous.ollama_pool.client
+
+        def look(deployment: str) -> bool:
+            with contextlib.suppress(ClientError):
+                there = coordinators_in(run(reached.get("/api/cluster")))
+                return any(one.id == deployment and one.state == "ready" for one in there)
+            return False
+
+        return [_looking(one, look) for one in found]
+
+    @property
+    def coordinator(self) -> Coordinator | None:
+        """The coordinator of this router's models, asked now; None: there is none.
+
+        Raises:
+            ClientError: no daemon could be reached.
+        """
+        found = self.coordinators
+        return found[0] if found else None
+
+    @property
+    def coordinator_model(self) -> str | None:
+        """The model of `coordinator`.
+
+        Raises:
+            ClientError: no daemon could be reached.
+        """
+        found = self.coordinator
+        return found.model if found is not None else None
+
+    def get_stats(self) -> Record:
+        """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
+
+        async def ask() -> Record:
+            return await self.asynchronous.get_stats()
+
+        return run(ask())
+
+
+def _looking(coordinator: Coordinator, look: Callable[[str], bool]) -> Coordinator:
+    return replace(coordinator, look=look)
+
+
+_with_daemons: weakref.WeakSet[HybridRouter] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_daemons() -> None:
+    """A daemon that a router started ends with the program at the latest."""
+    for router in tuple(_with_daemons):
+        with contextlib.suppress(Exception):
+            router.close()

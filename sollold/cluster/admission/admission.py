@@ -1,0 +1,398 @@
+"""This node at the door: it lets others in, and asks to be let in elsewhere while it may."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from dataclasses import replace
+
+from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
+from sollold.cluster.admission.exchange import Answer, State, Welcome, ask, greeted
+from sollold.cluster.admission.invitation import Invitations, Invited, use_code
+from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
+from sollold.cluster.admission.orders import SecretAnswer, SecretOrder
+from sollold.cluster.admission.policy import Standing, asks, behind, code_of, preferred, standing_of
+from sollold.cluster.admission.waiting import WaitingList
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.gossip.record_check import printable_name
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.node_key import NodeKey, id_of_key
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.state_file import BackgroundWriter
+from sollold.retry import LogAndRetry
+
+log = logging.getLogger("sollold.cluster")
+
+LOOK_SECONDS = 2.0
+"""Between two looks for a cluster to join."""
+_LATER = 3
+"""How many times longer that is for a node that is not alone."""
+_HEARD_SECONDS = 30.0
+"""For so long after it asked a machine is worth a look."""
+_MAX_ADMITTED = 256
+_MAX_CANDIDATES = 16
+_SELDOM = 5
+"""A node that is not alone looks every so many turns for members that have a later secret."""
+_SETTLE_SECONDS = 60.0
+"""A change of the secret that nobody brings to its end is ended here after so long."""
+
+
+class Admission:
+    """Keeps the keyring, answers strangers, and looks for a cluster to join.
+
+    Args:
+        ring: the cluster's secret, as it is on disk.
+        door: seconds after its founding for which the cluster lets in whoever asks.
+        port: this node's own for nodes.
+        candidates: addresses of machines that are no live members, each with all of its own.
+        present: ids of the nodes that are here now, this one included.
+        announced: whether one of some nodes is announced on the LAN, and by another name of the cluster.
+        apply: called when other secrets are accepted, or other nodes refused, than before.
+        moved: called when another cluster let this node in, after the keyring has its secret: with the
+            member that did and its address.
+        met: called when this node fetched the secret of its own cluster, with the same.
+        changed: called when `waiting`, `seeking` or the door changed.
+
+    Attributes:
+        ring: the keyring in force.
+        invitations: lets machines in by a code.
+    """
+
+    def __init__(
+        self,
+        key: NodeKey,
+        name: str,
+        ring: Keyring,
+        file: KeyringFile,
+        *,
+        door: float,
+        reach: Dialer,
+        port: Callable[[], int],
+        candidates: Callable[[], list[tuple[Address, ...]]],
+        present: Callable[[], frozenset[str]],
+        announced: Callable[[Container[str]], bool],
+        apply: Callable[[], Awaitable[None]],
+        moved: Callable[[str, Address], Awaitable[None]],
+        met: Callable[[str, Address], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.ring = ring
+        self._key = key
+        self._name = name
+        self._file = file
+        self._door = door
+        self._reach = reach
+        self._port = port
+        self._candidates = candidates
+        self._heard: dict[Address, float] = {}
+        self._present = present
+        self._announced = announced
+        self._apply = apply
+        self._moved = moved
+        self._met = met
+        self._changed = changed
+        self._writer = BackgroundWriter("the keyring", lambda: self.ring, file.write)
+        self._opened_until = 0.0
+        self._waiting = WaitingList()
+        self.invitations = Invitations(
+            key,
+            name,
+            let_in=lambda node, name: self.let_in(node, name, "invitation"),
+            refused=lambda node: node in self.ring.refused,
+            changed=changed,
+        )
+        self._asking = False
+        self._waits_at: Standing | None = None
+        self._turned_out = False
+        self._turn = 0
+        self._steps = asyncio.Lock()
+        self._stepped = time.monotonic()
+        self._following: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Write what is not written yet."""
+        self.invitations.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
+        await self._writer.close()
+
+    # What is so
+
+    @property
+    def open_seconds(self) -> float:
+        """How much longer whoever asks is let in; 0: an admin decides."""
+        first = 0.0 if self.ring.closed else self._door - self.ring.age()
+        return max(0.0, first, self._opened_until - time.monotonic())
+
+    @property
+    def waiting(self) -> tuple[Waiting, ...]:
+        """Machines that ask to be let in."""
+        return self._waiting.shown
+
+    @property
+    def seeking(self) -> str:
+        """Where this node waits to be let in, a sentence; empty when it does not."""
+        if self._waits_at is None:
+            return ""
+        code = code_of(self._key.public)
+        if self._turned_out:
+            return f"was evicted from the cluster of {self._waits_at.name}; its code is {code}"
+        return f"waits to be let into the cluster of {self._waits_at.name}; its code is {code}"
+
+    def standing(self) -> Standing:
+        """What a stranger is told."""
+        return standing_of(self.ring, self._key.node, self._name, self.open_seconds > 0)
+
+    # Letting others in
+
+    def welcome(self) -> Welcome | None:
+        """Answers one stranger's connection; None in a cluster that any machine may join without a word."""
+        if self.ring.open:
+            return None
+        return Welcome(self._key, self.standing, self.answer, self._hear)
+
+    def _hear(self, address: Address) -> None:
+        """A stranger is there. If it does not ask, this node may have to: only one knew of the other."""
+        if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
+            self._heard[address] = time.monotonic()
+
+    def answer(self, key: bytes, name: str) -> Answer:
+        """What a stranger who proved ``key`` gets."""
+        if self._asking or self._turned_out:
+            return Answer(State.BUSY)
+        node, now = id_of_key(key), time.monotonic()
+        name = printable_name(name) or node
+        by = ""
+        if node in self.ring.refused:
+            self._waits(node, name, key)
+            return Answer(State.EVICTED)
+        if node in self.ring.known:
+            by = "known"
+        elif self.open_seconds > 0:
+            by = "door"
+        elif self._waiting.approved(node, now):
+            by = "admin"
+        if not by:
+            self._waits(node, name, key)
+            return Answer(State.WAITING)
+        return self.let_in(node, name, by)
+
+    def let_in(self, node: str, name: str, by: str) -> Answer:
+        """The answer with the secret to a machine that proved its key. ``by``: as in `Admitted`, or known."""
+        self._waiting.remove(node)
+        if by == "known":
+            log.info("%s (%s), a member, fetched the secret", name, node)
+        else:
+            how = {"admin": " by an admin", "invitation": " by an invitation"}.get(by, "")
+            log.info("%s (%s) was let in%s", name, node, how)
+            admitted = (*self.ring.admitted, Admitted(node, name, by, time.time()))
+            self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
+            self._waits_at = None
+            self._save()
+            self._changed()
+        ring = self.ring
+        age = min(ring.age(), 1e12)
+        return Answer(
+            State.ADMITTED, ring.secret, ring.founder, age, ring.generation, ring.members, ring.evicted
+        )
+
+    def _waits(self, node: str, name: str, key: bytes) -> None:
+        """A machine that is not let in is shown."""
+        evicted = node in self.ring.refused
+        if self._waiting.add(Waiting(node, name, code_of(key), evicted), time.monotonic()):
+            what = "was evicted and asks to be let in again" if evicted else "asks to be let in"
+            log.warning("%s (%s) %s, code %s: sollold admit", name, node, what, code_of(key))
+        self._changed()
+
+    def admit(self, node: str) -> bool:
+        """Let in the waiting machine with this id when it asks again. False when none waits, or it was
+        evicted."""
+        return node not in self.ring.refused and self._waiting.approve(node, time.monotonic())
+
+    def open_for(self, seconds: float) -> None:
+        """Let in whoever asks within so many seconds from now; 0 ends that, and the first hour."""
+        self._opened_until = time.monotonic() + seconds
+        if not seconds and not self.ring.closed:
+            self.ring = replace(self.ring, closed=True)
+            self._save()
+        self._changed()
+
+    def _save(self) -> None:
+        if not self.ring.open:
+            self._writer.request()
+
+    # Changing the secret
+
+    async def obey(self, order: SecretOrder) -> SecretAnswer:
+        """Carry out one step of changing the secret."""
+        async with self._steps:
+            try:
+                ring = obeyed(self.ring, order, self._key.node)
+            except Refused as refused:
+                return SecretAnswer(str(refused), self.ring.newest, self.ring.members)
+            await self._take(ring)
+            return SecretAnswer("", ring.newest, ring.members)
+
+    def heard(self, token: bytes) -> None:
+        """A member uses ``token``. If that is the next one all have it, and the order to use it was lost."""
+        pending = self.ring.pending
+        if pending is None or token != bytes.fromhex(pending.secret) or self._following is not None:
+            return
+
+        async def follow() -> None:
+            async with self._steps:
+                if self.ring.pending is pending:
+                    await self._take(used(self.ring, pending))
+
+        self._following = asyncio.get_running_loop().create_task(follow(), name="secret")
+        self._following.add_done_callback(self._followed)
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        self._following = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the new secret could not be used", exc_info=error)
+
+    async def _take(self, ring: Keyring) -> None:
+        """Put another keyring in force."""
+        before, self.ring = self.ring, ring
+        if ring == before:
+            return
+        self._stepped = time.monotonic()
+        self._save()
+        if ring.secret != before.secret:
+            log.info("the cluster has a new secret, generation %d", ring.generation)
+        if (ring.tokens, ring.refused) != (before.tokens, before.refused):
+            await self._apply()
+        self._changed()
+
+    def saw(self, live: Iterable[tuple[str, str]]) -> None:
+        """These machines (id, name) are members that are here now."""
+        ring = seen(self.ring, live)
+        if ring is not self.ring:
+            self.ring = ring
+            self._save()
+
+    # Being let in
+
+    async def run(self) -> None:
+        """Look for a cluster to join as long as this node may, until cancelled."""
+        attempt = LogAndRetry("the search for a cluster", log)
+        while True:
+            with attempt:
+                now = time.monotonic()
+                mine = self.standing()
+                if self._may_find(mine):
+                    await self._look(mine)
+                self._forget(now)
+                if unsettled(self.ring) and now - self._stepped > _SETTLE_SECONDS:
+                    async with self._steps:
+                        await self._take(settled(self.ring))
+            pause = LOOK_SECONDS if self.ring.alone else _LATER * LOOK_SECONDS
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+
+    def _may_find(self, mine: Standing) -> bool:
+        """Whether to look for a cluster to join, or for members that have a later secret."""
+        if self.ring.open:
+            return False
+        if mine.young or (mine.alone and self._waits_at is not None):
+            return True
+        here = self._present()
+        missing = self.ring.known - here
+        if not missing:
+            return False
+        self._turn += 1
+        return len(here) == 1 or self._announced(missing) or self._turn % _SELDOM == 0
+
+    def _forget(self, now: float) -> None:
+        self._heard = {where: at for where, at in self._heard.items() if at > now - _HEARD_SECONDS}
+        if self._waiting.forget(now):
+            self._changed()
+
+    async def _look(self, mine: Standing) -> None:
+        candidates = dict.fromkeys([*self._candidates(), *((one,) for one in self._heard)])
+        some = [*candidates][:_MAX_CANDIDATES]
+        there = await asyncio.gather(*(greeted(self._reach, self._port(), one) for one in some))
+        waits_at = self._waits_at.cluster if self._waits_at is not None else ""
+        known = self.ring.known - {self._key.node}
+        askable = {
+            one: where
+            for one, where in filter(None, there)
+            if behind(mine, one, known) or asks(mine, one, waits_at)
+        }
+        if not askable:
+            return
+        later = [one for one in askable if behind(mine, one, known)]
+        chosen = max(later, key=lambda one: (one.generation, one.cluster)) if later else preferred([*askable])
+        if self._waits_at is not None:
+            # An admin approves it where it waits.
+            chosen = next((one for one in later or askable if one.node == self._waits_at.node), chosen)
+        # Whoever asks here meanwhile could be given a secret that this node is about to leave.
+        self._asking = True
+        try:
+            with contextlib.suppress(PeerError, TimeoutError, OSError):
+                answer = await ask(
+                    self._reach, self._key, self._name, self._port(), chosen.node, askable[chosen]
+                )
+                await self._answered(chosen, askable[chosen], answer, bool(later))
+        finally:
+            self._asking = False
+
+    async def _answered(self, there: Standing, address: Address, answer: Answer, later: bool) -> None:
+        """``later``: it was asked for the secret that this node's own cluster has now."""
+        if answer.state in (State.WAITING, State.EVICTED):
+            self._turned_out = answer.state is State.EVICTED
+            if self._waits_at is None or self._waits_at.cluster != there.cluster:
+                log.warning("%s: sollold admit %s on one of its machines", there.name, self._name)
+                self._waits_at = there
+                log.warning("this node %s", self.seeking)
+            self._waits_at = there
+            self._changed()
+        elif answer.state is State.ADMITTED:
+            self._waits_at, self._turned_out = None, False
+            fetched = answer.keyring(there.node)
+            if later and fetched.founder == self.ring.founder:
+                await self._catch_up(there, address, fetched)
+            else:
+                await self._join(there.node, there.name, address, fetched)
+
+    async def _catch_up(self, there: Standing, address: Address, fetched: Keyring) -> None:
+        """Use the secret that the own cluster has got while this node was away."""
+        if fetched.generation < self.ring.generation:
+            return
+        log.info("the secret was changed while this node was away: fetched from %s", there.name)
+        async with self._steps:
+            await self._take(caught_up(self.ring, fetched))
+        self._met(there.node, address)
+
+    async def accept(self, code: str, where: Sequence[Address]) -> Invited:
+        """Ask the member at ``where`` to be let in by a code, and join its cluster if that is right.
+
+        Raises:
+            PeerError: it does not answer there, or nonsense.
+            TimeoutError: it took too long.
+        """
+        self._asking = True
+        try:
+            invited = await use_code(self._reach, self._key, self._name, code, where)
+            if invited.answer is not None:
+                ring = invited.answer.keyring(invited.node)
+                await self._join(invited.node, invited.name, invited.address, ring)
+            return invited
+        finally:
+            self._asking = False
+
+    async def _join(self, node: str, name: str, address: Address, ring: Keyring) -> None:
+        """Belong to another cluster from now on, whose member ``node`` gave this one ``ring``."""
+        async with self._steps:
+            self.ring, self._waits_at, self._turned_out = ring, None, False
+            self._waiting.clear()
+            self._save()
+            log.info("let into the cluster of %s (%s)", name, node)
+            await self._moved(node, address)
+        self._changed()

@@ -1,0 +1,52 @@
+"""What strangers and members ask of this node about belonging to the cluster: connections and peer calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from sollold.cluster.admission.admission import Admission
+from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, SecretAnswer, SecretOrder
+from sollold.cluster.net.identity import INVITED, JOIN
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import Peers
+
+
+class AdmissionCalls:
+    """Answers for `Admission`.
+
+    Args:
+        node: this node's id.
+        leader: the id of the node that leads; empty while none does.
+    """
+
+    def __init__(self, admission: Admission, node: str, leader: Callable[[], str]) -> None:
+        self._admission = admission
+        self._node = node
+        self._leader = leader
+
+    def register(self, peers: Peers) -> None:
+        """Answer strangers, and the peer methods ``admit``, ``door`` and ``secret``."""
+        peers.speak(JOIN, lambda _: self._admission.welcome())
+        peers.speak(INVITED, lambda _: self._invited())
+        peers.method("admit", AdmitOrder, self._on_admit)
+        peers.method("door", DoorOrder, self._on_door)
+        peers.method("secret", SecretOrder, self._on_secret)
+
+    def _invited(self) -> asyncio.Protocol | None:
+        return None if self._admission.ring.open else self._admission.invitations.accept()
+
+    async def _on_admit(self, caller: str, order: AdmitOrder) -> bool:
+        return self._admission.admit(order.node)
+
+    async def _on_door(self, caller: str, order: DoorOrder) -> bool:
+        if self._admission.ring.open:
+            raise PeerError(self._node, "any machine may join this cluster", transport=False)
+        self._admission.open_for(order.seconds)
+        return True
+
+    async def _on_secret(self, caller: str, order: SecretOrder) -> SecretAnswer:
+        leader = self._leader()
+        if caller != leader:
+            return SecretAnswer(f"{leader or 'nobody'} leads here, not {caller}", 0, again=True)
+        return await self._admission.obey(order)

@@ -1,0 +1,246 @@
+"""What a stranger and a member say to each other, on a TLS connection of its own (ALPN ``sollold-join``).
+
+The stranger shows no certificate: the handshake proves the member's key to it, and what the stranger signs
+names that key and a number that the member has just drawn. A signature made for another connection is worth
+nothing here, so nobody in the middle can be let in with it: the secret goes to the very key that signed.
+
+Messages are framed. The stranger says `Hello`, the member sends its `Greeting`; the stranger its `Request`
+or nothing more; the member its `Answer`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, TypeVar, cast
+
+import msgspec
+from msgspec import Meta
+
+from sollold.cluster.admission.keyring import Generation, Keyring, Members
+from sollold.cluster.admission.policy import Standing
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.record_check import printable_name
+from sollold.cluster.net.dialer import Dialer, literal
+from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.identity import JOIN, peer_key_of
+from sollold.cluster.net.node_key import NodeKey, id_of_key
+from sollold.cluster.net.push_pull_stream import FrameClient
+from sollold.cluster.net.rpc import PeerError
+
+log = logging.getLogger("sollold.cluster")
+
+T = TypeVar("T")
+
+_LARGEST = 4096
+_SECONDS = 5.0
+_MAX_CONNECTIONS = 16
+"""Strangers that are spoken with at a time."""
+
+
+class State(StrEnum):
+    """What became of a request."""
+
+    ADMITTED = "admitted"
+    WAITING = "waiting"
+    """An admin must let it in."""
+    EVICTED = "evicted"
+    """An admin turned it out: another must let it in again."""
+    BUSY = "busy"
+    """The member may be about to leave its cluster: ask again."""
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    """The stranger's first word. ``port``: its own for nodes, so that the member can ask it in turn."""
+
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class Greeting(msgspec.Struct, frozen=True, array_like=True):
+    """The member's first word. ``number``: drawn for this connection."""
+
+    number: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    standing: Standing
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """Let me in: a public key, a name for people, and a signature over `request_content`."""
+
+    key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    name: Annotated[str, Meta(max_length=64)]
+    signature: Annotated[bytes, Meta(max_length=64)]
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """The member's answer. ``secret`` (64 hex digits) and what follows only with ADMITTED."""
+
+    state: State
+    secret: Annotated[str, Meta(max_length=64)] = ""
+    founder: str = ""
+    age: float = 0.0
+    generation: Generation = 0
+    members: Members = ()
+    evicted: Members = ()
+
+    def keyring(self, by: str) -> Keyring:
+        """The keyring of a node that ``by`` let in with this answer.
+
+        Raises:
+            PeerError: there is no secret in it.
+        """
+        if self.state is not State.ADMITTED or re.fullmatch("[0-9a-f]{64}", self.secret) is None:
+            raise PeerError(by, "its answer has no secret", transport=True)
+        return Keyring(
+            self.secret,
+            self.founder,
+            time.time() - min(max(self.age, 0.0), 1e12),
+            alone=False,
+            admitted_by=by,
+            generation=self.generation,
+            members=self.members,
+            evicted=self.evicted,
+        )
+
+
+def request_content(member: bytes, number: bytes, name: str) -> bytes:
+    """What the stranger signs: the member's public key, which TLS proved, the number, and its own name."""
+    return b"sollold join 1" + member + number + name.encode()
+
+
+class Welcome(asyncio.Protocol):
+    """The member's side.
+
+    Args:
+        key: the member's.
+        standing: what is told to any stranger.
+        answer: decides on a stranger, by its public key and name.
+        heard: called with the address where a stranger says it is.
+    """
+
+    _open = 0
+
+    def __init__(
+        self,
+        key: NodeKey,
+        standing: Callable[[], Standing],
+        answer: Callable[[bytes, str], Answer],
+        heard: Callable[[Address], None],
+    ) -> None:
+        self._key = key
+        self._standing = standing
+        self._answer = answer
+        self._heard = heard
+        self._bytes = Unframer(_LARGEST)
+        self._number = b""
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+        Welcome._open += 1
+        if Welcome._open > _MAX_CONNECTIONS:
+            self._transport.abort()
+            return
+        self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        Welcome._open -= 1
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        assert self._transport is not None
+        try:
+            self._bytes.feed(data)
+            while not self._transport.is_closing() and (body := self._bytes.take()) is not None:
+                self._hear(body, self._transport)
+        except (FrameError, msgspec.MsgspecError, UnicodeError):
+            self._transport.abort()
+
+    def _hear(self, body: bytes, transport: asyncio.Transport) -> None:
+        if not self._number:
+            hello = msgspec.msgpack.decode(body, type=Hello)
+            if place := transport.get_extra_info("peername"):
+                self._heard((literal(place)[0], hello.port))
+            self._number = secrets.token_bytes(32)
+            transport.write(frame(msgspec.msgpack.encode(Greeting(self._number, self._standing()))))
+            return
+        asked = msgspec.msgpack.decode(body, type=Request)
+        content = request_content(self._key.public, self._number, asked.name)
+        node = id_of_key(asked.key)
+        if node == self._key.node or not self._key.verify(node, asked.key, asked.signature, content):
+            transport.abort()
+            return
+        transport.write(frame(msgspec.msgpack.encode(self._answer(asked.key, asked.name))))
+        transport.close()
+
+
+async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address]:
+    """What the node at ``addresses`` tells of itself, and where it answered. ``port``: our own for nodes.
+
+    Raises:
+        PeerError: nobody answers there, or nonsense.
+        TimeoutError: it took too long.
+    """
+    async with asyncio.timeout(_SECONDS):
+        connection, found, address = await reach.connect(
+            "", JOIN, FrameClient, timeout=3.0, addresses=addresses
+        )
+        try:
+            greeting = decoded(await connection.exchange(msgspec.msgpack.encode(Hello(port))), Greeting)
+        finally:
+            connection.transport.abort()
+    if greeting.standing.node != found:
+        raise PeerError(found, "it tells another node's id", transport=True)
+    return greeting.standing, address
+
+
+async def greeted(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple[Standing, Address] | None:
+    """As `greet`; None when nobody answers there, or nonsense."""
+    try:
+        return await greet(reach, port, addresses)
+    except (PeerError, TimeoutError, OSError) as error:
+        log.debug("no cluster at %s: %s", addresses, error)
+        return None
+
+
+async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, address: Address) -> Answer:
+    """Ask ``member`` to be let in.
+
+    Raises:
+        PeerError: it does not answer there, or nonsense.
+        TimeoutError: it took too long.
+    """
+    name = printable_name(name)
+    async with asyncio.timeout(_SECONDS):
+        connection, found, _ = await reach.connect("", JOIN, FrameClient, timeout=3.0, addresses=(address,))
+        try:
+            if found != member:
+                raise PeerError(member, "another node answers there", transport=True)
+            greeting = decoded(await connection.exchange(msgspec.msgpack.encode(Hello(port))), Greeting)
+            public = peer_key_of(connection.transport.get_extra_info("ssl_object"))
+            signature = key.sign(request_content(public, greeting.number, name))
+            request = msgspec.msgpack.encode(Request(key.public, name, signature))
+            return decoded(await connection.exchange(request), Answer)
+        finally:
+            connection.transport.abort()
+
+
+def decoded(body: bytes, kind: type[T]) -> T:
+    """A member's message.
+
+    Raises:
+        PeerError: it is none of this kind.
+    """
+    try:
+        return msgspec.msgpack.decode(body, type=kind)
+    except msgspec.MsgspecError as error:
+        raise PeerError("", f"its answer was not understood: {error}", transport=True) from error

@@ -1,0 +1,317 @@
+"""An invitation: a code that lets one machine in which multicast does not reach, and that has it typed in.
+
+The newcomer connects with ALPN ``sollold-invited`` and shows no certificate; the handshake proves the
+member's key to it, and its own key signs the exchange. Messages are framed: `Opening`, `Reply`, `Proof`,
+`Outcome`. The newcomer proves first that it knows the code, so a wrong one costs a try, and nobody who only
+listens, or answers in the member's place, gets more than one guess.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sollold.cluster.admission.exchange import Answer, decoded
+from sollold.cluster.admission.pake import (
+    MESSAGE_BYTES,
+    PROOF_BYTES,
+    Agreed,
+    BadExchange,
+    Side,
+    new_code,
+    plain_code,
+    same,
+)
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.record_check import printable_name
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.framing import HEADER, frame
+from sollold.cluster.net.identity import INVITED, peer_key_of
+from sollold.cluster.net.node_key import NodeKey, id_of_key
+from sollold.cluster.net.push_pull_stream import FrameClient
+from sollold.cluster.net.rpc import PeerError
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+T = TypeVar("T")
+
+INVITATION_SECONDS = 600.0
+TRIES = 3
+_BEGUN = 30
+"""Exchanges that may be begun with one invitation, whether or not they come to a try: each costs time."""
+_AT_ONCE = 4
+_LARGEST = 4096
+_SECONDS = 15.0
+_CONNECT_SECONDS = 5.0
+_SHOWN_SECONDS = 600.0
+"""How long it is shown that an invitation was withdrawn."""
+
+Proved = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
+
+
+class Verdict(StrEnum):
+    """What became of a request."""
+
+    OPEN = "open"
+    """Go on: there is an invitation."""
+    NONE = "none"
+    """No invitation is open here."""
+    WRONG = "wrong"
+    """The code is wrong."""
+    EVICTED = "evicted"
+    """An admin turned this machine out: another must let it in again."""
+    ADMITTED = "admitted"
+
+
+class Opening(msgspec.Struct, frozen=True, array_like=True):
+    """The newcomer's first message: its public key, its name for people, its side of SPAKE2."""
+
+    key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    name: Annotated[str, Meta(max_length=64)]
+    message: Annotated[bytes, Meta(min_length=MESSAGE_BYTES, max_length=MESSAGE_BYTES)]
+
+
+class Reply(msgspec.Struct, frozen=True, array_like=True):
+    """The member's answer: its name, and with OPEN its side of SPAKE2."""
+
+    verdict: Verdict
+    name: Annotated[str, Meta(max_length=64)]
+    message: Annotated[bytes, Meta(max_length=MESSAGE_BYTES)] = b""
+
+
+class Proof(msgspec.Struct, frozen=True, array_like=True):
+    """The newcomer shows that it knew the code, and that its key is its own: it signs `signed_content`."""
+
+    proof: Proved
+    signature: Annotated[bytes, Meta(max_length=64)]
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """The end: with ADMITTED the member's proof and a sealed `Answer`, with WRONG how many tries are left."""
+
+    verdict: Verdict
+    tries: Annotated[int, Meta(ge=0, le=TRIES)] = 0
+    proof: Annotated[bytes, Meta(max_length=PROOF_BYTES)] = b""
+    sealed: bytes = b""
+
+
+def signed_content(member: bytes, opening: bytes, reply: bytes) -> bytes:
+    """What the newcomer signs: the member's public key, and both sides' messages of SPAKE2."""
+    return b"sollold invited 1" + member + opening + reply
+
+
+@dataclass(slots=True)
+class Invitation:
+    """A code and how far it is used up. ``until``: on the monotonic clock."""
+
+    code: str
+    until: float
+    tries: int = TRIES
+    begun: int = 0
+
+    def usable(self, now: float) -> bool:
+        """Whether somebody may still try it."""
+        return now < self.until and self.tries > 0 and self.begun < _BEGUN
+
+
+class Invitations:
+    """The member's side: at most one invitation at a time.
+
+    Args:
+        key, name: of this node.
+        let_in: gives the answer with the secret to a machine (id, name) that knew the code.
+        refused: whether a node was evicted.
+        changed: called when `shown` changed.
+    """
+
+    def __init__(
+        self,
+        key: NodeKey,
+        name: str,
+        *,
+        let_in: Callable[[str, str], Answer],
+        refused: Callable[[str], bool],
+        changed: Callable[[], None],
+    ) -> None:
+        self._key = key
+        self._name = name
+        self._let_in = let_in
+        self._refused = refused
+        self._changed = changed
+        self._invitation: Invitation | None = None
+        self._withdrawn = 0.0
+        self._speaking = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def close(self) -> None:
+        """Invite nobody any more."""
+        self._invitation = None
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def invite(self) -> str:
+        """A new code; a former one that is unused is good no more."""
+        code = new_code()
+        self._invitation = Invitation(plain_code(code), time.monotonic() + INVITATION_SECONDS)
+        self._withdrawn = 0.0
+        log.info("an invitation is open for %.0f minutes", INVITATION_SECONDS / 60)
+        self._tell_later(INVITATION_SECONDS)
+        return code
+
+    @property
+    def shown(self) -> str:
+        """What is open, or was withdrawn a short while ago, as a sentence's end; empty otherwise."""
+        invitation = self._open()
+        if invitation is not None:
+            at = time.strftime("%H:%M", time.localtime(time.time() + invitation.until - time.monotonic()))
+            tries = f"{invitation.tries} tries" if invitation.tries > 1 else "one try"
+            return f"has an invitation open until {at}, with {tries} left"
+        if time.monotonic() < self._withdrawn:
+            return f"withdrew an invitation after {TRIES} wrong codes"
+        return ""
+
+    def _open(self) -> Invitation | None:
+        invitation = self._invitation
+        return invitation if invitation is not None and invitation.usable(time.monotonic()) else None
+
+    def _tell_later(self, seconds: float) -> None:
+        """`shown` changed, and will again after ``seconds``."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds + 0.1, self._changed)
+        self._changed()
+
+    def accept(self) -> asyncio.Protocol | None:
+        """Speaks with one newcomer; None when that are enough already."""
+        if self._speaking >= _AT_ONCE:
+            return None
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(_LARGEST), self._serve)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._speaking += 1
+        try:
+            # Whoever breaks off, sends nonsense or takes too long gets nothing.
+            with contextlib.suppress(OSError, EOFError, TimeoutError, BadExchange, msgspec.MsgspecError):
+                async with asyncio.timeout(_SECONDS):
+                    await self._speak(reader, writer)
+        finally:
+            self._speaking -= 1
+            writer.close()
+
+    async def _speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opening = await _read(reader, Opening)
+        invitation = self._open()
+        if invitation is None:
+            await _write(writer, Reply(Verdict.NONE, self._name))
+            return
+        invitation.begun += 1
+        if invitation.begun == _BEGUN:
+            log.warning("the invitation is withdrawn: %d connections did not come to a try", _BEGUN)
+        public = self._key.public
+
+        def answered() -> tuple[bytes, Agreed]:
+            side = Side(invitation.code, opening.key, public, joins=False)
+            return side.message, side.finish(opening.message)
+
+        message, agreed = await asyncio.to_thread(answered)
+        await _write(writer, Reply(Verdict.OPEN, self._name, message))
+        proof = await _read(reader, Proof)
+        node, content = id_of_key(opening.key), signed_content(public, opening.message, message)
+        proved = self._key.verify(node, opening.key, proof.signature, content)
+        outcome = self._outcome(
+            invitation, node, opening.name, proved and same(proof.proof, agreed.newcomer), agreed
+        )
+        await _write(writer, outcome)
+
+    def _outcome(self, invitation: Invitation, node: str, name: str, right: bool, agreed: Agreed) -> Outcome:
+        if self._open() is not invitation:
+            return Outcome(Verdict.NONE)
+        name = printable_name(name) or node
+        if not right:
+            invitation.tries -= 1
+            log.warning("%s (%s) tried a wrong code, %d tries left", name, node, invitation.tries)
+            if not invitation.tries:
+                log.warning("the invitation is withdrawn after %d wrong codes", TRIES)
+                self._withdrawn = time.monotonic() + _SHOWN_SECONDS
+            self._tell_later(_SHOWN_SECONDS if self._withdrawn else invitation.until - time.monotonic())
+            return Outcome(Verdict.WRONG, invitation.tries)
+        if self._refused(node):
+            return Outcome(Verdict.EVICTED)
+        self._invitation = None
+        answer = self._let_in(node, name)
+        self._changed()
+        return Outcome(Verdict.ADMITTED, 0, agreed.member, agreed.seal(msgspec.msgpack.encode(answer)))
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """What a code led to.
+
+    Attributes:
+        node, name: the member that was asked; ``address``: where.
+        tries: left, with WRONG. ``answer``: with ADMITTED.
+    """
+
+    verdict: Verdict
+    node: str
+    name: str
+    address: Address
+    tries: int = 0
+    answer: Answer | None = None
+
+
+async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Sequence[Address]) -> Invited:
+    """Ask the member at ``where`` to be let in by ``code``, which `plain_code` gave.
+
+    Raises:
+        PeerError: it does not answer there, or nonsense, or does not know the code itself.
+        TimeoutError: it took too long.
+    """
+    async with asyncio.timeout(_SECONDS):
+        connection, member, address = await reach.connect(
+            "", INVITED, FrameClient, timeout=_CONNECT_SECONDS, addresses=where
+        )
+        try:
+            if member == key.node:
+                raise PeerError(member, "that is this machine itself", transport=True)
+            public = peer_key_of(connection.transport.get_extra_info("ssl_object"))
+            side = await asyncio.to_thread(Side, code, key.public, public, joins=True)
+            opening = Opening(key.public, printable_name(name), side.message)
+            reply = decoded(await connection.exchange(msgspec.msgpack.encode(opening)), Reply)
+            if reply.verdict is not Verdict.OPEN:
+                return Invited(reply.verdict, member, reply.name, address)
+            agreed = await asyncio.to_thread(side.finish, reply.message)
+            signature = key.sign(signed_content(public, side.message, reply.message))
+            proof = msgspec.msgpack.encode(Proof(agreed.newcomer, signature))
+            outcome = decoded(await connection.exchange(proof), Outcome)
+            if outcome.verdict is not Verdict.ADMITTED:
+                return Invited(outcome.verdict, member, reply.name, address, outcome.tries)
+            if not same(outcome.proof, agreed.member):
+                raise PeerError(member, "it does not know the code itself", transport=True)
+            answer = decoded(agreed.unseal(outcome.sealed), Answer)
+            return Invited(outcome.verdict, member, reply.name, address, 0, answer)
+        except BadExchange as error:
+            raise PeerError(member, str(error), transport=True) from None
+        finally:
+            connection.transport.abort()
+
+
+async def _read(reader: asyncio.StreamReader, kind: type[T]) -> T:
+    size = int.from_bytes(await reader.readexactly(HEADER), "big")
+    if size > _LARGEST:
+        raise BadExchange(f"a message of {size} bytes")
+    return msgspec.msgpack.decode(await reader.readexactly(size), type=kind)
+
+
+async def _write(writer: asyncio.StreamWriter, message: msgspec.Struct) -> None:
+    writer.write(frame(msgspec.msgpack.encode(message)))
+    await writer.drain()

@@ -1,0 +1,180 @@
+"""The secret of a cluster that was founded here or let this node in, kept in the state folder."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from sollold.cluster.net.identity import OPEN_TOKEN, Tokens
+from sollold.facts import dataclass
+from sollold.settings.state_file import read_bounded, write_whole
+
+log = logging.getLogger("sollold.cluster")
+
+MAX_MEMBERS = 256
+"""Machines that a keyring remembers, and as many that were evicted."""
+MAX_OLD = 4
+MAX_GENERATION = 2**40
+
+Secret = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+NodeId = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
+Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A machine that this node let in. ``at``: Unix time; ``by``: ``door`` or ``admin``."""
+
+    node: str
+    name: str
+    by: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A machine that has the secret, or had it. ``name``: for people."""
+
+    node: NodeId
+    name: Annotated[str, Meta(max_length=64)]
+
+
+Members = Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A secret that is accepted and not used yet, and who belongs to the cluster once it is.
+
+    Attributes:
+        founder: of the cluster, which a node of an open one does not know before.
+    """
+
+    secret: Secret
+    generation: Generation
+    founder: NodeId
+    members: Members = ()
+    evicted: Members = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Keyring:
+    """A cluster's secret and how this node came by it.
+
+    Attributes:
+        secret: 64 hex digits.
+        founder: id of the node that founded the cluster; ``founded``: when, Unix time of this machine.
+        alone: this node founded it and has let nobody in.
+        admitted_by: id of the node that let this one in; empty for the founder.
+        admitted: those that this node let in, the latest last.
+        closed: an admin ended the time in which whoever asks is let in.
+        generation: how often the secret was changed; ``old``: former secrets that are accepted still.
+        pending: the next secret, while it is being changed.
+        members: machines that may fetch the secret by their own key, this one's peers of now and before.
+        evicted: machines that an admin turned out: their keys are refused.
+        secured: an admin closed an open cluster with it; it then counts more than the setting.
+    """
+
+    secret: Secret
+    founder: str
+    founded: float
+    alone: bool = True
+    admitted_by: str = ""
+    admitted: tuple[Admitted, ...] = ()
+    closed: bool = False
+    generation: Generation = 0
+    old: tuple[Secret, ...] = ()
+    pending: Pending | None = None
+    members: Members = ()
+    evicted: Members = ()
+    secured: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether this stands for an open cluster, whose secret everybody knows. It is not kept on disk."""
+        return self.secret == OPEN_TOKEN.hex()
+
+    @property
+    def tokens(self) -> Tokens:
+        """What is accepted: the secret in use first, then the next one, then old ones."""
+        following = (self.pending.secret,) if self.pending is not None else ()
+        return Tokens.read(self.secret, (*following, *self.old))
+
+    @property
+    def newest(self) -> int:
+        """The highest generation that is in use here or to come."""
+        return max(self.generation, self.pending.generation if self.pending is not None else 0)
+
+    @property
+    def refused(self) -> frozenset[str]:
+        """Ids of the nodes whose keys are refused."""
+        following = self.pending.evicted if self.pending is not None else ()
+        return frozenset(one.node for one in (*self.evicted, *following))
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Ids of the nodes that may fetch the secret by their own key."""
+        let_in, seen = {one.node for one in self.admitted}, {one.node for one in self.members}
+        return frozenset(let_in | seen | {self.founder, self.admitted_by}) - self.refused - {""}
+
+    @classmethod
+    def for_open(cls) -> Keyring:
+        """What stands for a cluster that anyone may join."""
+        return cls(OPEN_TOKEN.hex(), "", 0.0, alone=False, closed=True)
+
+    @classmethod
+    def found(cls, node: str) -> Keyring:
+        """A new cluster with a random secret."""
+        return cls(secrets.token_hex(32), node, time.time())
+
+    def age(self) -> float:
+        """Seconds since the cluster was founded; infinity where this machine's clock went back beyond it."""
+        age = time.time() - self.founded
+        return age if age >= 0 else float("inf")
+
+
+class KeyringFile:
+    """The file ``keyring`` in the state folder, for its owner alone. Its methods block for the disk."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "keyring"
+
+    def read(self) -> Keyring | None:
+        """The keyring; None when there is none or it is damaged.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        try:
+            return msgspec.json.decode(read_bounded(self._path), type=Keyring)
+        except FileNotFoundError:
+            pass
+        except msgspec.DecodeError as error:
+            log.error("%s is damaged: %s", self._path, error)
+        return None
+
+    def load(self, node: str) -> Keyring:
+        """The keyring; a new one, of a cluster that ``node`` founds, when there is none or it is damaged.
+
+        Raises:
+            OSError: it can't be read or written.
+        """
+        ring = self.read()
+        if ring is None:
+            ring = Keyring.found(node)
+            self.write(ring)
+        return ring
+
+    def write(self, ring: Keyring) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        write_whole(self._path, msgspec.json.format(msgspec.json.encode(ring), indent=1))

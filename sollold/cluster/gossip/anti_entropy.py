@@ -1,0 +1,113 @@
+"""Notices that a peer knows more, and asks it: by digests, by hearsay, and now and then without cause."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from random import Random
+
+from sollold.cluster.gossip.actions import Action, Address, PushPullWith
+from sollold.cluster.gossip.config import Tuning
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.registry import Registry
+from sollold.cluster.gossip.timers import Timers
+
+_DIFFERENT = 2
+"""Digests in a row that differ before a peer is asked: news may be on its way."""
+
+
+class AntiEntropy:
+    """When to exchange whole states, and with whom.
+
+    Args:
+        actions: where `PushPullWith` goes.
+
+    Attributes:
+        digest: of all that is known of the live nodes; equal for nodes that know the same.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        registry: Registry,
+        *,
+        tuning: Tuning,
+        timers: Timers,
+        random: Random,
+        actions: list[Action],
+        now: float,
+    ) -> None:
+        self.digest = 0
+        self._membership = membership
+        self._registry = registry
+        self._tuning = tuning
+        self._timers = timers
+        self._random = random
+        self._actions = actions
+        self._marks: dict[str, int] = {}
+        self._differing = 0
+        self._compare_at = now
+        self._compare_pause = tuning.sync_interval
+        self._fetch_at = now
+        self._fetch: tuple[str, tuple[Address, ...]] | None = None
+        timers.at(now + random.random() * tuning.push_pull_interval, self._turn)
+
+    def note(self, node: str) -> None:
+        """Bring the digest up to date with what is known of ``node``."""
+        mark = 0
+        register = self._registry.get(node)
+        version, boot = (register.version, register.boot) if register is not None else (0, 0)
+        if node == self._membership.me:
+            incarnation = self._membership.incarnation
+        else:
+            member = self._membership.members.get(node)
+            incarnation = member.incarnation if member is not None and member.live else -1
+        if incarnation >= 0:
+            text = f"{node} {incarnation} {version} {boot}".encode()
+            mark = int.from_bytes(blake2b(text, digest_size=7).digest(), "big")
+        self.digest ^= self._marks.pop(node, 0) ^ mark
+        if mark:
+            self._marks[node] = mark
+
+    def compare(self, sender: str, digest: int, now: float) -> None:
+        """A peer told its digest. If they go on to differ, exchange; ever less often if that is no use."""
+        if digest == self.digest:
+            self._differing = 0
+            self._compare_pause = self._tuning.sync_interval
+            return
+        self._differing += 1
+        member = self._membership.members.get(sender)
+        if member is not None and self._differing >= _DIFFERENT and now >= self._compare_at:
+            self._differing = 0
+            self._compare_at = now + self._compare_pause * (0.5 + self._random.random())
+            self._compare_pause = min(self._compare_pause * 2, self._tuning.push_pull_interval)
+            self._actions.append(PushPullWith(sender, member.everywhere()))
+
+    def want(self, node: str, addresses: tuple[Address, ...], now: float) -> None:
+        """A peer is known to know more: exchange, but not more often than each `Tuning.fetch_interval`."""
+        if self._membership.leaving:
+            return
+        if now >= self._fetch_at:
+            self._fetch_at = now + self._tuning.fetch_interval
+            self._actions.append(PushPullWith(node, addresses))
+            return
+        if self._fetch is None:
+            self._timers.at(self._fetch_at, self._fetch_turn)
+        self._fetch = (node, addresses)
+
+    def failed(self, node: str, now: float) -> None:
+        """An exchange with ``node`` failed: try another."""
+        for other in self._membership.sample(1, without=node):
+            self.want(other.node, other.everywhere(), now)
+
+    def _fetch_turn(self, now: float) -> None:
+        if self._fetch is not None:
+            node, addresses = self._fetch
+            self._fetch = None
+            self.want(node, addresses, now)
+
+    def _turn(self, now: float) -> None:
+        pause = self._tuning.push_pull_every(self._membership.size)
+        self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._turn)
+        if not self._membership.leaving:
+            for member in self._membership.sample(1):
+                self._actions.append(PushPullWith(member.node, member.everywhere()))

@@ -1,0 +1,52 @@
+"""News on its way through the cluster: each piece is sent a limited number of times, the freshest first."""
+
+from __future__ import annotations
+
+
+class BroadcastQueue:
+    """A queue of encoded messages, one a subject: newer news of a subject replaces older."""
+
+    def __init__(self) -> None:
+        self._tiers: list[dict[tuple[str, str], bytes]] = []
+        """By how often a piece was sent already."""
+        self._tier: dict[tuple[str, str], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._tier)
+
+    def add(self, kind: str, node: str, message: bytes) -> None:
+        """Queue ``message``; it replaces what was there of this kind about this node."""
+        self.drop(kind, node)
+        if not self._tiers:
+            self._tiers.append({})
+        self._tiers[0][kind, node] = message
+        self._tier[kind, node] = 0
+
+    def drop(self, kind: str, node: str) -> None:
+        """What was queued of this kind about this node is no longer so."""
+        tier = self._tier.pop((kind, node), None)
+        if tier is not None:
+            del self._tiers[tier][kind, node]
+
+    def take(self, room: int, limit: int) -> list[bytes]:
+        """Messages of at most ``room`` bytes in all for one packet; each leaves after ``limit`` packets."""
+        if not self._tier:
+            return []
+        taken: list[tuple[int, tuple[str, str], bytes]] = []
+        for number, tier in enumerate(self._tiers):
+            for key, message in reversed(tier.items()):
+                if len(message) <= room:
+                    room -= len(message)
+                    taken.append((number, key, message))
+            if room < 8:
+                break
+        for number, key, message in taken:
+            del self._tiers[number][key]
+            if number + 1 >= limit:
+                del self._tier[key]
+                continue
+            if number + 1 == len(self._tiers):
+                self._tiers.append({})
+            self._tiers[number + 1][key] = message
+            self._tier[key] = number + 1
+        return [message for _, _, message in taken]

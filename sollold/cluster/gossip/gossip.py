@@ -1,0 +1,477 @@
+"""Membership, records and election as one state machine: bytes and a clock in, actions out.
+
+The shell owns the socket, the clock (monotonic seconds) and the disk. It calls `handle_packet` for every
+datagram opened by `sollold.cluster.net.packet_seal`, `tick` at `next_wake`, and executes the actions in
+order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from sollold.cluster.gossip.actions import Action, Address, Change, Event, Kept, Persist
+from sollold.cluster.gossip.anti_entropy import AntiEntropy
+from sollold.cluster.gossip.awareness import Awareness
+from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
+from sollold.cluster.gossip.config import LAN, Tuning
+from sollold.cluster.gossip.join import Joins
+from sollold.cluster.gossip.leadership import Leadership
+from sollold.cluster.gossip.member import Status
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.outbox import Outbox
+from sollold.cluster.gossip.packet import (
+    Ping,
+    Rejected,
+    decode,
+    decode_push_pull,
+    encode,
+)
+from sollold.cluster.gossip.packet_handler import PacketHandler
+from sollold.cluster.gossip.probe import Prober
+from sollold.cluster.gossip.push_pull import PushPullExchange
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.registry import Merge, Registry
+from sollold.cluster.gossip.signing import Signer
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.gossip.timers import Timers
+
+
+class Gossip:
+    """One node's part in the cluster.
+
+    Its constructor is long since it makes all parts, which share the timers, the news and the actions.
+
+    Args:
+        record: what this node says of itself at first; ``version`` and ``claim`` are set here.
+        boot: random positive integer below 2**63, new with every start of the process.
+        addresses: where peers can reach this node, the best first; may be empty at first.
+        kept: what the last run wrote with `Persist`; the default when there is nothing.
+        now: monotonic seconds, as everywhere here.
+        random: for the order of probes and the choice of peers.
+        signer: signs what this node says of itself; the record's ``node`` is the id of its key.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        *,
+        boot: int,
+        addresses: tuple[Address, ...],
+        kept: Kept,
+        now: float,
+        random: Random,
+        signer: Signer,
+        tuning: Tuning = LAN,
+    ) -> None:
+        self._me = record.node
+        self._boot = boot
+        self._random = random
+        self._tuning = tuning
+        self._timers = Timers()
+        self._news = BroadcastQueue()
+        self._actions: list[Action] = []
+        self._awareness = Awareness(tuning.awareness_max)
+        self._rejected = 0
+        self._refused = {"record": 0, "forged": 0}
+        self._outbox = Outbox(
+            record.node,
+            boot,
+            news=self._news,
+            retransmits=lambda: self._membership.retransmits,
+            actions=self._actions,
+        )
+        self._gossip_at: float | None = None
+        self._gossiped = now - tuning.gossip_interval
+        self._registry = Registry(
+            replace(record, claim=Term()),
+            boot,
+            kept.version,
+            signer=signer,
+            key_of=lambda node: self._membership.key_of(node),
+            highest=kept.term,
+        )
+        self._membership = Membership(
+            record.node,
+            boot,
+            kept.incarnation + 1,
+            addresses,
+            random=random,
+            tuning=tuning,
+            timers=self._timers,
+            news=self._news,
+            awareness=self._awareness,
+            signer=signer,
+            changed=self._changed,
+        )
+        self._prober = Prober(
+            self._membership,
+            tuning=tuning,
+            timers=self._timers,
+            awareness=self._awareness,
+            send=self._outbox.send,
+            actions=self._actions,
+            digest=lambda: self._anti_entropy.digest,
+            sequence=random.getrandbits(32),
+        )
+        self._joins = Joins(
+            self._membership,
+            tuning=tuning,
+            timers=self._timers,
+            random=random,
+            send=self._outbox.send_alone,
+            sequence=self._prober.sequence,
+            actions=self._actions,
+        )
+        self._exchange = PushPullExchange(self._membership, self._registry)
+        self._leadership = Leadership(
+            self._membership,
+            self._registry,
+            kept.term,
+            now,
+            tuning=tuning,
+            timers=self._timers,
+            persist=self._persist,
+            elected=lambda term: self._tell(Change.LEADER, term.leader, term),
+        )
+        self._anti_entropy = AntiEntropy(
+            self._membership,
+            self._registry,
+            tuning=tuning,
+            timers=self._timers,
+            random=random,
+            actions=self._actions,
+            now=now,
+        )
+        self._handler = PacketHandler(
+            self._membership,
+            self._registry,
+            self._prober,
+            self._joins,
+            self._anti_entropy,
+            outbox=self._outbox,
+            news=self._news,
+            merged=self._merged,
+        )
+        self._kept = Kept()
+        self._anti_entropy.note(self._me)
+        self._membership.announce()
+        self._say_record()
+        self._persist()
+        self._prober.start(now + random.random() * tuning.probe_interval)
+        self._timers.at(now + random.random() * tuning.reconnect_interval, self._reconnect)
+        self._timers.at(now, self._start)
+
+    # What comes in
+
+    def handle_packet(self, data: bytes, source: Address, now: float) -> list[Action]:
+        """A datagram, already opened. What is not a packet is counted in ``rejected`` and dropped."""
+        self._awake(now)
+        try:
+            packet = decode(data)
+        except Rejected:
+            self._rejected += 1
+            return self._done(now)
+        self._handler.handle(packet, source, now)
+        return self._done(now)
+
+    def tick(self, now: float) -> list[Action]:
+        """Do what is due. Called at `next_wake` or whenever convenient."""
+        self._awake(now)
+        self._timers.run(now)
+        return self._done(now)
+
+    def _awake(self, now: float) -> None:
+        """If this process stood still, move its timers on. Before anything else that happens after it, or
+        what is set then would be moved as well."""
+        late = now - self._timers.next()
+        if late > self._tuning.lag:
+            self._timers.shift(late)
+            self._membership.shift(late)
+            self._awareness.worse()
+
+    def next_wake(self) -> float:
+        """When `tick` has something to do next; may move closer after any other call."""
+        return self._timers.next()
+
+    def introduce(
+        self, addresses: tuple[Address, ...], now: float, *, keep: bool = False, source: str = ""
+    ) -> list[Action]:
+        """A node may be at one of ``addresses`` (of one machine): from mDNS, seeds or ``peers.json``.
+
+        ``keep``: retry without end (with growing pauses) while no live node is known there. ``source``: a
+        seed or a node id; its new addresses replace its former ones.
+        """
+        self._awake(now)
+        self._joins.add(addresses, now, keep=keep, source=source)
+        return self._done(now)
+
+    def tcp_pong(self, sequence: int, now: float) -> list[Action]:
+        """The node of a `TcpPing` answered."""
+        self._awake(now)
+        self._prober.tcp_pong(sequence)
+        return self._done(now)
+
+    def link_made(self, node: str, address: Address, now: float) -> list[Action]:
+        """The standing link to ``node`` is up; ``address`` is its IP and *gossip* port."""
+        self._awake(now)
+        self._prober.hear_link(node)
+        member = self._membership.members.get(node)
+        if member is None:
+            self._anti_entropy.want(node, (address,), now)
+        elif not member.live:
+            self._outbox.send(address, member.state())
+        elif member.reached is None:
+            member.reached = address
+        return self._done(now)
+
+    def link_lost(self, node: str, now: float, *, silent: bool = False) -> list[Action]:
+        """The standing link broke without goodbye: find out soon whether ``node`` is dead.
+
+        Within a second where the other side's system ended it (end of file, reset): the link of a node that
+        is merely slow stays open. ``silent``: this side's system gave it up, since nothing was acknowledged;
+        that is so for a bad network too, so the answer may take about twice as long.
+        """
+        self._awake(now)
+        self._prober.quick(node, now, silent=silent)
+        return self._done(now)
+
+    # Push-pull over TCP
+
+    def push_pull_open(self) -> bytes:
+        """The first body of an exchange, for the side that starts it."""
+        return self._exchange.open()
+
+    def push_pull(self, data: bytes, source: Address | None, now: float) -> tuple[bytes, list[Action]]:
+        """A body from the other side → what to send back (empty: nothing more), and actions.
+
+        ``source``: the peer's IP and gossip port, when known. A body that is no push-pull is counted and
+        ends the exchange.
+        """
+        self._awake(now)
+        try:
+            body = decode_push_pull(data)
+        except Rejected:
+            self._rejected += 1
+            return b"", self._done(now)
+        if body.sender == self._me:
+            return b"", self._done(now)
+        answer, merged = self._exchange.take(body, now)
+        for node, merge in merged:
+            self._merged(node, merge)
+            if merge is Merge.NEWER:
+                self._news.add("record", node, self._registry.delta_of(node, self._outbox.room))
+        member = self._membership.members.get(body.sender)
+        if member is not None and member.reached is None and member.boot == body.boot:
+            member.reached = source
+        return answer, self._done(now)
+
+    def push_pull_done(self, node: str, ok: bool, now: float) -> list[Action]:
+        """A `PushPullWith` for ``node`` ended."""
+        self._awake(now)
+        if not ok and node:
+            self._anti_entropy.failed(node, now)
+        return self._done(now)
+
+    # What this node does
+
+    def persisted(self, kept: Kept, now: float) -> list[Action]:
+        """A `Persist` was carried out: a claim that waited for it is made, unless a higher one came."""
+        self._awake(now)
+        claim = self._leadership.persisted(kept.term)
+        if claim is not None:
+            self._registry.update(replace(self._registry.me, claim=claim))
+            self._own_changed()
+        return self._done(now)
+
+    def update_record(self, record: Record, now: float) -> list[Action]:
+        """Say something new of this node. ``version`` and ``claim`` of ``record`` are ignored."""
+        self._awake(now)
+        draining = self._registry.me.draining
+        if self._registry.update(replace(record, claim=self._registry.me.claim)):
+            self._own_changed()
+            if draining != record.draining:
+                self._leadership.due = True
+        return self._done(now)
+
+    def set_addresses(self, addresses: tuple[Address, ...], now: float) -> list[Action]:
+        """This node's own addresses changed."""
+        self._awake(now)
+        if addresses != self._membership.addresses:
+            self._membership.move(addresses)
+            self._anti_entropy.note(self._me)
+        return self._done(now)
+
+    def evict(self, nodes: frozenset[str], now: float) -> list[Action]:
+        """These nodes, and no others, were turned out by an admin: they are gone at once, and stay so."""
+        self._awake(now)
+        self._membership.evict(nodes, now)
+        return self._done(now)
+
+    def observe_term(self, term: Term, now: float) -> list[Action]:
+        """A term was seen outside of records (an owner refused ours as old): never claim below it."""
+        self._awake(now)
+        self._leadership.observe(term)
+        return self._done(now)
+
+    def leave(self, now: float) -> list[Action]:
+        """Say goodbye. Tick on for half a second, so that it spreads, then stop."""
+        self._awake(now)
+        farewell = self._membership.leave()
+        for member in self._membership.sample(8):
+            address = member.address()
+            if address is not None:
+                self._outbox.send(address, [farewell])
+        return self._done(now)
+
+    # What is known
+
+    @property
+    def me(self) -> Record:
+        """This node's record, with its version and claim."""
+        return self._registry.me
+
+    @property
+    def rejected(self) -> int:
+        """Packets, push-pull bodies and records that were not understood."""
+        return self._rejected
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Statements of members that were not believed, by reason.
+
+        ``forged``: not signed by the node they are about, or with counts that nobody reaches. ``record``:
+        signed records that no node can have.
+        """
+        return {**self._refused, "forged": self._refused["forged"] + self._membership.refused}
+
+    @property
+    def health(self) -> int:
+        """0: this node keeps up; up to 7: its probes fail, its time-outs are stretched."""
+        return self._awareness.score
+
+    def leader(self) -> Term:
+        """The term that holds; ``leader`` is empty while there is none."""
+        return self._leadership.term
+
+    def live(self) -> tuple[Record, ...]:
+        """Records of the live nodes, this one included, by node id. Without those whose record is due."""
+        registers = map(self._registry.get, sorted([self._me, *self._membership.live]))
+        return tuple(register.record for register in registers if register is not None)
+
+    def record(self, node: str) -> Record | None:
+        """The last record of ``node``, alive or not."""
+        register = self._registry.get(node)
+        return register.record if register is not None else None
+
+    def alive(self, node: str) -> bool:
+        """Whether ``node`` is held alive (suspected ones are)."""
+        member = self._membership.members.get(node)
+        return node == self._me or (member is not None and member.live)
+
+    def left(self, node: str) -> bool:
+        """Whether ``node`` said goodbye, and has not come back since."""
+        member = self._membership.members.get(node)
+        return member is not None and member.status is Status.LEFT
+
+    def addresses(self, node: str) -> tuple[Address, ...]:
+        """Where to reach ``node``: the address it really reached us at first. Empty: unknown."""
+        member = self._membership.members.get(node)
+        return member.everywhere() if member is not None else ()
+
+    def boot(self, node: str) -> int:
+        """The boot id of ``node``; 0 when unknown."""
+        member = self._membership.members.get(node)
+        return member.boot if member is not None else 0
+
+    def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
+        """Every other node held alive with its addresses: what to remember on disk."""
+        return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))
+
+    # What goes out
+
+    def _gossip_turn(self, now: float) -> None:
+        self._gossip_at = None
+        if not len(self._news):
+            return
+        self._gossiped = now
+        for member in self._membership.sample(self._tuning.gossip_fanout):
+            address = member.address()
+            if address is not None:
+                self._outbox.send_news(address)
+
+    def _reconnect(self, now: float) -> None:
+        """Try one that was found dead: it may live behind a partition that has healed."""
+        self._timers.at(now + self._tuning.reconnect_interval, self._reconnect)
+        self._membership.forget(now)
+        self._registry.forget_all_but(self._membership.members)
+        evicted = self._membership.evicted
+        members = self._membership.members.values()
+        dead = [member for member in members if not member.live and member.node not in evicted]
+        if dead and not self._membership.leaving:
+            member = self._random.choice(dead)
+            for address in member.everywhere()[:4]:
+                ping = encode(Ping(self._prober.sequence(), member.node))
+                self._outbox.send_alone(address, [self._membership.my_alive(), *member.state(), ping])
+
+    # Records
+
+    def _say_record(self) -> None:
+        self._news.add("record", self._me, self._registry.delta(self._outbox.room, self._outbox.room // 3))
+
+    def _own_changed(self) -> None:
+        self._say_record()
+        self._anti_entropy.note(self._me)
+        self._persist()
+        self._tell(Change.UPDATED, self._me)
+
+    def _merged(self, node: str, merge: Merge) -> None:
+        if merge is Merge.NEWER:
+            self._anti_entropy.note(node)
+            if self._registry.stirred:
+                self._registry.stirred = False
+                self._leadership.observe(self._registry.highest)
+                self._leadership.due = True
+            self._tell(Change.UPDATED, node)
+        elif merge is Merge.RAISED:
+            self._own_changed()
+        elif merge is Merge.BROKEN:
+            self._rejected += 1
+        elif merge is Merge.IMPOSSIBLE:
+            self._refused["record"] += 1
+        elif merge is Merge.FORGED:
+            self._refused["forged"] += 1
+
+    # Changes
+
+    def _tell(self, change: Change, node: str, term: Term | None = None) -> None:
+        self._actions.append(Event(change, node, term or Term()))
+
+    def _changed(self, change: Change, node: str) -> None:
+        """The membership changed."""
+        self._anti_entropy.note(node)
+        if node == self._me:
+            self._persist()
+        if change is not Change.SUSPECTED:
+            self._leadership.due = True
+        self._tell(change, node)
+
+    def _persist(self) -> None:
+        kept = Kept(self._leadership.highest, self._registry.ceiling, self._membership.incarnation)
+        if kept != self._kept:
+            self._kept = kept
+            self._actions.append(Persist(kept))
+
+    def _start(self, now: float) -> None:
+        """Makes the first tick due at once: it returns the actions of the construction."""
+
+    def _done(self, now: float) -> list[Action]:
+        if self._leadership.due:
+            self._leadership.run(now)
+            self._persist()
+        if self._gossip_at is None and len(self._news) and self._membership.live:
+            self._gossip_at = max(now, self._gossiped + self._tuning.gossip_interval)
+            self._timers.at(self._gossip_at, self._gossip_turn)
+        actions = self._actions[:]
+        self._actions.clear()
+        return actions

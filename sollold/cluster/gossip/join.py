@@ -1,0 +1,122 @@
+"""How a node gets to know its first peers: addresses from mDNS, seeds and memory, tried until one answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from sollold.cluster.gossip.actions import Action, Address, PushPullWith
+from sollold.cluster.gossip.config import Tuning
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.packet import Ping, encode
+from sollold.cluster.gossip.timers import Timers
+
+_MOST = 1024
+"""Joins under way at most."""
+_TRIES = 4
+"""Of an introduction that is not kept: a datagram may be lost."""
+_ADDRESSES = 8
+
+
+class _Introduction:
+    __slots__ = ("addresses", "answered", "keep", "key", "sequence", "tries")
+
+    def __init__(self, key: str | frozenset[Address], addresses: tuple[Address, ...], keep: bool) -> None:
+        self.key = key
+        self.addresses = addresses
+        self.keep = keep
+        self.tries = 0
+        self.sequence = 0
+        self.answered = False
+
+
+class Joins:
+    """Pings introduced addresses; who answers is asked for all it knows.
+
+    Args:
+        send: sends encoded messages to an address, without news: nobody may be there to hear them.
+        sequence: as in `probe.Prober`.
+        actions: where `PushPullWith` goes.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        tuning: Tuning,
+        timers: Timers,
+        random: Random,
+        send: Callable[[Address, list[bytes]], None],
+        sequence: Callable[[], int],
+        actions: list[Action],
+    ) -> None:
+        self._membership = membership
+        self._tuning = tuning
+        self._timers = timers
+        self._random = random
+        self._send = send
+        self._sequence = sequence
+        self._actions = actions
+        self._all: dict[str | frozenset[Address], _Introduction] = {}
+        self._pinged: dict[int, _Introduction] = {}
+
+    def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool, source: str) -> None:
+        """Somebody may be at one of ``addresses``; see `Gossip.introduce`."""
+        addresses = tuple(one for one in addresses if one not in self._membership.addresses)[:_ADDRESSES]
+        if not addresses:
+            return
+        # Name servers give the same addresses in another order each time.
+        key = source or frozenset(addresses)
+        known = self._all.get(key)
+        if known is not None and set(known.addresses) == set(addresses):
+            known.keep = known.keep or keep
+            known.tries = min(known.tries, 1)
+            return
+        if known is None and len(self._all) >= _MOST:
+            return
+        introduction = self._all[key] = _Introduction(key, addresses, keep)
+        self._try(introduction, now)
+
+    def _known(self, introduction: _Introduction) -> bool:
+        """Whether a live node is there already, or who was meant lives elsewhere."""
+        wanted = set(introduction.addresses)
+        members = self._membership.members
+        if isinstance(introduction.key, str):
+            meant = members.get(introduction.key)
+            if meant is not None and meant.live:
+                return True
+        return any(not wanted.isdisjoint(members[node].everywhere()) for node in self._membership.live)
+
+    def _try(self, introduction: _Introduction, now: float) -> None:
+        self._pinged.pop(introduction.sequence, None)
+        if self._membership.leaving or self._all.get(introduction.key) is not introduction:
+            return
+        tuning = self._tuning
+        known = self._known(introduction)
+        if not known:
+            introduction.answered = False
+            introduction.sequence = self._sequence()
+            self._pinged[introduction.sequence] = introduction
+            for address in introduction.addresses:
+                hello = encode(Ping(introduction.sequence, ""))
+                self._send(address, [self._membership.my_alive(), hello])
+            self._timers.at(now + tuning.introduce_timeout, self._fall_back, introduction)
+            introduction.tries += 1
+        if not introduction.keep and (known or introduction.tries >= _TRIES):
+            self._all.pop(introduction.key, None)
+            return
+        # While a live node is there it is enough to look now and then: the dead are tried by themselves.
+        pause = tuning.retry_max if known else tuning.retry_min * 2.0 ** min(introduction.tries, 16)
+        pause = min(pause, tuning.retry_max)
+        self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._try, introduction)
+
+    def _fall_back(self, introduction: _Introduction, now: float) -> None:
+        if not introduction.answered and not self._known(introduction):
+            self._actions.append(PushPullWith("", introduction.addresses))
+
+    def hear_ack(self, sender: str, sequence: int, source: Address) -> None:
+        """Somebody answered."""
+        introduction = self._pinged.pop(sequence, None)
+        if introduction is not None and not introduction.answered:
+            introduction.answered = True
+            self._actions.append(PushPullWith(sender, (source,)))

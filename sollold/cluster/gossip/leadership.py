@@ -1,0 +1,100 @@
+"""This node's part in elections: records of the live nodes in, claims and the term that holds out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from sollold.cluster.gossip.config import Tuning
+from sollold.cluster.gossip.election import Election, Standing
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.registry import Registry
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.gossip.timers import Timers
+
+
+class Leadership:
+    """Runs the election whenever something changed that may matter to it.
+
+    Args:
+        highest: the highest term seen by earlier processes.
+        persist: asks for `highest` to be written to disk; `persisted` must follow.
+        elected: called with each new term that holds.
+
+    Attributes:
+        due: something changed; `run` decides anew.
+        term: the term that holds; ``leader`` is empty while there is none.
+        claiming: the claim that is on its way to the disk; nobody is told of it before.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        registry: Registry,
+        highest: Term,
+        now: float,
+        *,
+        tuning: Tuning,
+        timers: Timers,
+        persist: Callable[[], None],
+        elected: Callable[[Term], None],
+    ) -> None:
+        self.due = True
+        self.term = Term()
+        self.claiming: Term | None = None
+        self._membership = membership
+        self._registry = registry
+        self._timers = timers
+        self._persist = persist
+        self._elected = elected
+        self._decide_at = float("inf")
+        self._election = Election(membership.me, highest, now, tuning)
+
+    @property
+    def highest(self) -> Term:
+        """The highest term seen; claims are above it."""
+        return self._election.highest
+
+    def observe(self, term: Term) -> None:
+        """A term was seen."""
+        if self._election.observe(term):
+            self.due = True
+
+    def persisted(self, term: Term) -> Term | None:
+        """``term`` is on disk. Returns the claim that waited for it; None if a higher one came."""
+        claim = self.claiming
+        if claim is None or term < claim:
+            return None
+        self.claiming = None
+        self.due = True
+        return claim if claim == self.highest and not self._membership.leaving else None
+
+    def run(self, now: float) -> None:
+        """Decide who leads."""
+        self.due = False
+        if self._membership.leaving:
+            return
+        if self.claiming is not None and self.claiming == self.highest:
+            return
+        verdict = self._election.decide(self._standings(), now)
+        if verdict.claim:
+            self.claiming = verdict.term
+            self._persist()
+            return
+        if verdict.again < float("inf") and verdict.again != self._decide_at:
+            self._decide_at = verdict.again
+            self._timers.at(verdict.again, self._decide_again)
+        if verdict.term != self.term:
+            self.term = verdict.term
+            self._elected(verdict.term)
+
+    def _decide_again(self, now: float) -> None:
+        self._decide_at = float("inf")
+        self.due = True
+
+    def _standings(self) -> Iterator[Standing]:
+        for node in (self._membership.me, *self._membership.live):
+            register = self._registry.get(node)
+            if register is None:
+                yield Standing(node, None, False)
+            else:
+                yield Standing(node, register.record.claim, register.record.draining)

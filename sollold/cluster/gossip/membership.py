@@ -1,0 +1,433 @@
+"""Who is alive, suspected, dead or gone: the table of SWIM with Lifeguard's suspicion.
+
+Only a node itself raises its incarnation, and does so to refute what is said of it. An accusation counts
+from the incarnation it names on; a sign of life only above it. So old gossip brings nobody back, while a
+restarted process, which is told what is held of it, comes back by one refutation.
+
+Signs of life and goodbyes are signed by their node. An accusation is not, so it counts for the incarnation
+that the accused itself has told, whatever it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from sollold.cluster.gossip.actions import Address, Change
+from sollold.cluster.gossip.awareness import Awareness
+from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
+from sollold.cluster.gossip.config import Tuning
+from sollold.cluster.gossip.member import Member, Status, literal, plausible
+from sollold.cluster.gossip.packet import MAX_MEMBERS, Alive, Dead, Left, MemberState, Suspect, encode
+from sollold.cluster.gossip.probe_order import ProbeOrder
+from sollold.cluster.gossip.signing import Signer, alive_content, left_content
+from sollold.cluster.gossip.suspicion import Suspicion
+from sollold.cluster.gossip.timers import Timers
+
+_CLONE_RAISES = 4
+"""Refutations in our name by one other process before it is called a clone: echoes make fewer."""
+_REFUTE_PAUSE = 1.0
+"""Seconds between refutations of a clone: the two would go on for ever."""
+_CLONE_PAUSE = 60.0
+"""Seconds between words about packets that come in our own name."""
+_OBJECTION = 2.0
+"""Probe intervals that a node gets which only others hold dead."""
+_ACCUSED_AHEAD = 1024
+"""An accusation that names an incarnation this far above our own is not made by a node that counts."""
+_HURRY = 8
+"""How many peers, about, probe a new suspect at once."""
+
+
+class Membership:
+    """The table, and what follows from each thing heard.
+
+    Args:
+        changed: called with each change, after the table has it.
+
+    Attributes:
+        refused: statements that were not signed by their node, or name a count that nobody reaches.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        boot: int,
+        incarnation: int,
+        addresses: tuple[Address, ...],
+        *,
+        random: Random,
+        tuning: Tuning,
+        timers: Timers,
+        news: BroadcastQueue,
+        awareness: Awareness,
+        signer: Signer,
+        changed: Callable[[Change, str], None],
+    ) -> None:
+        self.me = me
+        self.boot = boot
+        self.incarnation = incarnation
+        self.addresses = addresses
+        self.leaving = False
+        self.refused = 0
+        self.evicted: frozenset[str] = frozenset()
+        """Nodes that are not to come back: no sign of life of them counts."""
+        self.members: dict[str, Member] = {}
+        self.live: list[str] = []
+        """Other nodes alive or suspected; in no order."""
+        self.order = ProbeOrder(random)
+        self.retransmits = tuning.retransmits(1)
+        """How often each piece of news is sent in a cluster of this size."""
+        self._place: dict[str, int] = {}
+        self._random = random
+        self._tuning = tuning
+        self._timers = timers
+        self._news = news
+        self._awareness = awareness
+        self._changed = changed
+        self._signer = signer
+        self._my_alive: Alive | None = None
+        self._farewell = b""
+        self._gone: dict[str, None] = {}
+        """Those dead or gone, the longest first."""
+        self._foreign_boot = 0
+        self._foreign_raises = 0
+        self._refute_after = 0.0
+        self._double_after = 0.0
+
+    @property
+    def size(self) -> int:
+        """Live nodes, this one included."""
+        return len(self.live) + 1
+
+    def my_alive(self) -> bytes:
+        """What this node says of itself."""
+        return encode(self._sign_alive())
+
+    def my_state(self, version: int) -> MemberState:
+        """What this node says of itself in a push-pull, with the version of its record."""
+        said = self._sign_alive()
+        status = Status.LEFT if self.leaving else Status.ALIVE
+        return MemberState(
+            self.me,
+            self.boot,
+            self.incarnation,
+            status,
+            self.addresses,
+            version,
+            self.boot,
+            said.key,
+            said.signature,
+            self._farewell,
+        )
+
+    def _sign_alive(self) -> Alive:
+        made = self._my_alive
+        if made is None or (made.incarnation, made.addresses) != (self.incarnation, self.addresses):
+            content = alive_content(self.me, self.boot, self.incarnation, self.addresses)
+            signature = self._signer.sign(content)
+            made = self._my_alive = Alive(
+                self.me, self.boot, self.incarnation, self.addresses, self._signer.public, signature
+            )
+        return made
+
+    def key_of(self, node: str) -> bytes | None:
+        """The public key of a known node; None when it is not known."""
+        if node == self.me:
+            return self._signer.public
+        member = self.members.get(node)
+        return member.key if member is not None else None
+
+    def announce(self) -> None:
+        """Spread what this node says of itself."""
+        self._news.add("member", self.me, self.my_alive())
+
+    def sample(self, count: int, *, without: str = "") -> list[Member]:
+        """Up to ``count`` live others, at random."""
+        chosen = self.live
+        if len(chosen) > count:
+            chosen = self._random.sample(chosen, count + 1 if without else count)
+        return [self.members[node] for node in chosen if node != without][:count]
+
+    # What is heard
+
+    def hear_alive(self, said: Alive, now: float) -> None:
+        """``said.node`` lives, or did when it said so."""
+        if said.node == self.me:
+            self._hear_own_alive(said, now)
+            return
+        if said.node in self.evicted:
+            return
+        member = self.members.get(said.node)
+        if member is None:
+            if not plausible(said) or not self._signed(said) or not self._make_room():
+                return
+            member = self.members[said.node] = Member(said, now)
+            self._enter(member)
+            self._spread(member)
+            self._changed(Change.JOINED, member.node)
+            return
+        if said.incarnation <= member.incarnation or not plausible(said) or not self._signed(said):
+            return
+        restarted, moved = said.boot != member.boot, said.addresses != member.addresses
+        before = member.status
+        member.boot = said.boot
+        member.incarnation = said.incarnation
+        member.addresses = said.addresses
+        member.key, member.signature = said.key, said.signature
+        if restarted or (moved and member.reached not in said.addresses):
+            member.reached = None
+        member.status = Status.ALIVE
+        member.suspicion = None
+        self._spread(member)
+        if before >= Status.DEAD:
+            member.since = now
+            self._enter(member)
+            self._changed(Change.JOINED, member.node)
+        elif restarted:
+            self._changed(Change.RESTARTED, member.node)
+        elif moved:
+            self._changed(Change.MOVED, member.node)
+        elif before is Status.SUSPECT:
+            self._changed(Change.CLEARED, member.node)
+
+    def hear_double(self, now: float) -> bool:
+        """Another process sends in our own name: a clone. False when that was told just now."""
+        if now < self._double_after:
+            return False
+        self._double_after = now + _CLONE_PAUSE
+        self._changed(Change.CLONED, self.me)
+        return True
+
+    def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
+        """``by`` heard nothing of ``node``."""
+        if node == self.me:
+            self._hear_accusation(incarnation)
+            return
+        member = self.members.get(node)
+        if member is None or incarnation < member.incarnation or not member.live:
+            return
+        if self._accuse(member, by, now) and self._random.random() * self.size < _HURRY:
+            self.order.hurry(node)
+
+    def hear_dead(self, node: str, incarnation: int, by: str, now: float) -> None:
+        """``node`` had its time, says ``by``. Whom this node does not suspect itself gets a moment to object.
+
+        A node that was cut off holds all others dead, and says so when it is back: two that hear of it
+        must not part.
+        """
+        if node == self.me:
+            self._hear_accusation(incarnation)
+            return
+        member = self.members.get(node)
+        if member is None or not member.live or incarnation < member.incarnation:
+            return
+        if member.suspicion is not None and member.suspicion.has(self.me):
+            self._end(member, Status.DEAD, now)
+            return
+        self._accuse(member, by, now)
+        within = _OBJECTION * self._tuning.probe_interval
+        if member.suspicion is not None and member.suspicion.quicken(within, now):
+            self.order.hurry(node)
+            self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
+            self._news.add("member", node, encode(Dead(node, member.incarnation, by)))
+
+    def hear_left(self, node: str, incarnation: int, farewell: bytes, now: float) -> None:
+        """``node`` said goodbye; ``farewell`` is its signature."""
+        member = self.members.get(node)
+        if node == self.me:
+            if incarnation >= self.incarnation and self._signed_farewell(node, incarnation, farewell):
+                self._refute(incarnation, accused=False)
+            return
+        if member is None or incarnation < member.incarnation or member.status is Status.LEFT:
+            return
+        if not self._signed_farewell(node, incarnation, farewell):
+            return
+        member.incarnation, member.farewell = incarnation, farewell
+        if member.live:
+            self._end(member, Status.LEFT, now)
+        else:
+            member.status = Status.LEFT
+
+    def hear_member_state(self, held: MemberState, by: str, now: float) -> None:
+        """A peer's view of a node, from a push-pull. Its dead are but suspects here: they may refute."""
+        if held.status == Status.LEFT:
+            self.hear_left(held.node, held.incarnation, held.farewell, now)
+            return
+        if held.status != Status.DEAD or held.node == self.me:
+            new = held.node not in self.members
+            said = Alive(held.node, held.boot, held.incarnation, held.addresses, held.key, held.signature)
+            self.hear_alive(said, now)
+            member = self.members.get(held.node) if new and literal(held.reached) == held.reached else None
+            if member is not None and held.reached:
+                member.reached = held.reached[0]
+        if held.status != Status.ALIVE:
+            self.hear_suspect(held.node, held.incarnation, by, now)
+
+    # What this node finds
+
+    def suspect(self, node: str, now: float, *, within: float | None = None) -> None:
+        """This node heard nothing of ``node``. ``within``: other evidence allows but so many seconds."""
+        member = self.members.get(node)
+        if member is None or not member.live:
+            return
+        self._accuse(member, self.me, now)
+        if within is not None and member.suspicion is not None and member.suspicion.quicken(within, now):
+            self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
+
+    def evict(self, nodes: frozenset[str], now: float) -> None:
+        """These nodes, and no others, were turned out by an admin: they are gone at once, and stay so."""
+        self.evicted = nodes
+        for node in nodes:
+            member = self.members.get(node)
+            if member is not None and member.live:
+                self._end(member, Status.DEAD, now)
+
+    def relax(self, node: str) -> None:
+        """``node`` answered this node after its link broke: what is left of the suspicion takes its time."""
+        member = self.members.get(node)
+        if member is not None and member.suspicion is not None:
+            member.suspicion.relax()
+
+    def move(self, addresses: tuple[Address, ...]) -> None:
+        """This node's addresses changed."""
+        self.addresses = addresses
+        self.incarnation += 1
+        self.announce()
+
+    def leave(self) -> bytes:
+        """Say goodbye, and no longer refute."""
+        self.leaving = True
+        self._news.drop("member", self.me)
+        self._farewell = self._signer.sign(left_content(self.me, self.incarnation))
+        message = encode(Left(self.me, self.incarnation, self._farewell))
+        self._news.add("member", self.me, message)
+        return message
+
+    def shift(self, seconds: float) -> None:
+        """The process stood still for so long: suspects get that time back."""
+        for node in self.live:
+            suspicion = self.members[node].suspicion
+            if suspicion is not None:
+                suspicion.started += seconds
+
+    def forget(self, now: float) -> None:
+        """Drop those dead or gone for long."""
+        until = now - self._tuning.forget_after
+        while (node := next(iter(self._gone), None)) is not None and self.members[node].since < until:
+            del self._gone[node], self.members[node]
+
+    def _make_room(self) -> bool:
+        """Drop the longest dead when there are too many; False when all are alive."""
+        if len(self.members) < MAX_MEMBERS:
+            return True
+        node = next(iter(self._gone), None)
+        if node is None:
+            return False
+        del self._gone[node], self.members[node]
+        return True
+
+    # Transitions
+
+    def _accuse(self, member: Member, by: str, now: float) -> bool:
+        """Begin or confirm a suspicion; True when it begins."""
+        suspicion = member.suspicion
+        if suspicion is not None:
+            if suspicion.confirm(by):
+                self._news.add("member", member.node, encode(Suspect(member.node, member.incarnation, by)))
+                self._timers.at(suspicion.deadline, self._expire, member.node, suspicion)
+            return False
+        tuning = self._tuning
+        wanted = tuning.confirmations if self.size - 2 >= tuning.confirmations else 0
+        least = tuning.suspicion_min(self.size)
+        suspicion = Suspicion(by, now, least=least, most=least * tuning.suspicion_max, wanted=wanted)
+        member.status = Status.SUSPECT
+        member.suspicion = suspicion
+        self._news.add("member", member.node, encode(Suspect(member.node, member.incarnation, by)))
+        self._timers.at(suspicion.deadline, self._expire, member.node, suspicion)
+        self._changed(Change.SUSPECTED, member.node)
+        return True
+
+    def _expire(self, node: str, suspicion: Suspicion, now: float) -> None:
+        member = self.members.get(node)
+        if member is None or member.suspicion is not suspicion:
+            return
+        if now < suspicion.deadline:
+            self._timers.at(suspicion.deadline, self._expire, node, suspicion)
+            return
+        self._end(member, Status.DEAD, now)
+
+    def _end(self, member: Member, status: Status, now: float) -> None:
+        member.status = status
+        member.suspicion = None
+        member.since = now
+        self._exit(member)
+        if status is Status.DEAD:
+            self._news.add("member", member.node, encode(Dead(member.node, member.incarnation, self.me)))
+            self._changed(Change.DIED, member.node)
+        else:
+            farewell = encode(Left(member.node, member.incarnation, member.farewell))
+            self._news.add("member", member.node, farewell)
+            self._changed(Change.LEFT, member.node)
+
+    def _hear_own_alive(self, said: Alive, now: float) -> None:
+        if said.boot == self.boot or said.incarnation < self.incarnation or not self._signed(said):
+            return
+        if said.boot != self._foreign_boot:
+            self._foreign_boot, self._foreign_raises = said.boot, 0
+        self._foreign_raises += 1
+        if self._foreign_raises >= _CLONE_RAISES:
+            if now < self._refute_after:
+                return
+            self._refute_after = now + _REFUTE_PAUSE
+            self._changed(Change.CLONED, self.me)
+        self._refute(said.incarnation, accused=False)
+
+    def _hear_accusation(self, incarnation: int) -> None:
+        if incarnation > self.incarnation + _ACCUSED_AHEAD:
+            # Nobody has heard it from us: refuting it would use up our counter.
+            self.refused += 1
+            return
+        self._refute(incarnation, accused=True)
+
+    def _signed(self, said: Alive) -> bool:
+        content = alive_content(said.node, said.boot, said.incarnation, said.addresses)
+        known = self.key_of(said.node)
+        if known in (None, said.key) and self._signer.verify(said.node, said.key, said.signature, content):
+            return True
+        self.refused += 1
+        return False
+
+    def _signed_farewell(self, node: str, incarnation: int, signature: bytes) -> bool:
+        key = self.key_of(node) or b""
+        if self._signer.verify(node, key, signature, left_content(node, incarnation)):
+            return True
+        self.refused += 1
+        return False
+
+    def _refute(self, incarnation: int, *, accused: bool) -> None:
+        if self.leaving or incarnation < self.incarnation:
+            return
+        self.incarnation = incarnation + 1
+        if accused:
+            self._awareness.worse()
+        self.announce()
+        self._changed(Change.CLEARED, self.me)
+
+    def _spread(self, member: Member) -> None:
+        self._news.add("member", member.node, member.alive())
+
+    def _enter(self, member: Member) -> None:
+        self._gone.pop(member.node, None)
+        self._place[member.node] = len(self.live)
+        self.live.append(member.node)
+        self.order.add(member.node)
+        self.retransmits = self._tuning.retransmits(self.size)
+
+    def _exit(self, member: Member) -> None:
+        self._gone[member.node] = None
+        at, last = self._place.pop(member.node), self.live.pop()
+        if last != member.node:
+            self.live[at] = last
+            self._place[last] = at
+        self.order.remove(member.node)
+        self.retransmits = self._tuning.retransmits(self.size)

@@ -1,0 +1,114 @@
+"""Push-pull: two nodes compare all that they hold, and each gets the records that are newer at the other.
+
+Three bodies: the opener tells what it holds of every node, and the version of each record. The answer
+tells the same, brings the records that are newer there and names those that are newer here. The third
+brings these. So an exchange between equals is small, whatever the size of the records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sollold.cluster.gossip.membership import Membership
+from sollold.cluster.gossip.packet import FORMAT, MemberState, PushPull, Whole, encode
+from sollold.cluster.gossip.registry import Merge, Registry
+
+_ROOM = 12 * 1024 * 1024
+"""Bytes of records in one body; what does not fit comes with a later exchange."""
+_MAX_NEW = _MAX_RECORDS = 256
+"""Nodes not known yet and records that are taken from one body: checking a signature takes a while."""
+_MAX_REFUSED = 16
+"""Forged statements after which the rest of a body is not looked at."""
+
+
+class PushPullExchange:
+    """Makes and takes the bodies."""
+
+    def __init__(self, membership: Membership, registry: Registry) -> None:
+        self._membership = membership
+        self._registry = registry
+
+    def _body(self, stage: int, held: list[MemberState], wanted: list[str], records: list[Whole]) -> bytes:
+        me = self._membership
+        return encode(PushPull(FORMAT, stage, me.me, me.boot, held, wanted, records))
+
+    def _held(self) -> list[MemberState]:
+        me = self._membership
+        held = [me.my_state(self._registry.me.version)]
+        for member in me.members.values():
+            register = self._registry.get(member.node)
+            version, boot = (register.version, register.boot) if register is not None else (0, 0)
+            held.append(member.summary(version, boot))
+        return held
+
+    def open(self) -> bytes:
+        """The first body."""
+        return self._body(0, self._held(), [], [])
+
+    def take(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:
+        """A body from the other side → the answer (empty: none), and what became of its records."""
+        answer = self._held() if body.stage == 0 else []
+        self._hear_members(body, now)
+        known = {self._membership.me, *self._membership.members}
+        merged = [
+            (whole.node, self._registry.merge_whole(whole))
+            for whole in body.records[:_MAX_RECORDS]
+            if whole.node in known
+        ]
+        if body.stage == 2:
+            return b"", merged
+        wanted, records = self._compare(body)
+        if body.stage == 0:
+            return self._body(1, answer, wanted, records), merged
+        asked = set(body.wanted)
+        records = _fitting(whole for whole in self._wholes() if whole.node in asked)
+        return (self._body(2, [], [], records) if records else b""), merged
+
+    def _hear_members(self, body: PushPull, now: float) -> None:
+        """Only so many new nodes at a time, and no more of a body that has many forged ones."""
+        members = self._membership.members
+        enough = self._membership.refused + _MAX_REFUSED
+        room = _MAX_NEW
+        for held in body.held:
+            if held.node not in members and held.node != self._membership.me:
+                room -= 1
+                if room < 0:
+                    continue
+            self._membership.hear_member_state(held, body.sender, now)
+            if self._membership.refused >= enough:
+                return
+
+    def _wholes(self) -> list[Whole]:
+        nodes = [self._membership.me, *self._membership.live]
+        wholes = [self._registry.whole(node) for node in nodes]
+        return [whole for whole in wholes if whole is not None]
+
+    def _compare(self, body: PushPull) -> tuple[list[str], list[Whole]]:
+        """Nodes whose record is newer there; records that are newer here."""
+        theirs = {held.node: (held.version, held.version_boot) for held in body.held}
+        wanted = []
+        for held in body.held:
+            register = self._registry.get(held.node)
+            mine = (register.version, register.boot) if register is not None else (0, 0)
+            if held.node == self._membership.me:
+                newer_there = self._registry.is_ahead(held.version, held.version_boot)
+            else:
+                newer_there = bool(held.version) and (held.version, held.version_boot) > mine
+            if newer_there:
+                wanted.append(held.node)
+        newer = (
+            whole for whole in self._wholes() if (whole.version, whole.boot) > theirs.get(whole.node, (0, 0))
+        )
+        return wanted, _fitting(newer)
+
+
+def _fitting(wholes: Iterable[Whole]) -> list[Whole]:
+    """The first of them, as many as one body carries."""
+    fitting: list[Whole] = []
+    room = _ROOM
+    for whole in wholes:
+        room -= len(bytes(whole.record))
+        if room < 0 or len(fitting) == _MAX_RECORDS:
+            break
+        fitting.append(whole)
+    return fitting

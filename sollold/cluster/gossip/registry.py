@@ -1,0 +1,293 @@
+"""The records of all nodes: registers with one writer each, merged by the greatest (version, boot).
+
+A record is signed by its writer, over all fields as they were encoded, those of later releases too, which
+are kept and passed on. What others say of a record counts only with that signature, and only if the record
+is one that a node can have (`record_check`).
+
+No clock takes part. The writer raises the version with each change and starts above every version it
+used before, which it keeps on disk. If the disk was lost it meets its old record at a peer (same node,
+another boot) and raises itself above it.
+
+News of a record is a `Delta`: the fields changed last, as many as fit one datagram, and as ``base`` the
+version of the newest change among the fields left out. A node that has a version from ``base`` on gets the
+whole of the new one by replacing just these fields; one with an older one fetches it over TCP.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
+from enum import Enum, auto
+
+import msgspec
+from msgspec import Raw
+
+from sollold.cluster.gossip.packet import RECORD_LIMIT, Delta, Whole, encode
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.record_check import objection
+from sollold.cluster.gossip.signing import Signer, record_content
+from sollold.cluster.gossip.term import Term
+
+AHEAD = 4096
+"""Versions written to disk ahead of use."""
+
+_names = tuple(field.name for field in fields(Record) if field.name not in ("node", "version"))
+_whole = msgspec.msgpack.Decoder(Record)
+_APART = frozenset(("node", "version"))
+"""Told beside the fields of a record."""
+_parts = msgspec.msgpack.Decoder(dict[str, Raw])
+
+
+class Merge(Enum):
+    """What became of a record that came in."""
+
+    NEWER = auto()
+    OLD = auto()
+    BEHIND = auto()
+    """It is newer, but builds on a version that is not here."""
+    BROKEN = auto()
+    """It is no record."""
+    IMPOSSIBLE = auto()
+    """Its node signed it, but no node can have it."""
+    FORGED = auto()
+    """Its node did not sign it."""
+    RAISED = auto()
+    """It was our own of an earlier boot; ours is above it now."""
+
+
+class Register:
+    """One node's record as held here."""
+
+    __slots__ = ("boot", "encoded", "parts", "record", "signature", "version")
+
+    def __init__(
+        self, boot: int, version: int, record: Record, parts: Mapping[str, bytes], signature: bytes
+    ) -> None:
+        self.boot = boot
+        self.version = version
+        self.record = record
+        self.parts = parts
+        """Its fields as they were encoded by its writer."""
+        self.signature = signature
+        self.encoded = b""
+
+    def whole(self) -> Whole:
+        """To be sent over TCP."""
+        if not self.encoded:
+            fields = {name: Raw(part) for name, part in self.parts.items()}
+            self.encoded = encode(fields | {"node": Raw(encode(self.record.node))})
+        return Whole(self.record.node, self.boot, self.version, Raw(self.encoded), self.signature)
+
+
+class Registry:
+    """All registers, the own one among them.
+
+    Args:
+        record: the own one; its ``version`` is replaced.
+        boot: of this process.
+        version: the greatest that an earlier process may have used.
+        highest: the highest term seen by an earlier process.
+        key_of: the public key of a known node; None when it is not known.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        boot: int,
+        version: int,
+        *,
+        signer: Signer,
+        key_of: Callable[[str], bytes | None],
+        highest: Term | None = None,
+    ) -> None:
+        self._me = record.node
+        self._signer = signer
+        self._key_of = key_of
+        self._parts: dict[str, bytes] = {name: encode(getattr(record, name)) for name in _names}
+        own = Register(boot, version + 1, replace(record, version=version + 1), self._parts, b"")
+        self._registers = {self._me: own}
+        self._own = own
+        self._changed = dict.fromkeys(_names, own.version)
+        self.ceiling = own.version + AHEAD
+        """The own version stays below it until it is written anew."""
+        self.highest = highest or Term()
+        """The highest claim in any record ever seen here."""
+        self.stirred = False
+        """A record came that may change who leads; the reader sets it back."""
+
+    @property
+    def me(self) -> Record:
+        """The own record."""
+        return self._own.record
+
+    def get(self, node: str) -> Register | None:
+        """What is held of ``node``."""
+        return self._registers.get(node)
+
+    def whole(self, node: str) -> Whole | None:
+        """The record of ``node``, to be sent over TCP; None when it is not here."""
+        if node == self._me:
+            self._sign()
+        register = self._registers.get(node)
+        return register.whole() if register is not None else None
+
+    def _sign(self) -> None:
+        own = self._own
+        if not own.signature:
+            content = record_content(self._me, own.boot, own.version, self._parts)
+            own.signature = self._signer.sign(content)
+
+    def _signed(self, node: str, boot: int, version: int, parts: Mapping[str, bytes], by: bytes) -> bool:
+        key = self._key_of(node)
+        content = record_content(node, boot, version, parts)
+        return key is not None and self._signer.verify(node, key, by, content)
+
+    def forget_all_but(self, nodes: Collection[str]) -> None:
+        """Drop the records of nodes that are gone for good."""
+        for node in [node for node in self._registers if node != self._me and node not in nodes]:
+            del self._registers[node]
+
+    def update(self, record: Record) -> bool:
+        """Take ``record`` (but for its version) as the own one; False when nothing changed."""
+        version = self._own.version + 1
+        changed = False
+        for name in _names:
+            value = encode(getattr(record, name))
+            if value != self._parts[name]:
+                self._parts[name] = value
+                self._changed[name] = version
+                changed = True
+        if changed:
+            self._set(version, record)
+        return changed
+
+    def _set(self, version: int, record: Record) -> None:
+        own = self._own
+        own.version = version
+        own.record = replace(record, node=self._me, version=version)
+        own.encoded = own.signature = b""
+        if version >= self.ceiling - AHEAD // 2:
+            # Early enough that a slow disk has it before these versions are used.
+            self.ceiling = version + AHEAD
+
+    def is_ahead(self, version: int, boot: int) -> bool:
+        """Whether this version of our own record was made by another boot and hides ours: go above it."""
+        return boot != self._own.boot and version >= self._own.version
+
+    def _rise_above(self, version: int) -> None:
+        self._set(version + 1, self._own.record)
+        self._changed = dict.fromkeys(_names, version + 1)
+
+    def delta(self, room: int, enough: int) -> bytes:
+        """News of the own record, encoded, in at most ``room`` bytes.
+
+        Older changes come along up to ``enough`` bytes only: most peers have them.
+        """
+        self._sign()
+        own = self._own
+        names = sorted(_names, key=self._changed.__getitem__, reverse=True)
+        base = 0
+        while names:
+            message = _encode_delta(own, base, {name: self._parts[name] for name in names})
+            newest = self._changed[names[0]] == self._changed[names[-1]]
+            if len(message) <= (room if newest else enough):
+                return message
+            base = self._changed[names[-1]]
+            names = [name for name in names if self._changed[name] > base]
+        return encode(Delta(self._me, own.boot, own.version, own.version, b""))
+
+    def delta_of(self, node: str, room: int) -> bytes:
+        """News of another's record: all of it if it fits ``room``, else that there is something new."""
+        register = self._registers[node]
+        message = _encode_delta(register, 0, register.parts)
+        if len(message) <= room:
+            return message
+        return encode(Delta(node, register.boot, register.version, register.version, b""))
+
+    def _is_news(self, node: str, version: int, boot: int) -> bool:
+        held = self._registers.get(node)
+        if node == self._me:
+            return self.is_ahead(version, boot)
+        return held is None or (version, boot) > (held.version, held.boot)
+
+    def merge_delta(self, delta: Delta) -> Merge:
+        """Take news of a record in."""
+        if not self._is_news(delta.node, delta.version, delta.boot):
+            return Merge.OLD
+        held = self._registers.get(delta.node)
+        if delta.base and (held is None or held.boot != delta.boot or held.version < delta.base):
+            return Merge.BEHIND
+        if not delta.fields:
+            return Merge.BEHIND
+        try:
+            expand = zlib.decompressobj()
+            data = expand.decompress(delta.fields, RECORD_LIMIT)
+            if not expand.eof or expand.unused_data:
+                return Merge.BROKEN
+            parts = _decode_parts(data)
+        except (zlib.error, msgspec.MsgspecError, ValueError, RecursionError):
+            return Merge.BROKEN
+        if delta.base and held is not None:
+            parts = {**held.parts, **parts}
+        merge = self._take(delta.node, delta.boot, delta.version, parts, delta.signature)
+        # Fields of two writers' making, if a member lied before: the whole record tells.
+        return Merge.BEHIND if merge is Merge.FORGED and delta.base else merge
+
+    def merge_whole(self, whole: Whole) -> Merge:
+        """Take a record in that came over TCP."""
+        if not self._is_news(whole.node, whole.version, whole.boot):
+            return Merge.OLD
+        data = bytes(whole.record)
+        if len(data) > RECORD_LIMIT:
+            return Merge.BROKEN
+        try:
+            parts = _decode_parts(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return Merge.BROKEN
+        if parts.pop("node", b"") != encode(whole.node):
+            return Merge.BROKEN
+        return self._take(whole.node, whole.boot, whole.version, parts, whole.signature)
+
+    def _take(self, node: str, boot: int, version: int, parts: dict[str, bytes], signature: bytes) -> Merge:
+        """Take a record in if its node signed it and it is one that a node can have."""
+        if sum(map(len, parts.values())) > RECORD_LIMIT:
+            return Merge.BROKEN
+        if not self._signed(node, boot, version, parts, signature):
+            return Merge.FORGED
+        if node == self._me:
+            self._rise_above(version)
+            return Merge.RAISED
+        fields = {name: Raw(part) for name, part in parts.items() if name not in _APART}
+        fields |= {"node": Raw(encode(node)), "version": Raw(encode(version))}
+        try:
+            record = _whole.decode(encode(fields))
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return Merge.BROKEN
+        if objection(record, self.highest):
+            return Merge.IMPOSSIBLE
+        self._store(Register(boot, version, record, parts, signature))
+        return Merge.NEWER
+
+    def _store(self, register: Register) -> None:
+        record = register.record
+        held = self._registers.get(record.node)
+        if held is None or (held.record.claim, held.record.draining) != (record.claim, record.draining):
+            self.stirred = True
+        self._registers[record.node] = register
+        self.highest = max(self.highest, record.claim)
+
+
+def _decode_parts(data: bytes) -> dict[str, bytes]:
+    """The fields of a record, each as it was encoded.
+
+    Raises:
+        msgspec.MsgspecError: it is no map.
+    """
+    return {name: bytes(part) for name, part in _parts.decode(data).items()}
+
+
+def _encode_delta(register: Register, base: int, parts: Mapping[str, bytes]) -> bytes:
+    body = encode({name: Raw(part) for name, part in parts.items()})
+    node, fields = register.record.node, zlib.compress(body, 1)
+    return encode(Delta(node, register.boot, base, register.version, fields, register.signature))

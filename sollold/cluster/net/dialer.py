@@ -1,0 +1,264 @@
+"""Reaching a node: of its addresses the one that really leads to it.
+
+A node has several addresses, and some of them lead elsewhere (every machine with Docker has 172.17.0.1).
+So addresses are tried with small head starts, each up to a finished TLS handshake that proves the node's
+id, and the one that worked is tried first next time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.identity import Identity, peer_of, tls_name
+from sollold.cluster.net.rpc import PeerError
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+HEAD_START = 0.2
+"""Seconds that an address gets before the next one is tried as well."""
+
+
+class Dialer:
+    """Opens TLS connections to nodes by their ids.
+
+    Args:
+        identity: this node's.
+        addresses: where a node is, by its id; empty when unknown.
+    """
+
+    def __init__(self, identity: Identity, addresses: Callable[[str], Sequence[Address]]) -> None:
+        self.node = identity.node
+        self._identity = identity
+        self._addresses = addresses
+        self._worked: dict[str, Address] = {}
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def addresses(self, node: str) -> tuple[Address, ...]:
+        """Addresses of ``node``, the one that last worked first."""
+        known = tuple(self._addresses(node))
+        worked = self._worked.get(node)
+        if worked is None or worked not in known:
+            return known
+        return (worked, *(one for one in known if one != worked))
+
+    def worked(self, node: str, address: Address) -> None:
+        """``node`` was just reached at ``address``."""
+        if len(self._worked) > 4096:
+            self._worked.clear()
+        self._worked[node] = address
+
+    def forget_contexts(self) -> None:
+        """The cluster's secret changed: connect with the new one from now on."""
+        self._contexts.clear()
+
+    def watch(self, raw: socket.socket) -> None:
+        """``raw`` is a connection of this node to another: `cut` ends it. From any thread."""
+        with self._lock:
+            self._sockets.add(raw)
+
+    def cut(self, addresses: Sequence[Address]) -> None:
+        """End all connections of this node to the node at ``addresses``, at once, whoever uses them."""
+        with self._lock:
+            known = tuple(self._sockets)
+        for raw in known:
+            with contextlib.suppress(OSError):
+                if literal(raw.getpeername()) in addresses:
+                    # Not TLS's own farewell: a thread may be reading there.
+                    socket.socket.shutdown(raw, socket.SHUT_RDWR)
+
+    def context(self, protocol: str, *, anyone: bool = False) -> ssl.SSLContext:
+        """The TLS context for calling with ALPN ``protocol``, made once."""
+        found = self._contexts.get((protocol, anyone))
+        if found is None:
+            found = self._contexts[protocol, anyone] = self._identity.client_context(protocol, anyone=anyone)
+        return found
+
+    async def connect(
+        self,
+        node: str,
+        protocol: str,
+        make: Callable[[], P],
+        *,
+        timeout: float,
+        addresses: Sequence[Address] | None = None,
+    ) -> tuple[P, str, Address]:
+        """A connection to ``node`` (empty: any member at ``addresses``) that speaks ALPN ``protocol``.
+
+        The protocol made gets `connection_made` here; the caller of a connection must speak first.
+
+        Returns:
+            The protocol, the node that answered, and where.
+
+        Raises:
+            PeerError: nobody could be reached there, or it was not ``node``.
+        """
+        where = tuple(addresses) if addresses is not None else self.addresses(node)
+        name = node or "the node"
+        if not where:
+            raise PeerError(node, f"no address of {name} is known", transport=True)
+        context = self.context(protocol, anyone=not node)
+        failures: list[str] = []
+        running: dict[asyncio.Task[_Handshake], Address] = {}
+        waiting = list(where)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        try:
+            while waiting or running:
+                if waiting:
+                    attempt = _attempt(waiting[0], context, tls_name(node or "member"), self.watch)
+                    running[asyncio.create_task(attempt)] = waiting.pop(0)
+                left = deadline - loop.time()
+                if left <= 0:
+                    failures.append(f"no answer within {timeout:g} s")
+                    break
+                done, _ = await asyncio.wait(
+                    running,
+                    timeout=min(HEAD_START, left) if waiting else left,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                for task in done:
+                    address = running.pop(task)
+                    try:
+                        landed = task.result()
+                    except (OSError, ssl.SSLError, TimeoutError) as error:
+                        failures.append(f"{address[0]}:{address[1]}: {in_words(error)}")
+                        continue
+                    if landed.lost:
+                        # Its own protocol would never be told.
+                        failures.append(f"{address[0]}:{address[1]}: it closed the connection at once")
+                        continue
+                    found = peer_of(landed.transport.get_extra_info("ssl_object"))
+                    self.worked(found, address)
+                    return landed.hand_over(make()), found, address
+        finally:
+            await _cancel_attempts(running)
+        raise PeerError(node, f"{name} could not be reached ({'; '.join(failures)})", transport=True)
+
+
+class _Handshake(asyncio.Protocol):
+    """Holds a fresh connection until its own protocol takes over."""
+
+    lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+
+    def hand_over(self, made: P) -> P:
+        """The connection is ``made``'s from now on."""
+        keep_watch(self.transport)
+        self.transport.set_protocol(made)
+        made.connection_made(self.transport)
+        return made
+
+
+async def _attempt(
+    address: Address, context: ssl.SSLContext, name: str, watch: Callable[[socket.socket], None]
+) -> _Handshake:
+    loop = asyncio.get_running_loop()
+    family, place = socket_address(address)
+    raw = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        raw.setblocking(False)
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(raw, place)
+        watch(raw)
+        _, landed = await loop.create_connection(
+            _Handshake, sock=raw, ssl=context, server_hostname=name, ssl_handshake_timeout=10,
+            ssl_shutdown_timeout=2,
+        )  # fmt: skip
+    except BaseException:
+        raw.close()
+        raise
+    return landed
+
+
+async def _cancel_attempts(tasks: dict[asyncio.Task[_Handshake], Address]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled() and task.exception() is None:
+            task.result().transport.abort()
+
+
+def socket_address(
+    address: Address,
+) -> tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]:
+    """Family and socket address of an IP literal, with its scope.
+
+    Raises:
+        OSError: it is no IP literal, or its interface is not there.
+    """
+    host, port = address
+    if ":" not in host:
+        return socket.AF_INET, (host, port)
+    # Numeric: nobody is asked, so this does not block.
+    found = socket.getaddrinfo(
+        host, port, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    )[0][4]
+    return socket.AF_INET6, (str(found[0]), int(found[1]), int(found[2]), int(found[3]))  # type: ignore[misc]
+
+
+def literal(place: Sequence[object]) -> Address:
+    """The address of a socket's peer: IPv4 plain, link-local IPv6 with its interface."""
+    host, port = str(place[0]), int(str(place[1]))
+    if host.startswith("::ffff:") and "." in host:
+        host = host[7:]
+    scope = int(str(place[3])) if len(place) > 3 else 0
+    if scope and "%" not in host:
+        with contextlib.suppress(OSError):
+            host = f"{host}%{socket.if_indextoname(scope)}"
+    return host, port
+
+
+def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bool = False) -> None:
+    """Send at once, and let the kernel end the connection when the other machine vanished.
+
+    Keep-alive probes find a machine that is silent for ``seconds`` while nothing is sent. With ``always``
+    TCP_USER_TIMEOUT (RFC 5482) does so while something is sent too: only where the other side reads all
+    the time, since a side that does not take bytes for so long would count as vanished. Buffer sizes are
+    left to the kernel, which grows them with the need.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    options = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), max(1, seconds // 2)),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), 1),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), max(1, seconds - seconds // 2)),
+    ]
+    if always:
+        options.append((socket.IPPROTO_TCP, getattr(socket, "TCP_USER_TIMEOUT", None), seconds * 1000))
+    for level, option, value in options:
+        if option is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, option, value)
+
+
+def in_words(error: BaseException) -> str:
+    """Why a connection was not made, for people."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if "Hostname mismatch" in error.verify_message:
+            return "another node answers there"
+        return "it belongs to another cluster (its certificate was made with another token)"
+    if isinstance(error, ConnectionRefusedError):
+        return "nothing listens there"
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__

@@ -1,0 +1,194 @@
+"""The clock, the exchanges and the disk of the gossip core: who calls it, and who executes its actions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from sollold.cluster.gossip.actions import (
+    Action,
+    Address,
+    Event,
+    Kept,
+    Persist,
+    PushPullWith,
+    Send,
+    TcpPing,
+)
+from sollold.cluster.gossip.gossip import Gossip
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.push_pull_stream import knock, sync
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.state_file import BackgroundWriter, KeptFile
+
+log = logging.getLogger("sollold.cluster")
+
+_MAX_EXCHANGES = 8
+"""Push-pulls and TCP pings under way at a time."""
+_MAX_UNKNOWN = 4
+"""Of these, tries of addresses where no node is known: each of a machine that is off takes seconds."""
+
+_EXACT_SECONDS = 0.002
+"""How exactly the timer is set; see `GossipRunner.do`."""
+
+
+class GossipRunner:
+    """Runs a `Gossip` on the event loop, and owns the cluster's tasks.
+
+    Args:
+        reach: opens connections for exchanges and TCP pings.
+        state: folder for what must survive a restart.
+        send: puts a datagram on the network.
+        changed: told each change, in order.
+
+    Attributes:
+        gossip: the core; None before `start`.
+    """
+
+    def __init__(
+        self,
+        reach: Dialer,
+        state: Path,
+        *,
+        send: Callable[[Address, bytes], None],
+        changed: Callable[[Event], None],
+    ) -> None:
+        self.gossip: Gossip | None = None
+        self._reach = reach
+        self._send = send
+        self._changed = changed
+        self._kept = Kept()
+        self._file = KeptFile(state)
+        self._writer = BackgroundWriter(
+            "the cluster's state", lambda: self._kept, self._file.write, written=self._persisted
+        )
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._exchanging = self._unknown = 0
+        self._leaving = False
+
+    async def read_kept(self) -> Kept:
+        """What the last run left on disk for the core.
+
+        Raises:
+            OSError: the folder can't be read.
+        """
+        self._kept = await asyncio.to_thread(self._file.read)
+        return self._kept
+
+    def start(self, gossip: Gossip) -> None:
+        """Run ``gossip`` from now on."""
+        self.gossip = gossip
+        self._tick()
+
+    def leave(self) -> None:
+        """Let the core say goodbye; what spreads it goes on until `close`."""
+        self._leaving = True
+        if self.gossip is not None:
+            self.do(self.gossip.leave(time.monotonic()))
+
+    async def close_tasks(self) -> None:
+        """End the timer and all tasks."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close_file(self) -> None:
+        """Write what is not written yet."""
+        await self._writer.close()
+
+    def do(self, actions: list[Action]) -> None:
+        """Execute actions of the core in order, and wake it when it next has something to do."""
+        for action in actions:
+            self._execute(action)
+        assert self.gossip is not None
+        wake = self.gossip.next_wake()
+        if wake < self._timer_at - _EXACT_SECONDS:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = wake
+            # uvloop rounds to the millisecond and counts from when it woke: a timer that is early, by however
+            # little, would find nothing to do and be set again, several times over.
+            delay = max(0.0, wake - time.monotonic()) + _EXACT_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` as a task that `close_tasks` ends; what it fails with is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def handle_packet(self, data: bytes, source: Address) -> None:
+        """A datagram came in, already opened."""
+        if self.gossip is not None:
+            self.do(self.gossip.handle_packet(data, source, time.monotonic()))
+
+    def answer_push_pull(self, body: bytes, source: Address | None) -> bytes:
+        """A body of a push-pull came in: what to send back; empty: nothing more."""
+        if self.gossip is None:
+            return b""
+        answer, actions = self.gossip.push_pull(body, source, time.monotonic())
+        self.do(actions)
+        return answer
+
+    def _tick(self) -> None:
+        self._timer, self._timer_at = None, float("inf")
+        if self.gossip is not None:
+            self.do(self.gossip.tick(time.monotonic()))
+
+    def _execute(self, action: Action) -> None:
+        if isinstance(action, Send):
+            self._send(action.address, action.data)
+        elif isinstance(action, Event):
+            self._changed(action)
+        elif isinstance(action, Persist):
+            self._kept = action.kept
+            self._writer.request()
+        elif isinstance(action, PushPullWith):
+            self.spawn(self._push_pull(action))
+        elif self._exchanging < _MAX_EXCHANGES:
+            self.spawn(self._tcp_ping(action))
+
+    def _persisted(self, kept: Kept) -> None:
+        if self.gossip is not None and not self._leaving:
+            self.do(self.gossip.persisted(kept, time.monotonic()))
+
+    async def _push_pull(self, asked: PushPullWith) -> None:
+        assert self.gossip is not None
+        done = ""
+        unknown = not asked.node
+        if self._exchanging < _MAX_EXCHANGES and not (unknown and self._unknown >= _MAX_UNKNOWN):
+            self._exchanging += 1
+            self._unknown += unknown
+            try:
+                first = self.gossip.push_pull_open()
+                done = await sync(self._reach, asked.node, asked.addresses, first, self.answer_push_pull)
+            except (PeerError, TimeoutError, OSError) as error:
+                log.debug("no exchange with %s at %s: %s", asked.node or "somebody", asked.addresses, error)
+            finally:
+                self._exchanging -= 1
+                self._unknown -= unknown
+        self.do(self.gossip.push_pull_done(asked.node or done, bool(done), time.monotonic()))
+
+    async def _tcp_ping(self, asked: TcpPing) -> None:
+        assert self.gossip is not None
+        self._exchanging += 1
+        try:
+            await knock(self._reach, asked.node, asked.addresses, asked.timeout)
+        except (PeerError, OSError):
+            return
+        finally:
+            self._exchanging -= 1
+        self.do(self.gossip.tcp_pong(asked.sequence, time.monotonic()))
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the cluster failed", exc_info=error)

@@ -1,0 +1,269 @@
+"""An HTTP/1.1 client's connections: kept between requests, answers handed on in the moment they come.
+
+For streams of tokens, of which each costs aiohttp's client the turn of a task and some twenty calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, cast
+
+from sollold.cluster.net.pieces import PIECE, pieces_of
+from sollold.cluster.net.pour import Receiver
+from sollold.cluster.net.response_parser import BadAnswer, ResponseParser
+
+_UNREAD = 256 * 1024
+"""Bytes that wait for a receiver before no more are read."""
+
+
+class AnswerLost(ConnectionError):
+    """The connection broke before the answer was whole, or what came on it is no HTTP."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """One connection, and the answer that comes on it. `ask`, then `pour` until it answers True."""
+
+    def __init__(self, name: str, prefix: str = "") -> None:
+        """``name``: of the server, for its ``Host`` header; ``prefix``: of every path."""
+        self._name = name
+        self._prefix = prefix
+        self.on_close: Callable[[], None] = lambda: None
+        self.silence = 0.0
+        """Seconds without a byte, while one is waited for, after which the answer is lost; 0: no limit."""
+        self._heard = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = ResponseParser()
+        self._parser.done = True
+        self._receive: Receiver[bytes] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        """Of whoever waits for the head, or for the end."""
+        self._unread: list[bytes] = []
+        self._size = 0
+        self._paused = False
+        self._error: AnswerLost | None = None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the answer was read to its end and another may follow."""
+        return self._parser.done and self._parser.keep and not self._unread and self._error is None
+
+    async def ask(self, method: str, path: str, headers: Mapping[str, str], *body: bytes | bytearray) -> int:
+        """Send a request; its body may come in parts. Returns the status of the answer.
+
+        Raises:
+            AnswerLost: it broke off.
+        """
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._name}", "Accept: */*"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines.append(f"Content-Length: {sum(map(len, body))}\r\n\r\n")
+        self._parser = ResponseParser()
+        if self._transport is None or self._error is not None:
+            raise self._error or AnswerLost("the connection is closed")
+        self._transport.write("\r\n".join(lines).encode("latin-1"))
+        for part in body:
+            if len(part) <= PIECE:
+                self._transport.write(part)
+            else:
+                await self._write_in_pieces(part)
+        # It may have refused the request before it was whole.
+        if not self._parser.status:
+            if self._error is not None:
+                raise self._error
+            await self._wait()
+        return self._parser.status
+
+    async def _write_in_pieces(self, part: bytes | bytearray) -> None:
+        for piece in pieces_of(memoryview(part)):
+            if self._transport is None or self._error is not None:
+                raise self._error or AnswerLost("the other side closed it")
+            self._transport.write(piece)
+            # Others have their turn.
+            await asyncio.sleep(0)
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        """Hand on the body, as `sollold.cluster.net.pour` says.
+
+        Raises:
+            AnswerLost: it broke off.
+        """
+        while self._unread:
+            piece = self._unread.pop(0)
+            self._size -= len(piece)
+            if not receive(piece):
+                return False
+        if self._parser.done:
+            return True
+        if self._error is not None:
+            raise self._error
+        self._receive = receive
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+        try:
+            return await self._wait()
+        finally:
+            self._receive = None
+
+    async def _wait(self) -> bool:
+        self._waiter = self._loop.create_future()
+        self._heard = self._loop.time()
+        if self.silence:
+            self._timer = self._loop.call_later(self.silence, self._check_silence)
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _check_silence(self) -> None:
+        """One timer for all that comes: it looks when it was set for, and again."""
+        if self._waiter is None or self._transport is None:
+            return
+        now = self._loop.time()
+        if self._transport.get_write_buffer_size():
+            # The other side is still being asked.
+            self._heard = now
+        left = self._heard + self.silence - now
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._check_silence)
+            return
+        self._lose(AnswerLost(f"nothing came for {self.silence:g} s"))
+        self.close()
+
+    def close(self) -> None:
+        """Hang up, which ends a generation under way."""
+        self._lose(AnswerLost("it was closed"))
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Called by the loop.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It stands."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on what came of the body."""
+        parser = self._parser
+        if parser.done:
+            self.close()
+            return
+        begun = parser.status
+        self._heard = self._loop.time()
+        try:
+            body = parser.feed(data)
+        except BadAnswer as error:
+            self._lose(AnswerLost(f"no HTTP: {error}"))
+            self.close()
+            return
+        if body:
+            self._hand_on(body)
+        if parser.status != begun or (parser.done and self._receive is not None):
+            self._wake(True)
+
+    def _hand_on(self, body: bytes) -> None:
+        receive = self._receive
+        if receive is None:
+            self._unread.append(body)
+            self._size += len(body)
+            if self._size > _UNREAD and not self._paused and self._transport is not None:
+                self._paused = True
+                self._transport.pause_reading()
+            return
+        try:
+            if receive(body):
+                return
+        except Exception as error:
+            self._receive = None
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+            return
+        self._receive = None
+        self._wake(False)
+
+    def eof_received(self) -> None:
+        """The other side sends no more."""
+        if self._parser.end():
+            self._wake(True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is over."""
+        self._transport = None
+        if not self._parser.end():
+            self._lose(AnswerLost(str(exc) if exc else "the other side closed it"))
+        self._error = self._error or AnswerLost("the other side closed it")
+        self._wake(True)
+        self.on_close()
+
+    def _lose(self, error: AnswerLost) -> None:
+        self._error = self._error or error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(self._error)
+
+    def _wake(self, done: bool) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(done)
+
+
+class KeptConnections:
+    """Connections that are in use or wait for another request, by where they lead to.
+
+    Args:
+        idle: seconds for which one is kept.
+    """
+
+    def __init__(self, idle: float) -> None:
+        self._idle = idle
+        self._kept: dict[Hashable, dict[HttpConnection, float]] = {}
+        self._open: dict[HttpConnection, Hashable] = {}
+
+    def add(self, key: Hashable, connection: HttpConnection) -> None:
+        """A new one."""
+        self._open[connection] = key
+        connection.on_close = lambda: self._forget(connection)
+
+    def take(self, key: Hashable) -> HttpConnection | None:
+        """One that waits."""
+        self.close_idle()
+        kept = self._kept.get(key)
+        if not kept:
+            return None
+        found, _ = kept.popitem()
+        if not kept:
+            del self._kept[key]
+        return found
+
+    def release(self, connection: HttpConnection) -> None:
+        """Its answer is not needed any more: it is kept for another, or closed."""
+        key = self._open.get(connection)
+        if key is None or not connection.reusable:
+            connection.close()
+            return
+        self._kept.setdefault(key, {})[connection] = asyncio.get_running_loop().time()
+
+    def close_idle(self) -> None:
+        """Close those that nobody has used for a while."""
+        oldest = asyncio.get_running_loop().time() - self._idle
+        for kept in tuple(self._kept.values()):
+            for connection, since in tuple(kept.items()):
+                if since < oldest:
+                    self._forget(connection)
+                    connection.close()
+
+    def close(self, which: Callable[[Any], bool] = lambda _: True) -> None:
+        """End all, or those whose key is ``which``."""
+        for connection, key in tuple(self._open.items()):
+            if which(key):
+                connection.close()
+
+    def _forget(self, connection: HttpConnection) -> None:
+        key = self._open.pop(connection, None)
+        kept = self._kept.get(key)
+        if kept is not None:
+            kept.pop(connection, None)
+            if not kept:
+                del self._kept[key]

@@ -1,0 +1,193 @@
+"""The machine's network interfaces: which lead to other machines, and which addresses to tell them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+_VIRTUAL = re.compile(r"^(docker|br-|virbr|veth|vnet|vmnet|cni|flannel|cali|lxc|lxd|podman|kube|ifb|dummy)")
+"""Names of interfaces that lead to containers and virtual machines of this machine."""
+_TUNNELS = re.compile(r"^(tun|tap|wg|tailscale|zt|utun|ppp|ipsec|nebula)")
+_PASSING = 0x01 | 0x08 | 0x20 | 0x40
+"""Flags of the kernel's: temporary, duplicate, deprecated, tentative."""
+_MOST = 8
+_SETTLE_SECONDS = 0.5
+_LOOK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One interface that is up. ``rank``: 0 a network card, 1 likely one, 2 a VPN, 3 for containers.
+
+    ``networks``: those of its IPv4 addresses, ``10.1.2.0/24``.
+    """
+
+    name: str
+    rank: int
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+
+
+def interfaces(chosen: Sequence[str] = ()) -> tuple[Interface, ...]:
+    """Interfaces with an address, the best first; never loopback. ``chosen``: these alone, in this order.
+
+    Reads the system's tables: call it off the loop.
+    """
+    states = psutil.net_if_stats()
+    passing = _passing_addresses()
+    found = []
+    for name, addresses in psutil.net_if_addrs().items():
+        state = states.get(name)
+        if state is None or not state.isup or (chosen and name not in chosen):
+            continue
+        ipv4 = tuple(one.address for one in addresses if one.family == socket.AF_INET)
+        ipv6 = tuple(one.address.partition("%")[0] for one in addresses if one.family == socket.AF_INET6)
+        ipv4 = tuple(one for one in ipv4 if not ipaddress.ip_address(one).is_loopback)
+        ipv6 = tuple(one for one in ipv6 if _tellable(one) and one not in passing)
+        networks = tuple(
+            str(ipaddress.ip_network(f"{one.address}/{one.netmask}", strict=False))
+            for one in addresses
+            if one.family == socket.AF_INET and one.address in ipv4 and one.netmask
+        )
+        if ipv4 or ipv6:
+            found.append(Interface(name, rank(name), ipv4, ipv6, networks))
+    if chosen:
+        found.sort(key=lambda one: chosen.index(one.name))
+    else:
+        found.sort(key=lambda one: (one.rank, one.name))
+    return tuple(found)
+
+
+def rank(name: str, system: Path = Path("/sys/class/net")) -> int:
+    """How likely an interface leads to other machines of the LAN; 0 is best."""
+    if _VIRTUAL.match(name):
+        return 3
+    if _TUNNELS.match(name):
+        return 2
+    return 0 if (system / name / "device").exists() else 1
+
+
+def tellable(found: Sequence[Interface], *, ipv6: bool = True) -> tuple[str, ...]:
+    """The addresses to tell other nodes, the best first: IPv4 before IPv6, network cards before bridges."""
+    ordered: list[str] = []
+    for one in found:
+        ordered += one.ipv4
+        if ipv6:
+            ordered += one.ipv6
+    return tuple(dict.fromkeys(ordered))[:_MOST]
+
+
+def within(address: str, networks: Sequence[str]) -> bool:
+    """Whether an IPv4 address belongs to one of ``networks``."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return any(ip in ipaddress.ip_network(network) for network in networks)
+
+
+def _tellable(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    # A link-local address means something only together with the reader's own interface.
+    return not (ip.is_loopback or ip.is_link_local or ip.is_multicast)
+
+
+def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[str]:
+    """IPv6 addresses not to be told: still being probed, a duplicate, or random ones of a day (RFC 8981)."""
+    try:
+        lines = table.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    fields = [line.split() for line in lines]
+    return frozenset(
+        str(ipaddress.IPv6Address(int(field[0], 16)))
+        for field in fields
+        if len(field) == 6 and int(field[4], 16) & _PASSING
+    )
+
+
+class InterfaceWatch:
+    """Tells of changes: at once where the system does (Linux), else by looking every half minute.
+
+    Args:
+        chosen: names of the interfaces that count; empty: all.
+        changed: called on the loop with the interfaces, also the first time.
+    """
+
+    def __init__(self, chosen: Sequence[str], changed: Callable[[tuple[Interface, ...]], None]) -> None:
+        self._chosen = tuple(chosen)
+        self._changed = changed
+        self._known: tuple[Interface, ...] | None = None
+        self._news = asyncio.Event()
+        self._socket: socket.socket | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look for the first time, then keep watching."""
+        self._listen()
+        await self._look()
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def close(self) -> None:
+        """Watch no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
+
+    def _listen(self) -> None:
+        """Let the kernel tell: rtnetlink(7), groups for links and for IPv4 and IPv6 addresses."""
+        if not hasattr(socket, "AF_NETLINK"):
+            return
+        try:
+            told = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
+        except OSError:
+            return  # forbidden here: looking from time to time must do
+        try:
+            told.setblocking(False)
+            told.bind((0, 0x1 | 0x10 | 0x100))
+            asyncio.get_running_loop().add_reader(told.fileno(), self._told)
+        except OSError:
+            told.close()
+            return
+        self._socket = told
+
+    def _told(self) -> None:
+        assert self._socket is not None
+        with contextlib.suppress(OSError):
+            while self._socket.recv(65536):
+                pass
+        self._news.set()
+
+    async def _watch(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_SECONDS if self._socket is None else 10 * _LOOK_SECONDS):
+                    await self._news.wait()
+            await asyncio.sleep(_SETTLE_SECONDS)
+            self._news.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        try:
+            found = await asyncio.to_thread(interfaces, self._chosen)
+        except OSError as error:
+            log.warning("the network interfaces can't be read: %s", error)
+            return
+        if found != self._known:
+            self._known = found
+            self._changed(found)

@@ -1,0 +1,44 @@
+"""What links to other nodes measure, and when it differs enough to be told. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+_LEAST_TRIP = 100e-6
+_LEAST_RATE = 1e6
+_SHARE = 0.25
+"""Smaller differences are noise: every change of a record goes to all nodes."""
+
+
+class LinkStats:
+    """Round trip and rate of the link to each node."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def note(self, node: str, trip: float, rate: float) -> bool:
+        """A link's round trip in seconds and its bytes per second; whether that is worth telling."""
+        before = self._known.get(node)
+        if (
+            before is not None
+            and not _differs(before[0], trip, _LEAST_TRIP)
+            and not _differs(before[1], rate, _LEAST_RATE)
+        ):
+            return False
+        self._known[node] = (trip, rate)
+        return True
+
+    def keep(self, alive: Collection[str]) -> bool:
+        """Forget all nodes but these; whether any was forgotten."""
+        gone = self._known.keys() - set(alive)
+        for node in gone:
+            del self._known[node]
+        return bool(gone)
+
+    def told(self) -> tuple[tuple[str, float, float], ...]:
+        """(node, round trip, rate) as a record tells them."""
+        return tuple((node, round(trip, 6), rate) for node, (trip, rate) in sorted(self._known.items()))
+
+
+def _differs(before: float, now: float, least: float) -> bool:
+    return abs(now - before) > max(least, _SHARE * before)

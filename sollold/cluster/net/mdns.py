@@ -1,0 +1,265 @@
+"""mDNS: nodes on the same LAN are introduced to each other. It never says who is alive.
+
+Service ``_sollold._tcp.local.``, instance name = node id; TXT: ``v`` the protocol's version, ``boot`` the
+process, ``c`` a short name of the cluster that tells nothing of its token (RFC 6762, RFC 6763).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Container, Sequence
+
+from zeroconf import IPVersion, ServiceStateChange, Zeroconf
+from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.interfaces import Interface
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+SERVICE = "_sollold._tcp.local."
+_PROTOCOL = "1"
+_ASK_MILLISECONDS = 3000
+_MOST = 256
+"""Instances that are looked at; a LAN full of forged ones must not grow the daemon."""
+_INTERFACES = 8
+_CLOSE_SECONDS = 2.0
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    """How mDNS does, for ``sollold doctor``.
+
+    Attributes:
+        working: it is announced and listened to.
+        reason: why not, or empty.
+        interfaces: the addresses it works on.
+        found: nodes of this cluster seen so far; ``foreign``: nodes of other clusters announced now.
+    """
+
+    working: bool
+    reason: str
+    interfaces: tuple[str, ...]
+    found: tuple[str, ...]
+    foreign: int
+
+
+class Discovery:
+    """Announces this node and looks for others.
+
+    Args:
+        node, boot: told in the announcement.
+        clusters: names of the cluster; the first is told, who tells any of them belongs to it.
+        port: for nodes.
+        found: called with a node's id and where it says it is; with our own where another process has it.
+        ipv6: this node listens on IPv6 as well, so it is announced and looked for there too.
+        named: the interfaces that the settings name; empty: none, all count.
+        https: clients are told to use HTTPS.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        boot: int,
+        clusters: Sequence[str],
+        port: int,
+        found: Callable[[str, tuple[Address, ...]], None],
+        ipv6: bool = False,
+        named: Sequence[str] = (),
+        https: bool = False,
+    ) -> None:
+        self._node = node
+        self._boot = boot
+        self._clusters = tuple(clusters)
+        self._port = port
+        self._found = found
+        self._ipv6 = ipv6
+        self._named = tuple(named)
+        self._more = {"https": "1"} if https else {}
+        self._interfaces: tuple[str, ...] = ()
+        self._reason = "not started"
+        self._seen: dict[str, tuple[Address, ...]] = {}
+        self._foreign: dict[str, tuple[Address, ...]] = {}
+        self._wanted: tuple[str, ...] | None = None
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._complained = False
+
+    def status(self) -> DiscoveryStatus:
+        """How it does now."""
+        return DiscoveryStatus(
+            not self._reason, self._reason, self._interfaces, tuple(sorted(self._seen)), len(self._foreign)
+        )
+
+    def seen(self) -> dict[str, tuple[Address, ...]]:
+        """Nodes of this cluster that were announced, alive or not.
+
+        Who took that back, or did not renew it, has no address.
+        """
+        return dict(self._seen)
+
+    def use(self, found: Sequence[Interface]) -> None:
+        """Work on these interfaces from now on; the first call starts it."""
+        # Every group joined counts against a small limit of the system, so bridges of containers, which
+        # lead nowhere, are left out unless there is nothing else.
+        best = [one for one in found if one.rank < 3] or list(found)
+        wanted = tuple(one.ipv4[0] for one in best if one.ipv4)[:_INTERFACES]
+        if self._ipv6:
+            wanted += tuple(one.ipv6[0] for one in best if one.ipv6)[:_INTERFACES]
+        if wanted == self._wanted:
+            return
+        self._wanted = wanted
+        self._changed.set()
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def foreign(self) -> tuple[tuple[Address, ...], ...]:
+        """Where nodes of other clusters are that are announced now."""
+        return tuple(addresses for addresses in self._foreign.values() if addresses)
+
+    def announces(self, nodes: Container[str]) -> bool:
+        """Whether one of these nodes is announced now, and as one of another cluster."""
+        return any(node in nodes for node in self._foreign)
+
+    def change_clusters(self, clusters: Sequence[str]) -> None:
+        """This node belongs to another cluster from now on, or to its own by other names as well."""
+        before, self._clusters = self._clusters, tuple(clusters)
+        if before[0] == self._clusters[0]:
+            return
+        self._seen.clear()
+        self._foreign.clear()
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Take the announcement back and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        self._reason = "stopped"
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            wanted = self._wanted or ()
+            if not wanted:
+                which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
+                address = "address" if self._ipv6 else "IPv4 address"
+                self._reason = f"{which or 'no network interface'} has an {address}"
+                await self._changed.wait()
+                continue
+            try:
+                await self._work(wanted)
+            except Exception as error:
+                # Whatever fails here (no multicast, no route, another responder that holds the port), the
+                # other two introducers go on.
+                self._reason = f"mDNS does not work here: {error or type(error).__name__}"
+                if not self._complained:
+                    self._complained = True
+                    log.warning("%s; seeds and remembered peers are used", self._reason)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_SECONDS):
+                        await self._changed.wait()
+
+    async def _work(self, addresses: tuple[str, ...]) -> None:
+        """Announce and browse on ``addresses`` until the interfaces change.
+
+        Everything is made anew then: a browser that is kept takes seconds to notice what a new one hears
+        at once.
+        """
+        zeroconf, used = _opened(addresses)
+        browser: AsyncServiceBrowser | None = None
+        try:
+            info = AsyncServiceInfo(
+                SERVICE,
+                f"{self._node}.{SERVICE}",
+                port=self._port,
+                server=f"{self._node}.local.",
+                parsed_addresses=list(addresses),
+                properties={"v": _PROTOCOL, "boot": f"{self._boot:x}", "c": self._clusters[0], **self._more},
+            )
+            browser = AsyncServiceBrowser(zeroconf.zeroconf, SERVICE, handlers=[self._heard])
+            # Node ids are unique, so nobody is asked first whether the name is free: that takes seconds.
+            announced = await zeroconf.async_register_service(info, cooperating_responders=True)
+            self._interfaces, self._reason = used, ""
+            self._complained = False
+            log.info("mDNS works on %s", ", ".join(used))
+            await announced
+            await self._changed.wait()
+        finally:
+            for task in self._asking.values():
+                task.cancel()
+            self._asking.clear()
+            self._interfaces = ()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_CLOSE_SECONDS):
+                    if browser is not None:
+                        await browser.async_cancel()
+                    await zeroconf.async_close()
+
+    def _heard(
+        self, zeroconf: Zeroconf, service_type: str, name: str, state_change: ServiceStateChange
+    ) -> None:
+        """Called on the loop by zeroconf; must not wait, and must not raise."""
+        node = name.removesuffix("." + SERVICE)
+        if state_change is ServiceStateChange.Removed:
+            if node in self._seen:
+                self._seen[node] = ()
+            self._foreign.pop(node, None)
+            return
+        if name in self._asking:
+            return
+        if len(self._asking) >= _MOST:
+            return
+        task = asyncio.get_running_loop().create_task(self._ask(zeroconf, name, node))
+        self._asking[name] = task
+        task.add_done_callback(lambda _: self._asking.pop(name, None))
+
+    async def _ask(self, zeroconf: Zeroconf, name: str, node: str) -> None:
+        try:
+            info = AsyncServiceInfo(SERVICE, name)
+            if not await info.async_request(zeroconf, _ASK_MILLISECONDS):
+                return
+            told = info.decoded_properties
+            if told.get("v") != _PROTOCOL or not info.port:
+                return
+            version = IPVersion.All if self._ipv6 else IPVersion.V4Only
+            addresses = tuple((ip, info.port) for ip in info.parsed_scoped_addresses(version))[:8]
+            if told.get("c") not in self._clusters:
+                if node != self._node and len(self._foreign) < _MOST:
+                    self._foreign[node] = addresses
+                return
+            if node == self._node and told.get("boot") == f"{self._boot:x}":
+                return
+            if not addresses or (node not in self._seen and len(self._seen) >= _MOST):
+                return
+            self._foreign.pop(node, None)
+            if node != self._node:
+                self._seen[node] = addresses
+            self._found(node, addresses)
+        except Exception as error:
+            log.debug("the announcement %s was not understood: %s", name, error)
+
+
+def _opened(addresses: tuple[str, ...]) -> tuple[AsyncZeroconf, tuple[str, ...]]:
+    """Multicast on ``addresses``, and those of them that it works on: without IPv6 if that fails here.
+
+    Raises:
+        OSError: not with IPv4 either.
+    """
+    ipv4 = tuple(one for one in addresses if ":" not in one)
+    if ipv4 != addresses:
+        version = IPVersion.All if ipv4 else IPVersion.V6Only
+        try:
+            return AsyncZeroconf(interfaces=list(addresses), ip_version=version), addresses
+        except (OSError, RuntimeError) as error:
+            if not ipv4:
+                raise
+            log.info("mDNS does not work over IPv6 here: %s", error)
+    return AsyncZeroconf(interfaces=list(ipv4), ip_version=IPVersion.V4Only), ipv4

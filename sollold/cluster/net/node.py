@@ -1,0 +1,484 @@
+"""This node in the cluster: what is heard of the others, what it says of itself, and who may belong to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sollold.cluster.admission.admission import Admission
+from sollold.cluster.admission.calls import AdmissionCalls
+from sollold.cluster.admission.invitation import Invited
+from sollold.cluster.admission.keyring import Keyring, KeyringFile
+from sollold.cluster.admission.orders import door_seconds
+from sollold.cluster.gossip.actions import Address, Change, Event
+from sollold.cluster.gossip.gossip import Gossip
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.gossip.record_check import objection
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.change_log import log_change
+from sollold.cluster.net.datagrams import Datagrams
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.gossip_runner import GossipRunner
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.link_stats import LinkStats
+from sollold.cluster.net.packet_seal import Opened, Sealer
+from sollold.cluster.net.peer_finder import PeerFinder
+from sollold.cluster.net.push_pull_stream import SYNC, SyncServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import LINK, Peers, PortTaken
+from sollold.cluster.net.seeds import read_seeds
+from sollold.cluster.net.standing_link import Links, neighbours
+from sollold.cluster.net.status import ClusterStatus
+from sollold.settings.schema import ClusterSettings
+from sollold.units import seconds_text
+
+log = logging.getLogger("sollold.cluster")
+
+_GOODBYE_SECONDS = 0.5
+_ANY = ("0.0.0.0", "::", "")
+_NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
+_PORT_TRIES = 20
+
+
+class ClusterNode:
+    """This node in the cluster; a `sollold.cluster.net.view.View`.
+
+    Args:
+        settings: of the cluster.
+        identity: who this node is.
+        record: what it says of itself at first; addresses and port are filled in at the start.
+        peers: the answering side; everything is registered with it before `start`.
+        ring: the secret of a cluster that was founded here or let this node in; None where the settings
+            have a token.
+        state: folder for what must survive a restart.
+
+    Attributes:
+        reach: opens connections to nodes.
+        calls: calls to other nodes.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        identity: Identity,
+        record: Record,
+        peers: Peers,
+        state: Path,
+        ring: Keyring | None = None,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._peers = peers
+        self._first_record = record
+        self._boot = secrets.randbits(62) | 1
+        self.reach = Dialer(identity, self._addresses_of)
+        self.calls = Calls(self.reach, peers)
+        self._sealer = Sealer(identity.tokens.accepted, node=identity.node, boot=self._boot)
+        self._datagrams = Datagrams(self._sealer, self._heard)
+        self._runner = GossipRunner(self.reach, state, send=self._datagrams.send, changed=self._note_change)
+        self._finder = PeerFinder(
+            settings,
+            identity,
+            self._runner,
+            state,
+            addresses=lambda: self.me.addresses,
+            use_addresses=self._use_addresses,
+        )
+        self._links = Links(self.reach, made=self._linked, lost=self._unlinked, measured=self._measured)
+        self._measures = LinkStats()
+        self._objection = ""
+        self._cloned = False
+        self._host = settings.host or "::"
+        self._port = 0
+        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._notify_due = False
+        self._live: tuple[Record, ...] | None = None
+        self._leaving = False
+        self._admission = self._make_admission(ring, state) if ring is not None else None
+        peers.speak(LINK, self._links.accept)
+        peers.speak(SYNC, lambda _: SyncServer(self._runner.answer_push_pull))
+
+    def _make_admission(self, ring: Keyring, state: Path) -> Admission:
+        identity = self._identity
+        identity.refused |= ring.refused
+        self._sealer.evict(ring.refused)
+        admission = Admission(
+            identity.key,
+            self._first_record.name,
+            ring,
+            KeyringFile(state),
+            door=door_seconds(self._settings.door),
+            reach=self.reach,
+            port=lambda: self._port,
+            candidates=lambda: self._finder.strangers(admission.ring.known),
+            present=lambda: frozenset(one.node for one in self.live()),
+            announced=self._finder.announces,
+            apply=self._use_secret,
+            moved=self._move,
+            met=self._meet,
+            changed=self._tell_admission,
+        )
+        AdmissionCalls(admission, identity.node, lambda: self.leader().leader).register(self._peers)
+        return admission
+
+    @property
+    def _gossip(self) -> Gossip | None:
+        """The core; None before the start."""
+        return self._runner.gossip
+
+    # Start and end
+
+    async def start(self) -> None:
+        """Listen, join, announce.
+
+        Raises:
+            PortTaken: the port for nodes is in use.
+            BadSeed: a seed in the settings can't be read.
+            OSError: the address can't be listened on, or the state folder can't be read.
+        """
+        settings = self._settings
+        seeds = read_seeds(settings.seeds, settings.port)
+        kept = await self._runner.read_kept()
+        await self._finder.read_earlier()
+        await self._listen()
+        self._links.port, self._links.boot = self._port, self._boot
+        fixed = "" if settings.host in _ANY else settings.host
+        addresses = (fixed,) if fixed else self._first_record.addresses
+        self._first_record = replace(self._first_record, peer_port=self._port, addresses=addresses)
+        gossip = Gossip(
+            self._first_record,
+            boot=self._boot,
+            addresses=self._with_port(addresses),
+            kept=kept,
+            now=time.monotonic(),
+            random=random.Random(),
+            signer=self._identity.key,
+        )
+        self._runner.start(gossip)
+        await self._finder.start(
+            seeds,
+            boot=self._boot,
+            port=self._port,
+            host=self._host,
+            fixed=fixed,
+            https=self._first_record.tls,
+        )
+        if self._admission is not None:
+            self._tell_admission()
+            if self._admission.ring.alone and (seconds := self._admission.open_seconds):
+                within = seconds_text(seconds)
+                log.info("the cluster has one machine so far; others are admitted for %s", within)
+            self._runner.spawn(self._admission.run())
+        if self._identity.tokens.open:
+            log.info("open cluster: any machine on this network can join; cluster.token closes it")
+
+    async def close(self) -> None:
+        """Say goodbye, then stop. Without it (kill -9) the others notice all the same."""
+        if self._leaving:
+            return
+        self._leaving = True
+        self._finder.stop()
+        self._runner.leave()
+        if self._gossip is not None:
+            await self._links.close()
+            await asyncio.gather(asyncio.sleep(_GOODBYE_SECONDS), self._finder.close())
+        await self._runner.close_tasks()
+        if self._gossip is not None:
+            await self._finder.close_file()
+        await self._runner.close_file()
+        if self._admission is not None:
+            await self._admission.close()
+        await self.calls.close()
+        await self._peers.close()
+        self._datagrams.close()
+
+    async def _listen(self) -> None:
+        """TCP and UDP on the same port; on IPv4 alone where there is no IPv6."""
+        if self._host == "::":
+            try:
+                await self._listen_on("::")
+                return
+            except OSError as error:
+                if error.errno not in _NO_IPV6:
+                    raise
+                log.info("no IPv6 here (%s): other nodes reach this one over IPv4", error.strerror)
+                self._host = "0.0.0.0"
+        await self._listen_on(self._host)
+
+    async def _listen_on(self, host: str) -> None:
+        port = self._settings.port
+        for attempt in range(_PORT_TRIES):
+            self._port = await self._peers.start(host, port)
+            try:
+                self._datagrams.start(host, self._port)
+                return
+            except PortTaken:
+                await self._peers.close()
+                if port or attempt == _PORT_TRIES - 1:
+                    raise
+
+    # What the other rooms see
+
+    @property
+    def me(self) -> Record:
+        """This node's own record, with its version and claim."""
+        return self._gossip.me if self._gossip is not None else self._first_record
+
+    @property
+    def boot(self) -> int:
+        """This process' number: another one after every start."""
+        return self._boot
+
+    @property
+    def port(self) -> int:
+        """The port for nodes; 0 before the start."""
+        return self._port
+
+    def live(self) -> tuple[Record, ...]:
+        """Records of all nodes held alive, this one included, by node id."""
+        if self._gossip is None:
+            return (self._first_record,)
+        if self._live is None:
+            self._live = self._gossip.live()
+        return self._live
+
+    def record(self, node: str) -> Record | None:
+        """The last record of ``node``, alive or not; None when never seen."""
+        if self._gossip is None:
+            return self._first_record if node == self._first_record.node else None
+        return self._gossip.record(node)
+
+    def left(self, node: str) -> bool:
+        """Whether ``node`` said goodbye, and has not come back since."""
+        return self._gossip is not None and self._gossip.left(node)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The cluster's secret."""
+        return self._identity.tokens
+
+    def leader(self) -> Term:
+        """The term that holds; ``leader`` is empty while there is none."""
+        return self._gossip.leader() if self._gossip is not None else Term()
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the loop after any change; the answer ends that."""
+        key = object()
+        self._callbacks[key] = callback
+        return lambda: self._callbacks.pop(key, None) and None
+
+    def update_me(self, **changes: Any) -> None:
+        """Replace fields of the own record, raise its version and spread it. Equal values do nothing."""
+        before = self.me
+        after = replace(before, **changes)
+        if after == before:
+            return
+        if self._gossip is None:
+            self._first_record = after
+            return
+        if why := objection(after, self._gossip.leader()):
+            if why != self._objection:
+                log.error("the other nodes will reject this node's record: %s", why)
+            self._objection = why
+        self._runner.do(self._gossip.update_record(after, time.monotonic()))
+        self._changed()
+
+    def observe_term(self, term: Term) -> None:
+        """A term was seen outside of records (an owner refused a command as old)."""
+        if self._gossip is not None:
+            self._runner.do(self._gossip.observe_term(term, time.monotonic()))
+
+    def status(self) -> ClusterStatus:
+        """How this part does."""
+        gossip = self._gossip
+        return ClusterStatus(
+            self._finder.status(),
+            self._links.up(),
+            gossip.health if gossip is not None else 0,
+            gossip.rejected if gossip is not None else 0,
+            {str(reason): count for reason, count in self._sealer.refused.items()},
+            self._datagrams.unsent,
+            tuple(sorted(one.name for one in self.live() if one.node in self._finder.unheard)),
+            self._cloned,
+            gossip.refused if gossip is not None else {},
+        )
+
+    def dropped(self) -> dict[str, int]:
+        """What came from other nodes and was not taken in, counted by reason."""
+        status = self.status()
+        return {**status.refused, "unreadable": status.rejected, **status.disbelieved}
+
+    # What changed
+
+    def _note_change(self, event: Event) -> None:
+        change, node = event.change, event.node
+        log_change(event, self._identity.node, self._name)
+        if change is Change.CLONED:
+            self._cloned = True
+        if change in (Change.JOINED, Change.MOVED):
+            self._finder.remember()
+        if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
+            back = change is Change.RESTARTED and self._gossip is not None
+            self._links.drop(node, now=self._gossip.boot(node) if back and self._gossip else 0)
+            self._peers.drop(node)
+            self.calls.drop(node)
+        self._changed()
+
+    def _name(self, node: str) -> str:
+        record = self.record(node)
+        return f"{record.name} ({node})" if record is not None and record.name != node else node
+
+    def _changed(self) -> None:
+        self._live = None
+        if not self._notify_due:
+            self._notify_due = True
+            asyncio.get_running_loop().call_soon(self._notify_subscribers)
+
+    def _notify_subscribers(self) -> None:
+        self._notify_due = False
+        if self._admission is not None and not self._leaving:
+            self._admission.saw((one.node, one.name) for one in self.live())
+        if self._gossip is not None and not self._leaving:
+            alive = [node for node, _ in self._gossip.contacts()]
+            self._links.want(neighbours(self._identity.node, alive))
+            if self._measures.keep(alive):
+                self.update_me(links=self._measures.told())
+        for callback in tuple(self._callbacks.values()):
+            try:
+                callback()
+            except Exception:
+                log.exception("handling a change in the cluster failed")
+
+    # What is heard
+
+    def _heard(self, opened: Opened, source: Address) -> None:
+        if self._admission is not None and opened.token != self._identity.tokens.accepted[0]:
+            self._admission.heard(opened.token)
+        self._runner.handle_packet(opened.data, source)
+
+    def _linked(self, node: str, address: Address) -> None:
+        if self._gossip is not None:
+            self.reach.worked(node, address)
+            self._runner.do(self._gossip.link_made(node, address, time.monotonic()))
+
+    def _unlinked(self, node: str, silent: bool) -> None:
+        if self._gossip is not None:
+            self._runner.do(self._gossip.link_lost(node, time.monotonic(), silent=silent))
+
+    def _measured(self, node: str, trip: float, rate: float) -> None:
+        if self._measures.note(node, trip, rate):
+            self.update_me(links=self._measures.told())
+
+    # Addresses
+
+    def _addresses_of(self, node: str) -> tuple[Address, ...]:
+        if node == self._identity.node:
+            host = self._settings.host
+            return (("127.0.0.1" if host in _ANY else host, self._port),)
+        return self._gossip.addresses(node) if self._gossip is not None else ()
+
+    def _use_addresses(self, addresses: tuple[str, ...]) -> None:
+        """This node's own addresses are these now."""
+        if self._gossip is not None:
+            self._runner.do(self._gossip.set_addresses(self._with_port(addresses), time.monotonic()))
+            self.update_me(addresses=addresses)
+
+    def _with_port(self, addresses: Sequence[str]) -> tuple[Address, ...]:
+        return tuple((ip, self._port) for ip in addresses)
+
+    # Letting in and being let in
+
+    def keyring(self) -> Keyring | None:
+        """The cluster's secret and its members; None where the settings have a token."""
+        return self._admission.ring if self._admission is not None else None
+
+    def invite(self) -> str:
+        """A new code, with which one machine may join at this node.
+
+        Raises:
+            PeerError: this cluster has no keyring.
+        """
+        if self._admission is None or self._admission.ring.open:
+            raise PeerError(self._identity.node, "this cluster needs no invitations", transport=False)
+        return self._admission.invitations.invite()
+
+    async def join(self, code: str, where: Sequence[Address]) -> Invited:
+        """Join the cluster of the member at ``where`` by a code.
+
+        Raises:
+            PeerError: it does not answer there, or nonsense; or this node's settings have a token.
+            TimeoutError: it took too long.
+        """
+        if self._admission is None:
+            raise PeerError(self._identity.node, "the settings have a token", transport=True)
+        return await self._admission.accept(code, where)
+
+    def evicted(self, node: str) -> bool:
+        """Whether an admin turned ``node`` out."""
+        return node in self._identity.refused
+
+    def set_aside(self, nodes: frozenset[str]) -> None:
+        """Hold these nodes gone, beside those evicted, until this is called again: so that another leads."""
+        if self._gossip is not None:
+            self._runner.do(self._gossip.evict(frozenset(self._identity.refused) | nodes, time.monotonic()))
+
+    async def _move(self, node: str, address: Address) -> None:
+        """This node belongs to another cluster now, of which ``node`` at ``address`` is a member."""
+        await self._use_secret()
+        for other in self._links.up():
+            self._links.drop(other)
+        await self.calls.close()
+        self._meet(node, address)
+
+    def _meet(self, node: str, address: Address) -> None:
+        """The member ``node`` is at ``address``."""
+        self._finder.introduce((address,), node)
+
+    async def _use_secret(self) -> None:
+        """Put the keyring in force for new connections; old ones stay, but for those of evicted nodes."""
+        assert self._admission is not None and self._gossip is not None
+        ring, identity, now = self._admission.ring, self._identity, time.monotonic()
+        refused = ring.refused
+        if ring.secured and ring.old:
+            # The well-known secret counts for a moment still, but not for those who did not get the new one.
+            there = {one.node for one in self.live()} | self._peers.callers()
+            refused |= there - ring.known - {identity.node}
+        where = {node: self._gossip.addresses(node) for node in refused}
+        identity.refused.clear()
+        identity.refused |= refused
+        identity.change_tokens(ring.tokens)
+        self._sealer.change_tokens(ring.tokens.accepted)
+        self._sealer.evict(refused)
+        self.reach.forget_contexts()
+        # Before the links say goodbye: connections that just break tell the evicted node at once.
+        for node, addresses in where.items():
+            self._peers.cut(node)
+            self.reach.cut(addresses)
+        self._runner.do(self._gossip.evict(refused, now))
+        self._finder.change_clusters(ring.tokens.clusters)
+        await self._peers.change_identity()
+        self.update_me(open=ring.open)
+
+    def _tell_admission(self) -> None:
+        admission = self._admission
+        if admission is None or self._gossip is None:
+            return
+        seconds = admission.open_seconds
+        # Whole minutes: the record is not to change with every look at the clock.
+        until = (time.time() + seconds) // 60 * 60 + 60 if seconds else 0.0
+        self.update_me(
+            waiting=admission.waiting,
+            seeking=admission.seeking,
+            inviting=admission.invitations.shown,
+            admitted_by=admission.ring.admitted_by,
+            door_until=until,
+        )

@@ -1,0 +1,92 @@
+"""The key that a node is known by: made at its first start, kept in its state folder, shown to nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from sollold.settings.state_file import read_bounded, write_whole
+
+log = logging.getLogger("sollold.cluster")
+
+KEY_FILE = "node-key"
+_OLD_ID_FILE = "node-id"
+"""Earlier releases drew an id at random and kept it here."""
+
+
+class NodeKey:
+    """An Ed25519 key (RFC 8032); a `sollold.cluster.gossip.signing.Signer`.
+
+    Attributes:
+        private: the key itself, for the node's certificate.
+        public: its public half, 32 bytes.
+        node: the node's id, the first 16 hex digits of the public key's SHA-256.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        """``seed``: 32 random bytes."""
+        self.private = Ed25519PrivateKey.from_private_bytes(seed)
+        self.public = self.private.public_key().public_bytes_raw()
+        self.node = id_of_key(self.public)
+
+    @classmethod
+    def load(cls, state: Path) -> NodeKey:
+        """The key in the folder ``state``; made there when there is none or it is damaged.
+
+        Blocks for the disk.
+
+        Raises:
+            OSError: the file can't be read or written.
+        """
+        path = state / KEY_FILE
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+            with contextlib.suppress(ValueError):
+                seed = bytes.fromhex(read_bounded(path, 256).decode("ascii"))
+                return cls(seed)
+            log.error("%s is damaged: this node gets a new key, and is a new node to the others", path)
+        made = cls(Ed25519PrivateKey.generate().private_bytes_raw())
+        write_whole(path, made.private.private_bytes_raw().hex().encode() + b"\n")
+        old = state / _OLD_ID_FILE
+        with contextlib.suppress(FileNotFoundError):
+            former = read_bounded(old, 64).decode("ascii", "replace").strip()
+            old.unlink()
+            log.info("node %s has a key now and is known as %s from here on", former, made.node)
+        return made
+
+    def sign(self, content: bytes) -> bytes:
+        """The signature of ``content``, 64 bytes."""
+        return self.private.sign(content)
+
+    def verify(self, node: str, public: bytes, signature: bytes, content: bytes) -> bool:
+        """Whether ``public`` is the key of ``node``, and ``signature`` was made with it over ``content``."""
+        if id_of_key(public) != node:
+            return False
+        key = _public_key(public)
+        if key is None:
+            return False
+        try:
+            key.verify(signature, content)
+        except InvalidSignature:
+            return False
+        return True
+
+
+def id_of_key(public: bytes) -> str:
+    """The id of the node with this public key, 16 hex digits."""
+    return hashlib.sha256(b"sollold node" + public).hexdigest()[:16]
+
+
+@lru_cache(4096)
+def _public_key(public: bytes) -> Ed25519PublicKey | None:
+    try:
+        return Ed25519PublicKey.from_public_bytes(public)
+    except ValueError:
+        return None

@@ -1,0 +1,165 @@
+"""Seals gossip datagrams: only who has the cluster's token reads or makes them, and none counts twice.
+
+A packet is a version byte, the sender's node id (8 bytes), its boot id (8), a counter (8), then the
+ciphertext with its 16-byte tag. The key is drawn by HKDF-SHA256 from the token for that sender and boot,
+so a counter is a nonce that never repeats. Everything before the ciphertext is authenticated with it
+(ChaCha20-Poly1305, RFC 8439). A window over the counters of each sender refuses replays (RFC 6479's idea).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import OrderedDict
+from collections.abc import Iterable
+from enum import StrEnum
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from sollold.facts import dataclass
+
+_VERSION = 1
+_HEADER = struct.Struct(">B8sQQ")
+_TAG = 16
+OVERHEAD = _HEADER.size + _TAG
+"""Bytes that sealing adds."""
+WINDOW = 1024
+"""A packet this much older than the newest of its sender is refused, and any that came before."""
+SENDERS = 4096
+"""Senders whose windows are kept; the longest silent is forgotten first."""
+
+
+class Refused(StrEnum):
+    """Why a datagram was dropped."""
+
+    MALFORMED = "malformed"
+    """Too short, or of another version."""
+    FOREIGN = "foreign"
+    """Made with another token, or damaged."""
+    REPLAYED = "replayed"
+    """Came before, or too late to tell."""
+    EVICTED = "evicted"
+    """Of a node that an admin turned out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What was in a datagram, who made it, and with which token."""
+
+    node: str
+    boot: int
+    data: bytes
+    token: bytes
+
+
+class _Sender:
+    """One sender's key and window."""
+
+    __slots__ = ("cipher", "highest", "seen", "token")
+
+    def __init__(self, token: bytes, cipher: ChaCha20Poly1305) -> None:
+        self.token = token
+        self.cipher = cipher
+        self.highest = -1
+        self.seen = 0
+        """Bit i: counter ``highest - i`` came."""
+
+    def fresh(self, counter: int) -> bool:
+        """Whether this counter may still come."""
+        behind = self.highest - counter
+        return behind < 0 or (behind < WINDOW and not self.seen >> behind & 1)
+
+    def mark(self, counter: int) -> None:
+        ahead = counter - self.highest
+        if ahead > 0:
+            self.seen = 1 if ahead >= WINDOW else (self.seen << ahead | 1) & (1 << WINDOW) - 1
+            self.highest = counter
+        else:
+            self.seen |= 1 << -ahead
+
+
+class Sealer:
+    """Seals this node's datagrams and opens those of others.
+
+    Args:
+        tokens: the cluster's secret first, with it packets are made; then others that are accepted still
+            (or already) while the secret is being changed.
+        node: 16 hex digits.
+        boot: new with every start of the process: the counter starts at 0.
+
+    Raises:
+        ValueError: no token, or a node id that is not 16 hex digits.
+    """
+
+    def __init__(self, tokens: tuple[bytes, ...], *, node: str, boot: int) -> None:
+        if not tokens:
+            raise ValueError("a cluster needs a token")
+        self._tokens = tokens
+        self._node = bytes.fromhex(node)
+        if len(self._node) != 8:
+            raise ValueError(f"a node id is 16 hex digits, not {node!r}")
+        self._boot = boot
+        self._counter = 0
+        self._cipher = _cipher(tokens[0], self._node, boot)
+        self._senders: OrderedDict[tuple[bytes, int], _Sender] = OrderedDict()
+        self._evicted: frozenset[bytes] = frozenset()
+        self.refused: dict[Refused, int] = dict.fromkeys(Refused, 0)
+
+    def change_tokens(self, tokens: tuple[bytes, ...]) -> None:
+        """Use other tokens from now on, the first for what is sent. What came before stays refused."""
+        self._tokens = tokens
+        self._cipher = _cipher(tokens[0], self._node, self._boot)
+        for sender in [key for key, one in self._senders.items() if one.token not in tokens]:
+            del self._senders[sender]
+
+    def evict(self, nodes: Iterable[str]) -> None:
+        """Drop what these nodes send from now on, and no others'."""
+        self._evicted = frozenset(map(bytes.fromhex, nodes))
+
+    def seal(self, data: bytes) -> bytes:
+        """Make a datagram of ``data``: `OVERHEAD` bytes longer."""
+        header = _HEADER.pack(_VERSION, self._node, self._boot, self._counter)
+        nonce = header[13:]
+        self._counter += 1
+        return header + self._cipher.encrypt(nonce, data, header)
+
+    def open(self, packet: bytes) -> Opened | None:
+        """Read a datagram; None when it is to be dropped, which is counted in ``refused``."""
+        if len(packet) < OVERHEAD or packet[0] != _VERSION:
+            self.refused[Refused.MALFORMED] += 1
+            return None
+        header = packet[: _HEADER.size]
+        _, node, boot, counter = _HEADER.unpack(header)
+        if node in self._evicted:
+            self.refused[Refused.EVICTED] += 1
+            return None
+        known = self._senders.get((node, boot))
+        if known is not None and not known.fresh(counter):
+            self.refused[Refused.REPLAYED] += 1
+            return None
+        sealed = packet[_HEADER.size :]
+        for token in self._tokens:
+            same = known is not None and known.token == token
+            cipher = known.cipher if known is not None and same else _cipher(token, node, boot)
+            try:
+                data = cipher.decrypt(header[13:], sealed, header)
+            except InvalidTag:
+                continue
+            if known is None:
+                known = self._senders[node, boot] = _Sender(token, cipher)
+                if len(self._senders) > SENDERS:
+                    self._senders.popitem(last=False)
+            else:
+                known.token, known.cipher = token, cipher
+                self._senders.move_to_end((node, boot))
+            known.mark(counter)
+            return Opened(node.hex(), boot, data, token)
+        self.refused[Refused.FOREIGN] += 1
+        return None
+
+
+def _cipher(token: bytes, node: bytes, boot: int) -> ChaCha20Poly1305:
+    info = b"sollold gossip 1" + node + boot.to_bytes(8, "big")
+    return ChaCha20Poly1305(HKDF(SHA256(), 32, salt=None, info=info).derive(token))

@@ -1,0 +1,216 @@
+"""Where other nodes may be: announced by mDNS, named by the settings, or known from earlier runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Container, Iterable
+from pathlib import Path
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.gossip_runner import GossipRunner
+from sollold.cluster.net.identity import Identity
+from sollold.cluster.net.interfaces import Interface, InterfaceWatch, tellable, within
+from sollold.cluster.net.mdns import Discovery, DiscoveryStatus
+from sollold.cluster.net.seeds import Seed, resolve
+from sollold.cluster.net.state_file import Peer, RememberedPeers
+from sollold.settings.schema import ClusterSettings
+
+log = logging.getLogger("sollold.cluster")
+
+_ROUND_SECONDS = 30.0
+"""Seeds are resolved again, and announced nodes that are not there are tried again."""
+
+
+class PeerFinder:
+    """Introduces possible nodes to the gossip core, and keeps this node's own addresses up to date.
+
+    Args:
+        settings: of the cluster.
+        identity: who this node is.
+        runner: runs the core.
+        state: folder of the file with the peers of earlier runs.
+        addresses: this node's own addresses now.
+        use_addresses: called when the interfaces have other ones.
+
+    Attributes:
+        unheard: live nodes on this one's own network that mDNS did not show in two rounds.
+    """
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        identity: Identity,
+        runner: GossipRunner,
+        state: Path,
+        *,
+        addresses: Callable[[], tuple[str, ...]],
+        use_addresses: Callable[[tuple[str, ...]], None],
+    ) -> None:
+        self.unheard: frozenset[str] = frozenset()
+        self._settings = settings
+        self._identity = identity
+        self._runner = runner
+        self._addresses = addresses
+        self._use_addresses = use_addresses
+        self._remembered = RememberedPeers(state, self._contacts)
+        self._earlier: tuple[Peer, ...] = ()
+        self._seeds: dict[Seed, tuple[Address, ...]] = {}
+        self._discovery: Discovery | None = None
+        self._interfaces: InterfaceWatch | None = None
+        self._networks: tuple[str, ...] = ()
+        self._unseen: frozenset[str] = frozenset()
+        self._port = 0
+        self._ipv6 = False
+        self._closing = False
+
+    async def read_earlier(self) -> None:
+        """Read the peers of earlier runs.
+
+        Raises:
+            OSError: the folder can't be read.
+        """
+        self._earlier = await self._remembered.read()
+
+    async def start(
+        self, seeds: Iterable[Seed], *, boot: int, port: int, host: str, fixed: str, https: bool
+    ) -> None:
+        """Announce this node and look for others.
+
+        Args:
+            boot: this process' number.
+            port: the port for nodes.
+            host: the address that is listened on.
+            fixed: the one address that the settings name; empty: those of the interfaces.
+            https: clients are told to use HTTPS.
+        """
+        assert self._runner.gossip is not None
+        settings = self._settings
+        self._port, self._ipv6 = port, host == "::"
+        if settings.mdns:
+            self._discovery = Discovery(
+                node=self._identity.node,
+                boot=boot,
+                clusters=self._identity.tokens.clusters,
+                port=port,
+                found=self._announced,
+                ipv6=":" in host,
+                named=settings.interfaces,
+                https=https,
+            )
+        if not fixed:
+            self._interfaces = InterfaceWatch(settings.interfaces, self._use_interfaces)
+            await self._interfaces.start()
+        elif self._discovery is not None:
+            self._discovery.use(
+                (Interface("", 0, (), (fixed,)) if ":" in fixed else Interface("", 0, (fixed,)),)
+            )
+        self._runner.do(self._runner.gossip.evict(frozenset(self._identity.refused), time.monotonic()))
+        for peer in self._earlier:
+            if peer.node not in (self._identity.node, *self._identity.refused) and peer.addresses:
+                self.introduce(peer.addresses, peer.node)
+        self._runner.spawn(self._rounds(tuple(seeds)))
+
+    def stop(self) -> None:
+        """Take note of no more changes: the node leaves."""
+        self._closing = True
+
+    async def close(self) -> None:
+        """End the announcement and the watch of the interfaces."""
+        parts = [part.close() for part in (self._discovery, self._interfaces) if part is not None]
+        await asyncio.gather(*parts)
+
+    async def close_file(self) -> None:
+        """Write the list of peers."""
+        await self._remembered.close()
+
+    def remember(self) -> None:
+        """The live peers, or their addresses, changed."""
+        self._remembered.update()
+
+    def introduce(self, addresses: tuple[Address, ...], source: str) -> None:
+        """A node is, or was, at one of ``addresses``; it is tried until one is there. ``source``: as in
+        `Gossip.introduce`."""
+        gossip = self._runner.gossip
+        if gossip is not None:
+            self._runner.do(gossip.introduce(addresses, time.monotonic(), keep=True, source=source))
+
+    def status(self) -> DiscoveryStatus | None:
+        """Of mDNS; None when the settings turn it off."""
+        return self._discovery.status() if self._discovery is not None else None
+
+    def announces(self, nodes: Container[str]) -> bool:
+        """Whether one of ``nodes`` is announced on the LAN, and by another name of the cluster."""
+        return self._discovery is not None and self._discovery.announces(nodes)
+
+    def change_clusters(self, clusters: tuple[str, ...]) -> None:
+        """The names of the cluster are these now."""
+        if self._discovery is not None:
+            self._discovery.change_clusters(clusters)
+
+    def strangers(self, known: Iterable[str]) -> list[tuple[Address, ...]]:
+        """Where nodes of other clusters may be: announced, named by the settings, or known from before.
+
+        Args:
+            known: members of the cluster, some of which may have gone to another one.
+        """
+        gossip = self._runner.gossip
+        contacts = self._contacts()
+        here = {address for peer in contacts for address in peer.addresses}
+        here |= {(ip, self._port) for ip in self._addresses()}
+        named = [*self._seeds.values(), *(peer.addresses for peer in self._earlier)]
+        announced = self._discovery.foreign() if self._discovery is not None else ()
+        if gossip is not None:
+            named += [gossip.addresses(node) for node in known]
+        found = dict.fromkeys((*announced, *(one for one in named if one)))
+        return [one for one in found if here.isdisjoint(one)]
+
+    def _use_interfaces(self, found: tuple[Interface, ...]) -> None:
+        """The interfaces are these now."""
+        if self._runner.gossip is None or self._closing:
+            return
+        self._networks = tuple(network for one in found for network in one.networks)
+        addresses = tellable(found, ipv6=self._ipv6)
+        if addresses != self._addresses():
+            log.info("addresses: %s", ", ".join(addresses) or "none")
+            self._use_addresses(addresses)
+        if self._discovery is not None:
+            self._discovery.use(found)
+
+    def _announced(self, node: str, addresses: tuple[Address, ...]) -> None:
+        gossip = self._runner.gossip
+        if gossip is None or self._closing:
+            return
+        if node == self._identity.node or not gossip.alive(node):
+            self._runner.do(gossip.introduce(addresses, time.monotonic()))
+
+    async def _rounds(self, seeds: tuple[Seed, ...]) -> None:
+        """Seeds and announcements once more every half minute, for ever."""
+        while True:
+            for seed in seeds:
+                self._seeds[seed] = addresses = await resolve(seed)
+                if addresses:
+                    self.introduce(addresses, f"{seed.host}:{seed.port}")
+            if self._discovery is not None:
+                for node, addresses in self._discovery.seen().items():
+                    self._announced(node, addresses)
+                self._check_multicast(self._discovery)
+            await asyncio.sleep(_ROUND_SECONDS * random.uniform(0.9, 1.1))
+
+    def _check_multicast(self, discovery: Discovery) -> None:
+        """Find the live nodes of our own networks that mDNS did not show in two rounds."""
+        unseen: frozenset[str] = frozenset()
+        if discovery.status().working:
+            here = {
+                peer.node
+                for peer in self._contacts()
+                if peer.addresses and within(peer.addresses[0][0], self._networks)
+            }
+            unseen = frozenset(here - discovery.seen().keys())
+        self.unheard, self._unseen = unseen & self._unseen, unseen
+
+    def _contacts(self) -> tuple[Peer, ...]:
+        contacts = self._runner.gossip.contacts() if self._runner.gossip is not None else ()
+        return tuple(Peer(node, addresses) for node, addresses in contacts)

@@ -1,0 +1,149 @@
+"""Push-pull between two nodes on a TLS connection of its own: bodies as framed messages, in turns.
+
+The side that opens the connection sends the first body. An empty message says that there is nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import cast
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.rpc import PeerError
+
+SYNC = "sollold-sync"
+"""The ALPN name."""
+LARGEST = 16 * 1024 * 1024
+"""Bytes of a body at the most."""
+_ROUNDS = 4
+_SECONDS = 10.0
+
+Take = Callable[[bytes, Address | None], bytes]
+"""A body from the other side, and where that is if known → what to send back; empty: nothing more."""
+
+
+class SyncServer(asyncio.Protocol):
+    """The answering side."""
+
+    def __init__(self, take: Take) -> None:
+        self._take = take
+        self._bytes = Unframer(LARGEST)
+        self._rounds = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        transport = self._transport
+        assert transport is not None
+        try:
+            self._bytes.feed(data)
+            while (body := self._bytes.take()) is not None:
+                self._rounds += 1
+                answer = self._take(body, None) if body else b""
+                transport.write(frame(answer))
+                if not answer or self._rounds >= _ROUNDS:
+                    transport.close()
+                    return
+        except FrameError:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class FrameClient(asyncio.Protocol):
+    """Sends framed messages and gets one back for each."""
+
+    def __init__(self) -> None:
+        self._bytes = Unframer(LARGEST)
+        self._waiter: asyncio.Future[bytes] | None = None
+        self._lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        self._bytes.feed(data)
+        self._tell()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._lost = True
+        self._tell()
+
+    async def exchange(self, body: bytes) -> bytes:
+        """Send one message and wait for the next that comes.
+
+        Raises:
+            PeerError: the other side broke off.
+        """
+        self._waiter = asyncio.get_running_loop().create_future()
+        self.transport.write(frame(body))
+        self._tell()
+        return await self._waiter
+
+    def _tell(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            return
+        try:
+            body = self._bytes.take()
+        except FrameError as error:
+            self._waiter.set_exception(PeerError("", str(error), transport=False))
+            return
+        if body is not None:
+            self._waiter.set_result(body)
+        elif self._lost:
+            self._waiter.set_exception(PeerError("", "the exchange was broken off", transport=False))
+
+
+async def sync(reach: Dialer, node: str, addresses: Sequence[Address], first: bytes, take: Take) -> str:
+    """Exchange with ``node`` (empty: any member that is there), beginning with the body ``first``.
+
+    Returns:
+        The node that it was done with.
+
+    Raises:
+        PeerError: it could not be reached or broke off.
+        TimeoutError: it took too long.
+    """
+    async with asyncio.timeout(_SECONDS):
+        connection, found, address = await reach.connect(
+            node, SYNC, FrameClient, timeout=3.0, addresses=addresses
+        )
+        try:
+            body = first
+            for _ in range(_ROUNDS):
+                answer = await connection.exchange(body)
+                body = take(answer, address) if answer else b""
+                if not body:
+                    break
+        finally:
+            connection.transport.abort()
+    return found
+
+
+class _Knock(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
+
+
+async def knock(reach: Dialer, node: str, addresses: Sequence[Address], timeout: float) -> None:
+    """Ask whether ``node`` lives: its handshake says so.
+
+    Raises:
+        PeerError: it did not answer in time.
+    """
+    await reach.connect(node, SYNC, _Knock, timeout=timeout, addresses=addresses)

@@ -1,0 +1,295 @@
+"""The TLS port for nodes. ALPN chooses the protocol: calls, tunnel, link or push-pull.
+
+`sollold.cluster.net.rpc` has the contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+import msgspec
+from aiohttp import web
+
+from sollold.cluster.net.dialer import keep_watch, socket_address
+from sollold.cluster.net.hang_up import quiet_hang_up
+from sollold.cluster.net.identity import STRANGERS, Identity, peer_of
+from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+T = TypeVar("T")
+
+HTTP, TUNNEL, LINK = "sollold-http", "sollold-tunnel", "sollold-link"
+LARGEST = 64 * 1024 * 1024
+"""Bytes of a request's or an answer's body in a call, at the most."""
+_HANDSHAKE_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 2.0
+
+Handler = Callable[[str, Any], Awaitable[object]]
+Route = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class PortTaken(OSError):
+    """A port is used by another program; the sentence says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The body of an answer that is no success."""
+
+    message: str
+    transport: bool
+
+
+class Peers:
+    """The answering side. Register everything, then `start`; a `sollold.cluster.net.rpc.PeerServer`."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._methods: dict[str, tuple[msgspec.msgpack.Decoder[Any], Handler]] = {}
+        self._app = web.Application(client_max_size=LARGEST, middlewares=[quiet_hang_up])
+        self._app.router.add_post("/call/{name}", self._call)
+        self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._lines = WorkerTunnels()
+        self._spoken: dict[str, Callable[[str], asyncio.Protocol | None]] = {
+            HTTP: self._http,
+            TUNNEL: lambda peer: TunnelServer(peer, self._lines),
+        }
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._connections: dict[str, list[asyncio.Transport]] = {}
+        self.port = 0
+
+    def method(self, name: str, request: type[T], handler: Callable[[str, T], Awaitable[object]]) -> None:
+        """``handler(caller_node_id, request)`` answers ``POST /call/<name>``."""
+        self._methods[name] = (msgspec.msgpack.Decoder(request), handler)
+
+    def route(self, method: str, path: str, handler: Route) -> None:
+        """A raw HTTP route; `caller` tells who asks."""
+        self._app.router.add_route(method, path, handler)
+
+    def tunnel(self, workers: Workers) -> None:
+        """``workers``: where members' tunnels lead to."""
+        self._lines.workers = workers
+
+    def speak(self, protocol: str, make: Callable[[str], asyncio.Protocol | None]) -> None:
+        """``make(caller)`` answers connections that a member opens with the ALPN name ``protocol``.
+
+        None ends the connection.
+        """
+        self._spoken[protocol] = make
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; ``port`` 0 takes a free one. Returns the port.
+
+        Raises:
+            PortTaken: it is in use.
+            OSError: it can't be listened on for another reason.
+        """
+        self._runner = web.AppRunner(
+            self._app, handle_signals=False, access_log=None, handler_cancellation=True,
+            keepalive_timeout=90, shutdown_timeout=_SHUTDOWN_SECONDS,
+        )  # fmt: skip
+        await self._runner.setup()
+        try:
+            self._server = await self._listen(bound(socket.SOCK_STREAM, host, port))
+        except OSError:
+            await self._runner.cleanup()
+            self._runner = None
+            raise
+        self.port = int(self._server.sockets[0].getsockname()[1])
+        return self.port
+
+    async def _listen(self, listener: socket.socket) -> asyncio.Server:
+        return await asyncio.get_running_loop().create_server(
+            lambda: _Handshaken(self._protocol, self._entered),
+            sock=listener,
+            ssl=self._identity.server_context(tuple(self._spoken)),
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
+        )
+
+    async def change_identity(self) -> None:
+        """The cluster's secret changed: new connections prove the new one. Existing ones stay."""
+        if self._server is None:
+            return
+        listener = socket.socket(fileno=socket.dup(self._server.sockets[0].fileno()))
+        listener.setblocking(False)
+        former, self._server = self._server, await self._listen(listener)
+        former.close()
+
+    async def close(self) -> None:
+        """Stop listening and end every connection and call."""
+        if self._server is not None:
+            self._server.close()
+        self._lines.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._runner is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(2 * _SHUTDOWN_SECONDS):
+                    await self._runner.cleanup()
+            self._runner = None
+        self._server = None
+
+    def drop(self, node: str) -> None:
+        """``node`` is dead: end its tunnels."""
+        self._lines.drop(node)
+
+    def cut(self, node: str) -> None:
+        """End all connections that ``node`` has opened, at once."""
+        for transport in self._connections.pop(node, ()):
+            transport.abort()
+
+    def callers(self) -> frozenset[str]:
+        """The nodes that have opened connections."""
+        return frozenset(self._connections)
+
+    def _entered(self, peer: str, transport: asyncio.Transport) -> None:
+        """``peer`` has opened a connection."""
+        self._connections = {
+            node: kept
+            for node, all_ in self._connections.items()
+            if (kept := [one for one in all_ if not one.is_closing()])
+        }
+        self._connections.setdefault(peer, []).append(transport)
+
+    async def answer(self, caller: str, name: str, request: object) -> object:
+        """What the method ``name`` answers to a request of its type.
+
+        Raises:
+            PeerError: there is no such method, or it refused or failed.
+        """
+        found = self._methods.get(name)
+        if found is None:
+            raise PeerError(self._identity.node, f"no call is named {name!r} here", transport=True)
+        try:
+            return await found[1](caller, request)
+        except PeerError:
+            raise
+        except Exception as error:
+            log.exception("the call %s of node %s failed", name, caller)
+            raise PeerError(
+                self._identity.node, f"{name} failed: {error or type(error).__name__}", transport=False
+            ) from error
+
+    def _protocol(self, spoken: str | None, peer: str) -> asyncio.Protocol | None:
+        make = self._spoken.get(spoken or "")
+        return make(peer) if make is not None and (peer or spoken in STRANGERS) else None
+
+    def _http(self, peer: str) -> asyncio.Protocol:
+        assert self._runner is not None and self._runner.server is not None
+        return self._runner.server()
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["name"]
+        found = self._methods.get(name)
+        if found is None:
+            return _refuse(404, f"no call is named {name!r} here; it may run another release", True)
+        try:
+            asked = found[0].decode(await request.read())
+        except msgspec.DecodeError as error:
+            return _refuse(400, f"the request of {name} was not understood: {error}", True)
+        # A call that began is carried to its end even if its caller hangs up: half a command helps nobody.
+        task = asyncio.create_task(self.answer(caller(request), name, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        try:
+            reply = await asyncio.shield(task)
+        except PeerError as error:
+            return _refuse(409, str(error), error.transport)
+        except asyncio.CancelledError:
+            if not task.done():
+                task.add_done_callback(_look_at)
+            raise
+        return web.Response(body=msgspec.msgpack.encode(reply), content_type="application/msgpack")
+
+
+def bound(kind: socket.SocketKind, host: str, port: int) -> socket.socket:
+    """A socket on the port for nodes. ``::`` takes IPv4 as well.
+
+    Raises:
+        PortTaken: another program has it.
+        OSError: ``host`` is no address of this machine.
+    """
+    name = "TCP" if kind == socket.SOCK_STREAM else "UDP"
+    try:
+        family, place = socket_address((host, port))
+        made = socket.socket(family, kind)
+    except OSError as error:
+        raise _not_ours(host, port, name, error) from error
+    try:
+        if kind == socket.SOCK_STREAM:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if host == "::" else 1)
+        made.setblocking(False)
+        made.bind(place)
+    except (OSError, UnicodeError) as error:
+        made.close()
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                error.errno,
+                f"port {port}/{name} on {host} (cluster.port, for other nodes) is in use: "
+                "another sollold may be running; end it or set another port",
+            ) from error
+        raise _not_ours(host, port, name, error) from error
+    return made
+
+
+def _not_ours(host: str, port: int, name: str, error: OSError | UnicodeError) -> OSError:
+    why = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return OSError(
+        getattr(error, "errno", None), f"can't listen on {host} port {port}/{name} (cluster.host): {why}"
+    )
+
+
+class _Handshaken(asyncio.Protocol):
+    """A connection after its handshake: handed to the protocol that ALPN agreed on."""
+
+    def __init__(
+        self,
+        choose: Callable[[str | None, str], asyncio.Protocol | None],
+        entered: Callable[[str, asyncio.Transport], None],
+    ) -> None:
+        self._choose = choose
+        self._entered = entered
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        connection = transport.get_extra_info("ssl_object")
+        peer = peer_of(connection)
+        protocol = self._choose(connection.selected_alpn_protocol(), peer)
+        if protocol is None:
+            transport.abort()
+            return
+        if peer:
+            self._entered(peer, transport)
+        keep_watch(transport)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
+def caller(request: web.Request) -> str:
+    """The node id that the sender of ``request``, to a raw route, has proved."""
+    return peer_of(request.get_extra_info("ssl_object"))
+
+
+def _refuse(status: int, message: str, transport: bool) -> web.Response:
+    body = msgspec.msgpack.encode(Refusal(message, transport))
+    return web.Response(status=status, body=body, content_type="application/msgpack")
+
+
+def _look_at(task: asyncio.Task[object]) -> None:
+    """The caller is gone; what the call raised was logged where it happened."""
+    if not task.cancelled():
+        task.exception()

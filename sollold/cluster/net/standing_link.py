@@ -1,0 +1,397 @@
+"""Standing links: one TLS connection between two members, kept open for what its breaking tells.
+
+When a process dies, its system closes its connections: the others know within milliseconds. When a whole
+machine is silent, TCP's own keep-alive ends the connection within some seconds. A node that leaves says
+goodbye first. On the way links measure round trips, and once in a while how fast bytes go.
+
+Up to 32 nodes everybody is linked with everybody; beyond, with neighbours at distances 1, 2, 4, … on the
+ring of ids. Of two nodes the one with the lower id opens the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import cast
+
+import msgspec
+
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.dialer import Dialer, keep_watch, literal
+from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import LINK
+
+log = logging.getLogger("sollold.cluster")
+
+FULL = 32
+"""Up to so many nodes everybody is linked with everybody."""
+SILENT_SECONDS = 4
+"""A machine that is silent so long has lost its links."""
+_PING_SECONDS = 15.0
+_HELLO_SECONDS = 5.0
+_FIRST_PINGS = 3
+_LOAD_AFTER = 3.0
+_LOAD_SECONDS = 3600.0
+_LOAD_AGAIN = 60.0
+"""Seconds between the first few measurements of the rate."""
+_RATES = 3
+_LOAD_PIECES = 16
+_LOAD_PIECE = 64 * 1024
+_LARGEST = _LOAD_PIECE + 1024
+_RETRY_SECONDS = 30.0
+_SILENCE = frozenset(
+    (errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+)
+"""Errors with which this side's system gives a connection up; all else the other side's has ended."""
+
+
+class Hello(msgspec.Struct, frozen=True, tag=0, array_like=True):
+    """First on a link, from both sides. ``port``: for gossip; ``boot``: of the process."""
+
+    port: int
+    boot: int
+
+
+class Ping(msgspec.Struct, frozen=True, tag=1, array_like=True):
+    """Answered with `Pong`. Tells what was measured so far: seconds, bytes per second; 0.0 unknown."""
+
+    sequence: int
+    trip: float
+    rate: float
+
+
+class Pong(msgspec.Struct, frozen=True, tag=2, array_like=True):
+    """The answer to a `Ping`."""
+
+    sequence: int
+
+
+class Load(msgspec.Struct, frozen=True, tag=3, array_like=True):
+    """One of several pieces sent in a row to see how fast they arrive."""
+
+    data: bytes
+
+
+class Took(msgspec.Struct, frozen=True, tag=4, array_like=True):
+    """The answer to a `Load`."""
+
+
+class Bye(msgspec.Struct, frozen=True, tag=5, array_like=True):
+    """This link ends on purpose."""
+
+
+_decoder = msgspec.msgpack.Decoder(Hello | Ping | Pong | Load | Took | Bye)
+
+
+def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
+    """Those of ``nodes`` that ``me`` has links with; the same from both sides."""
+    others = sorted(set(nodes) - {me})
+    if len(others) < FULL:
+        return frozenset(others)
+    ring = sorted([*others, me])
+    here = ring.index(me)
+    found = set()
+    step = 1
+    while step <= len(ring) // 2:
+        found |= {ring[(here + step) % len(ring)], ring[(here - step) % len(ring)]}
+        step *= 2
+    return frozenset(found)
+
+
+class BestRate:
+    """The best of the last few rates: whatever else is under way makes one slower, and nothing faster."""
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=_RATES)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are as many as are kept."""
+        return len(self._rates) == _RATES
+
+    def take(self, rate: float) -> float:
+        """One more was measured; the best, in the same unit."""
+        self._rates.append(rate)
+        return max(self._rates)
+
+
+class Links:
+    """All standing links of this node.
+
+    Args:
+        reach: opens connections.
+        made: a link to a node is up; the address is its IP and its port for gossip.
+        lost: a link broke without goodbye; True: because nothing came from the other side any more, False:
+            because the other side's system ended it.
+        measured: (node, round trip in seconds, bytes per second or 0.0).
+    """
+
+    def __init__(
+        self,
+        reach: Dialer,
+        *,
+        made: Callable[[str, Address], None],
+        lost: Callable[[str, bool], None],
+        measured: Callable[[str, float, float], None],
+    ) -> None:
+        self.port = 0
+        self.boot = 0
+        self._reach = reach
+        self._made = made
+        self._lost = lost
+        self._measured = measured
+        self._wanted: frozenset[str] = frozenset()
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._links: dict[str, Link] = {}
+        self._closed = False
+
+    def up(self) -> tuple[str, ...]:
+        """The nodes linked with at present."""
+        return tuple(sorted(self._links))
+
+    def want(self, nodes: frozenset[str]) -> None:
+        """Keep links with ``nodes`` and with nobody else."""
+        if self._closed or nodes == self._wanted:
+            return
+        for node in self._wanted - nodes:
+            keeper = self._keepers.pop(node, None)
+            if keeper is not None:
+                keeper.cancel()
+            link = self._links.get(node)
+            if link is not None and link.dialed:
+                link.bye()
+        self._wanted = nodes
+        for node in nodes:
+            if self._reach.node < node and node not in self._keepers:
+                self._keepers[node] = asyncio.get_running_loop().create_task(self._keep(node))
+
+    def accept(self, peer: str) -> Link:
+        """The protocol for a link that ``peer`` opens."""
+        return Link(self, peer, dialed=False)
+
+    def drop(self, node: str, *, now: int = 0) -> None:
+        """``node`` is dead, or its process is ``now`` another one: the old one's link means nothing."""
+        link = self._links.get(node)
+        if link is not None and link.boot != now:
+            del self._links[node]
+            link.bye()
+
+    async def close(self) -> None:
+        """Say goodbye on every link and end it."""
+        self._closed = True
+        for keeper in self._keepers.values():
+            keeper.cancel()
+        for link in tuple(self._links.values()):
+            link.bye()
+        await asyncio.gather(*self._keepers.values(), return_exceptions=True)
+        self._keepers.clear()
+        self._links.clear()
+
+    def stands(self, link: Link, address: Address) -> None:
+        """``link`` has said hello."""
+        before = self._links.get(link.node)
+        if before is not None and before is not link:
+            before.bye()
+        if self._closed:
+            link.bye()
+            return
+        self._links[link.node] = link
+        self._made(link.node, address)
+
+    def gone(self, link: Link, *, silent: bool) -> None:
+        """``link`` is closed; ``silent``: by this side's system, which heard nothing any more."""
+        if self._links.get(link.node) is not link:
+            return
+        del self._links[link.node]
+        if not link.said_bye and not self._closed:
+            self._lost(link.node, silent)
+
+    def measure(self, node: str, trip: float, rate: float) -> None:
+        """Something was measured."""
+        self._measured(node, trip, rate)
+
+    async def _keep(self, node: str) -> None:
+        """Open a link to ``node``, and again whenever it breaks."""
+        pause = 0.5
+        while not self._closed:
+            try:
+                link, _, _ = await self._reach.connect(
+                    node, LINK, lambda: Link(self, node, dialed=True), timeout=3.0
+                )
+            except PeerError as error:
+                log.debug("no link with %s: %s", node, error)
+                await asyncio.sleep(pause * random.uniform(0.75, 1.25))
+                pause = min(_RETRY_SECONDS, pause * 2)
+                continue
+            try:
+                began = asyncio.get_running_loop().time()
+                await link.watch()
+                if asyncio.get_running_loop().time() - began > 5:
+                    pause = 0.5
+            finally:
+                if not link.closed.done():
+                    link.bye()
+            await asyncio.sleep(pause * random.uniform(0.75, 1.25))
+            pause = min(_RETRY_SECONDS, pause * 2)
+
+
+class Link(asyncio.Protocol):
+    """One link, seen from one side.
+
+    Attributes:
+        node: who is at the other end, proved.
+        dialed: this side opened it, so it measures.
+        boot: the number of the process at the other end; 0 before its hello.
+        said_bye: its end is on purpose.
+        closed: done when it is gone.
+    """
+
+    def __init__(self, links: Links, node: str, *, dialed: bool) -> None:
+        self.node = node
+        self.dialed = dialed
+        self.said_bye = False
+        self.boot = 0
+        self._loop = asyncio.get_running_loop()
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        self._links = links
+        self._bytes = Unframer(_LARGEST)
+        self._hello = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._sequence = 0
+        self._sent = 0.0
+        self._answered: asyncio.Future[None] | None = None
+        self._trip = 0.0
+        self._rate = 0.0
+        self._rates = BestRate()
+        self._took: list[float] = []
+        self._all_took: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+        keep_watch(transport, seconds=SILENT_SECONDS, always=True)
+        self._timer = self._loop.call_later(_HELLO_SECONDS, self.bye)
+        if self.dialed:
+            self._say(Hello(self._links.port, self._links.boot))
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came in."""
+        try:
+            self._bytes.feed(data)
+            while (message := self._bytes.take()) is not None:
+                self._hear(_decoder.decode(message))
+        except (FrameError, msgspec.DecodeError) as error:
+            log.warning("the link with %s carried an invalid message: %s", self.node, error)
+            self.bye()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self._links.gone(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
+
+    def bye(self) -> None:
+        """End this link on purpose, for whatever reason: the other side shall not take it for a death."""
+        self.said_bye = True
+        self._say(Bye())
+        self._transport.close()
+
+    async def watch(self) -> None:
+        """Measure from time to time until the link is gone. For the side that opened it."""
+        load_at = self._loop.time() + _LOAD_AFTER * random.uniform(1, 3)
+        pings = 0
+        while not self.closed.done():
+            await self._measure_trip()
+            pings += 1
+            if self._loop.time() >= load_at:
+                await self._measure_rate()
+                after = _LOAD_SECONDS if self._rates.settled else _LOAD_AGAIN
+                load_at = self._loop.time() + after * random.uniform(0.75, 1.25)
+            pause = 0.2 if pings < _FIRST_PINGS else _PING_SECONDS * random.uniform(0.8, 1.2)
+            if self._rate == 0.0:
+                pause = min(pause, max(0.1, load_at - self._loop.time()))
+            await asyncio.wait([self.closed], timeout=pause)
+
+    async def _measure_trip(self) -> None:
+        self._sequence += 1
+        self._answered = self._loop.create_future()
+        self._sent = time.perf_counter()  # event loops count in milliseconds
+        self._say(Ping(self._sequence, self._trip, self._rate))
+        await self._done(self._answered, 10.0)
+
+    async def _measure_rate(self) -> None:
+        if self._transport.is_closing():
+            return
+        self._took = []
+        self._all_took = self._loop.create_future()
+        piece = frame(msgspec.msgpack.encode(Load(random.randbytes(_LOAD_PIECE))))
+        for _ in range(_LOAD_PIECES):
+            self._transport.write(piece)
+        await self._done(self._all_took, 10.0)
+        if len(self._took) == _LOAD_PIECES and self._took[-1] > self._took[0]:
+            # The first answer ends the first piece's way; from there on only the rate counts.
+            rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
+            self._rate = self._rates.take(rate)
+            self._links.measure(self.node, self._trip, self._rate)
+
+    async def _done(self, waited: asyncio.Future[None], seconds: float) -> None:
+        await asyncio.wait([waited, self.closed], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+
+    def _hear(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
+        if isinstance(message, Bye):
+            self.said_bye = True
+            self._transport.close()
+        elif isinstance(message, Hello):
+            self._greeted(message)
+        elif not self._hello:
+            self.bye()
+        elif isinstance(message, Ping):
+            self._say(Pong(message.sequence))
+            if message.trip > 0:
+                self._links.measure(self.node, message.trip, message.rate)
+        elif isinstance(message, Pong):
+            self._ponged(message)
+        elif isinstance(message, Load):
+            self._say(Took())
+        elif self._all_took is not None and not self._all_took.done():
+            self._took.append(time.perf_counter())
+            if len(self._took) == _LOAD_PIECES:
+                self._all_took.set_result(None)
+
+    def _greeted(self, hello: Hello) -> None:
+        if self._hello or not 0 < hello.port < 65536:
+            self.bye()
+            return
+        self._hello, self.boot = True, hello.boot
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.dialed:
+            self._say(Hello(self._links.port, self._links.boot))
+        place = self._transport.get_extra_info("peername")
+        self._links.stands(self, (literal(place)[0], hello.port))
+
+    def _ponged(self, pong: Pong) -> None:
+        if pong.sequence != self._sequence or self._answered is None or self._answered.done():
+            return
+        self._answered.set_result(None)
+        trip = max(1e-6, time.perf_counter() - self._sent)
+        # A busy loop only ever adds: trust the short ones soon, the long ones slowly.
+        self._trip = (
+            trip
+            if not self._trip
+            else self._trip + (trip - self._trip) * (0.5 if trip < self._trip else 0.125)
+        )
+        if self._sequence >= _FIRST_PINGS:
+            self._links.measure(self.node, self._trip, self._rate)
+
+    def _say(self, message: Hello | Ping | Pong | Load | Took | Bye) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(frame(msgspec.msgpack.encode(message)))

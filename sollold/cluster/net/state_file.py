@@ -1,0 +1,222 @@
+"""The files of the state folder: replaced atomically, written in the background.
+
+``membership.json`` has what the gossip core must not forget, ``peers.json`` the nodes to look for at a start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import msgspec
+
+from sollold.cluster.gossip.actions import Address, Kept
+from sollold.cluster.gossip.term import Term, follows
+from sollold.facts import dataclass
+from sollold.settings.state_file import read_bounded, write_whole
+
+log = logging.getLogger("sollold.cluster")
+
+T = TypeVar("T")
+
+_CLOSE_SECONDS = 3.0
+"""A disk that is still busy with the last write after so long is not waited for."""
+_SETTLE_SECONDS = 2.0
+"""Changes of the peers within this time are written together."""
+_MAX_PEERS = 256
+_MAX_COUNT = 2**48
+"""Versions and incarnations count single events: no node gets there."""
+
+
+class BackgroundWriter(Generic[T]):
+    """Writes a value to disk off the loop: one write at a time, and always the newest value.
+
+    It has a thread of its own, so that a slow disk blocks no other work. An error is logged; the value is
+    written with the next request.
+
+    Args:
+        name: of what is written, for log lines.
+        read: the value to write, asked for on the loop just before each write.
+        write: writes it; blocks, raises OSError.
+        settle: seconds to wait for further requests before a write; `close` cuts it short.
+        written: called on the loop after each write, also after one that failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        read: Callable[[], T],
+        write: Callable[[T], None],
+        *,
+        settle: float = 0.0,
+        written: Callable[[T], None] | None = None,
+    ) -> None:
+        self._name = name
+        self._read = read
+        self._write = write
+        self._settle = settle
+        self._written = written
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+        self._requested = False
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def request(self) -> None:
+        """There is a new value to write."""
+        self._requested = True
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=self._name)
+
+    async def close(self) -> None:
+        """Write what is not written yet; wait a few seconds at most."""
+        self._closing.set()
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=_CLOSE_SECONDS)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._requested:
+                if self._settle:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._closing.wait(), self._settle)
+                self._requested = False
+                value = self._read()
+                try:
+                    await loop.run_in_executor(self._thread, self._write, value)
+                except OSError as error:
+                    # A full disk must not end the cluster: the peers know what this node forgets.
+                    log.error("%s can't be written: %s", self._name, error)
+                if self._written is not None:
+                    self._written(value)
+        finally:
+            self._task = None
+
+
+def checked(kept: Kept) -> Kept:
+    """What of ``kept`` a node can have counted to; the rest as at a first start."""
+    return Kept(
+        kept.term if follows(kept.term, Term()) else Term(),
+        kept.version if 0 <= kept.version < _MAX_COUNT else 0,
+        kept.incarnation if 0 <= kept.incarnation < _MAX_COUNT else 0,
+    )
+
+
+class KeptFile:
+    """The file ``membership.json`` in the state folder. Its methods block for the disk."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "membership.json"
+
+    def read(self) -> Kept:
+        """What the last run kept; nothing when the file is missing or damaged (the peers know it)."""
+        try:
+            kept = msgspec.json.decode(read_bounded(self._path), type=Kept)
+        except FileNotFoundError:
+            return Kept()
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("%s can't be read, its contents are recovered from the peers: %s", self._path, error)
+            return Kept()
+        if checked(kept) != kept:
+            log.warning("%s has impossible values; they are ignored", self._path)
+        return checked(kept)
+
+    def write(self, kept: Kept) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        write_whole(self._path, msgspec.json.encode(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A node and its addresses, the best first."""
+
+    node: str
+    addresses: tuple[Address, ...]
+
+
+class PeersFile:
+    """The file ``peers.json`` in the state folder. Its methods block for the disk."""
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "peers.json"
+
+    def read(self) -> tuple[Peer, ...]:
+        """The remembered peers; none when the file is missing or damaged."""
+        try:
+            return msgspec.json.decode(read_bounded(self._path), type=tuple[Peer, ...])[:_MAX_PEERS]
+        except FileNotFoundError:
+            return ()
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the remembered peers in %s can't be read: %s", self._path, error)
+            return ()
+
+    def write(self, peers: tuple[Peer, ...]) -> None:
+        """Replace the file.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        write_whole(self._path, msgspec.json.format(msgspec.json.encode(peers[:_MAX_PEERS]), indent=1))
+
+
+class RememberedPeers:
+    """The peers of this run and of earlier ones, kept on disk.
+
+    Args:
+        live: the live peers and where they are.
+    """
+
+    def __init__(self, state: Path, live: Callable[[], tuple[Peer, ...]]) -> None:
+        self._file = PeersFile(state)
+        self._live = live
+        self._known: tuple[Peer, ...] = ()
+        self._writer = BackgroundWriter("the list of peers", self._merge, self._write, settle=_SETTLE_SECONDS)
+        self._on_disk: tuple[Peer, ...] = ()
+
+    async def read(self) -> tuple[Peer, ...]:
+        """The peers of earlier runs."""
+        self._known = self._on_disk = await asyncio.to_thread(self._file.read)
+        return self._known
+
+    def update(self) -> None:
+        """The live peers changed: remember them, and write the file a little later."""
+        self._merge()
+        self._writer.request()
+
+    async def close(self) -> None:
+        """Write what is not written yet. ``live`` must still work."""
+        self._writer.request()
+        await self._writer.close()
+
+    def _merge(self) -> tuple[Peer, ...]:
+        self._known = merged(self._live(), self._known)
+        return self._known
+
+    def _write(self, peers: tuple[Peer, ...]) -> None:
+        if peers != self._on_disk:
+            self._file.write(peers)
+            self._on_disk = peers
+
+
+def merged(live: tuple[Peer, ...], before: tuple[Peer, ...]) -> tuple[Peer, ...]:
+    """The live peers first, then earlier ones, as many as fit.
+
+    A peer whose first address another node has now is forgotten: its machine was set up anew, or moved.
+    """
+    known = {peer.node for peer in live}
+    taken = {address for peer in live for address in peer.addresses[:1]}
+    rest = (one for one in before if one.node not in known and taken.isdisjoint(one.addresses[:1]))
+    return (*live, *rest)[:_MAX_PEERS]

@@ -1,0 +1,35 @@
+"""How this node's part in the cluster does, for doctor and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from sollold.cluster.net.mdns import DiscoveryStatus
+from sollold.facts import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """A look at it.
+
+    Attributes:
+        discovery: of mDNS; None when the settings turn it off.
+        links: nodes that a standing link is up with.
+        health: 0 good, up to 7: this node is slow or badly connected.
+        rejected: packets that were opened but not understood.
+        refused: datagrams dropped unopened, by reason (`sollold.cluster.net.packet_seal.Refused`).
+        unsent: datagrams the system did not take.
+        unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
+        cloned: another machine that uses our node id was heard since the start.
+        disbelieved: statements of members that were dropped, by reason (`Gossip.refused`).
+    """
+
+    discovery: DiscoveryStatus | None
+    links: tuple[str, ...]
+    health: int
+    rejected: int
+    refused: dict[str, int]
+    unsent: int
+    unheard: tuple[str, ...]
+    cloned: bool
+    disbelieved: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""What commands do over the whole cluster: plan, load, unload, drain, copy, delete, doctor."""

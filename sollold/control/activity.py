@@ -1,0 +1,178 @@
+"""What requests through this node have done so far: counters, histograms, and the last hundred. Pure."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import field
+
+from sollold.facts import dataclass
+
+MOST_RECENT = 100
+MOST_LABELS = 500
+"""(route, model) pairs that are counted apart; what comes after counts as model ``other``."""
+
+FIRST_TOKEN_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5, 10)
+WAIT_BUCKETS = (0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+REQUEST_BUCKETS = (0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
+
+
+class Histogram:
+    """Counts of values up to each bound, and their sum."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def add(self, counts: Sequence[int], total: float) -> None:
+        """Count values that were counted elsewhere with the same bounds."""
+        for place, count in enumerate(counts):
+            self.counts[place] += count
+        self.sum += total
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """(upper bound, how many values are not above it), the last ``+Inf``: as Prometheus has it."""
+        found, total = [], 0
+        for bound, count in zip((*(f"{bound:g}" for bound in self.bounds), "+Inf"), self.counts, strict=True):
+            total += count
+            found.append((bound, total))
+        return found
+
+
+@dataclass(slots=True)
+class RequestStats:
+    """Sums over all requests with the same route and model. Seconds."""
+
+    outcomes: dict[str, int] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BUCKETS))
+    inter_token: Histogram = field(default_factory=lambda: Histogram(TOKEN_BUCKETS))
+    queue: Histogram = field(default_factory=lambda: Histogram(WAIT_BUCKETS))
+    load: Histogram = field(default_factory=lambda: Histogram(WAIT_BUCKETS))
+    duration: Histogram = field(default_factory=lambda: Histogram(REQUEST_BUCKETS))
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """A request that has ended.
+
+    Attributes:
+        time: seconds since the epoch when it ended.
+        model: the name in the cluster, else as it was asked; ``node``: who answered.
+        outcome: ``ok``, ``error`` or ``cancelled``; ``error`` is what the caller was told.
+        first_token: seconds until the first event; negative when none came.
+        seconds: in all; ``queue``, ``load``: seconds of it in line and loading.
+        resumed: times that it went on after a fault.
+    """
+
+    id: str
+    time: float
+    path: str
+    model: str
+    node: str
+    backend: str
+    outcome: str
+    error: str
+    prompt_tokens: int
+    tokens: int
+    first_token: float
+    seconds: float
+    queue: float
+    load: float
+    resumed: int
+
+
+class Activity:
+    """All requests to models that came through this node since its start."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        """Events so far of answers under way or ended: about one a token; for rates."""
+        self.prompt_tokens = 0
+        self.finished = 0
+        self.failed = 0
+        self.first_token_sum = 0.0
+        self.first_token_count = 0
+        self.resumed = 0
+        self.active: Callable[[], int] = lambda: 0
+        """How many requests are under way."""
+        self.on_resumed: Callable[[FinishedRequest], None] = lambda _: None
+        self.gap = Histogram(WAIT_BUCKETS)
+        """Seconds without a token while an answer was resumed."""
+        self.stats: dict[tuple[str, str], RequestStats] = {}
+        self.recent: deque[FinishedRequest] = deque(maxlen=MOST_RECENT)
+
+    def first(self, seconds: float) -> None:
+        """The first event of an answer came ``seconds`` after its request."""
+        self.first_token_sum += seconds
+        self.first_token_count += 1
+
+    def end(
+        self, done: FinishedRequest, gaps: Sequence[int] = (), gap_sum: float = 0.0, lost: float = 0.0
+    ) -> None:
+        """A request has ended.
+
+        ``gaps``, ``gap_sum``: times between its tokens, counted by `TOKEN_BUCKETS`; ``lost``: seconds in
+        which it was being resumed.
+        """
+        self.finished += 1
+        self.failed += done.outcome == "error"
+        self.prompt_tokens += done.prompt_tokens
+        self.recent.append(done)
+        stats = self._of(done.path, done.model if done.node else "")
+        stats.outcomes[done.outcome] = stats.outcomes.get(done.outcome, 0) + 1
+        stats.prompt_tokens += done.prompt_tokens
+        stats.generated_tokens += done.tokens
+        stats.duration.observe(done.seconds)
+        if done.node:
+            stats.queue.observe(done.queue)
+            stats.load.observe(done.load)
+        if done.first_token >= 0:
+            stats.first_token.observe(done.first_token)
+            stats.inter_token.add(gaps, gap_sum)
+        if done.resumed:
+            self.resumed += done.resumed
+            self.gap.observe(lost)
+            self.on_resumed(done)
+
+    def _of(self, route: str, model: str) -> RequestStats:
+        key = route, model
+        if key not in self.stats and len(self.stats) >= MOST_LABELS:
+            key = route, "other"
+        return self.stats.setdefault(key, RequestStats())
+
+
+_GENERATED = re.compile(rb'(?<!\\)"(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
+_PROMPT = re.compile(rb'(?<!\\)"(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
+_PROMPT_READ = re.compile(rb'(?<!\\)"(?:prompt_n|cache_n)":\s*(\d{1,9})')
+_TAIL = 4096
+"""Bytes at the end of an answer in which its account stands."""
+
+
+def account_of(*events: bytes) -> tuple[int, int] | None:
+    """(prompt tokens, generated tokens) as the last events of an engine's answer tell them; else None.
+
+    What stands inside of a JSON string has its quotation marks escaped, and so is not taken for it.
+    """
+    # No copy of a long answer is made.
+    tail = b"\n".join([event[-_TAIL:] for event in events])[-_TAIL:]
+    generated = _GENERATED.findall(tail)
+    prompt = _PROMPT.findall(tail)
+    if not prompt:
+        read = _PROMPT_READ.findall(tail)
+        prompt = [sum(map(int, read[-2:]))] if read else []
+    if not generated and not prompt:
+        return None
+    return int(prompt[-1]) if prompt else 0, int(generated[-1]) if generated else 0

@@ -1,0 +1,215 @@
+"""Who may join the cluster: what an admin decides, carried to the nodes; and joining by a code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+from sollold.cluster.admission.invitation import INVITATION_SECONDS, Invited, Verdict
+from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
+from sollold.cluster.admission.pake import plain_code
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.record import Record, Waiting
+from sollold.cluster.net.identity import Tokens
+from sollold.cluster.net.people_authority import authority_pem
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.seeds import Seed, resolve
+from sollold.control.secret_change import SecretChanges, SecretOwner
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.settings.schema import ClusterSettings
+
+PORT = ClusterSettings().port
+"""For nodes, where none is named."""
+_CALL_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Invite:
+    """A new invitation. ``seed``: where to join with it; ``seconds``: how long."""
+
+    code: str
+    seed: str
+    seconds: float
+
+
+class Joinable(SecretOwner, Protocol):
+    """What is needed of the own node to invite, to join and to vouch for the others."""
+
+    @property
+    def tokens(self) -> Tokens:
+        """The cluster's secret."""
+        ...
+
+    def invite(self) -> str:
+        """A new code, with which one machine may join at this node."""
+        ...
+
+    async def join(self, code: str, where: Sequence[Address]) -> Invited:
+        """Join the cluster of the member at ``where`` by a code."""
+        ...
+
+
+class AdmissionService:
+    """Admits machines that wait, opens the door for a while, invites, and joins by an invitation."""
+
+    def __init__(self, view: Joinable, calls: PeerCalls, secret: SecretChanges) -> None:
+        self._view = view
+        self._calls = calls
+        self.secret = secret
+
+    def authority(self) -> str:
+        """The certificate of the authority that signs for all nodes of the cluster, in PEM.
+
+        Raises:
+            Refusal: BAD_REQUEST while the cluster is open: anybody could sign in its name.
+        """
+        tokens = self._view.tokens
+        if tokens.open:
+            message = "an open cluster has no authority to trust; `sollold cluster secure` gives it a secret"
+            raise Refusal(Fault.BAD_REQUEST, message)
+        return authority_pem(tokens.accepted[0])
+
+    async def admit(self, text: str) -> Waiting:
+        """Let in the machine with this name, id or code that waits at any node; it joins within seconds.
+
+        Raises:
+            Refusal: NOT_FOUND when none waits or several are named so; UNAVAILABLE when its node is not
+                reached.
+        """
+        found: dict[str, tuple[Waiting, list[Record]]] = {}
+        for record in self._view.live():
+            for one in record.waiting:
+                if text in (one.node, one.name, one.code):
+                    found.setdefault(one.node, (one, []))[1].append(record)
+        if len(found) != 1:
+            raise Refusal(Fault.NOT_FOUND, self._why_not(text, [one for one, _ in found.values()]))
+        ((waiting, records),) = found.values()
+        if waiting.evicted:
+            await self.secret.pardon(waiting.node)
+        # One that was evicted may have come in by an open door by now.
+        order = AdmitOrder(waiting.node)
+        admitted = await asyncio.gather(*(self._call(record, "admit", order) for record in records))
+        if not any(admitted) and not waiting.evicted:
+            raise Refusal(Fault.NOT_FOUND, f"{waiting.name} does not wait any more")
+        return waiting
+
+    async def open_door(self, seconds: float) -> list[str]:
+        """Let in whoever asks any node within ``seconds``; 0 ends that. Returns the names of the nodes.
+
+        Raises:
+            Refusal: UNAVAILABLE when a node is not reached, or its cluster has a token or is open anyway.
+        """
+        live = self._view.live()
+        await asyncio.gather(*(self._call(record, "door", DoorOrder(seconds)) for record in live))
+        return [record.name for record in live]
+
+    def invite(self) -> Invite:
+        """A code with which one machine may join at this node.
+
+        Raises:
+            Refusal: BAD_REQUEST where the settings have a token, or anyone may join.
+        """
+        ring, me = self._view.keyring(), self._view.me
+        if ring is None:
+            why = "the secret comes from cluster.token: put the same one into the settings of the new machine"
+            raise Refusal(Fault.BAD_REQUEST, why)
+        if ring.open:
+            why = "any machine may join this cluster: cluster.seeds of the new machine tells it where"
+            raise Refusal(Fault.BAD_REQUEST, why)
+        host = (*me.addresses, "127.0.0.1")[0]
+        port = "" if me.peer_port == PORT else f":{me.peer_port}"
+        seed = f"[{host}]{port}" if ":" in host else f"{host}{port}"
+        return Invite(self._view.invite(), seed, INVITATION_SECONDS)
+
+    async def join(self, code: str, seed: str) -> str:
+        """Join the cluster of the member at ``seed`` by a code; the name of that member.
+
+        Raises:
+            Refusal: BAD_REQUEST when this machine can't join, or the code or the seed is none; NOT_FOUND when
+                no invitation is open there; UNAVAILABLE when nobody answers there.
+        """
+        self._check_free()
+        try:
+            plain, place = plain_code(code), Seed.read(seed, PORT)
+        except ValueError as error:
+            raise Refusal(Fault.BAD_REQUEST, str(error).removeprefix("cluster.seeds: ")) from None
+        where = await resolve(place)
+        if not where:
+            raise Refusal(Fault.UNAVAILABLE, f"the name {place.host} is not known", retry_after=5.0)
+        try:
+            invited = await self._view.join(plain, where)
+        except (PeerError, TimeoutError, OSError) as error:
+            why = (
+                f"no member that invites answers at {place.host} port {place.port} "
+                f"({error or 'it took too long'}): check that sollold runs there, without cluster.token, and "
+                "that its firewall lets the port through"
+            )
+            raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
+        return _joined(invited)
+
+    def _check_free(self) -> None:
+        """Raises where this machine belongs to a cluster already."""
+        ring = self._view.keyring()
+        if ring is None:
+            why = "cluster.token in the settings says where this machine belongs: remove it and restart"
+            raise Refusal(Fault.BAD_REQUEST, why)
+        if ring.open:
+            why = (
+                'this machine is in an open cluster: remove cluster.door = "open" from its settings, restart'
+            )
+            raise Refusal(Fault.BAD_REQUEST, why)
+        me = self._view.me.node
+        others = [one.name for one in self._view.live() if one.node != me]
+        if others or not ring.alone:
+            names = f" with {', '.join(others)}" if others else ""
+            why = (
+                f"this machine is already a member of a cluster{names}. To leave it: stop sollold, delete "
+                "the file keyring in its state folder, start sollold, and join again"
+            )
+            raise Refusal(Fault.BAD_REQUEST, why)
+
+    def _why_not(self, text: str, found: list[Waiting]) -> str:
+        if found:
+            codes = ", ".join(one.code for one in found)
+            return f"several machines named {text!r} wait; name one by its code: {codes}"
+        names = {one.name for record in self._view.live() for one in record.waiting}
+        return f"no machine {text!r} waits to be let in" + (
+            f"; there are {', '.join(names)}" if names else ""
+        )
+
+    async def _call(self, record: Record, method: str, order: AdmitOrder | DoorOrder) -> bool:
+        try:
+            return await self._calls.call(record.node, method, order, bool, timeout=_CALL_SECONDS)
+        except PeerError as error:
+            why = f"{record.name}: {error}"
+            if "no call is named" in str(error):
+                why = f"the cluster of {record.name} has a token: nobody waits there"
+            raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+
+
+def _joined(invited: Invited) -> str:
+    """The name of the member that let this machine in.
+
+    Raises:
+        Refusal: it did not.
+    """
+    if invited.verdict is Verdict.ADMITTED:
+        return invited.name
+    if invited.verdict is Verdict.EVICTED:
+        why = (
+            f"this machine was evicted from the cluster of {invited.name}: let it in there with sollold admit"
+        )
+        raise Refusal(Fault.BAD_REQUEST, why)
+    if invited.verdict is Verdict.WRONG and invited.tries:
+        tries = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
+        raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {tries}")
+    if invited.verdict is Verdict.WRONG:
+        why = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
+        raise Refusal(Fault.BAD_REQUEST, why)
+    why = (
+        f"no invitation is open on {invited.name}: it was used, is over, or was made on another machine. "
+        "Make a new one there: sollold invite"
+    )
+    raise Refusal(Fault.NOT_FOUND, why)

@@ -1,0 +1,366 @@
+"""The cluster as the dialects ask for it: the view, the leader's preview, loads, drains and the router."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import field, replace
+from typing import Any
+
+import msgspec
+
+from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View
+from sollold.control.nodes import node_named
+from sollold.engines.commands import Done
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.leader.client import LeaderClient
+from sollold.leader.leader import Leader
+from sollold.leader.messages import Drop, Ensure
+from sollold.leader.snapshot import loaded_of
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+from sollold.models.library import Library
+from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
+from sollold.serving.candidate import EndpointQuery
+from sollold.serving.loader import Loader, Need
+from sollold.serving.request import Answer, Ask, Call, Engine, Waiting
+from sollold.serving.router import Router
+from sollold.units import bytes_text
+
+DRAIN_CALL = 5.0
+_USABLE = (ExternalState.USABLE, ExternalState.TAKEN, ExternalState.BUSY)
+
+
+@dataclass(frozen=True, slots=True)
+class DrainOrder:
+    """Peer method ``drain``: take no new work, or take it again."""
+
+    on: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOrder:
+    """Peer method ``keep``: how long a deployment may be idle, in seconds; negative: for ever."""
+
+    deployment: str
+    keep_alive: float
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What would go where. ``ok`` False: ``reason`` carries the arithmetic."""
+
+    ok: bool
+    reason: str = ""
+    plan: dict[str, Any] = field(default_factory=dict)
+    """JSON of the `Plan`, as `msgspec.to_builtins` gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One endpoint as the router sees it."""
+
+    endpoint: str
+    node: str
+    score: float
+    why: str
+
+
+def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
+    """What a load gave less of than was named, a sentence each."""
+    if endpoint.backend is Backend.OLLAMA:
+        return ()
+    told = []
+    if 0 < endpoint.context < ask.context:
+        told.append(
+            f"{ask.context} tokens of context were asked for, {endpoint.context} are given: "
+            "the model was trained with no more"
+        )
+    if endpoint.slots < ask.slots:
+        told.append(
+            f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
+        )
+    return tuple(told)
+
+
+class ClusterService:
+    """The cluster as a whole: plans, loads, unloads, drains, scores.
+
+    Args:
+        drain: empties this node of requests (True) or takes work again; returns when that has begun.
+        keep: says of a deployment of this node how long it may be idle.
+        scan: looks for workers that others started.
+        name_external: watches external workers as if the settings named them; returns what it found of them.
+        serve: answers a request, as `sollold.serving.request.Service.open`.
+        limit: seconds that a load may take; it may be changed later.
+        remote: reads headers of models that no node has.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        library: Library,
+        calls: PeerCalls,
+        leader: Leader,
+        loader: Loader,
+        router: Router,
+        drain: Callable[[bool], Awaitable[None]],
+        keep: Callable[[str, float], None],
+        scan: Callable[[], Awaitable[tuple[ExternalWorker, ...]]],
+        name_external: Callable[[Sequence[str]], Awaitable[tuple[ExternalWorker, ...]]],
+        serve: Callable[[Ask, Callable[[Waiting], None]], Awaitable[Answer]],
+        limit: float,
+        remote: RemoteHeaders,
+    ) -> None:
+        self._remote = remote
+        self._view = view
+        self._library = library
+        self._calls = calls
+        self._leader = leader
+        self._client = LeaderClient(view, calls)
+        self._loader = loader
+        self._router = router
+        self._drain = drain
+        self._keep = keep
+        self._scan = scan
+        self._name_external = name_external
+        self._serve = serve
+        self.limit = limit
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer calls ``drain`` and ``keep``."""
+        server.method("drain", DrainOrder, self._on_drain)
+        server.method("keep", KeepOrder, self._on_keep)
+
+    @property
+    def me(self) -> Record:
+        """This node's own record."""
+        return self._view.me
+
+    def live(self) -> tuple[Record, ...]:
+        """The nodes that are alive, this one included."""
+        return self._view.live()
+
+    def leader(self) -> Term:
+        """Who plans at present."""
+        return self._view.leader()
+
+    async def plan(self, ask: Ensure, *, online: bool = False) -> Planned:
+        """What a load would do, without doing it.
+
+        Of a model that no node has, the header is read where it would be fetched from: on Hugging Face's hub
+        if its name says so, and with ``online`` in Ollama's registry.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS.
+        """
+        try:
+            ask = await self._resolved(ask)
+        except Refusal as refusal:
+            if refusal.fault is not Fault.NOT_FOUND:
+                raise
+            if online or on_hub(ask.model):
+                return await self._plan_remote(ask)
+            foreseen = self._leader.foresee(ask.model)
+            if foreseen is None:
+                raise
+            return Planned(foreseen.ok, foreseen.message, msgspec.to_builtins(foreseen))
+        preview = await self._leader.preview(ask)
+        return Planned(preview.ok, preview.message, msgspec.to_builtins(preview))
+
+    async def _plan_remote(self, ask: Ensure) -> Planned:
+        try:
+            remote = await self._remote.read(ask.model)
+        except RemoteError as error:
+            fault = Fault.NOT_FOUND if error.missing else Fault.UNAVAILABLE
+            raise Refusal(fault, f"no node has {ask.model}, and {error}") from None
+        name, size = remote.model.name, bytes_text(remote.model.size)
+        preview = await self._leader.preview(replace(ask, model=name), (remote.model, remote.shape))
+        begin = f"No node has {name} yet; planned as if {self._view.me.name} had it. "
+        message = f"{begin}{preview.message}" if preview.ok else preview.message
+        if preview.ok:
+            message += f" To fetch it: sollold pull {name} ({size})."
+        preview = replace(preview, message=message)
+        return Planned(preview.ok, message, msgspec.to_builtins(preview))
+
+    async def load(self, ask: Ensure) -> tuple[Record, Endpoint]:
+        """Load a model and wait until it is ready.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, TIMEOUT, ENGINE.
+        """
+        ask = await self._resolved(ask)
+        loop = asyncio.get_running_loop()
+        limit = self.limit
+        end = loop.time() + limit
+        while True:
+            left = max(0.0, end - loop.time())
+            ready = await self._loader.ready(Need(ask, left, waited=limit - left), _ignore_progress)
+            found = self._view.record(ready.node) if ready is not None else None
+            if ready is not None and found is not None:
+                break
+            await asyncio.sleep(0.1)
+        endpoint = ready.endpoint
+        if endpoint.backend is Backend.OLLAMA:
+            # One that only embeds refuses the word that loads; with 0 the word would unload.
+            if endpoint.embedding or ask.keep_alive == 0 or (endpoint.loaded and ask.keep_alive is None):
+                return found, endpoint
+            return await self._load_in_ollama(ask, max(1.0, end - loop.time())) or (found, endpoint)
+        self._check_context(ask, endpoint, ready.reasons)
+        if ask.keep_alive is not None:
+            await self._keep_for(ready.node, endpoint.id, ask.keep_alive)
+        return found, endpoint
+
+    async def _load_in_ollama(self, ask: Ensure, limit: float) -> tuple[Record, Endpoint] | None:
+        """Have an Ollama load it, and keep it as long as named: until it is asked it only could.
+
+        Answers where, as far as the records tell.
+        """
+        body: dict[str, Any] = {"model": ask.model, "stream": False}
+        if ask.keep_alive is not None:
+            body["keep_alive"] = ask.keep_alive
+        if ask.context:
+            body["options"] = {"num_ctx": ask.context}
+        answer = await self._serve(
+            Ask(
+                id=f"load-{secrets.token_hex(6)}",
+                model=ask.model,
+                calls={Engine.OLLAMA: Call("/api/generate", body)},
+                stream=False,
+                load_only=True,
+                context=ask.context,
+                keep_alive=ask.keep_alive,
+                deadline=limit,
+            ),
+            _ignore_progress,
+        )
+        async for _ in answer.events:
+            pass
+        for record in self._view.live():
+            for endpoint in record.endpoints if record.name == answer.routing.node else ():
+                if endpoint.backend is Backend.OLLAMA and endpoint.is_of(
+                    ask.model, ask.digest, ask.in_ollama
+                ):
+                    return record, replace(endpoint, loaded=True)
+        return None
+
+    def _check_context(self, ask: Ensure, endpoint: Endpoint, reasons: tuple[str, ...]) -> None:
+        """Raises `Refusal` when what is loaded has less context than was named."""
+        listed = self._library.get(ask.model)
+        train = listed.model.context_train if listed is not None else 0
+        if endpoint.context < (min(ask.context, train) if train else ask.context):
+            why = f" ({'; '.join(reasons)})" if reasons else ""
+            raise Refusal(
+                Fault.UNAVAILABLE,
+                f"{ask.model} stays loaded with {endpoint.context} tokens of context{why}; "
+                "unload it first to reload it",
+                retry_after=10.0,
+            )
+
+    async def _keep_for(self, node: str, deployment: str, seconds: float) -> None:
+        """Tell the head, which may have loaded it for another caller with other seconds."""
+        if node == self._view.me.node:
+            self._keep(deployment, seconds)
+            return
+        try:
+            order = KeepOrder(deployment, seconds)
+            await self._calls.call(node, "keep", order, Done, timeout=DRAIN_CALL)
+        except PeerError as error:
+            why = f"loaded, but keep_alive could not be set: {error}"
+            raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+
+    async def unload(self, model: str, *, force: bool) -> int:
+        """End what is loaded of ``model`` (a name or a deployment's id) and say how many were.
+
+        Raises:
+            Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
+        """
+        live = self._view.live()
+        loaded = {endpoint.id for record in live for endpoint in record.endpoints}
+        name = model if model in loaded else (await self._library.named(model)).model.name
+        drop = Drop(name, force=force, seen=loaded_of(live, name, name))
+        dropped = await self._client.drop(drop)
+        if dropped.refused:
+            why = "; ".join(reason for _, reason in dropped.refused)
+            raise Refusal(Fault.UNAVAILABLE, f"{why}; use --force to end them", retry_after=10.0)
+        return len(dropped.ended)
+
+    async def scan(self) -> tuple[ExternalWorker, ...]:
+        """Workers of llama.cpp that others started, as this node sees them on its LAN; takes some seconds."""
+        return await self._scan()
+
+    async def use_external(self, addresses: Sequence[str]) -> None:
+        """Make external workers known that a request names: those that no node names are watched here.
+
+        Raises:
+            Refusal: BAD_REQUEST, none of them can be used; with the reasons.
+        """
+        known = {one.address: one for record in self._view.live() for one in record.plain}
+        unknown = [address for address in dict.fromkeys(addresses) if address not in known]
+        found = await self._name_external(unknown) if unknown else ()
+        workers = [known[address] for address in addresses if address in known] + list(found)
+        if workers and not any(one.state in _USABLE for one in workers):
+            reasons = "; ".join(f"{one.address}: {one.reason or one.state.value}" for one in workers)
+            raise Refusal(Fault.BAD_REQUEST, f"none of the external workers can be used: {reasons}")
+
+    async def drain(self, node: str, *, on: bool) -> None:
+        """Take a node (id or name; empty: this one) out of new work, or back.
+
+        Raises:
+            Refusal: NOT_FOUND, UNAVAILABLE.
+        """
+        if not node:
+            await self._drain(on)
+            return
+        found = node_named(self._view, node)
+        try:
+            await self._calls.call(found, "drain", DrainOrder(on), Done, timeout=DRAIN_CALL)
+        except PeerError as error:
+            raise Refusal(Fault.UNAVAILABLE, str(error), retry_after=2.0) from None
+
+    async def scores(self, model: str) -> tuple[Scored, ...]:
+        """What the router would choose from for ``model`` now, the best first.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS.
+        """
+        meant = await self._library.named(model)
+        wish = EndpointQuery(
+            meant.model.name,
+            frozenset((Engine.LLAMA, Engine.OLLAMA)),
+            digest=meant.model.digest,
+            in_ollama=meant.in_ollama,
+            size=meant.model.size,
+        )
+        now = asyncio.get_running_loop().time()
+        return tuple(
+            Scored(choice.candidate.endpoint.id, choice.candidate.record.name, choice.score, choice.why)
+            for choice in self._router.rank(self._view.live(), wish, now)
+            if choice.candidate.endpoint.state is State.READY
+        )
+
+    async def _on_drain(self, caller: str, order: DrainOrder) -> Done:
+        await self._drain(order.on)
+        return Done(True)
+
+    async def _on_keep(self, caller: str, order: KeepOrder) -> Done:
+        self._keep(order.deployment, order.keep_alive)
+        return Done(True)
+
+    async def _resolved(self, ask: Ensure) -> Ensure:
+        """The same of the model that the caller's name stands for.
+
+        Raises:
+            Refusal: NOT_FOUND, AMBIGUOUS.
+        """
+        meant = await self._library.named(ask.model)
+        name, digest = meant.model.name, meant.model.digest
+        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama)
+
+
+def _ignore_progress(waiting: Waiting) -> None:
+    """Nobody watches this load's progress; the record shows it."""

@@ -1,0 +1,75 @@
+"""What this node's llama-servers say at their ``/metrics``, each with the model that it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+
+from sollold.cluster.gossip.record import Backend, Record
+from sollold.engines.address import EngineAddress
+from sollold.facts import dataclass
+from sollold.models.transfer.bounded_answer import read_whole
+
+log = logging.getLogger("sollold.control")
+
+_SECONDS = 1.0
+"""For all of them: whoever scrapes waits, and one that computes a long batch answers late."""
+_MOST = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class EngineText:
+    """The text of one engine, in Prometheus' format."""
+
+    deployment: str
+    model: str
+    text: str
+
+
+class EngineMetrics:
+    """Asks this node's engines.
+
+    Args:
+        me: this node's record.
+        address: where the engine of an endpoint is; None when it does not answer.
+    """
+
+    def __init__(self, me: Callable[[], Record], address: Callable[[str], EngineAddress | None]) -> None:
+        self._me = me
+        self._address = address
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def texts(self) -> list[EngineText]:
+        """What they say; one that does not answer in time is left out."""
+        ours = [one for one in self._me().endpoints if one.backend is not Backend.OLLAMA]
+        asked = [(one, where) for one in ours if (where := self._address(one.id)) is not None]
+        texts = await asyncio.gather(*(self._text(where) for _, where in asked))
+        return [
+            EngineText(one.id, one.model, text)
+            for (one, _), text in zip(asked, texts, strict=True)
+            if text is not None
+        ]
+
+    async def _text(self, where: EngineAddress) -> str | None:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        try:
+            async with (
+                asyncio.timeout(_SECONDS),
+                self._session.get(f"{where.url}/metrics", headers=where.headers) as answer,
+            ):
+                # Half of a text would be no text in that format.
+                raw = await read_whole(answer, _MOST) if answer.status == 200 else None
+                return raw.decode("utf-8", "replace") if raw is not None else None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            log.debug("no metrics from the engine at %s: %s", where.url, error)
+            return None

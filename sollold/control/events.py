@@ -1,0 +1,346 @@
+"""What happened in the cluster, as a bounded list: found by comparing one state of the records with the next.
+
+Pure: records in, events out. Every node keeps its own log; nothing is sent to others and nothing is stored.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+from sollold.cluster.gossip.record import Endpoint, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.facts import dataclass
+from sollold.units import bytes_text
+
+MOST_EVENTS = 1000
+MOST_OFFLINE = 256
+"""Nodes remembered as offline: nobody fills the memory with invented ones."""
+
+
+class EventKind(StrEnum):
+    """What an event tells; stable words for programs."""
+
+    NODE_JOINED = "node.joined"
+    NODE_LOST = "node.lost"
+    NODE_STOPPED = "node.stopped"
+    NODE_RETURNED = "node.returned"
+    NODE_EVICTED = "node.evicted"
+    NODE_REMOVED = "node.removed"
+    NODE_DRAINING = "node.draining"
+    NODE_DRAINED = "node.drained"
+    NODE_UNDRAINED = "node.undrained"
+    LEADER_CHANGED = "leader.changed"
+    MODEL_LOADING = "model.loading"
+    MODEL_LOADED = "model.loaded"
+    MODEL_FAILED = "model.failed"
+    MODEL_UNLOADED = "model.unloaded"
+    MODEL_LOST = "model.lost"
+    REQUEST_RESUMED = "request.resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        id: rises by one with every event of this node's log; starts again with the daemon.
+        time: seconds since the epoch, by this node's clock.
+        message: a sentence for people.
+        node: id of the node it happened to; ``name`` its name. Empty where it is about no node.
+        deployment: id of what was loaded, where it is about a model.
+    """
+
+    id: int
+    time: float
+    kind: EventKind
+    message: str
+    node: str = ""
+    name: str = ""
+    model: str = ""
+    deployment: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayersHeld:
+    """Layers ``first`` to ``last - 1`` of a model that a node held when it was last seen."""
+
+    model: str
+    device: str
+    first: int
+    last: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineNode:
+    """A node that was here and is not any more, until it returns or is removed.
+
+    Attributes:
+        since: seconds since the epoch when it was found missing.
+        stopped: it said goodbye; else it was lost.
+        record: the last it said of itself.
+        held: layers that it held; ``served``: models that it answered for.
+    """
+
+    since: float
+    stopped: bool
+    record: Record
+    held: tuple[LayersHeld, ...] = ()
+    served: tuple[str, ...] = ()
+
+
+class EventLog:
+    """The last `MOST_EVENTS` events, and who wants to know of the next."""
+
+    def __init__(self, most: int = MOST_EVENTS) -> None:
+        self._events: deque[Event] = deque(maxlen=most)
+        self._next = 1
+        self.counts: dict[EventKind, int] = {}
+        """How many of each kind there have been since the start."""
+
+    def add(
+        self,
+        time: float,
+        kind: EventKind,
+        message: str,
+        *,
+        node: str = "",
+        name: str = "",
+        model: str = "",
+        deployment: str = "",
+    ) -> Event:
+        """Append an event and return it."""
+        event = Event(self._next, time, kind, message, node, name, model, deployment)
+        self._next += 1
+        self._events.append(event)
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        return event
+
+    @property
+    def newest(self) -> int:
+        """Id of the newest event; 0 before the first."""
+        return self._next - 1
+
+    def after(self, seen: int, limit: int = MOST_EVENTS) -> list[Event]:
+        """The newest ``limit`` events with an id above ``seen``, the oldest first."""
+        found: list[Event] = []
+        for event in reversed(self._events):
+            if event.id <= seen or len(found) >= limit:
+                break
+            found.append(event)
+        found.reverse()
+        return found
+
+
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTime:
+    """A load of this node that has ended: ``seconds`` it took, whether it can answer."""
+
+    model: str
+    seconds: float
+    ok: bool
+
+
+class ClusterWatcher:
+    """Turns states of the cluster into events, and remembers who is missing.
+
+    Args:
+        log: where the events go.
+        me: this node's id.
+        stopped: whether a node that is gone said goodbye; ``evicted``: whether an admin turned it out.
+        loaded: called for each load on this node that ended.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        me: str,
+        stopped: Callable[[str], bool],
+        loaded: Callable[[LoadTime], None] = lambda _: None,
+        evicted: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._log = log
+        self._me = me
+        self._stopped = stopped
+        self._evicted = evicted
+        self._loaded = loaded
+        self._records: dict[str, Record] = {}
+        self._endpoints: dict[_Key, Endpoint] = {}
+        self._began: dict[_Key, float] = {}
+        self._leader = Term()
+        self._offline: dict[str, OfflineNode] = {}
+
+    def offline(self) -> tuple[OfflineNode, ...]:
+        """Nodes that are missing, the longest missing first."""
+        return tuple(sorted(self._offline.values(), key=lambda one: (one.since, one.record.name)))
+
+    def remove(self, node: str, now: float) -> bool:
+        """Forget a missing node (id or name); False when none is missing by that name."""
+        for one in tuple(self._offline.values()):
+            if node in (one.record.node, one.record.name):
+                del self._offline[one.record.node]
+                name = one.record.name
+                message = f"{name} was removed from the list of missing nodes"
+                self._log.add(now, EventKind.NODE_REMOVED, message, node=one.record.node, name=name)
+                return True
+        return False
+
+    def observe(self, live: Sequence[Record], leader: Term, now: float) -> None:
+        """Compare with what was seen last; the first call only takes note."""
+        first = not self._records
+        records = {record.node: record for record in live}
+        if not first:
+            self._compare_nodes(records, now)
+            if leader.leader != self._leader.leader:
+                self._tell_leader(records, leader, now)
+        self._compare_endpoints(records, now, quiet=first)
+        self._offline = {node: one for node, one in self._offline.items() if not self._evicted(node)}
+        self._records = records
+        self._leader = leader
+
+    def _compare_nodes(self, records: dict[str, Record], now: float) -> None:
+        for node, record in records.items():
+            before = self._records.get(node)
+            if before is None:
+                self._tell_arrival(record, now)
+            elif (record.draining, record.empty) != (before.draining, before.empty):
+                self._tell_drain(before, record, now)
+        for node, record in self._records.items():
+            if node not in records:
+                self._tell_departure(record, now)
+
+    def _tell_arrival(self, record: Record, now: float) -> None:
+        missing = self._offline.pop(record.node, None)
+        if missing is None:
+            kind, message = EventKind.NODE_JOINED, f"{record.name} joined"
+        else:
+            kind, message = EventKind.NODE_RETURNED, f"{record.name} is back"
+        self._log.add(now, kind, message, node=record.node, name=record.name)
+
+    def _tell_departure(self, record: Record, now: float) -> None:
+        if self._evicted(record.node):
+            message = f"{record.name} was evicted from the cluster"
+            self._log.add(now, EventKind.NODE_EVICTED, message, node=record.node, name=record.name)
+            return
+        stopped = self._stopped(record.node)
+        held = tuple(
+            LayersHeld(endpoint.model, placed.device, placed.first, placed.last, placed.bytes)
+            for endpoint in self._endpoints.values()
+            for placed in endpoint.placed
+            if placed.node == record.node
+        )
+        served = sorted({one.model for (node, _), one in self._endpoints.items() if node == record.node})
+        if len(self._offline) >= MOST_OFFLINE:
+            del self._offline[min(self._offline.values(), key=lambda one: one.since).record.node]
+        self._offline[record.node] = OfflineNode(now, stopped, record, held, tuple(served))
+        message = f"{record.name} stopped" if stopped else f"{record.name} stopped responding"
+        if held:
+            models = ", ".join(sorted({one.model for one in held}))
+            message += f"; it held {bytes_text(sum(one.bytes for one in held))} of {models}"
+        kind = EventKind.NODE_STOPPED if stopped else EventKind.NODE_LOST
+        self._log.add(now, kind, message, node=record.node, name=record.name)
+
+    def _tell_drain(self, before: Record, record: Record, now: float) -> None:
+        if record.draining and record.empty:
+            kind, message = EventKind.NODE_DRAINED, f"{record.name} is drained; safe to stop"
+        elif record.draining and not before.draining:
+            kind, message = EventKind.NODE_DRAINING, f"{record.name} is draining: it takes no new requests"
+        elif before.draining and not record.draining:
+            kind, message = EventKind.NODE_UNDRAINED, f"{record.name} takes requests again"
+        else:
+            return
+        self._log.add(now, kind, message, node=record.node, name=record.name)
+
+    def _tell_leader(self, records: dict[str, Record], leader: Term, now: float) -> None:
+        record = records.get(leader.leader)
+        name = record.name if record is not None else leader.leader
+        message = f"{name} is the leader (term {leader.counter})" if name else "there is no leader at present"
+        self._log.add(now, EventKind.LEADER_CHANGED, message, node=leader.leader, name=name)
+
+    def _compare_endpoints(self, records: dict[str, Record], now: float, *, quiet: bool) -> None:
+        found = {
+            (record.node, endpoint.id): endpoint
+            for record in records.values()
+            for endpoint in record.endpoints
+            if endpoint.loaded or endpoint.state is not State.READY
+        }
+        for key, endpoint in found.items():
+            before = self._endpoints.get(key)
+            if (before is None or before.state is not endpoint.state) and not quiet:
+                self._tell_state(key, records[key[0]], endpoint, before, now)
+            elif before is None and endpoint.state in _LOADING:
+                self._began[key] = now
+        for key, endpoint in self._endpoints.items():
+            if key in found:
+                continue
+            self._began.pop(key, None)
+            if endpoint.state is State.FAILED:
+                continue
+            record = self._records.get(key[0])
+            name = record.name if record is not None else key[0]
+            if key[0] in records:
+                kind, message = EventKind.MODEL_UNLOADED, f"{endpoint.model} was unloaded from {name}"
+            else:
+                kind, message = EventKind.MODEL_LOST, f"{endpoint.model} is gone with {name}"
+            self._add(now, kind, message, key, name, endpoint)
+        self._endpoints = found
+
+    def _tell_state(
+        self, key: _Key, record: Record, endpoint: Endpoint, before: Endpoint | None, now: float
+    ) -> None:
+        state = endpoint.state
+        if state in _LOADING:
+            if before is not None and before.state in _LOADING:
+                return
+            self._began[key] = now
+            where = _machines(endpoint)
+            message = f"{endpoint.model} is being loaded by {record.name}{where}"
+            self._add(now, EventKind.MODEL_LOADING, message, key, record.name, endpoint)
+            return
+        began = self._began.pop(key, None)
+        if state is State.READY and (before is None or before.state in _LOADING):
+            took = f" after {now - began:.1f} s" if began is not None else ""
+            message = f"{endpoint.model} is loaded on {record.name}{took}"
+            self._add(now, EventKind.MODEL_LOADED, message, key, record.name, endpoint)
+        elif state is State.FAILED:
+            message = f"{endpoint.model} failed on {record.name}: {endpoint.reason}"
+            self._add(now, EventKind.MODEL_FAILED, message, key, record.name, endpoint)
+        else:
+            return
+        if key[0] == self._me and (began is not None or state is State.FAILED):
+            seconds = now - began if began is not None else 0.0
+            self._loaded(LoadTime(endpoint.model, seconds, state is State.READY))
+
+    def _add(
+        self, now: float, kind: EventKind, message: str, key: _Key, name: str, endpoint: Endpoint
+    ) -> None:
+        self._log.add(
+            now, kind, message, node=key[0], name=name, model=endpoint.model, deployment=endpoint.id
+        )
+
+
+_LOADING = (State.STARTING, State.LOADING)
+
+
+def _machines(endpoint: Endpoint) -> str:
+    count = len({placed.node for placed in endpoint.placed})
+    return f", spread over {count} machines" if count > 1 else ""
+
+
+def as_object(event: Event) -> dict[str, object]:
+    """An event as a JSON object; what is empty is left out."""
+    shown: dict[str, object] = {
+        "id": event.id,
+        "time": round(event.time, 3),
+        "kind": str(event.kind),
+        "message": event.message,
+    }
+    for name in ("node", "name", "model", "deployment"):
+        if value := getattr(event, name):
+            shown[name] = value
+    return shown

@@ -1,0 +1,184 @@
+"""The last hour by seconds and the last day by minutes, in arrays of a fixed size. Pure."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+
+from sollold.facts import dataclass
+
+HOUR = 3600
+"""Samples of one second that are kept."""
+DAY = 1440
+"""Samples of one minute that are kept."""
+MOST_SERIES = 200
+"""Series at most: devices come and go with settings and drivers."""
+MOST_POINTS = 3600
+NONE = float("nan")
+"""Of a moment for which there is no value."""
+
+TOTALS = (
+    "tokens_per_second",
+    "prompt_tokens_per_second",
+    "requests_per_second",
+    "failed_per_second",
+    "active",
+    "waiting",
+)
+"""Series that add up over nodes; the other one of a node, ``first_token_seconds``, is averaged."""
+FIRST_TOKEN = "first_token_seconds"
+
+
+class _Ring:
+    """Seconds and minutes of one series."""
+
+    __slots__ = ("minutes", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = array("f", [NONE]) * HOUR
+        self.minutes = array("f", [NONE]) * DAY
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRequest:
+    """Peer method ``history``: the last ``seconds`` in points of ``step`` seconds each."""
+
+    seconds: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHistory:
+    """What one node remembers; each list has the oldest point first, NaN where there is no value.
+
+    Attributes:
+        series: the node's own, by name.
+        devices: device → ``used_bytes``, ``granted_bytes``, and of a GPU that can be asked
+            ``utilization``, ``temperature_celsius``, ``power_watts``.
+    """
+
+    node: str
+    name: str
+    series: dict[str, list[float]] = field(default_factory=dict)
+    devices: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+class History:
+    """Samples, one a second. About 20 kB a series."""
+
+    def __init__(self) -> None:
+        self._rings: dict[tuple[str, str], _Ring] = {}
+        self._count = 0
+        """Samples so far; the newest is at ``(count - 1) % HOUR``."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that the samples take."""
+        return len(self._rings) * (HOUR + DAY) * 4
+
+    def add(self, values: Mapping[tuple[str, str], float]) -> None:
+        """A second has passed: (device or empty, series) → value."""
+        second = self._count % HOUR
+        for key in values:
+            if key not in self._rings and len(self._rings) < MOST_SERIES:
+                self._rings[key] = _Ring()
+        for key, ring in self._rings.items():
+            ring.seconds[second] = values.get(key, NONE)
+        self._count += 1
+        if self._count % 60 == 0:
+            self._end_minute()
+
+    def _end_minute(self) -> None:
+        at = (self._count // 60 - 1) % DAY
+        end = (self._count - 1) % HOUR + 1
+        gone: list[tuple[str, str]] = []
+        for key, ring in self._rings.items():
+            ring.minutes[at] = mean(ring.seconds[end - 60 : end])
+            if at == DAY - 1 and all(math.isnan(value) for value in ring.minutes):
+                gone.append(key)
+        for key in gone:
+            del self._rings[key]
+
+    def read(self, node: str, name: str, request: HistoryRequest) -> NodeHistory:
+        """The last ``request.seconds``, averaged over each ``request.step``."""
+        series: dict[str, list[float]] = {}
+        devices: dict[str, dict[str, list[float]]] = {}
+        for (device, key), ring in self._rings.items():
+            points = self._points(ring, request)
+            if device:
+                devices.setdefault(device, {})[key] = points
+            else:
+                series[key] = points
+        return NodeHistory(node, name, series, devices)
+
+    def _points(self, ring: _Ring, request: HistoryRequest) -> list[float]:
+        if request.seconds <= HOUR:
+            values, count, step = ring.seconds, self._count, request.step
+        else:
+            values, count, step = ring.minutes, self._count // 60, max(1, request.step // 60)
+        wanted = request.seconds // request.step
+        # Buckets end at multiples of the step, so that the next answer has the same ones.
+        end = count - count % step
+        points = []
+        for place in range(wanted):
+            begin = end - (wanted - place) * step
+            points.append(_mean_between(values, begin, begin + step, count))
+        return points
+
+
+def _mean_between(values: array[float], begin: int, end: int, count: int) -> float:
+    """The mean of samples ``begin`` to ``end - 1``, of which the last ``len(values)`` are kept."""
+    size = len(values)
+    begin = max(begin, 0, count - size)
+    if end - begin == 1:
+        return values[begin % size]
+    if begin >= end:
+        return NONE
+    first, last = begin % size, (end - 1) % size + 1
+    return mean(values[first:last] if first < last else values[first:] + values[:last])
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of those that are numbers; NaN when none is."""
+    total, count = 0.0, 0
+    for value in values:
+        if value == value:
+            total += value
+            count += 1
+    return total / count if count else NONE
+
+
+def regular(seconds: int, step: int) -> HistoryRequest:
+    """A request within bounds: up to a day; beyond an hour by whole minutes; `MOST_POINTS` at the most.
+
+    ``step`` 0: chosen so that there are about 300 points.
+    """
+    seconds = min(max(seconds, 10), DAY * 60)
+    if not step:
+        step = max(1, seconds // 300)
+    if seconds > HOUR:
+        step = max(60, step - step % 60)
+    step = min(max(step, -(-seconds // MOST_POINTS)), seconds)
+    return HistoryRequest(seconds - seconds % step, step)
+
+
+def totals(nodes: Iterable[NodeHistory], points: int) -> dict[str, list[float]]:
+    """Series of the whole cluster: sums, and the mean first-token time."""
+    found = list(nodes)
+    total: dict[str, list[float]] = {}
+    for name in (*TOTALS, FIRST_TOKEN):
+        line = []
+        for place in range(points):
+            values = [
+                value
+                for node in found
+                if place < len(known := node.series.get(name, ())) and (value := known[place]) == value
+            ]
+            if name == FIRST_TOKEN:
+                line.append(mean(values))
+            else:
+                line.append(sum(values) if values else NONE)
+        total[name] = line
+    return total

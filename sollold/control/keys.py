@@ -1,0 +1,277 @@
+"""API keys: made on any node, known to all within seconds, kept as hashes only.
+
+A key never changes but by being revoked, so two nodes' sets are merged by taking all of both: it does not
+matter who hears of what first. Each node's record has a digest of its set, so that gossip tells of a change;
+the set is then fetched by the peer method ``keys``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.retry import LogAndRetry
+from sollold.settings.state_file import read_bounded, write_whole
+
+log = logging.getLogger("sollold.keys")
+
+PREFIX = "sk-sollold-"
+MOST = 1000
+"""Keys that there can be in all, the revoked ones included."""
+_LIMIT = 8 << 20
+"""Bytes of the file."""
+_CALL_SECONDS = 5.0
+_RETRY_SECONDS = 5.0
+_NAME = re.compile(r"[\w.@ \-]{1,64}")
+
+
+class Scope(StrEnum):
+    """What a key may do; each includes the ones before it."""
+
+    INFER = "infer"
+    """Ask models, and read what the cluster shows."""
+    MODELS = "models"
+    """Load, unload, download, create, copy and delete models."""
+    ADMIN = "admin"
+    """Everything: drain nodes, manage keys."""
+
+    def includes(self, needed: Scope) -> bool:
+        """Whether a key of this scope may do what needs ``needed``."""
+        order = list(Scope)
+        return order.index(self) >= order.index(needed)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as nodes know it: not the key itself.
+
+    Attributes:
+        id: 8 hex digits, for people and logs.
+        digest: SHA-256 of the key, in hex. Keys are random, so that no slower hash is needed.
+        created, expires, revoked: seconds since the epoch; ``expires`` 0: never, ``revoked`` 0: not.
+    """
+
+    id: str
+    name: str
+    scope: Scope
+    digest: str
+    created: float
+    expires: float = 0.0
+    revoked: float = 0.0
+
+    def valid(self, now: float) -> bool:
+        """Whether it is accepted at ``now``, seconds since the epoch."""
+        return not self.revoked and (not self.expires or now < self.expires)
+
+
+@dataclass(frozen=True, slots=True)
+class KeysRequest:
+    """Peer method ``keys``: all keys that a node knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """All keys that a node knows; what is kept on disk, too."""
+
+    keys: tuple[Key, ...] = ()
+
+
+def merged(one: Iterable[Key], other: Iterable[Key]) -> dict[str, Key]:
+    """All keys of both, by their digests. The same whichever set comes first."""
+    found = {key.digest: key for key in one}
+    for key in other:
+        known = found.get(key.digest)
+        if known is None:
+            found[key.digest] = key
+        elif known != key:
+            # Only `revoked` can differ between honest nodes: the earlier time stays.
+            times = [time for time in (known.revoked, key.revoked) if time]
+            first = min(known, key, key=msgspec.json.encode)
+            found[key.digest] = replace(first, revoked=min(times, default=0.0))
+    return dict(sorted(found.items()))
+
+
+def digest_of(keys: Iterable[Key]) -> str:
+    """16 hex digits that change with the set; empty for the empty set."""
+    listed = sorted(keys, key=lambda key: key.digest)
+    return hashlib.sha256(msgspec.json.encode(listed)).hexdigest()[:16] if listed else ""
+
+
+class Keys:
+    """The keys of the cluster, as this node knows them.
+
+    Args:
+        file: where they are kept.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, view: View, calls: PeerCalls, file: Path, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._view = view
+        self._calls = calls
+        self._file = file
+        self._clock = clock
+        self._keys: dict[str, Key] = {}
+        self._lost = False
+        self._writing = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._unsubscribe: Callable[[], None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer method ``keys``."""
+        server.method("keys", KeysRequest, self._answer)
+
+    async def start(self) -> None:
+        """Read the file and begin to follow what the other nodes know."""
+        await asyncio.to_thread(self._read)
+        self._view.update_me(keys=digest_of(self._keys.values()))
+        self._unsubscribe = self._view.subscribe(self._wanted.set)
+        self._wanted.set()
+        self._task = asyncio.create_task(self._follow(), name="keys")
+
+    async def close(self) -> None:
+        """End the following."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @property
+    def made(self) -> bool:
+        """Whether a key was ever made. Also when the file can't be read: what it held is not known then."""
+        return bool(self._keys) or self._lost
+
+    def all(self) -> tuple[Key, ...]:
+        """All keys, the oldest first."""
+        return tuple(sorted(self._keys.values(), key=lambda key: (key.created, key.id)))
+
+    def find(self, secret: str) -> Key | None:
+        """The valid key that ``secret`` is."""
+        key = self._keys.get(_hash(secret))
+        return key if key is not None and key.valid(self._clock()) else None
+
+    async def create(self, name: str, scope: Scope, expires: float = 0.0) -> tuple[Key, str]:
+        """Make a key; it is on disk when this returns. ``expires``: seconds from now; 0: never.
+
+        Returns:
+            The key as it is listed, and the secret, which is told this once.
+
+        Raises:
+            Refusal: BAD_REQUEST for a name that is invalid or taken, or when there are too many keys;
+                UNAVAILABLE when the key can't be written to disk.
+        """
+        now = self._clock()
+        if not _NAME.fullmatch(name) or name != name.strip():
+            raise Refusal(Fault.BAD_REQUEST, "invalid key name: 1 to 64 letters, digits, spaces or . _ - @")
+        if any(key.name == name and key.valid(now) for key in self._keys.values()):
+            raise Refusal(Fault.BAD_REQUEST, f"a key named {name!r} already exists")
+        if len(self._keys) >= MOST:
+            raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, the revoked ones included")
+        secret = PREFIX + secrets.token_urlsafe(32)
+        key = Key(secrets.token_hex(4), name, scope, _hash(secret), now, now + expires if expires else 0.0)
+        await self._take((key,))
+        log.info("key %s (%s) created with scope %s", key.name, key.id, key.scope)
+        return key, secret
+
+    async def revoke(self, name: str) -> Key:
+        """Revoke a key by its name or id, at once on this node.
+
+        Raises:
+            Refusal: NOT_FOUND when no valid key is named so; UNAVAILABLE when it can't be written to disk.
+        """
+        now = self._clock()
+        for key in self._keys.values():
+            if name in (key.id, key.name) and not key.revoked and key.valid(now):
+                gone = replace(key, revoked=now)
+                await self._take((gone,))
+                log.info("key %s (%s) revoked", key.name, key.id)
+                return gone
+        raise Refusal(Fault.NOT_FOUND, f"there is no valid key {name[:64]!r}")
+
+    async def _take(self, keys: Iterable[Key]) -> None:
+        """Add ``keys`` to what is known: on disk, in force, and told to the others."""
+        async with self._writing:
+            known = merged(self._keys.values(), keys)
+            if len(known) > 2 * MOST:  # each half of a split network may have made as many as it could
+                raise Refusal(Fault.UNAVAILABLE, "too many keys")
+            if known == self._keys:
+                return
+            data = msgspec.json.encode(KeySet(tuple(known.values())))
+            try:
+                await asyncio.to_thread(write_whole, self._file, data)
+            except OSError as error:
+                raise Refusal(
+                    Fault.UNAVAILABLE, f"can't write {self._file}: {error.strerror or error}"
+                ) from error
+            self._keys = known
+        self._view.update_me(keys=digest_of(self._keys.values()))
+
+    def _read(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                found = msgspec.json.decode(read_bounded(self._file, _LIMIT), type=KeySet)
+                self._keys = merged(found.keys, ())
+            except (OSError, msgspec.MsgspecError) as error:
+                if isinstance(error, FileNotFoundError):
+                    raise
+                self._lost = True
+                log.error("the keys in %s can't be read, so other machines need a key: %s", self._file, error)
+
+    async def _answer(self, caller: str, request: KeysRequest) -> KeySet:
+        return KeySet(tuple(self._keys.values()))
+
+    async def _follow(self) -> None:
+        """Fetch the keys of each node whose record shows another set, until there is none."""
+        retrying = LogAndRetry("fetching keys", log)
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            again = False
+            for node in self._differing():
+                with retrying:
+                    again = not await self._fetch(node) or again
+            if again:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_RETRY_SECONDS):
+                        await self._wanted.wait()
+                self._wanted.set()
+
+    def _differing(self) -> list[str]:
+        me = self._view.me
+        return [
+            one.node
+            for one in self._view.live()
+            if one.node != me.node and one.keys and one.keys != digest_of(self._keys.values())
+        ]
+
+    async def _fetch(self, node: str) -> bool:
+        """Learn what ``node`` knows; False when it could not be asked or its keys could not be written."""
+        try:
+            found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
+            await self._take(found.keys)
+        except (PeerError, Refusal) as error:
+            log.debug("no keys from node %s: %s", node, error)
+            return False
+        return True
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

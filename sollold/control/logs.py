@@ -1,0 +1,126 @@
+"""The last lines that a model's engines wrote, from every node that takes part in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+from sollold.cluster.gossip.record import Backend
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, name_of
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+
+MOST_LINES = 2000
+_TAIL_BYTES = 512 * 1024
+_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """Peer method ``logs``: the last ``lines`` of each engine that a node runs for ``deployment``."""
+
+    deployment: str
+    lines: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLog:
+    """What one engine wrote last. ``process``: ``llama-server`` or ``worker``."""
+
+    process: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLogs:
+    """The answer to `LogRequest`."""
+
+    logs: tuple[EngineLog, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLog:
+    """An engine's last lines, and where it runs. ``reason``: why they can't be had."""
+
+    deployment: str
+    node: str
+    process: str
+    text: str
+    reason: str = ""
+
+
+class LogService:
+    """Reads this node's logs, and asks other nodes for theirs. `register` it with the port for nodes.
+
+    Args:
+        folder: of the deployments' logs on this node, one folder each.
+    """
+
+    def __init__(self, view: View, calls: PeerCalls, folder: Path) -> None:
+        self._view = view
+        self._calls = calls
+        self._folder = folder
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer call ``logs``."""
+        server.method("logs", LogRequest, self._on_logs)
+
+    async def tail(self, model: str, lines: int) -> tuple[NodeLog, ...]:
+        """The last ``lines`` of every engine of ``model`` (a name or a deployment's id), the heads first.
+
+        Raises:
+            Refusal: NOT_FOUND, it is not loaded in an engine of our own.
+        """
+        wanted = [
+            (endpoint.id, node)
+            for record in self._view.live()
+            for endpoint in record.endpoints
+            if endpoint.backend is not Backend.OLLAMA and _is_meant(model, endpoint.id, endpoint.model)
+            for node in dict.fromkeys((record.node, *(placed.node for placed in endpoint.placed)))
+        ]
+        if not wanted:
+            raise Refusal(
+                Fault.NOT_FOUND,
+                f"{model} is not loaded in llama.cpp on any node, so there is no engine log",
+            )
+        found = await asyncio.gather(*(self._ask(deployment, node, lines) for deployment, node in wanted))
+        return tuple(log for logs in found for log in logs)
+
+    async def _ask(self, deployment: str, node: str, lines: int) -> tuple[NodeLog, ...]:
+        name = name_of(self._view, node)
+        order = LogRequest(deployment, lines)
+        try:
+            if node == self._view.me.node:
+                answer = await self._on_logs(node, order)
+            else:
+                answer = await self._calls.call(node, "logs", order, EngineLogs, timeout=_TIMEOUT)
+        except PeerError as error:
+            return (NodeLog(deployment, name, "", "", str(error)),)
+        return tuple(NodeLog(deployment, name, log.process, log.text) for log in answer.logs)
+
+    async def _on_logs(self, caller: str, order: LogRequest) -> EngineLogs:
+        lines = max(1, min(order.lines, MOST_LINES))
+        return EngineLogs(await asyncio.to_thread(_read, self._folder, order.deployment, lines))
+
+
+def _is_meant(asked: str, deployment: str, model: str) -> bool:
+    asked, model = asked.lower(), model.lower()
+    return asked in (deployment.lower(), model) or f"{asked}:latest" == model
+
+
+def _read(folder: Path, deployment: str, lines: int) -> tuple[EngineLog, ...]:
+    """The ends of the log files of one deployment. A name that is no folder here has none."""
+    if not deployment or Path(deployment).name != deployment:
+        return ()
+    found = []
+    for file in sorted((folder / deployment).glob("*.log")):
+        try:
+            with file.open("rb") as log:
+                log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL_BYTES))
+                text = log.read(_TAIL_BYTES).decode(errors="replace")
+        except OSError:
+            continue
+        found.append(EngineLog(file.stem, "\n".join(text.splitlines()[-lines:])))
+    return tuple(found)

@@ -1,0 +1,215 @@
+"""The cluster's models as the dialects ask for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from typing import Any
+
+from sollold.cluster.gossip.record import Endpoint, State
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.view import View, name_of
+from sollold.control.local_models import Changed, NameRequest, OwnError, OwnModels, Told
+from sollold.control.nodes import node_named
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.models.library import Library
+from sollold.models.listing import Listed
+from sollold.models.names import unresolved
+from sollold.models.transfer.pull import Puller
+from sollold.models.transfer.pull_progress import PullError
+
+NodeNames = Callable[[Listed], list[str]]
+"""A model → the names of the nodes that have it."""
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A model that is loaded somewhere now."""
+
+    endpoint: Endpoint
+    node: str
+    """Name of the node that answers for it."""
+
+
+class ModelService:
+    """The models of the whole cluster: names, metadata, copies, deletion."""
+
+    def __init__(
+        self, library: Library, view: View, calls: PeerCalls, local: OwnModels | None = None
+    ) -> None:
+        """``local``: this node's own models; without it no files can be named."""
+        self._library = library
+        self._local = local
+        self._view = view
+        self._calls = calls
+
+    async def models(self) -> tuple[Listed, ...]:
+        """Every model once, by name."""
+        return self._library.all()
+
+    async def add_file(self, path: str) -> str:
+        """The name of the model in a GGUF file of this machine, which is listed from then on.
+
+        Raises:
+            Refusal: BAD_REQUEST, it can't be read or is no model.
+        """
+        if self._local is None:
+            raise Refusal(Fault.BAD_REQUEST, "this node takes no files by their path")
+        try:
+            return await self._local.add_file(path)
+        except OwnError as error:
+            raise Refusal(Fault.BAD_REQUEST, str(error)) from None
+
+    async def find(self, name: str) -> Listed:
+        """The model a caller means by ``name``.
+
+        Raises:
+            Refusal: NOT_FOUND; AMBIGUOUS with the candidates; UNAVAILABLE while those who have it are away.
+        """
+        return await self._library.named(name)
+
+    def node_names(self, listed: Listed) -> list[str]:
+        """The names of the nodes that have it."""
+        return [name_of(self._view, node) for node in listed.nodes]
+
+    async def metadata(self, listed: Listed) -> Mapping[str, Any]:
+        """The GGUF header's key-value pairs, long arrays left out."""
+        return await self._library.metadata(listed.model.name)
+
+    def running(self) -> tuple[Running, ...]:
+        """What is loaded now, from the records."""
+        return tuple(
+            Running(endpoint, record.name)
+            for record in self._view.live()
+            for endpoint in record.endpoints
+            if endpoint.loaded and endpoint.state is State.READY
+        )
+
+    async def copy(
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+    ) -> None:
+        """Give a model a second name, on each node that has it or on the ``nodes`` named; ``told``: what is
+        said of it there, for which its files must be readable.
+
+        Raises:
+            Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
+        """
+        model = (await self._exact(source)).model
+        chosen = {node_named(self._view, node) for node in nodes}
+        all_holders = self._library.holders(model.name)
+        # Without files its Ollama gives it the name.
+        holders = {
+            node: one for node, one in all_holders if one.files or (one.source == "ollama" and told is None)
+        }
+        if lacking := chosen - holders.keys():
+            names = ", ".join(sorted(name_of(self._view, node) for node in lacking))
+            have = ", ".join(sorted(name_of(self._view, node) for node in holders)) or "none"
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                f"{names} can't read files of {model.name}; nodes that can: {have}. Pull it there first",
+            )
+        orders = {
+            node: NameRequest(
+                self._library.listed_at(node, model) or self._library.name_at(node, one),
+                destination,
+                told=told or Told(),
+            )
+            for node, one in holders.items()
+            if not chosen or node in chosen
+        }
+        answers = await self._ask_all("copy", orders)
+        if not any(answer.ok for answer in answers.values()) or (chosen and self._failed(answers)):
+            reason = self._failed(answers) or f"no node can read the files of {model.name}; see doctor"
+            raise Refusal(Fault.BAD_REQUEST, reason)
+        await self._learn_from(answers)
+
+    async def _learn_from(self, answers: Mapping[str, Changed]) -> None:
+        """What was just done shows in the next request to this node."""
+        done = [node for node, answer in answers.items() if answer.ok]
+        await asyncio.gather(*(self._library.refresh(node) for node in done))
+
+    async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
+        """Remove a model that was fetched by the daemon, or a second name, everywhere or from the ``nodes``.
+
+        Raises:
+            Refusal: NOT_FOUND; BAD_REQUEST for a model that is the user's own.
+        """
+        model = (await self._exact(name)).model
+        holders = dict(self._library.holders(model.name))
+        # All are asked: what a node has got in this very moment is not in its list here yet.
+        chosen = {node_named(self._view, node) for node in nodes} or {one.node for one in self._view.live()}
+        # One that has other content under this name keeps it.
+        orders = {
+            node: NameRequest(self._library.listed_at(node, model) or model.name, digest=model.digest)
+            for node in chosen
+        }
+        answers = await self._ask_all("delete", orders)
+        failed = self._failed(answers)
+        if any(answer.ok for answer in answers.values()) and not (nodes and failed):
+            await self._learn_from(answers)
+            return
+        if failed:
+            raise Refusal(Fault.BAD_REQUEST, failed)
+        if nodes and not chosen & holders.keys():
+            where = ", ".join(sorted(name_of(self._view, node) for node in chosen))
+            raise Refusal(Fault.NOT_FOUND, f"{where}: no model {model.name} there")
+        sources = {holders[node].source for node in chosen if node in holders} or {model.source}
+        how = f"ollama rm {model.name}" if "ollama" in sources else "remove its files yourself"
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f"{model.name} was not pulled by sollold, and your own files are not deleted: {how}",
+        )
+
+    async def _ask_all(self, method: str, orders: Mapping[str, NameRequest]) -> dict[str, Changed]:
+        answers = await asyncio.gather(*(self._ask(node, method, order) for node, order in orders.items()))
+        return dict(zip(orders, answers, strict=True))
+
+    async def _ask(self, node: str, method: str, order: NameRequest) -> Changed:
+        try:
+            return await self._calls.call(node, method, order, Changed, timeout=_PATIENCE)
+        except PeerError as error:
+            return Changed(False, str(error))
+
+    def _failed(self, answers: Mapping[str, Changed]) -> str:
+        """Why nodes could not do it, each by its name; empty when all did, or had nothing to do."""
+        reasons = [
+            f"{name_of(self._view, node)}: {answer.reason}"
+            for node, answer in answers.items()
+            if not answer.ok and answer.reason
+        ]
+        return "; ".join(sorted(reasons))
+
+    async def _exact(self, name: str) -> Listed:
+        """The model of just this name: what is changed or removed is not guessed."""
+        await self._library.awaited(name)
+        resolved = self._library.exact(name)
+        for shelved in self._library.all() if resolved.name else ():
+            if shelved.model.name == resolved.name:
+                return shelved
+        raise unresolved(resolved)
+
+
+class PullService:
+    """Fetches models into the daemon's own folder."""
+
+    def __init__(self, puller: Puller) -> None:
+        self._puller = puller
+
+    async def pull(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+        """Progress as Ollama tells it: ``{status, digest?, total?, completed?}``, at the end ``success``.
+
+        Leaving the iteration stops the fetch; asking again goes on with it.
+
+        Raises:
+            Refusal: NOT_FOUND when nobody has it, else UNAVAILABLE.
+        """
+        steps = self._puller.pull(name)
+        try:
+            async for step in steps:
+                yield step
+        except PullError as error:
+            raise Refusal(Fault.NOT_FOUND if error.missing else Fault.UNAVAILABLE, str(error)) from None
+        finally:
+            await steps.aclose()

@@ -1,0 +1,238 @@
+"""Watches the cluster and this node while the daemon runs: fills the event log and the history."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from math import floor
+
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View
+from sollold.control.activity import Activity, FinishedRequest, Histogram
+from sollold.control.events import ClusterWatcher, Event, EventKind, EventLog, LoadTime, OfflineNode
+from sollold.control.history import FIRST_TOKEN, NONE, History, HistoryRequest, NodeHistory
+from sollold.engines.commands import Done
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.machine.gpus import GpuLoad
+
+log = logging.getLogger("sollold.events")
+
+LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
+_SETTLE = 0.2
+"""Seconds in which changes of the records are taken together: a busy endpoint's record changes often."""
+_GPU_SECONDS = 2
+_CALL = 3.0
+_MOST_MODELS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRequest:
+    """Peer method ``forget``: take a node off the list of missing ones."""
+
+    node: str
+
+
+@dataclass(slots=True)
+class LoadStats:
+    """Loads of one model by this node."""
+
+    ok: int
+    failed: int
+    seconds: Histogram
+
+
+class Monitor:
+    """The node's event log, its history and who is missing.
+
+    Args:
+        stopped: whether a node that is gone said goodbye; ``evicted``: whether it was turned out.
+        gpus: how busy the GPUs are; it may block, and runs in a thread. None: there are none to ask.
+    """
+
+    def __init__(
+        self,
+        view: View,
+        calls: PeerCalls,
+        activity: Activity,
+        stopped: Callable[[str], bool],
+        gpus: Callable[[], list[GpuLoad]] | None = None,
+        evicted: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self._view = view
+        self._calls = calls
+        self.activity = activity
+        self._gpus = gpus
+        self.events = EventLog()
+        self.history = History()
+        self.loads: dict[str, LoadStats] = {}
+        self.gpu_loads: list[GpuLoad] = []
+        self._watcher = ClusterWatcher(self.events, view.me.node, stopped, self._load_ended, evicted)
+        self._pending: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
+        self._unsubscribe: Callable[[], None] = lambda: None
+        self._sampling: asyncio.Task[None] | None = None
+        self._before = (0, 0, 0, 0, 0.0, 0)
+        self.closed = False
+        activity.on_resumed = self._resumed
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer calls ``history`` and ``forget``."""
+        server.method("history", HistoryRequest, self._on_history)
+        server.method("forget", ForgetRequest, self._on_forget)
+
+    async def start(self) -> None:
+        """Begin to watch and to take samples."""
+        self._observe()
+        self._unsubscribe = self._view.subscribe(self._view_changed)
+        self._sampling = asyncio.create_task(self._sample_for_good(), name="history")
+
+    async def close(self) -> None:
+        """End watching; those who wait for events are woken."""
+        self.closed = True
+        self._unsubscribe()
+        if self._pending is not None:
+            self._pending.cancel()
+        if self._sampling is not None:
+            self._sampling.cancel()
+            await asyncio.gather(self._sampling, return_exceptions=True)
+        self._wake()
+
+    def offline(self) -> tuple[OfflineNode, ...]:
+        """Nodes that are missing."""
+        return self._watcher.offline()
+
+    async def next_events(self, seen: int, timeout: float) -> list[Event]:
+        """Events after ``seen``; waits up to ``timeout`` seconds for one."""
+        found = self.events.after(seen)
+        if found:
+            return found
+        changed = self._changed
+        try:
+            async with asyncio.timeout(timeout):
+                await changed.wait()
+        except TimeoutError:
+            return []
+        return self.events.after(seen)
+
+    async def histories(self, request: HistoryRequest) -> list[NodeHistory]:
+        """What each live node remembers; those that do not answer in time are left out."""
+        answers = await asyncio.gather(*(self._ask(record, request) for record in self._view.live()))
+        return [answer for answer in answers if answer is not None]
+
+    async def forget(self, node: str) -> None:
+        """Take a missing node (id or name) off the list, here and on the other nodes.
+
+        Raises:
+            Refusal: NOT_FOUND.
+        """
+        found = next((one for one in self.offline() if node in (one.record.node, one.record.name)), None)
+        if found is None:
+            raise Refusal(Fault.NOT_FOUND, f"no node {node[:100]} is missing")
+        request = ForgetRequest(found.record.node)
+        await asyncio.gather(*(self._tell_forget(record.node, request) for record in self._view.live()))
+
+    async def _tell_forget(self, node: str, request: ForgetRequest) -> None:
+        try:
+            await self._calls.call(node, "forget", request, Done, timeout=_CALL)
+        except PeerError as error:
+            log.debug("%s did not take note of a removed node: %s", node, error)
+
+    async def _ask(self, record: Record, request: HistoryRequest) -> NodeHistory | None:
+        me = self._view.me
+        if record.node == me.node:
+            return self.history.read(me.node, me.name, request)
+        try:
+            return await self._calls.call(record.node, "history", request, NodeHistory, timeout=_CALL)
+        except PeerError as error:
+            log.debug("no history from %s: %s", record.name, error)
+            return None
+
+    async def _on_history(self, caller: str, request: HistoryRequest) -> NodeHistory:
+        me = self._view.me
+        return self.history.read(me.node, me.name, request)
+
+    async def _on_forget(self, caller: str, request: ForgetRequest) -> Done:
+        if self._watcher.remove(request.node, time.time()):
+            self._wake()
+        return Done(True)
+
+    def _view_changed(self) -> None:
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().call_later(_SETTLE, self._observe)
+
+    def _observe(self) -> None:
+        self._pending = None
+        before = self.events.newest
+        self._watcher.observe(self._view.live(), self._view.leader(), time.time())
+        if self.events.newest != before:
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _resumed(self, done: FinishedRequest) -> None:
+        times = "" if done.resumed == 1 else f" ({done.resumed} times)"
+        message = f"an answer of {done.model} was interrupted and resumed on {done.node}{times}"
+        self.events.add(time.time(), EventKind.REQUEST_RESUMED, message, name=done.node, model=done.model)
+        self._wake()
+
+    def _load_ended(self, load: LoadTime) -> None:
+        if load.model not in self.loads and len(self.loads) >= _MOST_MODELS:
+            return
+        stats = self.loads.setdefault(load.model, LoadStats(0, 0, Histogram(LOAD_BUCKETS)))
+        if load.ok:
+            stats.ok += 1
+            stats.seconds.observe(load.seconds)
+        else:
+            stats.failed += 1
+
+    async def _sample_for_good(self) -> None:
+        loop = asyncio.get_running_loop()
+        due, count = floor(loop.time()), 0
+        while True:
+            due += 1
+            delay = due - loop.time()
+            if delay < -10:
+                # The machine slept: those seconds have no samples.
+                due, delay = floor(loop.time()), 0.0
+            await asyncio.sleep(max(0.0, delay))
+            if self._gpus is not None and count % _GPU_SECONDS == 0:
+                self.gpu_loads = await asyncio.to_thread(self._gpus)
+            count += 1
+            self.history.add(self._values())
+
+    def _values(self) -> dict[tuple[str, str], float]:
+        """The figures of the second that has just passed."""
+        activity, me = self.activity, self._view.me
+        now = (
+            activity.tokens,
+            activity.prompt_tokens,
+            activity.finished,
+            activity.failed,
+            activity.first_token_sum,
+            activity.first_token_count,
+        )
+        before, self._before = self._before, now
+        firsts = now[5] - before[5]
+        values = {
+            ("", "tokens_per_second"): float(now[0] - before[0]),
+            ("", "prompt_tokens_per_second"): float(now[1] - before[1]),
+            ("", "requests_per_second"): float(now[2] - before[2]),
+            ("", "failed_per_second"): float(now[3] - before[3]),
+            ("", "active"): float(activity.active()),
+            ("", "waiting"): float(sum(endpoint.waiting for endpoint in me.endpoints)),
+            ("", FIRST_TOKEN): (now[4] - before[4]) / firsts if firsts else NONE,
+        }
+        for device in me.devices:
+            values[device.id, "used_bytes"] = float(device.total - device.free)
+            values[device.id, "granted_bytes"] = float(device.granted)
+        for gpu in self.gpu_loads:
+            values[gpu.device, "utilization"] = gpu.utilization
+            values[gpu.device, "temperature_celsius"] = gpu.temperature
+            values[gpu.device, "power_watts"] = gpu.power
+        return values

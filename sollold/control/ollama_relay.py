@@ -1,0 +1,252 @@
+"""Requests that only an Ollama can answer (push, create, blobs), relayed as they are to one of the cluster.
+
+Peer method ``ollama`` (`FindOllamaRequest` → `OllamaThere`) tells whether a node has one; the raw routes
+``/ollama/api/…`` lead to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+
+import aiohttp
+import msgspec
+from aiohttp import web
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, name_of
+from sollold.engines.ollama.service import LocalOllama
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+
+_CONNECT = 5.0
+_SILENCE = 600.0
+_ASK = 3.0
+_PIECE = 64 * 1024
+_OURS = "/ollama"
+_CREATE = "/api/create"
+_PATHS = re.compile(r"/api/(push|create|blobs/sha256[:-][0-9a-f]{64})")
+
+Body = AsyncIterator[bytes] | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FindOllamaRequest:
+    """Asks a node for its Ollama. ``model``: a name that it may have."""
+
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OllamaThere:
+    """``answers``: one does; ``has``: it has the model."""
+
+    answers: bool
+    has: bool
+
+
+class Relayed:
+    """An Ollama's answer under way; `close` it."""
+
+    def __init__(
+        self,
+        answer: aiohttp.ClientResponse,
+        where: str,
+        stack: AsyncExitStack,
+        done: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """``done`` is awaited when it succeeded, before its last words are passed on."""
+        self.done = done
+        self._answer = answer
+        self._where = where
+        self._stack = stack
+        self.status = answer.status
+        self.kind = answer.headers.get("Content-Type", "")
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Its body, as it comes.
+
+        Raises:
+            Refusal: INTERRUPTED, it broke off.
+        """
+        try:
+            async for piece in self._answer.content.iter_chunked(_PIECE):
+                if b'"success"' in piece and self.done is not None:
+                    done, self.done = self.done, None
+                    await done()
+                yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = str(error) or "timed out"
+            raise Refusal(Fault.INTERRUPTED, f"{self._where} interrupted its response: {why}") from None
+
+    async def close(self) -> None:
+        """End it, wherever it is."""
+        self._answer.close()
+        # That it broke off, whoever read it knows.
+        with contextlib.suppress(PeerError):
+            await self._stack.aclose()
+
+
+class OllamaRelay:
+    """Relays push, create and blobs to an Ollama of the cluster. First `register`, at the end `close`."""
+
+    def __init__(
+        self,
+        ollama: LocalOllama,
+        view: View,
+        calls: PeerCalls,
+        learn: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """``learn`` makes this node know what models a node has now, since one was created there."""
+        self._learn = learn
+        self._ollama = ollama
+        self._view = view
+        self._calls = calls
+        self._session: aiohttp.ClientSession | None = None
+        self._last = ""
+        """The node that blobs were sent to last: what is created of them goes there."""
+
+    def register(self, server: PeerServer) -> None:
+        """Answer other nodes."""
+        server.method("ollama", FindOllamaRequest, self._on_ask)
+        for method in ("POST", "HEAD"):
+            server.route(method, f"{_OURS}/{{path:.+}}", self._on_request)
+
+    async def close(self) -> None:
+        """End the connections to the Ollama here."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def forward(self, method: str, path: str, body: Body, model: str = "") -> Relayed | None:
+        """Its answer; None when no node has an Ollama that answers.
+
+        ``model``: the one that it must have, where the request is about one.
+
+        Raises:
+            Refusal: UNAVAILABLE, it can't be reached.
+        """
+        node = await self._choose(model)
+        if not node:
+            return None
+        if not model:
+            self._last = node
+        made = partial(self._learn, node) if self._learn is not None and path == _CREATE else None
+        if node == self._view.me.node:
+            return await self._here(method, path, body, made)
+        where = f"the Ollama on {name_of(self._view, node)}"
+        stack = AsyncExitStack()
+        data = _data(method, body)
+        exchange = self._calls.stream(node, method, _OURS + path, data=data, idle_timeout=_SILENCE)
+        try:
+            answer = await stack.enter_async_context(exchange)
+        except PeerError as error:
+            raise Refusal(Fault.UNAVAILABLE, f"{where} can't be reached: {error}", retry_after=2.0) from None
+        return Relayed(answer, where, stack, made)
+
+    async def _choose(self, model: str) -> str:
+        """The node to send to: one that has the model, the one of last time, this one; empty: none."""
+        me = self._view.me.node
+        mine = self._local_ollama(model)
+        if mine.answers and self._last in ("", me) and (mine.has or not model):
+            return me
+        others = [record.node for record in self._view.live() if record.node != me]
+        told = await asyncio.gather(*(self._ask(node, model) for node in others))
+        there = {me: mine, **dict(zip(others, told, strict=True))}
+        able = [node for node, one in there.items() if one.answers]
+        return min(
+            able,
+            key=lambda node: (bool(model) and not there[node].has, node != self._last, node != me, node),
+            default="",
+        )
+
+    async def _ask(self, node: str, model: str) -> OllamaThere:
+        try:
+            return await self._calls.call(node, "ollama", FindOllamaRequest(model), OllamaThere, timeout=_ASK)
+        except PeerError:
+            return OllamaThere(False, False)
+
+    def _local_ollama(self, model: str) -> OllamaThere:
+        return OllamaThere(bool(self._ollama.url_of_api), bool(model) and self._ollama.has(model))
+
+    async def _here(
+        self, method: str, path: str, body: Body, made: Callable[[], Awaitable[None]] | None = None
+    ) -> Relayed | None:
+        """From this machine's Ollama; None when there is none. ``made``: awaited when a model was created.
+
+        Raises:
+            Refusal: UNAVAILABLE, it can't be reached.
+        """
+        url = self._ollama.url_of_api
+        if not url:
+            return None
+        if self._session is None:
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT, sock_read=_SILENCE)
+            self._session = aiohttp.ClientSession(timeout=timeout)
+        name = _created(body) if path == _CREATE and isinstance(body, bytes) else ""
+        # What it had before is the user's own, also under new layers.
+        name = "" if self._ollama.has(name) else name
+        try:
+            answer = await self._session.request(method, url + path, data=_data(method, body))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Refusal(Fault.UNAVAILABLE, f"Ollama at {url} can't be reached: {error}") from None
+
+        async def done() -> None:
+            if name:
+                await asyncio.to_thread(self._ollama.created.add, name)
+            if made is not None:
+                await made()
+
+        return Relayed(answer, f"Ollama at {url}", AsyncExitStack(), done)
+
+    async def _on_ask(self, caller: str, request: FindOllamaRequest) -> OllamaThere:
+        return self._local_ollama(request.model)
+
+    async def _on_request(self, request: web.Request) -> web.StreamResponse:
+        path = f"/{request.match_info['path']}"
+        if not _PATHS.fullmatch(path):
+            raise web.HTTPNotFound(text="only push, create and blobs are passed on")
+        try:
+            # What is created is noted by its name, which is in the body.
+            body = await request.content.read() if path == _CREATE else request.content.iter_any()
+            relayed = await self._here(request.method, path, body)
+        except Refusal as refusal:
+            return web.json_response({"error": refusal.message}, status=502)
+        if relayed is None:
+            return web.json_response({"error": "the Ollama of this node stopped answering"}, status=502)
+        try:
+            headers = {"Content-Type": relayed.kind} if relayed.kind else {}
+            response = web.StreamResponse(status=relayed.status, headers=headers)
+            await response.prepare(request)
+            async with contextlib.aclosing(relayed.chunks()) as pieces:
+                async for piece in pieces:
+                    await response.write(piece)
+            await response.write_eof()
+        except Refusal:
+            # Not an end that looks like one: the other side must see that something is lacking.
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            await relayed.close()
+        return response
+
+
+def _created(body: bytes) -> str:
+    """The name that a create is about; empty: it has none."""
+    with contextlib.suppress(msgspec.MsgspecError):
+        named = msgspec.json.decode(body, type=_Created)
+        return named.model or named.name
+    return ""
+
+
+class _Created(msgspec.Struct):
+    model: str = ""
+    name: str = ""
+
+
+def _data(method: str, body: Body) -> Body | None:
+    return None if method in ("GET", "HEAD") else body

@@ -1,0 +1,315 @@
+"""Changing the cluster's secret while it works: for all members, or for all but one that is turned out.
+
+Any node takes the order and passes it to the leader, which has every node accept the new secret, then use
+it, then accept no other (`sollold.cluster.admission.change`). Nodes that are away fetch it later by their
+own key. As Serf's and Consul's keyrings do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated, Protocol
+
+from msgspec import Meta
+
+from sollold.cluster.admission.change import merged
+from sollold.cluster.admission.keyring import MAX_MEMBERS, Keyring, Member, Members, NodeId
+from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
+from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, wait_until
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+_STEP_SECONDS = 3.0
+_ROLL_SECONDS = 30.0
+_LEAD_SECONDS = 10.0
+"""Until this node leads when the leader is turned out."""
+_POLL = 0.05
+_TRIES = 3
+BY_SETTINGS = (
+    "the secret comes from cluster.token in the settings. To change it: add a new one to cluster.old_tokens "
+    "on every node and restart each, then swap the two and restart each, then remove the former and restart"
+)
+
+
+class Kind(StrEnum):
+    """What the secret is changed for."""
+
+    ROTATE = "rotate"
+    EVICT = "evict"
+    SECURE = "secure"
+    PARDON = "pardon"
+    """A node that was evicted may be let in again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roll:
+    """Peer method ``roll``, for the leader. ``nodes``: those evicted, pardoned, or (SECURE) to stay."""
+
+    kind: Kind
+    nodes: Annotated[tuple[NodeId, ...], Meta(max_length=MAX_MEMBERS)] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rolled:
+    """What became of it.
+
+    Attributes:
+        refusal: why nothing was changed; empty when it was.
+        done: nodes that use the new secret; ``away``: members that fetch it when they are back.
+        unsure: nodes that did not answer every step: the same order again mends that.
+    """
+
+    refusal: str = ""
+    generation: int = 0
+    done: Members = ()
+    away: Members = ()
+    unsure: Members = ()
+
+
+class SecretOwner(View, Protocol):
+    """What is needed of the own node beside the view."""
+
+    def keyring(self) -> Keyring | None:
+        """The cluster's secret and its members; None where the settings have a token."""
+        ...
+
+    def set_aside(self, nodes: frozenset[str]) -> None:
+        """Hold these nodes gone until this is called again: so that another leads."""
+        ...
+
+
+class SecretChanges:
+    """Carries out changes of the secret when this node leads, and passes them to the leader otherwise."""
+
+    def __init__(self, owner: SecretOwner, calls: PeerCalls) -> None:
+        self._owner = owner
+        self._calls = calls
+        self._busy = asyncio.Lock()
+
+    def register(self, server: PeerServer) -> None:
+        """Answer the peer method ``roll``."""
+        server.method("roll", Roll, self._on_roll)
+
+    # Orders of an admin
+
+    async def rotate(self) -> Rolled:
+        """Give all members a new secret.
+
+        Raises:
+            Refusal: BAD_REQUEST where the settings have a token or the cluster is open; UNAVAILABLE without a
+                leader.
+        """
+        return await self._order(Roll(Kind.ROTATE))
+
+    async def evict(self, text: str) -> tuple[Member, Rolled]:
+        """Turn out the node with this name or id: it loses its connections at once, and its key is refused.
+
+        Raises:
+            Refusal: as `rotate`; NOT_FOUND when no member, or several, are named so.
+        """
+        member = self._member(text)
+        if member.node == self._owner.me.node:
+            raise Refusal(Fault.BAD_REQUEST, "a machine can't evict itself: do it on one that stays")
+        return member, await self._order(Roll(Kind.EVICT, (member.node,)))
+
+    async def secure(self, nodes: Sequence[str]) -> Rolled:
+        """Give these nodes, by id, a secret, and shut an open cluster for all others.
+
+        Raises:
+            Refusal: BAD_REQUEST where the cluster is not open, or its leader is not among them.
+        """
+        return await self._order(Roll(Kind.SECURE, tuple(nodes)))
+
+    async def pardon(self, node: str) -> Rolled:
+        """Lift the ban of an evicted node, so that it can be let in again.
+
+        Raises:
+            Refusal: as `rotate`.
+        """
+        return await self._order(Roll(Kind.PARDON, (node,)))
+
+    def members(self) -> list[dict[str, object]]:
+        """All members: here, away or evicted."""
+        live = self._owner.live()
+        here = {record.node for record in live}
+        ring = self._owner.keyring()
+        rows = [(record.node, record.name, "here") for record in live]
+        if ring is not None:
+            rows += [(one.node, one.name, "away") for one in ring.members if one.node not in here]
+            rows += [(one.node, one.name, "evicted") for one in ring.evicted]
+        return [{"node": node, "name": name, "state": state} for node, name, state in rows]
+
+    def _member(self, text: str) -> Member:
+        ring = self._owner.keyring()
+        known = merged(_members(self._owner.live()), ring.members if ring is not None else ())
+        found = [one for one in known if text in (one.node, one.name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(one.node for one in found)
+            raise Refusal(Fault.NOT_FOUND, f"several members are named {text!r}; name one by its id: {ids}")
+        names = ", ".join(one.name for one in known)
+        raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; there are {names}")
+
+    async def _order(self, roll: Roll) -> Rolled:
+        self._check(roll.kind)
+        leader = self._carrier(roll)
+        if not leader:
+            raise Refusal(Fault.UNAVAILABLE, "there is no leader at present", retry_after=2.0)
+        try:
+            rolled = await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
+        except PeerError as error:
+            raise Refusal(Fault.UNAVAILABLE, f"the leader: {error}", retry_after=2.0) from None
+        if rolled.refusal:
+            raise Refusal(Fault.BAD_REQUEST, rolled.refusal)
+        return rolled
+
+    def _check(self, kind: Kind) -> None:
+        ring = self._owner.keyring()
+        if ring is None:
+            raise Refusal(Fault.BAD_REQUEST, BY_SETTINGS)
+        if ring.open and kind is not Kind.SECURE:
+            raise Refusal(Fault.BAD_REQUEST, "this cluster is open and has no secret: sollold cluster secure")
+        if not ring.open and kind is Kind.SECURE:
+            raise Refusal(Fault.BAD_REQUEST, "this cluster has a secret; sollold cluster rotate changes it")
+
+    def _carrier(self, roll: Roll) -> str:
+        """The node that carries it out: the leader, or who is first in line when that is to be turned out."""
+        leader = self._owner.leader().leader
+        if roll.kind is not Kind.EVICT or leader not in roll.nodes:
+            return leader
+        line = [(one.draining, one.node) for one in self._owner.live() if one.node != leader]
+        return min(line)[1] if line else ""
+
+    # As the leader
+
+    async def _on_roll(self, caller: str, roll: Roll) -> Rolled:
+        if self._busy.locked():
+            return Rolled("the secret is being changed; try again")
+        async with self._busy:
+            try:
+                self._check(roll.kind)
+                if self._carrier(roll) == self._owner.me.node != self._owner.leader().leader:
+                    await self._take_the_lead(roll.nodes)
+                if self._owner.leader().leader != self._owner.me.node:
+                    return Rolled("this node is not the leader; try again")
+                return await self._carry_out(roll)
+            except Refusal as refusal:
+                return Rolled(str(refusal))
+            finally:
+                self._owner.set_aside(frozenset())
+
+    async def _take_the_lead(self, leaders: Iterable[str]) -> None:
+        """Hold the leader gone, so that this node leads and the others obey it."""
+        self._owner.set_aside(frozenset(leaders))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LEAD_SECONDS):
+                await wait_until(self._owner, lambda: self._owner.leader().leader == self._owner.me.node)
+
+    async def _carry_out(self, roll: Roll) -> Rolled:
+        order, nodes = self._prepared(roll)
+        answers: dict[str, SecretAnswer | None] = {}
+        for _ in range(_TRIES):
+            answers = await self._step(order, nodes)
+            refusals = {node: one for node, one in answers.items() if one is not None and one.refusal}
+            if not refusals:
+                break
+            newest = max(one.generation for one in refusals.values())
+            if newest < order.generation:
+                node, refused = next(iter(refusals.items()))
+                return Rolled(f"{nodes[node]}: {refused.refusal}")
+            # A change that was broken off got further there.
+            order = replace(order, generation=newest + 1)
+        else:
+            return Rolled("another change of the secret is in progress; try again")
+        ready = {node: nodes[node] for node, one in answers.items() if one is not None}
+        if roll.kind is not Kind.SECURE:  # who was in an open cluster says nothing
+            known = [one.members for one in answers.values() if one is not None]
+            order = replace(order, members=merged(order.members, *known, without=order.evicted))
+        order = replace(order, step=Step.USE)
+        using = await self._step(order, ready)
+        if roll.kind is Kind.PARDON:
+            # With the last step alone: a node that comes back may take the lead.
+            left = tuple(one for one in order.evicted if one.node not in roll.nodes)
+            order = replace(order, evicted=left)
+        removed = await self._step(replace(order, step=Step.REMOVE), ready)
+        done = {node for node in ready if _agreed(using[node])}
+        unsure = {node for node in ready if not (_agreed(using[node]) and _agreed(removed[node]))}
+        log.info("%s: %d nodes use generation %d of the secret", roll.kind, len(done), order.generation)
+        return Rolled(
+            generation=order.generation,
+            done=_named(ready, done),
+            away=tuple(one for one in order.members if one.node not in ready),
+            unsure=_named(ready, unsure),
+        )
+
+    def _prepared(self, roll: Roll) -> tuple[SecretOrder, dict[str, str]]:
+        """The first step, and the names of the nodes to take it by their ids.
+
+        Raises:
+            Refusal: BAD_REQUEST when the leader itself is not to stay.
+        """
+        ring, me = self._owner.keyring(), self._owner.me.node
+        assert ring is not None
+        live = {record.node: record.name for record in self._owner.live()}
+        evicted, known = ring.evicted, ring.members
+        if roll.kind is Kind.EVICT:
+            gone = [one for one in merged(_members(self._owner.live()), known) if one.node in roll.nodes]
+            evicted = merged(gone, evicted)
+        elif roll.kind is Kind.SECURE:
+            live, known = {node: name for node, name in live.items() if node in roll.nodes}, ()
+        refused = {one.node for one in evicted}
+        nodes = {node: name for node, name in live.items() if node not in refused}
+        if me not in nodes:
+            raise Refusal(Fault.BAD_REQUEST, f"{self._owner.me.name} leads: it must be among those that stay")
+        members = merged((Member(node, name) for node, name in nodes.items()), known, without=evicted)
+        founder = ring.founder or me
+        secret = secrets.token_hex(32)
+        order = SecretOrder(Step.INSTALL, founder, ring.newest + 1, secret, members, evicted)
+        return order, nodes
+
+    async def _step(self, order: SecretOrder, nodes: Iterable[str]) -> dict[str, SecretAnswer | None]:
+        """What each node answered; None: nothing."""
+        asked = list(nodes)
+        answers = await asyncio.gather(*(self._tell(node, order) for node in asked))
+        return dict(zip(asked, answers, strict=True))
+
+    async def _tell(self, node: str, order: SecretOrder) -> SecretAnswer | None:
+        """The answer of ``node`` to a step; asked again while it does not know yet who leads."""
+        try:
+            async with asyncio.timeout(_STEP_SECONDS):
+                while True:
+                    answer = await self._calls.call(
+                        node, "secret", order, SecretAnswer, timeout=_STEP_SECONDS
+                    )
+                    if not answer.again:
+                        return answer
+                    await asyncio.sleep(_POLL)
+        except (PeerError, TimeoutError) as error:
+            if "no call is named" in str(error):
+                why = "it runs an earlier release, which can't change its secret, or has cluster.token set"
+                return SecretAnswer(why, 0)
+            log.warning("%s did not %s the new secret: %s", node, order.step, error)
+            return None
+
+
+def _agreed(answer: SecretAnswer | None) -> bool:
+    return answer is not None and not answer.refusal
+
+
+def _members(records: Iterable[Record]) -> list[Member]:
+    return [Member(record.node, record.name) for record in records]
+
+
+def _named(names: dict[str, str], nodes: Iterable[str]) -> tuple[Member, ...]:
+    return tuple(Member(node, names[node]) for node in sorted(nodes, key=lambda one: names[one]))

@@ -1,0 +1,1 @@
+"""The daemon: builds all parts, runs them as a process, and tells systemd."""

@@ -1,0 +1,346 @@
+"""A node: starts its parts in order, stops them in the opposite one, and tells how it does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Any
+
+from sollold import __version__, log, tracing
+from sollold.api.http.access import ACCESS
+from sollold.api.http.application import Listener, build_app
+from sollold.api.http.client_address import is_loopback, networks
+from sollold.api.http.cors import ORIGINS
+from sollold.api.http.hosts import HOSTS
+from sollold.api.http.request_log import REQUEST_LOG
+from sollold.api.http.services import AppServices
+from sollold.cluster.admission.orders import opened
+from sollold.cluster.net.node_key import KEY_FILE
+from sollold.control.admission import AdmissionService
+from sollold.control.doctor import Facts, Finding, examine
+from sollold.control.engine_metrics import EngineMetrics
+from sollold.control.models import ModelService, PullService
+from sollold.daemon import systemd
+from sollold.daemon.heap import keep_small
+from sollold.daemon.parts import Parts
+from sollold.engines.install.build_step import SetupFailed
+from sollold.engines.install.setup import Progress, persist
+from sollold.models.transfer.cleanup import abandoned
+from sollold.serving.drain import drain, undrain
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import Loaded, catalogue, differences, merged
+from sollold.settings.paths import Places
+from sollold.settings.schema import Settings
+
+logger = logging.getLogger("sollold")
+
+LIVE_KEYS = frozenset(
+    {
+        "http.auth",
+        "http.cors_origins",
+        "http.hosts",
+        "http.trusted_proxies",
+        "http.wait_limit",
+        "log.level",
+        "log.requests",
+        "models.aliases",
+        "models.folders",
+        "models.huggingface",
+        "models.ollama_stores",
+        "models.transfer_rate",
+        "serving.drain_limit",
+        "serving.recover_limit",
+        "serving.stall",
+    }
+    | {key for key in catalogue() if key.startswith("placement.")}
+)
+"""Settings that a reload changes at once; the others need a restart and are named."""
+_CLOSE_SECONDS = 2.0
+"""For connections of callers to close when every answer has ended."""
+
+
+class Daemon:
+    """All parts of one node. `start` puts their ends on a stack, so that they end in the opposite order."""
+
+    def __init__(self, loaded: Loaded, folders: Places, *, demo: bool) -> None:
+        self._folders = folders
+        self._setup_failed = ""
+        self._leaving = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._draining: asyncio.Task[None] | None = None
+        """The drain that was asked for last, under way or done."""
+        self._parts = Parts(loaded.settings, folders, demo=demo, drain=self._drain)
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._parts.settings
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start everything, from the ground up.
+
+        Raises:
+            PortTaken: a port is in use.
+            OSError: an address is none of this machine's, a folder can't be read.
+            BadSeed: a seed in the settings can't be read.
+        """
+        parts = self._parts
+        await self._trace(stack)
+        stack.callback(parts.machine.close)
+        stack.push_async_callback(self._end_tasks)
+        stack.callback(parts.sender.close)
+        await parts.node.start()
+        stack.push_async_callback(parts.node.close)
+        for part in (parts.keys, parts.catalogue, parts.library):
+            await part.start()
+            stack.push_async_callback(part.close)
+        stack.push_async_callback(parts.tunnels.close)
+        await parts.agent.start()
+        stack.push_async_callback(parts.agent.shutdown)
+        await parts.ollama.start()
+        stack.push_async_callback(parts.ollama.close)
+        for planning in (parts.speeds, parts.leader):
+            await planning.start()
+            stack.push_async_callback(planning.close)
+        await parts.endpoints.start()
+        stack.push_async_callback(parts.endpoints.close)
+        stack.push_async_callback(parts.loader.close)
+        await parts.serving.start()
+        stack.push_async_callback(parts.serving.close)
+        stack.push_async_callback(parts.puller.close)
+        stack.push_async_callback(parts.fetcher.close)
+        stack.push_async_callback(parts.relay.close)
+        await self._serve_http(stack)
+        await parts.monitor.start()
+        stack.push_async_callback(parts.monitor.close)
+        self._own(self._set_up(), "llama.cpp set-up")
+        self._own(systemd.keep_telling(self.status), "systemd")
+        self._own(keep_small(), "memory")
+
+    async def _serve_http(self, stack: AsyncExitStack) -> None:
+        """Take requests."""
+        parts = self._parts
+        settings = self.settings
+        engine_metrics = EngineMetrics(lambda: parts.node.me, parts.engines.address)
+        stack.push_async_callback(engine_metrics.close)
+        services = AppServices(
+            parts.serving,
+            ModelService(parts.library, parts.node, parts.node.calls, parts.own_models),
+            parts.cluster,
+            parts.monitor,
+            parts.logs,
+            PullService(parts.puller),
+            parts.relay,
+            parts.responses,
+            self.findings,
+            parts.counters,
+            parts.node.dropped,
+            AdmissionService(parts.node, parts.calls, parts.secret),
+            keys=parts.keys,
+            passes=parts.passes,
+            engine_metrics=engine_metrics,
+        )
+        app = build_app(
+            services, settings.http, bodies=settings.serving.bodies, requests_logged=settings.log.requests
+        )
+        self._origins, self._hosts, self._access = app[ORIGINS], app[HOSTS], app[ACCESS]
+        self._request_log = app[REQUEST_LOG]
+        if parts.tls is not None:
+            await parts.tls.start()
+            stack.push_async_callback(parts.tls.close)
+        listener = Listener(app, settings.http, drain=_CLOSE_SECONDS, tls=parts.tls)
+        await listener.start()
+        stack.push_async_callback(listener.close)
+
+    async def _trace(self, stack: AsyncExitStack) -> None:
+        """Send traces if the settings say where to; without them the daemon serves all the same."""
+        if not self.settings.log.traces:
+            return
+        try:
+            end = await asyncio.to_thread(tracing.start, self.settings.log.traces, self._parts.node.me.name)
+        except tracing.TracesUnavailable as error:
+            logger.error("%s", error)
+            return
+        stack.push_async_callback(asyncio.to_thread, end)
+
+    async def leave(self, hurry: asyncio.Event) -> None:
+        """Before the end: take no new work, let running answers finish or move. ``hurry`` cuts it short."""
+        parts = self._parts
+        limit = self.settings.serving.drain_limit
+        self._leaving = "draining: running requests finish or move"
+        systemd.notify(stopping=True, status=self._leaving)
+        systemd.extend(limit + 20)
+        logger.info("stopping")
+        parts.serving.refuse("this node is stopping; use another node")
+        await self._end_drain()
+        draining = asyncio.ensure_future(
+            drain(
+                parts.node,
+                parts.endpoints,
+                parts.serving,
+                self.settings.serving,
+                "the node is stopping",
+            )
+        )
+        waiting = asyncio.ensure_future(hurry.wait())
+        await asyncio.wait((draining, waiting), return_when=asyncio.FIRST_COMPLETED)
+        for task in (draining, waiting):
+            task.cancel()
+        await asyncio.gather(draining, waiting, return_exceptions=True)
+        # While the connections stand: callers without an answer get an error that says why.
+        await parts.serving.close()
+
+    def reload(self, read: Callable[[], Loaded]) -> None:
+        """SIGHUP: put what can change in force, name the rest. Never ends the daemon."""
+        self._own(self._reload(read), "reload")
+
+    async def _reload(self, read: Callable[[], Loaded]) -> None:
+        systemd.reloading()
+        try:
+            loaded = await asyncio.to_thread(read)
+        except SettingsError as error:
+            logger.error("settings not reloaded: %s", error)
+        else:
+            changed = differences(self.settings, loaded.settings)
+            live = [key for key in changed if key in LIVE_KEYS]
+            await self._use(merged(self.settings, loaded.settings, live))
+            if held := [key for key in changed if key not in LIVE_KEYS]:
+                logger.warning("these settings need a restart: %s", ", ".join(held))
+            if self._parts.tls is not None:
+                await self._parts.tls.refresh()
+            logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
+        finally:
+            systemd.notify(ready=True, status=self.status())
+
+    async def _use(self, settings: Settings) -> None:
+        """Put the settings of `LIVE_KEYS` in force."""
+        parts = self._parts
+        models = self.settings.models
+        parts.settings = settings
+        log.set_level(settings.log.level)
+        self._origins.allowed = settings.http.cors_origins
+        self._hosts.allowed = settings.http.hosts
+        self._access.mode = settings.http.auth
+        self._request_log.mode = settings.log.requests
+        self._access.proxies = networks(settings.http.trusted_proxies)
+        parts.cluster.limit = settings.http.wait_limit
+        parts.serving.use_settings(settings.serving, settings.http)
+        parts.endpoints.use_settings(settings.serving)
+        parts.leader.use(settings)
+        parts.pace.rate = settings.models.transfer_rate
+        parts.library.use_aliases(settings.models.aliases)
+        if settings.models != models:
+            await parts.catalogue.use(settings.models)
+
+    async def _drain(self, on: bool) -> None:
+        parts = self._parts
+        if on and self._draining is None:
+            settings, reason = self.settings.serving, "the node is drained"
+            work = drain(parts.node, parts.endpoints, parts.serving, settings, reason)
+            self._draining = self._own(work, "drain")
+        elif not on:
+            await self._end_drain()
+            undrain(parts.node, parts.endpoints)
+
+    async def _end_drain(self) -> None:
+        """End a drain under way: at its limit it would break off what the node works on again."""
+        draining, self._draining = self._draining, None
+        if draining is not None:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+
+    def status(self) -> str:
+        """One line for ``systemctl status``."""
+        parts = self._parts
+        if self._leaving:
+            return self._leaving
+        live = parts.node.live()
+        me = parts.node.me
+        leader = next((one.name for one in live if one.node == parts.node.leader().leader), "none")
+        loaded = sorted({end.model for one in live for end in one.endpoints if end.layers and end.loaded})
+        words = [f"{len(live)} node{'s' if len(live) != 1 else ''}", f"leader {leader}"]
+        words.append(f"loaded: {', '.join(loaded)}" if loaded else "nothing loaded")
+        words += [me.seeking] if me.seeking else []
+        words += [f"{one.name} waits to be let in, code {one.code}" for one in me.waiting]
+        if not me.build:
+            words.append(me.setup or "llama.cpp: not ready")
+        return "; ".join(words)
+
+    def ready_line(self) -> str:
+        """One line for the log once it serves: version, address and models."""
+        me, host = self._parts.node.me, self.settings.http.host
+        address = host if host not in ("", "0.0.0.0", "::") else (*me.addresses, "127.0.0.1")[0]
+        url = replace(me, addresses=(address,)).url
+        count = sum(not model.unusable for model in self._parts.catalogue.models)
+        models = f"{count} model{'s' if count != 1 else ''}"
+        return f"sollold {__version__} on {me.name}: {url} (API, and a dashboard for browsers), {models} here"
+
+    def findings(self) -> list[Finding]:
+        """What `sollold doctor` says. Blocks a moment: call it off the loop."""
+        parts = self._parts
+        trouble: list[tuple[str, str]] = []
+        if parts.machine.problem:
+            trouble.append((parts.machine.problem, ""))
+        trouble.extend((problem.what, problem.fix) for problem in parts.catalogue.problems)
+        left = abandoned(parts.catalogue.own, time.time())
+        trouble.extend((problem.what, problem.fix) for problem in left)
+        if parts.tls is not None:
+            trouble.extend(parts.tls.trouble())
+        if parts.ollama.trouble:
+            trouble.append((parts.ollama.trouble, ""))
+        return examine(
+            Facts(
+                parts.node.me,
+                parts.node.live(),
+                parts.catalogue.models,
+                tuple(trouble),
+                self._setup_failed,
+                shutil.disk_usage(self._folders.cache).free,
+                str(self._folders.cache),
+                parts.machine.idle_gpus(),
+                parts.node.status(),
+                str(self._folders.state / KEY_FILE),
+                parts.monitor.offline(),
+                time.time(),
+                self._access.open and not is_loopback(self.settings.http.host),
+                opened(self.settings.cluster) and not parts.node.me.open,
+            )
+        )
+
+    async def _set_up(self) -> None:
+        def tell(progress: Progress) -> None:
+            if progress.stage != "ready":
+                text = f"llama.cpp: {progress.message} ({progress.fraction:.0%})"
+                self._parts.node.update_me(setup=text)
+
+        def failed(error: SetupFailed) -> None:
+            if str(error) != self._setup_failed:
+                logger.error("no llama.cpp, so this node can't run models itself: %s", error)
+            self._setup_failed = str(error)
+            self._parts.node.update_me(setup=f"no llama.cpp: {error}")
+
+        llama = await persist(self.settings.llama, self._folders.cache, tell, failed)
+        self._setup_failed = ""
+        self._parts.catalogue.use_build(llama.build)
+        await self._parts.agent.use_llama(llama)
+
+    def _own(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("%s failed", task.get_name(), exc_info=error)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,0 +1,123 @@
+"""The daemon as a process: a lock on its folders, signals, and what keeps it from starting."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import gc
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+
+import uvloop
+
+from sollold.api.http.client_address import BadNetwork
+from sollold.api.http.connections import raise_descriptor_limit
+from sollold.cluster.net.identity import BadToken
+from sollold.cluster.net.seeds import BadSeed
+from sollold.daemon import systemd
+from sollold.daemon.app import Daemon
+from sollold.daemon.heap import use_one_arena
+from sollold.settings.load import Loaded
+from sollold.settings.paths import Places, places
+
+logger = logging.getLogger("sollold")
+
+
+class StartError(Exception):
+    """The daemon can't start; one line says why and what to do."""
+
+
+def serve(loaded: Loaded, *, reload: Callable[[], Loaded], demo: bool = False) -> None:
+    """Run until SIGTERM or SIGINT; on a terminal until that is closed, too (SIGHUP).
+
+    Args:
+        loaded: the settings in force.
+        reload: reads them anew, on SIGHUP of a daemon that has no terminal.
+        demo: with no model on this machine, write a small one.
+
+    Raises:
+        StartError: a port is taken, an address is not this machine's, a folder can't be written, another
+            daemon has it.
+    """
+    raise_descriptor_limit()
+    use_one_arena()
+    folders = places(loaded.settings.node)
+    with _owned(folders):
+        uvloop.run(_serve(loaded, folders, reload, demo))
+
+
+@contextmanager
+def _owned(folders: Places) -> Iterator[None]:
+    """The state folder is this daemon's alone within the block."""
+    try:
+        folders.make()
+        lock = os.open(folders.state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(
+            f"can't write {error.filename or folders.state}: {error.strerror}; "
+            "name other folders with node.state_dir and node.cache_dir"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartError(
+                f"another sollold runs with the state folder {folders.state}; `systemctl status sollold` "
+                "may know it. For a second one name another folder: --set node.state_dir=…"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+
+
+async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], demo: bool) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    # Closing the terminal is no request to reload the settings.
+    closed = (signal.SIGHUP,) if _has_terminal() else ()
+    for number in (signal.SIGTERM, signal.SIGINT, *closed):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        try:
+            daemon = Daemon(loaded, folders, demo=demo)
+            await daemon.start(stack)
+        except (BadToken, BadSeed, BadNetwork) as error:
+            raise StartError(str(error)) from error
+        except OSError as error:
+            logger.debug("the start failed", exc_info=error)
+            raise StartError(_in_words(error, folders)) from error
+        if not closed:
+            loop.add_signal_handler(signal.SIGHUP, daemon.reload, reload)
+        logger.info("%s", daemon.ready_line())
+        # What is there now stays: looked through at every collection of garbage, it would hold up the loop.
+        gc.collect()
+        gc.freeze()
+        systemd.notify(ready=True, status=daemon.status())
+        await stopping.wait()
+        # A second signal ends the waiting for requests, not the cleaning up.
+        stopping.clear()
+        await daemon.leave(stopping)
+
+
+def _has_terminal() -> bool:
+    """Whether this process ends with its terminal: it has one, and ``nohup`` is not in use."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return False
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def _in_words(error: OSError, folders: Places) -> str:
+    """Without the number; with the file, if it is about one. A full disk is that of the state folder."""
+    words = error.strerror or str(error)
+    place = error.filename
+    if place is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        place = folders.state
+    return f"{words}: {place}" if place else words

@@ -1,0 +1,123 @@
+"""One look at an external worker: a real handshake, with a time-out on every step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from sollold.engines.external.rpc_protocol import DeviceMemory, Handshake, NotAWorker, Version
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.engines.llamacpp.rpc_worker import Worker, WorkerFailed
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+
+log = logging.getLogger("sollold.engines")
+
+CONNECT_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
+"""A worker that is free answers within milliseconds; one that serves another client never."""
+_PIECE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found.
+
+    ``memories``: of its devices, in order, when it is USABLE; ``silent``: not even refused.
+    """
+
+    state: ExternalState
+    reason: str = ""
+    version: Version | None = None
+    memories: tuple[DeviceMemory, ...] = ()
+    silent: bool = False
+
+    def worker(self, address: str) -> ExternalWorker:
+        """As it is told on of the worker at ``address``."""
+        total = sum(memory.total for memory in self.memories)
+        version = str(self.version or "")
+        return ExternalWorker(address, self.state, self.reason, version, len(self.memories), total)
+
+
+async def look(host: str, port: int, ours: Version | None, *, connect: float = CONNECT_SECONDS) -> Look:
+    """Look at the worker on ``host``. It serves one client, and for this moment that is us.
+
+    Args:
+        ours: the protocol of the llama.cpp in use; None: any will do.
+        connect: seconds for the connection.
+    """
+    try:
+        async with asyncio.timeout(connect):
+            reader, writer = await asyncio.open_connection(host, port)
+    except TimeoutError:
+        return Look(ExternalState.DEAD, f"no connection to {host}:{port} within {connect:g} s", silent=True)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        return Look(ExternalState.DEAD, f"nothing listens on {host}:{port} ({reason})")
+    handshake = Handshake(ours)
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await _talk(handshake, reader, writer)
+    except TimeoutError:
+        if handshake.version is None:
+            reason = f"{host}:{port} accepts connections but does not answer: it serves another client"
+            return Look(ExternalState.BUSY, reason)
+        return Look(ExternalState.REFUSED, f"{host}:{port} stopped while answering")
+    except (OSError, EOFError):
+        # A worker of long ago closes when it is greeted in words that it does not know.
+        reason = f"{host}:{port} closed the connection: not a worker, or from another llama.cpp"
+        return Look(ExternalState.REFUSED, reason, handshake.version)
+    except NotAWorker as error:
+        return Look(ExternalState.REFUSED, f"{host}:{port}: {error}", handshake.version)
+    finally:
+        writer.transport.abort()  # The next client's turn comes when we are gone.
+    version = handshake.version
+    assert version is not None
+    if ours is not None and not version.mixes(ours):
+        reason = (
+            f"{host}:{port} speaks version {version} of the RPC protocol, and the llama.cpp here {ours}: "
+            "start it from the same build"
+        )
+        return Look(ExternalState.REFUSED, reason, version)
+    if not handshake.memories:
+        return Look(ExternalState.REFUSED, f"{host}:{port} offers no device", version)
+    return Look(ExternalState.USABLE, "", version, tuple(handshake.memories))
+
+
+async def _talk(handshake: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(handshake.begin())
+    while not handshake.done:
+        data = await reader.read(_PIECE)
+        if not data:
+            raise EOFError
+        writer.write(handshake.feed(data))
+        await writer.drain()
+
+
+async def own_protocol(llama: Llama, ports: Ports, journal: Journal, logs: Path) -> Version | None:
+    """The protocol that this llama.cpp speaks, from a worker of its own; None when that can't be had."""
+    try:
+        worker = await Worker.start(
+            llama,
+            (PROCESSOR,),
+            deployment="protocol",
+            ports=ports,
+            journal=journal,
+            logs=logs,
+            threads=1,
+            cache=None,
+        )
+    except WorkerFailed as error:
+        log.warning("unknown RPC protocol of llama.cpp %s: %s", llama.build, error)
+        return None
+    try:
+        found = await look(LOOPBACK, worker.port, None)
+        if found.version is None:
+            log.warning("unknown RPC protocol of llama.cpp %s: %s", llama.build, found.reason)
+        return found.version
+    finally:
+        await worker.stop()

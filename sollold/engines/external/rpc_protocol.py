@@ -1,0 +1,129 @@
+"""The first words of llama.cpp's RPC: who are you, what devices, how much memory. Sans-I/O.
+
+A request is a byte that names the command, eight bytes of size (little-endian) and the payload; an
+answer is the size and the payload.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from sollold.facts import dataclass
+
+_GET_DEVICE_MEMORY = 11
+_HELLO = 14
+_DEVICE_COUNT = 15
+_SIZE = struct.Struct("<Q")
+_INDEX = struct.Struct("<I")
+_MEMORY = struct.Struct("<QQ")
+_CAPABILITIES = bytes(24)
+"""All zero: plain TCP."""
+MOST_DEVICES = 64
+_LARGEST = 4096
+"""Bytes of an answer that are believed: these are a few dozen."""
+_MOST_BYTES = 1 << 60
+
+
+class NotAWorker(Exception):
+    """What answers does not speak this protocol; the message says how one can tell."""
+
+
+class Version(NamedTuple):
+    """Of the protocol. Workers and heads mix when major and minor are equal."""
+
+    major: int
+    minor: int
+    patch: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
+    def mixes(self, other: Version) -> bool:
+        """Whether one can talk with the other."""
+        return (self.major, self.minor) == (other.major, other.minor)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMemory:
+    """Bytes of one device, as the worker says."""
+
+    free: int
+    total: int
+
+
+class Handshake:
+    """One conversation. Send `begin`; give what comes to `feed` and send what it answers, until `done`.
+
+    Attributes:
+        version: of the worker's protocol, once it is known.
+        memories: of its devices, in order.
+    """
+
+    def __init__(self, ours: Version | None = None) -> None:
+        """``ours``: with another version that does not mix nothing but the version is asked. None: always."""
+        self._ours = ours
+        self._buffer = b""
+        self._count = -1
+        self.version: Version | None = None
+        self.memories: list[DeviceMemory] = []
+        self.done = False
+
+    def begin(self) -> bytes:
+        """What to send first."""
+        return _request(_HELLO, _CAPABILITIES)
+
+    def feed(self, data: bytes) -> bytes:
+        """What to send after ``data`` has come; empty while an answer is not whole, and when all is known.
+
+        Raises:
+            NotAWorker: these are no answers of a worker.
+        """
+        self._buffer += data
+        out = b""
+        while not self.done and (answer := self._take()) is not None:
+            out = self._answered(answer)
+        return out
+
+    def _take(self) -> bytes | None:
+        if len(self._buffer) < _SIZE.size:
+            return None
+        (size,) = _SIZE.unpack_from(self._buffer)
+        if size > _LARGEST:
+            raise NotAWorker("it is not a llama.cpp RPC worker")
+        end = _SIZE.size + size
+        if len(self._buffer) < end:
+            return None
+        answer, self._buffer = self._buffer[_SIZE.size : end], self._buffer[end:]
+        return answer
+
+    def _answered(self, answer: bytes) -> bytes:
+        if self.version is None:
+            if len(answer) < 3:
+                raise NotAWorker("its greeting is not that of a llama.cpp RPC worker")
+            self.version = Version(answer[0], answer[1], answer[2])
+            if self._ours is not None and not self.version.mixes(self._ours):
+                self.done = True
+                return b""
+            return _request(_DEVICE_COUNT)
+        if self._count < 0:
+            if len(answer) != _INDEX.size:
+                raise NotAWorker("it does not say how many devices it has")
+            (self._count,) = _INDEX.unpack(answer)
+            if self._count > MOST_DEVICES:
+                raise NotAWorker(f"it claims to have {self._count} devices")
+        else:
+            if len(answer) != _MEMORY.size:
+                raise NotAWorker("it does not say how much memory a device has")
+            free, total = _MEMORY.unpack(answer)
+            if total > _MOST_BYTES:
+                raise NotAWorker(f"it claims to have {total} bytes on one device")
+            self.memories.append(DeviceMemory(min(free, total), total))
+        if len(self.memories) == self._count:
+            self.done = True
+            return b""
+        return _request(_GET_DEVICE_MEMORY, _INDEX.pack(len(self.memories)))
+
+
+def _request(command: int, payload: bytes = b"") -> bytes:
+    return bytes([command]) + _SIZE.pack(len(payload)) + payload

@@ -1,0 +1,60 @@
+"""A look over the LAN for workers that others started. Only on request: it knocks at every door."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
+
+from sollold.engines.external.probe import look
+from sollold.engines.external.rpc_protocol import Version
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+
+PORTS = range(50052, 50056)
+"""Where llama.cpp's workers listen unless they are told otherwise, and the next few."""
+CONNECT_SECONDS = 0.7
+AT_A_TIME = 128
+MOST_NETWORKS = 4
+_WIDTH = 24
+
+
+def hosts_beside(addresses: Iterable[str]) -> tuple[str, ...]:
+    """The IPv4 addresses of the same /24 as each of ``addresses``, of `MOST_NETWORKS` at the most. Pure."""
+    networks: dict[ipaddress.IPv4Network, None] = {}
+    for address in addresses:
+        one = ipaddress.ip_address(address)
+        if isinstance(one, ipaddress.IPv4Address) and one.is_private and not one.is_loopback:
+            networks[ipaddress.IPv4Network(f"{one}/{_WIDTH}", strict=False)] = None
+    chosen = list(networks)[:MOST_NETWORKS]
+    return tuple(str(host) for network in chosen for host in network.hosts())
+
+
+async def scan(
+    hosts: Sequence[str], ports: Sequence[int], ours: Version | None, taken: Collection[str] = ()
+) -> tuple[ExternalWorker, ...]:
+    """Whatever answers on ``ports`` of ``hosts``. Takes some seconds.
+
+    Args:
+        ours: the protocol of the llama.cpp in use; None: not known.
+        taken: addresses that deployments have now: they are told, and not looked at.
+    """
+    doors = [(host, port) for host in hosts for port in ports]
+    found: dict[tuple[str, int], ExternalWorker] = {}
+    left = iter(doors)
+
+    async def knock(wait: float) -> None:
+        await asyncio.sleep(wait)
+        for host, port in left:
+            address = f"{host}:{port}"
+            if address in taken:
+                found[host, port] = ExternalWorker(address, ExternalState.TAKEN)
+                continue
+            seen = await look(host, port, ours, connect=CONNECT_SECONDS)
+            if seen.state is not ExternalState.DEAD:
+                found[host, port] = seen.worker(address)
+
+    async with asyncio.TaskGroup() as group:
+        # One after the other: of hosts that are not there all would be given up in the same moment.
+        for place in range(min(AT_A_TIME, len(doors))):
+            group.create_task(knock(place * CONNECT_SECONDS / AT_A_TIME))
+    return tuple(found[door] for door in doors if door in found)

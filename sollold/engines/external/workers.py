@@ -1,0 +1,238 @@
+"""The workers that others started and the settings name: looked at from time to time, offered as devices.
+
+They belong to the node that names them, so its ledger grants their bytes, and a worker is one deployment's
+at a time: while one holds it, it is not looked at, for it would not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field, replace
+
+from sollold.engines.external.probe import Look, look
+from sollold.engines.external.rpc_protocol import Version
+from sollold.facts import dataclass
+from sollold.machine.device import Device, Kind
+from sollold.machine.external_worker import ExternalDevice, ExternalState, ExternalWorker, split_address
+
+log = logging.getLogger("sollold.engines")
+
+_BEAT = 1.0
+"""Seconds between two looks at which are taken and which are due."""
+_PAUSES = {
+    ExternalState.USABLE: 60.0,
+    ExternalState.DEAD: 20.0,
+    ExternalState.BUSY: 60.0,
+    ExternalState.REFUSED: 120.0,
+}
+"""Seconds until the next look."""
+NAMED_SECONDS = 900.0
+"""How long a worker that a request named is watched after it was last named."""
+MOST_NAMED = 32
+"""Workers that requests may name at a time, besides the settings'."""
+_LONGEST = 600.0
+"""Each look at a busy worker stands in its line of one, so they become rare."""
+
+
+@dataclass(slots=True)
+class _Watched:
+    worker: ExternalWorker
+    host: str = ""
+    port: int = 0
+    devices: tuple[Device, ...] = ()
+    due: float = 0.0
+    pause: float = 0.0
+    looking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    until: float = float("inf")
+    """When it is watched no more, on the loop's clock; infinite: the settings name it."""
+
+
+class ExternalWorkers:
+    """Watches them in `run`; the rest never waits, but `check`.
+
+    Args:
+        addresses: ``host:port`` each.
+        allowed: whether the settings let them be used.
+        limits: device → most bytes.
+        taken: addresses that a deployment has now.
+        changed: called on the loop when what is offered or known has changed.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        allowed: bool,
+        limits: Mapping[str, int],
+        taken: Callable[[], frozenset[str]],
+        changed: Callable[[], None],
+    ) -> None:
+        self._allowed = allowed
+        self._limits = limits
+        self._taken = taken
+        self._changed = changed
+        self._ours: Version | None = None
+        self._watched: dict[str, _Watched] = {}
+        self._news = asyncio.Event()
+        for address in dict.fromkeys(addresses):
+            self._add(address)
+
+    def _add(self, address: str) -> _Watched:
+        worker = ExternalWorker(address, ExternalState.CHECKING, "not checked yet")
+        one = self._watched[address] = _Watched(worker)
+        try:
+            one.host, one.port = split_address(address)
+        except ValueError as error:
+            one.worker = replace(worker, state=ExternalState.REFUSED, reason=f"{error}: see rpc_backends")
+            one.due = float("inf")
+        return one
+
+    def add(self, addresses: Sequence[str]) -> None:
+        """Watch these too, for `NAMED_SECONDS`: a request names them. Too many are left out."""
+        now = asyncio.get_running_loop().time()
+        for address in addresses:
+            one = self._watched.get(address)
+            named = sum(other.until < float("inf") for other in self._watched.values())
+            if one is None and named < MOST_NAMED:
+                one = self._add(address)
+                one.until = now
+            if one is not None and one.until < float("inf"):
+                one.until = now + NAMED_SECONDS
+
+    async def settled(self, addresses: Sequence[str], limit: float) -> tuple[ExternalWorker, ...]:
+        """What is known of these, once each was looked at, after ``limit`` seconds at the latest."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while loop.time() < end and any(self._checking(address) for address in addresses):
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), max(0.0, end - loop.time()))
+        left_out = f"{MOST_NAMED} workers are named by requests already"
+        return tuple(
+            self._watched[address].worker
+            if address in self._watched
+            else ExternalWorker(address, ExternalState.REFUSED, left_out)
+            for address in addresses
+        )
+
+    def _checking(self, address: str) -> bool:
+        one = self._watched.get(address)
+        return one is not None and one.worker.state is ExternalState.CHECKING
+
+    def _forget_unnamed(self, now: float, taken: frozenset[str]) -> None:
+        gone = [
+            address for address, one in self._watched.items() if now >= one.until and address not in taken
+        ]
+        for address in gone:
+            del self._watched[address]
+        if gone:
+            self._changed()
+
+    def __bool__(self) -> bool:
+        return bool(self._watched)
+
+    @property
+    def protocol(self) -> Version | None:
+        """Of the llama.cpp here; None while it is not known."""
+        return self._ours
+
+    def use(self, ours: Version) -> None:
+        """The protocol of the llama.cpp here is known: now they can be judged."""
+        self._ours = ours
+        for one in self._watched.values():
+            one.due = min(one.due, 0.0) if one.host else one.due
+
+    def listed(self) -> tuple[ExternalWorker, ...]:
+        """All that are named, used or not."""
+        return tuple(one.worker for one in self._watched.values())
+
+    def devices(self) -> tuple[Device, ...]:
+        """What those offer that can be used, or are."""
+        taken = self._taken()
+        return tuple(
+            device
+            for address, one in self._watched.items()
+            if address in taken or one.worker.state is ExternalState.USABLE
+            for device in one.devices
+        )
+
+    async def run(self) -> None:
+        """Watch them, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while self._watched:
+            taken = self._taken()
+            now = loop.time()
+            self._forget_unnamed(now, taken)
+            for address, one in self._watched.items():
+                if address in taken:
+                    self._know(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
+                elif one.worker.state is ExternalState.TAKEN:
+                    # Whether it survived its client is not known: it is offered again after a look.
+                    reason = "a deployment has just given it back"
+                    self._know(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
+                    one.due = now
+            due = [one for one in self._watched.values() if now >= one.due and self._ours is not None]
+            await asyncio.gather(*(self._look(one) for one in due if one.worker.address not in taken))
+            await asyncio.sleep(_BEAT)
+
+    async def check(self, address: str) -> str:
+        """Look at a worker that a deployment is about to use: why it can't, or empty."""
+        one = self._watched.get(address)
+        if one is None or not self._allowed or self._ours is None:
+            return f"{address} is not used by this node"
+        async with one.looking:
+            found = await look(one.host, one.port, self._ours)
+        return found.reason
+
+    async def _look(self, one: _Watched) -> None:
+        async with one.looking:
+            found = await look(one.host, one.port, self._ours)
+        if one.worker.address in self._taken():
+            return  # A deployment took it meanwhile: that may be why it did not answer.
+        before = one.worker.state
+        state, reason = found.state, found.reason
+        if state is ExternalState.DEAD and before is ExternalState.BUSY and found.silent:
+            # Its line of one is full, of us as well as others.
+            state, reason = ExternalState.BUSY, one.worker.reason
+        if state is ExternalState.USABLE and not self._allowed:
+            state = ExternalState.REFUSED
+            reason = (
+                "it is neither authenticated nor encrypted: anyone who can reach it can read and change "
+                "what it computes; llama.allow_plain_workers = true allows its use"
+            )
+        usual = _PAUSES.get(state, _LONGEST)
+        one.pause = min(one.pause * 2, _LONGEST) if state is before is ExternalState.BUSY else usual
+        one.due = asyncio.get_running_loop().time() + one.pause
+        one.devices = self._offered(one.worker.address, found) if state is ExternalState.USABLE else ()
+        worker = found.worker(one.worker.address)
+        version = worker.version or one.worker.version
+        self._know(one, replace(worker, state=state, reason=reason, version=version))
+
+    def _offered(self, address: str, found: Look) -> tuple[Device, ...]:
+        devices = []
+        for index, memory in enumerate(found.memories):
+            id = ExternalDevice(address, index, len(found.memories)).id
+            limit = self._limits.get(id, 0)
+            devices.append(
+                Device(
+                    id=id,
+                    kind=Kind.EXTERNAL,
+                    name="a worker that others started",
+                    total=memory.total,
+                    free=memory.free,
+                    limit=min(memory.total, limit) if limit else memory.total,
+                    granted=0,
+                    available=0,
+                )
+            )
+        return tuple(devices)
+
+    def _know(self, one: _Watched, worker: ExternalWorker) -> None:
+        if worker != one.worker:
+            if (worker.state, worker.reason) != (one.worker.state, one.worker.reason):
+                log.info("the worker %s: %s. %s", worker.address, worker.state.value, worker.reason)
+            one.worker = worker
+            self._news.set()
+            self._changed()

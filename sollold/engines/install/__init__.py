@@ -1,0 +1,1 @@
+"""Finds llama.cpp on this machine, or builds the pinned version."""

@@ -1,0 +1,206 @@
+"""Building the pinned llama.cpp: its source fetched, configured, compiled, put in its place whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from sollold.engines.install.build_step import SetupFailed, Steps
+from sollold.engines.install.toolchain import Backend, generator
+from sollold.settings.schema import GIB
+
+TAG = "b11434"
+COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
+"""What is built, whole: git checks that the content is that of the hash. `TAG` only names it."""
+UPSTREAM = "https://github.com/ggml-org/llama.cpp"
+SDIST = ("llama-cpp-python", "0.3.36", "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e")
+"""A Python package whose source distribution holds the same commit as ``vendor/llama.cpp``: name, version,
+sha256. It comes by pip, from wherever the user's pip is set up to look."""
+TOOLS = Path(__file__).with_name("build_tools.lock")
+"""What a build takes from the package index, with hashes: `make lock` renews it."""
+TARGETS = ("llama-server", "ggml-rpc-server", "llama-fit-params")
+NEEDED_BYTES = 3 * GIB
+"""Of disk, while it is built."""
+_COMPILER_BYTES = 3 * GIB // 2
+"""RAM for one compiler at its worst."""
+_OPTIONS = (
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DBUILD_SHARED_LIBS=OFF",
+    "-DGGML_RPC=ON",
+    "-DLLAMA_CURL=OFF",
+    "-DLLAMA_OPENSSL=OFF",
+    "-DLLAMA_BUILD_TESTS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    "-DLLAMA_BUILD_UI=OFF",
+    "-DLLAMA_USE_PREBUILT_UI=OFF",
+    f"-DLLAMA_BUILD_NUMBER={TAG[1:]}",
+    f"-DLLAMA_BUILD_COMMIT={COMMIT[:9]}",
+)
+_COUNT = re.compile(r"^\[(\d+)/(\d+)\]")
+
+Tell = Callable[[str, float, str], None]
+"""(stage, fraction of the whole, message for people)."""
+
+
+class Build:
+    """One build in ``work``, a folder of its own that the caller removes.
+
+    Args:
+        jobs: compilers at a time; 0: as many as cores and memory allow.
+        tell: is told what is going on.
+    """
+
+    def __init__(self, work: Path, steps: Steps, jobs: int, tell: Tell) -> None:
+        self._work = work
+        self._steps = steps
+        self._jobs = jobs or _fitting_jobs()
+        self._tell = tell
+        self._env: Path | None = None
+
+    def fetch(self) -> Path:
+        """The source. From upstream by git, else from the source distribution.
+
+        Raises:
+            SetupFailed: neither could be had.
+        """
+        self._tell("fetching", 0.01, f"fetching llama.cpp {TAG}")
+        why = []
+        for way in (self._clone, self._unpack):
+            try:
+                return way()
+            except SetupFailed as error:
+                why.append(str(error))
+        raise SetupFailed(
+            f"the source of llama.cpp {TAG} is not available. {'; '.join(why)}. "
+            "Give this machine access to one of them, or build llama.cpp elsewhere and set llama.server"
+        )
+
+    def compile(self, source: Path, backend: Backend) -> Path:
+        """Configure and compile. The folder with the programs.
+
+        Raises:
+            SetupFailed: with the line that failed.
+        """
+        cmake, ninja = generator() or self._wheels()
+        target = self._work / f"build-{backend.name}"
+        self._tell("configuring", 0.06, f"configuring llama.cpp for {backend.name}")
+        self._steps.run(
+            f"configuring llama.cpp for {backend.name}",
+            [
+                *(cmake, "-S", str(source), "-B", str(target), "-G", "Ninja"),
+                *(f"-DCMAKE_MAKE_PROGRAM={ninja}", *_OPTIONS, *backend.options),
+            ],
+        )
+
+        def line(text: str) -> None:
+            if match := _COUNT.match(text):
+                done, of = int(match[1]), max(int(match[2]), 1)
+                self._tell(
+                    "building",
+                    0.1 + 0.88 * done / of,
+                    f"building llama.cpp for {backend.name}: {done} of {of}",
+                )
+
+        self._steps.run(
+            f"building llama.cpp for {backend.name}",
+            [ninja, "-C", str(target), "-j", str(self._jobs), *TARGETS],
+            env={"NINJA_STATUS": "[%f/%t] "},
+            on_line=line,
+        )
+        folder = self._work / f"out-{backend.name}" / "bin"
+        folder.mkdir(parents=True)
+        for made in [*(target / "bin" / name for name in TARGETS), *(target / "bin").glob("*.so*")]:
+            shutil.copy2(made, folder / made.name, follow_symlinks=False)
+        shutil.rmtree(target, ignore_errors=True)
+        return folder
+
+    def _clone(self) -> Path:
+        if shutil.which("git") is None:
+            raise SetupFailed("git is not installed (on Debian: sudo apt install git)")
+        source = self._work / "git"
+        # An unreachable host must not hold us up, nor may git ask anybody for a password.
+        env = {
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1000",
+            "GIT_HTTP_LOW_SPEED_TIME": "20",
+        }
+        what = f"git could not fetch {UPSTREAM}"
+        here = ["git", "-C", str(source)]
+        self._steps.run(what, ["git", "ls-remote", "--exit-code", UPSTREAM, "HEAD"], env=env, timeout=20)
+        self._steps.run(what, ["git", "init", "--quiet", str(source)], env=env)
+        # By its hash: a tag can be moved.
+        fetch = [*here, "fetch", "--quiet", "--depth", "1", UPSTREAM, COMMIT]
+        self._steps.run(what, fetch, env=env, timeout=900)
+        self._steps.run(what, [*here, "checkout", "--quiet", "FETCH_HEAD"], env=env)
+        head = self._steps.run("git rev-parse", [*here, "rev-parse", "HEAD"]).strip()
+        if head != COMMIT:
+            raise SetupFailed(f"{UPSTREAM} gave commit {head[:40]} instead of {COMMIT}; not used")
+        return source
+
+    def _unpack(self) -> Path:
+        name, version, digest = SDIST
+        wanted = self._work / "source.txt"
+        wanted.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
+        # pip has the package's own tools say what it is, and would fetch them without looking at hashes.
+        self._install_tools(f"pip could not fetch the source of {name} {version}")
+        self._steps.run(
+            f"pip could not fetch the source of {name} {version}",
+            [
+                *self._pip("download", "--no-build-isolation", "--no-deps", "--no-binary", name),
+                "--require-hashes",
+                *("-r", str(wanted), "-d", str(self._work)),
+            ],
+            timeout=1800,
+        )
+        archive = next(self._work.glob("llama_cpp_python-*.tar.gz"), None)
+        if archive is None:
+            raise SetupFailed(f"pip fetched {name} {version}, but no archive came")
+        self._tell("fetching", 0.04, "unpacking llama.cpp")
+        inside = f"{archive.name.removesuffix('.tar.gz')}/vendor/llama.cpp/"
+        import tarfile  # seldom needed, and a daemon that is idle is to be small
+
+        with tarfile.open(archive) as packed:
+            members = [one for one in packed.getmembers() if one.name.startswith(inside)]
+            if hasattr(tarfile, "data_filter"):  # Python 3.11.4 and later; the digest was checked anyway.
+                packed.extraction_filter = tarfile.data_filter
+            packed.extractall(self._work, members)
+        archive.unlink()
+        return self._work / inside
+
+    def _wheels(self) -> tuple[str, str]:
+        """CMake and Ninja in an environment of this build's own."""
+        self._tell("fetching", 0.05, "fetching CMake and Ninja")
+        self._install_tools("pip could not install CMake and Ninja")
+        scripts = Path(self._python()).parent
+        return str(scripts / "cmake"), str(scripts / "ninja")
+
+    def _install_tools(self, what: str) -> None:
+        wheels = ("--only-binary", ":all:", "--require-hashes", "-r", str(TOOLS))
+        self._steps.run(what, self._pip("install", *wheels), timeout=900)
+
+    def _pip(self, command: str, *arguments: str) -> list[str]:
+        options = ("--disable-pip-version-check", "--no-input", "--quiet")
+        return [self._python(), "-m", "pip", *options, command, *arguments]
+
+    def _python(self) -> str:
+        if self._env is None:
+            folder = self._work / "env"
+            self._steps.run(
+                "a Python environment for the build could not be made "
+                "(on Debian: sudo apt install python3-venv)",
+                [sys.executable, "-m", "venv", str(folder)],
+                timeout=300,
+            )
+            self._env = folder
+        return str(self._env / "bin" / "python")
+
+
+def _fitting_jobs() -> int:
+    fitting = psutil.virtual_memory().available // _COMPILER_BYTES
+    return max(1, min(os.cpu_count() or 1, int(fitting)))

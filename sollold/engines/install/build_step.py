@@ -1,0 +1,141 @@
+"""One step of a build: a command whose output goes to a log, and which ends when the build is cancelled."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from sollold.machine.child_guard import guarded
+
+_KEPT = 400
+_FAULT = re.compile(
+    r"\berror\b[:!]|\bError\b at |fatal error|^ERROR|^fatal:|undefined reference|No space left|Killed"
+)
+
+
+class SetupFailed(Exception):
+    """llama.cpp could not be set up. The message says which step and line, and what to do."""
+
+
+class Cancelled(Exception):
+    """Somebody wanted the set-up to end."""
+
+
+class Steps:
+    """Runs commands one after the other and writes all they say to ``log``.
+
+    Args:
+        log: the open log.
+        where: path of the log, for messages.
+    """
+
+    def __init__(self, log: BinaryIO, where: Path) -> None:
+        self._log = log
+        self._where = where
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._expired: subprocess.Popen[bytes] | None = None
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """End the running command and refuse more. From any thread."""
+        with self._lock:
+            self._cancelled = True
+            self._kill()
+
+    def check(self) -> None:
+        """Raise `Cancelled` if it was."""
+        if self._cancelled:
+            raise Cancelled
+
+    def run(
+        self,
+        what: str,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        on_line: Callable[[str], None] | None = None,
+        timeout: float = 0.0,
+    ) -> str:
+        """Run ``command`` and return the end of its output. ``what`` names it for people.
+
+        Raises:
+            SetupFailed: it could not be run, ended with an error, or took more than ``timeout`` seconds.
+            Cancelled: `cancel` was called.
+        """
+        self._write(f"\n$ {' '.join(command)}\n")
+        with self._lock:
+            self.check()
+            try:
+                popen = self._running = subprocess.Popen(
+                    guarded(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **(env or {})},
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise SetupFailed(f"{what}: {command[0]} can't be run: {error}") from error
+        timer = threading.Timer(timeout, self._expire, [popen])
+        timer.daemon = True
+        if timeout:
+            timer.start()
+        lines: deque[str] = deque(maxlen=_KEPT)
+        try:
+            assert popen.stdout is not None
+            with popen.stdout:
+                for raw in popen.stdout:
+                    line = raw.decode("utf-8", "replace").rstrip()
+                    self._write(line + "\n")
+                    lines.append(line)
+                    if on_line is not None:
+                        on_line(line)
+            code = popen.wait()
+        finally:
+            timer.cancel()
+            with self._lock:
+                if popen.returncode is None:
+                    self._kill()
+                    popen.wait()
+                self._running = None
+        self.check()
+        if self._expired is popen:
+            raise SetupFailed(f"{what}: no end within {timeout:.0f} s (full log: {self._where})")
+        if code != 0:
+            raise SetupFailed(self._story(what, code, lines))
+        return "\n".join(lines)
+
+    def _story(self, what: str, code: int, lines: Sequence[str]) -> str:
+        telling = next((line for line in lines if _FAULT.search(line)), "")
+        if not telling:
+            telling = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+        return f"{what} failed: {telling.strip()[:300]} (full log: {self._where})"
+
+    def _expire(self, popen: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            if self._running is popen:
+                self._expired = popen
+                self._write("[timed out]\n")
+                self._kill()
+
+    def _kill(self) -> None:
+        """End the command with all that it started; a group's number is free only when all are gone."""
+        if self._running is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._running.pid, signal.SIGKILL)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._log.write(text.encode())
+            self._log.flush()

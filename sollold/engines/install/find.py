@@ -1,0 +1,155 @@
+"""Finding llama.cpp: a ``llama-server`` and an RPC worker of the same build, with RPC."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from sollold.facts import dataclass
+from sollold.settings.schema import LlamaSettings
+
+PACKAGED = Path("/usr/lib/sollold/llama.cpp/bin")
+"""Where the Debian package puts its own."""
+_WORKERS = ("ggml-rpc-server", "rpc-server")
+"""The worker's names, the present one first."""
+_VERSION = re.compile(r"version: .*?(?:build )?(\d+)[, (]+(?:commit )?([0-9a-f]{7,40})")
+DRAFT_MTP = "draft-mtp"
+"""A kind of speculation that not all builds with speculation have."""
+_ASK_SECONDS = 20.0
+
+
+class LlamaUnusable(Exception):
+    """The llama.cpp that the settings name can't be used; a sentence says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Llama:
+    """A llama.cpp that can be used.
+
+    Attributes:
+        build: as it goes into the record: ``b11434``. Only equal builds may mix.
+        flags: the options that ``llama-server`` knows, and `DRAFT_MTP` if it does.
+    """
+
+    server: Path
+    worker: Path
+    build: str
+    commit: str
+    flags: frozenset[str]
+
+
+def find(settings: LlamaSettings, cache: Path) -> tuple[Llama | None, list[str]]:
+    """Look in the settings, the cache, PATH, ``~/llama.cpp`` and the package's folder; the first wins.
+
+    Runs programs and waits for them: call it off the loop. The second answer says why each candidate
+    that was there is not used.
+
+    Raises:
+        LlamaUnusable: the settings name one that can't be used.
+    """
+    if settings.server or settings.rpc_server:
+        return _named(settings), []
+    passed: list[str] = []
+    for server, worker in _candidates(cache):
+        try:
+            return look_at(server, worker), passed
+        except LlamaUnusable as error:
+            passed.append(str(error))
+    return None, passed
+
+
+def look_at(server: Path, worker: Path) -> Llama:
+    """What is at these paths.
+
+    Raises:
+        LlamaUnusable: it can't be used.
+    """
+    for program in (server, worker):
+        if not _is_file(program) or not os.access(program, os.X_OK):
+            raise LlamaUnusable(f"{program} does not exist, or the daemon's user may not run it")
+    match = _VERSION.search(_ask(server, "--version"))
+    if match is None:
+        raise LlamaUnusable(f"{server} --version names no build")
+    said = _ask(server, "--help")
+    flags = frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", said)) | (
+        {DRAFT_MTP} if DRAFT_MTP in said else set()
+    )
+    if "--rpc" not in flags:
+        raise LlamaUnusable(f"{server} was built without RPC (-DGGML_RPC=ON)")
+    if "--port" not in _ask(worker, "--help"):
+        raise LlamaUnusable(f"{worker} does not run: it prints no help")
+    number, commit = match.groups()
+    # A shallow clone counts one commit: the number then says nothing, the commit does.
+    build = f"b{number}" if int(number) > 1 else f"b{number}-{commit}"
+    return Llama(server, worker, build, commit, flags)
+
+
+def _named(settings: LlamaSettings) -> Llama:
+    if settings.server:
+        server = Path(settings.server).expanduser()
+        worker = Path(settings.rpc_server).expanduser() if settings.rpc_server else _worker_in(server.parent)
+        if worker is None:
+            raise LlamaUnusable(
+                f"llama.server is {server}, but there is no ggml-rpc-server next to it: "
+                "name it as llama.rpc_server"
+            )
+        return look_at(server, worker)
+    worker = Path(settings.rpc_server).expanduser()
+    return look_at(worker.parent / "llama-server", worker)
+
+
+def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
+    """Pairs in the same folder, which is how we know that they are of one build."""
+    built = sorted((cache / "llama.cpp").glob("b*/bin"), key=_age, reverse=True)
+    # Our own with a GPU first; of those for the processor alone any other is as good or better.
+    folders = [one for one in built if not one.parent.name.endswith("-cpu")]
+    on_path = shutil.which("llama-server")
+    if on_path:
+        folders.append(Path(on_path).resolve().parent)
+    folders += [Path.home() / "llama.cpp" / "build" / "bin", PACKAGED]
+    folders += [one for one in built if one.parent.name.endswith("-cpu")]
+    for folder in folders:
+        server = folder / "llama-server"
+        worker = _worker_in(folder)
+        if _is_file(server) and worker is not None:
+            yield server, worker
+
+
+def _age(built: Path) -> tuple[int, str]:
+    """Sorts builds in our cache (``b11434-cuda/bin``), the oldest first."""
+    number, _, backend = built.parent.name.removeprefix("b").partition("-")
+    return int(number) if number.isdecimal() else 0, backend
+
+
+def _worker_in(folder: Path) -> Path | None:
+    return next((folder / name for name in _WORKERS if _is_file(folder / name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """False, too, where a folder above may not be entered."""
+    with contextlib.suppress(OSError):
+        return path.is_file()
+    return False
+
+
+def _ask(program: Path, option: str) -> str:
+    try:
+        done = subprocess.run(
+            [program, option],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=_ASK_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LlamaUnusable(f"{program} does not run: {error}") from error
+    text = done.stdout.decode("utf-8", "replace")
+    if done.returncode != 0:
+        raise LlamaUnusable(f"{program} {option} ended with {done.returncode}: {text.strip()[-200:]}")
+    return text

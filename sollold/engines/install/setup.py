@@ -1,0 +1,318 @@
+"""llama.cpp made ready: found, or the pinned version built into the cache. By the daemon or by hand.
+
+Two processes that start at once build once: the second waits for the first. A build lies in a folder of
+its own beside the others until it is whole and was tried, then it is renamed into its place; so whatever
+interrupts it, nothing half-done is ever found. What an interrupted build left is removed by the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from sollold.engines.install.build import NEEDED_BYTES, TAG, Build
+from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
+from sollold.engines.install.find import PACKAGED, Llama, LlamaUnusable, find, look_at
+from sollold.engines.install.toolchain import CPU, PORTABLE, Backend, backends, missing, portable
+from sollold.facts import dataclass
+from sollold.settings.schema import GIB, LlamaSettings
+
+log = logging.getLogger("sollold.engines")
+
+LOOK_SECONDS = 60.0
+BUILD_AFTER = 10
+"""Looks after which a build that failed is tried again; then after twice as many, and so on."""
+_LOCK_SECONDS = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the set-up is.
+
+    Attributes:
+        stage: ``finding``, ``waiting``, ``fetching``, ``configuring``, ``building``, ``checking``, ``ready``.
+        fraction: of the whole, 0.0 to 1.0.
+        message: a short sentence for people, as the record's ``setup`` says it.
+    """
+
+    stage: str
+    fraction: float
+    message: str
+
+
+async def set_up(settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> Llama:
+    """Find llama.cpp or build it; ``tell`` is called on the loop. Cancelling it ends the build's processes.
+
+    Raises:
+        SetupFailed: there is none and it can't be built; the sentence says why and what to do.
+    """
+    loop = asyncio.get_running_loop()
+
+    def tell_loop(progress: Progress) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, progress)
+
+    setup = Setup(settings, cache, tell_loop)
+    work = asyncio.ensure_future(asyncio.to_thread(setup.run))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        setup.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+
+
+async def persist(
+    settings: LlamaSettings,
+    cache: Path,
+    tell: Callable[[Progress], None],
+    failed: Callable[[SetupFailed], None],
+) -> Llama:
+    """As `set_up`, again and again until there is one; ``failed`` is told why there is none yet.
+
+    A machine may start before its network, and somebody may install what is lacking: that is looked for
+    every minute. To build costs minutes of all its cores, so that is tried ever more seldom.
+    """
+    looks = BUILD_AFTER
+    while True:
+        try:
+            return await set_up(settings, cache, tell)
+        except SetupFailed as error:
+            failed(error)
+        for _ in range(looks):
+            await asyncio.sleep(LOOK_SECONDS)
+            with contextlib.suppress(SetupFailed):
+                return await set_up(replace(settings, build=False), cache, _unheard)
+        looks *= 2
+
+
+def _unheard(progress: Progress) -> None:
+    """A look that will mostly find nothing is no news."""
+
+
+class Setup:
+    """One set-up; `run` blocks, `cancel` may come from any thread.
+
+    Args:
+        cache: the daemon's cache folder; builds lie in ``cache/llama.cpp``.
+    """
+
+    def __init__(self, settings: LlamaSettings, cache: Path, tell: Callable[[Progress], None]) -> None:
+        self._settings = settings
+        self._cache = cache
+        self._tell_all = tell
+        self._lock = threading.Lock()
+        self._cancelled = threading.Event()
+        self._steps: Steps | None = None
+        self._passed: list[str] = []
+        self._beside = False
+        """Another is there and does when the build fails: then it is not tried with every start."""
+
+    @property
+    def _folder(self) -> Path:
+        return self._cache / "llama.cpp"
+
+    @property
+    def log_file(self) -> Path:
+        """What the last build said."""
+        return self._folder / "build.log"
+
+    def cancel(self) -> None:
+        """End it soon: `run` then raises `Cancelled`."""
+        self._cancelled.set()
+        with self._lock:
+            if self._steps is not None:
+                self._steps.cancel()
+
+    def run(self) -> Llama:
+        """Find or build.
+
+        Raises:
+            SetupFailed: there is none and it can't be built.
+            Cancelled: `cancel` was called.
+        """
+        self._tell("finding", 0.0, "looking for llama.cpp")
+        found = self._find()
+        if found is None:
+            found = self._build_once(backends, self._find)
+        elif (better := self._worth_building(found)) is not None:
+            found = self._build_beside(found, better)
+        self._tell("ready", 1.0, "ready")
+        log.info("llama.cpp %s: %s", found.build, found.server)
+        return found
+
+    def run_portable(self) -> Llama:
+        """What a package carries: built for any processor of this kind, and not used on this machine.
+
+        Raises:
+            SetupFailed: it can't be built.
+            Cancelled: `cancel` was called.
+        """
+        found = self._find_portable() or self._build_once(lambda: [portable()], self._find_portable)
+        self._tell("ready", 1.0, "ready")
+        return found
+
+    def _worth_building(self, found: Llama) -> Backend | None:
+        """The backend to build for, where what was found is of an earlier release of ours, which does not mix
+        with the other nodes' builds, or knows the processor alone and a GPU's toolkit is here.
+        """
+        if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
+            return None
+        best = backends()[0]
+        folder = found.server.parent
+        ours = folder == PACKAGED or folder.parent.parent == self._folder
+        old = folder.parent.parent == self._folder and not folder.parent.name.startswith(f"{TAG}-")
+        alone = folder == PACKAGED or folder.parent.name.endswith(f"-{CPU.name}")
+        if not ours or _failure(self._folder, best).exists():
+            return None
+        if best is CPU:
+            # Without its toolkit a GPU is better served by the old one.
+            return CPU if old and alone else None
+        return best if old or alone else None
+
+    def _build_beside(self, found: Llama, better: Backend) -> Llama:
+        """Build; ``found`` does when that fails. It is tried once, and again after an upgrade."""
+        log.info("using %s; building %s for %s, which is better", found.server, TAG, better.name)
+
+        self._beside = True
+
+        def there() -> Llama | None:
+            now = self._find()
+            return now if now != found else None
+
+        try:
+            return self._build_once(lambda: [better], there)
+        except SetupFailed as error:
+            log.warning("%s; %s is used", error, found.server)
+            return found
+
+    def _find_portable(self) -> Llama | None:
+        programs = _place(self._folder, Backend(PORTABLE)) / "bin"
+        try:
+            return look_at(programs / "llama-server", programs / "ggml-rpc-server")
+        except LlamaUnusable:
+            return None
+
+    def _find(self) -> Llama | None:
+        try:
+            found, passed = find(self._settings, self._cache)
+        except LlamaUnusable as error:
+            raise SetupFailed(f"the llama.cpp of the settings can't be used: {error}") from error
+        self._passed = passed
+        return found
+
+    def _build_once(self, wanted: Callable[[], list[Backend]], there: Callable[[], Llama | None]) -> Llama:
+        if not self._settings.build:
+            why = f" ({'; '.join(self._passed)})" if self._passed else ""
+            raise SetupFailed(
+                f"no usable llama.cpp found{why} and llama.build is off: "
+                "install one, name it as llama.server, or turn llama.build on"
+            )
+        for why in self._passed:
+            log.info("llama.cpp skipped: %s", why)
+        if lacking := missing():
+            raise SetupFailed(f"llama.cpp can't be built without {' and '.join(lacking)}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._only_one() as waited:
+                if waited and (found := there()) is not None:
+                    return found
+                return self._build(wanted)
+        except OSError as error:
+            raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {error}") from error
+
+    def _build(self, wanted: Callable[[], list[Backend]]) -> Llama:
+        for stale in self._folder.glob("tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        if (free := shutil.disk_usage(self._folder).free) < NEEDED_BYTES:
+            raise SetupFailed(
+                f"building llama.cpp takes {NEEDED_BYTES / GIB:.0f} GiB in {self._folder}, "
+                f"and {free / GIB:.1f} GiB are free: make room or set node.cache_dir"
+            )
+        work = Path(tempfile.mkdtemp(prefix="tmp-", dir=self._folder))
+        try:
+            with self.log_file.open("wb") as out:
+                return self._compile(work, out, wanted())
+        finally:
+            with self._lock:
+                self._steps = None
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _compile(self, work: Path, out: BinaryIO, wanted: list[Backend]) -> Llama:
+        steps = Steps(out, self.log_file)
+        with self._lock:
+            self._steps = steps
+        if self._cancelled.is_set():
+            raise Cancelled
+        build = Build(work, steps, self._settings.jobs, self._tell)
+        source = build.fetch()
+        for backend in wanted:
+            try:
+                return self._put(build.compile(source, backend), backend)
+            except SetupFailed as error:
+                if backend is not CPU or self._beside:
+                    _failure(self._folder, backend).write_text(f"{error}\n", encoding="utf-8")
+                if backend is wanted[-1]:
+                    raise
+                log.warning("%s; building for the CPU only", error)
+        raise AssertionError("unreachable: something is always wanted")
+
+    def _put(self, made: Path, backend: Backend) -> Llama:
+        """Try what was built, then rename it into its place."""
+        self._tell("checking", 0.99, "testing the build")
+        try:
+            look_at(made / "llama-server", made / "ggml-rpc-server")
+        except LlamaUnusable as error:
+            raise SetupFailed(f"llama.cpp was built for {backend.name} but does not run: {error}") from error
+        place = _place(self._folder, backend)
+        # Only an unusable one can be there: a usable one would have been found.
+        shutil.rmtree(place, ignore_errors=True)
+        made.parent.rename(place)
+        return look_at(place / "bin" / "llama-server", place / "bin" / "ggml-rpc-server")
+
+    @contextmanager
+    def _only_one(self) -> Iterator[bool]:
+        """Hold the lock of all processes that use this cache. Whether we had to wait for it."""
+        waited = False
+        with (self._folder / "lock").open("a+b") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+                if not waited:
+                    file.seek(0)
+                    pid = file.read(20).decode("ascii", "replace").strip() or "unknown"
+                    self._tell("waiting", 0.0, f"another process (pid {pid}) is building llama.cpp")
+                    waited = True
+                if self._cancelled.wait(_LOCK_SECONDS):
+                    raise Cancelled
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
+            file.flush()
+            yield waited
+
+    def _tell(self, stage: str, fraction: float, message: str) -> None:
+        self._tell_all(Progress(stage, fraction, message))
+
+
+def _failure(folder: Path, backend: Backend) -> Path:
+    """Where it is noted that this build for a GPU failed here, so that not every start tries it anew."""
+    return folder / f"{TAG}-{backend.name}.failed"
+
+
+def _place(folder: Path, backend: Backend) -> Path:
+    """Where a build goes. What is made to be packed has a name that `find` passes over."""
+    return folder / (f"{backend.name}-{TAG}" if backend.name == PORTABLE else f"{TAG}-{backend.name}")

@@ -1,0 +1,108 @@
+"""What a build of llama.cpp needs, and which backend it can have on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sollold.facts import dataclass
+
+_CMAKE_LEAST = (3, 18)
+_VULKAN_HEADERS = (Path("/usr/include/vulkan/vulkan.h"), Path("/usr/local/include/vulkan/vulkan.h"))
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What computes: ``name`` goes into the folder's name, ``options`` to CMake."""
+
+    name: str
+    options: tuple[str, ...] = ()
+
+
+CPU = Backend("cpu")
+PORTABLE = "portable"
+"""The name of what `portable` gives."""
+_VARIANTS_NEED_GCC = 14
+"""The first that knows all instruction sets of 64-bit ARM for which llama.cpp has a variant."""
+
+
+def backends() -> list[Backend]:
+    """The backends that can be built here, the best first; the processor alone is always the last."""
+    found = []
+    if nvcc := _program("nvcc", "/usr/local/cuda/bin/nvcc", variable="CUDACXX"):
+        found.append(Backend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}")))
+    elif _program("hipcc", "/opt/rocm/bin/hipcc"):
+        found.append(Backend("hip", ("-DGGML_HIP=ON",)))
+    elif sys.platform == "darwin":
+        found.append(Backend("metal", ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON")))
+    elif _program("glslc") and (os.environ.get("VULKAN_SDK") or any(map(Path.is_file, _VULKAN_HEADERS))):
+        found.append(Backend("vulkan", ("-DGGML_VULKAN=ON",)))
+    return [*found, CPU]
+
+
+def portable() -> Backend:
+    """The processor alone, but any of its kind: a library for each instruction set, chosen at run time.
+
+    An older compiler on ARM can't make all of those: then one for the plainest instruction set.
+    """
+    options = ["-DGGML_NATIVE=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+    options.append("-DCMAKE_BUILD_RPATH=$ORIGIN")
+    if platform.machine() in ("aarch64", "arm64") and _gcc() < _VARIANTS_NEED_GCC:
+        options.append("-DGGML_CPU_ARM_ARCH=armv8-a")
+    else:
+        options += ["-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"]
+    return Backend(PORTABLE, tuple(options))
+
+
+def _gcc() -> int:
+    """The major version of the compiler; 0 when it does not say."""
+    compiler = os.environ.get("CXX") or "c++"
+    try:
+        told = subprocess.run(
+            [compiler, "-dumpversion"], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    major = told.strip().partition(".")[0]
+    return int(major) if major.isdigit() else 0
+
+
+def missing() -> list[str]:
+    """What has to be there and is not, each with the command that brings it; empty when all is there."""
+    wanted = []
+    if not any(_program(name) for name in (os.environ.get("CXX") or "c++", "g++", "clang++")):
+        wanted.append("a C++ compiler (on Debian: sudo apt install g++)")
+    if not any(_program(name) for name in (os.environ.get("CC") or "cc", "gcc", "clang")):
+        wanted.append("a C compiler (on Debian: sudo apt install gcc)")
+    return wanted
+
+
+def generator() -> tuple[str, str] | None:
+    """Paths of a CMake that is new enough and of Ninja, when both are here."""
+    cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+    if cmake is None or ninja is None:
+        return None
+    try:
+        told = subprocess.run(
+            [cmake, "--version"], capture_output=True, text=True, timeout=20, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"version (\d+)\.(\d+)", told)
+    if match is None or (int(match[1]), int(match[2])) < _CMAKE_LEAST:
+        return None
+    return cmake, ninja
+
+
+def _program(name: str, *places: str, variable: str = "") -> str:
+    if variable and (named := os.environ.get(variable)) and shutil.which(named):
+        return named
+    found = shutil.which(name)
+    if found:
+        return found
+    return next((place for place in places if os.access(place, os.X_OK)), "")

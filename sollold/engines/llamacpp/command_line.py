@@ -1,0 +1,190 @@
+"""The command line of ``llama-server`` for a plan. Pure.
+
+The order matters: ``--rpc`` makes the devices ``RPC0``, ``RPC1`` … known, one counter over all workers'
+devices, so it comes before ``--device``. ``--device`` gives the order of layers, and ``--tensor-split``
+in whole numbers of layers, one a device, is exact where fractions are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sollold.cluster.gossip.record import MTP, NGRAM
+from sollold.engines.install.find import DRAFT_MTP, Llama
+from sollold.engines.llamacpp.ports import LOOPBACK
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR
+from sollold.machine.external_worker import external_address, external_device
+from sollold.models.model import Model
+from sollold.placement.plan import Plan
+from sollold.placement.speculation import NGRAM_LOOKUP
+
+_OPTIONAL: tuple[tuple[str, ...], ...] = (
+    # Fitting would change what was planned; the prompt cache has aborted over RPC.
+    ("--fit", "off"),
+    ("--cache-ram", "0"),
+    ("--jinja",),
+    ("--slots",),
+    ("--metrics",),
+    # At this level it tells of its buffers, and not yet of what people ask.
+    ("--log-verbosity", "4"),
+    ("--log-colors", "off"),
+    ("--no-webui",),
+    # Web pages in a browser on this machine have no business here.
+    ("--cors-origins", "localhost"),
+    ("--offline",),
+)
+"""Given to builds that know them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How the head reaches one worker of a node: where, and all of the worker's devices in their order.
+
+    ``host``: loopback, where the node's own workers and the tunnels are; an external worker that the head
+    itself names is reached as it is.
+    """
+
+    node: str
+    port: int
+    devices: tuple[str, ...]
+    host: str = LOOPBACK
+
+
+def worker_devices(plan: Plan, node: str) -> tuple[str, ...]:
+    """The devices for which ``node`` starts a worker. The head's own GPUs need none."""
+    wanted = (one.device for one in plan.shares if one.node == node and not external_address(one.device))
+    return tuple(dict.fromkeys(device for device in wanted if node != plan.head or device == PROCESSOR))
+
+
+def worker_nodes(plan: Plan) -> tuple[str, ...]:
+    """The nodes that start a worker, in the order in which their layers come."""
+    return tuple(dict.fromkeys(share.node for share in plan.shares if worker_devices(plan, share.node)))
+
+
+def external_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """(node, address, devices) of the workers that others started and ``node`` names, as layers come.
+
+    The devices are all that a worker has, used or not: llama-server counts them all.
+    """
+    found = {
+        (share.node, device.address): device.all()
+        for share in plan.shares
+        if (device := external_device(share.device)) is not None
+    }
+    return tuple((node, address, devices) for (node, address), devices in found.items())
+
+
+def device_names(plan: Plan, reach: Sequence[Reach]) -> tuple[str, ...]:
+    """``--device``: llama-server's names of the plan's devices, in the order of the shares."""
+    remote = [(one.node, device) for one in reach for device in one.devices]
+    names = {place: f"RPC{index}" for index, place in enumerate(remote)}
+    return tuple(names.get((share.node, share.device), share.device) for share in plan.shares)
+
+
+def command_line(
+    plan: Plan,
+    model: Model,
+    llama: Llama,
+    reach: Sequence[Reach],
+    *,
+    port: int,
+    key_file: Path,
+    threads: int,
+    extra: Sequence[str] = (),
+    template: Path | None = None,
+    draft: Model | None = None,
+    slots: Path | None = None,
+) -> list[str]:
+    """``llama-server`` with its options for ``plan``; the workers of ``reach`` are in ``--rpc`` order.
+
+    ``key_file``: what it holds must come with every request. ``template``: a file with the Jinja of the
+    model's TEMPLATE; None: the model's own is used. ``draft``: the plan's draft model. ``slots``: the folder
+    into which it may save its slots.
+    """
+    run = plan.run
+    line = [str(llama.server), "--host", LOOPBACK, "--port", str(port)]
+    line += ["--api-key-file", str(key_file)]
+    line += ["--model", model.files[0], "--alias", plan.model]
+    if reach:
+        line += ["--rpc", ",".join(f"{one.host}:{one.port}" for one in reach)]
+    if plan.shares:
+        line += ["--device", ",".join(device_names(plan, reach)), "--split-mode", "layer"]
+        line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]
+    else:
+        line += ["--device", "none"]
+    line += ["--gpu-layers", str(plan.gpu_layers)]
+    if plan.cpu_moe:
+        line += ["--n-cpu-moe", str(plan.cpu_moe)]
+    line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
+    line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
+    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
+    # Left to itself it keeps 32 checkpoints a slot, which the plan has not counted.
+    checkpoints = ("--ctx-checkpoints", str(run.checkpoints))
+    for option in ("--kv-unified" if run.unified else "--no-kv-unified",), checkpoints, *_OPTIONAL:
+        # Builds differ in what they know; what a build does not know it does not do either.
+        if option[0] in llama.flags:
+            line += option
+    if template is not None:
+        line += ["--chat-template-file", str(template)]
+    if slots is not None and "--slot-save-path" in llama.flags:
+        line += ["--slot-save-path", f"{slots}/"]
+    if threads:
+        line += ["--threads", str(threads)]
+    if run.embedding:
+        line += _embedding(model)
+    if model.projector:
+        line += ["--mmproj", model.projector]
+        line += _projector(plan, llama)
+    if model.adapters:
+        line += ["--lora", ",".join(map(_quoted, model.adapters))]
+    return [*line, *_speculation(plan, llama, draft), *extra]
+
+
+def _embedding(model: Model) -> list[str]:
+    """What makes the server embed or rerank."""
+    if "rerank" in model.capabilities:
+        return ["--reranking"]
+    # An embedder says itself how it sums up its tokens; a model that generates says nothing.
+    return ["--embedding", *(["--pooling", "mean"] if "completion" in model.capabilities else [])]
+
+
+def can_draft(llama: Llama, by: str) -> bool:
+    """Whether a build has speculation as it is asked for here; ``by``: as in `Plan.drafts_by`."""
+    return "--spec-ngram-simple-size-m" in llama.flags and (by != MTP or DRAFT_MTP in llama.flags)
+
+
+def _speculation(plan: Plan, llama: Llama, draft: Model | None) -> list[str]:
+    if not plan.drafts_by or not can_draft(llama, plan.drafts_by):
+        return []
+    most = str(plan.run.drafts)
+    if plan.drafts_by == NGRAM:
+        lengths = ["--spec-ngram-simple-size-n", str(NGRAM_LOOKUP), "--spec-ngram-simple-size-m", most]
+        return ["--spec-type", "ngram-simple", *lengths]
+    types = ["--spec-draft-type-k", plan.run.type_k, "--spec-draft-type-v", plan.run.type_v]
+    # Samplers on the device would take memory that the plan has not counted.
+    types += ["--no-spec-draft-backend-sampling"]
+    if plan.drafts_by == MTP:
+        return ["--spec-type", DRAFT_MTP, "--spec-draft-n-max", most, *types]
+    if draft is None:
+        return []
+    host = plan.draft_device == PROCESSOR
+    line = ["--spec-type", "draft-simple", "--spec-draft-model", draft.files[0], "--spec-draft-n-max", most]
+    # Left to itself it follows --device: to the workers, where each token of a draft is a round trip.
+    line += ["--spec-draft-device", "none" if host else plan.draft_device]
+    return [*line, "--spec-draft-ngl", "0" if host else "all", *types]
+
+
+def _projector(plan: Plan, llama: Llama) -> list[str]:
+    """Where it computes. Left to itself it goes to the first device, another machine's perhaps."""
+    device = plan.projector_device
+    if device and "--mmproj-device" in llama.flags:
+        return ["--mmproj-device", device]
+    first = plan.shares[0] if plan.shares else plan.host
+    return [] if device and (first.node, first.device) == (plan.head, device) else ["--no-mmproj-offload"]
+
+
+def _quoted(path: str) -> str:
+    """As one field of a comma-separated row."""
+    return '"' + path.replace('"', '""') + '"' if "," in path or '"' in path else path

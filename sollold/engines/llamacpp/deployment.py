@@ -1,0 +1,419 @@
+"""One deployment at its head: from the commit at every participant to the last byte given back.
+
+STARTING (participants commit, workers start, tunnels open) → LOADING → READY → gone, or FAILED from anywhere.
+A worker's death, a participant's, a lost grant, a tunnel that breaks and the end of ``llama-server`` all end
+it at once: what is left of a deployment that lost a part can answer nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, State
+from sollold.cluster.net.rpc import PeerError
+from sollold.engines.address import EngineAddress
+from sollold.engines.commands import Deploy
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.command_line import Reach, can_draft, external_workers
+from sollold.engines.llamacpp.context import DeploymentContext
+from sollold.engines.llamacpp.kept_prompts import key_of
+from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
+from sollold.engines.llamacpp.participants import (
+    BREAK_SECONDS,
+    ParticipantFailed,
+    Participants,
+)
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR
+from sollold.models.model import Model
+from sollold.models.templates.jinja import fingerprint
+
+log = logging.getLogger("sollold.engines")
+
+LOAD_STALL_SECONDS = 60.0
+"""A load without progress for so long stands still, on a worker that hangs, say; see `_stall_seconds`."""
+FIRST_SECONDS = 10.0
+"""Callers that waited for the load have so long to come, however short the keep_alive is."""
+_STOP_SECONDS = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a deployment has done so far; it grows. ``bytes``: through its tunnels; ``processes``: the sum of
+    `sollold.engines.llamacpp.process.Process.work` over all nodes, a few seconds old for others than the
+    head.
+    """
+
+    processes: int
+    bytes: int
+
+
+class Deployment:
+    """Runs as one task, `run`. All else may be called at any time from the loop.
+
+    Attributes:
+        busy: requests in it now, as `serving` counts them.
+        active, waiting: of those, in the engine and in line.
+        speed: tokens per second of a single stream, and ``drafts``, are measured by `serving`.
+        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault.
+        closing: why it takes no new work; empty while it does.
+        closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        request: Deploy,
+        model: Model,
+        llama: Llama,
+        context: DeploymentContext,
+        changed: Callable[[], None],
+        draft: Model | None = None,
+    ) -> None:
+        self.id = request.deployment
+        self.term = request.term
+        self.plan = request.plan
+        self.keep_alive = request.keep_alive
+        self.model = model
+        self.state = State.STARTING
+        self.progress = 0.0
+        self.reason = ""
+        self.culprit = ""
+        self.crashed = False
+        self.busy = 0
+        self.active = 0
+        self.waiting = 0
+        self.speed = 0.0
+        self.drafts = Drafts()
+        if request.plan.drafts_by and can_draft(llama, request.plan.drafts_by):
+            plan = request.plan
+            self.drafts = Drafts(plan.drafts_by, plan.run.drafts, digest=plan.draft_digest)
+        self._draft = draft
+        self.ended_at = 0.0
+        self.closing = ""
+        self.closes_at = float("inf")
+        self.head: Head | None = None
+        self._was_used = False
+        self._ready_since = 0.0
+        self._last_used = time.monotonic()
+        self._progressed_at = time.monotonic()
+        self._told_progress = False
+        self._llama = llama
+        self._context = context
+        self._changed = changed
+        self._fault: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._answered = False
+        self._head_gone = asyncio.Event()
+        self._participants = Participants(
+            request.deployment, request.plan, model, llama.build, context, self.end
+        )
+        self._watchers: set[asyncio.Event] = set()
+
+    # Asked by others
+
+    @property
+    def participants(self) -> tuple[str, ...]:
+        """The nodes that hold bytes for it, this one included, by node id."""
+        return self._participants.nodes
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is neither failed nor ended."""
+        return self.state is not State.FAILED and not self._fault.done()
+
+    @property
+    def address(self) -> EngineAddress | None:
+        """How its ``llama-server`` is reached; None before it was started."""
+        return self.head.address if self.head is not None else None
+
+    def idle(self) -> float:
+        """Seconds since the last request ended; 0.0 while there is one."""
+        return 0.0 if self.busy or self.active or self.waiting else time.monotonic() - self._last_used
+
+    def work(self) -> Work | None:
+        """What it has done so far; None where that can't be told."""
+        # A processor waits idle for the work of most kinds of GPU.
+        if any(not share.device.startswith((PROCESSOR, "CUDA")) for share in self.plan.shares):
+            return None
+        workers = self._participants.work()
+        head = self.head.process.work() if self.head is not None else None
+        return None if workers is None or head is None else Work(workers + head, self._participants.traffic())
+
+    def expires(self) -> float:
+        """Seconds of idleness left; negative: for ever."""
+        return -1.0 if self.keep_alive < 0 else max(0.0, self.keep_alive - self.idle())
+
+    def overdue(self) -> bool:
+        """Whether it was idle for longer than it is kept."""
+        limit = self.keep_alive if self._was_used else max(self.keep_alive, FIRST_SECONDS)
+        return self.keep_alive >= 0 and self.state is State.READY and self.idle() >= limit
+
+    def used(self) -> None:
+        """A request came or ended: idleness begins anew."""
+        self._was_used = True
+        self._last_used = time.monotonic()
+
+    def end(
+        self, reason: str, *, state: State = State.FAILED, culprit: str = "", crashed: bool = False
+    ) -> None:
+        """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
+
+        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own.
+        """
+        if self._fault.done():
+            return
+        self.culprit, self.crashed = culprit, crashed
+        self._fault.set_result(reason)
+        self._become(state, reason=reason)
+
+    def stop_accepting(self, reason: str, within: float) -> None:
+        """Take no new work, for ``reason``, and end ``within`` seconds of the first call at the latest.
+
+        Infinite: it ends when it is idle, whatever becomes of the reason.
+        """
+        self.closes_at = min(self.closes_at, time.monotonic() + within)
+        if not self.closing:
+            self.closing = reason
+            self._tell()
+
+    def accept_again(self) -> None:
+        """Take new work again, unless it is to end when it is idle."""
+        if self.closing and self.closes_at < float("inf"):
+            self.closing, self.closes_at = "", float("inf")
+            self._tell()
+
+    def end_if_due(self) -> None:
+        """End it if it is closing and nobody uses it any more, or they had their time."""
+        used = self.busy > 0 and self.state is State.READY
+        if self.closing and (not used or time.monotonic() >= self.closes_at):
+            self.end(self.closing, state=State.DRAINING)
+
+    async def head_gone(self) -> None:
+        """Wait until ``llama-server`` is dead."""
+        await self._head_gone.wait()
+
+    async def change(self, timeout: float) -> None:
+        """Wait for the next change, ``timeout`` seconds at most."""
+        event = asyncio.Event()
+        self._watchers.add(event)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    await event.wait()
+        finally:
+            self._watchers.discard(event)
+
+    def endpoint(self) -> Endpoint:
+        """What the record says of it."""
+        plan = self.plan
+        shares = [share for share in (plan.host, *plan.shares) if share.layers or share is plan.host]
+        nodes = {share.node for share in shares}
+        return Endpoint(
+            id=self.id,
+            model=plan.model,
+            digest=plan.digest,
+            backend=Backend.SHARDED if len(nodes) > 1 or external_workers(plan) else Backend.LOCAL,
+            state=self.state,
+            progress=round(self.progress, 3),
+            reason=self.reason,
+            context=plan.run.request_context,
+            slots=plan.run.slots,
+            active=self.active,
+            waiting=self.waiting,
+            speed=round(self.speed, 2),
+            idle=round(self.idle(), 1),
+            loaded=self.state in (State.READY, State.DRAINING),
+            pinned=self.keep_alive < 0,
+            bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
+            layers=plan.layers,
+            answered=self._answered,
+            placed=tuple(
+                Placed(share.node, share.device, share.first, share.last, share.total) for share in shares
+            ),
+            expires=round(self.expires(), 1),
+            embedding=plan.run.embedding,
+            asked=plan.asked,
+            closing=bool(self.closing),
+            culprit=self.culprit,
+            crashed=self.crashed,
+            ready_since=round(self._ready_since, 1) if self.state is State.READY else 0.0,
+            cpu_moe=plan.cpu_moe,
+            template=fingerprint(plan.template),
+            drafts=self.drafts,
+        )
+
+    # Its life
+
+    async def run(self) -> None:
+        """Bring it up, keep it, end it. Returns when every process is dead and every participant was told."""
+        work = asyncio.create_task(self._live())
+        try:
+            either: set[asyncio.Future[Any]] = {work, self._fault}
+            done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if work in done and not self._fault.done():
+                await self._end_by(_cause(work.exception()))
+        finally:
+            if not self._fault.done():
+                self.end("the daemon is stopping", state=State.DRAINING)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await self._end_all()
+
+    async def _live(self) -> None:
+        begin = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for node in self.participants:
+                # At once: a grant that is committed runs out while its worker starts, or another's does.
+                group.create_task(self._participants.renew(node, self._ready))
+            reach = await self._participants.commit_and_connect()
+            if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
+                raise HeadFailed(check)
+            self._become(State.LOADING)
+            still = group.create_task(self._watch_load())
+            self.head = await self._load(reach)
+            still.cancel()
+            await self._context.prompts.restore(self._context.http, self.head.address, self._prompts_key())
+            self._last_used = time.monotonic()
+            self.progress = 1.0
+            self._answered = True
+            self._ready_since = time.time()
+            self._become(State.READY, reason=self.reason)
+            log.info(
+                "%s is ready after %.1f s",
+                self.plan.model,
+                time.monotonic() - begin,
+                extra={"deployment": self.id},
+            )
+            await asyncio.wait({self.head.process.exited})
+            raise self.head.failure()
+
+    def _ready(self) -> bool:
+        return self.state is State.READY
+
+    async def _end_by(self, error: BaseException | None) -> None:
+        """End it for what went wrong, with the node whose part failed."""
+        if isinstance(error, HeadFailed) and error.worker:
+            # llama-server only knows that some worker is gone. Its node may say more, at once.
+            await asyncio.wait({self._fault}, timeout=BREAK_SECONDS)
+            self.end(_sentence(error))
+        elif isinstance(error, (ParticipantFailed, PeerError)):
+            self.end(_sentence(error), culprit=error.node)
+        else:
+            crashed = isinstance(error, HeadFailed) and error.crashed
+            self.end(_sentence(error), culprit=self._context.node, crashed=crashed)
+
+    async def _load(self, reach: list[Reach]) -> Head:
+        """Start ``llama-server`` and wait until it answers."""
+        model, plan, tries = self.model, self.plan, 3
+        while True:
+            tries -= 1
+            self.head = await Head.start(
+                plan,
+                model,
+                self._llama,
+                reach,
+                deployment=self.id,
+                context=self._context,
+                on_progress=self._progressed,
+                draft=self._draft,
+            )
+            try:
+                async with asyncio.timeout(LOAD_SECONDS):
+                    await self.head.ready(self._context.http)
+                return self.head
+            except TimeoutError as error:
+                raise HeadFailed(
+                    f"the model was not loaded within {LOAD_SECONDS / 60:.0f} minutes"
+                ) from error
+            except HeadFailed as error:
+                if error.projector and model.projector:
+                    self.reason = f"it runs without its projector, which llama.cpp can't load: {error}"
+                    log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
+                    model = replace(model, projector="")
+                elif error.draft and plan.drafts_by:
+                    self.reason = (
+                        f"it runs without drafts by {plan.drafts_by}, which llama.cpp can't load: {error}"
+                    )
+                    log.warning("%s: %s", self.plan.model, self.reason, extra={"deployment": self.id})
+                    plan, self.drafts = replace(plan, drafts_by=""), Drafts()
+                elif not error.port or not tries:
+                    raise
+                await self.head.stop(0.0)
+
+    async def _watch_load(self) -> None:
+        """End a load that stands still. Without any word of progress it can't be told from a slow one."""
+        while not self._fault.done():
+            await asyncio.sleep(1.0)
+            still = time.monotonic() - self._progressed_at
+            if self._told_progress and still > _stall_seconds(self.model, self.progress):
+                self.end(f"loading stalled at {self.progress:.0%}: no progress for {still:.0f} s")
+
+    async def _end_all(self) -> None:
+        """Every process dead, every byte given back. Nothing that fails here stops the rest."""
+        await self._keep_prompts()
+        if self.head is not None:
+            # One that failed has nothing to finish, and others wait for what it holds.
+            await self.head.stop(_STOP_SECONDS if self.state is State.DRAINING else 0.0)
+        self._head_gone.set()
+        await self._participants.release_grants(self.term)
+        self.ended_at = time.monotonic()
+        self._changed()
+
+    async def _keep_prompts(self) -> None:
+        """Keep what was read, where it ends in good order."""
+        if self.head is None or self.state is not State.DRAINING or not self._answered:
+            return
+        if self.busy or self.plan.run.embedding:
+            return
+        size = sum(share.state for share in (self.plan.host, *self.plan.shares))
+        await self._context.prompts.save(self._context.http, self.head.address, self._prompts_key(), size)
+
+    def _prompts_key(self) -> str:
+        return key_of(self.plan, self.model, self._llama.build, self._context.extra)
+
+    def _progressed(self, value: float) -> None:
+        if value > self.progress or not self._told_progress:
+            self._told_progress = True
+            self.progress = value
+            self._progressed_at = time.monotonic()
+            self._tell()
+
+    def _become(self, state: State, *, reason: str = "") -> None:
+        if self.state is State.FAILED:
+            return
+        self.state = state
+        self.reason = reason
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed()
+        for event in self._watchers:
+            event.set()
+
+
+def _stall_seconds(model: Model, progress: float) -> float:
+    """Seconds until the next word of progress, which comes with each tensor, at the worst: the largest over
+    a link of 5 MB/s. After the last tensor come the allocation of state and a first token.
+    """
+    slowest = model.size / max(model.layers, 1) / 5e6
+    return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
+
+
+def _cause(error: BaseException | None) -> BaseException | None:
+    """The first cause in a tree of task groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _sentence(error: BaseException | None) -> str:
+    if error is None:
+        return "it ended without a reason"
+    if not isinstance(error, (HeadFailed, ParticipantFailed, PeerError, LookupError, OSError)):
+        log.error("deployment failed: internal error", exc_info=error)
+    return str(error) or type(error).__name__

@@ -1,0 +1,186 @@
+"""Asks llama.cpp itself what a model takes, before it is loaded, where our own reckoning is an estimate.
+
+``llama-fit-params -fitp on`` builds a model's graph without its weights and says in MiB what tensors, state
+and computing would take. The whole is asked for on the processor, which needs no worker, and the sums are
+compared: a plan that sets aside less than llama.cpp wants is not begun. Answers are kept in the state folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from sollold.engines.install.find import Llama
+from sollold.facts import dataclass
+from sollold.machine.backends import ENVIRONMENT
+from sollold.machine.child_guard import guarded
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.run_options import Run
+from sollold.models.gguf import reader
+from sollold.models.gguf.header import GgufError
+from sollold.models.model import Model
+from sollold.placement.plan import Plan
+from sollold.settings.schema import MIB
+from sollold.settings.state_file import write_whole
+from sollold.units import bytes_text
+
+log = logging.getLogger("sollold.engines")
+
+PROGRAM = "llama-fit-params"
+ASK_SECONDS = 30.0
+"""It reads the header and the vocabulary only; a slow disk is given time, a hang is not."""
+_KEPT = 256
+"""Answers on disk: the oldest goes."""
+_ROW = re.compile(r"^(?:Host|CPU)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """llama.cpp's answer for the whole on the processor: bytes, rounded down to MiB by it."""
+
+    weights: int
+    state: int
+    compute: int
+
+
+class FitCheck:
+    """Asks, and remembers.
+
+    Args:
+        path: file for the answers; nothing depends on it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, Told] | None = None
+
+    async def check(self, plan: Plan, model: Model, llama: Llama) -> str:
+        """Why ``plan`` can't be carried out, a sentence; empty: it can, or nobody could be asked."""
+        if not plan.estimate or not model.files:
+            return ""
+        known = await self._remembered()
+        key = _key(plan, llama.build)
+        told = known.get(key)
+        if told is None:
+            told = await _ask(plan.run, model, llama)
+            if told is None:
+                return ""
+            known[key] = told
+            while len(known) > _KEPT:
+                del known[next(iter(known))]
+            await asyncio.to_thread(self._write, msgspec.json.encode(known))
+        vocabulary = await asyncio.to_thread(_vocabulary, model.files[0])
+        return compare(plan, told, vocabulary)
+
+    async def _remembered(self) -> dict[str, Told]:
+        if self._known is None:
+            read = await asyncio.to_thread(_read, self._path)
+            self._known = self._known if self._known is not None else dict(read)
+        return self._known
+
+    def _write(self, data: bytes) -> None:
+        try:
+            write_whole(self._path, data)
+        except OSError as error:
+            log.info("can't keep what %s said in %s: %s", PROGRAM, self._path, error.strerror or error)
+
+
+def question(run: Run, model: Model, llama: Llama) -> list[str]:
+    """The command that asks for ``model`` run so, all of it on the processor."""
+    line = [str(llama.server.with_name(PROGRAM)), "--model", model.files[0], "--device", "none"]
+    line += ["--ctx-size", str(run.context), "--parallel", str(run.slots)]
+    line += ["--cache-type-k", run.type_k, "--cache-type-v", run.type_v, "--flash-attn", run.flash]
+    line += ["--batch-size", str(run.batch), "--ubatch-size", str(run.ubatch)]
+    if model.adapters:
+        line += ["--lora", ",".join(model.adapters)]
+    return [*line, "--gpu-layers", "0", "--fit", "off", "--fit-print", "on"]
+
+
+def answer(output: str) -> Told | None:
+    """What it printed; None: nothing of use."""
+    match = _ROW.search(output)
+    if match is None:
+        return None
+    weights, state, compute = (int(size) * MIB for size in match.groups())
+    return Told(weights, state, compute)
+
+
+def compare(plan: Plan, told: Told, vocabulary: int) -> str:
+    """Why the plan sets too little aside; empty: it does not.
+
+    It reckons with logits for every token of a batch (``vocabulary`` values each); nobody wants them here.
+    """
+    shares = (plan.host, *plan.shares)
+    given = sum(share.weights + share.state + share.compute for share in shares)
+    compute = max(told.compute - vocabulary * plan.run.ubatch * 4, 0)
+    needed = told.weights + told.state + compute
+    if needed <= given:
+        return ""
+    return (
+        f"llama.cpp says that {plan.model} needs {bytes_text(needed)} (tensors {bytes_text(told.weights)}, "
+        f"context {bytes_text(told.state)}, computing {bytes_text(compute)}), but {bytes_text(given)} were "
+        "reserved: its architecture is unknown, and the estimate was too low. Ask for less "
+        "context, or install a newer sollold"
+    )
+
+
+async def _ask(run: Run, model: Model, llama: Llama) -> Told | None:
+    command = question(run, model, llama)
+    if not await asyncio.to_thread(Path(command[0]).is_file):
+        return None
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *guarded(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **ENVIRONMENT, "GGML_NO_BACKTRACE": "1"},
+        )
+    except OSError as error:
+        log.info("%s could not be started: %s", PROGRAM, error)
+        return None
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            output, _ = await process.communicate()
+    except TimeoutError:
+        log.info("%s did not answer for %s within %.0f s", PROGRAM, model.name, ASK_SECONDS)
+        return None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+    told = answer(output[:65536].decode("utf-8", "replace"))
+    if told is None:
+        log.info("%s gave no usable answer for %s (exit %s)", PROGRAM, model.name, process.returncode)
+    return told
+
+
+def _key(plan: Plan, build: str) -> str:
+    """One name for all that the answer depends on."""
+    return hashlib.sha256(f"{build} {plan.digest} {plan.run}".encode()).hexdigest()[:32]
+
+
+def _vocabulary(path: str) -> int:
+    try:
+        return shape_of(reader.read(path)).n_vocab
+    except (OSError, GgufError):
+        return 0
+
+
+def _read(path: Path) -> Mapping[str, Told]:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Told])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError) as error:
+        log.info("what %s said before can't be read in %s: %s", PROGRAM, path, error)
+        return {}

@@ -1,0 +1,172 @@
+"""Prompts that engines have read, kept on disk when an idle deployment ends, for the next load of its model.
+
+A slot's KV cache is written by llama-server (``/slots/{id}?action=save``) and read again by the next one: its
+head gets the workers' parts through their tunnels. What was read once is not read again then, which over a
+LAN can take minutes. The files hold prompts and answers as token numbers: they are for the daemon's user
+alone, and end with the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from sollold.engines.address import EngineAddress
+from sollold.facts import dataclass
+from sollold.models.model import Model
+from sollold.placement.plan import Plan
+
+log = logging.getLogger("sollold.engines")
+
+_LEAST_TOKENS = 256
+"""Shorter prompts are read again sooner than a file is."""
+_SAVE_SECONDS = 5.0
+"""For all slots of a deployment: somebody may wait for its memory."""
+_RESTORE_SECONDS = 5.0
+_SPARE_DISK = 2 << 30
+"""Bytes that stay free on the disk."""
+_FAILURES = (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError)
+
+
+class _Slot(msgspec.Struct):
+    id: int
+    is_processing: bool = False
+    n_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: Path
+    slot: int
+    size: int
+    modified: float
+
+
+class KeptPrompts:
+    """The folder of a node's kept prompts.
+
+    Args:
+        folder: made when needed; nothing else may be in it.
+        limit: bytes of all files; 0: none are kept.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._closed = False
+
+    @property
+    def folder(self) -> Path | None:
+        """For ``--slot-save-path``; None when none are kept."""
+        return self._folder if self._limit > 0 else None
+
+    def open(self) -> None:
+        """Make the folder, without what an earlier run left; where it can't be had none are kept. Blocks."""
+        try:
+            self.close()
+            if self._limit > 0:
+                self._folder.mkdir(parents=True, mode=0o700)
+                self._closed = False
+        except OSError as error:
+            log.warning("processed prompts are not saved: %s", error)
+            self._limit = 0
+
+    def close(self) -> None:
+        """Keep nothing any more, and remove what was kept. Blocks."""
+        self._closed = True
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder)
+
+    async def save(self, http: aiohttp.ClientSession, engine: EngineAddress, key: str, size: int) -> None:
+        """Have an engine that nobody uses write its slots, under the `key_of` its deployment.
+
+        ``size``: bytes of its whole KV cache, which no file is larger than. What fails is not kept.
+        """
+        if self._closed or not 0 < size <= self._limit:
+            return
+        saved = 0
+        try:
+            async with asyncio.timeout(_SAVE_SECONDS):
+                if await asyncio.to_thread(self._free) < size + _SPARE_DISK:
+                    return
+                for slot in await _slots(http, engine):
+                    if slot.is_processing or slot.n_prompt_tokens < _LEAST_TOKENS:
+                        continue
+                    part = f"{key}-{slot.id}.part"
+                    await _act(http, engine, slot.id, "save", part)
+                    await asyncio.to_thread((self._folder / part).replace, self._folder / f"{key}-{slot.id}")
+                    saved += slot.n_prompt_tokens
+        except _FAILURES as error:
+            log.debug("an engine's prompts were not saved: %s", error or "it took too long")
+        finally:
+            await asyncio.to_thread(self._prune)
+        if saved:
+            log.info("saved %d tokens of processed prompts", saved)
+
+    async def restore(self, http: aiohttp.ClientSession, engine: EngineAddress, key: str) -> None:
+        """Have an engine that was just started read what was kept of its like. What fails is read anew."""
+        if self._limit <= 0:
+            return
+        files = [one for one in await asyncio.to_thread(self._files) if one.path.name == f"{key}-{one.slot}"]
+        for one in files:
+            try:
+                async with asyncio.timeout(_RESTORE_SECONDS):
+                    await _act(http, engine, one.slot, "restore", one.path.name)
+            except _FAILURES as error:
+                log.debug("saved prompts can't be used: %s", error or "it took too long")
+            # It is written anew when this deployment ends.
+            await asyncio.to_thread(one.path.unlink, missing_ok=True)
+
+    def _free(self) -> int:
+        return shutil.disk_usage(self._folder).free
+
+    def _files(self) -> list[_File]:
+        """The whole ones, the newest first."""
+        found = []
+        with contextlib.suppress(OSError):
+            for path in self._folder.iterdir():
+                slot = path.name.rpartition("-")[2]
+                with contextlib.suppress(FileNotFoundError):
+                    about = path.stat()
+                    number = int(slot) if slot.isdecimal() else -1
+                    found.append(_File(path, number, about.st_size, about.st_mtime))
+        return sorted(found, key=lambda one: one.modified, reverse=True)
+
+    def _prune(self) -> None:
+        """Remove what is unfinished, and the oldest beyond the limit."""
+        total = 0
+        for one in self._files():
+            total += one.size
+            if one.slot < 0 or total > self._limit:
+                one.path.unlink(missing_ok=True)
+
+
+def key_of(plan: Plan, model: Model, build: str, extra: Sequence[str]) -> str:
+    """Equal for deployments whose engines can read each other's slots, wherever their layers are."""
+    run = plan.run
+    parts = (
+        *(model.digest, *model.adapters, model.projector, build, *extra),
+        *(str(run.request_context), str(run.slots), run.type_k, run.type_v, str(run.unified)),
+    )
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+async def _slots(http: aiohttp.ClientSession, engine: EngineAddress) -> list[_Slot]:
+    async with http.get(f"{engine.url}/slots", headers=engine.headers) as answer:
+        answer.raise_for_status()
+        return msgspec.json.decode(await answer.read(), type=list[_Slot])
+
+
+async def _act(http: aiohttp.ClientSession, engine: EngineAddress, slot: int, action: str, file: str) -> None:
+    url = f"{engine.url}/slots/{slot}?action={action}"
+    async with http.post(url, json={"filename": file}, headers=engine.headers) as answer:
+        answer.raise_for_status()
+        await answer.read()

@@ -1,0 +1,233 @@
+"""The head's ``llama-server``: started, watched until it is ready, ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from sollold.engines.address import EngineAddress
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.command_line import Reach, command_line
+from sollold.engines.llamacpp.context import DeploymentContext
+from sollold.engines.llamacpp.engine_key import EngineKey
+from sollold.engines.llamacpp.exit_reason import (
+    crashed,
+    draft_was_refused,
+    exit_reason,
+    port_was_taken,
+    projector_was_refused,
+    worker_was_lost,
+)
+from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.engines.llamacpp.process import Process
+from sollold.machine.backends import ENVIRONMENT
+from sollold.models.model import Model
+from sollold.models.templates.go_parser import TemplateError
+from sollold.models.templates.jinja import to_jinja
+from sollold.placement.plan import Plan
+from sollold.settings.state_file import write_whole
+
+LOAD_SECONDS = 3600.0
+"""A load that takes longer is given up."""
+_ASK_SECONDS = 0.1
+_STATE = "cmd_child_to_router:state:"
+
+
+class HeadFailed(Exception):
+    """``llama-server`` did not get ready, or ended; the sentence says why."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        port: bool = False,
+        worker: bool = False,
+        crashed: bool = False,
+        projector: bool = False,
+        draft: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.worker = worker
+        """It ended since it lost a worker."""
+        self.crashed = crashed
+        """It ended by a fault of its own."""
+        self.port = port
+        """Another program had taken its port: worth another try."""
+        self.projector = projector
+        """It could not load the projector: worth another try without it."""
+        self.draft = draft
+        """It could not load the draft model, likewise."""
+
+
+class _Loading(msgspec.Struct):
+    """What llama-server tells a router of its start. Undocumented: nothing depends on it."""
+
+    state: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Progress(msgspec.Struct):
+    stages: list[str] = []
+    current: str = ""
+    value: float = 0.0
+
+
+def _write_template(plan: Plan, folder: Path) -> Path | None:
+    """The TEMPLATE of the plan in Jinja, in a file for ``llama-server``; None when the plan has none."""
+    if not plan.template:
+        return None
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / "chat-template.jinja"
+    write_whole(path, to_jinja(plan.template).encode(), durable=False)
+    return path
+
+
+def progress_in(line: str) -> float | None:
+    """How much of the load is done by this line of output, 0.0 to 1.0; None when it does not say."""
+    if not line.startswith(_STATE):
+        return None
+    try:
+        told = msgspec.json.decode(line[len(_STATE) :], type=_Loading)
+        if told.state != "loading":
+            return None
+        part = msgspec.json.decode(told.payload, type=_Progress)
+    except (msgspec.DecodeError, ValueError):
+        return None
+    value = min(max(part.value, 0.0), 1.0)
+    if part.current not in part.stages:
+        return value
+    return (part.stages.index(part.current) + value) / len(part.stages)
+
+
+def _tell_progress(on_progress: Callable[[float], None], line: str) -> None:
+    if (value := progress_in(line)) is not None:
+        on_progress(value)
+
+
+class Head:
+    """A running ``llama-server``. Made with `Head.start`; READY after `Head.ready`."""
+
+    def __init__(self, process: Process, port: int, ports: Ports, key: EngineKey) -> None:
+        self.process = process
+        self.port = port
+        self._ports = ports
+        self._key = key
+
+    @property
+    def address(self) -> EngineAddress:
+        """Where it answers, and its key."""
+        return EngineAddress(f"http://{LOOPBACK}:{self.port}", self._key.text)
+
+    @classmethod
+    async def start(
+        cls,
+        plan: Plan,
+        model: Model,
+        llama: Llama,
+        reach: Sequence[Reach],
+        *,
+        deployment: str,
+        context: DeploymentContext,
+        on_progress: Callable[[float], None],
+        draft: Model | None = None,
+    ) -> Head:
+        """Start it, with a fresh key.
+
+        ``on_progress`` is called on the loop with 0.0 to 1.0 while it loads.
+
+        Raises:
+            HeadFailed: it could not be started.
+        """
+        ports, logs = context.ports, context.logs / deployment
+        try:
+            template = await asyncio.to_thread(_write_template, plan, logs)
+            port = ports.take()
+        except (OSError, TemplateError) as error:
+            raise HeadFailed(f"llama-server could not be started: {error}") from error
+        key = EngineKey(context.keys, port)
+        words = command_line(
+            plan,
+            model,
+            llama,
+            reach,
+            port=port,
+            key_file=key.file,
+            threads=context.threads,
+            extra=context.extra,
+            template=template,
+            draft=draft,
+            slots=context.prompts.folder,
+        )
+        try:
+            await asyncio.to_thread(key.make)
+            process = await Process.start(
+                "llama-server",
+                words,
+                deployment=deployment,
+                journal=context.journal,
+                log_file=logs / "llama-server.log",
+                # With a router's port it tells its progress, and ends when its standard input does,
+                # which it does when the daemon dies.
+                env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"},
+                on_line=partial(_tell_progress, on_progress),
+            )
+        except BaseException as error:
+            await asyncio.shield(asyncio.to_thread(key.remove))
+            ports.give_back(port)
+            if isinstance(error, OSError):
+                raise HeadFailed(f"llama-server could not be started: {error}") from error
+            raise
+        return cls(process, port, ports, key)
+
+    async def ready(self, http: aiohttp.ClientSession) -> None:
+        """Wait until it answers. The caller gives up by cancelling.
+
+        Raises:
+            HeadFailed: it ended, or did not listen on loopback alone.
+        """
+        url = self.address.url
+        while True:
+            if not self.process.running:
+                raise self.failure()
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with http.get(f"{url}/health", timeout=aiohttp.ClientTimeout(total=2.0)) as reply:
+                    await reply.read()
+                    if reply.status == 200:
+                        break
+            await asyncio.wait({self.process.exited}, timeout=_ASK_SECONDS)
+        addresses = await asyncio.to_thread(self.process.addresses)
+        if (LOOPBACK, self.port) not in addresses:
+            raise HeadFailed(
+                f"port {self.port} is answered by another program than our llama-server: "
+                "set llama.server_port to another",
+                port=True,
+            )
+        if any(address != LOOPBACK for address, _ in addresses):
+            raise HeadFailed(f"llama-server listens on {addresses}, not on {LOOPBACK} alone: ended")
+
+    def failure(self) -> HeadFailed:
+        """Why it ended. Only when it has."""
+        lines = self.process.last_lines()
+        code = self.process.exited.result()
+        why = exit_reason(code, lines)
+        worker = worker_was_lost(lines)
+        return HeadFailed(
+            f"llama-server: {why}",
+            port=port_was_taken(lines),
+            worker=worker,
+            crashed=crashed(code) and not worker,
+            projector=projector_was_refused(lines),
+            draft=draft_was_refused(lines),
+        )
+
+    async def stop(self, grace: float) -> None:
+        """End it: it ignores SIGTERM while it hangs on a worker, so ``grace`` seconds, then SIGKILL."""
+        await self.process.stop(grace)
+        await asyncio.to_thread(self._key.remove)
+        self._ports.give_back(self.port)

@@ -1,0 +1,226 @@
+"""The participants of one deployment, the nodes that hold bytes for it, as its head deals with them: commit,
+reach, renew, release.
+
+A tunnel that breaks, a grant that was lost and a node that can't be reached all end the deployment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError
+from sollold.engines.commands import GRANT_SECONDS, Commit, Done, FillCache, Release, Renew
+from sollold.engines.llamacpp.command_line import Reach, external_workers, worker_devices, worker_nodes
+from sollold.engines.llamacpp.context import DeploymentContext, Tunnel
+from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
+from sollold.machine.external_worker import split_address
+from sollold.models.gguf import reader
+from sollold.models.gguf.header import GgufError, Header
+from sollold.models.model import Model
+from sollold.placement.plan import Plan
+
+log = logging.getLogger("sollold.engines")
+
+
+RENEW_SECONDS = 3.0
+
+
+COMMIT_SECONDS = 60.0
+
+
+BREAK_SECONDS = 0.2
+"""A node that knows the better reason for what broke has so long to say it."""
+
+
+_RENEW_TIMEOUT = 2.5
+
+
+_RELEASE_TIMEOUT = 15.0
+
+
+_CLOSE_TIMEOUT = 2.0
+
+
+_FILL_TIMEOUT = 2.0
+
+
+class ParticipantFailed(Exception):
+    """A node did not do its part; the sentence says why."""
+
+    def __init__(self, node: str, reason: str) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
+class OnLost(Protocol):
+    """Called when a participant's part is lost."""
+
+    def __call__(self, reason: str, *, culprit: str) -> None:
+        """``reason``: for people; ``culprit``: the node. May be called more than once."""
+        ...
+
+
+class Participants:
+    """All participants of one deployment, the head's own node included.
+
+    Args:
+        model: on this node, the head.
+        build: of llama.cpp; all of them must have the same.
+        lost: ends the deployment.
+
+    Attributes:
+        nodes: by node id.
+    """
+
+    def __init__(
+        self,
+        deployment: str,
+        plan: Plan,
+        model: Model,
+        build: str,
+        context: DeploymentContext,
+        lost: OnLost,
+    ) -> None:
+        self.nodes = tuple(sorted(plan.bytes_by_owner()))
+        self._deployment = deployment
+        self._plan = plan
+        self._model = model
+        self._build = build
+        self._context = context
+        self._lost = lost
+        self._tunnels: list[Tunnel] = []
+        self._committed: set[str] = set()
+        self._work: dict[str, int | None] = {}
+
+    def work(self) -> int | None:
+        """The sum of what their processes have done, as they last said; None where one does not say."""
+        parts = [self._work.get(node) for node in self.nodes]
+        known = [part for part in parts if part is not None]
+        return sum(known) if len(known) == len(parts) else None
+
+    def traffic(self) -> int:
+        """Bytes that went through the tunnels."""
+        return sum(tunnel.traffic.up + tunnel.traffic.down for tunnel in self._tunnels)
+
+    async def commit_and_connect(self) -> list[Reach]:
+        """Commit at every participant, then reach every worker. In ``--rpc`` request.
+
+        Raises:
+            ParticipantFailed, PeerError: one does not take part; in a group.
+            OSError: no loopback port could be had for a tunnel.
+        """
+        async with asyncio.TaskGroup() as group:
+            for node in self.nodes:
+                group.create_task(self._commit(node))
+            reading = group.create_task(asyncio.to_thread(_header, self._model))
+        await self._fill_caches(reading.result())
+        reach = []
+        for node in worker_nodes(self._plan):
+            if node == self._context.node:
+                port = await self._context.local_worker_port(self._deployment)
+            else:
+                port = await self._tunnel(node)
+            reach.append(Reach(node, port, worker_devices(self._plan, node)))
+        for node, address, devices in external_workers(self._plan):
+            if node == self._context.node:
+                host, port = split_address(address)
+                reach.append(Reach(node, port, devices, host))
+            else:
+                reach.append(Reach(node, await self._tunnel(node, address), devices))
+        return reach
+
+    async def renew(self, node: str, loaded: Callable[[], bool]) -> None:
+        """Tell a participant again and again that the deployment lives, at its own pace: one that is slow
+        delays none. Runs until it is cancelled.
+
+        Until it has answered the commit, that alone tells whether it takes part.
+        """
+        heard = time.monotonic()
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            committed = node in self._committed
+            if not committed:
+                heard = time.monotonic()
+            request = Renew(self._deployment, self._context.node, loaded=loaded())
+            try:
+                done = await self._context.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
+            except PeerError as error:
+                if committed and time.monotonic() - heard > GRANT_SECONDS:
+                    self._lost(f"node {node} can't be reached: {error}", culprit=node)
+                continue
+            self._work[node] = done.work
+            if not done.ok and committed:
+                self._lost(f"node {node} ended its part: {done.reason}", culprit=node)
+            heard = time.monotonic()
+
+    async def release_grants(self, term: Term) -> None:
+        """Close the tunnels and give every byte back. Nothing that fails here stops the rest."""
+        for tunnel in self._tunnels:
+            try:
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
+                    await tunnel.close()
+            except (OSError, TimeoutError, PeerError) as error:
+                log.warning("a tunnel of %s did not close: %s", self._deployment, error)
+        await asyncio.gather(*(self._release(node, term) for node in self.nodes))
+
+    async def _tunnel(self, node: str, external: str = "") -> int:
+        broke = partial(self._broke, node)
+        tunnel = await self._context.tunnels.open(self._deployment, node, broke, external)
+        self._tunnels.append(tunnel)
+        return tunnel.port
+
+    def _broke(self, node: str, reason: str) -> None:
+        """A moment later, since the worker's node may know a better reason and say it at once."""
+        lost = partial(self._lost, reason, culprit=node)
+        asyncio.get_running_loop().call_later(BREAK_SECONDS, lost)
+
+    async def _commit(self, node: str) -> None:
+        devices = worker_devices(self._plan, node)
+        request = Commit(self._deployment, self._context.node, devices, self._build, self._plan.digest)
+        done = await self._context.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
+        if not done.ok:
+            raise ParticipantFailed(node, f"node {node} did not commit: {done.reason}")
+        self._committed.add(node)
+
+    async def _fill_caches(self, read: Header | None) -> None:
+        """Let the other nodes' workers get ready on their own disks what they can. It is no must."""
+        others = [node for node in worker_nodes(self._plan) if node != self._context.node]
+        if read is not None:
+            await asyncio.gather(*(self._fill_cache(node, read) for node in others))
+
+    async def _fill_cache(self, node: str, read: Header) -> None:
+        wanted = wanted_tensors(self._plan, node, read, self._model.files)
+        if not wanted:
+            return
+        digest = self._plan.digest
+        sources = tuple(holder for holder in self._context.holders(digest) if holder != node)
+        request = FillCache(self._deployment, self._context.node, digest, wanted, sources)
+        try:
+            done = await self._context.calls.call(node, "fill", request, Done, timeout=_FILL_TIMEOUT)
+        except PeerError as error:
+            log.info("node %s fills no cache: %s", node, error)
+            return
+        if not done.ok:
+            log.info("node %s fills no cache: %s", node, done.reason)
+
+    async def _release(self, node: str, term: Term) -> None:
+        request = Release(term, self._deployment, self._context.node)
+        try:
+            await self._context.calls.call(node, "release", request, Done, timeout=_RELEASE_TIMEOUT)
+        except PeerError as error:
+            # Its time to live ends the worker there.
+            log.info("node %s was not told that %s ended: %s", node, self._deployment, error)
+
+
+def _header(model: Model) -> Header | None:
+    """What the model's files say of themselves; None when they can't be read, which llama-server will say."""
+    try:
+        return reader.read_files(model.files)
+    except (GgufError, OSError):
+        return None

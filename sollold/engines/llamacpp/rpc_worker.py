@@ -1,0 +1,154 @@
+"""A worker: one ``ggml-rpc-server`` for one deployment, over the devices that were granted to it.
+
+It serves one client, so it is started for its deployment and ended with it. It listens on loopback only:
+its protocol knows neither identity nor encryption, and the tunnel brings both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.llamacpp.exit_reason import exit_reason, port_was_taken
+from sollold.engines.llamacpp.ports import LOOPBACK, Ports
+from sollold.engines.llamacpp.process import Process
+from sollold.machine.backends import ENVIRONMENT
+from sollold.machine.loopback_clients import client_users
+
+READY_SECONDS = 30.0
+_LOOK_SECONDS = 0.02
+_ATTEMPTS = 4
+_ACCEPTED = "Accepted client connection"
+"""It says so of each client, whom it serves one after the other."""
+
+
+class WorkerFailed(Exception):
+    """The worker did not start; the sentence says why."""
+
+
+class _Accepted:
+    """Counts the clients that a worker has begun to serve, by its output."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def line(self, text: str) -> None:
+        """A line of output."""
+        self.count += text == _ACCEPTED
+
+
+class Worker:
+    """A running worker. Made with `Worker.start`."""
+
+    def __init__(
+        self, process: Process, port: int, ports: Ports, devices: tuple[str, ...], accepted: _Accepted
+    ) -> None:
+        self.process = process
+        self.port = port
+        self.devices = devices
+        self._ports = ports
+        self._accepted = accepted
+        self._ours = 0
+
+    @classmethod
+    async def start(
+        cls,
+        llama: Llama,
+        devices: Sequence[str],
+        *,
+        deployment: str,
+        ports: Ports,
+        journal: Journal,
+        logs: Path,
+        threads: int,
+        cache: Path | None,
+    ) -> Worker:
+        """Start one over ``devices`` and wait until it listens. ``cache``: folder for tensors, or none.
+
+        Raises:
+            WorkerFailed: it did not start.
+        """
+        for attempt in range(_ATTEMPTS):
+            try:
+                port = ports.take()
+            except OSError as error:
+                raise WorkerFailed(str(error)) from error
+            accepted = _Accepted()
+            try:
+                process = await Process.start(
+                    "worker",
+                    _command(llama, devices, port, threads, cache),
+                    deployment=deployment,
+                    journal=journal,
+                    log_file=logs / "worker.log",
+                    env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1"}
+                    | ({"LLAMA_CACHE": str(cache)} if cache else {}),
+                    on_line=accepted.line,
+                )
+            except OSError as error:
+                ports.give_back(port)
+                raise WorkerFailed(f"{llama.worker} could not be started: {error}") from error
+            except BaseException:
+                ports.give_back(port)
+                raise
+            worker = cls(process, port, ports, tuple(devices), accepted)
+            try:
+                await worker._listening()
+            except WorkerFailed:
+                await worker.stop()
+                if attempt == _ATTEMPTS - 1 or not port_was_taken(process.last_lines()):
+                    raise
+                continue
+            except BaseException:
+                await asyncio.shield(worker.stop())
+                raise
+            return worker
+        raise AssertionError("unreachable")
+
+    def connected(self) -> None:
+        """We have connected to it once more."""
+        self._ours += 1
+
+    async def stranger(self) -> str:
+        """Who else uses it, or has used it: a sentence; empty when nobody has.
+
+        All users of a machine reach its loopback, and the protocol lets each do as he likes.
+        """
+        if self._accepted.count > self._ours:
+            return "another program of this machine has used it"
+        clients = await asyncio.to_thread(client_users, self.port)
+        others = set((clients or {}).values()) - {os.geteuid()}
+        return f"a program of user {min(others)} is connected to it" if others else ""
+
+    async def stop(self) -> None:
+        """End it; it keeps nothing that a SIGKILL could spoil."""
+        await self.process.stop(grace=0.0)
+        self._ports.give_back(self.port)
+
+    async def _listening(self) -> None:
+        """Wait for its port. To connect would make us its one client, so the system is asked instead."""
+        deadline = asyncio.get_running_loop().time() + READY_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            if not self.process.running:
+                why = exit_reason(self.process.exited.result(), self.process.last_lines())
+                raise WorkerFailed(f"the worker ended at its start: {why}")
+            addresses = await asyncio.to_thread(self.process.addresses)
+            if any(address != LOOPBACK for address, _ in addresses):
+                raise WorkerFailed(f"the worker listens on {addresses}, not on {LOOPBACK} alone: ended")
+            if (LOOPBACK, self.port) in addresses:
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+        raise WorkerFailed(f"the worker did not listen on port {self.port} within {READY_SECONDS:.0f} s")
+
+
+def _command(llama: Llama, devices: Sequence[str], port: int, threads: int, cache: Path | None) -> list[str]:
+    command = [str(llama.worker), "-H", LOOPBACK, "-p", str(port), "-d", ",".join(devices)]
+    if threads:
+        command += ["-t", str(threads)]
+    if cache is not None:
+        command.append("-c")
+    return command

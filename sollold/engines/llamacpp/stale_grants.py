@@ -1,0 +1,76 @@
+"""Grants that an earlier run of this daemon, the head, has left at others.
+
+A daemon that is killed and started again within a second looks alive to all: nobody else can tell that
+nobody renews its grants any more until they run out, and all that while their memory is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from sollold.cluster.gossip.record import GrantState
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.view import View, name_of
+from sollold.engines.commands import Done, Release
+
+log = logging.getLogger("sollold.engines")
+
+_TIMEOUT = 15.0
+_MOST = 512
+
+
+class StaleGrants:
+    """Gives them back as the records show them. Own it: `close`."""
+
+    def __init__(self, view: View, calls: PeerCalls) -> None:
+        self._view = view
+        self._calls = calls
+        self._ours: OrderedDict[str, None] = OrderedDict()
+        self._asked: set[tuple[str, str]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def began(self, deployment: str) -> None:
+        """This run is the head of ``deployment``: it ends its grants itself."""
+        self._ours[deployment] = None
+        while len(self._ours) > _MOST:
+            self._ours.popitem(last=False)
+
+    def look(self) -> None:
+        """The records changed."""
+        me = self._view.me.node
+        # Only a head commits, so what is merely reserved may be a plan that is on its way here.
+        stale = {
+            (record.node, grant.deployment)
+            for record in self._view.live()
+            for grant in record.grants
+            if grant.head == me
+            and record.node != me
+            and grant.state is GrantState.COMMITTED
+            and grant.deployment not in self._ours
+        }
+        for node, deployment in sorted(stale - self._asked):
+            task = asyncio.create_task(self._give_back(node, deployment), name=f"stale grant {deployment}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._asked = stale
+
+    async def close(self) -> None:
+        """Stop asking; what is left runs out."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _give_back(self, node: str, deployment: str) -> None:
+        request = Release(self._view.leader(), deployment, self._view.me.node)
+        try:
+            await self._calls.call(node, "release", request, Done, timeout=_TIMEOUT)
+        except PeerError as error:
+            log.info("%s still holds memory for an earlier run: %s", name_of(self._view, node), error)
+            return
+        log.info(
+            "%s released what an earlier run of this daemon held there",
+            name_of(self._view, node),
+            extra={"deployment": deployment},
+        )

@@ -1,0 +1,335 @@
+"""The head's ends of tunnels: a loopback port here leads to a worker's loopback port on another node.
+
+llama-server connects to the port as if the worker were there. Bytes go through TLS between the two daemons,
+which proved to be members (`sollold.cluster.net.tunnel_server` is the other end). A worker serves one client
+at a time, so a tunnel carries one connection at a time. All users of a machine reach its loopback: only those
+of the daemon's own user, as its engines are, are let through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import TUNNEL
+from sollold.cluster.net.splice import ProxyEnd, Traffic
+from sollold.cluster.net.tunnel_server import GREETING_LIMIT, Open, Opened
+from sollold.cluster.net.view import View
+from sollold.machine.loopback_clients import client_users
+
+log = logging.getLogger("sollold.engines")
+
+_LOOPBACK = "127.0.0.1"
+_OPEN_SECONDS = 8.0
+_TURN_SECONDS = 3.0
+"""A second connection waits that long for the first to end."""
+_LOOKS = 3
+"""For the user of a connection: a table that changes while it is read can lack a row."""
+
+
+class Tunnels:
+    """All tunnels of this node as head.
+
+    Args:
+        reach: opens connections to nodes.
+        view: a node that is no more live loses its tunnels at once.
+        delay: seconds added to each direction, for tests of slow networks.
+    """
+
+    def __init__(self, reach: Dialer, view: View, *, delay: float = 0.0) -> None:
+        self._reach = reach
+        self._view = view
+        self._delay = delay
+        self._open: set[Tunnel] = set()
+        self._unsubscribe: Callable[[], None] | None = None
+
+    async def open(
+        self,
+        deployment: str,
+        node: str,
+        on_break: Callable[[str], None] = lambda reason: None,
+        external: str = "",
+    ) -> Tunnel:
+        """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
+
+        ``external``: the address of a worker that others started, which ``node`` names; empty: its own
+        worker.
+
+        ``on_break`` is told why when the way to the worker can't be made, or ends before llama-server has
+        closed its connection: llama-server itself notices only when it next needs the worker.
+
+        Raises:
+            OSError: no loopback port could be had.
+        """
+        if self._unsubscribe is None:
+            self._unsubscribe = self._view.subscribe(self._look)
+        tunnel = Tunnel(
+            self._reach, Open(deployment, external), node, self._delay, on_break, self._open.discard
+        )
+        await tunnel.listen()
+        self._open.add(tunnel)
+        return tunnel
+
+    def all(self) -> tuple[Tunnel, ...]:
+        """The open tunnels, for metrics."""
+        return tuple(self._open)
+
+    async def close(self) -> None:
+        """End all tunnels."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        for tunnel in tuple(self._open):
+            await tunnel.close()
+
+    def _look(self) -> None:
+        if self._open:
+            live = {record.node for record in self._view.live()}
+            for tunnel in tuple(self._open):
+                if tunnel.node not in live:
+                    tunnel.cut()
+
+
+class Tunnel:
+    """One tunnel.
+
+    Attributes:
+        deployment, node: whose worker it leads to.
+        port: where to connect on 127.0.0.1.
+        traffic: what went through so far.
+        failure: why the last connection could not be made or was cut; empty when it could.
+    """
+
+    def __init__(
+        self,
+        reach: Dialer,
+        greeting: Open,
+        node: str,
+        delay: float,
+        on_break: Callable[[str], None],
+        closed: Callable[[Tunnel], object],
+    ) -> None:
+        self.deployment = greeting.deployment
+        self._greeting = greeting
+        self.node = node
+        self.port = 0
+        self.traffic = Traffic()
+        self.failure = ""
+        self._reach = reach
+        self._delay = delay
+        self._on_break = on_break
+        self._closed = closed
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ends: set[_LocalEnd] = set()
+        self._turn = asyncio.Event()
+        self._turn.set()
+        self._looking = asyncio.Lock()
+
+    async def listen(self) -> None:
+        """Open the loopback port. Called by `Tunnels.open`."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _LocalEnd(self, self._delay), _LOOPBACK, 0)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+
+    async def close(self) -> None:
+        """End the tunnel and give the port back."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for end in tuple(self._ends):
+            end.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closed(self)
+
+    def cut(self) -> None:
+        """The node is gone: break the connection, so that llama-server notices."""
+        if self._ends:
+            self.failure = f"node {self.node} is gone"
+            log.warning(
+                "tunnel to %s cut: the node is gone", self.node, extra={"deployment": self.deployment}
+            )
+        for end in tuple(self._ends):
+            end.abort()
+
+    def broke(self, exc: Exception | None) -> None:
+        """The way to the worker ended while llama-server still held its connection."""
+        if self._server is not None:
+            self._break(f"the tunnel to node {self.node} broke: {exc or 'it was closed there'}")
+
+    def _break(self, reason: str) -> None:
+        self.failure = reason
+        log.warning("%s", reason, extra={"deployment": self.deployment})
+        self._on_break(reason)
+
+    def came(self, end: _LocalEnd) -> None:
+        """A local connection stands."""
+        self._ends.add(end)
+        task = asyncio.get_running_loop().create_task(self._serve(end))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def went(self, end: _LocalEnd) -> None:
+        """A local connection is gone."""
+        self._ends.discard(end)
+        if end.has_turn:
+            end.has_turn = False
+            self._turn.set()
+
+    async def _serve(self, end: _LocalEnd) -> None:
+        """Join a local connection with the worker."""
+        try:
+            if not await self._is_ours(end):
+                end.abort()
+                return
+            try:
+                async with asyncio.timeout(_TURN_SECONDS):
+                    while not self._turn.is_set():
+                        await self._turn.wait()
+            except TimeoutError:
+                log.warning(
+                    "a second program connected to the tunnel port %d and was refused", self.port,
+                    extra={"deployment": self.deployment},
+                )  # fmt: skip
+                end.abort()
+                return
+            if end not in self._ends:
+                return
+            self._turn.clear()
+            end.has_turn = True
+            greeter = await self._connect()
+            remote = _RemoteEnd(self, end, self._delay)
+            transport = greeter.transport
+            transport.set_protocol(remote)
+            remote.connection_made(transport)
+            remote.join(end)
+            if early := greeter.rest():
+                remote.data_received(early)
+            transport.resume_reading()
+            end.transport.resume_reading()
+            self.failure = ""
+        except PeerError as error:
+            end.abort()
+            self._break(f"no tunnel to node {self.node}: {error}")
+        except BaseException:
+            end.abort()
+            raise
+
+    async def _is_ours(self, end: _LocalEnd) -> bool:
+        """Whether a program of this daemon's own user has connected."""
+        user = None
+        async with self._looking:  # one thread for one tunnel, whoever connects how often
+            for _ in range(_LOOKS):
+                peer = end.transport.get_extra_info("peername")
+                users = await asyncio.to_thread(client_users, self.port)
+                if users is None:
+                    return True
+                user = users.get(peer[1]) if peer else None
+                if user is not None or end.ended:
+                    break
+        if user != os.geteuid():
+            log.warning(
+                "a program of %s connected to the tunnel port %d and was refused",
+                "an unknown user" if user is None else f"user {user}",
+                self.port,
+                extra={"deployment": self.deployment},
+            )
+        return user == os.geteuid()
+
+    async def _connect(self) -> _Greeter:
+        """A connection to the worker's node that has said yes."""
+        greeter, _, _ = await self._reach.connect(self.node, TUNNEL, _Greeter, timeout=_OPEN_SECONDS / 2)
+        try:
+            greeter.transport.write(frame(msgspec.msgpack.encode(self._greeting)))
+            async with asyncio.timeout(_OPEN_SECONDS):
+                opened = await greeter.answer
+        except TimeoutError:
+            greeter.transport.abort()
+            raise PeerError(self.node, f"node {self.node} did not open the tunnel", transport=True) from None
+        except BaseException:
+            greeter.transport.abort()
+            raise
+        if not opened.ok:
+            greeter.transport.abort()
+            raise PeerError(self.node, f"node {self.node} refused: {opened.reason}", transport=True)
+        return greeter
+
+
+class _LocalEnd(ProxyEnd):
+    """llama-server's connection."""
+
+    def __init__(self, tunnel: Tunnel, delay: float) -> None:
+        super().__init__(tunnel.traffic, up=True, delay=delay)
+        self._tunnel = tunnel
+        self.has_turn = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.pause_reading()
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tunnel.came(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._tunnel.went(self)
+
+
+class _RemoteEnd(ProxyEnd):
+    """The connection to the worker's node."""
+
+    def __init__(self, tunnel: Tunnel, local: _LocalEnd, delay: float) -> None:
+        super().__init__(tunnel.traffic, up=False, delay=delay)
+        self._tunnel = tunnel
+        self._local = local
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._local.ended:
+            self._tunnel.broke(exc)
+        super().connection_lost(exc)
+
+
+class _Greeter(asyncio.Protocol):
+    """The connection to the worker's node until it has answered."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self._bytes = Unframer(GREETING_LIMIT)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._bytes.feed(data)
+        if self.answer.done():
+            return
+        try:
+            answer = self._bytes.take()
+            if answer is not None:
+                self.transport.pause_reading()
+                self.answer.set_result(msgspec.msgpack.decode(answer, type=Opened))
+        except (FrameError, msgspec.DecodeError) as error:
+            self.answer.set_exception(PeerError("", f"no tunnel's answer: {error}", transport=True))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(
+                PeerError("", f"the connection was closed: {exc or 'no reason given'}", transport=True)
+            )
+
+    def rest(self) -> bytes:
+        return self._bytes.rest()

@@ -1,0 +1,54 @@
+"""Which tensors of a model's files a worker will be asked for by their hash. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sollold.engines.commands import WantedTensor
+from sollold.engines.llamacpp.hash_frames import HASHED_OVER
+from sollold.machine.external_worker import external_address
+from sollold.models.footprint.read_shape import block_of
+from sollold.models.gguf.header import Header, Tensor
+from sollold.placement.plan import Plan
+
+_OUTPUT, _EMBEDDING = "output.weight", "token_embd.weight"
+
+
+def wanted_tensors(plan: Plan, node: str, header: Header, files: Sequence[str]) -> tuple[WantedTensor, ...]:
+    """Those that the layers of ``node`` need, in the order in which they lie in the files.
+
+    ``files``: of the model; a tensor's file is told by its place among them.
+    """
+    spans = [
+        (share.first, share.last)
+        for share in plan.shares
+        if share.node == node and not external_address(share.device)
+    ]
+    # Layers that predict further tokens lie behind the others, and are loaded only if they draft.
+    predicting = max(header.integer(f"{header.architecture}.nextn_predict_layers"), 0)
+    predicting *= not plan.run.predicts
+    unread = range(plan.layers - predicting, plan.layers)
+    tied = not any(tensor.name == _OUTPUT for tensor in header.tensors)
+    found = []
+    for tensor in header.tensors:
+        layer = _layer(tensor, plan.layers, tied)
+        path = header.files[tensor.file]
+        if tensor.size <= HASHED_OVER or layer is None or path not in files:
+            continue
+        if layer in unread or (layer < plan.cpu_moe and "_exps." in tensor.name):
+            continue
+        if any(first <= layer < last for first, last in spans):
+            shape = (*tensor.shape, 1, 1, 1)[:4]
+            found.append(
+                WantedTensor(tensor.name, files.index(path), tensor.offset, tensor.size, tensor.type, shape)
+            )
+    return tuple(sorted(found, key=lambda one: (one.file, one.start)))
+
+
+def _layer(tensor: Tensor, layers: int, tied: bool) -> int | None:
+    """The layer that needs a tensor, the output being the last; None when it stays with the head."""
+    block = block_of(tensor)
+    if block is not None:
+        return block
+    # Without an output matrix of its own a model uses the embedding for it, a second time.
+    return layers if tensor.name == (_EMBEDDING if tied else _OUTPUT) else None

@@ -1,0 +1,213 @@
+"""What we ask of an Ollama's HTTP API, typed; every call has its time-out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from typing import TypeVar, cast
+from urllib.parse import urlsplit
+
+import aiohttp
+import msgspec
+
+log = logging.getLogger("sollold.engines")
+
+T = TypeVar("T")
+
+_MOST = 32 << 20
+_QUICK = 2.0
+_PS = 2.0
+"""Seconds after which Ollama is taken to be busy with a load."""
+
+
+class OllamaError(Exception):
+    """Ollama could not be asked, or refused; the message says which and why."""
+
+
+class Details(msgspec.Struct):
+    """``details`` of a model."""
+
+    family: str | None = ""
+    parameter_size: str | None = ""
+    quantization_level: str | None = ""
+
+
+class Tag(msgspec.Struct):
+    """A model of ``/api/tags``."""
+
+    name: str = ""
+    modified_at: str = ""
+    size: int = 0
+    digest: str = ""
+    details: Details | None = None
+    capabilities: list[str] | None = None
+    remote_host: str | None = ""
+
+
+class Loaded(msgspec.Struct):
+    """A model of ``/api/ps``."""
+
+    name: str = ""
+    size: int = 0
+    size_vram: int = 0
+    digest: str = ""
+    expires_at: str = ""
+    context_length: int = 0
+
+
+class _Tags(msgspec.Struct):
+    models: list[Tag] | None = None
+
+
+class _Ps(msgspec.Struct):
+    models: list[Loaded] | None = None
+
+
+class _Version(msgspec.Struct):
+    version: str
+
+
+def address(
+    url: str, environ: Mapping[str, str] | None = None, service: Mapping[str, str] | None = None
+) -> str:
+    """The URL of the local Ollama: the setting's, ``$OLLAMA_HOST`` here or in the environment of Ollama's own
+    ``service``, or the default; no slash at the end.
+
+    ``OLLAMA_HOST`` may lack scheme and port, and may say on which address Ollama listens, ``0.0.0.0``.
+    """
+    environ = os.environ if environ is None else environ
+    text = url or environ.get("OLLAMA_HOST", "") or (service or {}).get("OLLAMA_HOST", "")
+    text = text.strip().strip("\"'")
+    if not text:
+        return "http://127.0.0.1:11434"
+    schemed = "://" in text
+    try:
+        parts = urlsplit(text if schemed else f"http://{text}")
+    except ValueError as error:
+        log.warning("the address of Ollama can't be understood (%s: %s); it is looked for here", text, error)
+        return "http://127.0.0.1:11434"
+    host = parts.hostname or "127.0.0.1"
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if port is None:
+        port = {"http": 80, "https": 443}.get(parts.scheme, 11434) if schemed else 11434
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}:{port}{parts.path.rstrip('/')}"
+
+
+def is_here(url: str) -> bool:
+    """Whether the host of ``url`` is this machine, by one of its addresses. Blocks while a name is resolved.
+
+    A name that can't be resolved leads nowhere, so it counts as one of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(urlsplit(url).hostname, 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return True
+    for family, kind, _, _, place in found:
+        with contextlib.suppress(OSError), socket.socket(family, kind) as probe:
+            probe.bind(place)  # refused for an address that no interface has
+            return True
+    return False
+
+
+class OllamaApi:
+    """One Ollama. The session is the caller's; it is not closed here."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self.url = url
+
+    async def version(self) -> str:
+        """Its version.
+
+        Raises:
+            OllamaError: nothing answers there, or it is no Ollama.
+        """
+        return (await self._ask("GET", "/api/version", _Version)).version
+
+    async def is_ours(self) -> bool:
+        """Whether a sollold answers there, which speaks Ollama's API too."""
+        try:
+            async with self._session.get(f"{self.url}/api/cluster", timeout=_timeout(_QUICK)) as answer:
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return False
+
+    async def tags(self) -> list[Tag]:
+        """Its models.
+
+        Raises:
+            OllamaError: as `version`.
+        """
+        return (await self._ask("GET", "/api/tags", _Tags, timeout=10.0)).models or []
+
+    async def ps(self) -> list[Loaded] | None:
+        """What it has loaded; None while it is too busy to say (it blocks during some loads).
+
+        Raises:
+            OllamaError: it refused, or is gone.
+        """
+        try:
+            return (await self._ask("GET", "/api/ps", _Ps, timeout=_PS)).models or []
+        except OllamaError as error:
+            if isinstance(error.__cause__, TimeoutError):
+                return None
+            raise
+
+    async def unload(self, model: str) -> None:
+        """Let go of a model's memory.
+
+        Raises:
+            OllamaError: it refused, or is gone.
+        """
+        body = {"model": model, "keep_alive": 0}
+        await self._ask("POST", "/api/generate", dict[str, msgspec.Raw], body=body, timeout=30.0)
+
+    async def copy(self, model: str, name: str) -> None:
+        """Give a model a second name.
+
+        Raises:
+            OllamaError: it refused, or is gone.
+        """
+        body = {"source": model, "destination": name}
+        await self._ask("POST", "/api/copy", None, body=body, timeout=30.0)
+
+    async def delete(self, model: str) -> None:
+        """Delete a model from its store.
+
+        Raises:
+            OllamaError: it refused, or is gone.
+        """
+        await self._ask("DELETE", "/api/delete", None, body={"model": model}, timeout=30.0)
+
+    async def _ask(
+        self, method: str, path: str, reply: type[T] | None, *, body: object = None, timeout: float = 0.0
+    ) -> T:
+        try:
+            async with self._session.request(
+                method, f"{self.url}{path}", json=body, timeout=_timeout(timeout or _QUICK)
+            ) as answer:
+                raw = await answer.content.read(_MOST)
+                while piece := await answer.content.read(_MOST - len(raw)):
+                    raw += piece
+                if answer.status != 200:
+                    text = raw[:300].decode("utf-8", "replace")
+                    raise OllamaError(f"{path} of {self.url} answered {answer.status}: {text}")
+                return cast(T, None) if reply is None else msgspec.json.decode(raw, type=reply)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+            raise OllamaError(f"{self.url}{path}: {why}") from error
+        except msgspec.DecodeError as error:
+            raise OllamaError(f"{self.url}{path} does not answer as Ollama does: {error}") from None
+
+
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, connect=min(seconds, _QUICK))

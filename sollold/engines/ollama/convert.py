@@ -1,0 +1,111 @@
+"""What an Ollama says, in our own terms. Pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint, Placed, Record, State
+from sollold.engines.ollama.api import Loaded, Tag
+from sollold.engines.ollama.loaded import Use
+from sollold.machine.device import Kind, one_a_memory
+from sollold.models.model import Model
+
+_FOR_EVER = 10 * 365 * 86400.0
+"""Seconds beyond which a model stays for ever: Ollama writes a moment some centuries away."""
+_COUNT = re.compile(r"([\d.]+)\s*([KMBT]?)", re.IGNORECASE)
+_POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def listed_model(name: str, tag: Tag) -> Model:
+    """What the API tells of a model whose files can't be read here."""
+    details = tag.details
+    return Model(
+        name=name,
+        digest=tag.digest,
+        source="ollama",
+        files=(),
+        size=tag.size,
+        modified=_seconds(tag.modified_at),
+        architecture=(details.family if details else "") or "",
+        parameters=_parameters((details.parameter_size if details else "") or ""),
+        quantization=(details.quantization_level if details else "") or "",
+        capabilities=tuple(tag.capabilities or ("completion",)),
+        manifest=tag.digest,
+        only_ollama="Its files can't be read by its node's daemon, so only the Ollama there runs it.",
+    )
+
+
+def _parameters(text: str) -> int:
+    match = _COUNT.fullmatch(text.strip())
+    try:
+        return round(float(match[1]) * _POWERS[match[2].upper()]) if match else 0
+    except ValueError:
+        return 0
+
+
+def _seconds(text: str) -> float:
+    # Go writes nanoseconds; Python reads microseconds at most.
+    try:
+        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def seconds_left(expires_at: str, now: float) -> float:
+    """Seconds until then; negative when that is no time that anybody waits for."""
+    left = _seconds(expires_at) - now
+    return -1.0 if left > _FOR_EVER else round(max(0.0, left), 1)
+
+
+def endpoint_of(
+    name: str,
+    tag: Tag,
+    model: Model | None,
+    loaded: Loaded | None,
+    use: Use,
+    placed: tuple[Placed, ...],
+    *,
+    slots: int,
+    now: float,
+) -> Endpoint:
+    """A model of the Ollama as an endpoint.
+
+    Args:
+        name: in its canonical form.
+        tag: the model as Ollama lists it.
+        model: as this node's catalogue has it; None: it does not.
+        loaded: as it is in memory; None: it is not.
+        use: our own requests at it.
+        placed: on which devices it is.
+        slots: requests that Ollama takes at a time.
+        now: seconds since 1970.
+    """
+    can = (model.capabilities if model else ()) or tuple(tag.capabilities or ())
+    return Endpoint(
+        id=OLLAMA_PREFIX + name,
+        model=name,
+        digest=model.digest if model else tag.digest,
+        backend=Backend.OLLAMA,
+        state=State.READY,
+        context=loaded.context_length if loaded else 0,
+        slots=slots,
+        active=use.active,
+        waiting=use.waiting,
+        speed=use.speed,
+        loaded=loaded is not None,
+        bytes=loaded.size if loaded else 0,
+        layers=model.layers if model else 0,
+        placed=placed,
+        expires=seconds_left(loaded.expires_at, now) if loaded else 0.0,
+        embedding="embedding" in can and "completion" not in can,
+    )
+
+
+def most_room(record: Record) -> int:
+    """Bytes that Ollama could have if everything idle made room: all that is not granted."""
+    own = [device for device in record.devices if device.kind is not Kind.EXTERNAL]
+    if not record.devices:
+        return 1 << 62
+    total = sum(device.total for device in one_a_memory(own, lambda device: device.total))
+    return total - sum(device.granted for device in own)

@@ -1,0 +1,50 @@
+"""Names that were created or pulled in this machine's Ollama by the daemon: these it may delete again."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import msgspec
+
+from sollold.models.names import parse
+from sollold.settings.state_file import write_whole
+
+log = logging.getLogger("sollold.engines")
+
+
+class CreatedModels:
+    """The names, on disk. Every call may touch it: off the loop."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, name: str) -> None:
+        """A model was made under this name; what is no name is ignored."""
+        self._change(name, add=True)
+
+    def remove(self, name: str) -> None:
+        """It is deleted."""
+        self._change(name, add=False)
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return parse(name).key in self._read()
+        except ValueError:
+            return False
+
+    def _change(self, name: str, *, add: bool) -> None:
+        try:
+            names = self._read()
+            (names.add if add else names.discard)(parse(name).key)
+            write_whole(self._path, msgspec.json.encode(sorted(names)))
+        except ValueError:
+            pass
+        except OSError as error:
+            log.warning("can't note in %s that %s was made: %s", self._path, name, error)
+
+    def _read(self) -> set[str]:
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=set[str])
+        except (OSError, msgspec.DecodeError):
+            return set()

@@ -1,0 +1,108 @@
+"""What an Ollama has in memory: on which devices, and whether it is in use by us or by others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection
+
+from sollold.cluster.gossip.record import OLLAMA_PREFIX, Placed, Record
+from sollold.engines.ollama.api import Loaded
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR, Kind
+from sollold.models.model import Model
+from sollold.models.names import canonical
+
+RESIDENT_STEP = 64 * 1024**2
+"""Bytes to which a runner's memory is rounded: it changes all the time, and all nodes hear of it."""
+_RECENT = 5.0
+"""Seconds for which a model counts as used after others than us have used it."""
+
+
+@dataclass(slots=True)
+class Use:
+    """Our own requests at one model."""
+
+    inside: int = 0
+    active: int = 0
+    waiting: int = 0
+    speed: float = 0.0
+    last: float = 0.0
+
+
+@dataclass(slots=True)
+class _InMemory:
+    """A model that Ollama has loaded; ``touched``: when its expiry was last put off."""
+
+    loaded: Loaded
+    touched: float
+
+
+class LoadedModels:
+    """Follows ``/api/ps``, and counts our own requests. Times are the event loop's."""
+
+    def __init__(self) -> None:
+        self._uses: dict[str, Use] = {}
+        self._models: dict[str, _InMemory] = {}
+        self._seen = False
+
+    def update(self, loaded: list[Loaded], now: float) -> None:
+        """What ``/api/ps`` says now. A model whose expiry has moved was used by somebody."""
+        new = now if self._seen else 0.0
+        self._seen = True
+        models: dict[str, _InMemory] = {}
+        for one in loaded:
+            with contextlib.suppress(ValueError):
+                name = canonical(one.name).lower()
+                before = self._models.get(name)
+                same = before is not None and before.loaded.expires_at == one.expires_at
+                models[name] = _InMemory(one, before.touched if before and same else now if before else new)
+        self._models = models
+
+    def clear(self) -> None:
+        """Ollama is gone, and all that it had loaded."""
+        self._models, self._seen = {}, False
+
+    def get(self, name: str) -> Loaded | None:
+        """The model of this canonical name, if it is in memory."""
+        found = self._models.get(name.lower())
+        return found.loaded if found is not None else None
+
+    def use(self, endpoint: str) -> Use:
+        """Our requests at an endpoint, to be changed."""
+        return self._uses.setdefault(endpoint, Use())
+
+    def use_of(self, endpoint: str) -> Use:
+        """The same to be read."""
+        return self._uses.get(endpoint) or Use()
+
+    def forget_unused(self, endpoints: Collection[str]) -> None:
+        """Only these endpoints are left; what others have in them ends first."""
+        self._uses = {id: use for id, use in self._uses.items() if use.inside or id in endpoints}
+
+    def in_use(self, name: str, now: float) -> bool:
+        """Whether a model has requests of ours in it, or was used by others a moment ago."""
+        use = self.use_of(OLLAMA_PREFIX + name)
+        if use.inside or use.active or use.waiting:
+            return True
+        found = self._models.get(name.lower())
+        return found is not None and now - found.touched < _RECENT
+
+
+def placement(
+    me: Record, loaded: Loaded, model: Model | None, resident: int | None = None
+) -> tuple[Placed, ...]:
+    """Ollama says how much is on GPUs, not on which: the one with the least free memory is taken.
+
+    ``resident``: bytes of RAM that its runner holds, rounded to `RESIDENT_STEP`; None: not known.
+    """
+    last = (model.layers if model else 0) + 1
+    gpus = sorted((d for d in me.devices if d.kind is Kind.GPU), key=lambda d: (d.free, d.id))
+    on_gpu = min(max(0, loaded.size_vram), loaded.size) if gpus else 0
+    placed = []
+    if on_gpu:
+        placed.append(Placed(me.node, gpus[0].id, 0, last, on_gpu))
+    if loaded.size > on_gpu:
+        in_ram = loaded.size - on_gpu
+        known = -1 if resident is None else -(-resident // RESIDENT_STEP) * RESIDENT_STEP
+        placed.append(Placed(me.node, PROCESSOR, 0, last if not on_gpu else 0, in_ram, known))
+    return tuple(placed)

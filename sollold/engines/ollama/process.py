@@ -1,0 +1,127 @@
+"""An Ollama that this daemon starts and supervises, on loopback since it has no authentication."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.llamacpp.process import Process
+
+log = logging.getLogger("sollold.engines")
+
+_START = 90.0
+"""Seconds within which a started Ollama must answer: it listens at once, but looks for GPUs first."""
+_LOOK = 0.2
+
+
+class OwnOllama:
+    """The child process; one at a time."""
+
+    def __init__(
+        self,
+        binary: str,
+        url: str,
+        journal: Journal,
+        log_dir: Path,
+        environ: Mapping[str, str] = os.environ,
+        store: str = "",
+    ) -> None:
+        """``binary``: its path; empty: looked for in PATH. The port is that of ``url``.
+
+        ``store``: root of its models; empty: ``$OLLAMA_MODELS``, or where Ollama puts them.
+        """
+        self._store = str(Path(store).expanduser()) if store else environ.get("OLLAMA_MODELS", "")
+        self._binary = binary
+        self._port = urlsplit(url).port or 11434
+        self._journal = journal
+        self._log_file = log_dir / "ollama.log"
+        self._environ = environ
+        self._process: Process | None = None
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.trouble = ""
+        """Why the last start failed, as a sentence."""
+
+    @property
+    def started(self) -> bool:
+        """Whether one is running that was started here."""
+        return self._process is not None and self._process.running
+
+    @property
+    def ended(self) -> bool:
+        """Whether the one started here has ended by itself."""
+        return self._process is not None and not self._process.running
+
+    async def start(self, answers: Callable[[], Awaitable[bool]]) -> bool:
+        """Start one and wait until it ``answers``; False when that fails, see `trouble`."""
+        await self.stop()
+        self.trouble = ""
+        binary = self._binary or await asyncio.to_thread(_binary)
+        if binary and not await asyncio.to_thread(os.access, binary, os.X_OK):
+            self.trouble = f"{binary} (ollama.binary) does not exist or can't be run."
+            return False
+        if not binary:
+            self.trouble = (
+                "ollama.manage is set, but there is no ollama binary; install it or set ollama.binary."
+            )
+            return False
+        try:
+            self._process = await Process.start(
+                "ollama",
+                [binary, "serve"],
+                deployment="ollama",
+                journal=self._journal,
+                log_file=self._log_file,
+                env=self.environment(),
+            )
+        except OSError as error:
+            self.trouble = f"{binary} can't be started: {error.strerror}."
+            return False
+        log.info("started Ollama: %s", binary)
+        until = asyncio.get_running_loop().time() + _START
+        while asyncio.get_running_loop().time() < until:
+            if not self._process.running:
+                words = " ".join(self._process.last_lines()[-2:])
+                self.trouble = f"Ollama ended right after its start: {words}"
+                break
+            if await answers():
+                return True
+            await asyncio.sleep(_LOOK)
+        else:
+            self.trouble = (
+                f"Ollama was started but did not answer within {_START:.0f} s; see {self._log_file}."
+            )
+        await self.stop()
+        return False
+
+    def environment(self) -> dict[str, str]:
+        """What it is started with besides the environment that the daemon has itself."""
+        environment = {
+            "OLLAMA_HOST": f"127.0.0.1:{self._port}",
+            "OLLAMA_NO_CLOUD": "1",
+            "OLLAMA_NOPRUNE": "1",
+        }
+        environment["OLLAMA_KEEP_ALIVE"] = self._environ.get("OLLAMA_KEEP_ALIVE", "5m")
+        if self._store:
+            environment["OLLAMA_MODELS"] = self._store
+        return environment
+
+    def kill(self) -> None:
+        """End it at once; whoever watches starts it anew."""
+        if self._process is not None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None:
+            process, self._process = self._process, None
+            await process.stop()
+
+
+def _binary() -> str:
+    return shutil.which("ollama") or ""

@@ -1,0 +1,39 @@
+"""How a request is refused: `Refusal`, of a kind that each dialect shows in its own way (`Fault`)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Kinds of refusal; each dialect has its own status, type and shape for them."""
+
+    BAD_REQUEST = "bad_request"
+    NOT_FOUND = "not_found"
+    AMBIGUOUS = "ambiguous"
+    TOO_BIG = "too_big"
+    """The model does not fit; the message carries the arithmetic."""
+    UNAVAILABLE = "unavailable"
+    """For now: the queue is full, or a load takes longer than the limit. With ``retry_after``."""
+    TIMEOUT = "timeout"
+    ENGINE = "engine"
+    """The engine refused or failed; ``status`` is its own."""
+    INTERRUPTED = "interrupted"
+    """A fault in mid-stream after which the answer can't be continued exactly."""
+
+
+_LONGEST = 8000
+"""Characters of a message."""
+
+
+class Refusal(Exception):
+    """A request that can't be answered. The message says what happened, why, and what to do."""
+
+    def __init__(self, fault: Fault, message: str, *, retry_after: float = 0.0, status: int = 0) -> None:
+        # What the caller sent may be named in it, whatever its length.
+        message = message if len(message) <= _LONGEST else message[:_LONGEST] + "…"
+        super().__init__(message)
+        self.fault = fault
+        self.message = message
+        self.retry_after = retry_after
+        self.status = status

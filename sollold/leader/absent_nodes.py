@@ -1,0 +1,87 @@
+"""Nodes that were here a moment ago and should be back: a restart is no reason to refuse anybody. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sollold.cluster.gossip.record import Record
+from sollold.facts import dataclass
+from sollold.machine.device import Device
+
+BACK_WITHIN = 60.0
+"""Seconds that a node which has just gone is waited for: for a restart, or a cable plugged in again."""
+
+DRAINED = 5.0
+"""Seconds after which a node that is drained and still there is taken to stay so: nobody stops it."""
+
+GONE_WITHIN = 15.0
+"""Seconds after its drain's limit within which a node that is being stopped has ended all and is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Absence:
+    record: Record
+    since: float
+    draining: bool
+
+
+class Absences:
+    """Who is away and how it was.
+
+    Args:
+        leaving: seconds that a drain may take.
+    """
+
+    def __init__(self, leaving: float) -> None:
+        self._leaving = leaving + GONE_WITHIN
+        self._known: dict[str, Record] = {}
+        self._away: dict[str, _Absence] = {}
+        self._drained: dict[str, float] = {}
+        """Nodes that are there with nothing under way any more: since when."""
+
+    def observe(self, records: Sequence[Record], now: float) -> None:
+        """Learn from the records of the live nodes."""
+        there = {record.node: record for record in records}
+        drained = [record.node for record in records if record.draining and record.empty]
+        self._drained = {node: self._drained.get(node, now) for node in drained}
+        for record in records:
+            if record.build:
+                self._known[record.node] = record
+                if not record.draining:
+                    self._away.pop(record.node, None)
+        for node, record in list(self._known.items()):
+            found = there.get(node)
+            if found is not None and found.build and not found.draining:
+                continue
+            draining = found is not None and found.draining
+            absence = self._away.get(node)
+            if absence is None or (absence.draining and not draining):
+                # The one that was draining is gone now: from here on it may be on its way back.
+                self._away[node] = _Absence(record, now, draining)
+            elif found is None and self._over(absence, now):
+                del self._known[node], self._away[node]
+
+    def expected(self, now: float) -> tuple[Record, ...]:
+        """The nodes that should be back soon, as they will be: with nothing granted."""
+        return tuple(
+            _empty(absence.record)
+            for node, absence in self._away.items()
+            if not self._over(absence, now) and now - self._drained.get(node, now) < DRAINED
+        )
+
+    def _over(self, absence: _Absence, now: float) -> bool:
+        return now - absence.since >= (self._leaving if absence.draining else BACK_WITHIN)
+
+
+def _empty(record: Record) -> Record:
+    devices = tuple(
+        replace(device, granted=0, available=device.available + _granted_beside(device, record.devices))
+        for device in record.devices
+    )
+    return replace(record, draining=False, devices=devices, grants=(), endpoints=())
+
+
+def _granted_beside(device: Device, devices: tuple[Device, ...]) -> int:
+    """What grants take from the memory of ``device``, be it through others that share it."""
+    return sum(other.granted for other in devices if other.memory == device.memory)

@@ -1,0 +1,200 @@
+"""Carrying a placement out: end what makes room, reserve everywhere or nowhere, hand it to the head."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+
+from sollold.cluster.gossip.record import OLLAMA_PREFIX
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.view import View, name_of, wait_until
+from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
+from sollold.leader.decide import Place
+from sollold.leader.observations import Observations
+from sollold.leader.snapshot import Promise
+
+log = logging.getLogger("sollold.leader")
+
+CALL_TIMEOUT = 5.0
+UNLOAD_TIMEOUT = 60.0
+FREED_WITHIN = 3.0
+"""Seconds in which the records should show memory that was given back."""
+
+
+class StaleError(Exception):
+    """This node does not lead any more."""
+
+
+class PlanApplier:
+    """Talks to owners and heads in the name of the leader; tells ``observations`` what came of it."""
+
+    def __init__(
+        self, view: View, calls: PeerCalls, observations: Observations, clock: Callable[[], float]
+    ) -> None:
+        self._view = view
+        self._calls = calls
+        self._observations = observations
+        self._clock = clock
+
+    async def apply(self, place: Place, keep_alive: float, term: Term, out: dict[str, str]) -> str:
+        """Carry one plan out: the deployment's id, or empty when it must be planned anew.
+
+        ``out`` learns the nodes that take no part in the next plan, and why.
+
+        Raises:
+            StaleError: another node leads.
+        """
+        if not await self._evict(place, term):
+            return ""
+        plan = place.plan
+        deployment = f"{_slug(plan.model)}-{secrets.token_hex(4)}"
+        owners = sorted(plan.bytes_by_owner().items())
+        reserved: list[str] = []
+        try:
+            for node, wanted in owners:
+                reserved.append(node)
+                if not await self._reserve(deployment, plan.head, node, wanted, term, out):
+                    await self._release(deployment, plan.head, reserved, term)
+                    return ""
+            self._check(term)
+            done = await self._deploy(deployment, place, keep_alive, term)
+        except StaleError:
+            await self._release(deployment, plan.head, reserved, term)
+            raise
+        if not done.ok:
+            out[plan.head] = done.reason
+            self._observations.nodes.failed(plan.head, done.reason, self._clock())
+            await self._release(deployment, plan.head, reserved, term)
+            return ""
+        held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
+        model = plan.model
+        promise = Promise(
+            deployment,
+            plan.head,
+            model,
+            plan.digest,
+            plan.run.embedding,
+            held,
+            plan.asked,
+            plan.run.request_context,
+            plan.template,
+        )
+        self._observations.promised(promise, self._clock())
+        log.info(
+            "%s goes to %s: %s",
+            model,
+            name_of(self._view, plan.head),
+            " ".join(plan.reasons),
+            extra={"deployment": deployment},
+        )
+        return deployment
+
+    async def _reserve(
+        self,
+        deployment: str,
+        head: str,
+        node: str,
+        wanted: dict[str, int],
+        term: Term,
+        out: dict[str, str],
+    ) -> bool:
+        self._check(term)
+        request = Reserve(term, deployment, head, wanted)
+        try:
+            answer = await self._calls.call(node, "reserve", request, Reserved, timeout=CALL_TIMEOUT)
+        except PeerError as error:
+            out[node] = f"it could not be asked for memory ({error})"
+            self._observations.unreachable(node, str(error), self._clock())
+            return False
+        if answer.ok:
+            return True
+        log.info("%s refused %s: %s", name_of(self._view, node), deployment, answer.reason)
+        available = answer.available or {}
+        short = any(size > available.get(device, 0) for device, size in wanted.items() if size)
+        fits_each = bool(available) and not short and len(wanted) > 1
+        if available and (short or fits_each):
+            self._observations.told(node, available, wanted, self._clock())
+        else:
+            # Not for want of bytes: it drains, is clearing up, or knows a newer leader.
+            out[node] = answer.reason
+        return False
+
+    async def _deploy(self, deployment: str, place: Place, keep_alive: float, term: Term) -> Done:
+        request = Deploy(term, deployment, place.plan, keep_alive)
+        try:
+            return await self._calls.call(place.plan.head, "deploy", request, Done, timeout=CALL_TIMEOUT * 2)
+        except PeerError as error:
+            # It may have arrived: whatever came of it is ended with the release that follows.
+            return Done(False, f"it could not be asked to load the model ({error})")
+
+    async def release_orphans(self, orphans: Iterable[tuple[str, str, str]], term: Term) -> None:
+        """Free what dead heads have left behind: (node, deployment, head)."""
+        await asyncio.gather(*(self._release(what, head, [node], term) for node, what, head in orphans))
+
+    async def _release(self, deployment: str, head: str, nodes: Iterable[str], term: Term) -> None:
+        async def one(node: str) -> None:
+            with contextlib.suppress(PeerError):
+                request = Release(term, deployment, head)
+                await self._calls.call(node, "release", request, Done, timeout=CALL_TIMEOUT)
+
+        await asyncio.gather(*(one(node) for node in nodes))
+
+    async def unload(self, node: str, deployment: str, term: Term, reason: str, *, force: bool) -> Done:
+        """Have a head end a deployment: done when its bytes are given back; not, when the head is gone."""
+        request = Unload(term, deployment, force, reason)
+        try:
+            done = await self._calls.call(node, "unload", request, Done, timeout=UNLOAD_TIMEOUT)
+        except PeerError as error:
+            return Done(False, str(error))
+        if done.ok and not deployment.startswith(OLLAMA_PREFIX):
+            self._observations.ended(deployment, self._clock())
+        return done
+
+    async def close(self, node: str, deployment: str, term: Term, reason: str) -> None:
+        """Have a head let no new requests into a deployment, and end it when it is idle."""
+        with contextlib.suppress(PeerError):
+            request = Unload(term, deployment, reason=reason, when_idle=True)
+            await self._calls.call(node, "unload", request, Done, timeout=CALL_TIMEOUT)
+
+    async def _evict(self, place: Place, term: Term) -> bool:
+        """End idle deployments and wait until the records show their bytes. False: one refused."""
+        if not place.evictions:
+            return True
+        self._check(term)
+        reason = f"makes room for {place.plan.model}"
+
+        async def one(node: str, deployment: str, model: str) -> bool:
+            done = await self.unload(node, deployment, term, reason, force=False)
+            words = reason if done.ok else f"was not unloaded: {done.reason}"
+            log.info("%s %s", model, words, extra={"deployment": deployment})
+            if not done.ok:
+                self._observations.unwilling(deployment, self._clock())
+            return done.ok
+
+        ended = await asyncio.gather(*(one(*victim) for victim in place.evictions))
+        if not all(ended):
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FREED_WITHIN):
+                await self._until_free({deployment for _, deployment, _ in place.evictions})
+        return True
+
+    async def _until_free(self, deployments: set[str]) -> None:
+        """Wait until no record shows a grant of these."""
+        await wait_until(
+            self._view,
+            lambda: not any(g.deployment in deployments for r in self._view.live() for g in r.grants),
+        )
+
+    def _check(self, term: Term) -> None:
+        if self._view.leader() != term or term.leader != self._view.me.node:
+            raise StaleError
+
+
+def _slug(name: str) -> str:
+    kept = "".join(c if c.isalnum() else "-" for c in name.rsplit("/", 1)[-1].lower())
+    return kept.strip("-")[:32] or "model"

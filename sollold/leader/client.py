@@ -1,0 +1,109 @@
+"""Asking the leader of the cluster, from any node: follows redirects, waits while there is no leader."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.view import View, next_change
+from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
+
+log = logging.getLogger("sollold.leader")
+
+CALL_TIMEOUT = 65.0
+"""Seconds that the leader may take: it asks every owner in turn, or waits for an unload."""
+RETRY_AFTER = 0.5
+PLANNING_PAUSE = 0.2
+MAX_FAILURES = 20
+"""Times in a row that a leader may be reached and yet fail to answer."""
+MAX_REDIRECTS = 3
+
+
+class LeaderClient:
+    """Asks the leader of the cluster, wherever it is."""
+
+    def __init__(self, view: View, calls: PeerCalls) -> None:
+        self._view = view
+        self._calls = calls
+
+    async def ensure(self, ask: Ensure, on_wait: Callable[[str], None]) -> Ensured:
+        """Ask until something answers for a model (USE) or is being loaded for it (WAIT).
+
+        Asks for ever; the caller bounds the time. ``on_wait`` hears why it takes so long.
+
+        Raises:
+            Refusal: the leader refuses, or fails again and again (UNAVAILABLE).
+        """
+        failures = 0
+        said = ""
+
+        def tell(message: str) -> None:
+            nonlocal said
+            said = message
+            on_wait(message)
+
+        redirected_to = ""
+        while True:
+            leader = redirected_to or self._view.leader().leader
+            redirected_to = ""
+            if not leader:
+                tell("the cluster has no leader right now")
+                await next_change(self._view, RETRY_AFTER)
+                continue
+            try:
+                answer = await self._calls.call(leader, "ensure", ask, Ensured, timeout=CALL_TIMEOUT)
+            except PeerError as error:
+                message = f"the leader could not be asked: {error}"
+                if message != said:
+                    log.warning("%s (%s)", message, leader)
+                tell(message)
+                failures = 0 if error.transport else failures + 1
+                if failures >= MAX_FAILURES:
+                    raise Refusal(Fault.UNAVAILABLE, message, retry_after=10.0) from None
+                await next_change(self._view, RETRY_AFTER)
+                continue
+            failures = 0
+            match answer.verdict:
+                case Verdict.USE | Verdict.WAIT:
+                    return answer
+                case Verdict.REFUSED:
+                    raise Refusal(_fault(answer.fault), answer.message, retry_after=answer.retry_after)
+                case Verdict.PLANNING:
+                    tell(answer.message)
+                    await asyncio.sleep(PLANNING_PAUSE)
+                case Verdict.ELSEWHERE:
+                    # A node that has not heard yet may name one that is dead.
+                    alive = {record.node for record in self._view.live()}
+                    if answer.leader != leader and answer.leader in alive:
+                        redirected_to = answer.leader
+                    await next_change(self._view, PLANNING_PAUSE if redirected_to else RETRY_AFTER)
+
+    async def drop(self, drop: Drop) -> Dropped:
+        """Have a model unloaded.
+
+        Raises:
+            Refusal: UNAVAILABLE, the leader could not be asked.
+        """
+        leader = self._view.leader().leader
+        for _ in range(MAX_REDIRECTS):
+            if not leader:
+                break
+            try:
+                answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
+            except PeerError as error:
+                message = f"the leader could not be asked: {error}"
+                raise Refusal(Fault.UNAVAILABLE, message, retry_after=2.0) from None
+            if not answer.leader or answer.leader == leader:
+                return answer
+            leader = answer.leader
+        raise Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again", retry_after=2.0)
+
+
+def _fault(word: str) -> Fault:
+    try:
+        return Fault(word)
+    except ValueError:
+        return Fault.UNAVAILABLE

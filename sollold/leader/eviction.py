@@ -1,0 +1,182 @@
+"""Which idle deployments are ended for a plan: none where that gains little, else as few as it can do with.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.facts import dataclass
+from sollold.leader.existing import Located, lacking
+from sollold.leader.messages import Ensure
+from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, is_loading
+from sollold.placement.explain import Busy
+from sollold.placement.planner import Choice
+
+IDLE_LONG = 60.0
+"""Seconds of idleness after which a deployment is worth ending for a faster plan."""
+FASTER = 1.5
+"""How much faster that plan must be."""
+SPARED = 16
+"""Deployments at most for each of which it is tried whether the plan can do without its end."""
+
+Attempt = Callable[[list[Located], Bytes | None], Choice]
+"""(deployments to end, bytes that others are giving back) → the best placement then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """The best placement, and the deployments that are ended for it.
+
+    ``wait``: it uses memory that deployments which have ended are still giving back.
+    """
+
+    choice: Choice
+    victims: list[Located]
+    wait: bool = False
+
+
+def best_eviction(
+    attempt: Attempt, idle: list[Located], snapshot: ClusterSnapshot, aim: int, *, evict: bool
+) -> Eviction:
+    """The best placement with what is free, or with the memory of idle deployments where that is worth it.
+
+    Args:
+        attempt: places with the memory of some deployments.
+        idle: those that may be ended, first those that cost least to lose.
+        snapshot: the cluster.
+        aim: tokens of context that are aimed at.
+        evict: deployments may be ended.
+    """
+    free = attempt([], None)
+    chosen, victims = free, list[Located]()
+    if idle and evict and _worth_asking(free, aim, idle):
+        long = [pair for pair in idle if pair[1].idle >= IDLE_LONG]
+        allowed = idle if free.candidate is None else long
+        roomy = attempt(allowed, None) if allowed else free
+        if roomy.candidate is not None and (free.candidate is None or _better(roomy, free, aim)):
+            chosen, victims = _fewest(roomy, allowed, aim, attempt)
+    if chosen.candidate is None and (coming := snapshot.ending()):
+        return Eviction(attempt(idle, coming), idle, wait=True)
+    if coming := snapshot.ending(lately=True):
+        # What failed just now holds its memory still: a worse plan would last, and this is over in a moment.
+        roomy = attempt(victims, coming)
+        if _worth_a_moment(roomy, chosen, aim):
+            return Eviction(roomy, victims, wait=True)
+    return Eviction(chosen, victims)
+
+
+def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], list[Busy]]:
+    """Deployments that may be ended, those first that cost least; and those that may not."""
+    idle: list[Located] = []
+    busy: list[Busy] = []
+    for record, endpoint in snapshot.endpoints():
+        ollama = endpoint.backend is Backend.OLLAMA
+        if endpoint.id in but or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
+            continue
+        reason = _why_kept(endpoint, snapshot)
+        if not reason:
+            idle.append((record, endpoint))
+            continue
+        busy.append(Busy(endpoint.id, endpoint.model, snapshot.held(record, endpoint), reason))
+    # What is ending anyway, then the longest idle, in steps of a minute; of those the one that is loaded
+    # again the quickest.
+    idle.sort(
+        key=lambda pair: (
+            pair[1].state is not State.DRAINING,
+            -int(pair[1].idle // 60),
+            pair[1].bytes,
+            pair[1].id,
+        )
+    )
+    return idle, busy
+
+
+def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
+    if in_use(endpoint):
+        count = endpoint.active + endpoint.waiting
+        return f"{count} request{'s are' if count != 1 else ' is'} in it"
+    if endpoint.pinned:
+        return "it is kept loaded by its keep_alive"
+    if is_loading(endpoint):
+        return "it is being loaded"
+    if endpoint.id in snapshot.unwilling:
+        return "it has just been used"
+    if endpoint.backend is Backend.OLLAMA and not snapshot.settings.ollama.evict:
+        return "the settings leave Ollama's models alone"
+    return ""
+
+
+def _worth_asking(free: Choice, aim: int, idle: list[Located]) -> bool:
+    """Whether more room could change anything for the better."""
+    if free.candidate is None:
+        return True
+    if not any(endpoint.idle >= IDLE_LONG for _, endpoint in idle):
+        return False
+    return _context(free) < aim or not free.candidate.alone or free.candidate.on_host
+
+
+def _better(roomy: Choice, free: Choice, aim: int) -> bool:
+    """Whether ending idle deployments gives clearly more than what is free."""
+    if roomy.candidate is None or free.candidate is None:
+        return roomy.candidate is not None
+    if _context(free) < aim and _context(roomy) > _context(free):
+        return True
+    return roomy.candidate.seconds * FASTER <= free.candidate.seconds
+
+
+def _worth_a_moment(roomy: Choice, chosen: Choice, aim: int) -> bool:
+    """Whether memory that is about to be free gives a plan worth waiting for."""
+    if _better(roomy, chosen, aim):
+        return True
+    assert roomy.candidate is not None and chosen.candidate is not None
+    return _context(roomy) >= _context(chosen) and roomy.candidate.run.slots > chosen.candidate.run.slots
+
+
+def _context(choice: Choice) -> int:
+    assert choice.candidate is not None
+    return choice.candidate.run.request_context
+
+
+def _fewest(best: Choice, idle: list[Located], aim: int, attempt: Attempt) -> tuple[Choice, list[Located]]:
+    """End as few deployments as the plan can do with, those that cost least to lose first.
+
+    The fewest of the first in line are found by halving, then those among them spared that are not needed.
+    """
+
+    def enough(victims: list[Located]) -> Choice | None:
+        tried = attempt(victims, None)
+        if tried.candidate is None or best.candidate is None:
+            return None
+        as_good = tried.candidate.seconds <= best.candidate.seconds * 1.1
+        return tried if as_good and _context(tried) >= min(_context(best), aim) else None
+
+    found, few, most = best, 0, len(idle)
+    while most - few > 1:
+        middle = (few + most) // 2
+        tried = enough(idle[:middle])
+        if tried is None:
+            few = middle
+        else:
+            found, most = tried, middle
+    victims = idle[:most]
+    for pair in reversed(victims[-SPARED - 1 : -1]):
+        fewer = [one for one in victims if one is not pair]
+        tried = enough(fewer)
+        if tried is not None:
+            found, victims = tried, fewer
+    return found, victims
+
+
+def reasons_to_end(
+    ask: Ensure, snapshot: ClusterSnapshot, victims: Sequence[Located], larger: Located | None
+) -> Iterator[str]:
+    """Why running deployments end for a placement: these idle ones, and the one that it replaces."""
+    for _, endpoint in victims:
+        yield f"{endpoint.model}, idle, makes room."
+    if larger is not None:
+        lacks = lacking(ask, larger[1], snapshot)
+        was = f"without {lacks}" if lacks else f"with {larger[1].context} tokens"
+        yield f"It was idle {was}, so it is reloaded."

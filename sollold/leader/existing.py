@@ -1,0 +1,306 @@
+"""What is there already for a model: loaded, loading, or in an Ollama that can hold it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, State
+from sollold.facts import dataclass
+from sollold.leader.messages import Ensure
+from sollold.leader.snapshot import ClusterSnapshot, in_use, is_loading, runs_on_llama
+from sollold.models.footprint.footprint import Footprint, footprint
+from sollold.models.footprint.run_options import Run
+from sollold.models.footprint.shape import Shape
+from sollold.models.model import Model
+from sollold.placement import context
+from sollold.placement.inventory import ollama_room
+from sollold.placement.request import (
+    MOST_DEVICES,
+    OFF,
+    PlacementRequest,
+    Policy,
+    must_shard,
+    needed,
+    profile_of,
+)
+from sollold.settings.schema import PlacementSettings
+
+Located = tuple[Record, Endpoint]
+"""An endpoint and the node that has it."""
+OLLAMA_CONTEXT = 4096
+"""Tokens that Ollama gives when nobody names a number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """``endpoint`` on ``node`` answers now."""
+
+    endpoint: str
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """``deployment`` is being loaded by ``head``."""
+
+    deployment: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """It runs (or loads) on ``node``, but not as the caller named, and can't be ended just now."""
+
+    endpoint: str
+    node: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadWhenIdle:
+    """It runs (or loads) on ``node`` with less context than is needed, and can't be ended just now.
+
+    ``located``: it and its node; None while the records do not show that it is ready.
+    """
+
+    endpoint: str
+    node: str
+    message: str
+    located: Located | None = None
+
+
+def unmet(ask: Ensure, asked: Asked, slots: int = 0) -> str:
+    """What the caller named that a deployment was not asked for, in a few words; empty: nothing.
+
+    ``slots``: requests at a time that it has, where that is known.
+    """
+    named = []
+    if ask.slots and ask.slots not in (asked.slots, slots):
+        named.append(f"{ask.slots} request{'s' if ask.slots != 1 else ''} at a time")
+    if (ask.type_k and ask.type_k != asked.type_k) or (ask.type_v and ask.type_v != asked.type_v):
+        named.append(f"keys and values in {' and '.join(dict.fromkeys((ask.type_k, ask.type_v)))}")
+    fixed = tuple(pair for pair in ask.fixed if pair[1])
+    if fixed and fixed != asked.fixed:
+        named.append(f"the layers {', '.join(f'{node} {count}' for node, count in fixed)}")
+    return ", ".join(named)
+
+
+def lacking(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
+    """What the caller named that a deployment does not have, besides its context; empty: nothing."""
+    sharded = must_shard(_placement_settings(ask, snapshot), snapshot.holders[0][1].parameters)
+    lacks = [unmet(ask, endpoint.asked, endpoint.slots), ask.placement.unmet_by(endpoint, sharded=sharded)]
+    return ", ".join(one for one in lacks if one)
+
+
+def _lacking_of_ordered(ask: Ensure, asked: Asked) -> str:
+    """The same of what was ordered and does not show yet: then only how it was asked for is known."""
+    policy, workers = ask.placement.policy, ask.placement.workers
+    lacks = [unmet(ask, asked)]
+    if policy and policy != asked.policy:
+        lacks.append(f"the policy {policy}")
+    if ask.placement.speculation and ask.placement.speculation != asked.speculation:
+        lacks.append(f"speculation {ask.placement.speculation}")
+    if workers is not None and asked.workers > workers:
+        lacks.append(f"{workers} workers at most")
+    return ", ".join(one for one in lacks if one)
+
+
+def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSettings:
+    return ask.placement.over(snapshot.settings.placement)
+
+
+def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> PlacementRequest:
+    """What the planner is asked for."""
+    placement = _placement_settings(ask, snapshot)
+    return PlacementRequest(
+        model=model.name,
+        digest=model.digest,
+        parameters=model.parameters,
+        size=model.size,
+        context=ask.context,
+        usual=placement.context,
+        slots=ask.slots or placement.slots,
+        type_k=ask.type_k or placement.type_k,
+        type_v=ask.type_v or placement.type_v,
+        ubatch=placement.ubatch,
+        policy=Policy(placement.policy),
+        workers=min(placement.max_workers, MOST_DEVICES),
+        distributed=placement.enable_distributed,
+        always=must_shard(placement, model.parameters),
+        external=ask.placement.external,
+        fixed=ask.fixed,
+        embedding=for_embedding(ask, model),
+        template=model.template,
+        speculation=placement.speculation,
+    )
+
+
+def for_embedding(ask: Ensure, model: Model) -> bool:
+    """Whether its llama-server must be one for embeddings: then it does nothing else."""
+    return ask.embedding or ("embedding" in model.capabilities and "completion" not in model.capabilities)
+
+
+@lru_cache(maxsize=256)
+def footprint_of(shape: Shape, run: Run) -> Footprint:
+    """The footprint, remembered: a plan is asked for again and again while callers wait."""
+    return footprint(shape, run)
+
+
+def context_needed(ask: Ensure, snapshot: ClusterSnapshot) -> int:
+    """Tokens of context that a request needs: named, else usual; never more than the training's."""
+    trained = snapshot.holders[0][1].context_train
+    wanted = ask.context or snapshot.settings.placement.context
+    return min(wanted, trained) if trained else wanted
+
+
+def _lacks_context(ask: Ensure, needed: int, context: int, asked: Asked) -> bool:
+    """Whether a deployment has too little context.
+
+    Where the caller names none, one that was asked for enough and got less, for want of memory, will do.
+    """
+    return context < needed and (bool(ask.context) or 0 < asked.context < needed)
+
+
+def what_is_there(
+    ask: Ensure, snapshot: ClusterSnapshot
+) -> Use | Wait | Mismatch | ReloadWhenIdle | Located | None:
+    """What runs or loads already. A pair: an idle deployment whose context is too small for this, or that
+    does not run as the caller named."""
+    model = snapshot.holders[0][1]
+    embedding = for_embedding(ask, model)
+    needed = context_needed(ask, snapshot)
+    same = [
+        (record, endpoint)
+        for record, endpoint in _endpoints_of(ask, model, snapshot)
+        if endpoint.backend is not Backend.OLLAMA and ask.llama and endpoint.embedding == embedding
+    ]
+    ready = [pair for pair in same if pair[1].state is State.READY]
+    unmet_by = {endpoint.id: lacking(ask, endpoint, snapshot) for _, endpoint in same}
+    wide = [
+        (record, endpoint)
+        for record, endpoint in ready
+        if not unmet_by[endpoint.id] and not _lacks_context(ask, needed, endpoint.context, endpoint.asked)
+    ]
+    if wide:
+        record, endpoint = min(wide, key=_load)
+        return Use(endpoint.id, record.node, "it is loaded there")
+    loading = _what_loads(ask, snapshot, needed, [pair for pair in same if is_loading(pair[1])])
+    if loading is not None:
+        return loading
+    if ready:
+        record, endpoint = min(ready, key=lambda pair: (bool(unmet_by[pair[1].id]), *_load(pair)))
+        if not in_use(endpoint) and endpoint.id not in snapshot.unwilling:
+            return record, endpoint
+        if lacks := unmet_by[endpoint.id]:
+            return Mismatch(endpoint.id, record.node, f"{model.name} runs without {lacks} and is in use")
+        message = f"{model.name} is in use with a context of {endpoint.context} tokens"
+        return ReloadWhenIdle(endpoint.id, record.node, message, (record, endpoint))
+    drafts = ask.placement.speculation not in ("", OFF)
+    named = unmet(ask, Asked()) or ask.placement.policy == Policy.SPREAD or drafts
+    if ask.ollama and not (named and runs_on_llama(model)):
+        return in_ollama(ask, snapshot)
+    return None
+
+
+def _what_loads(
+    ask: Ensure, snapshot: ClusterSnapshot, needed: int, endpoints: list[Located]
+) -> Wait | Mismatch | ReloadWhenIdle | None:
+    """What is being loaded: of ``endpoints``, and what was ordered and does not show yet."""
+    model = snapshot.holders[0][1]
+    embedding = for_embedding(ask, model)
+    loading = [
+        (
+            lacking(ask, endpoint, snapshot),
+            _lacks_context(ask, needed, endpoint.context, endpoint.asked),
+            endpoint.context,
+            record.node,
+            endpoint.id,
+        )
+        for record, endpoint in endpoints
+    ]
+    loading += [
+        (
+            _lacking_of_ordered(ask, promise.asked),
+            _lacks_context(ask, needed, promise.context, promise.asked),
+            promise.context,
+            promise.head,
+            promise.deployment,
+        )
+        for promise in snapshot.promises
+        if (promise.digest, promise.template) == (model.digest, model.template)
+        and ask.llama
+        and promise.embedding == embedding
+        and promise.deployment not in snapshot.gone
+        and any(record.node == promise.head for record in snapshot.records)
+        and not any(endpoint.id == promise.deployment for _, endpoint in snapshot.endpoints())
+    ]
+    if not loading:
+        return None
+    lacks, narrow, context, node, deployment = min(loading, key=lambda one: (bool(one[0]), one[1]))
+    if lacks:
+        return Mismatch(deployment, node, f"{model.name} is being loaded without {lacks}")
+    if narrow:
+        message = f"{model.name} is being loaded with a context of {context} tokens"
+        return ReloadWhenIdle(deployment, node, message)
+    return Wait(deployment, node)
+
+
+def in_ollama(ask: Ensure, snapshot: ClusterSnapshot, *, surely: bool = True) -> Use | None:
+    """An Ollama that has the model, loaded or able to hold it; not ``surely``: or just offering it."""
+    model = snapshot.holders[0][1]
+    ours = [
+        (record, endpoint)
+        for record, endpoint in _endpoints_of(ask, model, snapshot)
+        if endpoint.backend is Backend.OLLAMA and endpoint.state is State.READY
+    ]
+    only = not ask.llama or not any(runs_on_llama(one) for _, one in snapshot.holders)
+    sharded = must_shard(_placement_settings(ask, snapshot), model.parameters)
+    if sharded and ask.placement.threshold is not None and not only and surely:
+        return None
+    fitting = [
+        pair
+        for pair in ours
+        if pair[1].loaded
+        or only
+        or not surely
+        or (not sharded and _fits_there(ask, model, pair[0], snapshot))
+    ]
+    if not fitting:
+        return None
+    record, endpoint = min(fitting, key=lambda pair: (not pair[1].loaded, *_load(pair), -pair[1].speed))
+    if endpoint.loaded:
+        why = "it is loaded in the Ollama there"
+    else:
+        why = "it fits the Ollama there" if surely else "the Ollama there has it, and nothing else can run it"
+    return Use(endpoint.id, record.node, why)
+
+
+def _endpoints_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> list[Located]:
+    """All that has this content on nodes that take work."""
+    return [
+        (record, endpoint)
+        for record, endpoint in snapshot.endpoints()
+        if endpoint.is_of(model.name, model.digest, ask.in_ollama)
+        and not (record.draining or endpoint.closing)
+    ]
+
+
+def _load(pair: Located) -> tuple[float, str]:
+    _, endpoint = pair
+    return (endpoint.active + endpoint.waiting) / max(1, endpoint.slots), endpoint.id
+
+
+def _fits_there(ask: Ensure, model: Model, record: Record, snapshot: ClusterSnapshot) -> bool:
+    """Whether a machine could hold it alone if all that is idle in its Ollama made room."""
+    room = ollama_room(record)
+    if snapshot.shape is None:
+        profile = profile_of(snapshot.settings.models.profiles, model.name)
+        if profile is not None and profile.requires_distributed:
+            return False
+        return max(model.size * 1.1, needed(profile) if profile is not None else 0) <= room
+    request = request_of(ask, model, snapshot)
+    tokens = context.tokens(replace(request, usual=OLLAMA_CONTEXT), snapshot.shape.context_train)
+    need = footprint_of(snapshot.shape, context.run_with(request, tokens, 1))
+    return need.host_weights + sum(need.weights) + sum(need.state) <= room

@@ -1,0 +1,242 @@
+"""What the leader remembers from one moment to the next. Losing it costs nothing but a retry.
+
+Everything that matters is in the records. This only bridges the time until they show what was ordered, and
+counts failures. Pure: the time is passed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field, replace
+
+from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.facts import dataclass
+from sollold.leader.absent_nodes import BACK_WITHIN, Absences
+from sollold.leader.backoff import Backoff
+from sollold.leader.snapshot import Promise, why_blocked
+
+SHOWN_WITHIN = 15.0
+"""Seconds within which the records show what was ordered, or it did not happen."""
+RETURNED_WITHIN = 2.0
+"""Seconds within which owners that can be reached give back the memory of a deployment that ended."""
+GOOD_SERVICE = 180.0
+"""Seconds of answering after which earlier faults of a deployment's nodes are forgotten."""
+LAST_RESORT = 5.0
+"""Seconds after a node's last failure from which it is tried where nothing else can do it."""
+TRUE_FOR = 3.0
+"""Seconds for which an owner's own word on its memory goes before its record."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    promise: Promise
+    until: float
+    seen: bool = False
+    shown: set[str] = field(default_factory=set)
+    """Nodes whose records have shown the grant: what they say counts from then on."""
+
+
+class Observations:
+    """Promises, failures and what owners said lately.
+
+    Args:
+        leaving: seconds that a drain may take.
+    """
+
+    def __init__(self, leaving: float = 60.0) -> None:
+        self._absences = Absences(leaving)
+        self._unasked: dict[str, float] = {}
+        self.models = Backoff(free=1)
+        self.nodes = Backoff(free=2)
+        """Loads that a node made fail: it takes no part for a while."""
+        self.crashes = Backoff(free=2)
+        """Faults of a node in what was answering: it is avoided for a while, where others can do it."""
+        self._promises: dict[str, _Entry] = {}
+        self._gone: dict[str, float] = {}
+        self._unwilling: dict[str, float] = {}
+        self._truth: dict[tuple[str, str], tuple[int, float]] = {}
+        self._pooled: dict[str, float] = {}
+        self._ended_at: dict[str, float] = {}
+        self._failed: set[str] = set()
+        self._here: dict[str, float] = {}
+        """Nodes that are there, or were within `BACK_WITHIN`: when last."""
+        self._departed: frozenset[str] = frozenset()
+        self._ready: dict[str, float] = {}
+        """Since when."""
+
+    # What is told
+
+    def promised(self, promise: Promise, now: float) -> None:
+        """Its head has accepted a deployment."""
+        self._promises[promise.deployment] = _Entry(promise, now + SHOWN_WITHIN)
+
+    def ended(self, deployment: str, now: float) -> None:
+        """A deployment is gone, whatever the records still show."""
+        self._gone[deployment] = now + SHOWN_WITHIN
+        self._truth.clear()
+        self._promises.pop(deployment, None)
+
+    def unwilling(self, deployment: str, now: float) -> None:
+        """A deployment was not unloaded: it had just been used."""
+        self._unwilling[deployment] = now + TRUE_FOR
+
+    def told(self, node: str, available: Mapping[str, int], wanted: Mapping[str, int], now: float) -> None:
+        """An owner refused ``wanted`` and said what it has."""
+        for device, size in available.items():
+            self._truth[node, device] = (size, now + TRUE_FOR)
+        if all(size <= available.get(device, 0) for device, size in wanted.items()):
+            # Each would fit for itself: so there is a limit over all of them.
+            self._pooled[node] = now + SHOWN_WITHIN * 20
+
+    def unreachable(self, node: str, reason: str, now: float) -> None:
+        """An owner or head could not be asked: soon the records show that it is gone, or it can be."""
+        self._unasked[node] = now + SHOWN_WITHIN
+        self.nodes.failed(node, reason, now)
+
+    def observe(self, records: Sequence[Record], now: float) -> None:
+        """Learn from the records: what is there now, what failed, what works."""
+        self._absences.observe(records, now)
+        live = {record.node for record in records}
+        self._here = {node: at for node, at in self._here.items() if now - at < BACK_WITHIN}
+        self._here |= dict.fromkeys(live, now)
+        self._departed = frozenset(self._here.keys() - live)
+        present: set[str] = set()
+        for record in records:
+            for grant in record.grants:
+                if grant.deployment in self._promises:
+                    self._promises[grant.deployment].shown.add(record.node)
+            for endpoint in record.endpoints:
+                present.add(endpoint.id)
+                if endpoint.backend is Backend.OLLAMA:
+                    continue
+                entry = self._promises.get(endpoint.id)
+                if entry is not None:
+                    entry.seen = True
+                    if endpoint.state is State.FAILED:
+                        del self._promises[endpoint.id]
+                if endpoint.state is State.FAILED and endpoint.id not in self._failed:
+                    self._failed.add(endpoint.id)
+                    self._note_failure(record.node, endpoint, now)
+                elif endpoint.state is State.READY:
+                    self._note_service(record.node, endpoint, now)
+        self._failed &= present
+        self._ready = {key: since for key, since in self._ready.items() if key in present}
+        self._note_ends(records, now)
+        self._forget(present, now)
+
+    def _note_failure(self, head: str, endpoint: Endpoint, now: float) -> None:
+        reason = f"{endpoint.model}: {endpoint.reason}"
+        # Another may have led when it answered.
+        if endpoint.id in self._ready or endpoint.answered:
+            if endpoint.culprit:
+                self.crashes.failed(endpoint.culprit, reason, now)
+            return
+        self.nodes.failed(endpoint.culprit or head, reason, now)
+        if endpoint.culprit in ("", head):
+            # What another node did is no fault of the model's.
+            self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)
+
+    def _note_service(self, head: str, endpoint: Endpoint, now: float) -> None:
+        nodes = {head, *(placed.node for placed in endpoint.placed)}
+        if endpoint.id not in self._ready:
+            self._ready[endpoint.id] = now
+            self.models.succeeded(endpoint.digest)
+            for node in nodes:
+                self.nodes.succeeded(node)
+        elif now - self._ready[endpoint.id] >= GOOD_SERVICE:
+            for node in nodes:
+                self.crashes.succeeded(node)
+
+    def _note_ends(self, records: Sequence[Record], now: float) -> None:
+        """Since when deployments hold memory that are no more."""
+        alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
+        held = {grant.deployment for record in records for grant in record.grants}
+        ended = held - alive - self._promises.keys()
+        self._ended_at = {deployment: self._ended_at.get(deployment, now) for deployment in ended}
+
+    def _forget(self, present: set[str], now: float) -> None:
+        for deployment, entry in list(self._promises.items()):
+            if now >= entry.until or (entry.seen and deployment not in present):
+                del self._promises[deployment]
+        self._gone = {key: until for key, until in self._gone.items() if now < until}
+        self._unwilling = {key: until for key, until in self._unwilling.items() if now < until}
+        self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
+        self._pooled = {key: until for key, until in self._pooled.items() if now < until}
+        self._unasked = {key: until for key, until in self._unasked.items() if now < until}
+
+    # What is known
+
+    def promises(self) -> tuple[Promise, ...]:
+        """Deployments that may not show in the records yet."""
+        return tuple(
+            replace(
+                entry.promise,
+                bytes={key: size for key, size in entry.promise.bytes.items() if key[0] not in entry.shown},
+            )
+            for entry in self._promises.values()
+        )
+
+    def gone(self) -> frozenset[str]:
+        """Deployments that may still show in the records."""
+        return frozenset(self._gone)
+
+    def returning(self, now: float) -> frozenset[str]:
+        """Deployments that ended so short a time ago that their memory is about to be free."""
+        return frozenset(key for key, at in self._ended_at.items() if now - at < RETURNED_WITHIN)
+
+    def refusing(self) -> frozenset[str]:
+        """Deployments that would not be unloaded a moment ago."""
+        return frozenset(self._unwilling)
+
+    def truth(self) -> dict[tuple[str, str], int]:
+        """(node, device) → available bytes by the owner's own word."""
+        return {key: size for key, (size, _) in self._truth.items()}
+
+    def pooled(self) -> frozenset[str]:
+        """Nodes with one limit over all devices."""
+        return frozenset(self._pooled)
+
+    def expected(self, now: float) -> tuple[Record, ...]:
+        """Nodes that were here a moment ago and should be back, as they will be."""
+        return self._absences.expected(now)
+
+    def departed(self) -> frozenset[str]:
+        """Nodes that were there and have left or died. One whose record has not come yet is none of them."""
+        return self._departed
+
+    def passing(self, records: Iterable[Record], now: float) -> frozenset[str]:
+        """Nodes that take no part at present and will be asked again within a minute."""
+        soon = {
+            record.node
+            for record in records
+            if (blocked := self.nodes.blocked(record.node, now)) is not None
+            and blocked.seconds <= BACK_WITHIN
+        }
+        never = {record.node for record in records if self.nodes.blocked(record.node, now) is not None} - soon
+        return frozenset((soon | self._unasked.keys()) - never)
+
+    def out(self, records: Iterable[Record], now: float) -> dict[str, str]:
+        """Nodes that failed too often lately, and why they are left out."""
+        return _blocked(self.nodes, records, now)
+
+    def spare(self, records: Iterable[Record], now: float) -> frozenset[str]:
+        """Nodes of `out` to fall back on where nothing else can do it."""
+        return frozenset(
+            record.node
+            for record in records
+            if (blocked := self.nodes.blocked(record.node, now)) is not None
+            and blocked.since >= LAST_RESORT
+            and record.node not in self._unasked
+        )
+
+    def avoided(self, records: Iterable[Record], now: float) -> dict[str, str]:
+        """Nodes on which what answered broke too often lately, and why others are taken where they can."""
+        return _blocked(self.crashes, records, now)
+
+
+def _blocked(backoff: Backoff, records: Iterable[Record], now: float) -> dict[str, str]:
+    return {
+        record.node: why_blocked(blocked)
+        for record in records
+        if (blocked := backoff.blocked(record.node, now)) is not None
+    }

@@ -1,0 +1,75 @@
+"""Whether another machine should get the file and run the model, rather than those that have it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from sollold.facts import dataclass
+from sollold.leader.snapshot import ClusterSnapshot, runs_on_llama
+from sollold.models.footprint.footprint import Footprint
+from sollold.models.footprint.run_options import Run
+from sollold.placement.evaluate import Candidate
+from sollold.placement.inventory import Fleet, Link, links_between
+from sollold.placement.planner import CLEAR_GAIN, Choice, choose
+from sollold.placement.request import PlacementRequest
+
+ANSWERED = 2000
+"""Tokens that a model is taken to generate before it is unloaded: some answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A placement whose head does not have the file yet; ``seconds``: for the copy, at a guess."""
+
+    choice: Choice
+    fleet: Fleet
+    candidate: Candidate
+    seconds: float
+
+
+def elsewhere(
+    request: PlacementRequest,
+    snapshot: ClusterSnapshot,
+    build: str,
+    footprint_with: Callable[[Run], Footprint],
+    size: int,
+    now: Candidate | None,
+) -> Elsewhere | None:
+    """A head that would be better off with the file, copy included; None when there is none.
+
+    Args:
+        size: bytes of the model's files.
+        now: the placement that is possible with the files where they are; None: there is none.
+    """
+    limit = snapshot.settings.models.fetch_seconds
+    if limit <= 0 or request.fixed or (now is not None and now.alone and not now.on_host):
+        return None
+    fleet = snapshot.fleet(build, anywhere=True)
+    holding = [node for node, model in snapshot.holders if runs_on_llama(model)]
+    ways = [replace(request, distributed=False, always=False)] if not request.always else []
+    if now is None:
+        ways.append(request)
+    for way in ways:
+        choice = choose(way, fleet, footprint_with, snapshot.correction)
+        candidate = choice.candidate
+        if candidate is None or candidate.head.node in holding:
+            continue
+        links = links_between(fleet.machines, candidate.head)
+        seconds = size / max(links.get(node, Link()).bandwidth for node in holding)
+        if seconds <= limit and (now is None or _pays(candidate, seconds, now)):
+            return Elsewhere(choice, fleet, candidate, seconds)
+    return None
+
+
+def _pays(candidate: Candidate, seconds: float, now: Candidate) -> bool:
+    """Whether what is gained while it is loaded and answers outweighs the copy.
+
+    What one machine does alone is given to another only for being clearly quicker there.
+    """
+    if candidate.run.request_context < now.run.request_context:
+        return False
+    if now.alone and candidate.seconds * CLEAR_GAIN > now.seconds:
+        return False
+    there = seconds + candidate.load + ANSWERED * candidate.seconds
+    return there < now.load + ANSWERED * now.seconds

@@ -1,0 +1,315 @@
+"""All that a decision is made from: what the records say, and what was ordered since they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import field, replace
+
+from sollold.cluster.gossip.record import Asked, Backend, Endpoint, GrantState, Record, State
+from sollold.facts import dataclass
+from sollold.leader.backoff import Blocked
+from sollold.models.footprint.shape import Shape
+from sollold.models.model import Model
+from sollold.models.templates.jinja import fingerprint
+from sollold.placement import cost_model
+from sollold.placement.inventory import Fleet, LeftOut, Machine, machine_of
+from sollold.placement.speculation import Drafter, MeasuredDrafts, nothing_measured
+from sollold.settings.schema import Settings
+from sollold.units import seconds_text
+
+Bytes = Mapping[tuple[str, str], int]
+"""(node, device) → bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A deployment that its head has accepted; the records may not show it yet."""
+
+    deployment: str
+    head: str
+    model: str
+    digest: str
+    embedding: bool
+    bytes: Bytes
+    asked: Asked = field(default_factory=Asked)
+    context: int = 0
+    template: str = ""
+    """Ollama's TEMPLATE with which it is started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSnapshot:
+    """One moment, as one model's placement sees it.
+
+    Attributes:
+        records: of the live nodes.
+        holders: (node, the model as that node has it).
+        shape: None while it is not known.
+        promises: what was ordered and may not show yet, with the bytes that do not.
+        gone: deployments that were ended and may still show.
+        returning: deployments that ended a moment ago: their memory will be back in another.
+        unwilling: deployments that refused to be unloaded just now.
+        out: node → why it takes no part now.
+        pooled: nodes whose devices turned out to share one limit.
+        truth: (node, device) → bytes that its owner said are available, newer than its record.
+        blocked: the model has failed too often.
+        avoided: node → why others are taken where they can do it.
+        passing: nodes of ``out`` that will be asked again within a minute.
+        last_resort: nodes of ``out`` to fall back on where nothing else can do it.
+        expected: nodes that have just gone and should be back, as they will be.
+        departed: nodes that were there and have left or died.
+        unfetched: nodes that could not get its file lately.
+        drafters: models that could draft for it, as the caller or the settings want it.
+        draft_stats: what was measured of drafts for it.
+    """
+
+    records: tuple[Record, ...]
+    holders: tuple[tuple[str, Model], ...]
+    shape: Shape | None
+    settings: Settings
+    promises: tuple[Promise, ...] = ()
+    gone: frozenset[str] = frozenset()
+    returning: frozenset[str] = frozenset()
+    unwilling: frozenset[str] = frozenset()
+    out: Mapping[str, str] = field(default_factory=dict)
+    pooled: frozenset[str] = frozenset()
+    truth: Bytes = field(default_factory=dict)
+    blocked: Blocked | None = None
+    avoided: Mapping[str, str] = field(default_factory=dict)
+    passing: frozenset[str] = frozenset()
+    last_resort: frozenset[str] = frozenset()
+    expected: tuple[Record, ...] = ()
+    departed: frozenset[str] = frozenset()
+    unfetched: frozenset[str] = frozenset()
+    correction: cost_model.Correction = cost_model.uncorrected
+    drafters: tuple[Drafter, ...] = ()
+    draft_stats: MeasuredDrafts = nothing_measured
+
+    def endpoints(self) -> list[tuple[Record, Endpoint]]:
+        """Every endpoint on a live node that was not just ended."""
+        return [(r, e) for r in self.records for e in r.endpoints if e.id not in self.gone]
+
+    def held(self, record: Record, endpoint: Endpoint) -> dict[tuple[str, str], int]:
+        """The bytes that a deployment, or a model in an Ollama, has in memory."""
+        held: dict[tuple[str, str], int] = {}
+        if endpoint.backend is Backend.OLLAMA:
+            for placed in endpoint.placed:
+                held[placed.node, placed.device] = held.get((placed.node, placed.device), 0) + placed.freed
+            return held
+        for other in self.records:
+            for grant in other.grants:
+                if grant.deployment == endpoint.id:
+                    key = other.node, grant.device
+                    held[key] = held.get(key, 0) + grant.bytes
+        return held
+
+    def ending(self, lately: bool = False) -> dict[tuple[str, str], int]:
+        """Bytes of deployments that are no more: their owners give them back within seconds.
+
+        ``lately``: only of those that ended a moment ago.
+        """
+        # What is in use at a node that drains ends, or the requests leave it: within its limit.
+        leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
+        alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
+        nodes = {record.node for record in self.records}
+        alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
+        alive -= leaving
+        held: dict[tuple[str, str], int] = {}
+        for promise in self.promises:
+            if promise.head not in nodes and not lately:
+                for key, size in promise.bytes.items():
+                    held[key] = held.get(key, 0) + size
+        for record in self.records:
+            for grant in record.grants:
+                if grant.deployment in alive or grant.state is not GrantState.COMMITTED:
+                    continue
+                if not lately or grant.deployment in self.returning:
+                    key = record.node, grant.device
+                    held[key] = held.get(key, 0) + grant.bytes
+        return held
+
+    def orphans(self) -> list[tuple[str, str, str]]:
+        """(node, deployment, head) of grants whose head has left the cluster or failed."""
+        found = {
+            (record.node, grant.deployment, grant.head)
+            for record in self.records
+            for grant in record.grants
+            if grant.head in self.departed and grant.state is GrantState.COMMITTED
+        }
+        return sorted(found)
+
+    def fleet(
+        self,
+        build: str,
+        freed: Collection[tuple[Record, Endpoint]] = (),
+        *,
+        later: Bytes | None = None,
+        anywhere: bool = False,
+    ) -> Fleet:
+        """The machines of one llama.cpp build, with the memory of ``freed`` given back.
+
+        ``later``: and these bytes, of deployments which are no more. ``anywhere``: as if all those had the
+        file that could get it.
+        """
+        give: dict[str, dict[str, int]] = {}
+        take: dict[str, dict[str, int]] = {}
+        for record, endpoint in freed:
+            _add(give, self.held(record, endpoint))
+        shown = {(r.node, grant.deployment) for r in self.records for grant in r.grants}
+        for node, deployment in shown:
+            if deployment in self.gone:
+                record = next(r for r in self.records if r.node == node)
+                size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
+                _add(give, size)
+        for promise in self.promises:
+            _add(take, promise.bytes)
+        if later:
+            _add(give, later)
+        machines: list[Machine] = []
+        out: list[LeftOut] = []
+        have = {node: model for node, model in self.holders if runs_on_llama(model)}
+        for record in self.records:
+            reason = self._why_out(record, build)
+            if reason:
+                out.append(LeftOut(record.node, record.name, reason))
+                continue
+            machines.append(
+                machine_of(
+                    self._true(record),
+                    holds=record.node in have or (anywhere and record.node not in self.unfetched),
+                    spare=self.settings.placement.spare,
+                    freed=give.get(record.node),
+                    taken=take.get(record.node),
+                    one_pool=record.node in self.pooled,
+                    digest=self.holders[0][1].digest,
+                    copy=have[record.node].size if record.node in have else 0,
+                )
+            )
+        return Fleet(tuple(machines), tuple(out))
+
+    def with_absent_nodes(self) -> ClusterSnapshot | None:
+        """The moment in which all are back that were here a moment ago; None when nobody is missing."""
+        back = {record.node for record in self.expected}
+        if not back and not self.passing & self.out.keys():
+            return None
+        return replace(
+            self,
+            records=(*(record for record in self.records if record.node not in back), *self.expected),
+            # What a node that goes was the head of goes with it.
+            promises=tuple(promise for promise in self.promises if promise.head not in back),
+            out={node: why for node, why in self.out.items() if node not in self.passing},
+            truth={key: size for key, size in self.truth.items() if key[0] not in back},
+            avoided={},
+            passing=frozenset(),
+            expected=(),
+        )
+
+    def builds(self) -> list[str]:
+        """llama.cpp builds on nodes that have the model, the most common first."""
+        have = {node for node, model in self.holders if runs_on_llama(model)}
+        builds = {r.build for r in self.records if r.node in have and r.build}
+        return sorted(builds, key=lambda build: (-sum(r.build == build for r in self.records), build))
+
+    def _why_out(self, record: Record, build: str) -> str:
+        if record.draining:
+            return "it is draining"
+        if record.node in self.out:
+            return self.out[record.node]
+        if record.node in self.avoided:
+            return self.avoided[record.node]
+        if not record.build:
+            return f"it has no llama.cpp yet ({record.setup or 'being set up'})"
+        if record.build != build:
+            return f"it has llama.cpp {record.build}, and the others {build}"
+        return ""
+
+    def _true(self, record: Record) -> Record:
+        """The record with what the owner itself has said since."""
+        if not any((record.node, device.id) in self.truth for device in record.devices):
+            return record
+        devices = tuple(
+            replace(device, available=self.truth.get((record.node, device.id), device.available))
+            for device in record.devices
+        )
+        return replace(record, devices=devices)
+
+
+def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
+    """The same moment as if the model did not run anywhere, its memory given back."""
+    model = snapshot.holders[0][1]
+    same = (model.digest, fingerprint(model.template))
+    ids = {
+        endpoint.id
+        for _, endpoint in snapshot.endpoints()
+        if (endpoint.digest, endpoint.template) == same and endpoint.backend is not Backend.OLLAMA
+    }
+    kept = tuple(
+        promise for promise in snapshot.promises if (promise.digest, fingerprint(promise.template)) != same
+    )
+    return replace(snapshot, gone=snapshot.gone | ids, promises=kept)
+
+
+def runs_on_llama(model: Model) -> bool:
+    """Whether a node could give this model to llama.cpp."""
+    return bool(model.files) and not model.unusable and not model.only_ollama
+
+
+def with_refusals(
+    holders: tuple[tuple[str, Model], ...], records: Iterable[Record]
+) -> tuple[tuple[str, Model], ...]:
+    """The holders, each knowing what one of them has learnt: that its llama.cpp can't read the content.
+
+    The file is the same everywhere, so every node of that build would fail alike.
+    """
+    builds = {record.node: record.build for record in records if record.build}
+    refused = {
+        builds[node]: one.only_ollama
+        for node, one in holders
+        # Without files the fault is theirs, not the content's.
+        if one.only_ollama and one.files and node in builds
+    }
+    return tuple(
+        (node, replace(one, only_ollama=refused[builds[node]]))
+        if not one.only_ollama and builds.get(node) in refused
+        else (node, one)
+        for node, one in holders
+    )
+
+
+def why_blocked(blocked: Blocked) -> str:
+    """Half a sentence on a backoff."""
+    return (
+        f"it failed {blocked.failures} times in a row, last: "
+        f"{blocked.reason.rstrip('.')}; next try in {seconds_text(blocked.seconds)}"
+    )
+
+
+def in_use(endpoint: Endpoint) -> bool:
+    """Whether a request is in it or waits for it."""
+    return endpoint.active > 0 or endpoint.waiting > 0
+
+
+def is_loading(endpoint: Endpoint) -> bool:
+    """Whether it will be ready soon."""
+    return endpoint.state in (State.STARTING, State.LOADING)
+
+
+def loaded_of(records: Iterable[Record], deployment: str, model: str) -> tuple[tuple[str, str], ...]:
+    """(node, id) of what can be unloaded: the deployment of this id, or all of this name.
+
+    Not those of the same content under another name, which its callers may still want.
+    """
+    return tuple(
+        (record.node, endpoint.id)
+        for record in records
+        for endpoint in record.endpoints
+        if endpoint.state is not State.FAILED
+        and (endpoint.loaded or endpoint.backend is not Backend.OLLAMA)
+        and (endpoint.id == deployment or endpoint.model.lower() == model.lower())
+    )
+
+
+def _add(table: dict[str, dict[str, int]], held: Bytes) -> None:
+    for (node, device), size in held.items():
+        devices = table.setdefault(node, {})
+        devices[device] = devices.get(device, 0) + size

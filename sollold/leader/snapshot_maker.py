@@ -1,0 +1,182 @@
+"""What a decision is made from: the records, who has the model, its header, and what the leader has seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from sollold.cluster.net.view import View
+from sollold.errors import Fault
+from sollold.leader.backoff import Backoff
+from sollold.leader.decide import Refuse
+from sollold.leader.draft_models import drafters
+from sollold.leader.messages import Ensure
+from sollold.leader.observations import Observations
+from sollold.leader.snapshot import ClusterSnapshot, runs_on_llama, with_refusals
+from sollold.models.footprint.shape import Shape
+from sollold.models.model import Model
+from sollold.models.names import Resolved, unresolved
+from sollold.placement.cost_model import Correction
+from sollold.placement.request import AUTO, OFF
+from sollold.placement.speculation import MeasuredDrafts
+from sollold.settings.schema import Settings
+
+log = logging.getLogger("sollold.leader")
+
+SHAPE_PAUSES = (0.3, 1.0, 0.0)
+"""Seconds between two attempts to have a header read: a node that holds it may be busy with a fault."""
+FETCH_AGAIN = 60.0
+"""Seconds after which a node that could not get a file is thought of again."""
+_LOOKS, _LOOK = 30, 0.1
+"""How often, and after how many seconds each, the leader looks again for a model that a caller knows."""
+
+
+class Library(Protocol):
+    """The models of the whole cluster. `sollold.models.library.Library` is one."""
+
+    def resolve(self, name: str) -> Resolved:
+        """Which model a caller means."""
+        ...
+
+    def find(self, name: str) -> tuple[tuple[str, Model], ...]:
+        """(node, model) for each live node that has the content; empty when it is not exactly one."""
+        ...
+
+    def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
+        """As `find`, of each model whose vocabulary is like this one."""
+        ...
+
+    async def shape(self, node: str, model: Model) -> Shape:
+        """What the model's header says, asked of ``node``.
+
+        Raises:
+            LookupError: the node can't be asked or can't read the file; the message says why.
+        """
+        ...
+
+
+class SnapshotMaker:
+    """Makes the snapshots.
+
+    Args:
+        corrections: architecture → how much slower each device is than predicted.
+        draft_stats: a model's digest → what was measured of drafts for it.
+        clock: monotonic seconds.
+
+    Attributes:
+        settings: those in force.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        view: View,
+        library: Library,
+        observations: Observations,
+        *,
+        corrections: Callable[[str], Correction],
+        draft_stats: Callable[[str], MeasuredDrafts],
+        clock: Callable[[], float],
+    ) -> None:
+        self.settings = settings
+        self._view = view
+        self._library = library
+        self._observations = observations
+        self._corrections = corrections
+        self._draft_stats = draft_stats
+        self._clock = clock
+        self._fetches = Backoff(free=0, first=FETCH_AGAIN)
+
+    def fetch_failed(self, node: str, digest: str, reason: str) -> None:
+        """``node`` could not get the file of a model."""
+        self._fetches.failed(_fetch_key(node, digest), reason, self._clock())
+
+    async def of(self, ask: Ensure, out: dict[str, str] | None = None) -> ClusterSnapshot | Refuse:
+        """What a decision on this model is made from, or why there can be none."""
+        holders = await self._holders(ask)
+        if not holders:
+            resolved = self._library.resolve(ask.model)
+            if ask.digest and not resolved.candidates:
+                # The caller knew it a moment ago.
+                gone = f"No node that has {ask.model} is online any more."
+                return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
+            refusal = unresolved(resolved)
+            message = refusal.message or f"model {ask.model!r} not found"
+            return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
+        holders = with_refusals(holders, self._view.live())
+        shape = await self._shape(holders)
+        speculation = ask.placement.speculation or self.settings.placement.speculation
+        if speculation == AUTO and sum(len(record.devices) for record in self._view.live()) < 2:
+            # One device alone drafts nothing by itself.
+            speculation = OFF
+        able = await drafters(self._library, self._view.me.node, speculation, holders[0][1])
+        return replace(self.of_model(holders, shape, out), drafters=able)
+
+    def of_model(
+        self,
+        holders: tuple[tuple[str, Model], ...],
+        shape: Shape | None,
+        out: dict[str, str] | None = None,
+    ) -> ClusterSnapshot:
+        """The snapshot for a model that these nodes have. ``out``: nodes that are left out, and why."""
+        now = self._clock()
+        records = self._view.live()
+        self._observations.observe(records, now)
+        model = holders[0][1]
+        left_out = {**self._observations.out(records, now), **(out or {})}
+        return ClusterSnapshot(
+            records=records,
+            holders=holders,
+            shape=shape,
+            settings=self.settings,
+            promises=self._observations.promises(),
+            gone=self._observations.gone(),
+            returning=self._observations.returning(now),
+            unwilling=self._observations.refusing(),
+            out=left_out,
+            pooled=self._observations.pooled(),
+            truth=self._observations.truth(),
+            blocked=self._observations.models.blocked(model.digest, now),
+            avoided=self._observations.avoided(records, now),
+            passing=self._observations.passing(records, now),
+            last_resort=self._observations.spare(records, now) - (out or {}).keys(),
+            expected=self._observations.expected(now),
+            departed=self._observations.departed(),
+            unfetched=frozenset(
+                record.node
+                for record in records
+                if self._fetches.blocked(_fetch_key(record.node, model.digest), now) is not None
+            ),
+            correction=self._corrections(model.architecture),
+            draft_stats=self._draft_stats(model.digest),
+        )
+
+    async def _holders(self, ask: Ensure) -> tuple[tuple[str, Model], ...]:
+        """Who has the model. One that the caller knows may be so new that its node's list is on its way."""
+        for _ in range(_LOOKS):
+            holders = self._library.find(ask.model)
+            if holders or not ask.digest:
+                return holders
+            await asyncio.sleep(_LOOK)
+        return ()
+
+    async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> Shape | None:
+        """The header as the first node that answers has it; every node has the same content."""
+        me = self._view.me.node
+        usable = [(node, model) for node, model in holders if runs_on_llama(model)]
+        for pause in SHAPE_PAUSES:
+            for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
+                try:
+                    return await self._library.shape(node, model)
+                except LookupError as error:
+                    log.info("%s", error)
+            if usable:
+                await asyncio.sleep(pause)
+        return None
+
+
+def _fetch_key(node: str, digest: str) -> str:
+    return f"{node} {digest}"

@@ -1,0 +1,221 @@
+"""Watches how fast deployments answer and what comes of their drafts, corrects the speed model by it, and
+keeps that on disk.
+
+Every node does so for itself, from the records: so any of them predicts well, whoever leads next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
+from sollold.cluster.net.view import View
+from sollold.leader.snapshot_maker import Library
+from sollold.machine.device import Kind
+from sollold.models.footprint.shape import Shape
+from sollold.placement import cost_model
+from sollold.placement.calibration import Factor, Feedback, Term
+from sollold.placement.cost_model import Correction
+from sollold.placement.inventory import DeviceCapacity, Link, joined, links_between, machine_of
+from sollold.placement.speculation import MeasuredDrafts
+from sollold.placement.speculation_gain import AcceptanceHistory, Measured
+from sollold.settings.state_file import write_whole
+from sollold.turns import next_turn
+
+log = logging.getLogger("sollold.leader")
+
+SETTLE = 1.0
+"""Seconds between two looks at the records: they change with every request."""
+SAVE_EVERY = 30.0
+NEWS = 0.03
+"""Share by which a measured speed must differ to be looked at again."""
+FEW = 32
+"""Tokens of answers until which they are not looked at."""
+Fact = TypeVar("Fact", Factor, Measured)
+
+
+class SpeedCalibration:
+    """`start` it, ask `correction`, `close` it at the end.
+
+    Args:
+        path: the file in the state folder that keeps the corrections; beside it lies what is known of drafts.
+    """
+
+    def __init__(self, view: View, library: Library, path: Path) -> None:
+        self._view = view
+        self._library = library
+        self._path = path
+        self._feedback = Feedback()
+        self._seen: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._unsubscribe: Callable[[], None] | None = None
+        self._saved: tuple[Factor, ...] = ()
+        self._drafts_path = path.with_name("drafts.json")
+        self._acceptance = AcceptanceHistory()
+        self._counted: dict[str, Drafts] = {}
+        """Deployment → what of its drafts is learnt already."""
+        self._saved_drafts: tuple[Measured, ...] = ()
+
+    async def start(self) -> None:
+        """Read what is known, and begin to watch."""
+        self._saved = await asyncio.to_thread(_read, self._path, Factor)
+        self._feedback = Feedback(self._saved)
+        self._saved_drafts = await asyncio.to_thread(_read, self._drafts_path, Measured)
+        self._acceptance = AcceptanceHistory(self._saved_drafts)
+        self._unsubscribe = self._view.subscribe(self._changed.set)
+        self._task = asyncio.create_task(self._run(), name="measured speeds")
+
+    async def close(self) -> None:
+        """End the watch and write down what is known."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        await self._save()
+
+    def correction(self, architecture: str) -> Correction:
+        """How much slower each device is than predicted, for models of an architecture."""
+        return self._feedback.correction(architecture)
+
+    def draft_stats(self, digest: str) -> MeasuredDrafts:
+        """What was measured of drafts for a model."""
+        return lambda by: self._acceptance.stats(digest, by, time.time())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        saved = loop.time()
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            records = self._view.live()
+            present = {endpoint.id for record in records for endpoint in record.endpoints}
+            self._seen = {key: value for key, value in self._seen.items() if key in present}
+            self._counted = {key: value for key, value in self._counted.items() if key in present}
+            for record in records:
+                for endpoint in record.endpoints:
+                    self._learn_drafts(endpoint)
+                    if self._is_news(endpoint):
+                        await self._learn(record, endpoint, records)
+            if loop.time() - saved >= SAVE_EVERY:
+                saved = loop.time()
+                await self._save()
+            await next_turn(SETTLE)
+
+    def _is_news(self, endpoint: Endpoint) -> bool:
+        if endpoint.backend is Backend.OLLAMA or endpoint.state is not State.READY or endpoint.speed <= 0:
+            return False
+        if endpoint.drafts.by:
+            # How fast its devices are can't be told from how fast it answers.
+            return False
+        before = self._seen.get(endpoint.id, 0.0)
+        return abs(endpoint.speed - before) > NEWS * before
+
+    def _learn_drafts(self, endpoint: Endpoint) -> None:
+        drafts, known = endpoint.drafts, self._counted.get(endpoint.id, Drafts())
+        tokens = drafts.tokens - known.tokens
+        if not drafts.by or tokens < FEW:
+            return
+        self._counted[endpoint.id] = drafts
+        drafted, accepted = drafts.drafted - known.drafted, drafts.accepted - known.accepted
+        by = drafts.digest or drafts.by
+        self._acceptance.learn(
+            Measured(endpoint.digest, by, drafts.length, tokens, drafted, accepted, time.time())
+        )
+
+    async def _learn(self, record: Record, endpoint: Endpoint, records: tuple[Record, ...]) -> None:
+        self._seen[endpoint.id] = endpoint.speed
+        holders = [(node, model) for node, model in self._library.find(endpoint.model) if model.files]
+        if not holders or holders[0][1].digest != endpoint.digest:
+            return
+        node, model = next((pair for pair in holders if pair[0] == record.node), holders[0])
+        try:
+            shape = await self._library.shape(node, model)
+        except LookupError as error:
+            log.debug("%s", error)
+            return
+        terms = terms_of(record, endpoint, records, shape)
+        if terms:
+            self._feedback.measured(shape.architecture, terms, 1 / endpoint.speed)
+
+    async def _save(self) -> None:
+        factors, drafts = self._feedback.factors(), self._acceptance.facts()
+        if factors != self._saved and await _kept(self._path, factors):
+            self._saved = factors
+        if drafts != self._saved_drafts and await _kept(self._drafts_path, drafts):
+            self._saved_drafts = drafts
+
+
+def terms_of(
+    record: Record, endpoint: Endpoint, records: tuple[Record, ...], shape: Shape
+) -> tuple[Term, ...]:
+    """What the time per token of a deployment would be made of, without corrections; empty: not known."""
+    active = [*(layer.active for layer in shape.layers), shape.output]
+    machines = [machine_of(one, holds=False, spare=0.0) for one in records]
+    head = next((machine for machine in machines if machine.node == record.node), None)
+    if head is None or not endpoint.placed or endpoint.cpu_moe:
+        # What two devices share of a layer can't be told apart.
+        return ()
+    links = links_between(machines, head)
+    capacities = {
+        (capacity.node, capacity.device): capacity for machine in machines for capacity in machine.devices
+    }
+    terms: list[Term] = []
+    for index, placed in enumerate(endpoint.placed):
+        if placed.last <= placed.first:
+            continue
+        capacity = capacities.get((placed.node, placed.device))
+        if capacity is None or placed.last > len(active):
+            return ()
+        seconds = sum(active[placed.first : placed.last]) * cost_model.seconds_per_byte(capacity)
+        terms.append(Term(placed.node, placed.device, seconds))
+        link = _link(index, placed, record.node, capacity, links)
+        if link is not None:
+            hop = cost_model.hop_seconds(link, shape.n_embd)
+            if placed.last == len(active):
+                hop += cost_model.logits_seconds(link, shape.n_vocab)
+            terms.append(Term(placed.node, cost_model.HOP, hop))
+    return tuple(terms)
+
+
+def _link(
+    index: int, placed: Placed, head: str, capacity: DeviceCapacity, links: dict[str, Link]
+) -> Link | None:
+    """The way to a device behind a worker; the first of all is the head's own processor."""
+    way = links.get(placed.node, Link()) if placed.node != head else None
+    if capacity.kind is Kind.EXTERNAL:
+        return joined(way, Link())
+    if way is not None:
+        return way
+    if capacity.kind is Kind.CPU and index > 0:
+        return cost_model.LOOPBACK
+    return None
+
+
+def _read(path: Path, kind: type[Fact]) -> tuple[Fact, ...]:
+    try:
+        return tuple(msgspec.json.decode(path.read_bytes(), type=list[kind]))  # type: ignore[valid-type]
+    except FileNotFoundError:
+        return ()
+    except (OSError, msgspec.MsgspecError) as error:
+        log.warning("the measured speeds in %s can't be read; starting over: %s", path, error)
+        return ()
+
+
+async def _kept(path: Path, facts: tuple[Factor, ...] | tuple[Measured, ...]) -> bool:
+    try:
+        await asyncio.to_thread(write_whole, path, msgspec.json.encode(facts))
+    except OSError as error:
+        log.warning("can't keep the measured speeds in %s: %s", path, error.strerror or error)
+        return False
+    return True

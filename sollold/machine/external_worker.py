@@ -1,0 +1,96 @@
+"""Workers that others started: plain, since their protocol knows neither identity nor encryption.
+
+A device of such a worker is named by the worker's address, so that records, plans and grants tell it from
+the machine's own wherever they go.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+from sollold.facts import dataclass
+
+_ADDRESS = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?):([0-9]{1,5})")
+_DEVICE = re.compile(r"([^#]+:[0-9]+)(?:#([0-9]{1,3})/([0-9]{1,3}))?")
+
+
+class ExternalState(StrEnum):
+    """What a look at such a worker found."""
+
+    CHECKING = "checking"
+    """Not looked at yet, or not since a deployment gave it back."""
+    USABLE = "usable"
+    TAKEN = "taken"
+    """A deployment of the cluster has it: it is not looked at meanwhile, since it serves one client."""
+    BUSY = "busy"
+    """It accepts connections but does not answer: it serves another client."""
+    DEAD = "dead"
+    """Nothing answers there."""
+    REFUSED = "refused"
+    """It answers, and is not used all the same; the reason says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalWorker:
+    """What a node knows of an external worker.
+
+    Attributes:
+        address: ``host:port``.
+        reason: why it is not used, a sentence; empty when it is.
+        version: of its protocol (``7.0.0``); empty while unknown.
+        devices: how many it has; ``total``: bytes of them all, as it says itself.
+    """
+
+    address: str
+    state: ExternalState
+    reason: str = ""
+    version: str = ""
+    devices: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalDevice:
+    """One of the ``count`` devices of the worker at ``address``, from 0."""
+
+    address: str
+    index: int = 0
+    count: int = 1
+
+    @property
+    def id(self) -> str:
+        """``host:port``, and with several devices ``host:port#2/3`` for the second of three."""
+        return self.address if self.count == 1 else f"{self.address}#{self.index + 1}/{self.count}"
+
+    def all(self) -> tuple[str, ...]:
+        """The ids of all devices of its worker, in the worker's order."""
+        return tuple(ExternalDevice(self.address, index, self.count).id for index in range(self.count))
+
+
+def external_device(device: str) -> ExternalDevice | None:
+    """The device of a external worker that has this id; None for a machine's own."""
+    found = _DEVICE.fullmatch(device)
+    if found is None:
+        return None
+    if found[2] is None:
+        return ExternalDevice(found[1])
+    return ExternalDevice(found[1], int(found[2]) - 1, int(found[3]))
+
+
+def external_address(device: str) -> str:
+    """The address of the external worker that has the device of this id; empty for a machine's own."""
+    found = external_device(device)
+    return found.address if found is not None else ""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port.
+
+    Raises:
+        ValueError: it is not ``host:port`` with a name or an IPv4 address, which is all llama.cpp takes.
+    """
+    found = _ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found[2]) < 65536:
+        raise ValueError(f"{address!r} is not HOST:PORT")
+    return found[1], int(found[2])

@@ -1,0 +1,285 @@
+"""The operations of one block of a model, as far as they need memory.
+
+In the order in which llama.cpp's graphs (src/llama-graph.cpp, src/models/*.cpp) compute them for one ubatch.
+What is done in place (a rope, an activation, adding a bias) does not show; neither do weights and caches.
+"""
+
+from __future__ import annotations
+
+from sollold.facts import dataclass
+from sollold.models.footprint.attention import attention, latent_attention
+from sollold.models.footprint.block import FLOAT, Batch, Block
+from sollold.models.footprint.device_boundary import ALIGNED, Handed, Opening, ordered, taken_over
+from sollold.models.footprint.feed_forward import experts_beside_dense, feed_forward
+from sollold.models.footprint.graph_allocator import Graph
+from sollold.models.footprint.recurrent import MIXERS, Early, Slots, fetched_early, mixer
+
+Row = tuple[tuple[Block, Batch], ...]
+"""Blocks that follow each other, and what each is to compute."""
+
+
+def peaks(
+    row: Row,
+    following: Row,
+    *,
+    piped: bool,
+    first: bool,
+    last: bool,
+    ends: bool = False,
+    home: bool = False,
+    outputs: bool = False,
+    opening: Opening | None = None,
+    handed: Handed | None = None,
+) -> list[int]:
+    """Bytes that each block of a row needs at most, besides what their device is given.
+
+    ``row``: blocks that a device computes one after another; ``following``: what comes next, there or
+    elsewhere. ``piped``: batches follow each other through the devices; then the inputs lie before everything
+    and are never freed. ``first``: the row begins with the first block of its device; ``ends``: it ends with
+    the last of it; ``last``: with the last of the model. ``home``: the device is the head's processor;
+    ``outputs``: it is told which tokens are output. ``opening``: what it makes when it begins the model;
+    ``handed``: how it comes to its hidden state when it does not, and that matters.
+    """
+    graph = Graph()
+    if opening is not None and opening.done:
+        graph.add(opening.raw, kept=True)
+    start = _begin(graph, row, following, piped=piped, first=first, ends=ends, home=home, handed=handed)
+    block, batch = row[0]
+    size = block.embd * block.streams * batch.tokens * FLOAT
+    state, early, normed = start.state, start.early, start.normed
+    if opening is not None and not opening.done:
+        state = opening.scale(graph, state, size, piped=piped, home=home)
+    if outputs and not piped and first:
+        graph.add(ALIGNED, kept=True)
+    if not piped and first and early.slots.busy < 0 and _recurs(row):
+        early = Early(early.size, Slots.of(graph, ends))
+    if block.mixer == "rwkv7":
+        # Every block needs the first one's value.
+        graph.add(block.embd * batch.tokens * FLOAT, kept=True)
+    slots = early.slots
+    marks = []
+    for index, (block, batch) in enumerate(row):
+        before, after = -1, early
+        if asks(block):
+            before = early.fetch(graph)
+            nothing_after = index == len(row) - 1 and ends
+            then = None if nothing_after else _next_asked((*row[index + 1 :], *following))
+            after = Early(fetched_early(*then) if then else 0, slots)
+        ending = last and index == len(row) - 1
+        state = _block(graph, block, batch, state, before, after, last=ending, normed=normed, opening=opening)
+        normed = -1
+        early = after
+        marks.append(len(graph))
+    return [peak - start.given for peak in graph.peaks(marks)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """How a row begins: ``state``: its hidden state; ``normed``: that after a norm, -1: not made yet;
+    ``given``: bytes that the device is given, which are none of the row's own.
+    """
+
+    state: int
+    normed: int
+    early: Early
+    given: int
+
+
+def _begin(
+    graph: Graph,
+    row: Row,
+    following: Row,
+    *,
+    piped: bool,
+    first: bool,
+    ends: bool,
+    home: bool,
+    handed: Handed | None,
+) -> _Start:
+    """What a device has before the first block of its row; arguments as for `peaks`."""
+    block, batch = row[0]
+    size = block.embd * block.streams * batch.tokens * FLOAT
+    slots = Slots()
+    given = 0
+    if handed is not None:
+        then = _next_asked((*row, *following))
+        early = Early(fetched_early(*then) if then else 0, slots)
+        attends = bool(block.q or block.latent)
+        normed, state = taken_over(
+            graph, handed, batch, early, attends=attends, recurs=_recurs(row), ends=ends
+        )
+        if normed >= 0 and attends:
+            given = ALIGNED
+        elif any(later.q or later.latent for later, _ in row):
+            graph.add(ALIGNED, kept=True)
+            given = ALIGNED
+        return _Start(state, normed, early, given)
+    if not piped and first and fetched_early(block, batch):
+        slots = Slots.of(graph, ends)
+    early = Early(fetched_early(block, batch), slots)
+    if home:
+        # There all other inputs lie before the hidden state.
+        graph.add(ALIGNED, kept=True)
+    state = graph.add(size, kept=piped and first and not block.after)
+    if not piped:
+        # Elsewhere the first hidden state lies before them and leaves a hole there.
+        given = ALIGNED
+        graph.add(0 if home else ALIGNED, kept=True)
+    elif first and not block.after:
+        given = size
+    return _Start(state, -1, early, given)
+
+
+def computed(graph: Graph, block: Block, batch: Batch, state: int) -> int:
+    """The hidden state after a block that stands for itself, from the one before it."""
+    return _block(graph, block, batch, state, -1, Early(0, Slots()), last=False)
+
+
+def _recurs(row: Row) -> bool:
+    return any(block.mixer in MIXERS for block, _ in row)
+
+
+def _next_asked(row: Row) -> tuple[Block, Batch] | None:
+    """The next block of which llama.cpp asks for an operation by name."""
+    return next((one for one in row if asks(one[0])), None)
+
+
+def asks(block: Block) -> bool:
+    """Whether llama.cpp asks for operations of a block by name: then all that they need comes before."""
+    return bool(block.q or block.latent or block.mixer or block.experts)
+
+
+def _block(
+    graph: Graph,
+    block: Block,
+    batch: Batch,
+    state: int,
+    before: int,
+    following: Early,
+    *,
+    last: bool,
+    normed: int = -1,
+    opening: Opening | None = None,
+) -> int:
+    last = last and not block.late
+    hidden = block.embd * batch.tokens * FLOAT
+    if block.after:
+        return _block_normed_after(graph, block, batch, state, last=last)
+    x = predictions = state
+    if block.streams > 1:
+        x = predictions = _predictions(graph, block, hidden, state)
+    if normed < 0:
+        normed = x if block.bare else graph.add(hidden, x)
+    laurel = graph.add(hidden, normed) if block.streams > 1 else None
+    parts = _mix_tokens(graph, block, batch, x, normed, before, following)
+    tokens = batch.tokens
+    if last and (not block.mixer or len(parts) == 1):
+        tokens = batch.outputs
+        hidden = block.embd * tokens * FLOAT
+        parts = [graph.add(hidden, part) for part in parts]
+        x = graph.add(hidden, x)
+        normed = graph.add(hidden, normed) if block.parallel else normed
+    if block.parallel and parts:
+        return _parallel(graph, block, tokens, x, normed, parts, following)
+    # The result of these is seen in another shape.
+    viewed = tokens == batch.tokens and block.mixer in ("mamba", "conv", "delta")
+    done = _add_parts(graph, block, hidden, x, parts, viewed=viewed)
+    if laurel is not None:
+        done = graph.add(hidden, done, laurel, inplace=True)
+    done = _feed(graph, block, tokens, done, normed if not parts else -1, following)
+    if block.mixer.startswith("rwkv"):
+        # The next token's shift is stored last.
+        graph.add(0, normed)
+    if block.streams > 1:
+        return _corrected(graph, block, hidden, predictions, done)
+    if block.per_layer:
+        gate = graph.add(block.per_layer * tokens * FLOAT, done)
+        if opening is not None:
+            opening.make(graph)
+        own = graph.add(hidden, gate)
+        done = graph.add(hidden, *((done, own) if block.followed else (own, done)), inplace=True)
+    return done
+
+
+def _mix_tokens(
+    graph: Graph, block: Block, batch: Batch, x: int, normed: int, before: int, following: Early
+) -> list[int]:
+    """Attention, what takes its place or stands beside it: the results that are added to the hidden state."""
+    # Where something else is computed before it is needed, attention's output matrix waits.
+    waits = bool(block.mixer) or block.parallel == "late"
+    parts = []
+    if block.latent:
+        parts.append(latent_attention(graph, block, batch, normed))
+    elif block.q:
+        parts.append(attention(graph, block, batch, normed, following, project=not waits))
+    if block.mixer:
+        if before < 0 and not block.mixer.startswith("rwkv"):
+            before = following.slots.fetch(graph, block.conv_state * batch.sequences * FLOAT)
+        source = graph.add(block.embd * batch.tokens * FLOAT, x) if parts else normed
+        mixed, parts = mixer(graph, block, batch, source, parts, before, following)
+        parts.append(mixed)
+    return parts
+
+
+def _parallel(
+    graph: Graph, block: Block, tokens: int, x: int, normed: int, parts: list[int], following: Early
+) -> int:
+    """Attention and the feed-forward layer both start from the same norm."""
+    hidden = block.embd * tokens * FLOAT
+    fed = feed_forward(graph, block, tokens, normed, following)
+    if block.parallel == "early":
+        return graph.add(hidden, graph.add(hidden, *parts, fed, inplace=True), x, inplace=True)
+    fed = graph.add(hidden, fed, x, inplace=True)
+    return graph.add(hidden, fed, graph.add(hidden, *parts), inplace=True)
+
+
+def _add_parts(graph: Graph, block: Block, hidden: int, x: int, parts: list[int], *, viewed: bool) -> int:
+    """The hidden state with attention's and the mixer's results added."""
+    if len(parts) > 1:
+        parts = [graph.add(hidden, *parts, inplace=True)]
+    for part in parts:
+        view = part if viewed else -1
+        x = graph.add(hidden, *ordered(block, part, x), inplace=True, viewed=view)
+    return x
+
+
+def _feed(graph: Graph, block: Block, tokens: int, state: int, normed: int, following: Early) -> int:
+    """The hidden state with the feed-forward layer's result added. ``normed``: its input; -1: to be made."""
+    hidden = block.embd * tokens * FLOAT
+    if block.ff and block.experts and block.followed:
+        return graph.add(hidden, experts_beside_dense(graph, block, tokens, state), state, inplace=True)
+    if not (block.ff or block.experts):
+        return state
+    source = state if block.bare else normed if normed >= 0 else graph.add(hidden, state)
+    fed = feed_forward(graph, block, tokens, source, following)
+    return graph.add(hidden, *ordered(block, fed, state), inplace=True)
+
+
+def _block_normed_after(graph: Graph, block: Block, batch: Batch, state: int, *, last: bool) -> int:
+    """As in BERT: no norm before attention, but one after each half. There is no cache."""
+    tokens = batch.outputs if last else batch.tokens
+    hidden = block.embd * tokens * FLOAT
+    following = Early(0, Slots())
+    done = attention(graph, block, batch, state, following)
+    if last:
+        done, state = graph.add(hidden, done), graph.add(hidden, state)
+    done = graph.add(hidden, graph.add(hidden, done, state, inplace=True))
+    done = graph.add(hidden, feed_forward(graph, block, tokens, done, following), done, inplace=True)
+    return graph.add(hidden, done)
+
+
+def _predictions(graph: Graph, block: Block, hidden: int, state: int) -> int:
+    """AltUp's prediction for each of the streams (Gemma 3n)."""
+    turned = graph.add(block.streams * hidden, state)
+    mixed = graph.add(block.streams * hidden, turned)
+    straight = graph.add(block.streams * hidden, mixed)
+    return graph.add(block.streams * hidden, straight, state, inplace=True)
+
+
+def _corrected(graph: Graph, block: Block, hidden: int, predictions: int, active: int) -> int:
+    """AltUp's correction of the streams by what the block computed (Gemma 3n)."""
+    change = graph.add(hidden, active, predictions, inplace=True)
+    repeated = graph.add(block.streams * hidden, change)
+    corrected = graph.add(block.streams * hidden, repeated, predictions, inplace=True)
+    rest = graph.add((block.streams - 1) * hidden, corrected)
+    return graph.add(block.streams * hidden, rest, corrected)

@@ -1,0 +1,216 @@
+"""What each layer's operations need of a device's compute buffer, pipelined or not."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Sequence
+
+from sollold.facts import dataclass
+from sollold.models.footprint import block_graph
+from sollold.models.footprint.block import Batch, Block
+from sollold.models.footprint.mixed_layers import NEAR, Varied
+from sollold.models.footprint.run_options import Cells, Run
+from sollold.models.footprint.shape import Layer, Shape
+from sollold.models.gguf.tensor_types import UNPACKED
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a layer's operations need: pipelined as the first of a device, pipelined as a later one, without
+    pipelining; and which inputs. ``received``, ``sent``: bytes that pass besides the hidden state when a
+    device begins or ends with it. ``source``: the layer whose cache it uses, -1: its own.
+    """
+
+    first: int
+    later: int
+    alone: int
+    full: bool = False
+    windowed: bool = False
+    received: int = 0
+    sent: int = 0
+    source: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """The demands of all layers, the output last, by kind: a planner asks for thousands of ranges.
+
+    ``full`` to ``windowed_own``: how many layers before each one attend so, and have a cache of their own.
+    ``borrowed``: pairs of a layer and the one whose cache it uses. ``varied``: for models with recurrent
+    blocks among others, whose ``first`` to ``alone`` are 0 but for the output.
+    """
+
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+    alone: tuple[int, ...]
+    received: tuple[int, ...]
+    sent: tuple[int, ...]
+    full: tuple[int, ...]
+    full_own: tuple[int, ...]
+    windowed: tuple[int, ...]
+    windowed_own: tuple[int, ...]
+    borrowed: tuple[tuple[int, int], ...]
+    varied: Varied | None
+
+    @classmethod
+    def of(cls, each: Sequence[Demand], varied: Varied | None) -> Demands:
+        """Gathered from one a layer. ``varied``: in its place where what a layer needs depends on others."""
+
+        def before(flags: Iterable[bool]) -> tuple[int, ...]:
+            return tuple(itertools.accumulate(flags, initial=0))
+
+        return cls(
+            first=tuple(demand.first for demand in each),
+            later=tuple(demand.later for demand in each),
+            alone=tuple(demand.alone for demand in each),
+            received=tuple(demand.received for demand in each),
+            sent=tuple(demand.sent for demand in each),
+            full=before(demand.full for demand in each),
+            full_own=before(demand.full and demand.source < 0 for demand in each),
+            windowed=before(demand.windowed for demand in each),
+            windowed_own=before(demand.windowed and demand.source < 0 for demand in each),
+            borrowed=tuple((index, demand.source) for index, demand in enumerate(each) if demand.source >= 0),
+            varied=varied,
+        )
+
+    @property
+    def opened(self) -> bool:
+        """Whether what the first layer's device makes besides is counted here."""
+        return self.varied is not None and self.varied.scaled
+
+    def peak(self, first: int, last: int, *, piped: bool, own: int = 0) -> int:
+        """What the operations of layers ``first`` to ``last - 1`` need on one device.
+
+        ``own``: how many layers the head's processor has.
+        """
+        peak = max((self.first if piped else self.alone)[first : first + 1], default=0)
+        peak = max(peak, *(self.later if piped else self.alone)[first + 1 : last], 0)
+        return peak if self.varied is None else max(peak, self.varied.peak(first, last, piped=piped, own=own))
+
+
+def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
+    """Those of all layers, the output last."""
+    varied = Varied.of(
+        tuple(
+            (layer.block, batch_of(layer, layer.block, cells, run, flash))
+            for layer in shape.layers
+            if layer.block is not None
+        ),
+        slack=shape.slack * shape.n_embd * cells.tokens * 4,
+        raw=shape.per_layer * cells.tokens * 4 * sum(layer.block is not None for layer in shape.layers),
+        scaled=shape.front > 0,
+    )
+    each: list[Demand] = []
+    last = max((index for index, layer in enumerate(shape.layers) if layer.block), default=-1)
+    kinds = _kinds(shape)
+    known: dict[tuple[object, ...], Demand] = {}
+    for index, layer in enumerate(shape.layers):
+        # Most layers are alike, and stand between such that are.
+        near = kinds[max(index - NEAR, 0) : index + 1 + NEAR]
+        alike = (*near, min(index, NEAR), layer.window, layer.source, index == last)
+        if alike not in known:
+            known[alike] = _demand(shape, index, cells, run, flash, index == last, varied)
+        each.append(known[alike])
+    each.append(_output_demand(shape, cells))
+    return Demands.of(each, varied)
+
+
+def _kinds(shape: Shape) -> list[int]:
+    """A number for each layer: that of its block."""
+    numbers: dict[Block | None, int] = {}
+    return [numbers.setdefault(layer.block, len(numbers)) for layer in shape.layers]
+
+
+def _demand(
+    shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool, varied: Varied | None
+) -> Demand:
+    layer = shape.layers[index]
+    if layer.block is None:
+        return Demand(0, 0, 0)
+    block = layer.block
+    batch = batch_of(layer, block, cells, run, flash)
+    attends = bool(block.q)
+    # Without flash attention the scores leave a hole beside which the hidden state comes to lie.
+    states = shape.slack if flash or (block.fused and block.cached) else max(shape.slack, block.streams)
+    # Of several streams, only where they are made or nothing is pipelined; see
+    # `sollold.models.footprint.inputs`.
+    near = shape.slack if block.streams > 1 else states
+    hidden = shape.n_embd * cells.tokens * 4
+    first, later, alone = (
+        0 if varied is not None else _peak(block, batch, piped, begins, last) + slack * hidden
+        for piped, begins, slack in ((True, True, near), (True, False, near), (False, True, states))
+    )
+    return Demand(
+        first=first,
+        later=later,
+        alone=alone,
+        full=attends and not layer.window,
+        windowed=attends and layer.window,
+        received=_received(shape, index, cells, varied),
+        sent=_sent(shape, index, cells, varied),
+        source=layer.source,
+    )
+
+
+def batch_of(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) -> Batch:
+    """What a layer computes at once."""
+    return Batch(
+        tokens=cells.tokens,
+        outputs=cells.outputs,
+        sequences=cells.sequences,
+        cells=cells.seen(layer.window),
+        flash=flash,
+        rotate_k=run.type_k not in UNPACKED and block.head_k % 64 == 0,
+        rotate_v=run.type_v not in UNPACKED and block.head_v % 64 == 0,
+        kept=run.states - 1,
+    )
+
+
+def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
+    """What a device that begins with a layer is given of the ones before, besides the hidden state.
+
+    RWKV 7's was measured, not derived.
+    """
+    block = shape.layers[index].block
+    unit = cells.tokens * 4
+    if block is None or (index == 0 and not shape.positions):
+        return 0
+    if index == 0:
+        return shape.n_embd * unit
+    if varied is not None:
+        return varied.passed(index)[0]
+    if block.mixer == "rwkv6":
+        # Of its feed-forward layer the norm, and the same for the token before.
+        return shape.n_embd * unit * 2
+    if block.mixer == "rwkv7":
+        return shape.n_embd * unit * 5 // 2
+    return 0
+
+
+def _sent(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
+    """What comes back to a device that ends with a layer; see `_received`."""
+    block = shape.layers[index].block
+    if block is None:
+        return 0
+    if varied is not None:
+        return varied.passed(index + 1)[1]
+    return shape.n_embd * cells.tokens * 4 if block.mixer.startswith("rwkv") else 0
+
+
+@functools.lru_cache(maxsize=4096)
+def _peak(block: Block, batch: Batch, piped: bool, first: bool, last: bool) -> int:
+    """What a block needs among others like it: after three it repeats itself."""
+    row = ((block, batch),) * (1 if last else 3)
+    return max(block_graph.peaks(row, (), piped=piped, first=first, last=last))
+
+
+def _output_demand(shape: Shape, cells: Cells) -> Demand:
+    """The output norm and the logits; the hidden state is there beside them. Embedders have no logits."""
+    if not shape.cached:
+        normed = 2 * shape.n_embd * cells.tokens * 4 if shape.output else 0
+        return Demand(normed, normed, normed)
+    hidden, logits = shape.n_embd * cells.outputs * 4, shape.n_vocab * cells.outputs * 4
+    if shape.late:
+        hidden += shape.n_embd * cells.tokens * 4
+    return Demand(hidden + logits, 2 * hidden + logits, 2 * hidden + logits)

@@ -1,0 +1,121 @@
+"""What devices are given for each ubatch: hidden state, masks, positions, and where in the caches rows go."""
+
+from __future__ import annotations
+
+from sollold.facts import dataclass
+from sollold.models.footprint.compute_buffer import Demands
+from sollold.models.footprint.run_options import Cells, Run
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf.tensor_types import UNPACKED
+
+_FOURFOLD = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next")
+"""Architectures whose tokens have four positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Bytes of what each device is given for one ubatch.
+
+    ``hidden``: the hidden state; ``chosen``: of those tokens that are output; ``full``, ``windowed``: masks
+    of attention; ``indices``: where in a cache new rows go; ``always``: positions and the like;
+    ``per_layer``, ``raw``: the embedding of a layer's own, of all layers together; ``front``: what the
+    first block's device holds besides; ``joins``: the output's device needs that too; ``begins``,
+    ``ends``: what making several streams of one takes, and one of several; ``makes``: what making the
+    embedding beside the streams takes without pipelining; ``turned``: of several streams one, for which
+    there is no hole; ``holes``: what scores leave where the streams are made; ``host``: what the head keeps
+    of all inputs; ``looked_up``: what the head computes of them.
+    """
+
+    hidden: int
+    chosen: int
+    full: int
+    windowed: int
+    indices: int
+    always: int
+    per_layer: int
+    raw: int
+    front: int
+    joins: int
+    begins: int
+    makes: int
+    turned: int
+    holes: int
+    ends: int
+    host: int
+    looked_up: int
+
+    def of_all(self, needs: Demands, first: int, last: int) -> int:
+        """Inputs that layers have in common."""
+        total = self.always
+        if needs.full[last] > needs.full[first]:
+            total += self.full + self.indices * (needs.full_own[last] > needs.full_own[first])
+        if needs.windowed[last] > needs.windowed[first]:
+            total += self.windowed + self.indices * (needs.windowed_own[last] > needs.windowed_own[first])
+        return total
+
+
+def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> Inputs:
+    """Those of every device; ``widest_v``: elements of the widest layer's values."""
+    width = 2 if flash else 4
+    tokens = cells.tokens
+    hidden = shape.n_embd * tokens * 4
+    indices = 8 * tokens + 8 * tokens * (1 if flash else max(widest_v, 1))
+    indices += _rotations(shape, run)
+    if shape.cached:
+        full, windowed = cells.full * tokens * width, cells.windowed * tokens * width
+    else:
+        full = windowed = tokens * tokens * width
+        indices = 0
+    attends = [layer for layer in shape.layers if layer.block and layer.block.q]
+    if any(layer.block and layer.block.indexer for layer in attends):
+        # The indexer has a cache and a mask of its own.
+        full += cells.full * tokens * 2 + 8 * tokens
+    if not shape.known and shape.window:
+        full += windowed + indices
+    lightning = max(
+        (layer.block.heads for layer in shape.layers if layer.block and layer.block.mixer == "lightning"),
+        default=0,
+    )
+    masks = (full + indices) * any(not layer.window for layer in attends)
+    masks += (windowed + indices) * any(layer.window for layer in attends)
+    streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
+    positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
+    # Lightning attention is told how much each token counts for each other, head by head.
+    always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
+    per_layer = shape.per_layer * tokens * 4
+    raw = per_layer * sum(layer.block is not None for layer in shape.layers)
+    several = streams > 1
+    return Inputs(
+        # Of several streams one, all of them turned, and all of them pass (Gemma 3n).
+        hidden=hidden * (2 * streams + 1) if several else hidden,
+        chosen=hidden if shape.late else shape.n_embd * cells.outputs * 4 * (shape.output > 0),
+        full=full,
+        windowed=windowed,
+        indices=indices,
+        always=always,
+        per_layer=per_layer,
+        raw=raw,
+        front=shape.front * hidden,
+        joins=raw + hidden if several else 0,
+        begins=4 * streams * hidden if several else 0,
+        # The second part was measured, not derived: holes that were too small for the embedding.
+        makes=3 * raw + min(4 * streams * hidden, 2 * streams * hidden + raw // 5) * several,
+        turned=hidden if several else 0,
+        holes=streams * hidden if several and not flash else 0,
+        ends=2 * (streams + 1) * hidden if several else 0,
+        host=hidden + 4 * tokens + always + masks,
+        looked_up=hidden * (2 if shape.positions else 1) + raw,
+    )
+
+
+def _rotations(shape: Shape, run: Run) -> int:
+    """Bytes of the matrices that turn the rows of a quantized cache."""
+    total = 0
+    blocks_with_heads = [layer.block for layer in shape.layers if layer.block and layer.block.q]
+    for kind, size in (
+        (run.type_k, max((block.head_k for block in blocks_with_heads), default=0)),
+        (run.type_v, max((block.head_v for block in blocks_with_heads), default=0)),
+    ):
+        if kind not in UNPACKED and size and size % 64 == 0:
+            total += 4 * (size & -size) ** 2
+    return total

@@ -1,0 +1,161 @@
+"""What layers need of a device where recurrent ones stand among others: it depends on those before and after.
+
+Reckoned when it is asked for: a planner asks for many ranges, but most of them are alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+
+from sollold.facts import dataclass
+from sollold.models.footprint import block_graph
+from sollold.models.footprint.block import FLOAT, Block
+from sollold.models.footprint.device_boundary import Handed, Opening
+from sollold.models.footprint.recurrent import MIXERS, fetches_early
+
+NEAR = 4
+"""So many blocks before and after one matter for what it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begins:
+    """How a device begins: it is the head's processor; or follows it; and is told which tokens are output."""
+
+    home: bool
+    hosted: bool
+    outputs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Varied:
+    """The blocks of a model, and which of them are alike (``kinds``, a number for each).
+
+    ``slack``: bytes to add to what they need. ``raw``: of what layers have of their own, all together;
+    ``scaled``: the first layer's input is.
+    """
+
+    row: block_graph.Row
+    kinds: tuple[int, ...]
+    slack: int
+    raw: int
+    scaled: bool
+    _far: dict[tuple[bool, bool], tuple[int, ...]] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, row: block_graph.Row, *, slack: int, raw: int, scaled: bool) -> Varied | None:
+        """None where no block depends on others."""
+        if not any(block.mixer in MIXERS or (block.followed and not block.mixer) for block, _ in row):
+            return None
+        numbers: dict[object, int] = {}
+        return cls(row, tuple(numbers.setdefault(one, len(numbers)) for one in row), slack, raw, scaled)
+
+    def peak(self, first: int, last: int, *, piped: bool, own: int) -> int:
+        """Bytes that the operations of layers ``first`` to ``last - 1`` need on one device.
+
+        ``own``: how many layers the head's processor has.
+        """
+        outputs = last >= len(self.row)
+        last = min(last, len(self.row))
+        if first >= last:
+            return 0
+        begun = min(first + NEAR + 1, last)
+        ends = begun == last and not piped
+        peak = self._peak(
+            first,
+            begun,
+            piped,
+            _Begins(home=first == 0 < own, hosted=first == own, outputs=outputs),
+            ends=ends,
+        )
+        if begun < last:
+            peak = max(peak, *self._within(piped, first == 0)[begun:last])
+        if begun < last and not piped:
+            peak = max(peak, self._peak(last - NEAR - 1, last, piped, ends=True, opened=first == 0))
+        return self.slack + peak
+
+    def _within(self, piped: bool, opened: bool) -> tuple[int, ...]:
+        """Of each layer, far from where its device begins and ends."""
+        if (piped, opened) not in self._far:
+            self._far[piped, opened] = tuple(
+                self._peak(max(index - NEAR, 0), index + 1, piped, opened=opened)
+                for index in range(len(self.row))
+            )
+        return self._far[piped, opened]
+
+    def passed(self, index: int) -> tuple[int, int]:
+        """Bytes that pass besides the hidden state when a device begins with a layer, there and back.
+
+        Recurrent layers fetch their state before the layer before has ended. Operations of that end that no
+        weight holds on its device follow the state to the next one, and need there what they start from.
+        """
+        late = self._interrupted(index)
+        if late is None:
+            return 0, 0
+        block, batch = self.row[late]
+        if block.experts:
+            return (0 if block.ff_shared else block.embd * batch.tokens * FLOAT), 0
+        if block.mixer == "conv" or (block.q and not batch.rotate_v):
+            return 0, 0
+        return block.passed(batch.tokens)
+
+    def _interrupted(self, index: int) -> int | None:
+        """The layer before one whose end comes only after another, there or behind, has fetched its state."""
+        following = next((block for block, _ in self.row[index:] if block_graph.asks(block)), None)
+        if following is None or not fetches_early(following):
+            return None
+        return next((late for late in range(index - 1, -1, -1) if block_graph.asks(self.row[late][0])), None)
+
+    def _peak(
+        self,
+        begin: int,
+        end: int,
+        piped: bool,
+        begins: _Begins | None = None,
+        *,
+        ends: bool = False,
+        opened: bool = False,
+    ) -> int:
+        """Of layers ``begin`` to ``end - 1``; only of the last where no device begins or ends with them."""
+        handed, late = None, None
+        if begins is not None and begin > 0 and not piped:
+            late = self._interrupted(begin)
+            handed = (self.kinds[begin - 1], None if late is None else self.kinds[late])
+        last = end == len(self.row)
+        opening = None
+        if opened and self.raw and self.scaled:
+            opening = Opening(self.raw, done=True)
+        elif begins is not None and begin == 0 and self.scaled:
+            opening = Opening(self.raw, done=False)
+        key = (
+            opening is not None,
+            piped,
+            begins,
+            ends,
+            last,
+            handed,
+            self.kinds[begin:end],
+            self.kinds[end : end + NEAR],
+        )
+        if key not in self._known:
+            needs = block_graph.peaks(
+                self.row[begin:end],
+                self.row[end : end + NEAR],
+                piped=piped,
+                first=begins is not None,
+                last=last,
+                ends=ends,
+                home=begins is not None and begins.home,
+                outputs=begins is not None and begins.outputs,
+                opening=opening,
+                handed=self._handed(begin, late, begins.hosted) if begins is not None and handed else None,
+            )
+            self._known[key] = needs[-1] if begins is None and not ends else max(needs)
+        return self._known[key]
+
+    def _handed(self, begin: int, late: int | None, hosted: bool) -> Handed:
+        interrupted: Block | None = None
+        rotated = False
+        if late is not None:
+            interrupted, rotated = self.row[late][0], self.row[late][1].rotate_v
+        return Handed(hosted, self.row[begin - 1][0], interrupted, rotated)

@@ -1,0 +1,160 @@
+"""What drafting by a model's own layer for next-token prediction takes besides the layer and its cache.
+
+llama-server makes a second context of the same model for it, with compute buffers and results of its own; and
+the first one gives out the hidden state of every token, from which the layer predicts. After ``graph_mtp`` in
+llama.cpp's src/models/*.cpp and ``common_speculative_impl_draft_mtp`` in common/speculative.cpp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sollold.facts import dataclass
+from sollold.models.footprint.block import FLOAT, Batch
+from sollold.models.footprint.block_graph import computed
+from sollold.models.footprint.compute_buffer import batch_of
+from sollold.models.footprint.device_boundary import ALIGNED
+from sollold.models.footprint.graph_allocator import Graph
+from sollold.models.footprint.inputs import Inputs, inputs
+from sollold.models.footprint.run_options import Cells, Run
+from sollold.models.footprint.shape import Layer, Predicting, Shape
+
+_COPIES = 4
+_ROWS, _NEAR_ROWS = 5, 3
+"""Copies of the hidden states of a batch, and of a ubatch, that llama-server holds. Measured: the first
+context's results, the second's input, those of the last batch, and what they are copied through."""
+
+
+def loaded(shape: Shape) -> Shape:
+    """The shape of a model whose predicting layer is loaded: it is there, but no part of a token's way.
+
+    Outputs are chosen after the last block, since the layer is given all hidden states.
+    """
+    if shape.predicting is None:
+        return shape
+    layers = [
+        replace(layer, block=replace(layer.block, late=True)) if layer.block else layer
+        for layer in shape.layers[:-1]
+    ]
+    own = replace(shape.predicting.layer, block=None, active=0)
+    return replace(shape, layers=(*layers, own))
+
+
+@dataclass(frozen=True, slots=True)
+class SecondContext:
+    """Bytes of the second context. ``layer``: the place of the predicting layer, the last of the blocks.
+
+    ``there``, ``apart``: what its operations need on its device, which has the output or has not, each
+    without pipelining and with; ``given``: what that device is given besides. ``large``: the hidden states
+    and the mask that it is given; without pipelining ``there`` and ``apart`` have them. ``after``,
+    ``passed``: the same two of the output's device, if that is another. ``host``, ``looked_up``: inputs, and
+    what the head's processor computes of them. ``results``: what is read off, in the head's memory.
+    """
+
+    layer: int
+    there: tuple[int, int]
+    apart: tuple[int, int]
+    given: tuple[int, int]
+    large: int
+    after: int
+    passed: int
+    host: int
+    looked_up: int
+    results: int
+
+    @classmethod
+    def of(
+        cls, shape: Shape, predicting: Predicting, run: Run, cells: Cells, *, flash: bool
+    ) -> SecondContext:
+        """That of a model's predicting layer. ``shape``: as the model is without it."""
+        layer = predicting.layer
+        assert layer.block is not None, "a layer that predicts has a block"
+        only = replace(shape, layers=(replace(layer, source=-1),), slack=0)
+        needs = inputs(only, replace(run, drafts=0), replace(cells, outputs=run.slots), flash, layer.v)
+        batch = replace(batch_of(layer, layer.block, cells, run, flash), outputs=run.slots)
+        hidden = shape.n_embd * cells.tokens * FLOAT
+        given = needs.always + needs.indices
+        large = needs.full + hidden * (1 if predicting.embeds else 2)
+        whole = _Graphs(shape, predicting, layer, batch, needs.full)
+        passed = after = 0
+        if not (predicting.norms and predicting.heads):
+            chosen = shape.n_embd * run.slots * FLOAT
+            passed = chosen if predicting.norms else hidden
+            after = chosen + (shape.n_vocab * run.slots * FLOAT) * (not predicting.heads)
+            after += hidden * (not predicting.norms)
+        return cls(
+            layer=len(shape.layers) - 1,
+            there=(whole.peak(piped=False, output=True), whole.peak(piped=True, output=True)),
+            apart=(whole.peak(piped=False, output=False), whole.peak(piped=True, output=False)),
+            given=(given, given + large),
+            large=large,
+            after=after,
+            passed=passed,
+            host=_host_inputs(needs, hidden, cells.tokens),
+            looked_up=hidden * (not predicting.embeds),
+            results=(shape.n_vocab + shape.n_embd) * run.slots * FLOAT
+            + _ROWS * shape.n_embd * run.batch * FLOAT
+            + _NEAR_ROWS * hidden,
+        )
+
+    def compute(self, first: int, last: int, *, piped: bool) -> int:
+        """Bytes of its compute buffer on the device that holds layers ``first`` to ``last - 1``."""
+        copies = _COPIES if piped else 1
+        if first <= self.layer < last:
+            return (self.there if last > self.layer + 1 else self.apart)[piped] + copies * self.given[piped]
+        if first == self.layer + 1 < last:
+            return self.after + copies * self.passed if self.passed else 0
+        return 0
+
+    def host_compute(self, *, own: int, piped: bool) -> int:
+        """The same on the head's processor, which has the first ``own`` layers."""
+        total = self.looked_up + (_COPIES if piped else 1) * self.host
+        if own > self.layer + 1:
+            return total + self.there[False] - self.large
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Graphs:
+    shape: Shape
+    predicting: Predicting
+    layer: Layer
+    batch: Batch
+    mask: int
+
+    def peak(self, *, piped: bool, output: bool) -> int:
+        """Bytes that its operations need on its device, and unless ``piped`` what it is given for them.
+
+        Where batches follow each other, that lies before everything and is never freed. ``output``: the
+        output matrix is there too.
+        """
+        graph = Graph()
+        tokens = self.batch.tokens
+        hidden = self.shape.n_embd * tokens * FLOAT
+        block = self.layer.block
+        assert block is not None
+        batch = self.batch
+        if piped:
+            state, word = graph.add(hidden), graph.add(hidden)
+        else:
+            source = graph.add(hidden)
+            word = graph.add(hidden)
+            graph.add(ALIGNED, kept=True)
+            batch = replace(batch, mask=graph.add(self.mask))
+            state, word = graph.add(hidden, source, inplace=True), graph.add(hidden, word, inplace=True)
+        both = graph.add(2 * hidden, word, state)
+        done = computed(graph, replace(block, late=True), batch, graph.add(hidden, both))
+        if output or self.predicting.norms:
+            done = graph.add(hidden, done, inplace=True, kept=True)
+            done = graph.add(self.shape.n_embd * self.batch.outputs * FLOAT, done)
+        if output or self.predicting.heads:
+            graph.add(self.shape.n_vocab * self.batch.outputs * FLOAT, done)
+        # In a dense layer the norm, and the mask, leave holes that are too small for what follows: measured,
+        # not derived.
+        fed = block.ff * tokens * FLOAT
+        wide = (2 + block.gated) * fed + 2 * hidden + (self.mask if not piped and self.mask < fed else 0)
+        return max(graph.peak(), wide)
+
+
+def _host_inputs(needs: Inputs, hidden: int, tokens: int) -> int:
+    return hidden + 4 * tokens + needs.always + needs.full + needs.indices

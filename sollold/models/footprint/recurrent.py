@@ -1,0 +1,220 @@
+"""What takes attention's place in a block, or stands beside it: scans, convolutions, RWKV's mixing.
+
+In the order in which src/models/mamba-base.cpp, delta-net-base.cpp, lfm2.cpp and rwkv7-base.cpp compute them.
+"""
+
+from __future__ import annotations
+
+from sollold.facts import dataclass
+from sollold.models.footprint.block import FLOAT, Batch, Block
+from sollold.models.footprint.graph_allocator import Graph
+
+MIXERS = ("mamba", "mamba2", "conv", "delta", "kda", "lightning")
+"""Those that may stand among other blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Which states of recurrent blocks are whose: those of slots with tokens, those of the rest (none).
+
+    -1: it lies before everything else, and so has no effect.
+    """
+
+    busy: int = -1
+    idle: int = -1
+
+    @classmethod
+    def of(cls, graph: Graph, ends: bool) -> Slots:
+        """They are told the device now, and freed after its last recurrent block. ``ends``: that is known."""
+        return cls(graph.add(1, kept=not ends), graph.empty(kept=not ends))
+
+    def fetch(self, graph: Graph, size: int) -> int:
+        """A state is fetched, and what the rest of the slots have is moved."""
+        state = graph.add(size, *self._of(self.busy))
+        self.move(graph)
+        return state
+
+    def scan(self, graph: Graph, size: int, *sources: int) -> int:
+        """The same by an operation that uses the state at once."""
+        result = graph.add(size, *sources, *self._of(self.busy))
+        self.move(graph)
+        return result
+
+    def move(self, graph: Graph) -> None:
+        """What the rest of the slots have is moved: nothing, but that takes a place."""
+        graph.add(0, graph.empty(*self._of(self.idle)))
+
+    @staticmethod
+    def _of(operation: int) -> tuple[int, ...]:
+        return () if operation < 0 else (operation,)
+
+
+@dataclass(slots=True)
+class Early:
+    """What a recurrent block's convolution keeps of the tokens before: it is fetched before all else of it.
+
+    So it lies before the end of the block before it: behind the last operation of that which llama.cpp asks
+    for by name (the graph takes what such an operation needs, and leaves the rest for the next).
+
+    Attributes:
+        size: bytes; 0: the next block fetches nothing so.
+        slots: which states are whose.
+        fetched: the operation that did; -1: not yet.
+    """
+
+    size: int
+    slots: Slots
+    fetched: int = -1
+
+    def fetch(self, graph: Graph) -> int:
+        """Fetch it if that has not been done."""
+        if self.size and self.fetched < 0:
+            self.fetched = self.slots.fetch(graph, self.size)
+        return self.fetched
+
+
+def fetches_early(block: Block) -> bool:
+    """Whether a block begins with fetching what it keeps of the tokens before."""
+    return block.mixer in ("mamba", "mamba2", "conv") and not block.q
+
+
+def fetched_early(block: Block, batch: Batch) -> int:
+    """Bytes of what a block fetches before all else; 0: nothing."""
+    return block.conv_state * batch.sequences * FLOAT * fetches_early(block)
+
+
+def mixer(
+    graph: Graph, block: Block, batch: Batch, normed: int, waiting: list[int], before: int, following: Early
+) -> tuple[int, list[int]]:
+    """What takes attention's place or stands beside it; then ``waiting`` is attention's result.
+
+    ``before``: what was kept of the tokens before. ``following``: what the next block fetches early.
+    """
+    unit = batch.tokens * FLOAT
+    if block.mixer == "conv":
+        return _short_convolution(graph, block, batch, normed, before, following), waiting
+    if block.mixer.startswith("rwkv"):
+        return _time_mix(graph, block, batch, normed, following.slots), waiting
+    if block.mixer in ("delta", "kda", "lightning"):
+        return _delta(graph, block, batch, normed, before, following.slots), waiting
+    joint = graph.add(block.projected * unit, normed)
+    window = graph.add(_convolved(block, batch), before, joint)
+    x = graph.add(block.convolved * unit, window)
+    if block.mixer == "mamba":
+        small = graph.add((block.steps + 2 * block.mixer_state // max(block.inner, 1)) * unit, x)
+        step = graph.add(block.inner * unit, graph.add(block.steps * unit, small))
+        scan = following.slots.scan(graph, _scanned(block, batch), x, step, small)
+    else:
+        step = graph.add(block.steps * unit, joint)
+        scan = following.slots.scan(graph, _scanned(block, batch), x, step)
+    if not block.experts:
+        following.fetch(graph)
+    if batch.rotate_v:
+        waiting = [graph.add(block.out * unit, part) for part in waiting]
+    waiting = [graph.add(block.embd * unit, part) for part in waiting]
+    gate = graph.add(block.inner * unit, joint)
+    skip = graph.add(block.inner * unit, x, inplace=block.mixer == "mamba")
+    result = graph.add(block.inner * unit, scan, skip, inplace=True)
+    result = graph.add(block.inner * unit, gate, result)
+    if block.mixer == "mamba2":
+        result = graph.add(block.inner * unit, result)
+    return graph.add(block.embd * unit, result), waiting
+
+
+def _delta(graph: Graph, block: Block, batch: Batch, normed: int, before: int, slots: Slots) -> int:
+    unit = batch.tokens * FLOAT
+    joint = graph.add(block.convolved * unit, normed)
+    window = graph.add(_convolved(block, batch), before, joint)
+    state = slots.fetch(graph, block.mixer_state * batch.sequences * FLOAT)
+    x = graph.add(block.convolved * unit, window)
+    key = (block.convolved - block.inner) // 2
+    turned: list[int] = []
+    for _ in range(2):
+        turned.append(graph.add(key * unit, x))
+        if block.repeats and key < block.inner:
+            turned.append(graph.add(block.inner * unit, turned.pop()))
+    query, keys = turned
+    # How much is forgotten, and how much learnt.
+    rates = [graph.add(block.steps * unit, graph.add(block.steps * unit, normed)) for _ in range(2)]
+    result = graph.add(_scanned(block, batch), query, keys, x, state, *rates)
+    result = graph.add(block.inner * unit, result)
+    gate = graph.add(block.inner * unit, graph.add(block.inner * unit, normed))
+    if block.mixer != "delta":
+        # Not followed step by step: its gates and decays are as wide as its keys, and wait until the end.
+        graph.add(0, query, keys, x, *(graph.add(block.inner * unit, normed) for _ in range(4)))
+    if block.mixer == "lightning":
+        graph.add(0, *(graph.add(_decays(block, batch)) for _ in range(4)))
+    result = graph.add(block.inner * unit, result, gate, inplace=True)
+    return graph.add(block.embd * unit, result)
+
+
+def _decays(block: Block, batch: Batch) -> int:
+    """Bytes of how much each token of a ubatch counts for each other, head by head (lightning attention)."""
+    return block.heads * batch.tokens * batch.tokens * FLOAT
+
+
+def _convolved(block: Block, batch: Batch) -> int:
+    """Bytes of a convolution's input: the tokens', and what is kept of those before."""
+    return (block.convolved * batch.tokens + block.conv_state * batch.sequences) * FLOAT
+
+
+def _scanned(block: Block, batch: Batch) -> int:
+    """Bytes of a scan's result: the tokens' and the new state, and those after each of the last tokens."""
+    return (block.inner * batch.tokens + block.mixer_state * batch.sequences * (1 + batch.kept)) * FLOAT
+
+
+def _short_convolution(
+    graph: Graph, block: Block, batch: Batch, normed: int, before: int, following: Early
+) -> int:
+    unit = batch.tokens * FLOAT
+    joint = graph.add(3 * block.embd * unit, normed)
+    gated = graph.add(block.embd * unit, joint)
+    window = graph.add(
+        (block.embd * batch.tokens + block.conv_state * batch.sequences) * FLOAT, before, gated
+    )
+    if not block.experts:
+        following.fetch(graph)
+    mixed = graph.add(block.embd * unit, window)
+    gate = graph.add(block.embd * unit, joint, mixed, inplace=True)
+    return graph.add(block.embd * unit, gate)
+
+
+def _time_mix(graph: Graph, block: Block, batch: Batch, normed: int, slots: Slots) -> int:
+    """RWKV 6 and 7: everything is mixed with the token before, in several ways at once."""
+    hidden = block.embd * batch.tokens * FLOAT
+    state = block.mixer_state * batch.sequences * FLOAT
+    shift = graph.add(hidden, normed)
+    if block.mixer == "rwkv6":
+        mixed = graph.add(5 * hidden, graph.add(hidden, shift, normed), shift, normed)
+        before = slots.fetch(graph, state)
+        key, value, receptance, decay = (graph.add(hidden, mixed) for _ in range(4))
+        scan = graph.add(hidden + state, key, value, receptance, decay, before)
+    else:
+        mixed = graph.add(6 * hidden, shift, normed)
+        before = slots.fetch(graph, state)
+        receptance, decay, key, rate = (graph.add(hidden, mixed) for _ in range(4))
+        scaled = graph.add(hidden, key)
+        change = graph.add(hidden, rate, scaled)
+        value = graph.add(hidden, mixed)
+        other = graph.add(hidden, value)
+        value = graph.add(hidden, value, graph.add(hidden, mixed), other, inplace=True)
+        new_key = graph.add(hidden, change, scaled, inplace=True)
+        unit_key = graph.add(hidden, graph.add(hidden, key, inplace=True))
+        negative = graph.add(hidden, unit_key)
+        turned = graph.add(hidden, unit_key, rate, inplace=True)
+        scan = graph.add(hidden + state, receptance, decay, new_key, value, negative, turned, before)
+        graph.add(0, receptance, new_key, value)
+    result = graph.add(hidden, scan)
+    gate = graph.add(hidden, mixed)
+    return graph.add(hidden, graph.add(hidden, result, gate, inplace=True))
+
+
+def channel_mix(graph: Graph, block: Block, tokens: int, normed: int) -> int:
+    """RWKV's feed-forward layer, which sees the token before too."""
+    hidden = block.embd * tokens * FLOAT
+    shift = graph.add(hidden, normed)
+    if block.mixer == "rwkv7":
+        return graph.add(hidden, graph.add(block.ff * tokens * FLOAT, graph.add(hidden, shift, normed)))
+    receptance = graph.add(hidden, graph.add(hidden, shift, normed))
+    key = graph.add(block.ff * tokens * FLOAT, graph.add(hidden, shift, normed))
+    return graph.add(hidden, receptance, graph.add(hidden, key), inplace=True)

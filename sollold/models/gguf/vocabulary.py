@@ -1,0 +1,77 @@
+"""A model's vocabulary by its content: whether two models take the same numbers for the same texts.
+
+So much llama.cpp asks of a model that drafts for another (``common_speculative_are_compatible``): the same
+kind of tokenizer, the same beginnings and ends, the same texts. Sizes may differ by some tokens, since models
+of one family are padded differently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from pathlib import Path
+
+from sollold.models.gguf.header import Array, Header
+
+_TOKENS = "tokenizer.ggml.tokens"
+_STEP = 1024
+"""Tokens are compared up to the last multiple of this, beyond which padding may differ."""
+_MOST_DIFFERENCE = 128
+"""llama.cpp's ``SPEC_VOCAB_MAX_SIZE_DIFFERENCE``."""
+_MOST_BYTES, _MOST_TOKENS = 64 << 20, 1 << 21
+_LENGTH = struct.Struct("<Q")
+
+
+def vocabulary(header: Header) -> str:
+    """Count and hash of a model's tokens; empty when it has none, or too many to be read. Blocks.
+
+    Raises:
+        OSError: the file can't be read any more.
+    """
+    tokens = header.metadata.get(_TOKENS)
+    if not isinstance(tokens, Array) or not 0 < tokens.length <= _MOST_TOKENS:
+        return ""
+    begin, end = tokens.span
+    if end - begin > _MOST_BYTES:
+        return ""
+    compared = tokens.length // _STEP * _STEP or tokens.length
+    if tokens.values is not None:
+        texts = b"".join(_LENGTH.pack(len(text)) + text for text in map(_encoded, tokens.values[:compared]))
+    else:
+        with Path(header.files[0]).open("rb") as file:
+            file.seek(begin)
+            texts = file.read(end - begin)
+        texts = texts[: _end_of(texts, compared)]
+    ends = header.metadata.get("tokenizer.ggml.add_eos_token") is True
+    facts = (
+        header.text("tokenizer.ggml.model"),
+        header.metadata.get("tokenizer.ggml.add_bos_token"),
+        header.integer("tokenizer.ggml.bos_token_id", -1),
+        ends,
+        header.integer("tokenizer.ggml.eos_token_id", -1) if ends else -1,
+    )
+    digest = hashlib.sha256(repr(facts).encode() + texts).hexdigest()
+    return f"{tokens.length}:{digest[:24]}"
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether a model with the one vocabulary can draft for a model with the other."""
+    count, _, digest = one.partition(":")
+    others, _, another = other.partition(":")
+    if not digest or digest != another:
+        return False
+    return abs(int(count) - int(others)) <= _MOST_DIFFERENCE
+
+
+def _end_of(texts: bytes, count: int) -> int:
+    """Where the first so many texts end."""
+    at = 0
+    for _ in range(count):
+        if at + 8 > len(texts):
+            break
+        at += 8 + int(_LENGTH.unpack_from(texts, at)[0])
+    return min(at, len(texts))
+
+
+def _encoded(text: object) -> bytes:
+    return str(text).encode("utf-8", "surrogateescape")

@@ -1,0 +1,125 @@
+"""All nodes' models as one list: each with its name, its nodes and what Ollamas call it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field, replace
+
+from sollold.cluster.gossip.record import InOllama
+from sollold.facts import dataclass
+from sollold.models.model import Model
+from sollold.models.stores.name_owners import distinct_names
+from sollold.models.templates.jinja import fingerprint, untranslatable
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model of the cluster, the nodes that have its content, by id, and what Ollamas call it."""
+
+    model: Model
+    nodes: tuple[str, ...]
+    in_ollama: InOllama = field(default_factory=InOllama)
+
+
+def merge(
+    lists: Mapping[str, tuple[Model, ...]],
+) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
+    """The lists of all nodes as one: name → model with its nodes, and name → (node, model) pairs.
+
+    Content is told by digest, so a node that has it under another name counts too, and a model that a node
+    knows only by Ollama's manifest is the one that another node could read. If a name stands for several
+    contents, it keeps the one that has had it for longest, else that most nodes have, then the newest; the
+    others get the name of their folder into the tag, or the digest.
+    """
+    in_ollama, held, named = _grouped(lists)
+    listed: dict[str, Listed] = {}
+    found: dict[str, tuple[tuple[str, Model], ...]] = {}
+    for contents in named.values():
+        order = sorted(
+            contents,
+            key=lambda d: (
+                -any(_runs(model) for model in contents[d]),
+                min((one.since for one in contents[d] if one.since), default=float("inf")),
+                -len(held[d]),
+                -max(m.modified for m in contents[d]),
+                d,
+            ),
+        )
+        for rank, digest in enumerate(order):
+            # What an Ollama says of a name counts before a plain file of that name.
+            best = min(contents[digest], key=lambda one: (not _runs(one), not one.manifest, one.name))
+            if why := template_refusal(best):
+                best = replace(best, only_ollama=best.only_ollama or why)
+            if not rank:
+                keeper = best
+            else:
+                free = distinct_names(replace(best, digest=digest), keeper)
+                best = replace(best, name=next((one for one in free if one not in listed), free[-1]))
+            pairs = tuple((node, _as_named(model, best)) for node, model in sorted(held[digest].items()))
+            alike = [one for one in in_ollama.get(digest, ()) if one.manifest == best.manifest]
+            called = InOllama(
+                tuple(sorted({one.name for one in alike})),
+                tuple(sorted({one.manifest for one in alike})),
+                fingerprint(best.template),
+            )
+            listed[best.name] = Listed(best, tuple(node for node, _ in pairs), called)
+            found[best.name] = pairs
+    names = sorted(listed, key=str.lower)
+    return {name: listed[name] for name in names}, found
+
+
+def _grouped(
+    lists: Mapping[str, tuple[Model, ...]],
+) -> tuple[dict[str, list[Model]], dict[str, dict[str, Model]], dict[str, dict[str, list[Model]]]]:
+    """Digest → what Ollamas have of it; digest → node → model; name in lower case → digest → models."""
+    by_manifest = {
+        model.manifest: model
+        for models in lists.values()
+        for model in models
+        if model.manifest and model.files and not model.unusable
+    }
+    in_ollama: dict[str, list[Model]] = {}
+    held: dict[str, dict[str, Model]] = {}
+    named: dict[str, dict[str, list[Model]]] = {}
+    for node, models in sorted(lists.items()):
+        for model in models:
+            known = by_manifest.get(model.manifest, model)
+            digest = known.digest
+            # A manifest names all layers: what one node can't read of it another has read.
+            same = model if digest == model.digest else _as_named(model, replace(known, name=model.name))
+            if model.manifest:
+                in_ollama.setdefault(digest, []).append(model)
+            have = held.setdefault(digest, {})
+            if node not in have or (_runs(same) and not _runs(have[node])):
+                have[node] = same
+            named.setdefault(same.name.lower(), {}).setdefault(digest, []).append(same)
+    return in_ollama, held, named
+
+
+def _runs(model: Model) -> bool:
+    return bool(model.files) and not model.unusable
+
+
+def template_refusal(model: Model) -> str:
+    """Why its TEMPLATE leaves a model to Ollama alone, as sentences; empty: it does not."""
+    why = untranslatable(model.template)
+    if not why:
+        return ""
+    return (
+        f"Its TEMPLATE can't be given to llama.cpp ({why}), so only an Ollama can run it. "
+        "Create it again with a simpler TEMPLATE to spread it."
+    )
+
+
+def _as_named(model: Model, named: Model) -> Model:
+    """A node's copy of the content with the name, and what belongs to the name rather than the files."""
+    return replace(
+        named,
+        source=model.source,
+        files=model.files,
+        projector=model.projector,
+        adapters=model.adapters,
+        modified=model.modified,
+        unusable=model.unusable,
+        only_ollama=model.only_ollama or template_refusal(named),
+    )

@@ -1,0 +1,407 @@
+"""The models on this machine, from every store, kept current by looking at the folders' stamps."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from sollold.models.footprint.adapters import with_adapters, with_projector
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf import reader
+from sollold.models.gguf.header import Array, GgufError
+from sollold.models.model import Model
+from sollold.models.stores import folders, huggingface_cache, ollama_store
+from sollold.models.stores.header_facts import Cards
+from sollold.models.stores.llama_support import Refused, format_fault
+from sollold.models.stores.name_owners import NameOwners
+from sollold.models.stores.read_store import Reader, shown
+from sollold.models.stores.scan_result import Problem, Scan
+from sollold.models.stores.store_watcher import Store
+from sollold.models.stores.threads import alone
+from sollold.settings.schema import ModelSettings
+
+log = logging.getLogger("sollold.models")
+
+DEMO = "demo"
+_LOOK = 5.0
+"""Seconds between two looks at the stamps: a thousand of them take about two milliseconds."""
+_RETRY = 60.0
+"""Seconds after which what could not be read is tried again though no stamp changed (``chmod``, say)."""
+_FIRST = 5.0
+"""Seconds for which a start waits for the first look: hundreds of headers never seen take longer."""
+_PATIENCE = 10.0
+"""Seconds that anybody waits for a look or a header: what takes longer is taken over when it is there."""
+_SHAPES = 8
+
+T = TypeVar("T")
+
+
+def own_folder(settings: ModelSettings, state_dir: Path) -> Path:
+    """Where fetched models go."""
+    return Path(settings.download_dir).expanduser() if settings.download_dir else state_dir / "models"
+
+
+class Catalogue:
+    """What this node has. `start` it once; reading never waits; `close` ends the watch."""
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        state_dir: Path,
+        *,
+        demo: Callable[[Path], object] | None = None,
+        sweep: Callable[[Path, float], None] | None = None,
+        environ: Mapping[str, str] | None = None,
+        home: Path | None = None,
+        interval: float = _LOOK,
+    ) -> None:
+        """``demo`` writes the demo model to a path, whole or not at all; called if there is no model.
+
+        ``sweep`` clears the folder for what is fetched of what broken fetches left (folder, seconds since the
+        epoch); called once, before the first look.
+        """
+        self.own = own_folder(settings, state_dir)
+        self._settings = settings
+        self._cards = Cards(state_dir / "headers.json")
+        self._reader = Reader(self._cards, state_dir / "links")
+        self._refused = Refused(state_dir / "refused.json")
+        self._owners = NameOwners(state_dir / "model_names.json")
+        self._owners_changed = False
+        self._build = ""
+        self._demo = demo
+        self._environ = os.environ if environ is None else environ
+        self._home = Path.home() if home is None else home
+        self._interval = interval
+        self._stores: dict[str, Store] = {}
+        self._state: tuple[tuple[str, bool], ...] = ()
+        self._sweep = sweep
+        self._problems: tuple[Problem, ...] = ()
+        self._local: tuple[Model, ...] = ()
+        self._offered: tuple[Model, ...] = ()
+        self._models: tuple[Model, ...] = ()
+        self._digest = ""
+        self._callbacks: list[Callable[[], None]] = []
+        self._shapes: dict[str, Shape] = {}
+        self._reads: dict[str, asyncio.Future[Any]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
+        self._said = ""
+        """What kept us from looking the last time; it is logged once."""
+
+    async def start(self) -> None:
+        """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
+        await asyncio.to_thread(self._cards.load)
+        await asyncio.to_thread(self._refused.load)
+        await asyncio.to_thread(self._owners.read)
+        first = asyncio.Event()
+        self._task = asyncio.create_task(self._watch(first), name="catalogue")
+        waiting = asyncio.ensure_future(first.wait())
+        try:
+            await asyncio.wait({waiting, self._task}, timeout=_FIRST, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    async def close(self) -> None:
+        """End the watch."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """All models by name; no two of one name."""
+        return self._models
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever `models` does."""
+        return self._digest
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What keeps models from being seen."""
+        return self._problems
+
+    def get(self, name: str) -> Model | None:
+        """The model of this canonical name, whatever the case of its letters."""
+        key = name.lower()
+        return next((model for model in self._models if model.name.lower() == key), None)
+
+    def with_digest(self, digest: str) -> Model | None:
+        """A model of this content that has files here."""
+        return next((model for model in self._models if model.digest == digest and model.files), None)
+
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the loop after any change; the answer ends that."""
+        self._callbacks.append(callback)
+        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+
+    def offer(self, models: tuple[Model, ...]) -> None:
+        """Models that the local Ollama names by its API; those also found on disk are left out."""
+        if models != self._offered:
+            self._offered = models
+            self._publish()
+
+    async def refresh(self) -> None:
+        """Look at all stores now; headers are read only of files that changed.
+
+        A store that does not answer, or takes long, is not waited for.
+        """
+        async with self._looking:
+            # One that is looking already may have begun before what it is to see was there.
+            await self._wait([store for store in self._stores.values() if not store.silent])
+            await self._look(anew=True)
+
+    async def use(self, settings: ModelSettings) -> None:
+        """Other folders and stores from now on. The folder for what is fetched stays."""
+        self._settings = settings
+        try:
+            await self.refresh()
+        except OSError as error:
+            log.warning("the stores can't be read right now: %s", error)
+
+    def use_build(self, build: str) -> None:
+        """This llama.cpp loads models from now on: what an earlier one refused may be tried again."""
+        self._build = build
+        self._publish()
+
+    async def load_failed(self, digest: str, log_text: str) -> None:
+        """A load of this content failed: if the log says that llama.cpp can't read the file, remember it."""
+        line = format_fault(log_text)
+        if line and self._build:
+            log.warning("llama.cpp %s can't read the model %s: %s", self._build, digest[:12], line)
+            await asyncio.to_thread(self._refused.remember, digest, self._build, line)
+            self._publish()
+
+    async def shape(self, name: str) -> Shape:
+        """The shape of a model here, for the footprint.
+
+        Raises:
+            LookupError: no such model, or its files can't be read; the message says why.
+        """
+        model = self.get(name)
+        if model is None:
+            raise LookupError(f"model {name!r} is no longer on this node")
+        if model.unusable or not model.files:
+            raise LookupError(model.unusable or f"the files of {name!r} can't be read by this node")
+        shape = self._shapes.get(model.digest)
+        if shape is None:
+            try:
+                shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
+            except GgufError as error:
+                raise LookupError(str(error)) from None
+            while len(self._shapes) >= _SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+            self._shapes[model.digest] = shape
+        return shape
+
+    async def metadata(self, name: str) -> dict[str, object]:
+        """The header's key-value pairs without long arrays; empty when there is none to read."""
+        model = self.get(name)
+        if model is None or not model.files or model.unusable:
+            return {}
+        try:
+            return await self._read(f"metadata {model.digest}", lambda: _metadata(model.files), model)
+        except (GgufError, LookupError):
+            return {}
+
+    async def _write_demo(self, write: Callable[[Path], object]) -> None:
+        path = self.own / f"{DEMO}.gguf"
+
+        def put() -> None:
+            self.own.mkdir(parents=True, exist_ok=True)
+            write(path)
+
+        try:
+            await asyncio.to_thread(put)
+        except OSError as error:
+            log.warning("there is no model, and no demo model can be written to %s: %s", path, error)
+            return
+        log.info("no model found; wrote a demo model to %s", path)
+        await self.refresh()
+
+    async def _watch(self, first: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        tried = loop.time()
+        await self._try(self._look_first)
+        first.set()
+        while True:
+            await asyncio.sleep(self._interval)
+            again = self._problems or self._some_unread()
+            if again and loop.time() - tried >= _RETRY:
+                tried = loop.time()
+                await self._try(self.refresh)
+            elif await self._try(self._look_if_changed):
+                tried = loop.time()
+
+    async def _look_first(self) -> None:
+        await self.refresh()
+        known = all(store.seen is not None for store in self._stores.values())
+        if self._demo is not None and known and not any(not model.unusable for model in self._models):
+            await self._write_demo(self._demo)
+
+    async def _look_if_changed(self) -> bool:
+        async with self._looking:
+            return await self._look(anew=False)
+
+    async def _try(self, look: Callable[[], Awaitable[object]]) -> bool:
+        """Whether it came to something. Whatever is wrong with a store: the watch goes on."""
+        try:
+            done = await look() is not False
+        except Exception as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                unforeseen = not isinstance(error, OSError)
+                log.warning("the stores can't be read right now: %s", error, exc_info=unforeseen)
+            return False
+        self._said = ""
+        return done
+
+    def _some_unread(self) -> bool:
+        return any("can't be read" in model.unusable for model in self._local)
+
+    def _publish(self) -> None:
+        have = {model.name.lower() for model in self._local}
+        offered = [model for model in self._offered if model.name.lower() not in have]
+        local = [self._as_probed(model) for model in self._local]
+        models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
+        if models == self._models and self._digest:
+            return
+        self._models = models
+        self._digest = hashlib.sha256(msgspec.msgpack.encode(models)).hexdigest()[:16]
+        for callback in tuple(self._callbacks):
+            callback()
+
+    def _as_probed(self, model: Model) -> Model:
+        """With what loading it has taught."""
+        line = "" if model.only_ollama else self._refused.reason(model.digest, self._build)
+        if not line:
+            return model
+        reason = (
+            f"llama.cpp {self._build} refused this file ({line}); only an Ollama can run it. "
+            "Fetch another conversion of the model from hf.co to spread it."
+        )
+        return replace(model, only_ollama=reason)
+
+    async def _look(self, *, anew: bool) -> bool:
+        """Look at all stores, each in a thread of its own, and take over what has come; whether any has."""
+        places = await asyncio.to_thread(self._places)
+        self._stores = {
+            key: self._stores.get(key) or Store(place, functools.partial(self._reader.seen, scan))
+            for key, (place, scan) in places.items()
+        }
+        stores = self._stores.values()
+        changed = [store.place for store in stores if store.take()]
+        for store in stores:
+            store.begin(anew=anew)
+        await self._wait([store for store in stores if store.begun])
+        changed += [store.place for store in stores if store.take()]
+        self._log_faults(changed)
+        state = tuple((key, store.silent) for key, store in self._stores.items())
+        if changed or state != self._state:
+            self._state = state
+            self._merge()
+        if self._owners_changed:
+            self._owners_changed = False
+            await asyncio.to_thread(self._owners.write)
+        if changed:
+            seen = [store.seen for store in stores]
+            used = None if None in seen else frozenset[str]().union(*(one.headers for one in seen if one))
+            await asyncio.to_thread(self._cards.keep, used)
+        return bool(changed)
+
+    def _places(self) -> dict[str, tuple[str, Callable[[], Scan]]]:
+        """All stores: path and what scans it, those whose names of models go before others' first. Blocks."""
+        settings = self._settings
+        found: dict[str, tuple[str, Callable[[], Scan]]] = {}
+
+        def put(kind: str, path: Path, scan: Callable[[], Scan]) -> None:
+            found.setdefault(f"{kind} {path}", (str(path), scan))
+
+        for root in ollama_store.roots(settings.ollama_stores, environ=self._environ, home=self._home):
+            put("ollama", root, functools.partial(ollama_store.scan, root))
+        put("own", self.own, self._scan_own)
+        for path in (Path(one).expanduser() for one in settings.folders):
+            put("folder", path, functools.partial(folders.scan_folder, path))
+        if settings.huggingface:
+            for cache in huggingface_cache.caches(self._environ, self._home):
+                put("hub", cache, functools.partial(huggingface_cache.scan, cache))
+            cache = folders.llama_cache(self._environ, self._home)
+            put("llama.cpp", cache, functools.partial(folders.scan_llama_cache, cache))
+        return found
+
+    def _scan_own(self) -> Scan:
+        if self._sweep is not None:
+            self._sweep(self.own, time.time())
+            self._sweep = None
+        return folders.scan_own(self.own, DEMO)
+
+    def _merge(self) -> None:
+        """The models of all stores as one list."""
+        stores = self._stores.values()
+        settled = all(store.seen is not None for store in stores)
+        found = (model for store in stores for model in store.models)
+        models, doubles, changed = self._owners.assign(found, time.time(), settled=settled)
+        problems = [problem for store in stores for problem in store.problems]
+        self._problems = tuple(Problem(shown(one.what), shown(one.fix)) for one in (*problems, *doubles))
+        self._local = tuple(sorted(models, key=lambda model: model.name.lower()))
+        self._owners_changed = self._owners_changed or changed
+        self._publish()
+
+    async def _wait(self, stores: list[Store]) -> None:
+        if jobs := [store.job for store in stores if store.job is not None]:
+            await asyncio.wait(jobs, timeout=_PATIENCE)
+
+    def _log_faults(self, places: list[str]) -> None:
+        for store in self._stores.values():
+            if store.place in places and (fault := store.fault) is not None:
+                unforeseen = None if isinstance(fault, OSError) else fault
+                log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
+
+    async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
+        """What ``work`` reads of a model's files, once for all who ask at a time.
+
+        Raises:
+            LookupError: it takes too long.
+        """
+        reading = self._reads.get(what)
+        if reading is None:
+            reading = self._reads[what] = alone(work, name=f"read {model.name}")
+            reading.add_done_callback(lambda _: self._reads.pop(what, None))
+        try:
+            return await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
+        except TimeoutError:
+            where = Path(model.files[0]).parent
+            raise LookupError(
+                f"{where} does not answer; is it on a share whose server is switched off or cut off?"
+            ) from None
+
+
+def _shape(model: Model) -> Shape:
+    """Of the model with what is loaded beside it."""
+    shape = shape_of(reader.read_files(model.files))
+    if model.projector:
+        shape = with_projector(shape, reader.read(model.projector))
+    return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
+
+
+def _metadata(files: tuple[str, ...]) -> dict[str, object]:
+    pairs: dict[str, object] = {}
+    for key, value in reader.read_files(files).metadata.items():
+        if not isinstance(value, Array):
+            pairs[key] = value
+        elif value.values is not None and len(value.values) <= 64:
+            pairs[key] = list(value.values)
+    return pairs

@@ -1,0 +1,306 @@
+"""What a model's header says that people and routers want to know; cached by the files' stamps."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from sollold.facts import dataclass
+from sollold.models.footprint.read_shape import block_of
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf.header import GgufError, Header
+from sollold.models.gguf.tensor_types import TENSOR_TYPES
+from sollold.models.gguf.vocabulary import vocabulary
+from sollold.models.stores import content_digest, llama_support
+from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.models.stores.scan_result import stamp
+from sollold.settings.state_file import write_whole
+
+log = logging.getLogger("sollold.models")
+
+_EDITION = 7
+"""Raised when cards change their meaning, so that older ones on disk are read anew."""
+
+_FILE_TYPES = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
+}
+"""``general.file_type`` (llama.cpp: enum llama_ftype)."""
+
+_ENCODERS = ("bert", "t5encoder", "gemma-embedding", "llama-embed", "eurobert")
+_RANK = 4
+"""``pooling_type`` of a model that says how well a document answers a query."""
+_CLASSIFIERS = ("cls.output.weight", "cls.weight")
+"""By these a reranker is known whose header does not say it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """The facts of one model's files.
+
+    ``kind``: ``model``, ``projector`` or ``adapter``. ``files``: in shard order. ``unusable`` and
+    ``only_ollama`` as in `sollold.models.model.Model`; with ``unusable`` the rest may be empty.
+    ``widths``: of the embeddings that a model takes, or that a projector may give; none: not known.
+    ``vocabulary``: as `sollold.models.gguf.vocabulary` gives it.
+    """
+
+    kind: str = "model"
+    digest: str = ""
+    files: tuple[str, ...] = ()
+    size: int = 0
+    architecture: str = ""
+    layers: int = 0
+    parameters: int = 0
+    quantization: str = ""
+    context_train: int = 0
+    capabilities: tuple[str, ...] = ()
+    chat_template: bool = False
+    widths: tuple[int, ...] = ()
+    vocabulary: str = ""
+    unusable: str = ""
+    only_ollama: str = ""
+
+
+def read_card(files: tuple[str, ...]) -> Card:
+    """Read the headers of a model's files. Never raises for what is wrong with them. Blocks.
+
+    Raises:
+        OSError: a file can't be opened at present; not a property of its content.
+    """
+    for path in files:
+        # Without O_NONBLOCK a named pipe would hold us for ever.
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    try:
+        header = gguf.read_files(_of_one_model(files))
+    except GgufError as error:
+        # The path is not told twice: the caller shows the model, and its files may be links.
+        return Card(files=files, unusable=_sentence(f"{error.reason} (at byte {error.offset})"))
+    return card_of(header)
+
+
+def _of_one_model(files: tuple[str, ...]) -> tuple[str, ...]:
+    """All files when they are shards; the last alone when it is whole (older layers may lie below it)."""
+    if len(files) > 1 and gguf_split_count(files[-1]) <= 1:
+        return files[-1:]
+    return files
+
+
+def gguf_split_count(path: str) -> int:
+    """How many shards a file says that it is one of; 1 when it says nothing.
+
+    Raises:
+        GgufError: as `sollold.models.gguf.reader.read_files`, for any other fault than missing shards.
+    """
+    try:
+        return gguf.read_files([path]).integer("split.count", 1)
+    except GgufError as error:
+        if "shard" in error.reason:
+            return 2
+        raise
+
+
+def card_of(header: Header) -> Card:
+    """The card of a header that could be read. Reads a few MB for the digest."""
+    return replace(described(header), digest=content_digest.of_files(header))
+
+
+def described(header: Header) -> Card:
+    """The same without a digest, from the header alone."""
+    arch = header.architecture
+    kind = _kind(header)
+    card = Card(
+        kind=kind,
+        files=header.files,
+        size=header.size,
+        architecture=arch,
+        layers=max(0, header.integer(f"{arch}.block_count")),
+        parameters=sum(tensor.elements for tensor in header.tensors),
+        quantization=quantization(header),
+        context_train=max(0, header.integer(f"{arch}.context_length")),
+        capabilities=capabilities(header),
+        chat_template=bool(header.text("tokenizer.chat_template")),
+        widths=_widths(header, kind),
+        vocabulary=_vocabulary(header) if kind == "model" else "",
+        only_ollama=llama_support.refusal(header),
+    )
+    if kind == "model" and not arch:
+        return replace(card, unusable="Its header names no architecture; it is no model. Fetch it again.")
+    if kind == "model" and not header.tensors:
+        return replace(card, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
+    if kind == "model" and (why := _contradiction(header, card.layers)):
+        return replace(card, unusable=f"{why}. It is damaged or unfinished: fetch it again.")
+    return card
+
+
+def _vocabulary(header: Header) -> str:
+    try:
+        return vocabulary(header)
+    except OSError as error:
+        log.info("the vocabulary of %s can't be read: %s", header.files[0], error.strerror or error)
+        return ""
+
+
+def _widths(header: Header, kind: str) -> tuple[int, ...]:
+    if kind != "projector":
+        return (header.integer(f"{header.architecture}.embedding_length"),)
+    found = {tensor.shape[-1] for tensor in header.tensors if tensor.name.startswith("mm.")}
+    said = (header.integer(f"clip.{part}.projection_dim") for part in ("vision", "audio"))
+    return tuple(sorted(width for width in {*found, *said} if width > 1)) if found else ()
+
+
+def fits(model: Card, projector: Card) -> bool:
+    """Whether a projector may give embeddings of the model's width, as far as the headers tell."""
+    known = bool(projector.widths) and any(width > 0 for width in model.widths)
+    return not known or bool(set(model.widths) & set(projector.widths))
+
+
+def _contradiction(header: Header, layers: int) -> str:
+    """Where what the header announces can't be true of the tensors that it lists; empty when nowhere.
+
+    A layer may have no tensors of its own, but not most of them; one that attends has heads.
+    """
+    if layers > len(header.tensors):
+        held = {block for tensor in header.tensors if (block := block_of(tensor)) is not None}
+        return f"Its header announces {layers} layers and lists tensors of {len(held)}"
+    heads = header.integers(f"{header.architecture}.attention.head_count")
+    attends = any(tensor.name.endswith((".attn_q.weight", ".attn_qkv.weight")) for tensor in header.tensors)
+    if attends and heads and max(heads) < 1:
+        return "Its layers attend, and its header announces no attention heads"
+    return ""
+
+
+def _kind(header: Header) -> str:
+    said = header.text("general.type", "model")
+    if said in ("mmproj", "projector") or header.architecture == "clip":
+        return "projector"
+    if said == "adapter" or "adapter.type" in header.metadata:
+        return "adapter"
+    return "model"
+
+
+def quantization(header: Header) -> str:
+    """The quantization as users write it; the type of most bytes when the header does not say."""
+    if name := _FILE_TYPES.get(header.integer("general.file_type", -1)):
+        return name
+    sizes: dict[int, int] = {}
+    for tensor in header.tensors:
+        sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.size
+    return TENSOR_TYPES[max(sizes, key=lambda kind: sizes[kind])].name if sizes else ""
+
+
+def capabilities(header: Header) -> tuple[str, ...]:
+    """Ollama's words for what the model can, by header and chat template, and ``rerank``."""
+    arch = header.architecture
+    pooling = header.metadata.get(f"{arch}.pooling_type")
+    if pooling == _RANK or any(tensor.name in _CLASSIFIERS for tensor in header.tensors):
+        return ("embedding", "rerank")
+    if pooling is not None or any(word in arch for word in _ENCODERS):
+        return ("embedding",)
+    template = header.text("tokenizer.chat_template")
+    can = ["completion"]
+    if "tools" in template or "tool_call" in template:
+        can.append("tools")
+    if any(key in header.metadata for key in _INSERT_KEYS):
+        can.append("insert")
+    if any(word in template for word in ("<think>", "enable_thinking", "reasoning_content", "<|channel|>")):
+        can.append("thinking")
+    return tuple(can)
+
+
+_INSERT_KEYS = ("tokenizer.ggml.fim_pre_token_id", "tokenizer.ggml.prefix_token_id")
+
+
+def template_capabilities(template: str) -> tuple[str, ...]:
+    """What Ollama's template text (Go) tells besides ``completion``."""
+    told = (("tools", (".Tools",)), ("insert", (".Suffix",)), ("thinking", (".Think", "<think>")))
+    return tuple(word for word, signs in told if any(sign in template for sign in signs))
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."
+
+
+class Cards:
+    """Cards by the stamps of the files, in memory and on disk. Blocks; `card` may be called in any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cards: dict[str, Card] = {}
+        self._changed = False
+
+    def load(self) -> None:
+        """Read those of the last run. Damaged or of another edition: none."""
+        try:
+            edition, cards = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, dict[str, Card]])
+        except (OSError, *UNDECODABLE):
+            return
+        if edition == _EDITION:
+            self._cards = cards
+
+    def card(self, files: tuple[str, ...], used: set[str]) -> Card:
+        """The card of a model's files, read only if a file has changed; its key is added to ``used``."""
+        key = "|".join(f"{path}={stamp(path)}" for path in files)
+        used.add(key)
+        card = self._cards.get(key)
+        if card is None:
+            try:
+                card = read_card(files)
+            except OSError as error:
+                reason = f"{error.filename or files[0]} can't be read: {error.strerror}."
+                return Card(files=files, unusable=reason)
+            self._cards[key] = card
+            self._changed = True
+        return card
+
+    def keep(self, used: Collection[str] | None) -> None:
+        """Forget what is not ``used`` (None: nothing), and write the rest if anything changed."""
+        for key in [key for key in list(self._cards) if used is not None and key not in used]:
+            self._cards.pop(key, None)
+            self._changed = True
+        if not self._changed:
+            return
+        self._changed = False
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._path, msgspec.json.encode((_EDITION, self._cards.copy())))
+        except OSError as error:
+            log.warning("can't keep the headers read so far: %s", error)

@@ -1,0 +1,108 @@
+"""Hugging Face's hub cache: ``models--org--repo/{refs, blobs, snapshots/<commit>/<path>}``.
+
+The snapshot's paths are used, since a blob has lost its name. llama.cpp's ``-hf`` keeps its files here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sollold.models.names import of_file, quantization_in
+from sollold.models.stores.permission_hint import permission_hint
+from sollold.models.stores.scan_result import Problem, Scan
+from sollold.models.stores.shards import Group, group
+
+
+def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[Path, ...]:
+    """Where the hub's cache is by the environment, the first that is set."""
+    environ = os.environ if environ is None else environ
+    home = Path.home() if home is None else home
+    for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if given := environ.get(key):
+            return (Path(given).expanduser() / rest,)
+    base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
+    return (base / "huggingface" / "hub",)
+
+
+def scan(root: Path) -> Scan:
+    """All GGUF models of one cache. A cache that is not there gives none and is watched for."""
+    result = Scan()
+    result.see(root)
+    try:
+        repositories = sorted(path for path in root.iterdir() if path.name.startswith("models--"))
+    except PermissionError:
+        _shut(root, root, result)
+        return result
+    except OSError:
+        return result
+    for repository in repositories:
+        parts = repository.name.split("--", 2)
+        if len(parts) == 3:
+            _repository(root, repository, f"hf.co/{parts[1]}/{parts[2]}", result)
+    return result
+
+
+def _shut(folder: Path, root: Path, result: Scan) -> None:
+    what = f"The folder {folder} of a Hugging Face cache can't be read; what is in it is not seen."
+    result.problems.append(Problem(what, permission_hint(folder, root)))
+
+
+def _repository(root: Path, folder: Path, name: str, result: Scan) -> None:
+    seen: set[str] = set()
+    tags: set[str] = set()
+
+    def fault(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            _shut(Path(error.filename), root, result)
+
+    for snapshot in _snapshots(root, folder, result):
+        by_folder: dict[Path, list[Path]] = {}
+        for at, folders, names in os.walk(snapshot, onerror=fault):
+            folders.sort()
+            result.see(at)
+            for file in names:
+                path = Path(at, file)
+                relative = str(path.relative_to(snapshot))
+                if file.lower().endswith(".gguf") and relative not in seen:
+                    seen.add(relative)
+                    by_folder.setdefault(path.parent, []).append(path)
+        top = by_folder.get(snapshot, [])
+        for where, files in sorted(by_folder.items()):
+            # Quantizations in folders of their own share the projector at the top.
+            shared = [path for path in top if where != snapshot and "mmproj" in path.name.lower()]
+            for found in group([*files, *shared]):
+                result.see_files(found.files, found.projector)
+                tag = _tag(found, where, snapshot)
+                if tag.lower() in tags:
+                    tag = of_file(found.stem)[0]
+                tags.add(tag.lower())
+                result.found.append(found.found(f"{name}:{tag}", "huggingface"))
+
+
+def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
+    """Snapshots, the one that ``main`` names first, then the newest."""
+    result.see(folder / "refs")
+    result.see(folder / "refs" / "main")
+    result.see(folder / "snapshots")
+    try:
+        main = (folder / "refs" / "main").read_text("ascii", "replace").strip()
+    except OSError:
+        main = ""
+    try:
+        snapshots = [path for path in (folder / "snapshots").iterdir() if path.is_dir()]
+        return sorted(snapshots, key=lambda path: (path.name != main, -path.stat().st_mtime, path.name))
+    except PermissionError as error:
+        _shut(Path(error.filename), root, result)
+    except OSError:
+        pass
+    return []
+
+
+def _tag(found: Group, where: Path, snapshot: Path) -> str:
+    """The quantization, told by the file's name or else by its folder's."""
+    tag = quantization_in(found.stem)
+    if not tag and where != snapshot:
+        tag = quantization_in(where.name)
+    return tag or "latest"

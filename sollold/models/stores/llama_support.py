@@ -1,0 +1,153 @@
+"""Files that stock llama.cpp refuses though Ollama runs them: told from the header, or learnt from a load.
+
+Ollama's engine is a llama.cpp with a layer that translates files of Ollama's own converter while it loads
+them (ollama/ollama: llama/compat/README.md lists the cases; ggml-org/llama.cpp#27349 is one of them met by a
+user). Stock llama.cpp counts the tensors it asked for against those of the file, so that a picture tower in
+the same file, or a tensor or key of another name, ends the load.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import msgspec
+
+from sollold.facts import dataclass
+from sollold.models.gguf.header import Array, Header
+from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.settings.state_file import write_whole
+
+log = logging.getLogger("sollold.models")
+
+_OWN_ARCHITECTURES = {
+    "gptoss": "gpt-oss",
+    "qwen25vl": "qwen2vl",
+    "mllama": "no llama.cpp architecture",
+    "deepseekocr": "deepseek2-ocr",
+    "glmocr": "glm4",
+    "glm4moelite": "deepseek2",
+    "olmo3": "olmo2",
+    "nemotron_h_omni": "nemotron_h",
+    "gemma3-text": "gemma3",
+}
+"""Architecture names that only Ollama's converter writes, with llama.cpp's name for the same."""
+
+_TOWERS = ("v.", "mm.", "a.", "s.", "mtp.", "vision_tower.", "audio_tower.", "multi_modal_projector.")
+"""Beginnings of tensors of picture and sound towers, and of Ollama's prediction heads."""
+
+_NOT_THERE = "{key} is missing from its header"
+
+
+def refusal(header: Header) -> str:
+    """Why stock llama.cpp would refuse the file, as a sentence; empty when no reason is known."""
+    why = _reason(header)
+    if not why:
+        return ""
+    return (
+        f"Stock llama.cpp can't read this file: {why}. It was converted by Ollama for its own engine; "
+        "run it with Ollama, or pull the same model from hf.co to spread it."
+    )
+
+
+def _reason(header: Header) -> str:
+    architecture = header.architecture
+    if other := _OWN_ARCHITECTURES.get(architecture):
+        return f"its architecture is called {architecture!r}, llama.cpp's is {other}"
+    if header.text("general.type", "model") != "model" or architecture == "clip":
+        return ""
+    names = {tensor.name for tensor in header.tensors}
+    tower = next((name for name in sorted(names) if name.startswith(_TOWERS)), "")
+    if tower:
+        return f"it holds tensors of another model in the same file ({tower})"
+    for marker in _MARKERS.get(architecture, ()):
+        if why := marker.met(header, names):
+            return why
+    charsmap = header.metadata.get("tokenizer.ggml.precompiled_charsmap")
+    if isinstance(charsmap, Array) and charsmap.values and isinstance(charsmap.values[0], str):
+        return "its tokenizer's character map is written as text"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Marker:
+    """A sign of Ollama's converter: a key that is there, one that is missing, a tensor that is there."""
+
+    key: str = ""
+    missing: str = ""
+    tensor: str = ""
+
+    def met(self, header: Header, names: set[str]) -> str:
+        if self.key and self.key in header.metadata:
+            return f"its header has {self.key}, which llama.cpp calls by another name"
+        if self.missing and self.missing not in header.metadata:
+            return _NOT_THERE.format(key=self.missing)
+        if self.tensor and self.tensor in names:
+            return f"its tensor {self.tensor} has another name in llama.cpp"
+        return ""
+
+
+_MARKERS: dict[str, tuple[_Marker, ...]] = {
+    "gemma3": (
+        _Marker(tensor="dense.0.weight"),
+        _Marker(key="gemma3.rope.global.freq_base"),
+        _Marker(key="gemma3.rope.local.freq_base"),
+        _Marker(missing="gemma3.attention.layer_norm_rms_epsilon"),
+    ),
+    "mistral3": (_Marker(key="mistral3.rope.scaling.beta_fast"),),
+    "qwen3next": (_Marker(tensor="blk.0.ssm_dt"),),
+    "qwen35": (_Marker(tensor="blk.0.ssm_dt"),),
+    "qwen35moe": (_Marker(tensor="blk.0.ssm_dt"),),
+    "laguna": (_Marker(key="laguna.rope.swa.freq_base"), _Marker(tensor="blk.0.attn_g.weight")),
+}
+
+_FORMAT_FAULT = re.compile(
+    r"unknown model architecture|wrong number of tensors|missing tensor|has wrong shape"
+    r"|key not found in model|unknown pre-tokenizer type|unknown tokenizer"
+    r"|error loading model (?:vocabulary|hyperparameters)",
+    re.IGNORECASE,
+)
+
+
+def format_fault(log_text: str) -> str:
+    """The line of llama-server's log that says that it can't read the file's format; empty when none does.
+
+    Faults of memory or of a worker are none of these: they pass.
+    """
+    for line in reversed(log_text.splitlines()):
+        if _FORMAT_FAULT.search(line):
+            return line.strip()[:300]
+    return ""
+
+
+class Refused:
+    """Loads that failed for the file's format, kept on disk by content and llama.cpp build.
+
+    Another build may read the file: then it is tried again. Blocks: call `load` and `remember` in a thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reasons: dict[str, str] = {}
+
+    def load(self) -> None:
+        """Read what is known. A damaged file counts as empty."""
+        try:
+            self._reasons = msgspec.json.decode(self._path.read_bytes(), type=dict[str, str])
+        except (OSError, *UNDECODABLE):
+            self._reasons = {}
+
+    def reason(self, digest: str, build: str) -> str:
+        """Why this build refused the content; empty when it did not."""
+        return self._reasons.get(f"{digest} {build}", "")
+
+    def remember(self, digest: str, build: str, reason: str) -> None:
+        """Keep a refusal. Not being able to write is only logged."""
+        while len(self._reasons) >= 1000:
+            del self._reasons[next(iter(self._reasons))]
+        self._reasons[f"{digest} {build}"] = reason
+        try:
+            write_whole(self._path, msgspec.json.encode(self._reasons))
+        except OSError as error:
+            log.warning("can't keep that llama.cpp refuses a model: %s", error)

@@ -1,0 +1,298 @@
+"""Ollama's store on disk: ``manifests/{host}/{namespace}/{model}/{tag}`` and ``blobs/sha256-<hex>``.
+
+Read only, always: Ollama deletes what it does not know in ``blobs``, and the models are the user's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pwd
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from sollold.models.names import Name, is_name
+from sollold.models.stores.ollama_unit import UNITS, ollama_service
+from sollold.models.stores.permission_hint import permission_hint, whoami
+from sollold.models.stores.safe_read import UNDECODABLE, open_file, read_text
+from sollold.models.stores.scan_result import Found, Problem, Scan, stamp, unreadable
+
+_KIND = "application/vnd.ollama.image."
+_DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
+_HOMES = ("/usr/share/ollama", "/var/lib/ollama")
+_MOST_MANIFEST = 1 << 20
+_MOST_MODELS = 20_000
+
+
+class _Layer(msgspec.Struct):
+    mediaType: str = ""
+    digest: str = ""
+    size: int = 0
+    from_: str | None = msgspec.field(name="from", default="")
+
+
+class _Manifest(msgspec.Struct):
+    config: _Layer | None = None
+    layers: list[_Layer] | None = None
+
+
+class _Config(msgspec.Struct):
+    model_format: str | None = ""
+    model_family: str | None = ""
+    file_type: str | None = ""
+    remote_host: str | None = ""
+    capabilities: list[str] | None = None
+    context_length: int | None = 0
+    renderer: str | None = ""
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str = ""
+
+
+_TEXTS = ("template", "prompt", "system", "params", "messages")
+"""Layers that hold text."""
+
+
+def roots(
+    configured: Iterable[str] = (),
+    *,
+    environ: Mapping[str, str] | None = None,
+    home: Path | None = None,
+    units: Iterable[str] = UNITS,
+    homes: Iterable[str] = _HOMES,
+) -> tuple[Path, ...]:
+    """Where Ollama's models may be, the likeliest first, each folder once.
+
+    The settings' roots alone if there are any. Else: the systemd unit's Environment, our environment, the
+    service user's home, our home.
+    """
+    if given := [Path(path).expanduser() for path in configured]:
+        return _each_once(given)
+    environ = os.environ if environ is None else environ
+    home = Path.home() if home is None else home
+    found: list[Path] = []
+    user, service = ollama_service(units)
+    if path := service.get("OLLAMA_MODELS"):
+        found.append(Path(path))
+    if path := environ.get("OLLAMA_MODELS"):
+        found.append(Path(path).expanduser())
+    if service_home := service.get("HOME"):
+        found.append(Path(service_home) / ".ollama/models")
+    with contextlib.suppress(KeyError):
+        found.append(Path(pwd.getpwnam(user or "ollama").pw_dir) / ".ollama/models")
+    found.extend(Path(base) / ".ollama/models" for base in homes)
+    found.append(home / ".ollama/models")
+    return _each_once(found)
+
+
+def _each_once(paths: Iterable[Path]) -> tuple[Path, ...]:
+    # By the path alone: to ask where links lead could hold us where a share does not answer.
+    return tuple(dict.fromkeys(path.absolute() for path in paths))
+
+
+def scan(root: Path) -> Scan:
+    """All models of one store. A store that is not there gives none and is watched for."""
+    result = Scan()
+    manifests = root / "manifests"
+    result.see(manifests)
+    if not _reachable(root, result) or not manifests.is_dir():
+        return result
+    left = _MOST_MODELS
+    strange: list[Path] = []
+    for path, name in _manifests(manifests, root, result):
+        left -= 1
+        if left < 0:
+            continue
+        result.see(path)
+        if is_name(str(name)):
+            result.found.append(_read(root, path, name, result))
+        else:
+            strange.append(path)
+    if left < 0:
+        what = f"The Ollama store {root} has {_MOST_MODELS - left} models; {_MOST_MODELS} are looked at."
+        result.problems.append(Problem(what))
+    if strange:
+        others = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        result.problems.append(
+            Problem(
+                f"{strange[0]}{others} in an Ollama store can't be the name of a model and is left out; "
+                "move it elsewhere, or pull the model again under a proper name."
+            )
+        )
+    return result
+
+
+def _manifests(manifests: Path, root: Path, result: Scan) -> Iterator[tuple[Path, Name]]:
+    """Every manifest and the name that its path tells: host, namespace, model, tag."""
+    paths: Iterable[Path] = [manifests]
+    for _ in ("host", "namespace", "model", "tag"):
+        paths = _below(paths, root, result)
+    for tag in paths:
+        if tag.is_file() and not tag.name.startswith("."):
+            yield tag, Name(*tag.relative_to(manifests).parts)
+
+
+def _below(folders: Iterable[Path], root: Path, result: Scan) -> Iterator[Path]:
+    for folder in folders:
+        yield from _children(folder, root, result)
+
+
+def _reachable(root: Path, result: Scan) -> bool:
+    """False and a problem noted when permissions keep us out."""
+    try:
+        next(os.scandir(root / "manifests"), None)
+    except PermissionError:
+        what = f"The Ollama store {root} can't be read by {whoami()}; its models are not seen."
+        result.problems.append(Problem(what, permission_hint(root / "manifests", root)))
+        return False
+    except OSError:
+        return False
+    return True
+
+
+def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
+    try:
+        if not folder.is_dir():
+            return []
+        result.see(folder)
+        # One that may be listed but not passed through shows names of which nothing can be told.
+        if os.access(folder, os.X_OK):
+            return sorted(folder.iterdir())
+        raise PermissionError
+    except PermissionError:
+        what = f"The folder {folder} of an Ollama store can't be read by {whoami()}."
+        result.problems.append(Problem(what, permission_hint(folder, root)))
+    except OSError:
+        pass
+    return []
+
+
+def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
+    """One manifest. Whatever is wrong with it ends in ``unusable``."""
+    shown = str(name)
+    try:
+        with open_file(file) as handle:
+            raw = handle.read(_MOST_MANIFEST)
+            modified = os.fstat(handle.fileno()).st_mtime
+    except PermissionError:
+        return Found(
+            shown, "ollama", unusable=f"Its manifest can't be read. Run: {permission_hint(file, root)}"
+        )
+    except OSError as error:
+        return Found(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
+    digest = hashlib.sha256(raw).hexdigest()
+    again = f"Pull it again: ollama pull {shown}"
+    try:
+        manifest = msgspec.json.decode(raw, type=_Manifest)
+    except UNDECODABLE as error:
+        unusable = f"Its manifest is damaged ({error}). {again}"
+        return Found(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
+    layers = manifest.layers or []
+    config = _config(root, manifest.config)
+    texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
+    licenses = [read_text(path) for path in _blobs(root, layers, "license")]
+    kind = "gguf"
+    if name.cloud or config.remote_host:
+        kind = "cloud"
+    elif config.model_format == "safetensors" or not _blobs(root, layers, "model"):
+        kind = "safetensors"
+    found = Found(
+        shown,
+        "ollama",
+        files=tuple(map(str, _blobs(root, layers, "model"))) if kind == "gguf" else (),
+        projector=next((str(path) for path in _blobs(root, layers, "projector")), ""),
+        adapters=tuple(str(path) for path in _blobs(root, layers, "adapter")),
+        modified=modified,
+        size=sum(max(0, layer.size) for layer in layers),
+        # With a renderer it is Ollama's own code that makes the prompt, as the file's own template does.
+        template="" if config.renderer else texts["template"] or texts["prompt"],
+        system=texts["system"],
+        messages=_messages(texts["messages"]),
+        params=_params(texts["params"]),
+        license="\n\n".join(licenses),
+        manifest=digest,
+        parent=next((layer.from_ or "" for layer in layers if layer.mediaType == f"{_KIND}model"), ""),
+        format=kind,
+        architecture=config.model_family or "",
+        quantization=config.file_type or "",
+        context_train=max(0, config.context_length or 0),
+        capabilities=tuple(config.capabilities or ()),
+    )
+    return _checked(root, found, again, result)
+
+
+def _checked(root: Path, found: Found, again: str, result: Scan) -> Found:
+    """The same, with what keeps it from running; its blobs are watched."""
+    if found.format == "cloud":
+        return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")
+    if found.format == "safetensors":
+        return found
+    for path in (*found.files, *filter(None, (found.projector,)), *found.adapters):
+        result.see(path)
+        try:
+            with open_file(Path(path)) as blob:
+                if not blob.read(1):
+                    return unreadable(found, f"The blob {path} is empty. {again}")
+        except FileNotFoundError:
+            return unreadable(found, f"The blob {path} is missing. {again}")
+        except PermissionError:
+            return unreadable(
+                found, f"The blob {path} can't be read. Run: {permission_hint(Path(path), root)}"
+            )
+        except OSError as error:
+            return unreadable(found, f"The blob {path} can't be read: {error.strerror}.")
+    return found
+
+
+def _blob(root: Path, digest: str) -> Path | None:
+    """The path of a blob by today's name or the one of old stores; None for what is no digest."""
+    match = _DIGEST.fullmatch(digest)
+    if match is None:
+        return None
+    path = root / "blobs" / f"sha256-{match[1]}"
+    old = root / "blobs" / f"sha256:{match[1]}"
+    # In a folder that may not be passed through neither is seen: that shows when the blob is opened.
+    return old if stamp(path) is None and stamp(old) is not None else path
+
+
+def _blobs(root: Path, layers: Iterable[_Layer], kind: str) -> list[Path]:
+    paths = (_blob(root, layer.digest) for layer in layers if layer.mediaType == f"{_KIND}{kind}")
+    return [path for path in paths if path is not None]
+
+
+def _layer_text(root: Path, layers: Iterable[_Layer], kind: str) -> str:
+    paths = _blobs(root, layers, kind)
+    return read_text(paths[-1]) if paths else ""
+
+
+def _config(root: Path, layer: _Layer | None) -> _Config:
+    path = _blob(root, layer.digest) if layer else None
+    try:
+        return msgspec.json.decode(read_text(path), type=_Config) if path else _Config()
+    except UNDECODABLE:
+        return _Config()
+
+
+def _messages(text: str) -> tuple[tuple[str, str], ...]:
+    """Ollama's MESSAGEs; none for anything else."""
+    try:
+        found = msgspec.json.decode(text, type=list[_Message]) if text else []
+    except UNDECODABLE:
+        return ()
+    return tuple((one.role, one.content) for one in found)
+
+
+def _params(text: str) -> str:
+    """Ollama's default options as JSON text; ``{}`` for anything else."""
+    try:
+        value = json.loads(text) if text else {}
+        return json.dumps(value, allow_nan=False) if isinstance(value, dict) else "{}"
+    except (ValueError, RecursionError):
+        return "{}"

@@ -1,0 +1,46 @@
+"""The one command that lets the daemon read what its user may not, and opens nothing else to anybody."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+from pathlib import Path
+
+
+def whoami() -> str:
+    """The user as whom the daemon runs, for people."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
+
+
+def permission_hint(path: Path, root: Path) -> str:
+    """A command line that lets us read ``path``, which lies in the folder ``root`` of models.
+
+    Folders above ``root`` are only opened for passing through: a home has more in it than models. Where the
+    system has access lists, it is for our user alone.
+    """
+    above = list(root.absolute().parents)[::-1]
+    shut = next((k for k, folder in enumerate(above) if not os.access(folder, os.X_OK)), len(above))
+    # What lies behind a closed folder can't be seen from here: it may be closed as well.
+    passed, inside = above[shut:], root
+    if not passed:
+        inner = [root, *(one for one in reversed(path.parents) if root in one.parents), path]
+        inside = next((one for one in inner if not _readable(one)), path)
+    if shutil.which("setfacl"):
+        user = shlex.quote(whoami().removeprefix("user "))
+        passing, reading = f"sudo setfacl -m u:{user}:x", f"sudo setfacl -R -m u:{user}:rX"
+    else:
+        passing, reading = "sudo chmod o+x", "sudo chmod -R o+rX"
+    steps = [f"{passing} {shlex.join(map(str, passed))}"] if passed else []
+    return " && ".join([*steps, f"{reading} {shlex.quote(str(inside))}"])
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+    except OSError:
+        return False

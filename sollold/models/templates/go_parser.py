@@ -1,0 +1,362 @@
+"""Go's ``text/template`` as a tree, as far as prompt templates use it.
+
+Known: text with trim marks, comments, ``if`` / ``else if`` / ``else``, ``range`` with variables and ``else``,
+``with``, ``break``, ``continue``, variables, pipelines, calls of functions, fields, strings, numbers.
+Templates that define or call others are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import field
+
+from sollold.facts import dataclass
+
+_LONGEST = 100_000
+_DEEPEST = 50
+_ACTION = re.compile(r"\{\{(- )?")
+_TOKEN = re.compile(
+    r"""\s*(?:
+        (?P<string>"(?:[^"\\\n]|\\.)*"|`[^`]*`)
+      | (?P<number>-?\d+(?:\.\d+)?)
+      | (?P<declare>:=)
+      | (?P<sign>[=|(),])
+      | (?P<variable>\$[A-Za-z0-9_]*)
+      | (?P<field>\.[A-Za-z_][A-Za-z0-9_]*)
+      | (?P<dot>\.)
+      | (?P<word>[A-Za-z_][A-Za-z0-9_]*)
+    )""",
+    re.VERBOSE,
+)
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\", "'": "'"}
+
+
+class TemplateError(ValueError):
+    """A template can't be read or translated; the message says which part, as a sentence without its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text as it is printed."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Literal:
+    """A constant: text, a number, true, false, or nil as None."""
+
+    value: str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A value with fields: ``base`` is ``.``, a variable with its ``$``, or a pipeline in brackets."""
+
+    base: str | Call
+    fields: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function and its arguments; without a name the one argument itself."""
+
+    name: str
+    arguments: tuple[Expression, ...]
+
+
+Expression = Literal | Operand | Call
+
+
+@dataclass(frozen=True, slots=True)
+class Print:
+    """An action that prints a value."""
+
+    value: Expression
+
+
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """``$x := value``, or ``$x = value`` when it is not ``new``."""
+
+    variable: str
+    value: Expression
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """``break`` or ``continue``."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """``if``, ``with`` or ``range``: its value, variables (of ``range``: index and value), both bodies."""
+
+    kind: str
+    value: Expression
+    variables: tuple[str, ...]
+    body: tuple[Node, ...]
+    other: tuple[Node, ...]
+
+
+Node = Text | Print | Assign | Leave | Branch
+
+
+@dataclass(slots=True)
+class _Open:
+    """A branch whose end has not come."""
+
+    kind: str
+    value: Expression
+    variables: tuple[str, ...]
+    body: list[Node] = field(default_factory=list)
+    other: list[Node] | None = None
+    chained: bool = False
+    """It began with ``else if``, so it ends with the one around it."""
+
+
+def parse_template(text: str) -> tuple[Node, ...]:
+    """Read a template.
+
+    Raises:
+        TemplateError: it is no template, or has what is not known here.
+    """
+    if len(text) > _LONGEST:
+        raise TemplateError(f"it is longer than {_LONGEST} characters")
+    nodes: list[Node] = []
+    stack: list[_Open] = []
+
+    def add(node: Node) -> None:
+        if not stack:
+            nodes.append(node)
+        elif stack[-1].other is None:
+            stack[-1].body.append(node)
+        else:
+            stack[-1].other.append(node)
+
+    for part, action in _pieces(text):
+        if part:
+            add(Text(part))
+        if not action:
+            continue
+        word = action.split(None, 1)[0]
+        if word in ("if", "with", "range"):
+            if len(stack) >= _DEEPEST:
+                raise TemplateError("it is nested too deeply")
+            stack.append(_open(word, action[len(word) :]))
+        elif word == "else":
+            _other(stack, action[len(word) :].strip())
+        elif action == "end":
+            while True:
+                if not stack:
+                    raise TemplateError("it has an end without a beginning")
+                done = stack.pop()
+                add(Branch(done.kind, done.value, done.variables, tuple(done.body), tuple(done.other or ())))
+                if not done.chained:
+                    break
+        elif action in ("break", "continue"):
+            if not any(one.kind == "range" for one in stack):
+                raise TemplateError(f"it has a {action} outside of a range")
+            add(Leave(action))
+        elif word in ("define", "template", "block"):
+            raise TemplateError(f"it uses {{{{ {word} }}}}")
+        else:
+            add(_statement(action))
+    if stack:
+        raise TemplateError(f"its {stack[-1].kind} has no end")
+    return tuple(nodes)
+
+
+def _pieces(text: str) -> Iterator[tuple[str, str]]:
+    """Text before each action, trimmed as the marks say, and the action; at last text with none."""
+    place, trim = 0, False
+    while match := _ACTION.search(text, place):
+        part = text[place : match.start()]
+        start = match.end()
+        if text.startswith("/*", start):
+            close = text.find("*/", start)
+            end = text.find("}}", close) if close >= 0 else -1
+        else:
+            end = _end_of(text, start)
+        if end < 0:
+            raise TemplateError("a {{ has no }}")
+        part = part.lstrip() if trim else part
+        part = part.rstrip() if match[1] else part
+        inner = text[start:end]
+        trim = inner.endswith(" -") or inner in ("-", " -")
+        action = (inner[:-1] if trim else inner).strip()
+        yield part, "" if action.startswith("/*") else action
+        place = end + 2
+    yield (text[place:].lstrip() if trim else text[place:]), ""
+
+
+def _end_of(text: str, start: int) -> int:
+    """Where the ``}}`` of an action is; strings in it are passed over."""
+    place = start
+    while place < len(text):
+        character = text[place]
+        if character == "}" and text.startswith("}}", place):
+            return place
+        if character in '"`':
+            place += 1
+            while place < len(text) and text[place] != character:
+                place += 2 if character == '"' and text[place] == "\\" else 1
+        place += 1
+    return -1
+
+
+def _open(kind: str, rest: str) -> _Open:
+    tokens = _Tokens(rest)
+    variables: tuple[str, ...] = ()
+    if kind == "range" and (names := tokens.declared()):
+        variables = names
+    elif kind != "range" and tokens.declared():
+        raise TemplateError(f"it declares a variable in {kind}")
+    return _Open(kind, tokens.whole(), variables)
+
+
+def _other(stack: list[_Open], rest: str) -> None:
+    if not stack or stack[-1].other is not None:
+        raise TemplateError("it has an else without an if")
+    stack[-1].other = []
+    if rest:
+        word = rest.split(None, 1)[0]
+        if word not in ("if", "with") or len(stack) >= _DEEPEST:
+            raise TemplateError(f"it uses {{{{ else {word[:20]} }}}}")
+        inner = _open(word, rest[len(word) :])
+        inner.chained = True
+        stack.append(inner)
+
+
+def _statement(action: str) -> Node:
+    tokens = _Tokens(action)
+    kind, text = tokens.peek()
+    if kind == "variable" and text != "$":
+        after = tokens.peek(1)
+        if after in (("declare", ":="), ("sign", "=")):
+            tokens.skip(2)
+            return Assign(text, tokens.whole(), after[0] == "declare")
+    return Print(tokens.whole())
+
+
+class _Tokens:
+    """The words of one action, read from left to right."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text.strip()
+        self._tokens: list[tuple[str, str, bool]] = []
+        place = 0
+        stripped = text.rstrip()
+        while place < len(stripped):
+            match = _TOKEN.match(stripped, place)
+            if match is None or match.lastgroup is None:
+                raise TemplateError(f"it has {{{{ {self._text[:60]} }}}}")
+            token = match[match.lastgroup]
+            spaced = match.start(match.lastgroup) > place or place == 0
+            self._tokens.append((match.lastgroup, token, spaced))
+            place = match.end()
+        self._at = 0
+        self._depth = 0
+
+    def peek(self, ahead: int = 0) -> tuple[str, str]:
+        place = self._at + ahead
+        return self._tokens[place][:2] if place < len(self._tokens) else ("", "")
+
+    def skip(self, count: int) -> None:
+        self._at += count
+
+    def declared(self) -> tuple[str, ...]:
+        """The variables before a ``:=``, which are taken; none: nothing is."""
+        names: list[str] = []
+        ahead = 0
+        while self.peek(ahead)[0] == "variable" and len(names) < 2:
+            names.append(self.peek(ahead)[1])
+            ahead += 1
+            if self.peek(ahead) == ("declare", ":="):
+                self.skip(ahead + 1)
+                return tuple(names)
+            if self.peek(ahead) != ("sign", ","):
+                break
+            ahead += 1
+        return ()
+
+    def whole(self) -> Expression:
+        """The pipeline that is left, to its end."""
+        value = self._pipeline()
+        if self._at < len(self._tokens):
+            raise self._odd()
+        return value
+
+    def _pipeline(self) -> Expression:
+        value = self._command()
+        while self.peek() == ("sign", "|"):
+            self.skip(1)
+            call = self._command()
+            if not isinstance(call, Call) or not call.name:
+                raise self._odd()
+            value = Call(call.name, (*call.arguments, value))
+        return value
+
+    def _command(self) -> Expression:
+        kind, text = self.peek()
+        if kind == "word" and text not in ("true", "false", "nil"):
+            self.skip(1)
+            arguments = []
+            while self.peek()[0] and self.peek() not in (("sign", "|"), ("sign", ")")):
+                arguments.append(self._operand())
+            return Call(text, tuple(arguments))
+        return self._operand()
+
+    def _operand(self) -> Expression:
+        kind, text = self.peek()
+        self.skip(1)
+        match kind:
+            case "string":
+                return Literal(_unquoted(text))
+            case "number":
+                return Literal(float(text) if "." in text else int(text))
+            case "word" if text in ("true", "false", "nil"):
+                return Literal({"true": True, "false": False, "nil": None}[text])
+            case "word":
+                return Call(text, ())
+            case "variable":
+                return Operand(text, self._fields())
+            case "dot":
+                return Operand(".", ())
+            case "field":
+                return Operand(".", (text[1:], *self._fields()))
+            case "sign" if text == "(":
+                self._depth += 1
+                if self._depth > _DEEPEST:
+                    raise TemplateError("it is nested too deeply")
+                inner = self._pipeline()
+                if self.peek() != ("sign", ")"):
+                    raise self._odd()
+                self.skip(1)
+                self._depth -= 1
+                fields = self._fields()
+                return Operand(Call("", (inner,)), fields) if fields else inner
+        raise self._odd()
+
+    def _fields(self) -> tuple[str, ...]:
+        """Fields that follow without a space."""
+        names: list[str] = []
+        while self._at < len(self._tokens) and self._tokens[self._at][0] == "field":
+            if self._tokens[self._at][2]:
+                break
+            names.append(self._tokens[self._at][1][1:])
+            self.skip(1)
+        return tuple(names)
+
+    def _odd(self) -> TemplateError:
+        return TemplateError(f"it has {{{{ {self._text[:60]} }}}}")
+
+
+def _unquoted(text: str) -> str:
+    if text[0] == "`":
+        return text[1:-1]
+    return re.sub(r"\\(.)", lambda match: _ESCAPES.get(match[1], match[0]), text[1:-1], flags=re.DOTALL)

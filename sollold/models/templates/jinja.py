@@ -1,0 +1,404 @@
+"""Ollama's prompt templates as Jinja for ``llama-server --chat-template-file``. Pure.
+
+A template that names ``.Messages`` prints a conversation by itself. Any other prints one exchange (System,
+Prompt, Response); Ollama prints it once for each exchange of a conversation, and the last time only as far
+as ``.Response``. Neighbours of one role are joined by an empty line, as Ollama does.
+
+All text becomes string literals and all tags strip white space, so that no trimming of the engine's applies.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from sollold.facts import dataclass
+from sollold.models.templates.go_parser import (
+    Assign,
+    Branch,
+    Call,
+    Expression,
+    Leave,
+    Literal,
+    Node,
+    Operand,
+    Print,
+    TemplateError,
+    Text,
+    parse_template,
+)
+
+RAW = "{{ .Prompt }}"
+"""Ollama's template for a model whose file has none: what the user says, and nothing around it."""
+
+_FIELDS: dict[str, dict[str, tuple[str, str]]] = {
+    "message": {
+        "Role": ("role", "text"),
+        "Content": ("content", "text"),
+        "Thinking": ("thinking", "text"),
+        "ToolCalls": ("tool_calls", "calls"),
+        "ToolName": ("name", "text"),
+        "ToolCallID": ("tool_call_id", "text"),
+        "Images": ("images", "any"),
+    },
+    "call": {"Function": ("function", "called"), "ID": ("id", "text")},
+    "called": {"Name": ("name", "text"), "Arguments": ("arguments", "json")},
+    "tool": {"Type": ("type", "text"), "Function": ("function", "function")},
+    "function": {
+        "Name": ("name", "text"),
+        "Description": ("description", "text"),
+        "Parameters": ("parameters", "schema"),
+    },
+    "schema": {
+        "Type": ("type", "text"),
+        "Required": ("required", "any"),
+        "Properties": ("properties", "properties"),
+    },
+    "property": {"Type": ("type", "any"), "Description": ("description", "text"), "Enum": ("enum", "any")},
+}
+"""Kind of a value → Go's field → the key in Jinja's and the kind of what is there."""
+_ITEMS = {"messages": "message", "calls": "call", "tools": "tool", "properties": "property"}
+_PRINTED_AS_JSON = frozenset({"tool", "function", "schema", "property", "called", "json", "tools", "calls"})
+_EXCHANGE = {"System": "system", "Prompt": "prompt", "Response": "response"}
+_THINKING = {
+    "Think": "(enable_thinking is defined and enable_thinking)",
+    "ThinkLevel": "(reasoning_effort if reasoning_effort is defined else '')",
+    "IsThinkSet": "(enable_thinking is defined)",
+}
+_COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_MESSAGE = (
+    "{'role': ns.role, 'content': ns.content, "
+    "'thinking': ns.first.reasoning_content if ns.first.reasoning_content else '', "
+    "'tool_calls': ns.first.tool_calls if ns.first.tool_calls else [], "
+    "'name': ns.first.name if ns.first.name else '', "
+    "'tool_call_id': ns.first.tool_call_id if ns.first.tool_call_id else '', 'images': []}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A Jinja expression and the kind of its value."""
+
+    code: str
+    kind: str = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What ``.`` and the variables stand for. ``root``: fields of the whole; ``loop``: what tells whether the
+    innermost loop, if it is ever left, goes on."""
+
+    root: dict[str, _Value]
+    dot: _Value | None
+    variables: dict[str, _Value]
+    depth: int = 0
+    loop: str = ""
+
+
+@functools.lru_cache(maxsize=64)
+def to_jinja(template: str) -> str:
+    """The same template in Jinja.
+
+    Raises:
+        TemplateError: it has a part that is not known here; the message names it.
+    """
+    nodes = parse_template(template)
+    names = set(_names(nodes))
+    if "Messages" in names:
+        return _conversation(nodes)
+    if "Response" not in names:
+        nodes = (*nodes, Print(Operand(".", ("Response",))))
+    return _exchanges(nodes)
+
+
+@functools.lru_cache(maxsize=64)
+def untranslatable(template: str) -> str:
+    """Why llama-server can't be given a template, as the end of a sentence; empty: it can."""
+    try:
+        to_jinja(template) if template else None
+    except TemplateError as error:
+        return str(error)
+    return ""
+
+
+def fingerprint(template: str) -> str:
+    """What tells a loaded model with this template from one with another; empty for none."""
+    return hashlib.sha256(template.encode()).hexdigest()[:16] if template else ""
+
+
+def _conversation(nodes: tuple[Node, ...]) -> str:
+    root = {
+        "System": _Value("ns.system", "text"),
+        "Messages": _Value("ns.messages", "messages"),
+        "Tools": _Value("(tools if tools is defined and tools else [])", "tools"),
+        **{name: _Value("''", "text") for name in ("Prompt", "Response", "Suffix")},
+        **{name: _Value(code) for name, code in _THINKING.items()},
+    }
+    add = f"{{%- set ns.messages = ns.messages + [{_MESSAGE}] -%}}"
+    return (
+        "{%- set ns = namespace(system='', messages=[], role='', content='', first={}) -%}"
+        + "{%- for m in messages -%}"
+        + _CONTENT
+        + "{%- if m.role == 'system' -%}"
+        + "{%- set ns.system = (ns.system + '\\n\\n' + text.v) if ns.system else text.v -%}{%- endif -%}"
+        + "{%- if m.role == ns.role and m.role != 'tool' -%}"
+        + "{%- set ns.content = ns.content + '\\n\\n' + text.v -%}"
+        + "{%- else -%}"
+        + "{%- if ns.role -%}"
+        + add
+        + "{%- endif -%}{%- set ns.role = m.role -%}"
+        + "{%- set ns.content = text.v -%}{%- set ns.first = m -%}"
+        + "{%- endif -%}{%- endfor -%}{%- if ns.role -%}"
+        + add
+        + "{%- endif -%}"
+        + _body(nodes, _Scope(root, None, {}))
+    )
+
+
+_CONTENT = (
+    "{%- set text = namespace(v='') -%}{%- if m.content is string -%}{%- set text.v = m.content -%}"
+    "{%- elif m.content -%}{%- for part in m.content -%}{%- if part.text -%}"
+    "{%- set text.v = text.v + part.text -%}{%- endif -%}{%- endfor -%}{%- endif -%}"
+)
+"""The text of a message ``m``, as ``text.v``."""
+
+
+def _exchanges(nodes: tuple[Node, ...]) -> str:
+    root = {
+        **{name: _Value(code, "text") for name, code in _EXCHANGE.items()},
+        "Suffix": _Value("''", "text"),
+        **{name: _Value(code) for name, code in _THINKING.items()},
+    }
+    scope = _Scope(root, None, {})
+    cut, _ = _until_response(nodes)
+    flush = "{{- exchange(ns.system, ns.prompt, ns.response) -}}" + "".join(
+        f"{{%- set ns.{name} = '' -%}}" for name in _EXCHANGE.values()
+    )
+    return (
+        "{%- macro exchange(system, prompt, response) -%}"
+        + _body(nodes, scope)
+        + "{%- endmacro -%}{%- macro opening(system, prompt, response) -%}"
+        + _body(cut, scope)
+        + "{%- endmacro -%}"
+        + "{%- set ns = namespace(system='', prompt='', response='', role='') -%}"
+        + "{%- for m in messages -%}"
+        + _CONTENT
+        + "{%- if m.role == ns.role -%}{%- set text.v = '\\n\\n' + text.v -%}"
+        + "{%- elif m.role == 'system' and (ns.prompt or ns.response) -%}"
+        + flush
+        + "{%- elif m.role == 'user' and ns.response -%}"
+        + flush
+        + "{%- endif -%}{%- if m.role == 'system' -%}{%- set ns.system = "
+        + "(ns.system if m.role == ns.role else '') + text.v -%}"
+        + "{%- elif m.role == 'user' -%}{%- set ns.prompt = "
+        + "(ns.prompt if m.role == ns.role else '') + text.v -%}"
+        + "{%- elif m.role == 'assistant' -%}{%- set ns.response = "
+        + "(ns.response if m.role == ns.role else '') + text.v -%}{%- endif -%}"
+        + "{%- set ns.role = m.role -%}{%- endfor -%}"
+        + "{{- opening(ns.system, ns.prompt, ns.response) -}}"
+    )
+
+
+def _until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
+    """The nodes up to the one that prints the response, and whether it was among them."""
+    left: list[Node] = []
+    for node in nodes:
+        if isinstance(node, Print) and "Response" in set(_names((node,))):
+            return (*left, node), True
+        if isinstance(node, Branch):
+            body, found = _until_response(node.body)
+            other, also = ((), True) if found else _until_response(node.other)
+            left.append(replace(node, body=body, other=other))
+            if found or (also and node.other):
+                return tuple(left), True
+            continue
+        left.append(node)
+    return tuple(left), False
+
+
+def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
+    """The first field of all that is named."""
+    for node in nodes:
+        if isinstance(node, Print | Assign | Branch):
+            yield from _named(node.value)
+        if isinstance(node, Branch):
+            yield from _names(node.body)
+            yield from _names(node.other)
+
+
+def _named(value: Expression) -> Iterator[str]:
+    if isinstance(value, Call):
+        for argument in value.arguments:
+            yield from _named(argument)
+    elif isinstance(value, Operand):
+        if value.fields and isinstance(value.base, str):
+            yield value.fields[0]
+        elif isinstance(value.base, Call):
+            yield from _named(value.base)
+
+
+def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
+    out = []
+    for at, node in enumerate(nodes):
+        match node:
+            case Text(text):
+                out.append(f"{{{{- {_quoted(text)} -}}}}")
+            case Print(value):
+                out.append(f"{{{{- {_printed(_value(value, scope))} -}}}}")
+            case Assign(variable, value, new):
+                made = _value(value, scope)
+                name = f"v_{variable[1:]}"
+                if new:
+                    scope.variables[variable] = _Value(f"{name}.v", made.kind)
+                    out.append(f"{{%- set {name} = namespace(v={made.code}) -%}}")
+                elif variable in scope.variables:
+                    out.append(f"{{%- set {scope.variables[variable].code} = {made.code} -%}}")
+                else:
+                    raise TemplateError(f"it sets the variable {variable}, which it has not declared")
+            case Leave(word):
+                # A break of llama.cpp's own takes back what the turn has printed.
+                stop = f"{{%- set {scope.loop}.on = false -%}}" if word == "break" else ""
+                out.append(f"{{%- set {scope.loop}.go = false -%}}{stop}")
+            case Branch():
+                out.append(_branch(node, scope))
+        if _leaves((node,)) and nodes[at + 1 :]:
+            out.append(f"{{%- if {scope.loop}.go -%}}{_body(nodes[at + 1 :], scope)}{{%- endif -%}}")
+            break
+    return "".join(out)
+
+
+def _leaves(nodes: tuple[Node, ...]) -> bool:
+    """Whether one of them leaves the loop that they are in, or its turn."""
+    for node in nodes:
+        if isinstance(node, Leave):
+            return True
+        if isinstance(node, Branch) and _leaves(
+            node.other if node.kind == "range" else node.body + node.other
+        ):
+            return True
+    return False
+
+
+def _branch(node: Branch, scope: _Scope) -> str:
+    value = _value(node.value, scope)
+    inner = replace(scope, variables=dict(scope.variables), depth=scope.depth + 1)
+    otherwise = replace(scope, variables=dict(scope.variables))
+    other = f"{{%- else -%}}{_body(node.other, otherwise)}" if node.other else ""
+    if node.kind == "if":
+        return f"{{%- if {value.code} -%}}{_body(node.body, inner)}{other}{{%- endif -%}}"
+    name = f"d{inner.depth}"
+    if node.kind == "with":
+        inner = replace(inner, dot=_Value(name, value.kind))
+        body = f"{{%- set {name} = {value.code} -%}}{_body(node.body, inner)}"
+        return f"{{%- if {value.code} -%}}{body}{other}{{%- endif -%}}"
+    item = _Value(name, _ITEMS.get(value.kind, "any"))
+    inner = replace(inner, dot=item)
+    pairs = value.kind in ("properties", "json")
+    index = f"k{inner.depth}"
+    if node.variables:
+        inner.variables[node.variables[-1]] = item
+    if len(node.variables) > 1:
+        inner.variables[node.variables[0]] = _Value(index if pairs else f"{index}.v")
+    counted = len(node.variables) > 1 and not pairs
+    count = f"{{%- set {index} = namespace(v=loop.index0) -%}}" if counted else ""
+    heads = f"for {index}, {name} in {value.code}|dictsort" if pairs else f"for {name} in {value.code}"
+    left = _leaves(node.body)
+    inner = replace(inner, loop=f"l{inner.depth}" if left else "")
+    body = _body(node.body, inner)
+    flags = ""
+    if left:
+        flags = f"{{%- set {inner.loop} = namespace(on=true, go=true) -%}}"
+        body = f"{{%- if {inner.loop}.on -%}}{{%- set {inner.loop}.go = true -%}}{body}{{%- endif -%}}"
+    return f"{flags}{{%- {heads} -%}}{count}{body}{other}{{%- endfor -%}}"
+
+
+def _value(value: Expression, scope: _Scope) -> _Value:
+    match value:
+        case Literal(constant):
+            return _Value(_constant(constant), "text" if isinstance(constant, str) else "any")
+        case Call("", (only,)):
+            return _value(only, scope)
+        case Call(name, arguments):
+            return _call(name, [_value(one, scope) for one in arguments])
+        case Operand(base, fields):
+            return _operand(base, fields, scope)
+    raise AssertionError("unreachable")
+
+
+def _operand(base: str | Call, fields: tuple[str, ...], scope: _Scope) -> _Value:
+    if isinstance(base, Call):
+        found = _value(base, scope)
+    elif base == "$" or (base == "." and scope.dot is None):
+        if not fields:
+            raise TemplateError("it prints all of its values at once")
+        if fields[0] not in scope.root:
+            raise TemplateError(f"it has the field .{fields[0]}")
+        found, fields = scope.root[fields[0]], fields[1:]
+    elif base == ".":
+        assert scope.dot is not None
+        found = scope.dot
+    elif base in scope.variables:
+        found = scope.variables[base]
+    else:
+        raise TemplateError(f"it has the variable {base}, which it has not declared")
+    for name in fields:
+        known = _FIELDS.get(found.kind, {}).get(name)
+        if known is None:
+            raise TemplateError(f"it has the field .{name}")
+        found = _Value(f"{found.code}.{known[0]}", known[1])
+    return found
+
+
+def _call(name: str, given: list[_Value]) -> _Value:
+    codes = [one.code for one in given]
+    match name, len(given):
+        case ("eq", count) if count > 2:
+            return _Value("(" + " or ".join(f"{codes[0]} == {other}" for other in codes[1:]) + ")")
+        case (("eq" | "ne" | "lt" | "le" | "gt" | "ge"), 2):
+            return _Value(f"({codes[0]} {_COMPARED[name]} {codes[1]})")
+        case (("and" | "or"), count) if count > 1:
+            return _Value("(" + f" {name} ".join(codes) + ")", given[-1].kind)
+        case (("and" | "or"), 1):
+            return given[0]
+        case "not", 1:
+            return _Value(f"(not {codes[0]})")
+        case "len", 1:
+            return _Value(f"({codes[0]}|length)")
+        case "index", 2:
+            return _Value(f"{codes[0]}[{codes[1]}]", _ITEMS.get(given[0].kind, "any"))
+        case "slice", 2:
+            return _Value(f"{codes[0]}[{codes[1]}:]", given[0].kind)
+        case "slice", 3:
+            return _Value(f"{codes[0]}[{codes[1]}:{codes[2]}]", given[0].kind)
+        case "json", 1:
+            return _Value(f"({codes[0]}|tojson)", "text")
+        case (("print" | "html"), 1):
+            return given[0]
+        case "currentDate", 0:
+            return _Value('strftime_now("%Y-%m-%d")', "text")
+    raise TemplateError(f"it calls the function {name} with {len(given)} values")
+
+
+def _printed(value: _Value) -> str:
+    if value.kind == "json":
+        # The engine gives arguments as text to some templates and as an object to others.
+        return f"({value.code} if {value.code} is string else ({value.code}|tojson))"
+    if value.kind in _PRINTED_AS_JSON:
+        return f"({value.code}|tojson)"
+    return value.code
+
+
+def _constant(value: str | int | float | bool | None) -> str:
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value is None else str(value)
+
+
+def _quoted(text: str) -> str:
+    for plain, escaped in (("\\", "\\\\"), ('"', '\\"'), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t")):
+        text = text.replace(plain, escaped)
+    return f'"{text}"'

@@ -1,0 +1,1 @@
+"""Downloads: from other nodes, Hugging Face and Ollama; resumable, verified, with limited rate."""

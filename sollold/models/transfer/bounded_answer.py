@@ -1,0 +1,27 @@
+"""The body of a web server's answer, as far as it is wanted."""
+
+from __future__ import annotations
+
+import aiohttp
+
+
+async def read_at_most(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The first ``most`` bytes of the body, or all of it.
+
+    Raises:
+        aiohttp.ClientError: it broke off.
+    """
+    raw = bytearray()
+    while piece := await answer.content.read(most - len(raw)):
+        raw += piece
+    return bytes(raw)
+
+
+async def read_whole(answer: aiohttp.ClientResponse, most: int) -> bytes | None:
+    """The body; None when it is longer than ``most`` bytes.
+
+    Raises:
+        aiohttp.ClientError: it broke off.
+    """
+    raw = await read_at_most(answer, most + 1)
+    return raw if len(raw) <= most else None

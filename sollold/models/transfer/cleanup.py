@@ -1,0 +1,104 @@
+"""What fetches that were broken off have left in our own folder: put right, removed, or told of.
+
+Nothing is removed that has a file in it which no fetch makes. Blocks: call it in a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from sollold.models.stores.folders import CARD
+from sollold.models.stores.scan_result import Problem
+from sollold.models.transfer.partial_file import NOTES, OLD, PARTS, read_notes
+from sollold.units import bytes_text, seconds_text
+
+log = logging.getLogger("sollold.models")
+
+_KEY = re.compile(r"[0-9a-f]{32}")
+_LINKING = re.compile(r"\.[A-Za-z0-9._-]+-[0-9a-f]{12}\.new")
+_OURS = {CARD, NOTES, f"{NOTES}.new"}
+_DAY = 86400.0
+"""Seconds for which nothing is touched: it may be under way."""
+
+
+def sweep(own: Path, now: float) -> None:
+    """Put back a model that was being replaced when the daemon was killed; remove what is of no more use.
+
+    ``now``: seconds since the epoch. Never raises `OSError`: what can't be mended stays.
+    """
+    for folder in _folders(own / PARTS):
+        if folder.name.endswith(OLD):
+            place = own / folder.name.removesuffix(OLD)
+            if not place.exists():
+                _put_back(folder, place)
+            else:
+                _remove(folder, now)
+        elif _KEY.fullmatch(folder.name) and not _resumable(folder):
+            _remove(folder, now)
+    for folder in _folders(own):
+        if _LINKING.fullmatch(folder.name):
+            _remove(folder, now)
+
+
+def abandoned(own: Path, now: float) -> list[Problem]:
+    """Fetches that could go on, and that nobody has gone on with for a day."""
+    found = []
+    for folder in _folders(own / PARTS):
+        age = now - _touched(folder)
+        notes = read_notes(folder)
+        if not _KEY.fullmatch(folder.name) or notes is None or not any(notes.done) or age < _DAY:
+            continue
+        size = sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
+        what = f"{bytes_text(size)} of {notes.model or 'a model'} have been in {folder} for "
+        what += f"{seconds_text(age)}: "
+        again = f"sollold pull {notes.model}   (or: rm -r {folder})" if notes.model else f"rm -r {folder}"
+        found.append(Problem(f"{what}its download was interrupted.", again))
+    return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+    except OSError:
+        return []
+
+
+def _put_back(folder: Path, place: Path) -> None:
+    try:
+        folder.rename(place)
+    except OSError as error:
+        log.warning("%s can't be put back as %s: %s", folder, place, error)
+    else:
+        log.warning("put back %s, which was being replaced when the daemon ended", place)
+
+
+def _remove(folder: Path, now: float) -> None:
+    try:
+        strange = [path.name for path in folder.iterdir() if not _made_by_us(path)]
+        if strange or now - _touched(folder) < _DAY:
+            return
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s is no longer needed but can't be removed: %s", folder, error)
+    else:
+        log.info("removed %s, left by an interrupted download", folder)
+
+
+def _made_by_us(path: Path) -> bool:
+    return path.name in _OURS or (path.suffix == ".gguf" and (path.is_symlink() or path.is_file()))
+
+
+def _resumable(folder: Path) -> bool:
+    notes = read_notes(folder)
+    return notes is not None and any(notes.done)
+
+
+def _touched(folder: Path) -> float:
+    """When it or a file in it last changed, in seconds since the epoch; now for what can't be told."""
+    try:
+        return max(path.lstat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return float("inf")

@@ -1,0 +1,288 @@
+"""Filling a partial file from one or more sources at a time, over several connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from typing import Protocol, runtime_checkable
+
+from sollold.models.stores.threads import in_thread
+from sollold.models.transfer.partial_file import PartialFile
+from sollold.models.transfer.rate_limit import Pace
+
+log = logging.getLogger("sollold.models")
+
+_BATCH = 4 << 20
+"""Bytes gathered before they are handed to a thread for writing."""
+_FAILURES = 5
+"""Failures in a row after which a source is given up: some eight seconds, so that it may be started anew."""
+
+
+class SourceError(Exception):
+    """A source broke off or refused; the message says which and why."""
+
+
+class CheckLost(SourceError):
+    """Nobody tells any more whether parts are right; other sources change nothing about that."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Something that has the files of a partial download."""
+
+    name: str
+
+    def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes of one file, in order.
+
+        Raises:
+            SourceError: it broke off.
+        """
+        ...
+
+
+class Stop:
+    """Ends the work of a thread: what it waits for is closed under it."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is to end."""
+        return self._stopped.is_set()
+
+    def pause(self, seconds: float) -> None:
+        """Sleep.
+
+        Raises:
+            SourceError: it was stopped, before or meanwhile.
+        """
+        if self._stopped.wait(seconds):
+            raise SourceError("it was stopped")
+
+    def use(self, used: socket.socket | None) -> None:
+        """The thread waits for this socket from now on; None: for none.
+
+        Raises:
+            SourceError: it was stopped.
+        """
+        with self._lock:
+            self._socket = used
+            if self.stopped and used is not None:
+                raise SourceError("it was stopped")
+
+    def stop(self) -> None:
+        """Wake the thread, whatever it waits for."""
+        with self._lock:
+            self._stopped.set()
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class BlockingSource(Protocol):
+    """As `Source`, for a thread."""
+
+    name: str
+
+    def take(
+        self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
+    ) -> None:
+        """Fetch bytes of one file and ``write`` them where they belong. Blocks.
+
+        Raises:
+            SourceError: it broke off, or ``stop`` was set.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the connections that nobody uses."""
+        ...
+
+
+Check = Callable[[int, int], Awaitable[bool]]
+"""Whether the bytes of a part (file, part) that have come are the right ones."""
+
+
+class Downloader:
+    """One filling. `run` it; `received` shows how far it is."""
+
+    def __init__(
+        self,
+        partial: PartialFile,
+        sources: Sequence[Source | BlockingSource],
+        pace: Pace,
+        threads: Executor,
+        *,
+        connections: int = 4,
+        check: Check | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+        pause: float = 0.5,
+    ) -> None:
+        """``threads`` do the blocking work; ``check``: see there; None: every part is taken.
+
+        ``pause``: seconds before a source that failed is asked again; doubled with each failure.
+        """
+        self._threads = threads
+        self._check = check
+        self._partial = partial
+        self._sources = list(sources)
+        self._failures = {source.name: 0 for source in sources}
+        self._retry_at: dict[str, float] = {}
+        self._pace = pace
+        self._connections = connections
+        self._on_progress = on_progress
+        self._pause = pause
+        self._under_way: dict[tuple[int, int], int] = {}
+        self._last = ""
+
+    def received(self, index: int) -> int:
+        """Bytes of one file that have come, parts under way included."""
+        under_way = sum(count for (file, _), count in self._under_way.items() if file == index)
+        return self._partial.completed_of(index) + under_way
+
+    async def run(self) -> None:
+        """Fetch all that is missing.
+
+        Raises:
+            SourceError: every source failed; what came is kept for the next attempt.
+            OSError: the disk is full, say.
+        """
+        left = self._partial.missing()[::-1]
+        failure: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for turn in range(min(self._connections, len(left))):
+                    group.create_task(self._work(left, turn))
+        except* (SourceError, OSError) as errors:
+            lost = (error for error in errors.exceptions if isinstance(error, CheckLost))
+            failure = next(lost, errors.exceptions[0])
+        if failure is not None:
+            raise failure
+
+    async def _work(self, left: list[tuple[int, int]], turn: int) -> None:
+        while left:
+            index, part = left.pop()
+            while True:
+                if not self._sources:
+                    raise SourceError(self._last or "there is no source to fetch it from")
+                source = self._sources[turn % len(self._sources)]
+                try:
+                    await self._fetch(source, index, part)
+                except CheckLost:
+                    raise
+                except SourceError as error:
+                    turn += 1
+                    await self._failed(source, error)
+                else:
+                    self._failures[source.name] = 0
+                    break
+
+    async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
+        """Count it, and wait. All connections to a node break at once: together they count as one failure."""
+        self._last = str(error)
+        now = time.monotonic()
+        if now >= self._retry_at.get(source.name, 0.0):
+            log.info("fetching from %s: %s", source.name, error)
+            self._failures[source.name] += 1
+            pause = min(5.0, self._pause * 2 ** (self._failures[source.name] - 1))
+            self._retry_at[source.name] = now + pause
+        if self._failures[source.name] >= _FAILURES and source in self._sources:
+            self._sources.remove(source)
+        if self._sources:
+            await asyncio.sleep(max(0.0, self._retry_at[source.name] - now))
+
+    async def _fetch(self, source: Source | BlockingSource, index: int, part: int) -> None:
+        try:
+            if isinstance(source, Source):
+                await self._stream(source, index, part)
+            else:
+                await self._take(source, index, part)
+        finally:
+            self._under_way.pop((index, part), None)
+            self._on_progress()
+
+    async def _take(self, source: BlockingSource, index: int, part: int) -> None:
+        start, end = self._partial.span(index, part)
+        stop = Stop()
+        faults: list[OSError] = []
+        # The thread must find it there: the loop goes through all that are under way.
+        self._under_way[index, part] = 0
+
+        def write(offset: int, data: memoryview) -> None:
+            try:
+                self._partial.write(index, offset, data)
+            except OSError as error:
+                # To the source it would look like a fault of its own connection.
+                faults.append(error)
+                raise SourceError(f"it can't be written here: {error}") from None
+            self._under_way[index, part] = offset + len(data) - start
+            stop.pause(self._pace.wait(len(data), time.monotonic()))
+
+        taking = asyncio.ensure_future(in_thread(self._threads, source.take, index, start, end, write, stop))
+        try:
+            while not (await asyncio.wait({taking}, timeout=0.25))[0]:
+                self._on_progress()
+            taking.result()
+        except SourceError:
+            if faults:
+                raise faults[0] from None
+            raise
+        finally:
+            stop.stop()
+            if not taking.done():
+                taking.cancel()
+                await asyncio.gather(taking, return_exceptions=True)
+        await self._finish(source, index, part)
+
+    async def _finish(self, source: Source | BlockingSource, index: int, part: int) -> None:
+        """All bytes of a part have come.
+
+        Raises:
+            SourceError: they are not the right ones; or nobody can tell (`CheckLost`).
+        """
+        if self._check is not None and not await self._check(index, part):
+            raise SourceError(f"{source.name} sent bytes that differ from the model's")
+        await in_thread(self._threads, self._partial.finish_part, index, part)
+
+    async def _stream(self, source: Source, index: int, part: int) -> None:
+        start, end = self._partial.span(index, part)
+        at, batch = start, bytearray()
+        writing: asyncio.Future[None] | None = None
+        stream = source.read(index, start, end)
+        try:
+            async for piece in stream:
+                batch += piece
+                self._under_way[index, part] = self._under_way.get((index, part), 0) + len(piece)
+                if at + len(batch) > end:
+                    raise SourceError(f"{source.name} sent more than was requested")
+                if len(batch) >= _BATCH:
+                    if writing is not None:
+                        await writing
+                    work = in_thread(self._threads, self._partial.write, index, at, batch)
+                    writing = asyncio.ensure_future(work)
+                    at, batch = at + len(batch), bytearray()
+                    self._on_progress()
+                if delay := self._pace.wait(len(piece), time.monotonic()):
+                    await asyncio.sleep(delay)
+            if at + len(batch) != end:
+                raise SourceError(
+                    f"{source.name} ended after {at + len(batch) - start} of {end - start} bytes"
+                )
+            if writing is not None:
+                await writing
+            await in_thread(self._threads, self._partial.write, index, at, batch)
+        finally:
+            if writing is not None and not writing.done():
+                # The thread writes on whatever happens here: the file must stay open until it is through.
+                await asyncio.gather(writing, return_exceptions=True)
+        await self._finish(source, index, part)

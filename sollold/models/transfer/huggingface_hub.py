@@ -1,0 +1,171 @@
+"""Models from Hugging Face's hub, ``hf.co/org/repo:quantization``: files by range requests."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Mapping
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from sollold.models.names import TAG, Name, quantization_in
+from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.models.stores.shards import is_projector
+from sollold.models.transfer.bounded_answer import read_at_most
+from sollold.models.transfer.download import SourceError
+from sollold.models.transfer.partial_file import Item
+
+HOSTS = ("hf.co", "huggingface.co")
+_PREFERRED = ("Q4_K_M", "Q4_0", "Q5_K_M", "Q8_0")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf", re.IGNORECASE)
+_MOST = 16 << 20
+
+
+class _Lfs(msgspec.Struct):
+    sha256: str = ""
+    size: int = 0
+
+
+class _Sibling(msgspec.Struct):
+    rfilename: str
+    size: int | None = None
+    lfs: _Lfs | None = None
+
+
+class _Repository(msgspec.Struct):
+    siblings: list[_Sibling]
+
+
+class HubError(Exception):
+    """The hub can't be asked, or has no such model; ``missing`` tells which."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class Hub:
+    """The hub, at ``$HF_ENDPOINT`` or its own address; ``$HF_TOKEN`` opens gated models."""
+
+    def __init__(self, session: aiohttp.ClientSession, environ: Mapping[str, str] | None = None) -> None:
+        environ = os.environ if environ is None else environ
+        self._session = session
+        self._base = (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        token = environ.get("HF_TOKEN", "")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    async def items(self, name: Name) -> tuple[tuple[str, ...], tuple[Item, ...]]:
+        """Paths in the repository of the files that a name means, and what they are.
+
+        Raises:
+            HubError: see there.
+        """
+        url = f"{self._base}/api/models/{quote(name.namespace)}/{quote(name.model)}?blobs=true"
+        try:
+            timeout = aiohttp.ClientTimeout(total=30)
+            async with self._session.get(url, headers=self._headers, timeout=timeout) as answer:
+                if answer.status in (401, 403, 404):
+                    raise HubError(
+                        f"{name.namespace}/{name.model} is not on {self._base}, or needs HF_TOKEN",
+                        missing=True,
+                    )
+                if answer.status != 200:
+                    raise HubError(f"{url} answered {answer.status}")
+                raw = await read_at_most(answer, _MOST)
+            siblings = msgspec.json.decode(raw, type=_Repository).siblings
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise HubError(f"{self._base} can't be reached: {error or 'no answer in time'}") from None
+        except UNDECODABLE as error:
+            raise HubError(f"{url} was not understood: {error}") from None
+        chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
+        if not chosen:
+            have = sorted({_tag(s.rfilename) for s in siblings if s.rfilename.endswith(".gguf")} - {""})
+            there = ", ".join(have) or "none"
+            raise HubError(
+                f"{name.namespace}/{name.model} has no GGUF file for {name.tag!r}; it has {there}",
+                missing=True,
+            )
+        by_path = {sibling.rfilename: sibling for sibling in siblings}
+        items = []
+        for path in chosen:
+            sibling = by_path[path]
+            size = sibling.lfs.size if sibling.lfs and sibling.lfs.size else sibling.size or 0
+            if size <= 0:
+                raise HubError(f"{self._base} does not say how large {path} is")
+            items.append(Item(PurePosixPath(path).name, size, sibling.lfs.sha256 if sibling.lfs else ""))
+        return chosen, tuple(items)
+
+    def source(self, name: Name, paths: tuple[str, ...]) -> HubSource:
+        """The files of a repository as a source of bytes."""
+        base = f"{self._base}/{quote(name.namespace)}/{quote(name.model)}/resolve/main/"
+        return HubSource(self._session, [base + quote(path) for path in paths], self._headers)
+
+
+class HubSource:
+    """Files behind URLs."""
+
+    def __init__(self, session: aiohttp.ClientSession, urls: list[str], headers: dict[str, str]) -> None:
+        self.name = urls[0].split("/resolve/")[0]
+        self._session = session
+        self._urls = urls
+        self._headers = headers
+
+    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes of one file, in order.
+
+        Raises:
+            SourceError: it broke off.
+        """
+        headers = self._headers | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
+        try:
+            async with self._session.get(self._urls[index], headers=headers, timeout=timeout) as answer:
+                whole = answer.status == 200 and start == 0
+                if answer.status != 206 and not whole:
+                    raise SourceError(f"{self._urls[index]} answered {answer.status}")
+                async for piece in answer.content.iter_any():
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise SourceError(f"{self._urls[index]}: {error or 'no answer in time'}") from None
+
+
+def choose(paths: list[str], tag: str) -> tuple[str, ...]:
+    """The files of a repository that a tag means, shards in order, a projector last; empty when none."""
+    models = sorted(
+        p for p in paths if p.lower().endswith(".gguf") and not is_projector(PurePosixPath(p).name)
+    )
+    wanted = [path for path in models if _tag(path).lower() == tag.lower()]
+    if not wanted and tag == TAG:
+        tags = [_tag(path) for path in models]
+        best = next((one for one in _PREFERRED if one in tags), tags[0] if tags else "")
+        wanted = [path for path in models if _tag(path) == best]
+    if not wanted:
+        wanted = [
+            path for path in models if PurePosixPath(path).name.lower().removesuffix(".gguf") == tag.lower()
+        ]
+    if not wanted:
+        return ()
+    first = wanted[0]
+    if match := _SHARD.fullmatch(first):
+        shards = [path for path in wanted if (other := _SHARD.fullmatch(path)) and other[1] == match[1]]
+        if len(shards) != int(match[2]):
+            return ()
+        chosen = shards
+    else:
+        chosen = [first]
+    projectors = [p for p in paths if p.lower().endswith(".gguf") and is_projector(PurePosixPath(p).name)]
+    projectors.sort(
+        key=lambda p: (next((k for k, t in enumerate(("f16", "bf16")) if f"-{t}" in p.lower()), 9), p)
+    )
+    return (*chosen, *projectors[:1])
+
+
+def _tag(path: str) -> str:
+    """The quantization that a file's name tells, or its folder's."""
+    pure = PurePosixPath(path)
+    match = _SHARD.fullmatch(pure.name)
+    stem = match[1] if match else pure.name[: -len(".gguf")]
+    return quantization_in(stem) or quantization_in(pure.parent.name)

@@ -1,0 +1,49 @@
+"""Fetching a model through this machine's Ollama, which puts it into its own store."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import aiohttp
+
+from sollold.models.transfer.pull_progress import PullError, Say
+
+_SILENCE = 300.0
+"""Seconds without a word after which an Ollama that pulls is given up."""
+_CHECKING = 4 * 3600.0
+"""The same while it checks what has come: it says nothing then, and reads some hundred gigabytes."""
+
+
+async def pull_through_ollama(session: aiohttp.ClientSession, base: str, name: str, say: Say) -> None:
+    """Have the Ollama at ``base`` fetch a model into its own store.
+
+    Raises:
+        PullError: it refused, went silent, or broke off.
+    """
+    url = f"{base}/api/pull"
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
+    done, silence = False, _SILENCE
+    try:
+        asking = session.post(url, json={"model": name, "stream": True}, timeout=timeout)
+        async with await asyncio.wait_for(asking, silence) as answer:
+            while raw := await asyncio.wait_for(answer.content.readline(), silence):
+                line = json.loads(raw) if raw.strip() else {}
+                if not isinstance(line, dict):
+                    continue
+                if error := line.get("error"):
+                    missing = "file does not exist" in str(error) or "not found" in str(error)
+                    raise PullError(f"Ollama could not pull {name}: {error}", missing=missing)
+                status = str(line.pop("status", ""))
+                done = done or status == "success"
+                silence = _CHECKING if status.startswith("verifying") else _SILENCE
+                if status and status != "success":
+                    say(status, **line)
+    except TimeoutError:
+        raise PullError(
+            f"Ollama sent nothing for {silence:.0f} s while it pulled {name}; see its log"
+        ) from None
+    except (aiohttp.ClientError, OSError, ValueError, RecursionError) as error:
+        raise PullError(f"Ollama's pull of {name} was interrupted: {error}") from None
+    if not done:
+        raise PullError(f"Ollama's pull of {name} was interrupted; pull it again to go on")

@@ -1,0 +1,97 @@
+"""Whether the bytes of a part are those of the file that is fetched: the node that has it tells their hash.
+
+A file's digest (`sollold.models.stores.content_digest`) is over samples alone, so parts of two files that
+differ between the samples, or one that a failing disk gave, would pass. One node at a time is the measure of
+all parts, whichever node they come from: so no mixture of two files is ever put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.facts import dataclass
+from sollold.models.stores.threads import in_thread
+from sollold.models.transfer.download import CheckLost
+from sollold.models.transfer.partial_file import PartialFile
+
+_TIMEOUT = 30.0
+_ATTEMPTS = 5
+"""Times that the node is asked: over some eight seconds, so that it may be started anew."""
+_PAUSE = 0.5
+"""Seconds before the node is asked again when it could not be; doubled each time."""
+LARGEST = 64 << 20
+"""Bytes whose hash is told at a time, at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartDigestRequest:
+    """Peer method ``part``: asks for the hash of the bytes from ``start`` to before ``end`` of one file."""
+
+    digest: str
+    index: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartHash:
+    """The answer: hex sha256."""
+
+    sha256: str
+
+
+class PartCheck:
+    """Checks the parts of a model by the word of one node."""
+
+    def __init__(
+        self, calls: PeerCalls, node: str, digest: str, partial: PartialFile, threads: Executor
+    ) -> None:
+        self.node = node
+        self._calls = calls
+        self._digest = digest
+        self._partial = partial
+        self._threads = threads
+
+    async def right(self, index: int, part: int) -> bool:
+        """Whether the node has just the bytes that have come. True for a file that is checked as a whole.
+
+        Raises:
+            CheckLost: the node can't be asked.
+            OSError: the bytes can't be read again here.
+        """
+        if self._partial.items[index].sha256:
+            return True
+        start, end = self._partial.span(index, part)
+        told = asyncio.ensure_future(self._told(PartDigestRequest(self._digest, index, start, end)))
+        try:
+            have = await in_thread(self._threads, self._partial.sha256_of, index, part)
+            return have == await told
+        finally:
+            told.cancel()
+            await asyncio.gather(told, return_exceptions=True)
+
+    async def adopt(self) -> None:
+        """Check what an earlier attempt took by another node's word; what differs is fetched again.
+
+        Raises:
+            CheckLost, OSError: as `right`.
+        """
+        if self._partial.measure != self.node:
+            for index, part in self._partial.unproved():
+                if not await self.right(index, part):
+                    await in_thread(self._threads, self._partial.forget, index, part)
+            self._partial.measure = self.node
+
+    async def _told(self, request: PartDigestRequest) -> str:
+        for attempt in range(_ATTEMPTS):
+            try:
+                told = await self._calls.call(self.node, "part", request, PartHash, timeout=_TIMEOUT)
+            except PeerError as error:
+                fault = error
+                if attempt + 1 < _ATTEMPTS:
+                    await asyncio.sleep(min(5.0, _PAUSE * 2**attempt))
+            else:
+                return told.sha256
+        raise CheckLost(f"node {self.node} does not tell what it has: {fault}") from None

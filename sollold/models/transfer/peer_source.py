@@ -1,0 +1,201 @@
+"""Models from node to node, over the port for nodes.
+
+Peer method ``parcel`` (`ReadPartRequest` → `Parcel`) tells the files of a model, ``part``
+(`PartDigestRequest` → `PartHash`) the hash of a piece of one; the raw route ``GET /models/{digest}/{index}``
+gives bytes of one, by a ``Range`` header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from aiohttp import web
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.facts import dataclass
+from sollold.models.model import Model
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.stores.threads import in_thread
+from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
+from sollold.models.transfer.partial_file import Item, sha256_between
+from sollold.models.transfer.rate_limit import Pace
+
+log = logging.getLogger("sollold.models")
+
+_PIECE = 1 << 20
+_THREADS = 8
+_TIMEOUT = 15.0
+_IDLE = 30.0
+_RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
+_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class ReadPartRequest:
+    """Asks for the files of the model with this content."""
+
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """A model and its files as they are to be kept: shards, projector, adapters.
+
+    ``hashes``: whether the node tells the hashes of parts; one of an older release does not.
+    """
+
+    model: Model
+    items: tuple[Item, ...]
+    hashes: bool = False
+
+
+def paths_of(model: Model) -> tuple[str, ...]:
+    """All files of a model, in the order of `items_of`."""
+    return (*model.files, *((model.projector,) if model.projector else ()), *model.adapters)
+
+
+def items_of(model: Model) -> tuple[Item, ...]:
+    """The files of a model under names that `sollold.models.stores.folders` understands. Blocks.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    count = len(model.files)
+    names = (
+        ["model.gguf"] if count == 1 else [f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
+    )
+    if model.projector:
+        names.append("mmproj.gguf")
+    names += [f"adapter-{k}.gguf" for k in range(1, len(model.adapters) + 1)]
+    items = []
+    for name, path in zip(names, paths_of(model), strict=True):
+        # A blob of an Ollama store is named by its sha256, behind whatever link leads to it.
+        blob = _BLOB.fullmatch(Path(os.path.realpath(path)).name)
+        items.append(Item(name, Path(path).stat().st_size, blob[1] if blob else ""))
+    return tuple(items)
+
+
+class Sender:
+    """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
+
+    def __init__(self, catalogue: Catalogue, server: PeerServer, node: str, pace: Pace) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="send")
+        self._catalogue = catalogue
+        self._node = node
+        self._pace = pace
+        server.method("parcel", ReadPartRequest, self._parcel)
+        server.method("part", PartDigestRequest, self._part)
+        server.route("GET", "/models/{digest}/{index}", self._bytes)
+
+    def close(self) -> None:
+        """End the threads; what is being sent breaks off."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _parcel(self, caller: str, request: ReadPartRequest) -> Parcel:
+        model = self._catalogue.with_digest(request.digest)
+        if model is None or model.unusable:
+            raise PeerError(self._node, "the model is no longer on this node", transport=False)
+        try:
+            return Parcel(model, await in_thread(self._threads, items_of, model), hashes=True)
+        except OSError as error:
+            raise PeerError(self._node, f"{error.filename}: {error.strerror}", transport=False) from None
+
+    async def _part(self, caller: str, request: PartDigestRequest) -> PartHash:
+        model = self._catalogue.with_digest(request.digest)
+        paths = paths_of(model) if model else ()
+        fits = 0 <= request.start < request.end <= request.start + LARGEST
+        if not 0 <= request.index < len(paths) or not fits:
+            raise PeerError(self._node, "the model is no longer on this node", transport=False)
+        path = paths[request.index]
+
+        def read() -> str:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return sha256_between(handle, request.start, request.end)
+            finally:
+                os.close(handle)
+
+        try:
+            return PartHash(await in_thread(self._threads, read))
+        except OSError as error:
+            raise PeerError(self._node, f"{path}: {error.strerror}", transport=False) from None
+
+    async def _bytes(self, request: web.Request) -> web.StreamResponse:
+        model = self._catalogue.with_digest(request.match_info["digest"])
+        paths = paths_of(model) if model else ()
+        index = request.match_info["index"]
+        wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
+        if not re.fullmatch(r"[0-9]{1,6}", index) or int(index) >= len(paths):
+            raise web.HTTPNotFound(text="the model is no longer on this node")
+        try:
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            handle = await in_thread(self._threads, os.open, paths[int(index)], flags)
+        except OSError as error:
+            raise web.HTTPNotFound(text=f"{paths[int(index)]}: {error.strerror}") from None
+        try:
+            size = os.fstat(handle).st_size
+            start, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, size)
+            if not 0 <= start < end <= size:
+                raise web.HTTPRequestRangeNotSatisfiable(text=f"the file has {size} bytes")
+            response = web.StreamResponse(status=206, headers={"Content-Type": "application/octet-stream"})
+            response.content_length = end - start
+            await response.prepare(request)
+            await self._send(response, handle, start, end)
+        finally:
+            os.close(handle)
+        return response
+
+    async def _send(self, response: web.StreamResponse, handle: int, start: int, end: int) -> None:
+        loop = asyncio.get_running_loop()
+        most = self._pace.piece(_PIECE)
+        while start < end:
+            piece = await in_thread(self._threads, os.pread, handle, min(most, end - start), start)
+            if not piece:
+                raise ConnectionResetError("the file became shorter while it was read")
+            if delay := self._pace.wait(len(piece), loop.time()):
+                await asyncio.sleep(delay)
+            await response.write(piece)
+            start += len(piece)
+
+
+class NodeSource:
+    """Another node as a source of bytes."""
+
+    def __init__(self, calls: PeerCalls, node: str, digest: str) -> None:
+        self.name = f"node {node}"
+        self._calls = calls
+        self._node = node
+        self._digest = digest
+
+    async def parcel(self) -> Parcel:
+        """What the node has.
+
+        Raises:
+            PeerError: it can't be asked, or has it no more.
+        """
+        return await self._calls.call(
+            self._node, "parcel", ReadPartRequest(self._digest), Parcel, timeout=_TIMEOUT
+        )
+
+    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes of one file, in order.
+
+        Raises:
+            PeerError: the node broke off, or has it no more.
+        """
+        headers = {"Range": f"bytes={start}-{end - 1}"}
+        path = f"/models/{self._digest}/{index}"
+        async with self._calls.stream(self._node, "GET", path, headers=headers, idle_timeout=_IDLE) as answer:
+            if answer.status != 206:
+                text = (await answer.content.read(300)).decode("utf-8", "replace")
+                raise PeerError(
+                    self._node, f"{self.name} gave status {answer.status}: {text}", transport=False
+                )
+            async for piece in answer.content.iter_any():
+                yield piece

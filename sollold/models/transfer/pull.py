@@ -1,0 +1,317 @@
+"""Getting models: from a node, else through an Ollama, else from the hub; progress is told as Ollama does."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.models.library import Library
+from sollold.models.model import Model
+from sollold.models.names import Name, canonical, parse
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.transfer.download import BlockingSource, Source, SourceError
+from sollold.models.transfer.fetch_files import Download, download
+from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.ollama_pull import pull_through_ollama
+from sollold.models.transfer.partial_file import PartialFileError
+from sollold.models.transfer.peer_source import NodeSource, Parcel
+from sollold.models.transfer.pull_progress import Progress, PullError
+from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.socket_source import DirectSource
+from sollold.models.transfer.verify import check_items, fault_of
+
+log = logging.getLogger("sollold.models")
+
+_BEAT = 0.5
+"""Seconds between two lines of progress."""
+_THREADS = 16
+"""Of all fetches together: more wait for their turn, and nothing else does."""
+
+
+class _Pull:
+    """One fetch under way, watched by any number of callers; it ends with the last of them."""
+
+    def __init__(self) -> None:
+        self.nodes_only = True
+        """Whether no watcher wants it from anywhere else than nodes."""
+        self.lines: dict[str, Progress] = {}
+        self.changed = asyncio.Event()
+        self.watchers = 0
+        self.left = False
+        """Whether all watchers have gone, so that it is being ended."""
+        self.ended = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    def say(self, status: str, **more: Any) -> None:
+        """A line; one of the same digest replaces the one before."""
+        self.lines[str(more.get("digest", status))] = {"status": status, **more}
+        self.changed.set()
+
+
+class Puller:
+    """Fetches models into our own folder; fulfils `sollold.control.models.Puller` but for the exception."""
+
+    def __init__(
+        self,
+        library: Library,
+        catalogue: Catalogue,
+        calls: PeerCalls,
+        node: str,
+        pace: Pace,
+        ollama_url: Callable[[], str] = lambda: "",
+        environ: Mapping[str, str] | None = None,
+        reach: Dialer | None = None,
+        pulled: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        """``ollama_url``: where this machine's Ollama listens; empty when there is none.
+
+        ``pulled`` is told, in a thread, of a model that the Ollama here has pulled. ``reach``: bytes from
+        nodes come over sockets of their own; None: over ``calls``, which is slower.
+        """
+        self._reach = reach
+        self._library = library
+        self._catalogue = catalogue
+        self._calls = calls
+        self._node = node
+        self._pace = pace
+        self._ollama_url = ollama_url
+        self._environ = environ
+        self._pulled_here = pulled
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+        self._pulls: dict[str, _Pull] = {}
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """End every fetch; what has come is kept."""
+        tasks = [pull.task for pull in self._pulls.values() if pull.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[Progress, None]:
+        """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
+
+        ``nodes_only``: from other nodes of the cluster, and from nowhere else.
+
+        Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on
+        where it stopped.
+
+        Raises:
+            PullError: it can't be had.
+        """
+        name = self._library.exact(name).asked
+        try:
+            key = parse(name).key
+        except ValueError as error:
+            raise PullError(str(error)) from None
+        while (pull := self._pulls.get(key)) is not None and pull.left:
+            # Its threads may still be at work on the files that the next one goes on with.
+            await pull.ended.wait()
+        # One that has ended is a caller's who reads slowly; what it came to may be true no more.
+        if pull is None or pull.task is None or pull.task.done():
+            pull = self._pulls[key] = _Pull()
+            pull.task = asyncio.create_task(self._run(pull, name), name=f"pull {name}")
+            pull.task.add_done_callback(_retrieve_error)
+        pull.watchers += 1
+        pull.nodes_only = pull.nodes_only and nodes_only
+        sent: dict[str, Progress] = {}
+        try:
+            assert pull.task is not None
+            while True:
+                ended = pull.task.done()
+                for id, line in list(pull.lines.items()):
+                    if sent.get(id) != line:
+                        sent[id] = line
+                        yield line
+                if ended:
+                    break
+                pull.changed.clear()
+                waiting = asyncio.ensure_future(pull.changed.wait())
+                try:
+                    await asyncio.wait(
+                        {pull.task, waiting}, timeout=_BEAT, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    waiting.cancel()
+            if pull.task.cancelled():
+                raise PullError("the node is stopping; pull it again to go on")
+            pull.task.result()
+        finally:
+            pull.watchers -= 1
+            if not pull.watchers:
+                pull.left = True
+                try:
+                    if pull.task is not None and not pull.task.done():
+                        pull.task.cancel()
+                        await asyncio.gather(pull.task, return_exceptions=True)
+                finally:
+                    pull.ended.set()
+                    if self._pulls.get(key) is pull:
+                        del self._pulls[key]
+
+    def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
+        """Nodes whose files of the model of just this name can be read."""
+        listed = self._library.exact(name).name
+        return tuple(
+            (node, model)
+            for node, model in self._library.holders(listed)
+            if model.files and not model.unusable
+        )
+
+    async def _run(self, pull: _Pull, name: str) -> None:
+        pull.say("pulling manifest")
+        try:
+            await self._get(pull, name)
+        except (PartialFileError, SourceError) as error:
+            raise PullError(str(error)) from None
+        except HubError as error:
+            raise PullError(str(error), missing=error.missing) from None
+        except OSError as error:
+            raise PullError(
+                f"it can't be written to {self._catalogue.own}: {error.strerror or error}"
+            ) from None
+        pull.say("success")
+
+    async def _get(self, pull: _Pull, name: str) -> None:
+        parsed = parse(name)
+        holders = self.holders(name)
+        if any(node == self._node for node, _ in holders):
+            return
+        on_hub = parsed.host.lower() in HOSTS
+        if holders:
+            try:
+                await self._from_nodes(pull, holders)
+                return
+            except (PeerError, SourceError) as error:
+                log.info("%s can't be fetched from another node: %s", name, error)
+                if pull.nodes_only or (not on_hub and not self._ollama_url()):
+                    raise PullError(f"{name}: {error}") from None
+        if pull.nodes_only:
+            raise PullError(f"no node of the cluster has {name} any more", missing=True)
+        if self._ollama_url():
+            try:
+                had = any(one.source == "ollama" for one in self._named_here(parsed))
+                await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say)
+                if not had:
+                    await asyncio.to_thread(self._pulled_here, name)
+                await self._library.refresh(self._node)
+                return
+            except PullError as error:
+                if not on_hub:
+                    raise
+                log.info("%s can't be pulled by Ollama: %s; fetching it from the hub", name, error)
+        if on_hub:
+            await self._from_hub(pull, parsed)
+            return
+        near = self._library.exact(name).suggestions
+        meant = f"did you mean {' or '.join(near)}? Else " if near else ""
+        raise PullError(
+            f"no node of the cluster has {canonical(name)}, and there is no Ollama here to fetch it; "
+            f"{meant}pull a GGUF model as hf.co/ORG/REPO:QUANTIZATION, or start Ollama",
+            missing=True,
+        )
+
+    # From nodes
+
+    async def _from_nodes(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
+        model = holders[0][1]
+        sources: list[Source | BlockingSource] = []
+        parcel: Parcel | None = None
+        verifiers: list[str] = []
+        fault: PeerError | None = None
+        for node, _ in holders:
+            source = NodeSource(self._calls, node, model.digest)
+            try:
+                offered = await source.parcel()
+            except PeerError as error:
+                fault = error
+                continue
+            # Another node may keep the same content in other pieces.
+            if parcel is None or [(i.name, i.size) for i in offered.items] == [
+                (i.name, i.size) for i in parcel.items
+            ]:
+                parcel = parcel or offered
+                if offered.hashes:
+                    verifiers.append(node)
+                if self._reach is not None:
+                    piece = self._pace.piece(DirectSource.PIECE)
+                    sources.append(DirectSource(self._reach, node, model.digest, piece))
+                else:
+                    sources.append(_Guarded(source))
+        if parcel is None:
+            raise fault or SourceError("no node could be asked for it")
+        check_items(parcel.items)
+
+        def check(folder: Path) -> str:
+            return fault_of(folder, parcel.items, model.digest)
+
+        own = replace(model, source="own")
+        job = Download(own, parcel.items, model.digest, sources, check, verifiers)
+        await self._download(pull, job)
+
+    # From the hub
+
+    async def _from_hub(self, pull: _Pull, name: Name) -> None:
+        hub = Hub(self._http(), self._environ)
+        paths, items = await hub.items(name)
+        check_items(items)
+        key = hashlib.sha256(repr((str(name), items)).encode()).hexdigest()
+        model = Model(str(name), key, "own", (), sum(item.size for item in items), 0.0)
+
+        def check(folder: Path) -> str:
+            return fault_of(folder, items, "")
+
+        await self._download(pull, Download(model, items, key, [hub.source(name, paths)], check))
+
+    async def _download(self, pull: _Pull, job: Download) -> None:
+        try:
+            await download(job, self._catalogue.own, self._calls, self._pace, self._threads, pull.say)
+        finally:
+            for source in job.sources:
+                if isinstance(source, DirectSource):
+                    source.close()
+        await self._catalogue.refresh()
+
+    def _named_here(self, name: Name) -> list[Model]:
+        models = self._library.models_of(self._node)
+        return [model for model in models if parse(model.name).key == name.key]
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return self._session
+
+
+class _Guarded:
+    """A node's bytes with faults in `Downloader`'s words."""
+
+    def __init__(self, source: NodeSource) -> None:
+        self.name = source.name
+        self._source = source
+
+    async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._source.read(index, start, end):
+                yield piece
+        except (PeerError, aiohttp.ClientError, TimeoutError) as error:
+            raise SourceError(str(error) or "no data was received in time") from None
+
+
+def _retrieve_error(task: asyncio.Task[None]) -> None:
+    """Every watcher may have gone: then nobody else asks for the error."""
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,187 @@
+"""A model that is on no node yet, known from the header of its file alone, which is read by ranges.
+
+A header has some megabytes, so that a plan for hundreds of gigabytes is made within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import aiohttp
+import msgspec
+
+from sollold.facts import dataclass
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf.header import GgufError, Header
+from sollold.models.gguf.reader import joined, read_prefix
+from sollold.models.model import Model
+from sollold.models.names import HOST, Name, parse
+from sollold.models.stores.header_facts import described
+from sollold.models.stores.safe_read import UNDECODABLE
+from sollold.models.stores.shards import is_projector
+from sollold.models.transfer.bounded_answer import read_at_most
+from sollold.models.transfer.download import Source, SourceError
+from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError, HubSource
+from sollold.models.transfer.partial_file import Item
+
+_FIRST = 4 << 20
+"""Bytes that are fetched at first: enough for most vocabularies."""
+_MOST = 256 << 20
+_MOST_MANIFEST = 1 << 20
+_SECONDS = 30.0
+_MODEL_LAYER = "application/vnd.ollama.image.model"
+REGISTRY = f"https://{HOST}"
+
+
+class RemoteError(Exception):
+    """The header can't be had; ``missing``: there is no such model."""
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteModel:
+    """What the header says: the model as it will be listed once it is fetched, and its shape."""
+
+    model: Model
+    shape: Shape
+
+
+class _Layer(msgspec.Struct, rename="camel"):
+    media_type: str = ""
+    digest: str = ""
+    size: int = 0
+
+
+class _Manifest(msgspec.Struct):
+    layers: list[_Layer] = []
+
+
+def on_hub(name: str) -> bool:
+    """Whether the name itself says that the model is on Hugging Face's hub."""
+    try:
+        return parse(name).host.lower() in HOSTS
+    except ValueError:
+        return False
+
+
+class RemoteHeaders:
+    """Reads headers on Hugging Face's hub and in Ollama's registry.
+
+    Args:
+        environ: for ``HF_ENDPOINT`` and ``HF_TOKEN``.
+        registry: where Ollama's registry is.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        registry: str = REGISTRY,
+        session: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
+    ) -> None:
+        self._environ = os.environ if environ is None else environ
+        self._registry = registry
+        self._session = session
+
+    async def read(self, name: str) -> RemoteModel:
+        """The model of this name.
+
+        Raises:
+            RemoteError: it can't be had, or its header can't be read.
+        """
+        try:
+            parsed = parse(name)
+        except ValueError as error:
+            raise RemoteError(str(error)) from None
+        try:
+            async with asyncio.timeout(_SECONDS), self._session() as session:
+                if parsed.host.lower() in HOSTS:
+                    source, items = await self._on_hub(session, parsed)
+                elif parsed.host.lower() == HOST:
+                    source, items = await self._in_registry(session, parsed)
+                else:
+                    raise RemoteError(f"{parsed.host} is neither Ollama's registry nor Hugging Face's hub")
+                headers = [
+                    await _header(source, index, item)
+                    for index, item in enumerate(items)
+                    if not is_projector(item.name)
+                ]
+            return await asyncio.to_thread(_model_of, str(parsed), headers, sum(one.size for one in items))
+        except TimeoutError:
+            raise RemoteError(f"the header of {name} did not come within {_SECONDS:.0f} s") from None
+        except HubError as error:
+            raise RemoteError(str(error), missing=error.missing) from None
+        except SourceError as error:
+            raise RemoteError(str(error)) from None
+        except GgufError as error:
+            raise RemoteError(f"the header of {name} can't be read: {error.reason}") from None
+
+    async def _on_hub(self, session: aiohttp.ClientSession, name: Name) -> tuple[Source, Sequence[Item]]:
+        hub = Hub(session, self._environ)
+        paths, items = await hub.items(name)
+        return hub.source(name, paths), items
+
+    async def _in_registry(self, session: aiohttp.ClientSession, name: Name) -> tuple[Source, Sequence[Item]]:
+        base = f"{self._registry}/v2/{name.namespace}/{name.model}"
+        url = f"{base}/manifests/{name.tag}"
+        try:
+            async with session.get(url) as answer:
+                if answer.status == 404:
+                    raise RemoteError(f"{name} is not in Ollama's registry", missing=True)
+                if answer.status != 200:
+                    raise RemoteError(f"{url} answered {answer.status}")
+                raw = await read_at_most(answer, _MOST_MANIFEST)
+            layers = msgspec.json.decode(raw, type=_Manifest).layers
+        except (aiohttp.ClientError, OSError) as error:
+            raise RemoteError(f"{self._registry} can't be reached: {error}") from None
+        except UNDECODABLE as error:
+            raise RemoteError(f"{url} was not understood: {error}") from None
+        models = [one for one in layers if one.media_type == _MODEL_LAYER and one.size > 0]
+        if not models:
+            raise RemoteError(f"{name} has no file of its own: it is not run on this machine", missing=True)
+        source = HubSource(session, [f"{base}/blobs/{one.digest}" for one in models], {})
+        return source, [Item(one.digest, one.size, "") for one in models]
+
+
+async def _header(source: Source, index: int, item: Item) -> Header:
+    data = b""
+    wanted = _FIRST
+    while True:
+        end = min(wanted, item.size)
+        async for piece in source.read(index, len(data), end):
+            data += piece
+        header = await asyncio.to_thread(read_prefix, data, item.name, item.size)
+        if header is not None:
+            return header
+        if len(data) >= min(item.size, _MOST):
+            raise SourceError(f"the header of {item.name} has no end within {len(data)} bytes")
+        wanted = min(2 * wanted, _MOST)
+
+
+def _model_of(name: str, headers: list[Header], size: int) -> RemoteModel:
+    header = joined(headers)
+    card = described(header)
+    if card.unusable or card.kind != "model":
+        raise GgufError(name, 0, card.unusable or f"it is not a model but of the kind {card.kind}")
+    model = Model(
+        name,
+        "",
+        "remote",
+        header.files,
+        size,
+        0.0,
+        architecture=card.architecture,
+        layers=card.layers,
+        width=card.widths[0] if card.widths else 0,
+        parameters=card.parameters,
+        quantization=card.quantization,
+        context_train=card.context_train,
+        capabilities=card.capabilities,
+        only_ollama=card.only_ollama,
+    )
+    return RemoteModel(model, shape_of(header))

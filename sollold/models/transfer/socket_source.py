@@ -1,0 +1,149 @@
+"""Bytes of a model from another node over a TLS socket of a thread's own.
+
+The loop's streams cost about three times the processor time for a gigabyte, and that is what bounds a
+transfer on a quick network. One connection a thread; HTTP/1.1 as the port for nodes speaks it.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import tls_name
+from sollold.cluster.net.rpc_server import HTTP
+from sollold.models.transfer.download import SourceError, Stop
+
+_CONNECT = 3.0
+_IDLE = 30.0
+_HEAD = 16 * 1024
+
+
+class DirectSource:
+    """One node's files of one model, for `Downloader`. Make it on the loop."""
+
+    PIECE = 1 << 20
+    """Bytes handed on at a time where nothing limits them."""
+
+    def __init__(self, reach: Dialer, node: str, digest: str, piece: int = PIECE) -> None:
+        """``piece``: bytes handed on at a time."""
+        self.name = f"node {node}"
+        self._node = node
+        self._digest = digest
+        self._piece = piece
+        self._addresses = reach.addresses(node)
+        self._reach = reach
+        self._lock = threading.Lock()
+        self._idle: list[ssl.SSLSocket] = []
+
+    def close(self) -> None:
+        """End the connections that nobody uses."""
+        with self._lock:
+            for one in self._idle:
+                one.close()
+            self._idle.clear()
+
+    def take(
+        self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
+    ) -> None:
+        """Fetch bytes of one file and ``write`` them where they belong. Blocks.
+
+        Raises:
+            SourceError: the node can't be reached, refused or broke off, or ``stop`` was set.
+        """
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        reused = connection is not None
+        try:
+            if connection is None:
+                connection = self._connect()
+            stop.use(connection)
+            self._ask(connection, index, start, end)
+            self._receive(connection, start, end, write)
+        except (OSError, ValueError) as error:
+            if connection is not None:
+                connection.close()
+            if reused and not stop.stopped:
+                # The node may just have closed a connection that lay idle.
+                self.take(index, start, end, write, stop)
+                return
+            raise SourceError(f"{self.name} broke off: {error}") from None
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        finally:
+            stop.use(None)
+        with self._lock:
+            self._idle.append(connection)
+
+    def _connect(self) -> ssl.SSLSocket:
+        failure: OSError = OSError("no address of it is known")
+        for address in self._addresses:
+            plain: socket.socket | None = None
+            try:
+                plain = socket.create_connection(address, timeout=_CONNECT)
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                context = self._reach.context(HTTP)
+                secured = context.wrap_socket(plain, server_hostname=tls_name(self._node))
+                self._reach.watch(secured)
+                secured.settimeout(_IDLE)
+                return secured
+            except OSError as error:
+                failure = error
+                if plain is not None:
+                    plain.close()
+        raise failure
+
+    def _ask(self, connection: ssl.SSLSocket, index: int, start: int, end: int) -> None:
+        request = (
+            f"GET /models/{self._digest}/{index} HTTP/1.1\r\nHost: {tls_name(self._node)}\r\n"
+            f"Range: bytes={start}-{end - 1}\r\n\r\n"
+        )
+        connection.sendall(request.encode())
+
+    def _receive(
+        self, connection: ssl.SSLSocket, start: int, end: int, write: Callable[[int, memoryview], None]
+    ) -> None:
+        buffer = bytearray(max(_HEAD, self._piece))
+        view = memoryview(buffer)
+        head = bytearray()
+        while b"\r\n\r\n" not in head:
+            count = connection.recv_into(view[:_HEAD])
+            head += view[:count]
+            if not count or len(head) > 2 * _HEAD:
+                raise OSError("the connection ended before the answer began")
+        raw, _, rest = bytes(head).partition(b"\r\n\r\n")
+        status, length = _parsed(raw)
+        if status != 206 or length != end - start:
+            raise SourceError(f"{self.name} gave status {status}: {rest[:200].decode('utf-8', 'replace')}")
+        if len(rest) > length:
+            raise OSError("it sent more than was requested")
+        write(start, memoryview(rest))
+        at = start + len(rest)
+        while at < end:
+            filled, room = 0, min(self._piece, end - at)
+            while filled < room:
+                count = connection.recv_into(view[filled:room])
+                if not count:
+                    raise OSError("the connection ended in the middle")
+                filled += count
+            write(at, view[:filled])
+            at += filled
+
+
+def _parsed(raw: bytes) -> tuple[int, int]:
+    """Status and content length of an answer's head.
+
+    Raises:
+        ValueError: it is none.
+    """
+    first, *lines = raw.decode("latin-1").split("\r\n")
+    length = -1
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip().lower() == "content-length":
+            length = int(value)
+    return int(first.split(" ")[1] if " " in first else "x"), length

@@ -1,0 +1,48 @@
+"""Whether files that come from elsewhere are what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sollold.models.stores.content_digest import joined
+from sollold.models.stores.header_facts import read_card
+from sollold.models.transfer.download import SourceError
+from sollold.models.transfer.partial_file import Item
+
+
+def check_items(items: tuple[Item, ...]) -> None:
+    """Names from outside become files of ours: only plain ones.
+
+    Raises:
+        SourceError: one is not.
+    """
+    names = [item.name for item in items]
+    for item in items:
+        plain = (
+            item.name == Path(item.name).name
+            and item.name.endswith(".gguf")
+            and not item.name.startswith(".")
+        )
+        if not plain or item.size <= 0 or names.count(item.name) > 1:
+            raise SourceError(f"{item.name!r} of {item.size} bytes is not the file of a model")
+
+
+def adapters_in(items: tuple[Item, ...]) -> tuple[str, ...]:
+    """Names of the adapters among the files."""
+    return tuple(item.name for item in items if item.name.startswith("adapter-"))
+
+
+def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
+    """What is wrong with files that have come; empty when nothing is. Blocks."""
+    adapters = adapters_in(items)
+    projectors = [item.name for item in items if "mmproj" in item.name.lower()]
+    shards = [item.name for item in items if item.name not in adapters and item.name not in projectors]
+    if not shards:
+        return "there is no model among the files, only what goes with one"
+    main = read_card(tuple(str(folder / name) for name in shards))
+    if main.unusable:
+        return f"the file that came can't be used: {main.unusable}"
+    others = [read_card((str(folder / name),)).digest for name in (*projectors, *adapters)]
+    if digest and joined([main.digest, *others]) != digest:
+        return "the content is not what was requested"
+    return ""

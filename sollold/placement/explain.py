@@ -1,0 +1,331 @@
+"""Why a model does not fit, in numbers, and the cheapest ways out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+from sollold.facts import dataclass
+from sollold.machine.device import PROCESSOR, Kind
+from sollold.models.footprint.footprint import Footprint
+from sollold.placement import context, cost_model
+from sollold.placement.evaluate import Candidate, host_share
+from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
+from sollold.placement.planner import Choice, FootprintOf, choose
+from sollold.placement.request import PlacementRequest, Policy
+from sollold.settings.schema import GIB
+from sollold.units import bytes_text
+
+LEAST_HELD_BACK = 64 * 1024**2
+"""Bytes that a node's limits must hold back to be worth a word."""
+LEAST_BITS = 1.8
+"""Bits a weight of the smallest quantization that people use (IQ1_M)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """A deployment that may not be evicted now: (node, device) → bytes it holds."""
+
+    deployment: str
+    model: str
+    bytes: Mapping[tuple[str, str], int]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shortfall:
+    """The arithmetic. Bytes.
+
+    Attributes:
+        needed: weights, state and buffers over all devices, at the least context that would be given.
+        there: room on the machines that may take part.
+        missing: ``needed - there``; 0 when the sum is enough, but no device takes its part.
+        remedies: what would help, the cheapest first; sentences.
+        message: everything in words, for the caller.
+    """
+
+    needed: int
+    there: int
+    missing: int
+    weights: int
+    state: int
+    buffers: int
+    remedies: tuple[str, ...]
+    message: str
+
+
+def explain(
+    request: PlacementRequest,
+    fleet: Fleet,
+    footprint_of: FootprintOf,
+    choice: Choice,
+    busy: Sequence[Busy] = (),
+    correction: cost_model.Correction = cost_model.uncorrected,
+) -> Shortfall:
+    """Work out what is missing after `choose` found nothing, and try what would help."""
+    footprint = choice.footprint
+    heads = [machine for machine in fleet.machines if machine.holds]
+    weights = footprint.host_weights + sum(footprint.weights)
+    state = sum(footprint.state)
+    capacities = [capacity for machine in fleet.machines for capacity in machine.devices if capacity.room > 0]
+    alone = max(heads, key=lambda machine: machine.room, default=None)
+    buffers = _buffers(footprint, heads, capacities)
+    needed = weights + state + buffers
+    usable = fleet.machines if request.distributed else (alone,) if alone is not None else ()
+    there = sum(machine.room for machine in usable)
+    missing = max(0, needed - there)
+    remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing))
+    least = context.tokens(request, footprint.context_train)
+    if not request.context:
+        least = min(least, context.LEAST)
+    setting = f"with {least} tokens of context for one request at a time"
+    parts = [
+        f"{request.model} does not fit. It needs {bytes_text(needed)} {setting} "
+        f"(weights {bytes_text(weights)}, context {bytes_text(state)}, buffers {bytes_text(buffers)}).",
+        _there(fleet, request, there),
+    ]
+    if missing:
+        parts.append(f"Missing: {bytes_text(missing)}.")
+    elif not heads:
+        parts.append("No machine that has the file can take part.")
+    else:
+        parts.append(
+            "Total memory suffices but is fragmented: each layer lies whole on one device, beside that "
+            "device's buffers" + _closest(choice) + "."
+        )
+    if remedies:
+        parts.append("What would help: " + "; ".join(remedies) + ".")
+    parts += [f"{one.name} is left out: {one.reason}." for one in fleet.left_out[:5]]
+    return Shortfall(needed, there, missing, weights, state, buffers, remedies, " ".join(parts))
+
+
+def _buffers(footprint: Footprint, heads: Sequence[Machine], capacities: Sequence[DeviceCapacity]) -> int:
+    """Compute buffers and processes, with as few devices as the weights could do with."""
+    total = sum(footprint.weights) + sum(footprint.state)
+    host = host_share(heads[0], footprint, 0, 2) if heads else None
+    size = host.total - host.weights if host is not None else footprint.host_buffers
+    left = total
+    for used, capacity in enumerate(sorted(capacities, key=lambda one: -one.room)):
+        last = footprint.layers + (1 if used == 0 else 0)
+        each = footprint.compute(0, last, devices=2, offloaded=footprint.layers + 1) + capacity.overhead
+        if left <= 0 or capacity.room <= each or used == 15:
+            break
+        size += each
+        left -= capacity.room - each
+    return size
+
+
+def _there(fleet: Fleet, request: PlacementRequest, there: int) -> str:
+    rows = []
+    for machine in fleet.machines:
+        room = machine.room
+        devices = ", ".join(
+            f"{capacity.device} {bytes_text(capacity.room)}"
+            for capacity in machine.devices
+            if len(machine.devices) > 1
+        )
+        rows.append((room, f"{machine.name} {bytes_text(room)}" + (f" ({devices})" if devices else "")))
+    rows.sort(key=lambda row: -row[0])
+    listed = ", ".join(text for _, text in rows[:8])
+    if len(rows) > 8:
+        listed += f" and {len(rows) - 8} more"
+    whole = "" if request.distributed else ", and models are not spread over machines here"
+    return f"There is room for {bytes_text(there)}: {listed or 'no machine'}{whole}."
+
+
+def _closest(choice: Choice) -> str:
+    one = next((a for a in choice.alternatives if a.tokens_per_second == 0.0), None)
+    return f" ({one.what}: {one.reason})" if one is not None else ""
+
+
+def _remedies(
+    request: PlacementRequest,
+    fleet: Fleet,
+    footprint_of: FootprintOf,
+    footprint: Footprint,
+    busy: Sequence[Busy],
+    correction: cost_model.Correction,
+    missing: int,
+) -> list[str]:
+    """What would help, each tried: sentences in the order of what it costs."""
+
+    def fits(
+        other: PlacementRequest, on: Fleet = fleet, footprint_with: FootprintOf = footprint_of
+    ) -> Candidate | None:
+        return choose(other, on, footprint_with, correction).candidate
+
+    found = _by_settings(request, fits)
+    if limits := _within_limits(fleet, lambda on: fits(request, on) is not None):
+        found.append(limits)
+    for one in _given_back(request, fleet, busy, lambda on: fits(request, on) is not None):
+        held = bytes_text(sum(sum(part.bytes.values()) for part in one))
+        models = " and ".join(part.model for part in one)
+        found.append(f"{models} giving back {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+    if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
+        found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
+    if request.distributed and not request.fixed:
+        size = _another(
+            request, fleet, footprint, missing, fits_with=lambda on: fits(request, on) is not None
+        )
+        if size:
+            found.append(f"another machine with {size // GIB} GiB of free memory")
+    if not found:
+        found.append("a smaller model")
+    return found
+
+
+def _by_settings(
+    request: PlacementRequest, fits: Callable[[PlacementRequest], Candidate | None]
+) -> list[str]:
+    """What a caller or the settings can change: each alone, or where none suffices the fewest together."""
+    changes: list[dict[str, object]] = []
+    if request.context > context.LEAST:
+        changes.append({"context": 0, "usual": request.context})
+    if request.type_k == "f16" or request.type_v == "f16":
+        changes.append({"type_k": "q8_0", "type_v": "q8_0"})
+    if not request.distributed:
+        changes.append({"distributed": True})
+    if request.fixed:
+        changes.append({"fixed": ()})
+    elif request.policy is not Policy.FASTEST:
+        changes.append({"policy": Policy.FASTEST})
+    for count in range(1, len(changes) + 1):
+        found = []
+        for some in combinations(changes, count):
+            other = replace(request, **{name: value for change in some for name, value in change.items()})  # type: ignore[arg-type]
+            made = fits(other)
+            if made is not None:
+                found.append(" with ".join(_setting(change, request, made) for change in some))
+        if found:
+            return found
+    return []
+
+
+def _setting(change: dict[str, object], request: PlacementRequest, made: Candidate) -> str:
+    if "context" in change:
+        return f"a context of {made.run.request_context} tokens instead of {request.context}"
+    if "type_k" in change:
+        return "keys and values in q8_0 (type_k and type_v in the settings)"
+    if "policy" in change:
+        return f"the policy {Policy.FASTEST.value} instead of {request.policy.value}"
+    if "fixed" in change:
+        return "leaving to the planner which node gets how many layers"
+    return "spreading it over machines (enable_distributed in the settings)"
+
+
+def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+    """Raising the limits of the fewest machines that would do, those first that hold most back."""
+    held = {machine.name: sum(one.held_back for one in machine.devices) for machine in fleet.machines}
+    on, raised = fleet, list[str]()
+    for machine in sorted(fleet.machines, key=lambda one: -held[one.name]):
+        if held[machine.name] < LEAST_HELD_BACK:
+            break
+        devices = tuple(replace(one, room=one.room + one.held_back) for one in machine.devices)
+        more = replace(machine, devices=devices)
+        on = replace(on, machines=tuple(more if one.node == machine.node else one for one in on.machines))
+        raised.append(f"{bytes_text(held[machine.name])} of free memory on {machine.name}")
+        if fits_on(on):
+            held_back = " and ".join(raised)
+            return f"raising node.memory_limit (or node.device_limits): it holds back {held_back}"
+    return ""
+
+
+def _given_back(
+    request: PlacementRequest, fleet: Fleet, busy: Sequence[Busy], fits_on: Callable[[Fleet], bool]
+) -> list[tuple[Busy, ...]]:
+    """The smallest deployment in use that would make room; where none does, the fewest of the smallest."""
+    some = sorted(busy, key=lambda one: sum(one.bytes.values()))[:4]
+    for one in some:
+        if fits_on(_freed(fleet, one)):
+            return [(one,)]
+    on = fleet
+    for count, one in enumerate(some, 1):
+        on = _freed(on, one)
+        if count > 1 and fits_on(on):
+            return [tuple(some[:count])]
+    return []
+
+
+def _quantized(
+    request: PlacementRequest,
+    footprint: Footprint,
+    fits_as: Callable[[Callable[[FootprintOf], FootprintOf]], bool],
+) -> int:
+    """Bytes of the largest file of this model that would fit; 0 when not even the smallest would."""
+    whole = request.size or footprint.host_weights + sum(footprint.weights)
+
+    def fits(share: float) -> bool:
+        return fits_as(lambda footprint_of: lambda run: _scaled(footprint_of(run), share))
+
+    least = request.parameters * LEAST_BITS / 8 / whole if request.parameters else 0.1
+    if least >= 1 or not fits(least):
+        return 0
+    low, high = least, 1.0
+    while high - low > 0.01:
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return int(whole * low)
+
+
+def _scaled(footprint: Footprint, share: float) -> Footprint:
+    """With weights of so much fewer bits."""
+    return replace(
+        footprint,
+        weights=tuple(int(size * share) for size in footprint.weights),
+        active=tuple(int(size * share) for size in footprint.active),
+        host_weights=int(footprint.host_weights * share),
+        largest_tensor=int(footprint.largest_tensor * share),
+        largest=tuple(int(size * share) for size in footprint.largest),
+    )
+
+
+def _freed(fleet: Fleet, one: Busy) -> Fleet:
+    capacities = {
+        (capacity.node, capacity.device): capacity
+        for machine in fleet.machines
+        for capacity in machine.devices
+    }
+    back: dict[tuple[str, str], int] = {}
+    for device, size in one.bytes.items():
+        if (freed := capacities.get(device)) is not None:
+            back[freed.memory] = back.get(freed.memory, 0) + size
+    return replace(
+        fleet,
+        machines=tuple(
+            replace(
+                machine,
+                devices=tuple(
+                    replace(capacity, room=capacity.room + back.get(capacity.memory, 0))
+                    for capacity in machine.devices
+                ),
+            )
+            for machine in fleet.machines
+        ),
+    )
+
+
+def _another(
+    request: PlacementRequest,
+    fleet: Fleet,
+    footprint: Footprint,
+    missing: int,
+    *,
+    fits_with: Callable[[Fleet], bool],
+) -> int:
+    """Bytes of the smallest further machine (whole GiB) that would do; 0 when one is not the answer."""
+    whole = footprint.host_weights + sum(footprint.weights) + sum(footprint.state)
+    holds = not any(machine.holds for machine in fleet.machines)
+
+    def fits(size: int) -> bool:
+        capacity = DeviceCapacity("another", PROCESSOR, Kind.CPU, size * GIB)
+        machine = Machine("another", "another", (capacity,), holds=holds)
+        return fits_with(replace(fleet, machines=(*fleet.machines, machine)))
+
+    low, high = -(-max(missing, 1) // GIB) - 1, -(-whole * 2 // GIB) + 2
+    if low >= high or not fits(high):
+        return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * GIB

@@ -1,0 +1,114 @@
+"""A model over several machines: the fastest split, or by the policy or the counts that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from heapq import nlargest
+from math import inf
+
+from sollold.machine.device import Kind
+from sollold.placement import cost_model
+from sollold.placement.evaluate import Candidate
+from sollold.placement.inventory import DeviceCapacity, Link, Machine, links_between
+from sollold.placement.partition import Bin
+from sollold.placement.proportional import fixed, proportional
+from sollold.placement.request import MOST_DEVICES, Policy
+from sollold.placement.search import SearchContext
+
+HEADS = 4
+"""Heads for which splits are sought at most."""
+ALONE = 8
+"""Devices of other machines tried for all layers at most."""
+MANY = 64
+"""Machines from which on half as many are tried."""
+
+
+def over_several(search: SearchContext) -> Candidate | None:
+    """The best split over several machines by the request's policy."""
+    if search.request.fixed:
+        return fixed(search)
+    if not search.request.distributed:
+        return None
+    # No more devices than llama.cpp takes, and the head's processor.
+    rooms = nlargest(
+        MOST_DEVICES + 1, (capacity.room for capacities in search.devices.values() for capacity in capacities)
+    )
+    if sum(rooms) < search.needed:
+        return None
+    able = [head for head in search.heads() if search.may_head(head)]
+    heads = sorted(able, key=lambda head: _promise(search, head))
+    heads = heads[: HEADS if len(search.fleet.machines) <= MANY else HEADS // 2]
+    best: Candidate | None = None
+    for head in heads:
+        links = links_between(search.fleet.machines, head)
+        if search.request.policy is Policy.FASTEST:
+            found = _fastest(search, head, links, best.seconds if best is not None else inf)
+        else:
+            found = proportional(search, head, links)
+        if found is None:
+            continue
+        if best is None or found.seconds < best.seconds * 0.999:
+            best, found = found, best
+        if found is not None:
+            search.lose(found, f"slower than with {best.head.name} as the head")
+    return best
+
+
+def _promise(search: SearchContext, head: Machine) -> tuple[float, str]:
+    """Seconds a byte and hops if ``head`` held what fits it: the fewer the better a head it is."""
+    left, cost = float(search.needed), 0.0
+    for capacity in sorted(
+        search.devices[head.node], key=lambda s: cost_model.seconds_per_byte(s, search.correction)
+    ):
+        held = min(left, capacity.room)
+        cost += held * cost_model.seconds_per_byte(capacity, search.correction)
+        left -= held
+    trips = sorted(link.round_trip for _, link in head.links)[:3]
+    return cost + left / 10e9 + sum(trips), head.node
+
+
+def _fastest(
+    search: SearchContext, head: Machine, links: Mapping[str, Link], below: float
+) -> Candidate | None:
+    """Wholly on one device of another machine, over several devices, or the first layers on the head."""
+    cpu = next((capacity for capacity in search.devices[head.node] if capacity.kind is Kind.CPU), None)
+    bins = [
+        (capacity, search.bin(capacity, head, links))
+        for machine in search.fleet.machines
+        for capacity in search.devices[machine.node]
+    ]
+    found = [_on_one_worker(search, head, bins, links)]
+    below = min(below, found[0].seconds if found[0] is not None else inf)
+    found.append(search.split_over(head, bins, links, below))
+    if cpu is not None:
+        below = min(below, found[1].seconds if found[1] is not None else inf)
+        others = [pair for pair in bins if pair[0] is not cpu]
+        found.append(search.split_over(head, [*others, (cpu, search.host_bin(cpu, head))], links, below))
+    fitting = [one for one in found if one is not None]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda one: (one.seconds, len(one.shares)))
+    for other in fitting:
+        if other is not best and other.shares != best.shares:
+            way = "its processor computing the first layers" if other.on_host else "workers alone"
+            search.lose(other, f"{head.name} with {way} is slower")
+    return best
+
+
+def _on_one_worker(
+    search: SearchContext,
+    head: Machine,
+    bins: Sequence[tuple[DeviceCapacity, Bin]],
+    links: Mapping[str, Link],
+) -> Candidate | None:
+    """All layers on the quickest device elsewhere that holds them: alone it pipelines nothing."""
+    if search.request.workers < 1:
+        return None
+    whole = sum(search.footprint.active)
+    able = [pair for pair in bins if pair[1].worker >= 0 and pair[1].room >= search.needed]
+    able.sort(key=lambda pair: pair[1].hop + pair[1].tail + pair[1].rate * whole)
+    for capacity, _ in able[:ALONE]:
+        made = search.evaluate(head, 0, [(capacity, 0, search.total)], links)
+        if not made.short:
+            return made
+    return None

@@ -1,0 +1,425 @@
+"""Where to cut: the best runs of layers for devices that are given. Seconds and bytes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from itertools import accumulate
+from math import inf
+
+from sollold.facts import dataclass
+
+ENOUGH = 0.005
+"""How near to the bound of its devices a split must come before better orders are looked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Bytes that a device takes besides its layers, by where in the row its run lies.
+
+    Attributes:
+        begins: the run has the first layer; ``ends``: the last layers and the output; ``middle``: neither;
+            ``output``: nothing but the output.
+        exact: (first, last) → bytes, where the four are no more than bounds; ``least``: its least.
+    """
+
+    begins: int = 0
+    middle: int = 0
+    ends: int = 0
+    output: int = 0
+    exact: Callable[[int, int], int] | None = None
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """A device as the search sees it. Seconds and bytes.
+
+    Attributes:
+        rate: per active byte.
+        hop: per token when it is used at all.
+        tail: more per token when it holds the output.
+        room: for layers and the buffers beside them.
+        loading: for the weights and the largest of them once more, while they are loaded (of the ``first``
+            kind: for the weights alone); None: that never takes more than ``room``.
+        group: of the bins with one group (not -1) at most one is used.
+        worker: number of the machine that must run a worker for it; -1: none.
+        first: may only hold the first layers, and never the output; its buffers are not in ``room``.
+    """
+
+    rate: float
+    hop: float
+    tail: float
+    room: int
+    loading: int | None = None
+    group: int = -1
+    worker: int = -1
+    first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Runs of layers in order: (index of the bin, first, last); the output is the last layer."""
+
+    seconds: float
+    runs: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(slots=True)
+class Item:
+    """A bin with what was worked out about it.
+
+    Attributes:
+        index: of the bin.
+        cap: most active bytes that fit in a run.
+        low: for each end of a run the first layer with which it still fits.
+        low_last: the same for the run that ends the model.
+        read: seconds to read the layers before each, once they are asked for.
+    """
+
+    index: int
+    bin: Bin
+    cap: float
+    low: list[int]
+    low_last: int
+    read: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Layers:
+    """The layers of a model in a row, the output as the last.
+
+    Attributes:
+        memory: bytes that each takes; ``weights``: of these what is read from the file; ``largest``: its
+            largest tensor.
+        active: bytes read a token.
+    """
+
+    memory: Sequence[int]
+    active: Sequence[int]
+    weights: Sequence[int] = ()
+    buffers: Buffers = Buffers()
+    largest: Sequence[int] = ()
+    mem: list[int] = field(init=False)
+    act: list[int] = field(init=False)
+    load: list[int] = field(init=False)
+    _most: int = field(init=False)
+    _peaks: dict[tuple[int, int], int] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mem = [0, *accumulate(self.memory)]
+        self.act = [0, *accumulate(self.active)]
+        self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
+        self._most = max(self.largest, default=0)
+
+    def _loads(self, one: Bin, start: int, end: int) -> bool:
+        """Whether the run's weights fit while they are loaded."""
+        most = one.loading
+        if most is None:
+            return True
+        size = self.load[end] - self.load[start]
+        # Nearly all are told by this alone.
+        if size + self._most <= most or one.first or size > most:
+            return size <= most
+        peak = self._peaks.get((start, end))
+        if peak is None:
+            peak = self._peaks[start, end] = max(self.largest[start:end])
+        return size + peak <= most
+
+    def item(self, index: int, one: Bin) -> Item:
+        """What can be said of a bin beforehand."""
+        exact = None if one.first else self.buffers.exact
+        low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
+        count = len(self.mem) - 1
+        low_last = count
+        if not one.first:
+            while low_last > 0 and self._ends(one, low_last - 1, exact):
+                low_last -= 1
+        act = self.act
+        cap = act[count] - act[low_last]
+        for end, start in enumerate(low):
+            if act[end] - act[start] > cap and not (one.first and start):
+                cap = act[end] - act[start]
+        low.append(count)
+        return Item(index, one, float(cap), low, low_last)
+
+    def _lowest(self, one: Bin) -> list[int]:
+        """For each end but the model's the first layer with which a run fits."""
+        mem = self.mem
+        buffers = self.buffers
+        room = one.room if one.first else one.room - buffers.middle
+        begins = one.room if one.first else one.room - buffers.begins
+        low = [0] * (len(mem) - 1)
+        start = 0
+        for end in range(1, len(low)):
+            while start < end and mem[end] - mem[start] > room:
+                start += 1
+            while start < end and not self._loads(one, start, end):
+                start += 1
+            if not start and mem[end] > begins:
+                start = 1
+            low[end] = start
+        return low
+
+    def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
+        """The same with the buffers of each run as they are."""
+        mem = self.mem
+        # Between the two the bytes are counted; beyond them that is no question.
+        perhaps = one.room - self.buffers.least
+        surely = one.room - max(self.buffers.begins, self.buffers.middle)
+        low = [0] * (len(mem) - 1)
+        start = 0
+        for end in range(1, len(low)):
+            while start < end:
+                size = mem[end] - mem[start]
+                fits = size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
+                if fits and self._loads(one, start, end):
+                    break
+                start += 1
+            low[end] = start
+        return low
+
+    def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
+        """Whether the layers from ``start`` on fit with the output."""
+        mem = self.mem
+        count = len(mem) - 1
+        if exact is not None:
+            more = exact(start, count)
+        else:
+            more = self.buffers.output if start == count - 1 else self.buffers.ends
+        if mem[count] - mem[start] + more > one.room:
+            return False
+        return self._loads(one, start, count)
+
+    def some_orders(self, head: list[Item], rest: list[Item], bound: float, bar: float = inf) -> Split | None:
+        """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
+
+        Only what is quicker than ``bar`` is of interest.
+        """
+        found: Split | None = None
+        keys: list[Callable[[Item], float]] = [
+            lambda item: item.bin.rate,
+            lambda item: -item.bin.room,
+            lambda item: item.bin.room,
+        ]
+        tried: set[tuple[int, ...]] = set()
+        lasts = sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:2]
+        for last in dict.fromkeys((*(id(one) for one in lasts), id(max(rest, key=lambda i: i.bin.room)))):
+            end = next(item for item in rest if id(item) == last)
+            for key in keys:
+                order = [*head, *sorted((item for item in rest if item is not end), key=key), end]
+                indices = tuple(item.index for item in order)
+                if indices in tried:
+                    continue
+                tried.add(indices)
+                split = self.arrange(order, min(bar, found.seconds if found is not None else inf))
+                if split is not None and (found is None or split.seconds < found.seconds):
+                    found = split
+                if found is not None and found.seconds <= bound * (1 + ENOUGH):
+                    return found
+        return found
+
+    def pour(self, order: list[Item]) -> Split | None:
+        """Fill all devices but the slowest, from both ends; the slowest gets what is left in between.
+
+        The best there is when layers are alike, and quick.
+        """
+        act = self.act
+        count = len(act) - 1
+        slow = max(range(len(order)), key=lambda i: order[i].bin.rate)
+        cuts = [0] * (len(order) + 1)
+        cuts[-1] = count
+        for i in range(slow):
+            cuts[i + 1] = _reach(order[i], cuts[i])
+        for i in range(len(order) - 1, slow, -1):
+            if cuts[i + 1] == count:
+                cuts[i] = order[i].low_last
+            else:
+                cuts[i] = order[i].low[cuts[i + 1]] if cuts[i + 1] > 0 else 0
+            cuts[i] = max(cuts[i], cuts[slow])
+        seconds = order[-1].bin.tail
+        for i, item in enumerate(order):
+            first, last = cuts[i], cuts[i + 1]
+            low = item.low_last if last == count else item.low[last]
+            if first >= last or first < low or (item.bin.first and last == count):
+                return None
+            seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
+        return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
+
+    def arrange(self, order: list[Item], bar: float = inf) -> Split | None:
+        """Best cut points for the devices in this order, each holding at least one layer.
+
+        None as well when it can't be quicker than ``bar``.
+        """
+        # What those before can reach, and what those after need: between the two each cut must lie.
+        highs = [0]
+        for item in order[:-1]:
+            highs.append(_reach(item, highs[-1]))
+        lows = [order[-1].low_last]
+        for item in reversed(order[:-1]):
+            lows.append(item.low[lows[-1]])
+        lows.reverse()
+        if any(low > high for low, high in zip(lows, highs, strict=True)):
+            return None
+        times = [0.0] + [inf] * (len(self.mem) - 1)
+        backs: list[list[int]] = []
+        for i, item in enumerate(order[:-1]):
+            times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
+            backs.append(back)
+            if self._least(times, order[i + 1 :], lows[i + 1], highs[i + 1]) >= bar:
+                return None
+        end = self._finish(times, order[-1])
+        if end is None:
+            return None
+        seconds, cut = end
+        runs = [(order[-1].index, cut, len(self.mem) - 1)]
+        for item, back in zip(reversed(order[:-1]), reversed(backs), strict=True):
+            runs.append((item.index, back[cut], cut))
+            cut = back[cut]
+        return Split(seconds, tuple(reversed(runs)))
+
+    def _extend(
+        self, times: list[float], item: Item, begin: int = 0, low_end: int = 1, high_end: int = -1
+    ) -> tuple[list[float], list[int]]:
+        """Let ``item`` hold the layers after each prefix: least time per longer prefix, and its start.
+
+        Only for starts from ``begin`` on and ends from ``low_end`` to ``high_end``. A sliding window: the
+        earliest start that fits only moves on, so each prefix enters and leaves the queue of candidates
+        once.
+        """
+        low, hop, rate = item.low, item.bin.hop, item.bin.rate
+        # Seconds from the first layer on: a run takes the difference of two.
+        read = item.read = item.read or [rate * size for size in self.act]
+        count = len(read)
+        if high_end < 0:
+            high_end = count - 2
+        out = [inf] * count
+        back = [-1] * count
+        # The candidates, the best first: from `lead` on, values and starts ascend.
+        values: list[float] = []
+        starts: list[int] = []
+        lead = size = 0
+        at = begin
+        for end in range(max(low_end, 1), high_end + 1):
+            while at < end:
+                value = times[at] - read[at]
+                if value < inf:
+                    while size > lead and values[-1] >= value:
+                        values.pop()
+                        starts.pop()
+                        size -= 1
+                    values.append(value)
+                    starts.append(at)
+                    size += 1
+                at += 1
+            start = low[end]
+            while lead < size and starts[lead] < start:
+                lead += 1
+            if lead < size:
+                out[end] = values[lead] + read[end] + hop
+                back[end] = starts[lead]
+        return out, back
+
+    def _least(self, times: list[float], left: list[Item], low: int, high: int) -> float:
+        """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
+        act = self.act
+        rate = min(item.bin.rate for item in left)
+        fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
+        pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
+        return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
+
+    def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
+        """Let ``item`` hold all the rest with the output: (time, first layer)."""
+        act, rate = self.act, item.bin.rate
+        fixed = item.bin.hop + item.bin.tail + rate * act[-1]
+        best, at = inf, -1
+        for start in range(item.low_last, len(act) - 1):
+            value = times[start] - rate * act[start]
+            if value < best:
+                best, at = value, start
+        return (best + fixed, at) if at >= 0 else None
+
+    def any_order(self, head: list[Item], rest: list[Item], bar: float = inf) -> Split | None:
+        """The best over all orders: dynamic programming over sets of devices and prefixes.
+
+        None as well when it can't be quicker than ``bar``.
+        """
+        start = [0.0] + [inf] * (len(self.mem) - 1)
+        prefix: list[int] = []
+        if head:
+            start, prefix = self._extend(start, head[0])
+        tables: dict[int, list[float]] = {0: start}
+        froms: dict[int, list[tuple[int, int]]] = {}
+        full = (1 << len(rest)) - 1
+        lows, highs = self._bounds(head, rest)
+        best: tuple[float, int, int] | None = None
+        for mask in range(full):
+            times = tables.get(mask)
+            if times is None:
+                continue
+            left = [item for i, item in enumerate(rest) if not mask & 1 << i]
+            if self._least(times, left, lows[mask], highs[mask]) >= (best[0] if best is not None else bar):
+                continue
+            for i, item in enumerate(rest):
+                bit = 1 << i
+                if mask & bit:
+                    continue
+                joined = mask | bit
+                if joined == full:
+                    end = self._finish(times, item)
+                    if end is not None and (best is None or end[0] < best[0]):
+                        best = (end[0], end[1], i)
+                    continue
+                low, high = lows[joined], highs[joined]
+                if low > high:
+                    continue
+                out, back = self._extend(times, item, lows[mask], low, high)
+                known = tables.get(joined)
+                if known is None:
+                    tables[joined] = out
+                    froms[joined] = [(i, at) for at in back]
+                    continue
+                origin = froms[joined]
+                for p in range(low, high + 1):
+                    if out[p] < known[p]:
+                        known[p] = out[p]
+                        origin[p] = (i, back[p])
+        if best is None:
+            return None
+        seconds, cut, i = best
+        runs = [(rest[i].index, cut, len(self.mem) - 1)]
+        mask = full & ~(1 << i)
+        while mask:
+            i, at = froms[mask][cut]
+            runs.append((rest[i].index, at, cut))
+            cut = at
+            mask &= ~(1 << i)
+        if head:
+            runs.append((head[0].index, prefix[cut], cut))
+        return Split(seconds, tuple(reversed(runs)))
+
+    def _bounds(self, head: list[Item], rest: list[Item]) -> tuple[list[int], list[int]]:
+        """For each set of devices the first and the last layer that a run after just these may begin with:
+        the others must hold what is left, and these what comes before."""
+        mem = self.mem
+        count = len(mem) - 1
+        least = (
+            min(self.buffers.least, self.buffers.output)
+            if self.buffers.exact
+            else min(self.buffers.begins, self.buffers.middle, self.buffers.ends, self.buffers.output)
+        )
+        rooms = [0]
+        for item in rest:
+            rooms += [room + item.bin.room - least for room in rooms]
+        before = sum(item.bin.room for item in head)
+        whole = rooms[-1]
+        lows = [max(bisect_left(mem, mem[count] - (whole - room)), room > 0) for room in rooms]
+        highs = [min(bisect_right(mem, before + room) - 1, count - 1) for room in rooms]
+        lows[0] = 0
+        return lows, highs
+
+
+def _reach(item: Item, start: int) -> int:
+    """The last layer that a run from ``start`` on can end before, the output left to another."""
+    return bisect_right(item.low, start, start, len(item.low) - 1) - 1

@@ -1,0 +1,264 @@
+"""The search for one setting of context and slots: what its ways to place a model share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import inf
+
+from sollold.facts import dataclass
+from sollold.machine.device import Kind
+from sollold.machine.external_worker import external_address
+from sollold.models.footprint.footprint import Footprint
+from sollold.models.footprint.run_options import Run
+from sollold.placement import cost_model
+from sollold.placement.device_search import best_split
+from sollold.placement.evaluate import Candidate, Hold, evaluate, host_share, link_to
+from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine
+from sollold.placement.partition import Bin, Buffers
+from sollold.placement.request import MOST_DEVICES, PlacementRequest
+
+RETRIES = 4
+LIKED = 0.02
+"""Share by which a device may be slower than others and be taken, since its machine has kept the tensors."""
+FEW = 16
+"""Machines up to which buffers that differ from layer to layer are looked at one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A placement that was considered and lost. ``tokens_per_second`` 0.0: it does not fit."""
+
+    what: str
+    tokens_per_second: float
+    reason: str
+
+
+class SearchContext:
+    """One setting on one fleet. ``lost`` gathers what was considered and did not win."""
+
+    def __init__(
+        self,
+        request: PlacementRequest,
+        fleet: Fleet,
+        footprint: Footprint,
+        run: Run,
+        correction: cost_model.Correction,
+    ) -> None:
+        self.request, self.fleet, self.footprint, self.run, self.correction = (
+            request,
+            fleet,
+            footprint,
+            run,
+            correction,
+        )
+        self.total = footprint.layers + 1
+        self.memory = [a + b for a, b in zip(footprint.weights, (*footprint.state, 0), strict=True)]
+        self.needed = sum(self.memory)
+        computing = dict.fromkeys(machine.node for machine in fleet.machines)
+        computing |= dict.fromkeys(
+            capacity.machine for machine in fleet.machines for capacity in machine.devices
+        )
+        self.numbers = {name: number for number, name in enumerate(computing)}
+        self._buffers: dict[bool, Buffers] = {}
+        self._hosts: dict[str, int] = {}
+        self.cached = {machine.node: machine.cached for machine in fleet.machines if machine.cached}
+        self.lost: list[Alternative] = []
+        self.devices = {
+            machine.node: tuple(one for one in machine.devices if _may_use(one, request.external))
+            for machine in fleet.machines
+        }
+        held = sum(footprint.weights)
+        self.density = request.parameters / held if held else 0.0
+
+    def heads(self) -> list[Machine]:
+        """Machines that can be the head."""
+        return [machine for machine in self.fleet.machines if machine.holds]
+
+    def may_head(self, head: Machine) -> bool:
+        """Whether a machine has room for what its processor keeps at the least, with all layers elsewhere."""
+        cpu = head.cpu
+        if cpu is None:
+            return True
+        least = host_share(head, self.footprint, 0, 1, checkpoints=False).total
+        if any(capacity.kind is Kind.GPU for capacity in self.devices[head.node]):
+            least -= self.footprint.projector
+        return least <= cpu.room
+
+    def split_over(
+        self,
+        head: Machine,
+        bins: Sequence[tuple[DeviceCapacity, Bin]],
+        links: Mapping[str, Link],
+        below: float = inf,
+    ) -> Candidate | None:
+        """The fastest split over these devices, worked out and checked to the byte.
+
+        Where one of them is the head's processor with the first layers (`host_bin`), it holds some.
+        ``below``: only one quicker than this is of interest.
+        """
+        tight = [one for _, one in bins]
+        host = any(one.first for one in tight)
+        for _ in range(RETRIES):
+            split = best_split(
+                self.memory,
+                self.footprint.active,
+                tight,
+                weights=self.footprint.weights,
+                # With the first layers on the head's processor batches are not pipelined.
+                buffers=self.buffers(piped=not host),
+                most=MOST_DEVICES,
+                workers=self.request.workers,
+                host=host,
+                apart=self.request.always,
+                below=below,
+                largest=self.footprint.largest,
+            )
+            if split is None:
+                return None
+            on_host = 0
+            holds: list[Hold] = []
+            for index, first, last in split.runs:
+                if bins[index][1].first:
+                    on_host = last
+                else:
+                    holds.append((bins[index][0], first, last))
+            made = self.evaluate(head, on_host, holds, links)
+            if not made.short:
+                return made
+            # The buffers of these very layers are larger than those the search reckoned with.
+            over = {(short.node, short.device): short.needed - short.room for short in made.short}
+            tight = [
+                replace(one, room=one.room - more)
+                if (more := over.get((capacity.node, capacity.device), 0))
+                else one
+                for (capacity, _), one in zip(bins, tight, strict=True)
+            ]
+        return None
+
+    def buffers(self, *, piped: bool) -> Buffers:
+        """Compute buffers beside a device's layers when the model is split; ``piped``: none on the host."""
+        if piped not in self._buffers:
+            layers = self.footprint.layers
+            known: dict[tuple[int, int], int] = {}
+
+            def exact(first: int, last: int) -> int:
+                size = known.get((first, last))
+                if size is None:
+                    size = known[first, last] = self.footprint.compute(
+                        first, last, devices=2, offloaded=self.total if piped else layers
+                    )
+                return size
+
+            middle = exact(min(1, layers), layers)
+            few = len(self.numbers) <= FEW
+            least = min((exact(first, first + 1) for first in range(1, layers)), default=middle) if few else 0
+            self._buffers[piped] = Buffers(
+                begins=max(exact(0, layers), middle),
+                middle=middle,
+                ends=exact(min(1, layers), self.total),
+                output=exact(layers, self.total),
+                # What differs from layer to layer is worth its time only where every byte may count.
+                exact=exact if few else None,
+                least=least,
+            )
+        return self._buffers[piped]
+
+    def bin(self, capacity: DeviceCapacity, head: Machine, links: Mapping[str, Link]) -> Bin:
+        """A device as the search sees it."""
+        footprint = self.footprint
+        link = link_to(head, capacity, links)
+        room = capacity.room - capacity.overhead
+        if capacity.node == head.node:
+            room -= self._host_bytes(head, capacity)
+        hop = tail = 0.0
+        liked = 1 - self._kept(capacity, head) * LIKED
+        if link is not None:
+            slower = self.correction(capacity.node, cost_model.HOP) * liked
+            hop = slower * cost_model.hop_seconds(link, footprint.n_embd)
+            tail = slower * cost_model.logits_seconds(link, footprint.n_vocab)
+        return Bin(
+            rate=cost_model.seconds_per_byte(capacity, self.correction) * liked,
+            hop=hop,
+            tail=tail,
+            room=room,
+            loading=room if link is not None and capacity.kind is not Kind.GPU else None,
+            group=self._group(capacity),
+            worker=self.numbers[capacity.machine] if capacity.machine != head.node else -1,
+        )
+
+    def _kept(self, capacity: DeviceCapacity, head: Machine) -> float:
+        """Which part of what the device could hold its machine has on disk."""
+        if capacity.node == head.node:
+            return 0.0
+        size = self.cached.get(capacity.node, 0)
+        return min(1.0, size / max(min(self.needed, capacity.room), 1)) if size else 0.0
+
+    def _host_bytes(self, head: Machine, capacity: DeviceCapacity) -> int:
+        """Bytes in the memory of one of the head's devices that stay there with all layers elsewhere."""
+        cpu = head.cpu
+        if cpu is None or cpu.memory != capacity.memory:
+            return 0
+        if head.node not in self._hosts:
+            self._hosts[head.node] = host_share(head, self.footprint, 0, 2).total
+        return self._hosts[head.node]
+
+    def host_bin(self, cpu: DeviceCapacity, head: Machine) -> Bin:
+        """The head's processor holding the first layers itself."""
+        room = cpu.room - cpu.overhead - self.footprint.host_weights
+        buffers = self.footprint.host_buffers + self.footprint.host_compute(devices=2, offloaded=1)
+        return Bin(
+            rate=cost_model.seconds_per_byte(cpu, self.correction),
+            hop=0.0,
+            tail=0.0,
+            room=room - buffers,
+            loading=room - self.footprint.largest_tensor,
+            group=self._group(cpu),
+            first=True,
+        )
+
+    def _group(self, capacity: DeviceCapacity) -> int:
+        """One number for the devices that share a memory: only one of them is used."""
+        return self.numbers[capacity.node] if capacity.pool else -1
+
+    def evaluate(
+        self, head: Machine, on_host: int, holds: Sequence[Hold], links: Mapping[str, Link]
+    ) -> Candidate:
+        """Work a placement out to the byte; it may not fit."""
+        return evaluate(
+            head,
+            self.footprint,
+            self.run,
+            on_host,
+            holds,
+            links,
+            self.correction,
+            self.density,
+            self.cached,
+        )
+
+    def lose(self, one: Candidate, reason: str) -> None:
+        """Remember a placement that did not win, and why."""
+        self.lost.append(
+            Alternative(describe(one, self.fleet), 1 / one.seconds if one.seconds > 0 else 0.0, reason)
+        )
+
+
+def _may_use(capacity: DeviceCapacity, external: tuple[str, ...] | None) -> bool:
+    """Whether a device is this node's own, or an external worker's that the caller allows."""
+    address = external_address(capacity.device)
+    return not address or external is None or address in external
+
+
+def plain_of(one: Candidate) -> list[str]:
+    """The workers that others started among the devices of a placement, as people call them."""
+    addresses = dict.fromkeys(external_address(share.device) for share in one.shares)
+    return [f"the external worker {address}" for address in addresses if address]
+
+
+def describe(one: Candidate, fleet: Fleet) -> str:
+    """A placement in a few words: ``a alone``, ``a with b and c``."""
+    others = [fleet.name(node) for node in one.nodes[1:]] + plain_of(one)
+    if not others:
+        return f"{one.head.name} alone"
+    return f"{one.head.name} with {', '.join(others)}"

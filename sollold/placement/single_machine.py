@@ -1,0 +1,72 @@
+"""A model on one machine: on a GPU, on several, with the first layers on the processor, or there wholly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sollold.machine.device import Kind
+from sollold.placement import cost_model
+from sollold.placement.evaluate import Candidate
+from sollold.placement.inventory import Machine
+from sollold.placement.moe_offload import experts_on_host
+from sollold.placement.search import Alternative, SearchContext
+from sollold.units import bytes_text
+
+TOLD = 40
+"""Machines of which it is told why the model does not fit them."""
+
+
+def on_one_machine(search: SearchContext) -> Candidate | None:
+    """The fastest placement on one machine."""
+    best: Candidate | None = None
+    for head in search.heads():
+        if (
+            len(search.lost) >= TOLD
+            and sum(capacity.room for capacity in search.devices[head.node]) < search.needed
+        ):
+            continue
+        found = _alone_on(search, head)
+        if found is None:
+            continue
+        if best is None or found.seconds < best.seconds:
+            best, found = found, best
+        if found is not None:
+            search.lose(found, f"slower than {best.head.name} alone")
+    return best
+
+
+def _alone_on(search: SearchContext, head: Machine) -> Candidate | None:
+    capacities = search.devices[head.node]
+    gpus = [capacity for capacity in capacities if capacity.kind is Kind.GPU]
+    cpu = next((capacity for capacity in capacities if capacity.kind is Kind.CPU), None)
+    links = {head.node: cost_model.LOOPBACK}
+    made = [search.evaluate(head, 0, [(capacity, 0, search.total)], links) for capacity in gpus]
+    fitting = [one for one in made if not one.short]
+    if not fitting and gpus and head.room > search.needed:
+        bins = [(capacity, search.bin(capacity, head, links)) for capacity in gpus]
+        several = search.split_over(head, bins, links) if len(gpus) > 1 else None
+        if several is None and cpu is not None:
+            several = search.split_over(head, [*bins, (cpu, search.host_bin(cpu, head))], links)
+        if several is not None:
+            fitting.append(several)
+        if several is None or several.on_host:
+            kept = (experts_on_host(search, head, capacity) for capacity in gpus if cpu is not None)
+            fitting += [one for one in kept if one is not None]
+    if cpu is not None and not fitting:
+        made.append(search.evaluate(head, search.total, [], links))
+        fitting += [made[-1]] if not made[-1].short else []
+    if fitting:
+        return min(fitting, key=lambda one: one.seconds)
+    _cannot(search, head, made)
+    return None
+
+
+def _cannot(search: SearchContext, head: Machine, made: Sequence[Candidate]) -> None:
+    if len(search.lost) >= TOLD:
+        return
+    worst = max((one for candidate in made for one in candidate.short), key=lambda s: s.needed, default=None)
+    if worst is None:
+        reason = "it offers no device"
+    else:
+        reason = f"needs {bytes_text(worst.needed)} on {worst.device}, {bytes_text(worst.room)} are there"
+    search.lost.append(Alternative(f"{head.name} alone", 0.0, reason))

@@ -1,0 +1,364 @@
+"""Speculation: some tokens are drafted, and the model checks them in one batch. Pure.
+
+It is decided for a placement that was found without it, and only takes memory that is left there. No layer
+is moved for it, but where the model's own layer shall draft and finds no room beside the last ones: then all
+are shared out anew over the same machines, if these have room for everything.
+
+All that is accepted is what the model itself would have said next, so drafts change how soon an answer comes,
+and its words only where a batch is rounded otherwise than a single token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from sollold.cluster.gossip.record import MTP, NGRAM
+from sollold.facts import dataclass
+from sollold.machine.device import Kind
+from sollold.models.footprint.footprint import Footprint, footprint
+from sollold.models.footprint.run_options import Run
+from sollold.models.footprint.shape import Shape
+from sollold.placement import cost_model
+from sollold.placement.evaluate import Candidate, evaluate
+from sollold.placement.inventory import DeviceCapacity, Fleet, links_between
+from sollold.placement.plan import Share
+from sollold.placement.planner import choose
+from sollold.placement.request import AUTO, OFF, PlacementRequest
+from sollold.placement.speculation_gain import MTP_PRIOR, NGRAM_PRIOR, DraftStats, draft_prior, gain
+from sollold.units import bytes_text
+
+NGRAM_LENGTHS = (8, 16)
+NGRAM_LOOKUP = 8
+"""So many last tokens must have stood in the conversation before, for what followed to be drafted."""
+DRAFT_LENGTHS = (2, 3, 4, 6, 8)
+MTP_LENGTHS = (1, 2, 3)
+WORTH = 1.1
+"""What `AUTO` wants to gain at the least."""
+FAST_ENOUGH = 100.0
+"""Tokens per second from which `AUTO` leaves an answer as it is: nobody reads faster."""
+
+MeasuredDrafts = Callable[[str], DraftStats | None]
+"""What was measured of drafts for the model by another (its digest), or by `NGRAM` or `MTP`."""
+
+
+def nothing_measured(by: str) -> DraftStats | None:
+    """No answers yet."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Drafter:
+    """A model that could draft: its vocabulary is the model's; ``nodes`` have its file."""
+
+    name: str
+    digest: str
+    shape: Shape
+    nodes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """A way to draft, worked out: ``gain`` 0.0 where that can't be said."""
+
+    candidate: Candidate
+    gain: float
+    words: str
+
+
+def with_drafts(
+    found: Candidate,
+    request: PlacementRequest,
+    fleet: Fleet,
+    footprint_of: Callable[[Run], Footprint],
+    drafters: Sequence[Drafter] = (),
+    measured: MeasuredDrafts = nothing_measured,
+    correction: cost_model.Correction = cost_model.uncorrected,
+) -> tuple[Candidate, str]:
+    """The placement with the speculation that was asked for, where it is possible.
+
+    Args:
+        found: on machines of ``fleet``.
+        drafters: models that may draft: all that could, or the one that was named.
+
+    Returns:
+        The placement, and a sentence for a person; empty when there is nothing to say.
+    """
+    wanted = request.speculation
+    auto = wanted == AUTO
+    if wanted == OFF or request.embedding or (auto and found.alone):
+        return found, ""
+    if auto and found.seconds * FAST_ENOUGH < 1:
+        return found, ""
+    of = footprint_of(found.run)
+    if why := _unable(of):
+        return found, f"No tokens are drafted: {why}."
+    search = _Search(found, request, fleet, footprint_of, measured, correction)
+    if wanted == MTP or (auto and of.predicted):
+        search.by_own_layer()
+    if of.recurrent and wanted != MTP:
+        search.refused.append(_RECURRENT)
+    elif wanted != MTP:
+        for drafter in drafters if wanted != NGRAM else ():
+            search.by_model(drafter)
+        if wanted in (AUTO, NGRAM):
+            search.by_ngrams()
+        elif not drafters:
+            search.refused.append(f"no model {wanted} here has the same vocabulary")
+    best = max(search.options, key=lambda option: option.gain, default=None)
+    if best is None:
+        return found, f"No tokens are drafted: {search.refused[0]}." if search.refused else ""
+    if auto and best.gain < WORTH:
+        return found, f"No tokens are drafted: it would be {max(best.gain, 0.01):.2f} times as fast."
+    expected = f": {best.gain:.2f} times as fast is expected" if best.gain else ""
+    return best.candidate, f"{best.words}{expected}."
+
+
+_RECURRENT = "its recurrent state would have to be copied for each draft"
+
+
+def _unable(of: Footprint) -> str:
+    """Why no tokens can be drafted for a model, half a sentence; empty: they can."""
+    if of.estimate:
+        return "its architecture is unknown"
+    if of.projector:
+        return "it sees images, which llama.cpp does not combine with drafts of every kind"
+    return ""
+
+
+class _Search:
+    """The ways to draft for one placement; ``refused``: why some are none, half a sentence each."""
+
+    def __init__(
+        self,
+        found: Candidate,
+        request: PlacementRequest,
+        fleet: Fleet,
+        footprint_of: Callable[[Run], Footprint],
+        measured: MeasuredDrafts,
+        correction: cost_model.Correction,
+    ) -> None:
+        self._found = found
+        self._request = request
+        self._fleet = fleet
+        self._footprint_of = footprint_of
+        self._measured = measured
+        self._correction = correction
+        self.options: list[_Option] = []
+        self.refused: list[str] = []
+
+    def by_own_layer(self) -> None:
+        """By the model's own layer for next-token prediction, on the device where the layers end."""
+        of = self._footprint_of(self._found.run)
+        if not of.predicted:
+            self.refused.append("it has no layer for next-token prediction by which llama.cpp can draft")
+            return
+        if self._found.cpu_moe:
+            self.refused.append(
+                "experts are kept by the head's processor, away from the layer that would draft"
+            )
+            return
+        stats = self._measured(MTP) or MTP_PRIOR
+        for length in MTP_LENGTHS:
+            made = self._with(length, predicts=True) or self._anew(length)
+            if made is None:
+                continue
+            factor = self._gain(stats, length, made, self._predicting(made, length))
+            where = next(
+                (one for one in (*made.shares, made.host) if one.first < of.layers <= one.last), made.host
+            )
+            words = f"Up to {length} tokens at a time are drafted by the model's own layer for that (MTP)"
+            words += f", on {self._fleet.name(where.node)} {where.device}"
+            other = self._found.seconds / made.seconds if made.seconds > 0 else 1.0
+            made = replace(made, drafts_by=MTP, gain=factor or 1.0)
+            self.options.append(_Option(made, factor * other, words))
+
+    def _anew(self, length: int) -> Candidate | None:
+        """The layers shared out over the same machines so that the model's own layer finds room, too."""
+
+        def of(run: Run) -> Footprint:
+            return self._footprint_of(replace(run, drafts=length, predicts=True))
+
+        nodes = set(self._found.nodes)
+        fleet = Fleet(tuple(machine for machine in self._fleet.machines if machine.node in nodes))
+        request = replace(self._request, always=not self._found.alone)
+        made = choose(request, fleet, of, self._correction).candidate
+        if made is None or made.run != self._found.run:
+            return None
+        return replace(made, run=replace(made.run, drafts=length, predicts=True))
+
+    def _predicting(self, made: Candidate, length: int) -> float:
+        """Seconds in which the model's own layer drafts so many tokens, and reads what was checked."""
+        of = self._footprint_of(made.run)
+        density = self._request.parameters / max(sum(of.weights), 1)
+        last = made.parts[-1]
+        ends = [replace(last, active=of.predicted, weights=of.predicted, output=True)]
+        if made.shares and made.shares[-1].first >= of.layers and len(made.parts) > 1:
+            # The output is elsewhere: one more trip.
+            ends.append(replace(made.parts[-2], active=0, weights=0, output=False))
+        each = cost_model.decode_seconds(ends, of.n_embd, of.n_vocab, self._correction)
+        read = [replace(part, output=False) for part in ends]
+        return length * each + cost_model.batch_seconds(
+            read, of.n_embd, of.n_vocab, length + 1, density, self._correction
+        )
+
+    def by_ngrams(self) -> None:
+        """From repeats of the conversation's own text."""
+        stats = self._measured(NGRAM) or NGRAM_PRIOR
+        for length in NGRAM_LENGTHS:
+            made = self._with(length)
+            if made is None:
+                continue
+            words = f"Up to {length} tokens at a time are drafted from repeats of the conversation's own text"
+            factor = self._gain(stats, length, made, 0.0)
+            self.options.append(_Option(replace(made, drafts_by=NGRAM, gain=factor or 1.0), factor, words))
+
+    def by_model(self, drafter: Drafter) -> None:
+        """By another model, on a GPU of the head that holds layers, or else on its processor."""
+        head = self._found.head
+        if head.node not in drafter.nodes:
+            self.refused.append(f"{head.name} does not have the file of {drafter.name}")
+            return
+        run = replace(self._found.run, drafts=0, checkpoints=self._found.checkpoints, embedding=False)
+        takes = footprint(drafter.shape, run)
+        if why := _unable(takes) or (_RECURRENT if takes.recurrent else ""):
+            self.refused.append(f"{drafter.name} can't draft: {why}")
+            return
+        stats = self._measured(drafter.digest) or draft_prior(
+            drafter.shape.parameters, self._request.parameters
+        )
+        for device in self._devices():
+            made = [
+                option
+                for length in DRAFT_LENGTHS
+                if (option := self._option(drafter, takes, device, length, stats))
+            ]
+            self.options += made
+            if made:
+                return
+
+    def _devices(self) -> list[DeviceCapacity]:
+        """Those of the head on which a draft model may compute, the best first."""
+        head = self._fleet.machine(self._found.head.node) or self._found.head
+        held = {share.device for share in self._found.shares if share.node == head.node}
+        gpus = [one for one in head.devices if one.kind is Kind.GPU and one.device in held]
+        return sorted(gpus, key=lambda one: -one.bandwidth) + ([head.cpu] if head.cpu is not None else [])
+
+    def _option(
+        self, drafter: Drafter, takes: Footprint, device: DeviceCapacity, length: int, stats: DraftStats
+    ) -> _Option | None:
+        made = self._with(length)
+        if made is None:
+            return None
+        made = _beside(made, takes, device)
+        if short := _short(made, self._fleet):
+            self.refused.append(f"{drafter.name} does not fit beside it on {short}")
+            return None
+        active = sum(takes.active)
+        each = active * cost_model.seconds_per_byte(device, self._correction)
+        part = cost_model.Part(device, active, active, None, True)
+        density = drafter.shape.parameters / active if active else 0.0
+        # It reads along what was checked, too: one more batch.
+        checked = cost_model.batch_seconds(
+            [part], takes.n_embd, takes.n_vocab, length + 1, density, self._correction
+        )
+        factor = self._gain(stats, length, made, length * each + checked)
+        made = replace(
+            made,
+            drafts_by=drafter.name,
+            draft_digest=drafter.digest,
+            draft_device=device.device,
+            gain=factor or 1.0,
+        )
+        where = f"{made.head.name} {device.device}"
+        return _Option(
+            made, factor, f"Up to {length} tokens at a time are drafted by {drafter.name} on {where}"
+        )
+
+    def _with(self, length: int, *, predicts: bool = False) -> Candidate | None:
+        """The placement with room for the results of drafts of this length."""
+        run = replace(self._found.run, drafts=length, predicts=predicts)
+        made = remade(self._found, run, self._request, self._fleet, self._footprint_of(run))
+        if not made.short:
+            return made
+        short = max(made.short, key=lambda one: one.needed - one.room)
+        self.refused.append(
+            f"that takes {bytes_text(short.needed - short.room)} more than "
+            f"{self._fleet.name(short.node)} {short.device} has left"
+        )
+        return None
+
+    def _gain(self, stats: DraftStats, length: int, made: Candidate, drafting: float) -> float:
+        """The factor; 0.0 where the count of weights is not known."""
+        of = self._footprint_of(made.run)
+        density = self._request.parameters / max(sum(of.weights), 1)
+        if density <= 0:
+            return 0.0
+        single, batch = (
+            cost_model.batch_seconds(made.parts, of.n_embd, of.n_vocab, tokens, density, self._correction)
+            for tokens in (1, length + 1)
+        )
+        return gain(stats, length, single, batch, drafting)
+
+
+def _beside(made: Candidate, takes: Footprint, device: DeviceCapacity) -> Candidate:
+    """With the bytes of a draft model added to the shares that the head has already."""
+    layers = takes.layers + 1
+    offered = made.head.cpu is not None
+    if device.kind is not Kind.GPU:
+        compute = takes.host_compute(devices=1, offloaded=0) + takes.host_buffers
+        return replace(made, host=_more(made.host, takes.host_tensors(layers), sum(takes.state), compute))
+    compute = takes.host_compute(devices=1, offloaded=layers) + takes.host_buffers
+    # A processor that is not offered has nothing to grant.
+    host = _more(made.host, takes.host_weights, 0, compute) if offered else made.host
+    there = takes.compute(0, layers, devices=1, offloaded=layers)
+    shares, given = [], False
+    for share in made.shares:
+        if not given and (share.node, share.device) == (device.node, device.device):
+            share, given = _more(share, sum(takes.weights), sum(takes.state), there), True
+        shares.append(share)
+    return replace(made, host=host, shares=tuple(shares))
+
+
+def _more(share: Share, weights: int, state: int, compute: int) -> Share:
+    return replace(
+        share, weights=share.weights + weights, state=share.state + state, compute=share.compute + compute
+    )
+
+
+def _short(made: Candidate, fleet: Fleet) -> str:
+    """A device of the head that would have to hold more than it can; empty: none."""
+    head = fleet.machine(made.head.node) or made.head
+    taken: dict[tuple[str, str], int] = {}
+    rooms: dict[tuple[str, str], int] = {}
+    for share in (made.host, *made.shares):
+        capacity = head.device_named(share.device) if share.node == head.node else None
+        if capacity is not None:
+            taken[capacity.memory] = taken.get(capacity.memory, 0) + share.total
+            rooms[capacity.memory] = max(rooms.get(capacity.memory, 0), capacity.room)
+    over = (memory for memory, size in taken.items() if size > rooms[memory])
+    return next((f"{head.name} {device}" for _, device in over), "")
+
+
+def remade(found: Candidate, run: Run, request: PlacementRequest, fleet: Fleet, of: Footprint) -> Candidate:
+    """The same layers on the same devices, run otherwise; ``short`` says where that does not fit."""
+    held = sum(of.weights)
+    head = fleet.machine(found.head.node) or found.head
+    made = evaluate(
+        head,
+        of,
+        run,
+        found.host.layers,
+        [(_capacity(fleet, share.node, share.device), share.first, share.last) for share in found.shares],
+        links_between(fleet.machines, head),
+        parameters_per_byte=request.parameters / held if held else 0.0,
+        cpu_moe=found.cpu_moe,
+    )
+    return replace(made, seconds=found.seconds, prompt_seconds=found.prompt_seconds, load=found.load)
+
+
+def _capacity(fleet: Fleet, node: str, device: str) -> DeviceCapacity:
+    machine = fleet.machine(node)
+    capacity = machine.device_named(device) if machine is not None else None
+    assert capacity is not None, "a placement is on devices of its fleet"
+    return capacity

@@ -1,0 +1,143 @@
+"""How much faster drafts make an answer. Pure. Seconds throughout.
+
+A round of llama-server reads the weights once and makes one trip to each worker, whether it checks one token
+or some drafted ones besides; each of those costs its computing and its bytes on the links. So a round that
+drafts is longer, and gives more than one token. How many is accepted can only be guessed before a model has
+answered (`NGRAM_PRIOR`, `MTP_PRIOR`, `draft_prior`), and is measured from then on (`AcceptanceHistory`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sollold.facts import dataclass
+
+KEPT = 512
+"""Pairs of a model and what drafts for it that are remembered."""
+ENOUGH = 256
+"""Tokens after which what was measured goes before what is usual."""
+MOST = 20_000
+"""Tokens from which older answers count half: what a model is used for changes."""
+EXPIRES = 7 * 86400.0
+"""Seconds after which what was measured is tried anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStats:
+    """What comes of drafts: the share of rounds that draft, the chance that a next drafted token is right."""
+
+    share: float
+    acceptance: float
+
+    def accepted(self, length: int) -> float:
+        """Tokens of a draft of this length that are accepted, in the mean."""
+        return sum(self.acceptance**place for place in range(1, length + 1))
+
+
+NGRAM_PRIOR = DraftStats(0.03, 0.8)
+"""Assumed of texts in general, which repeat little of what was said: it pays where a batch costs hardly more
+than a token."""
+
+
+MTP_PRIOR = DraftStats(1.0, 0.7)
+"""Assumed of a model's own layer for next-token prediction, which is trained for the first of its tokens and
+drafts the others from its own results."""
+
+
+def draft_prior(weights: int, of: int) -> DraftStats:
+    """Assumed of a draft model: it is right more seldom the fewer weights it has beside the model's."""
+    if weights <= 0 or of <= 0:
+        return DraftStats(1.0, 0.5)
+    chance, ratio = 0.75, of / weights
+    while ratio > 8 and chance > 0.45:
+        chance, ratio = chance - 0.05, ratio / 2
+    return DraftStats(1.0, chance)
+
+
+def gain(stats: DraftStats, length: int, single: float, batch: float, drafting: float) -> float:
+    """Tokens per second with drafts divided by those without.
+
+    Args:
+        length: tokens drafted at a time.
+        single, batch: a round of one token, and of one and a whole draft.
+        drafting: what makes the draft, once.
+    """
+    if single <= 0:
+        return 1.0
+    tokens = 1 + stats.share * stats.accepted(length)
+    rounds = single + stats.share * (batch + drafting - single)
+    return tokens * single / rounds
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of the drafts of a model (digest) by another, or by `NGRAM` or `MTP`; ``at``: a Unix time."""
+
+    model: str
+    by: str
+    length: int
+    tokens: int
+    drafted: int
+    accepted: int
+    at: float
+
+    @property
+    def stats(self) -> DraftStats:
+        """The statistics that explain the counts."""
+        rounds = max(self.tokens - self.accepted, 1)
+        drafts = self.drafted / max(self.length, 1)
+        return DraftStats(
+            min(drafts / rounds, 1.0), _chance(self.accepted / drafts if drafts else 0.0, self.length)
+        )
+
+
+def _chance(mean: float, length: int) -> float:
+    """The chance of a token with which so many of a draft are accepted in the mean."""
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if DraftStats(1.0, middle).accepted(length) < mean else (low, middle)
+    return high if mean > 0 else 0.0
+
+
+class AcceptanceHistory:
+    """What was measured, by pair."""
+
+    def __init__(self, facts: Iterable[Measured] = ()) -> None:
+        self._facts = {(one.model, one.by): one for one in facts if _sensible(one)}
+
+    def facts(self) -> tuple[Measured, ...]:
+        """All, to be kept on disk."""
+        return tuple(self._facts.values())
+
+    def stats(self, model: str, by: str, now: float) -> DraftStats | None:
+        """What was measured of a pair; None when that is too little, or too long ago."""
+        one = self._facts.get((model, by))
+        if one is None or one.tokens < ENOUGH or not 0 <= now - one.at < EXPIRES:
+            return None
+        return one.stats
+
+    def learn(self, more: Measured) -> None:
+        """Further answers of a pair."""
+        if not _sensible(more):
+            return
+        key = more.model, more.by
+        before = self._facts.pop(key, None)
+        if before is not None and before.length == more.length and more.at - before.at < EXPIRES:
+            more = replace(
+                more,
+                tokens=before.tokens + more.tokens,
+                drafted=before.drafted + more.drafted,
+                accepted=before.accepted + more.accepted,
+            )
+        while more.tokens > MOST:
+            counts = more.tokens // 2, more.drafted // 2, more.accepted // 2
+            more = replace(more, tokens=counts[0], drafted=counts[1], accepted=counts[2])
+        self._facts[key] = more
+        while len(self._facts) > KEPT:
+            del self._facts[next(iter(self._facts))]
+
+
+def _sensible(one: Measured) -> bool:
+    return one.length > 0 and one.tokens > 0 and 0 <= one.accepted <= min(one.drafted, one.tokens)

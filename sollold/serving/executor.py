@@ -1,0 +1,553 @@
+"""One request at the node that was asked: from the choice of its endpoint to its last event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+from sollold import tracing
+from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.net.pour import Receiver, pulled
+from sollold.errors import Fault, Refusal
+from sollold.serving.candidate import Candidate, Choice, EndpointQuery, engine_of
+from sollold.serving.context_size import context_warning, no_more_context
+from sollold.serving.dispatch import (
+    BYPASS_LIMIT,
+    BYPASS_PATHS,
+    Attempt,
+    Dispatcher,
+)
+from sollold.serving.drafted_logprobs import logprobs_warning
+from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed, stream_status
+from sollold.serving.event_reader import EventReader
+from sollold.serving.event_split import whole
+from sollold.serving.model_names import callers_name
+from sollold.serving.opening import ServingContext
+from sollold.serving.prompt_cut import CutPrompt
+from sollold.serving.protocol import ErrorKind, StreamError
+from sollold.serving.recovery import find_rest
+from sollold.serving.request import Answer, Ask, Call, Delivered, Engine, Routing, Waiting
+from sollold.serving.resume.base import Continuation, NotResumable
+from sollold.serving.resume.select import continuation_for
+
+log = logging.getLogger("sollold.serving")
+
+_Found = TypeVar("_Found", Attempt, Attempt | None)
+
+_RESUMES = 20
+"""Faults that one answer survives; more are a fault of another kind."""
+_ENGINE_ERRORS = 2
+"""Errors that engines themselves report in one stream before they are believed to be the request's own."""
+_TOUCH = Call("/tokenize", {"content": ""})
+"""The smallest request that a llama-server answers: with it an endpoint learns of keep_alive."""
+
+
+class RequestExecutor:
+    """Answers one request. `open`, `load` or `unload` is called once; `close` always."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        query: EndpointQuery,
+        on_wait: Callable[[Waiting], None],
+        context: ServingContext,
+        on_end: Callable[[RequestExecutor], None],
+    ) -> None:
+        self._ask = ask
+        self._query = query
+        self._on_wait = on_wait
+        self._context = context
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._dispatcher = Dispatcher(ask, query, on_wait, context)
+        self._attempt: Attempt | None = None
+        self._continuation: Continuation | None = None
+        """What was delivered of a streamed answer."""
+        self._reader: EventReader | None = None
+        """Of the attempt's body; while one is read."""
+        self._routing: Routing | None = None
+        self._cut: CutPrompt | None = None
+        """Looks whether an Ollama has cut the prompt."""
+        self._stopped: Refusal | None = None
+        self._search: asyncio.Future[Any] | None = None
+        """While an engine is looked for, at first or after a fault."""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._fault_at = 0.0
+        self._engine_errors = 0
+        self._extra = {"request": ask.id}
+
+    @property
+    def node(self) -> str:
+        """The endpoint's node, while one answers; empty else."""
+        return self._attempt.candidate.record.node if self._attempt is not None else ""
+
+    @property
+    def resumed(self) -> int:
+        """Faults after which the answer went on."""
+        return self._routing.resumed if self._routing is not None else 0
+
+    async def open(self) -> Answer:
+        """Begin the answer.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        find, limit = self._dispatcher.find, self._context.http.wait_limit
+        if self._ask.delivered is not None:
+            attempt = await self._found(self._take_over(self._ask.delivered))
+        else:
+            attempt = await self._found(find(self._ask.calls, limit))
+        self._attempt = attempt
+        if attempt is None:
+            me = self._context.view.me
+            self._routing = Routing(Backend.OLLAMA, Engine.OLLAMA, self._query.model, me.name, "")
+            return Answer(self._routing, self._closing(), self.close)
+        self._routing = self._routing_from(attempt)
+        if self._ask.deadline > 0:
+            left = self._dispatcher.came + self._ask.deadline - self._loop.time()
+            self._deadline = self._loop.call_later(max(0.0, left), self._expire)
+        if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
+            self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
+        if self._ask.stream:
+            return Answer(self._routing, self._batches(), self.close, self._pour)
+        return Answer(self._routing, self._whole(), self.close)
+
+    async def _take_over(self, delivered: Delivered) -> Attempt | None:
+        """An engine for the rest of an answer that another node began; None when only its end is lacking.
+
+        Raises:
+            Refusal: as its fault says; INTERRUPTED when it can't be continued exactly.
+        """
+        engine = self._engine_for(delivered)
+        continuation = self._continuation = continuation_for(engine, self._ask.calls[engine])
+        continuation.restore(delivered)
+        try:
+            continuation.check()
+        except NotResumable as why:
+            raise Refusal(
+                Fault.INTERRUPTED, f"the interrupted answer can't be continued exactly: {why}. Ask again"
+            ) from None
+        log.info("resuming a stream that another node began", extra=self._extra)
+        limit = self._context.serving.recover_limit
+        return await find_rest(self._dispatcher, self._ask, limit, engine, frozenset(), continuation)
+
+    def _engine_for(self, delivered: Delivered) -> Engine:
+        """The kind that made the beginning, unless nothing of that kind is left."""
+        calls, candidates = self._ask.calls, self._context.router.candidates
+        records = self._context.view.live()
+        there = {one.engine for one in candidates(records, self._query, self._loop.time())}
+        wanted = delivered.engine
+        if wanted not in calls:
+            wanted = Engine.OLLAMA if there == {Engine.OLLAMA} else Engine.LLAMA
+        # A llama-server can be started, an Ollama can't.
+        if wanted is Engine.OLLAMA and Engine.OLLAMA not in there:
+            wanted = Engine.LLAMA
+        return wanted if wanted in calls else next(iter(calls))
+
+    async def _closing(self) -> AsyncIterator[list[bytes]]:
+        """The end of an answer for which no engine is needed."""
+        if self._continuation is not None:
+            yield self._continuation.closing()
+        await self.close()
+
+    async def load(self) -> Answer:
+        """Only get the model loaded.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
+        find, limit = self._dispatcher.find, self._context.http.wait_limit
+        attempt = self._attempt = await self._found(find(touch, limit))
+        try:
+            # To load a model an Ollama may take as long as it takes.
+            await _read_away(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
+        except Refusal as refusal:
+            raise self._stopped or refusal from None
+        self._routing = self._routing_from(attempt)
+        return Answer(self._routing, self._nothing(), self.close)
+
+    async def unload(self) -> Answer:
+        """End the deployments of the model that are not in use, and let an Ollama unload it.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        view = self._context.view
+        candidates = self._named()
+        if any(candidate.engine is Engine.LLAMA for candidate in candidates):
+            await self._context.loader.drop(self._query, "requested by a client (keep_alive 0)")
+        # One that is in use ends when it is idle: it learns of it by a request with keep_alive 0.
+        refused: Refusal | None = None
+        for candidate in self._named():
+            if not candidate.endpoint.loaded:
+                continue
+            call = _TOUCH if candidate.engine is Engine.LLAMA else self._ask.calls[Engine.OLLAMA]
+            try:
+                await self._touch(Choice(candidate, 0.0, ""), call)
+            except Refusal as refusal:
+                if refusal.status != 404:
+                    refused = refusal
+            except StreamError as error:
+                log.info("an endpoint was not told to unload: %s", error, extra=self._extra)
+        if refused is not None:
+            raise refused
+        if candidates:
+            record, endpoint = candidates[0].record, candidates[0].endpoint
+        else:
+            # Nothing was loaded, which is what was asked for.
+            record = view.me
+            endpoint = Endpoint("", self._query.model, self._query.digest, Backend.LOCAL, State.DRAINING)
+        self._routing = routing_of(self._query.model, record, endpoint, view.live())
+        return Answer(self._routing, self._nothing(), self.close)
+
+    def _named(self) -> tuple[Candidate, ...]:
+        """The endpoints of just the name that was asked for: the same content under another one stays."""
+        router, live = self._context.router, self._context.view.live()
+        found = router.candidates(live, self._query, self._loop.time())
+        name = self._query.model.lower()
+        # An Ollama's are by name already.
+        return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
+
+    async def _touch(self, choice: Choice, call: Call) -> None:
+        # Past the queue: in it the request would wait for others, or be sent to another endpoint.
+        attempt = await self._dispatcher.enter(choice, call, self._query, bypass_queue=True)
+        if isinstance(attempt, Attempt):
+            try:
+                await _read_away(attempt, BYPASS_LIMIT)
+            finally:
+                await self._dispatcher.release(attempt, True)
+
+    async def close(self) -> None:
+        """End the generation, if it is not at its end, and free its slot. May be called twice."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._search is not None:
+            self._search.cancel()
+        attempt, self._attempt = self._attempt, None
+        self._on_end(self)
+        if attempt is not None:
+            await self._dispatcher.release(attempt, None)
+
+    def node_lost(self, reason: str) -> None:
+        """The endpoint's node is gone: wait for nothing more from it."""
+        if self._attempt is not None:
+            self._attempt.stream.abort(StreamError(ErrorKind.ENGINE, reason))
+
+    def stop(self, reason: str) -> None:
+        """This node stops: end the answer, or the wait for one, with a clear error."""
+        if self._routing is None:
+            self._halt(Refusal(Fault.UNAVAILABLE, f"{reason}; use another node", retry_after=1.0))
+            return
+        self._halt(Refusal(Fault.INTERRUPTED, f"the answer was interrupted: {reason}"))
+
+    def _expire(self) -> None:
+        seconds = f"{self._ask.deadline:g} s"
+        self._halt(
+            Refusal(
+                Fault.TIMEOUT, f"the response was not complete within the request's deadline of {seconds}"
+            )
+        )
+
+    def _halt(self, refusal: Refusal) -> None:
+        self._stopped = refusal
+        if self._attempt is not None:
+            self._attempt.stream.abort(StreamError(ErrorKind.DEADLINE, refusal.message))
+        elif self._search is not None:
+            self._search.cancel()
+
+    async def _found(self, find: Coroutine[Any, Any, _Found]) -> _Found:
+        """What ``find`` finds, unless the answer is stopped meanwhile.
+
+        Raises:
+            Refusal: as its fault says.
+        """
+        self._search = search = asyncio.ensure_future(find)
+        try:
+            attempt = await search
+        except asyncio.CancelledError:
+            if self._stopped is not None and search.cancelled():
+                raise self._stopped from None
+            if search.done() and not search.cancelled() and search.exception() is None:
+                # Found in the very moment in which the caller hung up.
+                await self._discard(search.result())
+            raise
+        finally:
+            self._search = None
+        if self._stopped is not None:
+            await self._discard(attempt)
+            raise self._stopped
+        return attempt
+
+    async def _discard(self, attempt: Attempt | None) -> None:
+        if attempt is not None:
+            await self._dispatcher.release(attempt, None)
+
+    # Giving the answer.
+
+    async def _whole(self) -> AsyncIterator[list[bytes]]:
+        """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""
+        try:
+            attempt = self._attempt
+            while attempt is not None:
+                try:
+                    body = await whole(attempt.stream)
+                    self._first_event()
+                except StreamError as error:
+                    attempt = await self._recover(error, attempt)
+                    continue
+                rename = callers_name(attempt.candidate, attempt.call)
+                if self._cut is not None:
+                    self._cut.look([body])
+                yield [rename(body) if rename else body]
+                await self._done(attempt)
+                return
+        finally:
+            await self.close()
+
+    async def _batches(self) -> AsyncIterator[list[bytes]]:
+        """A streamed request: the engine's events, over all faults."""
+        try:
+            async for events in pulled(self._pour):
+                yield events
+        finally:
+            await self.close()
+
+    async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
+        """The same, as `sollold.cluster.net.pour` says."""
+        while self._attempt is not None:
+            if self._continuation is None:
+                self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)
+            if not await self._pour_from(self._attempt, self._continuation, receive):
+                return False
+        await self.close()
+        return True
+
+    async def _pour_from(
+        self, attempt: Attempt, continuation: Continuation, receive: Receiver[list[bytes]]
+    ) -> bool:
+        """One attempt's events, those that came together in one list.
+
+        At its end `_attempt` is the one that goes on, or None when the answer is whole.
+        """
+        reader = self._reader = self._reader or EventReader(attempt, continuation)
+
+        def read(chunk: bytes) -> bool:
+            events = reader.feed(chunk)
+            if not reader.began and reader.started:
+                reader.began = self._first_event()
+            if self._cut is not None:
+                self._cut.look(events)
+            # With an error the reading ends, once the receiver has what came before it.
+            return (not events or receive(events)) and not reader.error
+
+        try:
+            if reader.error:
+                raise self._engine_error(reader)
+            if not await attempt.stream.pour(read):
+                return False
+            events = reader.finish()
+            if self._cut is not None:
+                self._cut.look(events)
+            if events and not receive(events):
+                return False
+            if reader.error:
+                raise self._engine_error(reader)
+            if not reader.whole and (events := self._cut_short(attempt, continuation)):
+                receive(events)
+            await self._done(attempt)
+        except StreamError as error:
+            if reader.over:
+                await self._done(attempt)
+                return True
+            if reader.began:
+                continuation.spent_ms += (self._loop.time() - reader.began) * 1000
+            if reader.delivered:
+                self._dispatcher.delivered()
+            await self._recover(error, attempt, continuation)
+            self._reader = None
+            if self._attempt is None and (events := continuation.closing()):
+                receive(events)
+            elif self._continuation is not continuation:
+                # What was given before the fault is to be forgotten.
+                receive([b""])
+        return True
+
+    def _cut_short(self, attempt: Attempt, continuation: Continuation) -> list[bytes]:
+        """The last events of an answer whose body is whole, but lacks the end that the engine announces.
+
+        Raises:
+            StreamError: that is a fault of the engine.
+        """
+        if attempt.candidate.engine is not Engine.OLLAMA:
+            raise StreamError(ErrorKind.ENGINE, "the engine ended its answer early", transport=True)
+        # It would do so again, wherever it is resumed.
+        log.info("an Ollama ended its answer early, as with one that repeats itself", extra=self._extra)
+        return continuation.cut_short()
+
+    async def _nothing(self) -> AsyncIterator[list[bytes]]:
+        """The answer to a request that only loads or unloads."""
+        await self.close()
+        return
+        yield []
+
+    async def _done(self, attempt: Attempt) -> None:
+        self._attempt = None
+        await self._dispatcher.release(attempt, True)
+
+    def _first_event(self) -> float:
+        """The first event of an attempt came: after a fault the gap ends here. Returns the time."""
+        now = self._loop.time()
+        if self._fault_at and self._routing is not None:
+            self._routing.gap_ms += (now - self._fault_at) * 1000
+            self._fault_at = 0.0
+        return now
+
+    def _engine_error(self, reader: EventReader) -> Exception:
+        """An error in the stream: a fault to recover from once or twice, or the request's own."""
+        refusal = engine_refusal(stream_status(reader.error), reader.error)
+        self._engine_errors += 1
+        if is_callers_fault(refusal) or self._engine_errors > _ENGINE_ERRORS:
+            return refusal
+        crashed = not reader.delivered and runner_crashed(refusal.message)
+        return StreamError(ErrorKind.ENGINE, f"the engine failed: {refusal.message}", crashed=crashed)
+
+    # After a fault.
+
+    async def _recover(
+        self, error: StreamError, attempt: Attempt, continuation: Continuation | None = None
+    ) -> Attempt | None:
+        """Another engine goes on where the answer stopped; None when nothing but its end is lacking.
+
+        Raises:
+            Refusal: it can't go on.
+        """
+        routing = self._routing
+        assert routing is not None
+        self._fault_at = self._fault_at or self._loop.time()
+        self._attempt = None
+        await self._dispatcher.release_failed(attempt, error)
+        if self._stopped is not None:
+            raise self._stopped
+        if routing.resumed >= _RESUMES:
+            raise Refusal(Fault.INTERRUPTED, f"the response was interrupted {_RESUMES} times, last: {error}")
+        anew = self._begins_anew(error, continuation)
+        log.warning("stream interrupted, resuming on another endpoint: %s", error, extra=self._extra)
+        tracing.current().event("interrupted", {"error": str(error), "node": routing.node})
+        self._on_wait(Waiting("recovering", message=str(error)))
+        limit = self._context.serving.recover_limit
+        rest = None if anew else continuation
+        try:
+            failed = attempt.candidate
+            search = find_rest(
+                self._dispatcher, self._ask, limit, failed.engine, frozenset((failed.key,)), rest
+            )
+            new = await self._found(search)
+        except Refusal as refusal:
+            if refusal.fault in (Fault.TIMEOUT, Fault.BAD_REQUEST) or refusal is self._stopped:
+                raise
+            raise Refusal(
+                Fault.INTERRUPTED,
+                f"the answer was interrupted ({error}) and could not go on: {refusal.message}",
+                retry_after=refusal.retry_after,
+            ) from None
+        routing.resumed += 1
+        self._attempt = new
+        if new is None:
+            return None
+        if anew:
+            self._continuation = continuation_for(new.candidate.engine, new.call)
+        moved = self._routing_from(new)
+        routing.node, routing.backend, routing.engine = moved.node, moved.backend, moved.engine
+        routing.coordinator_url, routing.devices = moved.coordinator_url, moved.devices
+        routing.drafts = moved.drafts
+        return new
+
+    def _begins_anew(self, error: StreamError, continuation: Continuation | None) -> bool:
+        """Whether a streamed answer that can't be continued exactly may begin once more.
+
+        Raises:
+            Refusal: INTERRUPTED, when its caller has the beginning already.
+        """
+        if continuation is None or not continuation.delivered:
+            return False
+        try:
+            continuation.check()
+        except NotResumable as why:
+            if not self._ask.gathered:
+                raise Refusal(
+                    Fault.INTERRUPTED,
+                    f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Ask again",
+                ) from None
+            return True
+        return False
+
+    def _context_at(self, attempt: Attempt) -> int:
+        """Tokens of the context with which an Ollama gives this answer; 0: not known."""
+        if self._query.context:
+            return self._query.context
+        record = self._context.view.record(attempt.candidate.record.node)
+        found = (
+            (one.context for one in record.endpoints if one.id == attempt.candidate.endpoint.id)
+            if record
+            else ()
+        )
+        return next(iter(found), 0)
+
+    def _routing_from(self, attempt: Attempt) -> Routing:
+        view, candidate = self._context.view, attempt.candidate
+        routing = routing_of(self._query.model, candidate.record, candidate.endpoint, view.live())
+        routing.warnings += attempt.call.notes
+        trained = self._query.trained
+        if candidate.engine is Engine.OLLAMA and 0 < trained < self._ask.context:
+            routing.warnings += (no_more_context(self._ask.context, self._query.model, trained),)
+        if candidate.engine is Engine.LLAMA and not self._ask.embedding:
+            warnings = (
+                context_warning(self._ask.context, candidate.endpoint, self._query.trained),
+                logprobs_warning(self._ask.calls[Engine.LLAMA].body, candidate.endpoint.drafts),
+            )
+            routing.warnings += tuple(warning for warning in warnings if warning)
+        routing.load_ms = self._dispatcher.load_ms
+        routing.queue_ms = attempt.stream.head.queue_ms if attempt.stream.head is not None else 0.0
+        if self._ask.explain:
+            others = self._context.router.rank(
+                view.live(), self._query, self._loop.time(), frozenset((candidate.key,))
+            )
+            routing.scores = tuple(
+                ("/".join(choice.candidate.key), choice.score, choice.why)
+                for choice in (attempt.choice, *others)
+            )
+        return routing
+
+
+async def _read_away(attempt: Attempt, limit: float | None) -> None:
+    """Read the answer to its end, in ``limit`` seconds; None: in whatever time it takes."""
+    try:
+        async with asyncio.timeout(limit):
+            await whole(attempt.stream)
+    except StreamError as error:
+        raise Refusal(Fault.ENGINE, f"the engine failed: {error}", status=500) from None
+    except TimeoutError:
+        why = "the engine does not answer a small request; it may hang"
+        raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
+
+
+def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
+    """The routing for an endpoint of ``record``'s node; ``records`` give the other nodes their names."""
+    names = {other.node: other.name or other.node for other in records}
+    return Routing(
+        backend=endpoint.backend,
+        engine=engine_of(endpoint),
+        model=model,
+        node=record.name or record.node,
+        coordinator_url=record.url,
+        devices=tuple(
+            f"{names.get(placed.node, placed.node)}/{placed.device}"
+            for placed in endpoint.placed
+            if placed.last > placed.first
+        ),
+        drafts=endpoint.drafts,
+    )

@@ -1,0 +1,313 @@
+"""A request at the endpoint's node: it waits for a slot, talks to the engine and frees the slot."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from math import isfinite
+from typing import Protocol
+
+from sollold.cluster.gossip.record import Endpoint, State
+from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
+from sollold.cluster.net.pour import Receiver
+from sollold.engines.llamacpp.exit_reason import OUT_OF_MEMORY
+from sollold.facts import dataclass
+from sollold.serving.admission import AdmissionQueue, QueueClosed, QueueFull
+from sollold.serving.engine_client import EngineClient, EngineUnreachable
+from sollold.serving.engines import Engines
+from sollold.serving.protocol import EngineRequest, ErrorKind, ResponseHead, StreamError
+from sollold.serving.watchdog import Progress
+
+log = logging.getLogger("sollold.serving")
+
+_LLAMA_SPEED = re.compile(rb'"predicted_n":\s*(\d+).*?"predicted_per_second":\s*([0-9.eE+-]+)', re.DOTALL)
+_LLAMA_DRAFTS = re.compile(rb'"draft_n":\s*(\d{1,12}),\s*"draft_n_accepted":\s*(\d{1,12})')
+_OLLAMA_SPEED = re.compile(rb'"eval_count":\s*(\d+).*?"eval_duration":\s*(\d+)', re.DOTALL)
+_TAIL = 4096
+"""Bytes at the end of an answer in which the engine's own figures stand."""
+_COMMENT = ord(":")
+"""What begins a line of an event stream that says nothing."""
+_EXIT_KNOWN = 0.4
+"""Seconds in which a crash of the engine is known after the connection to it broke."""
+_HEADERS = {"Content-Type": "application/json"}
+
+
+class Stream(Protocol):
+    """An engine's answer under way, wherever the engine is."""
+
+    head: ResponseHead | None
+    """The engine's status; None until the engine has begun to answer."""
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        """Hand on the body in pieces, as `sollold.cluster.net.pour` says.
+
+        Raises:
+            StreamError: it broke off.
+        """
+        ...
+
+    def abort(self, error: StreamError) -> None:
+        """Break it off from outside: its reader gets ``error``. For a stream that has begun."""
+        ...
+
+    async def close(self) -> None:
+        """End the generation, if it is not at its end, and free its slot. May be called twice."""
+        ...
+
+
+def has_crashed(endpoint: Endpoint) -> bool:
+    """Whether the engine ended by a fault that a request may have caused, not for want of memory."""
+    return endpoint.crashed and OUT_OF_MEMORY not in endpoint.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """An engine's own figures of an answer: tokens per second, tokens, and those of them drafted."""
+
+    speed: float
+    tokens: int
+    drafted: int = 0
+    accepted: int = 0
+
+
+def figures_in(tail: bytes) -> Figures | None:
+    """The figures that stand at the end of an answer; None when there are none."""
+    if found := _LLAMA_SPEED.search(tail):
+        speed, tokens = float(found[2]), int(found[1])
+        if not (isfinite(speed) and speed > 0):
+            return None
+        drafts = _LLAMA_DRAFTS.search(tail, found.end())
+        return Figures(speed, tokens, *(map(int, drafts.groups()) if drafts else ()))
+    if (counted := _OLLAMA_SPEED.search(tail)) and int(counted[1]) and int(counted[2]):
+        return Figures(int(counted[1]) * 1e9 / int(counted[2]), int(counted[1]))
+    return None
+
+
+class LocalStream:
+    """A `Stream` from an engine on this machine."""
+
+    def __init__(
+        self,
+        request: EngineRequest,
+        queue: AdmissionQueue,
+        engines: Engines,
+        client: EngineClient,
+        *,
+        stall: float,
+        begin: float = 0.0,
+        speed: float,
+        on_speed: Callable[[LocalStream, Figures], None],
+        on_end: Callable[[LocalStream], None],
+        is_newest: Callable[[LocalStream], bool],
+    ) -> None:
+        """``stall``, ``begin``, ``speed``: as `Progress` takes them; ``on_speed`` is told a whole answer's
+        figures; ``on_end`` is called once; ``is_newest`` tells whether no request that is unanswered came to
+        the engine later."""
+        self.request = request
+        self.head: ResponseHead | None = None
+        self.progress: Progress | None = None
+        """From the moment the engine has the request; None before."""
+        self.sent_at = 0.0
+        """When the engine got the request, on the loop's clock."""
+        self.failure = ""
+        """Why it broke off; empty when it did not."""
+        self.alone = True
+        """No other request was in the engine meanwhile."""
+        self._queue = queue
+        self._engines = engines
+        self._client = client
+        self._in_use = ExitStack()
+        """While it is open the engine is not idle."""
+        self._connecting: asyncio.Task[HttpConnection] | None = None
+        self._connection: HttpConnection | None = None
+        self._before = self._last = b""
+        """The last two pieces of the body."""
+        self._measured = False
+        self._error: StreamError | None = None
+        self._on_speed = on_speed
+        self._on_end = on_end
+        self._is_newest = is_newest
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._stall = stall
+        self._begin = begin
+        self._speed = speed
+
+    async def open(self, on_position: Callable[[int], None]) -> None:
+        """Wait for a slot, send the request, read the engine's status.
+
+        Raises:
+            StreamError: FULL, MOVED, ENGINE, DEADLINE.
+        """
+        try:
+            async with asyncio.timeout(self.request.deadline or None):
+                waited = await self._wait_for_slot(on_position)
+                self.head = ResponseHead(await self._send(), (self.request.age + waited) * 1000)
+        except TimeoutError:
+            await self.close()
+            raise StreamError(ErrorKind.DEADLINE, "the deadline passed while the request waited") from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _wait_for_slot(self, on_position: Callable[[int], None]) -> float:
+        """Returns the seconds that it took."""
+        request, came = self.request, self._loop.time()
+        try:
+            self._in_use.enter_context(self._engines.busy(request.endpoint, request.keep_alive))
+            if not request.bypass_queue:
+                await self._queue.enter(
+                    request.id, request.priority, request.client, request.age, on_position
+                )
+        except LookupError as error:
+            raise StreamError(ErrorKind.MOVED, str(error)) from None
+        except QueueFull as full:
+            message = f"{self._queue.waiting} requests already wait for this model; try again later"
+            raise StreamError(ErrorKind.FULL, message, full.retry_after) from None
+        except QueueClosed:
+            raise self._error or StreamError(
+                ErrorKind.MOVED, "the endpoint accepts no new requests"
+            ) from None
+        if self._error is not None:
+            raise self._error
+        self.alone = self._queue.active <= 1
+        return self._loop.time() - came
+
+    async def _send(self) -> int:
+        """Returns the engine's status."""
+        engine = self._engines.address(self.request.endpoint)
+        if engine is None:
+            raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
+        self.sent_at = self._loop.time()
+        self.progress = Progress(self.sent_at, self._stall, self._speed, self._begin)
+        path, headers = self.request.path, _HEADERS | engine.headers
+        kept, lost = self._client.kept(engine.url), False
+        try:
+            # Only the body goes to the engine: a header such as X-Conversation-Id would make llama-server go
+            # on generating after its caller has hung up. Connections are known at once, so that `abort` and
+            # `close` find them.
+            if kept is not None:
+                try:
+                    self._connection = kept
+                    return await kept.ask("POST", path, headers, self.request.body)
+                except AnswerLost:
+                    # The engine may have closed it before it saw the request (RFC 9112, 9.3.1).
+                    if self._error is not None:
+                        raise
+                    lost = True
+            self._connection = await self._connected(engine.url)
+            return await self._connection.ask("POST", path, headers, self.request.body)
+        except OSError as error:
+            taken = lost or not isinstance(error, EngineUnreachable)
+            raise await self._broken(f"the engine does not answer: {error}", taken, taken) from None
+
+    async def _connected(self, url: str) -> HttpConnection:
+        # A task, so that `abort` can end it alone.
+        self._connecting = asyncio.ensure_future(self._client.connect(url))
+        try:
+            return await self._connecting
+        except asyncio.CancelledError:
+            if self._error is not None and self._connecting.cancelled():
+                raise self._error from None
+            raise
+        finally:
+            self._connecting = None
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        """Hand on the body in pieces.
+
+        Raises:
+            StreamError: ENGINE when the engine died or hung; MOVED when the node is drained.
+        """
+        connection, progress = self._connection, self.progress
+        assert connection is not None and progress is not None
+        now = self._loop.time
+
+        def passed(chunk: bytes) -> bool:
+            if chunk[0] == _COMMENT and b"data:" not in chunk:
+                # llama-server says every half minute that it is there, though its workers hang. Nobody
+                # needs to hear it: nodes and callers get signs of life of our own.
+                return True
+            progress.came(now())
+            self._before, self._last = self._last, chunk
+            if not receive(chunk):
+                return False
+            progress.wanted(now())
+            return True
+
+        if progress.began:
+            progress.wanted(now())
+        try:
+            if not await connection.pour(passed):
+                return False
+        except AnswerLost as error:
+            message = f"the connection to the engine broke: {error}"
+            raise await self._broken(message, True, not self._last) from None
+        if self._error is not None:
+            raise self._error
+        if not self._measured:
+            self._measured = True
+            self._measure((self._before[-_TAIL:] + self._last)[-_TAIL:])
+        return True
+
+    def abort(self, error: StreamError) -> None:
+        """Break it off from outside: its reader gets ``error``."""
+        taken = error.kind is ErrorKind.ENGINE and self.progress is not None
+        self._error = replace(error, taken=taken)
+        self.failure = error.message
+        self._hang_up()
+
+    async def close(self) -> None:
+        """Free the slot; the connection is closed, which ends a generation under way."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            if self.request.stream:
+                # llama-server closes it behind a stream; what is sent on it until that is known is lost.
+                self._connection.close()
+            else:
+                self._client.release(self._connection)
+        self._on_end(self)
+        self._queue.leave(self.request.id)
+        self._in_use.close()
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        elif self._connecting is not None:
+            self._connecting.cancel()
+
+    async def _broken(self, message: str, taken: bool, suspect: bool) -> StreamError:
+        """What was said from outside goes before what the connection says.
+
+        ``suspect``: nothing came of the request yet, so it may be what ended the engine.
+        """
+        crashed = self._error is None and suspect and self._is_newest(self) and await self._engine_crashed()
+        error = self._error or StreamError(ErrorKind.ENGINE, message, transport=True, taken=taken)
+        self.failure = error.message
+        return replace(error, crashed=True) if crashed else error
+
+    async def _engine_crashed(self) -> bool:
+        """Whether the engine is known to have crashed, within a moment."""
+        try:
+            async with asyncio.timeout(_EXIT_KNOWN):
+                while (endpoint := self._engines.endpoint(self.request.endpoint)) is not None:
+                    if endpoint.state is not State.READY:
+                        return has_crashed(endpoint)
+                    await asyncio.sleep(_EXIT_KNOWN / 20)
+        except TimeoutError:
+            log.debug("the engine runs, although the connection broke", extra={"request": self.request.id})
+        return False
+
+    def _measure(self, tail: bytes) -> None:
+        """The engine's own figures stand at the end of an answer."""
+        figures = figures_in(tail)
+        if figures is not None:
+            self._on_speed(self, figures)

@@ -1,0 +1,131 @@
+"""Opening a stream from an endpoint, while its request may wait in the queue there and look for another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import field
+
+from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.view import View
+from sollold.facts import dataclass
+from sollold.serving.candidate import Candidate
+from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.loader import Loader
+from sollold.serving.local_stream import Stream
+from sollold.serving.protocol import EngineRequest
+from sollold.serving.quarantine import Quarantine
+from sollold.serving.remote_stream import RemoteStream
+from sollold.serving.request import Waiting
+from sollold.serving.router import Router
+from sollold.settings.schema import HttpSettings, ServingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServingContext:
+    """What requests are answered with."""
+
+    view: View
+    calls: PeerCalls
+    server: EndpointServer
+    loader: Loader
+    router: Router
+    waiters: QueueWaiters
+    quarantine: Quarantine
+    serving: ServingSettings
+    http: HttpSettings
+
+
+@dataclass(slots=True)
+class QueueWaiters:
+    """This node's requests that wait in endpoints' queues, in the order of coming."""
+
+    _nudges: dict[asyncio.Future[None], tuple[str, str]] = field(default_factory=dict)
+
+    def add(self, endpoint: tuple[str, str]) -> asyncio.Future[None]:
+        """A request waits for ``endpoint``. The future is done when it should look for another."""
+        nudge: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._nudges[nudge] = endpoint
+        return nudge
+
+    def remove(self, nudge: asyncio.Future[None]) -> None:
+        """It waits no more."""
+        self._nudges.pop(nudge, None)
+
+    def freed(self, endpoint: tuple[str, str]) -> None:
+        """A request at ``endpoint`` is over: the first that waits elsewhere should look here."""
+        for nudge, waits_for in self._nudges.items():
+            if waits_for != endpoint:
+                del self._nudges[nudge]
+                if not nudge.done():
+                    nudge.set_result(None)
+                return
+
+
+class StreamOpening:
+    """A stream being opened, at an endpoint of this node or of another."""
+
+    def __init__(
+        self,
+        context: ServingContext,
+        candidate: Candidate,
+        request: EngineRequest,
+        on_wait: Callable[[Waiting], None],
+        stage: str,
+    ) -> None:
+        self.candidate = candidate
+        self.request = request
+        self._waiters = context.waiters
+        self._on_wait = on_wait
+        self._stage = stage
+        self._nudge: asyncio.Future[None] | None = None
+        """Done when another endpoint has become free; there while the request is queued."""
+        self._task = asyncio.ensure_future(self._open(context))
+
+    @property
+    def queued(self) -> bool:
+        """Whether the request has had to wait in the endpoint's queue."""
+        return self._nudge is not None
+
+    async def _open(self, context: ServingContext) -> Stream:
+        node = self.candidate.record.node
+        if node == context.view.me.node:
+            local = context.server.stream(self.request)
+            await local.open(self._on_position)
+            return local
+        remote = RemoteStream(context.calls, node, self.request)
+        await remote.open(self._on_position)
+        return remote
+
+    def _on_position(self, position: int) -> None:
+        self._nudge = self._nudge or self._waiters.add(self.candidate.key)
+        self._on_wait(Waiting(self._stage, position=position))
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether it is open (or failed), within ``seconds``; earlier when another endpoint is free."""
+        nudge = self._nudge
+        either = (self._task,) if nudge is None else (self._task, nudge)
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if nudge is not None and nudge.done() and not self._task.done():
+            self._nudge = self._waiters.add(self.candidate.key)
+        return self._task.done()
+
+    def stream(self) -> Stream:
+        """The open stream.
+
+        Raises:
+            StreamError: it could not be opened.
+        """
+        return self._task.result()
+
+    async def cancel(self) -> None:
+        """Call it off, whether it is waiting or has come through in this very moment."""
+        self._task.cancel()
+        for result in await asyncio.gather(self._task, return_exceptions=True):
+            if not isinstance(result, BaseException):
+                await result.close()
+
+    def leave_queue(self) -> None:
+        """Look for no other endpoint any more."""
+        if self._nudge is not None:
+            self._waiters.remove(self._nudge)

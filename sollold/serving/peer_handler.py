@@ -1,0 +1,193 @@
+"""At the endpoint's node: requests that other nodes were asked, as they come in over the peer route.
+
+The request is one `sollold.serving.protocol.EngineRequest`, the answer a sequence of that module's frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Set
+from io import BytesIO
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from sollold.serving.body_writer import BodyWriter
+from sollold.serving.local_stream import LocalStream
+from sollold.serving.protocol import (
+    ALIVE,
+    BEGUN,
+    BROKEN,
+    DATA,
+    END,
+    LARGEST_REQUEST,
+    POSITION,
+    EngineRequest,
+    StreamError,
+    frame,
+    packed,
+    read_request,
+)
+
+log = logging.getLogger("sollold.serving")
+
+_ALIVE_EVERY = 2.0
+"""Seconds of silence towards a caller's node after which it is told that this one is still here."""
+
+
+class PeerCaller:
+    """The node that asked: frames go to it, its hang-up is noticed."""
+
+    def __init__(self, node: str, writer: BodyWriter, task: asyncio.Task[Any]) -> None:
+        self._writer = writer
+        self._loop = asyncio.get_running_loop()
+        self.task = task
+        self.node = node
+        self.sent = self._loop.time()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller's node has closed the connection."""
+        return self._writer.gone
+
+    def send(self, data: bytes) -> bool:
+        """Write one frame. Whether the node takes more; if not, `drain` waits until it does."""
+        self.sent = self._loop.time()
+        return self._writer.write(data)
+
+    def pass_on(self, chunk: bytes) -> bool:
+        """Write a piece of the engine's body."""
+        return self.send(frame(DATA, chunk))
+
+    def show_life(self) -> None:
+        """Write a frame that says nothing else, unless the node takes nothing."""
+        if not self._writer.unsent:
+            # Between two frames, so nothing is cut.
+            self.send(frame(ALIVE))
+
+    async def drain(self) -> None:
+        """Wait until the node has read most of what was sent.
+
+        Raises:
+            ConnectionError: it has closed the connection.
+        """
+        await self._writer.drain()
+
+
+class PeerRequestHandler:
+    """Answers the requests of other nodes.
+
+    Args:
+        begin: a stream for a request at an endpoint of this node; raises `StreamError` when it accepts none.
+        node_of: the node id that a connection has proved.
+    """
+
+    def __init__(
+        self, begin: Callable[[EngineRequest], LocalStream], node_of: Callable[[web.Request], str]
+    ) -> None:
+        self._begin = begin
+        self._node_of = node_of
+        self._callers: set[PeerCaller] = set()
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """The tasks of requests under way."""
+        return [caller.task for caller in self._callers]
+
+    def end_all_but(self, live: Set[str]) -> None:
+        """End the requests of nodes that are not among ``live``."""
+        for caller in tuple(self._callers):
+            if caller.node not in live:
+                # Its machine may be off: then no packet ever says that the connection is gone.
+                caller.task.cancel()
+
+    def check(self, now: float) -> None:
+        """End the requests of callers that have hung up; send a sign of life to those that heard nothing."""
+        for caller in tuple(self._callers):
+            if caller.gone:
+                caller.task.cancel()
+            elif now - caller.sent >= _ALIVE_EVERY:
+                caller.show_life()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """The peer route.
+
+        Raises:
+            web.HTTPException: the body is too big or no `EngineRequest`.
+        """
+        engine_request = await _read_request(request)
+        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        writer = await BodyWriter.begin(request, response)
+        task = asyncio.current_task()
+        assert task is not None
+        caller = PeerCaller(self._node_of(request), writer, task)
+        self._callers.add(caller)
+        extra = {"request": engine_request.id, "deployment": engine_request.endpoint}
+        try:
+            stream = self._begin(engine_request)
+            try:
+                await self._open(stream, caller)
+                caller.send(packed(BEGUN, stream.head))
+                while not await stream.pour(caller.pass_on):
+                    await caller.drain()
+            finally:
+                await stream.close()
+            caller.send(frame(END))
+            await caller.drain()
+        except StreamError as error:
+            log.info("stream interrupted: %s", error, extra=extra)
+            caller.send(packed(BROKEN, error))
+            with contextlib.suppress(ConnectionError):
+                await caller.drain()
+        except ConnectionError:
+            log.debug("the requesting node disconnected", extra=extra)
+        finally:
+            self._callers.discard(caller)
+        return response
+
+    async def _open(self, stream: LocalStream, caller: PeerCaller) -> None:
+        """Open ``stream`` while its caller hears of its position in the queue."""
+        news = asyncio.Event()
+        positions: list[int] = []
+
+        def on_position(position: int) -> None:
+            positions.append(position)
+            news.set()
+
+        opening = asyncio.ensure_future(stream.open(on_position))
+        try:
+            while not opening.done():
+                hearing = asyncio.ensure_future(news.wait())
+                try:
+                    await asyncio.wait((opening, hearing), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    hearing.cancel()
+                if positions and not opening.done():
+                    news.clear()
+                    caller.send(packed(POSITION, positions[-1]))
+                    positions.clear()
+        except BaseException:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            raise
+        opening.result()
+
+
+async def _read_request(request: web.Request) -> EngineRequest:
+    """The request in a peer's body.
+
+    Raises:
+        web.HTTPException: it is too big or no `EngineRequest`.
+    """
+    raw = BytesIO()
+    pieces: AsyncIterator[bytes] = request.content.iter_any()
+    async for piece in pieces:
+        raw.write(piece)
+        if raw.tell() > LARGEST_REQUEST:
+            raise web.HTTPRequestEntityTooLarge(max_size=LARGEST_REQUEST, actual_size=raw.tell())
+    try:
+        return await read_request(raw.getvalue())
+    except msgspec.MsgspecError as error:
+        raise web.HTTPBadRequest(text=f"not a request for an endpoint: {error}") from None

@@ -1,0 +1,101 @@
+"""The rules by which endpoints are ranked, as data: each gives a candidate a mark, a strategy weighs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sollold.facts import dataclass
+from sollold.serving.candidate import Candidate, EndpointQuery
+from sollold.serving.request import Engine
+
+Mark = Callable[[Candidate, EndpointQuery, tuple[Candidate, ...]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A mark from 0 (bad) to 1 (good) and the words for it."""
+
+    name: str
+    words: str
+    mark: Mark
+
+
+def _loaded(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return 1.0 if candidate.endpoint.loaded else 0.0
+
+
+def _expected(candidate: Candidate, others: tuple[Candidate, ...]) -> float:
+    """Time until a new request would be done there, in requests of the fastest endpoint."""
+    known = [other.speed for other in others if other.speed > 0]
+    fastest = max(known, default=1.0)
+    # Unknown counts as the mean, so that a new endpoint is tried, and not with everything.
+    speed = candidate.speed or (sum(known) / len(known) if known else 1.0)
+    ahead = candidate.load / max(1, candidate.endpoint.slots)
+    return (ahead + 1.0) * fastest / speed
+
+
+def _soonest(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return min(_expected(other, others) for other in others) / _expected(candidate, others)
+
+
+def _least_loaded(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return 1.0 / (1.0 + candidate.load / max(1, candidate.endpoint.slots))
+
+
+def _quick(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    known = [other.first_byte for other in others if other.first_byte > 0]
+    if not known or candidate.first_byte <= 0:
+        return 1.0
+    return min(known) / candidate.first_byte
+
+
+def _same_context(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    # An Ollama reloads a model whose num_ctx differs; llama-server serves what fits.
+    if not query.context or candidate.engine is Engine.LLAMA:
+        return 1.0
+    return 1.0 if candidate.endpoint.context == query.context else 0.0
+
+
+def _sticky(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return 1.0 if candidate.sticky else 0.0
+
+
+def _gpu(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return 1.0 if candidate.gpu else 0.0
+
+
+def _success(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return candidate.success
+
+
+def _local(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    return 1.0 if candidate.local else 0.0
+
+
+RULES = (
+    Rule("loaded", "loaded", _loaded),
+    Rule("soonest", "done soonest", _soonest),
+    Rule("least_loaded", "least loaded", _least_loaded),
+    Rule("quick", "answers quickly", _quick),
+    Rule("same_context", "same context length", _same_context),
+    Rule("sticky", "has this conversation cached", _sticky),
+    Rule("gpu", "on a GPU", _gpu),
+    Rule("success", "no recent errors", _success),
+    Rule("local", "on this node", _local),
+)
+
+
+STRATEGIES: dict[str, dict[str, float]] = {
+    "intelligent": {
+        "loaded": 40.0,
+        "soonest": 100.0,
+        "same_context": 20.0,
+        "sticky": 15.0,
+        "gpu": 10.0,
+        "success": 30.0,
+        "local": 1.0,
+    },
+    "least_loaded": {"least_loaded": 100.0, "loaded": 5.0, "local": 1.0},
+    "latency_first": {"quick": 100.0, "loaded": 40.0, "least_loaded": 20.0, "local": 1.0},
+    "round_robin": {},
+}

@@ -1,0 +1,109 @@
+"""After a fault in a stream: an engine for the rest of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.dispatch import BYPASS_LIMIT, Attempt, Dispatcher
+from sollold.serving.event_split import whole
+from sollold.serving.protocol import StreamError
+from sollold.serving.request import Ask, Call, Engine
+from sollold.serving.resume.base import Continuation
+
+log = logging.getLogger("sollold.serving")
+
+_STAGE = "recovering"
+
+
+async def find_rest(
+    dispatcher: Dispatcher,
+    ask: Ask,
+    limit: float,
+    engine: Engine,
+    without: frozenset[tuple[str, str]],
+    continuation: Continuation | None,
+) -> Attempt | None:
+    """An engine that goes on with the answer which another one began, within ``limit`` seconds.
+
+    It is of the same kind (``engine``), so that its events have the same form, and none of ``without``. An
+    answer of which its caller has nothing (``continuation`` None) comes from any. None: nothing but the end
+    of the stream is lacking.
+
+    Raises:
+        Refusal: as its fault says.
+    """
+    if continuation is None:
+        return await dispatcher.find(ask.calls, limit, _STAGE, without)
+    if not continuation.delivered:
+        return await dispatcher.find({engine: ask.calls[engine]}, limit, _STAGE, without)
+    counter = _TokenCounter(dispatcher, limit, without)
+    tokens = await counter.count(continuation) if engine is Engine.LLAMA and continuation.text else None
+    call = continuation.resume(tokens)
+    if continuation.closing():
+        return None
+    return await dispatcher.find({engine: call}, limit, _STAGE, without)
+
+
+class _Tokens(msgspec.Struct):
+    """llama-server's answer to ``/tokenize``."""
+
+    tokens: list[int | msgspec.Raw]
+
+
+class _Prompt(msgspec.Struct):
+    """llama-server's answer to ``/apply-template``."""
+
+    prompt: str
+
+
+class _TokenCounter:
+    """Counts tokens by the model's own tokenizer, at any engine that serves it."""
+
+    def __init__(self, dispatcher: Dispatcher, limit: float, without: frozenset[tuple[str, str]]) -> None:
+        self._dispatcher = dispatcher
+        self._limit = limit
+        self._without = without
+
+    async def count(self, continuation: Continuation) -> int | None:
+        """How many tokens were delivered; None when no engine says.
+
+        Raises:
+            Refusal: there is no engine for the model.
+        """
+        try:
+            pair = continuation.measure()
+            if pair is None:
+                return await self._count_text(continuation.text, False)
+            prompts = []
+            for call in pair:
+                answer = msgspec.json.decode(await self._answer(call), type=_Prompt)
+                prompts.append(await self._count_text(answer.prompt, True))
+            return max(0, prompts[1] - prompts[0])
+        except (StreamError, TimeoutError, msgspec.MsgspecError) as error:
+            log.info("the engine did not count tokens: %s", error)
+        except Refusal as refusal:
+            # An engine that does not answer this is watched while it works on the answer itself.
+            if refusal.fault not in (Fault.ENGINE, Fault.TIMEOUT):
+                raise
+        return None
+
+    async def _count_text(self, text: str, special: bool) -> int:
+        call = Call("/tokenize", {"content": text, "add_special": special, "parse_special": True})
+        return len(msgspec.json.decode(await self._answer(call), type=_Tokens).tokens)
+
+    async def _answer(self, call: Call) -> bytes:
+        """A small request, which needs no slot.
+
+        Raises:
+            StreamError, TimeoutError: it broke off, or there was no answer.
+        """
+        attempt = await self._dispatcher.find({Engine.LLAMA: call}, self._limit, _STAGE, self._without)
+        try:
+            async with asyncio.timeout(BYPASS_LIMIT):
+                return await whole(attempt.stream)
+        finally:
+            await self._dispatcher.release(attempt, None)

@@ -1,0 +1,172 @@
+"""An answer that comes from an endpoint on another node."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+
+from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
+from sollold.cluster.net.pour import Receiver
+from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.serving.protocol import (
+    BEGUN,
+    BROKEN,
+    DATA,
+    END,
+    PATH,
+    POSITION,
+    BadFrame,
+    EngineRequest,
+    ErrorKind,
+    Frames,
+    ResponseHead,
+    StreamError,
+    request_parts,
+)
+
+_CONNECT = 3.0
+"""Seconds in which a connection to the endpoint's node must stand."""
+_SILENCE = 7.0
+"""Seconds without any frame after which the endpoint's node is taken for gone; it speaks every 2 s."""
+_CONNECTION_ERRORS = (OSError, TimeoutError, PeerError, msgspec.MsgspecError)
+_HEADERS = {"Content-Type": "application/msgpack"}
+
+
+class RemoteStream:
+    """A `Stream` from an engine on another node."""
+
+    def __init__(self, calls: PeerCalls, node: str, request: EngineRequest) -> None:
+        self.head: ResponseHead | None = None
+        self._calls = calls
+        self._node = node
+        self._request = request
+        self._connection: HttpConnection | None = None
+        self._frames = Frames()
+        self._early: list[tuple[int, bytes]] = []
+        """Frames that came together with the head."""
+        self._enough = False
+        """The receiver wants no more for now."""
+        self._end = 0
+        """The frame that ended the body: END or BROKEN, and what it says."""
+        self._last = b""
+        self._error: StreamError | None = None
+
+    async def open(self, on_position: Callable[[int], None]) -> None:
+        """Ask the endpoint's node, wait in its queue, get the engine's status.
+
+        Raises:
+            StreamError: as its kind says.
+        """
+        try:
+            await self._open(on_position)
+        except _CONNECTION_ERRORS as error:
+            await self.close()
+            raise self._lost(error) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _open(self, on_position: Callable[[int], None]) -> None:
+        connection = self._connection = await self._calls.connect(self._node, timeout=_CONNECT)
+        connection.silence = _SILENCE
+        status = await connection.ask("POST", PATH, _HEADERS, *request_parts(self._request))
+        if status != 200:
+            raise StreamError(ErrorKind.ENGINE, f"node {self._node} answered {status}")
+
+        def receive(data: bytes) -> bool:
+            frames = self._feed(data)
+            for at, (kind, payload) in enumerate(frames):
+                if kind == POSITION:
+                    on_position(msgspec.msgpack.decode(payload, type=int))
+                elif kind == BROKEN:
+                    raise msgspec.msgpack.decode(payload, type=StreamError)
+                elif kind == BEGUN:
+                    self.head = msgspec.msgpack.decode(payload, type=ResponseHead)
+                    self._early = frames[at + 1 :]
+                    return False
+            return True
+
+        await connection.pour(receive)
+        if self.head is None:
+            raise self._closed()
+
+    async def pour(self, receive: Receiver[bytes]) -> bool:
+        """Hand on the body in pieces.
+
+        Raises:
+            StreamError: it broke off.
+        """
+        connection = self._connection
+        assert connection is not None
+        early, self._early, self._enough = self._early, [], False
+        if not self._end and self._pass(early, receive):
+            try:
+                await connection.pour(lambda data: self._pass(self._feed(data), receive))
+            except AnswerLost as error:
+                raise self._lost(error) from None
+        if self._enough:
+            return False
+        if not self._end:
+            raise self._closed()
+        with contextlib.suppress(AnswerLost, msgspec.MsgspecError):
+            if self._end == BROKEN:
+                raise msgspec.msgpack.decode(self._last, type=StreamError)
+            # To the very end, so that the connection can be used again.
+            await connection.pour(lambda _: True)
+            return True
+        if self._end == BROKEN:
+            raise self._broken(f"node {self._node} sent an error that can't be read")
+        return True
+
+    def _pass(self, frames: list[tuple[int, bytes]], receive: Receiver[bytes]) -> bool:
+        """Hand on what of the body is in ``frames``; whether more is wanted."""
+        body, end, payload = _body_in(frames)
+        if end:
+            self._end, self._last = end, payload
+        self._enough = bool(body) and not receive(body)
+        return not (self._enough or end)
+
+    def abort(self, error: StreamError) -> None:
+        """Break it off: the endpoint's node is known to be gone, say. Its reader gets ``error``."""
+        self._error = replace(error, transport=error.kind is ErrorKind.ENGINE)
+        if self._connection is not None:
+            self._connection.close()
+
+    async def close(self) -> None:
+        """Hang up; a connection whose answer was read to its end stays open for the next."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._calls.release(connection)
+
+    def _feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """The frames that are whole with ``data``."""
+        try:
+            return self._frames.feed(data)
+        except BadFrame as error:
+            raise self._broken(f"node {self._node} sent {error}") from None
+
+    def _closed(self) -> StreamError:
+        return self._error or self._broken(f"node {self._node} closed the connection")
+
+    def _lost(self, error: BaseException) -> StreamError:
+        why = str(error) or type(error).__name__
+        return self._error or self._broken(f"connection to node {self._node} lost: {why}")
+
+    def _broken(self, why: str) -> StreamError:
+        return StreamError(ErrorKind.ENGINE, why, transport=True)
+
+
+def _body_in(frames: list[tuple[int, bytes]]) -> tuple[bytes, int, bytes]:
+    """The bytes of the body in ``frames``; the kind of the frame that ends it, 0 for none; its payload."""
+    if len(frames) == 1 and frames[0][0] == DATA:
+        return frames[0][1], 0, b""
+    parts: list[bytes] = []
+    for kind, payload in frames:
+        if kind == DATA:
+            parts.append(payload)
+        elif kind in (END, BROKEN):
+            return b"".join(parts), kind, payload
+    return b"".join(parts), 0, b""

@@ -1,0 +1,196 @@
+"""Continuing ``/v1/chat/completions``, of llama-server or of an Ollama."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sollold.serving.request import Call, Delivered, Engine
+from sollold.serving.resume.base import (
+    LIMITS,
+    Continuation,
+    JsonObject,
+    NotResumable,
+    asked_for,
+    less,
+    whole_timings,
+    whole_usage,
+)
+
+
+class ChatContinuation(Continuation):
+    """A streamed chat in OpenAI's chunks.
+
+    llama-server takes a trailing assistant message as the beginning of its answer when
+    ``continue_final_message`` names the part (content or reasoning) that goes on, and then sends only what
+    it adds. A JSON schema's grammar is led through that beginning too. An Ollama continues a trailing
+    assistant message unasked.
+    """
+
+    def __init__(self, call: Call, engine: Engine) -> None:
+        super().__init__(call)
+        self._engine = engine
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._names: JsonObject | None = None
+        self._role = False
+        self._tool_call = False
+        self._finished = False
+        self._usage = False
+
+    @property
+    def text(self) -> str:
+        """Reasoning, then content; without what the caller began himself."""
+        self.fold()
+        return "".join(self._reasoning) + "".join(self._content).removeprefix(self._echo)
+
+    def measure(self) -> tuple[Call, Call] | None:
+        """Reasoning stands between marks that only the template knows."""
+        self.fold()
+        if not any(self._reasoning) or self._engine is not Engine.LLAMA:
+            return None
+        longer = self._with_beginning(dict(self.call.body), "".join(self._content), "".join(self._reasoning))
+        return Call("/apply-template", dict(self.call.body)), Call("/apply-template", longer)
+
+    @property
+    def _echo(self) -> str:
+        """What llama-server repeats of an answer that the caller began and did not say that he did."""
+        body = self.call.body
+        if self._engine is not Engine.LLAMA or "continue_final_message" in body:
+            return ""
+        messages = body.get("messages") or [{}]
+        last = messages[-1]
+        if not isinstance(last, dict) or last.get("role") != "assistant":
+            return ""
+        return _text_of(last)
+
+    def check(self) -> None:
+        """Raises `NotResumable` for what can\'t be continued exactly."""
+        self.fold()
+        body = self.call.body
+        if asked_for(body, "logprobs"):
+            raise NotResumable("it carries log probabilities")
+        if isinstance(body.get("n"), int) and body["n"] > 1:
+            raise NotResumable("more than one answer was asked for at once")
+        if self._tool_call and not self._finished:
+            raise NotResumable("a tool call was sent in part")
+        if asked_for(body, "grammar") and self.text:
+            raise NotResumable("it uses a grammar, whose state is lost")
+        if self._engine is Engine.OLLAMA and any(self._reasoning) and not any(self._content):
+            raise NotResumable("it was interrupted while thinking, which Ollama can't continue")
+        if self._engine is Engine.OLLAMA and asked_for(body, "response_format") and self._content:
+            kind = body["response_format"]
+            if not isinstance(kind, dict) or kind.get("type") != "text":
+                raise NotResumable("it uses a JSON schema, which Ollama can't continue in the middle")
+
+    def _read(self, event: JsonObject) -> None:
+        if self._names is None:
+            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
+        if event.get("usage"):
+            self._usage = True
+        for choice in event.get("choices") or ():
+            delta = choice.get("delta") or {}
+            self._role = self._role or "role" in delta
+            content, reasoning = delta.get("content"), _reasoning(delta)
+            if content:
+                self._content.append(content)
+            if reasoning:
+                self._reasoning.append(reasoning)
+            if content or reasoning:
+                self.events += 1
+            if delta.get("tool_calls"):
+                self._tool_call = True
+            if choice.get("finish_reason"):
+                self._finished = True
+
+    def _restore(self, delivered: Delivered) -> None:
+        self._content, self._reasoning = [delivered.content], [delivered.thinking]
+        self._tool_call, self._role = delivered.tool_calls, True
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        content, reasoning = "".join(self._content), "".join(self._reasoning)
+        self._content, self._reasoning = [content], [reasoning]
+        if self._finished:
+            # All is said. What may lack are the counts: the prompt is read for them.
+            body["n_predict" if self._engine is Engine.LLAMA else "max_tokens"] = 1
+            self.exhausted = True
+        else:
+            self.exhausted = less(body, LIMITS, self.tokens)
+        if not content and not reasoning:
+            return Call(self.call.path, body)
+        return Call(self.call.path, self._with_beginning(body, content, reasoning))
+
+    def _with_beginning(self, body: JsonObject, content: str, reasoning: str) -> JsonObject:
+        """``body`` with what was delivered as the beginning of the answer."""
+        messages = list(body.get("messages") or ())
+        beginning: JsonObject = {"role": "assistant"}
+        before = ""
+        if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+            # The caller began the answer; two assistant messages in a row are an error.
+            beginning = dict(messages.pop())
+            before = _text_of(beginning)
+        if self._echo and content.startswith(self._echo):
+            before = ""
+        beginning["content"] = before + content
+        thought = (_reasoning(beginning) or "") + reasoning
+        if beginning["content"]:
+            # Templates put a newline before the mark that ends reasoning; while it was streamed that
+            # newline counted as reasoning.
+            thought = thought.removesuffix("\n")
+        if self._engine is Engine.LLAMA:
+            if thought:
+                beginning["reasoning_content"] = thought
+            body["add_generation_prompt"] = False
+            body["continue_final_message"] = "content" if beginning["content"] else "reasoning_content"
+        elif thought:
+            beginning["reasoning"] = thought
+        body["messages"] = [*messages, beginning]
+        return body
+
+    def cut_short(self) -> list[bytes]:
+        """A last chunk."""
+        self.fold()
+        choice = {"index": 0, "delta": {}, "finish_reason": "stop"}
+        return [
+            msgspec.json.encode(
+                {"object": "chat.completion.chunk", **(self._names or {}), "choices": [choice]}
+            )
+        ]
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        event |= {key: value for key, value in (self._names or {}).items() if key in event}
+        tokens, spent = self.tokens, self.spent_ms
+        whole_usage(event.get("usage"), tokens, self.exhausted)
+        whole_timings(event.get("timings"), tokens, spent, self.exhausted)
+        choices = event.get("choices") or []
+        if not choices:
+            return event if event.get("usage") and not self._usage else None
+        passed = []
+        for choice in choices:
+            delta = choice.get("delta") or {}
+            if self._role and "role" in delta:
+                delta = {key: value for key, value in delta.items() if key != "role"}
+                if not delta.get("content"):
+                    delta.pop("content", None)
+                choice["delta"] = delta
+            finish = choice.get("finish_reason")
+            if self.exhausted:
+                choice["delta"] = delta = {}
+                choice["finish_reason"] = finish = "length" if finish else None
+            if self._finished or not (delta or finish):
+                continue
+            passed.append(choice)
+        event["choices"] = passed
+        return event if passed else None
+
+
+def _text_of(message: JsonObject) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _reasoning(delta: JsonObject) -> str | None:
+    """The thinking in a delta or message: llama-server and Ollama call it differently."""
+    return delta.get("reasoning_content") or delta.get("reasoning")

@@ -1,0 +1,157 @@
+"""Continuing an Ollama's ``/api/chat`` and ``/api/generate``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from sollold.serving.request import Call, Delivered
+from sollold.serving.resume.base import Continuation, JsonObject, NotResumable, asked_for, less
+from sollold.units import timestamp_text
+
+
+class OllamaContinuation(Continuation):
+    """A stream of Ollama's lines.
+
+    A chat gets what was delivered as a trailing assistant message, which Ollama continues. A prompt is
+    lengthened when it is raw; otherwise Ollama puts it into a template, so it is asked as a chat, whose
+    lines are given the form of the old ones.
+    """
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._chat = call.path == "/api/chat"
+        self._content: list[str] = []
+        self._thinking: list[str] = []
+        self._tool_call = False
+        self._done = False
+        self._head: JsonObject = {}
+
+    @property
+    def text(self) -> str:
+        """Thinking, then content."""
+        self.fold()
+        return "".join(self._thinking) + "".join(self._content)
+
+    def check(self) -> None:
+        """Raises `NotResumable` for what can\'t be continued exactly."""
+        self.fold()
+        body = self.call.body
+        if asked_for(body, "logprobs"):
+            raise NotResumable("it carries log probabilities")
+        if self._tool_call:
+            raise NotResumable("a tool call was sent, and more may have been under way")
+        if not self.text:
+            return
+        if asked_for(body, "format"):
+            raise NotResumable("it uses a format, which Ollama can't continue in the middle")
+        if any(self._thinking) and not any(self._content):
+            raise NotResumable("it was interrupted while thinking, which Ollama can't continue")
+        if not self._chat and not body.get("raw"):
+            for key in ("template", "suffix", "context"):
+                if body.get(key):
+                    raise NotResumable(f"Ollama can't begin an answer in the middle with {key!r}")
+
+    def _read(self, event: JsonObject) -> None:
+        message = event.get("message") if self._chat else event
+        if isinstance(message, dict):
+            content = message.get("content" if self._chat else "response")
+            thinking = message.get("thinking")
+            if content:
+                self._content.append(content)
+            if thinking:
+                self._thinking.append(thinking)
+            if content or thinking:
+                self.events += 1
+            if message.get("tool_calls"):
+                self._tool_call = True
+        if event.get("done"):
+            self._done = True
+        self._head = {key: event[key] for key in ("model", "created_at") if key in event}
+
+    def _restore(self, delivered: Delivered) -> None:
+        self._content, self._thinking = [delivered.content], [delivered.thinking]
+        self._tool_call = delivered.tool_calls
+        self._head = {"model": self.call.body.get("model"), "created_at": timestamp_text(time.time())}
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        content, thinking = "".join(self._content), "".join(self._thinking)
+        self._content, self._thinking = [content], [thinking]
+        if not content and not thinking:
+            return self.call
+        options = dict(body.get("options") or {})
+        less(options, ("num_predict",), self.tokens)
+        if options:
+            body["options"] = options
+        if self._chat:
+            messages = list(body.get("messages") or ())
+        elif body.get("raw"):
+            body["prompt"] = str(body.get("prompt") or "") + content
+            return Call(self.call.path, body)
+        else:
+            messages = _as_messages(body)
+        beginning: JsonObject = {"role": "assistant", "content": ""}
+        if messages and messages[-1].get("role") == "assistant":
+            beginning = dict(messages.pop())
+        beginning["content"] = (beginning.get("content") or "") + content
+        if thinking or beginning.get("thinking"):
+            beginning["thinking"] = (beginning.get("thinking") or "") + thinking
+        body["messages"] = [*messages, beginning]
+        return Call("/api/chat", body)
+
+    def closing(self) -> list[bytes]:
+        """The end of an answer whose limit is reached: Ollama takes a limit of no tokens for no limit."""
+        limit = (self.call.body.get("options") or {}).get("num_predict")
+        if self._done:
+            return []
+        if not isinstance(limit, int) or limit <= 0 or self.tokens < limit or not self._head:
+            return []
+        spent = int(self.spent_ms * 1e6)
+        said = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
+        last = {**self._head, **said, "done": True, "done_reason": "length", "total_duration": spent}
+        return [msgspec.json.encode({**last, "eval_count": self.tokens, "eval_duration": spent})]
+
+    def cut_short(self) -> list[bytes]:
+        """A last record."""
+        self.fold()
+        said = {"message": {"role": "assistant", "content": ""}} if self._chat else {"response": ""}
+        last = {**self._head, **said, "done": True, "done_reason": "stop", "eval_count": self.events}
+        return [msgspec.json.encode({"model": self.call.body.get("model"), **last})]
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        if self._done:
+            return None
+        if not self._chat and isinstance(event.get("message"), dict):
+            message = event.pop("message")
+            event["response"] = message.get("content") or ""
+            if message.get("thinking"):
+                event["thinking"] = message["thinking"]
+        if event.get("done"):
+            self._sum(event)
+        return event
+
+    def _sum(self, event: JsonObject) -> None:
+        """Counts and nanoseconds of the whole."""
+        spent = int(self.spent_ms * 1e6)
+        for key, more in (
+            ("eval_count", self.tokens),
+            ("eval_duration", spent),
+            ("total_duration", spent),
+            ("prompt_eval_count", -self.tokens),
+        ):
+            if isinstance(event.get(key), int):
+                event[key] = max(0, event[key] + more)
+
+
+def _as_messages(body: JsonObject) -> list[Any]:
+    messages: list[Any] = []
+    if system := body.pop("system", None):
+        messages.append({"role": "system", "content": system})
+    user: JsonObject = {"role": "user", "content": body.pop("prompt", None) or ""}
+    if images := body.pop("images", None):
+        user["images"] = images
+    messages.append(user)
+    return messages

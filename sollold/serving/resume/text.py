@@ -1,0 +1,222 @@
+"""Continuing ``/v1/completions``, and llama-server's own ``/completion`` and ``/infill``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.serving.request import Call, Delivered, Engine
+from sollold.serving.resume.base import (
+    LIMITS,
+    Continuation,
+    JsonObject,
+    NotResumable,
+    asked_for,
+    less,
+    whole_timings,
+    whole_usage,
+)
+
+
+def _constrain(body: JsonObject, text: str) -> None:
+    """Let a grammar or JSON schema go on behind ``text``.
+
+    llama-server leads a grammar through ``generation_prompt``, for schemas always, for a caller's own
+    grammar when it is called one for tool calls.
+    """
+    if asked_for(body, "grammar"):
+        body["grammar_type"] = "tool_calls"
+    if asked_for(body, "grammar") or "json_schema" in body or "response_format" in body:
+        body["generation_prompt"] = text
+
+
+class _TextContinuation(Continuation):
+    """A stream of text whose prompt is text."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._text: list[str] = []
+        self._finished = False
+
+    @property
+    def text(self) -> str:
+        """The completion so far."""
+        self.fold()
+        return "".join(self._text)
+
+    def _check_single(self, logprobs: bool) -> None:
+        """Raises `NotResumable` unless it is one answer to one prompt, without ``logprobs``."""
+        body = self.call.body
+        if logprobs or asked_for(body, "n_probs"):
+            raise NotResumable("it carries log probabilities")
+        if any(isinstance(body.get(key), int) and body[key] > 1 for key in ("n", "best_of", "n_cmpl")):
+            raise NotResumable("more than one answer was asked for at once")
+        if not _one_prompt(body.get("prompt", "")):
+            raise NotResumable("more than one prompt was asked at once")
+
+
+class CompletionContinuation(_TextContinuation):
+    """A streamed completion in OpenAI's chunks: the prompt gets what was delivered at its end."""
+
+    def __init__(self, call: Call, engine: Engine) -> None:
+        super().__init__(call)
+        self._engine = engine
+        self._names: JsonObject | None = None
+        self._usage = False
+
+    def check(self) -> None:
+        """Raises `NotResumable` for what can\'t be continued exactly."""
+        self.fold()
+        logprobs = self.call.body.get("logprobs")
+        self._check_single(isinstance(logprobs, int) and logprobs > 0)
+        if self._engine is Engine.OLLAMA and self._text:
+            raise NotResumable("Ollama puts the prompt into a template, where an answer can't be begun")
+
+    def _read(self, event: JsonObject) -> None:
+        if self._names is None:
+            self._names = {key: event[key] for key in ("id", "created", "model") if key in event}
+        if event.get("usage"):
+            self._usage = True
+        for choice in event.get("choices") or ():
+            if choice.get("text"):
+                self._text.append(choice["text"])
+                self.events += 1
+            if choice.get("finish_reason"):
+                self._finished = True
+
+    def _restore(self, delivered: Delivered) -> None:
+        self._text = [delivered.content]
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        text = "".join(self._text)
+        self._text = [text]
+        body["prompt"] = _longer(body.get("prompt"), text)
+        # What llama-server would repeat of the prompt was sent by the first engine.
+        body.pop("echo", None)
+        if text:
+            _constrain(body, text)
+        if self._finished:
+            # All is said. What may lack are the counts: the prompt is read for them.
+            body["max_tokens"] = 1
+            self.exhausted = True
+        else:
+            self.exhausted = less(body, LIMITS, self.tokens)
+        return Call(self.call.path, body)
+
+    def cut_short(self) -> list[bytes]:
+        """A last chunk."""
+        self.fold()
+        choice = {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
+        return [
+            msgspec.json.encode({"object": "text_completion", **(self._names or {}), "choices": [choice]})
+        ]
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        event |= {key: value for key, value in (self._names or {}).items() if key in event}
+        whole_usage(event.get("usage"), self.tokens, self.exhausted)
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
+        choices = event.get("choices") or []
+        for choice in choices if self.exhausted else ():
+            choice["text"] = ""
+            choice["finish_reason"] = "length" if choice.get("finish_reason") else None
+        if self._finished:
+            # Only the counts can be missing.
+            if self._usage or not event.get("usage"):
+                return None
+            event["choices"] = []
+            return event
+        if choices and not any(c.get("text") or c.get("finish_reason") for c in choices):
+            return None
+        return event
+
+
+class NativeContinuation(_TextContinuation):
+    """A stream in llama-server's own form, which carries the tokens themselves: continued by them."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call)
+        self._ids: list[int] = []
+        self._pending: list[int] = []
+        self._exact = True
+        self._before = 0
+
+    def check(self) -> None:
+        """Raises `NotResumable` for what can\'t be continued exactly."""
+        self.fold()
+        self._check_single(asked_for(self.call.body, "logprobs"))
+
+    def _read(self, event: JsonObject) -> None:
+        if event.get("stop"):
+            self._finished = True
+        content = event.get("content") or ""
+        tokens = event.get("tokens") or []
+        if not event.get("stop"):
+            self._pending += tokens
+            if event.get("tokens_predicted") != self._before + len(self._ids) + len(self._pending):
+                # The parts of a character are made one by one and told as one event: some ids are missing.
+                self._exact = False
+        if content:
+            # Only now is the text of the tokens before it delivered too; until then it was held back.
+            self._ids += self._pending
+            self._pending = []
+            self._text.append(content)
+            self.events += 1
+
+    def _restore(self, delivered: Delivered) -> None:
+        self._text, self._exact = [delivered.content], False
+
+    def _continuation(self) -> Call:
+        body = dict(self.call.body)
+        text = "".join(self._text)
+        self._text = [text]
+        prompt = body.get("prompt", "")
+        if self._exact and self._ids and self.call.path != "/infill" and isinstance(prompt, str | list):
+            self.tokens = len(self._ids)
+            body["prompt"] = [*(prompt if isinstance(prompt, list) else [prompt]), *self._ids]
+        else:
+            self._exact = False
+            body["prompt"] = _longer(prompt, text)
+        self._pending = []
+        if text:
+            _constrain(body, text)
+        self.exhausted = less(body, LIMITS, self.tokens)
+        return Call(self.call.path, body)
+
+    def _merge(self, event: JsonObject) -> JsonObject | None:
+        if self._finished:
+            return None
+        if self.exhausted and not event.get("stop"):
+            return None
+        whole_timings(event.get("timings"), self.tokens, self.spent_ms, self.exhausted)
+        if isinstance(event.get("tokens_predicted"), int):
+            event["tokens_predicted"] = self.tokens + (0 if self.exhausted else event["tokens_predicted"])
+        if self.exhausted:
+            event["content"], event["tokens"], event["stop_type"] = "", [], "limit"
+        if isinstance(event.get("tokens_evaluated"), int):
+            event["tokens_evaluated"] = max(0, event["tokens_evaluated"] - self.tokens)
+        if event.get("stop") and "prompt" in event:
+            event["prompt"] = self.call.body.get("prompt", "")
+        return event
+
+
+def _one_prompt(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return True
+    if not isinstance(prompt, list):
+        return False
+    return len(prompt) == 1 or any(isinstance(part, int) for part in prompt)
+
+
+def _longer(prompt: Any, text: str) -> Any:
+    """The prompt with ``text`` at its end: tokens and text may be mixed in a list."""
+    if not text:
+        return prompt
+    if isinstance(prompt, str):
+        return prompt + text
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return prompt[0] + text
+    if len(prompt) == 1 and isinstance(prompt[0], list):
+        return [*prompt[0], text]
+    return [*prompt, text]

@@ -1,0 +1,99 @@
+"""The settings as a commented TOML file and as a table, written from the classes themselves.
+
+The text below each field in `sollold.settings.schema` is its documentation; so there is one place to change.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+from pathlib import Path
+
+from sollold.settings import schema
+from sollold.settings.load import SECRETS, Loaded, Setting, catalogue
+from sollold.settings.schema import Bytes, Settings
+
+
+@functools.cache
+def documentation() -> dict[str, str]:
+    """What each key means (``section.name`` → sentences), and each section (``section`` → sentence)."""
+    tree = ast.parse(Path(inspect.getfile(schema)).read_text(encoding="utf-8"))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    found: dict[str, str] = {}
+    for section, part in ((name, getattr(Settings(), name)) for name in Settings.__slots__):
+        node = classes[type(part).__name__]
+        found[section] = (ast.get_docstring(node) or "").partition(": ")[2].capitalize()
+        previous = ""
+        for statement in node.body:
+            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+                previous = statement.target.id
+            elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant) and previous:
+                found[f"{section}.{previous}"] = inspect.cleandoc(str(statement.value.value)).replace(
+                    "``", ""
+                )
+                previous = ""
+    return found
+
+
+def toml_value(setting: Setting, value: object) -> str:
+    """A value as the file has it; sizes with their unit when that is exact."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(json.dumps(item, ensure_ascii=False) for item in value) + "]"
+    if isinstance(value, dict):
+        if not value:
+            return "{}"
+        pairs = (f"{json.dumps(name)} = {_item(item)}" for name, item in value.items())
+        return "{ " + ", ".join(pairs) + " }"
+    if setting.kind is Bytes and isinstance(value, int) and value:
+        for unit, size in (("GiB", schema.GIB), ("MiB", schema.MIB)):
+            if value % size == 0:
+                return f'"{value // size} {unit}"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _item(value: object) -> str:
+    """A value within a table."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = (f"{one.name} = {_item(getattr(value, one.name))}" for one in dataclasses.fields(value))
+        return "{ " + ", ".join(pairs) + " }"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def example() -> str:
+    """The whole file, every key commented out with its default: what is installed in ``/etc``."""
+    texts = documentation()
+    lines = [
+        "# Settings of sollold. Every key is shown with its default; all are optional.",
+        '# Sizes: bytes, or a text with a unit ("20 GiB"). Durations: seconds, or "5m", "1h30m".',
+        "# Each key can also be set by the environment: [http] port is SOLLOLD_HTTP_PORT.",
+        "# `sollold config` prints the values in use and where each comes from.",
+        "# After a change: `systemctl reload sollold`; the journal names keys that need a restart.",
+    ]
+    section = ""
+    for key, setting in catalogue().items():
+        if setting.section != section:
+            section = setting.section
+            lines += ["", f"[{section}]", f"# {texts[section]}"]
+        lines.append("")
+        lines += [f"# {line}" for line in texts.get(key, "").splitlines()]
+        lines.append(f"#{setting.name} = {toml_value(setting, setting.default)}")
+    return "\n".join(lines) + "\n"
+
+
+def in_force(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """(key, value, where it comes from) of every setting. The token's value is not shown."""
+    rows = []
+    for key, setting in catalogue().items():
+        value = getattr(getattr(loaded.settings, setting.section), setting.name)
+        text = toml_value(setting, value)
+        if key in SECRETS and value:
+            text = "(set)"
+        rows.append((key, text, loaded.origins.get(key, "default")))
+    return rows

@@ -1,0 +1,354 @@
+"""Reading the settings: defaults, then one TOML file, then ``SOLLOLD_*``, then flags.
+
+A wrong key or value is refused with the place it stands in and the nearest right one. Each value remembers
+where it came from, so that ``sollold config`` can say it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import re
+import shlex
+import stat
+import tomllib
+import typing
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sollold.facts import dataclass
+from sollold.settings.fault import SettingsError
+from sollold.settings.location import FILE_VARIABLE, candidates
+from sollold.settings.schema import Settings
+from sollold.units import parse_bytes, parse_seconds
+
+_KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
+_TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
+
+
+SECRETS = ("cluster.token", "cluster.old_tokens")
+"""Keys whose values are shown to nobody."""
+FOREIGN_VARIABLES = {"llama.rpc_backends": "RPC_BACKENDS"}
+"""Variables that people have set already for other programs; our own go before them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One key of the settings: its name, its type as Python writes it, and its default."""
+
+    section: str
+    name: str
+    kind: object
+    default: object
+
+    @property
+    def key(self) -> str:
+        """``section.name``."""
+        return f"{self.section}.{self.name}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return f"SOLLOLD_{self.section}_{self.name}".upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The settings in force, and for each key that is not a default where it was set."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    file: Path | None
+
+
+@functools.cache
+def catalogue() -> dict[str, Setting]:
+    """All settings there are, by key."""
+    found: dict[str, Setting] = {}
+    for section in dataclasses.fields(Settings):
+        kinds = typing.get_type_hints(typing.get_type_hints(Settings)[section.name], include_extras=True)
+        for name, default in _fields(getattr(Settings(), section.name)):
+            setting = Setting(section.name, name, kinds[name], default)
+            found[setting.key] = setting
+    return found
+
+
+def _fields(part: object) -> Iterator[tuple[str, object]]:
+    for item in dataclasses.fields(part):  # type: ignore[arg-type]
+        yield item.name, getattr(part, item.name)
+
+
+def load(
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Sequence[tuple[str, str, str]] = (),
+    *,
+    skip_unreadable: bool = False,
+) -> Loaded:
+    """Read the settings. Blocking: call it before the loop runs, or in a thread.
+
+    Args:
+        file: the TOML file; None: the one that ``$SOLLOLD_CONFIG`` names, else the first of `candidates`
+            that exists, else none.
+        environment: None: the process's.
+        flags: (key, value as text, how the flag is spelled), the last one wins.
+        skip_unreadable: pass over one of `candidates` that this user may not read, as who only asks a daemon
+            does: the file may have the cluster's token in it.
+
+    Raises:
+        SettingsError: a file that can't be read, or that everybody can read though it has a secret; a wrong
+            key or value.
+    """
+    variables = os.environ if environment is None else environment
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    if file is None and variables.get(FILE_VARIABLE):
+        file = Path(variables[FILE_VARIABLE])
+    if file is None:
+        file = _found(skip_unreadable)
+    if file is not None:
+        for key, value, place in _from_file(file):
+            values[key], origins[key] = value, place
+        if not skip_unreadable:
+            _refuse_open_secrets(file, values)
+    for key, setting in catalogue().items():
+        for variable in (FOREIGN_VARIABLES.get(key, ""), setting.variable):
+            if text := variables.get(variable, ""):
+                values[key], origins[key] = _from_text(setting, text, variable), variable
+    _refuse_unknown_variables(variables)
+    for key, text, spelled in flags:
+        spelled = spelled.replace(text, "…") if key in SECRETS and text else spelled
+        setting = _setting(key, spelled)
+        values[key], origins[key] = _from_text(setting, text, spelled), spelled
+    sections: dict[str, dict[str, object]] = {}
+    for key, value in values.items():
+        setting = catalogue()[key]
+        sections.setdefault(setting.section, {})[setting.name] = value
+    settings = Settings(
+        **{  # type: ignore[arg-type]
+            name: dataclasses.replace(part, **sections.get(name, {}))  # type: ignore[type-var]
+            for name, part in _fields(Settings())
+        }
+    )
+    return Loaded(settings, origins, file)
+
+
+def _found(skip_unreadable: bool) -> Path | None:
+    for place in candidates():
+        try:
+            if not place.is_file():
+                continue
+        except PermissionError as error:  # its folder can't be looked into
+            if skip_unreadable:
+                continue
+            raise SettingsError(f"{place}: can't be read: {error.strerror}") from error
+        if not (skip_unreadable and not os.access(place, os.R_OK)):
+            return place
+    return None
+
+
+def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: can't be read: {error}") from error
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file}: not TOML: {error}") from error
+    lines = _lines(text)
+    sections = [field.name for field in dataclasses.fields(Settings)]
+    for section, table in document.items():
+        place = f"{file}:{lines.get(section, 1)}"
+        if section not in sections:
+            raise SettingsError(f"{place}: unknown section [{section}]{_nearest(section, sections)}")
+        if not isinstance(table, dict):
+            raise SettingsError(f"{place}: {section} is a section: write [{section}] and its keys below")
+        for name, value in table.items():
+            key = f"{section}.{name}"
+            place = f"{file}:{lines.get(key, lines.get(section, 1))}"
+            setting = _setting(key, place)
+            yield key, _checked(setting, value, place), place
+
+
+def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
+    """A secret in a file that every user of the machine can read is none.
+
+    Raises:
+        SettingsError: so it is; with the command that closes the file.
+    """
+    named = [key for key in SECRETS if values.get(key) not in ("", "open", (), None)]
+    if not named:
+        return
+    try:
+        mode, folder = file.stat().st_mode, file.resolve().parent.stat().st_mode
+    except OSError:
+        return
+    if stat.S_ISREG(mode) and mode & stat.S_IROTH and folder & stat.S_IXOTH:
+        command = f"chmod o-rwx {shlex.quote(str(file))}"
+        raise SettingsError(
+            f"{file}: has {named[0]}, a secret, and every user of this machine can read it; run: {command}"
+        )
+
+
+def _lines(text: str) -> dict[str, int]:
+    """Line numbers of tables (``section``) and of their keys (``section.key``)."""
+    found: dict[str, int] = {}
+    table = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _TABLE.match(line):
+            table = header[1].replace('"', "")
+            parts = table.split(".")
+            for depth in range(1, len(parts) + 1):
+                found.setdefault(".".join(parts[:depth]), number)
+        elif key := _KEY.match(line):
+            name = key[1] or key[2] or key[3]
+            found.setdefault(f"{table}.{name}" if table else name, number)
+    return found
+
+
+def _refuse_unknown_variables(variables: Mapping[str, str]) -> None:
+    known = [setting.variable for setting in catalogue().values()]
+    others = {FILE_VARIABLE, "SOLLOLD_NODE_URL", "SOLLOLD_API_KEY", "SOLLOLD_CA"}
+    # Building packages and testing have variables of their own.
+    apart = ("SOLLOLD_DEB_", "SOLLOLD_TEST_")
+    for name in variables:
+        if name.startswith("SOLLOLD_") and name not in {*known, *others} and not name.startswith(apart):
+            raise SettingsError(f"{name}: unknown setting{_nearest(name, known)}")
+
+
+def _setting(key: str, place: str) -> Setting:
+    known = catalogue()
+    if key in known:
+        return known[key]
+    section, _, name = key.partition(".")
+    near = _nearest(name, [item.name for item in known.values() if item.section == section])
+    if not near:
+        elsewhere = [item.key for item in known.values() if item.name == name]
+        near = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(key, list(known))
+    raise SettingsError(f"{place}: unknown setting {key}{near}")
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    import difflib  # seldom needed, and a daemon that is idle is to be small
+
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _from_text(setting: Setting, text: str, place: str) -> object:
+    """A value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``."""
+    bare = _bare(setting.kind)
+    if bare is bool:
+        words = {"1": True, "true": True, "yes": True, "on": True}
+        words |= {"0": False, "false": False, "no": False, "off": False}
+        if text.lower() not in words:
+            raise SettingsError(f"{place}: {setting.key} must be true or false, not {text!r}")
+        return words[text.lower()]
+    if typing.get_origin(bare) is tuple:
+        return _checked(setting, [part.strip() for part in text.split(",") if part.strip()], place)
+    if typing.get_origin(bare) is dict:
+        pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+        if any(not sign for _, sign, _ in pairs):
+            raise SettingsError(f"{place}: {setting.key} must be written name=value,name=value")
+        return _checked(setting, {name.strip(): value.strip() for name, _, value in pairs}, place)
+    if bare in (int, float) and not _unit(setting.kind):
+        try:
+            return _checked(setting, bare(text), place)
+        except ValueError:
+            raise SettingsError(f"{place}: {setting.key} must be a number, not {text!r}") from None
+    return _checked(setting, text, place)
+
+
+def _bare(kind: object) -> typing.Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
+
+
+def _checked(setting: Setting, value: object, place: str) -> object:
+    kind = setting.kind
+    try:
+        if _unit(kind):
+            value = _measured(kind, value)
+        elif typing.get_origin(kind) is dict and isinstance(value, dict):
+            item = typing.get_args(kind)[1]
+            if _unit(item):
+                value = {name: _measured(item, part) for name, part in value.items()}
+            elif dataclasses.is_dataclass(item) and isinstance(item, type):
+                value = {name: _entry(item, name, part) for name, part in value.items()}
+        made: object = msgspec.convert(value, kind)
+        if isinstance(made, float) and not math.isfinite(made):
+            raise ValueError(f"{made} is not a usable number")
+        return made
+    except (msgspec.ValidationError, ValueError) as error:
+        text = str(error)
+        choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
+        if choices:
+            words = [str(choice) for choice in choices]
+            text = f"{value!r} is not one of {', '.join(words)}{_nearest(str(value), words)}"
+        elif "matching regex" in text:
+            shown = "what is given" if setting.key in SECRETS else repr(value)
+            text = f"{shown} is not {_description(kind)}"
+        raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _entry(kind: type, name: str, value: object) -> dict[str, object]:
+    """One table of a table of tables, its sizes as numbers.
+
+    Raises:
+        ValueError: it is no table, or has a key that means nothing.
+    """
+    kinds = typing.get_type_hints(kind, include_extras=True)
+    if not isinstance(value, dict):
+        raise ValueError(f"{name!r} is a table with the keys {', '.join(kinds)}; write it in the file")
+    for key in value:
+        if key not in kinds:
+            raise ValueError(f"{name!r} has no key {key}{_nearest(key, list(kinds))}")
+    return {key: _measured(kinds[key], part) for key, part in value.items()}
+
+
+def _measured(kind: object, value: object) -> object:
+    if isinstance(value, str):
+        return parse_bytes(value) if _unit(kind) == "bytes" else parse_seconds(value)
+    return value
+
+
+def _metas(kind: object) -> list[msgspec.Meta]:
+    return [one for one in typing.get_args(kind) if isinstance(one, msgspec.Meta)]
+
+
+def _unit(kind: object) -> str:
+    """``bytes`` or ``seconds``, for kinds that are written with a unit; else empty."""
+    return next((meta.title for meta in _metas(kind) if meta.title in ("bytes", "seconds")), None) or ""
+
+
+def _description(kind: object) -> str:
+    """What such a text has to be, for kinds that have a form (or lists of such)."""
+    kinds = [kind, *typing.get_args(kind)]
+    return next((meta.description for one in kinds for meta in _metas(one) if meta.description), None) or ""
+
+
+def merged(old: Settings, new: Settings, keys: Collection[str]) -> Settings:
+    """``old`` with the values of ``keys`` as in ``new``."""
+    sections: dict[str, dict[str, object]] = {}
+    for key in keys:
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = getattr(getattr(new, section), name)
+    return dataclasses.replace(
+        old,
+        **{name: dataclasses.replace(getattr(old, name), **values) for name, values in sections.items()},
+    )
+
+
+def differences(old: Settings, new: Settings) -> list[str]:
+    """Keys whose values differ, in the order of the file."""
+    changed = []
+    for key, setting in catalogue().items():
+        before = getattr(getattr(old, setting.section), setting.name)
+        after = getattr(getattr(new, setting.section), setting.name)
+        if before != after:
+            changed.append(key)
+    return changed

@@ -1,0 +1,57 @@
+"""The folders that a daemon writes to. Nothing is written anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+from sollold.facts import dataclass
+from sollold.settings.schema import NodeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Folders of one daemon.
+
+    Attributes:
+        state: identity, terms, journal of children, remembered peers, logs: small, to be kept.
+        cache: llama.cpp builds and workers' tensors: large, may be deleted at any time.
+    """
+
+    state: Path
+    cache: Path
+
+    def make(self) -> None:
+        """Make the folders, readable by their owner alone (the identity lies there).
+
+        A state folder that others may enter, as the package's, holds users' models too. What else is in it
+        is closed to others, also what an older version left open.
+
+        Raises:
+            OSError: they can't be made or written.
+        """
+        self.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for one in (*self.state.glob("logs"), *self.state.glob("*.json")):
+            with contextlib.suppress(OSError):
+                if (mode := stat.S_IMODE(one.stat().st_mode)) & 0o077:
+                    one.chmod(mode & 0o700)
+        self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def places(settings: NodeSettings) -> Places:
+    """The folders by the settings, else as systemd gives them, else in the user's home (XDG)."""
+    return Places(
+        _place(settings.state_dir, "STATE_DIRECTORY", "XDG_STATE_HOME", ".local/state"),
+        _place(settings.cache_dir, "CACHE_DIRECTORY", "XDG_CACHE_HOME", ".cache"),
+    )
+
+
+def _place(named: str, systemd: str, xdg: str, home: str) -> Path:
+    if named:
+        return Path(named).expanduser().absolute()
+    if given := os.environ.get(systemd):
+        return Path(given.split(":")[0])
+    base = os.environ.get(xdg)
+    return (Path(base) if base else Path.home() / home) / "sollold"

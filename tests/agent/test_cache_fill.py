@@ -1,0 +1,268 @@
+"""Tensors come to a worker from its own disk or from several nodes, and only those that the head has."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.agent import cache_fill
+from sollold.agent.cache_fill import CacheFill, copy_bytes, tensor_key
+from sollold.cluster.net.rpc import PeerError
+from sollold.engines.commands import FillCache, WantedTensor
+from sollold.engines.llamacpp import tensor_cache
+from sollold.engines.llamacpp.hash_frames import Asked
+from sollold.engines.llamacpp.tensor_cache import TensorCache
+from sollold.models.model import Model
+from sollold.models.transfer.download import SourceError, Stop
+from sollold.models.transfer.part_check import PartHash
+from sollold.models.transfer.partial_file import Item
+from sollold.models.transfer.peer_source import Parcel
+from tests.doubles import until
+
+DATA = bytes(range(256)) * 400
+SHAPE = (10, 10, 1, 1)
+TENSORS = tuple(WantedTensor(f"t{at}", 0, 1000 + at * 20_000, 20_000, 8, SHAPE) for at in range(4))
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+def asked(one: WantedTensor, hash: str, **other: Any) -> Asked:
+    return Asked(
+        **{"name": one.name, "type": one.type, "shape": one.shape, "offset": 0, "hash": hash} | other
+    )
+
+
+@dataclass
+class Calls:
+    """What the head and other nodes answer: they have ``data``."""
+
+    data: bytes = DATA
+    sha: str = ""
+    parts: int = 0
+    away: set[str] = field(default_factory=set)
+    dies: bool = False
+
+    async def call(self, node: str, method: str, request: Any, reply: type, *, timeout: float) -> Any:
+        if node in self.away:
+            raise PeerError(node, "it is away", transport=True)
+        if method == "parcel":
+            return Parcel(MODEL, (Item("model.gguf", len(self.data), self.sha),))
+        if self.dies:
+            raise PeerError(node, "nothing listens there", transport=True)
+        self.parts += 1
+        return PartHash(hashlib.sha256(self.data[request.start : request.end]).hexdigest())
+
+
+@dataclass
+class Source:
+    """A node's files."""
+
+    name: str
+    data: bytes = DATA
+    broken: bool = False
+    given: int = 0
+    hang: bool = False
+
+    def take(
+        self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
+    ) -> None:
+        if self.hang:
+            stop.pause(60)
+        if self.broken:
+            raise SourceError(f"{self.name} broke off")
+        stop.pause(0.002)
+        self.given += end - start
+        write(start, memoryview(self.data[start:end]))
+
+    def close(self) -> None:
+        pass
+
+
+MODEL = Model("m", "d" * 64, "folder", ("/nowhere/m.gguf",), len(DATA), 0.0)
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.cache = TensorCache(folder / "tensors", 1 << 30)
+        opened = self.cache.open("d1", 0)
+        assert opened is not None
+        self.worker = opened / "rpc"
+        self.calls = Calls()
+        self.sources: dict[str, Source] = {}
+        self.fills: list[CacheFill] = []
+
+    def fill(self, local: Path | None = None, *sources: Source) -> CacheFill:
+        self.sources = {one.name: one for one in sources}
+        request = FillCache("d1", "head", MODEL.digest, TENSORS, tuple(self.sources))
+        model = Model("m", MODEL.digest, "folder", (str(local),), len(DATA), 0.0) if local else None
+        made = CacheFill(
+            request,
+            self.cache,
+            model,
+            self.calls,  # type: ignore[arg-type]
+            lambda node, digest: self.sources[node],
+        )
+        self.fills.append(made)
+        made.start()
+        return made
+
+    def found(self, name: str) -> bytes:
+        file = self.worker / name
+        return file.read_bytes() if file.exists() else b""
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr(tensor_cache, "_SPARE", 0)
+    monkeypatch.setattr(cache_fill, "_CHUNK", 3000)
+    made = Bench(tmp_path)
+    yield made
+    for fill in made.fills:
+        await fill.close()
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    file = tmp_path / "copy.gguf"
+    file.write_bytes(DATA)
+    return file
+
+
+def bytes_of(one: WantedTensor, data: bytes = DATA) -> bytes:
+    return data[one.start : one.start + one.size]
+
+
+async def test_a_copy_on_the_machine_is_offered_by_the_hash_that_is_asked_for(
+    bench: Bench, copy: Path
+) -> None:
+    fill = bench.fill(copy)
+    for at, one in enumerate(TENSORS):
+        await fill.offer(asked(one, f"{at:016x}"))
+        assert bench.found(f"{at:016x}") == bytes_of(one)
+    assert bench.calls.parts == len(TENSORS), "the head was asked what it has"
+    await fill.close()
+    bench.cache.keep("d1", MODEL.digest)
+    bench.cache.close("d1")
+    assert bench.cache.open("d1", 0) is not None
+    assert bench.cache.offered("d1", MODEL.digest) == {tensor_key(one) for one in TENSORS}
+
+
+async def test_what_is_in_the_cache_is_not_made_again(bench: Bench, copy: Path) -> None:
+    fill = bench.fill(copy)
+    await fill.offer(asked(TENSORS[0], "a" * 16))
+    await fill.close()
+    bench.cache.keep("d1", MODEL.digest)
+    bench.cache.close("d1")
+    bench.cache.open("d1", 0)
+    again = bench.fill(copy)
+    await again.offer(asked(TENSORS[0], "a" * 16))
+    await again.offer(asked(TENSORS[1], "b" * 16))
+    assert not (bench.worker.parent / "fill" / "0").exists()
+    assert bench.found("a" * 16) == bytes_of(TENSORS[0])
+    assert bench.found("b" * 16) == bytes_of(TENSORS[1])
+
+
+async def test_a_tensor_that_is_not_the_heads_is_not_offered(bench: Bench, copy: Path) -> None:
+    other = bytearray(DATA)
+    other[TENSORS[1].start + 5] ^= 1
+    copy.write_bytes(other)  # noqa: ASYNC240
+    fill = bench.fill(copy)
+    for one in TENSORS[:3]:
+        await fill.offer(asked(one, f"{one.name[1] * 16}"))
+    assert bench.found("0" * 16) and bench.found("2" * 16) and not bench.found("1" * 16)
+
+
+async def test_files_of_one_sha256_are_not_read_again(bench: Bench, tmp_path: Path) -> None:
+    blob = tmp_path / f"sha256-{SHA}"
+    blob.write_bytes(DATA)
+    bench.calls.sha = SHA
+    fill = bench.fill(blob)
+    await fill.offer(asked(TENSORS[0], "0" * 16))
+    assert bench.found("0" * 16) == bytes_of(TENSORS[0])
+    assert bench.calls.parts == 0
+
+
+async def test_what_is_asked_for_in_other_words_is_left_to_the_head(bench: Bench, copy: Path) -> None:
+    fill = bench.fill(copy)
+    for other in ({"type": 1}, {"shape": (5, 20, 1, 1)}, {"offset": 32}, {"name": "t9"}):
+        await fill.offer(asked(TENSORS[0], "0" * 16, **other))
+    await fill.offer(asked(TENSORS[0], "../../escape"))
+    assert not list(bench.worker.iterdir())
+
+
+async def test_several_nodes_give_their_parts(bench: Bench) -> None:
+    head, other = Source("head"), Source("other")
+    fill = bench.fill(None, head, other)
+    for one in TENSORS:
+        await fill.offer(asked(one, one.name[1] * 16))
+        assert bench.found(one.name[1] * 16) == bytes_of(one)
+    assert head.given and other.given
+    assert head.given + other.given == sum(one.size for one in TENSORS)
+
+
+async def test_a_node_that_breaks_off_is_made_up_for(bench: Bench) -> None:
+    fill = bench.fill(None, Source("head", broken=True), Source("other"))
+    for one in TENSORS:
+        await fill.offer(asked(one, one.name[1] * 16))
+        assert bench.found(one.name[1] * 16) == bytes_of(one)
+
+
+async def test_what_a_node_gives_wrongly_is_not_offered(bench: Bench) -> None:
+    fill = bench.fill(None, Source("head"), Source("other", data=bytes(len(DATA))))
+    for one in TENSORS:
+        await fill.offer(asked(one, one.name[1] * 16))
+        assert bench.found(one.name[1] * 16) in (b"", bytes_of(one))
+
+
+async def test_the_heads_cable_alone_is_no_gain(bench: Bench) -> None:
+    head = Source("head")
+    bench.calls.away = {"other"}
+    fill = bench.fill(None, head, Source("other"))
+    await fill.offer(asked(TENSORS[0], "0" * 16))
+    assert not head.given and not bench.found("0" * 16)
+
+
+async def test_nodes_that_send_nothing_are_not_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_fill, "PATIENCE", 0.05)
+    fill = bench.fill(None, Source("head", hang=True), Source("other", hang=True))
+    async with asyncio.timeout(5):
+        await fill.offer(asked(TENSORS[0], "0" * 16))
+        await fill.close()
+    assert not bench.found("0" * 16)
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_a_head_that_dies_meanwhile_is_no_fault(
+    bench: Bench, copy: Path, local: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sollold.agent")
+    bench.calls.dies = True
+    fill = bench.fill(copy) if local else bench.fill(None, Source("head"), Source("other"))
+    await fill.offer(asked(TENSORS[0], "0" * 16))
+    assert not bench.found("0" * 16)
+    assert [one.levelname for one in caplog.records] == ["INFO"]
+    assert "the worker's cache is not filled: " in caplog.text and "nothing listens there" in caplog.text
+
+
+async def test_a_head_that_can_not_be_asked_sends_all_itself(bench: Bench, copy: Path) -> None:
+    bench.calls.away = {"head"}
+    fill = bench.fill(copy)
+    await fill.offer(asked(TENSORS[0], "0" * 16))
+    assert not bench.found("0" * 16)
+    await until(lambda: fill._task is not None and fill._task.done())
+
+
+def test_a_file_that_is_too_short_is_not_copied(tmp_path: Path, copy: Path) -> None:
+    with pytest.raises(OSError, match="too short"):
+        copy_bytes(str(copy), len(DATA) - 10, 20, tmp_path / "part", Stop())
+    stopped = Stop()
+    stopped.stop()
+    with pytest.raises(InterruptedError):
+        copy_bytes(str(copy), 0, 20, tmp_path / "part", stopped)

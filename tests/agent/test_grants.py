@@ -1,0 +1,151 @@
+"""The owner's shell: the newest term on disk before any answer, and a measurement that hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sollold.agent import grants, memory_monitor, term_file
+from sollold.agent.term_file import TermFile
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Reserve, Reserved
+from sollold.engines.install.find import Llama
+from sollold.machine.devices import Machine
+from sollold.settings.schema import MIB
+from tests.agent_cluster import AgentCluster, running_agents
+from tests.doubles import until
+
+NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The disk takes nothing until the event is set."""
+    ready = threading.Event()
+    write = term_file.write_whole
+
+    def wait(path: Path, data: bytes) -> None:
+        assert ready.wait(30)
+        write(path, data)
+
+    monkeypatch.setattr(term_file, "write_whole", wait)
+    yield ready
+    ready.set()
+
+
+def reserve(cluster: AgentCluster, term: Term, deployment: str) -> asyncio.Task[Reserved]:
+    request = Reserve(term, deployment, "b", {"CPU": MIB})
+    return asyncio.create_task(cluster.call(term.leader, "a", "reserve", request))
+
+
+async def test_terms_that_come_at_once_are_kept_and_the_newest_stays(folder: Path):
+    file = TermFile(folder)
+    for turn in range(1, 25):
+        terms = [Term(turn, "k"), Term(turn, "l"), Term(turn, "m")]
+        assert await asyncio.gather(*map(file.keep, terms)) == ["", "", ""]
+        assert TermFile(folder).read() == terms[-1]
+    assert await asyncio.to_thread(lambda: [path.name for path in folder.iterdir()]) == ["term.json"]
+
+
+async def test_no_command_of_a_new_term_is_answered_before_the_term_is_on_disk(
+    folder: Path, slow_disk: threading.Event
+):
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        first = reserve(cluster, Term(9, "l"), "d")
+        await until(lambda: cluster.agents["a"].grants.ledger.term == Term(9, "l"))
+        second = reserve(cluster, Term(9, "l"), "e")
+        await until(lambda: cluster.agents["a"].grants.ledger.holds("e"))
+        done, _ = await asyncio.wait([first, second], timeout=0.2)
+        assert not done
+        slow_disk.set()
+        assert [(await first).ok, (await second).ok] == [True, True]
+        assert TermFile(folder / "a" / "state").read() == Term(9, "l")
+
+
+async def test_who_gives_up_does_not_end_the_write_that_others_wait_for(
+    folder: Path, slow_disk: threading.Event
+):
+    file = TermFile(folder)
+    first = asyncio.create_task(file.keep(Term(3, "l")))
+    second = asyncio.create_task(file.keep(Term(4, "l")))
+    await asyncio.sleep(0)
+    first.cancel()
+    slow_disk.set()
+    assert await second == ""
+    assert TermFile(folder).read() == Term(4, "l")
+
+
+async def test_after_a_write_that_failed_the_term_is_still_to_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        with monkeypatch.context() as patch:
+            patch.setattr(term_file, "write_whole", full)
+            for deployment in ("d", "e"):
+                refused = await reserve(cluster, Term(9, "l"), deployment)
+                assert not refused.ok
+                assert "term.json: [Errno 28] No space left" in refused.reason
+        assert (await reserve(cluster, Term(9, "l"), "f")).ok
+        assert TermFile(folder / "a" / "state").read() == Term(9, "l")
+
+
+async def test_a_measurement_that_hangs_does_not_keep_a_node_from_its_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
+    monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
+    go_on = threading.Event()
+    measure = Machine.measure
+
+    def hang(machine: Machine) -> object:
+        assert go_on.wait(30)
+        return measure(machine)
+
+    monkeypatch.setattr(Machine, "measure", hang)
+    try:
+        async with asyncio.timeout(20), running_agents(folder, NOBODY, "a") as cluster:
+            assert cluster.views["a"].me.build == "b1"
+            assert not (await reserve(cluster, Term(9, "l"), "d")).ok
+            go_on.set()
+            await until(lambda: cluster.views["a"].me.devices != ())
+            assert (await reserve(cluster, Term(9, "l"), "d")).ok
+    finally:
+        go_on.set()
+
+
+async def test_a_measurement_that_hangs_stops_no_expiry_and_grants_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(grants, "MEASURE_SECONDS", 0.2)
+    monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
+    hanging, go_on = threading.Event(), threading.Event()
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        one = cluster.agents["a"].grants
+        measure = one.memory._machine.measure
+
+        def hang() -> object:
+            hanging.set()
+            assert go_on.wait(30)
+            return measure()
+
+        monkeypatch.setattr(one.ledger, "_reservation_seconds", 1.0)
+        try:
+            assert (await reserve(cluster, Term(9, "l"), "d")).ok
+            monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
+            monkeypatch.setattr(one.memory._machine, "measure", hang)
+            await until(hanging.is_set)
+            await until(lambda: not one.ledger.grants(), 5.0)
+            refused = await asyncio.wait_for(reserve(cluster, Term(9, "l"), "e"), 5.0)
+            assert not refused.ok
+            assert "can't be measured" in refused.reason
+        finally:
+            go_on.set()
+        await until(lambda: one.memory._measuring is None or one.memory._measuring.done())
+        assert (await reserve(cluster, Term(9, "l"), "f")).ok

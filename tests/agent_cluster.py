@@ -1,0 +1,203 @@
+"""Agents of several nodes in one process, with the real llama.cpp, joined by nothing but Python calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sollold.agent.agent import Agent
+from sollold.cluster.gossip.record import Endpoint, Record, State
+from sollold.cluster.gossip.term import Term
+from sollold.cluster.net.rpc import PeerError, Workers
+from sollold.cluster.net.splice import Traffic
+from sollold.engines.commands import Deploy, Done, Reserve, Reserved
+from sollold.engines.install.find import Llama
+from sollold.machine.devices import Machine
+from sollold.models.footprint.run_options import Run
+from sollold.models.model import Model
+from sollold.placement.plan import Plan, Share
+from sollold.settings.paths import Places
+from sollold.settings.schema import MIB, LlamaSettings, NodeSettings, ServingSettings, Settings
+from tests.doubles import FakeView, World, until
+
+TERM = Term(1, "l")
+
+
+class Server:
+    """Takes registrations."""
+
+    def __init__(self) -> None:
+        self.methods: dict[str, Callable[[str, Any], Awaitable[object]]] = {}
+        self.routes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {}
+
+    def method(self, name: str, request: type, handler: Callable[[str, Any], Awaitable[object]]) -> None:
+        self.methods[name] = handler
+
+    def route(self, method: str, path: str, handler: Any) -> None:
+        self.routes[path] = handler
+
+    def tunnel(self, workers: Workers) -> None:
+        self.workers = workers
+
+
+@dataclass
+class Tunnel:
+    port: int
+    on_break: Callable[[str], None]
+    open: bool = True
+    traffic: Traffic = field(default_factory=Traffic)
+
+    async def close(self) -> None:
+        self.open = False
+
+
+class AgentCluster:
+    """All nodes. ``cut`` holds the (from, to) pairs between which no call passes, ``dead`` the nodes
+    that the others hold dead."""
+
+    def __init__(self, folder: Path, llama: Llama) -> None:
+        self.folder = folder
+        self.llama = llama
+        self.agents: dict[str, Agent] = {}
+        self.servers: dict[str, Server] = {}
+        self.world = World()
+        self.world.leader = TERM
+        self.views: dict[str, FakeView] = {}
+        self.models: dict[str, Model] = {}
+        self.tunnels: list[Tunnel] = []
+        self.dead = self.world.dead
+        self.cut: set[tuple[str, str]] = set()
+
+    async def add(
+        self,
+        node: str,
+        *,
+        limit: int = 2000 * MIB,
+        llama: LlamaSettings | None = None,
+        serving: ServingSettings | None = None,
+    ) -> Agent:
+        settings = Settings(
+            node=NodeSettings(memory_limit=limit),
+            llama=llama or LlamaSettings(worker_port=0, server_port=0, threads=1, extra_args=("-lv", "5")),
+            serving=serving or ServingSettings(),
+        )
+        places = Places(self.folder / node / "state", self.folder / node / "cache")
+        await asyncio.to_thread(places.make)
+        # The speed of the processor matters here to nobody.
+        machine = await asyncio.to_thread(Machine, settings.node, self.folder)
+        me = Record(node, node, 1, ("127.0.0.1",), 1, 2, "test")
+        view, server = FakeView(me, self.world), Server()
+        agent = Agent(
+            settings,
+            places,
+            machine,
+            view,
+            Calls(self, node),
+            Tunnels(self, node),
+            self.models.get,
+            lambda digest: (),
+            lambda node, digest: pytest.fail("no node has files of models"),
+        )
+        agent.register(server)
+        self.agents[node], self.servers[node], self.views[node] = agent, server, view
+        await agent.start()
+        await agent.use_llama(self.llama)
+        return agent
+
+    def drains(self, node: str, on: bool = True) -> None:
+        """``node`` says that it drains, or that it takes work again; all hear of it."""
+        self.views[node].update_me(draining=on)
+
+    async def call(self, caller: str, node: str, method: str, request: object) -> Any:
+        if {(caller, node), (caller, "*"), ("*", node)} & self.cut or node not in self.servers:
+            raise PeerError(node, f"{node} can't be reached", transport=True)
+        return await self.servers[node].methods[method](caller, request)
+
+    async def reserve(self, deployment: str, plan: Plan) -> list[Reserved]:
+        return [
+            await self.call("l", node, "reserve", Reserve(TERM, deployment, plan.head, sizes))
+            for node, sizes in sorted(plan.bytes_by_owner().items())
+        ]
+
+    async def deploy(self, deployment: str, plan: Plan, keep_alive: float = -1.0) -> Done:
+        for reserved in await self.reserve(deployment, plan):
+            assert reserved.ok, reserved.reason
+        return await self.call("l", plan.head, "deploy", Deploy(TERM, deployment, plan, keep_alive))
+
+    async def until(self, node: str, deployment: str, *states: State, seconds: float = 30.0) -> Endpoint:
+        """The endpoint in the node's record, once it is in one of ``states``."""
+        found: list[Endpoint] = []
+
+        def there() -> bool:
+            found[:] = [one for one in self.views[node].me.endpoints if one.id == deployment]
+            return bool(found) and found[0].state in states
+
+        await until(there, seconds, lambda: f"{deployment} is {found}")
+        return found[0]
+
+    async def close(self) -> None:
+        for agent in self.agents.values():
+            await agent.shutdown()
+
+
+class Calls:
+    def __init__(self, cluster: AgentCluster, node: str) -> None:
+        self._cluster, self._node = cluster, node
+
+    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout):
+                answer = await self._cluster.call(self._node, node, method, request)
+        except TimeoutError as error:
+            raise PeerError(node, f"no answer within {timeout} s", transport=False) from error
+        assert isinstance(answer, reply)
+        return answer
+
+    def stream(self, *arguments: Any, **more: Any) -> Any:
+        raise NotImplementedError
+
+
+class Tunnels:
+    """Straight to the worker: all nodes are on this machine."""
+
+    def __init__(self, cluster: AgentCluster, node: str) -> None:
+        self._cluster, self._node = cluster, node
+
+    async def open(
+        self, deployment: str, node: str, on_break: Callable[[str], None], external: str = ""
+    ) -> Tunnel:
+        _, port = await self._cluster.servers[node].workers.address(self._node, deployment, external)
+        self._cluster.tunnels.append(Tunnel(port, on_break))
+        return self._cluster.tunnels[-1]
+
+
+def plan(model: Model, head: str, *counts: tuple[str, int], size: int = 40 * MIB, context: int = 512) -> Plan:
+    """``counts``: (node, layers) on that node's processor, by workers; the rest stays with the host."""
+    total = model.layers + 1
+    first = total - sum(layers for _, layers in counts)
+    shares = []
+    start = first
+    for node, layers in counts:
+        shares.append(Share(node, "CPU", start, start + layers, size, 0, 0))
+        start += layers
+    host = Share(head, "CPU", 0, first, size, 0, 0)
+    run = Run(context=context, slots=1, batch=128, ubatch=128)
+    return Plan(model.name, model.digest, head, model.layers, run, host, tuple(shares))
+
+
+@contextlib.asynccontextmanager
+async def running_agents(folder: Path, llama: Llama, *nodes: str):  # type: ignore[no-untyped-def]
+    cluster = AgentCluster(folder, llama)
+    try:
+        for node in nodes:
+            await cluster.add(node)
+        yield cluster
+    finally:
+        await cluster.close()

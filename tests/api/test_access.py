@@ -1,0 +1,346 @@
+"""Who may do what over HTTP: this machine, keys by scope, strangers; how each dialect says no."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import ollama
+import openai
+import pytest
+from aiohttp import ClientSession
+from aiohttp.test_utils import make_mocked_request
+
+from sollold.api.http.access import INFERENCE, MODELS, PUBLIC, SECRET, scope_of
+from sollold.api.http.application import build_app
+from sollold.api.http.client_address import address_of, networks
+from sollold.cluster.admission.keyring import Member
+from sollold.cluster.gossip.record import Waiting
+from sollold.control.admission import Invite
+from sollold.control.keys import Keys, Scope
+from sollold.control.member_pass import MemberPasses
+from sollold.control.secret_change import Rolled
+from sollold.settings.schema import HttpSettings
+from tests.api.api_parts import CHAT, PlainCluster, ScriptedService, chunk, parts, usage_chunk
+from tests.doubles import FakeView, record
+from tests.models.fakes import FakeCalls
+
+Serve = Callable[..., Awaitable[str]]
+AWAY = {"X-Forwarded-For": "192.168.1.77"}
+"""A request of another machine: the tests' own address is a proxy that is trusted."""
+HERE = ("127.0.0.1",)
+
+
+@pytest.fixture
+async def keys(tmp_path: Path) -> AsyncIterator[Keys]:
+    found = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
+    await found.start()
+    yield found
+    await found.close()
+
+
+ASKED = [
+    ("GET", "/api/tags", None, Scope.INFER),
+    ("GET", "/v1/models", None, Scope.INFER),
+    ("GET", "/api/cluster", None, Scope.INFER),
+    ("POST", "/api/chat", CHAT, Scope.INFER),
+    ("POST", "/v1/api/chat", CHAT, Scope.INFER),
+    ("POST", "/api/show", {"model": "demo"}, Scope.INFER),
+    ("POST", "/api/cluster/plan", {"model": "demo"}, Scope.INFER),
+    ("POST", "/api/generate", {"model": "demo", "keep_alive": 0}, Scope.MODELS),
+    ("POST", "/api/chat", {"model": "demo", "messages": [], "keep_alive": "0s"}, Scope.MODELS),
+    ("POST", "/api/generate", {"model": "demo", "keep_alive": 5, "stream": False}, Scope.INFER),
+    ("POST", "/api/cluster/load", {"model": "demo"}, Scope.MODELS),
+    ("POST", "/api/cluster/unload", {"model": "demo"}, Scope.MODELS),
+    ("DELETE", "/api/delete", {"model": "demo"}, Scope.MODELS),
+    ("POST", "/api/pull", {"model": "demo"}, Scope.MODELS),
+    ("POST", "/api/copy", {"source": "demo", "destination": "x"}, Scope.MODELS),
+    ("POST", "/v1/api/pull", {"model": "demo"}, Scope.MODELS),
+    ("POST", "/api/cluster/drain", {"node": "alpha"}, Scope.ADMIN),
+    ("POST", "//api//cluster/drain/", {"node": "alpha"}, Scope.ADMIN),
+    ("POST", "/api/cluster/scan", {}, Scope.ADMIN),
+    ("GET", "/api/cluster/keys", None, Scope.ADMIN),
+    ("POST", "/api/cluster/keys", {"name": "x"}, Scope.ADMIN),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needed"), ASKED)
+async def test_what_each_may_do(
+    serve: Serve, http: ClientSession, keys: Keys, method: str, path: str, body: Any, needed: Scope
+) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    cluster = PlainCluster()
+    url = await serve(parts(service, cluster=cluster, keys=keys), trusted_proxies=HERE)
+
+    async def status(headers: dict[str, str]) -> int:
+        async with http.request(method, url + path, json=body, headers=headers) as answer:
+            await answer.read()
+            assert (answer.status == 401) == ("WWW-Authenticate" in answer.headers)
+            return answer.status
+
+    assert await status({}) not in (401, 403), "a program of this machine may do all"
+    assert (await status(AWAY) == 401) == (needed is not Scope.INFER), "open until the first key"
+    cluster.asked.clear()
+    secrets = {scope: (await keys.create(scope, scope))[1] for scope in Scope}
+    assert await status(AWAY) == 401, "a key is needed once there is one"
+    assert not cluster.asked
+    for scope, secret in secrets.items():
+        for header in (
+            {"Authorization": f"Bearer {secret}"},
+            {"X-Api-Key": secret, "Authorization": "Bearer ollama"},
+        ):
+            got = await status(AWAY | header)
+            assert (got == 403) == (not scope.includes(needed)) and got != 401
+    await keys.revoke(Scope.ADMIN)
+    assert await status(AWAY | {"Authorization": f"Bearer {secrets[Scope.ADMIN]}"}) == 401
+    assert await status({}) not in (401, 403)
+
+
+class PlainAdmission:
+    """Takes every order about who may join."""
+
+    def __init__(self) -> None:
+        self.secret = self
+
+    async def admit(self, text: str) -> Waiting:
+        return Waiting("a" * 16, text, "ABCD-EFGH")
+
+    async def open_door(self, seconds: float) -> list[str]:
+        return []
+
+    async def rotate(self) -> Rolled:
+        return Rolled()
+
+    async def evict(self, text: str) -> tuple[Member, Rolled]:
+        return Member("a" * 16, text), Rolled()
+
+    async def secure(self, nodes: list[str]) -> Rolled:
+        return Rolled()
+
+    def invite(self) -> Invite:
+        return Invite("1234-5678", "127.0.0.1", 600.0)
+
+    async def join(self, code: str, seed: str) -> str:
+        return "anna"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "elsewhere"),
+    [
+        ("admit", {"machine": "bert"}, True),
+        ("door", {"seconds": 60}, True),
+        ("rotate", {}, True),
+        ("evict", {"machine": "bert"}, True),
+        ("secure", {"nodes": ["a" * 16]}, True),
+        ("invite", {}, False),
+        ("join", {"code": "1234-5678", "seed": "anna"}, False),
+    ],
+)
+async def test_who_may_say_who_joins(
+    serve: Serve, http: ClientSession, keys: Keys, path: str, body: Any, elsewhere: bool
+) -> None:
+    url = await serve(parts(admission=PlainAdmission(), keys=keys), trusted_proxies=HERE)
+
+    async def status(headers: dict[str, str]) -> int:
+        async with http.post(f"{url}/api/cluster/{path}", json=body, headers=headers) as answer:
+            return answer.status
+
+    assert await status({}) == 200
+    assert await status(AWAY) == 401
+    secrets = {scope: (await keys.create(scope, scope))[1] for scope in Scope}
+    for scope, secret in secrets.items():
+        expected = 200 if scope is Scope.ADMIN and elsewhere else 403
+        assert await status(AWAY | {"Authorization": f"Bearer {secret}"}) == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "made", "status"),
+    [("", False, 200), ("", True, 401), ("open", False, 200), ("open", True, 200), ("keys", False, 401)],
+)
+async def test_http_auth(
+    serve: Serve, http: ClientSession, keys: Keys, mode: str, made: bool, status: int
+) -> None:
+    if made:
+        await keys.create("one", Scope.INFER)
+    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth=mode)
+    async with http.get(url + "/api/tags", headers=AWAY) as answer:
+        assert answer.status == status
+    async with http.get(url + "/api/tags", headers=AWAY | {"Authorization": "Bearer ollama"}) as answer:
+        assert answer.status == status, "a dummy key is none"
+    async with http.post(url + "/api/cluster/drain", json={}, headers=AWAY) as answer:
+        assert answer.status == 401, "orders of strangers are never open"
+
+
+@pytest.mark.parametrize("path", sorted(PUBLIC - {"/web/{file}"}))
+async def test_what_is_public(serve: Serve, http: ClientSession, keys: Keys, path: str) -> None:
+    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth="keys")
+    for headers in (AWAY, AWAY | {"Authorization": "Bearer sk-sollold-wrong"}):
+        async with http.get(url + path, headers=headers) as answer:
+            assert answer.status == 200
+    preflight = AWAY | {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    async with http.options(url + "/api/chat", headers=preflight) as answer:
+        assert answer.status == 204
+
+
+def test_every_route_is_in_a_table() -> None:
+    given = parts()
+    app = build_app(given, HttpSettings())
+    known = PUBLIC | INFERENCE | MODELS | SECRET
+    paths = {resource.canonical for resource in app.router.resources()}
+    assert {path.removeprefix("/v1") if path.startswith("/v1/api/") else path for path in paths} >= known
+    assert scope_of("POST", "/api/something/new") is Scope.ADMIN, "what is not listed needs all there is"
+    assert scope_of("GET", "/api/cluster/keys") is Scope.ADMIN
+
+
+USER: Any = [{"role": "user", "content": "hi"}]
+
+
+def saying_hello() -> ScriptedService:
+    return ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
+
+
+async def test_ollamas_client_gets_its_401(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
+    client = ollama.AsyncClient(host=url, headers=AWAY)
+    with pytest.raises(ollama.ResponseError, match="an API key is needed") as refused:
+        await client.chat("demo", USER)
+    assert refused.value.status_code == 401
+    _, secret = await keys.create("me", Scope.INFER)
+    client = ollama.AsyncClient(host=url, headers=AWAY | {"Authorization": f"Bearer {secret}"})
+    assert (await client.list()).models
+    said = [part.message.content async for part in await client.chat("demo", USER, stream=True)]
+    assert "".join(text or "" for text in said) == "hello"
+
+
+async def test_openais_client_gets_its_401(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
+    _, secret = await keys.create("me", Scope.INFER)
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key=secret, default_headers=AWAY) as client:
+        assert (await client.models.list()).data
+        answer = await client.chat.completions.create(model="demo", messages=USER, stream=True)
+        said = [part.choices[0].delta.content async for part in answer if part.choices]
+        assert "".join(text or "" for text in said) == "hello"
+    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="wrong", default_headers=AWAY) as client:
+        with pytest.raises(openai.AuthenticationError, match="an API key is needed") as refused:
+            await client.models.list()
+        assert refused.value.type == "authentication_error"
+
+
+async def test_anthropics_client_gets_its_401(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(saying_hello(), keys=keys), trusted_proxies=HERE, auth="keys")
+    _, secret = await keys.create("me", Scope.INFER)
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="wrong", default_headers=AWAY) as client:
+        with pytest.raises(anthropic.AuthenticationError, match="an API key is needed"):
+            await client.messages.create(model="demo", max_tokens=5, messages=USER)
+    async with anthropic.AsyncAnthropic(base_url=url, api_key=secret, default_headers=AWAY) as client:
+        with pytest.raises(anthropic.NotFoundError):
+            await client.messages.create(model="none", max_tokens=5, messages=USER)
+        async with client.messages.stream(model="demo", max_tokens=5, messages=USER) as stream:
+            assert "".join([text async for text in stream.text_stream]) == "hello"
+
+
+async def test_keys_over_http(serve: Serve, http: ClientSession, keys: Keys) -> None:
+    url = await serve(parts(keys=keys), trusted_proxies=HERE)
+    body = {"name": "laptop", "scope": "admin", "expires": "30d"}
+    async with http.post(url + "/api/cluster/keys", json=body) as answer:
+        made = await answer.json()
+        assert answer.status == 200 and made["scope"] == "admin" and made["expires"]
+    admin = AWAY | {"X-Api-Key": made["key"]}
+    async with http.get(url + "/api/cluster/keys", headers=admin) as answer:
+        listed = await answer.json()
+        assert [one["name"] for one in listed["keys"]] == ["laptop"] and made["key"] not in str(listed)
+        assert listed["open"] is False
+    for wrong in ({"name": "x", "expires": "soon"}, {"name": "x", "scope": "all"}, {"name": "laptop"}):
+        async with http.post(url + "/api/cluster/keys", json=wrong, headers=admin) as answer:
+            assert answer.status == 400
+    async with http.delete(url + "/api/cluster/keys", json={"name": "laptop"}, headers=admin) as answer:
+        assert answer.status == 200 and (await answer.json())["revoked"]
+    async with http.get(url + "/api/cluster/keys", headers=admin) as answer:
+        assert answer.status == 401
+
+
+async def test_a_pass_is_for_this_machine_alone_and_opens_all(
+    serve: Serve, http: ClientSession, keys: Keys
+) -> None:
+    view = FakeView(record("0" * 16))
+    passes = MemberPasses(view, FakeCalls("0" * 16, {}))
+    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=HERE, auth="keys")
+    async with http.post(url + "/api/cluster/pass", headers=AWAY) as answer:
+        assert answer.status == 401
+    _, admin = await keys.create("admin", Scope.ADMIN)
+    async with http.post(url + "/api/cluster/pass", headers=AWAY | {"X-Api-Key": admin}) as answer:
+        assert answer.status == 403
+    async with http.post(url + "/api/cluster/pass") as answer:
+        given = (await answer.json())["pass"]
+    for secret, status in ((given, 200), (given[:-1] + "x", 401)):
+        headers = AWAY | {"Authorization": f"Bearer {secret}"}
+        async with http.post(url + "/api/cluster/drain", json={}, headers=headers) as answer:
+            assert answer.status == status
+
+
+async def test_a_batch_is_its_owners(serve: Serve, http: ClientSession, keys: Keys) -> None:
+    url = await serve(parts(keys=keys), trusted_proxies=HERE, auth="open")
+    stranger = {"X-Forwarded-For": "192.168.1.78"}
+    _, admin = await keys.create("admin", Scope.ADMIN)
+    body = {"model": "demo", "input": ["a"]}
+    async with http.post(url + "/api/batch/embed", json=body, headers=AWAY) as answer:
+        assert answer.status == 202
+        path = answer.headers["Location"]
+    results = path.replace("jobs", "results")
+    for headers, status, count in ((AWAY, 200, 1), (stranger, 404, 0), (AWAY | {"X-Api-Key": admin}, 200, 1)):
+        async with http.get(url + "/api/batch/jobs", headers=headers) as answer:
+            assert len((await answer.json())["jobs"]) == count
+        for one in (path, results):
+            async with http.get(url + one, headers=headers) as answer:
+                assert answer.status == status
+    async with http.delete(url + path, headers=stranger) as answer:
+        assert answer.status == 404
+    async with http.delete(url + path, headers=AWAY) as answer:
+        assert answer.status == 200
+
+
+async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSession, keys: Keys) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service, keys=keys), trusted_proxies=HERE, auth="open")
+    key, secret = await keys.create("me", Scope.INFER)
+    for headers, client in (
+        ({}, "127.0.0.1"),
+        ({"Authorization": "Bearer made-up"}, "127.0.0.1"),
+        (AWAY | {"Authorization": "Bearer made-up-2"}, "192.168.1.77"),
+        (AWAY | {"Authorization": f"Bearer {secret}"}, f"key:{key.id}"),
+    ):
+        async with http.post(url + "/api/chat", json=CHAT, headers=headers) as answer:
+            await answer.read()
+        assert service.asks[-1].client == client
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "headers", "address", "local"),
+    [
+        ("127.0.0.1", "127.0.0.1", {}, "127.0.0.1", True),
+        ("::1", "::1", {}, "::1", True),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", {}, "127.0.0.1", True),
+        ("192.168.1.5", "192.168.1.5", {}, "192.168.1.5", True),
+        ("192.168.1.6", "192.168.1.5", {}, "192.168.1.6", False),
+        ("fe80::1%eth0", "fe80::2%eth0", {}, "fe80::1", False),
+        # A proxy on this machine asks for people who are not; one that is not named is not believed.
+        ("127.0.0.1", "127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"X-Real-IP": "8.8.8.8"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"Forwarded": "for=8.8.8.8"}, "127.0.0.1", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "1.2.3.4, 10.0.0.8"}, "1.2.3.4", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4"}, "1.2.3.4", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "nonsense"}, "10.0.0.9", False),
+        ("192.168.1.6", "192.168.1.5", {"X-Forwarded-For": "1.2.3.4"}, "192.168.1.6", False),
+    ],
+)
+def test_addresses(peer: str, own: str, headers: dict[str, str], address: str, local: bool) -> None:
+    request = make_mocked_request("GET", "/", headers=headers)
+    assert request.transport is not None
+    names = {"peername": (peer, 1), "sockname": (own, 2)}
+    request.transport.get_extra_info.side_effect = names.get
+    request = request.clone(remote=peer)
+    found = address_of(request, networks(["10.0.0.0/24"]))
+    assert (found.address, found.local) == (address, local)

@@ -1,0 +1,202 @@
+"""Bodies that cost more than they seem to: they are refused early, and hold up nobody meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import pairwise
+from typing import Any
+
+import psutil
+import pytest
+from aiohttp import ClientConnectionError, ClientSession
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.api.http.json_bounds import MOST_CONTAINERS, MOST_KEYS, MOST_VALUES, JsonBounds, TooManyValues
+from tests.api.api_parts import ScriptedService, chunk, model, parts
+from tests.api.watched_loop import watched
+from tests.doubles import until
+
+Serve = Callable[..., Awaitable[str]]
+MIB = 1 << 20
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(alphabet='ab"\\,[]{}:\n\u00e9\ud7ff'),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(alphabet='k"\\,['), inner),
+)
+
+
+def counted(value: object) -> tuple[int, int]:
+    """Containers and commas of a value's JSON."""
+    if isinstance(value, list | dict):
+        inner = [counted(one) for one in (value.values() if isinstance(value, dict) else value)]
+        commas = max(0, len(inner) - 1) + sum(commas for _, commas in inner)
+        return 1 + sum(containers for containers, _ in inner), commas
+    return 0, 0
+
+
+@given(VALUES, st.lists(st.integers(0, 200)), st.booleans())
+def test_what_is_outside_of_strings_is_counted_however_it_is_cut(
+    value: object, cuts: list[int], ascii_: bool
+) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_).encode()
+    containers, commas = counted(value)
+    places = [0, *sorted(cut for cut in cuts if cut < len(raw)), len(raw)]
+
+    def feed(bounds: JsonBounds) -> None:
+        for begin, end in pairwise(places):
+            bounds.feed(raw[begin:end])
+
+    feed(JsonBounds(containers, containers + commas))
+    if containers:
+        with pytest.raises(TooManyValues, match="objects and arrays"):
+            feed(JsonBounds(containers - 1, 10**9))
+        with pytest.raises(TooManyValues, match="values"):
+            feed(JsonBounds(10**9, containers + commas - 1))
+
+
+ATTACKS: dict[str, tuple[str, bytes, bytes, int]] = {
+    "lists": ("/api/show", b'{"model":"demo","x":[', b"[],", 120 * MIB),
+    "messages": ("/api/chat", b'{"model":"demo","messages":[', b"{},", 100 * MIB),
+    "strings": ("/v1/chat/completions", b'{"model":"demo","messages":[', b'"",', 100 * MIB),
+    "keys": ("/v1/messages", b'{"model":"demo","metadata":{', b'"":0,', 100 * MIB),
+    "nested": ("/v1/responses", b'{"model":"demo","input":', b"[{", 20 * MIB),
+}
+
+
+@pytest.mark.parametrize("announced", [True, False], ids=["announced", "chunked"])
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_a_body_of_millions_of_values_is_refused(
+    serve: Serve, http: ClientSession, name: str, announced: bool
+) -> None:
+    path, head, piece, size = ATTACKS[name]
+    url = await serve(parts())
+    block = piece * (65536 // len(piece))
+    sent = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal sent
+        yield head
+        while sent < size:
+            sent += len(block)
+            yield block
+
+    headers = {"Content-Length": str(len(head) + size)} if announced else {}
+    before = psutil.Process().memory_info().rss
+    async with watched() as loop:
+        try:
+            async with http.post(url + path, data=body(), headers=headers) as answer:
+                assert answer.status in (400, 413)
+                assert "error" in await answer.json()
+        except ClientConnectionError:
+            pass  # refused while it was still being sent
+    assert sent < 16 * MIB, "it is refused long before its end"
+    assert loop.longest < 0.05
+    assert loop.most_memory - before < 64 * MIB
+    async with http.get(url + "/api/version") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"messages": [{}] * MOST_CONTAINERS}, "objects and arrays"),
+        ({"stop": ["x"] * MOST_VALUES}, "values"),
+        ({"metadata": {f"k{number}": 0 for number in range(MOST_KEYS)}}, "names in its objects"),
+        ({"messages": [{}] * 4097}, "messages has more than 4096 items"),
+        ({"input": [{}] * 4097}, "input has more than 4096 items"),
+        ({"tools": [{}] * 513}, "tools has more than 512 items"),
+    ],
+)
+async def test_the_refusal_says_why(
+    serve: Serve, http: ClientSession, fields: dict[str, Any], why: str
+) -> None:
+    url = await serve(parts())
+    async with http.post(url + "/api/chat", data=json.dumps({"model": "demo"} | fields)) as answer:
+        assert answer.status == 400 and why in (await answer.json())["error"]
+
+
+async def test_large_bodies_that_people_send_pass(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    field = {"type": "string", "description": '[x], {y}, "z"'}
+    schema = {"type": "object", "properties": {f"p{n}": field for n in range(20)}}
+    tools = [{"type": "function", "function": {"name": f"t{k}", "parameters": schema}} for k in range(200)]
+    messages = [
+        {"role": ("user", "assistant")[k % 2], "content": 'a, [b], {c} \\ " ' * 50} for k in range(1001)
+    ]
+    body = {"model": "demo", "messages": messages, "tools": tools, "stream": False}
+    async with watched() as loop:
+        async with http.post(url + "/api/chat", json=body) as answer:
+            assert answer.status == 200, await answer.text()
+    assert len(json.dumps(body)) > MIB and loop.longest < 1
+
+
+HELD_UP = {
+    "bytes that are not UTF-8": b"\xff" * 300_000,
+    "texts with bytes that are not UTF-8": b'{"a":"' + b"\xc0a" * 300_000 + b'"}',
+    "halves of characters": b'{"a":"' + b"\\ud800" * 9_000 + b'", x',
+    "zeros": bytes(8 * MIB - 1),
+    "a text that does not end": b'{"a":"' + b"x\\n" * (2 * MIB),
+    "escapes alone": b'{"a":"' + b"\\\\" * (2 * MIB) + b'\xff"}',
+    "names": b'{"model":"x","messages":[' + b'{"Role":"a"},' * (MOST_CONTAINERS - 9) + b"{}]}",
+    "zeros, packed": gzip.compress(bytes(64 * MIB)),
+    "zeros, each packed": gzip.compress(bytes(9)) * 50_000,
+    "a byte in each chunk": b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", HELD_UP)
+@pytest.mark.parametrize("path", ["/api/show", "/api/nothing"])
+async def test_no_body_holds_up_others(serve: Serve, http: ClientSession, name: str, path: str) -> None:
+    url = await serve(parts())
+    headers = {"Content-Length": str(len(HELD_UP[name]))}
+    if "packed" in name:
+        headers["Content-Encoding"] = "gzip"
+    if "chunk" in name:
+        headers = {"Transfer-Encoding": "chunked"}
+    head = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+    async with watched() as loop:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{head}\r\n".encode() + HELD_UP[name])
+        async with asyncio.timeout(30):
+            assert (await reader.readline()).split()[1] in (b"400", b"404", b"413")
+        async with http.get(url + "/api/version") as answer:
+            assert answer.status == 200
+        writer.close()
+    assert loop.longest < 0.05
+
+
+@pytest.mark.parametrize(
+    ("path", "most"), [("/api/show", 8), ("/tokenize", 8), ("/v1/embeddings", 24), ("/v1/api/show", 8)]
+)
+async def test_limits_by_route(serve: Serve, http: ClientSession, path: str, most: int) -> None:
+    url = await serve(parts())
+    body = b'{"model":"none","input":"' + b"x" * (most * MIB) + b'"}'
+    async with http.post(url + path, data=body) as answer:
+        assert answer.status == 413 and f"{most * MIB} bytes" in await answer.text()
+    async with http.post(url + path, data=body[: len(body) // 2] + b'"}') as answer:
+        assert answer.status in (400, 404)
+
+
+async def test_the_budget_counts_what_decoding_will_cost(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=MIB)
+    body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "x"}] * 4000})
+    assert len(body) < MIB / 2
+
+    async def ask() -> int:
+        async with http.post(url + "/api/chat", data=body) as answer:
+            return answer.status
+
+    asking = asyncio.create_task(ask())
+    try:
+        await until(lambda: service.asks)
+        assert await ask() == 503, "two of them would take more than the budget"
+    finally:
+        service.gate.set()
+        await asking

@@ -1,0 +1,135 @@
+"""Orders of messages that chat templates refuse, in every dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.engine.conversation import flatten, merge_answers, tidy
+from sollold.api.engine.template_fallback import template_refusal
+from sollold.errors import Fault, Refusal
+from tests.api.api_parts import ScriptedService, call_of, chunk, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, error_of, post, text_of
+
+
+def turn(role: str, content: Any = "", **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+CALL = {"id": "c0", "type": "function", "function": {"name": "get", "arguments": "{}"}}
+ODD = {
+    "two user turns": [turn("user", "a"), turn("user", "b")],
+    "assistant first": [turn("assistant", "hello"), turn("user", "a")],
+    "late system": [turn("user", "a"), turn("assistant", "b"), turn("system", "c"), turn("user", "d")],
+    "two systems": [turn("system", "a"), turn("system", "b"), turn("user", "c")],
+    "two assistants": [turn("user", "a"), turn("assistant", "b"), turn("assistant", "c"), turn("user", "d")],
+    "tools that the template does not know": [
+        turn("user", "a"),
+        turn("assistant", "", tool_calls=[CALL]),
+        turn("tool", "noon", tool_call_id="c0"),
+    ],
+    "a result without its call": [turn("tool", "noon", tool_call_id="c0")],
+}
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("odd", ODD)
+async def test_a_strict_template_gets_the_order_that_it_requires(
+    real: str, http: ClientSession, path: str, odd: str
+) -> None:
+    status, answer, headers = await post(http, real + path, body_of(path, "strict", ODD[odd]))
+    assert status == 200, answer
+    assert text_of(path, answer).startswith("Hello")
+    if odd == "two user turns" and path != "/v1/responses":
+        assert "reordered" in headers["X-Sollold-Warning"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_what_a_template_refuses_in_every_form_is_refused_in_one_sentence(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService()
+    trace = (
+        "Unable to generate parser for this template. Automatic parser generation failed: \n------------\n"
+        "While executing CallExpression at line 4\n   ^\nError: Jinja Exception: only poems are taken"
+    )
+    service.refusal = Refusal(Fault.ENGINE, trace, status=500)
+    url = await serve(parts(service))
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD["late system"]))
+    assert status == 400
+    assert error_of(path, answer) == (
+        "the model's chat template refuses this conversation: only poems are taken"
+    )
+    # As sent, tidied, flattened.
+    assert len(service.asks) == 3
+    service.refusal = Refusal(Fault.ENGINE, "boom", status=500)
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", ODD["late system"]))
+    assert status == 502 and len(service.asks) == 4
+
+
+async def test_messages_that_the_template_takes_are_sent_as_they_are(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service))
+    body = body_of("/v1/chat/completions", "demo", ODD["late system"], stream=True)
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200 and "X-Sollold-Warning" not in answer.headers
+    assert call_of(service).body["messages"] == ODD["late system"]
+
+
+def test_tidied_conversations() -> None:
+    assert tidy(ODD["late system"]) == [
+        turn("system", "c"),
+        turn("user", "a"),
+        turn("assistant", "b"),
+        ODD["late system"][3],
+    ]
+    assert tidy(ODD["two user turns"]) == [turn("user", "a\n\nb")]
+    assert tidy(ODD["assistant first"]) == [turn("user"), *ODD["assistant first"]]
+    assert tidy(ODD["a result without its call"]) == [turn("user", "noon")]
+    picture = {"type": "image_url", "image_url": {"url": "data:,"}}
+    both = tidy([turn("user", "a"), turn("user", [picture])])
+    assert both == [turn("user", [{"type": "text", "text": "a"}, picture])]
+    # Whoever has a name keeps to himself; calls stay before their results.
+    named = [turn("user", "a", name="x"), turn("user", "b", name="y")]
+    assert tidy(named) == named
+    called = ODD["tools that the template does not know"]
+    assert tidy(called) == called
+    assert [(m["role"], m["content"]) for m in flatten([turn("system", "s"), *called])] == [
+        ("user", "s\n\na"),
+        ("assistant", '{"name":"get","arguments":"{}"}'),
+        ("user", "noon"),
+    ]
+
+
+def test_answers_in_a_row_are_one() -> None:
+    first, second = turn("assistant", "b", reasoning_content="x"), turn("assistant", "c", tool_calls=[CALL])
+    assert merge_answers([turn("user", "a"), first, second]) == [
+        turn("user", "a"),
+        turn("assistant", "b\n\nc", reasoning_content="x", tool_calls=[CALL]),
+    ]
+    assert merge_answers([second, first]) == [second, first]
+
+
+def test_a_templates_refusal_is_told_from_others() -> None:
+    assert template_refusal("the model is loading") is None
+    assert template_refusal("JSON schema error at #: unrecognized type any") is None
+    assert template_refusal("x\nError: Jinja Exception: No  way!\n") == "No way!"
+    assert template_refusal("While executing X\nError: Unknown filter y") == "Unknown filter y"
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("path", PATHS)
+async def test_another_nodes_template_gets_it_too(far: str, http: ClientSession, path: str) -> None:
+    for odd in ("two user turns", "late system", "a result without its call"):
+        status, answer, _ = await post(http, far + path, body_of(path, "strict", ODD[odd]))
+        assert status == 200, answer
+        assert text_of(path, answer).startswith("Hello")
+    # None of it counts against the endpoint.
+    async with http.get(f"{far}/api/cluster") as shown:
+        assert not [one for one in (await shown.json())["deployments"] if one["reason"]]

@@ -1,0 +1,62 @@
+"""Answers of any length leave the loop to others, and so do the metrics of many models."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+
+import pytest
+from aiohttp import ClientSession
+from prometheus_client.parser import text_string_to_metric_families
+
+from sollold.control.activity import FinishedRequest
+from tests.api.api_parts import PlainCluster, ScriptedService, monitor_of, parts
+from tests.api.conftest import Serve
+from tests.api.watched_loop import watched
+
+LARGE = 32 << 20
+ASKED = {
+    "whole": ("/apply-template", {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}),
+    "streamed": ("/infill", {"model": "demo", "input_prefix": "", "input_suffix": "", "stream": True}),
+}
+
+
+@pytest.mark.parametrize("how", ASKED)
+async def test_a_large_answer_is_sent_in_pieces(serve: Serve, http: ClientSession, how: str) -> None:
+    answer = b'{"prompt":"' + b"x" * LARGE + b'"}'
+    path, body = ASKED[how]
+    url = await serve(parts(ScriptedService(answer)))
+    digest, size = hashlib.sha1(), 0
+    async with watched() as loop, http.post(url + path, json=body) as got:
+        assert got.status == 200
+        before = loop.most_memory
+        async for piece in got.content.iter_any():
+            digest.update(piece)
+            size += len(piece)
+        most = loop.most_memory - before
+    sent = answer if how == "whole" else b"data: " + answer + b"\n\n"
+    assert (size, digest.digest()) == (len(sent), hashlib.sha1(sent).digest())
+    assert most < LARGE
+    # The event that is made of the answer is one copy of it.
+    assert how == "streamed" or loop.longest < 0.025
+
+
+async def test_the_metrics_of_many_models_hold_up_nobody(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster()
+    monitor = monitor_of(cluster)
+    for number in range(500):
+        facts = (f"r{number}", 0.0, "/api/chat", f"model{number}", "alpha", "ollama", "ok", "")
+        monitor.activity.end(FinishedRequest(*facts, 7, 2, 0.1, 1.0, 0.0, 0.0, 0))
+    url = await serve(parts(monitor=monitor, cluster=cluster))
+
+    async def scrape() -> str:
+        async with http.get(url + "/metrics") as answer:
+            assert answer.status == 200
+            return await answer.text()
+
+    async with watched() as loop:
+        texts = await asyncio.gather(*(scrape() for _ in range(5)))
+    assert loop.longest < 0.03
+    for text in texts:
+        counts = [one for one in text_string_to_metric_families(text) if one.name == "sollold_requests"]
+        assert sum(sample.value for sample in counts[0].samples) == 500

@@ -1,0 +1,102 @@
+"""A Modelfile's SYSTEM, MESSAGEs and PARAMETERs count in every dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from sollold.api.anthropic.request import Messages, messages_body
+from sollold.api.engine.modelfile import own_context
+from sollold.api.ollama.chat import chat_body
+from sollold.api.ollama.generate import Turn, generate_call, pack_context
+from sollold.api.ollama.request import Chat, Generate, parse_options
+from sollold.api.openai.request import ChatCompletion, Completion, chat_completion_body, completion_body
+from sollold.api.openai.responses_request import ResponseAsk, response_body
+from tests.api.api_parts import model
+
+PARAMS = {"temperature": 0.3, "stop": ["<end>"], "seed": 7, "num_predict": 50, "num_ctx": 4096, "top_k": 9}
+OWN = model(
+    system="Be kind.",
+    messages=(("user", "one"), ("assistant", "two")),
+    params=msgspec.json.encode(PARAMS).decode(),
+)
+TURNS = [{"role": "user", "content": "hi"}]
+
+
+def ollama_chat(**more: Any) -> dict[str, Any]:
+    asked = msgspec.convert({"model": "demo", "messages": TURNS, **more}, Chat)
+    return chat_body(asked, parse_options(asked.options, OWN), OWN)
+
+
+def ollama_generate(**more: Any) -> dict[str, Any]:
+    asked = msgspec.convert({"model": "demo", "prompt": "hi", **more}, Generate)
+    return generate_call(asked, parse_options(asked.options, OWN), OWN).body
+
+
+def openai_chat(**more: Any) -> dict[str, Any]:
+    body = {"model": "demo", "messages": TURNS, **more}
+    return chat_completion_body(body, msgspec.convert(body, ChatCompletion), OWN)
+
+
+def openai_responses(**more: Any) -> dict[str, Any]:
+    return response_body(msgspec.convert({"model": "demo", "input": "hi", **more}, ResponseAsk), OWN)
+
+
+def anthropic(**more: Any) -> dict[str, Any]:
+    body = {"model": "demo", "messages": TURNS, "max_tokens": 9, **more}
+    return messages_body(msgspec.convert(body, Messages), OWN)
+
+
+DIALECTS = [ollama_chat, ollama_generate, openai_chat, openai_responses, anthropic]
+
+
+@pytest.mark.parametrize("ask", DIALECTS)
+def test_system_and_messages_come_first(ask: Any) -> None:
+    assert [(one["role"], one["content"]) for one in ask()["messages"]] == [
+        ("system", "Be kind."),
+        ("user", "one"),
+        ("assistant", "two"),
+        ("user", "hi"),
+    ]
+
+
+@pytest.mark.parametrize("ask", DIALECTS)
+def test_parameters_count_where_the_caller_names_none(ask: Any) -> None:
+    body = ask()
+    assert (body["temperature"], body["seed"], body["stop"], body["top_k"]) == (0.3, 7, ["<end>"], 9)
+
+
+@pytest.mark.parametrize("ask", [openai_chat, openai_responses, anthropic])
+def test_what_the_caller_names_goes_before_them(ask: Any) -> None:
+    assert ask(temperature=0.9)["temperature"] == 0.9
+
+
+def test_the_length_of_an_answer_too() -> None:
+    assert openai_chat()["max_tokens"] == 50
+    assert "max_tokens" not in openai_chat(max_completion_tokens=5)
+    assert anthropic()["max_tokens"] == 9
+
+
+def test_a_plain_completion_has_the_parameters_and_no_messages() -> None:
+    body = {"model": "demo", "prompt": "x"}
+    sent = completion_body(body, msgspec.convert(body, Completion), OWN)
+    assert (sent["prompt"], sent["temperature"]) == ("x", 0.3)
+
+
+def test_a_conversation_that_goes_on_has_them_already() -> None:
+    packed = generate_call(
+        msgspec.convert({"model": "demo", "prompt": "hi"}, Generate), parse_options(None, OWN), OWN
+    )
+    assert len(packed.body["messages"]) == 4
+
+    context = pack_context([Turn(one["role"], one["content"]) for one in packed.body["messages"]])
+    again = ollama_generate(context=context, prompt="more")["messages"]
+    assert [one["content"] for one in again] == ["Be kind.", "one", "two", "hi", "more"]
+
+
+@pytest.mark.parametrize("params", ["{}", "[]", "broken", '{"num_ctx": "many"}', '{"num_ctx": -1}'])
+def test_parameters_of_odd_form_are_none(params: str) -> None:
+    assert own_context(model(params=params)) == 0
+    assert own_context(OWN) == 4096

@@ -1,0 +1,238 @@
+"""Events, history, requests, health and targets over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.http.inflight import InflightRequest
+from sollold.control.activity import Activity
+from sollold.control.history import regular
+from sollold.control.monitor import Monitor
+from sollold.errors import Fault, Refusal
+from sollold.machine.gpus import GpuLoad
+from sollold.serving.request import Ask
+from tests.api.api_parts import (
+    NoPeers,
+    PlainCluster,
+    ScriptedService,
+    chunk,
+    monitor_of,
+    parts,
+    record,
+    usage_chunk,
+)
+from tests.doubles import until
+
+Serve = Callable[..., Awaitable[str]]
+CHAT = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+BETA = record("1" * 16, "beta", endpoints=())
+
+
+@asynccontextmanager
+async def watching(monitor: Monitor) -> AsyncIterator[None]:
+    await monitor.start()
+    try:
+        yield
+    finally:
+        await monitor.close()
+
+
+async def get(http: ClientSession, url: str) -> Any:
+    async with http.get(url) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.json(content_type=None)
+
+
+def read(monitor: Monitor) -> list[float]:
+    points = monitor.history.read("", "", regular(60, 1)).series["requests_per_second"]
+    return [value for value in points if value == value]
+
+
+async def events(http: ClientSession, url: str) -> list[dict[str, Any]]:
+    async with http.get(url) as answer:
+        assert answer.content_type == "text/event-stream"
+        text = await answer.text()
+    return [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+
+
+async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster(record(), BETA)
+    monitor = monitor_of(cluster)
+    url = await serve(parts(cluster=cluster, monitor=monitor))
+    async with watching(monitor), http.get(f"{url}/api/cluster/events?follow=1") as answer:
+        await answer.content.readuntil(b"\n\n")
+        began = time.monotonic()
+        cluster.change(record())
+        told = await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
+        assert time.monotonic() - began < 2
+        assert b"event: node.lost" in told and b"beta stopped responding" in told
+        cluster.change(record(), BETA)
+        assert b"node.returned" in await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
+    assert [one["kind"] for one in await events(http, f"{url}/api/cluster/events")] == [
+        "node.lost",
+        "node.returned",
+    ]
+    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?last=1")] == [2]
+    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after=1")] == [2]
+    async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": "2"}) as answer:
+        assert "data:" not in await answer.text()
+
+
+async def test_followers_are_let_go_when_the_daemon_ends(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster()
+    monitor = monitor_of(cluster)
+    url = await serve(parts(cluster=cluster, monitor=monitor))
+    await monitor.start()
+    async with http.get(f"{url}/api/cluster/events?follow=1") as answer:
+        await answer.content.readuntil(b"\n\n")
+        await monitor.close()
+        assert b"data:" not in await asyncio.wait_for(answer.content.read(), 5)
+
+
+@pytest.mark.parametrize("query", ["last=x", "after=-1", "follow=1e3", "last=99999999999"])
+async def test_a_number_that_is_none_is_refused(serve: Serve, http: ClientSession, query: str) -> None:
+    url = await serve(parts())
+    async with http.get(f"{url}/api/cluster/events?{query}") as answer:
+        assert answer.status == 400 and query.split("=")[0] in await answer.text()
+
+
+async def test_a_missing_node_stands_everywhere_until_it_is_removed(
+    serve: Serve, http: ClientSession
+) -> None:
+    cluster = PlainCluster(record(), BETA)
+    monitor = monitor_of(cluster)
+    url = await serve(parts(cluster=cluster, monitor=monitor))
+    async with watching(monitor):
+        cluster.change(record())
+        await until(monitor.offline)
+        (missing,) = (await get(http, f"{url}/api/cluster"))["offline"]
+        assert missing["name"] == "beta" and not missing["stopped"]
+        assert abs(missing["since"] - time.time()) < 10
+        assert missing["held"] == [
+            {"model": "demo:latest", "device": "CUDA0", "first": 2, "last": 5, "bytes": 600}
+        ]
+        async with http.get(f"{url}/metrics") as answer:
+            text = await answer.text()
+        assert "sollold_nodes_missing 1.0" in text
+        assert 'sollold_node_offline_timestamp_seconds{name="beta",reason="lost"}' in text
+        targets = await get(http, f"{url}/api/cluster/prometheus-sd")
+        assert [(one["targets"], one["labels"]["node"]) for one in targets] == [
+            (["10.0.0.1:11435"], "alpha"),
+            (["10.0.0.1:11435"], "beta"),
+        ]
+        async with http.post(f"{url}/api/cluster/forget", json={"node": "gamma"}) as answer:
+            assert answer.status == 404 and "gamma" in await answer.text()
+        async with http.post(f"{url}/api/cluster/forget", json={"node": "beta"}) as answer:
+            assert answer.status == 200
+        assert (await get(http, f"{url}/api/cluster"))["offline"] == []
+
+
+async def test_requests_under_way_and_done(serve: Serve, http: ClientSession) -> None:
+    gate = asyncio.Event()
+    service = ScriptedService(chunk("a"), chunk("b"), gate, chunk(finish="stop"), usage_chunk(7, 20))
+    given = parts(service)
+    url = await serve(given)
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+        shown = await get(http, f"{url}/api/cluster/requests")
+        assert [one["stage"] for one in shown["active"]] == ["answering"] and shown["recent"] == []
+        gate.set()
+        await answer.read()
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
+        await answer.read()
+    service.refusal = Refusal(Fault.TOO_BIG, "3 GiB are missing")
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        assert answer.status == 507
+    shown = await get(http, f"{url}/api/cluster/requests")
+    assert shown["active"] == []
+    refused, whole, streamed = shown["recent"]
+    assert (streamed["model"], streamed["node"], streamed["tokens"], streamed["prompt_tokens"]) == (
+        "demo:latest",
+        "beta",
+        20,
+        7,
+    )
+    assert streamed["outcome"] == "ok" and 0 <= streamed["first_token_seconds"] <= streamed["seconds"]
+    assert whole["path"] == "/v1/chat/completions" and whole["outcome"] == "ok"
+    assert refused["outcome"] == "error" and refused["error"] == "3 GiB are missing"
+    async with http.get(f"{url}/metrics") as answer:
+        text = await answer.text()
+    labels = 'model="demo:latest",route="/api/chat"'
+    assert f"sollold_generation_tokens_total{{{labels}}} 20.0" in text
+    assert f"sollold_prompt_tokens_total{{{labels}}} 7.0" in text
+    assert f"sollold_time_to_first_token_seconds_count{{{labels}}} 1.0" in text
+    assert 'sollold_requests_total{model="",outcome="error",route="/api/chat"} 1.0' in text
+
+
+async def test_a_caller_that_hangs_up_is_told_apart(serve: Serve, http: ClientSession) -> None:
+    given = parts(ScriptedService(chunk("a"), asyncio.Event()))
+    url = await serve(given)
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+    await until(lambda: given.monitor.activity.recent)
+    recent = (await get(http, f"{url}/api/cluster/requests"))["recent"]
+    assert recent[0]["outcome"] == "cancelled"
+
+
+def test_who_hangs_up_with_the_whole_answer_did_not_cancel_it() -> None:
+    for ended, outcome in ((False, "cancelled"), (True, "ok")):
+        live = InflightRequest(Ask("id", "demo", {}, stream=True), "/api/chat", Activity(), ended=ended)
+        live.cancelled()
+        assert live.outcome == outcome
+
+
+async def test_history_of_the_cluster(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster(record(), BETA)
+    monitor = Monitor(
+        cluster, NoPeers(), Activity(), lambda _: False, lambda: [GpuLoad("CUDA0", 0.5, 60.0, float("nan"))]
+    )  # type: ignore[arg-type]
+    url = await serve(parts(ScriptedService(chunk("a"), usage_chunk()), cluster=cluster, monitor=monitor))
+    async with watching(monitor):
+        async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+            await answer.read()
+        await until(lambda: monitor.history.size and monitor.gpu_loads)
+        await until(lambda: sum(read(monitor)) == 1)
+        found = await get(http, f"{url}/api/cluster/history?seconds=60&step=1")
+    assert sum(value or 0 for value in found["total"]["requests_per_second"]) == 1
+    assert found["seconds"] == 60 and found["step"] == 1
+    # A node that does not answer is left out; its figures are not known.
+    (alpha,) = found["nodes"]
+    assert alpha["name"] == "alpha" and len(alpha["series"]["active"]) == 60
+    devices = {one["id"]: one for one in alpha["devices"]}
+    assert devices["CPU"]["granted_bytes"][-1] == 100 and devices["CPU"]["used_bytes"][-1] == 100
+    assert devices["CUDA0"]["utilization"][-1] == 0.5 and devices["CUDA0"]["power_watts"][-1] is None
+
+
+async def test_ready_until_it_drains(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster()
+    url = await serve(parts(cluster=cluster))
+    assert await get(http, f"{url}/health") == {"status": "ok"}
+    assert await get(http, f"{url}/ready") == {"status": "ready"}
+    cluster.change(replace(cluster.me, draining=True))
+    async with http.get(f"{url}/ready") as answer:
+        assert answer.status == 503 and (await answer.json())["status"] == "draining"
+    assert await get(http, f"{url}/health") == {"status": "ok"}
+
+
+async def test_polling_is_told_apart_from_requests(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ScriptedService(chunk(finish="stop"))))
+    for _ in range(3):
+        await get(http, f"{url}/api/cluster")
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.read()
+    async with http.get(f"{url}/../{'x' * 50}") as answer:
+        assert answer.status == 404
+    async with http.get(f"{url}/metrics") as answer:
+        text = await answer.text()
+    assert 'sollold_http_request_seconds_count{dialect="ollama",kind="poll"} 3.0' in text
+    assert 'sollold_http_request_seconds_count{dialect="ollama",kind="request"} 2.0' in text
+    assert "xxxxx" not in text, "what callers make up names no series"

@@ -1,0 +1,333 @@
+"""What an Ollama is sent: rewritten where the meaning is clear, and it alone would refuse it or lose it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Ask, Call, Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, error_of, post
+from tests.api.picture import png
+
+ABLE = model(capabilities=("completion", "tools", "vision", "thinking"))
+USER = [{"role": "user", "content": "a"}]
+PICTURE = base64.b64encode(png()).decode()
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+
+
+async def native(serve: Serve, http: ClientSession, path: str, body: Any, of: Any = ABLE) -> Call:
+    service = answers()
+    url = await serve(parts(service, of))
+    async with http.post(url + path, json={"model": "demo", "stream": True, **body}) as answer:
+        assert answer.status == 200, await answer.text()
+    return call_of(service, Engine.OLLAMA)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (
+            {"num_ctx": "4096", "seed": 1.0, "temperature": "0.1"},
+            {"num_ctx": 4096, "seed": 1, "temperature": 0.1},
+        ),
+        ({"num_ctx": 0}, {}),
+        ({"num_ctx": -1, "top_k": 3.0}, {"top_k": 3}),
+        ({"num_ctx": None, "stop": "x"}, {"stop": ["x"]}),
+        ({"stop": "", "num_gpu": 3}, {"num_gpu": 3}),
+        ({"stop": ["", "y"]}, {"stop": ["y"]}),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+async def test_options_have_the_types_that_go_wants(
+    serve: Serve, http: ClientSession, path: str, given: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    call = await native(serve, http, path, {"messages": USER, "prompt": "a", "options": given})
+    assert call.body["options"] == sent
+    assert all(type(call.body["options"][name]) is type(value) for name, value in sent.items())
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "sent"),
+    [
+        ("think", "", None),
+        ("think", "True", True),
+        ("think", "none", False),
+        ("think", "High", "high"),
+        ("format", "", None),
+        ("format", '{"type":"object"}', {"type": "object"}),
+        ("stream", "true", True),
+        ("priority", 5, None),
+        ("timeout", "5", None),
+    ],
+)
+async def test_fields_have_the_types_that_go_wants(
+    serve: Serve, http: ClientSession, field: str, given: Any, sent: Any
+) -> None:
+    call = await native(serve, http, "/api/chat", {"messages": USER, field: given})
+    assert call.body.get(field) == sent and (sent is not None or field not in call.body)
+
+
+@pytest.mark.parametrize("odd", [5, "x", {"a": 1}, ["x"], [5], [[{}]], True])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [("/api/generate", ("messages", "tools")), ("/api/chat", ("images", "prompt", "suffix"))],
+)
+async def test_what_a_route_does_not_know_is_not_looked_at(
+    serve: Serve, http: ClientSession, path: str, fields: tuple[str, ...], odd: Any
+) -> None:
+    known = {"messages": USER} if path == "/api/chat" else {"prompt": "a"}
+    call = await native(serve, http, path, {**known, **dict.fromkeys(fields, odd)})
+    assert all(call.body[name] == value for name, value in known.items())
+
+
+async def test_messages_are_such_as_go_reads(serve: Serve, http: ClientSession) -> None:
+    pictures = [f"data:image/png;base64,{PICTURE}", f" {PICTURE[:9]}\n{PICTURE[9:]}"]
+    asked = {"name": "f", "arguments": '{"x":1}'}
+    messages = [
+        {"role": "User", "content": "a", "images": pictures},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": asked}]},
+        {"role": "function", "name": "f", "content": "noon"},
+        {"role": "", "content": "b"},
+    ]
+    call = await native(serve, http, "/api/chat", {"messages": messages})
+    user, said, result, last = call.body["messages"]
+    assert user == {"role": "user", "content": "a", "images": [PICTURE, PICTURE]}
+    assert said["content"] == "" and said["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert result == {"role": "tool", "name": "f", "tool_name": "f", "content": "noon"}
+    assert last["role"] == "user"
+
+
+@pytest.mark.parametrize("path", PATHS[1:])
+async def test_what_the_name_itself_says_is_left_to_the_ollama(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    """It adds its SYSTEM, MESSAGEs and PARAMETERs to each of its routes: sent, too, they would be twice."""
+    named = replace(
+        ABLE, system="SYS", messages=(("user", "u"), ("assistant", "v")), params='{"temperature":1}'
+    )
+    body = body_of(path, "demo", USER)
+    del body["temperature"]
+    call = await native(serve, http, path, {**body, "stream": True}, named)
+    assert [message["content"] for message in call.body["messages"]] == ["a"]
+    assert "temperature" not in call.body
+
+
+@pytest.mark.parametrize("system", ["", [], [{"type": "text", "text": ""}], None])
+async def test_an_empty_system_text_is_not_named(serve: Serve, http: ClientSession, system: Any) -> None:
+    service = answers()
+    url = await serve(parts(service, replace(ABLE, system="SYS")))
+    body = {**body_of("/v1/messages", "demo", USER, stream=True), "system": system}
+    async with http.post(f"{url}/v1/messages", json=body) as answer:
+        assert answer.status == 200
+    assert call_of(service).body["messages"][0] == {"role": "system", "content": "SYS"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_developer_is_the_system_to_an_ollama(serve: Serve, http: ClientSession, path: str) -> None:
+    """Its templates know no such role and would say nothing of it to the model."""
+    messages = [*USER, {"role": "developer", "content": "d"}, {"role": "user", "content": "b"}]
+    call = await native(serve, http, path, {**body_of(path, "demo", messages), "stream": True})
+    assert [message["role"] for message in call.body["messages"]] == ["user", "system", "user"]
+
+
+async def test_a_chat_for_an_ollama_is_as_clean_as_for_llama_cpp(serve: Serve, http: ClientSession) -> None:
+    path = "/v1/chat/completions"
+    call = await native(serve, http, path, {"messages": [{"role": "user"}], "stop": "", "top_logprobs": 0})
+    assert call.body["messages"] == [{"role": "user", "content": ""}]
+    assert "stop" not in call.body and "top_logprobs" not in call.body
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    call = await native(serve, http, path, {"messages": USER, "tools": tools, "tool_choice": "none"})
+    assert "tools" not in call.body and not call.notes
+    chosen = {"tool_choice": {"type": "function", "function": {"name": "g"}}, "n": 2, "logit_bias": {"5": 1}}
+    call = await native(serve, http, path, {"messages": USER, "tools": tools, **chosen})
+    assert [tool["function"]["name"] for tool in call.body["tools"]] == ["g"]
+    assert [note.split()[0] for note in call.notes] == ["logit_bias", "n", "tool_choice"]
+
+
+@pytest.mark.parametrize(
+    "parts_",
+    [
+        ["a"],
+        [{"text": "a"}],
+        [{"type": "input_text", "text": "a"}],
+        [{"type": "output_text", "text": "a", "annotations": []}],
+        [{"type": "refusal", "refusal": "a"}],
+        {"type": "text", "text": "a"},
+    ],
+)
+async def test_a_text_is_a_text_however_it_is_wrapped(serve: Serve, http: ClientSession, parts_: Any) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    body = {"model": "demo", "messages": [{"role": "user", "content": parts_}], "stream": True}
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200, await answer.text()
+    for engine in Engine:
+        (message,) = call_of(service, engine).body["messages"]
+        assert message["content"] == [{"type": "text", "text": "a"}]
+
+
+@pytest.mark.parametrize(
+    "url_",
+    [
+        f"data:image/png;base64,{PICTURE}",
+        f"data:application/octet-stream;base64,{PICTURE}",
+        f"DATA:image/PNG;BASE64,{PICTURE}",
+        f"data:;base64,{PICTURE}",
+        f" data:image/jpeg;name=x;base64,{PICTURE[:7]}\r\n{PICTURE[7:]} ",
+        f"data:image/png;base64,{PICTURE.rstrip('=')}",
+        f"data:image/png;base64,{base64.urlsafe_b64encode(png()).decode()}",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_picture_is_sent_in_one_form(serve: Serve, http: ClientSession, path: str, url_: str) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    part: dict[str, Any] = {"type": "image_url", "image_url": {"url": url_}}
+    body: dict[str, Any] = {
+        "model": "demo",
+        "stream": True,
+        "messages": [{"role": "user", "content": [part]}],
+    }
+    if path == "/v1/responses":
+        item = {"role": "user", "content": [{"type": "input_image", "image_url": url_}]}
+        body = {"model": "demo", "stream": True, "input": [item]}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+    for engine in Engine:
+        (sent,) = call_of(service, engine).body["messages"][0]["content"]
+        assert sent["image_url"]["url"] == f"data:image/png;base64,{PICTURE}"
+
+
+@pytest.mark.parametrize(
+    "url_", ["data:image/svg+xml;utf8,<svg/>", "data:image/png;base64,", "file:///x", None, 5]
+)
+async def test_what_is_no_picture_is_refused(serve: Serve, http: ClientSession, url_: Any) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    content = [{"type": "image_url", "image_url": {"url": url_}}]
+    body = {"model": "demo", "messages": [{"role": "user", "content": content}]}
+    status, answer, _ = await post(http, f"{url}/v1/chat/completions", body)
+    assert status == 400 and "image" in error_of("/v1", answer)
+    assert not service.asks
+
+
+async def test_tokens_to_embed_are_not_sent_to_an_ollama(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"object": "list", "data": [{"embedding": [1.0], "index": 0}]})
+    url = await serve(parts(service, model(capabilities=("embedding",))))
+    for given, there in (("a", True), (["a", "b"], True), ([1, 2], False), ([[1], [2]], False)):
+        body = {"model": "demo", "input": given, "encoding_format": "", "dimensions": "1"}
+        status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
+        assert status == 200, answer
+        assert (Engine.OLLAMA in service.asks[-1].calls) is there
+    service = ScriptedService({"embeddings": [[1.0]]}, engine=Engine.OLLAMA)
+    url = await serve(parts(service, model(capabilities=("embedding",))))
+    await post(http, f"{url}/api/embed", {"model": "demo", "input": "a", "dimensions": "8"})
+    assert call_of(service, Engine.OLLAMA).body["dimensions"] == 8
+
+
+class RefusingTemplates(ScriptedService):
+    """Refuses neighbours of one role, as strict templates do, whichever engine answers."""
+
+    async def open(self, ask: Ask, on_wait: Any) -> Any:
+        roles = [message["role"] for message in ask.calls[self.engine].body["messages"]]
+        if any(one == other for one, other in itertools.pairwise(roles)):
+            raise Refusal(Fault.ENGINE, "Error: Jinja Exception: roles must alternate", status=400)
+        return await super().open(ask, on_wait)
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_ollamas_template_that_refuses_is_asked_again_too(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = RefusingTemplates(chunk("a"), chunk(finish="stop"), usage_chunk(), engine=Engine.OLLAMA)
+    if path == "/api/chat":
+        service.events = ({"message": {"content": "a"}, "done": True, "prompt_eval_count": 3},)
+    url = await serve(parts(service, ABLE))
+    messages = [*USER, {"role": "user", "content": "b"}]
+    async with http.post(url + path, json=body_of(path, "demo", messages, stream=True)) as answer:
+        assert answer.status == 200 and "merged" in answer.headers["X-Sollold-Warning"]
+    (sent,) = call_of(service, Engine.OLLAMA).body["messages"]
+    assert sent["content"] == "a\n\nb"
+
+
+class LosingPictures(ScriptedService):
+    async def open(self, ask: Ask, on_wait: Any) -> Any:
+        if ask.calls[Engine.LLAMA].body.get("cache_prompt") is not False:
+            raise Refusal(Fault.ENGINE, "got exception: Chunk not found", status=502)
+        return await super().open(ask, on_wait)
+
+
+async def test_a_lost_place_among_kept_pictures_is_no_error(serve: Serve, http: ClientSession) -> None:
+    service = LosingPictures(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, ABLE))
+    async with http.post(f"{url}/api/chat", json={"model": "demo", "messages": USER}) as answer:
+        assert answer.status == 200 and b'"done":true' in await answer.read()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "function", "function": {"name": "g"}},
+        {"type": "function", "name": "g"},
+        {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]},
+        {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "required", "tools": [{"function": {"name": "g"}}]},
+        },
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_choice_among_tools_leaves_those(
+    serve: Serve, http: ClientSession, path: str, choice: Any
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    tools = [{"type": "function", "function": {"name": name}} for name in ("f", "g")]
+    body = {**body_of(path, "demo", USER, stream=True), "tools": tools, "tool_choice": choice}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+    sent = service.asks[0].calls[Engine.LLAMA].body
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["g"] and sent["tool_choice"] == "required"
+    for odd in ("bogus", {"type": "function", "name": "h"}, {"type": "allowed_tools"}):
+        status, said, _ = await post(http, url + path, {**body, "tool_choice": odd})
+        assert status == 400 and "tool_choice" in error_of(path, said)
+
+
+async def test_tokens_are_counted_by_the_ollama_where_only_it_can(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": [], "usage": {"prompt_tokens": 7}}, engine=Engine.OLLAMA)
+    url = await serve(parts(service, replace(ABLE, only_ollama="No files.")))
+    status, answer, _ = await post(
+        http, f"{url}/v1/messages/count_tokens", {"model": "demo", "messages": USER}
+    )
+    assert (status, answer) == (200, {"input_tokens": 7})
+    assert call_of(service, Engine.OLLAMA).body["max_tokens"] == 1
+
+
+async def test_what_a_response_leaves_out_is_told_and_what_it_can_not_know_is_refused(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = answers()
+    url = f"{await serve(parts(service, ABLE))}/v1/responses"
+    items: list[Any] = [{"type": "mcp_list_tools", "tools": []}, {"role": "user", "content": None}, *USER]
+    async with http.post(url, json={"model": "demo", "input": items, "stream": True}) as answer:
+        assert answer.status == 200 and "mcp" in answer.headers["X-Sollold-Warning"]
+        stored = [line async for line in answer.content if b"response.completed" in line]
+    assert stored
+    first = (await post(http, url, {"model": "demo", "input": "a"}))[1]
+    references = [{"type": "item_reference", "id": first["output"][0]["id"]}, *USER]
+    status, _, headers = await post(http, url, {"model": "demo", "input": references})
+    assert status == 200 and "X-Sollold-Warning" not in headers
+    for name in ("conversation", "prompt"):
+        status, said, _ = await post(http, url, {"model": "demo", "input": "a", name: "x"})
+        assert status == 400 and name in said["error"]["message"]

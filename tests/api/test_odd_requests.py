@@ -1,0 +1,324 @@
+"""Odd requests: taken as the official servers take them, or refused by name before anything is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.http.response import KeepAlive
+from sollold.serving.request import Engine, Waiting
+from tests.api.api_parts import (
+    CHAT,
+    ScriptedPuller,
+    ScriptedService,
+    call_of,
+    chunk,
+    model,
+    parts,
+    usage_chunk,
+)
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, error_of, post
+
+ABLE = model(capabilities=("completion", "tools", "insert"))
+USER = [{"role": "user", "content": "a"}]
+
+
+def called(arguments: Any, **more: Any) -> list[dict[str, Any]]:
+    call = {"id": "c0", "type": "function", "function": {"name": "get", "arguments": arguments}, **more}
+    return [
+        *USER,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c0", "content": "noon"},
+    ]
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+
+
+async def status_of(http: ClientSession, url: str, body: Any) -> int:
+    async with http.post(url, json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("arguments", "sent"),
+    [
+        ("", "{}"),
+        ("  ", "{}"),
+        (None, "{}"),
+        ('{"a": 1}', '{"a": 1}'),
+        ("{bro", '{"arguments":"{bro"}'),
+        ("[1]", '{"arguments":[1]}'),
+        ("null", "{}"),
+    ],
+)
+async def test_arguments_of_earlier_calls_are_objects(
+    serve: Serve, http: ClientSession, path: str, arguments: Any, sent: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    assert await status_of(http, url + path, body_of(path, "demo", called(arguments), stream=True)) == 200
+    (call,) = call_of(service).body["messages"][1]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == json.loads(sent)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("path", PATHS)
+async def test_llama_cpp_goes_on_after_odd_calls(real: str, http: ClientSession, path: str) -> None:
+    for arguments in ("", "{bro", None):
+        status, answer, _ = await post(http, real + path, body_of(path, "call", called(arguments)))
+        assert status == 200, answer
+
+
+TOOLS = {
+    "without a type": {"function": {"name": "get"}},
+    "without a description": {"type": "function", "function": {"name": "get", "description": None}},
+    "flat": {"type": "function", "name": "get", "description": "x", "parameters": {"type": "object"}},
+    "flat, as Anthropic's": {"name": "get", "input_schema": {"type": "object"}},
+    "without parameters": {"type": "function", "function": {"name": "get", "parameters": None}},
+    "with a schema as text": {
+        "type": "function",
+        "function": {"name": "get", "parameters": '{"type":"object"}'},
+    },
+    "true for a schema": {"type": "function", "function": {"name": "get", "parameters": True}},
+}
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_a_tool_whose_meaning_is_clear_is_taken(
+    real: str, http: ClientSession, path: str, tool: str
+) -> None:
+    status, answer, _ = await post(http, real + path, body_of(path, "call", USER, tools=[TOOLS[tool]]))
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    ("tool", "said"),
+    [
+        ({"type": "function", "function": {"description": "x"}}, "tools[1] has no function name"),
+        ({"type": "custom", "custom": {"name": "patch"}}, 'tools[1] is of type "custom"'),
+        ({"type": "custom", "name": "patch"}, 'tools[1] ("patch") is of type "custom"'),
+        ({"type": "web_search"}, 'tools[1] is of type "web_search"'),
+        ({"type": "function", "function": {"name": "x", "parameters": 5}}, 'tools[1] ("x")'),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_other_tools_are_refused_by_name(
+    serve: Serve, http: ClientSession, path: str, tool: dict[str, Any], said: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    good = {"type": "function", "function": {"name": "get"}}
+    status, answer, _ = await post(http, url + path, body_of(path, "demo", USER, tools=[good, tool]))
+    assert status == 400 and said in error_of(path, answer)
+    assert not service.asks
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *((path, body_of(path, "emb", USER)) for path in PATHS),
+        ("/api/generate", {"model": "emb", "prompt": "a"}),
+        ("/v1/completions", {"model": "emb", "prompt": "a"}),
+    ],
+)
+async def test_a_model_that_only_embeds_is_not_loaded_to_chat(
+    serve: Serve, http: ClientSession, path: str, body: dict[str, Any]
+) -> None:
+    service = answers()
+    url = await serve(parts(service, model("emb:latest", capabilities=("embedding",))))
+    status, answer, _ = await post(http, url + path, body)
+    assert status == 400 and '"emb:latest" does not support' in error_of(path, answer)
+    assert not service.asks
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["", "x"]])
+async def test_an_empty_stop_sequence_is_none(serve: Serve, http: ClientSession, stop: Any) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    for path, body in (
+        ("/v1/chat/completions", {**CHAT, "stop": stop, "stream": True}),
+        ("/v1/completions", {"model": "demo", "prompt": "a", "stop": stop, "stream": True}),
+        ("/api/chat", {**CHAT, "options": {"stop": stop}}),
+    ):
+        assert await status_of(http, url + path, body) == 200
+        assert call_of(service).body.get("stop") == (["x"] if "x" in stop else None)
+
+
+async def test_numbers_are_numbers_however_they_are_written(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    body = {"max_tokens": "5", "temperature": "0.1", "seed": 1.0, "top_p": 1, "n": "1", "stream": "true"}
+    for path, more in (("/v1/chat/completions", CHAT), ("/v1/completions", {"model": "demo", "prompt": "a"})):
+        assert await status_of(http, url + path, {**more, **body}) == 200
+        sent = call_of(service).body
+        assert (sent["max_tokens"], sent["temperature"], sent["seed"], sent["stream"]) == (5, 0.1, 1, True)
+        assert all(type(sent[name]) is int for name in ("max_tokens", "seed", "n"))
+        assert await status_of(http, url + path, {**more, "max_tokens": "many"}) == 400
+    options = {"num_predict": 8.5, "top_k": "3", "temperature": "0.1"}
+    assert await status_of(http, f"{url}/api/chat", {**CHAT, "options": options}) == 200
+    assert (call_of(service).body["n_predict"], call_of(service).body["top_k"]) == (8, 3)
+    assert await status_of(http, f"{url}/api/chat", {**CHAT, "options": {"num_predict": 0}}) == 200
+    assert call_of(service).body["n_predict"] == -1
+
+
+async def test_an_empty_text_is_not_named(serve: Serve, http: ClientSession) -> None:
+    """As Go's clients send it, ``ollama run`` among them: they can't leave a field out."""
+    service = answers()
+    url = await serve(parts(service, model(system="Be kind")))
+    body = {
+        "model": "demo",
+        "prompt": "hi",
+        "suffix": "",
+        "system": "",
+        "template": "",
+        "format": "",
+        "think": "",
+    }
+    body |= {"context": None, "keep_alive": "", "options": {}, "images": []}
+    async with http.post(f"{url}/api/generate", json=body) as answer:
+        lines = [json.loads(line) async for line in answer.content]
+    assert "".join(line["response"] for line in lines) == "a"
+    assert call_of(service).body["messages"] == [
+        {"role": "system", "content": "Be kind"},
+        {"role": "user", "content": "hi"},
+    ]
+    async with http.post(f"{url}/api/generate", json={**body, "prompt": ""}) as answer:
+        assert (await answer.json())["done_reason"] == "load"
+
+
+@pytest.mark.parametrize("path", ["//api/chat", "/api//chat/", "/api/chat/", "/v1//api/chat"])
+async def test_slashes_too_many_are_none(serve: Serve, http: ClientSession, path: str) -> None:
+    service = ScriptedService({"choices": []})
+    url = await serve(parts(service), bodies=500)
+    # The bodies' memory is given back each time.
+    for _ in range(5):
+        assert await status_of(http, url + path, {**CHAT, "stream": False, "padding": "x" * 200}) == 200
+    async with http.get(f"{url}//v1//models/") as answer:
+        assert (await answer.json())["object"] == "list"
+    async with http.get(f"{url}//api/tags?x=1") as answer:
+        assert answer.status == 200
+    async with http.get(f"{url}//v1/nothing/") as answer:
+        assert answer.status == 404 and "message" in (await answer.json())["error"]
+    async with http.get(f"{url}//v1/chat/completions") as answer:
+        assert answer.status == 405 and answer.headers["Allow"] == "POST"
+
+
+async def test_keys_and_bytes_are_read_as_go_reads_them(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    body = b'{"Model":"demo","MESSAGES":[{"Role":"user","Content":"a \xff\xfe b \xc3\xa9"}],"Stream":true}'
+    async with http.post(f"{url}/api/chat", data=body) as answer:
+        assert answer.status == 200
+    assert call_of(service).body["messages"] == [{"role": "user", "content": "a \ufffd\ufffd b é"}]
+
+
+async def test_a_load_is_one_object_after_white_space(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    service.gate = asyncio.Event()
+    service.waitings = [Waiting("loading", 0.4)]
+    url = await serve(parts(service), KeepAlive(grace=0.01, every=0.01))
+    async with http.post(f"{url}/api/generate", json={"model": "demo"}) as answer:
+        assert answer.content_type == "application/json"
+        assert (await answer.content.read(2)).isspace()
+        service.gate.set()
+        record = json.loads(await answer.read())
+    assert record["done"] is True and record["done_reason"] == "load"
+
+
+async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(puller=ScriptedPuller({"status": "success"})))
+    for path, body, status, said in (
+        ("/api/chat", {"model": "x", "messages": USER}, 404, "model 'x' not found"),
+        ("/api/generate", {"prompt": "a"}, 404, "model '' not found"),
+        ("/api/chat", {"messages": USER}, 400, "model is required"),
+        ("/api/embed", {"model": "x", "input": "a"}, 404, 'model "x" not found, try pulling it first'),
+        ("/api/embeddings", {"model": "x", "prompt": "a"}, 404, 'model "x" not found, try pulling it first'),
+        ("/api/pull", {"model": "a b"}, 400, "invalid model name"),
+        ("/api/pull", {"model": "a/b/c/d"}, 400, "invalid model name"),
+    ):
+        answered, answer, _ = await post(http, url + path, body)
+        assert answered == status and said in answer["error"], body
+    for body in ({"model": "demo"}, {"model": "demo", "input": None}, {"model": "demo", "input": []}):
+        status, answer, _ = await post(http, f"{url}/api/embed", body)
+        assert (status, answer) == (200, {"model": "demo", "embeddings": []})
+    assert (await post(http, f"{url}/api/me", {}))[0] == 401
+    assert (await post(http, f"{url}/api/signout", {}))[0] == 200
+    async with http.get(f"{url}/api/status") as answer:
+        assert (await answer.json())["cloud"]["disabled"] is True
+
+
+async def test_answers_name_the_model_that_was_asked_for(serve: Serve, http: ClientSession) -> None:
+    alias = {**chunk('the "model":"alias"'), "model": "alias"}
+    service = ScriptedService(alias, {**chunk(finish="stop"), "model": "alias"})
+    url = await serve(parts(service))
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        events = [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
+    assert [event["model"] for event in events] == ["demo", "demo"]
+    assert events[0]["choices"][0]["delta"]["content"] == 'the "model":"alias"'
+    service.events = (
+        {"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}], "model": "x"},
+    )
+    _, whole, _ = await post(http, f"{url}/v1/chat/completions", CHAT)
+    assert whole["model"] == "demo"
+    # Required by OpenAI's schema.
+    assert whole["choices"][0]["logprobs"] is None and whole["choices"][0]["message"]["refusal"] is None
+
+
+async def test_models_have_the_form_of_the_client_that_asks(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    headers = {"anthropic-version": "2023-06-01"}
+    async with http.get(f"{url}/v1/models", headers=headers) as answer:
+        listed = await answer.json()
+    assert listed["data"][0]["type"] == "model" and listed["has_more"] is False
+    assert listed["first_id"] == listed["last_id"] == "demo:latest"
+    async with http.get(f"{url}/v1/models/demo", headers=headers) as answer:
+        one = await answer.json()
+    assert one["display_name"] == "demo:latest" and one["created_at"].endswith("Z")
+
+
+async def test_what_is_older_or_not_here_works_or_says_so(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    path = f"{url}/v1/chat/completions"
+    old = {
+        **CHAT,
+        "stream": True,
+        "functions": [{"name": "a"}, {"name": "b"}],
+        "function_call": {"name": "b"},
+    }
+    assert await status_of(http, path, old) == 200
+    sent = service.asks[0].calls[Engine.LLAMA].body
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["b"] and sent["tool_choice"] == "required"
+    assert "functions" not in sent and "function_call" not in sent
+    async with http.post(path, json={**CHAT, "stream": True, "web_search_options": {}}) as answer:
+        assert answer.status == 200 and "web search" in answer.headers["X-Sollold-Warning"]
+    status, answer, _ = await post(http, path, {**CHAT, "modalities": ["text", "audio"]})
+    assert status == 400 and "audio" in error_of("/v1", answer)
+    assert await status_of(http, path, {**CHAT, "stream": True, "modalities": ["text"]}) == 200
+    sound = {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}}
+    asked = {"model": "demo", "messages": [{"role": "user", "content": [sound]}]}
+    status, answer, _ = await post(http, path, asked)
+    assert status == 400 and "does not support audio input" in error_of("/v1", answer)
+
+
+async def test_a_response_has_its_usage_from_the_beginning(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(answers()))
+    async with http.post(
+        f"{url}/v1/responses", json={"model": "demo", "input": "a", "stream": True}
+    ) as answer:
+        events = [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
+    assert events[0]["response"]["usage"]["total_tokens"] == 0
+    usage = events[-1]["response"]["usage"]
+    assert usage["input_tokens_details"] == {"cached_tokens": 0, "cache_write_tokens": 0}
+    assert usage["total_tokens"] == 9

@@ -1,0 +1,108 @@
+"""The field ``placement``: read in each dialect, kept from the engines, refused where it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.leader.wish import PlacementWish
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+from sollold.serving.request import Engine
+from tests.api.api_parts import PlainCluster, ScriptedService, chunk, parts, record, usage_chunk
+from tests.api.conftest import Serve
+
+WISH = {"workers": 2, "distributed": True, "threshold": 0.5, "policy": "even", "external": []}
+MEANT = PlacementWish(2, True, 0.5, "even", ())
+QUESTION = [{"role": "user", "content": "hi"}]
+ASKED: list[tuple[str, dict[str, Any]]] = [
+    ("/api/chat", {"messages": QUESTION}),
+    ("/api/generate", {"prompt": "hi"}),
+    ("/v1/chat/completions", {"messages": QUESTION}),
+    ("/v1/completions", {"prompt": "hi"}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
+async def test_a_request_carries_it_and_no_engine_sees_it(
+    serve: Serve, http: ClientSession, path: str, body: dict[str, Any]
+) -> None:
+    service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service))
+    async with http.post(url + path, json={"model": "demo", "placement": WISH, **body}) as answer:
+        assert answer.status == 200, await answer.text()
+    (ask,) = service.asks
+    assert ask.placement == MEANT
+    assert "placement" not in ask.calls[Engine.LLAMA].body
+    async with http.post(url + path, json={"model": "demo", **body}):
+        assert service.asks[-1].placement == PlacementWish()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"worker": 1}, {"workers": -1}, {"policy": "odd"}, {"threshold": "many"}, 7]
+)
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/api/cluster/load"])
+async def test_what_is_wrong_in_it_is_refused(
+    serve: Serve, http: ClientSession, path: str, wrong: object
+) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service))
+    body = {"model": "demo", "messages": QUESTION, "placement": wrong}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 400
+        assert "placement" in await answer.text()
+    assert service.asks == []
+
+
+async def test_loads_and_plans_carry_it(serve: Serve, http: ClientSession) -> None:
+    cluster = PlainCluster()
+    url = await serve(parts(cluster=cluster))
+    for path in ("/api/cluster/plan", "/api/cluster/load"):
+        async with http.post(url + path, json={"model": "demo", "placement": WISH}) as answer:
+            assert answer.status == 200
+        assert cluster.asked[-1].placement == MEANT
+    async with http.post(url + path, json={"model": "demo", "policy": "spread"}):
+        assert cluster.asked[-1].placement == PlacementWish(policy="spread")
+
+
+@pytest.mark.parametrize("path", [*(path for path, _ in ASKED), "/api/cluster/load"])
+async def test_a_file_and_external_workers_are_made_known_first(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service, cluster = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk()), PlainCluster()
+    given = parts(service, cluster=cluster)
+    url = await serve(given)
+    body = dict(ASKED).get(path, {})
+    placement = {"file": "/models/x.gguf", "external": ["10.0.0.9:50052"]}
+    async with http.post(url + path, json={"model": "x", "placement": placement, **body}) as answer:
+        assert answer.status == 200, await answer.text()
+    library: Any = given.library
+    assert library.files == ["/models/x.gguf"]
+    assert cluster.asked[0] == ("external", ("10.0.0.9:50052",))
+
+
+async def test_a_file_is_not_taken_from_another_machine(serve: Serve, http: ClientSession) -> None:
+    given = parts(ScriptedService())
+    url = await serve(given)
+    body = {"model": "x", "messages": QUESTION, "placement": {"file": "/models/x.gguf"}}
+    headers = {"X-Forwarded-For": "10.0.0.7"}
+    async with http.post(f"{url}/api/chat", json=body, headers=headers) as answer:
+        assert answer.status == 403
+        assert "own machine" in (await answer.json())["error"]
+    library: Any = given.library
+    assert library.files == []
+
+
+async def test_a_stranger_names_no_workers_that_nobody_knows(serve: Serve, http: ClientSession) -> None:
+    known = ExternalWorker("10.0.0.9:50052", ExternalState.USABLE)
+    cluster = PlainCluster(record(plain=(known,)))
+    service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, cluster=cluster))
+    headers = {"X-Forwarded-For": "10.0.0.7"}
+    for address, status in (("127.0.0.1:22", 401), ("10.0.0.9:50052", 200)):
+        body = {"model": "demo", "messages": QUESTION, "placement": {"external": [address]}}
+        for path in ("/api/chat", "/v1/chat/completions", "/api/cluster/plan"):
+            async with http.post(url + path, json=body, headers=headers) as answer:
+                assert answer.status == status, await answer.text()
+        assert bool(cluster.asked) == (status == 200)

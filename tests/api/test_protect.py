@@ -1,0 +1,141 @@
+"""What would harm an engine, or make it ask others, never reaches it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.engine.protect import FIELDS, protected
+from sollold.errors import Refusal
+from sollold.serving.request import Call, Engine
+from tests.api.api_parts import ScriptedService, chunk, model, parts
+
+Serve = Callable[..., Awaitable[str]]
+
+
+def passes(engine: Engine = Engine.LLAMA, **body: Any) -> dict[str, Any]:
+    return protected({engine: Call("/v1/chat/completions", body)})[engine].body
+
+
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        value = {"type": "object", "properties": {"a": value}}
+    return value
+
+
+def picture(url: object, kind: str = "image_url") -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": kind, kind: url}]}]
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+@pytest.mark.parametrize(
+    "messages",
+    [
+        picture({"url": "http://127.0.0.1:11435/api/tags"}),
+        picture({"url": "HTTPS://example.com/a.png"}),
+        picture({"url": "file:///etc/passwd"}),
+        picture({"url": " data:image/png;base64,AA"}),
+        picture("http://169.254.169.254/latest"),
+        picture({"url": "http://x/a.mp4"}, "video_url"),
+        [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"url": "http://x/a.wav"}}]}],
+        [{"role": "tool", "content": [{"type": "image", "image_url": {"file_url": "ftp://x"}}]}],
+    ],
+)
+def test_an_engine_fetches_nothing(engine: Engine, messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(Refusal, match="URLs are not fetched"):
+        passes(engine, messages=messages)
+
+
+def test_media_in_the_request_pass() -> None:
+    messages = picture({"url": "data:image/png;base64,AAAA"})
+    messages[0]["content"].append({"type": "text", "text": "see http://example.com"})
+    assert passes(messages=messages)["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"grammar": "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000}, "longer than"),
+        ({"grammar": "root ::= " + "(" * 5_000 + '"a"' + ")" * 5_000}, "grammar is nested"),
+        ({"grammar": 'root ::= "a"{1000000}'}, "repeats"),
+        ({"grammar": 'root ::= "a"{0,99999999999999999999}'}, "repeats"),
+        ({"json_schema": nested(60)}, "json_schema is nested"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": nested(60)}}}, "is nested"),
+        ({"tools": [{"function": {"name": "f", "parameters": nested(60)}}]}, "tools is nested"),
+        ({"response_format": {"enum": [[]] * 30_000}}, "objects and arrays"),
+        ({"logit_bias": {str(one): 1 for one in range(2000)}}, "logit_bias"),
+        ({"logit_bias": [[one, 1] for one in range(2000)]}, "logit_bias"),
+        ({"n_probs": 100_000}, "n_probs"),
+        ({"logprobs": 100_000}, "logprobs"),
+        ({"stop": ["a"] * 1000}, "stop"),
+        ({"samplers": ["top_k"] * 1000}, "samplers"),
+        ({"samplers": "k" * 1000}, "samplers"),
+    ],
+)
+def test_sizes_that_an_engine_does_not_survive(body: dict[str, Any], why: str) -> None:
+    began = time.thread_time()
+    with pytest.raises(Refusal, match=why):
+        passes(**body)
+    assert time.thread_time() - began < 0.1
+
+
+@pytest.mark.parametrize("text", ["[", '"', '\\"', "{ ", "{1", "{,", "{" + " " * 60_000, "(]", "#\n", "[\\"])
+def test_a_grammar_costs_no_more_than_its_length(text: str) -> None:
+    began = time.thread_time()
+    with contextlib.suppress(Refusal):
+        passes(grammar="root ::= " + text * (60_000 // len(text)))
+    assert time.thread_time() - began < 0.1
+
+
+@pytest.mark.parametrize("before", ['"\n" ', '"a\\"\n" ', "[\n] ", '[\\]"] ', "# [\n", '# "\r'])
+def test_what_is_no_literal_to_llama_cpp_is_counted(before: str) -> None:
+    """Literals go over lines, comments end with theirs."""
+    with pytest.raises(Refusal, match="grammar is nested"):
+        passes(grammar="root ::= " + before + "(" * 5_000)
+
+
+def test_what_people_use_passes() -> None:
+    body = {
+        "grammar": 'root ::= ("(" | "[" x{0,20} "]")+ # (((((\nx ::= [()]*',
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": nested(20)}}] * 100,
+        "logit_bias": {"15": -100},
+        "logprobs": True,
+        "top_logprobs": 20,
+        "stop": ["a", "b"],
+        "mirostat": 2,
+        "samplers": ["top_k", "temperature"],
+    }
+    assert passes(**body) == body
+
+
+def test_only_what_is_listed_reaches_llama_server() -> None:
+    sent = {"prompt": "x", "id_slot": 0, "lora": [{"id": 0, "scale": 9}], "speculative.n_max": 99, "new": 1}
+    assert passes(**sent) == {"prompt": "x"}
+    assert not FIELDS & {"id_slot", "lora", "chat_template", "slot_id", "system_prompt"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])
+async def test_a_url_is_refused_in_each_dialect(serve: Serve, http: ClientSession, path: str) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service, model(capabilities=("completion", "vision"))))
+    image: dict[str, Any] = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/"}}
+    body: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": [image]}]}
+    if path == "/v1/messages":
+        source = {"type": "url", "url": "http://127.0.0.1:1/"}
+        body = {
+            "model": "demo",
+            "max_tokens": 5,
+            "messages": [{"role": "user", "content": [{"type": "image", "source": source}]}],
+        }
+    elif path == "/v1/responses":
+        part = {"type": "input_image", "image_url": "http://127.0.0.1:1/"}
+        body = {"model": "demo", "input": [{"role": "user", "content": [part]}]}
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 400 and "not fetched" in (await answer.json())["error"]["message"]
+    assert not service.asks

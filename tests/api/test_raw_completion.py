@@ -1,0 +1,153 @@
+"""``/v1/completions`` means the same on both engines: the prompt as it is, without the model's template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.cluster.gossip.record import Backend
+from sollold.serving.request import Call, Engine
+from tests.api.api_parts import PlainLibrary, ScriptedService, model, parts
+from tests.api.conftest import Serve
+from tests.doubles import until
+from tests.serving.cluster_double import Cluster
+from tests.serving.reciter import TEXT
+
+NAMES = {"model": "demo", "created_at": "2026-01-01T00:00:00Z"}
+LAST = {"done": True, "done_reason": "length", "prompt_eval_count": 3, "eval_count": 2}
+
+
+def record(text: str, **more: Any) -> bytes:
+    return json.dumps({**NAMES, "response": text, "done": False, **more}).encode()
+
+
+async def post(http: ClientSession, url: str, **body: Any) -> tuple[int, str]:
+    async with http.post(f"{url}/v1/completions", json={"model": "demo", **body}) as answer:
+        return answer.status, await answer.text()
+
+
+def chunks(text: str) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+async def test_an_ollama_gets_the_prompt_raw_with_its_own_names(http: ClientSession, serve: Serve) -> None:
+    service = ScriptedService(record("", **LAST), engine=Engine.OLLAMA)
+    url = await serve(parts(service, model()))
+    await post(
+        http,
+        url,
+        prompt=["Once"],
+        max_tokens=5,
+        temperature=0.5,
+        seed=7,
+        stop=["x"],
+        top_k=3,
+        keep_alive="1m",
+        logit_bias={},
+        response_format={"type": "json_object"},
+    )
+    assert service.asks[0].calls[Engine.OLLAMA] == Call(
+        "/api/generate",
+        {
+            "model": "demo",
+            "prompt": "Once",
+            "raw": True,
+            "stream": False,
+            "options": {"num_predict": 5, "temperature": 0.5, "seed": 7, "stop": ["x"], "top_k": 3},
+            "keep_alive": "1m",
+            "format": "json",
+        },
+    )
+    assert service.asks[0].calls[Engine.LLAMA].path == "/v1/completions"
+
+
+async def test_its_lines_become_chunks(http: ClientSession, serve: Serve) -> None:
+    service = ScriptedService(record("one "), record("two"), record("", **LAST), engine=Engine.OLLAMA)
+    url = await serve(parts(service, model()))
+    _, text = await post(http, url, prompt="Count", stream=True, stream_options={"include_usage": True})
+    *answer, usage = chunks(text)
+    assert [one["choices"][0]["text"] for one in answer] == ["one ", "two", ""]
+    assert [one["choices"][0]["finish_reason"] for one in answer] == [None, None, "length"]
+    assert {one["object"] for one in answer} == {"text_completion"}
+    assert len({one["id"] for one in answer}) == 1 and answer[0]["model"] == "demo"
+    assert usage["choices"] == []
+    assert usage["usage"] == {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+async def test_a_whole_answer_has_openais_form(http: ClientSession, serve: Serve) -> None:
+    service = ScriptedService(record("one two", **LAST), engine=Engine.OLLAMA)
+    url = await serve(parts(service, model()))
+    _, text = await post(http, url, prompt="Count")
+    answer = json.loads(text)
+    assert answer["choices"] == [{"index": 0, "text": "one two", "logprobs": None, "finish_reason": "length"}]
+    assert answer["usage"]["total_tokens"] == 5 and answer["object"] == "text_completion"
+
+
+def row(token: str, logprob: float, *rivals: str) -> dict[str, Any]:
+    others = [{"token": rival, "logprob": -9.0} for rival in rivals]
+    return {"token": token, "logprob": logprob, "top_logprobs": others}
+
+
+@pytest.mark.parametrize("engine", Engine)
+@pytest.mark.parametrize("asked", [0, 1])
+async def test_log_probabilities_are_in_columns(
+    http: ClientSession, serve: Serve, engine: Engine, asked: int
+) -> None:
+    pieces = [[row("one ", -1.0, "a", "b")], [row("two", -2.0, "c")]]
+    events = [record(rows[0]["token"], logprobs=rows) for rows in pieces] + [record("", **LAST)]
+    if engine is Engine.LLAMA:
+        choices = [{"index": 0, "text": rows[0]["token"], "logprobs": {"content": rows}} for rows in pieces]
+        events = [json.dumps({"choices": [choice]}).encode() for choice in choices]
+    service = ScriptedService(*events, engine=engine)
+    url = await serve(parts(service, model()))
+    _, text = await post(http, url, prompt="Count", stream=True, logprobs=asked)
+    first, second = (one["choices"][0]["logprobs"] for one in chunks(text)[:2])
+    assert (first["tokens"], first["token_logprobs"], first["text_offset"]) == (["one "], [-1.0], [0])
+    assert (second["tokens"], second["text_offset"]) == (["two"], [4])
+    assert first["top_logprobs"] == ([{"a": -9.0}] if asked else None)
+    assert first["content"][0]["token"] == "one "
+    assert service.asks[0].calls[Engine.LLAMA].body["logprobs"] == 1
+    assert service.asks[0].calls[Engine.OLLAMA].body["logprobs"] is True
+
+
+@pytest.mark.parametrize(
+    "body", [{"prompt": [1, 2, 3]}, {"prompt": ["a", "b"]}, {"prompt": "a", "n": 2}, {"prompt": [["a"], "b"]}]
+)
+async def test_what_an_ollama_has_no_form_for_is_llama_servers_alone(
+    http: ClientSession, serve: Serve, body: dict[str, Any]
+) -> None:
+    service = ScriptedService(b'{"choices":[]}')
+    stored = model("stored:latest", only_ollama="llama.cpp can't load it")
+    url = await serve(parts(service, library=PlainLibrary(model(), stored)))
+    assert (await post(http, url, **body))[0] == 200
+    assert set(service.asks[0].calls) == {Engine.LLAMA}
+    status, text = await post(http, url, **{**body, "model": "stored"})
+    assert status == 400 and "needs llama.cpp" in text
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    made = Cluster()
+    yield made
+    await made.stop()
+
+
+async def test_an_ollama_that_dies_is_followed_by_another_in_the_middle(
+    cluster: Cluster, http: ClientSession, serve: Serve
+) -> None:
+    a, b, c = [await cluster.node(name) for name in "abc"]
+    one, other = await cluster.reciter(), await cluster.reciter()
+    b.engines.serve("ollama:m", one, slots=8, backend=Backend.OLLAMA)
+    c.engines.serve("ollama:n", other, slots=1, backend=Backend.OLLAMA, active=1)
+    one.die_after = 50
+    url = await serve(parts(a.serving, model("reciter:latest")))
+    _, text = await post(http, url, model="reciter", prompt="Say: ", stream=True)
+    assert "".join(part["choices"][0]["text"] for part in chunks(text)) == TEXT
+    assert one.requests and other.requests, "both were asked"
+    await until(lambda: all(node.server.under_way == 0 for node in cluster.nodes))

@@ -1,0 +1,98 @@
+"""One line for a request: who asked which model, how it ended and what it used; never what was said."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.control.keys import Keys, Scope
+from sollold.log import FIELDS, REQUEST_FIELDS
+from tests.api.api_parts import CHAT, ScriptedService, chunk, parts, usage_chunk
+from tests.doubles import FakeView, record, until
+from tests.models.fakes import FakeCalls
+
+Serve = Callable[..., Awaitable[str]]
+AWAY = {"X-Forwarded-For": "192.168.1.77"}
+
+
+@pytest.fixture(autouse=True)
+def info(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sollold.access")
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.name == "sollold.access"]
+
+
+def words(line: str) -> dict[str, str]:
+    """``name=value`` words; values may be quoted."""
+    return dict(word.split("=", 1) for word in shlex.split(line))  # type: ignore[misc]
+
+
+async def test_a_request_has_one_line(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    keys = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
+    _, secret = await keys.create("my laptop", Scope.INFER)
+    service = ScriptedService(chunk("the answer"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, keys=keys), trusted_proxies=("127.0.0.1",))
+    headers = AWAY | {"Authorization": f"Bearer {secret}", "X-Request-Id": "abc"}
+    body = {**CHAT, "messages": [{"role": "user", "content": "the question"}]}
+    for path in ("/api/chat", "//api/chat/"):
+        async with http.post(url + path, json=body, headers=headers) as answer:
+            await answer.read()
+    await until(lambda: len(lines(caplog)) == 2)
+    first, second = lines(caplog)
+    found = words(first)
+    assert found["client"] == "192.168.1.77" and found["key"] == "my laptop"
+    assert found["route"] == "POST /api/chat" and found["status"] == "200" and found["outcome"] == "ok"
+    assert found["model"] == "demo:latest" and found["node"] == "beta" and found["resumed"] == "0"
+    assert int(found["prompt_tokens"]) > 0 and int(found["tokens"]) > 0
+    assert 0 <= float(found["first_token"]) <= float(found["seconds"])
+    assert words(second)["model"] == "demo:latest" and words(second)["key"] == "my laptop"
+    for secret_text in ("the question", "the answer", secret):
+        assert secret_text not in caplog.text
+    line = caplog.records[-1]
+    assert line.__dict__["request"] == "abc" and line.__dict__["key"] == "my laptop"
+    assert set(found) | {"request"} <= {*FIELDS, *REQUEST_FIELDS}
+    async with http.get(url + "/metrics", headers=headers) as answer:
+        metrics = await answer.text()
+    assert 'sollold_key_requests_total{key="my laptop"} 2.0' in metrics
+    assert f'sollold_key_generated_tokens_total{{key="my laptop"}} {2 * int(found["tokens"])}.0' in metrics
+
+
+@pytest.mark.parametrize(("mode", "count"), [("off", 0), ("inference", 4), ("all", 5)])
+async def test_which_requests_have_a_line(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture, mode: str, count: int
+) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    url = await serve(parts(service), trusted_proxies=("127.0.0.1",), logged=mode)
+    for method, path, body, headers in (
+        ("GET", "/api/tags", None, {}),
+        ("POST", "/api/chat", CHAT, {}),
+        ("POST", "/api/chat", {"model": "none", "messages": []}, {}),
+        ("POST", "/api/cluster/drain", {}, {}),
+        ("POST", "/api/cluster/drain", {}, AWAY),
+    ):
+        async with http.request(method, url + path, json=body, headers=headers) as answer:
+            await answer.read()
+    await until(lambda: len(lines(caplog)) == count)
+    if count:
+        assert words(lines(caplog)[-1])["status"] == "401" and "key" not in words(lines(caplog)[-1])
+        assert words(lines(caplog)[-2])["key"] == "local"
+
+
+async def test_a_path_cannot_forge_a_line(
+    serve: Serve, http: ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await serve(parts())
+    async with http.post(url + "/x%0Aclient=1.2.3.4 status=200%22", json={}) as answer:
+        assert answer.status == 404
+    await until(lambda: lines(caplog))
+    (line,) = lines(caplog)
+    assert "\n" not in line and words(line)["status"] == "404" and words(line)["client"] == "127.0.0.1"

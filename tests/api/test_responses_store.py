@@ -1,0 +1,184 @@
+"""``/v1/responses`` that go on from earlier ones, custom tools, and items that others' servers made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from openai import AsyncOpenAI, NotFoundError
+
+from sollold.cluster.net.rpc import PeerError
+from sollold.control.responses import (
+    ResponseReply,
+    ResponseRequest,
+    ResponseService,
+    ResponseStore,
+    StoredResponse,
+)
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import post
+
+ABLE = model(capabilities=("completion", "tools"))
+
+
+def answers(text: str = "Hello") -> ScriptedService:
+    return ScriptedService(chunk(text), chunk(finish="stop"), usage_chunk())
+
+
+def sent(service: ScriptedService) -> list[tuple[str, str]]:
+    return [(one["role"], one["content"]) for one in call_of(service).body["messages"]]
+
+
+async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-mine", max_retries=0) as client:
+        first = await client.responses.create(model="demo", input="one", instructions="Be brief.")
+        second = await client.responses.create(
+            model="demo", input=[{"role": "user", "content": "two"}], previous_response_id=first.id
+        )
+        assert second.previous_response_id == first.id
+        # The instructions are the request's own.
+        assert sent(service) == [("user", "one"), ("assistant", "Hello"), ("user", "two")]
+        await client.responses.create(model="demo", input="three", previous_response_id=second.id)
+        assert [content for _, content in sent(service)] == ["one", "Hello", "two", "Hello", "three"]
+        again = await client.responses.retrieve(first.id)
+        assert again.output_text == "Hello" and again.usage is not None
+        items = await client.responses.input_items.list(first.id)
+        assert [item.content for item in items.data] == ["one"]  # type: ignore[union-attr]
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-other", max_retries=0) as other:
+            with pytest.raises(NotFoundError):
+                await other.responses.retrieve(first.id)
+        await client.responses.delete(first.id)
+        with pytest.raises(NotFoundError):
+            await client.responses.retrieve(first.id)
+        unkept = await client.responses.create(model="demo", input="one", store=False)
+        with pytest.raises(NotFoundError):
+            await client.responses.retrieve(unkept.id)
+
+
+async def test_streamed_responses_are_kept_too_and_items_are_found_by_reference(
+    serve: Serve, http: ClientSession
+) -> None:
+    """The two turns of Vercel's AI SDK."""
+    service = answers()
+    url = await serve(parts(service))
+    async with http.post(
+        f"{url}/v1/responses", json={"model": "demo", "input": "a", "stream": True}
+    ) as answer:
+        events = [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
+    item = events[-1]["response"]["output"][0]["id"]
+    for reference in ({"type": "item_reference", "id": item}, {"id": item}):
+        given = [{"role": "user", "content": "a"}, reference, {"role": "user", "content": "b"}]
+        status, _, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+        assert status == 200 and sent(service) == [("user", "a"), ("assistant", "Hello"), ("user", "b")]
+    given = [{"type": "item_reference", "id": "msg_none"}]
+    status, answered, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+    assert status == 404 and "msg_none" in answered["error"]["message"]
+    body = {"model": "demo", "input": "a", "previous_response_id": "resp_none"}
+    status, answered, _ = await post(http, f"{url}/v1/responses", body)
+    assert status == 400 and "resp_none" in answered["error"]["message"]
+
+
+async def test_custom_tools_are_called_with_a_text(serve: Serve, http: ClientSession) -> None:
+    pieces = ({"name": "patch", "arguments": ""}, {"arguments": '{"input": "*** Be'}, {"arguments": 'gin"}'})
+    calls = [chunk(tool_calls=[{"index": 0, "id": "c1", "function": piece}]) for piece in pieces]
+    service = ScriptedService(*calls, chunk(finish="tool_calls"), usage_chunk())
+    url = await serve(parts(service, ABLE))
+    tools = [{"type": "custom", "name": "patch", "description": "Patches."}, {"type": "web_search"}]
+    body = {"model": "demo", "input": "go", "tools": tools}
+    status, answer, headers = await post(http, f"{url}/v1/responses", body)
+    assert status == 200 and "web_search" in headers["X-Sollold-Warning"]
+    (item,) = answer["output"]
+    assert (item["type"], item["name"], item["input"], item["call_id"]) == (
+        "custom_tool_call",
+        "patch",
+        "*** Begin",
+        "c1",
+    )
+    (tool,) = call_of(service).body["tools"]
+    assert tool["function"]["parameters"]["required"] == ["input"]
+    async with http.post(f"{url}/v1/responses", json={**body, "stream": True}) as streamed:
+        events = [json.loads(line[6:]) async for line in streamed.content if line.startswith(b"data: {")]
+    done = next(event for event in events if event["type"] == "response.custom_tool_call_input.done")
+    assert done["input"] == "*** Begin" and done["output_index"] == 0
+    # And back, with its result and what ran elsewhere.
+    given = [
+        {"role": "user", "content": "go"},
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x"}},
+        {"type": "compaction", "id": "cmp_1", "encrypted_content": "…"},
+        item,
+        {
+            "type": "custom_tool_call_output",
+            "call_id": "c1",
+            "output": [{"type": "input_text", "text": "done"}],
+        },
+    ]
+    status, _, headers = await post(http, f"{url}/v1/responses", {**body, "input": given})
+    assert status == 200 and "compaction" in headers["X-Sollold-Warning"]
+    user, assistant, result = call_of(service).body["messages"]
+    assert user["content"] == "go" and result == {"role": "tool", "tool_call_id": "c1", "content": "done"}
+    assert json.loads(assistant["tool_calls"][0]["function"]["arguments"]) == {"input": "*** Begin"}
+
+
+def stored(id_: str, text: str = "", previous: str = "", client: str = "") -> StoredResponse:
+    output = [{"id": f"msg_{id_}", "type": "message", "content": text}]
+    return StoredResponse({"id": id_, "output": output}, [{"role": "user", "content": id_}], previous, client)
+
+
+def test_the_store_is_bounded_and_forgets_the_oldest() -> None:
+    store = ResponseStore(most=3, most_bytes=2000)
+    for number in range(5):
+        store.put(stored(f"r{number}"))
+    assert len(store) == 3 and store.get("r1", "") is None and store.get("msg_r1", "") is None
+    assert store.get("msg_r4", "") == store.get("r4", "") == stored("r4")
+    store.put(stored("big", "x" * 1600))
+    assert store.get("big", "") is not None and len(store) < 3
+    store.put(stored("huge", "x" * 3000))
+    assert store.get("huge", "") is None and store.get("big", "") is not None
+    store.put(stored("mine", client="key:a"))
+    assert store.get("mine", "key:b") is None and store.get("mine", "key:a") is not None
+
+
+class Peers:
+    """Calls between services in one process."""
+
+    def __init__(self) -> None:
+        self.handlers: dict[str, Any] = {}
+        self.joining = ""
+
+    def method(self, name: str, request: type, handler: Any) -> None:
+        assert (name, request) == ("response", ResponseRequest)
+        self.handlers[self.joining] = handler
+
+    async def call(self, node: str, method: str, request: Any, reply: Any, *, timeout: float) -> Any:
+        if node not in self.handlers:
+            raise PeerError("", "it is gone", transport=True)
+        answer = await self.handlers[node]("", request)
+        assert isinstance(answer, ResponseReply)
+        return answer
+
+
+async def test_any_node_finds_what_another_keeps() -> None:
+    peers, nodes = Peers(), ("a" * 16, "b" * 16)
+    services = []
+    for node in nodes:
+        service: Any = ResponseService(node, peers)  # type: ignore[arg-type]
+        peers.joining = node
+        service.register(peers)
+        services.append(service)
+    one, two = services
+    first, second = one.new_id("resp"), two.new_id("resp")
+    one.put(stored(first))
+    two.put(stored(second, previous=first))
+    assert (await two.get(first, "")).response["id"] == first
+    conversation = await one.conversation(second, "")
+    assert [item.get("content") for item in conversation] == [first, "", second, ""]
+    assert await two.get(first, "", delete=True) is not None and await one.get(first, "") is None
+    assert await one.conversation(second, "") is None
+    del peers.handlers[nodes[1]]
+    assert await one.get(second, "") is None
+    assert await one.get("resp_nonsense", "") is None and await one.item("", "") is None

@@ -1,0 +1,180 @@
+"""The certificate of the port for people: made, renewed, missing, about to end."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sollold.api.http.secure_server import SecureServer
+from sollold.api.http.server_tls import CertificateError, Files, FromCluster, ServerTls
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.people_authority import Subject, authority_pem, issue, subject_of
+from tests.keys import key
+
+SECRET = b"s" * 32
+
+
+def files(folder: Path, name: str, now: datetime.datetime | None = None) -> tuple[Path, Path]:
+    """A certificate for ``name`` and its key, as an own one would lie there."""
+    pem = issue(SECRET, Subject((name,), ("127.0.0.1",)), now or datetime.datetime.now(datetime.UTC))
+    certificate, key = folder / "fullchain.pem", folder / "key.pem"
+    end = pem.index(b"-----BEGIN PRIVATE")
+    certificate.write_bytes(pem[:end])
+    key.write_bytes(pem[end:])
+    return certificate, key
+
+
+class Echo(asyncio.Protocol):
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)  # type: ignore[attr-defined]
+
+
+class Served:
+    def __init__(self, tls: ServerTls) -> None:
+        self.tls = tls
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        self.port = listening.getsockname()[1]
+        self._server = SecureServer([listening], Echo, tls.context_now)
+
+    async def names(self) -> list[str]:
+        """Those in the certificate that is shown."""
+        trust = ssl.create_default_context(cadata=authority_pem(SECRET))
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=trust)
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        found = x509.load_der_x509_certificate(shown).extensions
+        return found.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(
+            x509.DNSName
+        )
+
+    async def close(self) -> None:
+        self._server.close()
+        await self.tls.close()
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    certificate, key = files(tmp_path, "one")
+    tls = ServerTls(Files(str(certificate), str(key)))
+    await tls.start()
+    made = Served(tls)
+    yield made
+    await made.close()
+
+
+async def test_a_renewed_certificate_is_shown_and_a_broken_one_is_not(served: Served, tmp_path: Path) -> None:
+    assert await served.names() == ["one"] and served.tls.trouble() == ()
+    certificate, _ = files(tmp_path, "two")
+    await served.tls.refresh()
+    assert await served.names() == ["two"]
+    certificate.write_text("no certificate")
+    await served.tls.refresh()
+    assert await served.names() == ["two"]
+    ((what, _),) = served.tls.trouble()
+    assert "is not used" in what and str(certificate) in what
+    certificate.unlink()
+    await served.tls.refresh()
+    ((what, _),) = served.tls.trouble()
+    assert "can't be read: No such file" in what
+    files(tmp_path, "three")
+    await served.tls.refresh()
+    assert await served.names() == ["three"] and served.tls.trouble() == ()
+
+
+async def test_a_certificate_that_ends_soon_is_told(served: Served, tmp_path: Path) -> None:
+    year = datetime.timedelta(days=365)
+    for ago, words in (
+        (year - datetime.timedelta(days=10, hours=1), "expires in 10 days"),
+        (year * 2, "has expired"),
+    ):
+        files(tmp_path, "old", datetime.datetime.now(datetime.UTC) - ago)
+        await served.tls.refresh()
+        ((what, fix),) = served.tls.trouble()
+        assert words in what and "renew" in fix
+
+
+async def test_http_is_for_this_machine_and_hangs_up_are_borne(served: Served) -> None:
+    for _ in range(3):
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.close()
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(b"\x16\x03rubbish that is no handshake")
+        writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET / HTTP/1.1\r\n")
+    assert await reader.readexactly(16) == b"GET / HTTP/1.1\r\n"
+    writer.close()
+    assert await served.names() == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "words"),
+    [
+        ("", "", 'http.tls = "own" needs http.tls_certificate'),
+        ("fullchain.pem", "", 'http.tls = "own" needs http.tls_key'),
+        ("fullchain.pem", "nowhere", "http.tls_key = .*nowhere can't be read: No such file"),
+        ("fullchain.pem", "fullchain.pem", "are no certificate and its key"),
+    ],
+)
+async def test_a_start_without_a_certificate_says_why(
+    tmp_path: Path, certificate: str, key: str, words: str
+) -> None:
+    files(tmp_path, "one")
+    tls = ServerTls(Files(*(str(tmp_path / name) if name else "" for name in (certificate, key))))
+    with pytest.raises(CertificateError, match=words):
+        await tls.start()
+
+
+async def test_the_clusters_certificate_follows_the_node_and_the_secret() -> None:
+    identity = Identity(key(1), Tokens((SECRET,)))
+    addresses = ["127.0.0.1"]
+    tls = ServerTls(FromCluster(identity, lambda: subject_of("Anna", addresses, ("*.example.com", "*"))))
+    await tls.start()
+    served = Served(tls)
+    names = [
+        "anna",
+        "anna.local",
+        "anna.lan",
+        "anna.internal",
+        "anna.home.arpa",
+        "localhost",
+        "*.example.com",
+    ]
+    assert await served.names() == names
+    before = tls.context_now()
+    await tls.refresh()
+    assert tls.context_now() is before
+    addresses.append("10.1.2.3")
+    await tls.refresh()
+    assert tls.context_now() is not before and tls.trouble() == ()
+    identity.change_tokens(Tokens((b"t" * 32,)))
+    await tls.refresh()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await served.names()
+    identity.change_tokens(Tokens.read(""))
+    assert "the cluster is open" in tls.trouble()[0][0]
+    await served.close()
+
+
+def test_names_that_a_certificate_can_not_carry_are_left_out() -> None:
+    subject = subject_of(
+        "Anna's PC", ["fe80::1%eth0", "10.0.0.1"], ("*", "gpu.example.com", "a b", "ä.example")
+    )
+    assert subject == Subject(("localhost", "gpu.example.com"), ("fe80::1", "10.0.0.1", "127.0.0.1", "::1"))
+    pem = issue(SECRET, subject, datetime.datetime.now(datetime.UTC))
+    assert x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+    assert authority_pem(SECRET) == authority_pem(SECRET) != authority_pem(b"t" * 32)

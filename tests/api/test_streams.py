@@ -1,0 +1,346 @@
+"""Answers as they come: faults in a stream, waiting, hanging up, resumed answers, bodies in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import ClientSession
+from anthropic import AnthropicError, AsyncAnthropic
+from openai import APIError, AsyncOpenAI
+
+from sollold.api.http.response import KeepAlive
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Waiting
+from tests.api.api_parts import (
+    CHAT,
+    Resumed,
+    ScriptedService,
+    call_of,
+    chunk,
+    model,
+    parts,
+    usage_chunk,
+)
+from tests.doubles import until
+
+Serve = Callable[..., Awaitable[str]]
+
+
+PATHS = {
+    "/v1/chat/completions": CHAT,
+    "/v1/messages": {**CHAT, "max_tokens": 9},
+    "/v1/responses": {"model": "demo", "input": "hi"},
+}
+
+
+async def test_a_fault_mid_stream_is_an_error_line(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        lines = [json.loads(line) async for line in answer.content]
+    assert answer.status == 200
+    assert lines[-1] == {"error": "the worker died", "code": 502}
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        text = await answer.text()
+    assert (
+        json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]["message"]
+        == "the worker died"
+    )
+    assert "[DONE]" not in text
+
+
+async def test_a_response_that_fails_in_its_stream_says_so_to_every_client(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))
+    url = await serve(parts(service))
+    body = {"model": "demo", "input": "hi", "stream": True}
+    async with http.post(f"{url}/v1/responses", json=body) as answer:
+        text = await answer.text()
+    events = [json.loads(part.split("data: ")[1]) for part in text.strip().split("\n\n")]
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    failed, error = events[-2:]
+    assert failed["type"] == "response.failed" and failed["response"]["status"] == "failed"
+    assert failed["response"]["error"] == {"code": "interrupted", "message": "the worker died"}
+    assert error["type"] == "error" and error["error"]["message"] == "the worker died"
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        with pytest.raises(APIError, match="the worker died"):
+            async for _ in await client.responses.create(model="demo", input="hi", stream=True):
+                pass
+
+
+async def test_a_bug_in_the_stream_is_no_traceback(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), ValueError("secret inside"))
+    url = await serve(parts(service))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        text = await answer.text()
+    assert "secret" not in text
+    assert "error" in json.loads(text.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "refusal", [Refusal(Fault.TOO_BIG, "it does not fit"), Refusal(Fault.ENGINE, "boom", status=500)]
+)
+async def test_client_libraries_do_not_repeat_what_fails_again(serve: Serve, refusal: Refusal) -> None:
+    service = ScriptedService()
+    service.refusal = refusal
+    url = await serve(parts(service))
+    messages: Any = CHAT["messages"]
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as openai:
+        with pytest.raises(APIError, match=refusal.message):
+            await openai.chat.completions.create(model="demo", messages=messages)
+    async with AsyncAnthropic(base_url=url, api_key="none") as anthropic:
+        with pytest.raises(AnthropicError, match=refusal.message):
+            await anthropic.messages.create(model="demo", messages=messages, max_tokens=9)
+    assert len(service.asks) == 2
+
+
+async def test_refusals_before_the_first_byte_have_their_status(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service))
+    service.refusal = Refusal(Fault.UNAVAILABLE, "loading, 43 %", retry_after=7)
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        assert answer.status == 503 and answer.headers["Retry-After"] == "7"
+        assert "x-should-retry" not in answer.headers
+        assert await answer.json() == {"error": "loading, 43 %"}
+    service.refusal = Refusal(Fault.ENGINE, "context too long", status=400)
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 400
+    service.refusal = Refusal(Fault.ENGINE, "boom", status=500)
+    async with http.post(f"{url}/v1/chat/completions", json=CHAT) as answer:
+        assert answer.status == 502
+
+
+async def test_waiting_shows_signs_of_life(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("ok"), chunk(finish="stop"), usage_chunk())
+    service.gate = asyncio.Event()
+    service.waitings = [Waiting("loading", 0.43)]
+    url = await serve(parts(service), KeepAlive(grace=0.02, every=0.02))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        assert answer.headers["X-Sollold-Status"] == "loading 43 %"
+        first = json.loads(await answer.content.readline())
+        assert first["message"]["content"] == "" and first["done"] is False
+        assert first["_waiting"] == "loading 43 %"
+        service.gate.set()
+        rest = [json.loads(line) async for line in answer.content]
+    assert "".join(line["message"]["content"] for line in rest) == "ok"
+    service.gate.clear()
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": loading 43 %\n"
+        service.gate.set()
+        assert b": answering: llama.cpp-distributed on beta\n" in await answer.read()
+    service.gate.clear()
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert await answer.content.readline() == b": loading 43 %\n"
+        service.refusal = Refusal(Fault.TOO_BIG, "it does not fit")
+        service.gate.set()
+        text = (await answer.read()).decode()
+    assert answer.status == 200 and "it does not fit" in text
+
+
+async def test_silence_in_the_stream_is_filled(serve: Serve, http: ClientSession) -> None:
+    go = asyncio.Event()
+    service = ScriptedService(chunk("a"), go, chunk("b"))
+    url = await serve(parts(service), KeepAlive(grace=1, every=0.02))
+    async with http.post(f"{url}/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
+        assert b"a" in await answer.content.readline()
+        await answer.content.readline()
+        assert (await answer.content.readline()).startswith(b": ")
+        go.set()
+        assert (await answer.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_what_was_waited_for_is_not_told_when_it_is_over(serve: Serve, http: ClientSession) -> None:
+    go = asyncio.Event()
+    service = ScriptedService(chunk("a"), Waiting("recovering"), Resumed(5.0), chunk("b"), go, chunk("c"))
+    service.waitings = [Waiting("loading", 0.96)]
+    url = await serve(parts(service), KeepAlive(grace=1, every=0.02))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        said = ""
+        while said != "ab":
+            said += json.loads(await answer.content.readline())["message"]["content"]
+        async with http.get(f"{url}/api/cluster") as cluster:
+            assert [one["stage"] for one in (await cluster.json())["requests"]] == ["answering"]
+        assert json.loads(await answer.content.readline())["_waiting"] == "answering"
+        go.set()
+        await answer.read()
+
+
+async def test_hanging_up_leaves_the_line_and_ends_the_generation(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk("a"), asyncio.Event())
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), KeepAlive(grace=0.01, every=0.01))
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+    await until(lambda: service.cancelled == 1)
+    service.gate.set()
+    async with http.post(f"{url}/api/chat", json=CHAT) as answer:
+        await answer.content.readline()
+    await until(lambda: service.closed == 1)
+    # Not streamed: the same.
+    service.gate.clear()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await http.post(f"{url}/api/chat", json={**CHAT, "stream": False})
+    await until(lambda: service.cancelled == 2)
+
+
+async def test_a_caller_that_does_not_read_is_hung_up_on(serve: Serve) -> None:
+    service = ScriptedService(*[chunk("x" * 100_000)] * 500)
+    url = await serve(parts(service), KeepAlive(grace=1, every=0.02, unread=0.2))
+    _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]), limit=1024)
+    body = msgspec.json.encode(CHAT)
+    writer.write(
+        f"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+    )
+    # Its place in the engine is free again.
+    await until(lambda: service.closed == 1)
+    writer.close()
+
+
+async def test_bodies_of_waiting_requests_are_bounded_and_let_go(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": []})
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=5000)
+    body = {"model": "demo", "messages": [{"role": "user", "content": "x" * 3000}], "stream": False}
+
+    async def post(path: str, data: Any) -> tuple[int, str, dict[str, Any]]:
+        async with http.post(url + path, data=data) as answer:
+            told = await answer.json(content_type=None)
+            return answer.status, answer.headers.get("Retry-After", ""), told
+
+    async def in_pieces(raw: bytes) -> AsyncIterator[bytes]:
+        yield raw
+
+    raw = msgspec.json.encode(body)
+    waiting = asyncio.create_task(post("/api/chat", raw))
+    async with asyncio.timeout(5):
+        while not service.asks:  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.005)
+    status, after, told = await post("/v1/chat/completions", raw)
+    assert (status, after) == (503, "5") and "memory" in told["error"]["message"]
+    # Also one that does not say how long it is.
+    status, after, told = await post("/api/chat", in_pieces(raw))
+    assert (status, after) == (503, "5") and "memory" in told["error"]
+    service.gate.set()
+    assert (await waiting)[0] == 200
+    for _ in range(3):
+        assert (await post("/api/chat", raw))[0] == 200
+
+
+async def test_a_body_of_unknown_length_counts_while_it_comes(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService({"choices": []})
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=5000)
+
+    async def endless() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        writer.write(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
+        return reader, writer
+
+    waiting = asyncio.create_task(http.post(f"{url}/api/chat", json={**CHAT, "stream": False}))
+    await until(lambda: bool(service.asks))
+    reader, writer = await endless()
+    async with asyncio.timeout(5):
+        assert b" 503 " in await reader.readline()
+    writer.close()
+    service.gate.set()
+    assert (await waiting).status == 200
+    # What is alone may be as long as it likes, also in pieces.
+    reader, writer = await endless()
+    body = msgspec.json.encode({**CHAT, "stream": False})
+    for piece in (body[:20], body[20:], b""):
+        await writer.drain()
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+    async with asyncio.timeout(5):
+        assert b" 200 " in await reader.readline()
+    writer.close()
+
+
+async def test_openai_events_pass_unread_and_end_in_done(serve: Serve, http: ClientSession) -> None:
+    odd = b'{"choices":[{"delta":{"content":"x"}}],  "odd": 1}'
+    thought = {"choices": [{"delta": {"reasoning_content": "hm"}}]}
+    service = ScriptedService(odd, thought)
+    url = await serve(parts(service))
+    body = {**CHAT, "stream": True, "max_completion_tokens": 5, "id_slot": 1, "tools": None}
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        events = (await answer.read()).split(b"\n\n")
+    assert events[0] == b"data: " + odd
+    assert json.loads(events[1][6:])["choices"][0]["delta"] == {"reasoning_content": "hm", "reasoning": "hm"}
+    assert events[2:] == [b"data: [DONE]", b""]
+    sent = call_of(service)
+    assert sent.path == "/v1/chat/completions" and sent.body["max_completion_tokens"] == 5
+    assert "id_slot" not in sent.body and "tools" not in sent.body
+
+
+async def test_openai_models(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(None, model("org/repo:q4")))
+    async with http.get(f"{url}/v1/models") as answer:
+        assert [one["id"] for one in (await answer.json())["data"]] == ["org/repo:q4"]
+    async with http.get(f"{url}/v1/models/org/repo:q4") as answer:
+        assert (await answer.json())["object"] == "model"
+    async with http.get(f"{url}/v1/models/none") as answer:
+        assert answer.status == 404
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_server_sent_events_say_in_a_comment_that_the_answer_was_resumed(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService(
+        chunk(None, role="assistant"), chunk("Hel"), Resumed(1500.0), chunk("lo"), chunk(finish="stop")
+    )
+    url = await serve(parts(service))
+    async with http.post(f"{url}{path}", json={**PATHS[path], "stream": True}) as answer:
+        body = await answer.text()
+    before, comment, after = body.partition(": resumed: 1 times, 1500 ms without output in all\n\n")
+    assert comment and "Hel" in before and "lo" in after
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+async def test_an_answer_that_nobody_saw_yet_begins_anew(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService(
+        chunk("of no use"), Resumed(20.0), b"", chunk("Hello"), chunk(finish="stop"), usage_chunk()
+    )
+    url = await serve(parts(service))
+    async with http.post(f"{url}{path}", json=PATHS[path]) as answer:
+        assert answer.status == 200
+        assert answer.headers["X-Sollold-Resumed"] == "1" and answer.headers["X-Sollold-Gap-Ms"] == "20"
+        body = await answer.text()
+    assert service.asks[-1].gathered
+    assert "Hello" in body and "of no use" not in body
+    async with http.post(f"{url}{path}", json={**PATHS[path], "stream": True}) as answer:
+        await answer.read()
+    assert not service.asks[-1].gathered
+
+
+@pytest.mark.parametrize("wish", ["keep-alive", "close", ""])
+async def test_a_stream_over_http_1_0_ends_with_its_connection(serve: Serve, wish: str) -> None:
+    url = await serve(parts(ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())))
+    body = msgspec.json.encode(CHAT)
+    head = [b"POST /api/chat HTTP/1.0", b"Host: localhost", b"Content-Length: %d" % len(body)]
+    head += [b"Connection: " + wish.encode()] if wish else []
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    writer.write(b"\r\n".join(head) + b"\r\n\r\n" + body)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    assert b"chunked" not in answer.lower() and b"connection: keep-alive" not in answer.lower()
+    assert json.loads(answer.splitlines()[-1])["done"] is True
+
+
+async def test_the_server_as_a_whole_may_be_asked_for_its_options(serve: Serve) -> None:
+    url = await serve(parts())
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    writer.write(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(5):
+        assert b" 204 " in await reader.readline()
+    writer.close()

@@ -1,0 +1,160 @@
+"""Required tool calls, and calls that can't be parsed, in the dialects that have them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.engines.install.find import Llama
+from sollold.errors import Fault, Refusal
+from sollold.models.gguf import demo_model
+from sollold.models.gguf.demo_model import Recital
+from tests.api import reciters
+from tests.api.api_parts import (
+    PlainLibrary,
+    ScriptedService,
+    call_of,
+    chunk,
+    model,
+    parts,
+    usage_chunk,
+)
+from tests.api.conftest import Serve
+from tests.api.dialects import body_of, post, tools_of
+from tests.api.direct_service import DirectService, LlamaServer
+
+USER = [{"role": "user", "content": "What time is it?"}]
+ZONES = {"type": "string", "enum": ["utc", "cet"]}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "get_time",
+        "parameters": {"type": "object", "properties": {"zone": ZONES}, "required": ["zone"]},
+    },
+}
+TALKER = model("talker:latest", capabilities=("completion", "tools"))
+REQUIRED: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"tool_choice": "required", "max_tokens": 80},
+    "/v1/responses": {"tool_choice": "required", "max_output_tokens": 80},
+    "/v1/messages": {"tool_choice": {"type": "any"}, "max_tokens": 80},
+}
+
+
+@pytest.fixture(scope="module")
+def talker(llama: Llama, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model that talks, whatever it is asked, under a template with tools."""
+    file = tmp_path_factory.mktemp("talker") / "talker.gguf"
+    demo_model.write(
+        file, Recital(demo_model.pieces(demo_model.GREETING), template=reciters.TEMPLATE.read_text())
+    )
+    with LlamaServer(llama.server, file, context=1024) as server:
+        yield server.url
+
+
+@pytest.fixture
+async def url(talker: str, serve: Serve) -> AsyncIterator[str]:
+    yield await serve(parts(DirectService({TALKER.name: talker}), library=PlainLibrary(TALKER)))
+
+
+def call_in(path: str, answer: dict[str, Any]) -> tuple[str, Any]:
+    """Name and arguments of the only call in an answer."""
+    if path == "/v1/chat/completions":
+        choice = answer["choices"][0]
+        assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
+        (call,) = choice["message"]["tool_calls"]
+        return call["function"]["name"], json.loads(call["function"]["arguments"])
+    if path == "/v1/responses":
+        (item,) = answer["output"]
+        return item["name"], json.loads(item["arguments"])
+    (block,) = answer["content"]
+    assert answer["stop_reason"] == "tool_use"
+    return block["name"], block["input"]
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("path", REQUIRED)
+async def test_a_required_call_is_the_first_thing_that_is_said(
+    url: str, http: ClientSession, path: str
+) -> None:
+    tools = tools_of(path, TOOL)
+    status, answer, _ = await post(
+        http, url + path, body_of(path, "talker", USER, tools=tools) | REQUIRED[path]
+    )
+    assert status == 200, answer
+    name, arguments = call_in(path, answer)
+    assert name == "get_time" and arguments["zone"] in ("utc", "cet")
+
+
+@pytest.mark.llama
+async def test_a_required_call_is_streamed(url: str, http: ClientSession) -> None:
+    body = {"model": "talker", "messages": USER, "tools": [TOOL], "stream": True, "temperature": 0}
+    async with http.post(
+        f"{url}/v1/chat/completions", json={**body, **REQUIRED["/v1/chat/completions"]}
+    ) as answer:
+        events = [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
+    choices = [choice for event in events for choice in event["choices"]]
+    assert not any(choice["delta"].get("content") for choice in choices)
+    (call,) = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert call["index"] == 0 and json.loads(call["function"]["arguments"])["zone"]
+    assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+async def test_a_call_that_was_cut_off_or_is_none_keeps_its_text(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service, TALKER))
+    asked = {"model": "talker", "messages": USER, "tools": [TOOL], "tool_choice": "required"}
+
+    async def message(text: str, finish: str) -> dict[str, Any]:
+        said = {"role": "assistant", "content": text}
+        service.events = ({"choices": [{"index": 0, "finish_reason": finish, "message": said}]},)
+        _, answer, _ = await post(http, f"{url}/v1/chat/completions", asked)
+        choice: dict[str, Any] = answer["choices"][0]
+        return choice
+
+    cut = await message('{"name": "get_time", "arguments": {"zo', "length")
+    assert cut["finish_reason"] == "length"
+    assert cut["message"]["tool_calls"][0]["function"]["arguments"] == '{"zo'
+    fenced = await message('```json\n{"name":"get_time","arguments":{}}\n```', "stop")
+    assert fenced["message"]["tool_calls"][0]["function"] == {"name": "get_time", "arguments": "{}"}
+    assert (await message("Hello", "stop"))["message"]["content"] == "Hello"
+    assert call_of(service).body["tool_choice"] == "none"
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+async def test_a_call_that_can_not_be_parsed_is_given_as_text(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    unparsed = Refusal(
+        Fault.ENGINE, "The model produced output that does not match the expected hermes format", status=500
+    )
+
+    class Unparsing(ScriptedService):
+        async def open(self, ask: Any, on_wait: Any) -> Any:
+            self.refusal = unparsed if ask.calls["llama"].body.get("tool_choice") != "none" else None
+            return await super().open(ask, on_wait)
+
+    text = "<tool_call>{broken"
+    whole = {
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]
+    }
+    streamed = (chunk(text), chunk(finish="stop"), usage_chunk())
+    events = streamed if path in ("/v1/responses", "/v1/messages") else (whole,)
+    url = await serve(parts(Unparsing(*events), TALKER))
+    status, answer, _ = await post(
+        http, url + path, body_of(path, "talker", USER, tools=tools_of(path, TOOL))
+    )
+    assert status == 200 and text in json.dumps(answer, ensure_ascii=False)
+    # A stream that has begun ends with what it gave.
+    service = ScriptedService(chunk("Hel"), chunk("lo"), unparsed)
+    url = await serve(parts(service, TALKER))
+    body = body_of(path, "talker", USER, tools=tools_of(path, TOOL), stream=True)
+    async with http.post(url + path, json=body) as response:
+        said = await response.text()
+    assert "lo" in said and "does not match" not in said and '"error": {' not in said
+    service.events = (chunk("Hel"), Refusal(Fault.ENGINE, "boom", status=500))
+    async with http.post(url + path, json=body) as response:
+        assert "boom" in await response.text()

@@ -1,0 +1,133 @@
+"""The commands about who belongs to the cluster, against a daemon that answers from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sollold.cli.exit import Exit
+from sollold.cli.main import main
+
+ROLLED = {"generation": 1, "done": ["anna", "bert"], "away": ["cleo"], "unsure": []}
+
+
+def node(name: str) -> dict[str, Any]:
+    return {
+        "node": name[0] * 16, "name": name, "addresses": ["10.0.0.1"], "open": True, "admitted_by": "",
+        "door_until": 0.0, "waiting": [], "seeking": "", "me": name == "anna",
+        "inviting": "has an invitation open until 10:00, with 2 tries left" if name == "anna" else "",
+    }  # fmt: skip
+
+
+@dataclass
+class Daemon:
+    """Answers, and notes what it was asked."""
+
+    url: str = ""
+    rolled: dict[str, Any] = field(default_factory=lambda: dict(ROLLED))
+    open: bool = True
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path, body = request.path.removeprefix("/api/cluster"), await request.read()
+        if request.method == "POST" and path != "/pass":
+            self.asked.append((path, json.loads(body)))
+        state = {"nodes": [node("anna"), node("bert")], "open": self.open}
+        gone = {"node": "c" * 16, "name": "cleo", "state": "away"}
+        answers: dict[str, Any] = {
+            "": state,
+            "/members": {"members": [{"node": "a" * 16, "name": "anna", "state": "here"}, gone]},
+            "/evict": {"node": "b" * 16, "name": "bert", **self.rolled},
+            "/invite": {"code": "1234-5678", "seed": "10.0.0.1", "seconds": 600.0},
+            "/join": {"name": "anna"},
+            "/door": {"nodes": ["anna"]},
+        }
+        return web.json_response(answers.get(path, self.rolled))
+
+    async def run(self, *words: str) -> int:
+        return await asyncio.to_thread(main, [*words, "--node", self.url])
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    made = Daemon()
+    runner = web.ServerRunner(web.Server(made.answer))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield made
+    await runner.cleanup()
+
+
+async def test_what_a_change_did_is_told(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
+    said = capsys.readouterr().out
+    assert f"bert ({'b' * 16}) was evicted" in said and "new secret on anna, bert" in said
+    assert "given it when they return: cleo" in said
+    assert await daemon.run("cluster", "rotate") == Exit.DONE
+    daemon.rolled["unsure"] = ["bert"]
+    assert await daemon.run("cluster", "rotate") == Exit.FAILED
+    assert "did not confirm: bert. Run `sollold cluster rotate`" in capsys.readouterr().err
+    assert daemon.asked == [("/evict", {"machine": "bert"}), ("/rotate", {}), ("/rotate", {})]
+
+
+@pytest.mark.parametrize(
+    ("words", "answer", "expected"),
+    [
+        ((), "y\n", ["a" * 16, "b" * 16]),
+        ((), "\n", None),
+        (("--yes",), "", ["a" * 16, "b" * 16]),
+        (("--yes", "--without", "bert"), "", ["a" * 16]),
+        (("--yes", "--without", "nobody"), "", None),
+    ],
+)
+async def test_an_open_cluster_is_closed_for_the_nodes_that_were_shown(
+    daemon: Daemon,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    answer: str,
+    expected: list[str] | None,
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+    status = await daemon.run("cluster", "secure", *words)
+    assert status == (Exit.DONE if expected else Exit.FAILED)
+    assert daemon.asked == ([("/secure", {"nodes": expected})] if expected else [])
+
+
+async def test_a_cluster_with_a_secret_is_not_asked_about(daemon: Daemon) -> None:
+    daemon.open = False
+    assert await daemon.run("cluster", "secure") == Exit.FAILED and not daemon.asked
+
+
+@pytest.mark.parametrize(
+    "words", [("evict",), ("rotate", "bert"), ("members", "bert"), ("open", "soon"), ("close", "5m")]
+)
+async def test_words_that_do_not_go_together(daemon: Daemon, words: tuple[str, ...]) -> None:
+    assert await daemon.run("cluster", *words) == Exit.USAGE and not daemon.asked
+
+
+async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await daemon.run("cluster", "members") == Exit.DONE
+    said = capsys.readouterr().out
+    assert f"cleo  {'c' * 16}  away" in said and "anna has an invitation open until 10:00" in said
+
+
+async def test_a_machine_is_invited_and_joins(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert await daemon.run("invite") == Exit.DONE
+    assert capsys.readouterr().out == (
+        "on the new machine, within 10 min:\n  sollold join 1234-5678 --seed 10.0.0.1\n"
+    )
+    assert await daemon.run("join", "1234-5678", "--seed", "10.0.0.1") == Exit.DONE
+    assert capsys.readouterr().out == "joined the cluster of anna\n"
+    assert await daemon.run("cluster", "open", "5m") == Exit.DONE
+    assert daemon.asked[1:] == [
+        ("/join", {"code": "1234-5678", "seed": "10.0.0.1"}),
+        ("/door", {"seconds": 300.0}),
+    ]

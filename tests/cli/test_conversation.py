@@ -1,0 +1,66 @@
+"""A conversation on the terminal: what is typed, and answers that loop."""
+
+from __future__ import annotations
+
+import pytest
+
+from sollold.cli.answer import Sampling, loops
+from sollold.cli.conversation import Conversation, Quit
+
+
+def test_questions_and_answers_are_kept_and_the_system_prompt_stands_first() -> None:
+    talk = Conversation("m", system="be brief")
+    assert talk.typed("hi").ask
+    talk.answered("hello")
+    assert talk.typed("more").ask
+    assert [one["role"] for one in talk.messages()] == ["system", "user", "assistant", "user"]
+    talk.unasked()
+    assert talk.messages()[-1] == {"role": "assistant", "content": "hello"}
+    assert not talk.typed("   ").ask, "an empty line is not a question and does not end it"
+    assert talk.typed("/clear").words and [one["role"] for one in talk.messages()] == ["system"]
+
+
+@pytest.mark.parametrize("word", ["/bye", "/exit", "/quit"])
+def test_it_is_ended_by_a_command(word: str) -> None:
+    with pytest.raises(Quit):
+        Conversation("m").typed(word)
+
+
+def test_several_lines_are_one_question() -> None:
+    talk = Conversation("m")
+    assert not talk.typed('"""first').ask and talk.in_block
+    assert not talk.typed("/bye").ask, "a command within a text is text"
+    assert talk.typed('last"""').ask and not talk.in_block
+    assert talk.messages()[-1]["content"] == "first\n/bye\nlast"
+    assert talk.typed('"""one line"""').ask
+    assert talk.messages()[-1]["content"] == "one line"
+    talk.typed('"""never ended')
+    talk.cancel_block()
+    assert talk.typed("hi").ask and talk.messages()[-1]["content"] == "hi"
+
+
+def test_settings_reach_the_request() -> None:
+    talk = Conversation("m", sampling=Sampling())
+    for line in ("/set parameter temperature 0.2", "/set parameter stop END", "/set parameter num_ctx 8192"):
+        assert not talk.typed(line).ask
+    talk.typed("/set think")
+    talk.typed("/set system You are kind.")
+    body = talk.sampling.body("m", talk.messages())
+    assert body["think"] is True and body["messages"][0]["content"] == "You are kind."
+    assert body["options"] == {"num_predict": 32_768, "temperature": 0.2, "stop": ["END"], "num_ctx": 8192}
+    talk.typed("/set nothink")
+    assert talk.sampling.think is False
+    assert "usage" in talk.typed("/set nonsense").words and "usage" in talk.typed("/set parameter x").words
+    assert "unknown command /foo" in talk.typed("/foo").words and "/set" in talk.typed("/?").words
+
+
+@pytest.mark.parametrize("text", ["ha" * 40, "yes, " * 40, "The same line again.\n" * 13])
+def test_a_loop_is_seen(text: str) -> None:
+    assert loops("It began well. " + text)
+
+
+@pytest.mark.parametrize(
+    "text", ["-" * 400, "\n" * 100, "a,b,c\n" * 30, "word " * 20, " ".join(map(str, range(200)))]
+)
+def test_rules_tables_and_counting_are_no_loops(text: str) -> None:
+    assert not loops(text)

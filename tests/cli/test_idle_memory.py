@@ -1,0 +1,110 @@
+"""A daemon that is idle holds little that it does not need."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+from aiohttp import connector
+
+from sollold.daemon.heap import Spare
+from sollold.daemon.late_certificates import LateContext, install
+
+
+def test_certificates_are_read_at_the_first_use_and_then_checked() -> None:
+    own = connector._SSL_CONTEXT_VERIFIED
+    try:
+        install()
+        late = connector._SSL_CONTEXT_VERIFIED
+        assert isinstance(late, LateContext) and not late.cert_store_stats()["x509_ca"]
+        assert late.verify_mode is ssl.CERT_REQUIRED and late.check_hostname
+        assert (late.options, late.verify_flags) == (own.options, own.verify_flags)
+        late.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname="example.org")
+        usual = ssl.create_default_context().cert_store_stats()
+        assert late.cert_store_stats() == usual
+    finally:
+        connector._SSL_CONTEXT_VERIFIED = own
+
+
+SELDOM = (
+    *("pynvml", "rich", "jinja2", "tarfile", "difflib", "zipfile", "sollold.client", "statistics"),
+    *("sollold.api.cluster.openapi", "prometheus_client"),
+)
+"""What is not to be read before it is needed."""
+
+
+def test_the_daemon_leaves_out_what_is_seldom_needed() -> None:
+    code = f"""
+import sys, sollold.cli.main, sollold.cli.run, sollold.daemon.main
+print(*[name for name in {SELDOM} if name in sys.modules])
+"""
+    assert _run(code) == []
+
+
+MAPS = """\
+1000-2000 r-xp 00000000 fe:01 77 /usr/lib/a library.so
+2000-3000 r--p 00001000 fe:01 77 /usr/lib/a library.so
+3000-4000 rw-p 00002000 fe:01 77 /usr/lib/a library.so
+4000-5000 r--p 00000000 00:00 0 [vvar]
+5000-6000 rw-p 00000000 00:00 0
+6000-7000 r--s 00000000 fe:01 78 /models/weights.so.gguf
+7000-8000 r--p 00000000 fe:01 79 /usr/lib/locale
+ffff7000-ffff8000 r-xp 00000000 fe:01 80 /usr/lib/other.so.1.2
+"""
+WRITTEN = "2000-", "5000-"
+
+
+def test_only_pages_of_libraries_that_were_never_written_are_given_back(tmp_path: Path) -> None:
+    def now(maps: str) -> None:
+        (tmp_path / "maps").write_text(maps)
+        sizes = (
+            f"{line}\nRss: 40 kB\nAnonymous: {8 * line.startswith(WRITTEN)} kB" for line in maps.splitlines()
+        )
+        (tmp_path / "smaps").write_text("\n".join(sizes))
+
+    spare = Spare(tmp_path)
+    first, other = (
+        (0x1000, 0x2000, "/usr/lib/a library.so"),
+        (0xFFFF7000, 0xFFFF8000, "/usr/lib/other.so.1.2"),
+    )
+    now(MAPS)
+    assert spare.unchanged() == set()
+    assert spare.unchanged() == {first, other}
+    # One that is new waits for the next look; one that is gone, or is another's now, is never touched.
+    now(MAPS.replace("other.so.1.2", "new.so"))
+    assert spare.unchanged() == {first}
+    assert spare.unchanged() == {first, (*other[:2], "/usr/lib/new.so")}
+    now("")
+    assert spare.unchanged() == set()
+
+
+def test_pages_of_libraries_are_given_back_at_the_second_look_and_come_again() -> None:
+    code = """
+import hashlib, ssl
+from pathlib import Path
+from sollold.daemon.heap import Spare
+
+def of_files():
+    found = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").open() if line[0] in "RA")
+    return int(found["Rss:"]) - int(found["Anonymous:"])
+
+spare, before = Spare(), of_files()
+spare.give_back()
+looked = of_files()
+spare.give_back()
+after = of_files()
+ssl.create_default_context()
+print(before, looked, after, hashlib.sha256(b"abc").hexdigest()[:8])
+"""
+    before, looked, after, digest = _run(code)
+    assert int(looked) > 0.9 * int(before) and int(after) < 0.7 * int(before)
+    assert digest == "ba7816bf"
+
+
+def _run(code: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout.split()

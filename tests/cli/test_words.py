@@ -1,0 +1,102 @@
+"""The words of the command line: other names, options before and after, hints, and which node is meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+import pytest
+
+from sollold.cli import asking
+from sollold.cli.asking import client
+from sollold.cli.exit import Exit
+from sollold.cli.parser import read
+from sollold.client.errors import ClientError
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("list", "models"), ("ls", "models"), ("rm m", "delete"), ("cp m n", "copy"), ("stop m", "unload"),
+        ("serve", "run"), ("run", "run"), ("run m", "chat"), ("show m", "show"), ("ps", "ps"),
+    ],
+)  # fmt: skip
+def test_what_ollamas_users_type_works(typed: str, meant: str) -> None:
+    assert read(typed.split()).command == meant
+
+
+def test_run_takes_a_prompt() -> None:
+    options = read(["run", "m", "why", "is", "the", "sky", "blue?", "--system", "be brief"])
+    assert (options.command, options.model, " ".join(options.prompt)) == ("chat", "m", "why is the sky blue?")
+    assert options.system == "be brief"
+
+
+def test_options_stand_before_or_after_the_command() -> None:
+    for words in (["--node", "bert", "--json", "status"], ["status", "--json", "--node", "bert"]):
+        options = read(words)
+        assert (options.command, options.node, options.json) == ("status", "bert", True)
+    assert read(["status"]).node == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("status --jsn", "did you mean --json?"),
+        ("statsu", "did you mean status?"),
+        ("--node x modles", "did you mean models?"),
+        ("frobnicate", "`sollold help` lists all commands"),
+        ("serve m", "sollold run MODEL"),
+        ("setup --node x", "unrecognized arguments"),
+        ("--node x setup", "asks no node"),
+    ],
+)
+def test_a_wrong_word_gets_a_hint(words: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(words.split())
+    assert ended.value.code == Exit.USAGE and hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["help", "load"], ["--help"]])
+def test_help_is_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(words)
+    assert ended.value.code == 0
+    assert ("keep-alive" if "load" in words else "doctor") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("named", "url"),
+    [
+        ("http://pc:8080/", "http://pc:8080"),
+        ("10.1.2.3", "http://10.1.2.3:11435"),
+        ("10.1.2.3:99", "http://10.1.2.3:99"),
+        ("fe80::1", "http://[fe80::1]:11435"),
+        ("[fe80::1]:99", "http://[fe80::1]:99"),
+        ("pc.lan", "http://pc.lan:11435"),
+        ("bert", "http://192.168.1.12:11435"),
+        ("BERT", "http://192.168.1.12:11435"),
+        ("elsewhere", "http://elsewhere:11435"),
+    ],
+)
+def test_the_node_that_is_meant(named: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"name": "Bert", "node": "b1", "url": "http://192.168.1.12:11435"}]
+    monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
+    monkeypatch.setattr(asking.socket, "getaddrinfo", lambda host, port: [host])
+    assert client(argparse.Namespace(node=named)).url == url
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("two", "several nodes are named 'two'; name one by its id: b2 (http://a), b3 (http://b)"),
+        ("nowhere", "there is no node 'nowhere' and no machine of that name; there are two, two"),
+    ],
+)
+def test_a_node_that_is_not_clear_is_said_to_be_so(
+    named: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"name": "two", "node": f"b{at}", "url": url} for at, url in ((2, "http://a"), (3, "http://b"))]
+    monkeypatch.setattr(asking.BlockingClient, "get", lambda self, path: {"nodes": nodes})
+    monkeypatch.setattr(asking, "_is_host", lambda name: False)
+    with pytest.raises(ClientError, match=re.escape(said)):
+        client(argparse.Namespace(node=named))

@@ -1,0 +1,30 @@
+"""The client of a node's HTTP API: what it says when the node does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sollold.client.errors import ClientError
+from sollold.client.http import Client
+
+
+async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server, Client(url, timeout=0.1) as client:
+        with pytest.raises(ClientError, match=r"did not answer within 0\.1 s") as slow:
+            await client.get("/api/cluster")
+        with pytest.raises(ClientError, match=r"did not answer within 0\.1 s"):
+            async for _ in client.stream("/api/chat", {}, stall=0.1):
+                pass
+    assert slow.value.status == 504 and "is it running" not in slow.value.message
+    async with Client(url) as client:
+        with pytest.raises(ClientError, match="no daemon answers") as nobody:
+            await client.get("/api/cluster")
+    assert nobody.value.status == 0

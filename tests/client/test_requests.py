@@ -1,0 +1,216 @@
+"""What the calls ask of a node, what they answer, and how they fail: against the real API over a script."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sollold.api.http.response import KeepAlive
+from sollold.client import (
+    ClientError,
+    HybridRouter,
+    InsufficientMemory,
+    OllamaPool,
+    RequestTimeout,
+    sync_wrapper,
+)
+from sollold.client.background import loop as background_loop
+from sollold.control.cluster import Planned
+from sollold.errors import Fault, Refusal
+from sollold.serving.request import Engine, Waiting
+from tests.api.api_parts import PlainCluster, ScriptedService, call_of, chunk, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.conftest import serve as serve  # a fixture
+from tests.doubles import until
+
+HELLO = [{"role": "user", "content": "hi"}]
+ANSWER = (chunk("Hel"), chunk("lo"), chunk(finish="stop"), usage_chunk(3, 2))
+
+
+async def test_a_whole_answer_is_ollamas_with_its_routing(serve: Serve) -> None:
+    service = ScriptedService(*ANSWER)
+    async with HybridRouter(node=await serve(parts(service))) as router:
+        answer = await router.route_request("demo", HELLO, priority=8, max_tokens=9, temperature=0.5)
+        assert answer["message"] == {"role": "assistant", "content": "Hello"}
+        assert answer["eval_count"] == 2 and answer["done_reason"] == "stop"
+        assert answer["_routing"]["backend"] == "llama.cpp-distributed"
+        assert answer["_routing"]["node"] == "beta"
+        body = call_of(service).body
+        assert (body["n_predict"], body["temperature"], service.asks[-1].priority) == (9, 0.5, 8)
+        # The answer itself told of its coordinator.
+        assert router.coordinator is not None and router.coordinator.is_running()
+        assert router.coordinator.base_url == "http://10.0.0.1:11435"
+        assert len(router.coordinator.rpc_backends) == 1
+
+
+async def test_a_stream_gives_the_records_as_they_come(serve: Serve) -> None:
+    async with OllamaPool(await serve(parts(ScriptedService(*ANSWER)))) as pool:
+        records = [one async for one in await pool.chat("demo", HELLO, stream=True)]
+        assert [one["message"]["content"] for one in records] == ["Hel", "lo", ""]
+        text = [one["response"] async for one in await pool.generate("demo", "hi", stream=True)]
+        assert "".join(text) == "Hello"
+
+
+async def test_tool_calls_and_thinking_are_put_together(serve: Serve) -> None:
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    events = (chunk(reasoning_content="hm"), chunk(tool_calls=[call]), chunk(finish="tool_calls"))
+    async with OllamaPool(await serve(parts(ScriptedService(*events)))) as pool:
+        answer = await pool.chat("demo", HELLO)
+    assert answer["message"]["thinking"] == "hm"
+    assert [one["function"]["name"] for one in answer["message"]["tool_calls"]] == ["f"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_time_out_is_one_and_ends_the_generation(serve: Serve, stream: bool) -> None:
+    service = ScriptedService(chunk("a"), 30.0, chunk("b"))
+    async with OllamaPool(await serve(parts(service))) as pool:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError) as late:
+            answer = await pool.chat("demo", HELLO, timeout=0.3, stream=stream)  # type: ignore[call-overload]
+            if stream:
+                async for _ in answer:
+                    pass
+        assert isinstance(late.value, RequestTimeout) and late.value.status == 504
+        assert asyncio.get_running_loop().time() - began < 5
+    assert 0 < service.asks[-1].deadline <= 0.3, "the daemon was told"
+    await until(lambda: service.closed > 0)
+
+
+async def test_a_coordinator_that_does_not_start_is_given_up(serve: Serve) -> None:
+    service = ScriptedService(*ANSWER)
+    service.gate, service.waitings = asyncio.Event(), [Waiting("loading", 0.1)]
+    url = await serve(parts(service), KeepAlive(grace=0.02, every=0.05))
+    async with HybridRouter(node=url, coordinator_timeout=0.4) as router:
+        with pytest.raises(TimeoutError, match="coordinator did not start"):
+            await router.route_request("demo", HELLO)
+        await until(lambda: service.cancelled == 1)
+
+
+async def test_who_stops_reading_ends_the_generation(serve: Serve) -> None:
+    service = ScriptedService(chunk("a"), chunk("b"), 30.0, chunk("c"))
+    async with OllamaPool(await serve(parts(service))) as pool:
+        records = await pool.chat("demo", HELLO, stream=True)
+        assert (await anext(records))["message"]["content"] == "a"
+        await records.aclose()
+        await until(lambda: service.closed > 0)
+
+
+async def test_too_little_memory_tells_its_numbers(serve: Serve) -> None:
+    service = ScriptedService(Refusal(Fault.TOO_BIG, "demo does not fit."))
+    cluster = PlainCluster()
+    missing = {"needed": 100, "there": 60, "missing": 40, "remedies": ["a smaller context"]}
+    cluster.planned = Planned(False, "demo does not fit.", {"missing": missing})
+    async with HybridRouter(node=await serve(parts(service, cluster=cluster))) as router:
+        for ask in (router.route_request("demo", HELLO), router.explain("demo")):
+            with pytest.raises(InsufficientMemory, match="does not fit") as short:
+                await ask
+            assert (short.value.needed, short.value.there, short.value.missing) == (100, 60, 40)
+            assert short.value.remedies == ("a smaller context",) and short.value.status == 507
+
+
+class Embedding(ScriptedService):
+    """An Ollama that embeds a text as its length."""
+
+    async def _play(self) -> AsyncIterator[bytes]:
+        texts = self.asks[-1].calls[Engine.OLLAMA].body["input"]
+        texts = [texts] if isinstance(texts, str) else texts
+        yield json.dumps({"model": "demo", "embeddings": [[float(len(text))] for text in texts]}).encode()
+
+
+async def test_many_texts_are_embedded_in_their_order(serve: Serve) -> None:
+    service = Embedding(engine=Engine.OLLAMA)
+    async with HybridRouter(node=await serve(parts(service))) as router:
+        one = await router.embed("demo", "four", priority="HIGH", timeout=20)
+        assert one["embeddings"] == [[4.0]] and service.asks[-1].priority == 7
+        texts = ["x" * length for length in range(1, 131)]
+        vectors = await router.batch_embed("demo", texts, concurrency=1)
+        assert vectors == [[float(length)] for length in range(1, 131)]
+        assert len(service.asks) == 4, "not one request a text"
+        with pytest.raises(ClientError, match="empty"):
+            await router.batch_embed("demo", ["a", ""])
+
+
+async def test_refusals_come_in_the_daemons_words(serve: Serve) -> None:
+    url = await serve(parts(ScriptedService(chunk("a"), Refusal(Fault.INTERRUPTED, "the worker died"))))
+    async with HybridRouter(node=url) as router:
+        with pytest.raises(ClientError, match="not found") as missing:
+            await router.route_request("nobody", HELLO)
+        assert missing.value.status == 404
+        got = []
+        with pytest.raises(ClientError, match="the worker died") as died:
+            async for record in await router.route_request("demo", HELLO, stream=True):
+                got.append(record["message"]["content"])  # noqa: PERF401
+        assert (got, died.value.status) == (["a"], 502)
+
+
+async def test_a_node_that_nobody_answers_at_is_passed_by(serve: Serve) -> None:
+    url = await serve(parts(ScriptedService(*ANSWER)))
+    async with HybridRouter(node=["http://127.0.0.1:9", url]) as router:
+        answer = await router.route_request("demo", HELLO)
+        assert answer["message"]["content"] == "Hello"
+        assert "lost_nodes" not in answer["_routing"]
+    async with HybridRouter(node="http://127.0.0.1:9") as router:
+        with pytest.raises(ClientError, match="no daemon answers") as nobody:
+            await router.route_request("demo", HELLO)
+        assert nobody.value.status == 0
+
+
+async def test_blocking_calls_from_several_threads_and_inside_a_loop(serve: Serve) -> None:
+    url = await serve(parts(ScriptedService(*ANSWER)))
+    router = sync_wrapper.HybridRouter(node=url)
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(router.route_request("demo", HELLO)["message"]["content"])
+        answers.append(
+            "".join(one["message"]["content"] for one in router.route_request("demo", HELLO, stream=True))
+        )
+
+    async def ask_in_a_loop() -> None:
+        ask()
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    threads.append(threading.Thread(target=lambda: asyncio.run(ask_in_a_loop())))
+    for thread in threads:
+        thread.start()
+    await asyncio.to_thread(lambda: [thread.join(30) for thread in threads])
+    assert answers == ["Hello"] * 10
+    await asyncio.to_thread(router.close)
+
+
+async def test_a_blocking_call_on_the_clients_own_loop_is_an_error(serve: Serve) -> None:
+    pool = sync_wrapper.OllamaPool(await serve(parts(ScriptedService(*ANSWER))))
+
+    async def inside() -> None:
+        with pytest.raises(RuntimeError, match="own event loop"):
+            pool.list()
+
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(inside(), background_loop()))
+    names = [model["name"] for model in await asyncio.to_thread(pool.list)]
+    assert names == ["demo:latest"]
+    await asyncio.to_thread(pool.close)
+
+
+async def test_statistics_are_there_with_and_without_a_loop(serve: Serve) -> None:
+    router = HybridRouter(node=await serve(parts(ScriptedService(*ANSWER))))
+    stats = await router.get_stats()
+    assert stats["distributed_requests"] == 0 and list(stats["nodes"]) == ["alpha"]
+    assert (await asyncio.to_thread(router.get_stats)) == stats | {
+        "nodes": {"alpha": {**stats["nodes"]["alpha"], "uptime_seconds": pytest.approx(5, abs=60)}}
+    }
+    await router.close()
+
+
+async def test_one_client_serves_one_loop_after_the_other(serve: Serve) -> None:
+    pool = OllamaPool(await serve(parts(ScriptedService(*ANSWER))))
+
+    async def ask() -> str:
+        return str((await pool.chat("demo", HELLO))["message"]["content"])
+
+    for _ in range(2):
+        assert await asyncio.to_thread(lambda: asyncio.run(ask())) == "Hello"

@@ -1,0 +1,275 @@
+"""Founding a cluster, being let in, and what a stranger gets: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import ssl
+import stat
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sollold.cluster.admission import admission
+from sollold.cluster.admission.exchange import Greeting, Hello, Request, State, ask, greet, request_content
+from sollold.cluster.admission.keyring import Keyring, KeyringFile
+from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds, secret_of
+from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import JOIN, Identity, Tokens
+from sollold.cluster.net.push_pull_stream import SYNC, FrameClient
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_server import HTTP, LINK, TUNNEL
+from sollold.settings.schema import ClusterSettings
+from tests.cluster.town import Town
+from tests.doubles import until
+from tests.keys import key
+
+# Who asks whom
+
+
+def standing(node: str, *, cluster: str = "", age: float = 0.0, alone: bool = True) -> Standing:
+    return Standing(node, node, cluster or node, cluster or node, age, alone, age < FIRST_HOUR)
+
+
+OLD = 2 * FIRST_HOUR
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        (standing("b"), standing("a"), True),
+        (standing("a"), standing("b"), False),
+        (standing("b", cluster="x"), standing("a", cluster="x"), False),
+        (standing("a"), standing("c", cluster="b", alone=False), True),
+        (standing("c", cluster="b", alone=False), standing("a"), False),
+        (standing("a"), standing("z", cluster="z", age=OLD, alone=False), True),
+        (standing("z", cluster="z", age=OLD, alone=False), standing("a"), False),
+        (standing("a", age=OLD), standing("b"), False),
+        (standing("b", cluster="b", alone=False), standing("c", cluster="a", alone=False), True),
+        (standing("b", cluster="b", alone=False), standing("z", cluster="z", age=OLD), False),
+        (standing("a", age=OLD), standing("z", age=OLD), False),
+    ],
+)  # fmt: skip
+def test_who_asks(mine: Standing, theirs: Standing, expected: bool) -> None:
+    assert asks(mine, theirs) is expected
+
+
+def test_a_node_that_waits_goes_on_asking_there_and_nowhere_else() -> None:
+    mine = standing("a", age=OLD)
+    assert asks(mine, standing("z", cluster="z", age=OLD, alone=False), "z")
+    assert not asks(mine, standing("y", cluster="y", age=OLD, alone=False), "z")
+
+
+def test_of_two_one_asks_and_never_both() -> None:
+    kinds = [
+        standing(node, cluster=cluster, age=age, alone=alone)
+        for node, cluster, age, alone in itertools.product("abc", "xyz", (0.0, OLD), (True, False))
+    ]
+    assert not [(one, other) for one in kinds for other in kinds if asks(one, other) and asks(other, one)]
+
+
+def test_an_established_cluster_is_preferred_then_several_nodes_then_the_lowest_founder() -> None:
+    old, low, high = standing("z", age=OLD, alone=False), standing("a"), standing("b")
+    several = standing("y", cluster="y", alone=False)
+    assert preferred([high, several, old, low]) is old
+    assert preferred([high, several, low]) is several
+    assert preferred([high, low]) is low
+    assert preferred([low, later := replace(low, node="b", generation=1)]) is later
+
+
+def test_codes_differ_and_are_short() -> None:
+    codes = {code_of(key(number).public) for number in range(20)}
+    assert len(codes) == 20 and all(len(code) == 9 for code in codes)
+
+
+def test_a_clock_that_went_back_opens_no_door() -> None:
+    assert replace(Keyring.found("a"), founded=time.time() + 600).age() == float("inf")
+
+
+def test_the_secret_is_kept_to_its_owner(tmp_path: Path) -> None:
+    settings = ClusterSettings(door="1h")
+    tokens, ring = secret_of(settings, tmp_path, "a" * 16)
+    assert ring is not None and secret_of(settings, tmp_path, "a" * 16) == (tokens, ring)
+    assert stat.S_IMODE((tmp_path / "keyring").stat().st_mode) == 0o600
+    assert not tokens.open and ring.founder == "a" * 16
+
+
+def test_a_token_and_an_open_cluster_have_no_keyring(tmp_path: Path) -> None:
+    assert secret_of(ClusterSettings(token="ab" * 32, door="1h"), tmp_path, "a" * 16)[1] is None
+    tokens, ring = secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16)
+    assert tokens.open and ring is not None and ring.open
+    assert not (tmp_path / "keyring").exists()
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("closed", 0.0), ("1h", 3600.0), ("90", 90.0)])
+def test_the_setting(text: str, seconds: float) -> None:
+    assert door_seconds(text) == seconds
+
+
+# Nodes on loopback addresses
+
+
+@pytest.fixture
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
+    made = Town(tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_second_machine_is_let_in_by_itself(town: Town, order: tuple[int, int]) -> None:
+    """Only the second knows of the first, whichever has to ask."""
+    first = await town.start(order[0])
+    second = await town.start(order[1], order[0])
+    await until(town.one)
+    assert len({town.ring(number).secret for number in (0, 1)}) == 1
+    assert sorted([first.me.admitted_by, second.me.admitted_by])[0] == ""
+    assert {first.me.admitted_by, second.me.admitted_by} & {first.me.node, second.me.node}
+    assert first.leader().leader == second.leader().leader or not first.leader().leader
+    # They come back after a restart of all, without being let in again.
+    secret = town.ring(0).secret
+    for number in (0, 1):
+        await town.stop(number)
+    await asyncio.gather(town.start(order[0]), town.start(order[1], order[0]))
+    await until(town.one)
+    assert town.ring(0).secret == town.ring(1).secret == secret
+
+
+async def test_founders_at_the_same_moment_become_one(town: Town) -> None:
+    for number in range(4):  # ports for all, so that each can have all others as seeds
+        await town.start(number)
+    for number in range(4):
+        await town.stop(number)
+    for file in town.folder.glob("*/keyring"):
+        file.unlink()
+    for file in town.folder.glob("*/peers.json"):
+        file.unlink()
+    await asyncio.gather(*(town.start(one, *(set(range(4)) - {one})) for one in range(4)))
+    await until(town.one, 30)
+    founders = {town.ring(number).founder for number in range(4)}
+    assert len(founders) == 1 and founders < {node.me.node for node in town.running.values()}
+
+
+async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(town: Town) -> None:
+    first = await town.start(0, door="closed")
+    second = await town.start(1, 0, door="closed")
+    older, newer = first, second
+    # Both are young, so the higher id asks; the door of the other is closed.
+    await until(lambda: older.me.waiting and newer.me.seeking)
+    waiting = older.me.waiting[0]
+    assert (waiting.node, waiting.name) == (newer.me.node, newer.me.name)
+    assert waiting.code in newer.me.seeking and older.me.name in newer.me.seeking
+    await asyncio.sleep(0.3)
+    assert len(first.live()) == len(second.live()) == 1
+    assert town.ring(0).secret != town.ring(1).secret
+    # An admin lets it in, on the machine where it waits.
+    began = time.monotonic()
+    assert await older.calls.call(older.me.node, "admit", AdmitOrder(newer.me.node), bool, timeout=3)
+    await until(town.one)
+    assert time.monotonic() - began < 5
+    await until(lambda: not older.me.waiting and not newer.me.seeking)
+    assert newer.me.admitted_by == older.me.node
+
+
+async def test_a_door_that_an_admin_opens(town: Town) -> None:
+    first = await town.start(0, door="closed")
+    second = await town.start(1, 0, door="closed")
+    assert first.me.node < second.me.node
+    await until(lambda: first.me.waiting)
+    assert first.me.door_until == 0
+    await first.calls.call(first.me.node, "door", DoorOrder(600), bool, timeout=3)
+    assert first.me.door_until > time.time() + 500
+    await until(town.one)
+
+
+async def test_an_admin_ends_the_first_hour(town: Town) -> None:
+    first = await town.start(0)
+    await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)
+    assert first.me.door_until == 0
+    second = await town.start(1, 0)
+    await until(lambda: first.me.waiting and second.me.seeking)
+    await town.stop(0)
+    first = await town.start(0)
+    await until(lambda: first.me.waiting)
+    assert len(first.live()) == 1
+
+
+async def test_an_established_cluster_asks_nobody(town: Town) -> None:
+    """Its first hour is over: it does not follow a newcomer, whose id is lower, to a cluster of its own."""
+    first = await town.start(1)
+    ring = replace(town.ring(1), founded=time.time() - 2 * FIRST_HOUR)
+    await town.stop(1)
+    await asyncio.to_thread(KeyringFile(town.folder / "state1").write, ring)
+    second = await town.start(0)
+    first = await town.start(1, 0)
+    assert second.me.node < first.me.node
+    await asyncio.sleep(0.5)
+    assert town.ring(1).secret == ring.secret and len(first.live()) == 1
+
+
+async def test_a_stranger_gets_no_further_than_the_greeting(town: Town) -> None:
+    """Without a certificate that the cluster believes nothing is spoken but the request to be let in."""
+    member = await town.start(0, door="closed")
+    stranger = Identity(key(7), Tokens.read("cd" * 32))
+    where = (member.me.addresses[0], member.port)
+    for protocol in (HTTP, SYNC, LINK, TUNNEL):
+        bare = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        bare.check_hostname, bare.verify_mode = False, ssl.CERT_NONE
+        bare.set_alpn_protocols([protocol])
+        foreign = stranger.client_context(protocol, anyone=True)
+        foreign.verify_mode = ssl.CERT_NONE
+        for context in (bare, foreign):
+            assert await _sent(context, where) == b""
+    reach = Dialer(stranger, lambda node: [])
+    told, _ = await greet(reach, 1, (where,))
+    assert told.node == member.me.node
+    assert town.ring(0).secret not in repr(told)
+    answer = await ask(reach, key(7), "x", 1, told.node, where)
+    assert answer.state is State.WAITING and answer.secret == ""
+
+
+async def _sent(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:
+    """What comes back for a request."""
+    try:
+        async with asyncio.timeout(3):
+            reader, writer = await asyncio.open_connection(*where, ssl=context)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return await reader.read(100)
+    except (OSError, ssl.SSLError):
+        return b""
+
+
+async def test_a_signature_for_another_member_lets_nobody_in(town: Town) -> None:
+    """Somebody in the middle passes on what a newcomer signed for him: it names his key."""
+    member = await town.start(0)
+    where = (member.me.addresses[0], member.port)
+    middle, newcomer = Identity(key(6), Tokens.read("cd" * 32)), key(7)
+    reach = Dialer(middle, lambda node: [])
+    connection, _, _ = await reach.connect("", JOIN, FrameClient, timeout=3, addresses=(where,))
+    greeting = msgspec.msgpack.decode(
+        await connection.exchange(msgspec.msgpack.encode(Hello(1))), type=Greeting
+    )
+    signed = newcomer.sign(request_content(middle.key.public, greeting.number, "x"))
+    with pytest.raises(PeerError, match="broken off"):
+        await connection.exchange(msgspec.msgpack.encode(Request(newcomer.public, "x", signed)))
+    assert town.ring(0).admitted == ()
+
+
+@pytest.mark.parametrize("junk", [b"\x00" * 2000, b"\xff" * 40, b"\x00\x00\x00\x00\x00\x00\x00\x05junk!"])
+async def test_junk_at_the_door_breaks_nothing(town: Town, junk: bytes) -> None:
+    member = await town.start(0)
+    where = (member.me.addresses[0], member.port)
+    context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN)
+    for _ in range(40):
+        with_junk = await asyncio.open_connection(*where, ssl=context)
+        with_junk[1].write(junk)
+        with_junk[1].close()
+    second = await town.start(1, 0)
+    await until(town.one)
+    assert second.me.admitted_by or member.me.admitted_by

@@ -1,0 +1,71 @@
+"""Two real daemons and a worker that somebody else has started: one names it, the other is the head."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sollold.engines.install.find import Llama
+from tests.daemons import Cluster, until
+from tests.external_worker import address_of, begun
+from tests.gguf import writer
+from tests.gguf.size import Size
+
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
+
+BODY = {
+    "model": "wide",
+    "messages": [{"role": "user", "content": "Hello."}],
+    "stream": False,
+    "options": {"num_predict": 6, "temperature": 0, "seed": 1},
+}
+
+
+@pytest.fixture
+def worker(tmp_path: Path, llama: Llama) -> Iterator[str]:
+    process = begun(llama, tmp_path)
+    try:
+        yield until(lambda: address_of(process), "the worker listens")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_model_runs_on_a_plain_worker_through_the_node_that_names_it(
+    tmp_path: Path, llama: Llama, worker: str
+) -> None:
+    size = writer.sized("llama", 0.2e9, Size(layers=8, embd=512, heads=8, heads_kv=4, vocab=4096))
+    settings = {"placement.context": 512, "placement.slots": 1}
+    each = [
+        {"node.memory_limit": "1 MB", "llama.rpc_backends": worker, "llama.allow_plain_workers": "on"},
+        {"node.memory_limit": "150 MB"},
+    ]
+    with Cluster(2, tmp_path, llama, settings=settings, each=each, loopback=True) as cluster:
+        writer.write(cluster[1].models / "wide.gguf", "llama", size)
+        cluster.together()
+        for node in cluster:
+            until(lambda node=node: b"wide" in node.ask("GET", "/api/tags").body, "the model is listed")
+
+        def found() -> list[str]:
+            nodes = cluster[1].state()["nodes"]
+            return [worker["state"] for node in nodes for worker in node["plain_workers"]]
+
+        until(lambda: found() == ["usable"], "the other node sees it")
+        reply = cluster[0].ask("POST", "/api/chat", BODY, timeout=240)
+        assert reply.status == 200, reply.body
+        assert reply.json["eval_count"] == 6
+        (running,) = cluster.deployments()
+        assert running["backend"] == "llama.cpp-distributed" and running["node_name"] == "node1"
+        assert ("node0", worker) in [(one["node_name"], one["device"]) for one in running["placed"]]
+        until(lambda: found() == ["taken"], "it is held")
+        words = [sys.executable, "-m", "sollold", "status", "--node", cluster[1].url]
+        shown = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+        assert f"{worker} (external)" in shown and "neither authenticated nor encrypted" in shown
+        told = cluster[0].ask("GET", "/api/doctor").json["findings"]
+        assert any("external workers are used" in one["what"] for one in told)
+        assert cluster[0].ask("POST", "/api/cluster/unload", {"model": "wide"}).status == 200
+        until(lambda: found() == ["usable"], "it is looked at and offered again")

@@ -1,0 +1,130 @@
+"""HTTPS on the port for people: real daemons, and the clients that people use."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import Recital, counting, write
+from tests import netns
+from tests.daemons import Cluster, Node
+
+pytestmark = [pytest.mark.cluster, pytest.mark.llama]
+pytestmark += [pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Cluster]:
+    settings = {"http.tls": "cluster", "cluster.token": "5e" * 32, "placement.context": 1024}
+    with Cluster(2, tmp_path_factory.mktemp("https"), llama, memory="300 MB", settings=settings) as made:
+        write(made[0].models / "count.gguf", Recital(counting(50), name="count"))
+        made.together()
+        yield made
+
+
+def run(here: Node, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program on the machine of ``here``."""
+    assert here.machine is not None
+    process = here.machine.popen(
+        list(words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "SOLLOLD_CONFIG": "", **environment},
+    )  # fmt: skip
+    out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def sollold(here: Node, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run(here, sys.executable, "-m", "sollold", *words, **environment)
+
+
+@pytest.fixture(scope="module")
+def authority(cluster: Cluster) -> Path:
+    """A file with the authority, as people make it."""
+    printed = [sollold(node, "cluster", "ca") for node in cluster]
+    assert [one.returncode for one in printed] == [0, 0], printed[0].stderr
+    assert printed[0].stdout == printed[1].stdout, "one for all nodes"
+    file = cluster.folder / "ca.pem"
+    file.write_text(printed[0].stdout)
+    return file
+
+
+def test_one_authority_is_enough_for_all_nodes(cluster: Cluster, authority: Path) -> None:
+    a, b = cluster
+    for here, there in ((b, a), (a, b)):
+        for host in (there.address, f"{there.name}.local"):
+            url = f"https://{host}:{there.http}/api/version"
+            place = f"{there.name}.local:{there.http}:{there.address}"
+            done = run(here, "curl", "-sS", "--cacert", str(authority), "--resolve", place, url)
+            assert "version" in done.stdout, done.stderr
+    stranger = run(b, "curl", "-sS", f"https://{a.address}:{a.http}/api/version")
+    assert stranger.returncode == 60, "a certificate that nobody vouches for"
+    plain = run(b, "curl", "-sS", "-w", "%{http_code}", f"http://{a.address}:{a.http}/api/version")
+    assert "https://" in plain.stdout and plain.stdout.endswith("400"), plain
+    assert '"version"' in run(a, "curl", "-sS", f"http://127.0.0.1:{a.http}/api/version").stdout
+    assert (
+        '"version"'
+        in run(a, "curl", "-sS", "--cacert", str(authority), f"https://localhost:{a.http}/api/version").stdout
+    )
+    assert {node["url"] for node in a.state()["nodes"]} == {
+        f"https://{one.address}:{one.http}" for one in cluster
+    }
+
+
+def test_clients_of_ollama_and_httpx(cluster: Cluster, authority: Path) -> None:
+    httpx, ollama = pytest.importorskip("httpx"), pytest.importorskip("ollama")
+    a, b = cluster
+    trust = ssl.create_default_context(cafile=str(authority))
+    body = {"model": "count", "messages": [{"role": "user", "content": "Count"}]}
+    with b.network():
+        client = ollama.Client(host=f"https://{a.address}:{a.http}", verify=trust)
+        assert [one.model for one in client.list().models] == ["count:latest"]
+        words = [part.message.content for part in client.chat(**body, stream=True)]
+    with b.network(), httpx.Client(verify=trust, timeout=60) as http:
+        answer = http.post(f"https://{b.address}:{b.http}/v1/chat/completions", json=body)
+    # The node that was asked has it from the other one.
+    assert answer.json()["choices"][0]["message"]["content"] == "".join(words) != ""
+
+
+def test_the_command_line_and_the_library(cluster: Cluster, authority: Path) -> None:
+    a, b = cluster
+    for meant in (a.name, f"https://{a.address}:{a.http}"):
+        done = sollold(b, "status", "--node", meant)
+        assert done.returncode == 0 and "node0" in done.stdout, done.stderr
+    code = """
+import asyncio, sys
+from sollold.client.discovery import on_the_lan
+from sollold.client.http import Client
+async def main():
+    # One that answers a little later than the first is not waited for.
+    while sys.argv[1] not in await on_the_lan():
+        pass
+    async with Client(sys.argv[1]) as client:
+        print(len((await client.get("/api/cluster"))["nodes"]))
+asyncio.run(main())
+"""
+    words = (sys.executable, "-c", code, f"https://{a.address}:{a.http}")
+    done = run(b, *words, SOLLOLD_CA=str(authority))
+    assert done.stdout == "2\n", done.stderr
+    refused = run(b, *words)
+    assert "sollold cluster ca" in refused.stderr, "and is told what to do"
+
+
+def test_who_connects_and_says_nothing_keeps_no_other_out(cluster: Cluster, authority: Path) -> None:
+
+    a, b = cluster
+    with b.network():
+        silent = [socket.create_connection((a.address, a.http)) for _ in range(100)]
+    try:
+        url = f"https://{a.address}:{a.http}/api/version"
+        assert '"version"' in run(a, "curl", "-sS", "--cacert", str(authority), url).stdout
+    finally:
+        for one in silent:
+            one.close()

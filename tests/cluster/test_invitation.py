@@ -1,0 +1,195 @@
+"""Joining by a code: who knows it is let in, once; who does not learns nothing and has three tries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.cluster.admission import admission, invitation
+from sollold.cluster.admission.invitation import Opening, Proof, Reply, Verdict, use_code
+from sollold.cluster.admission.pake import Agreed, BadExchange, Side, new_code, plain_code, same
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import INVITED, Identity, Tokens
+from sollold.cluster.net.push_pull_stream import FrameClient
+from sollold.cluster.net.rpc import PeerError
+from sollold.control.admission import AdmissionService
+from sollold.errors import Fault, Refusal
+from tests.cluster.town import Town
+from tests.doubles import until
+from tests.keys import key
+
+CODE, WRONG = "12345678", "12345679"
+A, B, C = (key(number).public for number in range(3))
+
+
+def agreed(
+    newcomer: str = CODE, member: str = CODE, *, seen: bytes = B, shown: bytes = B
+) -> tuple[Agreed, Agreed]:
+    """Both ends of an exchange; ``seen``: the member's key as the newcomer sees it, ``shown``: its own."""
+    one, other = Side(newcomer, A, seen, joins=True), Side(member, A, shown, joins=False)
+    return one.finish(other.message), other.finish(one.message)
+
+
+def test_who_knows_the_code_has_the_same_key() -> None:
+    one, other = agreed()
+    assert one == other and len({one.newcomer, one.member}) == 2
+    assert one.unseal(other.seal(b"the secret")) == b"the secret"
+    assert agreed()[0] != one, "each exchange has a key of its own"
+
+
+@pytest.mark.parametrize("ends", [agreed(member=WRONG), agreed(seen=C)])
+def test_a_wrong_code_or_somebody_in_the_middle_has_another(ends: tuple[Agreed, Agreed]) -> None:
+    one, other = ends
+    assert not same(one.newcomer, other.newcomer) and not same(one.member, other.member)
+    with pytest.raises(BadExchange):
+        one.unseal(other.seal(b"the secret"))
+
+
+@given(st.binary(max_size=40))
+def test_any_bytes_are_refused(message: bytes) -> None:
+    side = Side(CODE, A, B, joins=False)
+    try:
+        made = side.finish(message)
+    except BadExchange:
+        return
+    assert made != side  # a point by chance: its maker does not know the key
+
+
+def test_codes_are_read_as_people_type_them() -> None:
+    assert plain_code(new_code()).isdigit()
+    assert plain_code("1234-5678") == plain_code(" 12 34 56 78 ") == CODE
+    for text in ("", "1234-567", "1234-56789", "abcd-efgh", "\u0661234-5678"):
+        with pytest.raises(ValueError, match="8 digits"):
+            plain_code(text)
+
+
+# Nodes on loopback addresses
+
+
+@dataclass
+class Two:
+    """A node that invites, and a new one that knows nothing of it."""
+
+    town: Town
+    invites: AdmissionService
+    joins: AdmissionService
+    seed: str
+
+
+@pytest.fixture
+async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
+    town = Town(tmp_path, door="closed")
+    for number in range(2):
+        await town.start(number)
+    services = [
+        AdmissionService(town.running[number], town.running[number].calls, town.changes[number])
+        for number in range(2)
+    ]
+    yield Two(town, *services, f"127.0.0.1:{town.ports[0]}")
+    await town.close()
+
+
+def other_than(code: str) -> str:
+    return f"{(int(plain_code(code)) + 1) % 10**8:08d}"
+
+
+async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
+    with pytest.raises(Refusal, match="no invitation is open on m0"):
+        await two.joins.join(CODE, two.seed)
+    made = two.invites.invite()
+    assert made.seed == two.seed and "3 tries left" in two.town.running[0].me.inviting
+    with pytest.raises(Refusal, match="2 tries are left"):
+        await two.joins.join(other_than(made.code), two.seed)
+    assert "2 tries left" in two.town.running[0].me.inviting
+    assert await two.joins.join(made.code, two.seed) == "m0"
+    await until(two.town.one)
+    assert two.town.ring(0).secret == two.town.ring(1).secret
+    assert [one.by for one in two.town.ring(0).admitted] == ["invitation"]
+    assert two.town.running[0].me.inviting == ""
+    with pytest.raises(Refusal, match="already a member of a cluster with m0"):
+        await two.joins.join(made.code, two.seed)
+    third = await two.town.start(2)
+    service = AdmissionService(third, third.calls, two.town.changes[2])
+    with pytest.raises(Refusal, match="it was used, is over"):
+        await service.join(made.code, two.seed)
+
+
+async def test_after_three_wrong_codes_the_invitation_is_gone(two: Two) -> None:
+    made = two.invites.invite()
+    for words in ("2 tries are left", "one try is left", "withdrawn"):
+        with pytest.raises(Refusal, match=words):
+            await two.joins.join(other_than(made.code), two.seed)
+    assert "withdrew an invitation" in two.town.running[0].me.inviting
+    with pytest.raises(Refusal) as refused:
+        await two.joins.join(made.code, two.seed)
+    assert refused.value.fault is Fault.NOT_FOUND and two.town.ring(0).admitted == ()
+
+
+async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invitation, "INVITATION_SECONDS", 0.2)
+    made = two.invites.invite()
+    await asyncio.sleep(0.25)
+    with pytest.raises(Refusal, match="no invitation is open"):
+        await two.joins.join(made.code, two.seed)
+    await until(lambda: not two.town.running[0].me.inviting)
+
+
+@pytest.mark.parametrize(
+    ("code", "seed", "words"),
+    [
+        ("1234", "127.0.0.1", "8 digits"),
+        ("1234-5678", "127.0.0.1:x", "is not host:port"),
+        ("1234-5678", "nowhere.invalid", "is not known"),
+        ("1234-5678", "127.0.0.1:1", "nothing listens there"),
+        ("1234-5678", "", "this machine itself"),
+    ],
+)
+async def test_what_can_be_wrong_is_told(two: Two, code: str, seed: str, words: str) -> None:
+    with pytest.raises(Refusal, match=words):
+        await two.joins.join(code, seed or f"127.0.0.2:{two.town.ports[1]}")
+
+
+async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> None:
+    """Somebody who knows the code asks for a place in another one's name."""
+    made = two.invites.invite()
+    thief, victim = key(6), key(7)
+    reach = Dialer(Identity(thief, Tokens.read("cd" * 32)), lambda node: [])
+    where = (("127.0.0.1", two.town.ports[0]),)
+    connection, _, _ = await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
+    side = Side(plain_code(made.code), victim.public, two.town.running[0]._identity.key.public, joins=True)
+    opening = msgspec.msgpack.encode(Opening(victim.public, "x", side.message))
+    reply = msgspec.msgpack.decode(await connection.exchange(opening), type=Reply)
+    proof = Proof(side.finish(reply.message).newcomer, thief.sign(b"something"))
+    outcome = msgspec.msgpack.decode(
+        await connection.exchange(msgspec.msgpack.encode(proof)), type=invitation.Outcome
+    )
+    assert outcome.verdict is Verdict.WRONG and two.town.ring(0).admitted == ()
+
+
+async def test_junk_and_many_connections_cost_little(two: Two) -> None:
+    made = two.invites.invite()
+    reach = Dialer(Identity(key(7), Tokens.read("cd" * 32)), lambda node: [])
+    where = (("127.0.0.1", two.town.ports[0]),)
+    for junk in (b"", b"\xff" * 40, msgspec.msgpack.encode(Opening(A, "x", b"A" * 33))):
+        connection, _, _ = await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
+        with pytest.raises(PeerError, match="broken off"):
+            await connection.exchange(junk)
+    idle = [
+        await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
+        for _ in range(invitation._AT_ONCE)
+    ]
+    with pytest.raises(PeerError):
+        await use_code(reach, key(7), "x", plain_code(made.code), where)
+    for one, _, _ in idle:
+        one.transport.abort()
+    await until(lambda: two.town.running[0]._admission.invitations._speaking == 0)  # type: ignore[union-attr]
+    assert await two.joins.join(made.code, two.seed) == "m0"
+    await until(two.town.one)

@@ -1,0 +1,93 @@
+"""Keys and orders between real machines: each daemon in a network of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.engines.install.find import Llama
+from tests import netns
+from tests.daemons import Cluster, Node, until
+
+pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(netns.available()), reason=netns.available())]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Cluster]:
+    with Cluster(2, tmp_path_factory.mktemp("keys"), llama, memory="200 MB") as made:
+        made.together()
+        yield made
+
+
+def ask(here: Node, there: Node, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    """Ask ``there`` from the machine of ``here``."""
+    with here.network():
+        connection = http.client.HTTPConnection(there.address, there.http, timeout=30)
+        connection.connect()
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read() or b"null")
+    finally:
+        connection.close()
+
+
+def sollold(here: Node, *words: str, key: str = "") -> subprocess.CompletedProcess[str]:
+    """The command line on the machine of ``here``."""
+    assert here.machine is not None
+    environment = {**os.environ, "SOLLOLD_API_KEY": key, "SOLLOLD_CONFIG": ""}
+    process = here.machine.popen(
+        [sys.executable, "-m", "sollold", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    out, error = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def test_orders_between_machines(cluster: Cluster) -> None:
+    a, b = cluster[0], cluster[1]
+    assert ask(b, a, "GET", "/api/cluster")[0] == 200, "reading is open until the first key"
+    drain = {"node": "", "on": False}
+    status, error = ask(b, a, "POST", "/api/cluster/drain", drain)
+    assert status == 401 and "API key" in error["error"]
+    assert ask(a, a, "POST", "/api/cluster/drain", drain)[0] == 200, "this machine may"
+    # A member's own command line needs no key.
+    done = sollold(b, "undrain", "--node", a.url, a.name)
+    assert done.returncode == 0, done.stderr
+
+    made = sollold(a, "key", "new", "laptop", "--scope", "admin")
+    assert made.returncode == 0, made.stderr
+    secret = made.stdout.strip()
+    until(lambda: ask(b, a, "GET", "/api/tags")[0] == 401, "node0 asks for a key", 10)
+    until(lambda: ask(a, b, "GET", "/api/tags")[0] == 401, "node1 knows of it", 10)
+    shown = {"Authorization": f"Bearer {secret}"}
+    assert ask(a, b, "GET", "/api/tags", **shown)[0] == 200
+    assert ask(a, b, "POST", "/api/cluster/drain", drain, **shown)[0] == 200
+    done = sollold(b, "key", "list", "--node", a.url)
+    assert done.returncode == 0 and "laptop" in done.stdout, done.stderr
+
+    assert sollold(b, "key", "revoke", "laptop").returncode == 0
+    until(lambda: ask(b, a, "POST", "/api/cluster/drain", drain, **shown)[0] == 401, "it is revoked", 10)
+    # The members still serve each other: a request of this machine that another one answers.
+    assert a.ask("GET", "/api/tags").status == 200
+    for node in (a, b):
+        assert not [
+            file
+            for file in (node.folder / "state").rglob("*")
+            if file.is_file() and file.stat().st_mode & 0o077
+        ]
+        assert secret not in node.log() and secret.encode() not in b"".join(_state_files(node))
+
+
+def _state_files(node: Node) -> Iterator[bytes]:
+    for file in Path(node.folder / "state").rglob("*"):
+        if file.is_file():
+            yield file.read_bytes()

@@ -1,0 +1,355 @@
+"""Changing the secret of a cluster that works, and turning members out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sollold.cluster.admission import admission
+from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
+from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile, Member
+from sollold.cluster.admission.orders import DoorOrder, SecretAnswer, SecretOrder, Step, secret_of
+from sollold.cluster.admission.policy import Standing, behind
+from sollold.cluster.gossip.config import LAN
+from sollold.cluster.gossip.gossip import Gossip
+from sollold.control import secret_change
+from sollold.control.admission import AdmissionService
+from sollold.errors import Refusal
+from sollold.settings.schema import ClusterSettings
+from tests.cluster.town import SORTED, Town
+from tests.doubles import until
+
+A, B, C = "a" * 16, "b" * 16, "c" * 16
+RING = Keyring("11" * 32, A, 0.0, alone=False)
+OPEN = Keyring.for_open()
+
+
+def order(step: Step, generation: int = 1, secret: str = "22" * 32, **more: object) -> SecretOrder:
+    return replace(SecretOrder(step, A, generation, secret), **more)  # type: ignore[arg-type]
+
+
+# One keyring
+
+
+def test_a_new_secret_is_accepted_then_used_then_the_only_one() -> None:
+    ring = obeyed(RING, order(Step.INSTALL), B)
+    assert (ring.secret, len(ring.tokens.accepted)) == (RING.secret, 2)
+    ring = obeyed(ring, order(Step.USE), B)
+    assert (ring.secret, ring.generation, ring.old) == ("22" * 32, 1, (RING.secret,))
+    ring = obeyed(ring, order(Step.REMOVE), B)
+    assert ring.tokens.accepted == (bytes.fromhex("22" * 32),)
+
+
+@given(st.lists(st.sampled_from(list(Step)), max_size=8))
+def test_steps_may_come_twice_late_or_not_at_all(steps: list[Step]) -> None:
+    """Whatever comes, the secret in use is accepted, and the former one until the end."""
+    ring = RING
+    for step in steps:
+        try:
+            after = obeyed(ring, order(step), B)
+        except Refused:
+            assert step is Step.REMOVE and ring.secret == RING.secret
+            continue
+        assert obeyed(after, order(step), B) == after
+        assert RING.secret in (after.secret, *after.old) or step is Step.REMOVE or not ring.old
+        ring = after
+    assert ring.secret == ("22" * 32 if Step.USE in steps else RING.secret)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (replace(order(Step.INSTALL), founder=B), "another cluster"),
+        (order(Step.INSTALL, 2**39), "does not follow"),
+        (order(Step.INSTALL, 0), "in use"),
+        (order(Step.USE, 0), "in use"),
+        (order(Step.REMOVE), "uses generation 0"),
+        (order(Step.INSTALL, evicted=(Member(B, "b"),)), "evicts this node"),
+    ],
+)
+def test_what_is_not_obeyed(wrong: SecretOrder, why: str) -> None:
+    with pytest.raises(Refused, match=why):
+        obeyed(RING, wrong, B)
+
+
+def test_of_two_changes_at_a_time_one_stays_whatever_comes_first() -> None:
+    low, high = order(Step.INSTALL, secret="22" * 32), order(Step.INSTALL, secret="33" * 32)
+    first = obeyed(obeyed(RING, low, B), high, B)
+    with pytest.raises(Refused):
+        obeyed(obeyed(RING, high, B), low, B)
+    assert first.pending is not None and first.pending.secret == "33" * 32
+
+
+def test_an_evicted_node_is_refused_from_the_first_step_on_and_no_member_any_more() -> None:
+    ring = replace(RING, members=(Member(B, "b"), Member(C, "c")), admitted=(Admitted(C, "c", "door", 0.0),))
+    evicts = order(Step.INSTALL, members=(Member(B, "b"),), evicted=(Member(C, "c"),))
+    ring = obeyed(ring, evicts, B)
+    assert ring.refused == {C} and C not in ring.known
+    assert settled(ring).refused == frozenset(), "nobody went on with it"
+    ring = obeyed(ring, replace(evicts, step=Step.USE), B)
+    assert ring.known == {A, B} and ring.evicted == (Member(C, "c"),)
+    assert seen(ring, [(C, "c"), (B, "b")]) is ring
+    assert obeyed(ring, order(Step.REMOVE), B).refused == frozenset(), "it was pardoned with the last step"
+
+
+def test_an_open_cluster_becomes_one_with_a_shut_door() -> None:
+    ring = seen(OPEN, [(C, "a stranger")])
+    for step in Step:
+        ring = obeyed(ring, order(step, members=(Member(B, "b"),)), B)
+    assert ring.known == {A, B}
+    assert (ring.founder, ring.open, ring.secured, ring.closed) == (A, False, True, True)
+    assert ring.age() > 10**9
+
+
+def test_what_a_node_fetches_keeps_its_own_history() -> None:
+    ring = replace(RING, admitted=(Admitted(C, "c", "door", 0.0),), members=(Member(C, "c"),))
+    fetched = Keyring("22" * 32, A, 5.0, generation=3, members=(Member(B, "b"),))
+    ring = caught_up(ring, fetched)
+    assert (ring.secret, ring.generation, ring.founded) == ("22" * 32, 3, 0.0)
+    assert ring.known == {A, B, C}
+
+
+def test_keyrings_of_earlier_releases_are_read(tmp_path: Path) -> None:
+    old = {"secret": "11" * 32, "founder": A, "founded": 1.0, "alone": False, "admitted_by": A}
+    (tmp_path / "keyring").write_bytes(msgspec.json.encode(old))
+    ring = KeyringFile(tmp_path).load(B)
+    assert (ring.generation, ring.members, ring.known) == (0, (), {A})
+
+
+def test_a_keyring_that_closed_an_open_cluster_counts_more_than_the_setting(tmp_path: Path) -> None:
+    settings = ClusterSettings(door="open")
+    KeyringFile(tmp_path).write(RING)
+    assert secret_of(settings, tmp_path, B)[0].open
+    secured = used(OPEN, obeyed(OPEN, order(Step.INSTALL), B).pending)  # type: ignore[arg-type]
+    KeyringFile(tmp_path).write(secured)
+    tokens, ring = secret_of(settings, tmp_path, B)
+    assert not tokens.open and ring == settled(secured)
+
+
+def standing(node: str, generation: int, cluster: str, founder: str = A) -> Standing:
+    return Standing(node, node, cluster, founder, 1e9, False, False, generation)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "expected"),
+    [
+        (standing(B, 1, "x"), standing(C, 2, "y"), True),
+        (standing(B, 2, "x"), standing(C, 1, "y"), False),
+        (standing(B, 1, "x"), standing(C, 1, "x"), False),
+        (standing(B, 1, "x"), standing(C, 1, "y"), True),
+        (standing(B, 1, "y"), standing(C, 1, "x"), False),
+        (standing(B, 1, "x"), standing(C, 2, "y", founder=B), False),
+        (standing(B, 1, "x"), standing("d" * 16, 2, "y"), False),
+    ],
+)
+def test_who_has_a_later_secret(mine: Standing, theirs: Standing, expected: bool) -> None:
+    assert behind(mine, theirs, {A, C}) is expected
+
+
+# Nodes on loopback addresses
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes look for each other, and claim to lead, sooner than on a LAN."""
+    monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
+    # A machine that is busy with other tests is not away.
+    monkeypatch.setattr(secret_change, "_STEP_SECONDS", 15.0)
+    tuning = replace(LAN, grace=0.3, settle=0.1, patience=0.3)
+    monkeypatch.setitem(Gossip.__init__.__kwdefaults__, "tuning", tuning)
+
+
+@pytest.fixture
+async def town(tmp_path: Path, hasty: None) -> AsyncIterator[Town]:
+    made = Town(tmp_path)
+    await made.start(0)
+    for number in (1, 2):
+        await made.start(number, 0)
+    await until(made.led, 30)
+    for number in range(3):
+        # The first hour is over.
+        ring = made.ring(number)
+        made.running[number]._admission.ring = replace(ring, founded=1.0)  # type: ignore[union-attr]
+    yield made
+    await made.close()
+
+
+def links(town: Town, *numbers: int) -> dict[tuple[int, str], object]:
+    """The standing links between these nodes."""
+    nodes = {town.running[number].me.node for number in numbers}
+    return {
+        (number, node): link
+        for number in numbers
+        for node, link in town.running[number]._links._links.items()
+        if node in nodes
+    }
+
+
+def leader(town: Town, *numbers: int) -> int:
+    """The number of the node that leads."""
+    found = town.running[(numbers or (0,))[0]].leader().leader
+    return next(number for number, node in town.running.items() if node.me.node == found)
+
+
+def connected(town: Town, number: int, host: str) -> list[object]:
+    """The connections of a node to ``host``, made by either."""
+    node = town.running[number]
+    mine = [raw for raw in node.reach._sockets if raw.fileno() >= 0 and raw.getpeername()[0] == host]
+    theirs = [
+        one
+        for all_ in node._peers._connections.values()
+        for one in all_
+        if not one.is_closing() and one.get_extra_info("peername")[0] == host
+    ]
+    return [*mine, *theirs]
+
+
+async def test_all_get_a_new_secret_and_no_connection_ends(town: Town) -> None:
+    await until(lambda: len(links(town, 0, 1, 2)) == 6)
+    before, secret = links(town, 0, 1, 2), town.ring(0).secret
+    for generation, number in ((1, 0), (2, 1), (3, 2)):
+        rolled = await town.changes[number].rotate()
+        assert (rolled.generation, len(rolled.done)) == (generation, 3)
+        assert rolled.away == rolled.unsure == ()
+        assert town.settled() and town.ring(0).secret != secret
+        secret = town.ring(0).secret
+    await asyncio.sleep(0.2)
+    assert links(town, 0, 1, 2) == before and town.led()
+    for number in range(3):
+        await town.stop(number)
+    for number in range(3):
+        await town.start(number)
+    await until(town.one, 30)
+    assert town.ring(2).secret == secret
+
+
+async def test_the_next_secret_is_used_when_one_does_and_ends_by_itself(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader dies in the middle: all have the secret, one uses it, nobody is told to go on."""
+    monkeypatch.setattr(admission, "_SETTLE_SECONDS", 0.5)
+    founder = town.ring(0).founder
+    install = SecretOrder(Step.INSTALL, founder, 1, "22" * 32, town.ring(0).members)
+    for number in range(3):
+        await town.running[number]._admission.obey(install)  # type: ignore[union-attr]
+    await town.running[1]._admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
+    await until(lambda: all(town.ring(number).secret == "22" * 32 for number in range(3)))
+    await until(town.settled)
+    assert town.led()
+    # Another one stops after its first step, at one node: the command again goes beyond it.
+    other = next(number for number in range(3) if number != leader(town))
+    await town.running[other]._admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
+    rolled = await town.changes[other].rotate()
+    assert rolled.generation == 8 and town.settled() and town.led()
+
+
+async def test_what_is_refused(town: Town) -> None:
+    lead = leader(town)
+    other, third = (number for number in range(3) if number != lead)
+    install = SecretOrder(Step.INSTALL, town.ring(0).founder, 1, "22" * 32)
+    victim = town.running[third].me.node
+    answer = await town.running[other].calls.call(victim, "secret", install, SecretAnswer, timeout=3)
+    assert answer.again and "leads here" in answer.refusal
+    assert not unsettled(town.ring(third))
+    with pytest.raises(Refusal, match="itself"):
+        await town.changes[1].evict(town.running[1].me.name)
+    with pytest.raises(Refusal, match="no member is named 'x'; there are m0, m1, m2"):
+        await town.changes[1].evict("x")
+
+
+async def test_a_member_is_turned_out_at_once_and_only_an_admin_lets_it_in_again(town: Town) -> None:
+    lead = leader(town)
+    stay, out = (number for number in range(3) if number != lead)
+    gone, kept = town.running[out], (lead, stay)
+    await until(lambda: len(links(town, *kept)) == 2)
+    before, secret = links(town, *kept), town.ring(0).secret
+    began = time.monotonic()
+    member, rolled = await town.changes[stay].evict(gone.me.name)
+    assert member.node == gone.me.node and len(rolled.done) == 2
+    await until(lambda: town.led(*kept))
+    # Without it a node that is silent is held alive for longer.
+    assert time.monotonic() - began < 3.5
+    assert links(town, *kept) == before
+    where = gone.me.addresses[0]
+    assert not any(connected(town, number, where) for number in kept)
+    assert town.settled(*kept) and town.ring(lead).secret != secret == town.ring(out).secret
+    # It sees what became of it, and an open door does not help.
+    await town.running[lead].calls.call(town.running[lead].me.node, "door", DoorOrder(600), bool, timeout=3)
+    await until(lambda: "was evicted" in gone.me.seeking, 30)
+    await until(lambda: any(town.running[number].me.waiting for number in kept))
+    assert town.one(*kept) and town.ring(out).secret == secret
+    states = {str(row["name"]): row["state"] for row in town.changes[lead].members()}
+    assert states[gone.me.name] == "evicted"
+    service = AdmissionService(town.running[stay], town.running[stay].calls, town.changes[stay])
+    await until(lambda: any(one.waiting for one in town.running[stay].live()))
+    assert (await service.admit(gone.me.name)).evicted
+    await until(town.led, 30)
+    assert town.settled() and not town.ring(lead).evicted
+
+
+async def test_the_leader_is_turned_out_too(town: Town) -> None:
+    out = leader(town)
+    kept = [number for number in range(3) if number != out]
+    _, rolled = await town.changes[kept[1]].evict(town.running[out].me.node)
+    assert len(rolled.done) == 2
+    await until(lambda: town.led(*kept))
+    assert town.settled(*kept) and town.ring(out).generation == 0
+    assert leader(town, *kept) == min(kept), "the first in line"
+
+
+async def test_a_node_that_was_away_fetches_the_secret_by_its_key(town: Town) -> None:
+    away = next(number for number in range(3) if number != leader(town))
+    here = [number for number in range(3) if number != away]
+    name = town.running[away].me.name
+    await town.stop(away)
+    await until(lambda: town.led(*here))
+    rolled = await town.changes[here[0]].rotate()
+    assert [one.name for one in rolled.away] == [name]
+    await town.start(away)
+    await until(town.led, 30)
+    assert town.settled() and town.ring(away).generation == 1
+    # Turned out while it is away, it stays out.
+    await town.stop(away)
+    await until(lambda: town.led(*here))
+    await town.changes[here[0]].evict(name)
+    back = await town.start(away)
+    await until(lambda: "was evicted" in back.me.seeking)
+    assert town.one(*here) and town.ring(away).generation == 1
+
+
+async def test_an_open_cluster_gets_a_secret_without_a_restart(tmp_path: Path, hasty: None) -> None:
+    town = Town(tmp_path, door="open")
+    try:
+        await town.start(0)
+        for number in (1, 2):
+            await town.start(number, 0)
+        await until(town.led, 30)
+        with pytest.raises(Refusal, match="secure"):
+            await town.changes[1].rotate()
+        stay = [leader(town), next(number for number in range(3) if number != leader(town))]
+        out = next(number for number in range(3) if number not in stay)
+        nodes = [town.running[number].me.node for number in stay]
+        with pytest.raises(Refusal, match="leads"):
+            await town.changes[out].secure(nodes[1:])
+        rolled = await town.changes[stay[1]].secure(nodes)
+        assert len(rolled.done) == 2 and rolled.away == ()
+        await until(lambda: town.led(*stay), 30)
+        assert town.settled(*stay) and not any(town.running[number].me.open for number in stay)
+        assert town.running[out].me.open
+        # It stays so after a restart, whatever the setting says; no stranger, no former member gets in.
+        for number in stay:
+            await town.stop(number)
+        for number in stay:
+            await town.start(number)
+        await until(lambda: town.one(*stay), 30)
+        assert SORTED[out].node not in {one.node for one in town.running[stay[0]].live()}
+    finally:
+        await town.close()

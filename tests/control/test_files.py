@@ -1,0 +1,66 @@
+"""Files that a request names by their path: listed, linked, and nothing of theirs touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sollold.control.local_models import OwnModels
+from sollold.control.models import ModelService
+from sollold.errors import Fault, Refusal
+from tests.models.pulling import Node, Town
+from tests.models.stores import write_gguf
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[Node]:
+    town = Town(tmp_path)
+    await town.start()
+    yield town.nodes[0]
+    for one in town.nodes:
+        await one.close()
+
+
+def service(node: Node) -> ModelService:
+    return ModelService(node.library, node.view, node.calls, OwnModels(node.catalogue, node.server))
+
+
+def same(one: str, other: Path) -> bool:
+    return Path(one).samefile(other)
+
+
+async def test_a_file_is_listed_under_its_own_name_and_only_once(node: Node, tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere" / "Some-Model-Q4_K_M.gguf"
+    write_gguf(file)
+    before = file.stat()
+    name = await service(node).add_file(str(file))
+    assert name == "Some-Model:Q4_K_M"
+    (listed,) = [model for model in node.catalogue.models if model.name == name]
+    assert same(listed.files[0], file)
+    link = tmp_path / "link.gguf"
+    link.symlink_to(file)
+    assert await service(node).add_file(str(link)) == name
+    assert len(node.catalogue.models) == 1
+    await service(node).delete(name)
+    assert node.catalogue.models == ()
+    assert file.stat() == before
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "other", "relative"])
+async def test_what_is_no_readable_model_is_refused_in_words(node: Node, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.gguf"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "other":
+        path.write_text("hello")
+    with pytest.raises(Refusal) as refused:
+        await service(node).add_file("x.gguf" if kind == "relative" else str(path))
+    words = {"missing": "No such file", "folder": "not a file", "pipe": "not a file", "other": "not a GGUF"}
+    assert words.get(kind, "whole path") in refused.value.message
+    assert refused.value.fault is Fault.BAD_REQUEST
+    assert node.catalogue.models == ()

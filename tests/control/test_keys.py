@@ -1,0 +1,203 @@
+"""API keys: made, revoked, expired, kept on disk as hashes, known to every node; passes of members."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from sollold.control.keys import PREFIX, Key, Keys, Scope, digest_of, merged
+from sollold.control.member_pass import PASS_SECONDS, MemberPasses
+from sollold.errors import Fault, Refusal
+from tests.doubles import FakeView, World, record, until
+from tests.models.fakes import FakeCalls, FakeServer
+
+
+class Node:
+    """One node's keys and passes, and the clock of both."""
+
+    def __init__(self, name: str, folder: Path, world: World, servers: dict[str, FakeServer]) -> None:
+        self.name = name
+        self.now = 1000.0
+        self.file = folder / f"{name}.json"
+        self.server = servers[name] = FakeServer()
+        self.calls = FakeCalls(name, servers)
+        self.view = FakeView(record(name), world)
+        self.keys = Keys(self.view, self.calls, self.file, lambda: self.now)
+        self.keys.register(self.server)
+        self.passes = MemberPasses(self.view, self.calls, lambda: self.now)
+        self.passes.register(self.server)
+
+
+class Nodes:
+    """Nodes that hear of each other's records at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.world = World()
+        self.servers: dict[str, FakeServer] = {}
+        self.running: list[Node] = []
+
+    async def start(self, name: str) -> Node:
+        node = Node(name, self.folder, self.world, self.servers)
+        await node.keys.start()
+        self.running.append(node)
+        self.world.changed()
+        return node
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    all_ = Nodes(tmp_path)
+    yield all_
+    for node in all_.running:
+        await node.keys.close()
+
+
+ID = "0123456789abcdef"
+OTHER = "fedcba9876543210"
+
+
+async def test_a_key_is_known_everywhere_and_its_secret_nowhere(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    assert not a.keys.made and not b.keys.made
+    key, secret = await a.keys.create("laptop", Scope.MODELS)
+    assert secret.startswith(PREFIX) and len(secret) >= len(PREFIX) + 43, "256 bits"
+    assert a.keys.find(secret) == key
+    await until(lambda: b.keys.find(secret) == key)
+    assert b.keys.made and b.keys.find(secret + "x") is None and b.keys.find("") is None
+    for node in (a, b):
+        stored = node.file.read_text()
+        assert secret not in stored and secret.removeprefix(PREFIX) not in stored
+        assert hashlib.sha256(secret.encode()).hexdigest() in stored
+        assert node.file.stat().st_mode & 0o077 == 0
+
+
+async def test_a_revoked_key_is_refused_everywhere_and_for_good(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    key, secret = await a.keys.create("laptop", Scope.INFER)
+    await until(lambda: b.keys.find(secret) is not None)
+    await b.keys.revoke("laptop")
+    assert b.keys.find(secret) is None
+    await until(lambda: a.keys.find(secret) is None)
+    # A node that slept through it can't bring it back.
+    assert merged(a.keys.all(), (key,)) == merged((key,), a.keys.all()) == merged(a.keys.all(), ())
+    with pytest.raises(Refusal, match="no valid key 'laptop'"):
+        await a.keys.revoke("laptop")
+    assert a.keys.made, "who had keys does not become open by revoking the last"
+    _, again = await a.keys.create("laptop", Scope.INFER)
+    assert again != secret
+
+
+async def test_a_node_that_was_away_catches_up(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    a.calls.cut.add(OTHER)
+    b.calls.cut.add(ID)
+    _, one = await a.keys.create("one", Scope.INFER)
+    _, two = await b.keys.create("two", Scope.ADMIN)
+    assert a.keys.find(two) is None and b.keys.find(one) is None
+    a.calls.cut.clear()
+    b.calls.cut.clear()
+    nodes.world.changed()
+    await until(lambda: a.keys.find(two) is not None and b.keys.find(one) is not None)
+    assert a.view.me.keys == b.view.me.keys == digest_of(a.keys.all())
+    c = await nodes.start("00000000000000ff")
+    await until(lambda: c.keys.find(one) is not None and c.keys.find(two) is not None)
+
+
+async def test_keys_are_there_after_a_restart(nodes: Nodes) -> None:
+    a = await nodes.start(ID)
+    _, secret = await a.keys.create("laptop", Scope.ADMIN)
+    again = Keys(a.view, a.calls, a.file, lambda: a.now)
+    await again.start()
+    try:
+        found = again.find(secret)
+        assert found is not None and found.scope is Scope.ADMIN
+    finally:
+        await again.close()
+
+
+async def test_a_file_that_cannot_be_read_opens_nothing(nodes: Nodes) -> None:
+    (nodes.folder / f"{ID}.json").write_text('{"keys": [{"id"')
+    a = await nodes.start(ID)
+    assert a.keys.made and a.keys.all() == ()
+
+
+async def test_expiry(nodes: Nodes) -> None:
+    a = await nodes.start(ID)
+    _, secret = await a.keys.create("guest", Scope.INFER, 60.0)
+    a.now += 59
+    assert a.keys.find(secret) is not None
+    a.now += 1
+    assert a.keys.find(secret) is None
+    await a.keys.create("guest", Scope.INFER)  # the name is free again
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 65, "a\nb", "a\x1b[31m", " a"])
+async def test_bad_names(nodes: Nodes, name: str) -> None:
+    a = await nodes.start(ID)
+    with pytest.raises(Refusal, match="invalid key name") as refused:
+        await a.keys.create(name, Scope.INFER)
+    assert refused.value.fault is Fault.BAD_REQUEST
+
+
+async def test_a_name_is_taken_once(nodes: Nodes) -> None:
+    a = await nodes.start(ID)
+    await a.keys.create("laptop", Scope.INFER)
+    with pytest.raises(Refusal, match="already exists"):
+        await a.keys.create("laptop", Scope.INFER)
+
+
+async def test_a_full_disk_is_said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    a = await nodes.start(ID)
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sollold.control.keys.write_whole", full)
+    with pytest.raises(Refusal, match="No space left") as refused:
+        await a.keys.create("laptop", Scope.INFER)
+    assert refused.value.fault is Fault.UNAVAILABLE and not a.keys.made
+
+
+def test_scopes_include_the_smaller_ones() -> None:
+    assert Scope.ADMIN.includes(Scope.MODELS) and Scope.MODELS.includes(Scope.INFER)
+    assert not Scope.INFER.includes(Scope.MODELS) and not Scope.MODELS.includes(Scope.ADMIN)
+
+
+def test_sets_merge_the_same_either_way() -> None:
+    one = Key("1", "a", Scope.INFER, "d1", 1.0)
+    gone = Key("1", "a", Scope.INFER, "d1", 1.0, revoked=5.0)
+    later = Key("1", "a", Scope.INFER, "d1", 1.0, revoked=9.0)
+    odd = Key("1", "b", Scope.ADMIN, "d1", 1.0)
+    for left, right in ((one, gone), (gone, later), (one, odd), (odd, later)):
+        assert merged((left,), (right,)) == merged((right,), (left,))
+        assert digest_of(merged((left,), (right,)).values()) == digest_of(merged((right,), (left,)).values())
+    assert merged((one,), (gone,))["d1"].revoked == 5.0
+    assert msgspec.json.decode(msgspec.json.encode(one), type=Key) == one
+
+
+async def test_a_pass_is_good_on_other_members_for_some_minutes(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    given = a.passes.issue()
+    assert await a.passes.check(given) and await b.passes.check(given)
+    asked = len(b.calls.made)
+    assert await b.passes.check(given) and len(b.calls.made) == asked, "it is asked about once"
+    for false in ("", "member.", f"member.{ID}.{'0' * 64}", given[:-1], given + "0", given.upper()):
+        assert not await b.passes.check(false)
+    a.now += PASS_SECONDS + 1
+    b.now += PASS_SECONDS + 1
+    assert not await a.passes.check(given) and not await b.passes.check(given)
+
+
+async def test_a_pass_of_a_node_that_is_no_member_is_refused_unasked(nodes: Nodes) -> None:
+    b = await nodes.start(OTHER)
+    asked = len(b.calls.made)
+    assert not await b.passes.check(f"member.{'0' * 16}.{'a' * 64}")
+    nodes.world.records[ID] = record(ID)
+    nodes.world.dead.add(ID)
+    assert not await b.passes.check(f"member.{ID}.{'a' * 64}")
+    assert len(b.calls.made) == asked

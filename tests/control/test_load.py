@@ -1,0 +1,169 @@
+"""Loads by hand: what was named is there afterwards, or the caller is told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Record, State
+from sollold.cluster.net.rpc import PeerError
+from sollold.control.cluster import ClusterService, KeepOrder, less_than_asked
+from sollold.engines.commands import Done
+from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Ensure
+from sollold.serving.loader import Need, Ready
+from sollold.serving.request import Answer, Ask, Engine, Routing
+from tests.api.api_parts import singly
+
+READY = Endpoint("demo-1", "demo:latest", "d1", Backend.LOCAL, State.READY, context=4096)
+
+
+@dataclass
+class Model:
+    name: str = "demo:latest"
+    digest: str = "d1"
+    context_train: int = 32768
+
+
+@dataclass
+class Listed:
+    model: Model = field(default_factory=Model)
+    in_ollama: InOllama = field(default_factory=InOllama)
+
+
+@dataclass
+class Around:
+    """The view, library, peers and loader of a node ``a``; the deployment is on ``node``."""
+
+    node: str = "a"
+    endpoint: Endpoint = READY
+    asked: list[Ensure] = field(default_factory=list)
+    called: list[tuple[str, object]] = field(default_factory=list)
+    kept: list[tuple[str, float]] = field(default_factory=list)
+    served: list[Ask] = field(default_factory=list)
+    refusal: Refusal | None = None
+    limit: float = 5.0
+    silent: bool = False
+
+    @property
+    def me(self) -> Record:
+        return Record("a", "host-a", 1, (), 1, 2, "0")
+
+    def record(self, node: str) -> Record:
+        return Record(node, f"host-{node}", 1, (), 1, 2, "0", endpoints=(self.endpoint,))
+
+    async def named(self, name: str) -> Listed:
+        return Listed()
+
+    def get(self, name: str) -> Listed:
+        return Listed()
+
+    async def ready(self, need: Need, on_wait: Any) -> Ready:
+        self.asked.append(need.ask)
+        if self.refusal is not None:
+            raise self.refusal
+        return Ready(self.node, self.endpoint, ("it is in use",))
+
+    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Done:
+        if self.silent:
+            raise PeerError(node, "it does not answer", transport=True)
+        self.called.append((method, request))
+        return Done(True)
+
+    def live(self) -> tuple[Record, ...]:
+        return self.record(self.node), self.record("c")
+
+    async def serve(self, ask: Ask, on_wait: Any) -> Answer:
+        self.served.append(ask)
+
+        async def nothing() -> AsyncIterator[bytes]:
+            return
+            yield b""
+
+        return Answer(Routing(Backend.OLLAMA, Engine.OLLAMA, ask.model, "host-c", ""), singly(nothing()))
+
+    def here(self) -> ClusterService:
+        any_: Any = self
+
+        async def drain(on: bool) -> None:
+            raise AssertionError("not asked")
+
+        def keep(deployment: str, seconds: float) -> None:
+            self.kept.append((deployment, seconds))
+
+        return ClusterService(
+            any_, any_, any_, any_, any_, any_, drain, keep, any_, any_, self.serve, self.limit, any_
+        )
+
+
+async def test_what_is_loaded_is_kept_as_long_as_named() -> None:
+    around = Around()
+    await around.here().load(Ensure("demo:latest"))
+    assert around.kept == []
+    await around.here().load(Ensure("demo:latest", keep_alive=-1.0))
+    assert around.kept == [("demo-1", -1.0)]
+
+
+async def test_another_nodes_deployment_is_told_there() -> None:
+    around = Around(node="b")
+    await around.here().load(Ensure("demo:latest", keep_alive=3600.0))
+    assert around.called == [("keep", KeepOrder("demo-1", 3600.0))]
+    assert around.kept == []
+    around.silent = True
+    with pytest.raises(Refusal, match="could not be set"):
+        await around.here().load(Ensure("demo:latest", keep_alive=3600.0))
+
+
+async def test_less_context_than_named_is_no_success() -> None:
+    around = Around()
+    with pytest.raises(Refusal, match="stays loaded with 4096 tokens of context") as refused:
+        await around.here().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
+    assert refused.value.fault is Fault.UNAVAILABLE
+    assert around.kept == []
+    around.endpoint = replace(READY, context=32768)
+    # No model has more than it was trained with.
+    await around.here().load(Ensure("demo:latest", context=100_000))
+
+
+async def test_a_refusal_of_the_leader_is_the_callers() -> None:
+    around = Around()
+    around.refusal = Refusal(Fault.UNAVAILABLE, "it runs without 2 slots")
+    with pytest.raises(Refusal, match="without 2 slots"):
+        await around.here().load(Ensure("demo:latest", slots=2))
+    assert around.asked[0].slots == 2
+
+
+IN_OLLAMA = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
+
+
+async def test_an_ollama_that_could_answer_is_told_to_load() -> None:
+    around = Around(endpoint=IN_OLLAMA)
+    record, endpoint = await around.here().load(Ensure("demo:latest", context=8192, keep_alive=-1.0))
+    assert (record.name, endpoint.loaded) == ("host-c", True), "where it was loaded"
+    (ask,) = around.served
+    assert ask.load_only and ask.keep_alive == -1.0
+    body = {"model": "demo:latest", "stream": False, "keep_alive": -1.0, "options": {"num_ctx": 8192}}
+    assert ask.calls[Engine.OLLAMA].body == body
+    assert around.kept == []
+
+
+@pytest.mark.parametrize(("loaded", "embedding"), [(True, False), (False, True)])
+async def test_an_ollama_is_told_nothing_that_it_has_done_or_would_refuse(
+    loaded: bool, embedding: bool
+) -> None:
+    around = Around(endpoint=replace(IN_OLLAMA, loaded=loaded, embedding=embedding))
+    record, endpoint = await around.here().load(Ensure("demo:latest"))
+    assert (record.name, endpoint) == ("host-a", around.endpoint)
+    assert around.served == []
+
+
+def test_what_is_less_than_was_asked_for_is_told() -> None:
+    endpoint = replace(READY, context=32768, slots=1)
+    assert less_than_asked(Ensure("demo", context=32768, slots=1), endpoint) == ()
+    assert less_than_asked(Ensure("demo"), endpoint) == ()
+    context, slots = less_than_asked(Ensure("demo", context=100_000_000, slots=8), endpoint)
+    assert "100000000 tokens" in context and "32768 are given" in context and "trained" in context
+    assert "8 parallel requests" in slots and "1 given" in slots

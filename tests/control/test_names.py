@@ -1,0 +1,166 @@
+"""A node that does not know all the others' models yet, asked through HTTP, calls nothing missing early."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.http.application import Listener, build_app
+from sollold.api.http.services import AppServices
+from sollold.control.activity import Activity
+from sollold.control.cluster import ClusterService
+from sollold.control.logs import LogService
+from sollold.control.models import ModelService
+from sollold.control.monitor import Monitor
+from sollold.errors import Fault, Refusal
+from sollold.leader.leader import Leader
+from sollold.leader.messages import Drop, Ensure
+from sollold.machine.external_worker import ExternalWorker
+from sollold.models.library import Library
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.transfer.remote_header import RemoteHeaders
+from sollold.serving.loader import Loader
+from sollold.serving.router import Router
+from sollold.settings.schema import HttpSettings, ModelSettings
+from tests.api.api_parts import ScriptedService, chunk, usage_chunk
+from tests.doubles import FakeView, record
+from tests.models.fakes import FakeCalls, FakeServer
+from tests.models.stores import write_gguf
+
+QUESTION = [{"role": "user", "content": "hi"}]
+ASKED = [
+    ("/api/show", {"model": "beta"}),
+    ("/api/chat", {"model": "beta", "messages": QUESTION}),
+    ("/v1/chat/completions", {"model": "beta", "messages": QUESTION, "stream": True}),
+    ("/v1/messages", {"model": "beta", "messages": QUESTION, "max_tokens": 4}),
+    ("/api/cluster/plan", {"model": "beta"}),
+    ("/api/cluster/load", {"model": "beta"}),
+    ("/api/cluster/unload", {"model": "beta"}),
+]
+
+
+async def name_nothing(addresses: Sequence[str]) -> tuple[ExternalWorker, ...]:
+    return ()
+
+
+async def scan_nothing() -> tuple[ExternalWorker, ...]:
+    return ()
+
+
+class Refuses:
+    """A leader that refuses whatever it is asked; so the name was known."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def refuse(*_: object) -> None:
+            raise Refusal(Fault.UNAVAILABLE, "the leader was asked")
+
+        return refuse
+
+
+async def refuse(caller: str, request: object) -> None:
+    raise Refusal(Fault.UNAVAILABLE, "the leader was asked")
+
+
+class Newcomer:
+    """A node that has just met another, which has the model ``beta``; its list is not here yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.servers = {"a": FakeServer(), "b": FakeServer()}
+        self.calls = FakeCalls("a", self.servers)
+        self.views = {name: FakeView(record(name)) for name in self.servers}
+        write_gguf(folder / "b" / "m" / "beta-F16.gguf", seed=1)
+        self.libraries = []
+        self.catalogues = []
+        for name, view in self.views.items():
+            settings = ModelSettings(folders=(str(folder / name / "m"),), ollama_stores=(str(folder / name),))
+            catalogue = Catalogue(settings, folder / name / "state", environ={}, home=folder / name)
+            self.catalogues.append(catalogue)
+            self.libraries.append(Library(catalogue, view, self.calls, self.servers[name]))
+
+    async def start(self) -> str:
+        for part in (*self.catalogues, *self.libraries):
+            await part.start()
+        view, library = self.views["a"], self.libraries[0]
+        self.servers["a"].method("ensure", Ensure, refuse)
+        self.servers["a"].method("drop", Drop, refuse)
+        self.calls.cut.add("b")
+        view.others = {"b": self.views["b"].me}
+        view.tell()
+        router = Router("a", "intelligent")
+        cluster = ClusterService(
+            view,
+            library,
+            self.calls,
+            cast(Leader, Refuses()),
+            Loader(view, self.calls),
+            router,
+            lambda on: asyncio.sleep(0),
+            lambda deployment, seconds: None,
+            scan_nothing,
+            name_nothing,
+            ScriptedService().open,
+            5.0,
+            RemoteHeaders(),
+        )
+        service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
+        monitor = Monitor(view, self.calls, Activity(), lambda node: False)
+        logs = LogService(view, self.calls, Path("/nowhere"))
+        parts = AppServices(service, ModelService(library, view, self.calls), cluster, monitor, logs)
+        facts = HttpSettings(host="127.0.0.1", port=0)
+        self.listener = Listener(build_app(parts, facts), facts, drain=0.2)
+        await self.listener.start()
+        return f"http://127.0.0.1:{self.listener.port}"
+
+    def learn(self) -> None:
+        """The other's list comes."""
+        self.calls.cut.clear()
+        self.libraries[0]._retry_at.clear()
+        self.libraries[0]._wanted.set()
+
+    async def close(self) -> None:
+        await self.listener.close()
+        for part in (*self.libraries, *self.catalogues):
+            await part.close()
+
+
+@pytest.fixture
+async def newcomer(tmp_path: Path) -> AsyncIterator[Newcomer]:
+    newcomer = Newcomer(tmp_path)
+    yield newcomer
+    await newcomer.close()
+
+
+async def ask(url: str, path: str, body: dict[str, Any]) -> tuple[int, str]:
+    async with ClientSession() as session, session.post(url + path, json=body) as answer:
+        return answer.status, await answer.text()
+
+
+@pytest.mark.parametrize(("path", "body"), ASKED, ids=[path for path, _ in ASKED])
+async def test_a_model_that_is_not_known_yet_is_waited_for(
+    newcomer: Newcomer, path: str, body: dict[str, Any]
+) -> None:
+    asking = asyncio.create_task(ask(await newcomer.start(), path, body))
+    done, _ = await asyncio.wait([asking], timeout=0.3)
+    assert not done, asking.result()
+    newcomer.learn()
+    status, text = await asking
+    if path.startswith("/api/cluster/"):
+        assert status == 503 and "the leader was asked" in text
+    else:
+        assert status == 200, text
+
+
+async def test_what_nobody_has_is_missing_at_once_when_all_is_known(newcomer: Newcomer) -> None:
+    url = await newcomer.start()
+    newcomer.learn()
+    assert (await ask(url, "/api/show", {"model": "beta"}))[0] == 200
+    loop = asyncio.get_running_loop()
+    before = loop.time()
+    status, text = await ask(url, "/api/show", {"model": "nope"})
+    assert status == 404 and "nope" in text
+    assert loop.time() - before < 2.5

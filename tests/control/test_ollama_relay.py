@@ -1,0 +1,168 @@
+"""Push, create and blobs reach an Ollama of any node, over the real port for nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
+from sollold.control.ollama_relay import Body, OllamaRelay
+from sollold.engines.ollama.created_models import CreatedModels
+from sollold.errors import Fault, Refusal
+from tests.doubles import FakeView, record
+from tests.keys import key, key_of
+from tests.ollama_standin import Known, Standin
+
+GGUF = b"GGUF" * 100_000
+DIGEST = f"sha256:{hashlib.sha256(GGUF).hexdigest()}"
+CREATE = json.dumps({"model": "mine", "files": {"m.gguf": DIGEST}}).encode()
+
+
+class FakeOllama:
+    """What a node knows of its Ollama."""
+
+    def __init__(self, folder: Path) -> None:
+        self.standin: Standin | None = None
+        self.created = CreatedModels(folder / "created.json")
+
+    @property
+    def url_of_api(self) -> str:
+        return self.standin.url if self.standin is not None else ""
+
+    def has(self, name: str) -> bool:
+        return self.standin is not None and name in self.standin.models
+
+
+class Node:
+    def __init__(self, id: str, ports: dict[str, int], folder: Path) -> None:
+        self.id, self.ports = id, ports
+        self.ollama: Any = FakeOllama(folder)
+        self.learned: list[str] = []
+        self.view = FakeView(record(id))
+        identity = Identity(key_of(id), Tokens.read(""))
+        self.peers = Peers(identity)
+        reach = Dialer(identity, lambda other: (("127.0.0.1", ports[other]),) if other in ports else ())
+        self.calls = Calls(reach, self.peers)
+        self.relay = OllamaRelay(self.ollama, self.view, self.calls, self.learn)
+        self.relay.register(self.peers)
+
+    async def learn(self, node: str) -> None:
+        self.learned.append(node)
+
+    async def start(self) -> None:
+        self.ports[self.id] = await self.peers.start("127.0.0.1", 0)
+
+    async def close(self) -> None:
+        await self.relay.close()
+        await self.calls.close()
+        await self.peers.close()
+
+    async def ask(self, method: str, path: str, body: Body = b"", model: str = "") -> tuple[int, bytes]:
+        answer = await self.relay.forward(method, path, body, model)
+        assert answer is not None
+        try:
+            return answer.status, b"".join([piece async for piece in answer.chunks()])
+        finally:
+            await answer.close()
+
+
+Town = tuple[Node, Node, Node]
+
+
+@pytest.fixture
+async def town(tmp_path: Path) -> AsyncIterator[Town]:
+    ports: dict[str, int] = {}
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+    a, b, c = (Node(key(number).node, ports, tmp_path / str(number)) for number in range(3))
+    for node in (a, b, c):
+        node.view.others = {other.id: other.view.me for other in (a, b, c) if other is not node}
+        await node.start()
+    yield a, b, c
+    for node in (a, b, c):
+        await node.close()
+
+
+@pytest.fixture
+async def two(town: Town) -> AsyncIterator[Town]:
+    """Nodes b and c have Ollamas, a has none."""
+    async with Standin([Known("base:7b")]) as one, Standin([Known("other:7b")]) as other:
+        town[1].ollama.standin, town[2].ollama.standin = one, other
+        yield town
+
+
+async def pieces() -> AsyncIterator[bytes]:
+    for start in range(0, len(GGUF), 65536):
+        yield GGUF[start : start + 65536]
+
+
+async def test_a_node_without_an_ollama_passes_blobs_and_what_is_made_of_them_to_one_that_has_it(
+    two: Town,
+) -> None:
+    a, b, c = two
+    assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 404
+    assert (await a.ask("POST", f"/api/blobs/{DIGEST}", pieces()))[0] == 201
+    assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 200
+    status, said = await a.ask("POST", "/api/create", CREATE)
+    assert status == 200
+    assert json.loads(said.splitlines()[-1]) == {"status": "success"}
+    assert "mine:latest" in b.ollama.standin.models
+    assert not c.ollama.standin.blobs
+    assert a.learned == [b.id], "the next request to the node that was asked sees it"
+    assert "mine:latest" in b.ollama.created and "mine" not in a.ollama.created
+    assert "base:7b" not in b.ollama.created
+
+
+async def test_what_an_ollama_had_before_stays_the_users_own(two: Town) -> None:
+    _, b, _ = two
+    made = json.dumps({"model": "base:7b", "from": "base:7b"}).encode()
+    assert (await b.ask("POST", "/api/create", made, "base:7b"))[0] == 200
+    assert "base:7b" not in b.ollama.created
+    assert b.learned == [b.id]
+
+
+async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come(two: Town) -> None:
+    a, b, _ = two
+    await a.ask("POST", f"/api/blobs/{DIGEST}", GGUF)
+    await a.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
+    async with Standin([]) as late:
+        a.ollama.standin = late
+        assert (await a.ask("POST", "/api/create", CREATE))[0] == 200
+        assert not late.models
+    assert "mine:latest" in b.ollama.standin.models
+
+
+async def test_what_is_about_a_model_goes_where_it_is(two: Town) -> None:
+    a, b, _ = two
+    for node in (a, b):
+        status, _ = await node.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
+        assert status == 200, "its own Ollama does not have it"
+    status, said = await a.ask("POST", "/api/push", b'{"model":"none"}', "none")
+    assert (status, json.loads(said)) == (404, {"error": "model 'none' not found"})
+
+
+async def test_no_ollama_anywhere_is_told_as_such(town: Town) -> None:
+    assert await town[0].relay.forward("POST", "/api/push", b"{}", "x") is None
+
+
+@pytest.mark.parametrize("asked", [0, 1])
+async def test_an_answer_that_breaks_off_does_not_look_whole(two: Town, asked: int) -> None:
+    two[1].ollama.standin.breaks_off = True
+    with pytest.raises(Refusal) as caught:
+        await two[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")
+    assert caught.value.fault in (Fault.INTERRUPTED, Fault.UNAVAILABLE)
+
+
+async def test_other_routes_of_an_ollama_are_closed(two: Town) -> None:
+    a, b, _ = two
+    for path in ("/ollama/api/delete", "/ollama/api/blobs/..%2F..%2Fx", "/ollama/api/generate"):
+        async with a.calls.stream(b.id, "POST", path, data=b"{}") as answer:
+            assert answer.status == 404

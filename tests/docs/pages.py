@@ -1,0 +1,102 @@
+"""Pages of the documentation that are written from the code: ``python -m tests.docs.pages`` renews them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from sollold.api.cluster.metrics import Metrics
+from sollold.api.http.application import all_routes
+from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.response import KeepAlive, ResponseContext
+from sollold.api.http.route import Route
+from sollold.serving.batch import Batches
+from sollold.settings.document import documentation, toml_value
+from sollold.settings.load import catalogue
+from tests.api.api_parts import parts
+
+FOLDER = Path(__file__).parents[2] / "docs"
+_TITLES = {
+    "own": "The cluster's own",
+    "ollama": "Ollama's",
+    "openai": "OpenAI's",
+    "anthropic": "Anthropic's",
+    "others": "Others",
+}
+_OWN = ("/api/cluster", "/api/doctor", "/api/batch", "/metrics", "/health", "/ready")
+
+
+def routes() -> list[Route]:
+    """The whole table of the API."""
+    given = parts(admission=object())
+    inflight = InflightRequests(given.monitor.activity)
+    context = ResponseContext(given.service, KeepAlive(), inflight)
+    metrics = Metrics(given, {})
+    return all_routes(given, context, metrics, cast(Batches, None))
+
+
+def settings_page() -> str:
+    """``settings.md``."""
+    texts = documentation()
+    lines = [
+        "# Settings",
+        "",
+        "Nothing has to be set. In the order in which they count: a flag (`--set http.port=8080`), the",
+        "environment (`SOLLOLD_HTTP_PORT=8080`), the file (`/etc/sollold/sollold.toml`, or",
+        "`~/.config/sollold/sollold.toml`), the default. `sollold config` prints what is in force and where",
+        "each value comes from.",
+        "",
+        'Sizes are bytes, or a text with a unit (`"20 GiB"`). Durations are seconds, or `"5m"`, `"1h30m"`.',
+    ]
+    section = ""
+    for key, setting in catalogue().items():
+        if setting.section != section:
+            section = setting.section
+            head = ["| key | default | meaning |", "| --- | --- | --- |"]
+            lines += ["", f"## {section}", "", texts[section], "", *head]
+        meaning = " ".join(texts.get(key, "").split()).replace("|", "\\|").replace("<", "&lt;")
+        default = toml_value(setting, setting.default).replace("|", "\\|")
+        lines.append(f"| `{key}` | `{default}` | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _group(route: Route) -> str:
+    if route.path.startswith(_OWN):
+        return "own"
+    if route.path.startswith("/api/"):
+        return "ollama"
+    if route.path.startswith("/v1/messages"):
+        return "anthropic"
+    return "openai" if route.path.startswith("/v1") else "others"
+
+
+def api_page() -> str:
+    """``api.md``."""
+    lines = [
+        "# API",
+        "",
+        "Every node answers all of this for the whole cluster, on port 11435. `/openapi.json` describes each",
+        "body and answer for programs. The routes under `/api/` also answer under `/v1/api/`.",
+    ]
+    groups: dict[str, list[Route]] = {name: [] for name in _TITLES}
+    for route in routes():
+        groups[_group(route)].append(route)
+    for name, title in _TITLES.items():
+        lines += ["", f"## {title}", "", "| | route | |", "| --- | --- | --- |"]
+        for route in groups[name]:
+            query = "".join(f"; `{key}`: {text}" for key, text in route.query)
+            lines.append(f"| {route.method} | `{route.path}` | {route.summary}{query} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"settings.md": settings_page, "api.md": api_page}
+
+
+def main() -> None:
+    """Write them."""
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The documentation is as the program is: pages, commands, routes, settings, links."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from sollold.cli.parser import read
+from sollold.settings.load import catalogue
+from tests.docs.pages import FOLDER, PAGES, routes
+
+ROOT = FOLDER.parent
+PAGE_FILES = sorted([*FOLDER.glob("*.md"), ROOT / "README.md"])
+_BLOCK = re.compile(r"^```(sh|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_KEY = re.compile(r"`(\w+\.\w+)(?: = [^`]*)?`")
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each line of a shell block, with its page; of a console's only what stands after the prompt."""
+    found = []
+    for page in PAGE_FILES:
+        for kind, block in _BLOCK.findall(page.read_text("utf-8")):
+            for line in block.replace("\\\n", " ").splitlines():
+                if kind == "console":
+                    if not line.startswith("$ "):
+                        continue
+                    line = line[2:]
+                if line.strip() and not line.startswith("#"):
+                    found.append((page.name, line))
+    return found
+
+
+def of_program(name: str) -> list[tuple[str, str]]:
+    return [one for one in commands() if shlex.split(one[1], comments=True)[:1] == [name]]
+
+
+@pytest.mark.parametrize("name", sorted(PAGES))
+def test_written_pages_are_current(name: str) -> None:
+    assert (FOLDER / name).read_text("utf-8") == PAGES[name](), "run: python -m tests.docs.pages"
+
+
+@pytest.mark.parametrize(("page", "line"), of_program("sollold"))
+def test_each_command_is_one(page: str, line: str) -> None:
+    words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
+    assert read(words).command
+
+
+def test_there_are_commands_and_requests() -> None:
+    assert len(of_program("sollold")) > 25 and len(of_program("curl")) > 8
+
+
+@pytest.mark.parametrize(("page", "line"), of_program("curl"))
+def test_each_request_has_a_route(page: str, line: str) -> None:
+    words = shlex.split(line)
+    url = next(word for word in words if word.startswith("http"))
+    method = "POST" if "-d" in words else "GET"
+    path = urlsplit(url).path or "/"
+    rows = [(row.method, re.sub(r"\{[^}]*\}", "[^/]+", row.path)) for row in routes()]
+    assert any(method == row[0] and re.fullmatch(row[1], path) for row in rows), path
+
+
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_each_setting_that_is_named_is_one(page: Path) -> None:
+    known = catalogue()
+    sections = {key.split(".")[0] for key in known}
+    for key in _KEY.findall(page.read_text("utf-8")):
+        if key.split(".")[0] in sections and not key.endswith((".py", ".md", ".yml")):
+            assert key in known, key
+
+
+@pytest.mark.parametrize("page", PAGE_FILES, ids=lambda page: page.name)
+def test_each_link_within_leads_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        there = page.parent / file if file else page
+        assert there.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", there.read_text("utf-8"), re.MULTILINE)
+            slugs = {
+                re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles
+            }
+            assert anchor in slugs, target
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    if importlib.util.find_spec("mkdocs") is None:
+        pytest.skip("no mkdocs here")
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(tmp_path / "site"),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "start" / "index.html").exists()

@@ -1,0 +1,483 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from aiohttp import web
+
+from sollold.agent.agent import Agent
+from sollold.cluster.gossip.record import Backend, State
+from sollold.cluster.net.rpc import PeerError
+from sollold.engines.address import EngineAddress
+from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp import deployment, llama_server, participants
+from sollold.engines.llamacpp.ports import Ports
+from sollold.engines.llamacpp.rpc_worker import Worker
+from sollold.models.model import Model
+from sollold.settings.schema import MIB, ServingSettings
+from tests.agent_cluster import TERM, plan, running_agents
+from tests.doubles import until
+from tests.gguf.size import Size
+from tests.gguf.writer import write
+from tests.strangers import stranger
+
+pytestmark = pytest.mark.llama
+
+
+async def answer(agent: Agent, name: str) -> str:
+    body = {"prompt": "one two three", "n_predict": 24, "temperature": 0, "cache_prompt": False}
+    with agent.deployments.busy(name):
+        engine = agent.deployments.address(name)
+        async with aiohttp.ClientSession(headers=engine.headers) as http:
+            async with http.post(engine.url + "/completion", json=body) as reply:
+                assert reply.status == 200
+                told = await reply.json()
+    assert told["tokens_predicted"] == 24
+    return str(told["content"])
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+async def test_a_spread_model_answers_as_an_undivided_one(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b", "c") as cluster:
+        cluster.models[tiny.digest] = tiny
+        assert (await cluster.deploy("whole", plan(tiny, "a"))).ok
+        assert (await cluster.deploy("spread", plan(tiny, "a", ("b", 3), ("c", 2), ("a", 2)))).ok
+        one = await cluster.until("a", "whole", State.READY)
+        three = await cluster.until("a", "spread", State.READY)
+        assert (one.backend, three.backend) == (Backend.LOCAL, Backend.SHARDED)
+        assert [(p.node, p.first, p.last) for p in three.placed] == [
+            ("a", 0, 0),
+            ("b", 0, 3),
+            ("c", 3, 5),
+            ("a", 5, 7),
+        ]
+        log = await asyncio.to_thread((folder / "a/state/logs/spread/llama-server.log").read_text)
+        for layer, device in enumerate(["RPC0"] * 3 + ["RPC1"] * 2 + ["RPC2"] * 2):
+            assert f"layer   {layer} assigned to device {device}" in log
+        assert await answer(cluster.agents["a"], "whole") == await answer(cluster.agents["a"], "spread")
+        for name in ("whole", "spread"):
+            done = await cluster.call("l", "a", "unload", Unload(TERM, name))
+            assert done == Done(True)
+        for agent in cluster.agents.values():
+            assert agent.grants.ledger.grants() == ()
+        assert children() == []
+        await until(lambda: cluster.views["a"].me.endpoints == ())
+
+
+async def test_a_record_tells_of_the_models_whose_tensors_a_worker_keeps(folder: Path, llama: Llama):
+    # Workers keep tensors over 10 MiB.
+    file = write(folder / "wide.gguf", "llama", Size(layers=2, embd=1024, ff=16384))
+    wide = Model("wide:latest", "e" * 64, "folder", (str(file),), file.stat().st_size, 0.0, layers=2)
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[wide.digest] = wide
+        assert (await cluster.deploy("spread", plan(wide, "a", ("b", 2), ("a", 1), size=400 * MIB))).ok
+        await cluster.until("a", "spread", State.READY)
+        await until(lambda: bool(cluster.views["b"].me.cached), 30)
+        ((digest, size),) = cluster.views["b"].me.cached
+        assert digest == "e" * 16
+        assert size > 20 * MIB
+        # The head's own worker reads the file, which is here.
+        assert cluster.views["a"].me.cached == ()
+
+
+async def test_everything_listens_on_loopback_alone(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        listening = [
+            connection.laddr.ip
+            for child in children()
+            for connection in child.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert listening == ["127.0.0.1", "127.0.0.1"]
+
+
+async def test_who_does_not_know_an_engines_key_gets_no_answer(folder: Path, llama: Llama, tiny: Model):
+    keys = folder / "a/state/engine_keys"
+    keys.mkdir(parents=True)
+    (keys / "18080.key").write_text("left by an earlier run")
+    async with running_agents(folder, llama, "a") as cluster:
+        assert list(keys.iterdir()) == []
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a"))
+        await cluster.until("a", "d", State.READY)
+        engine = cluster.agents["a"].deployments.address("d")
+        for key, status in (("", 401), ("wrong", 401), (engine.key, 200)):
+            async with aiohttp.ClientSession(headers=EngineAddress("", key).headers) as http:
+                for path in ("/slots", "/metrics", "/props"):
+                    async with http.get(engine.url + path) as reply:
+                        assert reply.status == status, path
+                body = {"prompt": "a", "n_predict": 1}
+                async with http.post(engine.url + "/completion", json=body) as reply:
+                    assert reply.status == status
+        (file,) = keys.iterdir()
+        assert file.read_text() == f"{engine.key}\n"
+        files = [one for one in (folder / "a/state").rglob("*") if one.is_file()]
+        assert {file, folder / "a/state/children.json", folder / "a/state/logs/d/llama-server.log"} <= {
+            *files
+        }
+        assert [one for one in files if one.stat().st_mode & 0o077] == []
+        told = repr(engine) + (folder / "a/state/logs/d/llama-server.log").read_text()
+        told += "".join(word for child in children() for word in child.cmdline())
+        told += "".join(f"{child.environ()}" for child in children())
+        assert engine.key not in told
+        assert await cluster.call("l", "a", "unload", Unload(TERM, "d")) == Done(True)
+        assert list(keys.iterdir()) == []
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_worker_that_another_user_has_reached_is_started_again(
+    folder: Path, llama: Llama, stays: bool
+):
+    async with running_agents(folder, llama, "b") as cluster:
+        assert (await cluster.call("l", "b", "reserve", Reserve(TERM, "d", "a", {"CPU": 40 * MIB}))).ok
+        commit = Commit("d", "a", ("CPU",), llama.build, "d" * 64)
+        assert await cluster.call("a", "b", "commit", commit) == Done(True)
+        workers = cluster.servers["b"].workers
+        host, port = await workers.address("a", "d", "")
+        first = cluster.agents["b"].grants.workers.get("d").process
+        with ExitStack() as stack:
+            other = await asyncio.to_thread(stack.enter_context, stranger(port))
+            await until(lambda: "Accepted client connection" in first.last_lines())
+            if not stays:
+                await asyncio.to_thread(other.leave)
+            host, port = await workers.address("a", "d", "")
+            assert not first.running
+            with socket.create_connection((host, port)) as mine:
+                assert await workers.connected("d")
+                again = await asyncio.to_thread(stack.enter_context, stranger(port))
+                assert not await workers.connected("d"), "and he would be next"
+                assert await asyncio.to_thread(again.outcome) == "refused"
+                assert mine.recv(1) == b""
+        host, port = await workers.address("a", "d", "")
+        with socket.create_connection((host, port)):
+            assert await workers.connected("d")
+        assert cluster.agents["b"].grants.ledger.live("d")
+
+
+async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with running_agents(folder, llama, "a", "b", "c") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4), ("c", 3)))
+        await cluster.until("a", "d", State.READY)
+        os.kill(cluster.agents["b"].grants.workers.get("d").process.pid, signal.SIGKILL)
+        failed = await cluster.until("a", "d", State.FAILED, seconds=2.0)
+        assert failed.culprit == "b" and not failed.crashed
+        assert "a worker exited: it was killed (SIGKILL)" in failed.reason
+        await until(lambda: not any(agent.grants.ledger.grants() for agent in cluster.agents.values()))
+        assert children() == []
+        with pytest.raises(LookupError):
+            cluster.agents["a"].deployments.address("d")
+
+
+async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes_live(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        cluster.tunnels[0].on_break("the tunnel to node b broke: for a test")
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
+        assert failed.reason == "the tunnel to node b broke: for a test"
+        await until(lambda: not children())
+
+
+async def test_a_hanging_worker_does_not_keep_the_deployment(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        os.kill(cluster.agents["b"].grants.workers.get("d").process.pid, signal.SIGSTOP)
+        cluster.agents["a"].deployments.fail("d", "no token for 120 s")
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.reason == "no token for 120 s"
+        await until(lambda: children() == [])
+        await until(lambda: not any(agent.grants.ledger.grants() for agent in cluster.agents.values()))
+
+
+async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        cluster.dead.add("b")
+        cluster.cut |= {("*", "b"), ("b", "*")}
+        cluster.views["a"].tell()
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
+        assert failed.reason == "node b left the cluster; it held layers of this model"
+        await until(lambda: not cluster.tunnels[0].open)
+        await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
+        assert cluster.agents["b"].grants.ledger.grants(), (
+            "b has heard nothing yet: its time to live frees it"
+        )
+
+
+async def test_a_tunnel_leads_its_head_alone_to_the_worker(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        assert (await cluster.servers["b"].workers.address("a", "d", ""))[1] > 0
+        with pytest.raises(PeerError, match="c is not the head"):
+            await cluster.servers["b"].workers.address("c", "d", "")
+        with pytest.raises(PeerError, match="no worker"):
+            await cluster.servers["b"].workers.address("a", "e", "")
+
+
+async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Model):
+    broken = folder / "broken.gguf"
+    whole = await asyncio.to_thread(Path(tiny.files[0]).read_bytes)
+    await asyncio.to_thread(broken.write_bytes, whole[:100_000])
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = Model(
+            "x:latest", tiny.digest, "folder", (str(broken),), 1, 0.0, layers=6
+        )
+        await cluster.deploy("d", plan(tiny, "a"))
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.culprit == "a"
+        assert "llama-server: it ended with exit code 1" in failed.reason
+        assert "fail" in failed.reason
+        await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
+
+
+async def test_it_is_unloaded_when_idle_but_not_while_a_request_is_in_it(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a"), keep_alive=0.5)
+        await cluster.until("a", "d", State.READY)
+        with cluster.agents["a"].deployments.busy("d"):
+            refused = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
+            assert refused == Done(False, "tiny:latest has running requests")
+            await asyncio.sleep(2.5)
+            assert cluster.agents["a"].deployments.address("d")
+        await until(lambda: cluster.agents["a"].deployments.endpoint("d") is None)
+        assert cluster.agents["a"].grants.ledger.grants() == ()
+
+
+async def test_who_waited_for_the_load_may_come_however_short_it_is_kept(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    async with running_agents(folder, llama, "a") as cluster:
+        agent = cluster.agents["a"]
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a"), keep_alive=0.0)
+        await cluster.until("a", "d", State.READY)
+        agent.deployments.unload_idle()
+        with agent.deployments.busy("d"):
+            agent.deployments.unload_idle()
+        agent.deployments.unload_idle()
+        with pytest.raises(LookupError):
+            agent.deployments.address("d")
+        monkeypatch.setattr(deployment, "FIRST_SECONDS", 0.0)
+        await cluster.deploy("e", plan(tiny, "a"), keep_alive=0.0)
+        await until(lambda: agent.deployments.endpoint("e") is None)
+
+
+async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a"))
+        refused = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
+        assert refused == Done(False, "tiny:latest is being loaded for a request that waits")
+        assert await cluster.call("l", "a", "unload", Unload(TERM, "d", force=True)) == Done(True)
+        assert cluster.agents["a"].deployments.endpoint("d") is None
+        assert cluster.agents["a"].grants.ledger.grants() == ()
+
+
+async def test_an_owner_that_does_not_commit_ends_it(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.reserve("d", plan(tiny, "a", ("b", 4)))
+        cluster.cut.add(("a", "b"))
+        await cluster.call("l", "a", "deploy", Deploy(TERM, "d", plan(tiny, "a", ("b", 4)), -1.0))
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.culprit == "b"
+        assert "b can't be reached" in failed.reason
+        await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
+        assert cluster.agents["b"].grants.ledger.grants()[0].state == "reserved"
+
+
+@pytest.mark.parametrize("slow", ["a", "b"])
+async def test_a_grant_does_not_run_out_while_a_worker_starts(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, slow: str
+):
+    monkeypatch.setattr(participants, "RENEW_SECONDS", 0.2)
+    start = Worker.start
+
+    async def start_late(*arguments: Any, **more: Any) -> Worker:
+        if more["logs"].is_relative_to(folder / slow):
+            await asyncio.sleep(3.0)
+        return await start(*arguments, **more)
+
+    monkeypatch.setattr(Worker, "start", start_late)
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        for agent in cluster.agents.values():
+            monkeypatch.setattr(agent.grants.ledger, "_grant_seconds", 1.0)
+        await cluster.deploy("d", plan(tiny, "a", ("a", 2), ("b", 2)))
+        await cluster.until("a", "d", State.READY, State.FAILED)
+        (endpoint,) = cluster.views["a"].me.endpoints
+        assert (endpoint.state, endpoint.reason) == (State.READY, "")
+
+
+@pytest.mark.parametrize("at", [0.0, 1.0])
+async def test_a_load_that_stands_still_is_given_up(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float
+):
+    monkeypatch.setattr(deployment, "_stall_seconds", lambda model, progress: 1.5)
+    known = llama_server.progress_in
+    monkeypatch.setattr(llama_server, "progress_in", lambda line: at if known(line) is not None else None)
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        monkeypatch.setattr(deployment.Head, "ready", lambda self, http: asyncio.sleep(600))
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.reason.startswith(f"loading stalled at {at:.0%}: no progress for")
+        await until(lambda: children() == [])
+
+
+class Contested(Ports):
+    """Gives first a port that another program has taken in the meantime."""
+
+    def __init__(self, taken: int) -> None:
+        super().__init__(0)
+        self._contested = [taken]
+
+    def take(self) -> int:
+        return self._contested.pop() if self._contested else super().take()
+
+
+async def test_a_port_that_another_program_takes_first_costs_another_try(
+    folder: Path, llama: Llama, tiny: Model
+):
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
+        async with running_agents(folder, llama, "a", "b") as cluster:
+            cluster.models[tiny.digest] = tiny
+            cluster.agents["b"].grants._ports = Contested(one.getsockname()[1])
+            cluster.agents["a"]._ports = Contested(two.getsockname()[1])
+            await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+            await cluster.until("a", "d", State.READY)
+            assert await answer(cluster.agents["a"], "d")
+
+
+async def test_a_port_that_another_program_answers_costs_another_try(folder: Path, llama: Llama, tiny: Model):
+    async def welcome(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="welcome")
+
+    other = web.ServerRunner(web.Server(welcome))
+    await other.setup()
+    await web.TCPSite(other, "127.0.0.1", 0).start()
+    try:
+        async with running_agents(folder, llama, "a") as cluster:
+            cluster.models[tiny.digest] = tiny
+            taken = other.addresses[0][1]
+            cluster.agents["a"]._ports = Contested(taken)
+            await cluster.deploy("d", plan(tiny, "a"))
+            await cluster.until("a", "d", State.READY)
+            assert await answer(cluster.agents["a"], "d")
+            assert not cluster.agents["a"].deployments.address("d").url.endswith(f":{taken}")
+    finally:
+        await other.cleanup()
+
+
+async def test_a_deployment_ends_when_idle_once_a_node_that_holds_layers_drains(
+    folder: Path, llama: Llama, tiny: Model
+):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        agent = cluster.agents["a"]
+        await cluster.deploy("d", plan(tiny, "a", ("b", 3)))
+        await cluster.until("a", "d", State.READY)
+        with agent.deployments.busy("d"):
+            cluster.drains("b")
+            endpoint = agent.deployments.endpoint("d")
+            assert endpoint is not None and endpoint.closing and endpoint.state is State.READY
+            cluster.drains("b", False)
+            endpoint = agent.deployments.endpoint("d")
+            assert endpoint is not None and not endpoint.closing
+            cluster.drains("b")
+            # What is in it goes on, with the worker that drains.
+            assert len(await answer(agent, "d")) > 0
+            assert cluster.agents["b"].grants.ledger.holds("d")
+        await until(lambda: agent.deployments.endpoint("d") is None)
+        assert not cluster.agents["b"].grants.ledger.holds("d")
+
+
+async def test_a_deployment_in_use_ends_at_the_limit_of_draining(folder: Path, llama: Llama, tiny: Model):
+    async with running_agents(folder, llama, "b") as cluster:
+        agent = await cluster.add("a", serving=ServingSettings(drain_limit=0.3))
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 3)))
+        await cluster.until("a", "d", State.READY)
+        with agent.deployments.busy("d"):
+            cluster.drains("b")
+            await until(lambda: not cluster.agents["b"].grants.ledger.holds("d"))
+        await until(lambda: cluster.views["a"].me.endpoints == ())
+
+
+@pytest.mark.parametrize("program", ["worker", "head"])
+async def test_a_process_that_ends_by_its_own_fault_has_crashed(
+    folder: Path, llama: Llama, tiny: Model, program: str
+):
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        await cluster.until("a", "d", State.READY)
+        worker = cluster.agents["b"].grants.workers.get("d").process
+        server = cluster.agents["a"].deployments.all["d"].head
+        assert server is not None
+        os.kill(worker.pid if program == "worker" else server.process.pid, signal.SIGSEGV)
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert (failed.culprit, failed.crashed) == ("b" if program == "worker" else "a", True)
+
+
+async def test_a_draft_model_that_can_not_be_loaded_is_left_out(
+    folder: Path, llama: Llama, tiny: Model, tmp_path: Path
+) -> None:
+    bad = tmp_path / "draft.gguf"
+    bad.write_bytes(b"GGUF and no more")
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models |= {tiny.digest: tiny, "d2": replace(tiny, digest="d2", files=(str(bad),))}
+        made = plan(tiny, "a")
+        run = replace(made.run, drafts=3)
+        drafting = replace(made, run=run, drafts_by="bad:latest", draft_digest="d2", draft_device="CPU")
+        done = await cluster.deploy("d", drafting)
+        assert done.ok, done.reason
+        ready = await cluster.until("a", "d", State.READY)
+        assert "without drafts by bad:latest" in ready.reason and not ready.drafts.by
+        assert await answer(cluster.agents["a"], "d")
+
+
+async def test_a_projector_that_can_not_be_loaded_is_left_out(
+    folder: Path, llama: Llama, tiny: Model, tmp_path: Path
+) -> None:
+    bad = tmp_path / "mmproj.gguf"
+    bad.write_bytes(b"GGUF and no more")
+    async with running_agents(folder, llama, "a") as cluster:
+        cluster.models[tiny.digest] = replace(tiny, projector=str(bad))
+        await cluster.deploy("d", plan(tiny, "a"))
+        ready = await cluster.until("a", "d", State.READY)
+        assert "without its projector" in ready.reason
+        assert await answer(cluster.agents["a"], "d")

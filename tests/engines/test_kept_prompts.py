@@ -1,0 +1,135 @@
+"""What was read of a prompt is not read again after its model was unloaded meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from sollold.engines.address import EngineAddress
+from sollold.engines.install.find import Llama
+from sollold.engines.llamacpp.kept_prompts import KeptPrompts
+from sollold.models.gguf.demo_model import Recital, counting, write
+from tests.daemons import Cluster, Node, until
+from tests.http_double import HttpDouble
+
+BIG = Recital(counting(320), name="count", layers=3, width=256, hidden=40_960, heavy=True)
+
+
+def ask(node: Node, text: str) -> dict[str, Any]:
+    body = {"model": "count", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+    reply = node.ask("POST", "/v1/chat/completions", body)
+    assert reply.status == 200, reply.body
+    usage: dict[str, Any] = reply.json["usage"]
+    return usage
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
+    """Two daemons, which only together hold the model."""
+    settings = {"placement.context": 1024, "placement.slots": 2, "placement.ubatch": 32}
+    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, start=False, loopback=True) as made:
+        write(made[0].models / "count.gguf", BIG)
+        for node in made:
+            node.start()
+        made.together()
+        until(lambda: b"count" in made[1].ask("GET", "/api/tags").body, "the model is known")
+        yield made
+
+
+@pytest.mark.llama
+@pytest.mark.cluster
+def test_a_conversation_that_comes_back_after_an_unload_is_not_read_again(cluster: Cluster) -> None:
+    text = "w0001 " * 500
+    first = ask(cluster[0], text)
+    assert first["prompt_tokens"] > 500
+    (loaded,) = cluster.deployments()
+    head = next(node for node in cluster if node.name == loaded["node_name"])
+    unloaded = cluster[0].ask("POST", "/api/cluster/unload", {"model": "count"})
+    assert unloaded.status == 200, unloaded.body
+    until(lambda: not cluster.deployments(), "it is unloaded")
+    kept = [file for node in cluster for file in (node.folder / "cache" / "prompts").iterdir()]
+    assert len(kept) == 1 and kept[0].stat().st_size > 10_000
+    assert kept[0].parent.stat().st_mode & 0o77 == 0
+    again = ask(cluster[0], text + "w0002")
+    cached = again["prompt_tokens_details"]["cached_tokens"]
+    assert cached >= first["prompt_tokens"] - 16
+    assert not kept[0].exists()
+    assert head.stop() == 0
+    assert not kept[0].parent.exists()
+
+
+class Engine(HttpDouble):
+    """A llama-server's slots."""
+
+    def __init__(self, tokens: tuple[int, ...], folder: Path, size: int = 1000) -> None:
+        self.tokens, self.folder, self.size = tokens, folder, size
+        self.restored: list[str] = []
+        self.fails = False
+
+    async def start(self) -> EngineAddress:
+        app = web.Application()
+        app.router.add_get("/slots", self._slots)
+        app.router.add_post("/slots/{id}", self._act)
+        return EngineAddress(await self.serve(app), "secret")
+
+    async def _slots(self, request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == "Bearer secret"
+        slots = [{"id": i, "is_processing": False, "n_prompt_tokens": n} for i, n in enumerate(self.tokens)]
+        return web.json_response(slots)
+
+    async def _act(self, request: web.Request) -> web.Response:
+        if self.fails:
+            return web.Response(status=501)
+        file = self.folder / (await request.json())["filename"]
+        if request.query["action"] == "save":
+            file.write_bytes(b"x" * self.size)
+        else:
+            self.restored.append(file.name)
+        return web.json_response({})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def test_long_prompts_alone_are_kept_within_the_limit(tmp_path: Path) -> None:
+    kept = KeptPrompts(tmp_path / "prompts", 2500)
+    kept.open()
+    folder = kept.folder
+    assert folder is not None
+    engine = Engine((10, 300, 4000), folder)
+    where = await engine.start()
+    async with aiohttp.ClientSession() as http:
+        await kept.save(http, where, "a", 2000)
+        assert names(folder) == ["a-1", "a-2"]
+        await kept.save(http, where, "b", 2000)
+        assert names(folder) == ["b-1", "b-2"]
+        await kept.save(http, where, "c", 3000)
+        assert names(folder) == ["b-1", "b-2"]
+        engine.fails = True
+        await kept.save(http, where, "d", 2000)
+        assert names(folder) == ["b-1", "b-2"]
+        engine.fails = False
+        await kept.restore(http, where, "other")
+        assert engine.restored == []
+        await kept.restore(http, where, "b")
+        assert sorted(engine.restored) == ["b-1", "b-2"] and names(folder) == []
+        kept.close()
+        await kept.save(http, where, "e", 2000)
+    assert not folder.exists()
+    await engine.close()
+
+
+def test_none_are_kept_where_the_settings_say_so_or_the_folder_cannot_be_made(tmp_path: Path) -> None:
+    off = KeptPrompts(tmp_path / "off", 0)
+    off.open()
+    assert off.folder is None and not (tmp_path / "off").exists()
+    (tmp_path / "file").touch()
+    hindered = KeptPrompts(tmp_path / "file" / "prompts", 1000)
+    hindered.open()
+    assert hindered.folder is None

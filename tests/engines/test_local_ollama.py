@@ -1,0 +1,477 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.cluster.gossip.record import Backend, Endpoint, State
+from sollold.engines.address import EngineAddress
+from sollold.engines.llamacpp.child_journal import Journal
+from sollold.engines.ollama.api import address, is_here
+from sollold.engines.ollama.convert import seconds_left
+from sollold.engines.ollama.service import _HANGS, LocalOllama
+from sollold.machine.device import Device, Kind
+from sollold.models.stores.catalogue import Catalogue
+from sollold.settings.schema import GIB, ModelSettings, OllamaSettings
+from tests.doubles import FakeView, free_port, record, until
+from tests.models.stores import OllamaStore
+from tests.ollama_standin import Known, Standin
+
+Make = Callable[..., LocalOllama]
+ROOT = Path(__file__).parents[2]
+
+
+def cpu(total: int = 8 * GIB) -> Device:
+    return Device("CPU", Kind.CPU, "cpu", total, total, total, 0, total)
+
+
+@pytest.fixture
+def view() -> FakeView:
+    return FakeView(record("n", devices=(cpu(),)))
+
+
+@pytest.fixture
+async def catalogue(tmp_path: Path) -> AsyncIterator[Catalogue]:
+    OllamaStore(tmp_path / "store").model("huge:latest", tmp_path)
+    settings = ModelSettings(ollama_stores=(str(tmp_path / "store"),), huggingface=False)
+    one = Catalogue(settings, tmp_path / "state", environ={}, home=tmp_path)
+    await one.start()
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[Standin]:
+    models = [
+        Known("small:latest", 1000),
+        Known("huge:latest", 64 * GIB),
+        Known("far:120b-cloud", 10, remote_host="https://ollama.com"),
+        Known("embed:latest", 100, ("embedding",)),
+    ]
+    async with Standin(models) as one:
+        yield one
+
+
+@pytest.fixture
+async def make(
+    view: FakeView, catalogue: Catalogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Make]:
+    monkeypatch.setattr("sollold.engines.ollama.service._ABSENT", (0.05, 0.1))
+    made: list[LocalOllama] = []
+
+    def ollama(url: str, **options: Any) -> LocalOllama:
+        environ = options.pop("environ", {})
+        port = options.pop("own_port", 0)
+        more = {key: options.pop(key) for key in ("stores", "service") if key in options}
+        settings = OllamaSettings(url=url, **options)
+        journal = Journal(tmp_path / "journal")
+        one = LocalOllama(
+            settings,
+            view,
+            catalogue,
+            journal,
+            tmp_path,
+            own_port=port,
+            environ=environ,
+            poll=0.05,
+            **({"service": {}} | more),
+        )
+        made.append(one)
+        return one
+
+    yield ollama
+    for one in made:
+        await one.close()
+
+
+def names(ollama: LocalOllama) -> dict[str, Endpoint]:
+    return {endpoint.model: endpoint for endpoint in ollama.endpoints()}
+
+
+async def test_models_as_endpoints(
+    make: Make, standin: Standin, view: FakeView, catalogue: Catalogue
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert ollama.version == "0.33.0"
+    assert set(names(ollama)) == {"small:latest", "embed:latest"}, "too big and cloud models are left out"
+    small = names(ollama)["small:latest"]
+    assert (small.id, small.backend, small.state) == ("ollama:small:latest", Backend.OLLAMA, State.READY)
+    assert (small.loaded, small.bytes) == (False, 0)
+    assert names(ollama)["embed:latest"].embedding
+    assert view.me.endpoints == ollama.endpoints()
+    assert ollama.address(small.id) == EngineAddress(standin.url)
+    assert ollama.address("ollama:none") is None
+    offered = {model.name: model for model in catalogue.models}
+    assert offered["small:latest"].parameters == 8_000_000_000
+    assert offered["small:latest"].only_ollama
+
+
+async def test_memory_that_a_gpu_shares_is_there_once(
+    make: Make, view: FakeView, catalogue: Catalogue
+) -> None:
+    shared = replace(cpu(), pool="ram")
+    view.update_me(devices=(replace(shared, id="Vulkan0", kind=Kind.GPU), shared))
+    async with Standin([Known("small:latest", 1000), Known("huge:latest", 12 * GIB)]) as standin:
+        ollama = make(standin.url)
+        await ollama.start()
+        await until(lambda: names(ollama))
+        assert set(names(ollama)) == {"small:latest"}
+        view.update_me(devices=(replace(cpu(), id="CUDA0", kind=Kind.GPU), cpu()))
+        await until(lambda: "huge:latest" in names(ollama))
+
+
+async def test_only_ollama_runs_it_though_it_is_big(
+    make: Make, standin: Standin, catalogue: Catalogue, tmp_path: Path
+) -> None:
+    OllamaStore(tmp_path / "store").model("huge:latest", tmp_path, architecture="gptoss")
+    await catalogue.refresh()
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: "huge:latest" in names(ollama))
+
+
+async def test_slots_and_address_are_those_of_ollamas_own_unit(make: Make, standin: Standin) -> None:
+    service = {"OLLAMA_NUM_PARALLEL": "4", "OLLAMA_HOST": standin.url.removeprefix("http://")}
+    ollama = make("", service=service, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].slots == 4
+    ours = make(standin.url, environ={"OLLAMA_NUM_PARALLEL": "2"})
+    await ours.start()
+    await until(lambda: names(ours))
+    assert names(ours)["small:latest"].slots == 2
+
+
+async def test_other_endpoints_stay_in_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+    head = Endpoint("d1", "m", "x", Backend.LOCAL, State.READY)
+    view.update_me(endpoints=(head,))
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: len(view.me.endpoints) == 3)
+    assert head in view.me.endpoints
+    await standin.close()
+    await until(lambda: view.me.endpoints == (head,))
+
+
+async def test_loaded_counts_and_unload(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    endpoint = names(ollama)["small:latest"]
+    assert (endpoint.bytes, endpoint.context) == (1000, 2048)
+    assert endpoint.placed[0].device == "CPU"
+    with ollama.busy(endpoint.id, None):
+        assert not (await ollama.unload(endpoint.id)).ok
+    assert (await ollama.unload(endpoint.id, force=True)).ok
+    assert not standin.loaded
+    assert not names(ollama)["small:latest"].loaded
+
+
+async def test_how_long_a_model_stays_is_told(
+    make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["small:latest"].expires == 0.0
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert 200 < names(ollama)["small:latest"].expires <= 300
+    version = view.me.version
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3)
+    assert view.me.version == version, "time that passes is no news"
+    monkeypatch.setattr("sollold.engines.ollama.service._TIMES", 0.0)
+    told = names(ollama)["small:latest"].expires
+    await until(lambda: names(ollama)["small:latest"].expires < told)
+    await ask(standin, "small", keep_alive=-1)
+    await until(lambda: names(ollama)["small:latest"].expires == -1.0)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "0001-01-01T00:00:00Z"])
+def test_a_time_that_tells_nothing_is_now(text: str) -> None:
+    assert seconds_left(text, 1e9) == 0.0
+
+
+async def test_what_others_use_is_not_idle(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert not (await ollama.unload("ollama:small:latest")).ok
+
+
+async def test_it_says_what_memory_its_models_hold(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert ollama.loaded_bytes() == {}
+    await ask(standin, "small")
+    await until(lambda: names(ollama)["small:latest"].loaded)
+    assert ollama.loaded_bytes() == {"CPU": names(ollama)["small:latest"].bytes} != {"CPU": 0}
+
+
+async def test_eviction_can_be_forbidden(make: Make, standin: Standin) -> None:
+    await ask(standin, "small")
+    ollama = make(standin.url, evict=False)
+    await ollama.start()
+    await until(lambda: names(ollama) and names(ollama)["small:latest"].loaded)
+    refused = await ollama.unload("ollama:small:latest")
+    assert not refused.ok and "ollama.evict" in refused.reason
+    assert standin.loaded
+
+
+async def test_counts_reach_the_record(make: Make, standin: Standin, view: FakeView) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    ollama.report("ollama:small:latest", 2, 3, 41.5)
+    await until(lambda: names(ollama)["small:latest"].active == 2)
+    endpoint = names(ollama)["small:latest"]
+    assert (endpoint.waiting, endpoint.speed) == (3, 41.5)
+    ollama.report("ollama:small:latest", 0, 0, 0.0)
+    await until(lambda: names(ollama)["small:latest"].active == 0)
+    assert names(ollama)["small:latest"].speed == 41.5, "unknown speed does not wipe out a known one"
+
+
+async def test_busy_with_a_load_is_not_hung(
+    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.engines.ollama.api._PS", 0.1)
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    standin.ps_free.clear()
+    polls = standin.polls
+    await until(lambda: standin.polls > polls + 3 * _HANGS)
+    assert names(ollama)
+    standin.ps_free.set()
+
+
+async def test_hung_is_gone_and_comes_back(
+    make: Make, standin: Standin, view: FakeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.engines.ollama.api._QUICK", 0.1)
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    standin.awake.clear()
+    await until(lambda: not names(ollama))
+    assert ollama.url_of_api == ""
+    standin.awake.set()
+    await until(lambda: names(ollama))
+
+
+async def test_nothing_there(make: Make) -> None:
+    ollama = make("http://127.0.0.1:9")
+    await ollama.start()
+    await asyncio.sleep(0.2)
+    assert ollama.endpoints() == ()
+    assert ollama.trouble == ""
+
+
+async def test_our_own_port_is_no_ollama(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url, own_port=int(standin.url.rsplit(":", 1)[1]))
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert "this daemon itself" in ollama.trouble
+    assert ollama.endpoints() == ()
+
+
+async def test_turned_off(make: Make, standin: Standin) -> None:
+    ollama = make(standin.url, enabled=False)
+    await ollama.start()
+    await asyncio.sleep(0.2)
+    assert ollama.endpoints() == ()
+
+
+async def test_started_supervised_and_ended(make: Make, tmp_path: Path) -> None:
+    port = free_port()
+    binary = tmp_path / "ollama"
+    noted = tmp_path / "environment"
+    binary.write_text(
+        f"#!/bin/sh\nenv > {noted}\ncd {ROOT}\n"
+        f'exec {sys.executable} -m tests.ollama_standin --model tiny:latest "$@"\n'
+    )
+    binary.chmod(0o755)
+    ollama = make(
+        f"http://127.0.0.1:{port}",
+        manage=True,
+        binary=str(binary),
+        stores=(str(tmp_path / "mine"), "/other"),
+        environ={"OLLAMA_MODELS": "/elsewhere", "OLLAMA_NUM_PARALLEL": "3"},
+        service={"OLLAMA_NUM_PARALLEL": "7"},
+    )
+    await ollama.start()
+    await until(lambda: names(ollama))
+    assert names(ollama)["tiny:latest"].slots == 3
+    environment = noted.read_text()
+    assert f"OLLAMA_HOST=127.0.0.1:{port}" in environment
+    assert "OLLAMA_NO_CLOUD=1" in environment
+    assert f"OLLAMA_MODELS={tmp_path}/mine\n" in environment
+    assert "OLLAMA_NOPRUNE=1" in environment
+    assert ollama._own is not None
+    assert ollama._own._process is not None
+    first = ollama._own._process.pid
+    ollama.fail("ollama:tiny:latest", "no token for two minutes")
+    await until(lambda: ollama._own._process is not None and ollama._own._process.pid != first)
+    await until(lambda: names(ollama))
+    second = ollama._own._process.pid
+    await ollama.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(second, 0)
+
+
+SLOW = """#!{python}
+import os, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.path in ("/api/version", "/api/tags", "/api/ps")
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(b'{{"version": "0.33.0", "models": []}}')
+with Path({starts!r}).open("a") as starts:
+    starts.write("x")
+server = HTTPServer(("127.0.0.1", {port}), Answer)
+while not Path({ready!r}).exists():
+    time.sleep(0.01)
+server.serve_forever()
+"""
+
+
+async def test_one_that_looks_for_gpus_before_it_answers_is_waited_for(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.engines.ollama.api._QUICK", 0.1)
+    port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
+    binary = tmp_path / "ollama"
+    binary.write_text(SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready)))
+    binary.chmod(0o755)
+    asked: list[bool] = []
+    answers = LocalOllama._answers
+
+    async def ask(ollama: LocalOllama) -> bool:
+        asked.append(await answers(ollama))
+        return asked[-1]
+
+    monkeypatch.setattr(LocalOllama, "_answers", ask)
+    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    await ollama.start()
+    await until(lambda: starts.exists() and len(asked) > 5)
+    assert ollama.version == ""
+    ready.touch()
+    await until(lambda: ollama.version)
+    assert starts.read_text() == "x", "started once"
+
+
+async def test_one_that_ends_again_and_again_is_not_started_without_a_pause(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, starts, ready = free_port(), tmp_path / "starts", tmp_path / "ready"
+    ready.touch()
+    binary = tmp_path / "ollama"
+    text = SLOW.format(python=sys.executable, port=port, starts=str(starts), ready=str(ready))
+    ends = "        self.path == '/api/ps' and os._exit(1)\n"
+    binary.write_text(text.replace("        known =", ends + "        known ="))
+    binary.chmod(0o755)
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def pause(seconds: float) -> None:
+        if seconds >= 1.0:
+            pauses.append(seconds)
+            seconds = 0.01
+        await sleep(seconds)
+
+    monkeypatch.setattr("sollold.engines.ollama.service._ABSENT", (5.0, 60.0))
+    monkeypatch.setattr("sollold.engines.ollama.service.asyncio.sleep", pause)
+    ollama = make(f"http://127.0.0.1:{port}", manage=True, binary=str(binary))
+    await ollama.start()
+    await until(lambda: len(starts.read_text() if starts.exists() else "") > 4)
+    assert pauses[:3] == [5.0, 10.0, 20.0]
+
+
+async def test_managed_without_a_binary_says_so(make: Make) -> None:
+    ollama = make("http://127.0.0.1:9", manage=True, binary="/nowhere/ollama")
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert "/nowhere/ollama" in ollama.trouble
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "expected"),
+    [
+        ("", "", "http://127.0.0.1:11434"),
+        ("", "0.0.0.0", "http://127.0.0.1:11434"),
+        ("", "192.168.1.5:8000", "http://192.168.1.5:8000"),
+        ("", ":1234", "http://127.0.0.1:1234"),
+        ("", "https://box.lan", "https://box.lan:443"),
+        ("http://[::1]:11434/", "x", "http://[::1]:11434"),
+        ("", "host:notaport", "http://host:11434"),
+        ("", "[::1", "http://127.0.0.1:11434"),
+        ("http://[::1", "", "http://127.0.0.1:11434"),
+    ],
+)
+def test_address(url: str, host: str, expected: str) -> None:
+    assert address(url, {"OLLAMA_HOST": host} if host else {}) == expected
+
+
+def test_is_here() -> None:
+    assert is_here("http://127.0.0.1:11434") and is_here("http://localhost")
+    assert is_here(f"http://{socket.gethostname()}:1") and is_here("http://no-such-name.invalid:1")
+    assert not is_here("http://192.0.2.1:11434") and not is_here("http://[2001:db8::1]:11434")
+
+
+async def test_another_machines_ollama_is_not_taken_for_this_ones(
+    make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.engines.ollama.service.is_here", lambda url: False)
+    ollama = make("", environ={"OLLAMA_HOST": standin.url})
+    await ollama.start()
+    await until(lambda: ollama.trouble)
+    assert f"OLLAMA_HOST names {standin.url}, which is another machine" in ollama.trouble
+    assert not names(ollama)
+    named = make(standin.url)
+    await named.start()
+    await until(lambda: names(named))
+    assert not named.trouble
+
+
+async def ask(standin: Standin, model: str, **more: Any) -> None:
+    from aiohttp import ClientSession
+
+    body = {"model": model, "prompt": "hi", "stream": False, "options": {"num_ctx": 2048}, **more}
+    async with ClientSession() as session, session.post(f"{standin.url}/api/generate", json=body) as answer:
+        assert answer.status == 200
+
+
+async def test_what_was_created_through_us_is_known_at_once_and_deleted_again(
+    make: Make, standin: Standin, catalogue: Catalogue
+) -> None:
+    ollama = make(standin.url)
+    await ollama.start()
+    await until(lambda: names(ollama))
+    ollama._poll = 3600.0
+    standin.models["mine:latest"] = Known("mine:latest")
+    await ollama.refresh()
+    assert "mine:latest" in names(ollama)
+    assert not await ollama.delete("mine:latest"), "nobody said that we made it"
+    ollama.created.add("mine")
+    assert await ollama.delete("mine:latest")
+    assert "mine:latest" not in standin.models
+    assert "mine:latest" not in names(ollama)
+    assert not await ollama.delete("mine:latest")

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sollold.engines.llamacpp import process_log
+from sollold.engines.llamacpp.child_journal import MARK, Journal, started
+from sollold.engines.llamacpp.exit_reason import exit_reason
+from sollold.engines.llamacpp.ports import Ports
+from sollold.engines.llamacpp.process import Process
+from sollold.engines.llamacpp.process_log import ProcessLog, prune
+from tests.doubles import until
+
+ROOT = Path(__file__).parents[2]
+
+
+async def begin(folder: Path, *command: str, **more: object) -> Process:
+    return await Process.start(
+        "test",
+        command,
+        deployment="d",
+        journal=Journal(folder / "children.json"),
+        log_file=folder / "logs/d/test.log",
+        **more,  # type: ignore[arg-type]
+    )
+
+
+async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
+    lines: list[str] = []
+    process = await begin(folder, "/bin/sh", "-c", "echo one; echo two >&2; exit 3", on_line=lines.append)
+    assert await asyncio.wait_for(process.exited, 10) == 3
+    assert lines == ["one", "two"] == process.last_lines()
+    assert (folder / "logs/d/test.log").read_text().splitlines()[1:] == ["one", "two", "[exit 3]"]
+    assert (folder / "children.json").read_text() == "[]"
+
+
+def readiness_to_go(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+
+
+async def test_it_goes_before_the_daemon_when_memory_ends(folder: Path):
+    process = await begin(folder, "/bin/sh", "-c", "echo ready; exec sleep 60")
+    await until(lambda: process.last_lines() == ["ready"])
+    assert readiness_to_go(process.pid) > readiness_to_go(os.getpid())
+    await process.stop(grace=0.0)
+
+
+async def test_one_that_ignores_sigterm_is_killed(folder: Path):
+    process = await begin(folder, "/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    await until(lambda: process.last_lines() == ["ready"])
+    await process.stop(grace=0.2)
+    assert process.exited.result() == -signal.SIGKILL
+
+
+PARENT = "sleep 600 & echo $!; exec sleep 600"
+"""Starts one of its own, which holds its output open as an Ollama's runner does."""
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_a_child_has_started_ends_with_it(folder: Path, alone: bool):
+    process = await begin(folder, "/bin/sh", "-c", PARENT)
+    await until(lambda: process.last_lines())
+    descendants = int(process.last_lines()[0])
+    then = started(descendants)
+    assert then
+    if alone:
+        os.kill(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    assert await asyncio.wait_for(process.exited, 10) == -signal.SIGKILL
+    await until(lambda: started(descendants) != then)
+
+
+def test_what_a_child_of_a_killed_daemon_has_started_is_ended(folder: Path):
+    path = folder / "children.json"
+    mine = {**os.environ, MARK: Journal(path).mark}
+    others = {**os.environ, MARK: Journal(folder / "other" / "children.json").mark}
+    left = subprocess.Popen(["/bin/sleep", "600"], env=mine)
+    stranger = subprocess.Popen(["/bin/sleep", "600"], env=others)
+    try:
+        Journal(path).kill_leftovers()
+        assert left.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+    finally:
+        for one in (left, stranger):
+            one.kill()
+            one.wait(10)
+
+
+async def test_it_gets_no_secret_and_no_hidden_option(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "hush hush")
+    monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")
+    process = await begin(folder, "/usr/bin/env", env={"LLAMA_CACHE": "/x"})
+    await process.exited
+    told = (folder / "logs/d/test.log").read_text()
+    assert "hush hush" not in told
+    assert "LLAMA_ARG" not in told
+    assert "LLAMA_CACHE=/x" in told
+
+
+async def test_sigpipe_is_ignored_in_it(folder: Path):
+    process = await begin(folder, "/bin/grep", "SigIgn", "/proc/self/status")
+    await process.exited
+    mask = int(process.last_lines()[0].split()[1], 16)
+    assert mask >> (signal.SIGPIPE - 1) & 1
+
+
+async def test_what_can_not_be_started_ends_with_a_reason(folder: Path):
+    process = await begin(folder, str(folder / "nothing"))
+    assert await process.exited != 0
+    assert "No such file" in exit_reason(process.exited.result(), process.last_lines())
+
+
+async def test_a_name_in_bytes_of_another_encoding_is_passed_on(folder: Path):
+    process = await asyncio.wait_for(begin(folder, "/bin/echo", "caf\udce9.gguf"), 10)
+    assert await process.exited == 0
+    assert b"caf\xe9.gguf\n" in (folder / "logs/d/test.log").read_bytes()
+
+
+@pytest.mark.parametrize("argument", ["a\0b", "\ud800"])
+async def test_a_command_that_can_not_be_given_is_an_error_and_no_hang(folder: Path, argument: str):
+    with pytest.raises(OSError, match="invalid command"):
+        await asyncio.wait_for(begin(folder, "/bin/echo", argument), 10)
+
+
+async def test_a_cancelled_start_leaves_no_child(folder: Path):
+    start = asyncio.create_task(begin(folder, "/bin/sleep", "600"))
+    await asyncio.sleep(0)
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    await until(lambda: psutil.Process().children(recursive=True) == [])
+
+
+def test_a_killed_daemon_takes_its_children_with_it(folder: Path):
+    code = (
+        "import asyncio, time; from pathlib import Path\n"
+        "from sollold.engines.llamacpp.child_journal import Journal\n"
+        "from sollold.engines.llamacpp.process import Process\n"
+        "async def main():\n"
+        f"    folder = Path({str(folder)!r})\n"
+        "    p = await Process.start('test', ['/bin/sleep', '600'], deployment='d',\n"
+        "        journal=Journal(folder / 'c.json'), log_file=folder / 'l')\n"
+        "    print(p.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    daemon = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert daemon.stdout is not None
+        pid = int(daemon.stdout.readline())
+        before = started(pid)
+        assert before
+        daemon.kill()
+        daemon.wait(10)
+        asyncio.run(until(lambda: started(pid) != before))
+    finally:
+        daemon.kill()
+        daemon.wait(10)
+
+
+def test_the_journal_ends_what_was_left_and_nobody_else(folder: Path):
+    left = subprocess.Popen(["/bin/sleep", "600"])
+    stranger = subprocess.Popen(["/bin/sleep", "600"])
+    try:
+        journal = Journal(folder / "children.json")
+        journal.add(left.pid, "worker", "d")
+        journal.add(stranger.pid, "worker", "d")
+        entries = json.loads((folder / "children.json").read_text())
+        # The stranger got the pid of one that has ended since.
+        entries[1]["started"] = started(os.getpid())
+        (folder / "children.json").write_text(json.dumps(entries))
+        killed = Journal(folder / "children.json").kill_leftovers()
+        assert [one.pid for one in killed] == [left.pid]
+        assert left.wait(10) == -signal.SIGKILL
+        assert stranger.poll() is None
+        assert Journal(folder / "children.json").kill_leftovers() == []
+    finally:
+        for one in (left, stranger):
+            one.kill()
+            one.wait(10)
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", '[{"pid": "x"}]', "\x00"])
+def test_a_journal_that_can_not_be_read_is_no_obstacle(folder: Path, text: str):
+    (folder / "children.json").write_text(text)
+    assert Journal(folder / "children.json").kill_leftovers() == []
+
+
+def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(process_log, "ROTATE_BYTES", 100)
+    with ProcessLog(folder / "logs/d/x.log") as log:
+        for _ in range(30):
+            log.write(b"0123456789\n")
+    sizes = {file.name: file.stat().st_size for file in (folder / "logs/d").iterdir()}
+    assert sizes.keys() == {"x.log", "x.log.1"}
+    assert max(sizes.values()) <= 121
+    for number in range(5):
+        (folder / f"logs/old{number}").mkdir()
+        if not number:
+            (folder / "logs/old0/folder").mkdir()
+        os.utime(folder / f"logs/old{number}", (number, number))
+    prune(folder / "logs", spare=["old2"], keep=2)
+    # What can't be removed is left, and keeps nothing else.
+    assert sorted(one.name for one in (folder / "logs").iterdir()) == ["d", "old0", "old2", "old4"]
+
+
+def test_ports_are_given_once():
+    ports = Ports(0)
+    taken = {ports.take() for _ in range(2000)}
+    assert len(taken) == 2000
+    first = min(taken)
+    assert Ports(first).take() >= first
+    same = Ports(first)
+    one = same.take()
+    assert same.take() != one
+
+
+@pytest.mark.parametrize(
+    ("code", "lines", "words"),
+    [
+        (1, ["0.01 E load: failed to open x", "0.02 E srv: exiting due to model"], "failed to open x"),
+        (1, ["failed to allocate RPC buffer", "error: x"], "out of memory (failed to allocate"),
+        (-9, ["all is well"], "it was killed (SIGKILL), probably out of memory"),
+        (-6, ["a", "GGML_ASSERT(x) failed"], "it was ended by SIGABRT: GGML_ASSERT(x) failed"),
+        (
+            -6,
+            [
+                "0.1 I load_tensors: tensor 'x' can't be used with the preferred buffer type",
+                "/src/ggml/src/ggml.c:3153: GGML_ASSERT(ggml_can_mul_mat(a, b)) failed",
+                "0.2 I common_init_from_params: warming up, unknown or invalid tokens are skipped",
+            ],
+            "it was ended by SIGABRT: /src/ggml/src/ggml.c:3153: GGML_ASSERT(ggml_can_mul_mat(a, b)) failed",
+        ),
+        (
+            -6,
+            [
+                "terminate called after throwing an instance of 'std::runtime_error'",
+                "  what():  Invalid diff",
+                "0.3 W warning: failed to map a page",
+            ],
+            "it was ended by SIGABRT: what():  Invalid diff",
+        ),
+        (-11, ["0.1 I srv load: error correction is off", "0.2 I done"], "it was ended by SIGSEGV: done"),
+        (0, [], "it ended with exit code 0"),
+        (-99, ["x"], "it was ended by signal 99: x"),
+    ],
+)  # fmt: skip
+def test_last_words(code: int, lines: list[str], words: str):
+    assert words in exit_reason(code, lines)

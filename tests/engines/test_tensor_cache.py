@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sollold.cluster.gossip.record import MOST_CACHED
+from sollold.engines.llamacpp import tensor_cache
+from sollold.engines.llamacpp.tensor_cache import TensorCache
+
+ONE, TWO, THREE = "0" * 16, "1" * 16, "2" * 16
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TensorCache:
+    monkeypatch.setattr(tensor_cache, "_SPARE", 0)
+    return TensorCache(tmp_path / "tensors", 1000)
+
+
+def load(cache: TensorCache, deployment: str, **files: bytes) -> Path:
+    folder = cache.open(deployment, 0)
+    assert folder is not None
+    for name, data in files.items():
+        (folder / "rpc" / name[1:]).write_bytes(data)
+    return folder / "rpc"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_what_a_loaded_deployment_wrote_is_there_for_the_next(cache: TensorCache):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.keep("a")
+    cache.close("a")
+    assert names(load(cache, "b")) == [ONE]
+
+
+def test_what_a_load_cut_short_wrote_is_not(cache: TensorCache):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.close("a")
+    assert names(load(cache, "b")) == []
+    cache.remove_leftovers()
+    assert names(load(cache, "c")) == []
+
+
+@pytest.mark.parametrize("harm", ["truncate", "write", "extra"])
+def test_a_file_that_changed_since_is_not_offered(cache: TensorCache, tmp_path: Path, harm: str):
+    load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 10})
+    cache.keep("a")
+    whole = tmp_path / "tensors/whole"
+    match harm:
+        case "truncate":
+            os.truncate(whole / ONE, 5)
+        case "write":
+            (whole / ONE).write_bytes(b"z" * 10)
+        case "extra":
+            (whole / THREE).write_bytes(b"never taken over")
+    expected = [ONE, TWO] if harm == "extra" else [TWO]
+    assert names(load(cache, "b")) == expected
+    assert names(whole) == expected
+
+
+def test_the_longest_unread_go_when_the_limit_is_passed(cache: TensorCache, tmp_path: Path):
+    load(cache, "a", **{"_" + ONE: b"x" * 400, "_" + TWO: b"x" * 400})
+    cache.keep("a")
+    whole = tmp_path / "tensors/whole"
+    old = (whole / ONE).stat()
+    os.utime(whole / TWO, ns=(old.st_atime_ns + 10**12, (whole / TWO).stat().st_mtime_ns))
+    folder = load(cache, "b", **{"_" + THREE: b"x" * 400})
+    os.utime(folder / THREE, ns=(old.st_atime_ns + 10**13,) * 2)
+    cache.keep("b")
+    assert names(whole) == [TWO, THREE]
+
+
+def test_names_that_no_worker_gives_are_not_taken_over(cache: TensorCache):
+    load(cache, "a", _readme=b"x", **{"_" + ONE: b""})
+    cache.keep("a")
+    assert names(load(cache, "b")) == []
+
+
+def test_a_full_disk_means_no_cache(tmp_path: Path):
+    assert TensorCache(tmp_path, 1000).open("a", 1 << 60) is None
+    assert not (tmp_path / "work/a").exists()
+
+
+def test_a_folder_that_can_not_be_written_means_no_cache(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    cache = TensorCache(tmp_path / "file", 1000)
+    assert cache.open("a", 1) is None
+    cache.keep("a")
+    cache.close("a")
+
+
+def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path):
+    load(cache, "a", **{"_" + ONE: b"x"})
+    cache.keep("a")
+    (tmp_path / "tensors/whole.json").write_text("[")
+    assert names(load(cache, "b")) == []
+
+
+def test_a_cache_that_a_user_empties_fills_again(cache: TensorCache, tmp_path: Path):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.keep("a")
+    load(cache, "b", **{"_" + TWO: b"y" * 10})
+    shutil.rmtree(tmp_path / "tensors/whole")
+    cache.keep("b")
+    assert names(load(cache, "c")) == [ONE, TWO]
+
+
+def test_a_file_that_is_changed_while_a_worker_has_it_is_not_taken_for_its_work(
+    cache: TensorCache, tmp_path: Path
+):
+    load(cache, "a", **{"_" + ONE: b"x" * 10})
+    cache.keep("a")
+    load(cache, "b")
+    os.truncate(tmp_path / "tensors/whole" / ONE, 5)
+    cache.keep("b")
+    assert names(load(cache, "c")) == []
+
+
+def test_it_tells_of_which_models_it_keeps_how_much(cache: TensorCache):
+    assert cache.models() == ()
+    load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 20})
+    cache.keep("a", "d1" * 32)
+    cache.close("a")
+    # What is there already was the first model's; the second is counted with what is new.
+    folder = load(cache, "b", **{"_" + THREE: b"z" * 40})
+    os.utime(folder / THREE, (2e9, 2e9))
+    cache.keep("b", "d2" * 32)
+    cache.close("b")
+    assert cache.models() == (("d2" * 8, 40), ("d1" * 8, 30))
+    assert names(load(cache, "c")) == [ONE, TWO, THREE]
+
+
+def test_it_tells_of_a_few_models_only(cache: TensorCache):
+    for number in range(20):
+        load(cache, f"d{number}", **{f"_{number:016x}": b"x"})
+        cache.keep(f"d{number}", f"{number:02}" * 32)
+        cache.close(f"d{number}")
+    assert len(cache.models()) == MOST_CACHED

@@ -1,0 +1,25 @@
+"""The llama.cpp that `make setup` built, where it may be missing."""
+
+from __future__ import annotations
+
+from sollold.engines.install.find import Llama, find
+from sollold.settings.paths import places
+from sollold.settings.schema import LlamaSettings, NodeSettings
+
+
+def found_llama() -> tuple[Llama | None, str]:
+    """It, or None and why there is none, for people."""
+    found, passed = find(LlamaSettings(), places(NodeSettings()).cache)
+    return found, "" if found is not None else f"no llama.cpp here: {'; '.join(passed) or 'run make setup'}"
+
+
+def required_llama() -> Llama:
+    """It, for a program that can't do without.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    found, _ = found_llama()
+    if found is None:
+        raise SystemExit("no llama.cpp: run `sollold setup`")
+    return found

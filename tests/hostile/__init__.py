@@ -1,0 +1,1 @@
+"""A member of the cluster that lies: whatever it says, the others go on."""

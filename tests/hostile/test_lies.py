@@ -1,0 +1,287 @@
+"""One member of five lies in its packets: no other is lost, no leader, and no count is used up."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import blake2b
+
+import pytest
+
+from sollold.cluster.gossip.member import Status
+from sollold.cluster.gossip.packet import (
+    FORMAT,
+    Alive,
+    Dead,
+    Delta,
+    Left,
+    MemberState,
+    Message,
+    PushPull,
+    Suspect,
+    Whole,
+    compound,
+    encode,
+    head,
+)
+from sollold.cluster.gossip.record import (
+    Backend,
+    Endpoint,
+    Grant,
+    GrantState,
+    Placed,
+    Record,
+    State,
+    Waiting,
+)
+from sollold.cluster.gossip.record_check import objection
+from sollold.cluster.gossip.signing import alive_content, left_content, record_content
+from sollold.cluster.gossip.term import Term
+from sollold.machine.device import Device, Kind
+from sollold.machine.external_worker import ExternalState, ExternalWorker
+from tests.keys import ToySigner
+from tests.sim.world import Machine, Process, World
+
+HUGE = 2**62 - 1
+
+
+class Liar:
+    """A member that has the cluster's secret and its own key, and says what it likes."""
+
+    def __init__(self, world: World, machine: Machine) -> None:
+        assert machine.process is not None
+        self.world = world
+        self.machine = machine
+        self.process = machine.process
+        self.signer = ToySigner(machine.node)
+
+    def say(self, *messages: Message, to: Machine | None = None) -> None:
+        """Send a packet, to everybody where nobody is named."""
+        data = compound(head(self.machine.node, self.process.boot), [encode(one) for one in messages])
+        for machine in self.world.machines:
+            if machine is not self.machine and machine.process is not None and to in (None, machine):
+                machine.process.receive(data, self.machine.address)
+
+    def alive(self, node: str, boot: int, incarnation: int) -> Alive:
+        """A sign of life, signed with the liar's key."""
+        where = (self.machine.address,)
+        signature = self.signer.sign(alive_content(node, boot, incarnation, where))
+        return Alive(node, boot, incarnation, where, self.signer.public, signature)
+
+    def left(self, node: str, incarnation: int) -> Left:
+        return Left(node, incarnation, self.signer.sign(left_content(node, incarnation)))
+
+    def delta(self, record: Record, boot: int, version: int) -> Delta:
+        """News of a record, signed with the liar's key: all of it."""
+        names = [name for name in record.__slots__ if name not in ("node", "version")]
+        parts = {name: encode(getattr(record, name)) for name in names}
+        signature = self.signer.sign(record_content(record.node, boot, version, parts))
+        fields = zlib.compress(encode({name: getattr(record, name) for name in names}))
+        return Delta(record.node, boot, 0, version, fields, signature)
+
+
+def town(seed: int) -> tuple[World, Liar]:
+    """Five machines that know each other and have a leader; the last one lies."""
+    world = World(seed, 5, signed=True)
+    for machine in world.machines:
+        machine.start()
+        machine.introduce_all()
+    assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
+    world.run_until(world.now + 5.0)
+    return world, Liar(world, world.machines[-1])
+
+
+def process(machine: Machine) -> Process:
+    assert machine.process is not None
+    return machine.process
+
+
+def works(world: World) -> None:
+    """Nodes agree, someone leads, and what each says of itself still reaches all others."""
+    assert world.run_while(lambda: bool(world.disagreement()), 60.0), world.disagreement()
+    for one in world.running():
+        world.mark(one)
+    assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
+    for one in world.running():
+        assert one.gossip.leader().counter < 2**20
+        assert one.gossip._membership.incarnation < 2**20
+        assert one.gossip.me.version < 2**40
+
+
+def restart(world: World) -> None:
+    """Everybody stops at once and starts again."""
+    for machine in world.machines:
+        machine.crash()
+    world.run_until(world.now + 1.0)
+    for machine in world.machines:
+        machine.start()
+        machine.introduce_all()
+
+
+def suspect(liar: Liar, victim: Machine) -> None:
+    liar.say(Suspect(victim.node, HUGE, liar.machine.node))
+
+
+def bury(liar: Liar, victim: Machine) -> None:
+    liar.say(Dead(victim.node, HUGE, liar.machine.node))
+
+
+def suspect_a_little_above(liar: Liar, victim: Machine) -> None:
+    """Each of them above the last, to the others alone: the victim would not dare to go so high at once."""
+    for step in range(1, 50):
+        for other in liar.world.machines[1:-1]:
+            liar.say(Suspect(victim.node, 1000 * step, liar.machine.node), to=other)
+    liar.say(Suspect(victim.node, 50_000, liar.machine.node), to=victim)
+
+
+def claim_and_leave(liar: Liar, victim: Machine) -> None:
+    me = liar.process.gossip.me
+    liar.say(liar.delta(replace(me, claim=Term(HUGE, me.node)), liar.process.boot, me.version + 1))
+    liar.say(liar.left(me.node, liar.process.gossip._membership.incarnation))
+    liar.machine.crash()
+
+
+def claim_for_the_victim(liar: Liar, victim: Machine) -> None:
+    me = liar.process.gossip.me
+    liar.say(liar.delta(replace(me, claim=Term(1000, victim.node)), liar.process.boot, me.version + 1))
+
+
+def rewrite_the_record(liar: Liar, victim: Machine) -> None:
+    there = process(victim)
+    lie = replace(there.gossip.me, models="lie")
+    for boot in (there.boot, there.boot + 1):
+        liar.say(liar.delta(lie, boot, HUGE))
+        liar.say(liar.delta(lie, boot, there.gossip.me.version + 5))
+
+
+def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
+    there = process(victim)
+    incarnation = there.gossip._membership.incarnation
+    for higher in (incarnation + 1, HUGE):
+        for boot in (there.boot, there.boot + 1):
+            liar.say(liar.alive(victim.node, boot, higher))
+        liar.say(liar.left(victim.node, higher))
+
+
+def push_the_lies(liar: Liar, victim: Machine) -> None:
+    """The same in a push-pull: states and records of others."""
+    there = process(victim)
+    lie = liar.delta(replace(there.gossip.me, models="lie"), there.boot, HUGE)
+    held = [
+        MemberState(victim.node, there.boot, HUGE, status, (liar.machine.address,), HUGE, there.boot + 1)
+        for status in Status
+    ]
+    whole = Whole(victim.node, lie.boot, lie.version, encode(replace(there.gossip.me, models="lie")), b"")  # type: ignore[arg-type]
+    body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], [whole]))
+    for machine in liar.world.machines[:-1]:
+        one = process(machine)
+        one.apply(one.gossip.push_pull(body, liar.machine.address, one.clock())[1])
+
+
+ATTACKS: list[Callable[[Liar, Machine], None]] = [
+    suspect,
+    bury,
+    suspect_a_little_above,
+    claim_and_leave,
+    claim_for_the_victim,
+    rewrite_the_record,
+    speak_for_the_victim,
+    push_the_lies,
+]
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("seed", range(2))
+def test_the_others_go_on_at_once_and_after_a_restart_of_all(
+    seed: int, attack: Callable[[Liar, Machine], None]
+) -> None:
+    world, liar = town(seed)
+    victim = world.machines[0]
+    attack(liar, victim)
+    works(world)
+    assert process(victim).gossip.me.models != "lie"
+    restart(world)
+    works(world)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"name": "pc\n12:00:00 cluster: node pc9 joined"},
+        {"name": "\x1b[2Jpc"},
+        {"name": "x" * 65},
+        {"http_port": 70_000},
+        {"addresses": ("example.org",)},
+        {"devices": (Device("CPU", Kind.CPU, "cpu", -1, 0, 0, 0, 0),)},
+        {"devices": (Device("CPU", Kind.CPU, "cpu", 2**51, 0, 0, 0, 0),)},
+        {"devices": (Device("CPU", Kind.CPU, "cpu", 1, 1, 1, 0, 1, bandwidth=float("inf")),)},
+        {"devices": tuple(Device(f"GPU{n}", Kind.GPU, "gpu", 1, 1, 1, 0, 1) for n in range(65))},
+        {"links": (("b" * 16, float("nan"), 1.0),)},
+    ],
+    ids=repr,
+)
+def test_a_record_that_no_node_can_have_is_refused_and_counted(lie: dict[str, object]) -> None:
+    world, liar = town(1)
+    me = liar.process.gossip.me
+    liar.say(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
+    for machine in world.machines[:-1]:
+        gossip = process(machine).gossip
+        assert gossip.record(me.node) == me
+        assert gossip.refused["record"] == 1
+
+
+def test_no_default_of_a_record_is_refused() -> None:
+    """Some fields have a default below zero for what is not known; a new field must not cut its node off."""
+    endpoint = Endpoint(
+        "d", "m", "a" * 64, Backend.SHARDED, State.READY, placed=(Placed("b" * 16, "CPU", 0, 1, 1),)
+    )
+    full = Record(
+        "a" * 16, "pc", 1, ("10.0.0.1",), 11435, 11436, "1", "b1",
+        devices=(Device("CPU", Kind.CPU, "cpu", 1, 1, 1, 0, 1),),
+        grants=(Grant("d", "CPU", 1, "a" * 16, GrantState.COMMITTED),),
+        endpoints=(endpoint,), plain=(ExternalWorker("pc:50052", ExternalState.CHECKING),),
+        waiting=(Waiting("c" * 16, "pc2", "ABCD-EFGH"),),
+    )  # fmt: skip
+    assert objection(full, Term()) == ""
+    worse = replace(endpoint, placed=(replace(endpoint.placed[0], resident=-2),))
+    assert "resident is -2" in objection(replace(full, endpoints=(worse,)), Term())
+
+
+def test_invented_nodes_cost_a_bounded_time() -> None:
+    """A body names 4,000 nodes with signatures that are none: after a few no more is checked."""
+    world, liar = town(1)
+    checked = 0
+
+    class Counting(ToySigner):
+        def verify(self, node: str, public: bytes, signature: bytes, content: bytes) -> bool:
+            nonlocal checked
+            checked += 1
+            return super().verify(node, public, signature, content)
+
+    target = process(world.machines[0])
+    target.gossip._membership._signer = Counting(world.machines[0].node)
+    held = [
+        MemberState(blake2b(number.to_bytes(2), digest_size=8).hexdigest(), 1, 1, 0, (("10.9.0.1", 1),), 0, 0)
+        for number in range(4000)
+    ]
+    body = encode(PushPull(FORMAT, 0, liar.machine.node, liar.process.boot, held, [], []))
+    target.apply(target.gossip.push_pull(body, liar.machine.address, target.clock())[1])
+    assert checked <= 32
+    assert len(target.gossip.live()) == 5
+
+
+def test_invented_nodes_with_keys_of_their_own_push_out_nobody_who_lives() -> None:
+    world, liar = town(1)
+    target = process(world.machines[0])
+    for start in range(0, 8192, 512):
+        held = []
+        for number in range(start, start + 512):
+            signer = ToySigner(f"{number + 2**32:016x}")
+            node, where = signer.public.hex(), (("10.9.0.1", 1),)
+            signature = signer.sign(alive_content(node, 1, 1, where))
+            held.append(MemberState(node, 1, 1, 0, where, 0, 0, signer.public, signature))
+        body = encode(PushPull(FORMAT, 2, liar.machine.node, liar.process.boot, held, [], []))
+        target.apply(target.gossip.push_pull(body, liar.machine.address, target.clock())[1])
+    assert len(target.gossip._membership.members) <= 4096
+    assert len(target.gossip.live()) == 5

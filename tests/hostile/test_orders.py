@@ -1,0 +1,62 @@
+"""Orders to a node count from the leader alone, whatever the one who gives them claims to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Commit, Deploy, Done, Release, Renew, Reserve, Unload
+from sollold.engines.install.find import Llama
+from sollold.models.model import Model
+from sollold.settings.schema import MIB
+from tests.agent_cluster import TERM, plan, running_agents
+
+NOBODY = Llama(Path("/nowhere/llama-server"), Path("/nowhere/ggml-rpc-server"), "b1", "c", frozenset())
+MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
+HUGE = 2**62 - 1
+
+
+async def test_a_member_orders_nothing_in_the_name_of_the_leader(folder: Path) -> None:
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        ask = Reserve(TERM, "d", "liar", {"CPU": MIB})
+        assert not (await cluster.call("liar", "a", "reserve", ask)).ok
+        assert cluster.agents["a"].grants.ledger.grants() == ()
+        await cluster.reserve("d", plan(MODEL, "a"))
+        for order in (
+            ("deploy", Deploy(TERM, "d", plan(MODEL, "a"), -1.0)),
+            ("unload", Unload(TERM, "d", force=True)),
+            ("release", Release(TERM, "d", "a")),
+            ("renew", Renew("d", "a")),
+            ("commit", Commit("d", "a", ("CPU",), "b1")),
+        ):
+            done = await cluster.call("liar", "a", *order)
+            assert not done.ok and "liar" in done.reason
+        assert {grant.deployment for grant in cluster.agents["a"].grants.ledger.grants()} == {"d"}
+
+
+@pytest.mark.parametrize("counter", [HUGE, 2**40, TERM.counter + 2**21])
+async def test_a_term_that_no_election_reached_is_refused_and_forgotten(folder: Path, counter: int) -> None:
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        # The view of the cluster knows who leads; the ledger has seen nothing yet.
+        lie = Term(counter, "liar")
+        for method, request in (
+            ("release", Release(lie, "x", "x")),
+            ("unload", Unload(lie, "x")),
+            ("reserve", Reserve(lie, "x", "x", {"CPU": MIB})),
+        ):
+            await cluster.call("liar", "a", method, request)
+        assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        done: Done = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
+        assert done.ok
+
+
+async def test_a_poisoned_term_on_disk_is_forgotten(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = folder / "a/state"
+    state.mkdir(parents=True)
+    (state / "term.json").write_text(f'{{"counter": {HUGE}, "leader": "liar"}}')
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        assert (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": MIB}))).ok
+    assert "which is impossible" in caplog.text

@@ -1,0 +1,118 @@
+"""Real daemons on machines of their own get a new secret, and turn a member out, while answers run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import write
+from tests import netns
+from tests.chaos.callers import DIALECTS, Caller
+from tests.chaos.round import MEMORY, RECITAL, SETTINGS
+from tests.daemons import PEER, Cluster, Node, until
+from tests.hostile.test_door import names, said, sollold
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.llama,
+    pytest.mark.timeout(300),
+    pytest.mark.skipif(bool(netns.available()), reason=netns.available()),
+]
+
+
+@pytest.fixture
+def three(tmp_path: Path, llama: Llama) -> Iterator[Cluster]:
+    """Three machines that founded a cluster, with a model that needs two of them."""
+    model = tmp_path / "count.gguf"
+    write(model, RECITAL)
+    settings = SETTINGS | {"cluster.door": "1h"}
+    with Cluster(3, tmp_path, llama, memory=MEMORY, settings=settings, start=False) as cluster:
+        for node in cluster:
+            (node.models / "count.gguf").symlink_to(model)
+            node.start()
+        cluster.together()
+        yield cluster
+
+
+def ring(node: Node) -> dict[str, Any]:
+    """The keyring that the node has on disk."""
+    return dict(json.loads((node.folder / "state" / "keyring").read_bytes()))
+
+
+def connected(node: Node, other: Node) -> list[str]:
+    """The connections between nodes that one machine has with another."""
+    with node.network():
+        words = ["ss", "-Htn", "state", "established", f"( dport = {PEER} or sport = {PEER} )"]
+        listed = subprocess.run(words, capture_output=True, text=True, timeout=10, check=True).stdout
+    return [
+        line for line in listed.splitlines() if f"{other.address}]:" in line or f"{other.address}:" in line
+    ]
+
+
+def holder(cluster: Cluster) -> Node:
+    """A node that holds layers for another one's answers."""
+    (found,) = [one for one in cluster[0].state()["deployments"] if one["model"].startswith("count")]
+    named = {placed["node_name"] for placed in found["placed"]} - {found["node_name"]}
+    return next(node for node in cluster if node.name in named)
+
+
+def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> None:
+    callers = {node.name: Caller(node, DIALECTS[0], "count", (140, 160), node.index) for node in three}
+    for caller in callers.values():
+        caller.start()
+
+    def all_speak(after: float = 0.0) -> bool:
+        return all(caller.last_word() > after for caller in callers.values())
+
+    until(all_speak, "all run", 120)
+    # All get a new secret: no answer is interrupted, or even resumed.
+    before = ring(three[0])["secret"]
+    assert "new secret on node0, node1, node2" in sollold(three[1], "cluster", "rotate")
+    until(lambda: len({before, *(ring(node)["secret"] for node in three)}) == 2, "it is on disk everywhere")
+    rotated = time.monotonic()
+    until(lambda: all_speak(rotated), "all go on", 60)
+    # A node with layers is turned out: its connections end at once, and what the others answer goes on.
+    out = holder(three)
+    stay = [node for node in three if node is not out]
+    callers[out.name].stop()
+    began = time.monotonic()
+    with ThreadPoolExecutor(1) as thread:
+        order = thread.submit(stay[0].ask, "POST", "/api/cluster/evict", {"machine": out.name})
+        until(lambda: all(out.name not in names(node) for node in stay), "it is gone", 20, 0.02)
+        until(lambda: not any(connected(node, out) for node in stay), "it has no connections", 20, 0.02)
+        took = time.monotonic() - began
+        answer = order.result()
+    assert answer.status == 200 and set(answer.json["done"]) == {node.name for node in stay}
+    print(f"the node was out after {took:.2f} s")
+    for caller in callers.values():
+        caller.stop()
+    for caller in callers.values():
+        caller.join(220)
+        assert not caller.is_alive()
+    for node in stay:
+        for stream in callers[node.name].streams:
+            assert stream.done and not stream.what_is_wrong(), (stream.what_is_wrong(), stream.error)
+            assert not stream.resumed or stream.ended > began
+    # Some hundredths of a second where nothing else runs.
+    assert took < 4.0
+    # It knows why, its key is shown, and the door that is open for an hour does not help.
+    until(lambda: "was evicted" in "".join(said(out, "seeking")), "it knows why", 30)
+    assert f"{out.name}, which was evicted, waits" in sollold(stay[1], "status")
+    assert names(out) == {out.name} and ring(out)["secret"] not in {ring(node)["secret"] for node in stay}
+    # An admin lets it in. It is away while the secret is changed again, and fetches it by its key later.
+    assert stay[0].ask("POST", "/api/cluster/admit", {"machine": out.name}).status == 200
+    until(lambda: all(len(names(node)) == 3 for node in three), "it is in again")
+    out.stop()
+    until(lambda: all(out.name not in names(node) for node in stay), "it is off", 20)
+    assert stay[1].ask("POST", "/api/cluster/rotate", {}).json["away"] == [out.name]
+    out.start()
+    until(lambda: all(len(names(node)) == 3 for node in three), "it is back")
+    until(lambda: len({ring(node)["secret"] for node in three}) == 1, "it has the new secret")

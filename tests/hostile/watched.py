@@ -1,0 +1,119 @@
+"""A daemon that notes how long its event loop stood still: ``python -m tests.hostile.watched FILE run …``.
+
+A stop is the time between two beats of the loop in which its thread worked or waited for anything but the
+processor: what other processes took of it is no fault of the daemon. Each is a line of JSON in FILE with what
+the thread was doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TextIO
+
+import uvloop
+
+BEAT = 0.005
+NOTED = 0.03
+"""Seconds of a stop from which it is noted."""
+
+
+class LoopWatch:
+    """Measures the loop that `beat` runs on."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._thread = threading.get_ident()
+        # Nanoseconds of work, and of waiting for a processor.
+        self._account = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+        self._collecting = self._collected = 0.0
+        gc.callbacks.append(self._collects)
+        self._last = time.monotonic()
+        self._seen: dict[str, int] = {}
+        threading.Thread(target=self._look, daemon=True, name="loop watch").start()
+
+    async def beat(self) -> None:
+        """Until cancelled."""
+        worked, waited = self._read()
+        while True:
+            await asyncio.sleep(BEAT)
+            now = time.monotonic()
+            worked_now, waited_now = self._read()
+            stopped = now - self._last - (waited_now - waited) - BEAT
+            if stopped >= NOTED:
+                self._note(stopped, worked_now - worked)
+            self._seen, self._collected = {}, 0.0
+            self._last, worked, waited = now, worked_now, waited_now
+
+    def _note(self, stopped: float, worked: float) -> None:
+        where = max(self._seen, key=lambda stack: self._seen[stack], default="")
+        line = {"stopped": stopped, "worked": worked, "collected": self._collected, "where": where}
+        with contextlib.suppress(ValueError):
+            self._out.write(json.dumps(line) + "\n")
+            self._out.flush()
+
+    def _collects(self, phase: str, info: dict[str, int]) -> None:
+        now = time.thread_time()
+        if threading.get_ident() == self._thread and phase == "stop":
+            self._collected += now - self._collecting
+        self._collecting = now
+
+    def _look(self) -> None:
+        """What the loop's thread does when it is late; where that kept the interpreter's lock, after it."""
+        while True:
+            time.sleep(0.01)
+            if time.monotonic() - self._last > 0.02:
+                frames = traceback.extract_stack(sys._current_frames().get(self._thread))[-8:]
+                stack = " < ".join(
+                    f"{one.filename[-40:]}:{one.lineno} {one.name}" for one in reversed(frames)
+                )
+                self._seen[stack] = self._seen.get(stack, 0) + 1
+
+    def _read(self) -> tuple[float, float]:
+        worked, waited, _ = os.pread(self._account, 100, 0).split()
+        return int(worked) / 1e9, int(waited) / 1e9
+
+
+def give_back(number: int, frame: object) -> None:
+    """Return to the system what is not used, so that what is left is in use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def main() -> int:
+    """Run the command line of sollold with a watched loop."""
+    name = sys.argv.pop(1)
+    run = uvloop.run
+
+    def watched(main: Coroutine[Any, Any, Any], **options: Any) -> Any:
+        out = Path(name).open("w")  # noqa: SIM115
+
+        async def both() -> Any:
+            watch = asyncio.create_task(LoopWatch(out).beat())
+            try:
+                return await main
+            finally:
+                watch.cancel()
+
+        return run(both(), **options)
+
+    uvloop.run = watched
+    signal.signal(signal.SIGUSR2, give_back)
+    from sollold.cli.main import main as command
+
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

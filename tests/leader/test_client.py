@@ -1,0 +1,52 @@
+"""Asking the leader from any node; `tests.serving.test_loader` has its changes and failures."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from sollold.cluster.gossip.term import Term
+from sollold.errors import Fault, Refusal
+from sollold.leader.client import LeaderClient
+from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
+from tests.leader.cluster import Cluster
+
+ASK = Ensure("demo")
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    """Node b leads; a and c think that c does."""
+    cluster = Cluster()
+    for node in "abc":
+        cluster.add(node, 0)
+    cluster.term = Term(3, "c")
+    cluster.nodes["c"].hook = answers(Ensured(Verdict.ELSEWHERE, leader="b"), Dropped(leader="b"))
+    yield cluster
+
+
+def answers(ensured: Ensured, dropped: Dropped) -> Callable[[str, object], Awaitable[object | None]]:
+    async def hook(method: str, request: object) -> object | None:
+        return {"ensure": ensured, "drop": dropped}.get(method)
+
+    return hook
+
+
+async def test_redirects_are_followed(cluster: Cluster) -> None:
+    cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
+    client = LeaderClient(cluster, cluster)
+    assert (await client.ensure(ASK, lambda message: None)).deployment == "x"
+    assert (await client.drop(Drop("demo"))).ended == ("x",)
+    assert [node for node, _, _ in cluster.calls_made] == ["c", "b", "c", "b"]
+
+
+async def test_a_leader_that_can_not_be_asked_is_told_of(cluster: Cluster) -> None:
+    client = LeaderClient(cluster, cluster)
+    del cluster.nodes["b"]
+    with pytest.raises(Refusal, match="the leader could not be asked") as refused:
+        await client.drop(Drop("demo"))
+    assert refused.value.fault is Fault.UNAVAILABLE
+    cluster.term = Term()
+    with pytest.raises(Refusal, match="no leader"):
+        await client.drop(Drop("demo"))

@@ -1,0 +1,332 @@
+"""Loads that fail, nodes that go, drain or break, and memory that is on its way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sollold.cluster.gossip.record import State
+from sollold.cluster.gossip.term import Term
+from sollold.engines.commands import Commit, Deploy, Reserve, Reserved, Unload
+from sollold.leader import snapshot_maker
+from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN
+from sollold.leader.leader import Leader
+from sollold.leader.messages import Verdict
+from sollold.leader.observations import GOOD_SERVICE, LAST_RESORT
+from sollold.models.footprint.shape import Shape
+from sollold.models.model import Model
+from sollold.placement.explain import Shortfall, explain
+from tests.leader.cluster import (
+    ASK,
+    SETTINGS,
+    Cluster,
+    break_off,
+    model,
+    placed,
+)
+from tests.placement.fleets import MIB
+
+
+async def test_a_model_that_fails_again_and_again_is_left_alone_for_a_while(cluster: Cluster) -> None:
+    for _ in range(2):
+        answer = await cluster.planner.ensure(ASK)
+        assert answer.verdict is Verdict.WAIT
+        cluster.ready(answer.deployment, state=State.FAILED, reason="bad tensor.")
+        for node in cluster.nodes.values():
+            node.ledger.end(answer.deployment, "failed")
+            node.ledger.ended(answer.deployment)
+        cluster.changed()
+    refused = await cluster.planner.ensure(ASK)
+    assert refused.fault == "unavailable"
+    assert "bad tensor" in refused.message
+    assert refused.retry_after > 0
+    cluster.now += 10.0
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_deployment_that_broke_after_answering_is_placed_again_at_once(cluster: Cluster) -> None:
+    for _ in range(5):
+        deployment = await placed(cluster)
+        cluster.ready(deployment, state=State.FAILED, reason="a worker died")
+        for node in cluster.nodes.values():
+            node.ledger.end(deployment, "failed")
+            node.ledger.ended(deployment)
+        cluster.changed()
+    assert len(cluster.asked("deploy")) == 5
+
+
+async def test_a_new_leader_takes_no_fault_of_before_for_a_load_that_failed(cluster: Cluster) -> None:
+    for _ in range(3):
+        deployment = await placed(cluster)
+        cluster.ready(deployment, state=State.FAILED, reason="a worker died", answered=True)
+        for node in cluster.nodes.values():
+            node.ledger.end(deployment, "failed")
+            node.ledger.ended(deployment)
+        cluster.changed()
+    other = Leader(SETTINGS, cluster.seen_by("a"), cluster, cluster, clock=lambda: cluster.now)
+    cluster.term = Term(2, "a")
+    assert (await other.ensure(ASK)).verdict is Verdict.WAIT
+    await other.close()
+
+
+async def test_refusals_of_another_kind_end_after_a_few_attempts(cluster: Cluster) -> None:
+    attempts = 0
+
+    async def hook(method: str, request: object) -> object | None:
+        nonlocal attempts
+        if method == "reserve":
+            attempts += 1
+            return Reserved(False, "the node is draining and accepts no new deployments", {"CPU": 450 * MIB})
+        return None
+
+    cluster.nodes["b"].hook = hook
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.REFUSED
+    assert "draining" in answer.message
+    assert attempts <= 6
+
+
+async def test_a_header_that_can_not_be_read_just_now_is_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, asked = cluster.shape, 0
+
+    async def shape(node: str, model: Model) -> Shape:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise LookupError("the node is busy with a fault")
+        return await known(node, model)
+
+    monkeypatch.setattr(cluster, "shape", shape)
+    monkeypatch.setattr(snapshot_maker, "SHAPE_PAUSES", (0.0, 0.0, 0.0))
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    assert asked >= 3
+
+
+async def test_new_requests_wait_for_what_a_draining_node_gives_back(cluster: Cluster) -> None:
+    cluster.nodes["b"].models.append(model())
+    cluster.nodes["c"].models.append(model())
+    cluster.add("d", 450 * MIB)
+    deployment = await placed(cluster, active=1, idle=0.0)
+    head = next(r.plan.head for _, r in cluster.asked("deploy") if isinstance(r, Deploy))
+    cluster.nodes[head].draining = True
+    cluster.changed()
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    for node in cluster.nodes.values():
+        node.endpoints.pop(deployment, None)
+        node.ledger.end(deployment, "the daemon is stopping")
+        node.ledger.ended(deployment)
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_what_a_dead_head_left_behind_is_released(cluster: Cluster) -> None:
+    cluster.nodes["b"].models.append(model())
+    cluster.nodes["c"].models.append(model())
+    cluster.add("d", 450 * MIB)
+    deployment = await placed(cluster)
+    plan = next(r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy))
+    left = set(plan.bytes_by_owner()) - {plan.head}
+    assert left
+    view = cluster.seen_by("c" if plan.head == "a" else "a")
+    other = Leader(SETTINGS, view, cluster, cluster, clock=lambda: cluster.now)
+    await other.start()
+    del cluster.nodes[plan.head]
+    view.term = cluster.term = Term(2, view.here)
+    answers = [await other.ensure(ASK) for _ in range(2)]
+    assert answers[-1].verdict is Verdict.WAIT, answers
+    assert all(not node.ledger.holds(deployment) for node in cluster.nodes.values())
+    await other.close()
+
+
+async def test_what_belongs_to_a_head_whose_record_has_not_come_yet_is_left_alone(cluster: Cluster) -> None:
+    owner = cluster.nodes["b"].ledger
+    assert owner.reserve(Reserve(cluster.term, "other-1", "x", {"CPU": 400 * MIB}), cluster.now)[0].ok
+    assert owner.commit(Commit("other-1", "x", ("CPU",), "b1"), cluster.now)[0].ok
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING, "its owner ends it when its head stays silent"
+    assert not cluster.asked("release")
+    assert owner.live("other-1")
+
+
+async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_for(cluster: Cluster) -> None:
+    cluster.nodes["b"].models.append(model())
+    cluster.add("d", 450 * MIB)
+    cluster.nodes["a"].draining = True
+    first = await cluster.planner.ensure(ASK)
+    assert (first.verdict, first.node) == (Verdict.WAIT, "b")
+    cluster.nodes["a"].draining = False
+    del cluster.nodes["b"]
+    cluster.add("e", 450 * MIB)
+    second = await cluster.planner.ensure(ASK)
+    assert second.verdict in (Verdict.WAIT, Verdict.PLANNING)
+    assert second.deployment != first.deployment
+
+
+async def test_what_closes_takes_no_new_requests_and_gives_its_memory_back_soon(cluster: Cluster) -> None:
+    deployment = await placed(cluster, active=1, idle=0.0, closing=True)
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    cluster.nodes["a"].unload(Unload(cluster.term, deployment, force=True))
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(cluster: Cluster) -> None:
+    deployment = await placed(cluster)
+    cluster.now += 1.0
+    gone = cluster.nodes.pop("b")
+    gone.ledger.end(deployment, "the daemon is gone")
+    gone.ledger.ended(deployment)
+    break_off(cluster, deployment, answered=True, culprit="b")
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "waits for host-b" in answer.message
+    assert (await cluster.planner.preview(ASK)).verdict is Verdict.PLANNING
+    # It is back, and its llama.cpp is being looked for still.
+    gone.build = ""
+    cluster.nodes["b"] = gone
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    gone.build = "b1"
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_what_is_missing_is_reckoned_for_those_alone_who_are_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def counted(*args: Any) -> Shortfall:
+        shortfall = explain(*args)
+        told.append(shortfall.message)
+        return shortfall
+
+    monkeypatch.setattr("sollold.leader.decide.explain", counted)
+    del cluster.nodes["c"]
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    assert not told, "who waits asks again and again"
+    cluster.now += BACK_WITHIN
+    cluster.changed()
+    answer = await cluster.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "too_big")
+    assert told == [answer.message]
+
+
+async def test_a_node_that_stays_away_is_not_waited_for(cluster: Cluster) -> None:
+    del cluster.nodes["b"]
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    cluster.now += BACK_WITHIN
+    cluster.changed()
+    refused = await cluster.planner.ensure(ASK)
+    assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
+    assert "MiB" in refused.message
+
+
+async def test_a_node_that_drains_is_waited_for_until_it_should_have_been_restarted(cluster: Cluster) -> None:
+    cluster.nodes["b"].draining = True
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    cluster.now += SETTINGS.serving.drain_limit + GONE_WITHIN - 1
+    gone = cluster.nodes.pop("b")
+    cluster.changed()
+    cluster.now += BACK_WITHIN - 1
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    gone.draining = False
+    cluster.nodes["b"] = gone
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_node_that_goes_on_draining_is_not_waited_for(cluster: Cluster) -> None:
+    cluster.nodes["b"].draining = True
+    cluster.changed()
+    cluster.now += SETTINGS.serving.drain_limit + GONE_WITHIN
+    refused = await cluster.planner.ensure(ASK)
+    assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
+
+
+async def test_an_owner_that_can_not_be_asked_just_now_is_waited_for(cluster: Cluster) -> None:
+    cluster.nodes["b"].unreachable = True
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "host-b" in answer.message
+    cluster.nodes["b"].unreachable = False
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_the_node_whose_part_of_loads_fails_is_left_out_and_not_the_head(cluster: Cluster) -> None:
+    cluster.add("d", 450 * MIB)
+    for _ in range(3):
+        answer = await cluster.planner.ensure(ASK)
+        assert (answer.verdict, answer.node) == (Verdict.WAIT, "a")
+        break_off(cluster, answer.deployment, culprit="b")
+    answer = await cluster.planner.ensure(ASK)
+    assert (answer.verdict, answer.node) == (Verdict.WAIT, "a")
+    plan = [r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
+
+
+async def test_a_node_whose_loads_fail_again_and_again_is_tried_where_nothing_else_can_do_it(
+    cluster: Cluster,
+) -> None:
+    for _ in range(6):
+        answer = await cluster.planner.ensure(ASK)
+        assert answer.verdict is Verdict.WAIT, answer
+        break_off(cluster, answer.deployment, culprit="b")
+        cluster.now += LAST_RESORT
+    cluster.now -= 1
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    cluster.now += 1
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+
+
+async def test_a_node_on_which_answers_break_again_and_again_is_avoided_where_others_can_do_it(
+    cluster: Cluster,
+) -> None:
+    # It is needed: better that one than none.
+    for _ in range(4):
+        break_off(cluster, await placed(cluster), culprit="b")
+    cluster.add("d", 450 * MIB)
+    await placed(cluster)
+    plan = [r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
+
+
+async def test_minutes_of_good_service_make_a_node_good_again(cluster: Cluster) -> None:
+    for _ in range(3):
+        break_off(cluster, await placed(cluster), culprit="b")
+    deployment = await placed(cluster)
+    cluster.now += GOOD_SERVICE
+    cluster.changed()
+    break_off(cluster, deployment, culprit="b")
+    cluster.add("d", 450 * MIB)
+    await placed(cluster)
+    plan = [r.plan for _, r in cluster.asked("deploy") if isinstance(r, Deploy)][-1]
+    assert "b" in plan.bytes_by_owner()
+
+
+async def test_a_head_that_drains_and_is_needed_again_is_waited_for(cluster: Cluster) -> None:
+    cluster.nodes["b"].models.append(model())
+    deployment = await placed(cluster)
+    head = next(node for node in cluster.nodes.values() if deployment in node.endpoints)
+    # The order is so new that the leader remembers it still.
+    cluster.now += 1.0
+    head.draining = True
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+
+
+async def test_a_model_whose_only_holder_is_drained_is_refused_soon_and_for_that(cluster: Cluster) -> None:
+    cluster.nodes["a"].draining = cluster.nodes["a"].empty = True
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING, "it may be on its way to restart"
+    cluster.now += DRAINED
+    answer = await cluster.planner.ensure(ASK)
+    assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "unavailable")
+    assert "host-a, is draining" in answer.message and "undrain" in answer.message
+    cluster.nodes["a"].draining = cluster.nodes["a"].empty = False
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT

@@ -1,0 +1,3 @@
+"""Fixtures of several files."""
+
+from tests.models.pulling import town as town

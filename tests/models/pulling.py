@@ -1,0 +1,101 @@
+"""Nodes that give and take models, for tests of fetching."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.control.local_models import OwnModels
+from sollold.models.library import Library
+from sollold.models.stores.catalogue import Catalogue
+from sollold.models.transfer.partial_file import PartialFile
+from sollold.models.transfer.peer_source import Sender
+from sollold.models.transfer.pull import Puller
+from sollold.models.transfer.rate_limit import Pace
+from sollold.settings.schema import ModelSettings
+from tests.doubles import FakeView, record
+from tests.models.fakes import FakeCalls, FakeServer
+from tests.models.stores import write_gguf
+
+PART = 8192
+
+
+class Node:
+    """A node that can give and take models."""
+
+    def __init__(self, name: str, folder: Path, servers: dict[str, FakeServer], rate: int = 0) -> None:
+        self.name, self.folder = name, folder
+        self.view = FakeView(record(name))
+        self.server = servers.setdefault(name, FakeServer())
+        self.calls = FakeCalls(name, servers)
+        self.ollama = ""
+        self.environ: dict[str, str] = {}
+        settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
+        self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
+        self.library = Library(self.catalogue, self.view, self.calls, self.server)
+        pace = Pace(rate)
+        self.sender = Sender(self.catalogue, self.server, name, pace)
+        self.puller = Puller(
+            self.library, self.catalogue, self.calls, name, pace, lambda: self.ollama, self.environ
+        )
+        self.own = OwnModels(self.catalogue, self.server)
+
+    async def start(self) -> None:
+        await self.catalogue.start()
+        await self.library.start()
+        await self.server.serve()
+
+    async def close(self) -> None:
+        await self.puller.close()
+        await self.server.close()
+        self.sender.close()
+        await self.library.close()
+        await self.catalogue.close()
+
+    async def pull(self, name: str) -> list[dict[str, Any]]:
+        return [line async for line in self.puller.pull(name)]
+
+
+class Town:
+    def __init__(self, tmp_path: Path) -> None:
+        self.servers: dict[str, FakeServer] = {}
+        self.nodes = [Node(name, tmp_path / name, self.servers) for name in ("a", "b", "c")]
+
+    async def start(self) -> None:
+        for node in self.nodes:
+            await node.start()
+        for node in self.nodes:
+            node.view.others = {other.name: other.view.me for other in self.nodes if other is not node}
+            node.view.tell()
+
+
+@pytest.fixture
+async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+    monkeypatch.setattr(PartialFile.__init__, "__defaults__", (PART,))
+    town = Town(tmp_path)
+    yield town
+    for node in town.nodes:
+        await node.close()
+
+
+def big(path: Path, seed: int = 0, **more: Any) -> Path:
+    """A model of several parts."""
+    return write_gguf(path, seed=seed, tensors=[f"blk.0.t{k}.weight" for k in range(40)], **more)
+
+
+def sole(folder: Path) -> Path:
+    (path,) = [path for path in folder.rglob("*.gguf") if ".parts" not in path.parts]
+    return path
+
+
+def unfinished(node: Node) -> list[Path]:
+    return [path for path in node.catalogue.own.rglob("*.gguf") if ".parts" in path.parts]
+
+
+async def until_completed(stream: AsyncIterator[dict[str, Any]], wanted: int) -> None:
+    async for line in stream:
+        if line.get("completed", 0) >= wanted:
+            return

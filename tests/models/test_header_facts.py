@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.models.stores.header_facts import read_card
+from tests.models.stores import write_gguf
+
+TWO_LAYERS = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight", "output.weight")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"llama.block_count": 20_000_000}, "announces 20000000 layers and lists tensors of 2"),
+        ({"llama.attention.head_count": 0}, "announces no attention heads"),
+        ({"llama.attention.head_count": [0, 0]}, "announces no attention heads"),
+    ],
+)
+def test_a_header_that_contradicts_its_tensors_is_refused(
+    tmp_path: Path, metadata: dict[str, Any], reason: str
+) -> None:
+    file = write_gguf(tmp_path / "odd.gguf", metadata=metadata, tensors=TWO_LAYERS)
+    assert reason in read_card((str(file),)).unusable
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tensors"),
+    [
+        ({"llama.block_count": 2}, TWO_LAYERS),
+        # Pruned models have layers without tensors, and layers without attention.
+        ({"llama.block_count": 3, "llama.attention.head_count": [4, 0, 0]}, TWO_LAYERS),
+        # What has no attention announces no heads.
+        (
+            {"llama.block_count": 1, "llama.attention.head_count": 0},
+            ("token_embd.weight", "blk.0.ssm_in.weight"),
+        ),
+    ],
+)
+def test_unusual_headers_are_none_of_them(
+    tmp_path: Path, metadata: dict[str, Any], tensors: tuple[str, ...]
+) -> None:
+    file = write_gguf(tmp_path / "fine.gguf", metadata=metadata, tensors=tensors)
+    assert read_card((str(file),)).unusable == ""

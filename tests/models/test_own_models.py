@@ -1,0 +1,63 @@
+"""Second names, and the deletion of what was fetched."""
+
+from __future__ import annotations
+
+import pytest
+
+from sollold.control.local_models import OwnError, Told
+from tests.doubles import until
+from tests.models.pulling import Town, big
+
+
+async def test_copy_and_delete(town: Town) -> None:
+    a, _, _ = town.nodes
+    path = big(a.folder / "m" / "tiny.gguf")
+    await town.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    await a.own.copy(tiny, "mine")
+    copied = a.catalogue.get("mine:latest")
+    assert copied is not None
+    assert copied.digest == tiny.digest
+    with pytest.raises(OwnError, match="already exists"):
+        await a.own.copy(tiny, "mine")
+    told = Told(system="Be brief.", params='{"top_k":3}')
+    await a.own.copy(tiny, "brief", told)
+    brief = a.catalogue.get("brief:latest")
+    assert brief is not None
+    assert (brief.digest, brief.system, brief.params) == (tiny.digest, "Be brief.", '{"top_k":3}')
+    assert (copied.system, copied.params) == (tiny.system, tiny.params)
+    assert await a.own.delete("mine:latest")
+    assert a.catalogue.get("mine:latest") is None
+    assert not await a.own.delete("tiny:latest"), "what we only found is never deleted"
+    assert path.exists()
+
+
+async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    elsewhere = a.folder / "elsewhere"
+    elsewhere.mkdir(parents=True)
+    a.catalogue.own.parent.mkdir(parents=True)
+    a.catalogue.own.symlink_to(elsewhere)
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    first = a.catalogue.get("tiny:latest")
+    assert first is not None
+    await a.own.copy(first, "second")
+    assert await a.own.delete("tiny:latest")
+    second = a.catalogue.get("second:latest")
+    assert second is not None
+    assert (second.unusable, second.digest) == ("", first.digest)
+
+
+async def test_pulled_can_be_deleted(town: Town) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    await town.start()
+    await until(lambda: a.library.find("tiny"))
+    await a.pull("tiny")
+    assert await a.own.delete("tiny:latest")
+    assert list(a.catalogue.own.glob("*.gguf")) == []
+    assert b.catalogue.models

@@ -1,0 +1,151 @@
+"""Fetching models from outside the cluster: through an Ollama, and from the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from sollold.models.transfer.pull_progress import PullError
+from tests.http_double import HttpDouble
+from tests.models.hub_double import HubDouble
+from tests.models.pulling import PART, Town, big, sole
+from tests.ollama_standin import Known, Standin
+
+
+async def test_through_ollama(town: Town) -> None:
+    a, _, _ = town.nodes
+    await town.start()
+    async with Standin([Known("x:latest")]) as standin:
+        a.ollama = standin.url
+        lines = await a.pull("llama3.2:3b")
+        assert lines[-1] == {"status": "success"}
+        assert any(line.get("completed") == line.get("total") != None for line in lines)  # noqa: E711
+        assert "llama3.2:3b" in standin.models
+        with pytest.raises(PullError, match="does not exist") as caught:
+            await a.pull("missing-one")
+        assert caught.value.missing
+
+
+class SlowOllama(HttpDouble):
+    """An Ollama that says one thing and then nothing until it may go on."""
+
+    def __init__(self, says: str) -> None:
+        self.says, self.go_on = says, asyncio.Event()
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_post("/api/pull", self._pull)
+        return await self.serve(app)
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(json.dumps({"status": self.says}).encode() + b"\n")
+        await self.go_on.wait()
+        await answer.write(b'{"status":"success"}\n')
+        return answer
+
+
+async def test_an_ollama_that_says_nothing_is_given_up(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("pulling 0123456789ab")
+    a.ollama = await ollama.start()
+    try:
+        with pytest.raises(PullError, match="sent nothing for"):
+            await a.pull("llama3.2:3b")
+    finally:
+        await ollama.close()
+
+
+async def test_an_ollama_that_checks_what_has_come_is_waited_for(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
+    a, _, _ = town.nodes
+    await town.start()
+    ollama = SlowOllama("verifying sha256 digest")
+    a.ollama = await ollama.start()
+    pulling = asyncio.create_task(a.pull("llama3.2:3b"))
+    try:
+        await asyncio.wait({pulling}, timeout=0.6)
+        ollama.go_on.set()
+        assert (await pulling)[-1] == {"status": "success"}
+    finally:
+        await ollama.close()
+
+
+async def test_nobody_has_it(town: Town) -> None:
+    await town.start()
+    with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
+        await town.nodes[0].pull("nothing")
+    assert caught.value.missing
+    with pytest.raises(PullError, match="not a model's name"):
+        await town.nodes[0].pull("../etc")
+
+
+async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": b"x", "Tiny-Q4_K_M.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        hub.cut_after = 2
+        with pytest.raises(PullError):
+            await asyncio.wait_for(a.pull("hf.co/org/Tiny-GGUF:Q4_K_M"), 30)
+        hub.cut_after = 1 << 30
+        fetched = len(hub.ranges)
+        lines = await a.pull("hf.co/org/Tiny-GGUF:Q4_K_M")
+        assert lines[-1]["status"] == "success"
+        assert len(hub.ranges) - fetched < -(-len(content) // PART)
+        model = a.catalogue.get("hf.co/org/Tiny-GGUF:Q4_K_M")
+        assert model is not None
+        assert not model.unusable
+        assert sole(a.catalogue.own).read_bytes() == content
+        with pytest.raises(PullError, match="it has Q4_K_M, Q8_0") as caught:
+            await a.pull("hf.co/org/Tiny-GGUF:Q2_K")
+        assert caught.value.missing
+        with pytest.raises(PullError, match="is not on") as caught:
+            await a.pull("hf.co/org/Other:Q2_K")
+        assert caught.value.missing
+    finally:
+        await hub.close()
+
+
+async def test_an_adapter_alone_is_no_model(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("org/Lora", {"adapter-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        with pytest.raises(PullError, match="no model among the files"):
+            await a.pull("hf.co/org/Lora:Q8_0")
+    finally:
+        await hub.close()
+
+
+async def test_an_ollama_that_fails_leaves_the_hub(town: Town, tmp_path: Path) -> None:
+    a, _, _ = town.nodes
+    content = big(tmp_path / "hub.gguf").read_bytes()
+    hub = HubDouble("missing/Tiny-GGUF", {"Tiny-Q8_0.gguf": content})
+    a.environ["HF_ENDPOINT"] = await hub.start()
+    try:
+        await town.start()
+        async with Standin([]) as standin:
+            a.ollama = standin.url
+            standin.refuses_pulls = True
+            lines = await a.pull("hf.co/missing/Tiny-GGUF:Q8_0")
+            assert lines[-1] == {"status": "success"}
+            assert [path for path, _ in standin.requests] == ["/api/pull"]
+            assert sole(a.catalogue.own).read_bytes() == content
+            with pytest.raises(PullError, match="Ollama could not pull"):
+                await a.pull("llama3.2:3b")
+    finally:
+        await hub.close()

@@ -1,0 +1,136 @@
+"""Headers of models that no node has, read by ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.gguf import reader as gguf
+from sollold.models.gguf.header import GgufError
+from sollold.models.transfer import remote_header
+from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
+from tests.gguf.size import Size
+from tests.gguf.writer import write
+from tests.http_double import HttpDouble
+from tests.models.hub_double import HubDouble
+
+
+class RegistryDouble(HttpDouble):
+    """Ollama's registry with one model, ``library/tiny:latest``."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        self.sent = 0
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_get("/v2/library/tiny/manifests/{tag}", self._manifest)
+        app.router.add_get("/v2/library/tiny/blobs/{digest}", self._blob)
+        return await self.serve(app)
+
+    async def _manifest(self, request: web.Request) -> web.Response:
+        if request.match_info["tag"] != "latest":
+            return web.Response(status=404)
+        kind = "application/vnd.ollama.image."
+        layers = [
+            {"mediaType": f"{kind}model", "digest": self._digest, "size": len(self._content)},
+            {"mediaType": f"{kind}template", "digest": "sha256:0", "size": 12},
+        ]
+        return web.Response(text=json.dumps({"schemaVersion": 2, "layers": layers}))
+
+    async def _blob(self, request: web.Request) -> web.Response:
+        assert request.match_info["digest"] == self._digest
+        start, end = request.headers["Range"].removeprefix("bytes=").split("-")
+        piece = self._content[int(start) : int(end) + 1]
+        self.sent += len(piece)
+        return web.Response(status=206, body=piece)
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces so small that a header takes several."""
+    monkeypatch.setattr(remote_header, "_FIRST", 512)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "tiny-Q4_K_M.gguf", "llama", Size(layers=3))
+
+
+@pytest.fixture
+def content(file: Path) -> bytes:
+    return file.read_bytes()
+
+
+@pytest.fixture
+async def registry(content: bytes) -> AsyncIterator[tuple[RegistryDouble, RemoteHeaders]]:
+    double = RegistryDouble(content)
+    yield double, RemoteHeaders({}, await double.start())
+    await double.close()
+
+
+async def test_a_model_of_ollamas_registry_is_known_by_its_first_bytes(
+    registry: tuple[RegistryDouble, RemoteHeaders], file: Path, content: bytes
+) -> None:
+    double, headers = registry
+    found = await headers.read("tiny")
+    header = gguf.read(file)
+    assert found.shape == shape_of(header)
+    assert (found.model.name, found.model.layers, found.model.architecture) == ("tiny:latest", 3, "llama")
+    assert found.model.size == len(content)
+    assert 0 < double.sent < len(content)
+    with pytest.raises(RemoteError, match="not in Ollama's registry") as caught:
+        await headers.read("tiny:70b")
+    assert caught.value.missing
+
+
+async def test_a_model_of_the_hub_is_known_by_its_first_bytes(content: bytes) -> None:
+    hub = HubDouble("org/Tiny-GGUF", {"tiny-Q4_K_M.gguf": content})
+    headers = RemoteHeaders({"HF_ENDPOINT": await hub.start()})
+    try:
+        found = await headers.read("hf.co/org/Tiny-GGUF:Q4_K_M")
+        assert found.model.layers == 3 and found.model.size == len(content)
+        with pytest.raises(RemoteError, match="no GGUF file for 'Q8_0'; it has Q4_K_M"):
+            await headers.read("hf.co/org/Tiny-GGUF:Q8_0")
+    finally:
+        await hub.close()
+
+
+@pytest.mark.parametrize("odd", [b"", b"GGUF", b"no such thing" * 100, b"GGUF\x03\0\0\0" + b"\xff" * 4000])
+async def test_what_is_no_header_is_refused(odd: bytes) -> None:
+    hub = HubDouble("org/Odd", {"odd-Q4_0.gguf": odd})
+    headers = RemoteHeaders({"HF_ENDPOINT": await hub.start()})
+    try:
+        with pytest.raises(RemoteError):
+            await headers.read("hf.co/org/Odd:Q4_0")
+    finally:
+        await hub.close()
+
+
+async def test_nobody_there() -> None:
+    with pytest.raises(RemoteError, match="can't be reached"):
+        await RemoteHeaders({}, "http://127.0.0.1:9").read("tiny")
+    with pytest.raises(RemoteError, match="neither"):
+        await RemoteHeaders({}).read("example.com/a/b")
+
+
+def test_a_prefix_is_enough_when_it_holds_the_header(file: Path) -> None:
+    data = file.read_bytes()
+    whole = gguf.read(file)
+    found = gguf.read_prefix(data, "x", len(data))
+    assert found is not None and found.tensors == whole.tensors and found.metadata == whole.metadata
+    assert gguf.read_prefix(data[:100], "x", len(data)) is None
+    with pytest.raises(GgufError, match="more than the file can hold"):
+        gguf.read_prefix(data[:100], "x", 100)
+
+
+def test_names_that_say_where_they_are() -> None:
+    assert on_hub("hf.co/org/repo:Q4_0") and on_hub("https://huggingface.co/org/repo")
+    assert not on_hub("llama3.1:70b") and not on_hub("///")

@@ -1,0 +1,36 @@
+"""Several engines' metrics as one set."""
+
+from __future__ import annotations
+
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sollold.api.cluster.engine_families import EngineFamilies
+from sollold.control.engine_metrics import EngineText
+
+TEXT = """# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
+# TYPE llamacpp:prompt_tokens_total counter
+llamacpp:prompt_tokens_total {}
+# HELP llamacpp:requests_deferred Number of requests deferred.
+# TYPE llamacpp:requests_deferred gauge
+llamacpp:requests_deferred 0
+"""
+
+
+def test_each_sample_has_its_model_and_a_family_is_told_once() -> None:
+    texts = [EngineText("d1", "demo:latest", TEXT.format(7)), EngineText("d2", "big:70b", TEXT.format(5))]
+    text = generate_latest(EngineFamilies(texts)).decode()
+    assert text.count("# TYPE llamacpp:prompt_tokens_total counter") == 1
+    found = {
+        (sample.name, sample.labels["model"], sample.labels["deployment"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert found["llamacpp:prompt_tokens_total", "demo:latest", "d1"] == 7
+    assert found["llamacpp:prompt_tokens_total", "big:70b", "d2"] == 5
+    assert found["llamacpp:requests_deferred", "big:70b", "d2"] == 0
+
+
+def test_nonsense_of_an_engine_spoils_nothing() -> None:
+    texts = [EngineText("d1", "demo", "{{{ no such thing"), EngineText("d2", "big", TEXT.format(5))]
+    assert b'model="big"' in generate_latest(EngineFamilies(texts))

@@ -1,0 +1,86 @@
+"""What stands in packaging/monitoring asks only for what `/metrics` has, and Prometheus takes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.control.events import LoadTime
+from sollold.machine.gpus import GpuLoad
+from tests.api.api_parts import ScriptedService, chunk, parts, record, usage_chunk
+from tests.api.conftest import Serve, http, serve
+
+__all__ = ["http", "serve"]
+FOLDER = Path(__file__).parents[2] / "packaging" / "monitoring"
+PROMTOOL = shutil.which("promtool")
+NAME = re.compile(r"\bsollold_[a-z0-9_]+")
+
+
+def promtool(*words: str, text: str = "") -> str:
+    if PROMTOOL is None:
+        pytest.skip("no promtool here (package prometheus)")
+    done = subprocess.run(
+        [PROMTOOL, *words], input=text, capture_output=True, text=True, timeout=60, cwd=FOLDER, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+async def metrics(serve: Serve, http: ClientSession) -> str:
+    """``/metrics`` of a node that has done everything once."""
+    given = parts(ScriptedService(chunk("a"), usage_chunk()))
+    cluster: Any = given.cluster
+    cluster.change(record(links=(("1" * 16, 0.001, 1e8),)), record("1" * 16, "beta"))
+    given.monitor.gpu_loads = [GpuLoad("CUDA0", 0.5, 60.0, 200.0)]
+    given.monitor._load_ended(LoadTime("demo:latest", 3.0, True))
+    url = await serve(given)
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "hi"}]}
+    async with http.post(f"{url}/api/chat", json=chat) as answer:
+        await answer.read()
+    async with http.get(f"{url}/metrics") as answer:
+        return await answer.text()
+
+
+def names_of(metrics: str) -> set[str]:
+    return set(re.findall(r"^(sollold_[a-z0-9_]+)", metrics, re.MULTILINE))
+
+
+async def test_every_metric_that_is_asked_for_is_there(metrics: str) -> None:
+    there = names_of(metrics)
+    board = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel["targets"]
+        for name in NAME.findall(target["expr"])
+    }
+    asked |= set(NAME.findall((FOLDER / "alerts.yml").read_text()))
+    assert len(asked) > 20
+    assert asked - there == set()
+
+
+def test_the_board_is_whole() -> None:
+    board = json.loads((FOLDER / "grafana-dashboard.json").read_text())
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24 and panel["targets"] and panel["title"]
+
+
+async def test_prometheus_takes_the_metrics(metrics: str) -> None:
+    promtool("check", "metrics", text=metrics)
+
+
+def test_prometheus_takes_the_rules_and_they_fire() -> None:
+    promtool("check", "rules", "alerts.yml")
+    promtool("test", "rules", "alerts_test.yml")
+    promtool("check", "config", "--syntax-only", "prometheus.yml")

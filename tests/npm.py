@@ -1,0 +1,31 @@
+"""Packages of npm that tests need, at the versions of a lock file."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def fetched(locked: Path, folder: Path, what: str) -> Path:
+    """``folder`` with the packages that the lock file in ``locked`` names; the test is skipped without npm.
+
+    Args:
+        what: is not tested then, for people.
+    """
+    missing = [program for program in ("node", "npm") if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"{what} NOT tested: no {' and no '.join(missing)} here")
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(locked / name, folder)
+    words = ("npm", "ci", "--loglevel=error", "--no-audit", "--no-fund", "--ignore-scripts")
+    try:
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=120)
+        fault = f"{done.stdout}{done.stderr}".strip()[-300:] or "no word why" if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        fault = "it took longer than two minutes"
+    if fault:
+        pytest.skip(f"{what} NOT tested: npm could not fetch the packages: {fault}")
+    return folder

@@ -1,0 +1,64 @@
+"""How much of a conversation a runner gets: `num_ctx` is exact; what is longer is cut or refused. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+
+USUAL = 4096
+
+
+def asked(params: dict[str, Any], body: dict[str, Any]) -> int:
+    """Tokens of the context that a request wants: its own option, else the model's PARAMETER."""
+    return int((body.get("options") or {}).get("num_ctx") or params.get("num_ctx") or USUAL)
+
+
+_WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
+_FRACTIONS = ("temperature", "top_p", "min_p", "typical_p", "repeat_penalty")
+
+
+def wrong_option(options: dict[str, Any]) -> str:
+    """What Ollama says of an option of a wrong type; empty: there is none."""
+    for name, value in options.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and name in (*_WHOLE, *_FRACTIONS) and not number:
+            return f'option "{name}" must be of type {"integer" if name in _WHOLE else "float32"}'
+        if name == "stop" and not isinstance(value, list):
+            return 'option "stop" must be of type array'
+    return ""
+
+
+def fitted(body: dict[str, Any], context: int) -> dict[str, Any]:
+    """``body``, its oldest messages or the prompt's beginning left out where the context does not hold it.
+
+    Words stand for tokens.
+
+    Raises:
+        HTTPBadRequest: it does not, and ``truncate`` is false.
+    """
+    if _words(body) <= context:
+        return body
+    if body.get("truncate") is False:
+        error = json.dumps({"error": "the input length exceeds the context length"})
+        raise web.HTTPBadRequest(text=error, content_type="application/json")
+    if "messages" not in body:
+        words = str(body.get("prompt") or "").split()
+        return {**body, "prompt": " ".join(words[len(words) - context :])}
+    messages = list(body["messages"])
+    while len(messages) > 1 and _words({"messages": messages}) > context:
+        # The system's text stays, and the last message.
+        oldest = next((at for at, one in enumerate(messages[:-1]) if one.get("role") != "system"), None)
+        if oldest is None:
+            break
+        del messages[oldest]
+    return {**body, "messages": messages}
+
+
+def _words(body: dict[str, Any]) -> int:
+    texts = [str(body.get("system") or ""), str(body.get("prompt") or "")]
+    for message in [*(body.get("before") or ()), *(body.get("messages") or ())]:
+        content = message.get("content")
+        texts.append(content if isinstance(content, str) else "")
+    return sum(len(text.split()) for text in texts)

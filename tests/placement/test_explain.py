@@ -1,0 +1,162 @@
+"""What a user is told when a model does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from sollold.cluster.gossip.record import Record
+from sollold.machine.device import Device, Kind
+from sollold.models.footprint.footprint import Footprint
+from sollold.models.footprint.run_options import Run
+from sollold.placement.explain import Busy, Shortfall, explain
+from sollold.placement.inventory import Fleet, machine_of
+from sollold.placement.planner import choose
+from sollold.placement.request import PlacementRequest, Policy
+from sollold.units import parse_bytes
+from tests.placement.fleets import GIB, MIB, cpu, fleet, footprint_with, gpu, machine, shape, tight_cluster
+
+MODEL = shape(context_train=131072)
+SIZE = 16 * 50 * MIB + 2 * 20 * MIB
+PRINTS = footprint_with(MODEL)
+WISH = PlacementRequest("demo:latest", "d1", parameters=400_000_000, size=SIZE, slots=1, usual=2048)
+
+
+def told(
+    request: PlacementRequest,
+    on: Fleet,
+    *busy: Busy,
+    of: Callable[[Run], Footprint] = PRINTS,
+) -> Shortfall:
+    choice = choose(request, on, of)
+    assert choice.candidate is None
+    return explain(request, on, of, choice, busy)
+
+
+def number(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return found[1]
+
+
+def test_a_smaller_context_or_smaller_keys_are_each_named_where_each_suffices() -> None:
+    on = fleet(machine(cpu("a", 1600 * MIB), holds=True))
+    request = replace(WISH, context=50_000)
+    first, second, *_ = told(request, on).remedies
+    context = int(number(r"a context of (\d+) tokens instead of 50000", first))
+    assert choose(replace(request, context=context), on, PRINTS).candidate is not None
+    assert choose(replace(request, context=context + 1024), on, PRINTS).candidate is None
+    assert second.startswith("keys and values in q8_0")
+    assert choose(replace(request, type_k="q8_0", type_v="q8_0"), on, PRINTS).candidate is not None
+
+
+def test_what_helps_only_together_is_named_together() -> None:
+    # Not even the least context fits with keys and values in f16.
+    model = shape(context_train=131072, output=20 * MIB, sizes=[6 * MIB] * 60)
+    on = fleet(machine(cpu("a", 540 * MIB), holds=True))
+    request = replace(WISH, size=400 * MIB, context=16384)
+    for alone in (replace(request, context=0, usual=16384), replace(request, type_k="q8_0", type_v="q8_0")):
+        assert choose(alone, on, footprint_with(model)).candidate is None
+    first = told(request, on, of=footprint_with(model)).remedies[0]
+    context = int(number(r"a context of (\d+) tokens instead of 16384 with keys and values in q8_0", first))
+    both = replace(request, context=context, type_k="q8_0", type_v="q8_0")
+    assert choose(both, on, footprint_with(model)).candidate is not None
+
+
+def test_the_largest_file_that_would_fit_is_named() -> None:
+    on = fleet(machine(cpu("a", 500 * MIB), holds=True))
+    shortfall = told(WISH, on)
+    size = parse_bytes(number(r"a file of at most ([\d.]+ \w+)", " ".join(shortfall.remedies)))
+
+    def as_file(size: float) -> Callable[[Run], Footprint]:
+        share = size / SIZE
+        return footprint_with(
+            shape(
+                sizes=[int(50 * MIB * share)] * 16,
+                output=int(20 * MIB * share),
+                context_train=131072,
+            )
+        )
+
+    assert choose(WISH, on, as_file(size * 0.99)).candidate is not None
+    assert choose(WISH, on, as_file(size * 1.06)).candidate is None
+
+
+def test_no_quantization_is_named_where_none_is_small_enough() -> None:
+    on = fleet(machine(cpu("a", 120 * MIB), holds=True))
+    remedies = told(replace(WISH, distributed=False), on).remedies
+    assert not any("quantization" in remedy for remedy in remedies)
+
+
+def test_the_ways_out_come_in_the_order_of_what_they_cost() -> None:
+    on = fleet(machine(cpu("a", 1600 * MIB), holds=True), machine(cpu("b", 100 * MIB)))
+    busy = Busy("x-1", "other:latest", {("a", "CPU"): 2 * GIB}, "1 request is in it")
+    request = replace(WISH, context=50_000)
+    remedies = told(request, on, busy).remedies
+    kinds = ("a context of", "keys and", "other:latest giving back its 2.00 GiB", "a smaller", "another")
+    assert len(remedies) == len(kinds)
+    for remedy, kind in zip(remedies, kinds, strict=True):
+        assert remedy.startswith(kind)
+
+
+def test_two_in_use_are_named_where_one_is_not_enough() -> None:
+    on = fleet(machine(cpu("a", 300 * MIB), holds=True))
+    held = {("a", "CPU"): 400 * MIB}
+    two = (Busy("x-1", "one", held, "1 request is in it"), Busy("x-2", "two", held, "1 request is in it"))
+    remedies = told(replace(WISH, type_k="q8_0", type_v="q8_0"), on, *two).remedies
+    assert remedies[0] == "one and two giving back their 800 MiB (1 request is in it)"
+
+
+def test_the_policy_is_named_where_it_is_what_keeps_the_model_out() -> None:
+    model, on = tight_cluster(0)
+    request = replace(WISH, policy=Policy.EVEN, context=2048)
+    assert choose(replace(request, policy=Policy.FASTEST), on, footprint_with(model)).candidate is not None
+    assert "the policy fastest instead of even" in told(request, on, of=footprint_with(model)).remedies
+
+
+def test_what_is_given_back_of_a_shared_memory_is_there_for_all_who_share_it() -> None:
+    one = machine(
+        replace(cpu("a", 300 * MIB), pool="ram"), replace(gpu("a", 300 * MIB), pool="ram"), holds=True
+    )
+    held = {("a", "CUDA0"): 2 * GIB}
+    request = replace(WISH, type_k="q8_0", type_v="q8_0")
+    remedies = told(request, fleet(one), Busy("x-1", "other:latest", held, "1 request is in it")).remedies
+    assert remedies[0] == "other:latest giving back its 2.00 GiB (1 request is in it)"
+
+
+def test_a_machine_that_is_named_would_do() -> None:
+    on = fleet(machine(cpu("a", 400 * MIB), holds=True))
+    model = shape(16, 500 * MIB, 200 * MIB)
+    request = replace(WISH, size=17 * 500 * MIB, parameters=16_000_000_000)
+    (last,) = [
+        one for one in told(request, on, of=footprint_with(model)).remedies if "another machine" in one
+    ]
+    size = int(number(r"another machine with (\d+) GiB", last)) * GIB
+    grown = fleet(*on.machines, machine(cpu("z", size)))
+    assert choose(request, grown, footprint_with(model)).candidate is not None
+
+
+def test_memory_that_the_nodes_own_limits_hold_back_is_named_before_another_machine() -> None:
+    held = replace(cpu("a", 500 * MIB), held_back=2 * GIB)
+    remedies = told(WISH, fleet(machine(held, holds=True), machine(cpu("b", 50 * MIB)))).remedies
+    (limit,) = [index for index, one in enumerate(remedies) if "node.memory_limit" in one]
+    assert "2.00 GiB of free memory on host-a" in remedies[limit]
+    assert all(index > limit for index, one in enumerate(remedies) if "another machine" in one)
+    # Only where it would do.
+    little = replace(cpu("a", 500 * MIB), held_back=100 * MIB)
+    assert not any("memory_limit" in one for one in told(WISH, fleet(machine(little, holds=True))).remedies)
+
+
+def test_what_a_limit_holds_back_is_what_is_free_beyond_it() -> None:
+    def held(limit: int, granted: int = 0, free: int = 20 * GIB) -> int:
+        available = max(0, min(limit, 24 * GIB) - granted)
+        device = Device("CPU", Kind.CPU, "cpu", 24 * GIB, free, limit, granted, min(available, free))
+        record = Record("a", "host-a", 1, (), 1, 2, "0", devices=(device,))
+        (capacity,) = machine_of(record, holds=True, spare=0.0).devices
+        return capacity.held_back
+
+    assert held(4 * GIB) == 16 * GIB
+    assert held(4 * GIB, granted=3 * GIB, free=17 * GIB) == 16 * GIB
+    assert held(24 * GIB) == 0
+    assert held(23 * GIB) == 0

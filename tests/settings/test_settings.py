@@ -1,0 +1,233 @@
+"""The settings: layers, refusals, and the file that documents them."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sollold.settings.document import documentation, example, in_force
+from sollold.settings.fault import SettingsError
+from sollold.settings.load import catalogue, differences, load, merged
+from sollold.settings.paths import Places
+from sollold.settings.schema import GIB, MIB, ModelProfile, Settings
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "sollold.toml"
+    file.write_text(text)
+    return file
+
+
+def test_nothing_set_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}).settings == Settings()
+
+
+def test_flags_beat_the_environment_which_beats_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, '[http]\nport = 1000\nhost = "::"\n[node]\nmemory_limit = "2 GiB"\n')
+    environment = {"SOLLOLD_HTTP_PORT": "2000", "SOLLOLD_NODE_NAME": "pc"}
+    loaded = load(file, environment, [("http.port", "3000", "--port")])
+    assert (loaded.settings.http.port, loaded.settings.http.host) == (3000, "::")
+    assert loaded.settings.node.memory_limit == 2 * GIB
+    assert loaded.origins == {
+        "http.port": "--port",
+        "http.host": f"{file}:3",
+        "node.memory_limit": f"{file}:5",
+        "node.name": "SOLLOLD_NODE_NAME",
+    }
+
+
+def test_the_environment_writes_lists_tables_and_units(tmp_path: Path) -> None:
+    environment = {
+        "SOLLOLD_CLUSTER_SEEDS": "a:1, b:2",
+        "SOLLOLD_NODE_DEVICE_LIMITS": "CUDA0=20 GiB,CPU=400 MiB",
+        "SOLLOLD_PLACEMENT_KEEP_ALIVE": "1h30m",
+        "SOLLOLD_CLUSTER_MDNS": "off",
+    }
+    settings = load(write(tmp_path, ""), environment).settings
+    assert settings.cluster.seeds == ("a:1", "b:2")
+    assert settings.node.device_limits == {"CUDA0": 20 * GIB, "CPU": 400 * MIB}
+    assert settings.placement.keep_alive == 5400
+    assert settings.cluster.mdns is False
+
+
+def test_workers_that_others_started_are_named_by_the_variable_that_is_usual(tmp_path: Path) -> None:
+    file = write(tmp_path, '[llama]\nrpc_backends = ["x:1"]\n')
+    loaded = load(file, {"RPC_BACKENDS": "10.0.0.5:50052, pc:50053"})
+    assert loaded.settings.llama.rpc_backends == ("10.0.0.5:50052", "pc:50053")
+    assert loaded.origins["llama.rpc_backends"] == "RPC_BACKENDS"
+    own = load(file, {"RPC_BACKENDS": "a:1", "SOLLOLD_LLAMA_RPC_BACKENDS": "b:2"})
+    assert own.settings.llama.rpc_backends == ("b:2",), "our own variable goes before it"
+    assert not own.settings.llama.allow_plain_workers
+
+
+def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tmp_path: Path) -> None:
+    text = '[models.profiles."big:1t"]\nparameters = 1000\nmemory = "600 GiB"\nrequires_distributed = true\n'
+    loaded = load(write(tmp_path, text), {})
+    profile = loaded.settings.models.profiles["big:1t"]
+    assert profile == ModelProfile(1000.0, 600 * GIB, True)
+    shown = next(value for key, value, _ in in_force(loaded) if key == "models.profiles")
+    assert load(write(tmp_path, f"[models]\nprofiles = {shown}\n"), {}).settings == loaded.settings
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[http]\nprt = 5", 2, "did you mean port?"),
+        ("\n\n[htp]\nport = 5", 3, "did you mean http?"),
+        ("[http]\nport = 70000", 2, "<= 65535"),
+        ('[http]\nport = "many"', 2, "Expected `int`"),
+        ('[placement]\n\npolicy = "fast"', 3, "did you mean fastest?"),
+        ('[node]\nmemory_limit = "4 pounds"', 2, "20 GiB"),
+        ('[node]\ndevice_limits = { CUDA0 = "x" }', 2, "not a size"),
+        ("[node]\nmemory_limit = -1", 2, ">= 0"),
+        ('[models.profiles."big:1t"]\nmemry = 1', 1, "did you mean memory?"),
+        ('[models]\nprofiles = { big = "x" }', 2, "'big' is a table with the keys parameters, memory"),
+        ("[http]\nseeds = []", 2, "did you mean cluster.seeds?"),
+        ("http = 3", 1, "is a section"),
+        ('[cluster]\ntoken = "abc"', 2, "64 hex digits, as `sollold token` makes them"),
+        ('[cluster]\nold_tokens = ["xy"]', 2, "64 hex digits"),
+        ('[cluster]\nseeds = ["a:b:c d"]', 2, "host, host:port or [IPv6]:port"),
+        ("[serving]\ndrain_limit = -1", 2, ">= 0"),
+        ("[serving]\ndrain_limit = inf", 2, "<= 100000000"),
+        ("[serving]\nstall = nan", 2, "nan is not a usable number"),
+        ("[placement]\nkeep_alive = inf", 2, "inf is not a usable number"),
+        (f'[node]\nmemory_limit = "{"9" * 400}"', 2, "more than any machine has"),
+        (f"[node]\nmemory_limit = {2**63}", 2, "<= "),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_line(
+    tmp_path: Path, text: str, line: int, words: str
+) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(SettingsError) as refused:
+        load(file, {})
+    assert str(refused.value).startswith(f"{file}:{line}: ")
+    assert words in str(refused.value)
+    assert "abc" not in str(refused.value), "secrets are not shown"
+
+
+def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="not TOML"):
+        load(write(tmp_path, "[http"), {})
+
+
+def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
+        load(write(tmp_path, ""), {"SOLLOLD_HTTP_PRT": "1"})
+    with pytest.raises(SettingsError, match="did you mean SOLLOLD_HTTP_PORT"):
+        load(write(tmp_path, ""), {"SOLLOLD_HTPP_PORT": "1"})
+    load(write(tmp_path, ""), {"SOLLOLD_CONFIG": "x", "SOLLOLD_NODE_URL": "y", "HTTP_PRT": "1"})
+
+
+def test_a_variable_names_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "[http]\nport = 1\n")
+    loaded = load(None, {"SOLLOLD_CONFIG": str(file)})
+    assert (loaded.settings.http.port, loaded.file) == (1, file)
+    with pytest.raises(SettingsError, match="can't be read"):
+        load(None, {"SOLLOLD_CONFIG": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.parametrize("seed", ["pc", "pc:11436", "10.0.0.1:5", "[fe80::1%eth0]:11436", "fd00::7", "[::1]"])
+def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
+    assert load(None, {"SOLLOLD_CONFIG": "/dev/null", "SOLLOLD_CLUSTER_SEEDS": seed}).settings.cluster.seeds
+
+
+def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:
+    texts = documentation()
+    assert [key for key in catalogue() if key not in texts] == []
+    assert all(texts[name] for name in Settings.__slots__)
+    set_again = re.sub(r"(?m)^#(\w+ = )", r"\1", example())
+    assert sum(len(table) for table in tomllib.loads(set_again).values()) == len(catalogue())
+    assert load(write(tmp_path, set_again), {}).settings == Settings()
+
+
+def test_a_secret_that_everybody_can_read_is_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, f'[cluster]\ntoken = "{"ab" * 32}"\n')
+    tmp_path.chmod(0o755)
+    file.chmod(0o644)
+    with pytest.raises(SettingsError, match="every user of this machine can read it") as refused:
+        load(file, {})
+    assert f"chmod o-rwx {file}" in str(refused.value) and "abab" not in str(refused.value)
+    # A command that only asks a daemon does not mind, nor does a daemon whose folder is closed.
+    assert load(file, {}, skip_unreadable=True).settings.cluster.token == "ab" * 32
+    tmp_path.chmod(0o750)
+    assert load(file, {}).settings.cluster.token == "ab" * 32
+    tmp_path.chmod(0o755)
+    file.chmod(0o640)
+    assert load(file, {}).settings.cluster.token == "ab" * 32
+
+
+@pytest.mark.parametrize("text", ["[http]\nport = 1\n", '[cluster]\ntoken = "open"\n'])
+def test_settings_without_a_secret_may_be_read_by_everybody(tmp_path: Path, text: str) -> None:
+    file = write(tmp_path, text)
+    tmp_path.chmod(0o755)
+    file.chmod(0o644)
+    load(file, {})
+
+
+def test_the_token_is_not_shown(tmp_path: Path) -> None:
+    loaded = load(write(tmp_path, f'[cluster]\ntoken = "{"ab" * 32}"\n'), {})
+    rows = {key: (value, origin) for key, value, origin in in_force(loaded)}
+    assert rows["cluster.token"][0] == "(set)"
+    assert rows["http.port"] == ("11435", "default")
+    flag = ("cluster.token", "ab" * 32, "--set cluster.token=" + "ab" * 32)
+    rows = {key: (value, origin) for key, value, origin in in_force(load(None, {}, [flag]))}
+    assert rows["cluster.token"] == ("(set)", "--set cluster.token=…")
+    with pytest.raises(SettingsError, match=r"--set cluster\.token=…: ") as refused:
+        load(None, {}, [("cluster.token", "secret", "--set cluster.token=secret")])
+    assert "secret" not in str(refused.value)
+
+
+def test_differences_are_named(tmp_path: Path) -> None:
+    new = load(write(tmp_path, '[log]\nlevel = "debug"\n[http]\nport = 1\n'), {}).settings
+    assert differences(Settings(), new) == ["http.port", "log.level"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    secret, own = tmp_path / "etc" / "sollold.toml", write(tmp_path, "[http]\nport = 1000\n")
+    secret.parent.mkdir()
+    secret.write_text("[http]\nport = 2000\n")
+    monkeypatch.setattr("sollold.settings.load.candidates", lambda: [secret, own])
+    # As for an ordinary user, also where the tests are run by root.
+    real_is_file, real_read = Path.is_file, Path.read_text
+
+    def is_file(path: Path) -> bool:
+        if path == secret and what == "folder":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_is_file(path)
+
+    def read(path: Path, **more: str) -> str:
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_read(path, **more)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != secret)
+    assert load(environment={}, skip_unreadable=True).settings.http.port == 1000
+    with pytest.raises(SettingsError, match=f"{secret}: can't be read: .*Permission denied"):
+        load(environment={})
+
+
+def test_only_the_named_keys_are_merged(tmp_path: Path) -> None:
+    new = load(write(tmp_path, '[http]\nport = 1000\nwait_limit = 5\n[log]\nlevel = "debug"\n'), {}).settings
+    both = merged(Settings(), new, ["http.wait_limit", "log.level"])
+    assert differences(Settings(), both) == ["http.wait_limit", "log.level"]
+    assert differences(both, new) == ["http.port"]
+
+
+def test_what_an_older_version_left_open_in_the_state_folder_is_closed(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "cache")
+    (places.state / "logs/d").mkdir(parents=True)
+    (places.state / "models").mkdir()
+    (places.state / "speed.json").write_text("{}")
+    places.make()
+    modes = {one.name: one.stat().st_mode & 0o777 for one in places.state.iterdir()}
+    assert modes == {"logs": 0o700, "models": 0o755, "speed.json": 0o600}

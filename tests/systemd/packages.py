@@ -1,0 +1,24 @@
+"""The Debian packages, built by their recipe."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build(out: Path, *words: str, **environment: str) -> list[Path]:
+    """Run the recipe; the packages it made. ``SOLLOLD_TEST_DEBS`` names a folder with some made before."""
+    if before := os.environ.get("SOLLOLD_TEST_DEBS"):
+        return sorted((Path(before) / ("newer" if environment else "")).glob("*.deb"))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "packaging/deb/build"), "--out", str(out), *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return sorted(out.glob("*.deb"))

@@ -1,0 +1,160 @@
+"""The stand-in does what was seen of a real Ollama."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.ollama_standin import Known, Standin
+from tests.ollama_standin.engine import printed
+
+EMBEDS = ("embedding",)
+
+
+@pytest.fixture
+async def standin() -> AsyncIterator[Standin]:
+    named = Known("told:latest", blob="base:7b", messages=(("user", "one two"), ("assistant", "three")))
+    async with Standin([Known("base:7b"), named, Known("emb:latest", capabilities=EMBEDS)]) as one:
+        yield one
+
+
+async def asked(
+    standin: Standin, path: str, body: Any = None, method: str = "POST"
+) -> tuple[int, str, aiohttp.ClientResponse]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
+    async with aiohttp.ClientSession() as http, http.request(method, standin.url + path, data=data) as answer:
+        return answer.status, await answer.text(), answer
+
+
+def said(text: str) -> Any:
+    return json.loads(text)["error"]
+
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "stream": False}
+
+
+async def test_each_name_has_its_own_layers_over_one_runner(standin: Standin) -> None:
+    counts = []
+    for name in ("base:7b", "told"):
+        _, text, _ = await asked(standin, "/api/chat", {"model": name, **CHAT})
+        counts.append(json.loads(text)["prompt_eval_count"])
+    assert counts[1] == counts[0] + 3
+    assert standin.loads == 1
+    _, text, _ = await asked(standin, "/api/ps", method="GET")
+    assert [one["name"] for one in json.loads(text)["models"]] == ["base:7b"], "the one that loaded it"
+
+
+async def test_what_is_created_of_a_model_has_its_weights_and_its_own_layers(standin: Standin) -> None:
+    made = {"model": "mine", "from": "told", "system": "Be kind.", "parameters": {"temperature": 0.1}}
+    await asked(standin, "/api/create", made)
+    mine = standin.models["mine:latest"]
+    assert (mine.weights, mine.system, mine.parent) == ("base:7b", "Be kind.", "told:latest")
+    assert mine.messages == standin.models["told:latest"].messages
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_an_answer_that_goes_in_circles_is_ended_without_a_word(standin: Standin, path: str) -> None:
+    standin.models["base:7b"].text = "round " * 100
+    status, text, _ = await asked(standin, path, {"model": "base:7b", **CHAT, "stream": True})
+    assert status == 200
+    assert text.count("round") == 30
+    assert '"done":true' not in text and "[DONE]" not in text and '"finish_reason":"' not in text
+
+
+async def test_no_tokens_wanted_means_no_limit(standin: Standin) -> None:
+    for limit in (0, -1):
+        body = {"model": "base:7b", **CHAT, "options": {"num_predict": limit}}
+        _, text, _ = await asked(standin, "/api/chat", body)
+        assert json.loads(text)["eval_count"] > 10
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("/api/chat", {"model": "x", **CHAT}, 404, "model 'x' not found"),
+        ("/api/chat", CHAT, 400, "model is required"),
+        ("/api/chat", b"", 400, "missing request body"),
+        ("/api/chat", {"model": "emb", **CHAT}, 400, '"emb" does not support chat'),
+        ("/api/generate", {"prompt": "x"}, 404, "model '' not found"),
+        ("/api/show", {"model": "X:y"}, 404, "model 'X:y' not found"),
+        ("/api/embed", {"model": "x", "input": "a"}, 404, 'model "x" not found, try pulling it first'),
+        ("/api/pull", {"model": "a b"}, 400, "invalid model name"),
+        ("/api/create", {"model": ""}, 400, "invalid model name"),
+        ("/api/copy", {"source": "base:7b", "destination": "/"}, 400, "invalid model name"),
+        ("/api/chat", {"model": "base:7b", **CHAT, "keep_alive": "60"}, 400, 'invalid duration "60"'),
+        ("/api/chat", {"model": "base:7b", **CHAT, "keep_alive": ""}, 400, 'invalid duration ""'),
+    ],
+)
+async def test_errors(standin: Standin, path: str, body: Any, status: int, error: str) -> None:
+    got, text, _ = await asked(standin, path, body)
+    assert (got, error in said(text)) == (status, True), text
+
+
+async def test_small_things(standin: Standin) -> None:
+    assert (await asked(standin, "/api/copy", {"source": "base:7b", "destination": "base:7b"}))[0] == 200
+    blob = b"GGUF"
+    path = f"/api/blobs/sha256:{hashlib.sha256(blob).hexdigest()}"
+    assert [(await asked(standin, path, blob))[0] for _ in range(2)] == [201, 200]
+    assert (await asked(standin, "/api/ps", method="HEAD"))[0] == 405
+    assert (await asked(standin, "/api/tags", method="HEAD"))[0] == 200
+    assert (await asked(standin, "/api/embed", {"model": "emb", "input": None}))[0] == 200
+    assert (await asked(standin, "/api/me"))[0] == 401
+    _, _, answer = await asked(standin, "/v1/models/base:7b", method="GET")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    _, text, _ = await asked(standin, "/api/generate", {"model": "base:7b"})
+    assert json.loads(text)["done_reason"] == "load", "one object, no lines"
+
+
+def test_a_template_is_printed_for_each_exchange() -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    template = "[{{ .System }}|{{ .Prompt }}]{{ .Response }}</s>"
+    shown = printed(template, [{"role": "system", "content": "S"}, *turns, {"role": "user", "content": "c"}])
+    assert shown == "[S|a]b</s>[|c]"
+
+
+LONG = [{"role": "system", "content": "s"}, *({"role": "user", "content": "one two"} for _ in range(9))]
+
+
+async def test_the_context_is_exactly_what_was_asked(standin: Standin) -> None:
+    """A longer conversation is shortened, or refused; a PARAMETER holds where the request names none."""
+
+    async def prompt(name: str, path: str = "/api/chat", **more: Any) -> tuple[int, Any]:
+        body = {"model": name, "messages": LONG, "stream": False, **more}
+        status, text, _ = await asked(standin, path, body)
+        return status, json.loads(text)
+
+    _, whole = await prompt("base:7b")
+    status, less = await prompt("base:7b", options={"num_ctx": 9})
+    assert status == 200 and less["prompt_eval_count"] < whole["prompt_eval_count"]
+    status, refused = await prompt("base:7b", options={"num_ctx": 9}, truncate=False)
+    assert status == 400 and "exceeds the context length" in refused["error"]
+    standin.models["base:7b"].params = {"num_ctx": 9}
+    assert (await prompt("base:7b"))[1]["prompt_eval_count"] == less["prompt_eval_count"]
+    _, v1 = await prompt("base:7b", "/v1/chat/completions")
+    assert v1["usage"]["prompt_tokens"] == less["prompt_eval_count"]
+    _, text, _ = await asked(standin, "/api/ps", method="GET")
+    assert [one["context_length"] for one in json.loads(text)["models"]] == [9]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "why"),
+    [
+        ({"options": {"num_ctx": "512"}}, 500, 'option "num_ctx" must be of type integer'),
+        ({"options": {"temperature": "0.1"}}, 500, 'option "temperature" must be of type float32'),
+        ({"options": {"stop": "x"}}, 500, 'option "stop" must be of type array'),
+        ({"options": {"num_predict": 2.0, "stop": ["x"], "top_k": None}}, 200, ""),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}]},
+            400,
+            "json:",
+        ),
+    ],
+)
+async def test_types_are_go_s(standin: Standin, more: dict[str, Any], status: int, why: str) -> None:
+    answered, text, _ = await asked(standin, "/api/chat", {"model": "base:7b", **CHAT, **more})
+    assert answered == status and (not why or why in said(text))

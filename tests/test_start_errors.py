@@ -1,0 +1,32 @@
+"""What a daemon says when its folders' disk is full at the start."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from sollold.daemon.main import _in_words
+from sollold.settings.paths import Places
+from sollold.settings.state_file import write_whole
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as caught:
+        write_whole(tmp_path / "node-key", b"x")
+    places = Places(tmp_path / "state", tmp_path / "cache")
+    assert _in_words(caught.value, places) == f"No space left on device: {tmp_path / 'node-key'}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_of_no_known_file_is_that_of_the_state_folder(tmp_path: Path) -> None:
+    places = Places(tmp_path / "state", tmp_path / "cache")
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert _in_words(error, places) == f"No space left on device: {tmp_path / 'state'}"
+    assert _in_words(OSError(errno.EADDRINUSE, "Address in use"), places) == "Address in use"

@@ -1,0 +1,131 @@
+"""A request's spans, from all nodes on its way, as a collector gets them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from sollold import tracing
+from sollold.engines.install.find import Llama
+from sollold.models.gguf import demo_model
+from tests.daemons import Cluster, until
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A span as it was sent."""
+
+    node: str
+    name: str
+    trace: bytes
+    id: bytes
+    parent: bytes
+    facts: dict[str, str]
+
+
+@dataclass
+class Collector:
+    """Takes spans over HTTP."""
+
+    url: str = ""
+    spans: list[Seen] = field(default_factory=list)
+
+    def named(self, name: str) -> Seen | None:
+        return next((one for one in self.spans if one.name == name), None)
+
+    def take(self, body: bytes) -> None:
+        request = ExportTraceServiceRequest.FromString(body)
+        for group in request.resource_spans:
+            about = {one.key: one.value.string_value for one in group.resource.attributes}
+            for scope in group.scope_spans:
+                for span in scope.spans:
+                    facts = {
+                        one.key: one.value.string_value or str(one.value.int_value) for one in span.attributes
+                    }
+                    node = about["service.instance.id"]
+                    parts = (span.trace_id, span.span_id, span.parent_span_id)
+                    self.spans.append(Seen(node, span.name, *parts, facts))
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    found = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            found.take(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        found.url = f"http://127.0.0.1:{server.server_address[1]}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield found
+        server.shutdown()
+        thread.join()
+
+
+def test_off_it_does_nothing() -> None:
+    with tracing.span("a", {"b": 1}) as span:
+        span.set({"c": 2})
+        tracing.current().event("d", {})
+        assert tracing.traceparent() == ""
+    tracing.begin("e", {}).end("failed")
+
+
+def test_spans_of_one_process(collector: Collector) -> None:
+    end = tracing.start(collector.url, "here")
+    try:
+        with pytest.raises(ValueError), tracing.span("outer", {}):
+            parent = tracing.traceparent()
+            tracing.begin("far", {"x": 1}, parent).end("broke off")
+            raise ValueError("no")
+        with tracing.span("continued", {}, "00-" + "1" * 32 + "-" + "2" * 16 + "-01"):
+            pass
+        with tracing.span("anew", {}, "nonsense"):
+            pass
+    finally:
+        end()
+    outer, far = collector.named("outer"), collector.named("far")
+    assert outer is not None and far is not None
+    assert (far.trace, far.parent, far.facts) == (outer.trace, outer.id, {"x": "1"})
+    continued, anew = collector.named("continued"), collector.named("anew")
+    assert continued is not None and continued.trace.hex() == "1" * 32
+    assert anew is not None and anew.parent == b""
+    assert tracing.traceparent() == ""
+
+
+@pytest.mark.llama
+@pytest.mark.cluster
+def test_a_request_is_followed_over_nodes(tmp_path: Path, llama: Llama, collector: Collector) -> None:
+    settings = {"log.traces": collector.url}
+    with Cluster(2, tmp_path, llama, settings=settings, start=False, loopback=True) as cluster:
+        demo_model.write(cluster[0].models / "demo.gguf")
+        for node in cluster:
+            node.start()
+        cluster.together()
+        chat = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": False}
+        until(lambda: b"demo" in cluster[1].ask("GET", "/api/tags").body, "the model is known")
+        given = f"00-{'a' * 32}-{'b' * 16}-01"
+        reply = cluster[1].ask("POST", "/api/chat", chat, headers={"traceparent": given})
+        assert reply.status == 200, reply.body
+        until(lambda: {"POST /api/chat", "load", "engine"} <= {one.name for one in collector.spans}, "spans")
+    root, load, engine = (collector.named(name) for name in ("POST /api/chat", "load", "engine"))
+    assert root is not None and load is not None and engine is not None
+    assert (root.node, load.node, engine.node) == ("node1", "node1", "node0")
+    assert root.trace.hex() == "a" * 32 and root.parent.hex() == "b" * 16
+    assert load.parent == engine.parent == root.id
+    assert root.facts["gen_ai.request.model"] == "demo:latest" and root.facts["sollold.node"] == "node0"
+    assert int(root.facts["gen_ai.usage.output_tokens"]) > 0
+    assert root.facts["http.response.status_code"] == "200" and root.facts["http.route"] == "/api/chat"

@@ -1,0 +1,363 @@
+"""The dashboard in a real Chromium: every action, a machine that dies, twenty machines, hostile names."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sollold.cluster.gossip.record import Placed, Waiting
+from sollold.control.cluster import Planned
+from sollold.control.keys import Scope
+from tests.api.api_parts import PlainCluster
+from tests.doubles import until
+from tests.web.browser import Page
+from tests.web.conftest import Show
+from tests.web.scene import LLAMA, NODES, TalkingService, machine, machines
+
+pytestmark = pytest.mark.browser
+
+VIEWS = (
+    "cluster",
+    "models",
+    "model/llama3.3%3A70b",
+    "chat",
+    "requests",
+    "history",
+    "connect",
+    "keys",
+    "doctor",
+)
+READY = (
+    "document.querySelector('main h1') && document.querySelector('#headline').textContent.includes('leader')"
+)
+CARDS = "[...document.querySelectorAll('.machine h3')].map((h) => h.textContent)"
+
+
+def cluster_of(given: Any) -> PlainCluster:
+    cluster: PlainCluster = given.cluster
+    return cluster
+
+
+async def test_the_cluster_is_a_picture(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.open(url)
+    await page.until("document.querySelectorAll('.machine').length === 5")
+    assert await page.run(CARDS) == ["anna", "bert", "cleo", "dora", "emil"]
+    band = await page.run(f"document.querySelector('[data-node=\\'{NODES['bert']}\\'] .band').title")
+    assert band == "llama3.3:70b, layers 36–63: 15.8 GiB"
+    # A line for each step of a model from machine to machine, with what was measured.
+    await page.until("document.querySelectorAll('.links path[d]').length === 3")
+    trips = await page.run("[...document.querySelectorAll('.links text')].map((t) => t.textContent)")
+    assert trips == ["0.42 ms", "113 MiB/s", "0.61 ms", "105 MiB/s", "0.48 ms", "114 MiB/s"]
+    assert "loading 43 %" in await page.run("document.querySelector('.running').innerText")
+    assert await page.run("document.querySelector('#headline').textContent") == (
+        "5 nodes · leader anna · seen from anna"
+    )
+
+
+async def test_a_death_and_a_drain_are_seen_within_two_seconds(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(url)
+    await page.until("document.querySelectorAll('.machine').length === 5")
+    # The stream of events stands when its first answer is there.
+    await page.until("performance.getEntriesByType('resource').some((e) => e.name.includes('/doctor'))")
+    await page.run("window.mark = document.querySelector('.machine'); mark.querySelector('button').focus()")
+    began = time.monotonic()
+    cluster_of(given).change(*machines()[:1], replace(machines()[1], draining=True), *machines()[3:])
+    await page.until("document.querySelector('.machine.is-offline h3')?.textContent === 'cleo'", 4)
+    await page.until("document.querySelector('.machine.is-draining h3')?.textContent === 'bert'", 4)
+    assert time.monotonic() - began < 2.5
+    assert "it held 9.40 GiB of llama3.3:70b" in await page.run(
+        "document.querySelector('.is-offline').innerText"
+    )
+    await page.until("document.querySelector('.events').innerText.includes('cleo stopped responding')")
+    # Nothing was built anew: what had the focus has it still.
+    assert await page.run("mark.isConnected && mark.contains(document.activeElement)")
+    await page.click(".is-offline button")
+    await page.until("!document.querySelector('.is-offline')")
+
+
+async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(url)
+    await page.click(f"[data-node='{NODES['emil']}'] button")
+    await until(lambda: ("drain", NODES["emil"], True) in cluster_of(given).asked)
+    await page.click(".run button")
+    await until(lambda: ("unload", "llama-70b-1", False) in cluster_of(given).asked)
+
+
+@pytest.mark.parametrize("width", [390, 1180])
+async def test_twenty_machines_and_hostile_names_fit(page: Page, show: Show, width: int) -> None:
+    evil = "<img src=x onerror=alert(1)>" + "x" * 300
+    long = "node-" + "very-long-name-" * 12
+    placed = tuple(Placed(f"{at:016x}", "CPU", at * 4, at * 4 + 4, 2**30) for at in range(20))
+    spread = replace(LLAMA, model=evil, placed=placed, reason="<script>alert(1)</script> " + "y" * 200)
+    records = [
+        machine(
+            "anna",
+            *machines()[0].devices,
+            node=f"{at:016x}",
+            endpoints=(spread,) if at == 0 else (),
+        )
+        for at in range(20)
+    ]
+    records = [
+        replace(one, name=(evil, long, *(f"node{at:02}" for at in range(18)))[at])
+        for at, one in enumerate(records)
+    ]
+    _, url = await show(*records)
+    await page.size(width, 844)
+    for view in VIEWS:
+        await page.open(f"{url}/#/{view}")
+        await page.until(READY)
+        if view == "cluster":
+            await page.until("document.querySelectorAll('.machine').length === 20")
+            assert evil in await page.run(CARDS) and long in await page.run(CARDS)
+        assert await page.overflow() == 0, view
+    assert await page.run("document.querySelectorAll('main img, main script').length") == 0
+
+
+async def test_no_view_is_wider_than_a_phone(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.size(390, 844)
+    for view in VIEWS:
+        await page.open(f"{url}/#/{view}")
+        await page.until(READY)
+        if view == "models":
+            await page.click("[data-model='llama3.3:70b'] [data-act=Plan]")
+            await page.until("document.querySelector('.plan')")
+        assert await page.overflow() == 0, view
+
+
+async def test_models_are_planned_loaded_unloaded_copied_and_deleted(page: Page, show: Show) -> None:
+    given, url = await show()
+    cluster, library = cluster_of(given), given.library
+    await page.open(f"{url}/#/models")
+    await page.until("document.querySelectorAll('.model').length === 5")
+    row = "[data-model='demo:latest']"
+    await page.click(f"{row} [data-act=Plan]")
+    text = await page.until(f'document.querySelector("{row} .plan")?.innerText')
+    assert "about 14.6 tokens/s" in text and "41.8 GiB weights" in text and "layers 64–79 + output" in text
+    await page.click(f"{row} .plan .close")
+    await page.click(f"{row} [data-act=Load]")
+    await until(lambda: any(getattr(one, "model", "") == "demo:latest" for one in cluster.asked[1:]))
+    await page.click("[data-model='llama3.3:70b'] [data-act=Unload]")
+    await until(lambda: ("unload", "llama3.3:70b", False) in cluster.asked)
+    await page.click(f"{row} [data-act=Copy]")
+    await page.write(f"{row} .model-panel input", "mydemo")
+    await page.press("Enter")
+    await until(lambda: ("demo:latest", "mydemo", ()) in library.copied)  # type: ignore[attr-defined]
+    await page.click(f"{row} [data-act=Delete]")
+    await page.click(f"{row} .danger")
+    await until(lambda: ("demo:latest", ()) in library.deleted)  # type: ignore[attr-defined]
+
+
+async def test_what_does_not_fit_says_what_would_help(page: Page, show: Show) -> None:
+    given, url = await show()
+    missing = {"needed": 2**35, "there": 2**34, "missing": 2**34, "weights": 2**34, "state": 2**33,
+               "buffers": 2**30, "remedies": ["a smaller context: 4096"]}  # fmt: skip
+    cluster_of(given).planned = Planned(False, "It does not fit.", {"plan": None, "missing": missing})
+    await page.open(f"{url}/#/models")
+    await page.click("[data-model='demo:latest'] [data-act=Plan]")
+    text = await page.until("document.querySelector('.plan')?.innerText")
+    assert "16.0 GiB missing" in text and "a smaller context: 4096" in text
+
+
+async def test_a_model_is_pulled_with_progress(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/models")
+    await page.write("#pull-name", "llama3.2:3b")
+    await page.press("Enter")
+    await page.until("document.querySelector('.pulls').innerText.includes('1.00 GiB of 4.00 GiB')")
+    assert await page.run("document.querySelector('.pulls progress').value") == 0.25
+    given.puller.goes_on.set()  # type: ignore[union-attr]
+    await page.until("document.querySelector('.pulls').innerText.includes('done')")
+
+
+async def test_a_models_page_shows_its_layers_and_why(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.open(f"{url}/#/model/llama3.3%3A70b")
+    await page.until("document.querySelector('.plan')")
+    text = await page.run("document.querySelector('main').innerText")
+    for words in ("16384 tokens of context", "2 at a time", "64–79 + output (16)", "14.2 tokens/s",
+                  "anna and bert read their memory fastest", "error: the engine ran out"):  # fmt: skip
+        assert words in text, words
+
+
+async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Show) -> None:
+    service = TalkingService()
+    _, url = await show(service=service)
+    await page.open(f"{url}/#/chat/llama3.3%3A70b")
+    await page.until("document.querySelector('#chat-model').value === 'llama3.3:70b'")
+    await page.run("document.querySelector('.settings').open = true")
+    await page.write("#chat-temperature", "0.2")
+    await page.write("#chat-system", "Be brief.")
+    await page.write("#message", "Hello")
+    await page.press("Enter", composing=True)
+    assert not service.asks, "Enter that ends a composition sends nothing"
+    await page.press("Enter")
+    await page.until("document.querySelector('.assistant .foot button')")
+    body = next(iter(service.asks[-1].calls.values())).body
+    assert body["options"] == {"temperature": 0.2}
+    assert [one["role"] for one in body["messages"]] == ["system", "user"]
+    said = "document.querySelector('.said')"
+    assert await page.run(f"{said}.querySelector('pre code').textContent.startsWith('def greet')")
+    assert await page.run(f"{said}.querySelectorAll('li').length") == 2
+    assert await page.run(f"{said}.querySelector('table').rows.length") == 3
+    assert await page.run(f"{said}.querySelectorAll('b, script, img, a').length") == 0
+    assert "<b>HTML stays text</b>" in await page.run(f"{said}.innerText")
+    assert await page.run("document.querySelector('.thinking').open") is False
+    foot = await page.run("document.querySelector('.foot').innerText")
+    assert "96 tokens" in foot and "tokens/s" in foot and "alpha/CPU" in foot
+    await page.run("[...document.querySelectorAll('.foot button')].at(-1).click()")
+    await until(lambda: len(service.asks) == 2)
+    await page.until("document.querySelectorAll('.assistant .foot button').length")
+    assert await page.run("document.querySelectorAll('.bubble').length") == 2
+    kept = json.loads(await page.run("localStorage.getItem('sollold.chats')"))
+    assert [one["role"] for one in kept[0]["messages"]] == ["user", "assistant"]
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelectorAll('.bubble').length === 2")
+    await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
+    assert await page.run("JSON.parse(localStorage.getItem('sollold.chats')).length") == 0
+
+
+async def test_stop_keeps_what_was_said_and_the_conversation_goes_on(page: Page, show: Show) -> None:
+    service = TalkingService()
+    _, url = await show(service=service)
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
+    await page.write("#message", "wait for ever")
+    await page.press("Enter")
+    await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
+    await page.run(
+        "[...document.querySelectorAll('.composer button')].find((b) => b.textContent === 'Stop').click()"
+    )
+    await page.until("document.querySelector('.foot')?.innerText.includes('stopped')")
+    await until(lambda: service.closed == 1)
+    await page.write("#message", "And now?")
+    await page.press("Enter")
+    await page.until("document.querySelectorAll('.assistant .foot').length === 2")
+    body = next(iter(service.asks[-1].calls.values())).body
+    assert [one["content"].strip() for one in body["messages"]] == [
+        "wait for ever",
+        "An answer that",
+        "And now?",
+    ]
+
+
+async def test_a_refusal_in_the_chat_is_shown(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
+    await page.write("#message", "refuse this")
+    await page.press("Enter")
+    await page.until("document.querySelector('.talk').innerText.includes('3 GiB are missing')")
+
+
+async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/requests")
+    await page.until("document.querySelectorAll('tbody tr').length === 12")
+    assert "ok, resumed" in await page.run("document.querySelector('tbody').innerText")
+    await page.run("location.hash = '#/history'")
+    await page.until("document.querySelectorAll('.plot-line[d^=M]').length > 5")
+    label = await page.run("document.querySelector('.plot-figure').getAttribute('aria-label')")
+    assert label.startswith("Tokens generated per second: now ")
+    await page.run("[...document.querySelectorAll('.segments button')].at(-1).click()")
+    await page.until("document.querySelector('.plot-figure').textContent.includes('24 h ago')")
+    await page.run("location.hash = '#/connect'")
+    await page.until("document.querySelector('#connect-model')?.value")
+    text = await page.run("document.querySelector('.snippets').innerText")
+    for words in (
+        "Open WebUI",
+        "Continue",
+        "Claude Code",
+        "Codex",
+        "LangChain",
+        f"OLLAMA_HOST={url}",
+        "openai",
+    ):
+        assert words in text
+    await page.run("location.hash = '#/doctor'")
+    cluster_of(given).change(*machines()[:4])
+    await page.until("document.querySelector('.events').innerText.includes('emil stopped responding')")
+    await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
+    await page.until("document.querySelector('.fix code')?.textContent === 'sollold forget emil'")
+    assert await page.run("document.querySelector('#finding-count').textContent") == "1"
+
+
+async def test_keys_are_made_shown_once_and_revoked(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/keys")
+    await page.until("document.querySelector('main').innerText.includes('without a key')")
+    await page.write("#key-name", "lap top")
+    await page.run("document.querySelector('#key-scope').value = 'models'")
+    await page.run("document.querySelector('#key-end').value = '30d'")
+    await page.press("Enter")
+    secret = await page.until("document.querySelector('.fix code')?.textContent")
+    (key,) = given.keys.all()
+    assert (
+        given.keys.find(secret) == key
+        and key.scope is Scope.MODELS
+        and key.expires - key.created == 30 * 86400
+    )
+    row = await page.until("document.querySelector('tbody tr')?.innerText")
+    assert "lap top" in row and "ask, load, pull and delete models" in row and "expires" in row
+    # The same name again is refused in the node's words.
+    await page.write("#key-name", "lap top")
+    await page.press("Enter")
+    await page.until("document.querySelector('main .bad').innerText.includes('already exists')")
+    await page.click("tbody button")
+    await page.click("tbody button.danger")
+    await page.until("document.querySelector('tbody tr').innerText.includes('revoked')")
+    assert given.keys.find(secret) is None and not await page.run("document.querySelector('tbody button')")
+
+
+async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:
+    _, url = await show()
+    for view in VIEWS:
+        await page.open(f"{url}/#/{view}")
+        await page.until(READY)
+        nameless = await page.run(
+            "[...document.querySelectorAll('button, a, input, select, textarea, [role=img]')].filter((e) => "
+            "!(e.textContent.trim() || e.ariaLabel || e.labels?.length || e.placeholder))"
+            ".map((e) => e.outerHTML)"
+        )
+        assert nameless == [], view
+        assert await page.run("document.querySelectorAll('h1:not(header h1)').length") == 1
+        assert await page.run("document.querySelectorAll('[aria-current=page]').length") == 1
+        twice = await page.run(
+            "[...document.querySelectorAll('[id]')].map((e) => e.id)"
+            ".filter((id, at, all) => all.indexOf(id) !== at)"
+        )
+        assert twice == []
+    # The answers are no live region: only the one line that says when one is finished.
+    assert await page.run("[...document.querySelectorAll('[aria-live]')].map((e) => e.id)") == ["said"]
+    await page.open(url)
+    await page.until("document.querySelector('.machine')")
+    await page.press("Tab")
+    assert await page.run("document.activeElement.textContent") == "Skip to the content"
+
+
+async def test_a_machine_that_waits_is_shown_with_its_code(page: Page, show: Show) -> None:
+    waiting = (Waiting("f" * 16, "<i>gina</i>", "4711-0815"),)
+    _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])
+    for view in ("cluster", "doctor"):
+        await page.open(f"{url}/#/{view}")
+        text = await page.until("document.querySelector('.waiting')?.innerText")
+        assert "<i>gina</i> shows the code 4711-0815" in text and "sollold admit <i>gina</i>" in text
+        assert await page.run("document.querySelector('.waiting i')") is None
+
+
+async def test_the_last_lines_of_a_models_engines(page: Page, show: Show) -> None:
+    _, url = await show()
+    await page.open(f"{url}/#/model/llama3.3%3A70b")
+    await page.until("document.querySelector('.plan')")
+    await page.run("[...document.querySelectorAll('button')].find((b) => b.textContent === 'Show').click()")
+    await page.until(
+        "document.querySelector('details summary') && document.querySelector('details pre').innerText"
+    )
