@@ -23,7 +23,7 @@ from sollold.cluster.admission.keyring import MAX_MEMBERS, Keyring, Member, Memb
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
-from sollold.cluster.net.view import View, wait_until
+from sollold.cluster.net.view import View, next_change, wait_until
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 
@@ -33,6 +33,9 @@ _STEP_SECONDS = 3.0
 _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
 """Until this node leads when the leader is turned out."""
+_PATIENCE_SECONDS = 10.0
+"""How long an order is given again while nobody leads, or another change is under way."""
+_AGAIN_SECONDS = 0.5
 _POLL = 0.05
 _TRIES = 3
 BY_SETTINGS = (
@@ -64,7 +67,7 @@ class Rolled:
     """What became of it.
 
     Attributes:
-        refusal: why nothing was changed; empty when it was.
+        refusal: why nothing was changed; empty when it was. ``again``: it would be otherwise in a moment.
         done: nodes that use the new secret; ``away``: members that fetch it when they are back.
         unsure: nodes that did not answer every step: the same order again mends that.
     """
@@ -74,6 +77,7 @@ class Rolled:
     done: Members = ()
     away: Members = ()
     unsure: Members = ()
+    again: bool = False
 
 
 class SecretOwner(View, Protocol):
@@ -162,17 +166,27 @@ class SecretChanges:
         raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; there are {names}")
 
     async def _order(self, roll: Roll) -> Rolled:
-        self._check(roll.kind)
+        """Have the leader carry it out; given again while the leader changes."""
+        until = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+        while True:
+            self._check(roll.kind)
+            rolled = await self._ask_leader(roll)
+            if not rolled.refusal:
+                return rolled
+            if not rolled.again:
+                raise Refusal(Fault.BAD_REQUEST, rolled.refusal)
+            if asyncio.get_running_loop().time() >= until:
+                raise Refusal(Fault.UNAVAILABLE, rolled.refusal, retry_after=2.0)
+            await next_change(self._owner, _AGAIN_SECONDS)
+
+    async def _ask_leader(self, roll: Roll) -> Rolled:
         leader = self._carrier(roll)
         if not leader:
-            raise Refusal(Fault.UNAVAILABLE, "there is no leader at present", retry_after=2.0)
+            return Rolled("the cluster has no leader right now", again=True)
         try:
-            rolled = await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
+            return await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
         except PeerError as error:
-            raise Refusal(Fault.UNAVAILABLE, f"the leader: {error}", retry_after=2.0) from None
-        if rolled.refusal:
-            raise Refusal(Fault.BAD_REQUEST, rolled.refusal)
-        return rolled
+            return Rolled(f"the leader could not be asked: {error}", again=True)
 
     def _check(self, kind: Kind) -> None:
         ring = self._owner.keyring()
@@ -195,14 +209,14 @@ class SecretChanges:
 
     async def _on_roll(self, caller: str, roll: Roll) -> Rolled:
         if self._busy.locked():
-            return Rolled("the secret is being changed; try again")
+            return Rolled("the secret is being changed; try again", again=True)
         async with self._busy:
             try:
                 self._check(roll.kind)
                 if self._carrier(roll) == self._owner.me.node != self._owner.leader().leader:
                     await self._take_the_lead(roll.nodes)
                 if self._owner.leader().leader != self._owner.me.node:
-                    return Rolled("this node is not the leader; try again")
+                    return Rolled("this node is not the leader; try again", again=True)
                 return await self._carry_out(roll)
             except Refusal as refusal:
                 return Rolled(str(refusal))
@@ -231,7 +245,7 @@ class SecretChanges:
             # A change that was broken off got further there.
             order = replace(order, generation=newest + 1)
         else:
-            return Rolled("another change of the secret is in progress; try again")
+            return Rolled("another change of the secret is in progress; try again", again=True)
         ready = {node: nodes[node] for node, one in answers.items() if one is not None}
         if roll.kind is not Kind.SECURE:  # who was in an open cluster says nothing
             known = [one.members for one in answers.values() if one is not None]

@@ -19,7 +19,8 @@ RETRY_AFTER = 0.5
 PLANNING_PAUSE = 0.2
 MAX_FAILURES = 20
 """Times in a row that a leader may be reached and yet fail to answer."""
-MAX_REDIRECTS = 3
+PATIENCE = 10.0
+"""Seconds for which an order waits for a leader."""
 
 
 class LeaderClient:
@@ -87,19 +88,24 @@ class LeaderClient:
         Raises:
             Refusal: UNAVAILABLE, the leader could not be asked.
         """
-        leader = self._view.leader().leader
-        for _ in range(MAX_REDIRECTS):
-            if not leader:
-                break
-            try:
-                answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
-            except PeerError as error:
-                message = f"the leader could not be asked: {error}"
-                raise Refusal(Fault.UNAVAILABLE, message, retry_after=2.0) from None
-            if not answer.leader or answer.leader == leader:
-                return answer
-            leader = answer.leader
-        raise Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again", retry_after=2.0)
+        until = asyncio.get_running_loop().time() + PATIENCE
+        redirected_to = ""
+        while True:
+            leader = redirected_to or self._view.leader().leader
+            redirected_to, why = "", "the cluster has no leader right now; try again"
+            if leader:
+                try:
+                    answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
+                    if not answer.leader or answer.leader == leader:
+                        return answer
+                    redirected_to = answer.leader
+                except PeerError as error:
+                    why = f"the leader could not be asked: {error}"
+                    if not error.transport:
+                        raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+            if asyncio.get_running_loop().time() >= until:
+                raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0)
+            await next_change(self._view, PLANNING_PAUSE if redirected_to else RETRY_AFTER)
 
 
 def _fault(word: str) -> Fault:

@@ -305,6 +305,27 @@ async def test_the_leader_is_turned_out_too(town: Town) -> None:
     assert leader(town, *kept) == min(kept), "the first in line"
 
 
+async def test_an_order_waits_for_the_next_leader(town: Town) -> None:
+    """The leader leaves while the order is on its way, or right before it."""
+    gone = leader(town)
+    kept = [number for number in range(3) if number != gone]
+    name = town.running[gone].me.name
+    async with asyncio.TaskGroup() as group:
+        group.create_task(town.stop(gone))
+        rolled = group.create_task(town.changes[kept[1]].rotate())
+    assert len(rolled.result().done) >= 2
+    rolled_again = await town.changes[kept[0]].rotate()
+    assert len(rolled_again.done) == 2 and [one.name for one in rolled_again.away] == [name]
+
+
+async def test_two_orders_at_a_time_are_carried_out_one_after_the_other(town: Town) -> None:
+    async with asyncio.TaskGroup() as group:
+        both = [group.create_task(town.changes[number].rotate()) for number in (1, 2)]
+    assert [len(one.result().done) for one in both] == [3, 3]
+    await until(town.settled)
+    assert town.ring(0).generation == 2
+
+
 async def test_a_node_that_was_away_fetches_the_secret_by_its_key(town: Town) -> None:
     away = next(number for number in range(3) if number != leader(town))
     here = [number for number in range(3) if number != away]

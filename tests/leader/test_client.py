@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -10,6 +11,7 @@ from sollold.cluster.gossip.term import Term
 from sollold.errors import Fault, Refusal
 from sollold.leader.client import LeaderClient
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
+from tests.doubles import until
 from tests.leader.cluster import Cluster
 
 ASK = Ensure("demo")
@@ -41,12 +43,30 @@ async def test_redirects_are_followed(cluster: Cluster) -> None:
     assert [node for node, _, _ in cluster.calls_made] == ["c", "b", "c", "b"]
 
 
-async def test_a_leader_that_can_not_be_asked_is_told_of(cluster: Cluster) -> None:
+async def test_a_leader_that_can_not_be_asked_is_told_of(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sollold.leader.client.PATIENCE", 0.0)
     client = LeaderClient(cluster, cluster)
-    del cluster.nodes["b"]
+    del cluster.nodes["b"], cluster.nodes["c"]
     with pytest.raises(Refusal, match="the leader could not be asked") as refused:
         await client.drop(Drop("demo"))
     assert refused.value.fault is Fault.UNAVAILABLE
     cluster.term = Term()
     with pytest.raises(Refusal, match="no leader"):
         await client.drop(Drop("demo"))
+
+
+async def test_an_order_waits_for_the_next_leader(cluster: Cluster) -> None:
+    cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
+    del cluster.nodes["c"]
+    async with asyncio.TaskGroup() as group:
+        order = group.create_task(LeaderClient(cluster, cluster).drop(Drop("demo")))
+        await until(lambda: bool(cluster.calls_made))
+        cluster.term = Term()
+        cluster.changed()
+        await asyncio.sleep(0.01)
+        assert not order.done()
+        cluster.term = Term(4, "b")
+        cluster.changed()
+    assert order.result().ended == ("x",)
