@@ -15,6 +15,7 @@ from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.serving.candidate import Candidate, Choice, EndpointQuery
 from sollold.serving.context_size import LEAST_ANSWER_TOKENS, larger_context, too_long
+from sollold.serving.engine_deaths import EngineDeaths
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
 from sollold.serving.event_split import whole
 from sollold.serving.loader import Need, Ready, ensure_of, with_ready
@@ -22,10 +23,7 @@ from sollold.serving.local_stream import Stream
 from sollold.serving.model_names import body_for
 from sollold.serving.opening import ServingContext, StreamOpening
 from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
-from sollold.serving.quarantine import PERIOD
-from sollold.serving.quarantine import refusal as crash_refusal
 from sollold.serving.request import Ask, Call, Engine, Waiting
-from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.serving")
 
@@ -35,10 +33,6 @@ BYPASS_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/complet
 """Small requests that an engine answers beside its work."""
 BYPASS_LIMIT = 20.0
 """Seconds in which an engine must have begun to answer such a request."""
-FRUITLESS = 3
-"""Engines that may end after the first, one after the other, with a request in them."""
-FRUITLESS_EMBEDDING = 2
-"""The same for embeddings: they are short, so engines that die over one die of it."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
 
@@ -59,15 +53,6 @@ class Attempt:
 
 class EndpointRefusal(Refusal):
     """One endpoint refused the request; another may take it."""
-
-
-@dataclass(slots=True)
-class _Death:
-    """An engine that ended with the request in it. ``counts``: it may have been the request's doing."""
-
-    endpoint: tuple[str, str]
-    why: str
-    counts: bool
 
 
 @dataclass(slots=True)
@@ -117,10 +102,7 @@ class Dispatcher:
         self._progressed = 0.0
         """When a load that is waited for after a fault last went forward, and how far it was then."""
         self._furthest = 0.0
-        self._deaths: list[_Death] = []
-        """Since anything was last delivered."""
-        self._killer = False
-        """An engine crashed over the request."""
+        self.deaths = EngineDeaths(ask, context.quarantine, context.view)
         self._extra = {"request": ask.id}
 
     async def find(
@@ -142,7 +124,7 @@ class Dispatcher:
         search = _Search(query, calls, limit, self._loop.time(), stage, set(without))
         self._furthest = 0.0
         while True:
-            self._refuse_a_killer()
+            self.deaths.check()
             choice = self._best(search)
             if choice is None:
                 await self._get_endpoint(search)
@@ -173,7 +155,7 @@ class Dispatcher:
         except StreamError as error:
             search.tried.add(candidate.key)
             if call.path not in BYPASS_PATHS:
-                self._died(candidate.key, error)
+                self.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
             search.tried.add(candidate.key)
             # An answer under way is not sent away by a full queue: it asks again until the limit.
@@ -357,8 +339,8 @@ class Dispatcher:
             router.ended(candidate.key, is_callers_fault(refusal))
             # One that crashes as it loads does so over the model.
             if candidate.endpoint.loaded and runner_crashed(refusal.message):
-                self._crashed_engine(refusal.message)
-                self._refuse_a_killer()
+                self.deaths.add_crash(refusal.message)
+                self.deaths.check()
             raise _classified(refusal, candidate.engine)
         return Attempt(choice, stream, call)
 
@@ -432,50 +414,10 @@ class Dispatcher:
 
     async def release_failed(self, attempt: Attempt, error: StreamError) -> None:
         """Done with ``attempt``, which failed."""
-        self._died(attempt.candidate.key, error)
+        self.deaths.add(attempt.candidate.key, error)
         if error.transport:
             self._context.router.failed(attempt.candidate.key, self._loop.time())
         await self.release(attempt, False if error.transport else None)
-
-    def delivered(self) -> None:
-        """The caller got something: what failed before is no sign against the request."""
-        self._deaths.clear()
-
-    def _died(self, key: tuple[str, str], error: StreamError) -> None:
-        if error.crashed:
-            self._crashed_engine(error.message)
-        if error.taken:
-            # Of a stream an event would have come, had all been well. Else only a crash is a sign.
-            shows = self._ask.stream or self._ask.embedding
-            self._deaths.append(_Death(key, str(error), counts=shows))
-
-    def _crashed_engine(self, why: str) -> None:
-        self._killer = True
-        self._context.quarantine.add(self._ask, self._loop.time())
-        log.warning("the request crashed an engine: %s", why, extra=self._extra)
-
-    def _refuse_a_killer(self) -> None:
-        """Give a request no further engine that has crashed one, or has ended one after the other.
-
-        Raises:
-            Refusal: BAD_REQUEST, INTERRUPTED.
-        """
-        if self._killer:
-            raise crash_refusal(f"it is refused for {seconds_text(PERIOD)}")
-        for death in self._deaths:
-            death.counts = death.counts or self._crashed(death.endpoint)
-        counted = [death for death in self._deaths if death.counts]
-        if len(counted) > (FRUITLESS_EMBEDDING if self._ask.embedding else FRUITLESS):
-            raise Refusal(
-                Fault.INTERRUPTED,
-                f"{len(counted)} engines crashed one after another with this request, last: "
-                f"{counted[-1].why}. Something in the request may crash them; change the request",
-            )
-
-    def _crashed(self, key: tuple[str, str]) -> bool:
-        """Whether a process of the endpoint ended by a fault of its own, as its record says by now."""
-        record = self._context.view.record(key[0])
-        return record is not None and any(one.id == key[1] and one.crashed for one in record.endpoints)
 
 
 async def _refused(stream: Stream) -> Refusal | None:

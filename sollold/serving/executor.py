@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
 from sollold import tracing
-from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.pour import Receiver, pulled
 from sollold.errors import Fault, Refusal
-from sollold.serving.candidate import Candidate, Choice, EndpointQuery, engine_of
-from sollold.serving.context_size import context_warning, no_more_context
-from sollold.serving.dispatch import (
-    BYPASS_LIMIT,
-    BYPASS_PATHS,
-    Attempt,
-    Dispatcher,
-)
-from sollold.serving.drafted_logprobs import logprobs_warning
+from sollold.serving.candidate import EndpointQuery
+from sollold.serving.dispatch import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Dispatcher
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed, stream_status
 from sollold.serving.event_reader import EventReader
 from sollold.serving.event_split import whole
@@ -29,9 +22,11 @@ from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
 from sollold.serving.protocol import ErrorKind, StreamError
 from sollold.serving.recovery import find_rest
-from sollold.serving.request import Answer, Ask, Call, Delivered, Engine, Routing, Waiting
+from sollold.serving.request import Answer, Ask, Delivered, Engine, Routing, Waiting
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
+from sollold.serving.routing import routing_of, warnings_of
+from sollold.serving.unload import TOUCH, read_away, unload
 
 log = logging.getLogger("sollold.serving")
 
@@ -41,8 +36,6 @@ _RESUMES = 20
 """Faults that one answer survives; more are a fault of another kind."""
 _ENGINE_ERRORS = 2
 """Errors that engines themselves report in one stream before they are believed to be the request's own."""
-_TOUCH = Call("/tokenize", {"content": ""})
-"""The smallest request that a llama-server answers: with it an endpoint learns of keep_alive."""
 
 
 class RequestExecutor:
@@ -159,12 +152,12 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says.
         """
-        touch = {e: _TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
+        touch = {e: TOUCH if e is Engine.LLAMA else call for e, call in self._ask.calls.items()}
         find, limit = self._dispatcher.find, self._context.http.wait_limit
         attempt = self._attempt = await self._found(find(touch, limit))
         try:
             # To load a model an Ollama may take as long as it takes.
-            await _read_away(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
+            await read_away(attempt, BYPASS_LIMIT if attempt.call.path in BYPASS_PATHS else None)
         except Refusal as refusal:
             raise self._stopped or refusal from None
         self._routing = self._routing_from(attempt)
@@ -176,50 +169,8 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says.
         """
-        view = self._context.view
-        candidates = self._named()
-        if any(candidate.engine is Engine.LLAMA for candidate in candidates):
-            await self._context.loader.drop(self._query, "requested by a client (keep_alive 0)")
-        # One that is in use ends when it is idle: it learns of it by a request with keep_alive 0.
-        refused: Refusal | None = None
-        for candidate in self._named():
-            if not candidate.endpoint.loaded:
-                continue
-            call = _TOUCH if candidate.engine is Engine.LLAMA else self._ask.calls[Engine.OLLAMA]
-            try:
-                await self._touch(Choice(candidate, 0.0, ""), call)
-            except Refusal as refusal:
-                if refusal.status != 404:
-                    refused = refusal
-            except StreamError as error:
-                log.info("an endpoint was not told to unload: %s", error, extra=self._extra)
-        if refused is not None:
-            raise refused
-        if candidates:
-            record, endpoint = candidates[0].record, candidates[0].endpoint
-        else:
-            # Nothing was loaded, which is what was asked for.
-            record = view.me
-            endpoint = Endpoint("", self._query.model, self._query.digest, Backend.LOCAL, State.DRAINING)
-        self._routing = routing_of(self._query.model, record, endpoint, view.live())
+        self._routing = await unload(self._ask, self._query, self._context, self._dispatcher)
         return Answer(self._routing, self._nothing(), self.close)
-
-    def _named(self) -> tuple[Candidate, ...]:
-        """The endpoints of just the name that was asked for: the same content under another one stays."""
-        router, live = self._context.router, self._context.view.live()
-        found = router.candidates(live, self._query, self._loop.time())
-        name = self._query.model.lower()
-        # An Ollama's are by name already.
-        return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
-
-    async def _touch(self, choice: Choice, call: Call) -> None:
-        # Past the queue: in it the request would wait for others, or be sent to another endpoint.
-        attempt = await self._dispatcher.enter(choice, call, self._query, bypass_queue=True)
-        if isinstance(attempt, Attempt):
-            try:
-                await _read_away(attempt, BYPASS_LIMIT)
-            finally:
-                await self._dispatcher.release(attempt, True)
 
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its slot. May be called twice."""
@@ -366,7 +317,7 @@ class RequestExecutor:
             if reader.began:
                 continuation.spent_ms += (self._loop.time() - reader.began) * 1000
             if reader.delivered:
-                self._dispatcher.delivered()
+                self._dispatcher.deaths.delivered()
             await self._recover(error, attempt, continuation)
             self._reader = None
             if self._attempt is None and (events := continuation.closing()):
@@ -500,16 +451,7 @@ class RequestExecutor:
     def _routing_from(self, attempt: Attempt) -> Routing:
         view, candidate = self._context.view, attempt.candidate
         routing = routing_of(self._query.model, candidate.record, candidate.endpoint, view.live())
-        routing.warnings += attempt.call.notes
-        trained = self._query.trained
-        if candidate.engine is Engine.OLLAMA and 0 < trained < self._ask.context:
-            routing.warnings += (no_more_context(self._ask.context, self._query.model, trained),)
-        if candidate.engine is Engine.LLAMA and not self._ask.embedding:
-            warnings = (
-                context_warning(self._ask.context, candidate.endpoint, self._query.trained),
-                logprobs_warning(self._ask.calls[Engine.LLAMA].body, candidate.endpoint.drafts),
-            )
-            routing.warnings += tuple(warning for warning in warnings if warning)
+        routing.warnings += attempt.call.notes + warnings_of(self._ask, self._query, candidate)
         routing.load_ms = self._dispatcher.load_ms
         routing.queue_ms = attempt.stream.head.queue_ms if attempt.stream.head is not None else 0.0
         if self._ask.explain:
@@ -521,33 +463,3 @@ class RequestExecutor:
                 for choice in (attempt.choice, *others)
             )
         return routing
-
-
-async def _read_away(attempt: Attempt, limit: float | None) -> None:
-    """Read the answer to its end, in ``limit`` seconds; None: in whatever time it takes."""
-    try:
-        async with asyncio.timeout(limit):
-            await whole(attempt.stream)
-    except StreamError as error:
-        raise Refusal(Fault.ENGINE, f"the engine failed: {error}", status=500) from None
-    except TimeoutError:
-        why = "the engine does not answer a small request; it may hang"
-        raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
-
-
-def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
-    """The routing for an endpoint of ``record``'s node; ``records`` give the other nodes their names."""
-    names = {other.node: other.name or other.node for other in records}
-    return Routing(
-        backend=endpoint.backend,
-        engine=engine_of(endpoint),
-        model=model,
-        node=record.name or record.node,
-        coordinator_url=record.url,
-        devices=tuple(
-            f"{names.get(placed.node, placed.node)}/{placed.device}"
-            for placed in endpoint.placed
-            if placed.last > placed.first
-        ),
-        drafts=endpoint.drafts,
-    )
