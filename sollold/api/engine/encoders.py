@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import msgspec
 
 from sollold.api.http.errors import Dialect, refusal_bytes
-from sollold.api.http.response import SSE, waiting_text
+from sollold.api.http.response import SSE
+from sollold.api.http.routing_text import waiting_text
 from sollold.errors import Refusal
 from sollold.serving.request import Routing, Waiting
 

@@ -22,6 +22,7 @@ from aiohttp import web
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.request_log import FINISHED
+from sollold.api.http.routing_text import WARNING, header_text, routing_headers, waiting_text
 from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
 from sollold.errors import Fault, Refusal
@@ -31,19 +32,9 @@ from sollold.serving.request import Answer, Ask, Engine, Routing, Service, Waiti
 
 log = logging.getLogger("sollold.api")
 
-
 SSE = "text/event-stream; charset=utf-8"
-
-
 NDJSON = "application/x-ndjson"
-
-
 JSON = "application/json; charset=utf-8"
-
-
-_WARNING = "X-Sollold-Warning"
-
-
 _SHOULD_RETRY = "x-should-retry"
 """Read by the client libraries of OpenAI and Anthropic, which otherwise repeat any request with a 5xx."""
 
@@ -108,71 +99,11 @@ class Encoder(Protocol):
         ...
 
 
-def routing_headers(routing: Routing) -> dict[str, str]:
-    """The `Routing` as headers."""
-    headers = {
-        "X-Sollold-Backend": str(routing.backend),
-        "X-Sollold-Node": _header_text(routing.node),
-        "X-Sollold-Model": _header_text(routing.model),
-    }
-    if routing.devices:
-        headers["X-Sollold-Devices"] = _header_text(",".join(routing.devices))
-    if routing.resumed:
-        headers["X-Sollold-Resumed"] = str(routing.resumed)
-        headers["X-Sollold-Gap-Ms"] = f"{routing.gap_ms:.0f}"
-    if routing.warnings:
-        headers[_WARNING] = _header_text("; ".join(routing.warnings))[:1000]
-    return headers
-
-
-def _header_text(text: str) -> str:
-    return "".join(c if " " <= c <= "~" else "?" for c in text)
-
-
-def waiting_text(waiting: Waiting) -> str:
-    """``loading 43 %``, ``queued, place 3``: one short line, fit for a header or a comment."""
-    text = waiting.stage
-    if waiting.stage == "loading":
-        text += f" {waiting.progress * 100:.0f} %"
-    if waiting.stage == "queued" and waiting.position:
-        text += f", place {waiting.position}"
-    if waiting.message:
-        text += f": {waiting.message}"
-    return _header_text(text)[:300]
-
-
 async def close(answer: Answer) -> None:
     """Close an answer whose ``close`` is a coroutine function or a plain one."""
     result: Any = answer.close()
     if inspect.isawaitable(result):
         await result
-
-
-def routing_object(routing: Routing, started: float) -> dict[str, Any]:
-    """``_routing`` as callers see it; ``started`` on the monotonic clock."""
-    shown: dict[str, Any] = {
-        "backend": str(routing.backend),
-        "duration_ms": round((time.monotonic() - started) * 1000, 3),
-        "coordinator_url": routing.coordinator_url,
-        "node": routing.node,
-        "devices": list(routing.devices),
-        "model": routing.model,
-        "engine": str(routing.engine),
-        "load_ms": round(routing.load_ms, 3),
-        "queue_ms": round(routing.queue_ms, 3),
-        "resumed": routing.resumed,
-        "gap_ms": round(routing.gap_ms, 3),
-    }
-    if routing.drafts.by:
-        drafts = routing.drafts
-        shown["speculation"] = {"by": drafts.by, "acceptance": round(drafts.acceptance, 3)}
-    if routing.warnings:
-        shown["warnings"] = list(routing.warnings)
-    if routing.scores:
-        shown["scores"] = [
-            {"endpoint": endpoint, "score": score, "why": why} for endpoint, score, why in routing.scores
-        ]
-    return shown
 
 
 def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
@@ -378,8 +309,8 @@ class Reply:
     def _say_warnings(self, routing: Routing) -> None:
         """Those that came after the headers, likewise."""
         assert self._response is not None
-        told = self._response.headers.get(_WARNING, "")
-        warnings = [one for one in routing.warnings if _header_text(one) not in told]
+        told = self._response.headers.get(WARNING, "")
+        warnings = [one for one in routing.warnings if header_text(one) not in told]
         if warnings and self._encoder.content_type == SSE:
             self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
 

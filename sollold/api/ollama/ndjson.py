@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import msgspec
 
 from sollold.api.http.errors import Dialect, refusal_object, status_of
-from sollold.api.http.response import JSON, NDJSON, routing_object, waiting_text
+from sollold.api.http.response import JSON, NDJSON
+from sollold.api.http.routing_text import routing_object, waiting_text
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Engine, Routing, Waiting
 

@@ -22,10 +22,9 @@ from sollold.api.http.response import (
     Reply,
     ResponseContext,
     json_response,
-    routing_headers,
-    routing_object,
 )
 from sollold.api.http.route import Route
+from sollold.api.http.routing_text import routing_headers, routing_object
 from sollold.api.http.services import AppServices
 from sollold.api.ollama.chat import ChatLines, chat_body
 from sollold.api.ollama.generate import GenerateLines, generate_call, is_packed, turns_of
