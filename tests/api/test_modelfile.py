@@ -13,7 +13,8 @@ from sollold.api.ollama.chat import chat_body
 from sollold.api.ollama.generate import Turn, generate_call, pack_context
 from sollold.api.ollama.request import Chat, Generate, parse_options
 from sollold.api.openai.request import ChatCompletion, Completion, chat_completion_body, completion_body
-from sollold.api.openai.responses_request import ResponseAsk, response_body
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.api.openai.responses_request import response_body
 from tests.api.api_parts import model
 
 PARAMS = {"temperature": 0.3, "stop": ["<end>"], "seed": 7, "num_predict": 50, "num_ctx": 4096, "top_k": 9}

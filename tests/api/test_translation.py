@@ -36,8 +36,9 @@ from sollold.api.ollama.request import (
 )
 from sollold.api.ollama.template import render_template
 from sollold.api.openai.request import ChatCompletion, chat_completion_body
+from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
-from sollold.api.openai.responses_request import ResponseAsk, response_body
+from sollold.api.openai.responses_request import response_body
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import longest_input
 from sollold.settings.schema import HttpSettings
@@ -496,7 +497,7 @@ def test_responses_there_and_back() -> None:
         and body["messages"][2]["tool_calls"][0]["id"] == "c1"
     )
     assert body["tool_choice"] == "required" and body["tools"][0]["function"]["name"] == "get"
-    events = ResponseEvents(asked)
+    events = ResponseEvents(asked, {})
     out = events.start(routing())
     for one in (
         chunk(reasoning_content="hm"),

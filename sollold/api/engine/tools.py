@@ -133,17 +133,47 @@ def normalize_history(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     return out
 
 
-def chosen_tools(choice: dict[str, Any]) -> tuple[str, list[Any]]:
-    """How an object as ``tool_choice`` chooses (``auto``, ``required``), and the functions that it names."""
-    allowed = choice.get("allowed_tools", choice) if choice.get("type") == "allowed_tools" else None
-    if not isinstance(allowed, dict):
-        return "required", [_name_in(choice)]
-    mode = "required" if allowed.get("mode") == "required" else "auto"
-    named = allowed.get("tools")
-    listed = named if isinstance(named, list) else ()
-    return mode, [_name_in(tool) for tool in listed if isinstance(tool, dict)]
+def chosen_tools(choice: object) -> tuple[str, list[str] | None]:
+    """How a ``tool_choice`` chooses (``auto``, ``required``, ``none``), and among which; None: among all.
+
+    Raises:
+        Refusal: BAD_REQUEST when it is none.
+    """
+    if not isinstance(choice, dict):
+        return _mode(choice), None
+    if choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)
+        named = allowed.get("tools") if isinstance(allowed, dict) else None
+        listed = named if isinstance(named, list) else ()
+        mode = "required" if isinstance(allowed, dict) and allowed.get("mode") == "required" else "auto"
+        return mode, [_name_in(tool) for tool in listed if isinstance(tool, dict)]
+    name = _name_in(choice)
+    if name in _MODES:
+        # In an object, as Anthropic has it.
+        return _mode(name), None
+    return "required", [name]
 
 
-def _name_in(tool: dict[str, Any]) -> Any:
+_MODES = {"auto": "auto", "required": "required", "none": "none", "any": "required"}
+"""``any`` is Mistral's and Anthropic's word."""
+
+
+def _mode(choice: object) -> str:
+    if choice is None or choice == "":
+        return "auto"
+    if not isinstance(choice, str) or choice not in _MODES:
+        raise Refusal(Fault.BAD_REQUEST, "tool_choice is auto, required, none or a function")
+    return _MODES[choice]
+
+
+def named_tools(names: Sequence[str]) -> str:
+    """``names`` that no tool has, for people."""
+    named = ", ".join(repr(name[:60]) for name in names)
+    return f"tool_choice names {named}, which is not among the tools"
+
+
+def _name_in(tool: dict[str, Any]) -> str:
+    """The function's name; of OpenAI's own tools, which have none, the type."""
     function = tool.get("function")
-    return function.get("name") if isinstance(function, dict) else tool.get("name")
+    name = function.get("name") if isinstance(function, dict) else tool.get("name")
+    return str(tool.get("type") if name is None else name)

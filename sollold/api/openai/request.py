@@ -14,7 +14,7 @@ from sollold.api.engine.embeddings import check_count, shortened
 from sollold.api.engine.fields import stop_list
 from sollold.api.engine.modelfile import add_parameters, with_modelfile
 from sollold.api.engine.prepare import normalize_chat
-from sollold.api.engine.tools import chosen_tools
+from sollold.api.engine.tools import chosen_tools, named_tools
 from sollold.api.openai.chat_message import chat_message
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -169,7 +169,8 @@ def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, .
     """What of a chat has no effect at an Ollama."""
     lost = [name for name in _NOT_AT_OLLAMA if body.get(name)]
     lost += ["n"] if (ask.n or 1) > 1 else []
-    lost += ["tool_choice"] if ask.tool_choice == "required" or isinstance(ask.tool_choice, dict) else []
+    mode, names = chosen_tools(ask.tool_choice)
+    lost += ["tool_choice"] if mode == "required" or names is not None else []
     lost += ["parallel_tool_calls"] if ask.parallel_tool_calls is False and ask.tools else []
     return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
 
@@ -244,17 +245,16 @@ def check_counts(ask: Sampling) -> None:
 
 def _tool_choice(out: dict[str, Any]) -> None:
     """A choice among the functions, which llama-server overlooks: leave only those, and require one."""
-    choice = out.get("tool_choice")
-    if choice is None or choice in ("auto", "required", "none"):
+    choice = out.pop("tool_choice", None)
+    if choice is None:
         return
-    if not isinstance(choice, dict):
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice is auto, required, none or a function")
-    out["tool_choice"], names = chosen_tools(choice)
-    tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in names]
-    if not tools:
-        named = ", ".join(repr(str(name)[:60]) for name in names)
-        raise Refusal(Fault.BAD_REQUEST, f"tool_choice names {named}, which is not among the tools")
-    out["tools"] = tools
+    mode, names = chosen_tools(choice)
+    if names is not None:
+        tools = [tool for tool in out.get("tools", ()) if tool["function"]["name"] in names]
+        if not tools:
+            raise Refusal(Fault.BAD_REQUEST, named_tools(names))
+        out["tools"] = tools
+    out["tool_choice"] = mode
 
 
 def completion_body(body: dict[str, Any], ask: Completion, model: Model) -> dict[str, Any]:

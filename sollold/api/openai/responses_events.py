@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,7 +12,9 @@ import msgspec
 from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
 from sollold.api.engine.encoders import Event
 from sollold.api.http.errors import Dialect, refusal_object
-from sollold.api.openai.responses_request import ResponseAsk, custom_tools
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.api.openai.responses_request import sealed
+from sollold.api.openai.responses_tools import SEARCH, OwnTool
 from sollold.errors import Refusal
 from sollold.serving.request import Routing
 
@@ -21,20 +23,30 @@ def _random_id(prefix: str) -> str:
     return f"{prefix}_{secrets.token_hex(16)}"
 
 
+_CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
+"""Kind of tool → what the ids of its calls begin with."""
+
+
 class ResponseEvents:
     """One response. ``feed`` gives the events for a chunk, ``end`` the last; ``result`` is the whole."""
 
     def __init__(
         self,
         ask: ResponseAsk,
+        own: Mapping[str, OwnTool],
         new_id: Callable[[str], str] = _random_id,
         on_end: Callable[[Event], None] = lambda response: None,
     ) -> None:
-        """``new_id`` makes an id with a prefix; ``on_end`` gets the whole response when it has ended well."""
+        """``own``: the caller's tools by the names that the model knows; ``new_id`` makes an id with a
+        prefix; ``on_end`` gets the whole response when it has ended well.
+        """
         self._ask = ask
         self._new_id = new_id
         self._on_end = on_end
-        self._custom = custom_tools(ask)
+        self._own = own
+        self._summary = bool((ask.reasoning or {}).get("summary"))
+        """Thinking is given as a summary, where the caller looks for it."""
+        self._seals = "reasoning.encrypted_content" in (ask.include or ())
         self._id = new_id("resp")
         self._created = int(time.time())
         self._output: list[Event] = []
@@ -94,6 +106,9 @@ class ResponseEvents:
             delta = self._event(
                 "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[]
             )
+        elif self._summary:
+            kind = "response.reasoning_summary_text.delta"
+            delta = self._event(kind, **self._place(), summary_index=0, delta=text)
         else:
             delta = self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
         return [*events, delta]
@@ -112,6 +127,9 @@ class ResponseEvents:
             events.append(
                 self._event("response.content_part.added", **self._place(), content_index=0, part=part)
             )
+        elif self._summary:
+            kind, part = "response.reasoning_summary_part.added", _summary_part("")
+            events.append(self._event(kind, **self._place(), summary_index=0, part=part))
         return events
 
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
@@ -122,15 +140,7 @@ class ResponseEvents:
         if index != self._call:
             events += self._close()
             name = (function.name if function is not None else None) or ""
-            custom = name in self._custom
-            item = {
-                "id": self._new_id("ctc" if custom else "fc"),
-                "type": "custom_tool_call" if custom else "function_call",
-                "status": "in_progress",
-                "call_id": piece.id or "call_" + secrets.token_hex(12),
-                "name": name,
-                "input" if custom else "arguments": "",
-            }
+            item = self._call_item(name, piece.id or "call_" + secrets.token_hex(12))
             self._call = index
             self._output.append(item)
             where = len(self._output) - 1
@@ -144,6 +154,20 @@ class ResponseEvents:
             kind = "response.function_call_arguments.delta"
             events.append(self._event(kind, **self._place(), delta=arguments))
         return events
+
+    def _call_item(self, name: str, id_: str) -> Event:
+        """A call that begins, in the form of the tool's kind and under the caller's name for it."""
+        own = self._own.get(name)
+        kind = own.kind if own is not None else "function"
+        item: Event = {"id": self._new_id(_CALL_IDS[kind]), "type": f"{kind}_call", "status": "in_progress"}
+        if kind == SEARCH:
+            return {**item, "call_id": id_, "execution": "client", "arguments": {}}
+        if kind == "custom":
+            item["type"] = "custom_tool_call"
+        item |= {"call_id": id_, "name": own.name if own is not None else name}
+        if own is not None and own.namespace:
+            item["namespace"] = own.namespace
+        return {**item, "input" if kind == "custom" else "arguments": ""}
 
     def _close(self) -> list[Event]:
         """End the item that is open."""
@@ -164,10 +188,9 @@ class ResponseEvents:
                 self._event("response.content_part.done", **self._place(), content_index=0, part=part)
             )
         elif item["type"] == "reasoning":
-            item["content"] = [{"type": "reasoning_text", "text": text}]
-            events.append(
-                self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text)
-            )
+            events += self._close_reasoning(item, text)
+        elif item["type"] == f"{SEARCH}_call":
+            item["arguments"] = _object_of(text)
         elif item["type"] == "custom_tool_call":
             # Its text is known when the arguments around it are complete.
             item["input"] = _input_of(text)
@@ -181,6 +204,21 @@ class ResponseEvents:
         index = len(self._output) - 1
         events.append(self._event("response.output_item.done", output_index=index, item=dict(item)))
         return events
+
+    def _close_reasoning(self, item: Event, text: str) -> list[Event]:
+        if self._seals:
+            item["encrypted_content"] = sealed(text)
+        if not self._summary:
+            item["content"] = [{"type": "reasoning_text", "text": text}]
+            done = self._event("response.reasoning_text.done", **self._place(), content_index=0, text=text)
+            return [done]
+        part = _summary_part(text)
+        item["summary"] = [part]
+        kind = "response.reasoning_summary"
+        return [
+            self._event(f"{kind}_text.done", **self._place(), summary_index=0, text=text),
+            self._event(f"{kind}_part.done", **self._place(), summary_index=0, part=part),
+        ]
 
     def end(self) -> list[Event]:
         """The events that end it."""
@@ -249,6 +287,19 @@ def _input_of(arguments: str) -> str:
     except (msgspec.DecodeError, KeyError, TypeError):
         return arguments
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _object_of(arguments: str) -> Event:
+    """The arguments of a call as an object; empty when it was cut off."""
+    try:
+        value = msgspec.json.decode(arguments or "{}")
+    except msgspec.DecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _summary_part(text: str) -> Event:
+    return {"type": "summary_text", "text": text}
 
 
 def _text_part(text: str) -> Event:

@@ -5,6 +5,7 @@ It too goes through ``/v1/chat/completions``, the form in which an answer can be
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import msgspec
@@ -13,38 +14,19 @@ from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_url_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
-from sollold.api.engine.tools import NO_ARGUMENTS, arguments_text, chosen_tools
+from sollold.api.engine.tools import arguments_text
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.api.openai.responses_tools import (
+    SEARCH,
+    add_tools,
+    brought_names,
+    full_name,
+    tool_warnings,
+)
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
 Message = dict[str, Any]
-
-
-class ResponseAsk(msgspec.Struct, kw_only=True):
-    """``POST /v1/responses``."""
-
-    model: str = ""
-    input: str | list[dict[str, Any]] | None = None
-    instructions: str | None = None
-    stream: bool | None = None
-    max_output_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    text: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = None
-    previous_response_id: str | None = None
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
-    truncation: str | None = None
-    store: bool | None = None
-    metadata: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
 
 
 def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
@@ -78,7 +60,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         if value is not None:
             body[ours] = value
     add_parameters(body, model)
-    _tools(body, ask, model)
+    add_tools(body, ask, model)
     wanted = _format(ask.text)
     if wanted is not None:
         body["response_format"] = wanted
@@ -129,20 +111,40 @@ def _messages(given: str | list[dict[str, Any]], model: Model) -> list[dict[str,
             messages.append(message)
             thought = []
         elif kind == "reasoning":
-            thought += _thoughts(item.get("content") or [])
+            thought += _thoughts(item)
+        elif kind == "tool_search_output":
+            messages += _found(item)
         elif isinstance(kind, str) and kind.endswith("_call"):
-            if "call_id" in item or kind == "function_call":
+            if _ran_at_caller(item, kind):
                 _add_call(messages, item, thought)
                 thought = []
         elif isinstance(kind, str) and kind.endswith("_call_output"):
             messages.append(_result(item, model))
-        elif kind not in _UNREADABLE and not str(kind).startswith("mcp_"):
-            raise Refusal(Fault.BAD_REQUEST, f"unsupported input item of type {str(kind)[:40]!r}")
+    if not messages:
+        kinds = ", ".join(repr(str(item.get("type"))[:40]) for item in given[:5])
+        raise Refusal(Fault.BAD_REQUEST, f"input has no message, only items of type {kinds}")
     return messages
 
 
-_UNREADABLE = ("compaction", "compaction_summary", "item_reference")
-"""Items whose content only OpenAI can read. Calls without a ``call_id`` ran there, too."""
+def _ran_at_caller(item: dict[str, Any], kind: str) -> bool:
+    """Calls without a ``call_id`` ran at OpenAI, as did a search that does not say it was the caller's."""
+    if kind == f"{SEARCH}_call":
+        return item.get("execution") == "client"
+    return "call_id" in item or kind == "function_call"
+
+
+def _found(item: dict[str, Any]) -> list[Message]:
+    """The result of a search for tools that the caller carried out."""
+    if item.get("execution") != "client" or not isinstance(item.get("call_id"), str):
+        return []
+    names = ", ".join(brought_names(item))
+    said = f"These tools can be called now: {names}" if names else "No tools were found."
+    return [{"role": "tool", "tool_call_id": item["call_id"], "content": said}]
+
+
+_UNREADABLE = ("compaction", "compaction_summary", "context_compaction", "item_reference")
+"""Items whose content only OpenAI can read."""
+_READ = ("message", "reasoning", "tool_search_output", "additional_tools", "None")
 
 
 def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -176,22 +178,47 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
     return parts
 
 
-def _thoughts(content: object) -> list[str]:
-    if not isinstance(content, list):
-        raise Refusal(Fault.BAD_REQUEST, "a reasoning's content is a list of parts")
-    texts = [part.get("text") for part in content if isinstance(part, dict)]
-    return [text for text in texts if isinstance(text, str)]
+def _thoughts(item: dict[str, Any]) -> list[str]:
+    """What a model thought: as it was, else as we sealed it, else in its summary."""
+    for parts in (
+        item.get("content"),
+        [{"text": unsealed(item.get("encrypted_content"))}],
+        item.get("summary"),
+    ):
+        listed = parts if isinstance(parts, list) else ()
+        texts = [part.get("text") for part in listed if isinstance(part, dict)]
+        if found := [text for text in texts if isinstance(text, str) and text]:
+            return found
+    return []
+
+
+_SEAL = "sollold:"
+
+
+def sealed(thought: str) -> str:
+    """A thought as ``encrypted_content``, which clients send back as it is. It is hidden from nobody."""
+    return _SEAL + base64.b64encode(thought.encode()).decode()
+
+
+def unsealed(content: object) -> str:
+    """The thought in an ``encrypted_content`` of ours; empty for another's."""
+    if not isinstance(content, str) or not content.startswith(_SEAL):
+        return ""
+    try:
+        return base64.b64decode(content.removeprefix(_SEAL)).decode()
+    except ValueError:
+        return ""
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:
     """A call joins the assistant's message before it, since templates know calls only as part of one."""
     kind = str(item.get("type"))
-    id_, name = item.get("call_id") or item.get("id"), item.get("name", kind.removesuffix("_call"))
+    id_, name = item.get("call_id") or item.get("id"), item.get("name") or kind.removesuffix("_call")
     if not isinstance(id_, str) or not isinstance(name, str) or name == "function":
         raise Refusal(Fault.BAD_REQUEST, f"a {kind} needs a call_id and a name")
     if kind == "custom_tool_call":
         arguments = msgspec.json.encode({"input": item.get("input") or ""}).decode()
-    elif kind == "function_call":
+    elif kind in ("function_call", f"{SEARCH}_call"):
         arguments = arguments_text(item.get("arguments"))
     else:
         arguments = arguments_text(item.get("action") or item.get("operation"))
@@ -199,7 +226,8 @@ def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: lis
         messages.append({"role": "assistant", "content": ""})
     if thought:
         messages[-1]["reasoning_content"] = "".join(thought)
-    call = {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+    function = {"name": full_name(item.get("namespace"), name), "arguments": arguments}
+    call = {"id": id_, "type": "function", "function": function}
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
@@ -213,72 +241,22 @@ def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
     return {"role": "tool", "tool_call_id": id_, "content": _content(output, model)}
 
 
-_OWN_TOOLS = ("function", "custom")
-_ONE_TEXT: dict[str, Any] = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-}
-"""The schema of a custom tool, whose input is a text; a grammar for it is not enforced."""
-
-
-def custom_tools(ask: ResponseAsk) -> frozenset[str]:
-    """The names of the caller's custom tools."""
-    return frozenset(str(tool.get("name")) for tool in ask.tools or () if tool.get("type") == "custom")
+def _is_known(kind: str) -> bool:
+    return kind.startswith("mcp_") or kind.endswith(("_call", "_call_output"))
 
 
 def response_warnings(ask: ResponseAsk) -> tuple[str, ...]:
     """What of a request has no effect here."""
-    elsewhere = sorted({str(tool.get("type"))[:40] for tool in ask.tools or ()} - {*_OWN_TOOLS})
-    found = [f"tools of type {', '.join(elsewhere)} run at OpenAI and are left out"] if elsewhere else []
-    if any("format" in tool for tool in ask.tools or () if tool.get("type") == "custom"):
-        found.append("the grammar of a custom tool is not enforced")
+    found = tool_warnings(ask)
     kinds = {str(item.get("type")) for item in ask.input} if isinstance(ask.input, list) else set()
     if kinds & {*_UNREADABLE}:
         found.append("a compaction can only be read by OpenAI and is left out")
     if any(kind.startswith("mcp_") for kind in kinds):
         found.append("what a server of tools (mcp) said at OpenAI is left out")
+    unknown = sorted(kind[:40] for kind in kinds - {*_UNREADABLE, *_READ} if not _is_known(kind))
+    if unknown:
+        found.append(f"items of type {', '.join(unknown)} are not known here and are left out")
     return tuple(found)
-
-
-def _tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
-    """The caller's own tools; others (``web_search``) run at OpenAI, and the model is not told of them.
-
-    Agents (Codex) offer them in every request. Only who must have one is refused.
-    """
-    offered = [tool for tool in ask.tools or () if tool.get("type") in _OWN_TOOLS]
-    if not offered:
-        if ask.tools and ask.tool_choice not in (None, "auto", "none"):
-            raise Refusal(
-                Fault.BAD_REQUEST,
-                "tool_choice requires a tool, but only your own functions can be called here; "
-                f"the tools are {', '.join(sorted({str(tool.get('type'))[:40] for tool in ask.tools}))}",
-            )
-        return
-    need(model, "tools", "tools")
-    tools: list[dict[str, Any]] = []
-    for tool in offered:
-        if isinstance(tool.get("function"), dict):
-            # As in a chat.
-            tool = {**tool["function"], "type": tool["type"]}
-        name = tool.get("name")
-        if not isinstance(name, str):
-            raise Refusal(Fault.BAD_REQUEST, f"a tool of type '{tool['type']}' needs a name")
-        function: dict[str, Any] = {"name": name, "description": str(tool.get("description") or "")}
-        custom = tool["type"] == "custom"
-        function["parameters"] = _ONE_TEXT if custom else tool.get("parameters") or NO_ARGUMENTS
-        tools.append({"type": "function", "function": function})
-    choice: object = ask.tool_choice or "auto"
-    if isinstance(choice, dict):
-        choice, names = chosen_tools(choice)
-        tools = [tool for tool in tools if tool["function"]["name"] in names]
-        if not tools:
-            named = ", ".join(repr(str(name)[:60]) for name in names)
-            raise Refusal(Fault.BAD_REQUEST, f"tool_choice names {named}, which is not among the tools")
-    if choice not in ("auto", "required", "none"):
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice is auto, required, none or a function")
-    body["tools"] = tools
-    body["tool_choice"] = choice
 
 
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:

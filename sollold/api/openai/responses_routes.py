@@ -21,8 +21,10 @@ from sollold.api.http.errors import Dialect
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
+from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
-from sollold.api.openai.responses_request import ResponseAsk, response_body, response_warnings
+from sollold.api.openai.responses_request import response_body, response_warnings
+from sollold.api.openai.responses_tools import own_tools
 from sollold.control.responses import StoredResponse
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call
@@ -85,7 +87,7 @@ class ResponsesRoutes:
                 responses.put(StoredResponse(response, items, asked.previous_response_id or "", holder))
 
         def encoder() -> EventEncoder:
-            events = ResponseEvents(asked, responses.new_id, keep)
+            events = ResponseEvents(asked, own_tools(whole), responses.new_id, keep)
             return EventEncoder(events, Dialect.OPENAI, b"data: [DONE]\n\n")
 
         gather = None if asked.stream else encoder

@@ -1,0 +1,159 @@
+"""The tools of ``/v1/responses`` as functions that a model can call, and a call's name back. Pure.
+
+A caller's own tools are functions, custom tools (called with a text), the tools of a namespace (how agents
+offer what a server of theirs, MCP, can do) and a search for tools that the caller itself carries out. Other
+kinds run at OpenAI, and the model is not told of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from sollold.api.engine.fields import need
+from sollold.api.engine.tools import NO_ARGUMENTS, chosen_tools, named_tools
+from sollold.api.openai.responses_ask import ResponseAsk
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.models.model import Model
+
+Tool = dict[str, Any]
+
+SEARCH = "tool_search"
+_CALLED = ("function", "custom", SEARCH)
+_ONE_TEXT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+}
+"""The schema of a custom tool, whose input is a text; a grammar for it is not enforced."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTool:
+    """A tool of the caller's own.
+
+    Attributes:
+        kind: ``function``, ``custom`` or ``tool_search``.
+        name: as the caller has it.
+        namespace: that it is in; empty: none.
+        function: as the model is told of it, under its full name.
+    """
+
+    kind: str
+    name: str
+    namespace: str
+    function: Tool
+
+
+def full_name(namespace: object, name: str) -> str:
+    """A tool's name with its namespace, as agents themselves write it where there are no namespaces."""
+    if not isinstance(namespace, str) or not namespace:
+        return name
+    return f"{namespace.rstrip('_')}__{name}"
+
+
+def own_tools(ask: ResponseAsk) -> dict[str, OwnTool]:
+    """Full name → the caller's own tools, those included that a search has found.
+
+    Raises:
+        Refusal: BAD_REQUEST for one without a name.
+    """
+    found: dict[str, OwnTool] = {}
+    for namespace, tool in _offered(ask):
+        if _is_own(tool):
+            own = _own_tool(namespace, tool)
+            found.setdefault(own.function["name"], own)
+    return found
+
+
+def tool_warnings(ask: ResponseAsk) -> list[str]:
+    """Which tools are left out, and what of the others has no effect."""
+    offered = [tool for _, tool in _offered(ask)]
+    elsewhere = sorted({_kind(tool)[:40] for tool in offered if not _is_own(tool)} - {SEARCH})
+    found = [f"tools of type {', '.join(elsewhere)} run at OpenAI and are left out"] if elsewhere else []
+    if any("format" in tool for tool in offered if _kind(tool) == "custom"):
+        found.append("the grammar of a custom tool is not enforced")
+    return found
+
+
+def _offered(ask: ResponseAsk) -> Iterator[tuple[str, Tool]]:
+    """Each tool with its namespace: the request's, and those that items of the input bring."""
+    yield from _in_namespaces(ask.tools or ())
+    for item in ask.input if isinstance(ask.input, list) else ():
+        if item.get("type") in ("tool_search_output", "additional_tools"):
+            brought = item.get("tools")
+            yield from _in_namespaces(brought if isinstance(brought, list) else ())
+
+
+def brought_names(item: Tool) -> list[str]:
+    """The full names of the tools that a search has found."""
+    tools = item.get("tools")
+    listed = _in_namespaces(tools if isinstance(tools, list) else ())
+    return [full_name(namespace, str(tool.get("name"))) for namespace, tool in listed if tool.get("name")]
+
+
+def _in_namespaces(tools: Iterable[Any]) -> Iterator[tuple[str, Tool]]:
+    for tool in tools:
+        if not isinstance(tool, dict):
+            continue
+        inner = tool.get("tools")
+        if _kind(tool) != "namespace" or not isinstance(inner, list):
+            yield "", tool
+            continue
+        namespace = str(tool.get("name") or "")
+        yield from ((namespace, one) for one in inner if isinstance(one, dict))
+
+
+def _kind(tool: Tool) -> str:
+    return str(tool.get("type") or "function")
+
+
+def _is_own(tool: Tool) -> bool:
+    kind = _kind(tool)
+    # A search at OpenAI is for tools that wait to be found: here all are known from the beginning.
+    return kind in _CALLED and (kind != SEARCH or tool.get("execution") == "client")
+
+
+def _own_tool(namespace: str, tool: Tool) -> OwnTool:
+    kind = _kind(tool)
+    if isinstance(tool.get("function"), dict):
+        # As in a chat.
+        tool = tool["function"]
+    name = SEARCH if kind == SEARCH else tool.get("name")
+    if not isinstance(name, str) or not name:
+        raise Refusal(Fault.BAD_REQUEST, f"a tool of type '{kind}' needs a name")
+    parameters = _ONE_TEXT if kind == "custom" else tool.get("parameters") or NO_ARGUMENTS
+    function = {
+        "name": full_name(namespace, name),
+        "description": str(tool.get("description") or ""),
+        "parameters": parameters,
+    }
+    return OwnTool(kind, name, namespace, function)
+
+
+def add_tools(body: dict[str, Any], ask: ResponseAsk, model: Model) -> None:
+    """Put the caller's own tools into the body, and the choice among them.
+
+    Agents (Codex) offer OpenAI's in every request. Only who must have one is refused.
+
+    Raises:
+        Refusal: BAD_REQUEST for a tool without a name, or a choice that can't be met.
+    """
+    offered = own_tools(ask)
+    mode, names = chosen_tools(ask.tool_choice)
+    if not offered:
+        if ask.tools and (names is not None or mode == "required"):
+            raise Refusal(
+                Fault.BAD_REQUEST,
+                "tool_choice requires a tool, but only your own functions can be called here; "
+                f"the tools are {', '.join(sorted({_kind(tool)[:40] for tool in ask.tools}))}",
+            )
+        return
+    need(model, "tools", "tools")
+    if names is not None:
+        offered = {full: own for full, own in offered.items() if full in names or own.name in names}
+        if not offered:
+            raise Refusal(Fault.BAD_REQUEST, named_tools(names))
+    body["tools"] = [{"type": "function", "function": own.function} for own in offered.values()]
+    body["tool_choice"] = mode

@@ -1,0 +1,172 @@
+"""``/v1/responses`` as agents use it: tools in namespaces, a search for tools, thinking in a summary."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import post
+from tests.api.reciters import THOUGHT
+
+ABLE = model(capabilities=("completion", "tools", "thinking"))
+TIME = {"type": "function", "name": "get_time", "description": "d", "parameters": {"type": "object"}}
+CLOCK = {"type": "namespace", "name": "mcp__clock", "description": "A server's tools.", "tools": [TIME]}
+SEARCH = {"type": "tool_search", "execution": "client", "description": "Finds.", "parameters": {}}
+NAME = "mcp__clock__get_time"
+PATH = "/v1/responses"
+
+
+def calls(name: str, arguments: str = '{"zone": "utc"}') -> ScriptedService:
+    call = {"index": 0, "id": "c1", "function": {"name": name, "arguments": arguments}}
+    return ScriptedService(chunk(tool_calls=[call]), chunk(finish="tool_calls"), usage_chunk())
+
+
+def thinks() -> ScriptedService:
+    return ScriptedService(
+        chunk(reasoning_content="I"), chunk(reasoning_content=" think"), chunk("Hello"), chunk(finish="stop")
+    )
+
+
+async def streamed(http: ClientSession, url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    async with http.post(url, json={**body, "stream": True}) as answer:
+        assert answer.status == 200, await answer.text()
+        return [json.loads(line[6:]) async for line in answer.content if line.startswith(b"data: {")]
+
+
+@pytest.mark.parametrize("namespace", ["mcp__clock", "mcp__clock__"])
+async def test_tools_of_a_namespace_are_called_under_its_name(
+    serve: Serve, http: ClientSession, namespace: str
+) -> None:
+    """How Codex offers the tools of an MCP server, and finds the server that a call is for."""
+    service = calls(NAME)
+    url = await serve(parts(service, ABLE)) + PATH
+    patch = {"type": "custom", "name": "patch"}
+    tools = [{**CLOCK, "name": namespace, "tools": [TIME, patch]}, {**TIME, "name": "shell"}]
+    body = {"model": "demo", "input": "go", "tools": tools}
+    status, answer, headers = await post(http, url, body)
+    assert status == 200 and "X-Sollold-Warning" not in headers
+    for engine in Engine:
+        told = [tool["function"]["name"] for tool in call_of(service, engine).body["tools"]]
+        assert told == [NAME, "mcp__clock__patch", "shell"]
+    (item,) = answer["output"]
+    assert (item["type"], item["namespace"], item["name"]) == ("function_call", namespace, "get_time")
+    done = next(one for one in await streamed(http, url, body) if one["type"] == "response.output_item.done")
+    assert (done["item"]["namespace"], done["item"]["name"]) == (namespace, "get_time")
+    # And back: the model sees the name by which it called.
+    result = {"type": "function_call_output", "call_id": "c1", "output": "noon"}
+    await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, item, result]})
+    said = call_of(service).body["messages"]
+    assert said[1]["tool_calls"][0]["function"]["name"] == NAME and said[2]["content"] == "noon"
+    chosen = {"type": "function", "name": "get_time"}
+    await post(http, url, {**body, "tool_choice": chosen})
+    assert [tool["function"]["name"] for tool in call_of(service).body["tools"]] == [NAME]
+
+
+@pytest.mark.llama
+async def test_llama_cpp_calls_a_tool_of_a_namespace(real: str, http: ClientSession) -> None:
+    tools = [{**CLOCK, "name": "", "tools": [TIME]}]
+    status, answer, _ = await post(http, real + PATH, {"model": "call", "input": "go", "tools": tools})
+    assert status == 200 and answer["output"][0]["name"] == "get_time"
+
+
+async def test_tools_are_searched_for_by_the_caller(serve: Serve, http: ClientSession) -> None:
+    service = calls("tool_search", '{"query": "time"}')
+    url = await serve(parts(service, ABLE)) + PATH
+    body = {"model": "demo", "input": "go", "tools": [SEARCH]}
+    _, answer, headers = await post(http, url, body)
+    (call,) = answer["output"]
+    assert call["type"] == "tool_search_call" and call["execution"] == "client"
+    assert call["arguments"] == {"query": "time"} and call["call_id"] == "c1"
+    assert "X-Sollold-Warning" not in headers
+    # What it found can be called from then on.
+    found = {"type": "tool_search_output", "call_id": "c1", "execution": "client", "tools": [CLOCK]}
+    given = [{"role": "user", "content": "go"}, call, found]
+    status, _, headers = await post(http, url, {**body, "input": given})
+    assert status == 200 and "X-Sollold-Warning" not in headers
+    sent = call_of(service).body
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["tool_search", NAME]
+    assert json.loads(sent["messages"][1]["tool_calls"][0]["function"]["arguments"]) == {"query": "time"}
+    assert sent["messages"][2]["role"] == "tool" and NAME in sent["messages"][2]["content"]
+
+
+async def test_what_a_search_at_openai_would_find_is_offered_at_once(
+    serve: Serve, http: ClientSession
+) -> None:
+    service = calls("get_time")
+    url = await serve(parts(service, ABLE)) + PATH
+    searched = [
+        {"type": "tool_search_call", "id": "t1", "call_id": None, "execution": "server", "arguments": {}},
+        {"type": "tool_search_output", "id": "t2", "call_id": None, "execution": "server", "tools": [TIME]},
+    ]
+    body = {"model": "demo", "input": [{"role": "user", "content": "go"}, *searched]}
+    tools = [{"type": "tool_search"}, {**TIME, "defer_loading": True}]
+    status, _, headers = await post(http, url, {**body, "tools": tools})
+    assert status == 200 and "X-Sollold-Warning" not in headers
+    sent = call_of(service).body
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["get_time"]
+    assert [message["role"] for message in sent["messages"]] == ["user"]
+
+
+async def test_an_item_that_is_not_known_is_left_out_and_said_so(serve: Serve, http: ClientSession) -> None:
+    service = calls("x")
+    url = await serve(parts(service, ABLE)) + PATH
+    odd = {"type": "ghost_snapshot", "ghost_commit": {}}
+    given = [{"role": "user", "content": "go"}, odd]
+    status, _, headers = await post(http, url, {"model": "demo", "input": given})
+    assert status == 200 and "ghost_snapshot" in headers["X-Sollold-Warning"]
+    assert len(call_of(service).body["messages"]) == 1
+    status, answer, _ = await post(http, url, {"model": "demo", "input": [odd]})
+    assert status == 400 and "ghost_snapshot" in answer["error"]["message"]
+
+
+async def test_thinking_is_a_summary_where_one_is_asked_for(serve: Serve, http: ClientSession) -> None:
+    """Clients made for OpenAI's models look for it there alone."""
+    url = await serve(parts(thinks(), ABLE)) + PATH
+    body = {"model": "demo", "input": "go", "reasoning": {"effort": "high", "summary": "auto"}}
+    events = await streamed(http, url, body)
+    kinds = [one["type"].removeprefix("response.reasoning_") for one in events if "reasoning" in one["type"]]
+    assert kinds == [
+        "summary_part.added",
+        "summary_text.delta",
+        "summary_text.delta",
+        "summary_text.done",
+        "summary_part.done",
+    ]
+    (item,) = [one for one in events[-1]["response"]["output"] if one["type"] == "reasoning"]
+    assert item["summary"] == [{"type": "summary_text", "text": "I think"}] and item["content"] == []
+    _, answer, _ = await post(http, url, {**body, "reasoning": {"effort": "high"}})
+    assert answer["output"][0]["content"] == [{"type": "reasoning_text", "text": "I think"}]
+
+
+@pytest.mark.parametrize("summary", ["auto", None])
+@pytest.mark.parametrize("kept", [("summary",), ("encrypted_content", "summary"), ("content",)])
+async def test_thinking_comes_back_in_whatever_form_it_was_kept(
+    serve: Serve, http: ClientSession, summary: str | None, kept: tuple[str, ...]
+) -> None:
+    service = thinks()
+    url = await serve(parts(service, ABLE)) + PATH
+    body = {"model": "demo", "include": ["reasoning.encrypted_content"], "reasoning": {"summary": summary}}
+    _, answer, _ = await post(http, url, {**body, "input": "go"})
+    item = {key: answer["output"][0][key] for key in ("id", "type", *kept)}
+    said = [{"role": "user", "content": "go"}, item, answer["output"][1], {"role": "user", "content": "on"}]
+    await post(http, url, {**body, "input": said})
+    lost = (summary is None and kept == ("summary",)) or (summary and kept == ("content",))
+    message = call_of(service).body["messages"][1]
+    assert message.get("reasoning_content") == (None if lost else "I think")
+    # Another's can't be read.
+    foreign = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
+    await post(http, url, {**body, "input": [{"role": "user", "content": "go"}, foreign, *said[2:]]})
+    assert "reasoning_content" not in call_of(service).body["messages"][1]
+
+
+@pytest.mark.llama
+async def test_llama_cpps_thinking_is_summed_up(real: str, http: ClientSession) -> None:
+    body = {"model": "think", "input": "go", "reasoning": {"effort": "high", "summary": "auto"}}
+    _, answer, _ = await post(http, real + PATH, body)
+    assert answer["output"][0]["summary"][0]["text"].strip() == THOUGHT
