@@ -168,6 +168,11 @@ class Keys:
         key = self._keys.get(_hash(secret))
         return key if key is not None and key.valid(self._clock()) else None
 
+    def valid(self, key: Key) -> bool:
+        """Whether ``key`` was not revoked since it was found, and has not expired."""
+        known = self._keys.get(key.digest)
+        return known is not None and known.valid(self._clock())
+
     async def create(self, name: str, scope: Scope, expires: float = 0.0) -> tuple[Key, str]:
         """Make a key; it is on disk when this returns. ``expires``: seconds from now; 0: never.
 

@@ -200,3 +200,15 @@ async def test_the_budget_counts_what_decoding_will_cost(serve: Serve, http: Cli
     finally:
         service.gate.set()
         await asking
+
+
+async def test_a_text_is_shown_in_pieces_up_to_a_length(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(b'{"tokens":[]}')
+    url = await serve(parts(service))
+    for content in ("x" * (600 << 10), ["x" * (300 << 10), 5, "x" * (300 << 10)]):
+        for pieces, status in ((True, 413), (False, 200)):
+            body = {"model": "demo", "content": content, "with_pieces": pieces}
+            async with http.post(url + "/tokenize", json=body) as answer:
+                text = await answer.text()
+                assert answer.status == status, text
+                assert status == 200 or "with_pieces" in text

@@ -73,6 +73,10 @@ class KeyRing(Protocol):
         """The valid key that ``secret`` is."""
         ...
 
+    def valid(self, key: Key) -> bool:
+        """Whether ``key`` is still valid."""
+        ...
+
 
 class Passes(Protocol):
     """What is asked of the passes of members."""
@@ -153,6 +157,10 @@ class Access:
             return client if needed is not None else None
         request[CLIENT] = client
         return None if needed is None else self._lacks(client, needed)
+
+    def valid(self, key: Key) -> bool:
+        """Whether a key that was shown is still valid."""
+        return self._keys is not None and self._keys.valid(key)
 
     async def identify(self, request: web.Request) -> Client | Denied:
         """Who sent ``request``; denied for a key that is not valid."""

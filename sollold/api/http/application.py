@@ -41,6 +41,7 @@ from sollold.api.http.cors import EXPOSED, METHODS, ORIGINS, Origins, allowed
 from sollold.api.http.guard import Guard
 from sollold.api.http.hosts import HOSTS, Hosts
 from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.key_watch import BEGUN
 from sollold.api.http.request_log import REQUEST_LOG, RequestLog
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
@@ -140,6 +141,7 @@ def build_app(
 
 def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+        request[BEGUN] = response
         if isinstance(response, web.Response) and isinstance(response.body, bytes | bytearray):
             # Of every route, since any may have a large answer one day.
             response.body = sendable(response.body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
 import time
@@ -10,14 +12,15 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from sollold.api.cluster.metrics import Metrics
-from sollold.api.http.access import CLIENT, Access, Denied, route_of
+from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
 from sollold.api.http.body import release_body
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.cors import Origins, allowed
-from sollold.api.http.errors import Dialect, error_object
+from sollold.api.http.errors import Dialect, error_object, refusal_bytes
 from sollold.api.http.hosts import Hosts, cross_site
+from sollold.api.http.key_watch import BEGUN, LAST_WORDS_SECONDS, revoked, while_valid
 from sollold.api.http.request_log import FINISHED, RequestLog
-from sollold.api.http.response import json_response, refusal_response
+from sollold.api.http.response import NDJSON, json_response, refusal_response
 from sollold.api.http.route import Handler
 from sollold.api.http.traced import traced
 from sollold.cluster.net.hang_up import hung_up
@@ -93,10 +96,12 @@ class Guard:
             denied = await self.access.admit(request)
             if denied is not None:
                 return _denied(dialect, denied)
-            return await handler(request)
+            return await self._handled(request, handler)
         except Refusal as refusal:
             words = (request.method, request.path, refusal.message)
             log.info("%s %s refused: %s", *words, extra={"request": request[ID]})
+            if refusal is revoked(request) and (begun := request.get(BEGUN)) is not None:
+                return await _broken_off(request, begun, dialect, refusal)
             return refusal_response(dialect, refusal)
         except web.HTTPNotFound:
             return await self._renamed_or_unknown(request, dialect)
@@ -111,6 +116,13 @@ class Guard:
             message = f"internal error; see the node's log for request {request[ID]}"
             return json_response_of(dialect, 500, message)
 
+    async def _handled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        client = client_of(request)
+        key = client.key
+        if key is None or client.local:
+            return await handler(request)
+        return await while_valid(request, lambda: self.access.valid(key), lambda: handler(request))
+
     async def _renamed_or_unknown(self, request: web.Request, dialect: Dialect) -> web.StreamResponse:
         other = await _renamed(request)
         if other is None:
@@ -121,6 +133,21 @@ class Guard:
         finally:
             release_body(other)
             _copy_account(other, request)
+
+
+async def _broken_off(
+    request: web.Request, begun: web.StreamResponse, dialect: Dialect, refusal: Refusal
+) -> web.StreamResponse:
+    """End a response that has begun and is not that of a model, which ends its stream itself."""
+    if begun.content_type != NDJSON:
+        if request.transport is not None:
+            request.transport.abort()
+        return begun
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(LAST_WORDS_SECONDS):
+            await begun.write(refusal_bytes(dialect, refusal) + b"\n")
+            await begun.write_eof()
+    return begun
 
 
 def _http_error(dialect: Dialect, error: web.HTTPException) -> web.Response:

@@ -21,6 +21,7 @@ from aiohttp import web
 
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
 from sollold.api.http.inflight import InflightRequests
+from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
 from sollold.api.http.request_log import FINISHED
 from sollold.api.http.routing_text import WARNING, header_text, routing_headers, waiting_text
 from sollold.cluster.net.pieces import PIECE
@@ -247,7 +248,10 @@ class Reply:
                     await writer.drain()
                 self._say_warnings(answer.routing)
                 tail = encoder.end(answer.routing)
-            except Refusal as refusal:
+            except (Refusal, asyncio.CancelledError) as error:
+                refusal = error if isinstance(error, Refusal) else revoked(self._request)
+                if refusal is None:
+                    raise
                 log.info("stream ended with an error: %s", refusal.message, extra={"request": self._ask.id})
                 live.failed(refusal)
                 tail = encoder.fail(refusal)
@@ -259,8 +263,12 @@ class Reply:
                 tail = encoder.fail(Refusal(Fault.INTERRUPTED, _UNEXPECTED))
             self._write(tail)
             live.ended = True
-            await writer.drain()
-            await writer.end()
+            # Who reads no further keeps no engine with a key that is no more.
+            async with asyncio.timeout(LAST_WORDS_SECONDS if revoked(self._request) else None):
+                await writer.drain()
+                await writer.end()
+        except TimeoutError:
+            writer.abort()
         except ConnectionError:
             live.cancelled()
             log.debug("the caller hung up", extra={"request": self._ask.id})

@@ -19,6 +19,8 @@ from sollold.api.openai.chat_message import chat_message
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
+_LONGEST_IN_PIECES = 512 * 1024
+
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     """``stream_options``."""
@@ -294,6 +296,22 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
     inner = list(chain.from_iterable(lists))
     if not _sound(prompt, {str, int, list}) or not all(lists) or not _sound(inner, {str, int}):
         raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens")
+
+
+def check_pieces(content: str | list[Any]) -> None:
+    """Refuse a text that is too long to be shown token by token: each byte may become twenty of the answer.
+
+    Raises:
+        Refusal: BAD_REQUEST with status 413.
+    """
+    texts = [content] if isinstance(content, str) else [one for one in content if isinstance(one, str)]
+    if sum(map(len, texts)) > _LONGEST_IN_PIECES:
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            f"content is longer than {_LONGEST_IN_PIECES} characters, the most that with_pieces shows; "
+            "leave with_pieces out, or ask in parts",
+            status=413,
+        )
 
 
 def _sound(values: list[Any], types: set[type]) -> bool:

@@ -33,6 +33,7 @@ from sollold.api.openai.request import (
     Tokenize,
     chat_completion_body,
     chat_warnings,
+    check_pieces,
     check_tokens,
     completion_body,
     embedding_body,
@@ -250,6 +251,8 @@ class OpenAiRoutes:
         if ask.content is None:
             raise Refusal(Fault.BAD_REQUEST, "content is required")
         check_tokens(ask.content, "content")
+        if ask.with_pieces:
+            check_pieces(ask.content)
         return await self._llama_only(request, body, await self._find(ask.model), "/tokenize")
 
     async def detokenize(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,138 @@
+"""A key that is revoked, or expires, while something is answered with it: that ends, and says why."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from aiohttp import ClientPayloadError, ClientSession
+
+from sollold.api.http import key_watch
+from sollold.control.keys import Keys, Scope
+from tests.api.api_parts import CHAT, ScriptedService, chunk, parts
+from tests.doubles import FakeView, record, until
+from tests.models.fakes import FakeCalls
+
+Serve = Callable[..., Awaitable[str]]
+AWAY = {"X-Forwarded-For": "192.168.1.77"}
+HERE = ("127.0.0.1",)
+USER = [{"role": "user", "content": "hi"}]
+
+
+class Clock:
+    """A wall clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def keys(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Keys]:
+    monkeypatch.setattr(key_watch, "LOOK_SECONDS", 0.02)
+    found = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json", clock)
+    await found.start()
+    yield found
+    await found.close()
+
+
+STREAMS: list[tuple[str, dict[str, Any]]] = [
+    ("/api/chat", CHAT),
+    ("/api/generate", {"model": "demo", "prompt": "hi"}),
+    ("/v1/chat/completions", {**CHAT, "stream": True}),
+    ("/v1/responses", {"model": "demo", "input": "hi", "stream": True}),
+    ("/v1/messages", {**CHAT, "max_tokens": 9, "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), STREAMS)
+async def test_a_stream_ends_with_its_key(
+    serve: Serve, http: ClientSession, keys: Keys, path: str, body: dict[str, Any]
+) -> None:
+    service = ScriptedService(chunk("a"), asyncio.Event())
+    url = await serve(parts(service, keys=keys), trusted_proxies=HERE)
+    _, secret = await keys.create("laptop", Scope.INFER)
+    async with http.post(url + path, json=body, headers=AWAY | {"X-Api-Key": secret}) as answer:
+        assert answer.status == 200
+        await answer.content.readany()
+        await keys.revoke("laptop")
+        rest = await answer.text()
+    assert "revoked" in rest and "[DONE]" not in rest
+    last = rest.strip().split("\n")[-1].removeprefix("data: ")
+    assert "revoked" in str(json.loads(last)["error"])
+    await until(lambda: service.closed == 1)
+
+
+async def test_one_that_expires_ends_it_too(
+    serve: Serve, http: ClientSession, keys: Keys, clock: Clock
+) -> None:
+    url = await serve(parts(ScriptedService(asyncio.Event()), keys=keys), trusted_proxies=HERE)
+    _, secret = await keys.create("guest", Scope.INFER, expires=60.0)
+    headers = AWAY | {"Authorization": f"Bearer {secret}"}
+    asked = asyncio.create_task(http.post(url + "/api/chat", json=CHAT | {"stream": False}, headers=headers))
+    await asyncio.sleep(0.1)
+    assert not asked.done(), "a valid key is looked at, and no more"
+    clock.now += 61.0
+    async with await asked as answer:
+        assert answer.status == 401 and "expired" in (await answer.json())["error"]
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_openais_client_is_told(serve: Serve, keys: Keys) -> None:
+    url = await serve(parts(ScriptedService(chunk("a"), asyncio.Event()), keys=keys), trusted_proxies=HERE)
+    _, secret = await keys.create("laptop", Scope.INFER)
+    async with openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key=secret, max_retries=0, default_headers=AWAY
+    ) as client:
+        stream = await client.chat.completions.create(model="demo", messages=USER, stream=True)  # type: ignore[call-overload]
+        with pytest.raises(openai.APIError, match="revoked"):
+            async for _ in stream:
+                await keys.revoke("laptop") if keys.all()[0].revoked == 0 else None
+
+
+async def test_a_download_and_the_events_end_too(serve: Serve, http: ClientSession, keys: Keys) -> None:
+    class Puller:
+        async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
+            yield {"status": "pulling manifest"}
+            await asyncio.Event().wait()
+
+    url = await serve(parts(keys=keys, puller=Puller()), trusted_proxies=HERE)
+    _, secret = await keys.create("laptop", Scope.MODELS)
+    headers = AWAY | {"X-Api-Key": secret}
+    async with (
+        http.post(url + "/api/pull", json={"model": "demo"}, headers=headers) as pulled,
+        http.get(url + "/api/cluster/events?follow=1", headers=headers) as events,
+    ):
+        assert json.loads(await pulled.content.readline()) == {"status": "pulling manifest"}
+        await events.content.readline()
+        await keys.revoke("laptop")
+        assert "revoked" in json.loads(await pulled.content.readline())["error"]
+        with contextlib.suppress(ClientPayloadError):
+            async with asyncio.timeout(5):
+                while await events.content.readany():
+                    pass
+
+
+async def test_what_this_machine_asks_goes_on(serve: Serve, http: ClientSession, keys: Keys) -> None:
+    going_on = asyncio.Event()
+    url = await serve(parts(ScriptedService(chunk("a"), going_on, chunk(finish="stop")), keys=keys))
+    _, secret = await keys.create("laptop", Scope.INFER)
+    async with http.post(url + "/api/chat", json=CHAT, headers={"X-Api-Key": secret}) as answer:
+        await answer.content.readline()
+        await keys.revoke("laptop")
+        await asyncio.sleep(0.1)
+        going_on.set()
+        assert json.loads((await answer.text()).strip().split("\n")[-1])["done"] is True
