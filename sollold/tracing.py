@@ -11,9 +11,11 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from sollold import __version__
 from sollold.facts import dataclass
+from sollold.web_proxy import BadProxy, proxy_for
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -58,10 +60,19 @@ def start(url: str, node: str) -> Callable[[], None]:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from requests import Session
 
+    session = Session()
+    # Its own rules know neither networks in NO_PROXY nor that this machine is not asked through a proxy.
+    session.trust_env = False
+    try:
+        if (proxy := proxy_for(url)) is not None:
+            session.proxies = {urlsplit(url).scheme: proxy.url}
+    except BadProxy as error:
+        log.warning("traces are sent directly: %s", error)
     facts = {"service.name": "sollold", "service.version": __version__, "service.instance.id": node}
     provider = TracerProvider(resource=Resource.create(facts), shutdown_on_exit=False)
-    exporter = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=5)
+    exporter = OTLPSpanExporter(endpoint=f"{url.rstrip('/')}/v1/traces", timeout=5, session=session)
     provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
     _state.tracer = provider.get_tracer("sollold", __version__)
 

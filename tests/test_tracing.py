@@ -106,6 +106,19 @@ def test_spans_of_one_process(collector: Collector) -> None:
     assert tracing.traceparent() == ""
 
 
+def test_a_proxy_is_not_asked_for_a_collector_on_this_machine(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    end = tracing.start(collector.url, "here")
+    with tracing.span("direct", {}):
+        pass
+    end()
+    assert collector.named("direct") is not None
+
+
 @pytest.mark.llama
 @pytest.mark.cluster
 def test_a_request_is_followed_over_nodes(tmp_path: Path, llama: Llama, collector: Collector) -> None:

@@ -112,6 +112,7 @@ class Daemon:
         stack.push_async_callback(parts.loader.close)
         await parts.serving.start()
         stack.push_async_callback(parts.serving.close)
+        stack.push_async_callback(parts.internet.close)
         stack.push_async_callback(parts.puller.close)
         stack.push_async_callback(parts.fetcher.close)
         stack.push_async_callback(parts.relay.close)
@@ -289,6 +290,7 @@ class Daemon:
         trouble.extend((problem.what, problem.fix) for problem in parts.catalogue.problems)
         left = abandoned(parts.catalogue.own, time.time())
         trouble.extend((problem.what, problem.fix) for problem in left)
+        trouble.extend(parts.internet.trouble())
         if parts.tls is not None:
             trouble.extend(parts.tls.trouble())
         if parts.ollama.trouble:

@@ -38,6 +38,7 @@ from sollold.models.gguf import demo_model as demo_model
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.cleanup import sweep
+from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.rate_limit import Pace
@@ -171,12 +172,14 @@ class Parts:
         settings, me = self.settings, self.identity.node
         self.pace = Pace(settings.models.transfer_rate)
         self.sender = Sender(self.catalogue, self.peers, me, self.pace)
+        self.internet = Internet()
         self.puller = Puller(
             self.library,
             self.catalogue,
             self.calls,
             me,
             self.pace,
+            self.internet,
             lambda: self.ollama.url_of_api,
             reach=self.node.reach,
             pulled=self.ollama.created.add,
@@ -223,7 +226,7 @@ class Parts:
             self.agent.grants.external_watch.name,
             self.serving.open,
             settings.http.wait_limit,
-            RemoteHeaders(),
+            RemoteHeaders(self.internet),
         )
         self.cluster.register(self.peers)
         self.logs = LogService(view, calls, self._folders.state / "logs")

@@ -23,6 +23,7 @@ from sollold.leader.messages import Drop, Ensure
 from sollold.machine.external_worker import ExternalWorker
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
+from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.remote_header import RemoteHeaders
 from sollold.serving.loader import Loader
 from sollold.serving.router import Router
@@ -105,7 +106,7 @@ class Newcomer:
             name_nothing,
             ScriptedService().open,
             5.0,
-            RemoteHeaders(),
+            RemoteHeaders(Internet({})),
         )
         service = ScriptedService(chunk("hello"), chunk(finish="stop"), usage_chunk())
         monitor = Monitor(view, self.calls, Activity(), lambda node: False)

@@ -276,6 +276,15 @@ def test_no_source_is_said_with_both_reasons(shop: Shop, monkeypatch: pytest.Mon
     assert shop.left() == []
 
 
+def test_a_source_that_does_not_come_names_the_proxy(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    shop.git('echo "fatal: proxy is $HTTPS_PROXY"; exit 128')
+    monkeypatch.delenv("https_proxy", raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://anna:secret@proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    with pytest.raises(SetupFailed, match=r"The proxy is http://proxy\.example:3128 \(HTTPS_PROXY\)"):
+        shop.setup().run()
+
+
 def test_a_step_that_took_too_long_says_so(tmp_path: Path):
     with (tmp_path / "log").open("wb") as out:
         steps = Steps(out, tmp_path / "log")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 
 from aiohttp import web
 
@@ -18,11 +19,11 @@ class HubDouble(HttpDouble):
         self.ranges: list[str] = []
         self.cut_after = 1 << 30
 
-    async def start(self) -> str:
+    async def start(self, tls: ssl.SSLContext | None = None) -> str:
         app = web.Application()
         app.router.add_get("/api/models/{org}/{repo}", self._info)
         app.router.add_get("/{org}/{repo}/resolve/main/{file}", self._file)
-        return await self.serve(app)
+        return await self.serve(app, tls)
 
     async def _info(self, request: web.Request) -> web.Response:
         if f"{request.match_info['org']}/{request.match_info['repo']}" != self.repository:

@@ -11,6 +11,7 @@ import pytest
 from sollold.control.local_models import OwnModels
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
+from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
@@ -38,8 +39,9 @@ class Node:
         self.library = Library(self.catalogue, self.view, self.calls, self.server)
         pace = Pace(rate)
         self.sender = Sender(self.catalogue, self.server, name, pace)
+        self.internet = Internet(self.environ)
         self.puller = Puller(
-            self.library, self.catalogue, self.calls, name, pace, lambda: self.ollama, self.environ
+            self.library, self.catalogue, self.calls, name, pace, self.internet, lambda: self.ollama
         )
         self.own = OwnModels(self.catalogue, self.server)
 
@@ -50,6 +52,7 @@ class Node:
 
     async def close(self) -> None:
         await self.puller.close()
+        await self.internet.close()
         await self.server.close()
         self.sender.close()
         await self.library.close()

@@ -14,6 +14,7 @@ from sollold.models.footprint.read_shape import shape_of
 from sollold.models.gguf import reader as gguf
 from sollold.models.gguf.header import GgufError
 from sollold.models.transfer import remote_header
+from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
 from tests.gguf.size import Size
 from tests.gguf.writer import write
@@ -72,7 +73,9 @@ def content(file: Path) -> bytes:
 @pytest.fixture
 async def registry(content: bytes) -> AsyncIterator[tuple[RegistryDouble, RemoteHeaders]]:
     double = RegistryDouble(content)
-    yield double, RemoteHeaders({}, await double.start())
+    internet = Internet({})
+    yield double, RemoteHeaders(internet, await double.start())
+    await internet.close()
     await double.close()
 
 
@@ -93,32 +96,36 @@ async def test_a_model_of_ollamas_registry_is_known_by_its_first_bytes(
 
 async def test_a_model_of_the_hub_is_known_by_its_first_bytes(content: bytes) -> None:
     hub = HubDouble("org/Tiny-GGUF", {"tiny-Q4_K_M.gguf": content})
-    headers = RemoteHeaders({"HF_ENDPOINT": await hub.start()})
+    internet = Internet({"HF_ENDPOINT": await hub.start()})
+    headers = RemoteHeaders(internet)
     try:
         found = await headers.read("hf.co/org/Tiny-GGUF:Q4_K_M")
         assert found.model.layers == 3 and found.model.size == len(content)
         with pytest.raises(RemoteError, match="no GGUF file for 'Q8_0'; it has Q4_K_M"):
             await headers.read("hf.co/org/Tiny-GGUF:Q8_0")
     finally:
+        await internet.close()
         await hub.close()
 
 
 @pytest.mark.parametrize("odd", [b"", b"GGUF", b"no such thing" * 100, b"GGUF\x03\0\0\0" + b"\xff" * 4000])
 async def test_what_is_no_header_is_refused(odd: bytes) -> None:
     hub = HubDouble("org/Odd", {"odd-Q4_0.gguf": odd})
-    headers = RemoteHeaders({"HF_ENDPOINT": await hub.start()})
+    internet = Internet({"HF_ENDPOINT": await hub.start()})
+    headers = RemoteHeaders(internet)
     try:
         with pytest.raises(RemoteError):
             await headers.read("hf.co/org/Odd:Q4_0")
     finally:
+        await internet.close()
         await hub.close()
 
 
 async def test_nobody_there() -> None:
     with pytest.raises(RemoteError, match="can't be reached"):
-        await RemoteHeaders({}, "http://127.0.0.1:9").read("tiny")
+        await RemoteHeaders(Internet({}), "http://127.0.0.1:9").read("tiny")
     with pytest.raises(RemoteError, match="neither"):
-        await RemoteHeaders({}).read("example.com/a/b")
+        await RemoteHeaders(Internet({})).read("example.com/a/b")
 
 
 def test_a_prefix_is_enough_when_it_holds_the_header(file: Path) -> None:

@@ -14,6 +14,7 @@ import psutil
 from sollold.engines.install.build_step import SetupFailed, Steps
 from sollold.engines.install.toolchain import Backend, generator
 from sollold.settings.schema import GIB
+from sollold.web_proxy import BadProxy, proxy_for
 
 TAG = "b11434"
 COMMIT = "0c1e57098bba43ac29e6e3b677cdceebdd22334f"
@@ -77,7 +78,7 @@ class Build:
             except SetupFailed as error:
                 why.append(str(error))
         raise SetupFailed(
-            f"the source of llama.cpp {TAG} is not available. {'; '.join(why)}. "
+            f"the source of llama.cpp {TAG} is not available. {'; '.join(why)}. {_way()}"
             "Give this machine access to one of them, or build llama.cpp elsewhere and set llama.server"
         )
 
@@ -199,6 +200,15 @@ class Build:
             )
             self._env = folder
         return str(self._env / "bin" / "python")
+
+
+def _way() -> str:
+    """Through which proxy git and pip went: they read the environment themselves."""
+    try:
+        proxy = proxy_for(UPSTREAM)
+    except BadProxy as error:
+        return f"{error}. "
+    return f"The proxy is {proxy}. " if proxy else ""
 
 
 def _fitting_jobs() -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import PurePosixPath
 from urllib.parse import quote
 
@@ -16,6 +15,7 @@ from sollold.models.stores.safe_read import UNDECODABLE
 from sollold.models.stores.shards import is_projector
 from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import SourceError
+from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
 
 HOSTS = ("hf.co", "huggingface.co")
@@ -50,9 +50,9 @@ class HubError(Exception):
 class Hub:
     """The hub, at ``$HF_ENDPOINT`` or its own address; ``$HF_TOKEN`` opens gated models."""
 
-    def __init__(self, session: aiohttp.ClientSession, environ: Mapping[str, str] | None = None) -> None:
-        environ = os.environ if environ is None else environ
-        self._session = session
+    def __init__(self, internet: Internet) -> None:
+        self._internet = internet
+        environ = internet.environ
         self._base = (environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
         token = environ.get("HF_TOKEN", "")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -66,7 +66,7 @@ class Hub:
         url = f"{self._base}/api/models/{quote(name.namespace)}/{quote(name.model)}?blobs=true"
         try:
             timeout = aiohttp.ClientTimeout(total=30)
-            async with self._session.get(url, headers=self._headers, timeout=timeout) as answer:
+            async with self._internet.get(url, timeout, self._headers) as answer:
                 if answer.status in (401, 403, 404):
                     raise HubError(
                         f"{name.namespace}/{name.model} is not on {self._base}, or needs HF_TOKEN",
@@ -76,8 +76,8 @@ class Hub:
                     raise HubError(f"{url} answered {answer.status}")
                 raw = await read_at_most(answer, _MOST)
             siblings = msgspec.json.decode(raw, type=_Repository).siblings
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise HubError(f"{self._base} can't be reached: {error or 'no answer in time'}") from None
+        except Unreachable as error:
+            raise HubError(str(error)) from None
         except UNDECODABLE as error:
             raise HubError(f"{url} was not understood: {error}") from None
         chosen = choose([sibling.rfilename for sibling in siblings], name.tag)
@@ -101,15 +101,15 @@ class Hub:
     def source(self, name: Name, paths: tuple[str, ...]) -> HubSource:
         """The files of a repository as a source of bytes."""
         base = f"{self._base}/{quote(name.namespace)}/{quote(name.model)}/resolve/main/"
-        return HubSource(self._session, [base + quote(path) for path in paths], self._headers)
+        return HubSource(self._internet, [base + quote(path) for path in paths], self._headers)
 
 
 class HubSource:
     """Files behind URLs."""
 
-    def __init__(self, session: aiohttp.ClientSession, urls: list[str], headers: dict[str, str]) -> None:
+    def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
         self.name = urls[0].split("/resolve/")[0]
-        self._session = session
+        self._internet = internet
         self._urls = urls
         self._headers = headers
 
@@ -122,14 +122,14 @@ class HubSource:
         headers = self._headers | {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
         try:
-            async with self._session.get(self._urls[index], headers=headers, timeout=timeout) as answer:
+            async with self._internet.get(self._urls[index], timeout, headers) as answer:
                 whole = answer.status == 200 and start == 0
                 if answer.status != 206 and not whole:
                     raise SourceError(f"{self._urls[index]} answered {answer.status}")
                 async for piece in answer.content.iter_any():
                     yield piece
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise SourceError(f"{self._urls[index]}: {error or 'no answer in time'}") from None
+        except Unreachable as error:
+            raise SourceError(str(error)) from None
 
 
 def choose(paths: list[str], tag: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from sollold.models.stores.catalogue import Catalogue
 from sollold.models.transfer.download import BlockingSource, Source, SourceError
 from sollold.models.transfer.fetch_files import Download, download
 from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
+from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.ollama_pull import pull_through_ollama
 from sollold.models.transfer.partial_file import PartialFileError
 from sollold.models.transfer.peer_source import NodeSource, Parcel
@@ -68,8 +69,8 @@ class Puller:
         calls: PeerCalls,
         node: str,
         pace: Pace,
+        internet: Internet,
         ollama_url: Callable[[], str] = lambda: "",
-        environ: Mapping[str, str] | None = None,
         reach: Dialer | None = None,
         pulled: Callable[[str], object] = lambda name: None,
     ) -> None:
@@ -85,7 +86,7 @@ class Puller:
         self._node = node
         self._pace = pace
         self._ollama_url = ollama_url
-        self._environ = environ
+        self._internet = internet
         self._pulled_here = pulled
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
         self._pulls: dict[str, _Pull] = {}
@@ -266,7 +267,7 @@ class Puller:
     # From the hub
 
     async def _from_hub(self, pull: _Pull, name: Name) -> None:
-        hub = Hub(self._http(), self._environ)
+        hub = Hub(self._internet)
         paths, items = await hub.items(name)
         check_items(items)
         key = hashlib.sha256(repr((str(name), items)).encode()).hexdigest()

@@ -6,8 +6,7 @@ A header has some megabytes, so that a plan for hundreds of gigabytes is made wi
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import aiohttp
 import msgspec
@@ -25,6 +24,7 @@ from sollold.models.stores.shards import is_projector
 from sollold.models.transfer.bounded_answer import read_at_most
 from sollold.models.transfer.download import Source, SourceError
 from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError, HubSource
+from sollold.models.transfer.internet import Internet, Unreachable
 from sollold.models.transfer.partial_file import Item
 
 _FIRST = 4 << 20
@@ -74,19 +74,13 @@ class RemoteHeaders:
     """Reads headers on Hugging Face's hub and in Ollama's registry.
 
     Args:
-        environ: for ``HF_ENDPOINT`` and ``HF_TOKEN``.
+        internet: the way there.
         registry: where Ollama's registry is.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str] | None = None,
-        registry: str = REGISTRY,
-        session: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
-    ) -> None:
-        self._environ = os.environ if environ is None else environ
+    def __init__(self, internet: Internet, registry: str = REGISTRY) -> None:
+        self._internet = internet
         self._registry = registry
-        self._session = session
 
     async def read(self, name: str) -> RemoteModel:
         """The model of this name.
@@ -99,11 +93,11 @@ class RemoteHeaders:
         except ValueError as error:
             raise RemoteError(str(error)) from None
         try:
-            async with asyncio.timeout(_SECONDS), self._session() as session:
+            async with asyncio.timeout(_SECONDS):
                 if parsed.host.lower() in HOSTS:
-                    source, items = await self._on_hub(session, parsed)
+                    source, items = await self._on_hub(parsed)
                 elif parsed.host.lower() == HOST:
-                    source, items = await self._in_registry(session, parsed)
+                    source, items = await self._in_registry(parsed)
                 else:
                     raise RemoteError(f"{parsed.host} is neither Ollama's registry nor Hugging Face's hub")
                 headers = [
@@ -121,30 +115,30 @@ class RemoteHeaders:
         except GgufError as error:
             raise RemoteError(f"the header of {name} can't be read: {error.reason}") from None
 
-    async def _on_hub(self, session: aiohttp.ClientSession, name: Name) -> tuple[Source, Sequence[Item]]:
-        hub = Hub(session, self._environ)
+    async def _on_hub(self, name: Name) -> tuple[Source, Sequence[Item]]:
+        hub = Hub(self._internet)
         paths, items = await hub.items(name)
         return hub.source(name, paths), items
 
-    async def _in_registry(self, session: aiohttp.ClientSession, name: Name) -> tuple[Source, Sequence[Item]]:
+    async def _in_registry(self, name: Name) -> tuple[Source, Sequence[Item]]:
         base = f"{self._registry}/v2/{name.namespace}/{name.model}"
         url = f"{base}/manifests/{name.tag}"
         try:
-            async with session.get(url) as answer:
+            async with self._internet.get(url, aiohttp.ClientTimeout(total=_SECONDS)) as answer:
                 if answer.status == 404:
                     raise RemoteError(f"{name} is not in Ollama's registry", missing=True)
                 if answer.status != 200:
                     raise RemoteError(f"{url} answered {answer.status}")
                 raw = await read_at_most(answer, _MOST_MANIFEST)
             layers = msgspec.json.decode(raw, type=_Manifest).layers
-        except (aiohttp.ClientError, OSError) as error:
-            raise RemoteError(f"{self._registry} can't be reached: {error}") from None
+        except Unreachable as error:
+            raise RemoteError(str(error)) from None
         except UNDECODABLE as error:
             raise RemoteError(f"{url} was not understood: {error}") from None
         models = [one for one in layers if one.media_type == _MODEL_LAYER and one.size > 0]
         if not models:
             raise RemoteError(f"{name} has no file of its own: it is not run on this machine", missing=True)
-        source = HubSource(session, [f"{base}/blobs/{one.digest}" for one in models], {})
+        source = HubSource(self._internet, [f"{base}/blobs/{one.digest}" for one in models], {})
         return source, [Item(one.digest, one.size, "") for one in models]
 
 

@@ -1,0 +1,161 @@
+"""Requests to the hubs on the internet, through a proxy where the environment names one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit
+
+import aiohttp
+
+from sollold.web_proxy import BadProxy, Proxy, proxy_for
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 10
+_FIX = (
+    "correct the proxy where the daemon gets its environment (sudo systemctl edit sollold: [Service], "
+    "Environment=HTTPS_PROXY=http://HOST:PORT), then: sudo systemctl restart sollold"
+)
+_PERHAPS = (
+    "check this machine's way to the internet; if it needs a proxy, name it: sudo systemctl edit sollold: "
+    "[Service], Environment=HTTPS_PROXY=http://HOST:PORT"
+)
+
+
+class Unreachable(Exception):
+    """A server on the internet can't be reached, or broke off. The message says through what, and why."""
+
+
+class Internet:
+    """What is fetched from the internet.
+
+    Args:
+        environ: names the proxies, see `proxy_for`; None: the process's.
+        session: makes the session, on the first request.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        session: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
+    ) -> None:
+        self.environ = os.environ if environ is None else environ
+        self._make = session
+        self._session: aiohttp.ClientSession | None = None
+        self._failed: dict[str, tuple[str, str]] = {}
+
+    async def close(self) -> None:
+        """End all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def trouble(self) -> list[tuple[str, str]]:
+        """(what, fix) of each server that could not be reached when it was last asked."""
+        return list(self._failed.values())
+
+    @asynccontextmanager
+    async def get(
+        self, url: str, timeout: aiohttp.ClientTimeout, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response, redirects followed: each server on the way has its own proxy, or none.
+
+        Raises:
+            Unreachable: within the block, too.
+        """
+        asked = urlsplit(url).netloc
+        proxy: Proxy | None = None
+        begun = False
+        try:
+            async with AsyncExitStack() as stack:
+                for _ in range(_MOST_REDIRECTS):
+                    proxy = proxy_for(url, self.environ)
+                    options = _through(proxy, url, headers or {})
+                    getting = self._http().get(url, timeout=timeout, allow_redirects=False, **options)
+                    answer = await stack.enter_async_context(getting)
+                    if answer.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+                        raise Unreachable(_refusal(answer.status, answer.reason or ""))
+                    location = answer.headers.get("Location", "")
+                    if answer.status not in _REDIRECTS or not location:
+                        begun = True
+                        self._failed.pop(asked, None)
+                        yield answer
+                        return
+                    await stack.aclose()
+                    url, headers = _redirected(url, location, headers)
+                raise Unreachable(f"it redirects more than {_MOST_REDIRECTS} times")
+        except BadProxy as error:
+            raise self._fault(asked, f"{asked} can't be reached: {error}", _FIX) from None
+        except (aiohttp.ClientError, Unreachable, TimeoutError, OSError) as error:
+            through = f" through the proxy {proxy}" if proxy else ""
+            verb = "broke off" if begun else "can't be reached"
+            what = f"{urlsplit(url).netloc} {verb}{through}: {_reason(error)}"
+            raise self._fault(asked, what, _FIX if proxy else _PERHAPS) from None
+
+    def _fault(self, asked: str, what: str, fix: str) -> Unreachable:
+        at = time.strftime("%Y-%m-%d %H:%M:%S")
+        self._failed[asked] = (f"the last download from {asked} failed at {at}: {what}", fix)
+        return Unreachable(what)
+
+    def _http(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._make()
+        return self._session
+
+
+def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The headers and the proxy as a session takes them."""
+    options: dict[str, Any] = {"headers": headers}
+    if proxy is None:
+        return options
+    parts = urlsplit(proxy.url)
+    login, _, address = parts.netloc.rpartition("@")
+    options["proxy"] = f"{parts.scheme}://{address}"
+    if login:
+        user, _, password = login.partition(":")
+        name = aiohttp.encode_basic_auth(unquote(user), unquote(password), "utf-8")
+        shown = {"Proxy-Authorization": name}
+        if urlsplit(url).scheme == "https":
+            options["proxy_headers"] = shown
+        else:
+            # Such a request is the proxy's own: there is no tunnel to ask for first.
+            options["headers"] = {**headers, **shown}
+    return options
+
+
+def _redirected(
+    url: str, location: str, headers: Mapping[str, str] | None
+) -> tuple[str, Mapping[str, str] | None]:
+    """Where a redirect leads, and the headers to send there: another server does not get the token."""
+    there = urljoin(url, location)
+    before, after = urlsplit(url), urlsplit(there)
+    if headers and (before.scheme, before.netloc) != (after.scheme, after.netloc):
+        headers = {name: value for name, value in headers.items() if name != "Authorization"}
+    return there, headers
+
+
+def _reason(error: Exception) -> str:
+    """Why, for people."""
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return _refusal(error.status, error.message)
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"its certificate is not trusted: {error.certificate_error}"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+def _refusal(status: int, reason: str) -> str:
+    """What a proxy's own status means."""
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+        return "it asks for a user and a password: http://USER:PASSWORD@HOST:PORT"
+    return f"it answered {status} {reason}".rstrip()

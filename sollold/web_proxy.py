@@ -1,0 +1,114 @@
+"""Which proxy a request to the internet takes, by ``HTTPS_PROXY``, ``HTTP_PROXY`` and ``NO_PROXY``.
+
+As curl reads them: a name in lower case counts more than one in upper case. This machine itself is never
+asked through a proxy, and connections between nodes do not come here at all.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from sollold.facts import dataclass
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class BadProxy(ValueError):
+    """The environment names a proxy that can't be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A proxy. ``url``: with its password; ``variable``: what names it."""
+
+    url: str
+    variable: str
+
+    def __str__(self) -> str:
+        """For people: without the user and the password."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} ({self.variable})"
+
+
+def proxy_for(url: str, environ: Mapping[str, str] | None = None) -> Proxy | None:
+    """The proxy for a URL; None: none, it is asked directly.
+
+    Raises:
+        BadProxy: there is one, and it can't be used.
+    """
+    environ = os.environ if environ is None else environ
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    variable, value = _named(environ, f"{parts.scheme}_proxy")
+    if not value or _itself(host):
+        return None
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if excepted(host, port or _PORTS.get(parts.scheme, 0), _named(environ, "no_proxy")[1]):
+        return None
+    return _proxy(value, variable)
+
+
+def excepted(host: str, port: int, rules: str) -> bool:
+    """Whether a ``NO_PROXY`` names this host: itself, a domain it is in, its network, or ``*``."""
+    return any(_matches(host.lower(), port, rule) for rule in re.split(r"[,\s]+", rules.lower()) if rule)
+
+
+def _named(environ: Mapping[str, str], name: str) -> tuple[str, str]:
+    """The variable that is set, and its value: an empty one in lower case says that there is none."""
+    variable = name if name in environ else name.upper()
+    return variable, environ.get(variable, "").strip()
+
+
+def _itself(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    address = _address(host)
+    return address is not None and (address.is_loopback or address.is_unspecified)
+
+
+def _matches(host: str, port: int, rule: str) -> bool:
+    if rule == "*":
+        return True
+    if (address := _address(host)) is not None:
+        try:
+            return address in ipaddress.ip_network(rule.strip("[]"), strict=False)
+        except ValueError:
+            pass
+    name, _, last = rule.rpartition(":")
+    if name and last.isdigit():
+        if int(last) != port:
+            return False
+        rule = name
+    rule = rule.strip("[]").removeprefix("*").strip(".")
+    return bool(rule) and (host == rule or host.endswith(f".{rule}"))
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _proxy(value: str, variable: str) -> Proxy:
+    url = value if "://" in value else f"http://{value}"
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise BadProxy(f"{variable} does not name a proxy; it has to look like http://HOST:PORT")
+    if parts.scheme not in ("http", "https"):
+        raise BadProxy(
+            f"{variable} names a proxy of the kind {parts.scheme}, which is not supported; "
+            "name an HTTP proxy: http://HOST:PORT"
+        )
+    return Proxy(url, variable)
