@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sollold.api.anthropic.request import Messages, messages_body
+from sollold.api.anthropic.messages_ask import Messages
+from sollold.api.anthropic.request import messages_body
 from sollold.api.engine.modelfile import own_context
 from sollold.api.ollama.chat import chat_body
 from sollold.api.ollama.generate import Turn, generate_call, pack_context

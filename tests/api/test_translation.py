@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollold.api.anthropic.events import MessageEvents
-from sollold.api.anthropic.request import Messages, messages_body
+from sollold.api.anthropic.messages_ask import Messages
+from sollold.api.anthropic.request import messages_body
 from sollold.api.engine.calls import ollama_body
 from sollold.api.engine.embeddings import normalized, shortened
 from sollold.api.engine.fields import parse_keep_alive

@@ -8,64 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
+from sollold.api.anthropic.tools import add_tools
 from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_part, image_url_part
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
-from sollold.api.engine.tools import NO_ARGUMENTS, arguments_text
+from sollold.api.engine.tools import arguments_text
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
-
-
-class Thinking(msgspec.Struct):
-    """``thinking``."""
-
-    type: str = "disabled"
-    budget_tokens: int | None = None
-
-
-class ToolChoice(msgspec.Struct):
-    """``tool_choice``."""
-
-    type: str = "auto"
-    name: str | None = None
-    disable_parallel_tool_use: bool | None = None
-
-
-class Turn(msgspec.Struct):
-    """One message."""
-
-    role: str
-    content: str | list[dict[str, Any]] | None = None
-
-
-class Tokens(msgspec.Struct, kw_only=True):
-    """``POST /v1/messages/count_tokens``."""
-
-    model: str = ""
-    messages: list[Turn] | None = None
-    system: str | list[dict[str, Any]] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
-
-
-class Messages(Tokens, kw_only=True):
-    """``POST /v1/messages``."""
-
-    max_tokens: int | None = None
-    stop_sequences: list[str] | None = None
-    stream: bool | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    output_config: dict[str, Any] | None = None
-    output_format: dict[str, Any] | None = None
-    priority: int | str | None = None
-    timeout: float | str | None = None
-    keep_alive: float | str | None = None
 
 
 def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
@@ -113,7 +64,7 @@ def prompt_body(ask: Tokens, model: Model) -> dict[str, Any]:
     for turn in ask.messages:
         messages += _turn(turn, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
-    _tools(body, ask, model)
+    add_tools(body, ask, model)
     _thinking(body, ask.thinking, model)
     return normalize_chat(body)
 
@@ -225,7 +176,22 @@ def _result(block: dict[str, Any], model: Model) -> dict[str, Any]:
         content = _plain([_result_part(one, model) for one in content])
     elif not isinstance(content, str):
         raise Refusal(Fault.BAD_REQUEST, "a tool_result's content is a text or a list of blocks")
+    if block.get("is_error") is True:
+        content = _as_error(content)
     return {"role": "tool", "tool_call_id": id_, "content": content}
+
+
+def _as_error(content: str | list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """A tool's result that says to the model that the call failed: templates have no other way to tell it."""
+    if not isinstance(content, str):
+        return [{"type": "text", "text": "Error:"}, *content]
+    if "error" in content[:_SAYS_SO].lower():
+        return content
+    return f"Error: {content}" if content else "Error"
+
+
+_SAYS_SO = 40
+"""Characters at the beginning in which clients themselves say that it is an error."""
 
 
 def _result_part(block: Any, model: Model) -> dict[str, Any]:
@@ -240,39 +206,6 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
     if kind == "tool_reference":
         return {"type": "text", "text": str(block.get("tool_name") or "")}
     return {"type": "text", "text": _text_of([block], "a tool_result's content")}
-
-
-def _tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
-    choice = ask.tool_choice or ToolChoice()
-    if not ask.tools:
-        return
-    need(model, "tools", "tools")
-    tools: list[dict[str, Any]] = []
-    for tool in ask.tools:
-        name, schema = tool.get("name"), tool.get("input_schema")
-        if schema is None and tool.get("type") in (None, "custom"):
-            schema = NO_ARGUMENTS
-        if not isinstance(name, str) or not isinstance(schema, (dict, bool)):
-            raise Refusal(
-                Fault.BAD_REQUEST,
-                f"tool {str(name)[:60]!r} has no input_schema; Anthropic's server tools are not supported",
-            )
-        function = {"name": name, "description": str(tool.get("description") or ""), "parameters": schema}
-        tools.append({"type": "function", "function": function})
-    if choice.type == "tool":
-        tools = [tool for tool in tools if tool["function"]["name"] == choice.name]
-        if not tools:
-            raise Refusal(
-                Fault.BAD_REQUEST,
-                f"tool_choice names {str(choice.name)[:60]!r}, which is not among the tools",
-            )
-    words = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
-    if choice.type not in words:
-        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type is auto, any, tool or none")
-    body["tools"] = tools
-    body["tool_choice"] = words[choice.type]
-    if choice.disable_parallel_tool_use is not None:
-        body["parallel_tool_calls"] = not choice.disable_parallel_tool_use
 
 
 def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> None:

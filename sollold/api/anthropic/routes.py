@@ -9,7 +9,9 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.anthropic.events import MessageEvents
-from sollold.api.anthropic.request import Messages, Tokens, messages_body, prompt_body
+from sollold.api.anthropic.messages_ask import Messages, Tokens
+from sollold.api.anthropic.request import messages_body, prompt_body
+from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
@@ -52,6 +54,7 @@ class AnthropicRoutes:
         engine = messages_body(asked, listed.model)
         own = messages_body(asked, bare(listed.model))
         native = ollama_body({key: value for key, value in own.items() if key not in _LLAMA_ONLY})
+        lacking = tool_warnings(asked)
         prepared = Prepared()
 
         def llama() -> Call:
@@ -61,7 +64,7 @@ class AnthropicRoutes:
 
         native["model"] = asked.model
         path = "/v1/chat/completions"
-        calls = calls_for(listed.model, llama=llama, ollama=Call(path, native), what="/v1/messages")
+        calls = calls_for(listed.model, llama=llama, ollama=Call(path, native, lacking), what="/v1/messages")
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
         ask = build_ask(
@@ -74,7 +77,7 @@ class AnthropicRoutes:
 
         gather = None if asked.stream else encoder
         return await Reply(
-            request, self._context, ask, encoder(), gather=gather, warnings=prepared.warnings
+            request, self._context, ask, encoder(), gather=gather, warnings=(*lacking, *prepared.warnings)
         ).run()
 
     async def count_tokens(self, request: web.Request) -> web.StreamResponse:

@@ -1,0 +1,57 @@
+"""What clients of ``/v1/messages`` send."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Thinking(msgspec.Struct):
+    """``thinking``."""
+
+    type: str = "disabled"
+    budget_tokens: int | None = None
+
+
+class ToolChoice(msgspec.Struct):
+    """``tool_choice``."""
+
+    type: str = "auto"
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Turn(msgspec.Struct):
+    """One message."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None = None
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    """``POST /v1/messages/count_tokens``."""
+
+    model: str = ""
+    messages: list[Turn] | None = None
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    mcp_servers: list[dict[str, Any]] | None = None
+
+
+class Messages(Tokens, kw_only=True):
+    """``POST /v1/messages``."""
+
+    max_tokens: int | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    output_config: dict[str, Any] | None = None
+    output_format: dict[str, Any] | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None

@@ -1,0 +1,142 @@
+"""The tools of ``/v1/messages`` as functions that a model can call. Pure.
+
+A caller's own tools have a schema. Some kinds that Anthropic defines (``bash`` …) run at the caller, too, and
+have none, since Anthropic's models know it: it is here. All others (``web_search`` …) run at Anthropic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.anthropic.messages_ask import Tokens, ToolChoice
+from sollold.api.engine.fields import need
+from sollold.api.engine.tools import NO_ARGUMENTS, named_tools
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+
+Tool = dict[str, Any]
+
+_TEXT = {"type": "string"}
+_WHOLE = {"type": "integer"}
+_POINT = {"type": "array", "items": _WHOLE, "minItems": 2, "maxItems": 2}
+
+
+def _schema(required: str, **properties: Tool) -> Tool:
+    return {"type": "object", "properties": properties, "required": [required]}
+
+
+_EDITS: dict[str, Tool] = {
+    "path": _TEXT,
+    "file_text": _TEXT,
+    "old_str": _TEXT,
+    "new_str": _TEXT,
+    "insert_line": _WHOLE,
+    "insert_text": _TEXT,
+}
+_DEFINED: dict[str, tuple[str, Tool]] = {
+    "bash": (
+        "Run a command in a shell that stays open between calls.",
+        _schema("command", command=_TEXT, restart={"type": "boolean"}),
+    ),
+    "text_editor": (
+        "View and edit files: view (view_range: first and last line), create (file_text), str_replace "
+        "(old_str must occur once; new_str), insert (insert_text after line insert_line).",
+        _schema(
+            "command",
+            command={"type": "string", "enum": ["view", "create", "str_replace", "insert"]},
+            view_range=_POINT,
+            **_EDITS,
+        ),
+    ),
+    "memory": (
+        "Keep notes in files below /memories: view, create (file_text), str_replace (old_str, new_str), "
+        "insert (insert_text after line insert_line), delete, rename (old_path, new_path).",
+        _schema(
+            "command",
+            command={
+                "type": "string",
+                "enum": ["view", "create", "str_replace", "insert", "delete", "rename"],
+            },
+            old_path=_TEXT,
+            new_path=_TEXT,
+            **_EDITS,
+        ),
+    ),
+    "computer": (
+        "Use a screen, mouse and keyboard: screenshot, left_click, type, key, mouse_move, scroll …",
+        _schema(
+            "action",
+            action=_TEXT,
+            coordinate=_POINT,
+            start_coordinate=_POINT,
+            text=_TEXT,
+            scroll_direction=_TEXT,
+            scroll_amount=_WHOLE,
+            duration={"type": "number"},
+        ),
+    ),
+}
+"""Kind, without its date → what it does, and its schema."""
+
+
+def tool_warnings(ask: Tokens) -> tuple[str, ...]:
+    """Which tools are left out."""
+    elsewhere = sorted({str(tool.get("type"))[:40] for tool in ask.tools or () if _function(tool) is None})
+    found = [f"tools of type {', '.join(elsewhere)} run at Anthropic and are left out"] if elsewhere else []
+    if ask.mcp_servers:
+        found.append("mcp_servers has no effect: its tools run at Anthropic")
+    return tuple(found)
+
+
+def add_tools(body: dict[str, Any], ask: Tokens, model: Model) -> None:
+    """Put the caller's own tools into the body, and the choice among them.
+
+    Agents (Claude Code) offer Anthropic's as well. Only who must have one is refused.
+
+    Raises:
+        Refusal: BAD_REQUEST for a tool without a name, or a choice that can't be met.
+    """
+    choice = ask.tool_choice or ToolChoice()
+    if choice.type not in _MODES:
+        raise Refusal(Fault.BAD_REQUEST, "tool_choice.type is auto, any, tool or none")
+    functions = [function for tool in ask.tools or () if (function := _function(tool)) is not None]
+    if choice.type == "tool":
+        functions = [function for function in functions if function["name"] == choice.name]
+        if not functions and ask.tools:
+            named = any(tool.get("name") == choice.name for tool in ask.tools)
+            where = f"tool_choice names {choice.name!r}, which runs at Anthropic and can't be called here"
+            raise Refusal(Fault.BAD_REQUEST, where if named else named_tools([str(choice.name)]))
+    if not functions:
+        if ask.tools and choice.type == "any":
+            raise Refusal(Fault.BAD_REQUEST, "tool_choice requires a tool, but all of them run at Anthropic")
+        return
+    need(model, "tools", "tools")
+    body["tools"] = [{"type": "function", "function": function} for function in functions]
+    body["tool_choice"] = _MODES[choice.type]
+    if choice.disable_parallel_tool_use is not None:
+        body["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+
+
+_MODES = {"auto": "auto", "any": "required", "tool": "required", "none": "none"}
+
+
+def _function(tool: Tool) -> Tool | None:
+    """What the model is told of a tool; None for one that runs at Anthropic.
+
+    Raises:
+        Refusal: BAD_REQUEST when it has no name, or no schema that is one.
+    """
+    kind, name, schema = tool.get("type"), tool.get("name"), tool.get("input_schema")
+    description = str(tool.get("description") or "")
+    if schema is None and kind not in (None, "custom"):
+        base, _, date = str(kind).rpartition("_")
+        if base not in _DEFINED or not date.isdigit():
+            return None
+        said, schema = _DEFINED[base]
+        description = description or said
+    schema = NO_ARGUMENTS if schema is None else schema
+    if not isinstance(name, str) or not name:
+        raise Refusal(Fault.BAD_REQUEST, "every tool needs a name")
+    if not isinstance(schema, dict | bool):
+        raise Refusal(Fault.BAD_REQUEST, f"tool {name[:60]!r} has an input_schema that is not a JSON schema")
+    return {"name": name, "description": description, "parameters": schema}

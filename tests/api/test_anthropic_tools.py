@@ -1,0 +1,130 @@
+"""Tools of ``/v1/messages`` that Anthropic defines, and results that say that a call failed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import post
+
+ABLE = model(capabilities=("completion", "tools"))
+PATH = "/v1/messages"
+ASK = {"model": "demo", "max_tokens": 9, "messages": [{"role": "user", "content": "go"}]}
+READ = {"name": "Read", "description": "Reads.", "input_schema": {"type": "object", "properties": {}}}
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+FIND = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("Hello"), chunk(finish="stop"), usage_chunk())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_that_run_at_anthropic_are_left_out_and_said_so(
+    serve: Serve, http: ClientSession, stream: bool
+) -> None:
+    """Claude Code offers a web search; without one the rest of its request is worth an answer."""
+    service = answers()
+    url = await serve(parts(service, ABLE)) + PATH
+    given = {**ASK, "stream": stream, "tools": [READ, SEARCH, FIND]}
+    async with http.post(url, json=given) as answer:
+        assert answer.status == 200 and "web_search_20250305" in answer.headers["X-Sollold-Warning"]
+    for engine in Engine:
+        call = call_of(service, engine)
+        assert [tool["function"]["name"] for tool in call.body["tools"]] == ["Read"]
+    assert any("web_search" in note for note in call_of(service, Engine.OLLAMA).notes)
+    status, _, _ = await post(http, url, {**ASK, "tools": [SEARCH], "tool_choice": {"type": "auto"}})
+    assert (
+        status == 200 and "tools" not in call_of(service).body and "tool_choice" not in call_of(service).body
+    )
+
+
+@pytest.mark.parametrize("path", [PATH, f"{PATH}/count_tokens"])
+async def test_a_model_without_tools_answers_where_only_anthropics_are_offered(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService({"input_tokens": 5}) if "count" in path else answers()
+    url = await serve(parts(service)) + path
+    assert (await post(http, url, {**ASK, "tools": [SEARCH]}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "said"),
+    [
+        ([SEARCH], {"type": "tool", "name": "web_search"}, "web_search"),
+        ([READ, SEARCH], {"type": "tool", "name": "web_search"}, "runs at Anthropic"),
+        ([SEARCH], {"type": "any"}, "run at Anthropic"),
+        ([READ], {"type": "tool", "name": "Write"}, "not among the tools"),
+        ([READ], {"type": "sometimes"}, "tool_choice.type"),
+        ([{"description": "x"}], None, "name"),
+        ([{"name": "x", "input_schema": "text"}], None, "'x'"),
+    ],
+)
+async def test_a_tool_that_must_be_called_and_is_not_here_is_refused_by_name(
+    serve: Serve, http: ClientSession, tools: Any, choice: Any, said: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE)) + PATH
+    status, answer, _ = await post(http, url, {**ASK, "tools": tools, "tool_choice": choice})
+    assert status == 400 and said in answer["error"]["message"]
+    assert not service.asks
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "argument"),
+    [
+        ("bash_20250124", "bash", "restart"),
+        ("text_editor_20250728", "str_replace_based_edit_tool", "old_str"),
+        ("memory_20250818", "memory", "old_path"),
+        ("computer_20250124", "computer", "coordinate"),
+    ],
+)
+async def test_anthropics_tools_that_run_at_the_caller_have_their_schema(
+    serve: Serve, http: ClientSession, kind: str, name: str, argument: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE)) + PATH
+    tool = {"type": kind, "name": name, "cache_control": {"type": "ephemeral"}, "display_width_px": 800}
+    status, _, headers = await post(http, url, {**ASK, "tools": [tool]})
+    assert status == 200 and "X-Sollold-Warning" not in headers
+    (told,) = call_of(service).body["tools"]
+    assert told["function"]["name"] == name and told["function"]["description"]
+    assert argument in told["function"]["parameters"]["properties"]
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("kind", ["bash_20250124", "text_editor_20250728"])
+async def test_llama_cpp_takes_anthropics_tools(real: str, http: ClientSession, kind: str) -> None:
+    tools = [{"type": kind, "name": "edit"}, SEARCH]
+    status, answer, _ = await post(http, real + PATH, {**ASK, "model": "call", "tools": tools})
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ("boom", "Error: boom"),
+        ("", "Error"),
+        (None, "Error"),
+        ("Error: no such file", "Error: no such file"),
+        ("<tool_use_error>No such file</tool_use_error>", "<tool_use_error>No such file</tool_use_error>"),
+        ([{"type": "text", "text": "boom"}], "Error: boom"),
+    ],
+)
+async def test_a_model_is_told_that_a_call_failed(
+    serve: Serve, http: ClientSession, content: Any, shown: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE)) + PATH
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": content}
+    for failed, expected in ((True, shown), (False, content if isinstance(content, str) else None)):
+        turns = [*ASK["messages"], call, {"role": "user", "content": [{**result, "is_error": failed}]}]  # type: ignore[misc]
+        assert (await post(http, url, {**ASK, "messages": turns, "tools": [READ]}))[0] == 200
+        if expected is not None:
+            assert call_of(service).body["messages"][2]["content"] == expected
