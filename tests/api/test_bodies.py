@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -212,3 +213,39 @@ async def test_a_text_is_shown_in_pieces_up_to_a_length(serve: Serve, http: Clie
                 text = await answer.text()
                 assert answer.status == status, text
                 assert status == 200 or "with_pieces" in text
+
+
+async def test_lengths_that_are_announced_take_no_room(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(ScriptedService(chunk(finish="stop"))), bodies=MIB)
+    head = b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n{"
+    async with contextlib.AsyncExitStack() as held:
+        for _ in range(20):
+            _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            held.callback(writer.close)
+            writer.write(head)
+            await writer.drain()
+        body = {"model": "demo", "messages": [{"role": "user", "content": "x"}]}
+        for _ in range(5):
+            async with http.post(url + "/api/chat", json=body) as answer:
+                assert answer.status == 200
+            await asyncio.sleep(0.02)
+
+
+async def test_one_client_leaves_room_for_the_others(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(chunk(finish="stop"))
+    service.gate = asyncio.Event()
+    url = await serve(parts(service), bodies=MIB, trusted_proxies=("127.0.0.1",))
+    body = {"model": "demo", "messages": [{"role": "user", "content": "x" * (300 << 10)}]}
+
+    async def ask(address: str) -> int:
+        async with http.post(url + "/api/chat", json=body, headers={"X-Forwarded-For": address}) as answer:
+            return answer.status
+
+    asking = [asyncio.create_task(ask("192.168.1.8"))]
+    await until(lambda: len(service.asks) == 1)
+    assert await ask("192.168.1.8") == 503
+    asking.append(asyncio.create_task(ask("192.168.1.9")))
+    await until(lambda: len(service.asks) == 2)
+    service.gate.set()
+    assert await asyncio.gather(*asking) == [200, 200]
+    assert await ask("192.168.1.8") == 200, "its share is free again"

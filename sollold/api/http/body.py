@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from sollold.api.http.access import client_of
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import cut_media, restore_texts
@@ -132,8 +133,8 @@ async def read_bytes(request: web.Request) -> bytearray:
     raw: bytearray | None = request.get(_RAW)
     if raw is not None:
         return raw
+    # A length that is only announced takes no memory, and must not keep others out.
     _bound(request, request.content_length or 0)
-    _count(request, request.content_length or 0)
     parts, bounds = bytearray(), JsonBounds()
     try:
         async with asyncio.timeout(_BODY_TIMEOUT):
@@ -186,7 +187,7 @@ def _count(request: web.Request, size: int) -> None:
     budget, counted = request.app.get(BODY_BUDGET), request.get(_COUNTED, 0)
     if budget is None or size <= counted:
         return
-    if not budget.reserve(size - counted, counted):
+    if not budget.reserve(size - counted, counted, _holder(request)):
         message = "the bodies of running requests already use too much memory; try again later"
         raise Refusal(Fault.UNAVAILABLE, message, retry_after=_RETRY)
     request[_COUNTED] = size
@@ -196,4 +197,10 @@ def release_body(request: web.Request) -> None:
     """Return the body's bytes to the budget when the request is over."""
     budget = request.app.get(BODY_BUDGET)
     if budget is not None:
-        budget.release(request.pop(_COUNTED, 0))
+        budget.release(request.pop(_COUNTED, 0), _holder(request))
+
+
+def _holder(request: web.Request) -> str:
+    """Whose share of the budget it uses; programs of this machine have no share."""
+    client = client_of(request)
+    return "" if client.local else client.identity
