@@ -181,7 +181,7 @@ class Agent:
     async def use_llama(self, llama: Llama) -> None:
         """This llama.cpp is the one to use from now on; the record says so."""
         self._llama = llama
-        self._machine.use(llama.server)
+        self._machine.use_server(llama.server)
         await self.grants.memory.measure()
         self._publisher.publish()
         self._view.update_me(build=llama.build, setup="ready")

@@ -55,7 +55,7 @@ class CacheFills:
         fill = self._fills.get(deployment)
         return FillGate(fill) if fill is not None else None
 
-    async def end(self, deployment: str) -> None:
+    async def end_deployment(self, deployment: str) -> None:
         """The model is loaded, or gone: end it."""
         fill = self._fills.pop(deployment, None)
         if fill is not None:

@@ -67,14 +67,14 @@ class ExternalWatch:
         if llama is not None and self._workers.protocol is None:
             version = await self._protocol(llama)
             if version is not None:
-                self._workers.use(version)
+                self._workers.use_version(version)
         return await self._workers.settled(addresses, _NAMED_WITHIN)
 
     async def use_llama(self, llama: Llama) -> None:
         """A llama.cpp is there: learn what protocol workers that others started must speak."""
         while self._workers:
             if (version := await self._protocol(llama)) is not None:
-                self._workers.use(version)
+                self._workers.use_version(version)
                 return
             await asyncio.sleep(_PROTOCOL_SECONDS)
 

@@ -138,7 +138,7 @@ class GrantManager:
         """End every worker."""
         await self.external_watch.close()
         for deployment in {grant.deployment for grant in self.ledger.grants()}:
-            self._apply(self.ledger.end(deployment, "the daemon is stopping"))
+            self._apply(self.ledger.end_deployment(deployment, "the daemon is stopping"))
         while self._ending:
             await asyncio.gather(*self._ending.values(), return_exceptions=True)
         for telling in self._telling:
@@ -328,7 +328,7 @@ class GrantManager:
         if deployment not in self._checked:
             for address in self._external_of(deployment):
                 if reason := await self.external.check(address):
-                    self._apply(self.ledger.end(deployment, reason))
+                    self._apply(self.ledger.end_deployment(deployment, reason))
                     return Done(False, reason)
             self._checked.add(deployment)
         if not request.devices or self.workers.get(deployment) is not None:
@@ -345,7 +345,7 @@ class GrantManager:
         try:
             await starting
         except WorkerFailed as error:
-            self._apply(self.ledger.end(deployment, str(error)))
+            self._apply(self.ledger.end_deployment(deployment, str(error)))
             return Done(False, str(error))
         return Done(True)
 
@@ -365,7 +365,7 @@ class GrantManager:
             telling = asyncio.create_task(self._tell(head, lost))
             self._telling.add(telling)
             telling.add_done_callback(self._telling.discard)
-            self._apply(self.ledger.end(deployment, f"its worker exited: {why}"))
+            self._apply(self.ledger.end_deployment(deployment, f"its worker exited: {why}"))
 
     async def _tell(self, head: str, lost: Lost) -> None:
         try:

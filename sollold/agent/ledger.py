@@ -301,7 +301,7 @@ class Ledger:
                 self._end(deployment, f"its head {entry.head} did not renew it in time", actions)
         return tuple(actions)
 
-    def end(self, deployment: str, reason: str) -> tuple[Action, ...]:
+    def end_deployment(self, deployment: str, reason: str) -> tuple[Action, ...]:
         """Its worker died, or this node wants it gone: end what ``deployment`` has here."""
         actions: list[Action] = []
         if self.live(deployment):

@@ -109,7 +109,7 @@ class OwnWorkers:
         running = self._running.pop(deployment, None)
         if running is not None:
             await running.worker.stop()
-        await self._fills.end(deployment)
+        await self._fills.end_deployment(deployment)
         await asyncio.to_thread(self._cache.close, deployment)
 
     async def start_again(self, deployment: str) -> None:
@@ -134,7 +134,7 @@ class OwnWorkers:
         running = self._running.get(deployment)
         if running is None:
             return False
-        await self._fills.end(deployment)
+        await self._fills.end_deployment(deployment)
         await asyncio.to_thread(self._cache.keep, deployment, running.request.digest)
         before, self.cached = self.cached, await asyncio.to_thread(self._cache.models)
         return before != self.cached

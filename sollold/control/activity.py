@@ -119,7 +119,7 @@ class Activity:
         self.first_token_sum += seconds
         self.first_token_count += 1
 
-    def end(
+    def add_finished(
         self, done: FinishedRequest, gaps: Sequence[int] = (), gap_sum: float = 0.0, lost: float = 0.0
     ) -> None:
         """A request has ended.

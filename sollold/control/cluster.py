@@ -283,7 +283,7 @@ class ClusterService:
         loaded = {endpoint.id for record in live for endpoint in record.endpoints}
         name = model if model in loaded else (await self._library.named(model)).model.name
         drop = Drop(name, force=force, seen=loaded_of(live, name, name))
-        dropped = await self._client.drop(drop)
+        dropped = await self._client.unload(drop)
         if dropped.refused:
             why = "; ".join(reason for _, reason in dropped.refused)
             raise Refusal(Fault.UNAVAILABLE, f"{why}; use --force to end them", retry_after=10.0)

@@ -232,11 +232,11 @@ class Daemon:
         parts.cluster.limit = settings.http.wait_limit
         parts.serving.use_settings(settings.serving, settings.http)
         parts.endpoints.use_settings(settings.serving)
-        parts.leader.use(settings)
+        parts.leader.use_settings(settings)
         parts.pace.rate = settings.models.transfer_rate
         parts.library.use_aliases(settings.models.aliases)
         if settings.models != models:
-            await parts.catalogue.use(settings.models)
+            await parts.catalogue.use_settings(settings.models)
 
     async def _drain(self, on: bool) -> None:
         parts = self._parts

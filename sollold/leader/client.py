@@ -82,7 +82,7 @@ class LeaderClient:
                         redirected_to = answer.leader
                     await next_change(self._view, PLANNING_PAUSE if redirected_to else RETRY_AFTER)
 
-    async def drop(self, drop: Drop) -> Dropped:
+    async def unload(self, drop: Drop) -> Dropped:
         """Have a model unloaded.
 
         Raises:

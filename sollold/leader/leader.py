@@ -99,7 +99,7 @@ class Leader:
         self._reloads: dict[str, tuple[float, float]] = {}
         """Deployment → since when, and when last, a request waited until it can be loaded anew."""
 
-    def use(self, settings: Settings) -> None:
+    def use_settings(self, settings: Settings) -> None:
         """Other settings from the next placement on."""
         self._settings = self._snapshots.settings = settings
 
@@ -169,7 +169,7 @@ class Leader:
         return await self.ensure(ask)
 
     async def _on_drop(self, caller: str, drop: Drop) -> Dropped:
-        return await self.drop(drop)
+        return await self.unload(drop)
 
     async def ensure(self, ask: Ensure) -> Ensured:
         """Make something answer for a model; ELSEWHERE where another node leads."""
@@ -303,7 +303,7 @@ class Leader:
             retry_after=5.0,
         )
 
-    async def drop(self, drop: Drop) -> Dropped:
+    async def unload(self, drop: Drop) -> Dropped:
         """Unload a model's deployments; where another node leads, say so and do nothing."""
         term = self._view.leader()
         if not self._leads:

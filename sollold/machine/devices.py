@@ -93,7 +93,7 @@ class Machine:
         """Let go of drivers."""
         self._nvml.close()
 
-    def use(self, server: Path) -> None:
+    def use_server(self, server: Path) -> None:
         """From now on devices are those that this ``llama-server`` can use."""
         with self._lock:
             self._server = server

@@ -46,7 +46,7 @@ class EngineClient:
 
     def kept(self, url: str) -> HttpConnection | None:
         """A connection to ``url`` of an earlier request, if there is one."""
-        return self._connections.take(url)
+        return self._connections.take_idle(url)
 
     async def connect(self, url: str) -> HttpConnection:
         """A new connection to ``url``; its path is put before that of each request.

@@ -184,14 +184,14 @@ class Loader:
                 retry_after=retry,
             )
 
-    async def drop(self, query: EndpointQuery, reason: str) -> None:
+    async def unload(self, query: EndpointQuery, reason: str) -> None:
         """Have the deployments of the model ended that are not in use.
 
         Raises:
             Refusal: UNAVAILABLE.
         """
         seen = loaded_of(self._view.live(), query.model, query.model)
-        answer = await self._leader.drop(Drop(query.model, reason=reason, seen=seen))
+        answer = await self._leader.unload(Drop(query.model, reason=reason, seen=seen))
         for deployment, why in answer.refused:
             log.info("not unloaded: %s", why, extra={"deployment": deployment})
 

@@ -32,7 +32,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, dispat
     view = context.view
     candidates = _named(query, context)
     if any(candidate.engine is Engine.LLAMA for candidate in candidates):
-        await context.loader.drop(query, "requested by a client (keep_alive 0)")
+        await context.loader.unload(query, "requested by a client (keep_alive 0)")
     # One that is in use ends when it is idle: it learns of it by a request with keep_alive 0.
     refused: Refusal | None = None
     for candidate in _named(query, context):

@@ -46,7 +46,7 @@ async def test_the_metrics_of_many_models_hold_up_nobody(serve: Serve, http: Cli
     monitor = monitor_of(cluster)
     for number in range(500):
         facts = (f"r{number}", 0.0, "/api/chat", f"model{number}", "alpha", "ollama", "ok", "")
-        monitor.activity.end(FinishedRequest(*facts, 7, 2, 0.1, 1.0, 0.0, 0.0, 0))
+        monitor.activity.add_finished(FinishedRequest(*facts, 7, 2, 0.1, 1.0, 0.0, 0.0, 0))
     url = await serve(parts(monitor=monitor, cluster=cluster))
 
     async def scrape() -> str:

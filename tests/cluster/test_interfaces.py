@@ -87,7 +87,7 @@ async def test_broken_mdns_is_said_once_and_tried_again(
     monkeypatch.setattr(discovery_module, "_RETRY_SECONDS", 0.01)
     discovery = make([])
     with caplog.at_level(logging.WARNING):
-        discovery.use((Interface("eth0", 0, ("192.168.1.5",)),))
+        discovery.use_interfaces((Interface("eth0", 0, ("192.168.1.5",)),))
         await until(lambda: len(tries) > 3)
     status = discovery.status()
     assert not status.working
@@ -109,7 +109,7 @@ async def test_without_ipv6_multicast_the_announcement_goes_over_ipv4(
 
     monkeypatch.setattr(discovery_module, "AsyncZeroconf", half)
     discovery = make([], ipv6=True)
-    discovery.use((Interface("eth0", 0, ("192.168.1.5",), ("fd00::5",)),))
+    discovery.use_interfaces((Interface("eth0", 0, ("192.168.1.5",), ("fd00::5",)),))
     await until(lambda: not discovery.status().working and len(tries) == 2)
     assert tries == [["192.168.1.5", "fd00::5"], ["192.168.1.5"]]
     await discovery.close()
@@ -117,11 +117,11 @@ async def test_without_ipv6_multicast_the_announcement_goes_over_ipv4(
 
 async def test_no_interface_is_a_reason_not_an_error() -> None:
     discovery = make([])
-    discovery.use(())
+    discovery.use_interfaces(())
     await until(lambda: discovery.status().reason == "no network interface has an IPv4 address")
     await discovery.close()
     discovery = make([], named=("eht0",))
-    discovery.use(())
+    discovery.use_interfaces(())
     await until(lambda: "none of eht0 (cluster.interfaces)" in discovery.status().reason)
     await discovery.close()
 
@@ -186,7 +186,7 @@ async def main(node, cluster):
         print(node, addresses, flush=True)
         came.set()
     one = Discovery(node=node, boot=1, clusters=[cluster], port=7000, found=found)
-    one.use(interfaces())
+    one.use_interfaces(interfaces())
     foreign = 0
     for _ in range(400):
         if came.is_set():

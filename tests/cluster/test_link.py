@@ -96,9 +96,9 @@ async def test_a_broken_link_is_told_at_once_and_made_again(pair: Pair) -> None:
 async def test_the_link_of_a_former_process_is_dropped_in_silence(pair: Pair) -> None:
     ends = Ends(pair)
     await ends.start(pair)
-    ends.links[0].drop(IDS[1], now=2)
+    ends.links[0].drop_node(IDS[1], now=2)
     assert ends.links[0].up() == (IDS[1],), "it is the new process's own link"
-    ends.links[0].drop(IDS[1], now=3)
+    ends.links[0].drop_node(IDS[1], now=3)
     assert ends.links[0].up() == ()
     assert (0, "lost", IDS[1]) not in ends.told
     await ends.close()
@@ -163,15 +163,15 @@ async def test_a_link_that_fell_silent_is_told_from_one_that_the_other_side_ende
 
 def test_a_rate_measured_beside_other_traffic_does_not_count_as_the_links() -> None:
     best = BestRate()
-    assert best.take(20e6) == 20e6
-    assert best.take(110e6) == 110e6
+    assert best.add(20e6) == 20e6
+    assert best.add(110e6) == 110e6
     assert not best.settled
-    assert best.take(30e6) == 110e6
+    assert best.add(30e6) == 110e6
     assert best.settled
     # A link that has become slower shows after a few.
-    assert best.take(12e6) == 110e6
-    assert best.take(11e6) == 30e6
-    assert best.take(12e6) == 12e6
+    assert best.add(12e6) == 110e6
+    assert best.add(11e6) == 30e6
+    assert best.add(12e6) == 12e6
 
 
 async def test_a_connection_that_is_lost_before_it_is_a_link_is_made_anew(

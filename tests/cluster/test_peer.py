@@ -186,7 +186,7 @@ async def test_a_dead_node_ends_its_streams_at_once(pair: Pair) -> None:
 
     reading = asyncio.create_task(read())
     await until(lambda: pair.calls[1]._streams)
-    pair.calls[1].drop(IDS[0])
+    pair.calls[1].drop_node(IDS[0])
     with pytest.raises(PeerError, match="broke off"):
         await asyncio.wait_for(reading, 5)
     assert not pair.calls[1]._streams
@@ -204,8 +204,8 @@ async def test_a_call_to_a_node_that_dies_ends_at_once(pair: Pair) -> None:
         asyncio.create_task(pair.calls[1].call(IDS[0], "never", Sum(1), Total, timeout=60)) for _ in range(2)
     ]
     await until(lambda: len(pair.calls[1]._asked.get(IDS[0], ())) == 2)
-    pair.calls[1].drop(IDS[0])
-    pair.calls[1].drop(IDS[0])
+    pair.calls[1].drop_node(IDS[0])
+    pair.calls[1].drop_node(IDS[0])
     for one in asking:
         with pytest.raises(PeerError, match="is gone") as gone:
             await asyncio.wait_for(one, 5)

@@ -67,25 +67,25 @@ def test_awareness_stretches_and_is_bounded() -> None:
 def test_news_leave_after_their_limit() -> None:
     news = BroadcastQueue()
     news.add("member", "a", b"a")
-    assert [news.take(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
+    assert [news.take_messages(100, 3) for _ in range(4)] == [[b"a"], [b"a"], [b"a"], []]
     assert len(news) == 0
 
 
 def test_newer_news_of_a_subject_replace_older() -> None:
     news = BroadcastQueue()
     news.add("member", "a", b"old")
-    news.take(100, 9)
+    news.take_messages(100, 9)
     news.add("member", "a", b"new")
     news.add("record", "a", b"record")
-    assert sorted(news.take(100, 9)) == [b"new", b"record"]
+    assert sorted(news.take_messages(100, 9)) == [b"new", b"record"]
 
 
 def test_the_freshest_news_go_first() -> None:
     news = BroadcastQueue()
     news.add("member", "a", b"aaaaaaaaaa")
-    news.take(100, 9)
+    news.take_messages(100, 9)
     news.add("member", "b", b"bbbbbbbbbb")
-    assert news.take(10, 9) == [b"bbbbbbbbbb"]
+    assert news.take_messages(10, 9) == [b"bbbbbbbbbb"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(8, 60)), max_size=40), st.integers(8, 200))
@@ -96,7 +96,7 @@ def test_news_fit_their_room_and_all_get_out(pieces: list[tuple[int, int]], room
     fitting = sum(1 for size in dict(pieces).values() if size <= room)
     sent = 0
     for _ in range(4 * len(pieces) + 4):
-        taken = news.take(room, 2)
+        taken = news.take_messages(room, 2)
         assert sum(map(len, taken)) <= room
         sent += len(taken)
     assert sent == 2 * fitting

@@ -59,9 +59,9 @@ def test_counts_by_route_and_model() -> None:
     activity = Activity()
     heard: list[FinishedRequest] = []
     activity.on_resumed = heard.append
-    activity.end(done(), [1, 1], 0.1)
-    activity.end(done(outcome="error", node="", first_token=-1.0, tokens=0, prompt_tokens=0))
-    activity.end(done(resumed=2), lost=3.0)
+    activity.add_finished(done(), [1, 1], 0.1)
+    activity.add_finished(done(outcome="error", node="", first_token=-1.0, tokens=0, prompt_tokens=0))
+    activity.add_finished(done(resumed=2), lost=3.0)
     stats = activity.stats["/api/chat", "demo:latest"]
     assert (stats.prompt_tokens, stats.generated_tokens, stats.outcomes) == (14, 6, {"ok": 2})
     # A name that was never resolved is the caller's own word: it makes no series.
@@ -73,7 +73,7 @@ def test_counts_by_route_and_model() -> None:
 def test_it_does_not_grow() -> None:
     activity = Activity()
     for at in range(MOST_LABELS + 50):
-        activity.end(done(model=f"m{at}"))
+        activity.add_finished(done(model=f"m{at}"))
     assert len(activity.recent) == MOST_RECENT
     assert len(activity.stats) == MOST_LABELS + 1
     assert activity.stats["/api/chat", "other"].outcomes == {"ok": 50}

@@ -365,8 +365,8 @@ class Contested(Ports):
         super().__init__(0)
         self._contested = [taken]
 
-    def take(self) -> int:
-        return self._contested.pop() if self._contested else super().take()
+    def take_port(self) -> int:
+        return self._contested.pop() if self._contested else super().take_port()
 
 
 async def test_a_port_that_another_program_takes_first_costs_another_try(

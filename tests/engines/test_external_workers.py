@@ -67,7 +67,7 @@ async def test_another_program_is_no_worker() -> None:
 
 def workers(address: str, *, allowed: bool = True, held: frozenset[str] = frozenset()) -> ExternalWorkers:
     made = ExternalWorkers([address], allowed, {address: 100 * MIB}, lambda: held, lambda: None)
-    made.use(OURS)
+    made.use_version(OURS)
     return made
 
 
@@ -279,7 +279,7 @@ async def test_without_leave_it_is_no_device(
 async def test_requests_may_name_workers_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: set[str] = set()
     made = ExternalWorkers([], True, {}, lambda: frozenset(taken), lambda: None)
-    made.use(OURS)
+    made.use_version(OURS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

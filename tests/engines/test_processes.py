@@ -219,13 +219,13 @@ def test_a_log_is_rotated_and_old_ones_go(folder: Path, monkeypatch: pytest.Monk
 
 def test_ports_are_given_once():
     ports = Ports(0)
-    taken = {ports.take() for _ in range(2000)}
+    taken = {ports.take_port() for _ in range(2000)}
     assert len(taken) == 2000
     first = min(taken)
-    assert Ports(first).take() >= first
+    assert Ports(first).take_port() >= first
     same = Ports(first)
-    one = same.take()
-    assert same.take() != one
+    one = same.take_port()
+    assert same.take_port() != one
 
 
 @pytest.mark.parametrize(

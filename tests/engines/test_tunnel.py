@@ -348,7 +348,7 @@ async def test_the_owner_lets_go_of_a_dead_heads_worker(way: Way) -> None:
     _, writer = await way.connect(tunnel)
     writer.write(b"x")
     await until(lambda: way.worker.clients == 1)
-    way.pair.peers[0].drop(IDS[1])
+    way.pair.peers[0].drop_node(IDS[1])
     await until(lambda: way.worker.ended == 1)
     writer.close()
 

@@ -146,7 +146,7 @@ class Node:
             return Done(False, "there are requests in it")
         del self.endpoints[request.deployment]
         for node in self.cluster.nodes.values():
-            node.ledger.end(request.deployment, "unloaded")
+            node.ledger.end_deployment(request.deployment, "unloaded")
             node.ledger.ended(request.deployment)
         self.cluster.changed()
         return Done(True)
@@ -309,7 +309,7 @@ def break_off(cluster: Cluster, deployment: str, **changes: Any) -> None:
     cluster.ready(deployment, state=State.FAILED, reason="a worker is gone", **changes)
     for node in cluster.nodes.values():
         node.endpoints.pop(deployment, None)
-        node.ledger.end(deployment, "failed")
+        node.ledger.end_deployment(deployment, "failed")
         node.ledger.ended(deployment)
     cluster.changed()
 

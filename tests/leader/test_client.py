@@ -39,7 +39,7 @@ async def test_redirects_are_followed(cluster: Cluster) -> None:
     cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
     client = LeaderClient(cluster, cluster)
     assert (await client.ensure(ASK, lambda message: None)).deployment == "x"
-    assert (await client.drop(Drop("demo"))).ended == ("x",)
+    assert (await client.unload(Drop("demo"))).ended == ("x",)
     assert [node for node, _, _ in cluster.calls_made] == ["c", "b", "c", "b"]
 
 
@@ -50,18 +50,18 @@ async def test_a_leader_that_can_not_be_asked_is_told_of(
     client = LeaderClient(cluster, cluster)
     del cluster.nodes["b"], cluster.nodes["c"]
     with pytest.raises(Refusal, match="the leader could not be asked") as refused:
-        await client.drop(Drop("demo"))
+        await client.unload(Drop("demo"))
     assert refused.value.fault is Fault.UNAVAILABLE
     cluster.term = Term()
     with pytest.raises(Refusal, match="no leader"):
-        await client.drop(Drop("demo"))
+        await client.unload(Drop("demo"))
 
 
 async def test_an_order_waits_for_the_next_leader(cluster: Cluster) -> None:
     cluster.nodes["b"].hook = answers(Ensured(Verdict.USE, "x", "b"), Dropped(("x",)))
     del cluster.nodes["c"]
     async with asyncio.TaskGroup() as group:
-        order = group.create_task(LeaderClient(cluster, cluster).drop(Drop("demo")))
+        order = group.create_task(LeaderClient(cluster, cluster).unload(Drop("demo")))
         await until(lambda: bool(cluster.calls_made))
         cluster.term = Term()
         cluster.changed()

@@ -142,9 +142,9 @@ def test_the_same_weights_under_another_name_stay() -> None:
 
 async def test_drop_ends_what_is_idle(cluster: Cluster) -> None:
     first = await placed(cluster, active=1)
-    dropped = await cluster.planner.drop(Drop("demo"))
+    dropped = await cluster.planner.unload(Drop("demo"))
     assert dropped.refused == ((first, "there are requests in it"),)
-    dropped = await cluster.planner.drop(Drop("demo", force=True))
+    dropped = await cluster.planner.unload(Drop("demo", force=True))
     assert dropped.ended == (first,)
     assert cluster.granted() == 0
     # What was just ended is no longer counted on.
@@ -161,7 +161,7 @@ async def test_memory_that_is_being_given_back_is_waited_for(cluster: Cluster) -
     assert "giving back" in answer.message
     assert (await cluster.planner.preview(ASK)).plan is not None
     for node in cluster.nodes.values():
-        node.ledger.end(deployment, "silent")
+        node.ledger.end_deployment(deployment, "silent")
         node.ledger.ended(deployment)
     cluster.changed()
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT

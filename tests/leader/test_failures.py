@@ -34,7 +34,7 @@ async def test_a_model_that_fails_again_and_again_is_left_alone_for_a_while(clus
         assert answer.verdict is Verdict.WAIT
         cluster.ready(answer.deployment, state=State.FAILED, reason="bad tensor.")
         for node in cluster.nodes.values():
-            node.ledger.end(answer.deployment, "failed")
+            node.ledger.end_deployment(answer.deployment, "failed")
             node.ledger.ended(answer.deployment)
         cluster.changed()
     refused = await cluster.planner.ensure(ASK)
@@ -50,7 +50,7 @@ async def test_a_deployment_that_broke_after_answering_is_placed_again_at_once(c
         deployment = await placed(cluster)
         cluster.ready(deployment, state=State.FAILED, reason="a worker died")
         for node in cluster.nodes.values():
-            node.ledger.end(deployment, "failed")
+            node.ledger.end_deployment(deployment, "failed")
             node.ledger.ended(deployment)
         cluster.changed()
     assert len(cluster.asked("deploy")) == 5
@@ -61,7 +61,7 @@ async def test_a_new_leader_takes_no_fault_of_before_for_a_load_that_failed(clus
         deployment = await placed(cluster)
         cluster.ready(deployment, state=State.FAILED, reason="a worker died", answered=True)
         for node in cluster.nodes.values():
-            node.ledger.end(deployment, "failed")
+            node.ledger.end_deployment(deployment, "failed")
             node.ledger.ended(deployment)
         cluster.changed()
     other = Leader(SETTINGS, cluster.seen_by("a"), cluster, cluster, clock=lambda: cluster.now)
@@ -117,7 +117,7 @@ async def test_new_requests_wait_for_what_a_draining_node_gives_back(cluster: Cl
     assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
     for node in cluster.nodes.values():
         node.endpoints.pop(deployment, None)
-        node.ledger.end(deployment, "the daemon is stopping")
+        node.ledger.end_deployment(deployment, "the daemon is stopping")
         node.ledger.ended(deployment)
     cluster.changed()
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
@@ -178,7 +178,7 @@ async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(cl
     deployment = await placed(cluster)
     cluster.now += 1.0
     gone = cluster.nodes.pop("b")
-    gone.ledger.end(deployment, "the daemon is gone")
+    gone.ledger.end_deployment(deployment, "the daemon is gone")
     gone.ledger.ended(deployment)
     break_off(cluster, deployment, answered=True, culprit="b")
     answer = await cluster.planner.ensure(ASK)

@@ -38,7 +38,7 @@ async def test_places_reserves_in_order_and_deploys(cluster: Cluster) -> None:
 
 
 async def test_settings_that_are_read_again_hold_for_the_next_placement(cluster: Cluster) -> None:
-    cluster.planner.use(replace(SETTINGS, placement=replace(SETTINGS.placement, keep_alive=7.0)))
+    cluster.planner.use_settings(replace(SETTINGS, placement=replace(SETTINGS.placement, keep_alive=7.0)))
     await cluster.planner.ensure(ASK)
     ((_, request),) = cluster.asked("deploy")
     assert isinstance(request, Deploy) and request.keep_alive == 7.0
@@ -252,7 +252,7 @@ async def test_who_leads_is_told(cluster: Cluster) -> None:
     cluster.term = Term(3, "b")
     answer = await cluster.planner.ensure(ASK)
     assert (answer.verdict, answer.leader) == (Verdict.ELSEWHERE, "b")
-    assert (await cluster.planner.drop(Drop("demo"))).leader == "b"
+    assert (await cluster.planner.unload(Drop("demo"))).leader == "b"
     cluster.term = Term()
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.ELSEWHERE
 
@@ -304,9 +304,9 @@ async def test_drop_ends_what_only_the_caller_sees_yet(cluster: Cluster) -> None
         node.record()
         node.hidden = True
     answer = await cluster.planner.ensure(ASK)
-    assert (await cluster.planner.drop(Drop("demo"))).ended == ()
+    assert (await cluster.planner.unload(Drop("demo"))).ended == ()
     seen = ((answer.node, answer.deployment),)
-    assert (await cluster.planner.drop(Drop("demo", seen=seen))).ended == (answer.deployment,)
+    assert (await cluster.planner.unload(Drop("demo", seen=seen))).ended == (answer.deployment,)
 
 
 async def test_the_preview_places_nothing(cluster: Cluster) -> None:

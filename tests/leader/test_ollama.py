@@ -100,7 +100,7 @@ async def test_what_fails_again_and_again_is_given_to_an_ollama_that_has_it(clus
         if answer.verdict is Verdict.WAIT:
             cluster.ready(answer.deployment, state=State.FAILED, reason="unknown tensor type")
             for node in cluster.nodes.values():
-                node.ledger.end(answer.deployment, "failed")
+                node.ledger.end_deployment(answer.deployment, "failed")
                 node.ledger.ended(answer.deployment)
     assert "it failed 2 times" in (await cluster.planner.ensure(ASK)).message
     named = offered(cluster, "a")

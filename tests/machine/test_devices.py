@@ -188,7 +188,7 @@ def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_
         return [one.free // MIB for one in machine.measure().devices if one.kind is Kind.GPU]
 
     try:
-        machine.use(server)
+        machine.use_server(server)
         assert free() == [23000]
         lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 500 MiB free)")
         assert free() == [500], "another program took the rest"
@@ -249,10 +249,10 @@ def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
     try:
         assert machine.idle_gpus() == ()
-        machine.use(server)
+        machine.use_server(server)
         machine.measure()
         assert machine.idle_gpus() == (gpu(0).name,)
-        machine.use(lister(tmp_path, CUDA))
+        machine.use_server(lister(tmp_path, CUDA))
         machine.measure()
         assert machine.idle_gpus() == ()
     finally:
@@ -271,7 +271,7 @@ def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
         return []
 
     monkeypatch.setattr(machine._nvml, "gpus", hang)
-    others = (lambda: machine.use(tmp_path / "llama-server"), machine.reserves, machine.idle_gpus)
+    others = (lambda: machine.use_server(tmp_path / "llama-server"), machine.reserves, machine.idle_gpus)
     with ThreadPoolExecutor(1 + len(others)) as threads:
         try:
             measured = threads.submit(machine.measure)

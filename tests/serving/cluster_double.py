@@ -207,7 +207,7 @@ class FakeLoader:
             self._world.callbacks.remove(changed.set)
         return None
 
-    async def drop(self, wish: Any, reason: str) -> None:
+    async def unload(self, wish: Any, reason: str) -> None:
         self.dropped.append(wish.model)
 
 

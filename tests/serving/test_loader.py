@@ -242,11 +242,11 @@ async def test_drop_follows_the_leader(scene: Scene) -> None:
         return Dropped(leader="b") if node == "a" else Dropped(refused=(("d1", "in use"),))
 
     scene.a.calls.answers["drop"] = drop
-    await scene.loader.drop(WISH, "asked for")
+    await scene.loader.unload(WISH, "asked for")
     assert asked == [("a", MODEL), ("b", MODEL)]
     scene.cluster.world.leader = Term()
     with pytest.raises(Refusal):
-        await scene.loader.drop(WISH, "asked for")
+        await scene.loader.unload(WISH, "asked for")
 
 
 async def test_the_time_waited_before_counts(scene: Scene) -> None:

@@ -319,7 +319,7 @@ def _fill(monitor: Any) -> None:
         monitor.history.add(values)
     for at in range(12):
         failed = at == 4
-        activity.end(
+        activity.add_finished(
             FinishedRequest(
                 id=f"{at:04x}",
                 time=time.time() - 3000 + at * 240,

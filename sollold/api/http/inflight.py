@@ -131,7 +131,7 @@ class InflightRequests:
         if live.events == 1 and done.tokens > 1:
             self.activity.tokens += done.tokens - 1
         lost = live.routing.gap_ms / 1000 if live.routing is not None else 0.0
-        self.activity.end(done, live.gaps, max(0.0, live.last - live.first), lost)
+        self.activity.add_finished(done, live.gaps, max(0.0, live.last - live.first), lost)
         return done
 
     def __len__(self) -> int:

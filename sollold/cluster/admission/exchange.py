@@ -160,7 +160,7 @@ class Welcome(asyncio.Protocol):
         assert self._transport is not None
         try:
             self._bytes.feed(data)
-            while not self._transport.is_closing() and (body := self._bytes.take()) is not None:
+            while not self._transport.is_closing() and (body := self._bytes.take_message()) is not None:
                 self._hear(body, self._transport)
         except (FrameError, msgspec.MsgspecError, UnicodeError):
             self._transport.abort()

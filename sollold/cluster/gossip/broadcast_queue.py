@@ -16,19 +16,19 @@ class BroadcastQueue:
 
     def add(self, kind: str, node: str, message: bytes) -> None:
         """Queue ``message``; it replaces what was there of this kind about this node."""
-        self.drop(kind, node)
+        self.withdraw(kind, node)
         if not self._tiers:
             self._tiers.append({})
         self._tiers[0][kind, node] = message
         self._tier[kind, node] = 0
 
-    def drop(self, kind: str, node: str) -> None:
+    def withdraw(self, kind: str, node: str) -> None:
         """What was queued of this kind about this node is no longer so."""
         tier = self._tier.pop((kind, node), None)
         if tier is not None:
             del self._tiers[tier][kind, node]
 
-    def take(self, room: int, limit: int) -> list[bytes]:
+    def take_messages(self, room: int, limit: int) -> list[bytes]:
         """Messages of at most ``room`` bytes in all for one packet; each leaves after ``limit`` packets."""
         if not self._tier:
             return []

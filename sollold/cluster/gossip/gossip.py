@@ -256,7 +256,7 @@ class Gossip:
             return b"", self._done(now)
         if body.sender == self._me:
             return b"", self._done(now)
-        answer, merged = self._exchange.take(body, now)
+        answer, merged = self._exchange.merge(body, now)
         for node, merge in merged:
             self._merged(node, merge)
             if merge is Merge.NEWER:

@@ -297,7 +297,7 @@ class Membership:
     def leave(self) -> bytes:
         """Say goodbye, and no longer refute."""
         self.leaving = True
-        self._news.drop("member", self.me)
+        self._news.withdraw("member", self.me)
         self._farewell = self._signer.sign(left_content(self.me, self.incarnation))
         message = encode(Left(self.me, self.incarnation, self._farewell))
         self._news.add("member", self.me, message)

@@ -43,7 +43,7 @@ class Outbox:
         for message in messages:
             space -= len(message)
         if len(self._news):
-            messages = messages + self._news.take(space, self._retransmits())
+            messages = messages + self._news.take_messages(space, self._retransmits())
         self.send_alone(address, messages)
 
     def send_alone(self, address: Address, messages: list[bytes]) -> None:
@@ -52,5 +52,5 @@ class Outbox:
 
     def send_news(self, address: Address) -> None:
         """News alone, if there is any that has not been sent often enough."""
-        if messages := self._news.take(self.room, self._retransmits()):
+        if messages := self._news.take_messages(self.room, self._retransmits()):
             self.send_alone(address, messages)

@@ -45,7 +45,7 @@ class PushPullExchange:
         """The first body."""
         return self._body(0, self._held(), [], [])
 
-    def take(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:
+    def merge(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:
         """A body from the other side → the answer (empty: none), and what became of its records."""
         answer = self._held() if body.stage == 0 else []
         self._hear_members(body, now)

@@ -28,7 +28,7 @@ class Unframer:
         """More bytes."""
         self._held += data
 
-    def take(self) -> bytes | None:
+    def take_message(self) -> bytes | None:
         """The next whole message; None while there is none.
 
         Raises:

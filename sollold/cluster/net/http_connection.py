@@ -226,7 +226,7 @@ class KeptConnections:
         self._open[connection] = key
         connection.on_close = lambda: self._forget(connection)
 
-    def take(self, key: Hashable) -> HttpConnection | None:
+    def take_idle(self, key: Hashable) -> HttpConnection | None:
         """One that waits."""
         self.close_idle()
         kept = self._kept.get(key)

@@ -104,7 +104,7 @@ class Discovery:
         """
         return dict(self._seen)
 
-    def use(self, found: Sequence[Interface]) -> None:
+    def use_interfaces(self, found: Sequence[Interface]) -> None:
         """Work on these interfaces from now on; the first call starts it."""
         # Every group joined counts against a small limit of the system, so bridges of containers, which
         # lead nowhere, are left out unless there is nothing else.

@@ -328,9 +328,9 @@ class ClusterNode:
             self._finder.remember()
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
-            self._links.drop(node, now=self._gossip.boot(node) if back and self._gossip else 0)
-            self._peers.drop(node)
-            self.calls.drop(node)
+            self._links.drop_node(node, now=self._gossip.boot(node) if back and self._gossip else 0)
+            self._peers.drop_node(node)
+            self.calls.drop_node(node)
         self._changed()
 
     def _name(self, node: str) -> str:
@@ -435,7 +435,7 @@ class ClusterNode:
         """This node belongs to another cluster now, of which ``node`` at ``address`` is a member."""
         await self._use_secret()
         for other in self._links.up():
-            self._links.drop(other)
+            self._links.drop_node(other)
         await self.calls.close()
         self._meet(node, address)
 

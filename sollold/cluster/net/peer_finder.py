@@ -104,7 +104,7 @@ class PeerFinder:
             self._interfaces = InterfaceWatch(settings.interfaces, self._use_interfaces)
             await self._interfaces.start()
         elif self._discovery is not None:
-            self._discovery.use(
+            self._discovery.use_interfaces(
                 (Interface("", 0, (), (fixed,)) if ":" in fixed else Interface("", 0, (fixed,)),)
             )
         self._runner.do(self._runner.gossip.evict(frozenset(self._identity.refused), time.monotonic()))
@@ -177,7 +177,7 @@ class PeerFinder:
             log.info("addresses: %s", ", ".join(addresses) or "none")
             self._use_addresses(addresses)
         if self._discovery is not None:
-            self._discovery.use(found)
+            self._discovery.use_interfaces(found)
 
     def _announced(self, node: str, addresses: tuple[Address, ...]) -> None:
         gossip = self._runner.gossip

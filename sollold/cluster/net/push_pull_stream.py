@@ -46,7 +46,7 @@ class SyncServer(asyncio.Protocol):
         assert transport is not None
         try:
             self._bytes.feed(data)
-            while (body := self._bytes.take()) is not None:
+            while (body := self._bytes.take_message()) is not None:
                 self._rounds += 1
                 answer = self._take(body, None) if body else b""
                 transport.write(frame(answer))
@@ -99,7 +99,7 @@ class FrameClient(asyncio.Protocol):
         if self._waiter is None or self._waiter.done():
             return
         try:
-            body = self._bytes.take()
+            body = self._bytes.take_message()
         except FrameError as error:
             self._waiter.set_exception(PeerError("", str(error), transport=False))
             return

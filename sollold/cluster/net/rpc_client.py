@@ -69,7 +69,7 @@ class Calls:
             await self._session.close()
             self._session = None
 
-    def drop(self, node: str) -> None:
+    def drop_node(self, node: str) -> None:
         """``node`` is dead: what is asked of it or read from it ends now instead of after a time-out."""
         for response in tuple(self._streams.get(node, ())):
             _abort(response)
@@ -147,7 +147,7 @@ class Calls:
         """
         # A connection that proved another secret is not used again.
         key = node, self._reach.context(HTTP)
-        if (kept := self._connections.take(key)) is not None:
+        if (kept := self._connections.take_idle(key)) is not None:
             return kept
         async with self._until_dropped(node):
             made, _, _ = await self._reach.connect(

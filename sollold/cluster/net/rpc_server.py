@@ -141,9 +141,9 @@ class Peers:
             self._runner = None
         self._server = None
 
-    def drop(self, node: str) -> None:
+    def drop_node(self, node: str) -> None:
         """``node`` is dead: end its tunnels."""
-        self._lines.drop(node)
+        self._lines.drop_node(node)
 
     def cut(self, node: str) -> None:
         """End all connections that ``node`` has opened, at once."""

@@ -115,7 +115,7 @@ class BestRate:
         """Whether there are as many as are kept."""
         return len(self._rates) == _RATES
 
-    def take(self, rate: float) -> float:
+    def add(self, rate: float) -> float:
         """One more was measured; the best, in the same unit."""
         self._rates.append(rate)
         return max(self._rates)
@@ -175,7 +175,7 @@ class Links:
         """The protocol for a link that ``peer`` opens."""
         return Link(self, peer, dialed=False)
 
-    def drop(self, node: str, *, now: int = 0) -> None:
+    def drop_node(self, node: str, *, now: int = 0) -> None:
         """``node`` is dead, or its process is ``now`` another one: the old one's link means nothing."""
         link = self._links.get(node)
         if link is not None and link.boot != now:
@@ -284,7 +284,7 @@ class Link(asyncio.Protocol):
         """Bytes came in."""
         try:
             self._bytes.feed(data)
-            while (message := self._bytes.take()) is not None:
+            while (message := self._bytes.take_message()) is not None:
                 self._hear(_decoder.decode(message))
         except (FrameError, msgspec.DecodeError) as error:
             log.warning("the link with %s carried an invalid message: %s", self.node, error)
@@ -339,7 +339,7 @@ class Link(asyncio.Protocol):
         if len(self._took) == _LOAD_PIECES and self._took[-1] > self._took[0]:
             # The first answer ends the first piece's way; from there on only the rate counts.
             rate = (_LOAD_PIECES - 1) * _LOAD_PIECE / (self._took[-1] - self._took[0])
-            self._rate = self._rates.take(rate)
+            self._rate = self._rates.add(rate)
             self._links.measure(self.node, self._trip, self._rate)
 
     async def _done(self, waited: asyncio.Future[None], seconds: float) -> None:

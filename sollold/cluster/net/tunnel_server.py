@@ -71,7 +71,7 @@ class WorkerTunnels:
         """``end`` is closed."""
         self._open.pop(end, None)
 
-    def drop(self, node: str) -> None:
+    def drop_node(self, node: str) -> None:
         """End the tunnels of ``node``."""
         for end in tuple(self._open):
             if end.peer == node:
@@ -107,7 +107,7 @@ class TunnelServer(asyncio.Protocol):
                 self._transport.pause_reading()  # the head does not wait for our answer: let it wait
             return
         try:
-            greeting = self._greeting.take()
+            greeting = self._greeting.take_message()
             if greeting is None:
                 return
             asked = msgspec.msgpack.decode(greeting, type=Open)

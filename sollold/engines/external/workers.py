@@ -138,7 +138,7 @@ class ExternalWorkers:
         """Of the llama.cpp here; None while it is not known."""
         return self._ours
 
-    def use(self, ours: Version) -> None:
+    def use_version(self, ours: Version) -> None:
         """The protocol of the llama.cpp here is known: now they can be judged."""
         self._ours = ours
         for one in self._watched.values():

@@ -147,7 +147,7 @@ class Head:
         ports, logs = context.ports, context.logs / deployment
         try:
             template = await asyncio.to_thread(_write_template, plan, logs)
-            port = ports.take()
+            port = ports.take_port()
         except (OSError, TemplateError) as error:
             raise HeadFailed(f"llama-server could not be started: {error}") from error
         key = EngineKey(context.keys, port)

@@ -21,7 +21,7 @@ class Ports:
         self._first = first
         self._given: set[int] = set()
 
-    def take(self) -> int:
+    def take_port(self) -> int:
         """A free port, kept from others until `give_back`.
 
         Raises:

@@ -74,7 +74,7 @@ class Worker:
         """
         for attempt in range(_ATTEMPTS):
             try:
-                port = ports.take()
+                port = ports.take_port()
             except OSError as error:
                 raise WorkerFailed(str(error)) from error
             accepted = _Accepted()

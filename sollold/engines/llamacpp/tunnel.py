@@ -318,7 +318,7 @@ class _Greeter(asyncio.Protocol):
         if self.answer.done():
             return
         try:
-            answer = self._bytes.take()
+            answer = self._bytes.take_message()
             if answer is not None:
                 self.transport.pause_reading()
                 self.answer.set_result(msgspec.msgpack.decode(answer, type=Opened))

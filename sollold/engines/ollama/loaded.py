@@ -67,7 +67,7 @@ class LoadedModels:
         found = self._models.get(name.lower())
         return found.loaded if found is not None else None
 
-    def use(self, endpoint: str) -> Use:
+    def own_use(self, endpoint: str) -> Use:
         """Our requests at an endpoint, to be changed."""
         return self._uses.setdefault(endpoint, Use())
 

@@ -199,7 +199,7 @@ class LocalOllama:
     @contextlib.contextmanager
     def busy(self, endpoint: str, keep_alive: float | None) -> Iterator[None]:
         """Count a request at an endpoint. Ollama itself keeps to the caller's keep_alive."""
-        use = self._loaded.use(endpoint)
+        use = self._loaded.own_use(endpoint)
         use.inside += 1
         try:
             yield
@@ -216,7 +216,7 @@ class LocalOllama:
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """Publish an endpoint's load: requests in it, waiting ones, tokens per second."""
-        use = self._loaded.use(endpoint)
+        use = self._loaded.own_use(endpoint)
         use.active, use.waiting, use.speed = active, waiting, speed or use.speed
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_COUNTS, self._publish)

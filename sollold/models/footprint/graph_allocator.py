@@ -94,7 +94,7 @@ class Graph:
                 node.offset, node.owned, operand.owned = operand.offset, True, False
                 return
         if node.size or node.empty:
-            node.offset, node.owned = blocks.take(node.size), True
+            node.offset, node.owned = blocks.allocate(node.size), True
 
 
 @dataclass(slots=True)
@@ -109,7 +109,7 @@ class _Blocks:
         """Where everything behind is free."""
         return self.free_blocks[-1][0]
 
-    def take(self, size: int) -> int:
+    def allocate(self, size: int) -> int:
         best = -1
         for index, (_, room) in enumerate(self.free_blocks[:-1]):
             if room >= size and (best < 0 or room <= self.free_blocks[best][1]):

@@ -79,7 +79,7 @@ class _Window:
     def left(self) -> int:
         return self.size - self.position
 
-    def take(self, count: int) -> bytes:
+    def take_bytes(self, count: int) -> bytes:
         """The next bytes. `count` has been checked against a limit by the caller."""
         if count > self.left:
             raise self.error(f"the file is truncated: {count} bytes expected, {max(self.left, 0)} left")
@@ -98,10 +98,10 @@ class _Window:
             raise Truncated(self.path, self.position, "the file became shorter while it was read")
 
     def u32(self) -> int:
-        return int(_U32.unpack(self.take(4))[0])
+        return int(_U32.unpack(self.take_bytes(4))[0])
 
     def u64(self) -> int:
-        return int(_U64.unpack(self.take(8))[0])
+        return int(_U64.unpack(self.take_bytes(8))[0])
 
     def string(self, longest: int, what: str) -> str:
         length = self.u64()
@@ -110,7 +110,7 @@ class _Window:
         self._text -= length
         if self._text < 0:
             raise self.error(f"more than {_MOST_TEXT} bytes of text in the header")
-        return self.take(length).decode("utf-8", "replace")
+        return self.take_bytes(length).decode("utf-8", "replace")
 
     def skip_strings(self, count: int) -> None:
         """Step over so many strings."""
@@ -139,7 +139,7 @@ class _Window:
 def _parse(window: _Window) -> Header:
     if window.size < 24:
         raise window.error(f"the file has {window.size} bytes, too few for a GGUF header")
-    magic = window.take(4)
+    magic = window.take_bytes(4)
     if magic != b"GGUF":
         raise GgufError(window.path, 0, f"not a GGUF file: it begins with {magic!r}")
     version = window.u32()
@@ -181,7 +181,7 @@ def _metadata(window: _Window, count: int) -> dict[str, Value]:
             metadata[key] = array
         elif kind in _SCALARS:
             scalar = _SCALARS[kind]
-            metadata[key] = scalar.unpack(window.take(scalar.size))[0]
+            metadata[key] = scalar.unpack(window.take_bytes(scalar.size))[0]
         else:
             raise window.error(f"metadata key {key!r} has the unknown type {kind}")
     return metadata
@@ -209,7 +209,9 @@ def _array(window: _Window, key: str, most_strings: int) -> Array:
     if length > _KEPT_NUMBERS:
         window.position += length * scalar.size
         return Array(length, None)
-    return Array(length, struct.unpack(f"<{length}{scalar.format[-1]}", window.take(length * scalar.size)))
+    return Array(
+        length, struct.unpack(f"<{length}{scalar.format[-1]}", window.take_bytes(length * scalar.size))
+    )
 
 
 def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
@@ -224,7 +226,7 @@ def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
         dimensions = window.u32()
         if dimensions > 4:
             raise window.error(f"tensor {name!r} has {dimensions} dimensions; the limit is 4")
-        shape = struct.unpack(f"<{dimensions}Q", window.take(8 * dimensions)) or (1,)
+        shape = struct.unpack(f"<{dimensions}Q", window.take_bytes(8 * dimensions)) or (1,)
         kind, offset = window.u32(), window.u64()
         known = TENSOR_TYPES.get(kind)
         if known is None:

@@ -164,7 +164,7 @@ class Catalogue:
             await self._wait([store for store in self._stores.values() if not store.silent])
             await self._look(anew=True)
 
-    async def use(self, settings: ModelSettings) -> None:
+    async def use_settings(self, settings: ModelSettings) -> None:
         """Other folders and stores from now on. The folder for what is fetched stays."""
         self._settings = settings
         try:
@@ -303,11 +303,11 @@ class Catalogue:
             for key, (place, scan) in places.items()
         }
         stores = self._stores.values()
-        changed = [store.place for store in stores if store.take()]
+        changed = [store.place for store in stores if store.take_result()]
         for store in stores:
             store.begin(anew=anew)
         await self._wait([store for store in stores if store.begun])
-        changed += [store.place for store in stores if store.take()]
+        changed += [store.place for store in stores if store.take_result()]
         self._log_faults(changed)
         state = tuple((key, store.silent) for key, store in self._stores.items())
         if changed or state != self._state:

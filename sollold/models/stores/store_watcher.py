@@ -67,7 +67,7 @@ class Store:
             seen = None if anew else self.seen
             self._job = alone(lambda: self._looked(seen), name=f"look at {self.place}")
 
-    def take(self) -> bool:
+    def take_result(self) -> bool:
         """Take over what a look gave that has ended; whether anything is different now."""
         if self._job is None or not self._job.done():
             return False

@@ -69,7 +69,7 @@ class Stop:
         if self._stopped.wait(seconds):
             raise SourceError("it was stopped")
 
-    def use(self, used: socket.socket | None) -> None:
+    def use_socket(self, used: socket.socket | None) -> None:
         """The thread waits for this socket from now on; None: for none.
 
         Raises:

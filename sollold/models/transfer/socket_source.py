@@ -59,7 +59,7 @@ class DirectSource:
         try:
             if connection is None:
                 connection = self._connect()
-            stop.use(connection)
+            stop.use_socket(connection)
             self._ask(connection, index, start, end)
             self._receive(connection, start, end, write)
         except (OSError, ValueError) as error:
@@ -75,7 +75,7 @@ class DirectSource:
                 connection.close()
             raise
         finally:
-            stop.use(None)
+            stop.use_socket(None)
         with self._lock:
             self._idle.append(connection)
 
