@@ -13,6 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
+from sollold.cluster.gossip.record_check import bad_values
 from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
 from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
@@ -20,7 +21,8 @@ from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.listing import Listed, merge
 from sollold.models.model import Model
-from sollold.models.names import Resolved, exact, is_name, resolve, unresolved
+from sollold.models.model_check import objection
+from sollold.models.names import Resolved, exact, resolve, unresolved
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import distinct_names
 
@@ -261,9 +263,12 @@ class Library:
         if node == self._view.me.node:
             return await self._catalogue.shape(name)
         try:
-            return await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
+            shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
             raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
+        if why := next(bad_values(shape), ""):
+            raise LookupError(f"node {node} tells no possible shape of {model.name!r}: {why}")
+        return shape
 
     def name_at(self, node: str, model: Model) -> str:
         """What the node itself calls the content."""
@@ -361,8 +366,14 @@ class Library:
 
     def _learn(self, node: str, got: ModelList) -> None:
         # What a node of another release may call a model must not keep the others' from being found.
-        self._lists[node] = replace(got, models=tuple(one for one in got.models if is_name(one.name)))
+        self._lists[node] = replace(got, models=tuple(one for one in got.models if not self._odd(node, one)))
         self._changed()
+
+    def _odd(self, node: str, model: Model) -> bool:
+        why = objection(model)
+        if why:
+            log.info("a model of %s is left out: %s", name_of(self._view, node), why)
+        return bool(why)
 
     async def _answer_models(self, caller: str, request: ListModelsRequest) -> ModelList:
         if request.refresh:

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from sollold.cluster.net.people_authority import Subject, authority_pem, issue
 from sollold.engines.install.find import Llama
-from sollold.models.transfer.internet import Internet, Unreachable
+from sollold.models.transfer.internet import Internet, Unreachable, redirected
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders
 from tests.daemons import Cluster
 from tests.gguf.size import Size
@@ -152,6 +152,31 @@ async def test_a_redirect_has_its_own_way_and_the_token_stays_behind() -> None:
                 pass
     for end in (proxy.close, mirror.close, target.close):
         await end()
+
+
+@pytest.mark.parametrize(
+    ("before", "location"),
+    [
+        ("https://hub.test/a", "http://files.test/a"),
+        ("https://hub.test/a", "https://127.0.0.1/a"),
+        ("http://hub.test/a", "http://169.254.169.254/latest/meta-data"),
+        ("http://hub.test/a", "http://[::1]:11435/api/tags"),
+        ("http://hub.test/a", "http://[::ffff:10.0.0.1]/"),
+        ("http://hub.test/a", "//localhost:11434/"),
+        ("http://hub.test/a", "http://router.local/"),
+        ("http://hub.test/a", "file:///etc/passwd"),
+        ("http://hub.test/a", "http://[/"),
+    ],
+)
+def test_nobody_outside_leads_inside(before: str, location: str) -> None:
+    with pytest.raises(Unreachable, match="it redirects to"):
+        redirected(before, location, None)
+
+
+def test_a_mirror_of_the_network_may_lead_anywhere_there() -> None:
+    assert redirected("http://192.168.1.2/a", "http://192.168.1.3/b", None)[0] == "http://192.168.1.3/b"
+    assert redirected("https://hub.test/a", "/b", {"Authorization": "x"})[1] == {"Authorization": "x"}
+    assert redirected("https://hub.test/a", "https://cdn.test/b", {"Authorization": "x"})[1] == {}
 
 
 @pytest.mark.llama

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -431,12 +432,48 @@ async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
     await town.start()
     await until(lambda: a.library.find("tiny"))
     kind, handler = b.server.methods["parcel"]
+    names = ["../../evil.gguf", "a\0.gguf", "a\n.gguf", "evil" * 60 + ".gguf"]
 
     async def evil(caller: str, request: Any) -> Any:
         parcel = await handler(caller, request)
-        return type(parcel)(parcel.model, (Item("../../evil.gguf", 5),))
+        return type(parcel)(parcel.model, (Item(names.pop(), 5),))
 
     b.server.methods["parcel"] = (kind, evil)
-    with pytest.raises(PullError, match="not the file of a model"):
-        await a.pull("tiny")
+    while names:
+        with pytest.raises(PullError, match="not the file of a model"):
+            await a.pull("tiny")
     assert not list(a.folder.rglob("evil*"))
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"digest": "../../../../precious"},
+        {"digest": ""},
+        {"size": -1},
+        {"layers": 2**62},
+        {"modified": float("nan")},
+        {"architecture": "x" * 10_000},
+        {"name": "other"},
+    ],
+)
+async def test_what_a_node_says_of_its_models_is_checked(town: Town, lie: dict[str, Any]) -> None:
+    a, b, _ = town.nodes
+    big(b.folder / "m" / "tiny.gguf")
+    big(b.folder / "m" / "honest.gguf", seed=1)
+    kind, handler = b.server.methods["models"]
+
+    async def lying(caller: str, request: Any) -> Any:
+        told = await handler(caller, request)
+        lies = [replace(one, **lie) if one.name == "tiny:latest" else one for one in told.models]
+        return replace(told, models=tuple(lies))
+
+    b.server.methods["models"] = (kind, lying)
+    precious = a.folder / "precious"
+    precious.mkdir(parents=True)
+    await town.start()
+    await until(lambda: a.library.find("honest"))
+    with pytest.raises(PullError):
+        await a.pull("tiny")
+    assert precious.is_dir(), "a digest names a folder, which is removed when what came is wrong"
+    assert [one.model.name for one in a.library.all()] == ["honest:latest"]

@@ -49,12 +49,15 @@ def objection(record: Record, highest: Term) -> str:
     for port in (record.http_port, record.peer_port):
         if not 0 <= port <= 65535:
             return f"{port} is no port"
-    return next(_bad_values(record), "")
+    return next(bad_values(record), "")
 
 
-def _bad_values(value: Any, name: str = "", least: int = 0) -> Iterator[str]:
-    """What is wrong with the numbers and texts in a record. ``least``: what a whole number may be."""
-    if isinstance(value, bool) or name in ("version", "claim"):
+def bad_values(value: Any, name: str = "", least: int = 0) -> Iterator[str]:
+    """What is wrong with the numbers and texts in a record, or in another dataclass of a node's.
+
+    ``least``: what a whole number may be.
+    """
+    if value is None or isinstance(value, bool) or name in ("version", "claim"):
         return
     if isinstance(value, int):
         if not least <= value <= (_MAX_LIMIT if name == "limit" else MAX_BYTES):
@@ -70,12 +73,12 @@ def _bad_values(value: Any, name: str = "", least: int = 0) -> Iterator[str]:
             yield f"{name} has {len(value)} entries"
             return
         for item in value:
-            yield from _bad_values(item, name)
+            yield from bad_values(item, name)
     else:
         for field in fields(value):
             # A default below zero stands for "not known".
             unknown = field.default if isinstance(field.default, int) else 0
-            yield from _bad_values(getattr(value, field.name), field.name, min(0, unknown))
+            yield from bad_values(getattr(value, field.name), field.name, min(0, unknown))
 
 
 @lru_cache(4096)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -86,7 +87,7 @@ class Internet:
                         yield answer
                         return
                     await stack.aclose()
-                    url, headers = _redirected(url, location, headers)
+                    url, headers = redirected(url, location, headers)
                 raise Unreachable(f"it redirects more than {_MOST_REDIRECTS} times")
         except BadProxy as error:
             raise self._fault(asked, f"{asked} can't be reached: {error}", _FIX) from None
@@ -127,15 +128,33 @@ def _through(proxy: Proxy | None, url: str, headers: Mapping[str, str]) -> dict[
     return options
 
 
-def _redirected(
+def redirected(
     url: str, location: str, headers: Mapping[str, str] | None
 ) -> tuple[str, Mapping[str, str] | None]:
-    """Where a redirect leads, and the headers to send there: another server does not get the token."""
-    there = urljoin(url, location)
-    before, after = urlsplit(url), urlsplit(there)
+    """Where a redirect leads, and the headers to send there: another server does not get the token.
+
+    Raises:
+        Unreachable: nobody on the internet redirects to this machine or its network, nor from HTTPS to HTTP.
+    """
+    try:
+        there = urljoin(url, location)
+        before, after = urlsplit(url), urlsplit(there)
+        inward = _is_inside(after.hostname or "") and not _is_inside(before.hostname or "")
+    except ValueError:
+        raise Unreachable("it redirects to what is no address") from None
+    if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http") or inward:
+        raise Unreachable(f"it redirects to {after.scheme}://{after.netloc}, which is not followed")
     if headers and (before.scheme, before.netloc) != (after.scheme, after.netloc):
         headers = {name: value for name, value in headers.items() if name != "Authorization"}
     return there, headers
+
+
+def _is_inside(host: str) -> bool:
+    """Whether ``host`` names this machine, or an address that the internet does not have."""
+    try:
+        return not ip_address(host.partition("%")[0]).is_global
+    except ValueError:
+        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,9 @@ from sollold.models.stores.header_facts import read_card
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.partial_file import Item
 
+_LONGEST_NAME = 200
+"""Characters; a file system takes 255 bytes."""
+
 
 def check_items(items: tuple[Item, ...]) -> None:
     """Names from outside become files of ours: only plain ones.
@@ -20,6 +23,8 @@ def check_items(items: tuple[Item, ...]) -> None:
     for item in items:
         plain = (
             item.name == Path(item.name).name
+            and item.name.isprintable()
+            and len(item.name) <= _LONGEST_NAME
             and item.name.endswith(".gguf")
             and not item.name.startswith(".")
         )
