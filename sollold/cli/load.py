@@ -41,10 +41,9 @@ def load(options: argparse.Namespace) -> int:
         print_json(answer)
         return Exit.DONE
     state = daemon.get("/api/cluster")
-    names = {node["node"]: node["name"] for node in state["nodes"]}
     for found in state["deployments"]:
         if found["id"] == answer.get("deployment"):
-            where = sorted({names.get(placed["node"], placed["node"]) for placed in found["placed"]})
+            where = sorted({placed["node_name"] for placed in found["placed"]})
             words = f"on {', '.join(where)}, {bytes_text(found['bytes'])}, context {found['context']}"
             print(harmless(f"{found['model']} is loaded {words}"))
             break

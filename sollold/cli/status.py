@@ -181,7 +181,6 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
     """A row a device that holds layers of a model."""
     from sollold.cli.fitting import Fitting
 
-    names = {node["node"]: node["name"] for node in state["nodes"]}
     titles = ("model", "state", "where", "layers", "bytes", "context", "requests", "speed", "until")
     table = Fitting(
         titles, _RIGHT, _WHOLE, spare=("until", "context", "requests", "bytes", "speed", "layers")
@@ -198,9 +197,9 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
         rest = [str(found["context"] or ""), requests, speed, _until(found)]
         for placed in found["placed"] or [None]:
             if placed is None:
-                where, layers, size = names.get(found["node"], found["node"]), "", bytes_text(found["bytes"])
+                where, layers, size = found["node_name"], "", bytes_text(found["bytes"])
             else:
-                where = f"{names.get(placed['node'], placed['node'])} {placed['device']}"
+                where = f"{placed['node_name']} {placed['device']}"
                 layers, size = layers_text(placed, found["layers"]), bytes_text(placed["bytes"])
             table.add_row(*first, where, layers, size, *rest)
             first, rest = ["", ""], ["", "", "", ""]

@@ -299,7 +299,7 @@ def _too_long(model: str, waited: float, last: Waiting) -> Refusal:
     message = f"model {model!r} was not ready after {seconds_text(waited)}: {how_far}"
     if last.message:
         message += f" ({last.message})"
-    message += ". Loading goes on; ask again"
+    message += ". Loading goes on; ask again" if last.stage == "loading" else ". Ask again"
     return Refusal(Fault.UNAVAILABLE, message, retry_after=_retry(waited, last))
 
 

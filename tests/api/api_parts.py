@@ -253,6 +253,10 @@ class PlainCluster:
         self.asked: list[Any] = []
         self.callbacks: list[Callable[[], None]] = []
         self.planned = Planned(True, plan={"model": "demo:latest", "shares": []})
+        self.leads = True
+        """Whether there is a leader: the first node."""
+        self.refusal: Refusal | None = None
+        """What is said to each order."""
 
     @property
     def me(self) -> Record:
@@ -278,7 +282,7 @@ class PlainCluster:
         self.change(replace(self.me, **changes), *self.records[1:])
 
     def leader(self) -> Term:
-        return Term(3, self.records[0].node)
+        return Term(3, self.records[0].node) if self.leads else Term()
 
     async def use_external(self, addresses: Sequence[str]) -> None:
         self.asked.append(("external", tuple(addresses)))
@@ -289,11 +293,17 @@ class PlainCluster:
 
     async def load(self, ask: Any) -> tuple[Record, Endpoint]:
         self.asked.append(ask)
+        self._refuse()
         return self.records[0], self.records[0].endpoints[0]
 
     async def unload(self, model: str, *, force: bool) -> int:
         self.asked.append(("unload", model, force))
+        self._refuse()
         return 1
+
+    def _refuse(self) -> None:
+        if self.refusal is not None:
+            raise self.refusal
 
     async def scan(self) -> tuple[ExternalWorker, ...]:
         self.asked.append(("scan",))
@@ -301,6 +311,7 @@ class PlainCluster:
 
     async def drain(self, node: str, *, on: bool) -> None:
         self.asked.append(("drain", node, on))
+        self._refuse()
 
     async def scores(self, model: str) -> tuple[Scored, ...]:
         return (Scored("d1", "alpha", 0.9, "ready, nothing in line"),)

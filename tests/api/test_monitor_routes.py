@@ -114,7 +114,12 @@ async def test_a_missing_node_stands_everywhere_until_it_is_removed(
     async with watching(monitor):
         cluster.change(record())
         await until(monitor.offline)
-        (missing,) = (await get(http, f"{url}/api/cluster"))["offline"]
+        shown = await get(http, f"{url}/api/cluster")
+        # What had layers on it names it.
+        assert {"alpha", "beta"} == {
+            share["node_name"] for one in shown["deployments"] for share in one["placed"]
+        }
+        (missing,) = shown["offline"]
         assert missing["name"] == "beta" and not missing["stopped"]
         assert abs(missing["since"] - time.time()) < 10
         assert missing["held"] == [

@@ -51,8 +51,10 @@ STATE: dict[str, Any] = {
             "id": "d1", "model": "big:latest", "node": "aa", "node_name": "anna", "state": "loading",
             "progress": 0.5, "context": 4096, "active": 1, "waiting": 2, "speed": 12.5, "bytes": 4 * GIB,
             "layers": 16, "pinned": False, "expires": 0.0, "reason": "",
-            "placed": [{"node": "aa", "device": "CPU", "first": 0, "last": 9, "bytes": GIB},
-                       {"node": "bb", "device": "CPU", "first": 9, "last": 17, "bytes": 3 * GIB}],
+            "placed": [{"node": "aa", "node_name": "anna", "device": "CPU", "first": 0, "last": 9,
+                        "bytes": GIB},
+                       {"node": "bb", "node_name": "bert", "device": "CPU", "first": 9, "last": 17,
+                        "bytes": 3 * GIB}],
         }
     ],
 }  # fmt: skip
@@ -201,7 +203,8 @@ def test_a_narrow_terminal_breaks_no_word_and_no_figure(width: int) -> None:
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    found = STATE["deployments"][0] | {"model": "odd[red]:x:on:y"}
+    placed = [one | {"node_name": "[/anna]"} for one in STATE["deployments"][0]["placed"]]
+    found = STATE["deployments"][0] | {"model": "odd[red]:x:on:y", "placed": placed}
     nodes = [STATE["nodes"][0] | {"name": "[/anna]"}, STATE["nodes"][1]]
     console().print(node_table(STATE | {"nodes": nodes}))
     console().print(deployment_table(STATE | {"nodes": nodes, "deployments": [found]}))

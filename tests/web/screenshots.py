@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,11 @@ from pathlib import Path
 from aiohttp import ClientSession
 
 from sollold.api.http.application import Listener, build_app
+from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
+from sollold.errors import Fault, Refusal
 from sollold.settings.schema import HttpSettings
+from tests.api.api_parts import PlainCluster
 from tests.web.browser import PROGRAM, Browser, Page, chromium
 from tests.web.scene import machines, services
 
@@ -26,14 +30,17 @@ VIEWS = (
     "connect",
     "keys",
     "doctor",
+    "leaderless",
 )
+LEADERLESS = VIEWS[-1]
+"""The first page while a majority has gone, the leader with it; an order can't be carried out."""
 LOOKS = {"light": (1180, 820, False), "dark": (1180, 820, True), "phone": (390, 844, False)}
 
 
 async def settle(page: Page, view: str) -> None:
     """Bring a view into the state that is worth a picture."""
     await page.until("document.querySelector('h1')")
-    await page.until("document.querySelector('#finding-count').textContent === '1'")
+    await page.until("Number(document.querySelector('#finding-count').textContent) > 0")
     if view == "cluster":
         await page.until("document.querySelectorAll('.events li').length > 1")
         await page.until(
@@ -47,6 +54,7 @@ async def settle(page: Page, view: str) -> None:
         await page.until("document.querySelector('.plan') && document.querySelector('.facts dd')")
     elif view == "chat":
         await page.until("document.querySelector('#chat-model').value")
+        await page.click("[aria-label='New conversation']")
         await page.write("#message", "What does this cluster do?")
         await page.press("Enter")
         await page.until("document.querySelector('.assistant .foot button')")
@@ -61,7 +69,19 @@ async def settle(page: Page, view: str) -> None:
         await page.until("document.querySelectorAll('tbody tr').length > 2")
     elif view == "doctor":
         await page.until("document.querySelectorAll('.finding').length > 0")
+    elif view == LEADERLESS:
+        await page.until("!document.querySelector('#leaderless').hidden")
+        await page.click(".run button")
+        await page.until("!document.querySelector('#failed').hidden")
     await asyncio.sleep(0.2)
+
+
+def lose_the_leader(given: AppServices) -> None:
+    """Three of five machines have gone, the leader among them."""
+    cluster: PlainCluster = given.cluster  # type: ignore[assignment]
+    cluster.leads = False
+    cluster.refusal = Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again")
+    cluster.change(*machines()[:1], machines()[3])
 
 
 async def take(devtools: str, folder: Path, views: tuple[str, ...] = VIEWS) -> None:
@@ -80,13 +100,14 @@ async def take(devtools: str, folder: Path, views: tuple[str, ...] = VIEWS) -> N
         listener = Listener(build_app(given, facts), facts, drain=0.2)
         await listener.start()
         try:
-            for look, (width, height, dark) in LOOKS.items():
-                for view in views:
-                    async with browser.page() as page:
-                        await page.size(width, height, dark=dark)
-                        await page.open(f"http://127.0.0.1:{listener.port}/#/{view}")
-                        await settle(page, view)
-                        await page.screenshot(folder / f"{view.split('/')[0]}-{look}.png")
+            for view, (look, (width, height, dark)) in itertools.product(views, LOOKS.items()):
+                if view == LEADERLESS:
+                    lose_the_leader(given)
+                async with browser.page() as page:
+                    await page.size(width, height, dark=dark)
+                    await page.open(f"http://127.0.0.1:{listener.port}/#/{view}")
+                    await settle(page, view)
+                    await page.screenshot(folder / f"{view.split('/')[0]}-{look}.png")
         finally:
             await listener.close()
 

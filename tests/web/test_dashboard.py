@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,11 @@ import pytest
 from sollold.cluster.gossip.record import Placed, Waiting
 from sollold.control.cluster import Planned
 from sollold.control.keys import Scope
+from sollold.engines.install.find import Llama
+from sollold.errors import Fault, Refusal
+from sollold.models.gguf import demo_model
 from tests.api.api_parts import PlainCluster
+from tests.daemons import Cluster
 from tests.doubles import until
 from tests.web.browser import Page
 from tests.web.conftest import Show
@@ -75,6 +81,9 @@ async def test_a_death_and_a_drain_are_seen_within_two_seconds(page: Page, show:
         "document.querySelector('.is-offline').innerText"
     )
     await page.until("document.querySelector('.events').innerText.includes('cleo stopped responding')")
+    # The model that had layers there still names it, and no line leads to it.
+    assert "cleo 64–79" in await page.run("document.querySelector('.run').innerText")
+    assert await page.run("document.querySelectorAll('.links path[d]').length") == 2
     # Nothing was built anew: what had the focus has it still.
     assert await page.run("mark.isConnected && mark.contains(document.activeElement)")
     await page.click(".is-offline button")
@@ -88,6 +97,86 @@ async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None
     await until(lambda: ("drain", NODES["emil"], True) in cluster_of(given).asked)
     await page.click(".run button")
     await until(lambda: ("unload", "llama-70b-1", False) in cluster_of(given).asked)
+
+
+async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: Page, show: Show) -> None:
+    given, url = await show()
+    cluster = cluster_of(given)
+    cluster.leads = False
+    cluster.refusal = Refusal(Fault.UNAVAILABLE, "the cluster has no leader right now; try again")
+    await page.open(url)
+    notice = await page.until("!leaderless.hidden && leaderless.innerText")
+    assert notice.startswith("The cluster has no leader at present: the machines are choosing one")
+    assert "no leader" in await page.run("document.querySelector('#headline').textContent")
+    said = (
+        "document.querySelector('#failed').hidden ? '' : document.querySelector('#failed span').textContent"
+    )
+    why = "the cluster has no leader right now; try again"
+    await page.click(".run button")
+    await page.until(f"({said}) === 'Unload llama3.3:70b: {why}'")
+    # It stays although the node goes on to answer.
+    asked = "performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/api/cluster')).length"
+    before = await page.run(asked)
+    await page.until(f"{asked} > {before + 1}")
+    assert await page.run(said)
+    await page.click("#failed button")
+    assert not await page.run(said)
+    await page.click(f"[data-node='{NODES['emil']}'] button")
+    await page.until(f"({said}).startsWith('Drain emil') && ({said}).endsWith('{why}')")
+    for view, button in (
+        ("models", "[data-model='demo:latest'] [data-act=Load]"),
+        ("model/demo", ".primary"),
+    ):
+        await page.open(f"{url}/#/{view}")
+        await page.click(button)
+        await page.until(f"document.querySelector('main [role=alert]')?.innerText === '{why}'")
+    cluster.leads, cluster.refusal = True, None
+    await page.until("leaderless.hidden", 4)
+
+
+async def test_an_order_is_given_once_however_often_it_is_pressed(page: Page, show: Show) -> None:
+    given, url = await show()
+    cluster = cluster_of(given)
+    goes_on = asyncio.Event()
+
+    async def unload(model: str, *, force: bool) -> int:
+        cluster.asked.append(("unload", model, force))
+        await goes_on.wait()
+        return 1
+
+    cluster.unload = unload  # type: ignore[method-assign]
+    await page.open(url)
+    await page.click(".run button")
+    await page.until("document.querySelector('.run button').ariaBusy === 'true'")
+    await page.click(".run button")
+    goes_on.set()
+    await page.until("document.querySelector('.run button').ariaBusy === 'false'")
+    assert [one for one in cluster.asked if one[0] == "unload"] == [("unload", "llama-70b-1", False)]
+
+
+@pytest.mark.llama
+@pytest.mark.cluster
+async def test_a_majority_dies_under_the_page(page: Page, tmp_path: Path, llama: Llama) -> None:
+    with Cluster(3, tmp_path, llama, loopback=True, start=False) as nodes:
+        for node in nodes:
+            demo_model.write(node.models / "demo.gguf")
+            node.start()
+        await asyncio.to_thread(nodes.together)
+        state = nodes[0].state()
+        last = next(node for node in nodes if node.name != state["leader_name"])
+        await page.open(last.url)
+        await page.until("document.querySelectorAll('.machine').length === 3")
+        for node in nodes:
+            if node is not last:
+                await asyncio.to_thread(node.kill)
+        await page.until("document.querySelectorAll('.machine.is-offline').length === 2", 20)
+        await page.until(
+            f"headline.textContent === '1 node, 2 offline · leader {last.name} · seen from {last.name}'", 20
+        )
+        # What is left of the cluster does what it is told.
+        await page.open(f"{last.url}/#/models")
+        await page.click("[data-act=Load]")
+        await page.until("document.querySelector('.model .tags').innerText.includes('ready')", 60)
 
 
 @pytest.mark.parametrize("width", [390, 1180])

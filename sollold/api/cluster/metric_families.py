@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from sollold import __version__
 from sollold.api.cluster.answers import Answers
 from sollold.api.cluster.engine_families import EngineFamilies
-from sollold.api.cluster.views import shown
+from sollold.api.cluster.views import names_of, shown
 from sollold.api.http.request_log import KeyUsage
 from sollold.cluster.gossip.record import State
 from sollold.control import activity
@@ -145,7 +145,7 @@ class _Node(Collector):
         yield from (ready, failed, active, waiting, slots, speed, size, drafted, accepted)
 
     def _links(self) -> Iterator[Metric]:
-        names = {record.node: record.name for record in self._cluster.live()}
+        names = names_of(self._cluster.live(), self._monitor.offline())
         trip = GaugeMetricFamily(
             "sollold_link_round_trip_seconds", "To another node, as measured last", labels=["peer"]
         )

@@ -12,7 +12,7 @@ from aiohttp import web
 from sollold.api.cluster.views import (
     cluster_object,
     deployment_object,
-    offline_object,
+    names_of,
     plain_object,
     stats_object,
 )
@@ -140,10 +140,10 @@ class ClusterRoutes:
     async def show(self, request: web.Request) -> web.Response:
         """``GET /api/cluster``; ``requests`` are those received by this node."""
         cluster = self._services.cluster
-        value = cluster_object(cluster.me, cluster.live(), cluster.leader())
+        offline = self._services.monitor.offline()
+        value = cluster_object(cluster.me, cluster.live(), cluster.leader(), offline)
         value["auth"] = "open" if request.app[ACCESS].open else "keys"
         value["requests"] = self._inflight.shown()
-        value["offline"] = [offline_object(one) for one in self._services.monitor.offline()]
         return json_response(value)
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -171,7 +171,7 @@ class ClusterRoutes:
         cluster = self._services.cluster
         ask = (await self._asked(request)).ask()
         record, endpoint = await cluster.load(ask)
-        names = {one.node: one.name for one in cluster.live()}
+        names = names_of(cluster.live(), self._services.monitor.offline())
         shown = {"deployment": endpoint.id, **deployment_object(record, endpoint, names)}
         if warnings := less_than_asked(ask, endpoint):
             shown["warnings"] = list(warnings)

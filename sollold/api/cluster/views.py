@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -150,9 +150,16 @@ def shown(endpoint: Endpoint) -> bool:
     return endpoint.loaded or endpoint.state is not State.READY
 
 
-def cluster_object(me: Record, records: Sequence[Record], leader: Term) -> dict[str, Any]:
+def names_of(live: Iterable[Record], offline: Iterable[OfflineNode]) -> dict[str, str]:
+    """The nodes' names by id: a model may have layers on one that has just gone."""
+    return {one.record.node: one.record.name for one in offline} | {one.node: one.name for one in live}
+
+
+def cluster_object(
+    me: Record, records: Sequence[Record], leader: Term, offline: Sequence[OfflineNode] = ()
+) -> dict[str, Any]:
     """``GET /api/cluster``."""
-    names = {record.node: record.name for record in records}
+    names = names_of(records, offline)
     leads = next((record for record in records if record.node == leader.leader), None)
     return {
         "me": me.node,
@@ -172,6 +179,7 @@ def cluster_object(me: Record, records: Sequence[Record], leader: Term) -> dict[
             for endpoint in record.endpoints
             if shown(endpoint)
         ],
+        "offline": [offline_object(one) for one in offline],
     }
 
 

@@ -1,9 +1,10 @@
 // The cluster as a picture: machines with their devices, the layers of models as bands, links between them.
 
+import { actionButton } from "./actions.js";
 import { el, keyed, setAttribute, setText, svg } from "./dom.js";
 import { bytes, clock, colourOf, duration, layerRange, number, shortModel, shortName, stateText } from "./format.js";
 import { send } from "./http.js";
-import { onState, refresh, refreshModels, state } from "./store.js";
+import { onState, refreshModels, state } from "./store.js";
 import { sparkline } from "./plot.js";
 import { recentHistory } from "./history.js";
 import { showWaiting } from "./doctor.js";
@@ -106,24 +107,23 @@ function updateMachine(card, node, cluster) {
     const held = node.held.reduce((total, one) => total + one.bytes, 0);
     const models = [...new Set([...node.held.map((one) => one.model), ...node.served])].map(shortModel).join(", ");
     setText(about, `since ${clock(node.since)}${held ? `; it held ${bytes(held)} of ${models}` : models ? `; it served ${models}` : ""}`);
-    keyed(card.querySelector(".buttons"), [node], () => "remove", () => el("button", {
-      type: "button", class: "quiet small", text: "Remove from the list",
-      on: { click: () => send("POST", "/api/cluster/forget", { node: node.node }).finally(refresh) },
-    }));
+    keyed(card.querySelector(".buttons"), [node], () => "remove", () => actionButton("Remove from the list",
+      `Remove from the list (${node.name})`, () => send("POST", "/api/cluster/forget", { node: node.node })));
     return;
   }
   const from = cluster.nodes.find((one) => one.me);
   const link = from?.links.find((one) => one.node === node.node);
   const words = [node.build ? `llama.cpp ${node.build}` : node.setup || "no llama.cpp yet"];
-  if (link) words.push(linkWords(link));
+  if (link) words.push(`${number(link.round_trip_ms)} ms from ${shortName(from.name)}`);
+  if (link?.bytes_per_second) words.push(`${bytes(link.bytes_per_second)}/s`);
   keyed(about, [node.url, ...words], (one) => one,
     (one) => one === node.url ? el("a", { href: node.url, text: node.url.replace(/^https?:\/\//, "") }) : el("span", { text: one }));
-  keyed(card.querySelector(".buttons"), [node.draining ? "undrain" : "drain"], (one) => one, (one) => el("button", {
-    type: "button", class: "quiet small", text: one === "drain" ? "Drain" : "Take requests again",
-    "aria-label": one === "drain" ? `Drain ${node.name}: finish what runs and take no new requests` : `Let ${node.name} take requests again`,
-    on: { click: () => send("POST", "/api/cluster/drain", { node: node.node, on: one === "drain" }).catch((error) => { state.trouble = error.message; }).finally(refresh) },
-  }));
+  keyed(card.querySelector(".buttons"), [node.draining ? "undrain" : "drain"], (one) => one, (one) => one === "drain"
+    ? actionButton("Drain", `Drain ${node.name}: finish what runs and take no new requests`, () => drain(node, true))
+    : actionButton("Take requests again", `Let ${node.name} take requests again`, () => drain(node, false)));
 }
+
+const drain = (node, on) => send("POST", "/api/cluster/drain", { node: node.node, on });
 
 function makeDevice() {
   return el("div", { class: "device" },
@@ -170,8 +170,7 @@ function makeRunning(one) {
     el("div", { class: "run-head" }, el("span", { class: `dot ${colourOf(one.model)}`, "aria-hidden": "true" }),
       el("a", { class: "run-name", href: modelLink(one.model), text: shortModel(one.model), title: one.model }),
       el("span", { class: "tags" }),
-      el("button", { type: "button", class: "quiet small", text: "Unload", "aria-label": `Unload ${one.model}`,
-        on: { click: () => send("POST", "/api/cluster/unload", { model: one.id }).catch((error) => { state.trouble = error.message; }).finally(refresh) } })),
+      actionButton("Unload", `Unload ${one.model}`, () => send("POST", "/api/cluster/unload", { model: one.id }))),
     el("div", { class: "layers", role: "img" }),
     el("p", { class: "dim small words" }));
 }
@@ -230,10 +229,11 @@ const linkWords = (link) => `${number(link.round_trip_ms)} ms${link.bytes_per_se
 function drawLinks(picture, machines, cluster) {
   const frame = machines.getBoundingClientRect();
   const cards = new Map([...machines.children].map((card) => [card.dataset.node, card.getBoundingClientRect()]));
+  const alive = new Set(cluster.nodes.map((one) => one.node));
   const steps = [];
   for (const one of cluster.deployments) {
     const way = [];
-    for (const share of one.placed) if (share.node !== way.at(-1) && share.last > share.first) way.push(share.node);
+    for (const share of one.placed) if (alive.has(share.node) && share.node !== way.at(-1) && share.last > share.first) way.push(share.node);
     for (let at = 1; at < way.length; at += 1) steps.push({ key: `${one.id}/${at}`, model: one.model, active: one.active > 0, from: way[at - 1], to: way[at] });
   }
   setAttribute(picture, "viewBox", `0 0 ${frame.width} ${frame.height}`);

@@ -53,7 +53,8 @@ onTrouble(() => {
 onState(() => {
   const cluster = state.cluster;
   const offline = cluster.offline?.length ? `, ${cluster.offline.length} offline` : "";
-  const leader = cluster.leader_name ? `leader ${shortName(cluster.leader_name)}` : "no leader yet";
+  const leader = cluster.leader_name ? `leader ${shortName(cluster.leader_name)}` : "no leader";
+  byId("leaderless").hidden = Boolean(cluster.leader_name);
   setText(byId("headline"), `${count(cluster.nodes.length, "node")}${offline} · ${leader} · seen from ${shortName(cluster.name)}`);
   const badge = byId("finding-count");
   const problems = state.findings.filter((one) => one.grade === "problem").length;
