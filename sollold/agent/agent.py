@@ -206,7 +206,10 @@ class Agent:
 
     async def _reserve(self, caller: str, request: Reserve) -> Reserved:
         self.grants.ledger.draining = self._closing or self._view.me.draining
-        return await self.grants.reserve(caller, request)
+        reserved = await self.grants.reserve(caller, request)
+        if not reserved.ok:
+            self._publisher.publish_exactly()
+        return reserved
 
     async def _deploy(self, caller: str, request: Deploy) -> Done:
         refusal = await self.grants.obey(caller, request.term)

@@ -93,6 +93,8 @@ class GrantManager:
         self._checked: set[str] = set()
         """Deployments whose external workers were found free when they took them."""
         self._telling: set[asyncio.Task[None]] = set()
+        self._reserved = asyncio.Event()
+        """Something may be reserved, which will expire."""
         self._term_file = TermFile(places.state)
         self.ledger = Ledger(node_limit=settings.node.memory_limit)
         self.external = ExternalWorkers(
@@ -129,8 +131,11 @@ class GrantManager:
         retrying = LogAndRetry("the expiry of grants", log)
         while True:
             deadline = self.ledger.next_deadline()
-            wait = MEASURE_SECONDS if deadline is None else min(deadline - time.monotonic(), MEASURE_SECONDS)
-            await asyncio.sleep(max(wait, 0.05))
+            if deadline is None:
+                self._reserved.clear()
+                await self._reserved.wait()
+                continue
+            await asyncio.sleep(max(min(deadline - time.monotonic(), MEASURE_SECONDS), 0.05))
             with retrying:
                 self._apply(self.ledger.expire(time.monotonic()))
 
@@ -194,6 +199,7 @@ class GrantManager:
         if not await self.memory.refresh():
             return Reserved(False, NO_MEASURE)
         reserved, actions = self.ledger.reserve(request, time.monotonic())
+        self._reserved.set()
         refusal = await self._apply_before_answer(actions)
         if refusal:
             return Reserved(False, refusal)

@@ -22,7 +22,11 @@ PUBLISH_SECONDS = 0.25
 """The record changes no more often than this."""
 IDLE_SECONDS = 15.0
 """How old the idleness in the record may be."""
+SMALL_SECONDS = 30.0
+"""How old the free memory in the record may be by as much as is some of a device's, though not much."""
 _FREE_STEP = 32 * MIB
+_SOME, _MUCH = 200, 50
+"""Parts of a device's memory: one of so many. Less than some is no news; much is told at once."""
 
 
 class RecordPublisher:
@@ -37,6 +41,8 @@ class RecordPublisher:
         self._deployments = deployments
         self._changed = changed
         self._idle_at = float("-inf")
+        self._exact_at = float("-inf")
+        """When the devices were last told as they were."""
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -60,6 +66,11 @@ class RecordPublisher:
         else:
             self._changed.set()
 
+    def publish_exactly(self) -> None:
+        """Publish now, with smaller moves of free memory than usual: somebody planned with what was told."""
+        self._exact_at = float("-inf")
+        self.publish()
+
     def publish(self) -> None:
         """Publish now."""
         self._changed.clear()
@@ -73,8 +84,12 @@ class RecordPublisher:
             ours = old
         else:
             self._idle_at = now
+        part = _SOME if now - self._exact_at >= SMALL_SECONDS else _MUCH
+        devices = _steady(me.devices, self._grants.ledger.devices(), part)
+        if devices != me.devices:
+            self._exact_at = now
         self._view.update_me(
-            devices=_steady(me.devices, self._grants.ledger.devices()),
+            devices=devices,
             grants=self._grants.ledger.grants(),
             cached=self._grants.workers.cached,
             plain=self._grants.external.listed(),
@@ -87,12 +102,12 @@ def _timeless(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, idle=0.0, expires=0.0)
 
 
-def _steady(told: tuple[Device, ...], now: tuple[Device, ...]) -> tuple[Device, ...]:
-    """``now``, but as it was ``told`` where only free memory moved, and only a little: that is no news."""
+def _steady(told: tuple[Device, ...], now: tuple[Device, ...], part: int) -> tuple[Device, ...]:
+    """``now``, but as it was ``told`` where only free memory moved, by less than one of so many parts."""
     known = {device.id: device for device in told}
 
     def small(old: Device, new: Device) -> bool:
-        step = max(_FREE_STEP, new.total // 200)
+        step = max(_FREE_STEP, new.total // part)
         return (
             replace(old, free=new.free, available=new.available) == new
             and abs(old.free - new.free) < step

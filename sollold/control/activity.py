@@ -108,6 +108,8 @@ class Activity:
         self.resumed = 0
         self.active: Callable[[], int] = lambda: 0
         """How many requests are under way."""
+        self.on_begin: Callable[[], None] = lambda: None
+        """Called when a request begins, before anything of it is counted."""
         self.on_resumed: Callable[[FinishedRequest], None] = lambda _: None
         self.gap = Histogram(WAIT_BUCKETS)
         """Seconds without a token while an answer was resumed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -25,6 +26,10 @@ LOAD_BUCKETS = (1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 _SETTLE = 0.2
 """Seconds in which changes of the records are taken together: a busy endpoint's record changes often."""
 _GPU_SECONDS = 2
+_REST = 15.0
+"""Seconds for which no sample is taken where each would be like the last."""
+_ASLEEP = 10.0
+"""Seconds by which a sample is late when the machine slept."""
 _CALL = 3.0
 _MOST_MODELS = 500
 
@@ -76,8 +81,18 @@ class Monitor:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._sampling: asyncio.Task[None] | None = None
         self._before = (0, 0, 0, 0, 0.0, 0)
+        self._last: dict[tuple[str, str], float] = {}
+        """The last sample."""
+        self._due = 0.0
+        """When the next sample is due, on the loop's clock."""
+        self._resting = False
+        """Nothing goes on here: samples are like the last, and taken when somebody asks for them."""
+        self._sampled = view.me
+        """This node's record at the last sample."""
+        self._stirred = asyncio.Event()
         self.closed = False
         activity.on_resumed = self._resumed
+        activity.on_begin = self._stir
 
     def register(self, server: PeerServer) -> None:
         """Answer the peer calls ``history`` and ``forget``."""
@@ -144,7 +159,7 @@ class Monitor:
     async def _ask(self, record: Record, request: HistoryRequest) -> NodeHistory | None:
         me = self._view.me
         if record.node == me.node:
-            return self.history.read(me.node, me.name, request)
+            return self._read(request)
         try:
             return await self._calls.call(record.node, "history", request, NodeHistory, timeout=_CALL)
         except PeerError as error:
@@ -152,6 +167,10 @@ class Monitor:
             return None
 
     async def _on_history(self, caller: str, request: HistoryRequest) -> NodeHistory:
+        return self._read(request)
+
+    def _read(self, request: HistoryRequest) -> NodeHistory:
+        self._catch_up()
         me = self._view.me
         return self.history.read(me.node, me.name, request)
 
@@ -161,6 +180,8 @@ class Monitor:
         return Done(True)
 
     def _view_changed(self) -> None:
+        if self._view.me is not self._sampled:
+            self._stir()
         if self._pending is None:
             self._pending = asyncio.get_running_loop().call_later(_SETTLE, self._observe)
 
@@ -193,23 +214,59 @@ class Monitor:
 
     async def _sample_for_good(self) -> None:
         loop = asyncio.get_running_loop()
-        due, count = floor(loop.time()), 0
+        count = 0
+        self._due = floor(loop.time()) + 1.0
         while True:
-            due += 1
-            delay = due - loop.time()
-            if delay < -10:
-                # The machine slept: those seconds have no samples.
-                due, delay = floor(loop.time()), 0.0
-            await asyncio.sleep(max(0.0, delay))
+            self._skip_sleep(loop.time() - _ASLEEP)
+            await asyncio.sleep(max(0.0, self._due - loop.time()))
             if self._gpus is not None and count % _GPU_SECONDS == 0:
                 self.gpu_loads = await asyncio.to_thread(self._gpus)
             count += 1
-            self.history.add(self._values())
+            still = self._gpus is None and self._is_still()
+            self._last = self._values()
+            self.history.add(self._last)
+            self._due += 1
+            if still:
+                await self._rest()
 
-    def _values(self) -> dict[tuple[str, str], float]:
-        """The figures of the second that has just passed."""
-        activity, me = self.activity, self._view.me
-        now = (
+    def _is_still(self) -> bool:
+        """Whether the sample now, and all until a request comes or the record changes, are the same."""
+        asked = self.activity.active() or any(endpoint.waiting for endpoint in self._view.me.endpoints)
+        return not asked and self._before == self._totals()
+
+    async def _rest(self) -> None:
+        self._stirred.clear()
+        self._resting = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REST):
+                await self._stirred.wait()
+        self._catch_up()
+        self._resting = False
+
+    def _stir(self) -> None:
+        """Something goes on here: what was until now is noted, and what follows as it comes."""
+        if self._resting:
+            self._catch_up()
+            self._stirred.set()
+
+    def _catch_up(self) -> None:
+        """Take the samples that are due while nothing goes on."""
+        if self._resting:
+            now = asyncio.get_running_loop().time()
+            self._skip_sleep(now - _REST - _ASLEEP)
+            while self._due <= now:
+                self.history.add(self._last)
+                self._due += 1
+
+    def _skip_sleep(self, oldest: float) -> None:
+        """What was due before ``oldest`` is of a time in which the machine slept: it has no samples."""
+        if self._due < oldest:
+            self._due = floor(asyncio.get_running_loop().time())
+
+    def _totals(self) -> tuple[int, int, int, int, float, int]:
+        """Counts that only grow."""
+        activity = self.activity
+        return (
             activity.tokens,
             activity.prompt_tokens,
             activity.finished,
@@ -217,7 +274,13 @@ class Monitor:
             activity.first_token_sum,
             activity.first_token_count,
         )
-        before, self._before = self._before, now
+
+    def _values(self) -> dict[tuple[str, str], float]:
+        """The figures of the second that has just passed."""
+        activity, me = self.activity, self._view.me
+        self._sampled = me
+        before, now = self._before, self._totals()
+        self._before = now
         firsts = now[5] - before[5]
         values = {
             ("", "tokens_per_second"): float(now[0] - before[0]),

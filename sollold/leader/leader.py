@@ -41,7 +41,7 @@ log = logging.getLogger("sollold.leader")
 ANSWER_WITHIN = 20.0
 """Seconds after which a caller gets PLANNING rather than no answer."""
 ATTEMPTS = 6
-REPLICA_EVERY = 2.0
+REPLICA_EVERY = 3.0
 """Seconds between two looks at the queues."""
 FETCH_TIMEOUT = 5.0
 FETCH_LOOK = 0.5

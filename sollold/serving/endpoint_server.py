@@ -108,6 +108,8 @@ class EndpointServer:
         self._unsubscribe: Callable[[], None] = lambda: None
         self._reports: dict[str, asyncio.TimerHandle] = {}
         self._refusing = ""
+        self._work = asyncio.Event()
+        """A request came, so there is something to check."""
         if peers is not None:
             peers.route("POST", PATH, self._peer_requests.answer)
 
@@ -208,6 +210,7 @@ class EndpointServer:
             is_newest=lambda stream: stream is state.newest_unanswered(),
         )
         state.streams.add(stream)
+        self._work.set()
         return stream
 
     def _stall_limit(self, request: EngineRequest, endpoint: Endpoint) -> float:
@@ -286,6 +289,14 @@ class EndpointServer:
                 self._client.close_idle()
             for id, state in tuple(self._states.items()):
                 self._check(id, state, now)
+            if self._rests():
+                self._work.clear()
+                await self._work.wait()
+
+    def _rests(self) -> bool:
+        """Whether there is nothing to check until a request comes."""
+        connections = self._client.connections if self._client is not None else 0
+        return not (self.under_way or connections or self._peer_requests.tasks())
 
     def _check(self, id: str, state: EndpointState, now: float) -> None:
         working = [

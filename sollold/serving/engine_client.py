@@ -85,6 +85,11 @@ class EngineClient:
         """Its answer is not needed any more: it is kept for another, or closed."""
         self._connections.release(connection)
 
+    @property
+    def connections(self) -> int:
+        """How many there are, in use or kept."""
+        return len(self._connections)
+
     def close_idle(self) -> None:
         """Close those that nobody has used for a while."""
         self._connections.close_idle()

@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from sollold.agent import grants, memory_monitor
-from sollold.agent.record_publisher import _steady
+from sollold.agent.record_publisher import SMALL_SECONDS, _steady
 from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
@@ -32,15 +32,35 @@ MODEL = Model("m:latest", "d" * 64, "folder", ("/m.gguf",), 1, 0.0, layers=6)
 def test_small_moves_of_free_memory_are_no_news():
     old = Device("CPU", Kind.CPU, "x", 16 * GIB, 8 * GIB, 16 * GIB, 0, 8 * GIB)
     moved = replace(old, free=old.free - 5 * MIB, available=old.available - 5 * MIB)
-    assert _steady((old,), (moved,)) == (old,)
+    assert _steady((old,), (moved,), 200) == (old,)
     for news in (
         replace(old, free=old.free - GIB),
         replace(old, available=old.available - GIB),
         replace(moved, granted=1),
         replace(moved, id="CUDA0"),
     ):
-        assert _steady((old,), (news,)) == (news,)
-    assert _steady((old,), ()) == ()
+        assert _steady((old,), (news,), 200) == (news,)
+    assert _steady((old,), (), 200) == ()
+
+
+async def test_free_memory_that_moved_a_little_is_told_later_or_when_it_was_too_little(folder: Path):
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        agent, view = cluster.agents["a"], cluster.views["a"]
+        publisher, ledger = agent._publisher, agent.grants.ledger
+        (told,) = view.me.devices
+        now = [told]
+        ledger.devices = lambda: tuple(now)  # type: ignore[method-assign]
+        now[0] = replace(told, free=told.free - max(36 * MIB, told.total // 100))
+        publisher.publish()
+        assert view.me.devices == (told,)
+        publisher._exact_at -= SMALL_SECONDS
+        publisher.publish()
+        assert view.me.devices == tuple(now)
+        now[0] = replace(told, free=now[0].free - max(36 * MIB, told.total // 100))
+        publisher.publish()
+        assert view.me.devices != tuple(now)
+        assert not (await cluster.call("l", "a", "reserve", Reserve(TERM, "d", "b", {"CPU": 1 << 60}))).ok
+        assert view.me.devices == tuple(now)
 
 
 async def test_the_record_carries_devices_grants_and_build(folder: Path):

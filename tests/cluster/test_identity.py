@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.dialer import Dialer, socket_address
 from sollold.cluster.net.identity import OPEN_TOKEN, BadToken, Identity, Tokens
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.rpc import PeerError
@@ -168,3 +170,18 @@ async def test_nobody_there_is_told_in_words(pair: Pair) -> None:
 class _Silent(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
+
+
+def test_an_address_is_read_once_unless_it_names_an_interface(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *rest: Any, **more: Any) -> Any:
+        read.append(host)
+        return real(host.partition("%")[0], *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for _ in range(3):
+        assert socket_address(("2001:db8::77", 4)) == (socket.AF_INET6, ("2001:db8::77", 4, 0, 0))
+        socket_address(("fe80::77%eth0", 4))
+    assert sorted(read) == ["2001:db8::77", *["fe80::77%eth0"] * 3]

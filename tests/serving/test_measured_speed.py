@@ -71,6 +71,18 @@ async def bench() -> AsyncIterator[Bench]:
     await made.close()
 
 
+async def test_nothing_is_checked_until_a_request_comes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[float] = []
+    monkeypatch.setattr(bench.server._peer_requests, "check", checked.append)
+    await until(lambda: bool(bench.server._work._waiters))  # type: ignore[attr-defined]
+    before = len(checked)
+    bench.go.set()
+    await bench.answer(100, 40.0)
+    await until(lambda: len(checked) > before)
+
+
 async def test_a_few_tokens_tell_no_speed(bench: Bench) -> None:
     bench.go.set()
     await bench.answer(15, 900.0)

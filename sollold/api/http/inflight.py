@@ -118,6 +118,7 @@ class InflightRequests:
 
     def enter(self, ask: Ask, path: str) -> InflightRequest:
         """A request begins; `leave` it."""
+        self.activity.on_begin()
         live = InflightRequest(ask, path, self.activity)
         self._all[id(live)] = live
         return live

@@ -14,6 +14,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar, cast
 
 from sollold.cluster.gossip.actions import Address
@@ -206,11 +207,21 @@ def socket_address(
     host, port = address
     if ":" not in host:
         return socket.AF_INET, (host, port)
+    # An interface's number may be another one tomorrow; what has none is read once.
+    return _read_ipv6(host, port) if "%" in host else _kept_ipv6(host, port)
+
+
+def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
     # Numeric: nobody is asked, so this does not block.
     found = socket.getaddrinfo(
         host, port, socket.AF_INET6, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     )[0][4]
     return socket.AF_INET6, (str(found[0]), int(found[1]), int(found[2]), int(found[3]))  # type: ignore[misc]
+
+
+@lru_cache(maxsize=4096)
+def _kept_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
+    return _read_ipv6(host, port)
 
 
 def literal(place: Sequence[object]) -> Address:

@@ -221,6 +221,9 @@ class KeptConnections:
         self._kept: dict[Hashable, dict[HttpConnection, float]] = {}
         self._open: dict[HttpConnection, Hashable] = {}
 
+    def __len__(self) -> int:
+        return len(self._open)
+
     def add(self, key: Hashable, connection: HttpConnection) -> None:
         """A new one."""
         self._open[connection] = key
