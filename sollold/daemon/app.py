@@ -14,12 +14,13 @@ from typing import Any
 from sollold import __version__, log, tracing
 from sollold.api.http.access import ACCESS
 from sollold.api.http.application import Listener, build_app
-from sollold.api.http.client_address import is_loopback, networks
+from sollold.api.http.client_address import networks
 from sollold.api.http.cors import ORIGINS
 from sollold.api.http.hosts import HOSTS
 from sollold.api.http.request_log import REQUEST_LOG
 from sollold.api.http.services import AppServices
 from sollold.cluster.admission.orders import opened
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.node_key import KEY_FILE
 from sollold.control.admission import AdmissionService
 from sollold.control.doctor import Facts, Finding, examine

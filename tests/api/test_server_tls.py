@@ -13,7 +13,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sollold.api.http.secure_server import SecureServer
+from sollold.api.http.secure_server import secure_server
 from sollold.api.http.server_tls import CertificateError, Files, FromCluster, ServerTls
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.people_authority import Subject, authority_pem, issue, subject_of
@@ -46,7 +46,7 @@ class Served:
         listening = socket.create_server(("127.0.0.1", 0))
         listening.setblocking(False)
         self.port = listening.getsockname()[1]
-        self._server = SecureServer([listening], Echo, tls.context_now)
+        self._server = secure_server([listening], Echo, tls.context_now)
 
     async def names(self) -> list[str]:
         """Those in the certificate that is shown."""

@@ -14,11 +14,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sollold.cluster.admission import admission
+from sollold.cluster.admission import admission, exchange
 from sollold.cluster.admission.exchange import Greeting, Hello, Request, State, ask, greet, request_content
 from sollold.cluster.admission.keyring import Keyring, KeyringFile
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds, secret_of
 from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
+from sollold.cluster.admission.waiting import WaitingList
+from sollold.cluster.gossip.record import Waiting
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import JOIN, Identity, Tokens
 from sollold.cluster.net.push_pull_stream import SYNC, FrameClient
@@ -232,6 +234,33 @@ async def test_a_stranger_gets_no_further_than_the_greeting(town: Town) -> None:
     assert town.ring(0).secret not in repr(told)
     answer = await ask(reach, key(7), "x", 1, told.node, where)
     assert answer.state is State.WAITING and answer.secret == ""
+
+
+def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:
+    waiting = WaitingList()
+    shown = [
+        waiting.add(Waiting(f"{n:016x}", "gpu-box", code_of(bytes(32))), "10.0.0.9", 0.0) for n in range(100)
+    ]
+    assert sum(shown) < 10
+    assert waiting.add(Waiting("f" * 16, "mine", code_of(bytes(32))), "10.0.0.8", 0.0)
+    assert "mine" in [one.name for one in waiting.shown]
+
+
+async def test_one_machine_does_not_take_all_places_at_the_door(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "is_loopback", lambda address: False)
+    member = await town.start(0, door="closed")
+    where = (member.me.addresses[0], member.port)
+    context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN, anyone=True)
+    held = [
+        await asyncio.open_connection(*where, ssl=context, local_addr=("127.0.0.9", 0)) for _ in range(30)
+    ]
+    reach = Dialer(Identity(key(6), Tokens.read("cd" * 32)), lambda node: [])
+    told, _ = await greet(reach, 1, (where,))
+    assert told.node == member.me.node
+    for _, writer in held:
+        writer.transport.abort()
 
 
 async def _sent(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:

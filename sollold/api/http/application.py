@@ -45,13 +45,14 @@ from sollold.api.http.key_watch import BEGUN
 from sollold.api.http.request_log import REQUEST_LOG, RequestLog
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
-from sollold.api.http.secure_server import SecureServer
+from sollold.api.http.secure_server import secure_server
 from sollold.api.http.server_tls import ServerTls
 from sollold.api.http.services import AppServices
 from sollold.api.ollama.model_routes import OllamaModelRoutes
 from sollold.api.ollama.routes import OllamaRoutes
 from sollold.api.openai.responses_routes import ResponsesRoutes
 from sollold.api.openai.routes import OpenAiRoutes
+from sollold.cluster.net.acceptor import Acceptor
 from sollold.cluster.net.hang_up import quiet_hang_up
 from sollold.cluster.net.pieces import sendable
 from sollold.cluster.net.rpc_server import PortTaken
@@ -238,7 +239,7 @@ class Listener:
             max_field_size=LONGEST_HEADER,
         )
         self._connections = Connections(connection_limit())
-        self._servers: list[asyncio.Server | SecureServer] = []
+        self._servers: list[asyncio.Server | Acceptor] = []
         self.port = settings.port
 
     async def start(self) -> None:
@@ -263,7 +264,7 @@ class Listener:
             raise _cannot_listen(host, port, error) from error
         self.port = int(sockets[-1].getsockname()[1])
         if self._tls is not None:
-            self._servers = [SecureServer(sockets, self._connection, self._tls.context_now)]
+            self._servers = [secure_server(sockets, self._connection, self._tls.context_now)]
             return
         loop = asyncio.get_running_loop()
         for one in sockets:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -89,15 +90,6 @@ def _plain(address: str) -> str:
         return address
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return str(mapped or found)
-
-
-@functools.lru_cache(4096)
-def is_loopback(address: str) -> bool:
-    """Whether ``address`` reaches this machine alone."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _within(address: str, networks: Sequence[Network]) -> bool:

@@ -12,7 +12,7 @@ import resource
 from collections.abc import Callable
 from typing import cast
 
-from sollold.api.http.client_address import is_loopback
+from sollold.cluster.net.acceptor import is_loopback
 
 HEADER_SECONDS = 10.0
 LONGEST_HEADER = 64 * 1024

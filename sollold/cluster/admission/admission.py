@@ -162,15 +162,15 @@ class Admission:
         if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
             self._heard[address] = time.monotonic()
 
-    def answer(self, key: bytes, name: str) -> Answer:
-        """What a stranger who proved ``key`` gets."""
+    def answer(self, key: bytes, name: str, address: str) -> Answer:
+        """What a stranger at ``address`` who proved ``key`` gets."""
         if self._asking or self._turned_out:
             return Answer(State.BUSY)
         node, now = id_of_key(key), time.monotonic()
         name = printable_name(name) or node
         by = ""
         if node in self.ring.refused:
-            self._waits(node, name, key)
+            self._waits(node, name, key, address)
             return Answer(State.EVICTED)
         if node in self.ring.known:
             by = "known"
@@ -179,7 +179,7 @@ class Admission:
         elif self._waiting.approved(node, now):
             by = "admin"
         if not by:
-            self._waits(node, name, key)
+            self._waits(node, name, key, address)
             return Answer(State.WAITING)
         return self.let_in(node, name, by)
 
@@ -202,10 +202,10 @@ class Admission:
             State.ADMITTED, ring.secret, ring.founder, age, ring.generation, ring.members, ring.evicted
         )
 
-    def _waits(self, node: str, name: str, key: bytes) -> None:
+    def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
         """A machine that is not let in is shown."""
         evicted = node in self.ring.refused
-        if self._waiting.add(Waiting(node, name, code_of(key), evicted), time.monotonic()):
+        if self._waiting.add(Waiting(node, name, code_of(key), evicted), address, time.monotonic()):
             what = "was evicted and asks to be let in again" if evicted else "asks to be let in"
             log.warning("%s (%s) %s, code %s: sollold admit", name, node, what, code_of(key))
         self._changed()

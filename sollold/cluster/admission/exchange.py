@@ -15,9 +15,10 @@ import logging
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, ClassVar, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
@@ -26,6 +27,7 @@ from sollold.cluster.admission.keyring import Generation, Keyring, Members
 from sollold.cluster.admission.policy import Standing
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record_check import printable_name
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.cluster.net.dialer import Dialer, literal
 from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.identity import JOIN, peer_key_of
@@ -39,8 +41,9 @@ T = TypeVar("T")
 
 _LARGEST = 4096
 _SECONDS = 5.0
-_MAX_CONNECTIONS = 16
-"""Strangers that are spoken with at a time."""
+_MAX_CONNECTIONS = 64
+_PER_ADDRESS = 4
+"""Strangers that are spoken with at a time, in all and from one address."""
 
 
 class State(StrEnum):
@@ -118,17 +121,18 @@ class Welcome(asyncio.Protocol):
     Args:
         key: the member's.
         standing: what is told to any stranger.
-        answer: decides on a stranger, by its public key and name.
+        answer: decides on a stranger, by its public key, its name and its address.
         heard: called with the address where a stranger says it is.
     """
 
-    _open = 0
+    _open: ClassVar[Counter[str]] = Counter()
+    """Connections by address."""
 
     def __init__(
         self,
         key: NodeKey,
         standing: Callable[[], Standing],
-        answer: Callable[[bytes, str], Answer],
+        answer: Callable[[bytes, str, str], Answer],
         heard: Callable[[Address], None],
     ) -> None:
         self._key = key
@@ -137,21 +141,27 @@ class Welcome(asyncio.Protocol):
         self._heard = heard
         self._bytes = Unframer(_LARGEST)
         self._number = b""
+        self._address = ""
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
-        Welcome._open += 1
-        if Welcome._open > _MAX_CONNECTIONS:
+        if place := transport.get_extra_info("peername"):
+            self._address = literal(place)[0]
+        Welcome._open[self._address] += 1
+        crowd = Welcome._open[self._address] > _PER_ADDRESS and not is_loopback(self._address)
+        if crowd or Welcome._open.total() > _MAX_CONNECTIONS:
             self._transport.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(_SECONDS, self._transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
-        Welcome._open -= 1
+        Welcome._open[self._address] -= 1
+        if not Welcome._open[self._address]:
+            del Welcome._open[self._address]
         if self._timer is not None:
             self._timer.cancel()
 
@@ -168,8 +178,8 @@ class Welcome(asyncio.Protocol):
     def _hear(self, body: bytes, transport: asyncio.Transport) -> None:
         if not self._number:
             hello = msgspec.msgpack.decode(body, type=Hello)
-            if place := transport.get_extra_info("peername"):
-                self._heard((literal(place)[0], hello.port))
+            if self._address:
+                self._heard((self._address, hello.port))
             self._number = secrets.token_bytes(32)
             transport.write(frame(msgspec.msgpack.encode(Greeting(self._number, self._standing()))))
             return
@@ -179,7 +189,7 @@ class Welcome(asyncio.Protocol):
         if node == self._key.node or not self._key.verify(node, asked.key, asked.signature, content):
             transport.abort()
             return
-        transport.write(frame(msgspec.msgpack.encode(self._answer(asked.key, asked.name))))
+        transport.write(frame(msgspec.msgpack.encode(self._answer(asked.key, asked.name, self._address))))
         transport.close()
 
 

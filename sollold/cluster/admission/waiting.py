@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
-_MOST = 32
+_MOST = 64
+_PER_ADDRESS = 4
+"""One machine can show any number of keys: it must not keep the others from being shown."""
 _WAITING_SECONDS = 30.0
 """A machine that has not asked again for so long waits no more."""
 _APPROVED_SECONDS = 600.0
@@ -15,6 +18,7 @@ _APPROVED_SECONDS = 600.0
 class _Stranger:
     shown: Waiting
     asked: float
+    address: str
 
 
 class WaitingList:
@@ -29,12 +33,14 @@ class WaitingList:
         """All of them."""
         return tuple(one.shown for one in self._strangers.values())
 
-    def add(self, one: Waiting, now: float) -> bool:
-        """It asked; whether it is new. Too many at a time are not shown."""
+    def add(self, one: Waiting, address: str, now: float) -> bool:
+        """It asked from ``address``; whether it is new. Too many at a time are not shown."""
         new = one.node not in self._strangers
-        if new and len(self._strangers) >= _MOST:
+        alike = sum(other.address == address for other in self._strangers.values())
+        crowd = alike >= _PER_ADDRESS and not is_loopback(address)
+        if new and (len(self._strangers) >= _MOST or crowd):
             return False
-        self._strangers[one.node] = _Stranger(one, now)
+        self._strangers[one.node] = _Stranger(one, now, address)
         return new
 
     def approve(self, node: str, now: float) -> bool:

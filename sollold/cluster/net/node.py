@@ -465,7 +465,7 @@ class ClusterNode:
             self.reach.cut(addresses)
         self._runner.do(self._gossip.evict(refused, now))
         self._finder.change_clusters(ring.tokens.clusters)
-        await self._peers.change_identity()
+        self._peers.change_identity()
         self.update_me(open=ring.open)
 
     def _tell_admission(self) -> None:

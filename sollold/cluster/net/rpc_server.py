@@ -10,12 +10,14 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 import msgspec
 from aiohttp import web
 
+from sollold.cluster.net.acceptor import Acceptor, Spoken
 from sollold.cluster.net.dialer import keep_watch, socket_address
 from sollold.cluster.net.hang_up import quiet_hang_up
 from sollold.cluster.net.identity import STRANGERS, Identity, peer_of
@@ -30,6 +32,7 @@ T = TypeVar("T")
 HTTP, TUNNEL, LINK = "sollold-http", "sollold-tunnel", "sollold-link"
 LARGEST = 64 * 1024 * 1024
 """Bytes of a request's or an answer's body in a call, at the most."""
+_BACKLOG = 1024
 _HANDSHAKE_SECONDS = 5.0
 _SHUTDOWN_SECONDS = 2.0
 
@@ -58,7 +61,8 @@ class Peers:
         self._app = web.Application(client_max_size=LARGEST, middlewares=[quiet_hang_up])
         self._app.router.add_post("/call/{name}", self._call)
         self._runner: web.AppRunner | None = None
-        self._server: asyncio.Server | None = None
+        self._server: Acceptor | None = None
+        self._context: ssl.SSLContext | None = None
         self._lines = WorkerTunnels()
         self._spoken: dict[str, Callable[[str], asyncio.Protocol | None]] = {
             HTTP: self._http,
@@ -100,31 +104,29 @@ class Peers:
         )  # fmt: skip
         await self._runner.setup()
         try:
-            self._server = await self._listen(bound(socket.SOCK_STREAM, host, port))
+            listening = bound(socket.SOCK_STREAM, host, port)
+            listening.listen(_BACKLOG)
         except OSError:
             await self._runner.cleanup()
             self._runner = None
             raise
-        self.port = int(self._server.sockets[0].getsockname()[1])
+        self.port = int(listening.getsockname()[1])
+        self._context = self._identity.server_context(tuple(self._spoken))
+        self._server = Acceptor(
+            [listening],
+            lambda: _Handshaken(self._protocol, self._entered),
+            self._chosen,
+            handshake=_HANDSHAKE_SECONDS,
+            shutdown=_SHUTDOWN_SECONDS,
+        )
         return self.port
 
-    async def _listen(self, listener: socket.socket) -> asyncio.Server:
-        return await asyncio.get_running_loop().create_server(
-            lambda: _Handshaken(self._protocol, self._entered),
-            sock=listener,
-            ssl=self._identity.server_context(tuple(self._spoken)),
-            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-            ssl_shutdown_timeout=_SHUTDOWN_SECONDS,
-        )
+    async def _chosen(self, connection: socket.socket, local: bool) -> Spoken:
+        return Spoken(self._context)
 
-    async def change_identity(self) -> None:
+    def change_identity(self) -> None:
         """The cluster's secret changed: new connections prove the new one. Existing ones stay."""
-        if self._server is None:
-            return
-        listener = socket.socket(fileno=socket.dup(self._server.sockets[0].fileno()))
-        listener.setblocking(False)
-        former, self._server = self._server, await self._listen(listener)
-        former.close()
+        self._context = self._identity.server_context(tuple(self._spoken))
 
     async def close(self) -> None:
         """Stop listening and end every connection and call."""

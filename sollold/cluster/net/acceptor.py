@@ -1,0 +1,142 @@
+"""Accepts TLS connections. How many may be at their handshake is bounded, of all and of one other machine.
+
+Each takes a descriptor and some sixty kilobytes from the moment in which it is accepted, whoever it is:
+without a bound a single machine takes all of them by saying nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any
+
+from sollold.facts import dataclass
+
+log = logging.getLogger("sollold.cluster")
+
+PER_ADDRESS = 64
+MOST = 1024
+"""Connections that have not finished their handshake: of one other machine, and of all."""
+_PAUSE_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """What is spoken on a connection; ``tls`` None: nothing but the protocol itself."""
+
+    tls: ssl.SSLContext | None
+
+
+Choose = Callable[[socket.socket, bool], Awaitable[Spoken | None]]
+"""(connection, whether it is of this machine) → what is spoken on it; None closes it."""
+
+
+class Acceptor:
+    """Takes connections from sockets that listen.
+
+    Args:
+        sockets: that listen and do not block; closed with the acceptor.
+        make: gives the protocol of a connection, after its handshake.
+        choose: see `Choose`; what it raises of `OSError` and `TimeoutError` closes the connection.
+        handshake: seconds for the handshake.
+        shutdown: seconds for the end of TLS; None: as asyncio has it.
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        make: Callable[[], asyncio.BaseProtocol],
+        choose: Choose,
+        *,
+        handshake: float,
+        shutdown: float | None = None,
+        per_address: int = PER_ADDRESS,
+        most: int = MOST,
+    ) -> None:
+        self._sockets = sockets
+        self._make = make
+        self._choose = choose
+        self._handshake = handshake
+        self._shutdown = shutdown
+        self._per_address = per_address
+        self._most = most
+        self._beginning: dict[str, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        for one in sockets:
+            self._own(self._accept(one))
+
+    def close(self) -> None:
+        """Take no more; connections that have begun stay."""
+        for task in self._tasks:
+            task.cancel()
+        for one in self._sockets:
+            one.close()
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, peer = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("can't accept connections: %s", error)
+                await asyncio.sleep(_PAUSE_SECONDS)
+                continue
+            address = str(peer[0]).removeprefix("::ffff:")
+            begun = self._beginning.get(address, 0)
+            # This machine also reaches itself by its own addresses.
+            local = is_loopback(address) or peer[0] == connection.getsockname()[0]
+            if (begun >= self._per_address and not local) or sum(self._beginning.values()) >= self._most:
+                connection.close()
+                continue
+            self._beginning[address] = begun + 1
+            self._own(self._begin(connection, address, local))
+
+    async def _begin(self, connection: socket.socket, address: str, local: bool) -> None:
+        """Until the connection belongs to its protocol, or is closed."""
+        loop = asyncio.get_running_loop()
+        kept = False
+        try:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            spoken = await self._choose(connection, local)
+            if spoken is not None and spoken.tls is not None:
+                kept = True
+                await loop.connect_accepted_socket(
+                    self._make,
+                    connection,
+                    ssl=spoken.tls,
+                    ssl_handshake_timeout=self._handshake,
+                    ssl_shutdown_timeout=self._shutdown,
+                )
+            elif spoken is not None:
+                kept = True
+                await loop.connect_accepted_socket(self._make, connection)
+        except (OSError, TimeoutError) as error:
+            log.debug("connection from %s closed: %s", address, error)
+        finally:
+            self._beginning[address] -= 1
+            if not self._beginning[address]:
+                del self._beginning[address]
+            if not kept:
+                connection.close()
+
+
+@functools.lru_cache(4096)
+def is_loopback(address: str) -> bool:
+    """Whether ``address`` reaches this machine alone."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

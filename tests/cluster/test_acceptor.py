@@ -1,0 +1,73 @@
+"""Connections to the nodes' port that never finish their handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sollold.cluster.net import acceptor
+from sollold.cluster.net.identity import Identity, Tokens
+from sollold.cluster.net.rpc_server import Peers
+from tests.doubles import until
+from tests.keys import key
+
+HELLO = b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03"
+
+
+@pytest.fixture
+async def peers() -> AsyncIterator[Peers]:
+    found = Peers(Identity(key(1), Tokens((b"t" * 32,))))
+    await found.start("127.0.0.1", 0)
+    yield found
+    await found.close()
+
+
+async def _ended(reader: asyncio.StreamReader) -> bool:
+    try:
+        return not await reader.read(1)
+    except ConnectionError:
+        return True
+
+
+async def test_one_machine_does_not_take_all_handshakes(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptor, "is_loopback", lambda address: False)
+    # All come from one address that is not the one they reach: another machine's.
+    opened = [
+        await asyncio.open_connection("127.0.0.1", peers.port, local_addr=("127.0.0.2", 0))
+        for _ in range(acceptor.PER_ADDRESS + 20)
+    ]
+    for _, writer in opened:
+        writer.write(HELLO)
+    ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
+    await until(lambda: sum(one.done() for one in ended) >= 20)
+    await asyncio.sleep(0.1)
+    assert sum(one.done() for one in ended) == 20
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    _, writer = await asyncio.open_connection(
+        "127.0.0.1", peers.port, local_addr=("127.0.0.3", 0), ssl=context
+    )
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3", "others are let in meanwhile"
+    writer.close()
+    for _, other in opened:
+        other.close()
+    for one in ended:
+        one.cancel()
+
+
+async def test_all_together_are_bounded_too(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peers._server is not None
+    monkeypatch.setattr(peers._server, "_most", 5)
+    opened = [await asyncio.open_connection("127.0.0.1", peers.port) for _ in range(9)]
+    ended = [asyncio.ensure_future(_ended(reader)) for reader, _ in opened]
+    await until(lambda: sum(one.done() for one in ended) == 4)
+    for _, writer in opened:
+        writer.close()
+    await until(lambda: not peers._server._beginning)  # type: ignore[union-attr]
+    for one in ended:
+        one.cancel()
