@@ -49,6 +49,9 @@ _DEEPEST_SCHEMA = 100
 _MOST_BIASES = 1024
 _MOST_PROBABILITIES = 256
 _MOST_STOPS = 256
+_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
+_LONGEST = 2**31 - 1
+"""Tokens of an answer that engines can count to; whoever names more wants no limit."""
 _MOST_LIST = 256
 _REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
@@ -83,6 +86,7 @@ def _checked(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
         value = body.get(name)
         if isinstance(value, list | str) and len(value) > _MOST_LIST:
             raise _refused(f"{name} has more than {_MOST_LIST} entries")
+    body = {**body, **{name: _LONGEST for name in _LIMITS if _exceeds(body.get(name), _LONGEST)}}
     if engine is Engine.OLLAMA:
         return body
     return {name: value for name, value in body.items() if name in FIELDS}

@@ -42,6 +42,8 @@ _LIMITS = {
 _MOST_ITEMS = {"messages": 4096, "input": 4096, "tools": 512, "functions": 512}
 """Objects in a field, whatever the dialect: checking and rewriting each takes up to 0.1 ms."""
 _LARGE = 128 * 1024
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+"""Programs on Windows put it before a file's text; RFC 8259 leaves it to the receiver to overlook it."""
 _MOST_SPACE = 4096
 """White space up to which a body counts as missing; of a longer one the decoder says that no value comes."""
 
@@ -87,14 +89,15 @@ def _kind(value: object) -> str:
 
 
 def as_type(value: dict[str, Any], type_: type[T]) -> T:
-    """``value`` checked against ``type_``; fields it does not know are left out.
+    """``value`` checked against ``type_``; fields it does not know are left out, null is "not named".
 
     Raises:
         Refusal: BAD_REQUEST, naming the field and what was expected.
     """
     try:
+        named = {key: one for key, one in value.items() if one is not None}
         # Not strict: numbers come as "5" and 5.0, and the official servers take them.
-        return msgspec.convert(value, type=type_, strict=False)
+        return msgspec.convert(named, type=type_, strict=False)
     except msgspec.ValidationError as error:
         raise Refusal(Fault.BAD_REQUEST, f"invalid request: {error}") from None
     except RecursionError:
@@ -152,6 +155,8 @@ async def read_bytes(request: web.Request) -> bytearray:
         ) from None
     except web.RequestPayloadError as error:
         raise Refusal(Fault.BAD_REQUEST, f"the body can't be read: {_one_line(error)}") from None
+    if parts.startswith(_BYTE_ORDER_MARK):
+        del parts[: len(_BYTE_ORDER_MARK)]
     # As it is: a copy of a large one takes long.
     request[_RAW] = parts
     return parts

@@ -32,6 +32,20 @@ log = logging.getLogger("sollold.api")
 _HUNG_UP = 499
 """Status in the metrics of a request whose caller hung up; it is never sent."""
 _SLASHES = re.compile(r"/{2,}")
+_PREFIXES = re.compile(r"^(?:/v1|/api)+(/v1|/api)(?=/)")
+_OPENAI_PATH = re.compile(r"/(?:chat/completions|completions|embeddings|models|responses|messages)(?:/|$)")
+"""As llama-server has them without a prefix, too."""
+
+
+def usual_path(path: str) -> str:
+    """A path in the form that routes have, for one that has no route.
+
+    Clients put a base URL that ends in a slash before a path that begins with one, and people type a base URL
+    with the prefix that the client adds itself, the other API's, or none.
+    """
+    path = _SLASHES.sub("/", path).rstrip("/") or "/"
+    path = _PREFIXES.sub(r"\1", path)
+    return f"/v1{path}" if _OPENAI_PATH.match(path) else path
 
 
 def dialect_of(path: str) -> Dialect:
@@ -68,7 +82,7 @@ class Guard:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             request[ID] = request_id(request)
-            dialect = dialect_of(_SLASHES.sub("/", request.path))
+            dialect = dialect_of(usual_path(request.path))
             started = time.monotonic()
             status = _HUNG_UP
             try:
@@ -197,11 +211,8 @@ def _foreign(request: web.Request, origins: Origins, hosts: Hosts) -> str:
 
 
 async def _renamed(request: web.Request) -> web.Request | None:
-    """The request under the path without doubled slashes and one at the end; None: it is the same.
-
-    Clients put a base URL that ends in a slash before a path that begins with one.
-    """
-    path = _SLASHES.sub("/", request.rel_url.raw_path).rstrip("/") or "/"
+    """The request under its `usual_path`; None: it is the same."""
+    path = usual_path(request.rel_url.raw_path)
     if path == request.rel_url.raw_path:
         return None
     url = request.rel_url.with_path(path, encoded=True).with_query(request.rel_url.query)

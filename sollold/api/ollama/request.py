@@ -227,9 +227,12 @@ async def read_as(request: web.Request, type_: type[T]) -> tuple[dict[str, Any],
 
 
 def fold_keys(body: dict[str, Any], type_: type[msgspec.Struct]) -> dict[str, Any]:
-    """``body`` with its keys as the fields of ``type_`` are called: to Go their case is all one."""
+    """``body`` with its keys as the fields of ``type_`` are called: to Go their case is all one.
+
+    What is null goes: Go takes it as not named.
+    """
     names = _names_by_lower(type_)
-    return {names.get(key.lower(), key): value for key, value in body.items()}
+    return {names.get(key.lower(), key): value for key, value in body.items() if value is not None}
 
 
 @functools.cache

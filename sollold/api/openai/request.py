@@ -193,6 +193,7 @@ def _checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> di
     out = normalize_chat(with_functions(engine_body(typed_body(body, ask)), ask))
     for name in _NOT_HERE:
         out.pop(name, None)
+    _effort(out)
     _clean_stop(out, ask)
     out["messages"] = [chat_message(message, model) for message in out["messages"]]
     _tool_choice(out)
@@ -210,6 +211,16 @@ def chat_warnings(ask: ChatCompletion) -> tuple[str, ...]:
     if ask.web_search_options is None:
         return ()
     return ("web_search_options has no effect: there is no web search here",)
+
+
+def _effort(out: dict[str, Any]) -> None:
+    """``reasoning``, which an Ollama and others know beside ``reasoning_effort``, as the latter."""
+    reasoning = out.pop("reasoning", None)
+    if not isinstance(reasoning, dict) or out.get("reasoning_effort") is not None:
+        return
+    effort = "none" if reasoning.get("enabled") is False else reasoning.get("effort")
+    if isinstance(effort, str) and effort:
+        out["reasoning_effort"] = effort
 
 
 def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
@@ -349,13 +360,26 @@ def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
     return out
 
 
-def shorten_embeddings(raw: bytes, ask: EmbeddingAsk) -> bytes:
-    """An answer of ``/v1/embeddings`` cut to ``dimensions``, which llama-server doesn't know.
+class _Vector(msgspec.Struct):
+    embedding: msgspec.Raw
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+
+
+def as_asked(raw: bytes, ask: EmbeddingAsk) -> bytes:
+    """An answer of ``/v1/embeddings`` cut to ``dimensions``, which llama-server doesn't know, and in base64
+    where that is asked for, which an older Ollama doesn't: clients decode it unseen.
 
     Raises:
         Refusal: ENGINE.
     """
     try:
+        if ask.dimensions is None:
+            vectors = msgspec.json.decode(raw, type=_Vectors).data
+            if all(bytes(one.embedding).startswith(b'"') for one in vectors):
+                return raw
         answer = msgspec.json.decode(raw)
         for one in answer["data"]:
             vector = shortened(one["embedding"], ask.dimensions)

@@ -31,6 +31,7 @@ from sollold.api.openai.request import (
     Infill,
     Rerank,
     Tokenize,
+    as_asked,
     chat_completion_body,
     chat_warnings,
     check_pieces,
@@ -39,7 +40,6 @@ from sollold.api.openai.request import (
     embedding_body,
     native_chat_body,
     native_chat_notes,
-    shorten_embeddings,
 )
 from sollold.api.openai.sse import ChunkEncoder
 from sollold.control.models import NodeNames
@@ -210,7 +210,9 @@ class OpenAiRoutes:
         call = Call("/v1/embeddings", embedding_body(body, ask))
         native, encoder = Call(call.path, ollama_body(typed_body(body, ask))), PassThroughEncoder()
         if ask.dimensions is not None:
-            native, encoder = call, PassThroughEncoder(lambda raw: shorten_embeddings(raw, ask))
+            native = call
+        if ask.dimensions is not None or ask.encoding_format == "base64":
+            encoder = PassThroughEncoder(lambda raw: as_asked(raw, ask))
         # Of tokens only the model's own tokenizer knows the text, and an Ollama takes no tokens.
         at_ollama = native if all(isinstance(one, str) for one in call.body["input"]) else None
         calls = calls_for(listed.model, llama=lambda: call, ollama=at_ollama, what="an input of tokens")

@@ -1,0 +1,179 @@
+"""Habits of clients: base URLs with a prefix too many or too few, marks before a body, nulls, two limits."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import CHAT, ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, error_of, post
+from tests.api.reciters import TOOL
+
+USER = [{"role": "user", "content": "a"}]
+ABLE = model(capabilities=("completion", "tools", "thinking"))
+
+
+def answers() -> ScriptedService:
+    return ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+
+
+async def status_of(http: ClientSession, url: str, body: Any) -> int:
+    async with http.post(url, json=body) as answer:
+        await answer.read()
+        return answer.status
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_base_url_has_the_clients_prefix_already(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    url = await serve(parts(answers()))
+    bare = path.removeprefix("/v1")
+    odd = [f"/api{path}", f"/v1{path}", f"/v1/v1{path}", f"/v1{path}/"]
+    odd += [] if bare == path else [bare, f"{bare}/", f"/{bare}"]
+    for one in odd:
+        body = body_of(path, "demo", USER, stream=True)
+        assert await status_of(http, url + one, body) == 200, one
+        status, answer, _ = await post(http, url + one, body_of(path, "missing", USER))
+        assert status == 404 and "missing" in error_of(path, answer), one
+
+
+async def test_models_are_listed_under_any_prefix(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts())
+    for path in ("/models", "/v1/v1/models", "/api/v1/models", "/models/demo", "/v1/v1/models/demo"):
+        async with http.get(url + path) as answer:
+            assert answer.status == 200 and "demo:latest" in await answer.text(), path
+    for path in ("/v1/chat", "/modelsx", "/v1/v1", "/v1/v1/nothing"):
+        async with http.get(url + path) as answer:
+            assert answer.status == 404, path
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_byte_order_mark_is_overlooked(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    raw = b"\xef\xbb\xbf" + json.dumps(body_of(path, "demo", USER, stream=True)).encode()
+    async with http.post(url + path, data=raw) as answer:
+        assert answer.status == 200
+    async with http.post(url + path, data=b"\xef\xbb\xbf") as answer:
+        assert answer.status == 400
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_null_is_not_named(serve: Serve, http: ClientSession, path: str) -> None:
+    url = await serve(parts(answers()))
+    status, answer, _ = await post(http, url + path, {**body_of(path, "demo", USER), "model": None})
+    assert status == 400 and error_of(path, answer) == "model is required"
+
+
+async def test_null_is_not_named_to_ollamas_clients(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    message = {"role": None, "content": "a", "thinking": None, "images": None, "tool_calls": None}
+    assert await status_of(http, f"{url}/api/chat", {**CHAT, "messages": [message]}) == 200
+    for engine in Engine:
+        (sent,) = call_of(service, engine).body["messages"]
+        assert sent["role"] == "user" and None not in sent.values()
+    status, shown, _ = await post(http, f"{url}/api/show", {"model": None, "name": "demo"})
+    assert status == 200 and shown["details"]
+
+
+async def test_of_two_limits_the_newer_one_counts_on_each_engine(serve: Serve, http: ClientSession) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    body = {**CHAT, "stream": True, "max_tokens": 3, "max_completion_tokens": 5}
+    assert await status_of(http, f"{url}/v1/chat/completions", body) == 200
+    assert call_of(service).body["max_completion_tokens"] == 5
+    assert call_of(service, Engine.OLLAMA).body["max_tokens"] == 5
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_limit_beyond_all_counting_is_none(serve: Serve, http: ClientSession, path: str) -> None:
+    service = answers()
+    url = await serve(parts(service))
+    more: dict[str, Any] = {
+        "/api/chat": {"options": {"num_predict": 10**12}},
+        "/v1/responses": {"max_output_tokens": 10**12},
+    }.get(path, {"max_tokens": 10**12})
+    assert await status_of(http, url + path, body_of(path, "demo", USER, stream=True, **more)) == 200
+    sent = call_of(service).body
+    assert sent.get("max_tokens", sent.get("n_predict")) == 2**31 - 1
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "effort"),
+    [
+        ({"effort": "low"}, "low"),
+        ({"effort": "none"}, "none"),
+        ({"enabled": False}, "none"),
+        ({"enabled": True}, None),
+        ({"effort": None, "max_tokens": 100}, None),
+        (None, None),
+        ("high", None),
+    ],
+)
+async def test_an_effort_may_stand_in_an_object(
+    serve: Serve, http: ClientSession, reasoning: Any, effort: str | None
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    path = f"{url}/v1/chat/completions"
+    assert await status_of(http, path, {**CHAT, "stream": True, "reasoning": reasoning}) == 200
+    for engine in Engine:
+        sent = call_of(service, engine).body
+        assert sent.get("reasoning_effort") == effort and "reasoning" not in sent
+    named = {**CHAT, "stream": True, "reasoning": reasoning, "reasoning_effort": "medium"}
+    assert await status_of(http, path, named) == 200
+    assert call_of(service).body["reasoning_effort"] == "medium"
+
+
+@pytest.mark.parametrize(
+    ("choice", "sent"),
+    [
+        ("any", "required"),
+        ("", "auto"),
+        ({"type": "any"}, "required"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
+        ({"type": "tool", "name": "get_time"}, "required"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_a_choice_in_the_words_of_another_dialect(
+    serve: Serve, http: ClientSession, path: str, choice: Any, sent: str
+) -> None:
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    body = body_of(path, "demo", USER, stream=True, tools=[TOOL], tool_choice=choice)
+    assert await status_of(http, url + path, body) == 200
+    assert call_of(service).body["tool_choice"] == sent
+    for wrong in ("sometimes", {"type": "web_search"}, {"type": "function", "name": "other"}):
+        status, answer, _ = await post(http, url + path, {**body, "tool_choice": wrong})
+        assert status == 400 and "tool_choice" in error_of(path, answer)
+
+
+@pytest.mark.parametrize("dimensions", [None, 2])
+async def test_vectors_are_base64_where_that_is_asked_for(
+    serve: Serve, http: ClientSession, dimensions: int | None
+) -> None:
+    """openai's npm package always asks for it and decodes what comes unseen; an older Ollama does not."""
+    vectors = [{"object": "embedding", "index": 0, "embedding": [0.6, 0.8, 0.0]}]
+    service = ScriptedService({"object": "list", "data": vectors, "model": "emb", "usage": {}})
+    service.engine = Engine.OLLAMA
+    url = await serve(parts(service, model("emb:latest", capabilities=("embedding",))))
+    body = {"model": "emb", "input": ["a"], "encoding_format": "base64", "dimensions": dimensions}
+    status, answer, _ = await post(http, f"{url}/v1/embeddings", body)
+    raw = base64.b64decode(answer["data"][0]["embedding"])
+    given = struct.unpack(f"<{len(raw) // 4}f", raw)
+    assert status == 200 and given == pytest.approx([0.6, 0.8, 0.0][: dimensions or 3])
+    # What is base64 already stays as it is.
+    vectors[0]["embedding"] = "AAAAAA=="
+    _, answer, _ = await post(http, f"{url}/v1/embeddings", {**body, "dimensions": None})
+    assert answer["data"][0]["embedding"] == "AAAAAA=="
