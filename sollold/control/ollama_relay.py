@@ -1,4 +1,4 @@
-"""Requests that only an Ollama can answer (push, create, blobs), relayed as they are to one of the cluster.
+"""Requests that only an Ollama can answer (push, create, show, blobs), relayed as they are to one of them.
 
 Peer method ``ollama`` (`FindOllamaRequest` → `OllamaThere`) tells whether a node has one; the raw routes
 ``/ollama/api/…`` lead to it.
@@ -29,7 +29,7 @@ _ASK = 3.0
 _PIECE = 64 * 1024
 _OURS = "/ollama"
 _CREATE = "/api/create"
-_PATHS = re.compile(r"/api/(push|create|blobs/sha256[:-][0-9a-f]{64})")
+_PATHS = re.compile(r"/api/(push|create|show|blobs/sha256[:-][0-9a-f]{64})")
 
 Body = AsyncIterator[bytes] | bytes
 
@@ -92,7 +92,7 @@ class Relayed:
 
 
 class OllamaRelay:
-    """Relays push, create and blobs to an Ollama of the cluster. First `register`, at the end `close`."""
+    """Relays what only an Ollama can answer to one of the cluster. First `register`, at the end `close`."""
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class OllamaRelay:
     async def _on_request(self, request: web.Request) -> web.StreamResponse:
         path = f"/{request.match_info['path']}"
         if not _PATHS.fullmatch(path):
-            raise web.HTTPNotFound(text="only push, create and blobs are passed on")
+            raise web.HTTPNotFound(text="only push, create, show and blobs are passed on")
         try:
             # What is created is noted by its name, which is in the body.
             body = await request.content.read() if path == _CREATE else request.content.iter_any()

@@ -200,6 +200,50 @@ async def test_a_relayed_answer_that_breaks_off_ends_in_an_error_line(
     assert relay.sent[2][2] == b"GGUF"
 
 
+UNREADABLE = model(
+    files=(), source="ollama", only_ollama="Its files can't be read.", context_train=0, layers=0
+)
+
+
+async def test_a_model_whose_files_only_an_ollama_reads_is_shown_as_it_says(
+    serve: Serve, http: ClientSession
+) -> None:
+    said = {
+        "template": "{{ .Prompt }}",
+        "model_info": {"llama.context_length": 8192},
+        "capabilities": ["tools"],
+    }
+    answer = PlainRelayed(json.dumps(said)[:9].encode(), json.dumps(said)[9:].encode())
+    relay = ScriptedRelay(answer)
+    url = await serve(parts(ScriptedService(), UNREADABLE, relay=relay))
+    async with http.post(f"{url}/api/show", json={"name": "demo", "verbose": True}) as response:
+        assert await response.json() == {**said, "nodes": ["alpha", "beta"]}
+    ((_, path, body, name),) = relay.sent
+    assert (path, name) == ("/api/show", "demo:latest") and answer.closed == 1
+    assert json.loads(body) == {"model": "demo:latest", "verbose": True}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        PlainRelayed(b'{"error":"gone"}', status=404),
+        PlainRelayed(b"nonsense"),
+        PlainRelayed(b"{", Refusal(Fault.INTERRUPTED, "broke off")),
+        None,
+    ],
+)
+async def test_what_an_ollama_does_not_say_is_not_made_up(
+    serve: Serve, http: ClientSession, answer: PlainRelayed | None
+) -> None:
+    """Clients take a context of 0 as one, and have a default for none."""
+    relay = ScriptedRelay(answer) if answer is not None else None
+    url = await serve(parts(ScriptedService(), UNREADABLE, relay=relay))
+    async with http.post(f"{url}/api/show", json={"model": "demo"}) as response:
+        shown = await response.json()
+    assert shown["model_info"]["general.architecture"] == "llama"
+    assert not [key for key in shown["model_info"] if key.endswith(("context_length", "block_count"))]
+
+
 async def test_a_relayed_answer_is_ended_when_its_caller_hangs_up(serve: Serve, http: ClientSession) -> None:
     answer = PlainRelayed(b"one\n")
     answer.hangs = True

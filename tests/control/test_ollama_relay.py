@@ -145,6 +145,9 @@ async def test_what_is_about_a_model_goes_where_it_is(two: Town) -> None:
     for node in (a, b):
         status, _ = await node.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
         assert status == 200, "its own Ollama does not have it"
+    # Also what it is.
+    status, said = await a.ask("POST", "/api/show", b'{"model":"other:7b"}', "other:7b")
+    assert status == 200 and json.loads(said)["model_info"]
     status, said = await a.ask("POST", "/api/push", b'{"model":"none"}', "none")
     assert (status, json.loads(said)) == (404, {"error": "model 'none' not found"})
 

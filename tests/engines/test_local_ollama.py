@@ -113,6 +113,8 @@ async def test_models_as_endpoints(
     offered = {model.name: model for model in catalogue.models}
     assert offered["small:latest"].parameters == 8_000_000_000
     assert offered["small:latest"].only_ollama
+    # Clients ask for no more than it says that there is room for.
+    assert (offered["small:latest"].context_train, offered["small:latest"].width) == (4096, 64)
 
 
 async def test_memory_that_a_gpu_shares_is_there_once(

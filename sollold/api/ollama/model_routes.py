@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -22,9 +23,12 @@ from sollold.api.ollama.create import Create, told
 from sollold.api.ollama.models import ps, show, tags
 from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
 from sollold.errors import Fault, Refusal
+from sollold.models.listing import Listed
 from sollold.models.names import parse
 
 log = logging.getLogger("sollold.api")
+
+_SHOW_SECONDS = 10.0
 
 _NO_RELAY = (
     "{what} needs an Ollama, and no node of this cluster has a reachable one; start Ollama on a node, or "
@@ -74,10 +78,32 @@ class OllamaModelRoutes:
         """``/api/show``."""
         _, named = await read_as(request, Named)
         listed = await self._services.library.find(named.wanted)
+        if not listed.model.files and (told := await self._told(listed, named)) is not None:
+            return json_response({**told, "nodes": self._services.library.node_names(listed)})
         metadata = await self._services.library.metadata(listed)
         return json_response(
             show(listed, self._services.library.node_names, metadata, verbose=bool(named.verbose))
         )
+
+    async def _told(self, listed: Listed, named: Named) -> dict[str, Any] | None:
+        """What the Ollama that has a model says of it, whose files nobody else can read; None: nothing."""
+        relay = self._services.relay
+        if relay is None:
+            return None
+        asked = msgspec.json.encode({"model": listed.model.name, "verbose": bool(named.verbose)})
+        try:
+            async with asyncio.timeout(_SHOW_SECONDS):
+                answer = await relay.forward("POST", "/api/show", asked, listed.model.name)
+                if answer is None:
+                    return None
+                try:
+                    raw = b"".join([piece async for piece in answer.chunks()])
+                finally:
+                    await answer.close()
+            return msgspec.json.decode(raw, type=dict[str, Any]) if answer.status == 200 else None
+        except (Refusal, TimeoutError, msgspec.MsgspecError) as error:
+            log.info("the Ollama that has %s does not say what it is: %s", listed.model.name, error)
+            return None
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         """``/api/pull``."""

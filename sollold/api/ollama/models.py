@@ -108,13 +108,15 @@ def _no_details() -> dict[str, Any]:
 def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:
     """``/api/show``. ``model_info`` is the header; long arrays only when ``verbose``, else null as Ollama."""
     model = listed.model
-    info: dict[str, Any] = {
-        "general.architecture": model.architecture,
+    info: dict[str, Any] = {"general.architecture": model.architecture}
+    known = {
         "general.parameter_count": model.parameters,
+        f"{model.architecture}.block_count": model.layers,
+        f"{model.architecture}.context_length": model.context_train,
+        f"{model.architecture}.embedding_length": model.width,
     }
-    if model.architecture:
-        info[f"{model.architecture}.block_count"] = model.layers
-        info[f"{model.architecture}.context_length"] = model.context_train
+    # Clients have a default of their own for what is missing, and none for 0.
+    info |= {key: value for key, value in known.items() if value}
     for key, value in metadata.items():
         if key == "tokenizer.chat_template":
             continue

@@ -180,13 +180,11 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
 
 def _thoughts(item: dict[str, Any]) -> list[str]:
     """What a model thought: as it was, else as we sealed it, else in its summary."""
-    for parts in (
-        item.get("content"),
-        [{"text": unsealed(item.get("encrypted_content"))}],
-        item.get("summary"),
-    ):
-        listed = parts if isinstance(parts, list) else ()
-        texts = [part.get("text") for part in listed if isinstance(part, dict)]
+    own = [{"text": unsealed(item.get("encrypted_content"))}]
+    for parts in (item.get("content"), own, item.get("summary")):
+        if parts is not None and not isinstance(parts, list):
+            raise Refusal(Fault.BAD_REQUEST, "a reasoning's content and summary are lists of parts")
+        texts = [part.get("text") for part in parts or () if isinstance(part, dict)]
         if found := [text for text in texts if isinstance(text, str) and text]:
             return found
     return []

@@ -33,6 +33,9 @@ class Details(msgspec.Struct):
     family: str | None = ""
     parameter_size: str | None = ""
     quantization_level: str | None = ""
+    parent_model: str | None = ""
+    context_length: int | None = 0
+    embedding_length: int | None = 0
 
 
 class Tag(msgspec.Struct):

@@ -6,7 +6,7 @@ import re
 from datetime import datetime
 
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint, Placed, Record, State
-from sollold.engines.ollama.api import Loaded, Tag
+from sollold.engines.ollama.api import Details, Loaded, Tag
 from sollold.engines.ollama.loaded import Use
 from sollold.machine.device import Kind, one_a_memory
 from sollold.models.model import Model
@@ -19,7 +19,7 @@ _POWERS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 def listed_model(name: str, tag: Tag) -> Model:
     """What the API tells of a model whose files can't be read here."""
-    details = tag.details
+    details = tag.details or Details()
     return Model(
         name=name,
         digest=tag.digest,
@@ -27,9 +27,12 @@ def listed_model(name: str, tag: Tag) -> Model:
         files=(),
         size=tag.size,
         modified=_seconds(tag.modified_at),
-        architecture=(details.family if details else "") or "",
-        parameters=_parameters((details.parameter_size if details else "") or ""),
-        quantization=(details.quantization_level if details else "") or "",
+        architecture=details.family or "",
+        width=details.embedding_length or 0,
+        parent=details.parent_model or "",
+        parameters=_parameters(details.parameter_size or ""),
+        quantization=details.quantization_level or "",
+        context_train=details.context_length or 0,
         capabilities=tuple(tag.capabilities or ("completion",)),
         manifest=tag.digest,
         only_ollama="Its files can't be read by its node's daemon, so only the Ollama there runs it.",
