@@ -85,10 +85,15 @@ async def test_null_is_not_named_to_ollamas_clients(serve: Serve, http: ClientSe
     assert status == 200 and shown["details"]
 
 
-async def test_of_two_limits_the_newer_one_counts_on_each_engine(serve: Serve, http: ClientSession) -> None:
+async def test_of_two_limits_the_same_counts_on_each_engine(serve: Serve, http: ClientSession) -> None:
     service = answers()
     url = await serve(parts(service))
     body = {**CHAT, "stream": True, "max_tokens": 3, "max_completion_tokens": 5}
+    assert await status_of(http, f"{url}/v1/chat/completions", body) == 200
+    for engine in Engine:
+        sent = call_of(service, engine).body
+        assert sent["max_tokens"] == 3 and "max_completion_tokens" not in sent
+    del body["max_tokens"]
     assert await status_of(http, f"{url}/v1/chat/completions", body) == 200
     assert call_of(service).body["max_completion_tokens"] == 5
     assert call_of(service, Engine.OLLAMA).body["max_tokens"] == 5

@@ -36,8 +36,7 @@ def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
     if limit is not None:
-        # Where both are named, as llama-server has it.
-        out["max_tokens"] = limit
+        out.setdefault("max_tokens", limit)
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_for_ollama(message) for message in messages]

@@ -166,7 +166,9 @@ def _completion(
         )
     if generate.template and not generate.raw:
         values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}
-        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)})
+        turns = [(turn.role, turn.content) for turn in _turns_before(generate, model)]
+        said = [turn for turn in turns if turn[0] != "system" or not system]
+        prompt = render_template(generate.template, {**values, **_thought_values(generate.think)}, said)
     elif generate.context and is_packed(generate.context):
         prompt = "".join(turn.content for turn in unpack_context(generate.context)) + prompt
     body: dict[str, Any] = {
@@ -180,6 +182,13 @@ def _completion(
         body["logprobs"] = rivals
     add_stream(body, generate.stream is not False)
     return Call("/v1/completions", body)
+
+
+def _turns_before(generate: Generate, model: Model) -> list[Turn]:
+    """What was said before the prompt, as far as it is known."""
+    if not generate.context:
+        return [Turn(message["role"], message["content"]) for message in own_messages(model)]
+    return unpack_context(generate.context) if is_packed(generate.context) else []
 
 
 def _thought_values(think: bool | str | None) -> dict[str, str]:

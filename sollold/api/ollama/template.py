@@ -1,123 +1,74 @@
-"""Ollama's prompt templates (Go's text/template), as far as a caller's own ``template`` uses them.
-
-Known: ``{{ .Name }}`` for System, Prompt, Response, Suffix, Think and its like; ``if`` with a name, ``not``,
-``and``, ``or``; ``else``, ``else if``, ``end``; trim marks and comments. The rest is refused by name rather
-than guessed.
-"""
+"""A caller's own ``template``: what Ollama prints of it for a prompt and the turns before. Pure."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import field
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sollold.errors import Fault, Refusal
-from sollold.facts import dataclass
+from sollold.models.templates.exchanges import field_names, until_response
+from sollold.models.templates.go_parser import Node, Operand, Print, TemplateError, parse_template
+from sollold.models.templates.go_render import render_nodes
 
-_LEFT = re.compile(r"\{\{(- )?")
-_NAME = re.compile(r"\$?\.(System|Prompt|Response|Suffix|First|Think|ThinkLevel|IsThinkSet)")
-_LIMIT = 100_000
-_DEPTH = 50
-
-
-@dataclass(slots=True)
-class _Block:
-    """One ``if``: what counts at present, and whether a branch was taken already."""
-
-    outer: bool
-    live: bool
-    taken: bool
-    closed: bool = field(default=False)
+_NONE: dict[str, Any] = {
+    **dict.fromkeys(("System", "Prompt", "Response", "Suffix", "Think", "ThinkLevel", "IsThinkSet"), ""),
+    "First": True,
+    "Messages": [],
+    "Tools": [],
+}
 
 
-def render_template(template: str, values: Mapping[str, str]) -> str:
-    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``, ``Think`` …; ``Response`` ends it).
+def render_template(template: str, values: Mapping[str, Any], turns: Sequence[tuple[str, str]] = ()) -> str:
+    """``template`` with ``values`` (``System``, ``Prompt``, ``Suffix``, ``Think`` …) up to the response.
+
+    ``turns``: role and content of what was said before.
 
     Raises:
         Refusal: BAD_REQUEST naming the part that is not supported.
     """
-    if len(template) > _LIMIT:
-        raise Refusal(Fault.BAD_REQUEST, f"template is longer than {_LIMIT} characters")
-    out: list[str] = []
-    blocks: list[_Block] = []
-    live = True
-    for text, action in _parts(template):
-        if live:
-            out.append(text)
-        if action is None or (action.startswith("/*") and action.endswith("*/")):
-            continue
-        if action.startswith("if "):
-            if len(blocks) >= _DEPTH:
-                raise Refusal(Fault.BAD_REQUEST, "template: ifs are nested too deeply")
-            truth = _true(action[3:], values)
-            blocks.append(_Block(live, truth, truth))
-            live = live and truth
-        elif action == "else" or action.startswith("else if "):
-            if not blocks or blocks[-1].closed:
-                raise Refusal(Fault.BAD_REQUEST, "template: else without if")
-            block = blocks[-1]
-            truth = not block.taken and (action == "else" or _true(action[8:], values))
-            block.closed = action == "else"
-            block.taken = block.taken or truth
-            live = block.outer and truth
-        elif action == "end":
-            if not blocks:
-                raise Refusal(Fault.BAD_REQUEST, "template: end without if")
-            live = blocks.pop().outer
-        elif live and _NAME.fullmatch(action) and action.endswith(".Response"):
-            # What follows the answer is not part of the prompt.
-            return "".join(out)
-        else:
-            value = _value(action, values)
-            if live:
-                out.append(value)
-    if blocks:
-        raise Refusal(Fault.BAD_REQUEST, "template: an if has no end")
-    return "".join(out)
-
-
-def _parts(template: str) -> Iterator[tuple[str, str | None]]:
-    """Each text with the action that follows it; None after the last."""
-    place = 0
-    trim = False
-    # No one pattern for a whole action: it would look for the end anew at each of many beginnings.
-    while match := _LEFT.search(template, place):
-        text = template[place : match.start()]
-        end = template.find("}}", match.end())
-        if end < 0:
-            raise Refusal(Fault.BAD_REQUEST, "template: a {{ has no }}")
-        inner = template[match.end() : end]
-        place = end + 2
-        if trim:
-            text = text.lstrip()
-        if match[1]:
-            text = text.rstrip()
-        trim = inner.endswith(" -")
-        yield text, (inner[:-2] if trim else inner).strip()
-    rest = template[place:]
-    yield (rest.lstrip() if trim else rest), None
-
-
-def _value(action: str, values: Mapping[str, str]) -> str:
-    match = _NAME.fullmatch(action)
-    if match is None:
+    values = {**_NONE, **values}
+    said = _conversation(values, turns)
+    try:
+        nodes = parse_template(template)
+        if "Messages" in field_names(nodes):
+            return render_nodes(nodes, {**values, "Messages": _messages(said)})
+        return _exchanges(nodes, values, said)
+    except TemplateError as error:
         raise Refusal(
-            Fault.BAD_REQUEST,
-            f"template: {{{{ {action[:60]} }}}} is not supported; .System, .Prompt, .Suffix, .Response and "
-            'if, else, end are. Or render the prompt yourself and send "raw": true',
-        )
-    return values.get(match[1], "")
+            Fault.BAD_REQUEST, f'template: {error}; or render the prompt yourself and send "raw": true'
+        ) from None
 
 
-def _true(condition: str, values: Mapping[str, str]) -> bool:
-    words = condition.split()
-    if len(words) == 1:
-        return words[0] == "$.First" or words[0] == ".First" or bool(_value(words[0], values))
-    if words[0] == "not" and len(words) == 2:
-        return not _value(words[1], values)
-    if words[0] == "and":
-        return all(_value(word, values) for word in words[1:])
-    if words[0] == "or":
-        return any(_value(word, values) for word in words[1:])
-    _value(condition, values)
-    return False
+def _conversation(values: Mapping[str, Any], turns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    system = [("system", values["System"])] if values["System"] else []
+    return [*system, *turns, ("user", values["Prompt"])]
+
+
+def _messages(said: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    rest = {"Thinking": "", "ToolCalls": [], "ToolName": "", "ToolCallID": "", "Images": []}
+    return [{"Role": role, "Content": content, **rest} for role, content in said]
+
+
+_FIELDS = {"system": "System", "user": "Prompt", "assistant": "Response"}
+_AFTER = {"System": ("Prompt", "Response"), "Prompt": ("Response",), "Response": ()}
+"""What an exchange can't have already when this is said in it."""
+_NOTHING = dict.fromkeys(_AFTER, "")
+
+
+def _exchanges(nodes: tuple[Node, ...], values: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
+    """A template of one exchange, printed for each of them, and for the last as far as its response.
+
+    Neighbours of one role are joined, as Ollama does.
+    """
+    if "Response" not in field_names(nodes):
+        nodes = (*nodes, Print(Operand(".", ("Response",))))
+    printed: list[str] = []
+    exchange = dict(_NOTHING)
+    for role, content in said:
+        name = _FIELDS.get(role, "Prompt")
+        if any(exchange[later] for later in _AFTER[name]):
+            printed.append(render_nodes(nodes, {**values, **exchange, "First": not printed}))
+            exchange = dict(_NOTHING)
+        exchange[name] = f"{exchange[name]}\n\n{content}" if exchange[name] else content
+    last, _ = until_response(nodes)
+    return "".join([*printed, render_nodes(last, {**values, **exchange, "First": not printed})])

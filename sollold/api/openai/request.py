@@ -194,6 +194,9 @@ def _checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> di
     for name in _NOT_HERE:
         out.pop(name, None)
     _effort(out)
+    if ask.max_tokens is not None:
+        # As Ollama, which knows no other; llama-server would take the other.
+        out.pop("max_completion_tokens", None)
     _clean_stop(out, ask)
     out["messages"] = [chat_message(message, model) for message in out["messages"]]
     _tool_choice(out)

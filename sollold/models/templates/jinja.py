@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 
 from sollold.facts import dataclass
+from sollold.models.templates.exchanges import field_names, until_response
 from sollold.models.templates.go_parser import (
     Assign,
     Branch,
@@ -105,7 +105,7 @@ def to_jinja(template: str) -> str:
         TemplateError: it has a part that is not known here; the message names it.
     """
     nodes = parse_template(template)
-    names = set(_names(nodes))
+    names = field_names(nodes)
     if "Messages" in names:
         return _conversation(nodes)
     if "Response" not in names:
@@ -172,7 +172,7 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
         **{name: _Value(code) for name, code in _THINKING.items()},
     }
     scope = _Scope(root, None, {})
-    cut, _ = _until_response(nodes)
+    cut, _ = until_response(nodes)
     flush = "{{- exchange(ns.system, ns.prompt, ns.response) -}}" + "".join(
         f"{{%- set ns.{name} = '' -%}}" for name in _EXCHANGE.values()
     )
@@ -199,44 +199,6 @@ def _exchanges(nodes: tuple[Node, ...]) -> str:
         + "{%- set ns.role = m.role -%}{%- endfor -%}"
         + "{{- opening(ns.system, ns.prompt, ns.response) -}}"
     )
-
-
-def _until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
-    """The nodes up to the one that prints the response, and whether it was among them."""
-    left: list[Node] = []
-    for node in nodes:
-        if isinstance(node, Print) and "Response" in set(_names((node,))):
-            return (*left, node), True
-        if isinstance(node, Branch):
-            body, found = _until_response(node.body)
-            other, also = ((), True) if found else _until_response(node.other)
-            left.append(replace(node, body=body, other=other))
-            if found or (also and node.other):
-                return tuple(left), True
-            continue
-        left.append(node)
-    return tuple(left), False
-
-
-def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
-    """The first field of all that is named."""
-    for node in nodes:
-        if isinstance(node, Print | Assign | Branch):
-            yield from _named(node.value)
-        if isinstance(node, Branch):
-            yield from _names(node.body)
-            yield from _names(node.other)
-
-
-def _named(value: Expression) -> Iterator[str]:
-    if isinstance(value, Call):
-        for argument in value.arguments:
-            yield from _named(argument)
-    elif isinstance(value, Operand):
-        if value.fields and isinstance(value.base, str):
-            yield value.fields[0]
-        elif isinstance(value.base, Call):
-            yield from _named(value.base)
 
 
 def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:

@@ -1,0 +1,50 @@
+"""Templates of one exchange (System, Prompt, Response), which Ollama prints once for each. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from sollold.models.templates.go_parser import Assign, Branch, Call, Expression, Node, Operand, Print
+
+
+def until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
+    """The nodes up to the one that prints the response, and whether it was among them."""
+    left: list[Node] = []
+    for node in nodes:
+        if isinstance(node, Print) and "Response" in field_names((node,)):
+            return (*left, node), True
+        if isinstance(node, Branch):
+            body, found = until_response(node.body)
+            other, also = ((), True) if found else until_response(node.other)
+            left.append(replace(node, body=body, other=other))
+            if found or (also and node.other):
+                return tuple(left), True
+            continue
+        left.append(node)
+    return tuple(left), False
+
+
+def field_names(nodes: tuple[Node, ...]) -> frozenset[str]:
+    """The first field of all that is named."""
+    return frozenset(_names(nodes))
+
+
+def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, Print | Assign | Branch):
+            yield from _named(node.value)
+        if isinstance(node, Branch):
+            yield from _names(node.body)
+            yield from _names(node.other)
+
+
+def _named(value: Expression) -> Iterator[str]:
+    if isinstance(value, Call):
+        for argument in value.arguments:
+            yield from _named(argument)
+    elif isinstance(value, Operand):
+        if value.fields and isinstance(value.base, str):
+            yield value.fields[0]
+        elif isinstance(value.base, Call):
+            yield from _named(value.base)
