@@ -52,7 +52,6 @@ def render_nodes(nodes: Sequence[Node], values: Mapping[str, Any]) -> str:
 class _Run:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self.printed: list[str] = []
-        self._root = root
         self._frames: list[dict[str, Any]] = [{"$": root}]
         self._steps = 0
         self._length = 0
