@@ -15,18 +15,26 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
-_pid = 0
 
 
 def loop() -> asyncio.AbstractEventLoop:
     """The loop. A forked child gets one of its own."""
-    global _loop, _pid
+    global _loop
     with _lock:
-        if _loop is None or _pid != os.getpid():
-            fresh = asyncio.new_event_loop()
-            threading.Thread(target=fresh.run_forever, name="sollold client", daemon=True).start()
-            _loop, _pid = fresh, os.getpid()
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_loop.run_forever, name="sollold client", daemon=True).start()
         return _loop
+
+
+def _forked() -> None:
+    """In a forked child: another thread may have held the lock at that moment."""
+    global _lock, _loop
+    _lock, _loop = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sollold.client import discovery
 from sollold.client.delivered import Delivered
 from sollold.client.errors import ClientError, NodeLost, NodeSilent
-from sollold.client.http import Client, new_session
+from sollold.client.http import Client, api_key_of, new_session
 from sollold.client.node_list import KnownNode, NodeList
 from sollold.client.outage import INEXACT, Outage
 from sollold.client.time_limits import TimeLimits
@@ -48,6 +48,9 @@ class ClusterClient:
             else what mDNS finds.
         timeout: seconds for an answer that is not streamed.
         find: what to do when no node is known and none answers on this machine; answers with URLs.
+        api_key: where the nodes want one; None: ``$SOLLOLD_API_KEY``, empty: none. It is sent to nodes that
+            are named, to this machine's, and to those that these tell of. Not to others that mDNS finds:
+            anybody on the LAN can announce one.
     """
 
     def __init__(
@@ -56,7 +59,9 @@ class ClusterClient:
         *,
         timeout: float = 30.0,
         find: Callable[[], Awaitable[Sequence[str]]] = discovery.on_the_lan,
+        api_key: str | None = None,
     ) -> None:
+        self.api_key = api_key_of(api_key)
         self.nodes = NodeList(nodes)
         self._named = bool(nodes)
         self._timeout = timeout
@@ -66,6 +71,13 @@ class ClusterClient:
         self._finding: asyncio.Lock | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._learned_at = 0.0
+
+    def apart(self) -> ClusterClient:
+        """Another client of the same nodes, for another event loop."""
+        other = ClusterClient(timeout=self._timeout, find=self._find, api_key=self.api_key)
+        for known in self.nodes:
+            other.nodes.add([known.url], trusted=known.trusted)
+        return other
 
     async def close(self) -> None:
         """Close the connections. The client can be used again afterwards."""
@@ -288,7 +300,7 @@ class ClusterClient:
             found = await self._find()
             if not found:
                 raise _nobody()
-            self.nodes.add(found)
+            self.nodes.add(found, trusted=False)
 
     def _use_running_loop(self) -> None:
         loop = asyncio.get_running_loop()
@@ -299,7 +311,8 @@ class ClusterClient:
 
     def _client(self, url: str) -> Client:
         self._use_running_loop()
-        return Client(url, timeout=self._timeout, session=self._session)
+        key = self.api_key if self.nodes.is_trusted(url) else ""
+        return Client(url, timeout=self._timeout, session=self._session, api_key=key)
 
     def _lost(self, known: KnownNode, error: ClientError) -> None:
         level = logging.WARNING if known.reached and not known.failures else logging.DEBUG

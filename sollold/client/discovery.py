@@ -33,6 +33,8 @@ def url_of(node: str | Mapping[str, object]) -> str:
         raise ValueError("the address of a node is empty")
     if "://" in text:
         return text
+    if text.count(":") > 1 and not text.startswith("["):
+        return f"http://[{text}]:{PORT}"
     host, colon, port = text.rpartition(":")
     if colon and port.isdigit() and "]" not in port:
         return f"http://{text}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 CONNECT_SECONDS = 5.0
+KEY_VARIABLE = "SOLLOLD_API_KEY"
 LONGEST_LINE = 1 << 20
 """Half of the bytes that a line of a stream may have."""
 
@@ -27,13 +28,20 @@ class Client:
         url: of the node (``http://pc2:11435``).
         timeout: seconds for an answer that is not streamed.
         session: to share connections with other clients; without one the client opens its own.
+        api_key: where the node wants one; None: ``$SOLLOLD_API_KEY``, empty: none.
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 30.0, session: aiohttp.ClientSession | None = None
+        self,
+        url: str,
+        *,
+        timeout: float = 30.0,
+        session: aiohttp.ClientSession | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout
+        self._key = api_key_of(api_key)
         self._session = session
         self._owned = False
 
@@ -127,7 +135,12 @@ class Client:
     def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
         if self._session is None:
             raise RuntimeError("the client is used outside of its context")
-        return _Exchange(self._session, self.url, method, path, body, timeout)
+        return _Exchange(self._session, self.url, method, path, body, timeout, self._key)
+
+
+def api_key_of(given: str | None) -> str:
+    """The key that a caller gave, else that of the environment; empty: none."""
+    return (os.environ.get(KEY_VARIABLE, "") if given is None else given).strip()
 
 
 def refused(message: str, status: int) -> ClientError:
@@ -144,7 +157,9 @@ def new_session() -> aiohttp.ClientSession:
     import aiohttp
 
     # The system's authorities take a while to load, and only HTTPS needs them.
-    connector = aiohttp.TCPConnector(ssl=trusted()) if os.environ.get(CA_VARIABLE) else None
+    context = trusted() if os.environ.get(CA_VARIABLE) else True
+    # Each stream has a connection to itself, and a program may read any number of them at a time.
+    connector = aiohttp.TCPConnector(ssl=context, limit=0)
     return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE)
 
 
@@ -159,11 +174,15 @@ class _Exchange:
         path: str,
         body: object,
         timeout: aiohttp.ClientTimeout,
+        key: str,
     ) -> None:
         self._url = url
+        self._key = key
         self._limit = timeout.total or timeout.sock_read or 0.0
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json"} if data is not None else {}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
         self._pending = session.request(method, url + path, data=data, headers=headers, timeout=timeout)
 
     async def __aenter__(self) -> aiohttp.ClientResponse:
@@ -189,7 +208,10 @@ class _Exchange:
             with contextlib.suppress(ValueError, aiohttp.ClientError, TimeoutError):
                 item = json.loads(await response.read())
             response.release()
-            raise refused(error_text(item) or f"HTTP status {response.status}", response.status)
+            message = error_text(item) or f"HTTP status {response.status}"
+            if response.status == 401 and not self._key:
+                message += f". A key is given as api_key=… or in ${KEY_VARIABLE}"
+            raise refused(message, response.status)
         return response
 
     async def __aexit__(

@@ -13,7 +13,7 @@ from sollold.client.backends import backend_addresses
 from sollold.client.bodies import checked_messages, request_body
 from sollold.client.coordinator import DISTRIBUTED, Coordinator, coordinator_of, coordinators_in
 from sollold.client.daemon_process import DaemonProcess
-from sollold.client.discovery import HERE, named_in_environment, urls_of
+from sollold.client.discovery import HERE, PORT, named_in_environment, urls_of
 from sollold.client.errors import ClientError, InsufficientMemory
 from sollold.client.events import Events
 from sollold.client.pool import NodeNames, OllamaPool, Record
@@ -54,6 +54,7 @@ class HybridRouter:
         model_filter: names of the models that may be spread; the others run on one machine. None: all may.
         layer_strategy: ``"memory_aware"``: layers by memory; ``"even"``: alike.
         node: URLs of nodes, the preferred ones first; see `OllamaPool`.
+        api_key: where the nodes want one; see `OllamaPool`.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class HybridRouter:
         model_filter: Iterable[str] | None = None,
         layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
         node: NodeNames | None = None,
+        api_key: str | None = None,
     ) -> None:
         if num_rpc_backends is not None and num_rpc_backends < 1:
             raise ValueError("num_rpc_backends must be at least 1; enable_distributed=False spreads nothing")
@@ -78,9 +80,11 @@ class HybridRouter:
             raise ValueError(f'layer_strategy is "memory_aware" or "even", not {layer_strategy!r}')
         if isinstance(model_filter, str):
             model_filter = [model_filter]
-        self.ollama_pool = ollama_pool if ollama_pool is not None else OllamaPool(node)
+        self.ollama_pool = ollama_pool if ollama_pool is not None else OllamaPool(node, api_key=api_key)
         if ollama_pool is not None and node is not None:
             self.ollama_pool.client.nodes.add(urls_of(node))
+        if ollama_pool is not None and api_key is not None:
+            self.ollama_pool.client.api_key = api_key.strip()
         self.enable_distributed = enable_distributed
         self.model_filter = None if model_filter is None else tuple(model_filter)
         self.coordinator_timeout = coordinator_timeout
@@ -355,7 +359,8 @@ class HybridRouter:
             return await self.ollama_pool.get_stats()
 
         async def ask_apart() -> Record:
-            async with OllamaPool([known.url for known in self.ollama_pool.client.nodes]) as pool:
+            async with OllamaPool() as pool:
+                pool.client = self.ollama_pool.client.apart()
                 return await pool.get_stats()
 
         return Stats(ask, ask_apart)
@@ -381,7 +386,17 @@ class HybridRouter:
         if self._child is not None and not len(client.nodes) and not named_in_environment():
             await self._child.ensure()
             client.nodes.add([HERE])
-        cluster = await client.get("/api/cluster")
+        try:
+            cluster = await client.get("/api/cluster")
+        except ClientError as error:
+            if error.status != 404:
+                raise
+            where = next((known.url for known in client.nodes.order()), HERE)
+            raise ClientError(
+                f"what answers at {where} is no sollold: it has no /api/cluster. If it is an Ollama, name "
+                f"the sollold of that machine instead (port {PORT}), which uses it",
+                404,
+            ) from error
         self._ready = True
         self._events.connected(cluster, self.enable_distributed, bool(self._backends))
 

@@ -22,6 +22,7 @@ class KnownNode:
         reached: it has answered once.
         failures: in a row; 0: it answers as far as is known.
         retry_at: when it is worth a look again, on the monotonic clock.
+        trusted: the caller named it, or such a node told of it: it may be shown the caller's key.
     """
 
     url: str
@@ -30,6 +31,7 @@ class KnownNode:
     reached: bool = False
     failures: int = 0
     retry_at: float = 0.0
+    trusted: bool = True
 
 
 class NodeList:
@@ -45,22 +47,32 @@ class NodeList:
     def __iter__(self) -> Iterator[KnownNode]:
         return iter(tuple(self._nodes))
 
-    def add(self, urls: Iterable[str]) -> None:
-        """More addresses, behind those that are known."""
+    def add(self, urls: Iterable[str], *, trusted: bool = True) -> None:
+        """More addresses, behind those that are known. ``trusted``: as in `KnownNode`."""
         for url in urls:
             url = url.rstrip("/")
-            if self._by_url(url) is None and len(self._nodes) < MOST_NODES:
-                self._nodes.append(KnownNode(url))
+            known = self._by_url(url)
+            if known is not None:
+                known.trusted = known.trusted or trusted
+            elif len(self._nodes) < MOST_NODES:
+                self._nodes.append(KnownNode(url, trusted=trusted))
 
     def learn(self, asked: str, cluster: dict[str, Any]) -> None:
         """Take in what the node at ``asked`` says of its cluster (``/api/cluster``)."""
+        by = self._by_url(asked)
+        trusted = by is not None and by.trusted
         for told in cluster.get("nodes") or ():
             node, url, name = (str(told.get(key) or "") for key in ("node", "url", "name"))
+            if asked.startswith("https:") and url.startswith("http:") and not told.get("me"):
+                # What the caller encrypts is not sent in the clear because a node is away.
+                continue
             # The address by which the asked node is reached is better than the one that it has on its LAN.
             known = self._by_url(asked) if told.get("me") else self._by_id(node) or self._by_url(url)
             if known is None:
-                self.add([url])
+                self.add([url], trusted=trusted)
                 known = self._by_url(url)
+            elif trusted:
+                known.trusted = True
             if known is not None:
                 known.node, known.name = node, name
 
@@ -82,6 +94,11 @@ class NodeList:
     def due(self, now: float) -> list[KnownNode]:
         """Nodes that failed and are worth a look again."""
         return [known for known in self._nodes if known.failures and known.retry_at <= now]
+
+    def is_trusted(self, url: str) -> bool:
+        """Whether the node at ``url`` may be shown the caller's key."""
+        known = self._by_url(url.rstrip("/"))
+        return known is None or known.trusted
 
     def name_of(self, url: str) -> str:
         """What people call the node at ``url``."""

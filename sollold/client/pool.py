@@ -35,15 +35,20 @@ class OllamaPool:
             them: ``$SOLLOLD_NODE_URL``, this machine, else what mDNS finds. One is enough: it tells of the
             others.
         timeout: seconds for answers that are not streamed and have no limit of their own.
+        api_key: where the nodes want one; None: ``$SOLLOLD_API_KEY``. See `ClusterClient` for who gets it.
     """
 
-    def __init__(self, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> None:
-        self.client = ClusterClient(urls_of(nodes), timeout=timeout)
+    def __init__(
+        self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> None:
+        self.client = ClusterClient(urls_of(nodes), timeout=timeout, api_key=api_key)
 
     @classmethod
-    def auto_configure(cls, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> Self:
+    def auto_configure(
+        cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> Self:
         """A pool of the nodes that are found. It may be awaited, and need not be."""
-        return cls(nodes, timeout=timeout)
+        return cls(nodes, timeout=timeout, api_key=api_key)
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self

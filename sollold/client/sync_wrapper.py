@@ -27,13 +27,17 @@ __all__ = ["HybridRouter", "OllamaPool"]
 class OllamaPool:
     """The cluster as a pool of Ollamas. Arguments are those of `sollold.client.OllamaPool`."""
 
-    def __init__(self, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> None:
-        self.asynchronous = pool.OllamaPool(nodes, timeout=timeout)
+    def __init__(
+        self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> None:
+        self.asynchronous = pool.OllamaPool(nodes, timeout=timeout, api_key=api_key)
 
     @classmethod
-    def auto_configure(cls, nodes: NodeNames | None = None, *, timeout: float = 30.0) -> Self:
+    def auto_configure(
+        cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> Self:
         """A pool of the nodes that are found with the first request."""
-        return cls(nodes, timeout=timeout)
+        return cls(nodes, timeout=timeout, api_key=api_key)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +121,7 @@ class HybridRouter:
         model_filter: Iterable[str] | None = None,
         layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
         node: NodeNames | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.asynchronous = hybrid_router.HybridRouter(
             None if ollama_pool is None else ollama_pool.asynchronous,
@@ -131,6 +136,7 @@ class HybridRouter:
             model_filter=model_filter,
             layer_strategy=layer_strategy,
             node=node,
+            api_key=api_key,
         )
         if auto_setup_rpc:
             _with_daemons.add(self)

@@ -142,6 +142,8 @@ def test_nodes_are_named_in_several_ways() -> None:
     assert url_of("https://pc2/") == "https://pc2"
     assert url_of({"host": "10.0.0.1"}) == "http://10.0.0.1:11435"
     assert url_of({"host": "fd00::1", "port": 1}) == "http://[fd00::1]:1"
+    assert url_of("::1") == url_of("[::1]") == "http://[::1]:11435"
+    assert url_of("[fd00::1]:8000") == "http://[fd00::1]:8000"
     assert urls_of("a,b:1") == ["http://a:11435", "http://b:1"]
     assert urls_of(None) == []
     with pytest.raises(ValueError):

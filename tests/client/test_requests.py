@@ -27,6 +27,7 @@ from tests.api.api_parts import PlainCluster, ScriptedService, call_of, chunk, p
 from tests.api.conftest import Serve
 from tests.api.conftest import serve as serve  # a fixture
 from tests.doubles import until
+from tests.ollama_standin import Standin
 
 HELLO = [{"role": "user", "content": "hi"}]
 ANSWER = (chunk("Hel"), chunk("lo"), chunk(finish="stop"), usage_chunk(3, 2))
@@ -46,6 +47,17 @@ async def test_a_whole_answer_is_ollamas_with_its_routing(serve: Serve) -> None:
         assert router.coordinator is not None and router.coordinator.is_running()
         assert router.coordinator.base_url == "http://10.0.0.1:11435"
         assert len(router.coordinator.rpc_backends) == 1
+
+
+async def test_an_ollama_is_no_node_of_a_cluster() -> None:
+    standin = Standin([])
+    url = await standin.start()
+    try:
+        async with HybridRouter(node=url) as router:
+            with pytest.raises(ClientError, match=f"{url} is no sollold.*port 11435"):
+                await router.route_request("demo", HELLO)
+    finally:
+        await standin.close()
 
 
 async def test_a_stream_gives_the_records_as_they_come(serve: Serve) -> None:

@@ -1,0 +1,131 @@
+"""Programs that fork, that pass errors from process to process, and that have many threads."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import pickle
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from aiohttp import web
+
+from sollold.client import ClientError, InsufficientMemory, RequestTimeout, background, sync_wrapper
+from sollold.client.errors import NodeLost, NodeSilent
+from tests.doubles import until
+from tests.http_double import HttpDouble
+
+
+class Slow(HttpDouble):
+    """A node with streams that go on until they are told to end."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.end = asyncio.Event()
+
+    async def start(self) -> str:
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._whole)
+        app.router.add_post("/api/chat", self._stream)
+        return await self.serve(app)
+
+    async def _whole(self, request: web.Request) -> web.Response:
+        return web.json_response({"models": [], "nodes": [], "deployments": []})
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        record = b'{"message":{"role":"assistant","content":"a"},"done":%b}\n'
+        await response.write(record % b"false")
+        self.open += 1
+        await self.end.wait()
+        await response.write(record % b"true")
+        return response
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[tuple[Slow, str]]:
+    slow = Slow()
+    url = await slow.start()
+    yield slow, url
+    slow.end.set()
+    await slow.close()
+
+
+def _in_child(pool: sync_wrapper.OllamaPool, queue: multiprocessing.Queue[object]) -> None:
+    try:
+        queue.put(pool.list())
+    except BaseException as error:
+        queue.put(repr(error))
+
+
+async def test_forked_children_use_what_their_parent_made(node: tuple[Slow, str]) -> None:
+    _, url = node
+    pool = sync_wrapper.OllamaPool(url)
+    assert await asyncio.to_thread(pool.list) == []
+    context = multiprocessing.get_context("fork")
+    stop = threading.Event()
+
+    def busy() -> None:
+        # The lock is held in some of the moments in which a child begins.
+        while not stop.is_set():
+            background.loop()
+
+    def fork() -> list[object]:
+        found: list[object] = []
+        for _ in range(10):
+            queue: multiprocessing.Queue[object] = context.Queue()
+            child = context.Process(target=_in_child, args=(pool, queue))
+            child.start()
+            found.append(queue.get(timeout=30))
+            child.join(10)
+            found.append(pool.list())
+        return found
+
+    threads = [threading.Thread(target=busy) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert await asyncio.to_thread(fork) == [[]] * 20
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        await asyncio.to_thread(pool.close)
+
+
+async def test_as_many_streams_as_a_program_reads(node: tuple[Slow, str]) -> None:
+    slow, url = node
+    pool = sync_wrapper.OllamaPool(url)
+    count = 120
+
+    def read() -> int:
+        return len(list(pool.chat("demo", [{"role": "user", "content": "hi"}], stream=True)))
+
+    with ThreadPoolExecutor(count) as threads:
+        loop = asyncio.get_running_loop()
+        reading = [loop.run_in_executor(threads, read) for _ in range(count)]
+        try:
+            await until(lambda: slow.open == count, 60)
+            assert await asyncio.to_thread(pool.list) == []
+        finally:
+            slow.end.set()
+        assert await asyncio.gather(*reading) == [2] * count
+    await asyncio.to_thread(pool.close)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ClientError("no", 503),
+        NodeLost("gone"),
+        RequestTimeout("late"),
+        NodeSilent("silent"),
+        InsufficientMemory("big", needed=3, there=1, missing=2, remedies=("add memory",)),
+    ],
+)
+def test_errors_come_whole_from_another_process(error: ClientError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is type(error) and vars(again) == vars(error) and str(again) == str(error)
