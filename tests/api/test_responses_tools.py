@@ -165,6 +165,31 @@ async def test_thinking_comes_back_in_whatever_form_it_was_kept(
     assert "reasoning_content" not in call_of(service).body["messages"][1]
 
 
+@pytest.mark.parametrize("engine", Engine)
+async def test_the_tokens_of_an_input_are_counted(serve: Serve, http: ClientSession, engine: Engine) -> None:
+    counted = {"input_tokens": 7} if engine is Engine.LLAMA else {"usage": {"prompt_tokens": 7}}
+    service = ScriptedService(counted, engine=engine)
+    only = "Its files can't be read." if engine is Engine.OLLAMA else ""
+    url = await serve(parts(service, model(capabilities=ABLE.capabilities, only_ollama=only)))
+    body = {"model": "demo", "input": "go", "instructions": "Be kind.", "tools": [CLOCK], "stream": True}
+    status, answer, _ = await post(http, f"{url}{PATH}/input_tokens", body)
+    assert (status, answer) == (200, {"object": "response.input_tokens", "input_tokens": 7})
+    sent = call_of(service, engine).body
+    assert [one["content"] for one in sent["messages"]] == ["Be kind.", "go"] and "stream" not in sent
+    status, answer, _ = await post(http, f"{url}{PATH}/input_tokens", {"model": "demo"})
+    assert status == 400 and "input" in answer["error"]["message"]
+
+
+@pytest.mark.llama
+async def test_llama_cpp_counts_an_input(real: str, http: ClientSession) -> None:
+    counts = []
+    for text in ("a", "a b c d e f"):
+        status, answer, _ = await post(http, f"{real}{PATH}/input_tokens", {"model": "demo", "input": text})
+        assert status == 200
+        counts.append(answer["input_tokens"])
+    assert 0 < counts[0] < counts[1]
+
+
 @pytest.mark.llama
 async def test_llama_cpps_thinking_is_summed_up(real: str, http: ClientSession) -> None:
     body = {"model": "think", "input": "go", "reasoning": {"effort": "high", "summary": "auto"}}

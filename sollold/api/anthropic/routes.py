@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -12,7 +11,8 @@ from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
-from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body
+from sollold.api.engine.calls import build_ask, calls_for, ollama_body
+from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.modelfile import bare
@@ -23,8 +23,6 @@ from sollold.api.http.errors import Dialect
 from sollold.api.http.response import Reply, ResponseContext
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
-from sollold.errors import Fault, Refusal
-from sollold.models.model import Model
 from sollold.serving.request import Call
 
 
@@ -85,16 +83,9 @@ class AnthropicRoutes:
         body = await read_object(request)
         asked = as_type(body, Tokens)
         listed = await self._services.library.find(require_model(asked.model))
-        path = "/v1/chat/completions"
-        # An Ollama counts when it answers.
-        own = ollama_body({**prompt_body(asked, bare(listed.model)), "model": asked.model, "max_tokens": 1})
-        native = Call(path, {key: value for key, value in own.items() if key not in _LLAMA_ONLY})
-        calls = calls_for(
-            listed.model,
-            llama=lambda: Call(f"{path}/input_tokens", _counted_body(asked, listed.model)),
-            ollama=native if listed.model.only_ollama else None,
-            what="counting tokens",
-        )
+        own = {**prompt_body(asked, bare(listed.model)), "model": asked.model}
+        native = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
+        calls = count_calls(listed.model, prompt_body(asked, listed.model), native)
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
         ask = build_ask(caller, asked.model, listed, calls, keep_alive=body.get("keep_alive"))
         return await Reply(request, self._context, ask, _CountEncoder(_counted)).run()
@@ -103,31 +94,9 @@ class AnthropicRoutes:
 _LLAMA_ONLY = ("timings_per_token", "chat_template_kwargs", "reasoning_budget_tokens")
 
 
-def _counted_body(asked: Tokens, model: Model) -> dict[str, Any]:
-    body = engine_body(prompt_body(asked, model))
-    prepare_chat(body)
-    return body
-
-
 class _CountEncoder(PassThroughEncoder):
     dialect = Dialect.ANTHROPIC
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int
-
-
-class _Count(msgspec.Struct):
-    input_tokens: int | None = None
-    usage: _Usage | None = None
-
-
 def _counted(raw: bytes) -> bytes:
-    try:
-        count = msgspec.json.decode(raw, type=_Count)
-        if count.input_tokens is None and count.usage is None:
-            raise msgspec.ValidationError("no count")
-        tokens = count.usage.prompt_tokens if count.usage is not None else count.input_tokens
-        return msgspec.json.encode({"input_tokens": tokens})
-    except msgspec.MsgspecError:
-        raise Refusal(Fault.ENGINE, "the engine's token count is unreadable") from None
+    return msgspec.json.encode({"input_tokens": read_count(raw)})

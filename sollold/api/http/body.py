@@ -33,9 +33,10 @@ _BODY_TIMEOUT = 120.0
 
 _USUAL_BODY = 8 << 20
 _WITH_MEDIA = ("/chat", "/generate", "/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens")
+_WITH_TEXTS = ("/embed", "/v1/embeddings", "/batch/embed", "/v1/responses", "/v1/responses/input_tokens")
 _LIMITS = {
     **dict.fromkeys(_WITH_MEDIA, LONGEST_BODY),
-    **dict.fromkeys(("/embed", "/v1/embeddings", "/batch/embed", "/v1/responses"), 24 << 20),
+    **dict.fromkeys(_WITH_TEXTS, 24 << 20),
 }
 """Bytes of a body by route (without ``/api``), where there may be more: images, many texts."""
 

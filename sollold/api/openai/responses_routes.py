@@ -9,7 +9,8 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.engine.calls import build_ask, calls_for, ollama_body
-from sollold.api.engine.encoders import Event, EventEncoder
+from sollold.api.engine.count import count_calls, read_count
+from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.prepare import Prepared, prepare_chat
@@ -42,9 +43,11 @@ class ResponsesRoutes:
         sse = ("application/json", "text/event-stream")
         one = "/v1/responses/{id}"
         route = partial(Route, dialect=Dialect.OPENAI)
-        ask = partial(route, produces=sse, inference=True)
+        count = partial(route, inference=True)
+        ask = partial(count, produces=sse)
         return [
             ask("POST", "/v1/responses", self.create, "Answer, in the newer form", ResponseAsk),
+            count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
             route("GET", one, self.show, "A recent response"),
             route("DELETE", one, self.delete, "Forget a response"),
             route("GET", one + "/input_items", self.input_items, "The input of a recent response"),
@@ -58,11 +61,7 @@ class ResponsesRoutes:
         can_answer(listed.model, "responses")
         caller = caller_of(request, asked.priority, asked.timeout)
         holder = holder_of(request)
-        items = await self._with_references(asked.input, holder)
-        before = await self._before(asked.previous_response_id, holder)
-        whole = msgspec.structs.replace(
-            asked, input=[*before, *items] if before else items, previous_response_id=None
-        )
+        whole, items = await self._whole(asked, holder)
         engine = response_body(whole, listed.model)
         path = "/v1/chat/completions"
         own = response_body(whole, bare(listed.model))
@@ -96,6 +95,28 @@ class ResponsesRoutes:
         if asked.truncation == "auto":
             context = replace(context, service=TruncatingService(context.service))
         return await Reply(request, context, ask, encoder(), gather=gather, warnings=warnings).run()
+
+    async def count(self, request: web.Request) -> web.StreamResponse:
+        """``POST /v1/responses/input_tokens``."""
+        asked = as_type(await read_object(request), ResponseAsk)
+        listed = await self._services.library.find(require_model(asked.model))
+        whole, _ = await self._whole(asked, holder_of(request))
+        own = {**response_body(whole, bare(listed.model)), "model": asked.model}
+        calls = count_calls(listed.model, response_body(whole, listed.model), own)
+        caller = caller_of(request, asked.priority, asked.timeout)
+        ask = build_ask(caller, asked.model, listed, calls, keep_alive=asked.keep_alive)
+        return await Reply(request, self._context, ask, PassThroughEncoder(_counted)).run()
+
+    async def _whole(self, asked: ResponseAsk, holder: str) -> tuple[ResponseAsk, list[Event]]:
+        """The request with all that it goes on from, and its own items.
+
+        Raises:
+            Refusal: BAD_REQUEST for what is not there any more.
+        """
+        items = await self._with_references(asked.input, holder)
+        before = await self._before(asked.previous_response_id, holder)
+        given = [*before, *items] if before else items
+        return msgspec.structs.replace(asked, input=given, previous_response_id=None), items
 
     async def _with_references(self, given: str | list[Event] | None, client: str) -> list[Event]:
         """The items of an input, references to earlier ones replaced by these.
@@ -155,6 +176,10 @@ class ResponsesRoutes:
         return json_response(
             {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
         )
+
+
+def _counted(raw: bytes) -> bytes:
+    return msgspec.json.encode({"object": "response.input_tokens", "input_tokens": read_count(raw)})
 
 
 def _is_reference(item: Event) -> bool:

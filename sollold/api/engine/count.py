@@ -1,0 +1,60 @@
+"""How many tokens the prompt of a chat has: the model's own tokenizer counts, so the model is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import calls_for, engine_body, ollama_body
+from sollold.api.engine.prepare import prepare_chat
+from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
+from sollold.serving.request import Call, Engine
+
+_PATH = "/v1/chat/completions"
+
+
+def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
+    """The calls that count a chat's prompt; ``native`` is the chat as an Ollama takes it.
+
+    Raises:
+        Refusal: BAD_REQUEST, as `prepare_chat`.
+    """
+
+    unstreamed = ("stream", "stream_options")
+    native = {key: value for key, value in native.items() if key not in unstreamed}
+
+    def llama() -> Call:
+        counted = engine_body({key: value for key, value in body.items() if key not in unstreamed})
+        prepare_chat(counted)
+        return Call(f"{_PATH}/input_tokens", counted)
+
+    # An Ollama counts when it answers.
+    answer = Call(_PATH, {**ollama_body(native), "max_tokens": 1})
+    return calls_for(model, llama=llama, ollama=answer if model.only_ollama else None, what="counting tokens")
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+
+
+class _Count(msgspec.Struct):
+    input_tokens: int | None = None
+    usage: _Usage | None = None
+
+
+def read_count(raw: bytes) -> int:
+    """The count in an engine's answer.
+
+    Raises:
+        Refusal: ENGINE, there is none.
+    """
+    try:
+        count = msgspec.json.decode(raw, type=_Count)
+    except msgspec.MsgspecError:
+        count = _Count()
+    tokens = count.usage.prompt_tokens if count.usage is not None else count.input_tokens
+    if tokens is None:
+        raise Refusal(Fault.ENGINE, "the engine's token count is unreadable")
+    return tokens
