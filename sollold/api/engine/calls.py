@@ -10,6 +10,7 @@ import msgspec
 
 from sollold.api.engine.fields import parse_keep_alive, require_model
 from sollold.api.engine.modelfile import own_context
+from sollold.api.engine.ollama_tools import readable_tools
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.engine.protect import protected
 from sollold.api.http.caller import Caller
@@ -31,7 +32,8 @@ def engine_body(body: dict[str, Any]) -> dict[str, Any]:
 def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
     """`engine_body` for an Ollama's ``/v1``.
 
-    It says ``reasoning`` and ``max_tokens``, and templates there know no developer.
+    It says ``reasoning`` and ``max_tokens``, templates there know no developer, and not each schema of a tool
+    can be read there.
     """
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
@@ -40,6 +42,8 @@ def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_for_ollama(message) for message in messages]
+    if out.get("tools"):
+        out["tools"] = readable_tools(out["tools"])
     return out
 
 

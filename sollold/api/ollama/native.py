@@ -13,6 +13,7 @@ import msgspec
 from sollold.api.engine.calls import typed_body
 from sollold.api.engine.fields import stop_list
 from sollold.api.engine.messages import clean_base64
+from sollold.api.engine.ollama_tools import readable_tools
 from sollold.api.engine.tools import normalize_tool_call, normalize_tools
 from sollold.api.ollama.request import Shared, format_of, parse_options, think_of
 
@@ -35,7 +36,7 @@ def native_body(body: dict[str, Any], asked: Shared) -> dict[str, Any]:
     if "images" in checked:
         out["images"] = [clean_base64(image) for image in out["images"]]
     if "tools" in checked:
-        out["tools"] = normalize_tools(out["tools"])
+        out["tools"] = readable_tools(normalize_tools(out["tools"]))
     if "messages" in checked:
         out["messages"] = [_message(message) for message in out["messages"]]
     return out

@@ -1,0 +1,78 @@
+"""Tools for an Ollama, whose types are narrower than JSON Schema's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.api.engine.ollama_tools import readable_tools
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, post, tools_of
+
+USER = [{"role": "user", "content": "go"}]
+ODD: dict[str, Any] = {
+    "type": ["object"],
+    "required": None,
+    "properties": {
+        "any": True,
+        "none": None,
+        "kinds": {"type": ["string", "null"], "description": "d"},
+        "odd": {"type": {"x": 1}, "description": 5, "enum": "a"},
+        "either": {"anyOf": [{"type": "string"}, True]},
+        "inner": {"type": "object", "properties": {"x": True}, "required": ["x", 5]},
+        "list": {"type": "array", "items": {"type": "string"}},
+    },
+}
+READ = {
+    "type": "object",
+    "properties": {
+        "any": {},
+        "none": {},
+        "kinds": {"type": ["string", "null"], "description": "d"},
+        "odd": {"description": "5", "enum": ["a"]},
+        "either": {"anyOf": [{"type": "string"}, {}]},
+        "inner": {"type": "object", "properties": {"x": {}}, "required": ["x"]},
+        "list": {"type": "array", "items": {"type": "string"}},
+    },
+}
+
+
+def tool(schema: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "get", "description": "d", "parameters": schema}}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_schemas_are_such_that_go_reads_them(serve: Serve, http: ClientSession, path: str) -> None:
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    url = await serve(parts(service, model(capabilities=("completion", "tools"))))
+    body = body_of(path, "demo", USER, stream=True, tools=tools_of(path, tool(ODD)))
+    async with http.post(url + path, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+    (sent,) = call_of(service, Engine.OLLAMA).body["tools"]
+    assert sent["function"]["parameters"] == READ
+    # llama-server gets all of it: it enforces what it can.
+    (own,) = call_of(service).body["tools"]
+    assert own["function"]["parameters"]["properties"]["list"] == READ["properties"]["list"]
+
+
+def test_what_is_nested_without_end_is_cut() -> None:
+    deep: dict[str, Any] = {"type": "string"}
+    for _ in range(500):
+        deep = {"type": "object", "properties": {"x": deep}}
+    assert readable_tools([tool(deep)])
+    assert readable_tools([tool(None)]) == [tool(None)]
+
+
+@pytest.mark.llama
+@pytest.mark.clients
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_ollama_takes_odd_schemas(at_ollama: str, http: ClientSession, path: str) -> None:
+    body = body_of(
+        path, "call", USER, tools=tools_of(path, tool({"type": "object", "properties": {"a": True}}))
+    )
+    status, answer, _ = await post(http, at_ollama + path, body)
+    assert status == 200, answer
