@@ -89,13 +89,19 @@ class ClusterClient:
         if session is not None:
             await session.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # What is known of the nodes goes to another process; connections belong to this one.
+        mine: dict[str, Any] = {"_session": None, "_loop": None, "_finding": None, "_tasks": {}}
+        return {**vars(self), **mine}
+
     def __del__(self) -> None:
         # Short programs leave their clients open: that is no reason to complain.
         self._abandon()
 
     def _abandon(self) -> None:
         """Drop the connections, whose loop may have ended."""
-        session, self._session = self._session, None
+        # What was never made whole is deleted, too.
+        session, self._session = getattr(self, "_session", None), None
         if session is None or session.connector is None:
             return
         with contextlib.suppress(Exception):

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sollold.client.discovery import HERE
 from sollold.client.errors import ClientError
@@ -35,6 +36,11 @@ class DaemonProcess:
         self._words = tuple(words)
         self._process: asyncio.subprocess.Process | None = None
         self._log: Path | None = None
+        self._starter = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process may find the daemon, and does not end it.
+        return {**vars(self), "_process": None, "_log": None}
 
     async def ensure(self) -> None:
         """Have a daemon here whose llama.cpp is ready.
@@ -50,6 +56,9 @@ class DaemonProcess:
 
     async def stop(self) -> None:
         """End the daemon, if it was started here."""
+        if self._starter != os.getpid():
+            # A forked child knows of it; it is its parent's.
+            self._process = self._log = None
         process, self._process = self._process, None
         if process is not None and process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -63,6 +72,7 @@ class DaemonProcess:
             self._log.unlink(missing_ok=True)
 
     async def _start(self) -> None:
+        self._starter = os.getpid()
         file, name = tempfile.mkstemp(prefix="sollold-", suffix=".log")
         self._log = Path(name)
         words = [sys.executable, "-m", "sollold", "run", *self._words]

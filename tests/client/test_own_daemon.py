@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -53,6 +55,18 @@ async def answers(url: str) -> bool:
         return False
 
 
+def _forked_child_ends(daemon: DaemonProcess) -> int:
+    """A child that was forked takes its parent's daemon for its own; what it exits with."""
+    child = os.fork()
+    if not child:
+        try:
+            asyncio.run(daemon.stop())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 async def test_a_daemon_is_started_once_and_ended(
     tmp_path: Path, llama: Llama, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -66,6 +80,9 @@ async def test_a_daemon_is_started_once_and_ended(
         await other.ensure()
         await other.stop()
         assert await answers(url), "the daemon is the first one's"
+        assert await asyncio.to_thread(_forked_child_ends, one) == 0
+        await pickle.loads(pickle.dumps(one)).stop()
+        assert await answers(url), "the daemon is its parent's"
     finally:
         await one.stop()
     assert not await answers(url)

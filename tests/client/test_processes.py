@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import multiprocessing
 import pickle
 import threading
@@ -12,7 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from aiohttp import web
 
-from sollold.client import ClientError, InsufficientMemory, RequestTimeout, background, sync_wrapper
+from sollold.client import (
+    ClientError,
+    HybridRouter,
+    InsufficientMemory,
+    RequestTimeout,
+    background,
+    sync_wrapper,
+)
 from sollold.client.errors import NodeLost, NodeSilent
 from tests.doubles import until
 from tests.http_double import HttpDouble
@@ -32,7 +40,7 @@ class Slow(HttpDouble):
         return await self.serve(app)
 
     async def _whole(self, request: web.Request) -> web.Response:
-        return web.json_response({"models": [], "nodes": [], "deployments": []})
+        return web.json_response({"name": "a", "models": [], "nodes": [], "deployments": []})
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -129,3 +137,17 @@ async def test_as_many_streams_as_a_program_reads(node: tuple[Slow, str]) -> Non
 def test_errors_come_whole_from_another_process(error: ClientError) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and vars(again) == vars(error) and str(again) == str(error)
+
+
+async def test_a_router_in_use_goes_to_another_process(node: tuple[Slow, str]) -> None:
+    _, url = node
+    async with HybridRouter(node=url, api_key="k", model_filter=["a"]) as router:
+        assert await router.refresh() == []
+        router.ollama_pool.client.nodes.add(["http://10.0.0.1:1"], trusted=False)
+        async with pickle.loads(pickle.dumps(router)) as again:
+            assert await again.refresh() == []
+            assert again.ollama_pool.client.api_key == "k" and again.model_filter == ("a",)
+            assert [one.trusted for one in again.ollama_pool.client.nodes] == [True, False]
+    pool = sync_wrapper.OllamaPool(url)
+    assert await asyncio.to_thread(pool.list) == []
+    assert await asyncio.to_thread(copy.deepcopy(pool).list) == []
