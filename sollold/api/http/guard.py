@@ -35,6 +35,8 @@ _SLASHES = re.compile(r"/{2,}")
 _PREFIXES = re.compile(r"^(?:/v1|/api)+(/v1|/api)(?=/)")
 _OPENAI_PATH = re.compile(r"/(?:chat/completions|completions|embeddings|models|responses|messages)(?:/|$)")
 """As llama-server has them without a prefix, too."""
+_RERANK_PATH = re.compile(r"(?:/v[12])?/rerank(?:ing)?")
+"""As llama-server, Jina and Cohere call it."""
 
 
 def usual_path(path: str) -> str:
@@ -45,6 +47,8 @@ def usual_path(path: str) -> str:
     """
     path = _SLASHES.sub("/", path).rstrip("/") or "/"
     path = _PREFIXES.sub(r"\1", path)
+    if _RERANK_PATH.fullmatch(path):
+        return "/v1/rerank"
     return f"/v1{path}" if _OPENAI_PATH.match(path) else path
 
 

@@ -87,16 +87,6 @@ class EmbeddingAsk(msgspec.Struct, kw_only=True):
     keep_alive: float | str | None = None
 
 
-class Rerank(msgspec.Struct, kw_only=True):
-    """``POST /v1/rerank``."""
-
-    model: str = ""
-    query: str | None = None
-    documents: list[str] | None = None
-    texts: list[str] | None = None
-    top_n: int | None = None
-
-
 class Tokenize(msgspec.Struct, kw_only=True):
     """``POST /tokenize``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -29,7 +30,6 @@ from sollold.api.openai.request import (
     Detokenize,
     EmbeddingAsk,
     Infill,
-    Rerank,
     Tokenize,
     as_asked,
     chat_completion_body,
@@ -41,6 +41,7 @@ from sollold.api.openai.request import (
     native_chat_body,
     native_chat_notes,
 )
+from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
@@ -240,11 +241,13 @@ class OpenAiRoutes:
         """``/v1/rerank``."""
         body = await read_object(request)
         ask = as_type(body, Rerank)
-        if not ask.query or not (ask.documents or ask.texts):
-            raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+        engine = rerank_body(body, ask)
         listed = await self._find(ask.model)
         need(listed.model, "rerank", "reranking")
-        return await self._llama_only(request, body, listed, "/v1/rerank", embedding=True)
+        change = None
+        if ask.return_documents and ask.documents:
+            change = partial(with_documents, documents=engine["documents"])
+        return await self._llama_only(request, engine, listed, "/v1/rerank", embedding=True, change=change)
 
     async def tokenize(self, request: web.Request) -> web.StreamResponse:
         """``/tokenize``."""
@@ -294,9 +297,10 @@ class OpenAiRoutes:
         *,
         stream: bool = False,
         embedding: bool = False,
+        change: Callable[[bytes], bytes] | None = None,
     ) -> web.StreamResponse:
-        """A route that only llama-server has."""
+        """A route that only llama-server has; ``change`` is applied to its answer."""
         call = Call(path, engine_body(body))
         calls = calls_for(listed.model, llama=lambda: call, ollama=None, what=path)
-        encoder = PassThroughEncoder()
+        encoder = PassThroughEncoder(change)
         return await self._respond(request, body, listed, calls, encoder, stream=stream, embedding=embedding)

@@ -1,0 +1,56 @@
+"""``/v1/rerank`` in the forms of Jina and Cohere, whose clients are pointed at it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.errors import Fault, Refusal
+
+
+class Rerank(msgspec.Struct, kw_only=True):
+    """``POST /v1/rerank``."""
+
+    model: str = ""
+    query: str | dict[str, Any] | None = None
+    documents: list[str | dict[str, Any]] | None = None
+    texts: list[str] | None = None
+    top_n: int | None = None
+    return_documents: bool | None = None
+
+
+def rerank_body(body: dict[str, Any], ask: Rerank) -> dict[str, Any]:
+    """The body for llama-server, whose documents are texts.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    query = _text_of(ask.query, "query") if ask.query else ""
+    if not query or not (ask.documents or ask.texts):
+        raise Refusal(Fault.BAD_REQUEST, "query and documents are required")
+    out = {key: value for key, value in body.items() if key != "return_documents"}
+    out["query"] = query
+    if ask.documents:
+        out["documents"] = [_text_of(one, "a document") for one in ask.documents]
+    if ask.top_n is not None:
+        out["top_n"] = ask.top_n
+    return out
+
+
+def _text_of(given: str | dict[str, Any], what: str) -> str:
+    text = given.get("text") if isinstance(given, dict) else given
+    if not isinstance(text, str):
+        raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, or an object with a text")
+    return text
+
+
+def with_documents(raw: bytes, documents: list[str]) -> bytes:
+    """An answer whose results have the documents that they are about."""
+    try:
+        answer = msgspec.json.decode(raw)
+        for result in answer["results"]:
+            result["document"] = {"text": documents[result["index"]]}
+    except (msgspec.DecodeError, LookupError, TypeError):
+        return raw
+    return msgspec.json.encode(answer)
