@@ -164,6 +164,36 @@ async def test_a_choice_in_the_words_of_another_dialect(
         assert status == 400 and "tool_choice" in error_of(path, answer)
 
 
+def numbers(raw: bytes) -> dict[str, Any]:
+    return {"type": "Buffer", "data": list(raw)}
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("image", [base64.b64encode(PNG).decode(), list(PNG), numbers(PNG)])
+async def test_an_image_may_be_a_buffer_of_node(serve: Serve, http: ClientSession, image: Any) -> None:
+    """As Ollama's provider for the AI SDK sends one that it was given so."""
+    service = answers()
+    url = await serve(parts(service, model(capabilities=("completion", "vision"))))
+    messages = [{"role": "user", "content": "a", "images": [image]}]
+    for path, body in (
+        ("/api/chat", {"model": "demo", "messages": messages}),
+        ("/api/generate", {"model": "demo", "prompt": "a", "images": [image]}),
+    ):
+        assert await status_of(http, url + path, body) == 200
+        shown = call_of(service).body["messages"][0]["content"][1]["image_url"]["url"]
+        assert base64.b64decode(shown.split(",")[1]) == PNG
+        own = call_of(service, Engine.OLLAMA).body
+        assert (own["images"] if "images" in own else own["messages"][0]["images"]) == [
+            base64.b64encode(PNG).decode()
+        ]
+    for wrong in ({"type": "Buffer"}, [256], ["a"], {"0": 1}, 5, []):
+        body = {"model": "demo", "prompt": "a", "images": [wrong]}
+        status, answer, _ = await post(http, f"{url}/api/generate", body)
+        assert status == 400 and "image" in answer["error"], wrong
+
+
 @pytest.mark.parametrize("dimensions", [None, 2])
 async def test_vectors_are_base64_where_that_is_asked_for(
     serve: Serve, http: ClientSession, dimensions: int | None

@@ -34,15 +34,15 @@ def tie_tool_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return messages
 
 
-def clean_base64(image: str) -> str:
+def clean_base64(image: object) -> str:
     """The base64 of an image as every decoder takes it: in one piece, of the usual alphabet, padded.
 
-    ``image`` may be a ``data:`` URL.
+    ``image`` may be a ``data:`` URL, or its bytes as numbers, as Node writes a buffer (and Go reads them).
 
     Raises:
         Refusal: BAD_REQUEST when it is no base64, or empty.
     """
-    text = image.strip()
+    text = image.strip() if isinstance(image, str) else _base64_of(image)
     if text[:5].lower() == "data:" and "," in text:
         text = text.split(",", 1)[1]
     text = "".join(text.split()).translate(_USUAL).rstrip("=")
@@ -56,10 +56,20 @@ def clean_base64(image: str) -> str:
     return text
 
 
+def _base64_of(image: object) -> str:
+    numbers = image.get("data") if isinstance(image, dict) and image.get("type") == "Buffer" else image
+    try:
+        if isinstance(numbers, list):
+            return base64.b64encode(bytes(numbers)).decode()
+    except (TypeError, ValueError):
+        pass
+    raise Refusal(Fault.BAD_REQUEST, "an image is not base64") from None
+
+
 _USUAL = str.maketrans("-_", "+/")
 
 
-def image_part(image: str) -> dict[str, Any]:
+def image_part(image: object) -> dict[str, Any]:
     """A base64 image, bare or as a ``data:`` URL, as an ``image_url`` part; its kind is read from its bytes.
 
     Raises:

@@ -52,7 +52,7 @@ class Message(msgspec.Struct, omit_defaults=True):
     role: str = "user"
     content: str | None = None
     thinking: str | None = None
-    images: list[str] | None = None
+    images: list[Any] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
@@ -139,7 +139,7 @@ class Generate(Shared, kw_only=True):
     template: str | None = None
     context: list[int] | None = None
     raw: bool | None = None
-    images: list[str] | None = None
+    images: list[Any] | None = None
 
 
 class Embed(msgspec.Struct, kw_only=True):
