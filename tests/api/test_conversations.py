@@ -32,6 +32,7 @@ ODD = {
         turn("tool", "noon", tool_call_id="c0"),
     ],
     "a result without its call": [turn("tool", "noon", tool_call_id="c0")],
+    "speakers with names": [turn("user", "a", name="x"), turn("user", "b", name="y")],
 }
 
 
@@ -114,6 +115,18 @@ def test_answers_in_a_row_are_one() -> None:
         turn("assistant", "b\n\nc", reasoning_content="x", tool_calls=[CALL]),
     ]
     assert merge_answers([second, first]) == [second, first]
+    # What a client keeps for itself tells nothing apart.
+    kept = [turn("assistant", "a", id="1", annotations=[]), turn("assistant", "b", id="2", refusal=None)]
+    assert [one["content"] for one in merge_answers(kept)] == ["a\n\nb"]
+    texts = [turn("assistant", [{"type": "text", "text": "a"}]), turn("assistant", "b")]
+    assert [one["content"] for one in merge_answers(texts)] == ["a\n\nb"]
+
+
+def test_those_who_have_names_are_merged_at_last() -> None:
+    """AutoGen names every speaker, several users in a row among them."""
+    named = [turn("user", "a", name="x"), turn("user", "b", name="y"), turn("user", "c", name="y")]
+    assert flatten(named) == [turn("user", "a\n\nb\n\nc")]
+    assert flatten(named[1:]) == [turn("user", "b\n\nc", name="y")]
 
 
 def test_a_templates_refusal_is_told_from_others() -> None:

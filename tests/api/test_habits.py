@@ -37,6 +37,7 @@ async def test_a_base_url_has_the_clients_prefix_already(
     url = await serve(parts(answers()))
     bare = path.removeprefix("/v1")
     odd = [f"/api{path}", f"/v1{path}", f"/v1/v1{path}", f"/v1{path}/"]
+    odd += [f"/ollama{path}", f"/api/codex{path}", f"/openai{path}", f"/anthropic{path}"]
     odd += [] if bare == path else [bare, f"{bare}/", f"/{bare}"]
     for one in odd:
         body = body_of(path, "demo", USER, stream=True)
@@ -162,6 +163,39 @@ async def test_a_choice_in_the_words_of_another_dialect(
     for wrong in ("sometimes", {"type": "web_search"}, {"type": "function", "name": "other"}):
         status, answer, _ = await post(http, url + path, {**body, "tool_choice": wrong})
         assert status == 400 and "tool_choice" in error_of(path, answer)
+
+
+async def test_a_chat_may_have_an_input_in_place_of_messages(serve: Serve, http: ClientSession) -> None:
+    """Cursor sends so to a model that it takes for one of the newer API."""
+    service = answers()
+    url = await serve(parts(service, ABLE))
+    called = {"type": "function_call", "call_id": "c", "name": "get_time", "arguments": "{}"}
+    body = {
+        "model": "demo",
+        "stream": True,
+        "instructions": "Be kind.",
+        "input": [
+            {"role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            called,
+            {"type": "function_call_output", "call_id": "c", "output": "noon"},
+        ],
+        "tools": [{"type": "function", **TOOL["function"]}],  # type: ignore[dict-item]
+        "reasoning": {"effort": "low", "summary": "auto"},
+        "include": ["reasoning.encrypted_content"],
+        "text": {"verbosity": "low"},
+        "store": False,
+        "max_output_tokens": 9,
+    }
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200 and "[DONE]" in await answer.text()
+    for engine in Engine:
+        sent = call_of(service, engine).body
+        assert [one["role"] for one in sent["messages"]] == ["system", "user", "assistant", "tool"]
+        assert sent["reasoning_effort"] == "low" and sent["tools"][0]["function"]["name"] == "get_time"
+        assert sent.get("max_tokens", sent.get("max_completion_tokens")) == 9
+        assert not {"input", "instructions", "text", "include"} & set(sent)
+    status, answer_, _ = await post(http, f"{url}/v1/chat/completions", {"model": "demo", "input": []})
+    assert status == 400 and "messages is required" in answer_["error"]["message"]
 
 
 def numbers(raw: bytes) -> dict[str, Any]:

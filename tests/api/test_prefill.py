@@ -71,6 +71,19 @@ async def test_nothing_begun_is_repeated(real: str, http: ClientSession, stream:
 
 
 @pytest.mark.llama
+@pytest.mark.parametrize("pieces", [["He", "llo"], ["Hello"], ["", "Hello", ""]])
+async def test_a_beginning_in_parts_is_not_repeated(
+    real: str, http: ClientSession, pieces: list[str]
+) -> None:
+    begun = {"role": "assistant", "content": [{"type": "text", "text": piece} for piece in pieces]}
+    body = {"model": "demo", "messages": [TALK[0], begun], "stream": False, "max_tokens": 3}
+    (told,) = await lines(http, f"{real}/v1/chat/completions", body)
+    assert told["choices"][0]["message"]["content"].startswith("Hello! This")
+    (told,) = await lines(http, f"{real}/v1/messages", body)
+    assert told["content"][0]["text"].startswith("Hello! This")
+
+
+@pytest.mark.llama
 async def test_json_that_was_begun_is_ended(real: str, http: ClientSession) -> None:
     talk = [TALK[0], {"role": "assistant", "content": "{"}]
     schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}

@@ -63,6 +63,8 @@ def continue_last_message(body: dict[str, Any]) -> AnswerPrefix:
     content = last.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part.get("text") or "" for part in content)
+        # As one: of several an answer given whole would repeat something else.
+        body["messages"] = [*messages[:-1], {**last, "content": content}]
     reasoning = last.get("reasoning_content") or ""
     body["add_generation_prompt"] = False
     body["continue_final_message"] = "content" if content or not reasoning else "reasoning_content"

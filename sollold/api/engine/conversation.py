@@ -14,8 +14,6 @@ import msgspec
 Message = dict[str, Any]
 
 _SYSTEM = ("system", "developer")
-_MERGED = ("role", "content", "reasoning_content", "tool_calls")
-"""The fields of a message that can be merged with its neighbour; one with others keeps to itself."""
 
 
 def merge_answers(messages: Sequence[Message]) -> list[Message]:
@@ -23,7 +21,7 @@ def merge_answers(messages: Sequence[Message]) -> list[Message]:
 
     llama-server refuses two of them at the end, and no template gives them a meaning of their own.
     """
-    return _merge(messages, lambda role: role == "assistant")
+    return _merge(messages, lambda role: role == "assistant", named=False)
 
 
 def tidy(messages: Sequence[Message]) -> list[Message]:
@@ -50,7 +48,7 @@ def tidy(messages: Sequence[Message]) -> list[Message]:
     if turns and turns[0].get("role") == "assistant":
         turns.insert(0, {"role": "user", "content": ""})
     first = [{"role": "system", "content": _text_of(system)}] if system else []
-    return [*first, *_merge(turns, lambda role: role in ("user", "assistant"))]
+    return [*first, *_merge(turns, lambda role: role in ("user", "assistant"), named=False)]
 
 
 def flatten(messages: Sequence[Message]) -> list[Message]:
@@ -73,7 +71,7 @@ def flatten(messages: Sequence[Message]) -> list[Message]:
         if not turns or turns[0].get("role") != "user":
             turns.insert(0, {"role": "user", "content": ""})
         turns[0] = {**turns[0], "content": _join(system, turns[0].get("content") or "")}
-    return _merge(turns, lambda role: True)
+    return _merge(turns, lambda role: True, named=True)
 
 
 def oldest_exchanges(messages: Sequence[Message]) -> list[list[int]]:
@@ -109,35 +107,49 @@ def without(messages: Sequence[Message], exchanges: Sequence[Sequence[int]]) -> 
     return [message for place, message in enumerate(messages) if place not in gone]
 
 
-def _merge(messages: Sequence[Message], merges: Callable[[Any], bool]) -> list[Message]:
+def _merge(messages: Sequence[Message], merges: Callable[[Any], bool], *, named: bool) -> list[Message]:
+    """``named``: also those that are said to be of somebody, whose name then goes."""
     merged: list[Message] = []
     for message in messages:
         before = merged[-1] if merged else None
-        if before is not None and merges(message.get("role")) and _can_merge(before, message):
+        if before is not None and merges(message.get("role")) and _can_merge(before, message, named=named):
             both = {**before, **message, "content": _join(before.get("content"), message.get("content"))}
             thoughts = [one["reasoning_content"] for one in (before, message) if one.get("reasoning_content")]
             if thoughts:
                 both["reasoning_content"] = "\n\n".join(thoughts)
+            if before.get("name") != message.get("name"):
+                both.pop("name", None)
             merged[-1] = both
         else:
             merged.append(message)
     return merged
 
 
-def _can_merge(before: Message, message: Message) -> bool:
-    """A message with calls is followed by their results, so only text may come before it."""
+def _can_merge(before: Message, message: Message, *, named: bool) -> bool:
+    """A message with calls is followed by their results, so only text may come before it.
+
+    Fields that templates do not know (``id``, ``annotations`` …) tell nothing apart.
+    """
     alike = before.get("role") == message.get("role")
-    plain = all(key in _MERGED for one in (before, message) for key in one)
-    return alike and plain and not before.get("tool_calls")
+    apart = not named and (before.get("name") or message.get("name"))
+    return alike and not apart and not before.get("tool_calls")
 
 
 def _join(before: Any, after: Any) -> Any:
     """Two contents as one: texts with an empty line between, else the parts of both."""
     if not before or not after:
         return before or after or ""
+    before, after = _as_text(before), _as_text(after)
     if isinstance(before, str) and isinstance(after, str):
         return f"{before}\n\n{after}"
     return [*_parts(before), *_parts(after)]
+
+
+def _as_text(content: Any) -> Any:
+    """One part that is a text is that text."""
+    if isinstance(content, list) and len(content) == 1 and content[0].get("type") == "text":
+        return content[0].get("text") or ""
+    return content
 
 
 def _parts(content: Any) -> list[Any]:

@@ -32,7 +32,8 @@ log = logging.getLogger("sollold.api")
 _HUNG_UP = 499
 """Status in the metrics of a request whose caller hung up; it is never sent."""
 _SLASHES = re.compile(r"/{2,}")
-_PREFIXES = re.compile(r"^(?:/v1|/api)+(/v1|/api)(?=/)")
+_PREFIXES = re.compile(r"^(?:/(?:v1|api|ollama|openai|anthropic|codex))+(/v1|/api)(?=/)")
+"""Of programs that put several APIs on one port (Open WebUI), and of Ollama's own (``/api/codex/v1``)."""
 _OPENAI_PATH = re.compile(r"/(?:chat/completions|completions|embeddings|models|responses|messages)(?:/|$)")
 """As llama-server has them without a prefix, too."""
 _RERANK_PATH = re.compile(r"(?:/v[12])?/rerank(?:ing)?")

@@ -48,7 +48,7 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
             )
     if ask.background:
         raise Refusal(Fault.BAD_REQUEST, "background is not supported: wait for the answer, or stream it")
-    messages = _instructed(_messages(ask.input, model), ask.instructions, model)
+    messages = _instructed(input_messages(ask.input, model), ask.instructions, model)
     body: dict[str, Any] = {"model": model.name, "messages": messages}
     for theirs, ours in (
         ("max_output_tokens", "max_tokens"),
@@ -97,10 +97,15 @@ def _instructed(messages: list[Message], instructions: str | None, model: Model)
     return [*first, *own_messages(model), *messages[rest:]]
 
 
-def _messages(given: str | list[dict[str, Any]], model: Model) -> list[dict[str, Any]]:
+def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Message]:
+    """An input's items as messages of a chat.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     thought: list[str] = []
     for item in given:
         kind = item.get("type") or "message"

@@ -22,6 +22,7 @@ from sollold.api.http.response import Encoder, Reply, ResponseContext, json_resp
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.openai.infill import InfillEncoder, infill_of
+from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
 from sollold.api.openai.request import (
     ApplyTemplate,
@@ -152,9 +153,10 @@ class OpenAiRoutes:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
         body = await read_object(request)
-        chat = as_type(body, ChatCompletion)
-        listed = await self._find_placed(request, body, chat.model)
+        listed = await self._find_placed(request, body, as_type(body, ChatCompletion).model)
         can_answer(listed.model, "chat")
+        body = input_as_chat(body, listed.model)
+        chat = as_type(body, ChatCompletion)
         if chat.tools or chat.functions:
             need(listed.model, "tools", "tools")
         engine = chat_completion_body(body, chat, listed.model)

@@ -1,0 +1,31 @@
+"""A body for ``/v1/responses`` that was sent to ``/v1/chat/completions``, as Cursor does. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.openai.responses_request import input_messages
+from sollold.models.model import Model
+
+_OTHERS = ("input", "instructions", "include", "text", "truncation", "max_output_tokens")
+"""Fields that a chat does not have."""
+
+
+def input_as_chat(body: dict[str, Any], model: Model) -> dict[str, Any]:
+    """``body`` with the messages that its ``input`` stands for; one with messages as it is.
+
+    Raises:
+        Refusal: BAD_REQUEST for an input that is none.
+    """
+    given = body.get("input")
+    if body.get("messages") or not given or not isinstance(given, str | list):
+        return body
+    items = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else given
+    messages = input_messages(items, model)
+    instructions = body.get("instructions")
+    if isinstance(instructions, str) and instructions:
+        messages.insert(0, {"role": "system", "content": instructions})
+    chat = {key: value for key, value in body.items() if key not in _OTHERS}
+    if body.get("max_output_tokens") is not None:
+        chat.setdefault("max_completion_tokens", body["max_output_tokens"])
+    return {**chat, "messages": messages}
