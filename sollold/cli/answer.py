@@ -53,8 +53,11 @@ def answer(daemon: BlockingClient, model: str, messages: list[dict[str, Any]], s
     try:
         with loading(daemon, model) as waiting:
             for item in stream:
-                if printed.add(item.get("message", {})):
+                message = item.get("message", {})
+                if message.get("thinking") or message.get("content"):
+                    # First: what is printed beside a bar gets a line of its own.
                     waiting.end()
+                printed.add(message)
                 if item.get("done"):
                     final = item
                 if printed.looping:
@@ -97,8 +100,8 @@ class _Printed:
         """The answer so far, without thoughts."""
         return "".join(self._parts)
 
-    def add(self, message: dict[str, Any]) -> bool:
-        """Print a piece; whether it has any words."""
+    def add(self, message: dict[str, Any]) -> None:
+        """Print a piece."""
         thought, text = message.get("thinking") or "", message.get("content") or ""
         if thought:
             print("" if self._thinking else "(thinking) ", thought, sep="", end="", flush=True)
@@ -109,7 +112,6 @@ class _Printed:
             self._parts.append(text)
             print(text, end="", flush=True)
             self.looping = loops("".join(self._parts[-_LONGEST_LOOP:]))
-        return bool(thought or text)
 
 
 def loops(text: str) -> bool:

@@ -149,8 +149,9 @@ def _placement_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--policy",
         default="",
-        choices=["", "fastest", "memory_aware", "even", "spread"],
-        help="placement policy",
+        choices=["fastest", "memory_aware", "even", "spread"],
+        metavar="POLICY",
+        help="how layers are placed: fastest, memory_aware, even or spread",
     )
     sub.add_argument(
         "--speculation",
@@ -168,7 +169,9 @@ def _placement_options(sub: argparse.ArgumentParser) -> None:
 
 
 def _chat_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("prompt", metavar="PROMPT", nargs="*", help="ask once; without it, start a conversation")
+    sub.add_argument(
+        "prompt", metavar="PROMPT", nargs="*", default=[], help="ask once; without it, start a conversation"
+    )
     sub.add_argument("--system", default="", help="system prompt")
     sub.add_argument("--think", action="store_true", help="show the thinking of a reasoning model")
 

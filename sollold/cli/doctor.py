@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import socket
 import subprocess
+import textwrap
 from typing import Any
 
 from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
 from sollold.client.errors import ClientError
+
+_MARGIN = 9
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -35,10 +38,16 @@ def _show(found: list[dict[str, Any]]) -> None:
         out.print("no problems found", style="green")
     for finding in found:
         problem = finding["grade"] == "problem"
-        out.print("problem" if problem else "notice ", style="red" if problem else "yellow", end="  ")
-        out.print(finding["what"])
+        first, *rest = textwrap.wrap(
+            finding["what"], max(20, out.width - _MARGIN), break_long_words=False, break_on_hyphens=False
+        )
+        out.print(f"{finding['grade']:{_MARGIN}}", style="red" if problem else "yellow", end="")
+        out.print(first, soft_wrap=True)
+        for line in rest:
+            out.print(f"{'':{_MARGIN}}{line}", soft_wrap=True)
         if finding["fix"]:
-            out.print(f"         → {finding['fix']}", style="bold")
+            # In one line, whatever its length, as it is to be copied.
+            out.print(f"{'→ ':>{_MARGIN + 2}}{finding['fix']}", style="bold", soft_wrap=True)
 
 
 def _why_silent() -> list[dict[str, Any]]:

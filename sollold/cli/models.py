@@ -11,6 +11,7 @@ from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
+from sollold.client.blocking import BlockingClient
 from sollold.units import bytes_text
 
 _SPANS = ((86400 * 365, "year"), (86400 * 30, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
@@ -34,6 +35,7 @@ def models(options: argparse.Namespace) -> int:
         titles,
         map(_row, found),
         right=("size", "parameters"),
+        whole=("model", "id", "quantization", "modified"),
         spare=("id", "quantization", "parameters", "modified", "nodes"),
     )
     return Exit.DONE
@@ -60,13 +62,7 @@ def _ago(moment: str) -> str:
     except ValueError:
         return ""
     seconds = (datetime.datetime.now(datetime.UTC) - then).total_seconds()
-    for length, unit in (
-        (86400 * 365, "year"),
-        (86400 * 30, "month"),
-        (86400, "day"),
-        (3600, "hour"),
-        (60, "minute"),
-    ):
+    for length, unit in _SPANS:
         if (count := int(seconds // length)) >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
@@ -120,12 +116,26 @@ def copy(options: argparse.Namespace) -> int:
 def delete(options: argparse.Namespace) -> int:
     """Remove a fetched model or a second name."""
     daemon = client(options, timeout=120)
+    before = _nodes_with(daemon, options.model)
     daemon.delete("/api/delete", {"model": options.model, "nodes": options.on})
+    left = _nodes_with(daemon, options.model)
+    gone = [node for node in before if node not in left]
     if options.json:
-        print_json({"deleted": options.model})
+        print_json({"deleted": options.model, "from": gone, "left": left})
+    elif left:
+        # Of the same name: what the user put there, or what --on did not name.
+        print(harmless(f"deleted {options.model} from {', '.join(gone) or 'no node'}"))
+        print(harmless(f"it stays on {', '.join(left)}"))
     else:
-        print(f"deleted {options.model}")
+        print(harmless(f"deleted {options.model}"))
     return Exit.DONE
+
+
+def _nodes_with(daemon: BlockingClient, model: str) -> list[str]:
+    """Names of the nodes that have a model."""
+    found = daemon.get("/api/tags?unusable=true")["models"]
+    alike = {model.lower(), f"{model.lower()}:latest"}
+    return [node for one in found if one["name"].lower() in alike for node in one.get("nodes", [])]
 
 
 def push(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from sollold import __version__
-from sollold.cli.asking import client, console, print_json
+from sollold.cli.asking import client, console, named, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
@@ -86,7 +86,8 @@ def version(options: argparse.Namespace) -> int:
     out = console()
     out.print(f"sollold {__version__}")
     if not found:
-        out.print("no daemon answers on this machine", style="dim")
+        where = named(options)
+        out.print(f"no daemon answers {f'at {where}' if where else 'on this machine'}", style="dim")
         return Exit.DONE
     width = max(len(node["name"]) for node in found)
     for node in found:

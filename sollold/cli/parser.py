@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sollold import __version__
 from sollold.cli.commands import JSON, NODE, add_commands, settings_options
@@ -27,8 +28,27 @@ ALIASES = {
     "serve": "run",
 }
 """Words of Ollama's command line, and ours for them."""
+_ALIKE = 0.7
+"""Of 1: how alike a word is to what it may have been meant for."""
 PROMPTED = ("chat", "run")
 """Commands whose words after the model are a prompt."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is missing in words that stand in the help."""
+
+    _MISSING = "the following arguments are required: "
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith(self._MISSING):
+            choices = {
+                action.dest: f"one of {', '.join(map(str, action.choices))}"
+                for action in self._actions
+                if action.choices and not action.option_strings
+            }
+            names = message.removeprefix(self._MISSING).split(", ")
+            message = f"missing {' and '.join(choices.get(name, name) for name in names)}"
+        super().error(message)
 
 
 def read(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -41,7 +61,8 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
     if options.command in PROMPTED and not any(word.startswith("-") for word in rest):
         options.prompt += rest
     elif rest:
-        top.error(f"unrecognized arguments: {' '.join(rest)}{_near_option(top, options.command, rest)}")
+        sub = subcommands(top)[options.command]
+        sub.error(f"unrecognized arguments: {' '.join(rest)}{_near_option(sub, rest)}")
     options.typed = options.command
     options.command = ALIASES.get(options.command, options.command)
     if options.command == "run":
@@ -65,16 +86,16 @@ def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
         return
     import difflib  # seldom needed, and a daemon that is idle is to be small
 
-    near = difflib.get_close_matches(words[place], known, 1)
+    near = difflib.get_close_matches(words[place].lower(), known, 1, _ALIKE)
     hint = f"; did you mean {near[0]}?" if near else ""
     top.error(f"unknown command {words[place]!r}{hint} (`sollold help` lists all commands)")
 
 
-def _near_option(top: argparse.ArgumentParser, command: str, words: list[str]) -> str:
-    """A hint where one of ``words`` is nearly an option of ``command``; else nothing."""
+def _near_option(sub: argparse.ArgumentParser, words: list[str]) -> str:
+    """A hint where one of ``words`` is nearly an option of a command; else nothing."""
     import difflib  # as above
 
-    known = subcommands(top)[command]._option_string_actions
+    known = sub._option_string_actions
     for word in words:
         if word.startswith("-") and (near := difflib.get_close_matches(word.partition("=")[0], known, 1)):
             return f"; did you mean {near[0]}?"
@@ -99,13 +120,13 @@ def subcommands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="sollold",
         description="The machines of a LAN run large language models together.",
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=f"sollold {__version__}")
+    top.add_argument("-v", "--version", action="version", version=f"sollold {__version__}")
     # They may stand before the command or after it; there, what is not given changes nothing.
     top.add_argument("--node", metavar="NODE", default="", help=NODE)
     top.add_argument("--json", action="store_true", help=JSON)

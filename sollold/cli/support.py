@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sollold import __version__
-from sollold.cli.asking import client
+from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.client.errors import ClientError
 from sollold.settings.document import in_force
@@ -51,6 +51,9 @@ def support(options: argparse.Namespace) -> int:
             entry = tarfile.TarInfo(f"sollold-support-{stamp}/{name}")
             entry.size, entry.mtime, entry.mode = len(data), int(time.time()), 0o600
             archive.addfile(entry, io.BytesIO(data))
+    if options.json:
+        print_json({"file": str(file)})
+        return Exit.DONE
     print(file)
     print(
         "It holds versions, settings without secrets, the journal, the cluster's state and the names of your "

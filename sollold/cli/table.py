@@ -28,11 +28,11 @@ def print_table(
 ) -> None:
     """Print rows under their titles.
 
-    On a terminal that is too narrow the widest texts are cut, and columns left out; elsewhere nothing is.
+    On a terminal that is too narrow columns are left out, and the widest texts cut; elsewhere nothing is.
 
     Args:
         right: titles of columns that are aligned to the right, and never cut.
-        whole: titles of further columns that are never cut.
+        whole: titles of further columns that are cut only when nothing else is left to give.
         spare: titles of columns that are left out where there is no room, the first of them first.
     """
     terminal = sys.stdout.isatty()
@@ -63,6 +63,8 @@ def lines(
             if _least(widths, kept) <= width:
                 break
             widths.pop(titles.index(title), None)
+        if _least(widths, kept) > width:
+            kept = to_right
         _cut(widths, width - len(_GAP) * (len(widths) - 1), kept)
         shown = list(widths)
     for row in all_:

@@ -146,7 +146,9 @@ class Monitor:
         """
         found = next((one for one in self.offline() if node in (one.record.node, one.record.name)), None)
         if found is None:
-            raise Refusal(Fault.NOT_FOUND, f"no node {node[:100]} is missing")
+            known = ", ".join(sorted(one.record.name for one in self.offline()))
+            there = f"offline are {known}" if known else "no node is offline"
+            raise Refusal(Fault.NOT_FOUND, f"there is no offline node {node[:100]!r}; {there}")
         request = ForgetRequest(found.record.node)
         await asyncio.gather(*(self._tell_forget(record.node, request) for record in self._view.live()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sollold.cluster.gossip.record import Record
 from sollold.facts import dataclass
@@ -84,8 +85,11 @@ def preview_of(
             return _placed(decision, snapshot, Verdict.WAIT, f"It would run on {_where(decision)}.")
         case PlaceLater(place, message):
             return _placed(place, snapshot, Verdict.PLANNING, message)
-        case FetchFirst():
-            return _placed(decision.place, snapshot, Verdict.PLANNING, decision.message)
+        case FetchFirst(place, _, _, message):
+            # What the message says is a reason of the plan, too; it is said once.
+            reasons = tuple(one for one in place.plan.reasons if one != message)
+            place = replace(place, plan=replace(place.plan, reasons=reasons))
+            return _placed(place, snapshot, Verdict.PLANNING, message)
         case Use(endpoint, node, reason):
             message = f"{endpoint} on {_name(snapshot, node)} answers: {reason}."
             return _with_plan(fresh, snapshot, Verdict.USE, message, node, endpoint)

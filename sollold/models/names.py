@@ -221,7 +221,10 @@ def _by_file_name(asked: str, wanted: str, names: tuple[str, ...]) -> Resolved:
 
 
 def _near(wanted: str, names: Iterable[str]) -> tuple[str, ...]:
-    lowered = {text.lower(): text for text in names}
+    """Up to three of the names that are like the wanted one; the usual tag makes none alike."""
+    usual = f":{TAG}"
+    lowered = {text.lower().removesuffix(usual): text for text in names}
+    wanted = wanted.removesuffix(usual)
     import difflib  # seldom needed, and a daemon that is idle is to be small
 
     near = difflib.get_close_matches(wanted.lower(), lowered, n=3, cutoff=0.6)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiohttp import web
 from rich.console import Console
 
+from sollold.cli import answer as cli_answer
+from sollold.cli import doctor
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
 from sollold.cli.parser import ALIASES, parser, read, subcommands
 from sollold.cli.status import deployment_table, node_table
 from sollold.cli.top import frame, speed_line
+from sollold.client.blocking import BlockingClient
 
 GIB = 1024**3
 
@@ -81,6 +85,9 @@ MISSING: dict[str, Any] = {
 }  # fmt: skip
 
 
+BOTH: dict[str, Any] = {"name": "both:latest", "size": GIB, "nodes": ["anna", "bert"]}
+
+
 async def answer(request: web.Request) -> web.StreamResponse:
     path, body = request.path, await request.read()
     asked = json.loads(body) if body else {}
@@ -108,13 +115,17 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
     if path == "/api/delete" and request.method == "DELETE" and asked == {"model": "mine", "nodes": []}:
         return web.Response()
+    if path == "/api/delete" and asked["model"] == "both":
+        BOTH["nodes"] = ["anna"]
+        return web.Response()
     if path == "/api/doctor":
         return web.json_response({"findings": [{"grade": "problem", "what": "bad", "fix": "fix it"}]})
     if path == "/api/pull":
         lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
         return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     if path == "/api/tags":
-        return web.json_response({"models": [{"name": "big:latest", "size": GIB, "nodes": ["anna"]}]})
+        big = {"name": "big:latest", "size": GIB, "nodes": ["anna"]}
+        return web.json_response({"models": [big, BOTH]})
     if path == "/api/chat" and asked["stream"]:
         response = web.StreamResponse()
         await response.prepare(request)
@@ -305,6 +316,46 @@ async def test_chat_prints_as_it_comes(url: str) -> None:
     assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
 
 
+def test_the_bar_ends_before_the_first_word(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bar:
+        def end(self) -> None:
+            print("<end>", end="")
+
+    @contextlib.contextmanager
+    def loading(daemon: object, model: str) -> Iterator[Bar]:
+        yield Bar()
+
+    class Daemon:
+        def stream(self, path: str, body: object) -> Iterator[dict[str, Any]]:
+            yield {"message": {"content": ""}}
+            yield {"message": {"content": "Hello"}, "done": True}
+
+    monkeypatch.setattr(cli_answer, "loading", loading)
+    text = cli_answer.answer(cast(BlockingClient, Daemon()), "m", [], cli_answer.Sampling(verbose=False))
+    assert text == "Hello" and capsys.readouterr().out == "<end>Hello\n"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_findings_keep_their_margin_and_a_command_its_line(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "console", lambda: Console(width=width, highlight=False))
+    fix = "sudo systemctl edit sollold --with --many --words " * 3
+    doctor._show([{"grade": "problem", "what": "something is wrong " * 9, "fix": fix}])
+    first, *rest, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("problem  something") and last == f"         → {fix}"
+    assert rest and all(line[:9].isspace() and not line[9].isspace() for line in rest)
+    assert all(len(line) <= width for line in (first, *rest))
+
+
+async def test_a_support_archive_is_named_for_programs(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.tar.gz"
+    done = await sollold(url, "support", "--json", "-o", str(file))
+    assert json.loads(done.stdout) == {"file": str(file)} and file.exists() and not done.stderr
+
+
 def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
         options = read(words.split())
@@ -343,6 +394,9 @@ async def test_copy_and_delete(url: str) -> None:
     assert (done.returncode, done.stdout) == (Exit.DONE, "copied big to mine\n"), done.stderr
     done = await sollold(url, "delete", "mine")
     assert (done.returncode, done.stdout) == (Exit.DONE, "deleted mine\n"), done.stderr
+    # A copy was fetched; what the user put there stays.
+    done = await sollold(url, "delete", "both")
+    assert done.stdout == "deleted both from bert\nit stays on anna\n", done.stderr
 
 
 def test_every_command_has_a_room_and_help() -> None:

@@ -35,6 +35,6 @@ async def test_a_missing_node_is_shown_until_it_is_forgotten(
         assert await shown("forget", "beta") == "beta is removed from the list of offline nodes"
         assert "beta" not in await shown("status") and "beta" not in await shown("nodes")
         assert await asyncio.to_thread(main, ["--node", url, "forget", "beta"]) == 4
-        assert "no node beta is missing" in capsys.readouterr().err
+        assert "no offline node 'beta'; no node is offline" in capsys.readouterr().err
     finally:
         await monitor.close()

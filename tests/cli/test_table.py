@@ -31,6 +31,17 @@ def test_figures_are_left_out_and_never_cut(width: int, titles: list[str]) -> No
     assert ("40.25 GiB" in made[1]) == ("size" in titles)
 
 
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(40, "llama3.1:70b  872edff07609  anna, bert"), (29, "llama3.1:70b  anna, bert"), (10, "llama3.1:…")],
+)
+def test_columns_are_left_out_before_what_matters_is_cut(width: int, expected: str) -> None:
+    rows = [("llama3.1:70b", "872edff07609", "anna, bert")]
+    titles = ("model", "id", "nodes")
+    made = list(lines(titles, rows, whole=("model", "id"), spare=("id", "nodes"), width=width))
+    assert made[1] == expected
+
+
 def test_what_no_row_has_is_left_out_and_orders_to_the_terminal_are_not_passed_on() -> None:
     made = list(lines(("model", "not usable"), [("a\x1b[31m\nb", "")]))
     assert made == ["model", "a\ufffd[31m b"]

@@ -45,6 +45,12 @@ def test_options_stand_before_or_after_the_command() -> None:
         ("statsu", "did you mean status?"),
         ("--node x modles", "did you mean models?"),
         ("frobnicate", "`sollold help` lists all commands"),
+        ("STATUS", "did you mean status?"),
+        ("bogus", "unknown command 'bogus' (`sollold help`"),
+        ("load m extra", "usage: sollold load "),
+        ("key", "missing one of new, list, revoke"),
+        ("chat", "missing MODEL\n"),
+        ("plan m --policy x", "choose from 'fastest', "),
         ("serve m", "sollold run MODEL"),
         ("setup --node x", "unrecognized arguments"),
         ("--node x setup", "asks no node"),
@@ -54,6 +60,12 @@ def test_a_wrong_word_gets_a_hint(words: str, hint: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         read(words.split())
     assert ended.value.code == Exit.USAGE and hint in capsys.readouterr().err
+
+
+def test_the_version_is_said_to_whoever_comes_from_ollama(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(["-v"])
+    assert ended.value.code == 0 and capsys.readouterr().out.startswith("sollold ")
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["help", "load"], ["--help"]])

@@ -52,6 +52,7 @@ async def test_a_big_idle_machine_gets_the_file_rather_than_a_part() -> None:
     preview = await cluster.planner.preview(ASK)
     assert preview.ok and preview.plan is not None and preview.plan.head == "d"
     assert "host-d fetches the file of demo:latest first, 820 MiB" in preview.message
+    assert preview.plan is not None and preview.plan.reasons and preview.message not in preview.plan.reasons
     assert cluster.asked("fetch") == [], "a look changes nothing"
     first = await cluster.planner.ensure(ASK)
     assert (first.verdict, first.deployment) == (Verdict.PLANNING, "")

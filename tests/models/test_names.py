@@ -121,6 +121,11 @@ def test_ambiguous_names_the_candidates() -> None:
     assert "hf.co/a/tiny:Q8_0, hf.co/b/tiny:Q8_0" in answer.message
 
 
+def test_the_usual_tag_makes_no_names_alike() -> None:
+    assert resolve("nosuch", ["demo:latest", "llama:latest"]).suggestions == ()
+    assert resolve("dmeo", ["demo:latest"]).suggestions == ("demo:latest",)
+
+
 def test_unknown_suggests_what_is_near() -> None:
     answer = resolve("lama3.1:70b", NAMES)
     assert answer.name == ""

@@ -17,6 +17,8 @@ from sollold.web_proxy import BadProxy, Proxy, proxy_for
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 10
+_REMEMBERED = 3600.0
+"""Seconds after which a failure is no news: nobody may want anything from there any more."""
 _FIX = (
     "correct the proxy where the daemon gets its environment (sudo systemctl edit sollold: [Service], "
     "Environment=HTTPS_PROXY=http://HOST:PORT), then: sudo systemctl restart sollold"
@@ -47,7 +49,7 @@ class Internet:
         self.environ = os.environ if environ is None else environ
         self._make = session
         self._session: aiohttp.ClientSession | None = None
-        self._failed: dict[str, tuple[str, str]] = {}
+        self._failed: dict[str, tuple[float, str, str]] = {}
 
     async def close(self) -> None:
         """End all connections."""
@@ -56,8 +58,9 @@ class Internet:
             self._session = None
 
     def trouble(self) -> list[tuple[str, str]]:
-        """(what, fix) of each server that could not be reached when it was last asked."""
-        return list(self._failed.values())
+        """(what, fix) of each server that could not be reached when it was last asked, not long ago."""
+        since = time.monotonic() - _REMEMBERED
+        return [(what, fix) for at, what, fix in tuple(self._failed.values()) if at > since]
 
     @asynccontextmanager
     async def get(
@@ -99,7 +102,8 @@ class Internet:
 
     def _fault(self, asked: str, what: str, fix: str) -> Unreachable:
         at = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._failed[asked] = (f"the last download from {asked} failed at {at}: {what}", fix)
+        said = f"the last download from {asked} failed at {at}: {what}"
+        self._failed[asked] = (time.monotonic(), said, fix)
         return Unreachable(what)
 
     def _http(self) -> aiohttp.ClientSession:
