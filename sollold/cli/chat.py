@@ -47,6 +47,12 @@ def _talk(options: argparse.Namespace) -> int:
         import readline  # noqa: F401  (line editing and history for input())
     talk = Conversation(options.model, system=options.system, sampling=Sampling(options.think or None))
     daemon = client(options)
+    try:
+        daemon.post("/api/show", {"model": options.model})
+    except ClientError as error:
+        # Now, and not after the first question.
+        if error.status == 404:
+            raise
     print(f"Talking with {options.model}. /? shows the commands, /bye or Ctrl-D ends it.")
     interrupted = False
     while True:

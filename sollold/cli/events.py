@@ -15,6 +15,7 @@ from sollold.cli.streams import harmless
 def events(options: argparse.Namespace) -> int:
     """The last events, and with ``--follow`` those that come until Ctrl-C."""
     path = "/api/cluster/events" + ("?follow=1" if options.follow else "")
+    told = False
     try:
         for _, item in client(options).events(path, stall=3600):
             if options.json:
@@ -23,7 +24,10 @@ def events(options: argparse.Namespace) -> int:
                 when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["time"]))
                 print(harmless(f"{when}  {item['kind']:<18} {item['message']}"))
             sys.stdout.flush()
+            told = True
     except KeyboardInterrupt:
         if not options.follow:
             raise
+    if not told and not options.json:
+        print("nothing has happened since this node started", file=sys.stderr)
     return Exit.DONE

@@ -99,12 +99,22 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
     try:
         return int(_result(command(options)))
     except ClientError as error:
-        print(f"sollold: {harmless(error.message)}", file=sys.stderr)
+        print(f"sollold: {harmless(error.message)}{_to_get(options, error.message)}", file=sys.stderr)
         return Exit.of(error.status)
     except UnicodeEncodeError:
         # What is printed or read from a pipe is forgiven; only words of the command line come to this.
         print("sollold: an argument is not valid text in this locale's encoding", file=sys.stderr)
         return Exit.USAGE
+
+
+def _to_get(options: argparse.Namespace, message: str) -> str:
+    """How to come by the model that is wanted, where nobody has it or one of a like name; else nothing."""
+    model = getattr(options, "model", "")
+    if options.command not in ("chat", "load", "bench") or message != f"model {model!r} not found":
+        return ""
+    import shlex  # seldom needed
+
+    return f"; to download it: sollold pull {harmless(shlex.quote(model))}"
 
 
 def _result(made: Any) -> Any:

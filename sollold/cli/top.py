@@ -69,7 +69,9 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[RenderableType] = [Text(headline(state), style="bold"), Text()]
+    # The keys stand above what may be longer than the screen.
+    keys = Text(f"{HELP}{'  (paused)' if paused else ''}", style="dim")
+    parts: list[RenderableType] = [Text(headline(state), style="bold"), keys, Text()]
     if state.get("lost"):
         parts += [Text(f"{state['lost']} (the figures are old)", style="red"), Text()]
     parts += [Text(speed_line(state["speeds"])), Text()]
@@ -86,8 +88,6 @@ def frame(state: dict[str, Any], view: str, *, paused: bool) -> RenderableType:
         parts += [
             Text(f"{clock(event['time'])}  {event['message']}", style="dim") for event in reversed(kept)
         ]
-        parts += [Text()] if kept else []
-    parts.append(Text(f"{HELP}{'  (paused)' if paused else ''}", style="dim"))
     return Group(*parts)
 
 

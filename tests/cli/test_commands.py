@@ -18,7 +18,7 @@ from aiohttp import web
 from rich.console import Console
 
 from sollold.cli import answer as cli_answer
-from sollold.cli import doctor
+from sollold.cli import chat, doctor
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.main import ROOMS, main
@@ -26,6 +26,7 @@ from sollold.cli.parser import ALIASES, parser, read, subcommands
 from sollold.cli.status import deployment_table, node_table
 from sollold.cli.top import frame, speed_line
 from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError
 
 GIB = 1024**3
 
@@ -123,6 +124,10 @@ async def answer(request: web.Request) -> web.StreamResponse:
     if path == "/api/pull":
         lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
         return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    if path in ("/api/chat", "/api/generate", "/api/show", "/api/cluster/load") and asked["model"] == "nope":
+        return web.json_response({"error": "model 'nope' not found"}, status=404)
+    if path == "/api/cluster/events":
+        return web.Response(content_type="text/event-stream")
     if path == "/api/tags":
         big = {"name": "big:latest", "size": GIB, "nodes": ["anna"]}
         return web.json_response({"models": [big, BOTH]})
@@ -207,6 +212,8 @@ def test_a_narrow_terminal_breaks_no_word_and_no_figure(width: int) -> None:
     out.print(frame(state, "all", paused=False))
     lines = out.file.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
+    # Whatever the screen cuts off, the keys are seen.
+    assert lines[1].startswith("q quit")
     header, anna = (next(line for line in lines if line.startswith(start)) for start in ("node ", "anna "))
     assert "4.00 GiB" in anna and "free" in header
     assert set(header.split()) <= {"node", "address", "device", "granted", "free", "memory", "llama.cpp"}
@@ -264,6 +271,29 @@ async def test_exit_statuses_mean_something(url: str) -> None:
         done = await sollold(f"http://127.0.0.1:{taken.getsockname()[1]}", "status")
     assert done.returncode == Exit.UNREACHABLE
     assert "sollold run" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [("chat", "nope", "hello"), ("load", "nope"), ("bench", "nope")])
+async def test_of_a_model_that_nobody_has_it_is_said_how_to_get_it(url: str, words: tuple[str, ...]) -> None:
+    done = await sollold(url, *words)
+    assert done.returncode == Exit.NO_MODEL
+    assert done.stderr.endswith("model 'nope' not found; to download it: sollold pull nope\n")
+
+
+def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Daemon:
+        def post(self, path: str, body: dict[str, Any]) -> None:
+            raise ClientError("model 'nope' not found", 404)
+
+    monkeypatch.setattr(chat, "client", lambda options: Daemon())
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    with pytest.raises(ClientError):
+        chat.chat(read(["run", "nope"]))
+
+
+async def test_where_nothing_has_happened_it_is_said(url: str) -> None:
+    done = await sollold(url, "events")
+    assert (done.returncode, done.stdout) == (Exit.DONE, "") and "nothing has happened" in done.stderr
 
 
 @pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1, 2]", b"\xff", b"x" * 500_000], ids=len)

@@ -1,11 +1,13 @@
-"""The container image: built from the packages on a bare Debian, and a node in it answers."""
+"""The container images: built on a bare Debian, and a node in one answers."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,8 @@ from tests.doubles import free_port
 from tests.systemd import container
 from tests.systemd.container import until
 from tests.systemd.packages import ROOT
+
+RECIPES = ROOT / "packaging/container"
 
 pytestmark = [pytest.mark.systemd, pytest.mark.timeout(900)]
 
@@ -38,36 +42,49 @@ class Builder:
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory, packages: list[Path]) -> Iterator[tuple[Builder, str]]:
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    """With a bare Debian in its store, localhost/debian."""
     try:
         tree = container.base()
     except OSError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("images")
-    context = folder / "dist"
-    context.mkdir()
-    for package in packages:
-        shutil.copy(package, context)
     builder = Builder(folder)
     try:
         bare = builder("from", "scratch")
         builder("copy", "--quiet", bare, str(tree), "/")
+        # This machine's authorities: it may sit behind a proxy that inspects TLS.
+        builder("copy", "--quiet", bare, "/etc/ssl/certs/ca-certificates.crt", "/trust.crt")
+        builder("config", "--env", "PIP_CERT=/trust.crt", bare)
         builder("commit", "--quiet", "--rm", bare, "localhost/debian")
-        recipe = str(ROOT / "packaging/container/Containerfile")
-        builder(
-            "build", "--isolation", "chroot", "--network", "host", "--format", "docker",
-            "--build-arg", "BASE=localhost/debian", "--file", recipe, "--tag", "sollold", str(context),
-        )  # fmt: skip
-        yield builder, "localhost/sollold"
+        yield builder
     finally:
         shutil.rmtree(folder / "store", ignore_errors=True)
 
 
-def test_the_image_starts_as_a_user_and_answers(image: tuple[Builder, str]) -> None:
-    builder, name = image
-    settings = json.loads(builder("inspect", "--type", "image", name))["Docker"]["config"]
+def build(builder: Builder, recipe: str, context: Path, *words: str) -> str:
+    """An image from a recipe, on the bare Debian; its name."""
+    name = recipe.lower().replace("containerfile", "sollold").replace(".", "-")
+    builder(
+        "build", "--isolation", "chroot", "--network", "host", "--format", "docker",
+        "--build-arg", "BASE=localhost/debian", *words,
+        "--file", str(RECIPES / recipe), "--tag", name, str(context),
+    )  # fmt: skip
+    return f"localhost/{name}"
+
+
+@pytest.fixture(scope="module")
+def image(builder: Builder, packages: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    context = tmp_path_factory.mktemp("packages")
+    for package in packages:
+        shutil.copy(package, context)
+    return build(builder, "Containerfile", context)
+
+
+def test_the_image_starts_as_a_user_and_answers(builder: Builder, image: str) -> None:
+    settings = json.loads(builder("inspect", "--type", "image", image))["Docker"]["config"]
     assert settings["User"] == "sollold" and settings["Entrypoint"] == ["sollold"]
-    inside = builder("from", name)
+    inside = builder("from", image)
     port, peer = free_port(), free_port()
     words = ["sollold", "run", "--demo-model", "--set", f"http.port={port}", "--set", f"cluster.port={peer}"]
     run = [*builder.words, "run", "--isolation", "chroot", "--network", "host", inside, "--", *words]
@@ -79,6 +96,31 @@ def test_the_image_starts_as_a_user_and_answers(image: tuple[Builder, str]) -> N
     finally:
         os.killpg(process.pid, 15)
         process.wait(60)
+
+
+def test_the_recipe_for_gpus_builds_but_for_the_toolkit(builder: Builder, tmp_path: Path) -> None:
+    wheel = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path)]
+    subprocess.run(wheel, cwd=ROOT, check=True, capture_output=True)
+    name = build(builder, "Containerfile.gpu", tmp_path, "--build-arg", "PACKAGES=")
+    settings = json.loads(builder("inspect", "--type", "image", name))["Docker"]["config"]
+    assert settings["User"] == "sollold" and settings["Entrypoint"] == ["sollold"]
+    inside = builder("from", name)
+    run = ("run", "--isolation", "chroot", "--network", "host", inside, "--")
+    # What the first start needs to build llama.cpp, and may write where it does.
+    script = "sollold config >/dev/null; g++ --version; git --version; touch $CACHE_DIRECTORY/a; id -un"
+    assert builder(*run, "sh", "-ec", script).endswith("sollold")
+    # The packages of the recipe's own base, which only a machine with a GPU has a use for.
+    packages = re.search(r'PACKAGES="(.*)"', (RECIPES / "Containerfile.gpu").read_text())
+    assert packages is not None
+    simulated = f"apt-get update -qq && apt-get install --simulate -qq {packages[1]}"
+    assert "Inst libvulkan-dev" in builder("run", "--user", "root", *run[1:], "sh", "-ec", simulated)
+
+
+def test_what_the_pages_say_of_images_is_what_the_recipe_says() -> None:
+    recipe = (RECIPES / "Containerfile.gpu").read_text()
+    page = (ROOT / "docs/install.md").read_text()
+    bases = re.findall(r"--build-arg BASE=(\S+)", recipe)
+    assert len(bases) == 2 and re.findall(r"--build-arg BASE=(\S+)", page) == bases
 
 
 def asked(port: int, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
