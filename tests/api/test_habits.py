@@ -140,6 +140,41 @@ async def test_an_effort_may_stand_in_an_object(
     assert call_of(service).body["reasoning_effort"] == "medium"
 
 
+EFFORTS = [("minimal", "low"), ("xhigh", "high"), ("max", "high"), ("medium", "medium"), ("none", "none")]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize(("effort", "sent"), EFFORTS)
+async def test_each_engine_gets_an_effort_that_it_knows(
+    serve: Serve, http: ClientSession, path: str, effort: str, sent: str
+) -> None:
+    """Codex asks for xhigh, which an Ollama refuses."""
+    service = answers()
+    more: dict[str, Any] = {
+        "/v1/responses": {"reasoning": {"effort": effort}},
+        "/v1/messages": {"output_config": {"effort": effort}, "thinking": {"type": "adaptive"}},
+    }.get(path, {"reasoning_effort": effort})
+    url = await serve(parts(service, ABLE, model("plain:latest")))
+    assert await status_of(http, url + path, body_of(path, "demo", USER, stream=True, **more)) == 200
+    assert call_of(service).body["reasoning_effort"] == sent
+    asked = call_of(service, Engine.OLLAMA).body["reasoning_effort"]
+    assert asked == (effort if effort == "max" else sent)
+    # One that can't think is not asked to.
+    assert await status_of(http, url + path, body_of(path, "plain", USER, stream=True, **more)) == 200
+    assert "reasoning_effort" not in call_of(service, Engine.OLLAMA).body
+
+
+@pytest.mark.llama
+@pytest.mark.clients
+@pytest.mark.parametrize("name", ["think", "demo"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_an_ollama_answers_codex(at_ollama: str, http: ClientSession, path: str, name: str) -> None:
+    effort: dict[str, Any] = {"reasoning_effort": "xhigh"}
+    more = effort if "chat" in path else {"reasoning": {"effort": "xhigh", "summary": "auto"}}
+    status, answer, _ = await post(http, at_ollama + path, body_of(path, name, USER, **more))
+    assert status == 200, answer
+
+
 @pytest.mark.parametrize(
     ("choice", "sent"),
     [

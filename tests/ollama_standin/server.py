@@ -451,6 +451,11 @@ class Standin:
         model = self._known(body, v1=True)
         loaded = await self._load(model, context.asked(model.params, {}))
         chat = "chat" in request.path
+        effort = body.get("reasoning_effort")
+        if effort is not None and effort not in ("high", "medium", "low", "max", "none"):
+            raise _refused(400, f'invalid reasoning value: "{effort}"', v1=True)
+        if effort not in (None, "none") and "thinking" not in model.capabilities:
+            raise _refused(400, f'"{body["model"]}" does not support thinking', v1=True)
         if chat:
             body = self._v1_conversation(model, body, loaded)
         whole = Piece()

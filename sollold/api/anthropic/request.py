@@ -36,7 +36,11 @@ def messages_body(ask: Messages, model: Model) -> dict[str, Any]:
         if value is not None:
             body[name] = value
     add_parameters(body, model)
-    wanted = (ask.output_config or {}).get("format") or ask.output_format
+    output = ask.output_config or {}
+    if isinstance(effort := output.get("effort"), str) and "chat_template_kwargs" in body:
+        # It thinks, since that was asked for, too.
+        body["reasoning_effort"] = effort
+    wanted = output.get("format") or ask.output_format
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         schema = wanted.get("schema")
         if not isinstance(schema, dict):

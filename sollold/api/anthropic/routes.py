@@ -51,7 +51,8 @@ class AnthropicRoutes:
         can_answer(listed.model, "messages")
         engine = messages_body(asked, listed.model)
         own = messages_body(asked, bare(listed.model))
-        native = ollama_body({key: value for key, value in own.items() if key not in _LLAMA_ONLY})
+        shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
+        native = ollama_body(shared, listed.model)
         lacking = tool_warnings(asked)
         prepared = Prepared()
 

@@ -29,16 +29,26 @@ def engine_body(body: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None and key not in OWN_FIELDS}
 
 
-def ollama_body(body: dict[str, Any]) -> dict[str, Any]:
+_EFFORTS = {"minimal": "low", "xhigh": "high"}
+"""OpenAI's efforts that an Ollama refuses → the nearest that it knows."""
+
+
+def ollama_body(body: dict[str, Any], model: Model | None = None) -> dict[str, Any]:
     """`engine_body` for an Ollama's ``/v1``.
 
     It says ``reasoning`` and ``max_tokens``, templates there know no developer, and not each schema of a tool
-    can be read there.
+    can be read there. An effort that it does not know it refuses, and any for a ``model`` that can't think,
+    where clients made for OpenAI's models (Codex) name one always.
     """
     out = engine_body(body)
     limit = out.pop("max_completion_tokens", None)
     if limit is not None:
         out.setdefault("max_tokens", limit)
+    effort = out.get("reasoning_effort")
+    if effort == "" or (model is not None and "thinking" not in model.capabilities):
+        out.pop("reasoning_effort", None)
+    elif isinstance(effort, str) and effort in _EFFORTS:
+        out["reasoning_effort"] = _EFFORTS[effort]
     messages = out.get("messages")
     if isinstance(messages, list):
         out["messages"] = [_for_ollama(message) for message in messages]

@@ -31,7 +31,7 @@ def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> d
         return Call(f"{_PATH}/input_tokens", counted)
 
     # An Ollama counts when it answers.
-    answer = Call(_PATH, {**ollama_body(native), "max_tokens": 1})
+    answer = Call(_PATH, {**ollama_body(native, model), "max_tokens": 1})
     return calls_for(model, llama=llama, ollama=answer if model.only_ollama else None, what="counting tokens")
 
 

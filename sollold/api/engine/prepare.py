@@ -39,6 +39,10 @@ def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
+_EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
+"""Efforts that templates do not know → the nearest that they do."""
+
+
 def prepare_chat(body: dict[str, Any]) -> Prepared:
     """Adapt a normalized chat to llama-server, in place.
 
@@ -46,6 +50,9 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
         Refusal: BAD_REQUEST for a strict format that has no grammar.
     """
     body["messages"] = merge_answers(body["messages"])
+    effort = body.get("reasoning_effort")
+    if isinstance(effort, str) and effort in _EFFORTS:
+        body["reasoning_effort"] = _EFFORTS[effort]
     warnings: list[str] = []
     if body.get("tools"):
         body["tools"] = [_convert_tool(tool, warnings) for tool in body["tools"]]

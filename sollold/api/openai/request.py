@@ -144,7 +144,7 @@ def native_chat_body(body: dict[str, Any], ask: ChatCompletion, model: Model) ->
     Raises:
         Refusal: as `chat_completion_body`.
     """
-    out = ollama_body(_checked_chat(body, ask, model))
+    out = ollama_body(_checked_chat(body, ask, model), model)
     if out.get("tool_choice") == "none":
         # It would let them be called.
         out.pop("tools", None)

@@ -66,7 +66,7 @@ class ResponsesRoutes:
         path = "/v1/chat/completions"
         own = response_body(whole, bare(listed.model))
         lacking = response_warnings(whole)
-        native = Call(path, ollama_body({**own, "model": asked.model}), lacking)
+        native = Call(path, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(engine["messages"])
         prepared = Prepared()
 
