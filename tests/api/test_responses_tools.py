@@ -113,6 +113,47 @@ async def test_what_a_search_at_openai_would_find_is_offered_at_once(
     assert [message["role"] for message in sent["messages"]] == ["user"]
 
 
+SECRET = "gAAAA" + "x" * 60
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("Count them.", "Count them."),
+        ([{"type": "input_text", "text": "Count them."}], "Count them."),
+        (
+            [
+                {"type": "input_text", "text": "Payload:\n"},
+                {"type": "encrypted_content", "encrypted_content": "Count."},
+            ],
+            "Payload:\nCount.",
+        ),
+        (
+            [
+                {"type": "input_text", "text": "Payload:"},
+                {"type": "encrypted_content", "encrypted_content": SECRET},
+            ],
+            "Payload:",
+        ),
+    ],
+)
+async def test_an_agent_gets_its_task(serve: Serve, http: ClientSession, content: Any, said: str) -> None:
+    """How Codex gives a task to an agent that it began, in the words of the model that gave it."""
+    service = calls("x")
+    url = await serve(parts(service, ABLE)) + PATH
+    task = {
+        "type": "agent_message",
+        "id": "amsg_1",
+        "author": "/root",
+        "recipient": "/root/a",
+        "content": content,
+    }
+    for given in ([task], [{"role": "user", "content": "go"}, task]):
+        status, _, headers = await post(http, url, {"model": "demo", "input": given})
+        assert status == 200 and "X-Sollold-Warning" not in headers
+        assert call_of(service).body["messages"][-1] == {"role": "user", "content": said}
+
+
 async def test_an_item_that_is_not_known_is_left_out_and_said_so(serve: Serve, http: ClientSession) -> None:
     service = calls("x")
     url = await serve(parts(service, ABLE)) + PATH

@@ -6,6 +6,7 @@ It too goes through ``/v1/chat/completions``, the form in which an answer can be
 from __future__ import annotations
 
 import base64
+import re
 from typing import Any
 
 import msgspec
@@ -115,6 +116,9 @@ def input_messages(given: str | list[dict[str, Any]], model: Model) -> list[Mess
                 message["reasoning_content"] = "".join(thought)
             messages.append(message)
             thought = []
+        elif kind == "agent_message":
+            # A task for an agent, from the one that began it.
+            messages.append({"role": "user", "content": _content(item.get("content"), model)})
         elif kind == "reasoning":
             thought += _thoughts(item)
         elif kind == "tool_search_output":
@@ -149,7 +153,7 @@ def _found(item: dict[str, Any]) -> list[Message]:
 
 _UNREADABLE = ("compaction", "compaction_summary", "context_compaction", "item_reference")
 """Items whose content only OpenAI can read."""
-_READ = ("message", "reasoning", "tool_search_output", "additional_tools", "None")
+_READ = ("message", "agent_message", "reasoning", "tool_search_output", "additional_tools", "None")
 
 
 def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -176,11 +180,24 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
         elif kind == "input_image" and part.get("image_url"):
             need(model, "vision", "images")
             parts.append(image_url_part(part["image_url"]))
+        elif kind == "encrypted_content" and isinstance(part, dict):
+            parts += _readable(part.get("encrypted_content"))
         else:
             raise Refusal(Fault.BAD_REQUEST, f"unsupported content part of type {str(kind)[:40]!r}")
     if all(part["type"] == "text" for part in parts):
         return "".join(part["text"] for part in parts)
     return parts
+
+
+_OPAQUE = re.compile(r"gAAAA[A-Za-z0-9_=-]{40,}\s*")
+"""What OpenAI has encrypted."""
+
+
+def _readable(content: object) -> list[dict[str, Any]]:
+    """What an agent said to another: encrypted at OpenAI alone, elsewhere it is the model's own text."""
+    if not isinstance(content, str) or _OPAQUE.fullmatch(content):
+        return []
+    return [{"type": "text", "text": content}]
 
 
 def _thoughts(item: dict[str, Any]) -> list[str]:
