@@ -100,6 +100,86 @@ def test_what_is_no_literal_to_llama_cpp_is_counted(before: str) -> None:
         passes(grammar="root ::= " + before + "(" * 5_000)
 
 
+def seconds(check: Callable[[], object]) -> float:
+    """What a check costs at the least: now and then garbage is collected meanwhile."""
+    taken = []
+    for _ in range(3):
+        began = time.thread_time()
+        with contextlib.suppress(Refusal):
+            check()
+        taken.append(time.thread_time() - began)
+    return min(taken)
+
+
+def schema(**more: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": more}}}
+
+
+def pattern(text: str) -> dict[str, Any]:
+    return schema(type="string", pattern=text)
+
+
+FOURFOLD = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (pattern("^((((a{0,99}){0,99}){0,99}){0,99})$"), "pattern .* ways"),
+        (pattern("^" + "(" * 12 + "a?" + "){0,9}" * 12 + "$"), "ways"),
+        (pattern("^" + "(a?){0,80}" * 30 + "b$"), "ways"),
+        (pattern("^(a?b?c?d?){0,2000}$"), "ways"),
+        (pattern("^x(?:a?b?c?d?){2000}$"), "ways"),
+        (pattern("^(" + "|".join(f"a{n}" for n in range(2500)) + ")$"), "ways"),
+        (pattern("^" + "a?" * 3000 + "$"), "ways"),
+        (pattern("^" + "(a?){0,30}" * 30 + "b$"), "ways"),
+        (schema(type=["string"] * 3000), "enumerations"),
+        (schema(properties={str(n): {"pattern": "[ab]" * 10} for n in range(1000)}), "patterns have"),
+        (schema(enum=[f"v{n}" for n in range(15_000)]), "enumerations"),
+        (schema(properties={f"p{n}": {"enum": ["a"] * 100} for n in range(30)}), "enumerations"),
+        (schema(properties={f"p{n}": {"type": "string"} for n in range(3000)}), "left out"),
+        (schema(anyOf=[{"const": n} for n in range(5000)]), "choices"),
+        ({"format": {"$ref": "#/$defs/l0", "$defs": FOURFOLD}}, "choices"),
+        ({"tools": [{"function": {"name": "f", "parameters": {"$defs": FOURFOLD}}}]}, "choices"),
+        ({"grammar": 'root ::= a{0,99}\na ::= b{0,99}\nb ::= c{0,99}\nc ::= "x"?'}, "ways"),
+        ({"grammar": 'root ::= "x" ("a"? "b"?){0,5000}'}, "ways"),
+        ({"grammar": "".join(f"r{n} ::= r{n + 1}\n" for n in range(900))}, "refer to one another"),
+    ],
+)
+def test_what_an_engine_hangs_over(body: dict[str, Any], why: str) -> None:
+    engine = Engine.OLLAMA if "format" in body else Engine.LLAMA
+    with pytest.raises(Refusal, match=why):
+        passes(engine, **body)
+    assert seconds(lambda: passes(engine, **body)) < 0.1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pattern(r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}(:\d{2}(\.\d{1,6})?)?(Z|[+-]\d{2}:?\d{2})?)?$"),
+        pattern(r"^[a-z0-9._%+-]{1,64}@(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}$"),
+        pattern("^(a{0,20}){0,20}$"),
+        schema(enum=[f"v{n}" for n in range(1500)]),
+        schema(properties={f"p{n}": {"type": "string"} for n in range(300)}),
+        schema(properties={"enum": {"type": "string"}, "pattern": {"type": "string"}, "required": {}}),
+        schema(
+            anyOf=[{"$ref": "#/$defs/a"}, {"type": "null"}], **{"$defs": {"a": {"anyOf": [{"$ref": "#"}]}}}
+        ),
+        {"tools": [{"function": {"parameters": {"properties": {key: {} for key in "abcdefghij"}}}}] * 500},
+        {"grammar": 'root ::= ws "{" (pair ("," ws pair)*)? "}"\npair ::= "a" | "b"\nws ::= [ \\t\\n]{0,20}'},
+    ],
+)
+def test_schemas_that_people_use_pass(body: dict[str, Any]) -> None:
+    assert passes(**body) == body
+
+
+@pytest.mark.parametrize("text", ["a", "a|", "(a)", "a?b", "[a]", "\\d", "a{1}", "(", "x*", "{", "(?:a)"])
+def test_a_pattern_costs_no_more_than_its_length(text: str) -> None:
+    assert seconds(lambda: passes(**pattern(text * (16_000 // len(text))))) < 0.1
+    grammar = "root ::= " + (text + " ") * (60_000 // len(text + " "))
+    assert seconds(lambda: passes(grammar=grammar)) < 0.1
+
+
 def test_what_people_use_passes() -> None:
     body = {
         "grammar": 'root ::= ("(" | "[" x{0,20} "]")+ # (((((\nx ::= [()]*',

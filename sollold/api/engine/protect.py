@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from sollold.api.engine.grammar_width import TooManyWays, check_grammar
+from sollold.api.engine.schema_width import TooWide, check_schema
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call, Engine
 
@@ -134,6 +136,10 @@ def _check_grammar(grammar: object) -> None:
         depth += (letter == "(") - (letter == ")")
         if depth > _DEEPEST_GRAMMAR:
             raise _refused(f"the grammar is nested more than {_DEEPEST_GRAMMAR} deep")
+    try:
+        check_grammar(grammar)
+    except TooManyWays as error:
+        raise _refused(f"an engine would hang over the grammar: {error}") from None
 
 
 def _check_depth(value: object, name: str) -> None:
@@ -152,8 +158,13 @@ def _check_depth(value: object, name: str) -> None:
         if seen > _MOST_SCHEMA_NODES:
             raise _refused(f"{name} has more than {_MOST_SCHEMA_NODES} objects and arrays")
         if not layer:
-            return
-    raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+            break
+    else:
+        raise _refused(f"{name} is nested more than {_DEEPEST_SCHEMA} deep")
+    try:
+        check_schema(value)
+    except TooWide as error:
+        raise _refused(f"an engine would hang over the schema in {name}: {error}") from None
 
 
 def _refused(message: str) -> Refusal:

@@ -1,0 +1,111 @@
+"""What of a JSON schema makes a grammar over which an engine hangs (`grammar_width`). Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.engine.grammar_width import MOST_WAYS, TooManyWays, check_pattern
+
+_MOST_VALUES = MOST_WAYS
+"""Of all lists of values together."""
+_USUAL_TYPES = 7
+"""JSON has no more."""
+_MOST_OPTIONAL_SQUARED = 250_000
+"""Properties of an object that may be left out become a grammar of the square of their number."""
+_LONGEST_PATTERNS = 16 * 1024
+"""Characters of all patterns together."""
+_CHOICES = ("anyOf", "oneOf", "allOf")
+_ROOTS = frozenset(("schema", "parameters", "input_schema"))
+"""Fields whose value is a schema of its own, to which references in it refer."""
+_MOST_STEPS = 50_000
+
+
+class TooWide(Exception):
+    """An engine would hang over the schema; the message says why."""
+
+
+def check_schema(value: object) -> None:
+    """Look at the schemas in ``value``, wherever they are; it is not nested deeply.
+
+    Raises:
+        TooWide: see there.
+    """
+    values = squares = letters = 0
+    waiting: list[tuple[Any, Any]] = [(value, value)]
+    while waiting:
+        one, root = waiting.pop()
+        if isinstance(one, list):
+            waiting.extend((inner, root) for inner in one)
+            continue
+        if not isinstance(one, dict):
+            continue
+        for name, usual in (("enum", 0), ("type", _USUAL_TYPES)):
+            listed = one.get(name)
+            values += len(listed) if isinstance(listed, list) and len(listed) > usual else 0
+        properties, required = one.get("properties"), one.get("required")
+        if isinstance(properties, dict):
+            needed = (
+                {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
+            )
+            squares += len(properties.keys() - set(needed)) ** 2
+        pattern = one.get("pattern")
+        if isinstance(pattern, str):
+            letters += len(pattern)
+            if letters > _LONGEST_PATTERNS:
+                raise TooWide(f"its patterns have more than {_LONGEST_PATTERNS} characters")
+            try:
+                check_pattern(pattern)
+            except TooManyWays as error:
+                raise TooWide(f"the pattern {pattern[:80]!r}: {error}") from None
+        if any(isinstance(one.get(name), list) for name in _CHOICES):
+            _Choices(root).ways(one)
+        for name, inner in one.items():
+            if isinstance(inner, dict | list):
+                waiting.append((inner, inner if name in _ROOTS else root))
+    if values > _MOST_VALUES:
+        raise TooWide(f"its enumerations have more than {_MOST_VALUES} values")
+    if squares > _MOST_OPTIONAL_SQUARED:
+        raise TooWide("it has too many properties that may be left out; make more of them required")
+
+
+class _Choices:
+    """Counts what can be chosen from, by references too: each may lead to further choices."""
+
+    def __init__(self, root: object) -> None:
+        self._root = root
+        self._known: dict[str, int] = {}
+        self._steps = 0
+
+    def ways(self, schema: object, depth: int = 0) -> int:
+        """How many there are.
+
+        Raises:
+            TooWide: too many.
+        """
+        self._steps += 1
+        if depth > 200 or self._steps > _MOST_STEPS:
+            raise TooWide("its choices refer to one another too deeply")
+        if not isinstance(schema, dict):
+            return 1
+        found = 0
+        reference = schema.get("$ref")
+        if isinstance(reference, str):
+            if reference not in self._known:
+                self._known[reference] = 0  # within itself
+                self._known[reference] = self.ways(self._at(reference), depth + 1)
+            found = self._known[reference]
+        for name in _CHOICES:
+            choices = schema.get(name)
+            if isinstance(choices, list):
+                found += sum(self.ways(one, depth + 1) for one in choices)
+        listed = schema.get("enum")
+        found += len(listed) if isinstance(listed, list) else 0
+        if found > MOST_WAYS:
+            raise TooWide(f"it offers more than {MOST_WAYS} choices at one place")
+        return max(1, found)
+
+    def _at(self, reference: str) -> object:
+        found: Any = self._root
+        for part in reference.removeprefix("#").split("/")[1:]:
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
