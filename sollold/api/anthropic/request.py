@@ -11,7 +11,7 @@ from typing import Any
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
 from sollold.api.engine.fields import need
-from sollold.api.engine.messages import image_part, image_url_part
+from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import arguments_text
@@ -202,7 +202,7 @@ def _result_part(block: Any, model: Model) -> dict[str, Any]:
     """One block of what a tool gave; of tools found by a search (``tool_reference``) the names."""
     kind = block.get("type") if isinstance(block, dict) else None
     if kind == "image":
-        return _image(block, model)
+        return seen_in_result(lambda: _image(block, model), model)
     if kind == "document":
         return {"type": "text", "text": _document(block)}
     if kind == "search_result":

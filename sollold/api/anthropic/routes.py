@@ -15,6 +15,7 @@ from sollold.api.engine.calls import build_ask, calls_for, ollama_body
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.http.body import as_type, read_object
@@ -53,7 +54,7 @@ class AnthropicRoutes:
         own = messages_body(asked, bare(listed.model))
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
-        lacking = tool_warnings(asked)
+        lacking = (*tool_warnings(asked), *unseen_warnings(engine["messages"]))
         prepared = Prepared()
 
         def llama() -> Call:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.fields import need
-from sollold.api.engine.messages import image_url_part
+from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
@@ -36,6 +36,8 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
         out["content"] = msgspec.json.encode(content).decode()
     elif isinstance(content, list | dict):
         out["content"] = [_part(part) for part in ([content] if isinstance(content, dict) else content)]
+        if role in ("tool", "function"):
+            out["content"] = [_of_result(part, model) for part in out["content"]]
         for part in out["content"]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in _PARTS:
@@ -55,6 +57,11 @@ def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
     elif not isinstance(content, str):
         raise Refusal(Fault.BAD_REQUEST, "a message's content is a text or a list of parts")
     return out
+
+
+def _of_result(part: Any, model: Model) -> Any:
+    picture = isinstance(part, dict) and part.get("type") == "image_url"
+    return seen_in_result(lambda: dict(part), model) if picture else part
 
 
 def _part(part: Any) -> Any:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from sollold.api.engine.fields import need
-from sollold.api.engine.messages import image_url_part
+from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
 from sollold.api.engine.tools import arguments_text
@@ -163,8 +164,8 @@ def _message(item: dict[str, Any], model: Model) -> dict[str, Any]:
     return {"role": role, "content": _content(item.get("content"), model)}
 
 
-def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
-    """A content's parts; text alone as a text, which every template knows."""
+def _content(content: object, model: Model, *, result: bool = False) -> str | list[dict[str, Any]]:
+    """A content's parts; text alone as a text, which every template knows. ``result``: of a tool."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
@@ -178,8 +179,9 @@ def _content(content: object, model: Model) -> str | list[dict[str, Any]]:
         if kind in ("input_text", "output_text", "text", "summary_text", "refusal") and isinstance(text, str):
             parts.append({"type": "text", "text": text})
         elif kind == "input_image" and part.get("image_url"):
-            need(model, "vision", "images")
-            parts.append(image_url_part(part["image_url"]))
+            if not result:
+                need(model, "vision", "images")
+            parts.append(seen_in_result(partial(image_url_part, part["image_url"]), model))
         elif kind == "encrypted_content" and isinstance(part, dict):
             parts += _readable(part.get("encrypted_content"))
         else:
@@ -258,7 +260,7 @@ def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
     output = item.get("output") or ""
     if not isinstance(output, (str, list)):
         output = msgspec.json.encode(output).decode()
-    return {"role": "tool", "tool_call_id": id_, "content": _content(output, model)}
+    return {"role": "tool", "tool_call_id": id_, "content": _content(output, model, result=True)}
 
 
 def _is_known(kind: str) -> bool:

@@ -12,6 +12,7 @@ from sollold.api.engine.calls import build_ask, calls_for, ollama_body
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
+from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.truncate import TruncatingService
@@ -65,7 +66,7 @@ class ResponsesRoutes:
         engine = response_body(whole, listed.model)
         path = "/v1/chat/completions"
         own = response_body(whole, bare(listed.model))
-        lacking = response_warnings(whole)
+        lacking = (*response_warnings(whole), *unseen_warnings(engine["messages"]))
         native = Call(path, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(engine["messages"])
         prepared = Prepared()

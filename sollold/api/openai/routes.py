@@ -12,6 +12,7 @@ from aiohttp import web
 from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body, typed_body
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
+from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.placement import Placed, prepare_placement
 from sollold.api.engine.prepare import normalize_chat, prepare_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
@@ -163,7 +164,8 @@ class OpenAiRoutes:
         prepared = prepare_chat(engine)
         path = "/v1/chat/completions"
         own = native_chat_body(body, chat, listed.model)
-        native = Call(path, own, (*chat_warnings(chat), *native_chat_notes(body, chat)))
+        lacking = (*chat_warnings(chat), *unseen_warnings(own["messages"]))
+        native = Call(path, own, (*lacking, *native_chat_notes(body, chat)))
         calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
         prefix = prefix_of(body.get("messages"))
         return await self._respond(
@@ -178,7 +180,7 @@ class OpenAiRoutes:
             ),
             stream=bool(chat.stream),
             prefix=prefix,
-            warnings=(*chat_warnings(chat), *prepared.warnings),
+            warnings=(*lacking, *prepared.warnings),
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:

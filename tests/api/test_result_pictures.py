@@ -1,0 +1,103 @@
+"""Pictures in the results of tools, which agents send again with each request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import error_of, post
+from tests.api.picture import PICTURE
+
+URL = f"data:image/png;base64,{PICTURE}"
+SOURCE = {"type": "base64", "media_type": "image/png", "data": PICTURE}
+CALLED = {"id": "c", "type": "function", "function": {"name": "read", "arguments": "{}"}}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {
+        "messages": [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+            {
+                "role": "tool",
+                "tool_call_id": "c",
+                "content": [
+                    {"type": "text", "text": "shot"},
+                    {"type": "image_url", "image_url": {"url": URL}},
+                ],
+            },
+        ]
+    },
+    "/v1/responses": {
+        "input": [
+            {"role": "user", "content": "go"},
+            {"type": "function_call", "call_id": "c", "name": "read", "arguments": "{}"},
+            {
+                "type": "function_call_output",
+                "call_id": "c",
+                "output": [
+                    {"type": "input_text", "text": "shot"},
+                    {"type": "input_image", "image_url": URL},
+                ],
+            },
+        ]
+    },
+    "/v1/messages": {
+        "max_tokens": 9,
+        "messages": [
+            {"role": "user", "content": "go"},
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c", "name": "read", "input": {}}],
+            },
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "tool_result",
+                        "tool_use_id": "c",
+                        "content": [{"type": "text", "text": "shot"}, {"type": "image", "source": SOURCE}],
+                    }
+                ],
+            },
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("path", ASKS)
+@pytest.mark.parametrize("sees", [True, False])
+async def test_a_picture_in_a_result_ends_no_conversation(
+    serve: Serve, http: ClientSession, path: str, sees: bool
+) -> None:
+    """Claude Code and Codex show a picture to whatever model is asked."""
+    service = ScriptedService(chunk("a"), chunk(finish="stop"), usage_chunk())
+    able = ("completion", "tools", "vision") if sees else ("completion", "tools")
+    url = await serve(parts(service, model(capabilities=able)))
+    async with http.post(url + path, json={"model": "demo", "stream": True, **ASKS[path]}) as answer:
+        assert answer.status == 200, await answer.text()
+        assert ("an image" in answer.headers.get("X-Sollold-Warning", "")) is not sees
+    for engine in Engine:
+        content = str(call_of(service, engine).body["messages"][2]["content"])
+        assert "shot" in content
+        assert ("image_url" in content) is sees and ("can't see" in content) is not sees
+
+
+@pytest.mark.parametrize("path", ASKS)
+async def test_a_picture_that_is_shown_by_the_user_is_refused(
+    serve: Serve, http: ClientSession, path: str
+) -> None:
+    service = ScriptedService()
+    url = await serve(parts(service))
+    field = "input" if "input" in ASKS[path] else "messages"
+    part: dict[str, Any] = {"type": "image", "source": SOURCE}
+    if path != "/v1/messages":
+        kind, picture = ("input_image", URL) if field == "input" else ("image_url", {"url": URL})
+        part = {"type": kind, "image_url": picture}
+    body = {"model": "demo", "max_tokens": 9, field: [{"role": "user", "content": [part]}]}
+    status, answer, _ = await post(http, url + path, body)
+    assert status == 400 and "does not support images" in error_of(path, answer)
+    assert not service.asks
