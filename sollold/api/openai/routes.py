@@ -22,6 +22,7 @@ from sollold.api.http.errors import Dialect
 from sollold.api.http.response import Encoder, Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
+from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
 from sollold.api.openai.infill import InfillEncoder, infill_of
 from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
@@ -30,16 +31,13 @@ from sollold.api.openai.request import (
     ChatCompletion,
     Completion,
     Detokenize,
-    EmbeddingAsk,
     Infill,
     Tokenize,
-    as_asked,
     chat_completion_body,
     chat_warnings,
     check_pieces,
     check_tokens,
     completion_body,
-    embedding_body,
     native_chat_body,
     native_chat_notes,
 )

@@ -1,0 +1,84 @@
+"""``/v1/embeddings``: what clients send, and its answer as they asked for it. Pure."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.calls import engine_body
+from sollold.api.engine.embeddings import check_count, shortened
+from sollold.api.openai.request import check_tokens
+from sollold.errors import Fault, Refusal
+
+
+class EmbeddingAsk(msgspec.Struct, kw_only=True):
+    """``POST /v1/embeddings``."""
+
+    model: str = ""
+    input: str | list[Any] | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    priority: int | str | None = None
+    timeout: float | str | None = None
+    keep_alive: float | str | None = None
+
+
+def embedding_body(body: dict[str, Any], ask: EmbeddingAsk) -> dict[str, Any]:
+    """The body for llama-server's ``/v1/embeddings``.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    if not ask.input:
+        raise Refusal(Fault.BAD_REQUEST, "input is required: a text or a list of texts")
+    check_tokens(ask.input, "input")
+    texts = [ask.input] if isinstance(ask.input, str) else ask.input
+    if not isinstance(texts[0], int):
+        check_count(texts)
+    if any(one == "" for one in texts):
+        raise Refusal(Fault.BAD_REQUEST, "an input is empty; an empty text has no embedding")
+    if ask.encoding_format not in (None, "", "float", "base64"):
+        raise Refusal(Fault.BAD_REQUEST, "encoding_format is float or base64")
+    if ask.dimensions is not None and ask.dimensions < 1:
+        raise Refusal(Fault.BAD_REQUEST, "dimensions must be at least 1")
+    out = engine_body(body)
+    if out.get("encoding_format") == "":
+        del out["encoding_format"]
+    if out.pop("dimensions", None) is not None:
+        out["encoding_format"] = "float"
+    return out
+
+
+class _Vector(msgspec.Struct):
+    embedding: msgspec.Raw
+
+
+class _Vectors(msgspec.Struct):
+    data: list[_Vector]
+
+
+def as_asked(raw: bytes, ask: EmbeddingAsk) -> bytes:
+    """An answer of ``/v1/embeddings`` cut to ``dimensions``, which llama-server doesn't know, and in base64
+    where that is asked for, which an older Ollama doesn't: clients decode it unseen.
+
+    Raises:
+        Refusal: ENGINE.
+    """
+    try:
+        if ask.dimensions is None:
+            vectors = msgspec.json.decode(raw, type=_Vectors).data
+            if all(bytes(one.embedding).startswith(b'"') for one in vectors):
+                return raw
+        answer = msgspec.json.decode(raw)
+        for one in answer["data"]:
+            vector = shortened(one["embedding"], ask.dimensions)
+            if ask.encoding_format == "base64":
+                one["embedding"] = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+            else:
+                one["embedding"] = vector
+    except (msgspec.DecodeError, KeyError, TypeError):
+        raise Refusal(Fault.ENGINE, "the engine's embeddings can't be read") from None
+    return msgspec.json.encode(answer)
