@@ -54,6 +54,9 @@ _MOST_STOPS = 256
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 _LONGEST = 2**31 - 1
 """Tokens of an answer that engines can count to; whoever names more wants no limit."""
+_WINDOWS = ("repeat_last_n", "dry_penalty_last_n")
+_LONGEST_WINDOW = 1 << 22
+"""Tokens that are looked back at, for which memory is taken at once: no context is longer."""
 _MOST_LIST = 256
 _REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
@@ -88,10 +91,18 @@ def _checked(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
         value = body.get(name)
         if isinstance(value, list | str) and len(value) > _MOST_LIST:
             raise _refused(f"{name} has more than {_MOST_LIST} entries")
-    body = {**body, **{name: _LONGEST for name in _LIMITS if _exceeds(body.get(name), _LONGEST)}}
+    body = _bounded(body)
+    if isinstance(options := body.get("options"), dict):
+        body["options"] = _bounded(options)
     if engine is Engine.OLLAMA:
         return body
     return {name: value for name, value in body.items() if name in FIELDS}
+
+
+def _bounded(values: dict[str, Any]) -> dict[str, Any]:
+    """With numbers that an engine can bear, where larger ones mean the same."""
+    longest = {**dict.fromkeys(_LIMITS, _LONGEST), **dict.fromkeys(_WINDOWS, _LONGEST_WINDOW)}
+    return {**values, **{name: most for name, most in longest.items() if _exceeds(values.get(name), most)}}
 
 
 def _exceeds(value: object, most: int) -> bool:
