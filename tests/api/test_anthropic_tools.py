@@ -105,6 +105,34 @@ async def test_llama_cpp_takes_anthropics_tools(real: str, http: ClientSession, 
     assert status == 200, answer
 
 
+PDF = {
+    "type": "document",
+    "title": "a.pdf",
+    "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBERi0="},
+}
+
+
+@pytest.mark.parametrize("in_result", [True, False])
+async def test_a_document_that_can_not_be_read_ends_no_conversation(
+    serve: Serve, http: ClientSession, in_result: bool
+) -> None:
+    """Claude Code gives a PDF that it has read again with each request."""
+    service = answers()
+    url = await serve(parts(service, ABLE)) + PATH
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "Read", "input": {}}]}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [PDF] if in_result else "PDF read"}
+    shown = [result] if in_result else [result, PDF]
+    turns = [*ASK["messages"], call, {"role": "user", "content": shown}]  # type: ignore[misc]
+    body = {**ASK, "messages": turns, "tools": [READ], "stream": True}
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200 and "document" in answer.headers["X-Sollold-Warning"]
+    assert "(a.pdf) was left out" in call_of(service).body["messages"][-1]["content"]
+    for source in (None, {}, "x"):
+        bad = {**ASK, "messages": [{"role": "user", "content": [{"type": "document", "source": source}]}]}
+        status, answered, _ = await post(http, url, bad)
+        assert status == 400 and "document" in answered["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("content", "shown"),
     [

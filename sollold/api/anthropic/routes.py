@@ -9,7 +9,7 @@ from aiohttp import web
 
 from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
-from sollold.api.anthropic.request import messages_body, prompt_body
+from sollold.api.anthropic.request import messages_body, prompt_body, unread_warnings
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import build_ask, calls_for, ollama_body
 from sollold.api.engine.count import count_calls, read_count
@@ -54,7 +54,8 @@ class AnthropicRoutes:
         own = messages_body(asked, bare(listed.model))
         shared = {key: value for key, value in own.items() if key not in _LLAMA_ONLY}
         native = ollama_body(shared, listed.model)
-        lacking = (*tool_warnings(asked), *unseen_warnings(engine["messages"]))
+        said = engine["messages"]
+        lacking = (*tool_warnings(asked), *unseen_warnings(said), *unread_warnings(said))
         prepared = Prepared()
 
         def llama() -> Call:
