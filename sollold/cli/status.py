@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def of_admission(state: dict[str, Any]) -> list[str]:
     for node in state["nodes"]:
         sentences += [
             f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits to be let in; "
-            f"if it shows {one['code']}: sollold admit {one['name']}"
+            f"if it shows {one['code']}: sollold admit {shlex.quote(one['name'])}"
             for one in node.get("waiting", [])
         ]
         if node.get("inviting"):

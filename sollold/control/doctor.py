@@ -17,7 +17,7 @@ from sollold.models.model import Model
 from sollold.units import bytes_text
 
 LOW_DISK = 5 * 1024**3
-_SEED = 'name one other node in sollold.toml: [cluster] seeds = ["HOST:11436"]'
+_SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
 
 
 class Grade(StrEnum):
@@ -31,7 +31,10 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing to know. ``fix``: what to type, or to do; empty where nothing needs to be done."""
+    """One thing to know. ``fix``: what to do, or a command; empty where nothing needs to be done.
+
+    Commands among other words stand in backticks, so that they alone can be copied.
+    """
 
     grade: Grade
     what: str
@@ -94,7 +97,7 @@ def _llama(facts: Facts) -> list[Finding]:
     if facts.setup_failed:
         what = f"no llama.cpp: {facts.setup_failed}; this node can't run models itself"
         by_hand = f"sollold setup --set node.cache_dir={facts.cache}"
-        fix = f"{by_hand}   (as the daemon's user; or install the package sollold-llama.cpp)"
+        fix = f"`{by_hand}` (as the daemon's user; or install the package sollold-llama.cpp)"
         return [Finding(Grade.PROBLEM, what, fix)]
     return [Finding(Grade.NOTICE, f"llama.cpp is being set up: {facts.me.setup or 'starting'}")]
 
@@ -152,7 +155,7 @@ def _network(facts: Facts) -> list[Finding]:
             "folder is a copy of the other's, so they can't find each other"
         )
         file = shlex.quote(facts.id_file)
-        fix = f"on one of the two: sudo rm {file}, then on both: sudo systemctl restart sollold"
+        fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
         found.append(Finding(Grade.PROBLEM, what, fix))
     if mdns is not None and mdns.foreign:
         several = mdns.foreign > 1
@@ -161,8 +164,8 @@ def _network(facts: Facts) -> list[Finding]:
             f"{'their' if several else 'its'} cluster.token is not the one of this node"
         )
         fix = (
-            "if they belong together, give all the same one (see sollold token), then restart them; without "
-            "tokens delete the file keyring in the state folder of those that are to join, and restart those"
+            "if they belong together, give all the same one (see `sollold token`), then restart them; "
+            "without tokens delete the file keyring in the state folder of those that are to join, and restart those"
         )
         found.append(Finding(Grade.NOTICE, what, fix))
     if refused := sum(status.disbelieved.values()):
@@ -195,7 +198,7 @@ def _gpus(facts: Facts) -> list[Finding]:
         return []
     names = ", ".join(facts.idle_gpus)
     what = f"llama.cpp {facts.me.build} here can't use {names}: models run on the processor"
-    fix = "install the GPU's toolkit (for NVIDIA: nvcc), then: sudo systemctl restart sollold"
+    fix = "install the GPU's toolkit (for NVIDIA: nvcc), then: `sudo systemctl restart sollold`"
     return [Finding(Grade.NOTICE, what, fix)]
 
 
@@ -257,15 +260,19 @@ def _company(facts: Facts) -> list[Finding]:
         found.append(Finding(Grade.NOTICE, what, "remove cluster.door and cluster.token from sollold.toml"))
     if facts.me.seeking:
         what = f"this machine {facts.me.seeking}"
-        found.append(Finding(Grade.PROBLEM, what, f"on a machine there: sollold admit {facts.me.name}"))
+        found.append(
+            Finding(Grade.PROBLEM, what, f"on a machine there: `sollold admit {shlex.quote(facts.me.name)}`")
+        )
     for record in facts.live:
         for one in record.waiting:
             what = f"{one.name} waits at {record.name} to be let in; it shows the code {one.code}"
-            found.append(Finding(Grade.NOTICE, what, f"if it is yours: sollold admit {one.name}"))
+            found.append(
+                Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.name)}`")
+            )
     minutes = (max(one.door_until for one in facts.live) - facts.now) / 60
     if minutes > 0:
         what = f"new machines on this LAN are let into the cluster for another {minutes:.0f} min"
-        found.append(Finding(Grade.NOTICE, what, "to end that now: sollold cluster close"))
+        found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:
         what = (
             "open API: other machines on this network can ask models and read the cluster's state without an "

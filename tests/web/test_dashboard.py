@@ -99,6 +99,32 @@ async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None
     await until(lambda: ("unload", "llama-70b-1", False) in cluster_of(given).asked)
 
 
+async def test_what_is_known_stays_when_the_node_has_died(page: Page, tmp_path: Path, llama: Llama) -> None:
+    with Cluster(1, tmp_path, llama, loopback=True) as nodes:
+        await asyncio.to_thread(nodes.together)
+        await page.open(nodes[0].url)
+        await page.until("document.querySelector('.events').innerText.includes('is the leader')")
+        await asyncio.to_thread(nodes[0].kill)
+        await page.until("document.querySelector('#trouble').innerText.includes('does not answer')")
+        assert "is the leader" in await page.run("document.querySelector('.events').innerText")
+    page.console.clear()
+
+
+async def test_where_there_is_no_model_each_view_says_so(page: Page, show: Show) -> None:
+    given, url = await show()
+    given.library.all.clear()  # type: ignore[attr-defined]
+    cluster_of(given).change(replace(machines()[1], links=()))
+    await page.open(f"{url}/#/model/nosuch")
+    await page.until("document.querySelector('main .empty').innerText.includes('has this model')")
+    assert await page.run("[...document.querySelectorAll('main button')].every((b) => !b.offsetParent)")
+    await page.open(f"{url}/#/connect")
+    await page.until("document.querySelector('main .empty').innerText.includes('no model yet')")
+    assert not await page.run("document.querySelector('#connect-model').offsetParent")
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('main .empty').innerText.includes('no model to chat with')")
+    assert await page.run("[...document.querySelectorAll('main button')].every((b) => !b.offsetParent)")
+
+
 async def test_without_a_leader_the_page_says_so_and_each_order_says_why(page: Page, show: Show) -> None:
     given, url = await show()
     cluster = cluster_of(given)
@@ -356,7 +382,10 @@ async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> No
     await page.until("document.querySelectorAll('.plot-line[d^=M]').length > 5")
     label = await page.run("document.querySelector('.plot-figure').getAttribute('aria-label')")
     assert label.startswith("Tokens generated per second: now ")
+    pressed = "document.querySelector('.segments [aria-pressed=true]')?.textContent"
+    assert await page.run(pressed) == "10 minutes"
     await page.run("[...document.querySelectorAll('.segments button')].at(-1).click()")
+    assert await page.run(pressed) == "1 day"
     await page.until("document.querySelector('.plot-figure').textContent.includes('24 h ago')")
     await page.run("location.hash = '#/connect'")
     await page.until("document.querySelector('#connect-model')?.value")
@@ -376,6 +405,13 @@ async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> No
     await page.until("document.querySelector('.events').innerText.includes('emil stopped responding')")
     await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
     await page.until("document.querySelector('.fix code')?.textContent === 'sollold forget emil'")
+    # Of a fix in words only the command is there to copy.
+    door = replace(machines()[0], door_until=time.time() + 600)
+    cluster_of(given).change(door, *machines()[1:4])
+    await page.run("[...document.querySelectorAll('.title-row button')].at(-1).click()")
+    codes = "[...document.querySelectorAll('.fix code')].map((e) => e.textContent).join()"
+    await page.until(f"{codes} === 'sollold forget emil,sollold cluster close'")
+    assert "to end that now:" in await page.run("document.querySelector('.findings').innerText")
     assert await page.run("document.querySelector('#finding-count').textContent") == "1"
 
 
@@ -438,7 +474,7 @@ async def test_a_machine_that_waits_is_shown_with_its_code(page: Page, show: Sho
     for view in ("cluster", "doctor"):
         await page.open(f"{url}/#/{view}")
         text = await page.until("document.querySelector('.waiting')?.innerText")
-        assert "<i>gina</i> shows the code 4711-0815" in text and "sollold admit <i>gina</i>" in text
+        assert "<i>gina</i> shows the code 4711-0815" in text and "sollold admit '<i>gina</i>'" in text
         assert await page.run("document.querySelector('.waiting i')") is None
 
 

@@ -72,6 +72,7 @@ export function chatView(place, wanted) {
     const nothing = asked && !able.length;
     none.hidden = !nothing;
     model.hidden = nothing;
+    which.hidden = anew.hidden = forget.hidden = nothing && !chats.length;
     talk.hidden = form.hidden = settings.hidden = nothing && !chat.messages.length;
     attach.hidden = file.hidden = !(able.find((one) => one.name === model.value)?.capabilities || []).includes("vision");
   };

@@ -18,7 +18,10 @@ const programs = (base, model) => [
 export function connectView(place) {
   const choice = el("select", { id: "connect-model" });
   const list = el("div", { class: "snippets" });
-  place.append(el("div", { class: "title-row" }, el("h1", { text: "Connect" }), el("label", { class: "inline", for: "connect-model", text: "with the model" }), choice),
+  const label = el("label", { class: "inline", for: "connect-model", text: "with the model" });
+  const none = el("p", { class: "empty", hidden: true }, "There is no model yet: put the name of one in place of MODEL, once you have ",
+    el("a", { href: "#/models", text: "pulled it" }), ".");
+  place.append(el("div", { class: "title-row" }, el("h1", { text: "Connect" }), label, choice), none,
     el("p", { class: "dim" }, "Every node answers for the whole cluster; this one is ", el("code", { text: location.origin }),
       ". Where the cluster asks for one, make a key under ", el("a", { href: "#/keys", text: "Keys" }), " and give it in place of ", el("code", { text: "none" }), "."), list);
   const boxes = programs("", "").map(([title]) => {
@@ -39,6 +42,8 @@ export function connectView(place) {
   draw();
   refreshModels().then(() => {
     const able = state.models.filter((one) => !one.unusable && (one.capabilities || []).includes("completion"));
+    none.hidden = able.length > 0;
+    choice.hidden = label.hidden = !able.length;
     choice.replaceChildren(...able.map((one) => el("option", { value: one.name.replace(/:latest$/, ""), text: one.name.replace(/:latest$/, "") })));
     draw();
   }).catch(() => {});

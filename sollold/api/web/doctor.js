@@ -31,11 +31,21 @@ export function doctorView(place) {
 }
 
 function makeFinding(one) {
-  const fix = one.fix;
   const node = el("li", { class: `finding is-${one.grade}` }, el("span", { class: `tag ${one.grade === "problem" ? "bad" : "warn"}`, text: one.grade }), el("p", { text: one.what }));
-  if (fix) node.append(el("div", { class: "fix" }, el("code", { text: fix }), copyButton(() => fix)));
+  for (const [command, text] of fixParts(one.fix || "")) node.append(command ? commandToCopy(text) : el("p", { class: "dim", text }));
   return node;
 }
+
+/** The words of a fix and its commands, each with whether it is one: a whole fix that is one, or what is in backticks. */
+function fixParts(fix) {
+  if (!fix.includes("`")) return fix ? [[/^(sudo|sollold|journalctl|systemctl) /.test(fix), fix]] : [];
+  return fix.split("`").map((part, at) => [at % 2 === 1, part.trim()]).filter(([, text]) => /\w/.test(text));
+}
+
+const commandToCopy = (command, ...more) => el("div", { class: "fix" }, el("code", { text: command }), copyButton(() => command), ...more);
+
+/** A word as a shell takes it for itself, whatever is in it. */
+const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 
 /** Draw the machines that wait to be let in, where there are any. */
 export function showWaiting(place) {
@@ -43,11 +53,11 @@ export function showWaiting(place) {
   place.hidden = !found.length;
   if (!place.firstChild) place.append(el("h2", { text: "Machines that wait to be let in" }), el("ul", { class: "plain waiting" }));
   keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
-    const command = `sollold admit ${one.name}`;
+    const command = `sollold admit ${quoted(one.name)}`;
     const said = el("span", { class: "bad-text small", role: "alert" });
     const admit = el("button", { type: "button", class: "primary small", text: "Let it in", "aria-label": `Let it in: ${one.name}`,
       on: { click: () => send("POST", "/api/cluster/admit", { machine: one.node }).then(refresh).catch((error) => setText(said, error.message)) } });
     return el("li", { class: "finding" }, el("p", {}, el("b", { text: one.name }), " shows the code ", el("code", { text: one.code }), " if it is the one you mean."),
-      el("div", { class: "fix" }, el("code", { text: command }), copyButton(() => command), admit), said);
+      commandToCopy(command, admit), said);
   });
 }

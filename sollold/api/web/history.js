@@ -39,7 +39,7 @@ export function historyView(place) {
   let timer = 0;
   const buttons = el("div", { class: "segments", role: "group", "aria-label": "How far back" },
     ...ranges.map(([seconds, words]) => el("button", {
-      type: "button", text: words, "aria-pressed": seconds === range,
+      type: "button", text: words, "aria-pressed": String(seconds === range),
       on: { click: (event) => {
         range = seconds;
         for (const one of buttons.children) one.setAttribute("aria-pressed", one === event.currentTarget);

@@ -17,6 +17,10 @@ export function modelView(place, name) {
   const requests = requestTable("Requests for this model through this node");
   const load = el("button", { type: "button", class: "primary", text: "Load" });
   const trouble = el("p", { class: "bad-text", role: "alert" });
+  const chat = el("a", { class: "button", href: `#/chat/${encodeURIComponent(name)}`, text: "Chat" });
+  const about = el("div");
+  const gone = el("p", { class: "empty", hidden: true }, "No machine that is online has this model. To download it, or to choose another: ",
+    el("a", { href: "#/models", text: "Models" }), ".");
   load.addEventListener("click", async () => {
     setText(trouble, "");
     load.disabled = true;
@@ -26,8 +30,8 @@ export function modelView(place, name) {
     explain();
   });
   place.append(
-    el("div", { class: "title-row" }, el("h1", { text: shortModel(name), title: name }), load,
-      el("a", { class: "button", href: `#/chat/${encodeURIComponent(name)}`, text: "Chat" })),
+    el("div", { class: "title-row" }, el("h1", { text: shortModel(name), title: name }), load, chat), gone, about);
+  about.append(
     trouble, facts,
     el("h2", { text: "Where it runs" }), running, none,
     el("h2", { text: "Why it is placed so" }), why,
@@ -41,17 +45,23 @@ export function modelView(place, name) {
       why.replaceChildren(showPlan(found));
     } catch (error) { setText(why, error.message); }
   };
+  const meant = (other) => other === name || other === `${name}:latest`;
   let explained = false;
+  let asked = false;
   const draw = () => {
-    if (!explained) { explained = true; explain(); }
-    const found = state.cluster.deployments.filter((one) => one.model === name);
-    load.hidden = found.length > 0;
+    const found = state.cluster.deployments.filter((one) => meant(one.model));
+    const model = state.models.find((one) => meant(one.name));
+    const missing = asked && !model && !found.length;
+    gone.hidden = !missing;
+    about.hidden = missing;
+    chat.hidden = missing;
+    if (asked && !missing && !explained) { explained = true; explain(); }
+    load.hidden = missing || found.length > 0;
     none.hidden = found.length > 0;
     keyed(running, found, (one) => `${one.node}/${one.id}`, makeDeployment, updateDeployment);
-    const model = state.models.find((one) => one.name === name);
     if (model) showFacts(facts, model);
   };
-  const asked = async () => {
+  const showRequests = async () => {
     try {
       const shown = await getJson("/api/cluster/requests");
       const mine = (one) => shortModel(one.model) === shortModel(name);
@@ -59,9 +69,9 @@ export function modelView(place, name) {
     } catch { /* an older node */ }
   };
   const end = onState(draw);
-  refreshModels().catch((error) => setText(trouble, error.message));
-  asked();
-  const timer = setInterval(asked, 3000);
+  refreshModels().then(() => { asked = true; if (state.cluster) draw(); }).catch((error) => setText(trouble, error.message));
+  showRequests();
+  const timer = setInterval(showRequests, 3000);
   return () => { end(); clearInterval(timer); };
 }
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import shlex
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import replace
@@ -348,7 +349,7 @@ class Admission:
         if answer.state in (State.WAITING, State.EVICTED):
             self._turned_out = answer.state is State.EVICTED
             if self._waits_at is None or self._waits_at.cluster != there.cluster:
-                log.warning("%s: sollold admit %s on one of its machines", there.name, self._name)
+                log.warning("%s: sollold admit %s there", there.name, shlex.quote(self._name))
                 self._waits_at = there
                 log.warning("this node %s", self.seeking)
             self._waits_at = there

@@ -20,12 +20,13 @@ _MOST_REDIRECTS = 10
 _REMEMBERED = 3600.0
 """Seconds after which a failure is no news: nobody may want anything from there any more."""
 _FIX = (
-    "correct the proxy where the daemon gets its environment (sudo systemctl edit sollold: [Service], "
-    "Environment=HTTPS_PROXY=http://HOST:PORT), then: sudo systemctl restart sollold"
+    "correct Environment=HTTPS_PROXY=http://HOST:PORT under [Service]: `sudo systemctl edit sollold`, then "
+    "`sudo systemctl restart sollold`"
 )
 _PERHAPS = (
-    "check this machine's way to the internet; if it needs a proxy, name it: sudo systemctl edit sollold: "
-    "[Service], Environment=HTTPS_PROXY=http://HOST:PORT"
+    "check this machine's way to the internet; if it needs a proxy, name it under [Service], as "
+    "Environment=HTTPS_PROXY=http://HOST:PORT: `sudo systemctl edit sollold`, then "
+    "`sudo systemctl restart sollold`"
 )
 
 
