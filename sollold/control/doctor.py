@@ -165,7 +165,8 @@ def _network(facts: Facts) -> list[Finding]:
         )
         fix = (
             "if they belong together, give all the same one (see `sollold token`), then restart them; "
-            "without tokens delete the file keyring in the state folder of those that are to join, and restart those"
+            "without tokens delete the file keyring in the state folder of those that are to join, and "
+            "restart those"
         )
         found.append(Finding(Grade.NOTICE, what, fix))
     if refused := sum(status.disbelieved.values()):
