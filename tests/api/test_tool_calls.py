@@ -158,3 +158,20 @@ async def test_a_call_that_can_not_be_parsed_is_given_as_text(
     service.events = (chunk("Hel"), Refusal(Fault.ENGINE, "boom", status=500))
     async with http.post(url + path, json=body) as response:
         assert "boom" in await response.text()
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_beside_tools_has_the_format_that_was_asked_for(
+    url: str, http: ClientSession, stream: bool
+) -> None:
+    schema = {"type": "object", "properties": {"tall": {"type": "boolean"}}, "required": ["tall"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+    more = {"tools": [TOOL], "response_format": wanted, "max_tokens": 80, "stream": stream}
+    body = body_of("/v1/chat/completions", "talker", USER, **more)
+    async with http.post(f"{url}/v1/chat/completions", json=body) as answer:
+        assert answer.status == 200
+        raw = await answer.text()
+    events = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if "choices" in line]
+    said = [choice.get("delta") or choice.get("message") or {} for one in events for choice in one["choices"]]
+    assert set(json.loads("".join(one.get("content") or "" for one in said))) == {"tall"}

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.begun_answer import closed, joined
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
@@ -38,11 +39,11 @@ class ForcedToolService:
         try:
             begun, calls = await _beginning(answer.batches, part)
         except BaseException:
-            await _closed(answer)
+            await closed(answer)
             raise
         if calls:
-            return Answer(answer.routing, _joined(begun, answer.batches), answer.close)
-        await _closed(answer)
+            return Answer(answer.routing, joined(begun, answer.batches), answer.close)
+        await closed(answer)
         forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
         try:
             answer = await self.service.open(forced, on_wait)
@@ -86,19 +87,6 @@ def _begins_with_call(raw: bytes, part: str) -> bool | None:
     except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
         return True
     return None
-
-
-async def _joined(begun: list[list[bytes]], rest: AsyncIterator[list[bytes]]) -> AsyncIterator[list[bytes]]:
-    for batch in begun:
-        yield batch
-    async for batch in rest:
-        yield batch
-
-
-async def _closed(answer: Answer) -> None:
-    closing = answer.close()
-    if closing is not None:
-        await closing
 
 
 def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:

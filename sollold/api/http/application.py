@@ -22,6 +22,7 @@ from sollold.api.cluster.monitor_routes import MonitorRoutes
 from sollold.api.cluster.routes import ClusterRoutes
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.forced_tool import ForcedToolService
+from sollold.api.engine.format_beside_tools import FormatBesideToolsService
 from sollold.api.engine.kept_pictures import KeptPicturesService
 from sollold.api.engine.schema_fallback import SchemaFallbackService
 from sollold.api.engine.template_fallback import TemplateFallbackService
@@ -90,7 +91,8 @@ def all_routes(
 def tolerant(service: Service) -> Service:
     """``service`` with what makes engines take more of what callers send; see each for its case."""
     asked_again = SchemaFallbackService(KeptPicturesService(service))
-    return ForcedToolService(ToolTextService(TemplateFallbackService(asked_again)))
+    forced = ForcedToolService(ToolTextService(TemplateFallbackService(asked_again)))
+    return FormatBesideToolsService(forced)
 
 
 def build_app(

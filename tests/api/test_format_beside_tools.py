@@ -1,0 +1,125 @@
+"""A format of the answer beside tools: tools can be called, and a text has the format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import PATHS, body_of, tools_of
+from tests.api.reciters import TOOL
+
+USER = [{"role": "user", "content": "go"}]
+ABLE = model(capabilities=("completion", "tools", "thinking"))
+SCHEMA = {
+    "type": "object",
+    "properties": {"tall": {"type": "boolean"}},
+    "required": ["tall"],
+    "additionalProperties": False,
+}
+NAMED = {"name": "answer", "schema": SCHEMA}
+FORMATS: dict[str, dict[str, Any]] = {
+    "/api/chat": {"format": SCHEMA},
+    "/v1/chat/completions": {"response_format": {"type": "json_schema", "json_schema": NAMED}},
+    "/v1/responses": {"text": {"format": {"type": "json_schema", **NAMED}}},
+    "/v1/messages": {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+}
+CALL = {"index": 0, "id": "c1", "function": {"name": "get_time", "arguments": '{"zone": "utc"}'}}
+
+
+class Turns(ScriptedService):
+    """Plays another answer each time."""
+
+    def __init__(self, *answers: list[Any]) -> None:
+        super().__init__()
+        self.answers = list(answers)
+
+    async def open(self, ask: Any, on_wait: Any) -> Any:
+        self.events = tuple(self.answers.pop(0))
+        return await super().open(ask, on_wait)
+
+    def sent(self) -> list[tuple[bool, Any]]:
+        """Of each request whether it had a format, and its tool choice."""
+        bodies = [ask.calls[Engine.LLAMA].body for ask in self.asks]
+        return [("response_format" in body, body.get("tool_choice")) for body in bodies]
+
+
+def asked(path: str, **more: Any) -> dict[str, Any]:
+    return body_of(path, "demo", USER, stream=True, tools=tools_of(path, TOOL), **FORMATS[path], **more)
+
+
+async def read(http: ClientSession, url: str, body: dict[str, Any]) -> str:
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.text()
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("thought", ["", "I think"])
+async def test_a_tool_can_be_called_though_a_format_is_asked_for(
+    serve: Serve, http: ClientSession, path: str, thought: str
+) -> None:
+    """As agents do whose answer has a type (OpenAI's Agents SDK, Pydantic AI)."""
+    thinks = [chunk(reasoning_content=thought)] if thought else []
+    service = Turns([*thinks, chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
+    url = await serve(parts(service, ABLE))
+    assert "get_time" in await read(http, url + path, asked(path))
+    ((formed, _),) = service.sent()
+    assert not formed
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_a_text_has_the_format(serve: Serve, http: ClientSession, path: str) -> None:
+    free = [chunk(reasoning_content="I"), chunk("Well"), chunk(" then"), chunk(finish="stop")]
+    formed = [chunk('{"tall"'), chunk(": true}"), chunk(finish="stop"), usage_chunk()]
+    service = Turns(free, formed)
+    url = await serve(parts(service, ABLE))
+    text = await read(http, url + path, asked(path))
+    assert "Well" not in text and "true" in text
+    assert service.sent() == [(False, service.sent()[0][1]), (True, "none")]
+    # The first was ended before the second was asked for.
+    assert service.closed >= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "sent"),
+    [
+        ({"tool_choice": "required"}, [(False, "required")]),
+        ({"tool_choice": "none"}, [(True, "none")]),
+        ({"response_format": {"type": "text"}}, [(True, None)]),
+        ({"tools": []}, [(True, None)]),
+    ],
+)
+async def test_only_both_together_are_asked_for_in_turns(
+    serve: Serve, http: ClientSession, more: dict[str, Any], sent: Any
+) -> None:
+    service = Turns([chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()])
+    url = await serve(parts(service, ABLE))
+    path = "/v1/chat/completions"
+    await read(http, url + path, {**asked(path), **more})
+    assert service.sent() == sent
+
+
+async def test_an_ollama_gets_all_at_once(serve: Serve, http: ClientSession) -> None:
+    service = Turns([chunk("{}"), chunk(finish="stop"), usage_chunk()])
+    service.engine = Engine.OLLAMA
+    url = await serve(parts(service, ABLE))
+    path = "/v1/chat/completions"
+    await read(http, url + path, asked(path))
+    assert len(service.asks) == 1
+    assert "response_format" in service.asks[0].calls[Engine.OLLAMA].body
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", PATHS)
+async def test_llama_cpp_calls_a_tool_beside_a_format(
+    real: str, http: ClientSession, path: str, stream: bool
+) -> None:
+    limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
+    body = {**asked(path), "model": "call", "stream": stream, **limit.get(path, {"max_tokens": 60})}
+    assert "get_time" in await read(http, real + path, body)
