@@ -54,6 +54,16 @@ class Media:
         """Bytes that a mark stands for."""
         return self._cut[mark.encode()].nbytes
 
+    def head(self, text: str, most: int) -> str:
+        """The first ``most`` characters of a text, of which some may have been cut out."""
+        head = text[: 2 * most].encode("utf-8", "replace")
+        met = _MARK.search(head) if len(head) >= _LONGEST_SHORT else None
+        content = self._cut.get(met[0]) if met is not None else None
+        if met is None or content is None:
+            return text[:most]
+        whole = head[: met.start()] + bytes(content[:most]) + head[met.end() :]
+        return whole[:most].decode("utf-8", "replace")
+
     def restored(self, text: str) -> str:
         """A text with all that was cut out of it."""
         for mark in self.marks_in(text):

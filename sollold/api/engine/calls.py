@@ -134,7 +134,7 @@ def build_ask(
     return Ask(
         id=caller.id,
         model=require_model(name),
-        calls=protected(_with_numbers(calls)),
+        calls=protected(_with_numbers(calls), caller.media),
         stream=stream,
         load_only=load_only,
         context=max(0, context or own_context(listed.model)),

@@ -6,14 +6,17 @@ other callers, and dies of grammars that are nested too deeply.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 from sollold.api.engine.grammar_width import TooManyWays, check_grammar
+from sollold.api.engine.image_size import HEADS, MOST_PIXELS, pixels
 from sollold.api.engine.schema_width import TooWide, check_schema
 from sollold.errors import Fault, Refusal
+from sollold.serving.media import Media
 from sollold.serving.request import Call, Engine
 
 _SAMPLING = """
@@ -51,6 +54,7 @@ _DEEPEST_SCHEMA = 100
 _MOST_BIASES = 1024
 _MOST_PROBABILITIES = 256
 _MOST_STOPS = 256
+_USUAL = str.maketrans("-_", "+/")
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 _LONGEST = 2**31 - 1
 """Tokens of an answer that engines can count to; whoever names more wants no limit."""
@@ -64,17 +68,17 @@ _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', r
 there as here: else each beginning would be followed to the end."""
 
 
-def protected(calls: dict[Engine, Call]) -> dict[Engine, Call]:
-    """``calls`` with the fields that engines may be sent.
+def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Engine, Call]:
+    """``calls`` with the fields that engines may be sent. ``media``: what was cut out of them.
 
     Raises:
         Refusal: BAD_REQUEST for what could harm an engine or make it ask others.
     """
-    return {engine: replace(call, body=_checked(engine, call.body)) for engine, call in calls.items()}
+    return {engine: replace(call, body=_checked(engine, call.body, media)) for engine, call in calls.items()}
 
 
-def _checked(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
-    _check_media(body.get("messages"))
+def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
+    _check_media(body, media or Media())
     _check_grammar(body.get("grammar"))
     for name in ("json_schema", "response_format", "format", "tools", "functions", "chat_template_kwargs"):
         _check_depth(body.get(name), name)
@@ -109,8 +113,15 @@ def _exceeds(value: object, most: int) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > most
 
 
-def _check_media(messages: object) -> None:
-    """Refuse media that an engine would fetch, from a network where the caller may have no way in."""
+def _check_media(body: dict[str, Any], media: Media) -> None:
+    """Refuse media that an engine would fetch, from a network where the caller may have no way in; and images
+    for which it would take all memory.
+    """
+    messages = body.get("messages")
+    for holder in (body, *(messages if isinstance(messages, list) else ())):
+        images = holder.get("images") if isinstance(holder, dict) else None
+        for image in images if isinstance(images, list) else ():
+            _check_image(image, media)
     for message in messages if isinstance(messages, list) else ():
         content = message.get("content") if isinstance(message, dict) else None
         for part in content if isinstance(content, list) else ():
@@ -120,6 +131,28 @@ def _check_media(messages: object) -> None:
                         "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
                         f"got {url[:80]!r}"
                     )
+                _check_image(url, media)
+
+
+def _check_image(image: object, media: Media) -> None:
+    if not isinstance(image, str):
+        return
+    begin = image.find(",", 0, 200) + 1 if image[:5].lower() == "data:" else 0
+    count: int | None = None
+    for size in HEADS:
+        shown = media.head(image, begin + size // 3 * 4)
+        head = shown[begin:].translate(_USUAL)
+        try:
+            raw = base64.b64decode(head[: len(head) // 4 * 4])
+        except ValueError:
+            return  # the engine says what is wrong with it
+        count = pixels(raw, whole=len(raw) < size // 3 * 3)
+        if count is not None:
+            break
+    if count is None:
+        raise _refused(f"an image does not say how large it is in its first {HEADS[-1]} bytes")
+    if count > MOST_PIXELS:
+        raise _refused(f"an image has {count} pixels; the most is {MOST_PIXELS}")
 
 
 def _urls(part: object) -> Iterable[str]:

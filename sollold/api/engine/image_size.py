@@ -1,0 +1,98 @@
+"""How large an image is, by its header. Pure.
+
+A file of some bytes can announce billions of pixels, for which an engine takes memory before it looks
+further.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+MOST_PIXELS = 120_000_000
+"""12,000 by 10,000, which takes an engine 360 MB: more than any camera makes that people have."""
+HEADS = (3 << 10, 96 << 10, 1 << 20)
+"""Bytes of a file in which its size is looked for: a JPEG may have a preview and more before it."""
+
+_NETPBM = re.compile(rb"P[56](?:\s|#[^\n]*\n)+(\d{1,10})(?:\s|#[^\n]*\n)+(\d{1,10})")
+_RADIANCE = re.compile(rb"[-+]Y (\d{1,10}) \+X (\d{1,10})")
+_TGA_KINDS = ((1, (1, 9)), (0, (2, 3, 10, 11)))
+"""Whether there is a colour map, and the kinds of image that there are then."""
+
+
+def pixels(head: bytes, *, whole: bool = True) -> int | None:
+    """How many a file that begins with ``head`` has, in any form that an engine reads. ``whole``: it is all.
+
+    0: it is none of these; None: it does not say in so many bytes.
+    """
+    try:
+        width, height = _size(head, whole)
+    except (struct.error, IndexError):
+        return 0
+    except _NotYet:
+        return None
+    return abs(width) * abs(height)
+
+
+class _NotYet(Exception):
+    """The size comes later."""
+
+
+def _size(head: bytes, whole: bool) -> tuple[int, int]:
+    if head.startswith(b"\x89PNG"):
+        # Apple's begin with a part of their own.
+        begin = head.find(b"IHDR", 8, 256)
+        return _unpack(">II", head, begin + 4) if begin > 0 else (0, 0)
+    if head.startswith(b"\xff\xd8"):
+        return _jpeg(head, whole)
+    if head.startswith(b"GIF8"):
+        return _unpack("<HH", head, 6)
+    if head.startswith(b"BM"):
+        return _unpack("<HH", head, 18) if head[14] == 12 else _unpack("<ii", head, 18)
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return _webp(head)
+    if head.startswith(b"8BPS"):
+        return _unpack(">II", head, 14)
+    if head.startswith(b"\x53\x80\xf6\x34"):
+        return _unpack(">HH", head, 92)
+    if head.startswith((b"P5", b"P6", b"#?RADIANCE", b"#?RGBE")):
+        found = _NETPBM.match(head) if head.startswith(b"P") else _RADIANCE.search(head)
+        return (int(found[1]), int(found[2])) if found else (0, 0)
+    # It has no mark by which it is known: what else could be one.
+    if (head[1], head[2]) in {(mapped, kind) for mapped, kinds in _TGA_KINDS for kind in kinds}:
+        return _unpack("<HH", head, 12)
+    return 0, 0
+
+
+def _unpack(form: str, head: bytes, at: int) -> tuple[int, int]:
+    first, second = struct.unpack_from(form, head, at)
+    return first, second
+
+
+def _jpeg(head: bytes, whole: bool) -> tuple[int, int]:
+    at = 2
+    while at + 9 <= len(head):
+        if head[at] != 0xFF:
+            at += 1
+            continue
+        kind = head[at + 1]
+        if kind in (0x00, 0x01, 0xFF) or 0xD0 <= kind <= 0xD9:
+            at += 1 if kind == 0xFF else 2
+        elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return _unpack(">HH", head, at + 5)
+        else:
+            at += 2 + max(2, int.from_bytes(head[at + 2 : at + 4], "big"))
+    if whole:
+        return 0, 0
+    raise _NotYet
+
+
+def _webp(head: bytes) -> tuple[int, int]:
+    kind = head[12:16]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    if kind == b"VP8L":
+        both = int.from_bytes(head[21:25], "little")
+        return 1 + (both & 0x3FFF), 1 + (both >> 14 & 0x3FFF)
+    width, height = _unpack("<HH", head, 26)
+    return width & 0x3FFF, height & 0x3FFF
