@@ -254,6 +254,7 @@ def _watching_commands(command: Command) -> None:
     events.add_argument("-f", "--follow", action="store_true", help="keep printing new events until Ctrl-C")
     logs = command("logs", "show the last lines of the daemon's journal, or of a model's engine")
     logs.add_argument("model", metavar="MODEL", nargs="?", default="", help="the model whose engine is meant")
+    logs.add_argument("-f", "--follow", action="store_true", help="keep printing new lines until Ctrl-C")
     logs.add_argument(
         "-n", "--lines", type=_count, default=50, metavar="N", help="how many lines (default: 50)"
     )

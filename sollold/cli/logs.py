@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
+import time
 from urllib.parse import quote
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
+from sollold.client.blocking import BlockingClient
+
+_INTERVAL = 1.0
+_MOST = 2000
+"""Lines that a node gives at the most: more in a second are not seen."""
 
 
 def logs(options: argparse.Namespace) -> int:
     """The last lines; without a model: of the service's journal on this machine."""
     if not options.model:
         return _journal(options)
-    path = f"/api/cluster/logs/{quote(options.model)}?lines={options.lines}"
-    found = client(options).get(path)["logs"]
+    path = f"/api/cluster/logs/{quote(options.model)}?lines="
+    daemon = client(options)
+    if options.follow:
+        return _follow(daemon, path, options)
+    found = daemon.get(f"{path}{options.lines}")["logs"]
     if options.json:
         print_json(found)
         return Exit.DONE
@@ -29,6 +39,38 @@ def logs(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
+def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> int:
+    """Print what comes until Ctrl-C: a title where it comes from another engine than what came before."""
+    known: dict[tuple[str, str, str], list[str]] = {}
+    last = None
+    try:
+        while True:
+            for log in daemon.get(f"{path}{_MOST}")["logs"]:
+                engine = (log["deployment"], log["node"], log["process"])
+                lines = log["text"].splitlines()
+                fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]
+                known[engine] = lines
+                if not fresh:
+                    continue
+                if options.json:
+                    print(json.dumps({**log, "text": "\n".join(fresh)}))
+                else:
+                    if engine != last:
+                        print(harmless(f"==> {log['deployment']} on {log['node']}: {log['process']} <=="))
+                    print("\n".join(map(harmless, fresh)))
+                last = engine
+            sys.stdout.flush()
+            time.sleep(_INTERVAL)
+    except KeyboardInterrupt:
+        return Exit.DONE
+
+
+def added(before: list[str], now: list[str]) -> list[str]:
+    """What ``now`` has more than ``before``, whose first lines may have gone."""
+    gone = next(gone for gone in range(len(before) + 1) if now[: len(before) - gone] == before[gone:])
+    return now[len(before) - gone :]
+
+
 def _journal(options: argparse.Namespace) -> int:
     if options.node:
         print(
@@ -38,6 +80,8 @@ def _journal(options: argparse.Namespace) -> int:
         )
         return Exit.USAGE
     words = ["journalctl", "-u", "sollold", "-n", str(options.lines), "--no-pager"]
+    if options.follow:
+        words.append("--follow")
     if options.json:
         words += ["-o", "json"]
     try:

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +23,7 @@ from sollold.cli import answer as cli_answer
 from sollold.cli import chat, doctor
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
+from sollold.cli.logs import added
 from sollold.cli.main import ROOMS, main
 from sollold.cli.parser import ALIASES, parser, read, subcommands
 from sollold.cli.status import deployment_table, node_table
@@ -86,6 +89,8 @@ MISSING: dict[str, Any] = {
 }  # fmt: skip
 
 
+GROWING: list[str] = []
+"""What an engine has written: a line more whenever it is asked for."""
 BOTH: dict[str, Any] = {"name": "both:latest", "size": GIB, "nodes": ["anna", "bert"]}
 
 
@@ -128,6 +133,10 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.json_response({"error": "model 'nope' not found"}, status=404)
     if path == "/api/cluster/events":
         return web.Response(content_type="text/event-stream")
+    if path == "/api/cluster/logs/growing":
+        GROWING.append(f"line {len(GROWING)}")
+        log = {"deployment": "d1", "node": "anna", "process": "llama-server", "reason": ""}
+        return web.json_response({"logs": [{**log, "text": "\n".join(GROWING)}]})
     if path == "/api/tags":
         big = {"name": "big:latest", "size": GIB, "nodes": ["anna"]}
         return web.json_response({"models": [big, BOTH]})
@@ -289,6 +298,33 @@ def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(ClientError):
         chat.chat(read(["run", "nope"]))
+
+
+async def test_a_log_is_followed_line_by_line(url: str) -> None:
+    words = [sys.executable, "-m", "sollold", "logs", "--node", url, "-f", "growing"]
+    # Tests that were started in the background have handed down that it is ignored.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, preexec_fn=heard)
+    assert process.stdout is not None
+    said = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(4)]
+    assert said == ["==> d1 on anna: llama-server <==\n", "line 0\n", "line 1\n", "line 2\n"]
+    process.send_signal(signal.SIGINT)
+    assert await asyncio.wait_for(process.wait(), 30) == Exit.DONE
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        ("", "ab", "ab"),
+        ("ab", "ab", ""),
+        ("ab", "abc", "c"),
+        ("abc", "bcd", "d"),
+        ("aa", "aaa", "a"),
+        ("ab", "xy", "xy"),
+    ],
+)
+def test_what_a_log_has_more(before: str, now: str, new: str) -> None:
+    assert added(list(before), list(now)) == list(new)
 
 
 async def test_where_nothing_has_happened_it_is_said(url: str) -> None:

@@ -99,14 +99,19 @@ async def test_drain_and_unload_from_the_picture(page: Page, show: Show) -> None
     await until(lambda: ("unload", "llama-70b-1", False) in cluster_of(given).asked)
 
 
+@pytest.mark.llama
+@pytest.mark.cluster
 async def test_what_is_known_stays_when_the_node_has_died(page: Page, tmp_path: Path, llama: Llama) -> None:
-    with Cluster(1, tmp_path, llama, loopback=True) as nodes:
+    with Cluster(2, tmp_path, llama, loopback=True) as nodes:
         await asyncio.to_thread(nodes.together)
         await page.open(nodes[0].url)
         await page.until("document.querySelector('.events').innerText.includes('is the leader')")
         await asyncio.to_thread(nodes[0].kill)
         await page.until("document.querySelector('#trouble').innerText.includes('does not answer')")
         assert "is the leader" in await page.run("document.querySelector('.events').innerText")
+        # And the way on is shown.
+        await page.click("#trouble a")
+        await page.until(f"location.href === '{nodes[1].url}/' && document.querySelector('.machine')")
     page.console.clear()
 
 

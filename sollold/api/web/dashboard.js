@@ -1,5 +1,5 @@
 // The entry: shows the view that the address names, and keeps the state of the cluster fresh for it.
-import { byId, setText } from "./dom.js";
+import { byId, el, keyed, setText } from "./dom.js";
 import { count, shortName } from "./format.js";
 import { followEvents, onState, onTrouble, refresh, state, watchDoctor } from "./store.js";
 import { key, logIn, needsLogin } from "./http.js";
@@ -48,7 +48,11 @@ function show() {
 onTrouble(() => {
   const trouble = byId("trouble");
   trouble.hidden = !state.trouble;
-  setText(trouble, state.trouble);
+  // Whoever looks after a node that has died can go on at another.
+  const others = state.trouble ? (state.cluster?.nodes || []).filter((one) => !one.me) : [];
+  const words = [state.trouble, others.length ? " Other nodes: " : ""].filter(Boolean);
+  const parts = [...words.map((text) => ({ text })), ...others.slice(0, 8)];
+  keyed(trouble, parts, (one) => one.text || one.node, (one) => (one.text ? el("span", { text: one.text }) : el("span", {}, el("a", { href: one.url, text: one.name }), " ")));
 });
 onState(() => {
   const cluster = state.cluster;
