@@ -104,14 +104,34 @@ async def test_only_both_together_are_asked_for_in_turns(
     assert service.sent() == sent
 
 
-async def test_an_ollama_gets_all_at_once(serve: Serve, http: ClientSession) -> None:
-    service = Turns([chunk("{}"), chunk(finish="stop"), usage_chunk()])
+def native(**message: Any) -> dict[str, Any]:
+    return {"model": "demo", "message": {"role": "assistant", "content": "", **message}, "done": False}
+
+
+DONE = {**native(), "done": True, "done_reason": "stop"}
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("calls", [True, False])
+async def test_an_ollama_is_asked_in_turns_as_well(
+    serve: Serve, http: ClientSession, path: str, calls: bool
+) -> None:
+    function = {"name": "get_time", "arguments": {"zone": "utc"}}
+    if path == "/api/chat":
+        free = [native(thinking="I"), native(tool_calls=[{"function": function}]), DONE]
+        text, formed = [native(content="Well"), DONE], [native(content='{"tall": true}'), DONE]
+    else:
+        free = [chunk(reasoning="I"), chunk(tool_calls=[CALL]), chunk(finish="tool_calls"), usage_chunk()]
+        text = [chunk("Well"), chunk(finish="stop"), usage_chunk()]
+        formed = [chunk('{"tall": true}'), chunk(finish="stop"), usage_chunk()]
+    service = Turns(free) if calls else Turns(text, formed)
     service.engine = Engine.OLLAMA
     url = await serve(parts(service, ABLE))
-    path = "/v1/chat/completions"
-    await read(http, url + path, asked(path))
-    assert len(service.asks) == 1
-    assert "response_format" in service.asks[0].calls[Engine.OLLAMA].body
+    said = await read(http, url + path, asked(path))
+    assert ("get_time" in said) if calls else ("tall" in said and "Well" not in said)
+    bodies = [ask.calls[Engine.OLLAMA].body for ask in service.asks]
+    sent = [(bool(body.get("format") or body.get("response_format")), "tools" in body) for body in bodies]
+    assert sent == ([(False, True)] if calls else [(False, True), (True, False)])
 
 
 @pytest.mark.llama
@@ -123,3 +143,12 @@ async def test_llama_cpp_calls_a_tool_beside_a_format(
     limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
     body = {**asked(path), "model": "call", "stream": stream, **limit.get(path, {"max_tokens": 60})}
     assert "get_time" in await read(http, real + path, body)
+
+
+@pytest.mark.llama
+@pytest.mark.clients
+@pytest.mark.parametrize("path", PATHS)
+async def test_an_ollama_calls_a_tool_beside_a_format(at_ollama: str, http: ClientSession, path: str) -> None:
+    limit = {"/api/chat": {"options": {"num_predict": 60}}, "/v1/responses": {"max_output_tokens": 60}}
+    body = {**asked(path), "model": "call", **limit.get(path, {"max_tokens": 60})}
+    assert "get_time" in await read(http, at_ollama + path, body)
