@@ -48,6 +48,13 @@ def cluster_of(given: Any) -> PlainCluster:
     return cluster
 
 
+async def forget_the_dead(page: Page) -> None:
+    """Leave the page, and forget what its console said of nodes that did not answer."""
+    await page.call("Page.navigate", url="about:blank")
+    await page.until("location.href === 'about:blank'")
+    page.console[:] = [line for line in page.console if "net::ERR_" not in line]
+
+
 async def test_the_cluster_is_a_picture(page: Page, show: Show) -> None:
     _, url = await show()
     await page.open(url)
@@ -112,7 +119,7 @@ async def test_what_is_known_stays_when_the_node_has_died(page: Page, tmp_path: 
         # And the way on is shown.
         await page.click("#trouble a")
         await page.until(f"location.href === '{nodes[1].url}/' && document.querySelector('.machine')")
-    page.console.clear()
+        await forget_the_dead(page)
 
 
 async def test_where_there_is_no_model_each_view_says_so(page: Page, show: Show) -> None:
@@ -208,6 +215,7 @@ async def test_a_majority_dies_under_the_page(page: Page, tmp_path: Path, llama:
         await page.open(f"{last.url}/#/models")
         await page.click("[data-act=Load]")
         await page.until("document.querySelector('.model .tags').innerText.includes('ready')", 60)
+        await forget_the_dead(page)
 
 
 @pytest.mark.parametrize("width", [390, 1180])
