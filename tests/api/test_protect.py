@@ -151,6 +151,13 @@ FOURFOLD = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in ran
         ({"tools": [{"function": {"name": "f", "parameters": {"$defs": FOURFOLD}}}]}, "choices"),
         ({"grammar": 'root ::= a{0,99}\na ::= b{0,99}\nb ::= c{0,99}\nc ::= "x"?'}, "ways"),
         ({"grammar": 'root ::= "x" ("a"? "b"?){0,5000}'}, "ways"),
+        ({"grammar": "root ::= " + '"a"? ' * 900}, "ways"),
+        ({"grammar": "root ::= " + '"a"{2000} ' * 900}, "repeated"),
+        ({"grammar": 'root ::= a\na ::= b a "x" | "y"\nb ::= "q"?'}, "begins with itself"),
+        ({"grammar": 'root ::= a\na ::= (b* (c a)?) | "y"\nb ::= "q"\nc ::= b? | a'}, "begins with itself"),
+        (schema(properties={"a" * n: {} for n in range(480)}, additionalProperties=True), "names"),
+        (schema(prefixItems=[{"type": "integer", "minimum": 1, "maximum": 10**15}] * 3000), "bounds more"),
+        (schema(prefixItems=[{"type": "string", "maxLength": 1999}] * 1900), "lengths"),
         ({"grammar": "".join(f"r{n} ::= r{n + 1}\n" for n in range(900))}, "refer to one another"),
     ],
 )
@@ -168,6 +175,17 @@ def test_what_an_engine_hangs_over(body: dict[str, Any], why: str) -> None:
         pattern(r"^[a-z0-9._%+-]{1,64}@(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}$"),
         pattern("^(a{0,20}){0,20}$"),
         schema(enum=[f"v{n}" for n in range(1500)]),
+        {
+            "grammar": 'root ::= item+\nitem ::= "(" root? ")" | "x" item?\n'
+            'list ::= "[" (root ("," root)*)? "]"\n'
+            'value ::= (list | item) ws # either\nws ::= | " " | "\\n" [ \\t]{0,20}'
+        },
+        {
+            "tools": [
+                {"function": {"parameters": {"properties": {"a": {"type": "string", "maxLength": 500}}}}}
+            ]
+            * 500
+        },
         schema(properties={f"p{n}": {"type": "string"} for n in range(300)}),
         schema(properties={"enum": {"type": "string"}, "pattern": {"type": "string"}, "required": {}}),
         schema(

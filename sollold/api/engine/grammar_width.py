@@ -15,6 +15,8 @@ _REPEATED = 3
 """How much more a way costs that repetitions lead to: it can be reached by several."""
 _LONGEST_CHAIN = 200
 """Rules that refer to one another."""
+_MOST_REPEATS = 200_000
+"""Of all parts of a grammar together: each becomes a rule."""
 _MOST_SYMBOLS = 20_000
 """Of a grammar: to look at so many takes some 50 ms."""
 
@@ -47,7 +49,7 @@ def check_pattern(pattern: str) -> None:
         text = token[0]
         if text in ("(", "(?:"):
             waiting.append(sequence)
-            sequence = _Sequence()
+            sequence = _Sequence(sequence)
         elif text == ")":
             if waiting:
                 inner = sequence.ways()
@@ -70,6 +72,7 @@ def check_grammar(grammar: str) -> None:
     """
     rules: dict[str, list[re.Match[str]]] = {}
     tokens: list[re.Match[str]] = []
+    repeats = 0
     for number, token in enumerate(_GRAMMAR.finditer(grammar)):
         text = token[0]
         if number > _MOST_SYMBOLS:
@@ -78,52 +81,102 @@ def check_grammar(grammar: str) -> None:
             tokens = rules[text[:-3].rstrip()] = []
         elif not (text.isspace() or text[0] == "#"):
             tokens.append(token)
-    known: dict[str, Ways] = {}
-    for name in rules:
-        if name not in known:
-            _measure(name, rules, known, 0)
+            repeats += int(token[2] or token[1] or 0)
+            if repeats > _MOST_REPEATS:
+                raise TooManyWays(f"its parts are repeated more than {_MOST_REPEATS} times")
+    # Once more, since what a rule within itself comes to is known only then.
+    measure = _Measure(rules, _Measure(rules, {}).known)
+    if _has_circle(measure.begins):
+        raise TooManyWays("a rule begins with itself, behind what may be left out")
 
 
-def _measure(name: str, rules: dict[str, list[re.Match[str]]], known: dict[str, Ways], depth: int) -> Ways:
-    if depth > _LONGEST_CHAIN:
-        raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} deep")
-    # A rule within itself comes behind something, or llama.cpp refuses the grammar.
-    known[name] = (1, False)
-    sequence = _Sequence()
-    waiting: list[_Sequence] = []
-    for token in rules[name]:
-        text = token[0]
-        if text == "(":
-            waiting.append(sequence)
-            sequence = _Sequence()
-        elif text == ")":
-            if waiting:
-                inner = sequence.ways()
-                sequence = waiting.pop()
-                sequence.add(*inner)
-        elif not sequence.follow(text, token):
-            if text in rules:
-                sequence.add(*(known.get(text) or _measure(text, rules, known, depth + 1)))
-            else:
-                sequence.add(1, text == '""')
-    while waiting:
-        inner = sequence.ways()
-        sequence = waiting.pop()
-        sequence.add(*inner)
-    known[name] = sequence.ways()
-    return known[name]
+class _Measure:
+    """Measures all rules.
+
+    Attributes:
+        known: of each, its ways.
+        begins: of each, those with which it may begin.
+    """
+
+    def __init__(self, rules: dict[str, list[re.Match[str]]], before: dict[str, Ways]) -> None:
+        """``before``: what was known by an earlier measure, for rules within themselves."""
+        self.known: dict[str, Ways] = {}
+        self.begins: dict[str, set[str]] = {}
+        self._rules = rules
+        self._before = before
+        for name in rules:
+            if name not in self.known:
+                self._measure(name, 0)
+
+    def _measure(self, name: str, depth: int) -> Ways:
+        if depth > _LONGEST_CHAIN:
+            raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} deep")
+        rules, known, begins = self._rules, self.known, self.begins.setdefault(name, set())
+        known[name] = (1, self._before.get(name, (1, False))[1])
+        sequence = _Sequence()
+        waiting: list[_Sequence] = []
+        for token in rules[name]:
+            text = token[0]
+            if text == "(":
+                waiting.append(sequence)
+                sequence = _Sequence(sequence)
+            elif text == ")":
+                if waiting:
+                    inner = sequence.ways()
+                    sequence = waiting.pop()
+                    sequence.add(*inner)
+            elif not sequence.follow(text, token):
+                if text in rules:
+                    if sequence.at_beginning:
+                        begins.add(text)
+                    sequence.add(*(known.get(text) or self._measure(text, depth + 1)))
+                else:
+                    sequence.add(1, text == '""')
+        while waiting:
+            inner = sequence.ways()
+            sequence = waiting.pop()
+            sequence.add(*inner)
+        known[name] = sequence.ways()
+        return known[name]
+
+
+def _has_circle(begins: dict[str, set[str]]) -> bool:
+    """Whether some rule may begin with itself, through whatever others."""
+    left = {name: len(others) for name, others in begins.items()}
+    by: dict[str, list[str]] = {}
+    for name, others in begins.items():
+        for other in others:
+            by.setdefault(other, []).append(name)
+    free = [name for name, count in left.items() if not count]
+    done = 0
+    while free:
+        done += 1
+        for name in by.get(free.pop(), ()):
+            left[name] -= 1
+            if not left[name]:
+                free.append(name)
+    return done < len(begins)
 
 
 class _Sequence:
     """What stands between two brackets: parts one after the other, and alternatives of such."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: _Sequence | None = None) -> None:
+        """``outer``: in which it stands; None: it is all of a rule."""
+        self._first = outer is None or outer.at_beginning
         self._parts: list[Ways] = []
+        self._solid = 0
         self._count, self._empty = 0, False
+
+    @property
+    def at_beginning(self) -> bool:
+        """Whether nothing need be read of the rule before what is added next."""
+        return self._first and not self._solid
 
     def add(self, count: int, empty: bool) -> None:
         """A further part."""
         self._parts.append((count, empty))
+        self._solid += not empty
 
     def follow(self, text: str, token: re.Match[str]) -> bool:
         """Take in what is no part of its own: a bar, or how often the part before it is repeated."""
@@ -135,6 +188,7 @@ class _Sequence:
         if not self._parts:
             return True
         count, empty = self._parts.pop()
+        self._solid -= not empty
         low = high = 1
         if token[1] is not None:
             low = int(token[1] or 0)
@@ -142,7 +196,7 @@ class _Sequence:
         if empty:
             # Each time may be nothing, so that all of them begin at once, and may end at any other.
             count *= high * _REPEATED if high > 1 else 1
-        self._parts.append((count, empty or text in ("?", "*") or (token[1] is not None and not low)))
+        self.add(count, empty or text in ("?", "*") or (token[1] is not None and not low))
         return True
 
     def ways(self) -> Ways:
@@ -158,10 +212,11 @@ class _Sequence:
     def _end_alternative(self) -> None:
         begin, empty = 0, True
         for count, may_be_empty in reversed(self._parts):
-            begin = count + (begin if may_be_empty else 0)
+            # What may be left out is also reached from each part before it.
+            begin = count * _REPEATED + begin if may_be_empty and begin else count
             empty = empty and may_be_empty
             _check(begin)
-        self._parts = []
+        self._parts, self._solid = [], 0
         self._count += begin
         self._empty = self._empty or empty
 

@@ -14,9 +14,17 @@ _MOST_OPTIONAL_SQUARED = 250_000
 """Properties of an object that may be left out become a grammar of the square of their number."""
 _LONGEST_PATTERNS = 16 * 1024
 """Characters of all patterns together."""
+_LONGEST_NAMES = 16 * 1024
+"""Characters of the names of an object that may have others besides: each letter is told from all others."""
+_MOST_RANGES = 1000
+"""Numbers with bounds, which become grammars of their digits."""
+_MOST_REPEATS = 1_000_000
+"""Of all bounds of lengths together: each becomes a rule."""
 _CHOICES = ("anyOf", "oneOf", "allOf")
 _ROOTS = frozenset(("schema", "parameters", "input_schema"))
 """Fields whose value is a schema of its own, to which references in it refer."""
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+_LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
 _MOST_STEPS = 50_000
 
 
@@ -30,7 +38,7 @@ def check_schema(value: object) -> None:
     Raises:
         TooWide: see there.
     """
-    values = squares = letters = 0
+    values = squares = letters = ranges = repeats = 0
     waiting: list[tuple[Any, Any]] = [(value, value)]
     while waiting:
         one, root = waiting.pop()
@@ -44,10 +52,18 @@ def check_schema(value: object) -> None:
             values += len(listed) if isinstance(listed, list) and len(listed) > usual else 0
         properties, required = one.get("properties"), one.get("required")
         if isinstance(properties, dict):
-            needed = (
-                {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
-            )
-            squares += len(properties.keys() - set(needed)) ** 2
+            named = required if isinstance(required, list) else []
+            squares += len(properties.keys() - {name for name in named if isinstance(name, str)}) ** 2
+            others = one.get("additionalProperties", False) is not False
+            if others and sum(map(len, properties)) > _LONGEST_NAMES:
+                raise TooWide(
+                    f"an object with additionalProperties has names of more than {_LONGEST_NAMES} characters"
+                )
+        ranges += any(_is_number(one.get(name)) for name in _BOUNDS)
+        lengths = [one.get(name) for name in _LENGTHS]
+        repeats += sum(
+            length for length in lengths if isinstance(length, int) and 0 < length <= _MOST_REPEATS
+        )
         pattern = one.get("pattern")
         if isinstance(pattern, str):
             letters += len(pattern)
@@ -64,8 +80,16 @@ def check_schema(value: object) -> None:
                 waiting.append((inner, inner if name in _ROOTS else root))
     if values > _MOST_VALUES:
         raise TooWide(f"its enumerations have more than {_MOST_VALUES} values")
+    if ranges > _MOST_RANGES:
+        raise TooWide(f"it bounds more than {_MOST_RANGES} numbers")
+    if repeats > _MOST_REPEATS:
+        raise TooWide(f"its bounds of lengths are more than {_MOST_REPEATS} together")
     if squares > _MOST_OPTIONAL_SQUARED:
         raise TooWide("it has too many properties that may be left out; make more of them required")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class _Choices:
