@@ -42,6 +42,23 @@ async def test_output_goes_to_the_log_and_the_exit_is_told(folder: Path):
     assert (folder / "children.json").read_text() == "[]"
 
 
+async def test_only_lines_that_are_heard_reach_the_loop_however_they_come(folder: Path):
+    lines: list[str] = []
+    said = "printf 'a\\nstate: 1\\n\\nb\\nsta'; sleep 0.1; printf 'te: 2\\nlast'"
+    process = await begin(folder, "/bin/sh", "-c", said, on_line=lines.append, heard="state:", gather=0.02)
+    assert await asyncio.wait_for(process.exited, 10) == 0
+    assert lines == ["state: 1", "state: 2"]
+    assert process.last_lines() == ["a", "state: 1", "b", "state: 2", "last"]
+    log = (folder / "logs/d/test.log").read_text()
+    assert "a\nstate: 1\n\nb\nstate: 2\nlast" in log
+
+
+async def test_a_line_without_end_is_taken_in_parts(folder: Path):
+    process = await begin(folder, "/bin/sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x")
+    assert await asyncio.wait_for(process.exited, 10) == 0
+    assert sum(map(len, process.last_lines())) == 300_000
+
+
 def readiness_to_go(pid: int) -> int:
     return int(Path(f"/proc/{pid}/oom_score_adj").read_text())
 

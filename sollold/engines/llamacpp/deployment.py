@@ -15,12 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, State
+from sollold.cluster.gossip.record import Drafts, Endpoint, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Deploy
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp.command_line import Reach, can_draft, external_workers
+from sollold.engines.llamacpp.command_line import Reach, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.kept_prompts import key_of
 from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
@@ -29,10 +29,10 @@ from sollold.engines.llamacpp.participants import (
     ParticipantFailed,
     Participants,
 )
+from sollold.engines.llamacpp.planned import planned
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.models.model import Model
-from sollold.models.templates.jinja import fingerprint
 
 log = logging.getLogger("sollold.engines")
 
@@ -113,6 +113,7 @@ class Deployment:
             request.deployment, request.plan, model, llama.build, context, self.end
         )
         self._watchers: set[asyncio.Event] = set()
+        self._planned = planned(request.plan)
 
     # Asked by others
 
@@ -210,14 +211,12 @@ class Deployment:
 
     def endpoint(self) -> Endpoint:
         """What the record says of it."""
-        plan = self.plan
-        shares = [share for share in (plan.host, *plan.shares) if share.layers or share is plan.host]
-        nodes = {share.node for share in shares}
+        plan, fixed = self.plan, self._planned
         return Endpoint(
             id=self.id,
             model=plan.model,
             digest=plan.digest,
-            backend=Backend.SHARDED if len(nodes) > 1 or external_workers(plan) else Backend.LOCAL,
+            backend=fixed.backend,
             state=self.state,
             progress=round(self.progress, 3),
             reason=self.reason,
@@ -229,12 +228,10 @@ class Deployment:
             idle=round(self.idle(), 1),
             loaded=self.state in (State.READY, State.DRAINING),
             pinned=self.keep_alive < 0,
-            bytes=sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
+            bytes=fixed.bytes,
             layers=plan.layers,
             answered=self._answered,
-            placed=tuple(
-                Placed(share.node, share.device, share.first, share.last, share.total) for share in shares
-            ),
+            placed=fixed.placed,
             expires=round(self.expires(), 1),
             embedding=plan.run.embedding,
             asked=plan.asked,
@@ -243,7 +240,7 @@ class Deployment:
             crashed=self.crashed,
             ready_since=round(self._ready_since, 1) if self.state is State.READY else 0.0,
             cpu_moe=plan.cpu_moe,
-            template=fingerprint(plan.template),
+            template=fixed.template,
             drafts=self.drafts,
         )
 

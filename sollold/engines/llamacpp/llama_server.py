@@ -25,7 +25,7 @@ from sollold.engines.llamacpp.exit_reason import (
     worker_was_lost,
 )
 from sollold.engines.llamacpp.ports import LOOPBACK, Ports
-from sollold.engines.llamacpp.process import Process
+from sollold.engines.llamacpp.process import GATHER_SECONDS, Process
 from sollold.machine.backends import ENVIRONMENT
 from sollold.models.model import Model
 from sollold.models.templates.go_parser import TemplateError
@@ -176,6 +176,8 @@ class Head:
                 # which it does when the daemon dies.
                 env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"},
                 on_line=partial(_tell_progress, on_progress),
+                heard=_STATE,
+                gather=GATHER_SECONDS,
             )
         except BaseException as error:
             await asyncio.shield(asyncio.to_thread(key.remove))

@@ -16,10 +16,11 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -31,8 +32,9 @@ log = logging.getLogger("sollold.engines")
 
 
 _LAST_LINES = 60
-
-
+_PIECE = 64 * 1024
+GATHER_SECONDS = 0.02
+"""For engines, which say twenty lines for each request."""
 _KILL_SECONDS = 10.0
 
 
@@ -45,13 +47,22 @@ class Process:
         exited: done when the child is gone; its result is the exit code, negative for a signal.
     """
 
-    def __init__(self, name: str, on_line: Callable[[str], None] | None, log_file: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        on_line: Callable[[str], None] | None,
+        log_file: Path,
+        heard: str = "",
+        gather: float = 0.0,
+    ) -> None:
         self.name = name
         self.pid = 0
         self._loop = asyncio.get_running_loop()
         self.exited: asyncio.Future[int] = self._loop.create_future()
         self._started: asyncio.Future[None] = self._loop.create_future()
         self._on_line = on_line
+        self._heard = heard
+        self._gather = gather
         self._log_file = log_file
         self._last: deque[str] = deque(maxlen=_LAST_LINES)
         self._popen: subprocess.Popen[bytes] | None = None
@@ -69,13 +80,17 @@ class Process:
         log_file: Path,
         env: Mapping[str, str] | None = None,
         on_line: Callable[[str], None] | None = None,
+        heard: str = "",
+        gather: float = 0.0,
     ) -> Process:
-        """Start ``command`` and note it in ``journal``. ``on_line`` gets each line of output on the loop.
+        """Start ``command`` and note it in ``journal``. ``on_line`` gets each line of output that begins with
+        ``heard``, on the loop. ``gather``: seconds for which more output may be waited for: one that says
+        many lines for each request wakes nobody for each of them.
 
         Raises:
             OSError: it could not be started.
         """
-        process = cls(name, on_line, log_file)
+        process = cls(name, on_line, log_file, heard, gather)
         arguments = (list(command), dict(env or {}), deployment, journal)
         threading.Thread(target=process._run, args=arguments, name=f"child {name}", daemon=True).start()
         try:
@@ -194,13 +209,7 @@ class Process:
             log.warning("no thread waits for the exit of %s: %s", self.name, error)
         assert popen.stdout is not None
         with output, popen.stdout:
-            for raw in iter(lambda: popen.stdout.readline(64 * 1024), b""):  # type: ignore[union-attr]
-                output.write(raw)
-                line = raw.decode("utf-8", "replace").rstrip()
-                if line:
-                    self._last.append(line)
-                    if self._on_line is not None:
-                        self._later(self._on_line, line)
+            self._read(popen.stdout, output)
             code = self._reap(popen)
             output.write(f"[exit {code}]\n".encode())
         if popen.stdin is not None:
@@ -209,6 +218,28 @@ class Process:
         with contextlib.suppress(OSError):
             journal.remove(popen.pid)
         self._tell(self.exited, code)
+
+    def _read(self, source: IO[bytes], output: ProcessLog) -> None:
+        """Pass on what the child says, until it says nothing any more."""
+        rest = b""
+        while piece := source.read1(_PIECE):  # type: ignore[attr-defined]
+            output.write(piece)
+            *lines, rest = (rest + piece).split(b"\n")
+            if len(rest) > _PIECE:
+                lines, rest = [*lines, rest], b""
+            self._take(lines)
+            if self._gather and len(piece) < _PIECE // 4:
+                time.sleep(self._gather)
+        self._take([rest])
+
+    def _take(self, lines: Iterable[bytes]) -> None:
+        decoded = [line for raw in lines if (line := raw.decode("utf-8", "replace").rstrip())]
+        self._last.extend(decoded)
+        if self._on_line is None:
+            return
+        for line in decoded:
+            if line.startswith(self._heard):
+                self._later(self._on_line, line)
 
     def _end_group(self) -> None:
         """Wait for the exit, then end what the child has left behind; not reaped yet, it keeps its number."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.llamacpp.process import Process
+from sollold.engines.llamacpp.process import GATHER_SECONDS, Process
 
 log = logging.getLogger("sollold.engines")
 
@@ -78,6 +78,7 @@ class OwnOllama:
                 journal=self._journal,
                 log_file=self._log_file,
                 env=self.environment(),
+                gather=GATHER_SECONDS,
             )
         except OSError as error:
             self.trouble = f"{binary} can't be started: {error.strerror}."
