@@ -84,6 +84,11 @@ def start(url: str, node: str) -> Callable[[], None]:
     return end
 
 
+def on() -> bool:
+    """Whether traces are sent."""
+    return _state.tracer is not None
+
+
 class Traced:
     """One span; of one that is off nothing is kept."""
 

@@ -153,7 +153,10 @@ class Activity:
         key = route, model
         if key not in self.stats and len(self.stats) >= MOST_LABELS:
             key = route, "other"
-        return self.stats.setdefault(key, RequestStats())
+        stats = self.stats.get(key)
+        if stats is None:
+            stats = self.stats[key] = RequestStats()
+        return stats
 
 
 _GENERATED = re.compile(rb'(?<!\\)"(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')

@@ -52,8 +52,10 @@ class Scope(StrEnum):
 
     def includes(self, needed: Scope) -> bool:
         """Whether a key of this scope may do what needs ``needed``."""
-        order = list(Scope)
-        return order.index(self) >= order.index(needed)
+        return _ORDER[self] >= _ORDER[needed]
+
+
+_ORDER = {scope: place for place, scope in enumerate(Scope)}
 
 
 @dataclass(frozen=True, slots=True)

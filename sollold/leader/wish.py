@@ -48,6 +48,8 @@ class PlacementWish:
 
         ``sharded``: by the wish a model of this size must be spread.
         """
+        if self == NO_WISH:
+            return ""
         spread = endpoint.backend is Backend.SHARDED
         external = {external_address(placed.device) for placed in endpoint.placed} - {""}
         machines = {
@@ -67,3 +69,7 @@ class PlacementWish:
         if self.speculation and self.speculation != endpoint.asked.speculation:
             return f"speculation {self.speculation}"
         return ""
+
+
+NO_WISH = PlacementWish()
+"""All as the settings say."""

@@ -32,6 +32,8 @@ _TIMEOUT = 15.0
 _AGAIN = 5.0
 """Seconds before a list that could not be fetched is asked for again."""
 _SHAPES = 16
+_MEANT = 1000
+"""Callers' names whose meaning is remembered, until models come or go."""
 _SETTLE = 5.0
 """Seconds that an unknown name waits for this node to learn of the others' models."""
 _LOOK = 0.1
@@ -85,6 +87,8 @@ class Library:
         self._view = view
         self._calls = calls
         self._aliases = dict(aliases or {})
+        self._meant: dict[str, Resolved] = {}
+        """What callers' names mean among the models that are known now."""
         self.sources: list[Callable[[], Awaitable[None]]] = []
         """What else than the catalogue is to look anew when a list must be current."""
         self._lists: dict[str, ModelList] = {}
@@ -142,6 +146,7 @@ class Library:
     def use_aliases(self, aliases: Mapping[str, str]) -> None:
         """The user's own names from now on."""
         self._aliases = dict(aliases)
+        self._meant.clear()
 
     def all(self) -> tuple[Listed, ...]:
         """Every model once, by name. Of other content under a taken name, the digest is in the tag."""
@@ -285,7 +290,14 @@ class Library:
         return ""
 
     def _here(self, name: str) -> Resolved:
-        return resolve(name, self._shelves()[0], self._aliases)
+        known = self._shelves()[0]
+        found = self._meant.get(name)
+        if found is None:
+            found = resolve(name, known, self._aliases)
+            if len(self._meant) >= _MEANT:
+                self._meant.clear()
+            self._meant[name] = found
+        return found
 
     def _or_away(self, resolved: Resolved) -> Resolved:
         """A model of nodes that are not there now is missing for a while, which is not "no such model".
@@ -318,6 +330,7 @@ class Library:
             lists = {node: known.models for node, known in self._lists.items() if node in live}
             lists[self._view.me.node] = self._catalogue.models
             self._shelf = merge(lists)
+            self._meant.clear()
         return self._shelf
 
     async def _run(self) -> None:

@@ -83,11 +83,20 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A candidate with its score and why it has it."""
+    """A candidate with its score and why it has it.
+
+    ``marks``: what counted, the mark from 0 to 1 and its weight; empty: its turn had come.
+    """
 
     candidate: Candidate
     score: float
-    why: str
+    marks: tuple[tuple[str, float, float], ...] = ()
+
+    @property
+    def why(self) -> str:
+        """The score in words."""
+        said = (f"{words} {mark:.2f}×{weight:g}" for words, mark, weight in self.marks)
+        return ", ".join(said) or "round robin"
 
 
 def engine_of(endpoint: Endpoint) -> Engine:

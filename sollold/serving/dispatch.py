@@ -120,7 +120,9 @@ class Dispatcher:
         Raises:
             Refusal: as its fault says.
         """
-        query = replace(self._query, engines=frozenset(calls))
+        query, engines = self._query, frozenset(calls)
+        if query.engines != engines:
+            query = replace(query, engines=engines)
         search = _Search(query, calls, limit, self._loop.time(), stage, set(without))
         self._furthest = 0.0
         while True:

@@ -65,8 +65,9 @@ class RequestExecutor:
         self._cut: CutPrompt | None = None
         """Looks whether an Ollama has cut the prompt."""
         self._stopped: Refusal | None = None
-        self._search: asyncio.Future[Any] | None = None
-        """While an engine is looked for, at first or after a fault."""
+        self._search: asyncio.Task[Any] | None = None
+        """The task that looks for an engine, at first or after a fault, while it does."""
+        self._over = False
         self._deadline: asyncio.TimerHandle | None = None
         self._fault_at = 0.0
         self._engine_errors = 0
@@ -97,7 +98,7 @@ class RequestExecutor:
         if attempt is None:
             me = self._context.view.me
             self._routing = Routing(Backend.OLLAMA, Engine.OLLAMA, self._query.model, me.name, "")
-            return Answer(self._routing, self._closing(), self.close)
+            return Answer(self._routing, self._closing(), self.close, over=self.over)
         self._routing = self._routing_from(attempt)
         if self._ask.deadline > 0:
             left = self._dispatcher.came + self._ask.deadline - self._loop.time()
@@ -105,8 +106,8 @@ class RequestExecutor:
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
             self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
         if self._ask.stream:
-            return Answer(self._routing, self._batches(), self.close, self._pour)
-        return Answer(self._routing, self._whole(), self.close)
+            return Answer(self._routing, self._batches(), self.close, self._pour, self.over)
+        return Answer(self._routing, self._whole(), self.close, over=self.over)
 
     async def _take_over(self, delivered: Delivered) -> Attempt | None:
         """An engine for the rest of an answer that another node began; None when only its end is lacking.
@@ -161,7 +162,7 @@ class RequestExecutor:
         except Refusal as refusal:
             raise self._stopped or refusal from None
         self._routing = self._routing_from(attempt)
-        return Answer(self._routing, self._nothing(), self.close)
+        return Answer(self._routing, self._nothing(), self.close, over=self.over)
 
     async def unload(self) -> Answer:
         """End the deployments of the model that are not in use, and let an Ollama unload it.
@@ -170,7 +171,7 @@ class RequestExecutor:
             Refusal: as its fault says.
         """
         self._routing = await unload(self._ask, self._query, self._context, self._dispatcher)
-        return Answer(self._routing, self._nothing(), self.close)
+        return Answer(self._routing, self._nothing(), self.close, over=self.over)
 
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its slot. May be called twice."""
@@ -182,6 +183,11 @@ class RequestExecutor:
         self._on_end(self)
         if attempt is not None:
             await self._dispatcher.release(attempt, None)
+        self._over = True
+
+    def over(self) -> bool:
+        """Whether all is closed."""
+        return self._over and self._attempt is None
 
     def node_lost(self, reason: str) -> None:
         """The endpoint's node is gone: wait for nothing more from it."""
@@ -204,10 +210,10 @@ class RequestExecutor:
         )
 
     def _halt(self, refusal: Refusal) -> None:
-        self._stopped = refusal
+        first, self._stopped = self._stopped is None, refusal
         if self._attempt is not None:
             self._attempt.stream.abort(StreamError(ErrorKind.DEADLINE, refusal.message))
-        elif self._search is not None:
+        elif self._search is not None and first:
             self._search.cancel()
 
     async def _found(self, find: Coroutine[Any, Any, _Found]) -> _Found:
@@ -216,15 +222,15 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says.
         """
-        self._search = search = asyncio.ensure_future(find)
+        task = self._search = asyncio.current_task()
+        assert task is not None
+        others = task.cancelling()
         try:
-            attempt = await search
+            attempt = await find
         except asyncio.CancelledError:
-            if self._stopped is not None and search.cancelled():
+            # As `asyncio.timeout` does: was it only `_halt` that cancelled?
+            if self._stopped is not None and task.uncancel() <= others:
                 raise self._stopped from None
-            if search.done() and not search.cancelled() and search.exception() is None:
-                # Found in the very moment in which the caller hung up.
-                await self._discard(search.result())
             raise
         finally:
             self._search = None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from math import isfinite
 from typing import Protocol
@@ -144,7 +144,7 @@ class LocalStream:
             StreamError: FULL, MOVED, ENGINE, DEADLINE.
         """
         try:
-            async with asyncio.timeout(self.request.deadline or None):
+            async with asyncio.timeout(self.request.deadline) if self.request.deadline else nullcontext():
                 waited = await self._wait_for_slot(on_position)
                 self.head = ResponseHead(await self._send(), (self.request.age + waited) * 1000)
         except TimeoutError:

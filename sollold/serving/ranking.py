@@ -35,6 +35,8 @@ def _expected(candidate: Candidate, others: tuple[Candidate, ...]) -> float:
 
 
 def _soonest(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+    if len(others) == 1:
+        return 1.0
     return min(_expected(other, others) for other in others) / _expected(candidate, others)
 
 

@@ -156,6 +156,8 @@ class Answer:
     """Coroutine function or plain: ends the generation and frees its slot."""
     quickly: InitVar[Pour[list[bytes]] | None] = None
     """``pour``, where it is more than a turn of ``batches`` for each list."""
+    over: Callable[[], bool] = field(default=lambda: False)
+    """Whether ``close`` has nothing to do any more."""
     pour: Pour[list[bytes]] = field(init=False)
     events: AsyncIterator[bytes] = field(init=False)
     """The events one by one, for those to whom speed is nothing."""

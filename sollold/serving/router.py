@@ -48,7 +48,8 @@ class Router:
             KeyError: there is no such strategy.
         """
         self._me = me
-        self._weights = STRATEGIES[strategy]
+        weights = STRATEGIES[strategy]
+        self._rules = tuple((rule, weights[rule.name]) for rule in RULES if weights.get(rule.name))
         self._memory: dict[tuple[str, str], _Memory] = {}
         self._prefixes: OrderedDict[str, tuple[tuple[str, str], float]] = OrderedDict()
         self._round = 0
@@ -98,24 +99,23 @@ class Router:
     ) -> tuple[Choice, ...]:
         """The candidates, the best first; ``without`` those just tried in vain."""
         others = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
-        if not self._weights:
+        if not self._rules:
             ordered = sorted(others, key=lambda c: (self._last_sent(c.key), c.key))
-            return tuple(Choice(c, 0.0, "round robin") for c in ordered)
+            return tuple(Choice(c, 0.0) for c in ordered)
         choices = [self._score(candidate, query, others) for candidate in others]
-        # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
-        choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
+        if len(choices) > 1:
+            self._sort(choices)
         return tuple(choices)
 
+    def _sort(self, choices: list[Choice]) -> None:
+        # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
+        choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
+
     def _score(self, candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> Choice:
-        score = 0.0
-        reasons = []
-        for rule in RULES:
-            weight = self._weights.get(rule.name, 0.0)
-            if weight:
-                mark = rule.mark(candidate, query, others)
-                score += weight * mark
-                reasons.append(f"{rule.words} {mark:.2f}×{weight:g}")
-        return Choice(candidate, round(score, 3), ", ".join(reasons))
+        marks = tuple(
+            (rule.words, rule.mark(candidate, query, others), weight) for rule, weight in self._rules
+        )
+        return Choice(candidate, round(sum(mark * weight for _, mark, weight in marks), 3), marks)
 
     def better(
         self, records: Iterable[Record], query: EndpointQuery, now: float, current: tuple[str, str]

@@ -13,7 +13,7 @@ from sollold.serving.request import Ask, Engine, Routing
 
 def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable[Record]) -> Routing:
     """The routing for an endpoint of ``record``'s node; ``records`` give the other nodes their names."""
-    names = {other.node: other.name or other.node for other in records}
+    names = {other.node: other.name or other.node for other in records} if endpoint.placed else {}
     return Routing(
         backend=endpoint.backend,
         engine=engine_of(endpoint),

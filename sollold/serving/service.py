@@ -105,7 +105,7 @@ class Serving:
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)
         try:
-            async with asyncio.timeout(ask.deadline if ask.deadline > 0 else None):
+            async with asyncio.timeout(ask.deadline) if ask.deadline > 0 else contextlib.nullcontext():
                 return await self._begin(executor, ask)
         except TimeoutError:
             await executor.close()

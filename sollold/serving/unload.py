@@ -40,7 +40,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, dispat
             continue
         call = TOUCH if candidate.engine is Engine.LLAMA else ask.calls[Engine.OLLAMA]
         try:
-            await _touch(Choice(candidate, 0.0, ""), call, query, dispatcher)
+            await _touch(Choice(candidate, 0.0), call, query, dispatcher)
         except Refusal as refusal:
             if refusal.status != 404:
                 refused = refusal

@@ -13,7 +13,13 @@ from sollold.api.engine.modelfile import own_context
 from sollold.api.ollama.chat import chat_body
 from sollold.api.ollama.generate import Turn, generate_call, pack_context
 from sollold.api.ollama.request import Chat, Generate, parse_options
-from sollold.api.openai.request import ChatCompletion, Completion, chat_completion_body, completion_body
+from sollold.api.openai.request import (
+    ChatCompletion,
+    Completion,
+    chat_completion_body,
+    checked_chat,
+    completion_body,
+)
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_request import response_body
 from tests.api.api_parts import model
@@ -39,7 +45,8 @@ def ollama_generate(**more: Any) -> dict[str, Any]:
 
 def openai_chat(**more: Any) -> dict[str, Any]:
     body = {"model": "demo", "messages": TURNS, **more}
-    return chat_completion_body(body, msgspec.convert(body, ChatCompletion), OWN)
+    asked = msgspec.convert(body, ChatCompletion)
+    return chat_completion_body(checked_chat(body, asked, OWN), asked, OWN)
 
 
 def openai_responses(**more: Any) -> dict[str, Any]:

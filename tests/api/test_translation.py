@@ -36,11 +36,12 @@ from sollold.api.ollama.request import (
     thinking,
 )
 from sollold.api.ollama.template import render_template
-from sollold.api.openai.request import ChatCompletion, chat_completion_body
+from sollold.api.openai.request import ChatCompletion, chat_completion_body, checked_chat
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body
 from sollold.errors import Fault, Refusal
+from sollold.models.model import Model
 from sollold.serving.request import longest_input
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import chunk, model, routing, usage_chunk
@@ -372,6 +373,11 @@ def test_stop_sequences_are_found_however_the_text_is_cut(
 # --- OpenAI, Anthropic, responses
 
 
+def llama_body(body: dict[str, Any], of: Model) -> dict[str, Any]:
+    asked = msgspec.convert(body, ChatCompletion)
+    return chat_completion_body(checked_chat(body, asked, of), asked, of)
+
+
 def test_openai_bodies() -> None:
     tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
     body = {
@@ -383,20 +389,16 @@ def test_openai_bodies() -> None:
         "tools": tools,
         "tool_choice": {"type": "function", "function": {"name": "b"}},
     }
-    sent = chat_completion_body(body, msgspec.convert(body, ChatCompletion), ABLE)
+    sent = llama_body(body, ABLE)
     assert sent["messages"][0] == {"role": "assistant", "reasoning_content": "hm", "content": ""}
     assert sent["tools"] == tools[1:] and sent["tool_choice"] == "required"
     body["tool_choice"] = {"type": "function", "function": {"name": "c"}}
-    assert "not among" in refused(
-        lambda: chat_completion_body(body, msgspec.convert(body, ChatCompletion), ABLE)
-    )
+    assert "not among" in refused(lambda: llama_body(body, ABLE))
     body = {
         "model": "demo",
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": PICTURE}]}],
     }
-    assert "images" in refused(
-        lambda: chat_completion_body(body, msgspec.convert(body, ChatCompletion), model())
-    )
+    assert "images" in refused(lambda: llama_body(body, model()))
 
 
 def test_anthropic_bodies() -> None:

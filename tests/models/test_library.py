@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, State
 from sollold.models.library import Library
 from sollold.models.listing import merge
 from sollold.models.model import Model
+from sollold.models.names import Resolved, resolve
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.templates.jinja import fingerprint
 from sollold.settings.schema import ModelSettings
@@ -90,6 +92,28 @@ async def test_all_models_once_on_all_nodes(town: Town, tmp_path: Path) -> None:
         assert pairs[0][1].files != pairs[1][1].files
         assert {model.digest for _, model in pairs} == {pairs[0][1].digest}
         assert node.library.get("gpt-4") == node.library.get("alpha:f16")
+
+
+async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
+    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a, *_), asked = town.nodes, []
+
+    def resolved(name: str, *rest: Any) -> Resolved:
+        asked.append(name)
+        return resolve(name, *rest)
+
+    write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
+    await town.start()
+    await until(lambda: a.names() == ["alpha:F16"])
+    monkeypatch.setattr("sollold.models.library.resolve", resolved)
+    for _ in range(3):
+        assert a.library.get("gpt-4") is not None and a.library.get("beta") is None
+    assert sorted(asked) == ["beta", "gpt-4"]
+    a.library.use_aliases({"beta": "alpha"})
+    assert a.library.get("beta") is not None and a.library.get("gpt-4") is None
+    write_gguf(a.folder / "m" / "gpt-4-F16.gguf", seed=2)
+    await until(lambda: a.library.get("gpt-4") is not None)
 
 
 async def test_shape_comes_from_the_node_that_has_it(town: Town, tmp_path: Path) -> None:

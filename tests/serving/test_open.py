@@ -478,10 +478,13 @@ async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Clust
     waits: list[Waiting] = []
     waiting = asyncio.create_task(give(a, id="waiting", waits=waits))
     await until(lambda: waits)
+    for executor in tuple(a.serving._executors):
+        executor.stop("this node is stopping")
     await a.serving.close()
     with pytest.raises(Refusal) as left:
         async with asyncio.timeout(1):
             await waiting
+    assert waiting.cancelling() == 0
     assert left.value.fault is Fault.UNAVAILABLE and left.value.retry_after > 0
     assert left.value.message == "this node is stopping; use another node"
     first.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -15,12 +16,12 @@ from sollold.api.engine.placement import PlacementBody
 from sollold.api.engine.protect import protected
 from sollold.api.http.caller import Caller
 from sollold.errors import Fault, Refusal
-from sollold.leader.wish import PlacementWish
+from sollold.leader.wish import NO_WISH
 from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine
 
-OWN_FIELDS = ("priority", "timeout", "keep_alive", "placement", "id_slot")
+OWN_FIELDS = frozenset(("priority", "timeout", "keep_alive", "placement", "id_slot"))
 """Fields that no engine may see; ``id_slot`` would let a caller take another's slot."""
 
 
@@ -70,9 +71,17 @@ def _for_ollama(message: Any) -> Any:
 
 def typed_body(body: dict[str, Any], asked: msgspec.Struct) -> dict[str, Any]:
     """``body`` with the numbers of ``asked``, which was read from it: ``"5"`` and ``5.0`` are 5."""
-    read = {name: getattr(asked, name) for name in asked.__struct_fields__ if name in body}
-    scalars = {name: value for name, value in read.items() if isinstance(value, (bool, int, float))}
-    return {**body, **scalars}
+    out, fields = dict(body), _fields(type(asked))
+    for name in body.keys() & fields:
+        value = getattr(asked, name)
+        if isinstance(value, (int, float)):
+            out[name] = value
+    return out
+
+
+@lru_cache(maxsize=256)
+def _fields(asked: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(asked.__struct_fields__)
 
 
 def calls_for(
@@ -147,5 +156,5 @@ def build_ask(
         explain=caller.explain,
         media=caller.media,
         resolved=listed,
-        placement=placement.wish() if placement is not None else PlacementWish(),
+        placement=placement.wish() if placement is not None else NO_WISH,
     )

@@ -17,7 +17,7 @@ def require_model(name: str) -> str:
     """
     if not name.strip():
         raise Refusal(Fault.BAD_REQUEST, "model is required")
-    if len(name) > 500 or any(c < " " for c in name):
+    if len(name) > 500 or min(name) < " ":
         raise Refusal(Fault.BAD_REQUEST, "invalid model name: it is too long or has control characters")
     return name.strip()
 

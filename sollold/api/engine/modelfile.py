@@ -5,7 +5,9 @@ An Ollama adds them by itself; it does so on every one of its routes, so they co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -30,10 +32,15 @@ SAME_NAMES = (
 _LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
 
 
-def own_parameters(model: Model) -> dict[str, Any]:
-    """The PARAMETERs; none for what is no JSON object."""
+def own_parameters(model: Model) -> Mapping[str, Any]:
+    """The PARAMETERs, not to be changed; none for what is no JSON object."""
+    return _read_parameters(model.params)
+
+
+@lru_cache(maxsize=1024)
+def _read_parameters(params: str) -> Mapping[str, Any]:
     try:
-        found = msgspec.json.decode(model.params)
+        found = msgspec.json.decode(params)
     except msgspec.DecodeError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -65,6 +72,8 @@ def with_modelfile(messages: list[dict[str, Any]], model: Model) -> list[dict[st
 def add_parameters(body: dict[str, Any], model: Model) -> dict[str, Any]:
     """Put the PARAMETERs that the caller did not name into a body for llama-server."""
     own = own_parameters(model)
+    if not own:
+        return body
     for name in SAME_NAMES:
         value = own.get(name)
         if isinstance(value, int | float) and body.get(name) is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from aiohttp import web
 
 from sollold.api.http.access import client_of, require
+from sollold.api.http.body import as_type
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
@@ -80,7 +81,16 @@ def _check_external(request: web.Request, services: AppServices, addresses: list
             require(request, Scope.MODELS, f"naming {address[:100]!r}, a worker that no node knows,")
 
 
-class Placed(msgspec.Struct):
+class _Placed(msgspec.Struct):
     """A request of which only its placement is read."""
 
     placement: PlacementBody | None = None
+
+
+def placement_of(body: dict[str, Any]) -> PlacementBody | None:
+    """The field in ``body``.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    return as_type({"placement": body["placement"]}, _Placed).placement if "placement" in body else None

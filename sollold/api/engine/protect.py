@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from sollold.api.engine.grammar_width import TooManyWays, check_grammar
@@ -51,17 +50,28 @@ _MOST_REPETITIONS = 10_000
 _MOST_SCHEMA_NODES = 20_000
 _CONTAINERS = frozenset((dict, list))
 _DEEPEST_SCHEMA = 100
-_MOST_BIASES = 1024
 _MOST_PROBABILITIES = 256
-_MOST_STOPS = 256
 _USUAL = str.maketrans("-_", "+/")
-_LIMITS = ("max_tokens", "max_completion_tokens", "n_predict")
-_LONGEST = 2**31 - 1
-"""Tokens of an answer that engines can count to; whoever names more wants no limit."""
-_WINDOWS = ("repeat_last_n", "dry_penalty_last_n")
-_LONGEST_WINDOW = 1 << 22
-"""Tokens that are looked back at, for which memory is taken at once: no context is longer."""
+_LONGEST = {
+    # Tokens of an answer that engines can count to; whoever names more wants no limit.
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "n_predict"), 2**31 - 1),
+    # Tokens that are looked back at, for which memory is taken at once: no context is longer.
+    **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), 1 << 22),
+}
 _MOST_LIST = 256
+_MOST_ENTRIES = {"logit_bias": 1024}
+_NESTED = frozenset(
+    ("json_schema", "response_format", "format", "tools", "functions", "chat_template_kwargs")
+)
+_NUMBERS = frozenset(("n_probs", "top_logprobs", "logprobs"))
+_LISTS: dict[str, tuple[type[Sized], ...]] = {
+    "logit_bias": (dict, list),
+    "stop": (list,),
+    "samplers": (list, str),
+    "dry_sequence_breakers": (list, str),
+    "response_fields": (list, str),
+}
+_BOUNDED = frozenset({"grammar", *_NESTED, *_NUMBERS, *_LISTS})
 _REPETITION = re.compile(r"\{\s*+(\d*+)\s*+(?:,\s*+(\d*+)\s*+)?\}")
 _LITERAL = re.compile(r'"(?:[^"\\]|\\.)*+"?|\[(?:[^\]\\]|\\.)*+\]?|#[^\r\n]*', re.DOTALL)
 """What llama.cpp reads as a literal, a range or a comment. One without an end goes on to the end of the text,
@@ -74,27 +84,17 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
     Raises:
         Refusal: BAD_REQUEST for what could harm an engine or make it ask others.
     """
-    return {engine: replace(call, body=_checked(engine, call.body, media)) for engine, call in calls.items()}
+    return {
+        engine: Call(call.path, _checked(engine, call.body, media), call.notes)
+        for engine, call in calls.items()
+    }
 
 
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
     _check_media(body, media or Media())
-    _check_grammar(body.get("grammar"))
-    for name in ("json_schema", "response_format", "format", "tools", "functions", "chat_template_kwargs"):
-        _check_depth(body.get(name), name)
-    biases = body.get("logit_bias")
-    if isinstance(biases, dict | list) and len(biases) > _MOST_BIASES:
-        raise _refused(f"logit_bias has more than {_MOST_BIASES} entries")
-    for name in ("n_probs", "top_logprobs", "logprobs"):
-        if _exceeds(body.get(name), _MOST_PROBABILITIES):
-            raise _refused(f"{name} must be at most {_MOST_PROBABILITIES}")
-    stops = body.get("stop")
-    if isinstance(stops, list) and len(stops) > _MOST_STOPS:
-        raise _refused(f"stop has more than {_MOST_STOPS} entries")
-    for name in ("samplers", "dry_sequence_breakers", "response_fields"):
-        value = body.get(name)
-        if isinstance(value, list | str) and len(value) > _MOST_LIST:
-            raise _refused(f"{name} has more than {_MOST_LIST} entries")
+    # Most requests have none of these.
+    for name in sorted(body.keys() & _BOUNDED):
+        _check_field(name, body[name])
     body = _bounded(body)
     if isinstance(options := body.get("options"), dict):
         body["options"] = _bounded(options)
@@ -105,12 +105,25 @@ def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[
 
 def _bounded(values: dict[str, Any]) -> dict[str, Any]:
     """With numbers that an engine can bear, where larger ones mean the same."""
-    longest = {**dict.fromkeys(_LIMITS, _LONGEST), **dict.fromkeys(_WINDOWS, _LONGEST_WINDOW)}
-    return {**values, **{name: most for name, most in longest.items() if _exceeds(values.get(name), most)}}
+    over = [name for name in values.keys() & _LONGEST if _exceeds(values[name], _LONGEST[name])]
+    return {**values, **{name: _LONGEST[name] for name in over}}
+
+
+def _check_field(name: str, value: object) -> None:
+    """Refuse what an engine does not survive in one of the fields in `_BOUNDED`."""
+    if name == "grammar":
+        _check_grammar(value)
+    elif name in _NESTED:
+        _check_depth(value, name)
+    elif name in _NUMBERS:
+        if _exceeds(value, _MOST_PROBABILITIES):
+            raise _refused(f"{name} must be at most {_MOST_PROBABILITIES}")
+    elif isinstance(value, _LISTS[name]) and len(value) > _MOST_ENTRIES.get(name, _MOST_LIST):
+        raise _refused(f"{name} has more than {_MOST_ENTRIES.get(name, _MOST_LIST)} entries")
 
 
 def _exceeds(value: object, most: int) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > most
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > most
 
 
 def _check_media(body: dict[str, Any], media: Media) -> None:

@@ -217,11 +217,11 @@ def route_of(request: web.Request) -> str:
 
 def client_of(request: web.Request) -> Client:
     """Who sent ``request``."""
-    found = request.get(CLIENT)
-    if found is None:
+    try:
+        return request[CLIENT]
+    except KeyError:
         where = address_of(request, ())
-        found = Client(where.address, None, local=where.local)
-    return found
+        return Client(where.address, None, local=where.local)
 
 
 def require(request: web.Request, needed: Scope, what: str) -> None:

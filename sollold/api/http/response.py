@@ -101,10 +101,12 @@ class Encoder(Protocol):
 
 
 async def close(answer: Answer) -> None:
-    """Close an answer whose ``close`` is a coroutine function or a plain one."""
+    """Close an answer, whatever ``close`` is; completes even when cancelled meanwhile."""
+    if answer.over():
+        return
     result: Any = answer.close()
     if inspect.isawaitable(result):
-        await result
+        await asyncio.shield(asyncio.ensure_future(result))
 
 
 def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
@@ -153,7 +155,10 @@ class Reply:
         self._waiting = Waiting("planning")
         self._response: web.StreamResponse | None = None
         self._writer: BodyWriter | None = None
-        self._written = time.monotonic()
+        self._written = self._unread_since = time.monotonic()
+        self._unread = (0, 0)
+        """Bytes that the caller has not read, and events until then; since when they are the same."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def _on_wait(self, waiting: Waiting) -> None:
         self._waiting = waiting
@@ -210,7 +215,7 @@ class Reply:
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await opening
         if opening.done() and not opening.cancelled() and opening.exception() is None:
-            await asyncio.shield(asyncio.ensure_future(close(opening.result())))
+            await close(opening.result())
 
     async def _prepare(self, headers: dict[str, str]) -> BodyWriter:
         response = self._response = web.StreamResponse(
@@ -232,7 +237,7 @@ class Reply:
 
     async def _stream(self, opening: asyncio.Future[Answer], writer: BodyWriter) -> web.StreamResponse:
         assert self._response is not None
-        keepalives = asyncio.ensure_future(self._send_keepalives(writer))
+        self._watch(writer)
         encoder, live = self._encoder, self._live
         try:
             try:
@@ -273,9 +278,8 @@ class Reply:
             live.cancelled()
             log.debug("the caller hung up", extra={"request": self._ask.id})
         finally:
-            keepalives.cancel()
-            with contextlib.suppress(asyncio.CancelledError, ConnectionError):
-                await keepalives
+            if self._timer is not None:
+                self._timer.cancel()
         return self._response
 
     def _receiver(self, routing: Routing) -> Receiver[list[bytes]]:
@@ -322,29 +326,27 @@ class Reply:
         if warnings and self._encoder.content_type == SSE:
             self._write(self._encoder.keep_alive(Waiting("warning", message="; ".join(warnings))))
 
-    async def _send_keepalives(self, writer: BodyWriter) -> None:
-        """Write a keep-alive after so much silence. A task of its own: events pay nothing for it."""
-        every, live = self._keepalive.every, self._live
-        before, since = (0, 0), time.monotonic()
-        while True:
-            now = time.monotonic()
-            unread = writer.unsent
-            if not unread or before != (unread, live.events):
-                before, since = (unread, live.events), now
-            if now - since > self._keepalive.unread:
-                log.info(
-                    "closing the connection: the caller does not read its answer",
-                    extra={"request": self._ask.id},
-                )
-                writer.abort()
-                return
-            silent = now - self._written
-            if silent >= every:
-                # A caller with unread bytes needs no keep-alive.
-                if not unread:
-                    self._write(self._encoder.keep_alive(self._waiting))
-                silent = 0.0
-            await asyncio.sleep(max(0.01, every - silent))
+    def _watch(self, writer: BodyWriter) -> None:
+        """Write a keep-alive after so much silence, on and on. By a timer: events pay nothing for it."""
+        every, now = self._keepalive.every, time.monotonic()
+        seen = writer.unsent, self._live.events
+        if not seen[0] or seen != self._unread:
+            self._unread, self._unread_since = seen, now
+        if now - self._unread_since > self._keepalive.unread:
+            log.info(
+                "closing the connection: the caller does not read its answer",
+                extra={"request": self._ask.id},
+            )
+            writer.abort()
+            return
+        silent = now - self._written
+        if silent >= every:
+            # A caller with unread bytes needs no keep-alive.
+            if not seen[0]:
+                self._write(self._encoder.keep_alive(self._waiting))
+            silent = 0.0
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(max(0.01, every - silent), self._watch, writer)
 
     async def _whole(self) -> web.Response:
         answer = await self._open()
@@ -361,7 +363,7 @@ class Reply:
             else:
                 data = await asyncio.to_thread(self._encoder.whole, body, answer.routing)
         finally:
-            await asyncio.shield(asyncio.ensure_future(close(answer)))
+            await close(answer)
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
 
     async def _collect(self, answer: Answer, anew: Callable[[], Encoder]) -> None:
@@ -397,7 +399,7 @@ async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
     try:
         return b"".join([raw async for raw in answer.events]), answer.routing
     finally:
-        await asyncio.shield(asyncio.ensure_future(close(answer)))
+        await close(answer)
 
 
 def json_response(value: object, headers: dict[str, str] | None = None) -> web.Response:

@@ -29,6 +29,8 @@ def routing_headers(routing: Routing) -> dict[str, str]:
 
 def header_text(text: str) -> str:
     """``text`` fit for a header."""
+    if text.isascii() and text.isprintable():
+        return text
     return "".join(c if " " <= c <= "~" else "?" for c in text)
 
 

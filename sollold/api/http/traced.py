@@ -19,7 +19,7 @@ async def traced(
 
     A caller's ``traceparent`` is taken up. Reading (GET) is not traced: dashboards and monitors poll.
     """
-    if request.method != "POST":
+    if request.method != "POST" or not tracing.on():
         return await answer()
     facts: dict[str, tracing.Value] = {"http.request.method": request.method, "sollold.request": request[ID]}
     with tracing.span(f"POST {request.path[:200]}", facts, request.headers.get("traceparent", "")) as span:

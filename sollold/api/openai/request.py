@@ -108,14 +108,9 @@ class ApplyTemplate(msgspec.Struct, kw_only=True):
     tools: list[Any] | None = None
 
 
-def chat_completion_body(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """The body for llama-server's ``/v1/chat/completions``.
-
-    Raises:
-        Refusal: BAD_REQUEST.
-    """
-    out = _checked_chat(body, ask, model)
-    out["messages"] = with_modelfile(out["messages"], model)
+def chat_completion_body(checked: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """The body for llama-server's ``/v1/chat/completions``; ``checked`` by `checked_chat`."""
+    out = {**checked, "messages": with_modelfile(checked["messages"], model)}
     add_parameters(out, model)
     if ask.logprobs and not ask.top_logprobs:
         # llama-server takes 0 as none at all.
@@ -123,13 +118,9 @@ def chat_completion_body(body: dict[str, Any], ask: ChatCompletion, model: Model
     return out
 
 
-def native_chat_body(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """The body for an Ollama's ``/v1/chat/completions``.
-
-    Raises:
-        Refusal: as `chat_completion_body`.
-    """
-    out = ollama_body(_checked_chat(body, ask, model), model)
+def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """The body for an Ollama's ``/v1/chat/completions``; ``checked`` by `checked_chat`."""
+    out = ollama_body(checked, model)
     if out.get("tool_choice") == "none":
         # It would let them be called.
         out.pop("tools", None)
@@ -152,8 +143,12 @@ def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, .
     return tuple(f"{name} has no effect: an Ollama answers" for name in lost)
 
 
-def _checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
-    """A chat in the form that both engines take, without what the model's Modelfile adds."""
+def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dict[str, Any]:
+    """A chat in the form that both engines take, without what the model's Modelfile adds.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
     if not ask.messages:
         raise Refusal(Fault.BAD_REQUEST, "messages is required: a list with at least one message")
     check_counts(ask)

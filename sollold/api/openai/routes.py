@@ -13,7 +13,7 @@ from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_b
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
 from sollold.api.engine.messages import unseen_warnings
-from sollold.api.engine.placement import Placed, prepare_placement
+from sollold.api.engine.placement import placement_of, prepare_placement
 from sollold.api.engine.prepare import normalize_chat, prepare_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
@@ -37,6 +37,7 @@ from sollold.api.openai.request import (
     chat_warnings,
     check_pieces,
     check_tokens,
+    checked_chat,
     completion_body,
     native_chat_body,
     native_chat_notes,
@@ -115,8 +116,8 @@ class OpenAiRoutes:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, BAD_REQUEST.
         """
-        placement = as_type(body, Placed).placement
-        return await self._find(await prepare_placement(request, self._services, placement) or name)
+        placed = await prepare_placement(request, self._services, placement_of(body))
+        return await self._find(placed or name)
 
     async def _respond(
         self,
@@ -141,7 +142,7 @@ class OpenAiRoutes:
             keep_alive=body.get("keep_alive"),
             embedding=embedding,
             prefix=prefix,
-            placement=as_type(body, Placed).placement,
+            placement=placement_of(body),
         )
         context = self._context
         if embedding:
@@ -158,10 +159,11 @@ class OpenAiRoutes:
         chat = as_type(body, ChatCompletion)
         if chat.tools or chat.functions:
             need(listed.model, "tools", "tools")
-        engine = chat_completion_body(body, chat, listed.model)
+        checked = checked_chat(body, chat, listed.model)
+        engine = chat_completion_body(checked, chat, listed.model)
         prepared = prepare_chat(engine)
         path = "/v1/chat/completions"
-        own = native_chat_body(body, chat, listed.model)
+        own = native_chat_body(checked, chat, listed.model)
         lacking = (*chat_warnings(chat), *unseen_warnings(own["messages"]))
         native = Call(path, own, (*lacking, *native_chat_notes(body, chat)))
         calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
