@@ -4,8 +4,9 @@ Those with real daemons, engines, machines and browsers wait most of their time.
 left then goes to the others, which run at a lower priority, so that they don't take from what has to answer
 in time.
 
-A test may fail because the machine was too busy for it. So the few that failed run once more, alone: who
-fails again has failed, and who passes then is named, because it waits for a time instead of a condition.
+A test may fail because the machine was too busy for it. So the files of the few that failed run once more,
+alone: who fails again has failed, and who passes then is named, because it waits for a time instead of a
+condition.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ def main(words: Sequence[str]) -> int:
         failed = [*failed_in(Path(folder, "real")), *failed_in(Path(folder, "others"))]
         if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(failed) <= FEW:
             print(f"\nOnce more, alone: {', '.join(failed)}\n", flush=True)
-            running[:] = [subprocess.Popen([sys.executable, "-m", "pytest", *failed])]
+            # Tests of one file may share what they started.
+            files = sorted({name.partition("::")[0] for name in failed})
+            running[:] = [subprocess.Popen([sys.executable, "-m", "pytest", *files])]
             codes = [wait(run) for run in running]
             if codes == [0]:
                 print("\nFailed beside the others and passed alone: " + ", ".join(failed), flush=True)

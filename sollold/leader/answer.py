@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sollold.cluster.gossip.record import State
 from sollold.errors import Fault
-from sollold.leader.decide import Decision, FetchFirst, Place, PlaceLater, Refuse
+from sollold.leader.decide import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait
 from sollold.leader.messages import Ensured, Verdict
 
@@ -35,7 +35,7 @@ def answer(decision: Decision) -> Ensured:
             )
         case ReloadWhenIdle():
             return Ensured(Verdict.PLANNING, message=f"{decision.message}; waiting until it is idle")
-        case PlaceLater() | FetchFirst():
+        case PlaceLater() | HoldersAway() | FetchFirst():
             return Ensured(Verdict.PLANNING, message=decision.message)
         case Refuse(fault, message, retry_after):
             return Ensured(Verdict.REFUSED, fault=fault.value, message=message, retry_after=retry_after)

@@ -63,6 +63,13 @@ class PlaceLater:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldersAway:
+    """The nodes with the model's files have just gone offline and should be back: nothing is decided yet."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class FetchFirst:
     """``place`` can be done, and is worth it, when its head has fetched the file."""
 
@@ -87,7 +94,7 @@ class Refuse:
     reckon: Callable[[], Shortfall] | None = None
 
 
-Decision = Use | Wait | Mismatch | ReloadWhenIdle | Place | PlaceLater | FetchFirst | Refuse
+Decision = Use | Wait | Mismatch | ReloadWhenIdle | Place | PlaceLater | HoldersAway | FetchFirst | Refuse
 
 
 def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:

@@ -20,7 +20,7 @@ from sollold.engines.commands import Fetch, Fetched
 from sollold.errors import Fault
 from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
-from sollold.leader.decide import FetchFirst, Place, Refuse, decide
+from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
@@ -133,12 +133,12 @@ class Leader:
         """
         if remote is not None:
             model, shape = remote
-            snapshot: ClusterSnapshot | Refuse = self._snapshots.of_model(
+            snapshot: ClusterSnapshot | HoldersAway | Refuse = self._snapshots.of_model(
                 ((self._view.me.node, model),), shape
             )
         else:
             snapshot = await self._snapshots.of(ask)
-        if isinstance(snapshot, Refuse):
+        if not isinstance(snapshot, ClusterSnapshot):
             return preview_of(snapshot, None)
         decision = await asyncio.to_thread(decide, ask, snapshot)
         if isinstance(decision, Use | Wait | Mismatch | ReloadWhenIdle):
@@ -179,7 +179,7 @@ class Leader:
         while True:
             changed = self._changed
             snapshot = await self._snapshots.of(ask)
-            if isinstance(snapshot, Refuse):
+            if not isinstance(snapshot, ClusterSnapshot):
                 return answer(snapshot)
             decision = await asyncio.to_thread(decide, ask, snapshot)
             left = end - asyncio.get_running_loop().time()
@@ -280,7 +280,7 @@ class Leader:
                 if not self._leads:
                     return self._elsewhere()
                 snapshot = await self._snapshots.of(ask, out)
-                if isinstance(snapshot, Refuse):
+                if not isinstance(snapshot, ClusterSnapshot):
                     return answer(snapshot)
                 decision = await asyncio.to_thread(decide, ask, snapshot)
                 if not isinstance(decision, Place):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from sollold.cluster.gossip.record import Record
 from sollold.facts import dataclass
-from sollold.leader.decide import Decision, FetchFirst, Place, PlaceLater, Refuse
+from sollold.leader.decide import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait
 from sollold.leader.messages import Verdict
 from sollold.leader.snapshot import ClusterSnapshot
@@ -101,6 +101,8 @@ def preview_of(
         case ReloadWhenIdle(endpoint, node, message):
             later = f"{message}; it is reloaded when it is idle."
             return _with_plan(fresh, snapshot, Verdict.PLANNING, later, node, endpoint)
+        case HoldersAway(message):
+            return PlanPreview(ok=False, verdict=Verdict.PLANNING, message=message)
         case Refuse():
             return PlanPreview(
                 ok=False,

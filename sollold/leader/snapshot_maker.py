@@ -11,7 +11,7 @@ from typing import Protocol
 from sollold.cluster.net.view import View
 from sollold.errors import Fault
 from sollold.leader.backoff import Backoff
-from sollold.leader.decide import Refuse
+from sollold.leader.decide import HoldersAway, Refuse
 from sollold.leader.draft_models import drafters
 from sollold.leader.messages import Ensure
 from sollold.leader.observations import Observations
@@ -94,13 +94,18 @@ class SnapshotMaker:
         """``node`` could not get the file of a model."""
         self._fetches.failed(_fetch_key(node, digest), reason, self._clock())
 
-    async def of(self, ask: Ensure, out: dict[str, str] | None = None) -> ClusterSnapshot | Refuse:
+    async def of(
+        self, ask: Ensure, out: dict[str, str] | None = None
+    ) -> ClusterSnapshot | HoldersAway | Refuse:
         """What a decision on this model is made from, or why there can be none."""
         holders = await self._holders(ask)
         if not holders:
             resolved = self._library.resolve(ask.model)
             if ask.digest and not resolved.candidates:
                 # The caller knew it a moment ago.
+                back = {record.name for record in self._observations.expected(self._clock())}
+                if awaited := ", ".join(sorted(back & set(resolved.away))):
+                    return HoldersAway(f"{ask.model} waits for {awaited}: it has the file and was just here.")
                 gone = f"No node that has {ask.model} is online any more."
                 return Refuse(Fault.UNAVAILABLE, gone, retry_after=5.0)
             refusal = unresolved(resolved)

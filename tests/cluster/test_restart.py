@@ -100,6 +100,24 @@ def test_an_answer_waits_for_a_node_that_is_killed_and_started_again(cluster: Cl
     assert asking.ended_exactly()["_routing"]["resumed"] == 1
 
 
+def test_an_answer_waits_for_the_only_node_with_the_file(cluster: Cluster) -> None:
+    """Killed and started again, and restarted when it had no more time to end what runs."""
+    asking = ask(cluster[1], 400)
+    cluster[0].kill()
+    until(lambda: len(cluster[1].sees()) == 1, "the other one noticed")
+    cluster[0].start()
+    assert asking.ended_exactly()["_routing"]["resumed"] == 1
+
+
+@pytest.mark.parametrize("cluster", [{"serving.drain_limit": 1}], indirect=True)
+def test_an_answer_outlives_a_restart_of_the_only_node_with_the_file(cluster: Cluster) -> None:
+    asking = ask(cluster[1], 500)
+    assert cluster[0].stop(60) == 0
+    until(lambda: len(cluster[1].sees()) == 1, "the other one noticed")
+    cluster[0].start()
+    assert asking.ended_exactly()["_routing"]["resumed"] == 1
+
+
 def drain(cluster: Cluster, node: str, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sollold", "drain", "--node", cluster[0].url, *words, node]
     return subprocess.run(command, capture_output=True, text=True, timeout=90)

@@ -91,6 +91,28 @@ async def test_a_new_leader_adopts_what_runs(cluster: Cluster) -> None:
     assert (answer.verdict, answer.deployment) == (Verdict.USE, deployment)
 
 
+async def test_a_model_whose_only_holder_restarts_is_waited_for(cluster: Cluster) -> None:
+    """A stream that an upgrade interrupts goes on; nobody waits for a node that stays away."""
+    only = cluster.add("only", 2048 * MIB, model("rare:latest", "r1"))
+    cluster.shapes["r1"] = cluster.shapes["d1"]
+    cluster.changed()
+    ask, known = Ensure("rare:latest", digest="r1"), cluster.resolve
+    cluster.resolve = lambda name: (  # type: ignore[method-assign]
+        replace(known(name), away=() if "only" in cluster.nodes else ("host-only",))
+    )
+    del cluster.nodes["only"]
+    cluster.changed()
+    answer = await cluster.planner.ensure(ask)
+    assert answer.verdict is Verdict.PLANNING and "host-only" in answer.message
+    assert "host-only" in (await cluster.planner.preview(ask)).message
+    cluster.nodes["only"] = only
+    cluster.changed()
+    assert (await cluster.planner.ensure(ask)).verdict is Verdict.WAIT
+    gone_for_good(cluster, "only")
+    answer = await cluster.planner.ensure(ask)
+    assert answer.verdict is Verdict.REFUSED and "online any more" in answer.message
+
+
 async def test_unknown_and_ambiguous_names(cluster: Cluster) -> None:
     answer = await cluster.planner.ensure(Ensure("nothing"))
     assert (answer.verdict, answer.fault) == (Verdict.REFUSED, "not_found")
