@@ -73,6 +73,8 @@ class LeaderClient:
                 case Verdict.REFUSED:
                     raise Refusal(_fault(answer.fault), answer.message, retry_after=answer.retry_after)
                 case Verdict.PLANNING:
+                    if answer.message != said:
+                        log.info("%s", answer.message)
                     tell(answer.message)
                     await asyncio.sleep(PLANNING_PAUSE)
                 case Verdict.ELSEWHERE:
