@@ -112,8 +112,8 @@ def chat(machine: Container, words: int = 12) -> dict[str, Any]:
 
 def streamed(machine: Container, words: int, file: str) -> list[dict[str, Any]]:
     """The lines of a streamed answer; ``file`` on the machine grows as they come."""
-    line = f"curl -sSN --max-time 280 http://localhost:11435/api/chat -d {body(words, stream=True)} >{file}"
-    machine.type(line, timeout=300)
+    line = f"curl -sSN --max-time 900 http://localhost:11435/api/chat -d {body(words, stream=True)} >{file}"
+    machine.type(line, timeout=920)
     return lines_of(machine, file)
 
 
@@ -261,7 +261,7 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     shutil.copy(newer, victim.root / "root/newer.deb")
     assert not lines_of(asked, file)[-1].get("done"), "the stream was over before the upgrade"
     victim.type("apt-get install -y /root/newer.deb", timeout=300)
-    runner.join(300)
+    runner.join(940)
     assert not runner.is_alive()
     assert got[-1].get("done"), got[-1]
     text = "".join(line["message"]["content"] for line in got).split()
