@@ -25,6 +25,7 @@ from sollold.leader.snapshot import loaded_of
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.library import Library
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
+from sollold.placement.request import AUTO, OFF
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.loader import Loader, Need
 from sollold.serving.request import Answer, Ask, Call, Engine, Waiting
@@ -83,6 +84,11 @@ def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
     if endpoint.slots < ask.slots:
         told.append(
             f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
+        )
+    drafts = ask.placement.speculation
+    if drafts not in ("", OFF, AUTO) and not endpoint.drafts.by:
+        told.append(
+            f"tokens drafted by {drafts!r} were asked for, none are: it is not here, or not for this model"
         )
     return tuple(told)
 

@@ -93,7 +93,8 @@ def parse(text: str) -> Name:
     host, namespace, model = parts
     for part, pattern in ((host, _HOST), (namespace, _PART), (model, _PART), (tag, _PART)):
         if not pattern.fullmatch(part):
-            raise ValueError(f"{text!r} is not a model's name: {part!r} is empty or has odd characters")
+            why = f"{part!r} may have letters, digits, '.', '_' and '-' alone" if part else "a part is empty"
+            raise ValueError(f"{text!r} is not a model's name: {why}")
     return Name(host, namespace, model, tag)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Record, State
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, InOllama, Record, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.cluster import ClusterService, KeepOrder, less_than_asked
 from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Ensure
+from sollold.leader.wish import PlacementWish
 from sollold.serving.loader import Need, Ready
 from sollold.serving.request import Answer, Ask, Engine, Routing
 from tests.api.api_parts import singly
@@ -167,3 +168,9 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
     context, slots = less_than_asked(Ensure("demo", context=100_000_000, slots=8), endpoint)
     assert "100000000 tokens" in context and "32768 are given" in context and "trained" in context
     assert "8 parallel requests" in slots and "1 given" in slots
+    nobody = Ensure("demo", placement=PlacementWish(speculation="nobody"))
+    (drafts,) = less_than_asked(nobody, endpoint)
+    assert "drafted by 'nobody'" in drafts
+    assert less_than_asked(nobody, replace(endpoint, drafts=Drafts("nobody:latest", 3))) == ()
+    for usual in ("off", "auto"):
+        assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.http.access import client_of
+from sollold.api.http.invalid import explained
 from sollold.api.http.json_bounds import JsonBounds, TooManyValues
 from sollold.api.http.json_repair import TooMuchToRepair, repaired
 from sollold.api.http.media_cut import cut_media, restore_texts
@@ -101,7 +102,7 @@ def as_type(value: dict[str, Any], type_: type[T]) -> T:
         # Not strict: numbers come as "5" and 5.0, and the official servers take them.
         return msgspec.convert(named, type=type_, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal(Fault.BAD_REQUEST, f"invalid request: {error}") from None
+        raise Refusal(Fault.BAD_REQUEST, f"invalid request: {explained(error, type_)}") from None
     except RecursionError:
         raise Refusal(Fault.BAD_REQUEST, "the body is JSON nested too deeply") from None
 

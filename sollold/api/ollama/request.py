@@ -13,6 +13,7 @@ from sollold.api.engine.fields import require_model, stop_list
 from sollold.api.engine.modelfile import SAME_NAMES
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.http.body import as_type, read_object
+from sollold.api.http.invalid import explained
 from sollold.cluster.gossip.record import Backend
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -269,7 +270,7 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
         # Not strict: clients send 40.0 for an int and "0.7" for a float, and Ollama takes the first.
         return msgspec.convert({k: v for k, v in merged.items() if v is not None}, type=Options, strict=False)
     except msgspec.ValidationError as error:
-        raise Refusal(Fault.BAD_REQUEST, f"options: {error}") from None
+        raise Refusal(Fault.BAD_REQUEST, f"options: {explained(error, Options)}") from None
 
 
 def sampling(options: Options) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What is wrong with a field of a request, in words of people instead of a decoder's."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+
+_AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
+_NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
+
+
+def explained(error: msgspec.ValidationError, type_: type) -> str:
+    """The fault of a value that was to become a ``type_``: ``field: what was expected``."""
+    text = str(error)
+    at = _AT.fullmatch(text)
+    what, field = (at[1], at[2]) if at else (text, "")
+    if wrong := _NO_CHOICE.fullmatch(what):
+        choices = ", ".join(_choices(get_type_hints(type_).get(field)))
+        what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
+    else:
+        what = what[:1].lower() + what[1:].replace("`", "")
+    return f"{field}: {what}" if field else what
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a field of this type can be, where there are but a few."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return [str(one.value) for one in hint]
+    if get_origin(hint) is Literal:
+        return [str(one) for one in get_args(hint) if one != ""]
+    return [word for one in get_args(hint) for word in _choices(one)]

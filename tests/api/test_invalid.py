@@ -1,0 +1,45 @@
+"""A field that is wrong is named, with what it can be."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import msgspec
+import pytest
+
+from sollold.api.http.body import as_type
+from sollold.errors import Refusal
+
+
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Inner(msgspec.Struct):
+    size: int = 0
+
+
+class Body(msgspec.Struct):
+    name: str
+    kv: Literal["f16", "q8_0"] | Literal[""] = ""
+    colour: Colour | None = None
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    inner: Inner | None = None
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"name": "a", "kv": "q3"}, "invalid request: kv: 'q3' is not one of f16, q8_0"),
+        ({"name": "a", "colour": "green"}, "invalid request: colour: 'green' is not one of red, blue"),
+        ({"name": "a", "count": 0}, "invalid request: count: expected int >= 1"),
+        ({"name": "a", "inner": {"size": []}}, "invalid request: inner.size: expected int, got array"),
+        ({}, "invalid request: object missing required field name"),
+    ],
+)
+def test_a_field_is_named_with_what_it_can_be(body: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        as_type(body, Body)
+    assert caught.value.message == words
