@@ -328,6 +328,10 @@ async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSes
         # A proxy on this machine asks for people who are not; one that is not named is not believed.
         ("127.0.0.1", "127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
         ("127.0.0.1", "127.0.0.1", {"X-Real-IP": "8.8.8.8"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"Via": "1.1 proxy"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"X-Forwarded-Proto": "https"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"CF-Connecting-IP": "8.8.8.8"}, "127.0.0.1", False),
+        ("127.0.0.1", "127.0.0.1", {"Tailscale-User-Login": "a@b.c"}, "127.0.0.1", False),
         ("127.0.0.1", "127.0.0.1", {"Forwarded": "for=8.8.8.8"}, "127.0.0.1", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "1.2.3.4, 10.0.0.8"}, "1.2.3.4", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4"}, "1.2.3.4", False),

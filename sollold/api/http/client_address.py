@@ -12,8 +12,12 @@ from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-IP")
-"""Headers of proxies: who sends one asks for somebody else."""
+_FORWARDED = (
+    *("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"),
+    *("X-Forwarded-Port", "X-Forwarded-Server", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP"),
+    *("X-Cluster-Client-IP", "Tailscale-User-Login"),
+)
+"""Headers of proxies and tunnels: who sends one asks for somebody else."""
 
 
 @dataclass(frozen=True, slots=True)
