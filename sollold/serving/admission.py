@@ -65,6 +65,11 @@ class Admission:
         """Requests in the queue."""
         return len(self._waiting)
 
+    @property
+    def free(self) -> bool:
+        """Whether who comes now is admitted at once."""
+        return not self._waiting and len(self._running) < self._slots
+
     def offer(self, ticket: Ticket, now: float) -> tuple[str, ...] | Full:
         """A request comes. Returns the ids admitted now (it may be among them), or that the queue is full."""
         if len(self._waiting) >= self._limit and len(self._running) >= self._slots:
@@ -178,6 +183,11 @@ class AdmissionQueue:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self._admission.waiting
+
+    @property
+    def free(self) -> bool:
+        """Whether who comes now is admitted at once."""
+        return not self._dismissed and self._admission.free
 
     def resize(self, slots: int) -> None:
         """Admit so many at a time, also after `dismiss`."""

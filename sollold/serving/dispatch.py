@@ -376,6 +376,8 @@ class Dispatcher:
             StreamError: the endpoint failed.
         """
         router, view = self._context.router, self._context.view
+        if opening.immediate:
+            return await opening.open()
         began, key = self._loop.time(), opening.candidate.key
         while not await opening.wait(_RETHINK):
             if opening.request.bypass_queue and self._loop.time() - began > BYPASS_LIMIT:

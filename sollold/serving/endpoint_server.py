@@ -213,6 +213,11 @@ class EndpointServer:
         self._work.set()
         return stream
 
+    def has_slot(self, endpoint: str) -> bool:
+        """Whether a request that comes to it now would not have to wait."""
+        state = self._states.get(endpoint)
+        return state is None or state.queue.free
+
     def _stall_limit(self, request: EngineRequest, endpoint: Endpoint) -> float:
         stall = self._settings.stall
         if stall > 0 and endpoint.backend is Backend.OLLAMA and not request.stream:

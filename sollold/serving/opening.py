@@ -75,20 +75,37 @@ class StreamOpening:
     ) -> None:
         self.candidate = candidate
         self.request = request
+        self._context = context
         self._waiters = context.waiters
         self._on_wait = on_wait
         self._stage = stage
         self._nudge: asyncio.Future[None] | None = None
         """Done when another endpoint has become free; there while the request is queued."""
-        self._task = asyncio.ensure_future(self._open(context))
+        self._task: asyncio.Future[Stream] | None = None
+        self._stream: Stream | None = None
 
     @property
     def queued(self) -> bool:
         """Whether the request has had to wait in the endpoint's queue."""
         return self._nudge is not None
 
-    async def _open(self, context: ServingContext) -> Stream:
-        node = self.candidate.record.node
+    @property
+    def immediate(self) -> bool:
+        """Whether it waits in no queue: then no other endpoint is to be looked for meanwhile."""
+        here = self.candidate.record.node == self._context.view.me.node
+        return here and not self.request.bypass_queue and self._context.server.has_slot(self.request.endpoint)
+
+    async def open(self) -> Stream:
+        """Open it, and wait for nothing else.
+
+        Raises:
+            StreamError: it could not be opened.
+        """
+        self._stream = await self._open()
+        return self._stream
+
+    async def _open(self) -> Stream:
+        context, node = self._context, self.candidate.record.node
         if node == context.view.me.node:
             local = context.server.stream(self.request)
             await local.open(self._on_position)
@@ -104,11 +121,12 @@ class StreamOpening:
     async def wait(self, seconds: float) -> bool:
         """Whether it is open (or failed), within ``seconds``; earlier when another endpoint is free."""
         nudge = self._nudge
-        either = (self._task,) if nudge is None else (self._task, nudge)
+        task = self._task = self._task or asyncio.ensure_future(self._open())
+        either = (task,) if nudge is None else (task, nudge)
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        if nudge is not None and nudge.done() and not self._task.done():
+        if nudge is not None and nudge.done() and not task.done():
             self._nudge = self._waiters.add(self.candidate.key)
-        return self._task.done()
+        return task.done()
 
     def stream(self) -> Stream:
         """The open stream.
@@ -116,10 +134,15 @@ class StreamOpening:
         Raises:
             StreamError: it could not be opened.
         """
+        assert self._task is not None
         return self._task.result()
 
     async def cancel(self) -> None:
         """Call it off, whether it is waiting or has come through in this very moment."""
+        if self._stream is not None:
+            await self._stream.close()
+        if self._task is None:
+            return
         self._task.cancel()
         for result in await asyncio.gather(self._task, return_exceptions=True):
             if not isinstance(result, BaseException):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -639,3 +640,31 @@ async def test_pool_of_unlike_speeds_is_used_well(cluster: Cluster) -> None:
     # The slow one gets its part and no more; the time itself is left to benchmarks on quiet machines.
     assert 4 <= served.count("host-d") <= count // 3
     assert min(served.count("host-b"), served.count("host-c")) > max(count // 4, served.count("host-d"))
+
+
+async def test_an_endpoint_with_a_free_slot_is_asked_in_no_task_of_its_own(cluster: Cluster) -> None:
+    a, b, _ = await two(cluster, slots=1)
+    tasks: list[str] = []
+
+    def noted(loop: asyncio.AbstractEventLoop, coroutine: Any, **more: Any) -> asyncio.Task[Any]:
+        tasks.append(coroutine.__qualname__)
+        return asyncio.Task(coroutine, loop=loop, **more)
+
+    asyncio.get_running_loop().set_task_factory(noted)
+    await give(b, id="here")
+    assert "StreamOpening._open" not in tasks
+    await give(a, id="elsewhere")
+    assert "StreamOpening._open" in tasks
+
+
+async def test_hang_up_while_an_endpoint_with_a_free_slot_is_asked_frees_it(cluster: Cluster) -> None:
+    _, b, reciter = await two(cluster, slots=1)
+    reciter.gate.clear()
+    for _ in range(2):
+        asked = asyncio.create_task(give(b, id="gone"))
+        await until(lambda: reciter.running == 1)
+        asked.cancel()
+        await asyncio.gather(asked, return_exceptions=True)
+        await until(lambda: reciter.running == 0 and not b.server.under_way)
+    reciter.gate.set()
+    assert await give(b, id="stays")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_LEAST_TRIP = 100e-6
+_LEAST_TRIP = 250e-6
 _LEAST_RATE = 1e6
 _SHARE = 0.25
 """Smaller differences are noise: every change of a record goes to all nodes."""
