@@ -27,8 +27,6 @@ _ENDING = ".gguf"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*(:\d{1,5})?")
 LONGEST = 350
-_BACK_AGAIN = 5.0
-"""Seconds after which a caller may ask again for what is on a node that is away."""
 _QUANTIZATION = re.compile(
     r"(?:UD-|i1-)?(?:I?Q[1-8](?:_[0-9A-Z]{1,3})*|TQ[12]_0|MXFP4(?:_MOE)?|NVFP4|BF16|F16|F32|FP16|FP32)",
     re.IGNORECASE,
