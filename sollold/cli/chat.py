@@ -11,6 +11,7 @@ from sollold.cli.answer import Sampling, answer
 from sollold.cli.asking import client, print_json
 from sollold.cli.conversation import Conversation, Quit
 from sollold.cli.exit import Exit
+from sollold.cli.pull import pull_missing
 from sollold.cli.streams import harmless
 from sollold.client.errors import ClientError
 
@@ -20,12 +21,14 @@ def chat(options: argparse.Namespace) -> int:
     prompt = " ".join(options.prompt)
     if not sys.stdin.isatty() and (piped := sys.stdin.read()).strip():
         prompt = f"{prompt}\n\n{piped}" if prompt else piped
-    if prompt.strip():
-        return _once(options, prompt)
-    if not sys.stdin.isatty():
+    asked = bool(prompt.strip())
+    if not asked and not sys.stdin.isatty():
         print("sollold: there is no prompt: give one after the model, or pipe one in", file=sys.stderr)
         return Exit.USAGE
-    return _talk(options)
+    if options.typed == "run":
+        # As Ollama's `run` does.
+        pull_missing(client(options), options.model)
+    return _once(options, prompt) if asked else _talk(options)
 
 
 def _once(options: argparse.Namespace, prompt: str) -> int:

@@ -37,7 +37,8 @@ def add_commands(command: Command) -> None:
 def _serving_commands(command: Command) -> None:
     run = command(
         "run",
-        "run a model (as chat does); without MODEL, or as serve: run the daemon in the foreground",
+        "run a model (as chat does), downloaded first if no node has it; "
+        "without MODEL, or as serve: run the daemon in the foreground",
         asks=False,
     )
     run.add_argument("model", metavar="MODEL", nargs="?", default="", help="the model to talk with")

@@ -36,7 +36,7 @@ ROOMS = {
     "load": "load",
     "unload": "load",
     "chat": "chat",
-    "pull": "models",
+    "pull": "pull",
     "copy": "models",
     "delete": "models",
     "drain": "load",
@@ -110,7 +110,7 @@ def _call(command: Callable[[argparse.Namespace], Any], options: argparse.Namesp
 def _to_get(options: argparse.Namespace, message: str) -> str:
     """How to come by the model that is wanted, where nobody has it or one of a like name; else nothing."""
     model = getattr(options, "model", "")
-    if options.command not in ("chat", "load", "bench") or message != f"model {model!r} not found":
+    if options.typed not in ("chat", "load", "bench") or message != f"model {model!r} not found":
         return ""
     import shlex  # seldom needed
 

@@ -1,13 +1,12 @@
-"""``sollold models``, ``pull``, ``copy`` and ``delete``: what there is, getting more, and naming it."""
+"""``sollold models``, ``copy``, ``delete`` and ``push``: what there is, naming it, and giving it on."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 from typing import Any
 
-from sollold.cli.asking import client, console, print_json
+from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
@@ -66,39 +65,6 @@ def _ago(moment: str) -> str:
         if (count := int(seconds // length)) >= 1:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
-
-
-def pull(options: argparse.Namespace) -> int:
-    """Fetch a model, with a bar a file."""
-    daemon = client(options)
-    if options.json or not sys.stdout.isatty():
-        last = ""
-        for item in daemon.stream("/api/pull", {"model": options.model}):
-            if options.json:
-                print_json(item)
-            elif item.get("status") != last:
-                last = item.get("status", "")
-                print(last, flush=True)
-        return Exit.DONE
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=console()) as bar:
-        tasks = {}
-        for item in daemon.stream("/api/pull", {"model": options.model}):
-            digest = item.get("digest", "")
-            if not digest:
-                bar.console.print(item.get("status", ""))
-                continue
-            if digest not in tasks:
-                tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
-            bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
-    return Exit.DONE
 
 
 def copy(options: argparse.Namespace) -> int:

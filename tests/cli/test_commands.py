@@ -126,6 +126,11 @@ async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response()
     if path == "/api/doctor":
         return web.json_response({"findings": [{"grade": "problem", "what": "bad", "fix": "fix it"}]})
+    if path == "/api/show" and asked["model"] == "absent":
+        return web.json_response({"error": "model 'absent' not found"}, status=404)
+    if path == "/api/pull" and asked["model"] == "absent":
+        steps = ("pulling manifest", "pulling 1234", "pulling 1234", "success")
+        return web.Response(body=b"".join(json.dumps({"status": one}).encode() + b"\n" for one in steps))
     if path == "/api/pull":
         lines = {"status": "pulling manifest"}, {"error": "file does not exist", "code": 404}
         return web.Response(body=b"".join(json.dumps(line).encode() + b"\n" for line in lines))
@@ -289,6 +294,20 @@ async def test_of_a_model_that_nobody_has_it_is_said_how_to_get_it(url: str, wor
     assert done.stderr.endswith("model 'nope' not found; to download it: sollold pull nope\n")
 
 
+async def test_run_downloads_a_model_that_no_node_has(url: str) -> None:
+    done = await sollold(url, "run", "absent", "hello")
+    assert (done.returncode, done.stdout) == (Exit.DONE, "Hello\n")
+    assert done.stderr.splitlines() == [
+        "sollold: no node has absent yet, so it is downloaded",
+        *("pulling manifest", "pulling 1234", "success"),
+    ]
+    done = await sollold(url, "run", "big", "hello")
+    assert (done.stdout, done.stderr) == ("Hello\n", "")
+    done = await sollold(url, "run", "nope", "hello")
+    assert done.returncode == Exit.NO_MODEL
+    assert done.stderr.endswith("model 'nope' not found, and could not be downloaded: file does not exist\n")
+
+
 def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     class Daemon:
         def post(self, path: str, body: dict[str, Any]) -> None:
@@ -297,7 +316,7 @@ def test_a_conversation_does_not_begin_without_its_model(monkeypatch: pytest.Mon
     monkeypatch.setattr(chat, "client", lambda options: Daemon())
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     with pytest.raises(ClientError):
-        chat.chat(read(["run", "nope"]))
+        chat.chat(read(["chat", "nope"]))
 
 
 async def test_a_log_is_followed_line_by_line(url: str) -> None:

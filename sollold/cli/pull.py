@@ -1,0 +1,80 @@
+"""``sollold pull``, and the download before ``run MODEL`` of a model that no node has."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from sollold.cli.asking import client, console, print_json
+from sollold.cli.exit import Exit
+from sollold.cli.streams import harmless
+from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError
+
+
+def pull(options: argparse.Namespace) -> int:
+    """Fetch a model, with a bar a file."""
+    daemon = client(options)
+    if options.json:
+        for item in _steps(daemon, options.model):
+            print_json(item)
+    else:
+        _show(_steps(daemon, options.model), stderr=False)
+    return Exit.DONE
+
+
+def pull_missing(daemon: BlockingClient, model: str) -> None:
+    """Fetch ``model`` if no node has it; what goes on is told on standard error.
+
+    Raises:
+        ClientError: it is nowhere to be had, or may not be fetched by this caller.
+    """
+    try:
+        daemon.post("/api/show", {"model": model})
+        return
+    except ClientError as error:
+        # A like name that is meant may be in its place in the message.
+        if error.status != 404 or error.message != f"model {model!r} not found":
+            return
+        missing = error.message
+    print(f"sollold: no node has {harmless(model)} yet, so it is downloaded", file=sys.stderr)
+    try:
+        _show(_steps(daemon, model), stderr=True)
+    except ClientError as error:
+        raise ClientError(f"{missing}, and could not be downloaded: {error.message}", error.status) from None
+
+
+def _steps(daemon: BlockingClient, model: str) -> Iterator[dict[str, Any]]:
+    return daemon.stream("/api/pull", {"model": model})
+
+
+def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
+    """A bar a file on a terminal, else a line for each thing that is done."""
+    out = sys.stderr if stderr else sys.stdout
+    if not out.isatty():
+        last = ""
+        for item in steps:
+            if item.get("status") != last:
+                last = item.get("status", "")
+                print(harmless(last), file=out, flush=True)
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=stderr)) as bar:
+        tasks = {}
+        for item in steps:
+            digest = item.get("digest", "")
+            if not digest:
+                bar.console.print(item.get("status", ""))
+                continue
+            if digest not in tasks:
+                tasks[digest] = bar.add_task(item.get("status", digest[:19]), total=item.get("total"))
+            bar.update(tasks[digest], completed=item.get("completed", 0), total=item.get("total"))
