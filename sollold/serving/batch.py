@@ -118,21 +118,24 @@ class Batches:
         at_once: int = 8,
         jobs: int = 64,
         running: int = 16,
+        running_each: int = 8,
         floats: int = 128 * 1024 * 1024,
         characters: int = 256 * 1024 * 1024,
         pause: float = 1.0,
     ) -> None:
         """``piece``: texts asked for together; ``at_once``: pieces under way, over all jobs.
 
-        ``jobs``, ``running``: most kept and most under way; ``floats``: most numbers kept, of 4 bytes each,
-        those that running jobs will yet get included; ``characters``: most in the texts of running jobs;
-        ``pause``: seconds before a piece that was refused for now is asked for again, at the least.
+        ``jobs``, ``running``: most kept and most under way, ``running_each`` of these for one client;
+        ``floats``: most numbers kept, of 4 bytes each, those that running jobs will yet get included;
+        ``characters``: most in the texts of running jobs; ``pause``: seconds before a piece that was refused
+        for now is asked for again, at the least.
         """
         self._piece = piece
         self._places = asyncio.Semaphore(at_once)
         self._at_once = at_once
         self._most = jobs
         self._most_running = running
+        self._most_running_each = running_each
         self._most_floats = floats
         self._most_characters = characters
         self._pause = pause
@@ -155,6 +158,11 @@ class Batches:
             )
         if len(self._tasks) >= self._most_running:
             message = f"{self._most_running} batches are already running; try again when one is done"
+            raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
+        if sum(self._jobs[id_].client == client for id_ in self._tasks) >= self._most_running_each:
+            message = (
+                f"{self._most_running_each} of your batches are already running; try again when one is done"
+            )
             raise Refusal(Fault.UNAVAILABLE, message, retry_after=30)
         if sum(map(len, texts)) + self._characters() > self._most_characters:
             message = "the running batches hold too much text; try again when one is done"

@@ -43,6 +43,23 @@ async def test_vectors_come_in_the_order_of_the_texts(batches: Batches) -> None:
     ]
 
 
+async def test_one_client_leaves_places_for_others() -> None:
+    batches, never = Batches(running=3, running_each=2), asyncio.Event()
+
+    async def embed(texts: Sequence[str]) -> list[list[float]]:
+        await never.wait()
+        return []
+
+    for _ in range(2):
+        batches.submit("m", ["a"], embed, "10.0.0.9")
+    with pytest.raises(Refusal, match="2 of your batches are already running"):
+        batches.submit("m", ["a"], embed, "10.0.0.9")
+    batches.submit("m", ["a"], embed, "10.0.0.8")
+    with pytest.raises(Refusal, match="3 batches are already running"):
+        batches.submit("m", ["a"], embed, "10.0.0.7")
+    await batches.close()
+
+
 async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> None:
     refused = 0
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -85,6 +85,22 @@ async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSes
     assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after=1")] == [2]
     async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": "2"}) as answer:
         assert "data:" not in await answer.text()
+
+
+async def test_one_caller_leaves_places_for_others_who_follow(serve: Serve, http: ClientSession) -> None:
+    url = f"{await serve(parts())}/api/cluster/events?follow=1"
+    async with AsyncExitStack() as stack:
+        for _ in range(16):
+            answer = await stack.enter_async_context(http.get(url))
+            assert answer.status == 200
+        async with http.get(url) as answer:
+            assert answer.status == 503 and "16 times already" in await answer.text()
+    status = 0
+    async with asyncio.timeout(20):
+        while status != 200:  # until it is noticed that they hung up
+            async with http.get(url) as answer:
+                status = answer.status
+            await asyncio.sleep(0.02)
 
 
 async def test_followers_are_let_go_when_the_daemon_ends(serve: Serve, http: ClientSession) -> None:

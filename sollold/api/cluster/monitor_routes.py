@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from sollold.api.http.access import client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import JSON, SSE, json_response
@@ -22,6 +24,8 @@ _REPLAYED = 100
 _PING = 15.0
 """Seconds of silence after which a stream of events gets a comment, so that a dead connection is noticed."""
 _FOLLOWERS = 64
+_FOLLOWERS_EACH = 16
+"""Of one caller: the others are to have places, too."""
 _DIGITS = 4
 
 
@@ -37,7 +41,8 @@ class MonitorRoutes:
     def __init__(self, services: AppServices, inflight: InflightRequests) -> None:
         self._services = services
         self._inflight = inflight
-        self._followers = 0
+        self._followers: Counter[str] = Counter()
+        """Callers who follow the events, by who they are."""
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -105,13 +110,12 @@ class MonitorRoutes:
         if "after" not in request.query:
             after = _last_event_id(request)
         past = log.after(after) if after >= 0 else log.after(0, last)
-        if follow and self._followers >= _FOLLOWERS:
-            raise Refusal(
-                Fault.UNAVAILABLE, f"{_FOLLOWERS} callers follow the events already", retry_after=10
-            )
+        client = client_of(request).identity
+        if follow:
+            self._check_followers(client)
         response = web.StreamResponse(headers={"Content-Type": SSE, "Cache-Control": "no-store"})
         await response.prepare(request)
-        self._followers += follow
+        self._followers[client] += follow
         try:
             seen = log.newest
             await response.write(b"retry: 2000\n\n" + b"".join(map(_sse, past)))
@@ -123,8 +127,23 @@ class MonitorRoutes:
         except ConnectionError:
             pass
         finally:
-            self._followers -= follow
+            self._followers[client] -= follow
+            self._followers += Counter()  # without those who are gone
         return response
+
+    def _check_followers(self, client: str) -> None:
+        """Refuse one more who follows the events, when there is no place.
+
+        Raises:
+            Refusal: UNAVAILABLE.
+        """
+        if self._followers[client] >= _FOLLOWERS_EACH:
+            why = f"you follow the events {_FOLLOWERS_EACH} times already; end one of these first"
+        elif self._followers.total() >= _FOLLOWERS:
+            why = f"{_FOLLOWERS} callers follow the events already"
+        else:
+            return
+        raise Refusal(Fault.UNAVAILABLE, why, retry_after=10)
 
     async def history(self, request: web.Request) -> web.Response:
         """``GET /api/cluster/history``: of the whole cluster and of each node."""
