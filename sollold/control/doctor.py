@@ -270,9 +270,11 @@ def _company(facts: Facts) -> list[Finding]:
             found.append(
                 Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.name)}`")
             )
-    minutes = (max(one.door_until for one in facts.live) - facts.now) / 60
-    if minutes > 0:
-        what = f"new machines on this LAN are let into the cluster for another {minutes:.0f} min"
+    seconds = max(one.door_until for one in facts.live) - facts.now
+    if seconds > 0:
+        # The records tell the end of the minute in which it shuts.
+        minutes = max(1, int(seconds // 60))
+        what = f"new machines on this LAN are let into the cluster for another {minutes} min"
         found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:
         what = (
