@@ -8,6 +8,18 @@ import signal
 import subprocess
 import sys
 import termios
+import time
+from pathlib import Path
+
+
+def press_ctrl_c(terminal: int, process: int) -> None:
+    """When it waits for its user: a signal between the prompt and that is acted on at the next key only."""
+    asleep = 0
+    while asleep < 5:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0]
+        asleep = asleep + 1 if state == "S" else 0
+        time.sleep(0.02)
+    os.write(terminal, b"\x03")
 
 
 def test_ctrl_c_twice_ends_a_conversation_that_waits_for_its_user() -> None:
@@ -30,11 +42,11 @@ def test_ctrl_c_twice_ends_a_conversation_that_waits_for_its_user() -> None:
         said = b""
         while b">>> " not in said:
             said += os.read(ours, 4096)
-        os.write(ours, b"\x03")
+        press_ctrl_c(ours, process.pid)
         while said.count(b">>> ") < 2:
             said += os.read(ours, 4096)
         assert b"/bye" in said
-        os.write(ours, b"\x03")
+        press_ctrl_c(ours, process.pid)
         assert process.wait(30) == 130
     finally:
         process.kill()
