@@ -62,7 +62,7 @@ class Served:
         )
 
     async def close(self) -> None:
-        self._server.close()
+        await self._server.close()
         await self.tls.close()
 
 

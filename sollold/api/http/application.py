@@ -241,7 +241,8 @@ class Listener:
             max_field_size=LONGEST_HEADER,
         )
         self._connections = Connections(connection_limit())
-        self._servers: list[asyncio.Server | Acceptor] = []
+        self._servers: list[asyncio.Server] = []
+        self._acceptor: Acceptor | None = None
         self.port = settings.port
 
     async def start(self) -> None:
@@ -266,7 +267,7 @@ class Listener:
             raise _cannot_listen(host, port, error) from error
         self.port = int(sockets[-1].getsockname()[1])
         if self._tls is not None:
-            self._servers = [secure_server(sockets, self._connection, self._tls.context_now)]
+            self._acceptor = secure_server(sockets, self._connection, self._tls.context_now)
             return
         loop = asyncio.get_running_loop()
         for one in sockets:
@@ -276,6 +277,8 @@ class Listener:
         """Take no new requests, let the running ones end within the limit, then end them."""
         for one in self._servers:
             one.close()
+        if self._acceptor is not None:
+            await self._acceptor.close()
         await self._runner.cleanup()
         self._connections.abort_all()
 

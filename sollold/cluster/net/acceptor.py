@@ -71,10 +71,13 @@ class Acceptor:
         for one in sockets:
             self._own(self._accept(one))
 
-    def close(self) -> None:
-        """Take no more; connections that have begun stay."""
-        for task in self._tasks:
+    async def close(self) -> None:
+        """Take no more, and end what is at its handshake; connections that are past it stay."""
+        tasks = tuple(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # Not before: until then the loop listens to their descriptors, which others may have by now.
         for one in self._sockets:
             one.close()
 

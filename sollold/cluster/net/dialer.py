@@ -175,15 +175,39 @@ async def _attempt(
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(raw, place)
-        watch(raw)
-        _, landed = await loop.create_connection(
-            _Handshake, sock=raw, ssl=context, server_hostname=name, ssl_handshake_timeout=10,
-            ssl_shutdown_timeout=2,
-        )  # fmt: skip
     except BaseException:
         raw.close()
         raise
+    watch(raw)
+    # From here on the socket is its transport's, and TLS comes in a second step: cancelled, that ends the
+    # connection at once. In one step a connection whose handshake has just ended would say goodbye first, and
+    # go on reading from its descriptor when that is another's already.
+    transport, landed = await loop.create_connection(_Handshake, sock=raw)
+    if transport.is_closing():
+        raise ConnectionResetError("it closed the connection at once")
+    landed.transport = await _encrypted(transport, landed, context, name)
     return landed
+
+
+async def _encrypted(
+    transport: asyncio.Transport, protocol: asyncio.Protocol, context: ssl.SSLContext, name: str
+) -> asyncio.Transport:
+    """The handshake.
+
+    Raises:
+        OSError, ssl.SSLError: it failed; the connection is closed.
+    """
+    try:
+        found = await asyncio.get_running_loop().start_tls(
+            transport, protocol, context,
+            server_hostname=name, ssl_handshake_timeout=10, ssl_shutdown_timeout=2,
+        )  # fmt: skip
+    except BaseException:
+        transport.abort()
+        raise
+    if found is None:
+        raise ConnectionAbortedError("the connection was closed during the handshake")
+    return found
 
 
 async def _cancel_attempts(tasks: dict[asyncio.Task[_Handshake], Address]) -> None:

@@ -131,7 +131,7 @@ class Peers:
     async def close(self) -> None:
         """Stop listening and end every connection and call."""
         if self._server is not None:
-            self._server.close()
+            await self._server.close()
         self._lines.close()
         for task in self._tasks:
             task.cancel()
