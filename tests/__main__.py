@@ -22,8 +22,8 @@ from pathlib import Path
 REAL = "cluster or llama or clients or systemd or browser"
 SOME_FAILED, NO_TESTS = 1, 5
 """What pytest ends with when tests failed, and when it finds none that was asked for."""
-FEW = 5
-"""More failures than this are no matter of a busy machine."""
+FEW = 4
+"""Failures in more files than this are no matter of a busy machine."""
 
 
 def wait(run: subprocess.Popen[bytes]) -> int:
@@ -67,10 +67,10 @@ def main(words: Sequence[str]) -> int:
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
         failed = [*failed_in(Path(folder, "real")), *failed_in(Path(folder, "others"))]
-        if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(failed) <= FEW:
+        # Whole files: their tests may share what they started.
+        files = sorted({name.partition("::")[0] for name in failed})
+        if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(files) <= FEW:
             print(f"\nOnce more, alone: {', '.join(failed)}\n", flush=True)
-            # Tests of one file may share what they started.
-            files = sorted({name.partition("::")[0] for name in failed})
             running[:] = [subprocess.Popen([sys.executable, "-m", "pytest", *files])]
             codes = [wait(run) for run in running]
             if codes == [0]:
