@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
+from sollold.api.engine.calls import ollama_body
 from sollold.api.engine.ollama_tools import readable_tools
 from sollold.serving.request import Engine
 from tests.api.api_parts import ScriptedService, call_of, chunk, model, parts, usage_chunk
@@ -76,3 +77,12 @@ async def test_an_ollama_takes_odd_schemas(at_ollama: str, http: ClientSession, 
     )
     status, answer, _ = await post(http, at_ollama + path, body)
     assert status == 200, answer
+
+
+@pytest.mark.parametrize(
+    "tools", ["/etc/passwd", 7, {"a": 1}, [1, None, "x"], [{}], [{"function": "f"}], [{"function": None}]]
+)
+def test_what_is_no_tool_is_left_to_whoever_reads_it(tools: Any) -> None:
+    """Embeddings and completions have no tools; a field of that name is no reason to fail."""
+    assert readable_tools(tools) == tools
+    assert ollama_body({"input": "a", "tools": tools})["tools"] == tools

@@ -5,7 +5,6 @@ An Ollama only prints them into the prompt, so what is rewritten here is not enf
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 Schema = dict[str, Any]
@@ -13,15 +12,14 @@ Schema = dict[str, Any]
 _DEEPEST = 32
 
 
-def readable_tools(tools: Sequence[Schema]) -> list[Schema]:
-    """Normalized tools with such schemas."""
-    return [_readable(tool) for tool in tools]
+def readable_tools(tools: Any) -> Any:
+    """Tools with such schemas. What is none stays as it is: not each route that takes the field reads it."""
+    return [_readable(tool) for tool in tools] if isinstance(tools, list) else tools
 
 
-def _readable(tool: Schema) -> Schema:
-    function = tool["function"]
-    schema = function.get("parameters")
-    if not isinstance(schema, dict):
+def _readable(tool: Any) -> Any:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(schema := function.get("parameters"), dict):
         return tool
     kinds, required = schema.get("type"), schema.get("required")
     out = {key: value for key, value in schema.items() if key not in ("type", "required", "properties")}
