@@ -24,20 +24,10 @@ from sollold.client.pool import NodeNames, Record, Records, Vectors
 __all__ = ["HybridRouter", "OllamaPool"]
 
 
-class OllamaPool:
-    """The cluster as a pool of Ollamas. Arguments are those of `sollold.client.OllamaPool`."""
+class _Blocking:
+    """What both have: a context manager, generation and embeddings."""
 
-    def __init__(
-        self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
-    ) -> None:
-        self.asynchronous = pool.OllamaPool(nodes, timeout=timeout, api_key=api_key)
-
-    @classmethod
-    def auto_configure(
-        cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
-    ) -> Self:
-        """A pool of the nodes that are found with the first request."""
-        return cls(nodes, timeout=timeout, api_key=api_key)
+    asynchronous: pool.OllamaPool | hybrid_router.HybridRouter
 
     def __enter__(self) -> Self:
         return self
@@ -50,27 +40,6 @@ class OllamaPool:
     def close(self) -> None:
         """Close the connections."""
         run(self.asynchronous.close())
-
-    @overload
-    def chat(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
-    ) -> Generator[Record, None, None]: ...
-    @overload
-    def chat(
-        self,
-        model: str,
-        messages: Iterable[Mapping[str, Any]],
-        *,
-        stream: Literal[False] = False,
-        **more: Any,
-    ) -> Record: ...
-    def chat(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
-    ) -> Record | Generator[Record, None, None]:
-        """Chat with a model; arguments and errors are those of `sollold.client.OllamaPool.chat`."""
-        if stream:
-            return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
-        return run(self.asynchronous.chat(model, messages, stream=False, **more))
 
     @overload
     def generate(
@@ -94,6 +63,43 @@ class OllamaPool:
         """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
         return run(self.asynchronous.batch_embed(model, inputs, **more))
 
+
+class OllamaPool(_Blocking):
+    """The cluster as a pool of Ollamas. Arguments are those of `sollold.client.OllamaPool`."""
+
+    def __init__(
+        self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> None:
+        self.asynchronous: pool.OllamaPool = pool.OllamaPool(nodes, timeout=timeout, api_key=api_key)
+
+    @classmethod
+    def auto_configure(
+        cls, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
+    ) -> Self:
+        """A pool of the nodes that are found with the first request."""
+        return cls(nodes, timeout=timeout, api_key=api_key)
+
+    @overload
+    def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+    ) -> Generator[Record, None, None]: ...
+    @overload
+    def chat(
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **more: Any,
+    ) -> Record: ...
+    def chat(
+        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
+    ) -> Record | Generator[Record, None, None]:
+        """Chat with a model; arguments and errors are those of `sollold.client.OllamaPool.chat`."""
+        if stream:
+            return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
+        return run(self.asynchronous.chat(model, messages, stream=False, **more))
+
     def get_stats(self) -> Record:
         """What the daemons have counted since their start; see `sollold.client.stats.cluster_stats`."""
         return run(self.asynchronous.get_stats())
@@ -103,7 +109,7 @@ class OllamaPool:
         return run(self.asynchronous.list())
 
 
-class HybridRouter:
+class HybridRouter(_Blocking):
     """Routes requests to the cluster. Arguments are those of `sollold.client.HybridRouter`."""
 
     def __init__(
@@ -123,7 +129,7 @@ class HybridRouter:
         node: NodeNames | None = None,
         api_key: str | None = None,
     ) -> None:
-        self.asynchronous = hybrid_router.HybridRouter(
+        self.asynchronous: hybrid_router.HybridRouter = hybrid_router.HybridRouter(
             None if ollama_pool is None else ollama_pool.asynchronous,
             enable_distributed=enable_distributed,
             auto_discover_rpc=auto_discover_rpc,
@@ -140,14 +146,6 @@ class HybridRouter:
         )
         if auto_setup_rpc:
             _with_daemons.add(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connections; a daemon that this router started ends."""
@@ -173,28 +171,6 @@ class HybridRouter:
         if stream:
             return iterate(run(self.asynchronous.route_request(model, messages, stream=True, **more)))
         return run(self.asynchronous.route_request(model, messages, stream=False, **more))
-
-    @overload
-    def generate(
-        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
-    ) -> Generator[Record, None, None]: ...
-    @overload
-    def generate(self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any) -> Record: ...
-    def generate(
-        self, model: str, prompt: str, *, stream: bool = False, **more: Any
-    ) -> Record | Generator[Record, None, None]:
-        """Let a model go on from a prompt; see `sollold.client.HybridRouter.generate`."""
-        if stream:
-            return iterate(run(self.asynchronous.generate(model, prompt, stream=True, **more)))
-        return run(self.asynchronous.generate(model, prompt, stream=False, **more))
-
-    def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
-        """The vectors of one text or several; see `sollold.client.OllamaPool.embed`."""
-        return run(self.asynchronous.embed(model, input, **more))
-
-    def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> Vectors:
-        """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
-        return run(self.asynchronous.batch_embed(model, inputs, **more))
 
     def should_use_distributed(self, model: str) -> bool:
         """Whether a request would be answered by several machines, by the cluster's plan.
