@@ -43,25 +43,16 @@ def check_pattern(pattern: str) -> None:
     Raises:
         TooManyWays: see there.
     """
-    sequence = _Sequence()
-    waiting: list[_Sequence] = []
+    groups = _Groups()
     for token in _PATTERN.finditer(pattern):
         text = token[0]
         if text in ("(", "(?:"):
-            waiting.append(sequence)
-            sequence = _Sequence(sequence)
+            groups.open()
         elif text == ")":
-            if waiting:
-                inner = sequence.ways()
-                sequence = waiting.pop()
-                sequence.add(*inner)
-        elif not sequence.follow(text, token):
-            sequence.add(0 if text in "^$" else 1, text in "^$")
-    while waiting:
-        inner = sequence.ways()
-        sequence = waiting.pop()
-        sequence.add(*inner)
-    sequence.ways()
+            groups.close()
+        elif not groups.inner.follow(text, token):
+            groups.inner.add(0 if text in "^$" else 1, text in "^$")
+    groups.ways()
 
 
 def check_grammar(grammar: str) -> None:
@@ -90,6 +81,36 @@ def check_grammar(grammar: str) -> None:
         raise TooManyWays("a rule begins with itself, behind what may be left out")
 
 
+class _Groups:
+    """What is read, with the groups that are open.
+
+    Attributes:
+        inner: the sequence of the innermost.
+    """
+
+    def __init__(self) -> None:
+        self.inner = _Sequence()
+        self._outer: list[_Sequence] = []
+
+    def open(self) -> None:
+        """A group begins."""
+        self._outer.append(self.inner)
+        self.inner = _Sequence(self.inner)
+
+    def close(self) -> None:
+        """The innermost group ends, if there is one."""
+        if self._outer:
+            ways = self.inner.ways()
+            self.inner = self._outer.pop()
+            self.inner.add(*ways)
+
+    def ways(self) -> Ways:
+        """Of all that was read; groups that are still open end."""
+        while self._outer:
+            self.close()
+        return self.inner.ways()
+
+
 class _Measure:
     """Measures all rules.
 
@@ -113,30 +134,21 @@ class _Measure:
             raise TooManyWays(f"its rules refer to one another more than {_LONGEST_CHAIN} deep")
         rules, known, begins = self._rules, self.known, self.begins.setdefault(name, set())
         known[name] = (1, self._before.get(name, (1, False))[1])
-        sequence = _Sequence()
-        waiting: list[_Sequence] = []
+        groups = _Groups()
         for token in rules[name]:
             text = token[0]
             if text == "(":
-                waiting.append(sequence)
-                sequence = _Sequence(sequence)
+                groups.open()
             elif text == ")":
-                if waiting:
-                    inner = sequence.ways()
-                    sequence = waiting.pop()
-                    sequence.add(*inner)
-            elif not sequence.follow(text, token):
+                groups.close()
+            elif not groups.inner.follow(text, token):
                 if text in rules:
-                    if sequence.at_beginning:
+                    if groups.inner.at_beginning:
                         begins.add(text)
-                    sequence.add(*(known.get(text) or self._measure(text, depth + 1)))
+                    groups.inner.add(*(known.get(text) or self._measure(text, depth + 1)))
                 else:
-                    sequence.add(1, text == '""')
-        while waiting:
-            inner = sequence.ways()
-            sequence = waiting.pop()
-            sequence.add(*inner)
-        known[name] = sequence.ways()
+                    groups.inner.add(1, text == '""')
+        known[name] = groups.ways()
         return known[name]
 
 
