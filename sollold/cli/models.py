@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import sys
 from typing import Any
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.pull import print_steps
 from sollold.cli.streams import harmless
 from sollold.cli.table import print_table
 from sollold.client.blocking import BlockingClient
@@ -106,11 +108,10 @@ def _nodes_with(daemon: BlockingClient, model: str) -> list[str]:
 
 def push(options: argparse.Namespace) -> int:
     """Have an Ollama of the cluster push a model; it says what its library wants."""
-    last = ""
-    for item in client(options).stream("/api/push", {"model": options.model}):
-        if options.json:
+    steps = client(options).stream("/api/push", {"model": options.model})
+    if options.json:
+        for item in steps:
             print_json(item)
-        elif item.get("status") != last:
-            last = item.get("status", "")
-            print(harmless(last), flush=True)
+    else:
+        print_steps(steps, sys.stdout)
     return Exit.DONE

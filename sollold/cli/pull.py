@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TextIO
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
@@ -50,15 +50,20 @@ def _steps(daemon: BlockingClient, model: str) -> Iterator[dict[str, Any]]:
     return daemon.stream("/api/pull", {"model": model})
 
 
+def print_steps(steps: Iterable[dict[str, Any]], out: TextIO) -> None:
+    """A line for each thing that is done, of a pull or a push."""
+    last = ""
+    for item in steps:
+        if item.get("status") != last:
+            last = item.get("status", "")
+            print(harmless(last), file=out, flush=True)
+
+
 def _show(steps: Iterator[dict[str, Any]], *, stderr: bool) -> None:
     """A bar a file on a terminal, else a line for each thing that is done."""
     out = sys.stderr if stderr else sys.stdout
     if not out.isatty():
-        last = ""
-        for item in steps:
-            if item.get("status") != last:
-                last = item.get("status", "")
-                print(harmless(last), file=out, flush=True)
+        print_steps(steps, out)
         return
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
