@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from aiohttp import HttpVersion11, web
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 
 from sollold.cluster.net.pieces import PIECE, pieces_of
+
+
+class StreamedResponse(web.StreamResponse):
+    """A response of no known length, whose headers can leave together with the first bytes of its body."""
+
+    _send_headers_immediately = False
 
 
 class BodyWriter:
@@ -16,22 +23,33 @@ class BodyWriter:
     aiohttp's own `write` is a coroutine, which only a task can call; the format is the same (RFC 9112, 7.1).
     """
 
-    def __init__(
-        self, request: web.Request, response: web.StreamResponse, writer: AbstractStreamWriter
-    ) -> None:
+    def __init__(self, request: web.Request, response: StreamedResponse, writer: StreamWriter) -> None:
         self._protocol = request.protocol
         self._response = response
         self._writer = writer
         self._chunked = request.version >= HttpVersion11
         self._waiting: list[bytes] = []
         """What is too long to be written in one turn of the loop, and what came behind it."""
+        self._headers_sent = False
 
     @classmethod
-    async def begin(cls, request: web.Request, response: web.StreamResponse) -> BodyWriter:
-        """Send the headers of ``response``, which has no length."""
+    async def begin(
+        cls, request: web.Request, response: StreamedResponse, *, hold: bool = False
+    ) -> BodyWriter:
+        """Send the headers of ``response`` in this turn of the loop; ``hold``: only with the first bytes."""
         writer = await response.prepare(request)
-        assert writer is not None
-        return cls(request, response, writer)
+        assert isinstance(writer, StreamWriter)
+        made = cls(request, response, writer)
+        if not hold:
+            asyncio.get_running_loop().call_soon(made.send_headers)
+        return made
+
+    def send_headers(self) -> None:
+        """Send them, unless they are sent."""
+        if not self._headers_sent:
+            self._headers_sent = True
+            if not self.gone:
+                self._writer.send_headers()
 
     @property
     def unsent(self) -> int:
@@ -55,7 +73,13 @@ class BodyWriter:
             self._waiting.append(data)
             return False
         if data:
-            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            if self._headers_sent:
+                transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+            else:
+                self._headers_sent = True
+                # With the headers. It waits for nothing, since it is not to drain.
+                with contextlib.suppress(StopIteration):
+                    self._writer.write(data, drain=False).send(None)
         return not self._protocol.writing_paused
 
     async def drain(self) -> None:
@@ -64,6 +88,7 @@ class BodyWriter:
         Raises:
             ConnectionError: it has closed the connection.
         """
+        self.send_headers()
         while self._waiting:
             for piece in pieces_of(memoryview(self._waiting[0])):
                 await self._writer.write(piece)
@@ -74,9 +99,20 @@ class BodyWriter:
             raise ConnectionResetError("the other side has closed the connection")
         await self._writer.drain()
 
-    async def end(self) -> None:
-        """The body is whole."""
-        await self._response.write_eof()
+    async def end(self, last: bytes = b"") -> None:
+        """The body is whole with ``last``.
+
+        Raises:
+            ConnectionError: the other side has closed the connection.
+        """
+        if self._waiting or len(last) > PIECE:
+            self.write(last)
+            await self.drain()
+            last = b""
+        if self.gone:
+            raise ConnectionResetError("the other side has closed the connection")
+        self._headers_sent = True
+        await self._response.write_eof(last)
 
     def abort(self) -> None:
         """Close the connection at once."""

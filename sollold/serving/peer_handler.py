@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sollold.serving.body_writer import BodyWriter
+from sollold.serving.body_writer import BodyWriter, StreamedResponse
 from sollold.serving.local_stream import LocalStream
 from sollold.serving.protocol import (
     ALIVE,
@@ -26,6 +26,7 @@ from sollold.serving.protocol import (
     LARGEST_REQUEST,
     POSITION,
     EngineRequest,
+    ResponseHead,
     StreamError,
     frame,
     packed,
@@ -47,6 +48,8 @@ class PeerCaller:
         self.task = task
         self.node = node
         self.sent = self._loop.time()
+        self._begun = b""
+        """The frame that says so, until it is sent."""
 
     @property
     def gone(self) -> bool:
@@ -56,7 +59,18 @@ class PeerCaller:
     def send(self, data: bytes) -> bool:
         """Write one frame. Whether the node takes more; if not, `drain` waits until it does."""
         self.sent = self._loop.time()
+        if self._begun:
+            data, self._begun = self._begun + data, b""
         return self._writer.write(data)
+
+    def begin(self, head: ResponseHead) -> None:
+        """Write that the engine answers, together with what is here of the body already."""
+        self._begun = packed(BEGUN, head)
+        self._loop.call_soon(self._send_begun)
+
+    def _send_begun(self) -> None:
+        if self._begun:
+            self.send(b"")
 
     def pass_on(self, chunk: bytes) -> bool:
         """Write a piece of the engine's body."""
@@ -75,6 +89,14 @@ class PeerCaller:
             ConnectionError: it has closed the connection.
         """
         await self._writer.drain()
+
+    async def end(self, last: bytes) -> None:
+        """Write the last frame.
+
+        Raises:
+            ConnectionError: the node has closed the connection.
+        """
+        await self._writer.end(self._begun + last)
 
 
 class PeerRequestHandler:
@@ -118,8 +140,8 @@ class PeerRequestHandler:
             web.HTTPException: the body is too big or no `EngineRequest`.
         """
         engine_request = await _read_request(request)
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        writer = await BodyWriter.begin(request, response)
+        response = StreamedResponse(headers={"Content-Type": "application/octet-stream"})
+        writer = await BodyWriter.begin(request, response, hold=True)
         task = asyncio.current_task()
         assert task is not None
         caller = PeerCaller(self._node_of(request), writer, task)
@@ -129,18 +151,17 @@ class PeerRequestHandler:
             stream = self._begin(engine_request)
             try:
                 await self._open(stream, caller)
-                caller.send(packed(BEGUN, stream.head))
+                assert stream.head is not None
+                caller.begin(stream.head)
                 while not await stream.pour(caller.pass_on):
                     await caller.drain()
             finally:
                 await stream.close()
-            caller.send(frame(END))
-            await caller.drain()
+            await caller.end(frame(END))
         except StreamError as error:
             log.info("stream interrupted: %s", error, extra=extra)
-            caller.send(packed(BROKEN, error))
             with contextlib.suppress(ConnectionError):
-                await caller.drain()
+                await caller.end(packed(BROKEN, error))
         except ConnectionError:
             log.debug("the requesting node disconnected", extra=extra)
         finally:

@@ -28,7 +28,7 @@ from sollold.cluster.net.pieces import PIECE
 from sollold.cluster.net.pour import Receiver
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
-from sollold.serving.body_writer import BodyWriter
+from sollold.serving.body_writer import BodyWriter, StreamedResponse
 from sollold.serving.request import Answer, Ask, Engine, Routing, Service, Waiting
 
 log = logging.getLogger("sollold.api")
@@ -153,7 +153,7 @@ class Reply:
         self._keepalive = context.keepalive
         self._live = context.inflight.enter(ask, request.path)
         self._waiting = Waiting("planning")
-        self._response: web.StreamResponse | None = None
+        self._response: StreamedResponse | None = None
         self._writer: BodyWriter | None = None
         self._written = self._unread_since = time.monotonic()
         self._unread = (0, 0)
@@ -218,7 +218,7 @@ class Reply:
             await close(opening.result())
 
     async def _prepare(self, headers: dict[str, str]) -> BodyWriter:
-        response = self._response = web.StreamResponse(
+        response = self._response = StreamedResponse(
             headers={
                 "Content-Type": self._encoder.content_type,
                 "Cache-Control": "no-cache",
@@ -266,12 +266,10 @@ class Reply:
                 live.failed(error)
                 log.exception("internal error in a stream", extra={"request": self._ask.id})
                 tail = encoder.fail(Refusal(Fault.INTERRUPTED, _UNEXPECTED))
-            self._write(tail)
             live.ended = True
             # Who reads no further keeps no engine with a key that is no more.
             async with asyncio.timeout(LAST_WORDS_SECONDS if revoked(self._request) else None):
-                await writer.drain()
-                await writer.end()
+                await writer.end(tail)
         except TimeoutError:
             writer.abort()
         except ConnectionError:

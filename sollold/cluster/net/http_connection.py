@@ -58,15 +58,18 @@ class HttpConnection(asyncio.Protocol):
         """
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._name}", "Accept: */*"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        lines.append(f"Content-Length: {sum(map(len, body))}\r\n\r\n")
+        size = sum(map(len, body))
+        lines.append(f"Content-Length: {size}\r\n\r\n")
         self._parser = ResponseParser()
         if self._transport is None or self._error is not None:
             raise self._error or AnswerLost("the connection is closed")
-        self._transport.write("\r\n".join(lines).encode("latin-1"))
-        for part in body:
-            if len(part) <= PIECE:
-                self._transport.write(part)
-            else:
+        head = "\r\n".join(lines).encode("latin-1")
+        if size <= PIECE:
+            # As one: each write wakes the other side, and is a record of TLS.
+            self._transport.write(b"".join((head, *body)))
+        else:
+            self._transport.write(head)
+            for part in body:
                 await self._write_in_pieces(part)
         # It may have refused the request before it was whole.
         if not self._parser.status:

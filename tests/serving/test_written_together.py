@@ -1,0 +1,108 @@
+"""What is ready together leaves together: each write wakes the other side, and is a record of TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from sollold.cluster.net.http_connection import HttpConnection
+from sollold.cluster.net.pieces import PIECE
+from sollold.serving.body_writer import BodyWriter, StreamedResponse
+from tests.doubles import until
+
+
+class Written(asyncio.Transport):
+    """A transport that notes what is written in one go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def asked(*body: bytes) -> list[bytes]:
+    connection, transport = HttpConnection("there"), Written()
+    connection.connection_made(transport)
+    asking = asyncio.ensure_future(connection.ask("POST", "/", {}, *body))
+    await until(lambda: sum(map(len, transport.writes)) > sum(map(len, body)))
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    assert await asking == 200
+    return transport.writes
+
+
+async def test_a_small_request_is_one_write() -> None:
+    (sent,) = await asked(b"head", b"body")
+    assert sent.startswith(b"POST / HTTP/1.1\r\n") and sent.endswith(b"Content-Length: 8\r\n\r\nheadbody")
+
+
+async def test_a_large_one_is_not_copied_whole() -> None:
+    body = b"x" * (3 * PIECE)
+    first, *rest = await asked(b"head", body)
+    assert first.endswith(b"\r\n\r\n") and b"".join(rest) == b"head" + body
+    assert max(map(len, rest)) <= PIECE
+
+
+async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool) -> list[bytes]:
+    """What the caller's socket was given, for a body in ``parts``; ``later``: they come after a while."""
+    written: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        transport = cast(Any, request.transport)
+        protocol = cast(Any, request.protocol)
+
+        class Noting:
+            def write(self, data: bytes) -> None:
+                written.append(bytes(data))
+                transport.write(data)
+
+            def writelines(self, parts: list[bytes]) -> None:
+                self.write(b"".join(parts))
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(transport, name)
+
+        protocol.transport = Noting()
+        response = StreamedResponse()
+        writer = await BodyWriter.begin(request, response, hold=hold)
+        if later:
+            for _ in range(3):
+                await asyncio.sleep(0)
+        for part in parts:
+            assert writer.write(part)
+        await writer.end(last)
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client, client.get("/") as answer:
+        assert await answer.read() == b"".join(parts) + last
+    return written
+
+
+async def test_headers_leave_with_what_is_here_and_the_end_with_the_last() -> None:
+    first, second, last = await writes_of([b"one", b"two"], b"three", hold=False, later=False)
+    assert first.startswith(b"HTTP/1.1 200 OK\r\n") and first.endswith(b"\r\n\r\n3\r\none\r\n")
+    assert (second, last) == (b"3\r\ntwo\r\n", b"5\r\nthree\r\n0\r\n\r\n")
+
+
+async def test_headers_do_not_wait_for_what_comes_later_unless_held() -> None:
+    alone, first, _ = await writes_of([b"one"], b"end", hold=False, later=True)
+    assert alone.endswith(b"\r\n\r\n") and first == b"3\r\none\r\n"
+    together, _ = await writes_of([b"one"], b"end", hold=True, later=True)
+    assert together.endswith(b"\r\n\r\n3\r\none\r\n")
+
+
+async def test_an_answer_without_a_body_is_one_write() -> None:
+    (whole,) = await writes_of([], b"", hold=False, later=False)
+    assert whole.endswith(b"\r\n\r\n0\r\n\r\n")
