@@ -151,3 +151,13 @@ async def test_an_ollama_that_dies_is_followed_by_another_in_the_middle(
     assert "".join(part["choices"][0]["text"] for part in chunks(text)) == TEXT
     assert one.requests and other.requests, "both were asked"
     await until(lambda: all(node.server.under_way == 0 for node in cluster.nodes))
+
+
+async def test_the_null_that_begins_the_answer_to_several_prompts_is_left_out(
+    http: ClientSession, serve: Serve
+) -> None:
+    """llama-server sends it, and a client that reads each event as a chunk fails over it."""
+    said = {"choices": [{"index": 1, "text": "a", "finish_reason": None}], "object": "text_completion"}
+    url = await serve(parts(ScriptedService(b"null", said), model()))
+    status, text = await post(http, url, prompt=["Once", "Twice"], stream=True)
+    assert status == 200 and [one["choices"][0]["text"] for one in chunks(text)] == ["a"]

@@ -41,7 +41,8 @@ class ChunkEncoder(SseEncoder):
 
     def event(self, raw: bytes) -> bytes:
         """The event, its reasoning under both names."""
-        if not self._counted and _is_usage(raw):
+        # llama-server begins the answer to several prompts with a null, which no client takes for a chunk.
+        if raw == b"null" or (not self._counted and _is_usage(raw)):
             return b""
         return b"data: " + self._with_model(both_reasonings(raw)) + b"\n\n"
 
