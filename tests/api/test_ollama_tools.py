@@ -65,7 +65,14 @@ def test_what_is_nested_without_end_is_cut() -> None:
     for _ in range(500):
         deep = {"type": "object", "properties": {"x": deep}}
     assert readable_tools([tool(deep)])
-    assert readable_tools([tool(None)]) == [tool(None)]
+
+
+def test_a_tool_without_parameters_has_none_by_name() -> None:
+    """An Ollama makes null of what is not named, which its engine refuses."""
+    bare = {"type": "function", "function": {"name": "get", "description": "d"}}
+    nothing = tool({"type": "object", "properties": {}})
+    assert readable_tools([bare, tool(None), tool({}), tool({"type": "object"})]) == [nothing] * 4
+    assert readable_tools([tool("odd")]) == [tool("odd")]
 
 
 @pytest.mark.llama

@@ -19,7 +19,11 @@ def readable_tools(tools: Any) -> Any:
 
 def _readable(tool: Any) -> Any:
     function = tool.get("function") if isinstance(tool, dict) else None
-    if not isinstance(function, dict) or not isinstance(schema := function.get("parameters"), dict):
+    if not isinstance(function, dict):
+        return tool
+    # Of a tool without parameters an Ollama makes one whose properties are null, which llama.cpp refuses.
+    schema = function.get("parameters") or {}
+    if not isinstance(schema, dict):
         return tool
     kinds, required = schema.get("type"), schema.get("required")
     out = {key: value for key, value in schema.items() if key not in ("type", "required", "properties")}
