@@ -77,7 +77,10 @@ def message_in(body: bytes) -> str:
         error = msgspec.json.decode(body, type=_ErrorBody).error
     except msgspec.MsgspecError:
         return ""
-    return error if isinstance(error, str) else error.message
+    message = error if isinstance(error, str) else error.message
+    # What its engine refused, an Ollama passes on as it is: JSON within a text of JSON.
+    inner = message_in(message.encode()) if message.startswith('{"error":') else ""
+    return inner or message
 
 
 def _is_callers_fault(message: str) -> bool:

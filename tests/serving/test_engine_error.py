@@ -82,6 +82,15 @@ def test_a_templates_refusal_is_one_sentence() -> None:
     )
 
 
+def test_what_an_ollama_passes_on_of_its_engine_is_read() -> None:
+    """As a real one answers: the engine's JSON as a text within its own, in its own form and in OpenAI's."""
+    inner = body("Failed to load image or audio file").decode()
+    for outer in ({"error": inner}, {"error": {"message": inner, "type": "invalid_request_error"}}):
+        refusal = engine_refusal(400, json.dumps(outer).encode())
+        assert refusal.message == "Failed to load image or audio file"
+    assert engine_refusal(400, json.dumps({"error": '{"error": 5'}).encode()).message == '{"error": 5'
+
+
 def test_tools_are_not_repeated() -> None:
     assert engine_refusal(500, body(CALLERS[2])).message == "Failed to parse tools: Missing tool type: {}"
 
