@@ -63,7 +63,7 @@ def test_a_template_of_one_exchange_is_printed_for_each() -> None:
     assert prompt_of("[{{ .Prompt }}]", context=context) == "[one]two[hi]"
     own = model(messages=tuple(SAID), system="S")
     assert prompt_of(LEGACY, own) == "<s>S<u>one<a>two<e><u>hi<a>"
-    assert prompt_of(LEGACY, own, raw=True) == "hi"
+    assert prompt_of("", own, raw=True) == "hi"
 
 
 @pytest.mark.parametrize(

@@ -236,6 +236,24 @@ def test_generate_takes_the_way_it_needs() -> None:
     assert "template" in refused(lambda: generate(template='{{ template "x" }}'))
 
 
+@pytest.mark.parametrize("more", [{"template": "{{ .Prompt }}"}, {"system": "s"}, {"context": [5]}])
+def test_what_a_raw_prompt_leaves_no_place_for_is_refused(more: dict[str, Any]) -> None:
+    said = refused(lambda: generate(raw=True, **more))
+    assert said == "raw mode does not support template, system, or context"
+
+
+def test_a_conversation_through_a_template_of_the_callers_is_remembered() -> None:
+    asked = msgspec.convert(
+        {"model": "demo", "prompt": "hi", "system": "s", "template": "[{{ .Prompt }}]"}, Generate
+    )
+    call = generate_call(asked, parse_options(None, ABLE), ABLE)
+    lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
+    lines.feed(msgspec.json.encode({"choices": [{"index": 0, "text": "Hello", "finish_reason": None}]}))
+    context = lines.end(routing(), 1.0)["context"]
+    again = generate(prompt="more", template="<{{ .Prompt }}>{{ .Response }}", context=context)
+    assert again.body["prompt"] == "<hi>Hello<more>"
+
+
 @pytest.mark.parametrize(
     "way", [{"raw": True}, {"template": "{{ .Prompt }}"}, {"context": [5]}, {"suffix": "x"}]
 )
@@ -288,7 +306,7 @@ def test_a_limit_has_the_name_that_an_ollama_knows() -> None:
 def test_context_remembers_the_conversation() -> None:
     asked = msgspec.convert({"model": "demo", "prompt": "hi", "system": "s"}, Generate)
     call = generate_call(asked, parse_options(None, ABLE), ABLE)
-    lines = GenerateLines("demo", call.path, turns_of(asked, call))
+    lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
     lines.feed(msgspec.json.encode(chunk("Hel")))
     lines.feed(msgspec.json.encode(chunk("lo")))
     context = lines.end(routing(), 1.0)["context"]

@@ -93,15 +93,17 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     """
     stream = generate.stream is not False
     prompt = generate.prompt or ""
-    # An empty text is not named: Go's clients can't leave a field out.
-    system = generate.system or model.system
     # Also where no template of the model is used: what it can't do is refused.
     thinking(generate.think, model)
+    if generate.raw and (generate.template or generate.system or generate.context):
+        raise Refusal(Fault.BAD_REQUEST, "raw mode does not support template, system, or context")
     if generate.suffix and (not generate.template or generate.raw):
         return _infill(generate, options, model, prompt)
     tokens = list(generate.context or ()) if not is_packed(generate.context) else []
     if generate.raw or generate.template or tokens:
-        return _completion(generate, options, model, prompt, system, tokens)
+        return _completion(generate, options, model, prompt, tokens)
+    # An empty text is not named: Go's clients can't leave a field out.
+    system = generate.system or model.system
     turns = unpack_context(generate.context) if generate.context else []
     messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
     if not generate.context:
@@ -157,20 +159,18 @@ def add_schema(body: dict[str, Any], format_: Any) -> None:
 
 
 def _completion(
-    generate: Generate, options: Options, model: Model, prompt: str, system: str, tokens: list[int]
+    generate: Generate, options: Options, model: Model, prompt: str, tokens: list[int]
 ) -> Call:
     if generate.images:
         raise Refusal(
             Fault.BAD_REQUEST,
             "images need the model's own template; leave out raw, template and token context",
         )
-    if generate.template and not generate.raw:
+    if generate.template:
+        system = generate.system or model.system
         values = {"System": system, "Prompt": prompt, "Suffix": generate.suffix or ""}
-        turns = [(turn.role, turn.content) for turn in _turns_before(generate, model)]
-        said = [turn for turn in turns if turn[0] != "system" or not system]
+        said = [(turn.role, turn.content) for turn in _turns_before(generate, model, system)]
         prompt = render_template(generate.template, {**values, **_thought_values(generate.think)}, said)
-    elif generate.context and is_packed(generate.context):
-        prompt = "".join(turn.content for turn in unpack_context(generate.context)) + prompt
     body: dict[str, Any] = {
         "model": model.name,
         "prompt": [*tokens, prompt] if tokens else prompt,
@@ -184,11 +184,13 @@ def _completion(
     return Call("/v1/completions", body)
 
 
-def _turns_before(generate: Generate, model: Model) -> list[Turn]:
-    """What was said before the prompt, as far as it is known."""
+def _turns_before(generate: Generate, model: Model, system: str) -> list[Turn]:
+    """What was said before the prompt, as far as it is known; ``system`` goes before an earlier one."""
     if not generate.context:
-        return [Turn(message["role"], message["content"]) for message in own_messages(model)]
-    return unpack_context(generate.context) if is_packed(generate.context) else []
+        said = [Turn(message["role"], message["content"]) for message in own_messages(model)]
+    else:
+        said = unpack_context(generate.context) if is_packed(generate.context) else []
+    return [turn for turn in said if turn.role != "system" or not system]
 
 
 def _thought_values(think: bool | str | None) -> dict[str, str]:
@@ -291,8 +293,12 @@ class GenerateLines:
         return self.record()
 
 
-def turns_of(generate: Generate, call: Call) -> list[Turn] | None:
+def turns_of(generate: Generate, call: Call, model: Model) -> list[Turn] | None:
     """The conversation that ``context`` is to remember, up to the prompt; ``None``: none is given back."""
+    if call.path == "/v1/completions" and generate.template:
+        system = generate.system or model.system
+        first = [Turn("system", system)] if system else []
+        return [*first, *_turns_before(generate, model, system), Turn("user", generate.prompt or "")]
     if call.path != "/v1/chat/completions":
         return None
     turns = []

@@ -154,7 +154,7 @@ class OllamaRoutes:
         )
         call = calls.get(Engine.LLAMA)
         warnings = prepare_format(call.body) if call is not None else ()
-        path, turns = (call.path, turns_of(generate, call)) if call is not None else ("", None)
+        path, turns = (call.path, turns_of(generate, call, listed.model)) if call is not None else ("", None)
         said = generate.resume.content if generate.resume is not None else ""
         lines = GenerateLines(generate.model, path, turns, generate.top_logprobs or 0, said)
         ask = self._ask(caller, generate, listed, options, calls, prefix=prefix_of(generate.prompt))
