@@ -91,7 +91,7 @@ class ModelService:
         self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
     ) -> None:
         """Give a model a second name, on each node that has it or on the ``nodes`` named; ``told``: what is
-        said of it there, for which its files must be readable.
+        said of it there, for which its files must be readable, and in whose favour one of ours gives way.
 
         Raises:
             Refusal: NOT_FOUND; BAD_REQUEST when it can't be done, with what to do.
@@ -115,6 +115,7 @@ class ModelService:
                 self._library.listed_at(node, model) or self._library.name_at(node, one),
                 destination,
                 told=told or Told(),
+                replace=told is not None,
             )
             for node, one in holders.items()
             if not chosen or node in chosen
@@ -197,7 +198,7 @@ class PullService:
     def __init__(self, puller: Puller) -> None:
         self._puller = puller
 
-    async def pull(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         """Progress as Ollama tells it: ``{status, digest?, total?, completed?}``, at the end ``success``.
 
         Leaving the iteration stops the fetch; asking again goes on with it.
@@ -205,7 +206,7 @@ class PullService:
         Raises:
             Refusal: NOT_FOUND when nobody has it, else UNAVAILABLE.
         """
-        steps = self._puller.pull(name)
+        steps = self._puller.pull(name, insecure=insecure)
         try:
             async for step in steps:
                 yield step

@@ -323,7 +323,7 @@ class ScriptedPuller:
     def __init__(self, *steps: Any) -> None:
         self.steps = steps
 
-    async def pull(self, name: str) -> AsyncGenerator[dict[str, Any], None]:
+    async def pull(self, name: str, *, insecure: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         for step in self.steps:
             if isinstance(step, Exception):
                 raise step

@@ -105,7 +105,7 @@ async def test_openais_client_is_told(serve: Serve, keys: Keys) -> None:
 
 async def test_a_download_and_the_events_end_too(serve: Serve, http: ClientSession, keys: Keys) -> None:
     class Puller:
-        async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
+        async def pull(self, name: str, *, insecure: bool = False) -> AsyncIterator[dict[str, Any]]:
             yield {"status": "pulling manifest"}
             await asyncio.Event().wait()
 

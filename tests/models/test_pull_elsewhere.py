@@ -25,6 +25,10 @@ async def test_through_ollama(town: Town) -> None:
         assert lines[-1] == {"status": "success"}
         assert any(line.get("completed") == line.get("total") != None for line in lines)  # noqa: E711
         assert "llama3.2:3b" in standin.models
+        assert "insecure" not in standin.requests[-1][1]
+        async for _ in a.puller.pull("10.0.0.1:5000/x/y", insecure=True):
+            pass
+        assert standin.requests[-1][1]["insecure"] is True
         with pytest.raises(PullError, match="does not exist") as caught:
             await a.pull("missing-one")
         assert caught.value.missing

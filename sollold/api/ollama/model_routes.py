@@ -116,7 +116,7 @@ class OllamaModelRoutes:
         puller = self._services.puller
         if puller is None:
             raise Refusal(Fault.BAD_REQUEST, "this node can't download models", status=501)
-        steps = puller.pull(name)
+        steps = puller.pull(name, insecure=bool(named.insecure))
         if named.stream is False:
             last: dict[str, Any] = {}
             async with contextlib.aclosing(steps) as rest:

@@ -15,8 +15,10 @@ _CHECKING = 4 * 3600.0
 """The same while it checks what has come: it says nothing then, and reads some hundred gigabytes."""
 
 
-async def pull_through_ollama(session: aiohttp.ClientSession, base: str, name: str, say: Say) -> None:
-    """Have the Ollama at ``base`` fetch a model into its own store.
+async def pull_through_ollama(
+    session: aiohttp.ClientSession, base: str, name: str, say: Say, *, insecure: bool = False
+) -> None:
+    """Have the Ollama at ``base`` fetch a model into its own store; ``insecure``: without TLS, too.
 
     Raises:
         PullError: it refused, went silent, or broke off.
@@ -25,7 +27,8 @@ async def pull_through_ollama(session: aiohttp.ClientSession, base: str, name: s
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=5)
     done, silence = False, _SILENCE
     try:
-        asking = session.post(url, json={"model": name, "stream": True}, timeout=timeout)
+        body = {"model": name, "stream": True, **({"insecure": True} if insecure else {})}
+        asking = session.post(url, json=body, timeout=timeout)
         async with await asyncio.wait_for(asking, silence) as answer:
             while raw := await asyncio.wait_for(answer.content.readline(), silence):
                 line = json.loads(raw) if raw.strip() else {}

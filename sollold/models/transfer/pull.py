@@ -45,6 +45,7 @@ class _Pull:
     def __init__(self) -> None:
         self.nodes_only = True
         """Whether no watcher wants it from anywhere else than nodes."""
+        self.insecure = False
         self.lines: dict[str, Progress] = {}
         self.changed = asyncio.Event()
         self.watchers = 0
@@ -103,10 +104,13 @@ class Puller:
             await self._session.close()
             self._session = None
 
-    async def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[Progress, None]:
+    async def pull(
+        self, name: str, *, nodes_only: bool = False, insecure: bool = False
+    ) -> AsyncGenerator[Progress, None]:
         """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
 
-        ``nodes_only``: from other nodes of the cluster, and from nowhere else.
+        ``nodes_only``: from other nodes of the cluster, and from nowhere else; ``insecure``: the Ollama here may
+        ask a registry that has no TLS.
 
         Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on
         where it stopped.
@@ -129,6 +133,7 @@ class Puller:
             pull.task.add_done_callback(_retrieve_error)
         pull.watchers += 1
         pull.nodes_only = pull.nodes_only and nodes_only
+        pull.insecure = pull.insecure or insecure
         sent: dict[str, Progress] = {}
         try:
             assert pull.task is not None
@@ -206,7 +211,9 @@ class Puller:
         if self._ollama_url():
             try:
                 had = any(one.source == "ollama" for one in self._named_here(parsed))
-                await pull_through_ollama(self._http(), self._ollama_url(), name, pull.say)
+                await pull_through_ollama(
+                    self._http(), self._ollama_url(), name, pull.say, insecure=pull.insecure
+                )
                 if not had:
                     await asyncio.to_thread(self._pulled_here, name)
                 await self._library.refresh(self._node)
