@@ -57,12 +57,14 @@ class NameRequest:
     """Asks a node to name a model of its own also ``destination``, or to delete ``source``.
 
     ``digest``: the content that is meant, since one name may stand for several; empty: whichever it is.
+    ``replace``: a model that has got the name in our own folder gives way.
     """
 
     source: str
     destination: str = ""
     digest: str = ""
     told: Told = Told()
+    replace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,13 @@ class OwnModels:
         server.method("copy", NameRequest, self._answer_copy)
         server.method("delete", NameRequest, self._answer_delete)
 
-    async def copy(self, model: Model, destination: str, told: Told = _AS_IT_IS) -> None:
+    async def copy(
+        self, model: Model, destination: str, told: Told = _AS_IT_IS, *, replace: bool = False
+    ) -> None:
         """Give content on this node a second name, in our own folder; the files are linked, not copied.
 
-        An Ollama's without readable files gets it there. ``told``: what is said of it under that name.
+        An Ollama's without readable files gets it there. ``told``: what is said of it under that name;
+        ``replace``: what has that name in our own folder gives way. Onto itself it changes nothing.
 
         Raises:
             OwnError: the name is no name, or taken; or the files can't be linked, or the Ollama refused.
@@ -105,13 +110,17 @@ class OwnModels:
             name = canonical(destination)
         except ValueError as error:
             raise OwnError(str(error)) from None
-        if self._catalogue.get(name) is not None:
+        before = self._catalogue.get(name)
+        if before is not None and before.name == model.name and told == _AS_IT_IS:
+            return
+        old = self._own_folder(before) if before is not None and replace else None
+        if before is not None and old is None:
             raise OwnError(f"a model {name} already exists; delete it first or choose another name")
         if not model.files:
             await self._copy_in_ollama(model, name, told)
             return
         try:
-            await asyncio.to_thread(_link, self._catalogue.own, told.over(model), name)
+            await asyncio.to_thread(_link, self._catalogue.own, told.over(model), name, old)
         except OSError as error:
             raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
         await self._catalogue.refresh()
@@ -167,11 +176,8 @@ class OwnModels:
                 raise OwnError(str(error)) from None
             await self._catalogue.refresh()
             return done
-        if model is None or not model.files:
-            return False
-        folder = Path(model.files[0]).parent
-        ours = folder.name.startswith(_LINKED) or (model.source == "own" and read_card(folder) is not None)
-        if folder.parent != self._catalogue.own or not ours:
+        folder = self._own_folder(model) if model is not None else None
+        if folder is None:
             return False
         try:
             await asyncio.to_thread(shutil.rmtree, folder)
@@ -180,12 +186,20 @@ class OwnModels:
         await self._catalogue.refresh()
         return True
 
+    def _own_folder(self, model: Model) -> Path | None:
+        """Where a model that was fetched or named here lies; None: it is the user's own."""
+        if not model.files:
+            return None
+        folder = Path(model.files[0]).parent
+        ours = folder.name.startswith(_LINKED) or (model.source == "own" and read_card(folder) is not None)
+        return folder if folder.parent == self._catalogue.own and ours else None
+
     async def _answer_copy(self, caller: str, request: NameRequest) -> Changed:
         model = self._catalogue.get(request.source)
         if model is None:
             return Changed(False, f"{request.source} is no longer on this node")
         try:
-            await self.copy(model, request.destination, request.told)
+            await self.copy(model, request.destination, request.told, replace=request.replace)
         except OwnError as error:
             return Changed(False, str(error))
         return Changed(True)
@@ -235,7 +249,8 @@ def _link_file(own: Path, real: str) -> None:
             link.symlink_to(one)
 
 
-def _link(own: Path, model: Model, name: str) -> None:
+def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
+    """``old``: the folder that gives way, perhaps the very one that is linked to."""
     items = items_of(model)
     folder = own / slug(name, model.digest)
     making = own / f".{folder.name}.new"
@@ -251,4 +266,6 @@ def _link(own: Path, model: Model, name: str) -> None:
             (making / item.name).symlink_to(target)
     card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
     (making / CARD).write_bytes(msgspec.json.encode(card))
+    if old is not None:
+        shutil.rmtree(old)
     making.rename(folder)

@@ -23,6 +23,7 @@ async def test_copy_and_delete(town: Town) -> None:
         await a.own.copy(tiny, "mine")
     told = Told(system="Be brief.", params='{"top_k":3}')
     await a.own.copy(tiny, "brief", told)
+    await a.own.copy(tiny, "tiny:latest")
     brief = a.catalogue.get("brief:latest")
     assert brief is not None
     assert (brief.digest, brief.system, brief.params) == (tiny.digest, "Be brief.", '{"top_k":3}')
@@ -31,6 +32,27 @@ async def test_copy_and_delete(town: Town) -> None:
     assert a.catalogue.get("mine:latest") is None
     assert not await a.own.delete("tiny:latest"), "what we only found is never deleted"
     assert path.exists()
+
+
+async def test_a_name_of_ours_is_given_anew_and_nobody_elses(town: Town) -> None:
+    """`ollama create` of an edited Modelfile, again and again."""
+    a, _, _ = town.nodes
+    big(a.folder / "m" / "tiny.gguf")
+    await town.start()
+    tiny = a.catalogue.get("tiny:latest")
+    assert tiny is not None
+    for system in ("one", "two"):
+        await a.own.copy(tiny, "mine", Told(system=system), replace=True)
+        mine = a.catalogue.get("mine:latest")
+        assert mine is not None and (mine.system, mine.unusable) == (system, "")
+    await a.own.copy(mine, "mine", Told(license="MIT"), replace=True)
+    again = a.catalogue.get("mine:latest")
+    assert again is not None
+    assert (again.system, again.license, again.unusable) == ("two", "MIT", "")
+    with pytest.raises(OwnError, match="already exists"):
+        await a.own.copy(mine, "tiny", Told(system="x"), replace=True)
+    assert await a.own.delete("mine:latest")
+    assert [one.name for one in a.catalogue.models] == ["tiny:latest"]
 
 
 async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(town: Town) -> None:
