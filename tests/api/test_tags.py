@@ -47,3 +47,51 @@ def test_a_plain_file_is_told_by_its_content() -> None:
     plain = model("y:latest")
     (shown,) = tags([Listed(plain, ("n",))], names)["models"]
     assert (shown["digest"], shown["size"]) == (plain.digest, plain.size)
+
+
+def test_what_is_shown_makes_another_one_like_it() -> None:
+    """Clients copy the Modelfile, and read the conversation that it begins with."""
+    told = model(
+        projector="/m/p.gguf",
+        adapters=("/m/a.gguf",),
+        template="[{{ .Prompt }}]",
+        system="S",
+        params='{"stop":["x"]}',
+        license="MIT",
+        messages=(("user", "Hi"), ("assistant", "Arr!")),
+    )
+    shown = show(Listed(told, ("n",)), names, {}, verbose=False)
+    assert shown["messages"] == [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Arr!"}]
+    assert shown["modelfile"].splitlines()[1:] == [
+        f"FROM {told.files[0]}",
+        "FROM /m/p.gguf",
+        "ADAPTER /m/a.gguf",
+        'TEMPLATE """[{{ .Prompt }}]"""',
+        'SYSTEM """S"""',
+        'PARAMETER stop "x"',
+        'LICENSE """MIT"""',
+        'MESSAGE user """Hi"""',
+        'MESSAGE assistant """Arr!"""',
+    ]
+    assert "messages" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)
+
+
+def test_the_projector_is_told_apart_and_numbers_are_short() -> None:
+    header = {
+        "llama.attention.layer_norm_rms_epsilon": 9.999999747378752e-06,
+        "llama.rope.freq_base": 500000.0,
+        "llama.odd": 1 / 3,
+        "clip.vision.embedding_length": 64,
+        "clip.parameter_count": 188_000,
+    }
+    shown = show(Listed(OLLAMAS, ("n",)), names, header, verbose=False)
+    info = shown["model_info"]
+    assert info["llama.attention.layer_norm_rms_epsilon"] == 1e-05
+    assert (info["llama.rope.freq_base"], info["llama.odd"]) == (500000.0, 1 / 3)
+    assert shown["projector_info"] == {
+        "clip.vision.embedding_length": 64,
+        "general.architecture": "clip",
+        "general.parameter_count": 188_000,
+    }
+    assert not [key for key in info if key.startswith("clip.")]
+    assert "projector_info" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)

@@ -142,6 +142,8 @@ async def test_a_projector_of_another_width_is_not_paired(make: Make, tmp_path: 
         (model,) = catalogue.models
         assert (bool(model.projector), "vision" in model.capabilities) == (paired, paired)
         assert (model.unusable, model.width) == ("", width)
+        seen = {key for key in await catalogue.metadata(model.name) if key.startswith("clip.")}
+        assert ({"clip.vision.embedding_length", "clip.parameter_count"} <= seen) == paired == bool(seen)
         await catalogue.close()
 
 

@@ -158,9 +158,7 @@ def add_schema(body: dict[str, Any], format_: Any) -> None:
         body["json_schema"] = wanted.get("json_schema", {}).get("schema", {"type": "object"})
 
 
-def _completion(
-    generate: Generate, options: Options, model: Model, prompt: str, tokens: list[int]
-) -> Call:
+def _completion(generate: Generate, options: Options, model: Model, prompt: str, tokens: list[int]) -> Call:
     if generate.images:
         raise Refusal(
             Fault.BAD_REQUEST,

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -78,6 +79,9 @@ class OllamaModelRoutes:
         """``/api/show``."""
         _, named = await read_as(request, Named)
         listed = await self._services.library.find(named.wanted)
+        if named.system:
+            # As the model would be with it: what `ollama run` shows and saves of a conversation.
+            listed = replace(listed, model=replace(listed.model, system=named.system))
         if not listed.model.files and (told := await self._told(listed, named)) is not None:
             return json_response({**told, "nodes": self._services.library.node_names(listed)})
         metadata = await self._services.library.metadata(listed)
@@ -90,7 +94,8 @@ class OllamaModelRoutes:
         relay = self._services.relay
         if relay is None:
             return None
-        asked = msgspec.json.encode({"model": listed.model.name, "verbose": bool(named.verbose)})
+        fields = {"system": named.system} if named.system else {}
+        asked = msgspec.json.encode({"model": listed.model.name, "verbose": bool(named.verbose), **fields})
         try:
             async with asyncio.timeout(_SHOW_SECONDS):
                 answer = await relay.forward("POST", "/api/show", asked, listed.model.name)

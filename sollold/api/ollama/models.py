@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -117,10 +120,15 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
     }
     # Clients have a default of their own for what is missing, and none for 0.
     info |= {key: value for key, value in known.items() if value}
+    seeing: dict[str, Any] = {}
     for key, value in metadata.items():
         if key == "tokenizer.chat_template":
             continue
-        info[key] = value if verbose or not isinstance(value, (list, tuple)) else None
+        into = seeing if key.startswith("clip.") else info
+        into[key] = _shown(value) if verbose or not isinstance(value, (list, tuple)) else None
+    if seeing:
+        count = seeing.pop("clip.parameter_count", 0)
+        seeing |= {"general.architecture": "clip", "general.parameter_count": count}
     template = model.template or str(metadata.get("tokenizer.chat_template", ""))
     return {
         "license": model.license,
@@ -130,12 +138,29 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
         "system": model.system,
         "details": details(model),
         "model_info": info,
+        **({"projector_info": seeing} if seeing else {}),
+        **({"messages": _messages(model)} if model.messages else {}),
         "capabilities": list(model.capabilities),
         "modified_at": timestamp_text(model.modified),
         "nodes": names(listed),
         **({"unusable": model.unusable} if model.unusable else {}),
         **({"note": _NO_TEMPLATE} if model.template == RAW else {}),
     }
+
+
+def _shown(value: Any) -> Any:
+    """A number of four bytes with the few digits that it was written with: 1e-05, not 9.99999974e-06."""
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    short = float(f"{value:.7g}")
+    with contextlib.suppress(OverflowError):
+        if struct.pack("<f", short) == struct.pack("<f", value):
+            return short
+    return value
+
+
+def _messages(model: Model) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in model.messages]
 
 
 def _parameters(params: str) -> list[tuple[str, str]]:
@@ -159,11 +184,17 @@ def parameters_text(params: str) -> str:
 
 
 def modelfile(model: Model, template: str) -> str:
-    """A Modelfile that says what the model is."""
+    """A Modelfile that says what the model is, all that another one like it needs."""
     lines = [f"# Modelfile of {model.name}", f"FROM {model.files[0] if model.files else model.name}"]
+    if model.projector:
+        lines.append(f"FROM {model.projector}")
+    lines += [f"ADAPTER {path}" for path in model.adapters]
     if template:
         lines.append(f'TEMPLATE """{template}"""')
     if model.system:
         lines.append(f'SYSTEM """{model.system}"""')
     lines += [f"PARAMETER {key} {text}" for key, text in _parameters(model.params)]
+    if model.license:
+        lines.append(f'LICENSE """{model.license}"""')
+    lines += [f'MESSAGE {role} """{content}"""' for role, content in model.messages]
     return "\n".join(lines) + "\n"

@@ -175,6 +175,7 @@ class Named(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     verbose: bool | None = None
     insecure: bool | None = None
+    system: str | None = None
 
     @property
     def wanted(self) -> str:

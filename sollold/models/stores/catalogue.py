@@ -208,12 +208,14 @@ class Catalogue:
         return shape
 
     async def metadata(self, name: str) -> dict[str, object]:
-        """The header's key-value pairs without long arrays; empty when there is none to read."""
+        """The header's key-value pairs without long arrays, those of the projector's (``clip.…``) among them;
+        empty when there is none to read.
+        """
         model = self.get(name)
         if model is None or not model.files or model.unusable:
             return {}
         try:
-            return await self._read(f"metadata {model.digest}", lambda: _metadata(model.files), model)
+            return await self._read(f"metadata {model.digest}", lambda: _all_metadata(model), model)
         except (GgufError, LookupError):
             return {}
 
@@ -395,6 +397,16 @@ def _shape(model: Model) -> Shape:
     if model.projector:
         shape = with_projector(shape, reader.read(model.projector))
     return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
+
+
+def _all_metadata(model: Model) -> dict[str, object]:
+    pairs = _metadata(model.files)
+    if model.projector:
+        seen = _metadata((model.projector,))
+        pairs |= {key: value for key, value in seen.items() if key.startswith("clip.")}
+        tensors = reader.read(model.projector).tensors
+        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in tensors)
+    return pairs
 
 
 def _metadata(files: tuple[str, ...]) -> dict[str, object]:

@@ -109,8 +109,8 @@ class Puller:
     ) -> AsyncGenerator[Progress, None]:
         """Fetch a model, telling how far it is: ``{status, digest?, total?, completed?}`` … ``success``.
 
-        ``nodes_only``: from other nodes of the cluster, and from nowhere else; ``insecure``: the Ollama here may
-        ask a registry that has no TLS.
+        ``nodes_only``: from other nodes of the cluster, and from nowhere else; ``insecure``: the Ollama here
+        may ask a registry that has no TLS.
 
         Leaving the iteration stops the fetch unless another caller waits for it too; asking again goes on
         where it stopped.
