@@ -64,6 +64,18 @@ def _serving_commands(command: Command) -> None:
         action="store_true",
         help="build for every processor of this architecture (for packaging)",
     )
+    setup.add_argument(
+        "--gpu",
+        choices=["cuda", "hip", "vulkan"],
+        default="",
+        help="with --portable: build for these GPUs as well, with the toolkit that is installed here",
+    )
+    setup.add_argument(
+        "--architectures",
+        metavar="LIST",
+        default="",
+        help="of those GPUs, as CMake lists them: 86;89 or gfx1030;gfx1100 (default: all the usual ones)",
+    )
     setup.add_argument("--print-folder", action="store_true", help="print only the path of the binaries")
     config = command("config", "print the settings in force and where each comes from", asks=False)
     config.add_argument(

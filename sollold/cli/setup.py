@@ -17,6 +17,9 @@ from sollold.settings.paths import places
 def setup(options: argparse.Namespace) -> int:
     """Find or build, and say where it is."""
     settings = loaded(options).settings
+    if (options.gpu or options.architectures) and not options.portable:
+        print("sollold: --gpu and --architectures go with --portable", file=sys.stderr)
+        return Exit.USAGE
     folders = places(settings.node)
     try:
         folders.make()
@@ -30,7 +33,8 @@ def setup(options: argparse.Namespace) -> int:
     with _shown() as tell:
         work = Setup(settings.llama, folders.cache, tell)
         try:
-            found = work.run_portable() if options.portable else work.run()
+            wanted = (options.gpu, options.architectures)
+            found = work.run_portable(*wanted) if options.portable else work.run()
         except SetupFailed as error:
             print(f"sollold: {error}", file=sys.stderr)
             return Exit.FAILED

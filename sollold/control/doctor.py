@@ -17,6 +17,12 @@ from sollold.models.model import Model
 from sollold.units import bytes_text
 
 LOW_DISK = 5 * 1024**3
+_PROCESSOR = "models run on the processor"
+_GPU_ACCESS = (
+    "if there is one, see that its driver is loaded, and that the daemon's user may open its files in /dev; "
+    "a container has to be given it: `--device nvidia.com/gpu=all` for NVIDIA, else `--device /dev/dri` with "
+    "`--group-add` and the number of the group that owns /dev/dri/renderD128, and /dev/kfd for ROCm"
+)
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
 
 
@@ -49,6 +55,7 @@ class Facts:
         trouble: (what, fix) that rooms report of themselves: GPUs, Ollama, model stores.
         disk_free: bytes free where the cache is.
         idle_gpus: names of GPUs that the driver knows and llama.cpp can't use.
+        absent_gpus: kinds of GPU that llama.cpp was built for, where it found none.
         setup_failed: why llama.cpp could not be set up; empty when it could or is being.
         network: this node's part in the cluster; ``id_file``: where its key is kept.
         now: Unix time.
@@ -70,6 +77,7 @@ class Facts:
     now: float = 0.0
     open_api: bool = False
     outdated_door: bool = False
+    absent_gpus: tuple[str, ...] = ()
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -195,10 +203,14 @@ def _models(models: Sequence[Model]) -> list[Finding]:
 
 
 def _gpus(facts: Facts) -> list[Finding]:
-    if not facts.me.build or not facts.idle_gpus:
+    if not facts.me.build or not (facts.idle_gpus or facts.absent_gpus):
         return []
+    if not facts.idle_gpus:
+        kinds = " and ".join(facts.absent_gpus)
+        what = f"llama.cpp {facts.me.build} here is built for {kinds}, but no GPU was found: {_PROCESSOR}"
+        return [Finding(Grade.NOTICE, what, _GPU_ACCESS)]
     names = ", ".join(facts.idle_gpus)
-    what = f"llama.cpp {facts.me.build} here can't use {names}: models run on the processor"
+    what = f"llama.cpp {facts.me.build} here can't use {names}: {_PROCESSOR}"
     fix = "install the GPU's toolkit (for NVIDIA: nvcc), then: `sudo systemctl restart sollold`"
     return [Finding(Grade.NOTICE, what, fix)]
 

@@ -312,6 +312,7 @@ class Daemon:
                 time.time(),
                 self._access.open and not is_loopback(self.settings.http.host),
                 opened(self.settings.cluster) and not parts.node.me.open,
+                parts.machine.absent_gpus(),
             )
         )
 

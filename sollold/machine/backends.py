@@ -24,6 +24,10 @@ _INTEGRATED = re.compile(
 _CARD = re.compile(r"\bArc\b.* [AB]\d{3}\b")
 """Intel's cards, which are called Graphics too: ``Intel(R) Arc(TM) A770 Graphics``."""
 _SOFTWARE = re.compile(r"llvmpipe|lavapipe|SwiftShader", re.IGNORECASE)
+_CHOSEN = "GGML_VK_VISIBLE_DEVICES"
+"""Vulkan's devices by their numbers, for llama.cpp: the way to have it use a software renderer after all."""
+_KINDS = {"cuda": "CUDA", "hip": "ROCm", "vulkan": "Vulkan"}
+"""As llama.cpp names a backend in its files, and as people do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,21 @@ def listed(server: Path) -> list[Listed] | None:
     return parse(text)
 
 
+def built_for(server: Path) -> tuple[str, ...]:
+    """The kinds of GPU that this llama.cpp was built for, as far as the names of its files tell."""
+    folder = server.parent
+    names = {file.name.removeprefix("libggml-").partition(".")[0] for file in folder.glob("libggml-*.so")}
+    names.add(folder.parent.name.rpartition("-")[2])  # `b11434-cuda/bin` in our cache
+    return tuple(kind for name, kind in _KINDS.items() if name in names)
+
+
 def parse(text: str) -> list[Listed]:
     """The devices in the output of ``--list-devices``.
 
-    Software renderers are left out: they are the processor under another name. So is a GPU that a second
-    backend offers again, since its memory would count twice.
+    Software renderers are left out: they are the processor under another name; unless somebody chose Vulkan's
+    devices. So is a GPU that a second backend offers again, since its memory would count twice.
     """
+    chosen = bool(os.environ.get(_CHOSEN))
     uma = {f"Vulkan{number}": shared == "1" for number, shared in _UMA.findall(text)}
     found: list[Listed] = []
     for line in text.splitlines():
@@ -75,7 +88,7 @@ def parse(text: str) -> list[Listed]:
         if match is None:
             continue
         device, name, total, free = match.groups()
-        if _SOFTWARE.search(name) or device.startswith(("CPU", "BLAS", "RPC")):
+        if (_SOFTWARE.search(name) and not chosen) or device.startswith(("CPU", "BLAS", "RPC")):
             continue
         if any(_same_gpu(other, device, name) for other in found):
             continue

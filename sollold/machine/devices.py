@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from sollold.facts import dataclass
-from sollold.machine.backends import Listed, listed
+from sollold.machine.backends import Listed, built_for, listed
 from sollold.machine.device import PROCESSOR, Device, Kind
 from sollold.machine.gpus import Gpu, GpuLoad, Nvml
 from sollold.machine.memory import Memory, memory
 from sollold.machine.speed import Speed, processor_name, speed
 from sollold.settings.schema import MIB, NodeSettings
+
+log = logging.getLogger("sollold.machine")
 
 UNIFIED = "ram"
 """The pool of the processor and of every GPU that has no memory of its own."""
@@ -61,6 +64,7 @@ class Machine:
         self._listed: list[Listed] = []
         self._listed_at = float("-inf")
         self._list_failed = False
+        self._said_absent: Path | None = None
 
     @property
     def problem(self) -> str:
@@ -74,6 +78,13 @@ class Machine:
             return ()
         gpus = [(place, gpu) for place, gpu in enumerate(self._gpus) if gpu.readable]
         return tuple(gpu.name for place, gpu in gpus if f"CUDA{place}" not in offered)
+
+    def absent_gpus(self) -> tuple[str, ...]:
+        """Kinds of GPU that the llama.cpp in use was built for, where it found no GPU at all."""
+        with self._lock:
+            server, found = self._server, self._listed
+            unknown = self._listed_at == float("-inf") or self._list_failed
+        return () if server is None or unknown or found else built_for(server)
 
     @property
     def can_tell_load(self) -> bool:
@@ -124,6 +135,17 @@ class Machine:
                     self._list_failed = fresh is None
                     self._listed = known if fresh is None else fresh
                     self._listed_at = time.monotonic()
+            self._say_absent(server)
+
+    def _say_absent(self, server: Path) -> None:
+        """Once for each llama.cpp: GPUs are looked for again and again."""
+        if (kinds := self.absent_gpus()) and server != self._said_absent:
+            self._said_absent = server
+            log.warning(
+                "llama.cpp is built for %s, but no GPU was found: models run on the processor "
+                "(sollold doctor says what to look at)",
+                " and ".join(kinds),
+            )
 
 
 def combine(

@@ -60,6 +60,15 @@ def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
     ))  # fmt: skip
 
 
+def test_a_llama_built_for_gpus_that_are_not_there_says_so() -> None:
+    (finding,) = examine(replace(WELL, absent_gpus=("CUDA",)))
+    assert "built for CUDA, but no GPU was found: models run on the processor" in finding.what
+    assert finding.grade is Grade.NOTICE and "--device nvidia.com/gpu=all" in finding.fix
+    # One that the driver knows is there: then the other sentence is the true one.
+    (finding,) = examine(replace(WELL, absent_gpus=("Vulkan",), idle_gpus=("RTX 9090",)))
+    assert "can't use RTX 9090" in finding.what
+
+
 def test_plain_workers_are_warned_of_and_dead_ones_are_a_problem() -> None:
     dead = ExternalWorker("10.0.0.8:50052", ExternalState.DEAD, "nothing listens there")
     used = ExternalWorker("10.0.0.9:50052", ExternalState.TAKEN, "", "7.0.0", 1, GIB)

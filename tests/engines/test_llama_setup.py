@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from sollold.cli.commands import add_commands
 from sollold.engines.install import build, find, toolchain
 from sollold.engines.install import setup as llama_setup
 from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
@@ -219,6 +222,77 @@ def test_a_backend_that_does_not_build_gives_way_to_the_processor(
     assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
     assert shop.runs() == runs
     assert "CMake Error at x:1" in (shop.cache / "llama.cpp/b11434-cuda.failed").read_text()
+
+
+def test_where_one_toolkit_is_too_old_the_next_is_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """Debian 13's ROCm is, and Vulkan's may be there too."""
+    hip, vulkan = (llama_setup.Backend(name, (f"-DGGML_{name.upper()}=ON",)) for name in ("hip", "vulkan"))
+    packaged = install(shop.folder / "packaged")
+    monkeypatch.setattr(llama_setup, "backends", lambda: [hip, vulkan, toolchain.CPU])
+    said = "CMake Error at ggml-hip/CMakeLists.txt:57 (message):\n\n  At least ROCM/HIP V6.1 is required\n"
+    shop.tool(
+        "cmake", CMAKE.replace("while [", f'case "$*" in *HIP=ON*) echo "{said}"; exit 1;; esac\nwhile [')
+    )
+    assert shop.setup().run().server == packaged, "the first start tries the best"
+    assert (
+        "failed: At least ROCM/HIP V6.1 is required"
+        in (shop.cache / "llama.cpp/b11434-hip.failed").read_text()
+    )
+    assert shop.setup().run().server.parent.parent.name == "b11434-vulkan"
+    assert shop.runs() == 2
+    (shop.folder / "packaged/llama-server").unlink()
+    for left in (shop.cache / "llama.cpp").glob("b11434-*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    assert shop.setup().run().server.parent.parent.name == "b11434-vulkan", "with none, it goes on at once"
+
+
+def test_what_looks_for_ninja_by_itself_finds_the_one_in_use(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    """As the project of Vulkan's shaders does, within llama.cpp's."""
+    fetched = shop.folder / "env/bin"
+    fetched.mkdir(parents=True)
+    look = f'[ "$(command -v ninja)" = {fetched}/ninja ] || {{ echo "CMake Error: no Ninja"; exit 1; }}'
+    shop.program(fetched / "cmake", CMAKE, look)
+    shop.program(fetched / "ninja", NINJA, look)
+    monkeypatch.setattr(build, "generator", lambda: None)
+    monkeypatch.setattr(build.Build, "_wheels", lambda self: (str(fetched / "cmake"), str(fetched / "ninja")))
+    assert shop.setup().run().server.parent.parent.name == "b11434-cpu"
+
+
+def test_what_an_image_carries_has_the_gpus_library_beside_the_processors(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(SetupFailed, match="can't be built for cuda: its toolkit isn't installed here"):
+        monkeypatch.setattr(toolchain, "_program", lambda *words, **named: "")
+        shop.setup().run_portable("cuda")
+    monkeypatch.setattr(toolchain, "_program", lambda name, *words, **named: f"/bin/{name}")
+    shop.cmake(f'echo "$options" > {shop.folder}/options')
+    shop.tool("cmake", (shop.path / "cmake").read_text().replace("echo run", 'options="$*"; echo run'))
+    found = shop.setup().run_portable("cuda", "86;89")
+    assert found.server.parent.parent.name == "portable-cuda-b11434", "a name that no search finds"
+    options = (shop.folder / "options").read_text()
+    assert "-DGGML_BACKEND_DL=ON" in options and "-DGGML_NATIVE=OFF" in options
+    assert "-DGGML_CUDA=ON" in options and "-DCMAKE_CUDA_ARCHITECTURES=86;89" in options
+    assert shop.setup().run_portable("cuda") == found and shop.runs() == 1
+    assert shop.setup().run_portable().server.parent.parent.name == "portable-b11434"
+    # CMake asks the GPU for the architecture of ROCm, and where images are built there is none.
+    assert shop.setup().run_portable("hip") != found
+    assert ";gfx1100;" in (shop.folder / "options").read_text()
+
+
+def test_the_command_offers_the_gpus_that_can_be_built_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser()
+    made: dict[str, argparse.ArgumentParser] = {}
+    subparsers = parser.add_subparsers()
+
+    def command(name: str, line: str, **more: object) -> argparse.ArgumentParser:
+        return made.setdefault(name, subparsers.add_parser(name))
+
+    add_commands(command)
+    (gpu,) = (one for one in made["setup"]._actions if one.dest == "gpu")
+    monkeypatch.setattr(toolchain, "_program", lambda name, *words, **named: name)
+    monkeypatch.setenv("VULKAN_SDK", "/opt/vulkan")
+    assert gpu.choices is not None
+    assert [*gpu.choices, "cpu"] == [one.name for one in toolchain.backends() if one.name != "metal"]
 
 
 def test_where_a_toolkit_is_one_for_the_processor_alone_is_not_enough(

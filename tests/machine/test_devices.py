@@ -259,6 +259,44 @@ def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pyte
         machine.close()
 
 
+@pytest.mark.parametrize(
+    ("file", "kinds"),
+    [
+        ("lib/libggml-cuda.so", ("CUDA",)),
+        ("lib/libggml-hip.so", ("ROCm",)),
+        ("b11434-vulkan/bin/llama-server", ("Vulkan",)),
+        ("b11434-cpu/bin/llama-server", ()),
+        ("lib/libggml-cpu-haswell.so", ()),
+    ],
+)
+def test_a_llama_built_for_gpus_that_finds_none_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, kinds: tuple[str, ...]
+):
+    folder = (tmp_path / file).parent
+    folder.mkdir(parents=True)
+    (tmp_path / file).touch()
+    machine = Machine(NodeSettings(), tmp_path)
+    try:
+        assert machine.absent_gpus() == ()
+        machine.use_server(lister(folder, "Available devices:"))
+        machine.measure()
+        machine.measure()
+        assert machine.absent_gpus() == kinds
+        assert caplog.text.count("but no GPU was found") == len(kinds)
+        machine.use_server(lister(folder, CUDA))
+        machine.measure()
+        assert machine.absent_gpus() == ()
+    finally:
+        machine.close()
+
+
+def test_a_software_renderer_is_a_device_for_those_who_chose_it(monkeypatch: pytest.MonkeyPatch):
+    text = "Available devices:\n  Vulkan0: llvmpipe (LLVM 19.1.7, 256 bits) (16000 MiB, 15000 MiB free)\n"
+    assert parse(text) == []
+    monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
+    assert [one.id for one in parse(text)] == ["Vulkan0"]
+
+
 def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

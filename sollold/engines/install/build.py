@@ -90,6 +90,8 @@ class Build:
         """
         cmake, ninja = generator() or self._wheels()
         target = self._work / f"build-{backend.name}"
+        # Vulkan's shaders have a project of their own within, which looks for Ninja by itself.
+        path = {"PATH": f"{Path(ninja).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
         self._tell("configuring", 0.06, f"configuring llama.cpp for {backend.name}")
         self._steps.run(
             f"configuring llama.cpp for {backend.name}",
@@ -97,6 +99,7 @@ class Build:
                 *(cmake, "-S", str(source), "-B", str(target), "-G", "Ninja"),
                 *(f"-DCMAKE_MAKE_PROGRAM={ninja}", *_OPTIONS, *backend.options),
             ],
+            env=path,
         )
 
         def line(text: str) -> None:
@@ -111,7 +114,7 @@ class Build:
         self._steps.run(
             f"building llama.cpp for {backend.name}",
             [ninja, "-C", str(target), "-j", str(self._jobs), *TARGETS],
-            env={"NINJA_STATUS": "[%f/%t] "},
+            env={**path, "NINJA_STATUS": "[%f/%t] "},
             on_line=line,
         )
         folder = self._work / f"out-{backend.name}" / "bin"

@@ -17,7 +17,8 @@ from sollold.machine.child_guard import guarded
 
 _KEPT = 400
 _FAULT = re.compile(
-    r"\berror\b[:!]|\bError\b at |fatal error|^ERROR|^fatal:|undefined reference|No space left|Killed"
+    r"\berror\b[:!]|\bError\b at |CMake Error|fatal error|^ERROR|^fatal:|undefined reference|"
+    r"No space left|Killed"
 )
 
 
@@ -117,7 +118,10 @@ class Steps:
         return "\n".join(lines)
 
     def _story(self, what: str, code: int, lines: Sequence[str]) -> str:
-        telling = next((line for line in lines if _FAULT.search(line)), "")
+        rest = iter(lines)
+        telling = next((line for line in rest if _FAULT.search(line)), "")
+        if telling.endswith("(message):"):  # CMake says where, and what on a line of its own
+            telling = next((line for line in rest if line.strip()), telling)
         if not telling:
             telling = next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
         return f"{what} failed: {telling.strip()[:300]} (full log: {self._where})"

@@ -24,7 +24,7 @@ from typing import BinaryIO
 from sollold.engines.install.build import NEEDED_BYTES, TAG, Build
 from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
 from sollold.engines.install.find import PACKAGED, Llama, LlamaUnusable, find, look_at
-from sollold.engines.install.toolchain import CPU, PORTABLE, Backend, backends, missing, portable
+from sollold.engines.install.toolchain import CPU, PORTABLE, Backend, backends, for_gpu, missing, portable
 from sollold.facts import dataclass
 from sollold.settings.schema import GIB, LlamaSettings
 
@@ -152,14 +152,28 @@ class Setup:
         log.info("llama.cpp %s: %s", found.build, found.server)
         return found
 
-    def run_portable(self) -> Llama:
-        """What a package carries: built for any processor of this kind, and not used on this machine.
+    def run_portable(self, gpu: str = "", architectures: str = "") -> Llama:
+        """What a package or an image carries: built for any processor of this kind, not used on this machine.
+
+        Args:
+            gpu: the name of a backend to be built as well.
+            architectures: of that GPU; empty: the usual ones.
 
         Raises:
             SetupFailed: it can't be built.
             Cancelled: `cancel` was called.
         """
-        found = self._find_portable() or self._build_once(lambda: [portable()], self._find_portable)
+        backend = portable()
+        if gpu:
+            toolkit = for_gpu(gpu)
+            if toolkit is None:
+                raise SetupFailed(f"llama.cpp can't be built for {gpu}: its toolkit isn't installed here")
+            backend = portable(toolkit, architectures)
+
+        def there() -> Llama | None:
+            return self._find_portable(backend)
+
+        found = there() or self._build_once(lambda: [backend], there)
         self._tell("ready", 1.0, "ready")
         return found
 
@@ -169,12 +183,12 @@ class Setup:
         """
         if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
             return None
-        best = backends()[0]
+        best = next((one for one in backends() if not _failure(self._folder, one).exists()), None)
         folder = found.server.parent
         ours = folder == PACKAGED or folder.parent.parent == self._folder
         old = folder.parent.parent == self._folder and not folder.parent.name.startswith(f"{TAG}-")
         alone = folder == PACKAGED or folder.parent.name.endswith(f"-{CPU.name}")
-        if not ours or _failure(self._folder, best).exists():
+        if not ours or best is None:
             return None
         if best is CPU:
             # Without its toolkit a GPU is better served by the old one.
@@ -197,8 +211,8 @@ class Setup:
             log.warning("%s; %s is used", error, found.server)
             return found
 
-    def _find_portable(self) -> Llama | None:
-        programs = _place(self._folder, Backend(PORTABLE)) / "bin"
+    def _find_portable(self, backend: Backend) -> Llama | None:
+        programs = _place(self._folder, backend) / "bin"
         try:
             return look_at(programs / "llama-server", programs / "ggml-rpc-server")
         except LlamaUnusable:
@@ -265,7 +279,7 @@ class Setup:
                     _failure(self._folder, backend).write_text(f"{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
-                log.warning("%s; building for the CPU only", error)
+                log.warning("%s; the next that can be built is taken", error)
         raise AssertionError("unreachable: something is always wanted")
 
     def _put(self, made: Path, backend: Backend) -> Llama:
@@ -315,4 +329,5 @@ def _failure(folder: Path, backend: Backend) -> Path:
 
 def _place(folder: Path, backend: Backend) -> Path:
     """Where a build goes. What is made to be packed has a name that `find` passes over."""
-    return folder / (f"{backend.name}-{TAG}" if backend.name == PORTABLE else f"{TAG}-{backend.name}")
+    packed = backend.name.startswith(PORTABLE)
+    return folder / (f"{backend.name}-{TAG}" if packed else f"{TAG}-{backend.name}")

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from sollold.facts import dataclass
@@ -26,29 +27,31 @@ class Backend:
 
 CPU = Backend("cpu")
 PORTABLE = "portable"
-"""The name of what `portable` gives."""
+"""How the name of what `portable` gives begins."""
+_HIP_ARCHITECTURES = "gfx803;gfx900;gfx906;gfx908;gfx90a;gfx1010;gfx1030;gfx1100;gfx1101;gfx1102"
+"""Those of Debian's rocBLAS. Without a GPU at hand neither CMake nor llama.cpp chooses any."""
 _VARIANTS_NEED_GCC = 14
 """The first that knows all instruction sets of 64-bit ARM for which llama.cpp has a variant."""
 
 
 def backends() -> list[Backend]:
     """The backends that can be built here, the best first; the processor alone is always the last."""
-    found = []
-    if nvcc := _program("nvcc", "/usr/local/cuda/bin/nvcc", variable="CUDACXX"):
-        found.append(Backend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}")))
-    elif _program("hipcc", "/opt/rocm/bin/hipcc"):
-        found.append(Backend("hip", ("-DGGML_HIP=ON",)))
-    elif sys.platform == "darwin":
-        found.append(Backend("metal", ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON")))
-    elif _program("glslc") and (os.environ.get("VULKAN_SDK") or any(map(Path.is_file, _VULKAN_HEADERS))):
-        found.append(Backend("vulkan", ("-DGGML_VULKAN=ON",)))
-    return [*found, CPU]
+    return [*_gpus(), CPU]
 
 
-def portable() -> Backend:
-    """The processor alone, but any of its kind: a library for each instruction set, chosen at run time.
+def for_gpu(name: str) -> Backend | None:
+    """The backend of this name; None when its toolkit isn't here."""
+    return next((one for one in _gpus() if one.name == name), None)
+
+
+def portable(gpu: Backend | None = None, architectures: str = "") -> Backend:
+    """Any processor of this kind: a library for each instruction set, chosen at run time.
 
     An older compiler on ARM can't make all of those: then one for the plainest instruction set.
+
+    Args:
+        gpu: built as well, as a library that is left aside where its driver is missing.
+        architectures: of that GPU, as CMake lists them (``86;89``); empty: all the usual ones.
     """
     options = ["-DGGML_NATIVE=OFF", "-DBUILD_SHARED_LIBS=ON", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
     options.append("-DCMAKE_BUILD_RPATH=$ORIGIN")
@@ -56,7 +59,23 @@ def portable() -> Backend:
         options.append("-DGGML_CPU_ARM_ARCH=armv8-a")
     else:
         options += ["-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"]
-    return Backend(PORTABLE, tuple(options))
+    if gpu is None:
+        return Backend(PORTABLE, tuple(options))
+    if chosen := architectures or {"hip": _HIP_ARCHITECTURES}.get(gpu.name, ""):
+        options.append(f"-DCMAKE_{gpu.name.upper()}_ARCHITECTURES={chosen}")
+    return Backend(f"{PORTABLE}-{gpu.name}", (*options, *gpu.options))
+
+
+def _gpus() -> Iterator[Backend]:
+    """Those whose toolkit is here, the best first."""
+    if nvcc := _program("nvcc", "/usr/local/cuda/bin/nvcc", variable="CUDACXX"):
+        yield Backend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"))
+    if _program("hipcc", "/opt/rocm/bin/hipcc"):
+        yield Backend("hip", ("-DGGML_HIP=ON",))
+    if sys.platform == "darwin":
+        yield Backend("metal", ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"))
+    if _program("glslc") and (os.environ.get("VULKAN_SDK") or any(map(Path.is_file, _VULKAN_HEADERS))):
+        yield Backend("vulkan", ("-DGGML_VULKAN=ON",))
 
 
 def _gcc() -> int:
