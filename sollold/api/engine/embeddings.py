@@ -17,7 +17,7 @@ from sollold.api.http.response import ask_whole
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.models.model import Model
-from sollold.serving.request import Ask, Call, Engine, Routing, Service
+from sollold.serving.request import Ask, Call, Engine, Routing, Service, longest_input
 
 _PIECE = 256
 """Texts that an engine is asked for at a time."""
@@ -80,7 +80,14 @@ class Embedder:
         llama = _call(model, texts, normalize=normalize)
         calls = calls_for(model, llama=lambda: llama, ollama=native, what="embedding")
         service = TruncatingService(self._service) if truncate else self._service
-        raw, routing = await ask_whole(service, replace(ask, calls=calls))
+        try:
+            raw, routing = await ask_whole(service, replace(ask, calls=calls))
+        except Refusal as refusal:
+            if truncate or (limit := longest_input(refusal.message)) is None:
+                raise
+            # llama-server's words advise a setting that nobody here has; clients know Ollama's.
+            said = f"the input length exceeds the context length: context size ({limit} tokens)"
+            raise Refusal(refusal.fault, said, status=refusal.status) from None
         if routing.engine is Engine.OLLAMA:
             try:
                 return Embedded([], 0, routing, msgspec.json.decode(raw, type=dict[str, Any]))
