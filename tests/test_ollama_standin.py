@@ -132,7 +132,8 @@ async def test_the_context_is_exactly_what_was_asked(standin: Standin) -> None:
     status, less = await prompt("base:7b", options={"num_ctx": 9})
     assert status == 200 and less["prompt_eval_count"] < whole["prompt_eval_count"]
     status, refused = await prompt("base:7b", options={"num_ctx": 9}, truncate=False)
-    assert status == 400 and "exceeds the context length" in refused["error"]
+    assert status == 400
+    assert "exceeds the available context size (9 tokens)" in json.loads(refused["error"])["error"]["message"]
     standin.models["base:7b"].params = {"num_ctx": 9}
     assert (await prompt("base:7b"))[1]["prompt_eval_count"] == less["prompt_eval_count"]
     _, v1 = await prompt("base:7b", "/v1/chat/completions")
@@ -158,3 +159,42 @@ async def test_the_context_is_exactly_what_was_asked(standin: Standin) -> None:
 async def test_types_are_go_s(standin: Standin, more: dict[str, Any], status: int, why: str) -> None:
     answered, text, _ = await asked(standin, "/api/chat", {"model": "base:7b", **CHAT, **more})
     assert answered == status and (not why or why in said(text))
+
+
+PROPERTIES = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+def tool(**parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "get", **parameters}}
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "status", "why"),
+    [
+        ("/api/chat", {"tools": [tool()]}, 400, "properties must be an object"),
+        ("/api/chat", {"tools": [tool(parameters={"type": "object"})]}, 400, "properties must be an object"),
+        ("/api/chat", {"tools": [tool(parameters=PROPERTIES)]}, 200, ""),
+        ("/api/chat", {"think": "huge"}, 400, 'invalid think value: "huge" (must be "high", "medium"'),
+        ("/api/chat", {"format": "yaml"}, 500, 'invalid format: "\\"yaml\\""; expected "json"'),
+        ("/api/chat", {"logprobs": True, "top_logprobs": 21}, 400, "between 0 and 20"),
+        ("/api/generate", {"prompt": "a", "raw": True, "system": "s"}, 400, "raw mode does not support"),
+        ("/api/generate", {"prompt": "a", "images": ["%%"]}, 400, "illegal base64 data at input byte 0"),
+        ("/api/generate", {"prompt": "a", "images": ["aGk="]}, 400, "does not support multimodal requests"),
+        ("/v1/chat/completions", {"messages": []}, 400, "[] is too short"),
+        ("/v1/chat/completions", {"tools": [tool()]}, 400, "properties must be an object"),
+        ("/v1/completions", {"prompt": ["a", "b"]}, 400, "cannot unmarshal array"),
+    ],
+)
+async def test_what_it_refuses(
+    standin: Standin, path: str, more: dict[str, Any], status: int, why: str
+) -> None:
+    got, text, _ = await asked(standin, path, {"model": "base:7b", **CHAT, **more})
+    assert got == status, text
+    if why:
+        error = said(text)
+        assert why in (error if isinstance(error, str) else error["message"])
+
+
+@pytest.mark.parametrize("texts", [5, [5], ["a", ""]])
+async def test_what_it_does_not_embed(standin: Standin, texts: Any) -> None:
+    assert (await asked(standin, "/api/embed", {"model": "emb", "input": texts}))[0] == 400

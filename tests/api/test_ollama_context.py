@@ -31,7 +31,8 @@ async def test_less_than_the_prompt_needs_is_refused_where_nothing_may_be_left_o
     body = {"model": "demo", "stream": False, "options": {"num_ctx": 16}, **asked}
     for _ in range(3):
         status, answer, _ = await post(http, at_ollama + path, {**body, "truncate": False})
-        assert status == 400 and "context length" in answer["error"]
+        assert status == 400 and "exceeds the available context size" in answer["error"]
+        assert not answer["error"].startswith("{"), "the engine's JSON within"
     # It was no fault of the Ollama, which answers what fits.
     status, _, _ = await post(http, at_ollama + path, {**body, "options": {"num_ctx": 512, "num_predict": 3}})
     assert status == 200

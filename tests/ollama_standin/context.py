@@ -7,6 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
+from tests.ollama_standin.refusals import engines_words
+
 USUAL = 4096
 
 
@@ -41,7 +43,12 @@ def fitted(body: dict[str, Any], context: int) -> dict[str, Any]:
     if _words(body) <= context:
         return body
     if body.get("truncate") is False:
-        error = json.dumps({"error": "the input length exceeds the context length"})
+        said = (
+            f"request ({_words(body)} tokens) exceeds the available context size ({context} tokens), "
+            "try increasing it"
+        )
+        counts = {"n_prompt_tokens": _words(body), "n_ctx": context}
+        error = json.dumps({"error": engines_words(said, "exceed_context_size_error", **counts)})
         raise web.HTTPBadRequest(text=error, content_type="application/json")
     if "messages" not in body:
         words = str(body.get("prompt") or "").split()

@@ -16,7 +16,7 @@ from typing import Any
 
 from aiohttp import web
 
-from tests.ollama_standin import context, engine, records
+from tests.ollama_standin import context, engine, records, refusals
 from tests.ollama_standin.engine import EngineError, Piece, at_length_one
 from tests.ollama_standin.newer import Form, Messages, Responses
 
@@ -372,21 +372,18 @@ class Standin:
         if empty and keep == 0:
             self.loaded.pop(model.weights, None)
             return web.json_response(records.final(model.name, chat, "unload"))
+        if refused := refusals.of_inference(body, sees="vision" in model.capabilities):
+            raise _refused(*refused)
         if body.get("think") and "thinking" not in model.capabilities:
             raise _refused(400, f'"{body["model"]}" does not support thinking')
         if body.get("tools") and "tools" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools")
         if body.get("suffix") and "insert" not in model.capabilities:
             raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support insert")
-        if "vision" not in model.capabilities and any(one.get("images") for one in body.get("messages", ())):
-            raise _refused(400, "this model is missing data required for image input")
         if wrong := context.wrong_option(body.get("options") or {}):
             raise _refused(500, wrong)
         if _texts_for_arguments(body):
             raise _refused(400, "json: cannot unmarshal string into Go struct field .arguments")
-        pictures = [image for one in (body, *body.get("messages", ())) for image in one.get("images") or ()]
-        if any(image.startswith("data:") for image in pictures):
-            raise _refused(400, "illegal base64 data at input byte 4")
         begun = time.monotonic_ns()
         loaded = await self._load(model, context.asked(model.params, body))
         load_ns = time.monotonic_ns() - begun
@@ -452,7 +449,15 @@ class Standin:
         loaded = await self._load(model, context.asked(model.params, {}))
         chat = "chat" in request.path
         effort = body.get("reasoning_effort")
-        if effort is not None and effort not in ("high", "medium", "low", "max", "none"):
+        if chat and not body.get("messages"):
+            raise _refused(400, "[] is too short - 'messages'", v1=True)
+        if not chat and not isinstance(body.get("prompt") or "", str):
+            raise _refused(400, "json: cannot unmarshal array into Go struct field .prompt", v1=True)
+        if body.get("tools") and "tools" not in model.capabilities:
+            raise _refused(400, f"registry.ollama.ai/library/{model.name} does not support tools", v1=True)
+        if refused := refusals.of_tools(body.get("tools")):
+            raise _refused(*refused, v1=True)
+        if effort is not None and effort not in refusals.EFFORTS:
             raise _refused(400, f'invalid reasoning value: "{effort}"', v1=True)
         if effort not in (None, "none") and "thinking" not in model.capabilities:
             raise _refused(400, f'"{body["model"]}" does not support thinking', v1=True)
@@ -545,7 +550,11 @@ class Standin:
         self.requests.append(("/v1/embeddings", body))
         model = self._known(body, v1=True)
         await self._load(model, 4096)
-        given = body["input"]
+        given = body.get("input")
+        if not given and given != "":
+            raise _refused(400, "invalid input", v1=True)
+        if refused := refusals.of_embedding([given] if isinstance(given, str) else given):
+            raise _refused(*refused, v1=True)
         texts = [given] if isinstance(given, str) else given
         vectors = [at_length_one(one, body.get("dimensions")) for one in await self._vectors(model, texts)]
         data = [
@@ -559,6 +568,8 @@ class Standin:
         self.requests.append(("/api/embed", body))
         model = self._known(body, pulling=True)
         loaded = await self._load(model, 4096)
+        if refused := refusals.of_embedding(body.get("input")):
+            raise _refused(*refused)
         texts = body.get("input") or []
         texts = [texts] if isinstance(texts, str) else texts
         async with self._working(loaded, _seconds(body.get("keep_alive"))):
@@ -701,7 +712,8 @@ def _check_name(name: object) -> None:
 
 
 def _refused(status: int, message: str, *, v1: bool = False) -> web.HTTPException:
-    error: Any = {"message": message, "type": "api_error"} if v1 else message
+    kind = "invalid_request_error" if status == 400 else "api_error"
+    error: Any = {"message": message, "type": kind, "param": None, "code": None} if v1 else message
     kinds = {400: web.HTTPBadRequest, 404: web.HTTPNotFound}
     return kinds.get(status, web.HTTPInternalServerError)(
         text=json.dumps({"error": error}), content_type="application/json"

@@ -1,0 +1,78 @@
+"""What a real Ollama refuses of a body, in its own words: status and text, or None. Pure.
+
+Seen on one that runs a llama-server. What that says comes as JSON within the text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+_THINK = ("high", "medium", "low", "max")
+EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "ultra", "max", "none")
+"""What ``reasoning_effort`` may be."""
+Wrong = tuple[int, str] | None
+
+
+def engines_words(message: str, kind: str = "invalid_request_error", **more: Any) -> str:
+    """What its llama-server answers."""
+    error = {"code": 400, "message": message, "type": kind, **more}
+    return json.dumps({"error": error}, separators=(",", ":"))
+
+
+def of_inference(body: dict[str, Any], *, sees: bool) -> Wrong:
+    """Of a chat or a prompt. ``sees``: the model takes pictures."""
+    think, format_, rivals = body.get("think"), body.get("format"), body.get("top_logprobs") or 0
+    if isinstance(think, str) and think not in _THINK:
+        known = ", ".join(f'"{level}"' for level in _THINK)
+        return 400, f'invalid think value: "{think}" (must be {known}, true, or false)'
+    if not 0 <= rivals <= 20:
+        return 400, "top_logprobs must be between 0 and 20"
+    if body.get("raw") and (body.get("template") or body.get("system") or body.get("context")):
+        return 400, "raw mode does not support template, system, or context"
+    if format_ not in (None, "", "json") and not isinstance(format_, dict):
+        named = json.dumps(json.dumps(format_))
+        return 500, f'invalid format: {named}; expected "json" or a valid JSON Schema object'
+    return of_pictures(body, sees=sees) or of_tools(body.get("tools"))
+
+
+def of_pictures(body: dict[str, Any], *, sees: bool) -> Wrong:
+    """Of ``images``, of the body and its messages."""
+    for one in (body, *(body.get("messages") or ())):
+        for image in one.get("images") or ():
+            try:
+                base64.b64decode(image, validate=True)
+            except (binascii.Error, ValueError):
+                return 400, f"illegal base64 data at input byte {_first_wrong(image)}"
+            if not sees:
+                said = "Multimodal data provided, but model does not support multimodal requests."
+                return 400, engines_words(said)
+    return None
+
+
+def _first_wrong(text: str) -> int:
+    fine = (at for at, letter in enumerate(text) if not (letter.isalnum() or letter in "+/="))
+    return next(fine, len(text))
+
+
+def of_tools(tools: Any) -> Wrong:
+    """Of tools: what is not named becomes null on its way to the engine, which wants properties."""
+    for tool in tools or ():
+        parameters = tool["function"].get("parameters") or {}
+        if not isinstance(parameters.get("properties"), dict):
+            said = "JSON schema error at #: properties must be an object"
+            reason = "Unable to generate parser for this template. Automatic parser generation failed"
+            return 400, engines_words(f"{reason}: {said}")
+    return None
+
+
+def of_embedding(texts: Any) -> Wrong:
+    """Of ``input``."""
+    several = texts if isinstance(texts, list) else [texts]
+    if texts is not None and not all(isinstance(text, str) for text in several):
+        return 400, "invalid input type"
+    if isinstance(texts, list) and "" in texts:
+        return 400, "input exceeds maximum context length and cannot be truncated further"
+    return None
