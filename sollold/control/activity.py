@@ -37,9 +37,10 @@ class Histogram:
 
     def add(self, counts: Sequence[int], total: float) -> None:
         """Count values that were counted elsewhere with the same bounds."""
-        for place, count in enumerate(counts):
-            self.counts[place] += count
-        self.sum += total
+        if any(counts):
+            for place, count in enumerate(counts):
+                self.counts[place] += count
+            self.sum += total
 
     def cumulative(self) -> list[tuple[str, int]]:
         """(upper bound, how many values are not above it), the last ``+Inf``: as Prometheus has it."""

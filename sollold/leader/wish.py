@@ -33,6 +33,8 @@ class PlacementWish:
 
     def over(self, settings: PlacementSettings) -> PlacementSettings:
         """The settings for this request."""
+        if self is NO_WISH:
+            return settings
         changes = {
             "max_workers": self.workers,
             "enable_distributed": self.distributed,
@@ -48,7 +50,7 @@ class PlacementWish:
 
         ``sharded``: by the wish a model of this size must be spread.
         """
-        if self == NO_WISH:
+        if self is NO_WISH or self == NO_WISH:
             return ""
         spread = endpoint.backend is Backend.SHARDED
         external = {external_address(placed.device) for placed in endpoint.placed} - {""}

@@ -141,7 +141,8 @@ class Dispatcher:
         records = self._context.view.live()
         if search.ready is not None:
             records = with_ready(records, search.ready)
-        ranked = self._context.router.rank(records, search.query, now, frozenset(search.tried))
+        tried, explain = frozenset(search.tried), self._ask.explain
+        ranked = self._context.router.rank(records, search.query, now, tried, score_sole=explain)
         preferred, search.preferred = search.preferred, ("", "")
         for choice in ranked:
             if choice.candidate.key == preferred:

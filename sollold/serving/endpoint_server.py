@@ -185,14 +185,13 @@ class EndpointServer:
             message = "the requests queued on this node already hold too much memory; try again later"
             raise StreamError(ErrorKind.FULL, message, _FULL_RETRY)
         state = self._state(endpoint)
-        facts = {"gen_ai.request.model": endpoint.model, "sollold.endpoint": endpoint.id}
-        facts |= {"sollold.request": request.id, "url.path": request.path}
-        traced = tracing.begin("engine", facts, request.trace)
+        traced = self._traced(request, endpoint) if tracing.on() else None
 
         def ended(stream: LocalStream) -> None:
-            if stream.head is not None:
-                traced.set({"sollold.queue_ms": stream.head.queue_ms})
-            traced.end(stream.failure)
+            if traced is not None:
+                if stream.head is not None:
+                    traced.set({"sollold.queue_ms": stream.head.queue_ms})
+                traced.end(stream.failure)
             state.streams.discard(stream)
             self._bodies.release(size)
 
@@ -212,6 +211,11 @@ class EndpointServer:
         state.streams.add(stream)
         self._work.set()
         return stream
+
+    def _traced(self, request: EngineRequest, endpoint: Endpoint) -> tracing.Traced:
+        facts = {"gen_ai.request.model": endpoint.model, "sollold.endpoint": endpoint.id}
+        facts |= {"sollold.request": request.id, "url.path": request.path}
+        return tracing.begin("engine", facts, request.trace)
 
     def has_slot(self, endpoint: str) -> bool:
         """Whether a request that comes to it now would not have to wait."""

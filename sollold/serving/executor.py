@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend
-from sollold.cluster.net.pour import Receiver, pulled
+from sollold.cluster.net.pour import Pour, Receiver, pulled
 from sollold.errors import Fault, Refusal
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.dispatch import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Dispatcher
@@ -105,9 +105,8 @@ class RequestExecutor:
             self._deadline = self._loop.call_later(max(0.0, left), self._expire)
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
             self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
-        if self._ask.stream:
-            return Answer(self._routing, self._batches(), self.close, self._pour, self.over)
-        return Answer(self._routing, self._whole(), self.close, over=self.over)
+        pour = self._pour if self._ask.stream else self._pour_whole
+        return Answer(self._routing, self._batches(pour), self.close, pour, self.over)
 
     async def _take_over(self, delivered: Delivered) -> Attempt | None:
         """An engine for the rest of an answer that another node began; None when only its end is lacking.
@@ -245,36 +244,35 @@ class RequestExecutor:
 
     # Giving the answer.
 
-    async def _whole(self) -> AsyncIterator[list[bytes]]:
-        """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""
+    async def _batches(self, pour: Pour[list[bytes]]) -> AsyncIterator[list[bytes]]:
+        """What ``pour`` gives, for whoever fetches it."""
         try:
-            attempt = self._attempt
-            while attempt is not None:
-                try:
-                    body = await whole(attempt.stream)
-                    self._first_event()
-                except StreamError as error:
-                    attempt = await self._recover(error, attempt)
-                    continue
-                rename = callers_name(attempt.candidate, attempt.call)
-                if self._cut is not None:
-                    self._cut.look([body])
-                yield [rename(body) if rename else body]
-                await self._done(attempt)
-                return
-        finally:
-            await self.close()
-
-    async def _batches(self) -> AsyncIterator[list[bytes]]:
-        """A streamed request: the engine's events, over all faults."""
-        try:
-            async for events in pulled(self._pour):
+            async for events in pulled(pour):
                 yield events
         finally:
             await self.close()
 
+    async def _pour_whole(self, receive: Receiver[list[bytes]]) -> bool:
+        """A request that is not streamed: one event. Nothing was delivered, so a fault repeats it."""
+        attempt = self._attempt
+        while attempt is not None:
+            try:
+                body = await whole(attempt.stream)
+                self._first_event()
+            except StreamError as error:
+                attempt = await self._recover(error, attempt)
+                continue
+            rename = callers_name(attempt.candidate, attempt.call)
+            if self._cut is not None:
+                self._cut.look([body])
+            await self._done(attempt)
+            receive([rename(body) if rename else body])
+            break
+        await self.close()
+        return True
+
     async def _pour(self, receive: Receiver[list[bytes]]) -> bool:
-        """The same, as `sollold.cluster.net.pour` says."""
+        """A streamed request: the engine's events, over all faults, as `sollold.cluster.net.pour` says."""
         while self._attempt is not None:
             if self._continuation is None:
                 self._continuation = continuation_for(self._attempt.candidate.engine, self._attempt.call)

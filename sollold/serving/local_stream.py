@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from math import isfinite
 from typing import Protocol
@@ -120,9 +120,9 @@ class LocalStream:
         self._queue = queue
         self._engines = engines
         self._client = client
-        self._in_use = ExitStack()
-        """While it is open the engine is not idle."""
-        self._connecting: asyncio.Task[HttpConnection] | None = None
+        self._in_use: AbstractContextManager[None] | None = None
+        """While inside, the engine is not idle."""
+        self._connecting: asyncio.Timeout | None = None
         self._connection: HttpConnection | None = None
         self._before = self._last = b""
         """The last two pieces of the body."""
@@ -158,7 +158,9 @@ class LocalStream:
         """Returns the seconds that it took."""
         request, came = self.request, self._loop.time()
         try:
-            self._in_use.enter_context(self._engines.busy(request.endpoint, request.keep_alive))
+            in_use = self._engines.busy(request.endpoint, request.keep_alive)
+            in_use.__enter__()
+            self._in_use = in_use
             if not request.bypass_queue:
                 await self._queue.enter(
                     request.id, request.priority, request.client, request.age, on_position
@@ -206,14 +208,18 @@ class LocalStream:
             raise await self._broken(f"the engine does not answer: {error}", taken, taken) from None
 
     async def _connected(self, url: str) -> HttpConnection:
-        # A task, so that `abort` can end it alone.
-        self._connecting = asyncio.ensure_future(self._client.connect(url))
+        """A new connection.
+
+        Raises:
+            StreamError: it was broken off meanwhile.
+            OSError: there is none.
+        """
         try:
-            return await self._connecting
-        except asyncio.CancelledError:
-            if self._error is not None and self._connecting.cancelled():
-                raise self._error from None
-            raise
+            # Without a limit of its own: `abort` sets one.
+            async with asyncio.timeout(None) as self._connecting:
+                return await self._client.connect(url)
+        except TimeoutError:
+            raise self._error or StreamError(ErrorKind.MOVED, "the request was called off") from None
         finally:
             self._connecting = None
 
@@ -267,7 +273,7 @@ class LocalStream:
             return
         self._ended = True
         if self._connecting is not None:
-            self._connecting.cancel()
+            self._connecting.reschedule(self._loop.time())
         if self._connection is not None:
             if self.request.stream:
                 # llama-server closes it behind a stream; what is sent on it until that is known is lost.
@@ -276,13 +282,15 @@ class LocalStream:
                 self._client.release(self._connection)
         self._on_end(self)
         self._queue.leave(self.request.id)
-        self._in_use.close()
+        in_use, self._in_use = self._in_use, None
+        if in_use is not None:
+            in_use.__exit__(None, None, None)
 
     def _hang_up(self) -> None:
         if self._connection is not None:
             self._connection.close()
         elif self._connecting is not None:
-            self._connecting.cancel()
+            self._connecting.reschedule(self._loop.time())
 
     async def _broken(self, message: str, taken: bool, suspect: bool) -> StreamError:
         """What was said from outside goes before what the connection says.

@@ -143,7 +143,8 @@ class Waiting:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way. Take it to its end by ``pour``, ``batches`` or ``events``, or call ``close``.
+    """An answer under way. Take it to its end by ``pour``, ``batches``, ``events`` or `whole`, or call
+    ``close``.
 
     ``batches`` gives the events, those that came together in one list, so that they can leave together.
     ``pour`` hands the same lists to a receiver in the moment in which they come. Each may raise `Refusal`
@@ -165,6 +166,18 @@ class Answer:
     def __post_init__(self, quickly: Pour[list[bytes]] | None) -> None:
         self.pour = pushed(self.batches) if quickly is None else quickly
         self.events = _one_by_one(self.batches)
+
+    async def whole(self) -> bytes:
+        """All events together: the body of an answer that is not streamed."""
+        parts: list[bytes] = []
+
+        def receive(batch: list[bytes]) -> bool:
+            parts.extend(batch)
+            return True
+
+        while not await self.pour(receive):
+            pass
+        return b"".join(parts)
 
 
 async def _one_by_one(batches: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:

@@ -96,12 +96,19 @@ class Router:
         query: EndpointQuery,
         now: float,
         without: frozenset[tuple[str, str]] = frozenset(),
+        *,
+        score_sole: bool = True,
     ) -> tuple[Choice, ...]:
-        """The candidates, the best first; ``without`` those just tried in vain."""
+        """The candidates, the best first; ``without`` those just tried in vain.
+
+        ``score_sole``: also one that has no rival is given its score, which somebody wants to see.
+        """
         others = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
         if not self._rules:
             ordered = sorted(others, key=lambda c: (self._last_sent(c.key), c.key))
             return tuple(Choice(c, 0.0) for c in ordered)
+        if len(others) == 1 and not score_sole:
+            return (Choice(others[0], 0.0),)
         choices = [self._score(candidate, query, others) for candidate in others]
         if len(choices) > 1:
             self._sort(choices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -29,11 +29,16 @@ class ForcedToolService:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        """As `Service.open`; it returns once the answer has begun."""
+    def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
+        """As `Service.open`; for a required call it returns once the answer has begun."""
         call = ask.calls.get(Engine.LLAMA)
+        if call is None or not _is_forced(ask, call.body):
+            return self.service.open(ask, on_wait)
+        return self._open_forced(ask, on_wait, call)
+
+    async def _open_forced(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
         answer = await self.service.open(ask, on_wait)
-        if call is None or not _is_forced(ask, call.body) or answer.routing.engine is not Engine.LLAMA:
+        if answer.routing.engine is not Engine.LLAMA:
             return answer
         part = "delta" if ask.stream or ask.gathered else "message"
         try:
@@ -91,9 +96,10 @@ def _begins_with_call(raw: bytes, part: str) -> bool | None:
 
 def _is_forced(ask: Ask, body: dict[str, Any]) -> bool:
     """A model that thinks must be free to do so first, and a beginning of the answer is no call."""
+    if body.get("tool_choice") != "required" or not body.get("tools"):
+        return False
     thinks = ask.resolved is not None and "thinking" in ask.resolved.model.capabilities
-    asked = body.get("tool_choice") == "required" and bool(body.get("tools"))
-    return asked and not thinks and "response_format" not in body and "continue_final_message" not in body
+    return not thinks and "response_format" not in body and "continue_final_message" not in body
 
 
 def _as_format(body: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ is asked again with the format and without calls.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +26,12 @@ class FormatBesideToolsService:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
-        """As `Service.open`; it returns once the answer has begun."""
+    def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
+        """As `Service.open`; where both are asked for it returns once the answer has begun."""
         both = [engine for engine, call in ask.calls.items() if _has_both(call.body)]
-        if not both:
-            return await self.service.open(ask, on_wait)
+        return self._open_free(ask, on_wait, both) if both else self.service.open(ask, on_wait)
+
+    async def _open_free(self, ask: Ask, on_wait: Callable[[Waiting], None], both: list[Engine]) -> Answer:
         free = replace(ask, calls={**ask.calls, **{one: _free(ask.calls[one]) for one in both}})
         formed = replace(ask, calls={**ask.calls, **{one: _formed(one, ask.calls[one]) for one in both}})
         if ask.delivered is not None and ask.delivered.content:
@@ -53,11 +54,13 @@ class FormatBesideToolsService:
 
 
 def _has_both(body: dict[str, Any]) -> bool:
+    if not body.get("tools"):
+        return False
     wanted = body.get("response_format")
     formed = isinstance(wanted, dict) and wanted.get("type") not in (None, "text")
     asked = formed or bool(body.get("json_schema")) or bool(body.get("format"))
     begun = "continue_final_message" in body
-    return asked and not begun and bool(body.get("tools")) and body.get("tool_choice") != "none"
+    return asked and not begun and body.get("tool_choice") != "none"
 
 
 def _free(call: Call) -> Call:

@@ -132,19 +132,24 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
     """
     messages = body.get("messages")
     for holder in (body, *(messages if isinstance(messages, list) else ())):
-        images = holder.get("images") if isinstance(holder, dict) else None
-        for image in images if isinstance(images, list) else ():
-            _check_image(image, media)
-    for message in messages if isinstance(messages, list) else ():
-        content = message.get("content") if isinstance(message, dict) else None
-        for part in content if isinstance(content, list) else ():
-            for url in _urls(part):
-                if not url[:5].lower() == "data:":
-                    raise _refused(
-                        "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
-                        f"got {url[:80]!r}"
-                    )
-                _check_image(url, media)
+        if not isinstance(holder, dict):
+            continue
+        if isinstance(images := holder.get("images"), list):
+            for image in images:
+                _check_image(image, media)
+        if holder is not body and isinstance(content := holder.get("content"), list):
+            _check_content(content, media)
+
+
+def _check_content(content: list[Any], media: Media) -> None:
+    for part in content:
+        for url in _urls(part):
+            if not url[:5].lower() == "data:":
+                raise _refused(
+                    "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
+                    f"got {url[:80]!r}"
+                )
+            _check_image(url, media)
 
 
 def _check_image(image: object, media: Media) -> None:

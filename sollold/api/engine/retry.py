@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -24,23 +24,32 @@ class RevisingService:
         Raises:
             Refusal: also when the request can't be changed any further.
         """
-        loop = asyncio.get_running_loop()
-        until = loop.time() + ask.deadline
-        first = ask
+        until = time.monotonic() + ask.deadline if ask.deadline > 0 else 0.0
+        try:
+            return await self.service.open(ask, on_wait)
+        except Refusal as first:
+            refusal = first
+        return await self._asked_again(ask, on_wait, refusal, until)
+
+    async def _asked_again(
+        self, first: Ask, on_wait: Callable[[Waiting], None], refusal: Refusal, until: float
+    ) -> Answer:
+        """The answer to ``first``, which was refused, in another form; ``until``: its deadline, 0: none."""
+        ask = first
         for attempt in range(self.tries + 1):
-            if ask.deadline > 0:
-                ask = replace(ask, deadline=max(0.001, until - loop.time()))
+            by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
+            revised = await self._revised(ask, refusal, attempt) if by_engine else None
+            if revised is None or attempt == self.tries:
+                raise self._final(refusal) from None
+            ask = replace(revised, deadline=max(0.001, until - time.monotonic())) if until else revised
             try:
                 answer = await self.service.open(ask, on_wait)
-                if ask.calls is not first.calls:
-                    answer.routing.warnings += self._warnings(first, ask)
-                return answer
-            except Refusal as refusal:
-                by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
-                revised = await self._revised(ask, refusal, attempt) if by_engine else None
-                if revised is None or attempt == self.tries:
-                    raise self._final(refusal) from None
-                ask = revised
+            except Refusal as another:
+                refusal = another
+                continue
+            if ask.calls is not first.calls:
+                answer.routing.warnings += self._warnings(first, ask)
+            return answer
         raise AssertionError("unreachable")
 
     async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:

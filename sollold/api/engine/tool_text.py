@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -20,11 +21,14 @@ class ToolTextService:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    async def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Answer:
+    def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
         """As `Service.open`."""
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not call.body.get("tools"):
-            return await self.service.open(ask, on_wait)
+            return self.service.open(ask, on_wait)
+        return self._open_with_tools(ask, on_wait, call)
+
+    async def _open_with_tools(self, ask: Ask, on_wait: Callable[[Waiting], None], call: Call) -> Answer:
         try:
             answer = await self.service.open(ask, on_wait)
         except Refusal as refusal:

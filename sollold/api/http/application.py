@@ -145,7 +145,7 @@ def build_app(
 def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def stamp(request: web.Request, response: web.StreamResponse) -> None:
         request[BEGUN] = response
-        if isinstance(response, web.Response) and isinstance(response.body, bytes | bytearray):
+        if isinstance(response, web.Response) and isinstance(response.body, (bytes, bytearray)):
             # Of every route, since any may have a large answer one day.
             response.body = sendable(response.body)
         if request.version < HttpVersion11 and response.content_length is None:

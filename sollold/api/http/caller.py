@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import secrets
 from typing import Any
 
 import msgspec
@@ -50,7 +50,7 @@ class Caller:
 def request_id(request: web.Request) -> str:
     """The id of a request: the caller's when it is valid, else a random one."""
     given = request.headers.get("X-Request-Id", "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(8)
+    return given if _ID.fullmatch(given) else os.urandom(8).hex()
 
 
 def caller_of(request: web.Request, field: object = None, timeout: object = None) -> Caller:
@@ -70,7 +70,7 @@ def caller_of(request: web.Request, field: object = None, timeout: object = None
         if deadline <= 0:
             raise Refusal(Fault.BAD_REQUEST, "invalid timeout: it must be more than 0 seconds")
     return Caller(
-        id=f"{request.get(ID) or request_id(request)}.{secrets.token_hex(3)}",
+        id=f"{request.get(ID) or request_id(request)}.{os.urandom(3).hex()}",
         client=client_of(request).identity,
         priority=priority_of(headers.get("X-Sollold-Priority"), field, headers.get("X-Sollold-Role")),
         deadline=deadline,

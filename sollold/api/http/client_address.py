@@ -7,15 +7,19 @@ import ipaddress
 from collections.abc import Sequence
 
 from aiohttp import web
+from multidict import istr
 
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-_FORWARDED = (
-    *("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"),
-    *("X-Forwarded-Port", "X-Forwarded-Server", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP"),
-    *("X-Cluster-Client-IP", "Tailscale-User-Login"),
+_FORWARDED = tuple(
+    istr(name)
+    for name in (
+        *("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"),
+        *("X-Forwarded-Port", "X-Forwarded-Server", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP"),
+        *("X-Cluster-Client-IP", "Tailscale-User-Login"),
+    )
 )
 """Headers of proxies and tunnels: who sends one asks for somebody else."""
 
@@ -54,7 +58,11 @@ def address_of(request: web.Request, proxies: Sequence[Network]) -> ClientAddres
     that is not configured is a stranger, also on this machine: it asks for people who are not.
     """
     remote = request.remote or ""
-    forwarded = any(name in request.headers for name in _FORWARDED)
+    forwarded, headers = False, request.headers
+    for name in _FORWARDED:
+        if name in headers:
+            forwarded = True
+            break
     if not remote:
         return ClientAddress("local", not forwarded)
     address = _plain(remote)

@@ -71,6 +71,12 @@ def dialect_of(path: str) -> Dialect:
     return Dialect.OLLAMA
 
 
+def _dialect(request: web.Request) -> Dialect:
+    """The dialect in whose format a request gets its errors."""
+    resource = request.match_info.route.resource
+    return dialect_of(usual_path(request.path) if resource is None else resource.canonical)
+
+
 @dataclass(frozen=True, slots=True)
 class Guard:
     """Errors in the dialect's format; no traceback leaves the node; who may not ask is refused."""
@@ -87,7 +93,7 @@ class Guard:
         @web.middleware
         async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             request[ID] = request_id(request)
-            dialect = dialect_of(usual_path(request.path))
+            dialect = _dialect(request)
             started = time.monotonic()
             status = _HUNG_UP
             try:

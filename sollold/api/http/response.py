@@ -8,17 +8,17 @@ in the stream. When the caller hangs up its handler is cancelled: it leaves the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect, is_final, refusal_bytes, retry_after, status_of
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.key_watch import LAST_WORDS_SECONDS, revoked
@@ -61,43 +61,6 @@ class ResponseContext:
     service: Service
     keepalive: KeepAlive
     inflight: InflightRequests
-
-
-class Encoder(Protocol):
-    """One answer in one dialect; a new one for each request. Its methods are called in order."""
-
-    dialect: Dialect
-    content_type: str
-    """Of the streamed answer."""
-
-    @property
-    def finished(self) -> bool:
-        """The answer is complete though the engine has not ended: no more events are read."""
-        ...
-
-    def begin(self, routing: Routing) -> bytes:
-        """Bytes before the first event; the engine is known now."""
-        ...
-
-    def event(self, raw: bytes) -> bytes:
-        """The bytes for one event of the engine; may be empty."""
-        ...
-
-    def end(self, routing: Routing) -> bytes:
-        """Bytes after the last event."""
-        ...
-
-    def fail(self, refusal: Refusal) -> bytes:
-        """An error in the stream, and whatever ends it."""
-        ...
-
-    def keep_alive(self, waiting: Waiting) -> bytes:
-        """Bytes that the dialect's clients ignore."""
-        ...
-
-    def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The body of an answer that is not streamed."""
-        ...
 
 
 async def close(answer: Answer) -> None:
@@ -158,6 +121,8 @@ class Reply:
         self._written = self._unread_since = time.monotonic()
         self._unread = (0, 0)
         """Bytes that the caller has not read, and events until then; since when they are the same."""
+        self._early: asyncio.Task[BodyWriter] | None = None
+        """Sends the headers before an engine answers."""
         self._timer: asyncio.TimerHandle | None = None
 
     def _on_wait(self, waiting: Waiting) -> None:
@@ -196,26 +161,38 @@ class Reply:
         return answer
 
     async def _streamed(self) -> web.StreamResponse:
-        opening = asyncio.ensure_future(self._open())
+        answer: Answer | BaseException | None = None
+        patience = asyncio.get_running_loop().call_later(self._keepalive.grace, self._begin_waiting)
         try:
-            await asyncio.wait((opening,), timeout=self._keepalive.grace)
-            if opening.done():
-                answer = opening.result()
-                headers = routing_headers(answer.routing)
+            try:
+                answer = await self._open()
+            except BaseException as problem:
+                if self._early is None:
+                    raise
+                # The headers are sent: it is told in the stream.
+                answer = problem
+            finally:
+                patience.cancel()
+            if self._early is not None:
+                writer = await self._early
             else:
-                headers = {"X-Sollold-Status": waiting_text(self._waiting)}
-            return await self._stream(opening, await self._prepare(headers))
+                assert isinstance(answer, Answer)
+                writer = await self._prepare(routing_headers(answer.routing))
+            return await self._stream(answer, writer)
         finally:
-            await self._abandon(opening)
+            if self._timer is not None:
+                self._timer.cancel()
+            if isinstance(answer, Answer):
+                await close(answer)
 
-    async def _abandon(self, opening: asyncio.Future[Answer]) -> None:
-        """Leave the queue, or end the generation; completes even when cancelled meanwhile."""
-        if not opening.done():
-            opening.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await opening
-        if opening.done() and not opening.cancelled() and opening.exception() is None:
-            await close(opening.result())
+    def _begin_waiting(self) -> None:
+        """The caller has waited for long: send the headers, and signs of life from now on."""
+        self._early = asyncio.ensure_future(self._prepare_waiting())
+
+    async def _prepare_waiting(self) -> BodyWriter:
+        writer = await self._prepare({"X-Sollold-Status": waiting_text(self._waiting)})
+        self._watch(writer)
+        return writer
 
     async def _prepare(self, headers: dict[str, str]) -> BodyWriter:
         response = self._response = StreamedResponse(
@@ -235,13 +212,16 @@ class Reply:
             self._written = time.monotonic()
         return self._writer is not None and self._writer.write(data)
 
-    async def _stream(self, opening: asyncio.Future[Answer], writer: BodyWriter) -> web.StreamResponse:
+    async def _stream(self, answer: Answer | BaseException, writer: BodyWriter) -> web.StreamResponse:
+        """Write the answer; or the problem, where there is none."""
         assert self._response is not None
-        self._watch(writer)
+        if self._timer is None:
+            self._watch(writer)
         encoder, live = self._encoder, self._live
         try:
             try:
-                answer = await asyncio.shield(opening) if not opening.done() else opening.result()
+                if isinstance(answer, BaseException):
+                    raise answer
                 self._answers(answer.routing)
                 if "X-Sollold-Backend" not in self._response.headers:
                     # The headers were sent before this was known.
@@ -275,9 +255,6 @@ class Reply:
         except ConnectionError:
             live.cancelled()
             log.debug("the caller hung up", extra={"request": self._ask.id})
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
         return self._response
 
     def _receiver(self, routing: Routing) -> Receiver[list[bytes]]:
@@ -354,7 +331,7 @@ class Reply:
                 await self._collect(answer, self._gather)
                 body = b""
             else:
-                body = b"".join([raw async for raw in answer.events])
+                body = await answer.whole()
                 self._live.event(body)
             if len(body) <= PIECE:
                 data = self._encoder.whole(body, answer.routing)
@@ -395,7 +372,7 @@ async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
     """
     answer = await service.open(ask, lambda _: None)
     try:
-        return b"".join([raw async for raw in answer.events]), answer.routing
+        return await answer.whole(), answer.routing
     finally:
         await close(answer)
 

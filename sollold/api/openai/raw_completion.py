@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.encoders import SseEncoder
-from sollold.api.http.response import Encoder
+from sollold.api.http.encoder import Encoder
 from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
 from sollold.errors import Fault, Refusal

@@ -130,12 +130,15 @@ def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model)
     return out
 
 
-_NOT_AT_OLLAMA = ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
+_NOT_AT_OLLAMA = dict.fromkeys(
+    ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
+)
 
 
 def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
     """What of a chat has no effect at an Ollama."""
-    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)]
+    found = body.keys() & _NOT_AT_OLLAMA.keys()
+    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)] if found else []
     lost += ["n"] if (ask.n or 1) > 1 else []
     mode, names = chosen_tools(ask.tool_choice)
     lost += ["tool_choice"] if mode == "required" or names is not None else []
@@ -156,7 +159,7 @@ def checked_chat(body: dict[str, Any], ask: ChatCompletion, model: Model) -> dic
         raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
     if ask.top_logprobs and not ask.logprobs:
         raise Refusal(Fault.BAD_REQUEST, "top_logprobs needs logprobs to be true")
-    if not ask.logprobs:
+    if not ask.logprobs and "top_logprobs" in body:
         body = {key: value for key, value in body.items() if key != "top_logprobs"}
     if "audio" in (ask.modalities or ()):
         raise Refusal(Fault.BAD_REQUEST, "modalities: audio output is not supported; only text is")
@@ -198,7 +201,8 @@ def _effort(out: dict[str, Any]) -> None:
 
 def with_functions(body: dict[str, Any], ask: ChatCompletion) -> dict[str, Any]:
     """``body`` with the older ``functions`` and ``function_call`` as tools."""
-    body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
+    if "functions" in body or "function_call" in body:
+        body = {key: value for key, value in body.items() if key not in ("functions", "function_call")}
     if not ask.functions:
         return body
     named = [{"type": "function", "function": function} for function in ask.functions]

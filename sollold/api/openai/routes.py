@@ -18,8 +18,9 @@ from sollold.api.engine.prepare import normalize_chat, prepare_chat, prepare_for
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
+from sollold.api.http.encoder import Encoder
 from sollold.api.http.errors import Dialect
-from sollold.api.http.response import Encoder, Reply, ResponseContext, json_response
+from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
@@ -153,10 +154,12 @@ class OpenAiRoutes:
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
         body = await read_object(request)
-        listed = await self._find_placed(request, body, as_type(body, ChatCompletion).model)
-        can_answer(listed.model, "chat")
-        body = input_as_chat(body, listed.model)
         chat = as_type(body, ChatCompletion)
+        listed = await self._find_placed(request, body, chat.model)
+        can_answer(listed.model, "chat")
+        as_chat = input_as_chat(body, listed.model)
+        if as_chat is not body:
+            body, chat = as_chat, as_type(as_chat, ChatCompletion)
         if chat.tools or chat.functions:
             need(listed.model, "tools", "tools")
         checked = checked_chat(body, chat, listed.model)

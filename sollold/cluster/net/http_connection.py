@@ -255,10 +255,13 @@ class KeptConnections:
         """Close those that nobody has used for a while."""
         oldest = asyncio.get_running_loop().time() - self._idle
         for kept in tuple(self._kept.values()):
-            for connection, since in tuple(kept.items()):
-                if since < oldest:
-                    self._forget(connection)
-                    connection.close()
+            while kept:
+                # They stand in the order in which they were used.
+                connection, since = next(iter(kept.items()))
+                if since >= oldest:
+                    break
+                self._forget(connection)
+                connection.close()
 
     def close(self, which: Callable[[Any], bool] = lambda _: True) -> None:
         """End all, or those whose key is ``which``."""
