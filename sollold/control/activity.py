@@ -160,9 +160,10 @@ class Activity:
         return stats
 
 
-_GENERATED = re.compile(rb'(?<!\\)"(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
-_PROMPT = re.compile(rb'(?<!\\)"(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
-_PROMPT_READ = re.compile(rb'(?<!\\)"(?:prompt_n|cache_n)":\s*(\d{1,9})')
+# Each begins with its quotation mark, and looks behind then: so the search leaps from mark to mark.
+_GENERATED = re.compile(rb'"(?<!\\")(?:predicted_n|completion_tokens|eval_count|output_tokens)":\s*(\d{1,9})')
+_PROMPT = re.compile(rb'"(?<!\\")(?:prompt_tokens|prompt_eval_count|input_tokens)":\s*(\d{1,9})')
+_PROMPT_READ = re.compile(rb'"(?<!\\")(?:prompt_n|cache_n)":\s*(\d{1,9})')
 _TAIL = 4096
 """Bytes at the end of an answer in which its account stands."""
 

@@ -62,5 +62,6 @@ class EventReader:
         else:
             # Nearly every token goes this way: nothing is read, nothing is copied.
             continuation.add_events(events)
-        self.delivered = self.delivered or bool(events)
+        if events:
+            self.delivered = True
         return events

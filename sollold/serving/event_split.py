@@ -30,6 +30,14 @@ class Events:
             data = self._rest + data
         if self._lines:
             return self._cut_lines(data)
+        if data.startswith(b"data: ") and data.find(b"\n\n") == len(data) - 2:
+            # One event alone, as nearly all come.
+            payload, self._rest = data[6:-2], b""
+            if payload == b"[DONE]":
+                self.done = True
+                return []
+            self._last = payload
+            return [payload]
         parts = data.split(b"\n\n")
         self._rest = parts.pop()
         events = []

@@ -238,12 +238,12 @@ class LocalStream:
                 # llama-server says every half minute that it is there, though its workers hang. Nobody
                 # needs to hear it: nodes and callers get signs of life of our own.
                 return True
-            progress.came(now())
             self._before, self._last = self._last, chunk
-            if not receive(chunk):
-                return False
-            progress.wanted(now())
-            return True
+            if receive(chunk):
+                progress.passed(now())
+                return True
+            progress.came(now())
+            return False
 
         if progress.began:
             progress.wanted(now())

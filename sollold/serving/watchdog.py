@@ -75,6 +75,12 @@ class Progress:
         self._since = now
         self._unread = False
 
+    def passed(self, now: float) -> None:
+        """Bytes came, and the caller took them at once and wants more."""
+        self._since = now
+        self._first = True
+        self._unread = False
+
     def unread(self, now: float) -> float:
         """Seconds for which the caller has not taken what came; 0.0 while the engine is waited for."""
         return now - self._since if self._unread else 0.0

@@ -52,6 +52,16 @@ def test_only_what_can_answer_is_a_candidate() -> None:
     assert router.rank([record("a", OLLAMA)], replace(wish, engines=frozenset((Engine.LLAMA,))), 0.0) == ()
 
 
+def test_a_sole_candidate_is_scored_only_for_who_wants_to_see_it() -> None:
+    router = Router("me")
+    (scored,) = router.rank([record("a", READY)], WISH, 0.0)
+    (sole,) = router.rank([record("a", READY)], WISH, 0.0, score_sole=False)
+    assert scored.score and scored.marks
+    assert sole.candidate == scored.candidate and not sole.marks
+    two = router.rank([record("a", READY), record("b", READY)], WISH, 0.0, score_sole=False)
+    assert all(one.marks for one in two), "of several the best is looked for"
+
+
 def test_content_goes_before_the_name() -> None:
     router = Router("me")
     wish = replace(WISH, digest="x" * 64)

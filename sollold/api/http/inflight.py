@@ -51,13 +51,13 @@ class InflightRequest:
     def event(self, raw: bytes) -> None:
         """The engine said something: about a token, or the whole answer."""
         now = time.monotonic()
-        self.events += 1
         self.activity.tokens += 1
-        if self.events == 1:
+        if self.events:
+            self.gaps[bisect_left(TOKEN_BUCKETS, now - self.last)] += 1
+        else:
             self.first = now
             self.activity.first(now - self.started)
-        else:
-            self.gaps[bisect_left(TOKEN_BUCKETS, now - self.last)] += 1
+        self.events += 1
         self.last = now
         self.tail = self.tail[1], raw
 

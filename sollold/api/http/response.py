@@ -260,7 +260,9 @@ class Reply:
     def _receiver(self, routing: Routing) -> Receiver[list[bytes]]:
         """What writes the events that came together; it wants no more when the answer is whole, or the caller
         does not read it."""
-        encoder, resumed = self._encoder, 0
+        encoder, live, resumed = self._encoder, self._live, 0
+        assert self._writer is not None
+        write = self._writer.write
 
         def receive(batch: list[bytes]) -> bool:
             nonlocal resumed
@@ -268,17 +270,20 @@ class Reply:
                 resumed = routing.resumed
                 self._answers(routing)
                 self._say_resumed(routing)
-            data = self._encode(batch)
-            return self._write(data) and not encoder.finished
+            if len(batch) == 1:
+                live.event(batch[0])
+                data = encoder.event(batch[0])
+            else:
+                data = self._encode(batch)
+            if data:
+                self._written = live.last
+            return write(data) and not encoder.finished
 
         return receive
 
     def _encode(self, batch: list[bytes]) -> bytes:
         """The bytes for events that came together, up to the one with which the answer is whole."""
         encoder, live = self._encoder, self._live
-        if len(batch) == 1:
-            live.event(batch[0])
-            return encoder.event(batch[0])
         parts = []
         for raw in batch:
             live.event(raw)

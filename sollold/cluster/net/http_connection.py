@@ -156,7 +156,8 @@ class HttpConnection(asyncio.Protocol):
             self.close()
             return
         begun = parser.status
-        self._heard = self._loop.time()
+        if self.silence:
+            self._heard = self._loop.time()
         try:
             body = parser.feed(data)
         except BadAnswer as error:
