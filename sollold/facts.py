@@ -2,14 +2,22 @@
 
 With Python 3.11 a frozen class with slots takes 16 KB and keeps the class without slots that it was made
 from; a daemon has some 270.
+
+That nobody changes a fact is checked by mypy, and by the tests, for which `GUARD` is set: in a daemon the
+check would cost each field of each fact ten times what setting it does, a twelfth of a short request.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, NoReturn
+
+GUARD = "GUARD_SOLLOLD_FACTS"
+"""The environment variable with which facts refuse to be changed."""
+_GUARDED = bool(os.environ.get(GUARD))
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -22,9 +30,10 @@ else:
 
 def _made(cls: type, frozen: bool, slots: bool) -> Any:
     own = {name for name, value in vars(cls).items() if value is not None}
-    made: Any = dataclasses.dataclass(frozen=frozen, slots=slots, repr=False, eq=False)(cls)
+    guarded = frozen and _GUARDED
+    made: Any = dataclasses.dataclass(frozen=guarded, slots=slots, repr=False, eq=False)(cls)
     for name, shared in _SHARED.items():
-        if name not in own and (frozen or shared is not _refuse):
+        if name not in own and (guarded or shared is not _refuse):
             # Those of `dataclasses` that refuse changes hold on to `cls`.
             setattr(made, name, shared)
     if not frozen and "__hash__" not in own:

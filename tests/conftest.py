@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Before anything of it is imported: facts refuse to be changed, here and in the daemons that tests start.
+os.environ["GUARD_SOLLOLD_FACTS"] = "1"
 
 from sollold.engines.install.find import Llama
 from sollold.models.model import Model

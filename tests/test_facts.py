@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import gc
+import os
 import pickle
+import subprocess
+import sys
 import weakref
 from dataclasses import FrozenInstanceError, field, fields, replace
 from typing import Any
@@ -13,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sollold.facts import dataclass
+from sollold.facts import GUARD, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,19 @@ def test_facts_stay_as_they_are() -> None:
     count = Count()
     count.number += 1
     assert count == Count(1) and not hasattr(count, "__dict__") and not hasattr(point, "__dict__")
+
+
+def test_a_daemon_does_not_pay_for_the_check() -> None:
+    """What is set is all that differs: facts are compared, hashed, shown and sent as here."""
+    code = (
+        "from tests.test_facts import *\n"
+        "for test in (test_facts_compare_by_their_fields_and_their_class, test_facts_show_their_fields,\n"
+        "             test_facts_can_be_copied_and_sent): test()\n"
+        "point = Point(1)\n"
+        "assert Point.__setattr__ is object.__setattr__ and hash(point) == hash(Point(1))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != GUARD}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
 
 
 def test_facts_show_their_fields() -> None:
