@@ -63,6 +63,10 @@ class PeerCaller:
             data, self._begun = self._begun + data, b""
         return self._writer.write(data)
 
+    def tell_position(self, position: int) -> None:
+        """Write which place in the queue the request has."""
+        self.send(packed(POSITION, position))
+
     def begin(self, head: ResponseHead) -> None:
         """Write that the engine answers, together with what is here of the body already."""
         self._begun = packed(BEGUN, head)
@@ -96,7 +100,8 @@ class PeerCaller:
         Raises:
             ConnectionError: the node has closed the connection.
         """
-        await self._writer.end(self._begun + last)
+        last, self._begun = self._begun + last, b""
+        await self._writer.end(last)
 
 
 class PeerRequestHandler:
@@ -150,7 +155,7 @@ class PeerRequestHandler:
         try:
             stream = self._begin(engine_request)
             try:
-                await self._open(stream, caller)
+                await stream.open(caller.tell_position)
                 assert stream.head is not None
                 caller.begin(stream.head)
                 while not await stream.pour(caller.pass_on):
@@ -167,33 +172,6 @@ class PeerRequestHandler:
         finally:
             self._callers.discard(caller)
         return response
-
-    async def _open(self, stream: LocalStream, caller: PeerCaller) -> None:
-        """Open ``stream`` while its caller hears of its position in the queue."""
-        news = asyncio.Event()
-        positions: list[int] = []
-
-        def on_position(position: int) -> None:
-            positions.append(position)
-            news.set()
-
-        opening = asyncio.ensure_future(stream.open(on_position))
-        try:
-            while not opening.done():
-                hearing = asyncio.ensure_future(news.wait())
-                try:
-                    await asyncio.wait((opening, hearing), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    hearing.cancel()
-                if positions and not opening.done():
-                    news.clear()
-                    caller.send(packed(POSITION, positions[-1]))
-                    positions.clear()
-        except BaseException:
-            opening.cancel()
-            await asyncio.gather(opening, return_exceptions=True)
-            raise
-        opening.result()
 
 
 async def _read_request(request: web.Request) -> EngineRequest:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -11,6 +12,8 @@ from aiohttp.test_utils import TestClient, TestServer
 from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.pieces import PIECE
 from sollold.serving.body_writer import BodyWriter, StreamedResponse
+from sollold.serving.peer_handler import PeerCaller
+from sollold.serving.protocol import BEGUN, DATA, END, ResponseHead, frame, packed
 from tests.doubles import until
 
 
@@ -101,6 +104,49 @@ async def test_headers_do_not_wait_for_what_comes_later_unless_held() -> None:
     assert alone.endswith(b"\r\n\r\n") and first == b"3\r\none\r\n"
     together, _ = await writes_of([b"one"], b"end", hold=True, later=True)
     assert together.endswith(b"\r\n\r\n3\r\none\r\n")
+
+
+class Sent:
+    """Stands in for a `BodyWriter`."""
+
+    gone = False
+    unsent = 0
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes) -> bool:
+        self.writes.append(data)
+        return True
+
+    async def end(self, last: bytes) -> None:
+        self.writes.append(last + b"<end>")
+
+
+BEGINNING = packed(BEGUN, ResponseHead(200, 0.0))
+
+
+async def frames_of(act: Callable[[PeerCaller], Awaitable[object]]) -> list[bytes]:
+    """What a caller's node is sent when an engine begins, and then ``act`` is done."""
+    sent, task = Sent(), asyncio.current_task()
+    assert task is not None
+    caller = PeerCaller("there", cast(BodyWriter, sent), task)
+    caller.begin(ResponseHead(200, 0.0))
+    await act(caller)
+    await asyncio.sleep(0.01)
+    return sent.writes
+
+
+async def test_the_word_that_an_engine_answers_leaves_with_what_it_says_and_only_once() -> None:
+    async def says(caller: PeerCaller) -> None:
+        caller.pass_on(b"one")
+        caller.pass_on(b"two")
+        await caller.end(frame(END))
+
+    said = [frame(DATA, b"one"), frame(DATA, b"two"), frame(END)]
+    assert await frames_of(says) == [BEGINNING + said[0], said[1], said[2] + b"<end>"]
+    assert await frames_of(lambda caller: caller.end(frame(END))) == [BEGINNING + frame(END) + b"<end>"]
+    assert await frames_of(lambda caller: asyncio.sleep(0)) == [BEGINNING], "it does not wait for more"
 
 
 async def test_an_answer_without_a_body_is_one_write() -> None:

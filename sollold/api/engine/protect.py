@@ -44,6 +44,7 @@ FIELDS = frozenset(f"{_SAMPLING} {_GENERATION} {_CHAT} {_OTHER}".split())
 """What llama-server is sent. It ignores what it does not know; what is not here it might not ignore: adapters
 for all callers (``lora``), others' slots (``id_slot``), settings of speculation, templates."""
 
+_NO_MEDIA = Media()
 _MOST_GRAMMAR = 64 * 1024
 _DEEPEST_GRAMMAR = 200
 _MOST_REPETITIONS = 10_000
@@ -91,7 +92,7 @@ def protected(calls: dict[Engine, Call], media: Media | None = None) -> dict[Eng
 
 
 def _checked(engine: Engine, body: dict[str, Any], media: Media | None) -> dict[str, Any]:
-    _check_media(body, media or Media())
+    _check_media(body, media or _NO_MEDIA)
     # Most requests have none of these.
     for name in sorted(body.keys() & _BOUNDED):
         _check_field(name, body[name])
