@@ -206,7 +206,11 @@ async def test_request_ids(serve: Serve, http: ClientSession) -> None:
     async with http.post(f"{url}/api/chat", json=CHAT, headers={"X-Request-Id": "mine-1"}) as answer:
         assert answer.headers["X-Request-Id"] == "mine-1"
     assert service.asks[-1].id.startswith("mine-1.")
+    named = {"X-Request-Id": "mine-2", "anthropic-version": "2023-06-01"}
+    async with http.post(f"{url}/v1/messages", json={**CHAT, "max_tokens": 5}, headers=named) as answer:
+        assert answer.headers["request-id"] == "mine-2"
     async with http.get(f"{url}/api/version", headers={"X-Request-Id": "not sane"}) as answer:
+        assert "request-id" not in answer.headers
         assert answer.headers["X-Request-Id"] != "not sane"
 
 

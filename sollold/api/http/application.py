@@ -153,6 +153,9 @@ def _stamp(origins: Origins) -> Callable[[web.Request, web.StreamResponse], Awai
             response.force_close()
             response.headers["Connection"] = "close"
         response.headers["X-Request-Id"] = request.get(ID) or request_id(request)
+        if "anthropic-version" in request.headers:
+            # Anthropic's clients look for it by this name, and print it with an error.
+            response.headers["request-id"] = response.headers["X-Request-Id"]
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         origin = request.headers.get("Origin")
         if origin is None:
