@@ -8,7 +8,7 @@ const programs = (base, model) => [
   ["ollama", "The ollama command, with this node in place of its server:", `OLLAMA_HOST=${base} ollama run ${model}`],
   ["Open WebUI", "As its Ollama server; or under Settings → Connections:", `docker run -d -p 3000:8080 -e OLLAMA_BASE_URL=${base} ghcr.io/open-webui/open-webui:main`],
   ["Continue", "In ~/.continue/config.yaml:", `models:\n  - name: ${model}\n    provider: ollama\n    model: ${model}\n    apiBase: ${base}`],
-  ["Claude Code", "It speaks Anthropic's API:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nclaude`],
+  ["Claude Code", "It speaks Anthropic's API:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nexport ANTHROPIC_DEFAULT_HAIKU_MODEL=${model}\nclaude`],
   ["Codex", "In ~/.codex/config.toml:", `model = "${model}"\nmodel_provider = "sollold"\n\n[model_providers.sollold]\nname = "sollold"\nbase_url = "${base}/v1"\nwire_api = "responses"`],
   ["Python, openai", "pip install openai", `from openai import OpenAI\n\nclient = OpenAI(base_url="${base}/v1", api_key="none")\nanswer = client.chat.completions.create(\n    model="${model}", messages=[{"role": "user", "content": "Hello"}]\n)\nprint(answer.choices[0].message.content)`],
   ["Python, ollama", "pip install ollama", `from ollama import Client\n\nclient = Client(host="${base}")\nanswer = client.chat(model="${model}", messages=[{"role": "user", "content": "Hello"}])\nprint(answer.message.content)`],
