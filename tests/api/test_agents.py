@@ -37,7 +37,7 @@ CLAUDE_CODE: dict[str, Any] = {
     "stream": True,
     "temperature": 1,
     "metadata": {"user_id": "user_0_account__session_1"},
-    "thinking": {"type": "adaptive"},
+    "thinking": {"type": "adaptive", "display": "omitted"},
     "output_config": {"effort": "medium"},
     "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
     "system": [
@@ -96,6 +96,8 @@ CLAUDE_CODE: dict[str, Any] = {
         },
         {"role": "assistant", "content": None},
         {"role": "user", "content": "And?"},
+        # What it knows of the machine comes last, under a role of its own.
+        {"role": "system", "content": [{"type": "text", "text": "It is Linux.", "cache_control": CACHED}]},
     ],
 }
 CODEX: dict[str, Any] = {
@@ -104,6 +106,7 @@ CODEX: dict[str, Any] = {
     "input": [
         {
             "type": "message",
+            "id": "msg_00000000-0000-5000-8000-000000000000",
             "role": "developer",
             "content": [{"type": "input_text", "text": "<permissions>"}],
         },
@@ -125,6 +128,14 @@ CODEX: dict[str, Any] = {
     "tools": [
         {"type": "function", "name": "shell", "strict": False, "parameters": {"type": "object"}},
         {"type": "custom", "name": "apply_patch", "format": {"type": "grammar", "syntax": "lark"}},
+        {
+            "type": "namespace",
+            "name": "agents",
+            "description": "Of helpers.",
+            "tools": [
+                {"type": "function", "name": "wait", "strict": False, "parameters": {"type": "object"}}
+            ],
+        },
         {"type": "web_search", "external_web_access": False},
     ],
     "tool_choice": "auto",
@@ -211,6 +222,7 @@ async def test_what_agents_said_before_is_whole(serve: Serve, http: ClientSessio
         ("user", "<system-reminder>Be kind.</system-reminder>\nRead it."),
         ("assistant", "I read."),
     ]
+    assert said[-2:] == [("user", "And?"), ("system", "It is Linux.")]
     assert said[3] == ("tool", "1 line\nGrep\nT\nS\nfound") and said[4] == ("user", "page")
     async with http.post(f"{url}/v1/responses", json=CODEX) as answer:
         assert answer.status == 200 and "web_search" in answer.headers["X-Sollold-Warning"]
