@@ -14,6 +14,18 @@ def test_a_ping_is_answered_and_one_for_another_is_not() -> None:
     assert not any(isinstance(message, Ack) for message in sent(says(gossip, B, Ping(9, C))))
 
 
+def test_who_was_just_heard_is_not_pinged_until_silent_for_a_turn() -> None:
+    gossip = know(core(), B)
+    now, pings = 1.0, []
+    while now < 10.0:
+        if now < 5.0:
+            says(gossip, B, Ping(round(now * 100), ME), now=now)
+        pings += [now for message in sent(gossip.tick(now), at(B)) if isinstance(message, Ping)]
+        now += 0.1
+    assert pings
+    assert 5.0 < min(pings) < 6.1
+
+
 def test_silence_leads_to_indirect_pings_then_suspicion_then_death() -> None:
     gossip = know(core(), B, C, D, E)
     actions = play(gossip, 1.0, 40.0, silent=(B,))

@@ -108,7 +108,7 @@ def test_probes_go_round() -> None:
         order.add(node)
     order.remove("c")
     for _ in range(5):
-        assert sorted(filter(None, (order.next() for _ in range(5)))) == ["a", "b", "d", "e", "f"]
+        assert sorted(filter(None, (order.next(_any) for _ in range(5)))) == ["a", "b", "d", "e", "f"]
 
 
 def test_a_suspect_is_probed_out_of_turn() -> None:
@@ -116,14 +116,29 @@ def test_a_suspect_is_probed_out_of_turn() -> None:
     for node in "abcdef":
         order.add(node)
     order.hurry("e")
-    assert order.next() == "e"
+    assert order.next(_any) == "e"
     order.hurry("d")
     order.remove("d")
-    assert order.next() != "d"
+    assert order.next(_any) != "d"
+    order.hurry("e")
+    assert order.next(lambda node: node == "a") == "e"
 
 
 def test_nobody_is_probed_in_an_empty_round() -> None:
-    assert ProbeOrder(Random(1)).next() is None
+    assert ProbeOrder(Random(1)).next(_any) is None
+
+
+def test_who_needs_no_probe_is_passed_over() -> None:
+    order = ProbeOrder(Random(1))
+    for node in "abcdef":
+        order.add(node)
+    for _ in range(5):
+        assert {order.next(lambda node: node in "be") for _ in range(2)} == {"b", "e"}
+    assert order.next(lambda node: False) is None
+
+
+def _any(node: str) -> bool:
+    return True
 
 
 def test_timers_run_in_order_with_what_they_add() -> None:

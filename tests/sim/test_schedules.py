@@ -30,6 +30,6 @@ def test_random_schedules() -> None:
 def test_a_seed_is_a_history() -> None:
     first: list[str] = []
     second: list[str] = []
-    assert run(3, first.append) == run(3, second.append)
+    assert run(4, first.append) == run(4, second.append)
     assert first == second
     assert len(first) > 20

@@ -30,6 +30,7 @@ class Member:
         "addresses",
         "boot",
         "farewell",
+        "heard",
         "incarnation",
         "key",
         "late",
@@ -51,6 +52,8 @@ class Member:
         self.farewell = b""
         self.reached: Address | None = None
         """Where its last datagram came from."""
+        self.heard = float("-inf")
+        """When that was."""
         self.status = Status.ALIVE
         self.since = now
         self.suspicion: Suspicion | None = None

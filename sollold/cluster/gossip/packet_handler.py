@@ -105,7 +105,7 @@ class PacketHandler:
         elif member.boot != boot or not member.live:
             self._outbox.send(source, member.state())
         else:
-            member.reached = source
+            member.reached, member.heard = source, now
 
     def _hear_alive(self, sender: str, said: Alive, source: Address, now: float) -> None:
         members = self._membership.members

@@ -84,9 +84,12 @@ class Prober:
         self._timers.at(now + self._awareness.stretch(pause), self._turn)
         if self._membership.leaving:
             return
-        node = self._membership.order.next()
-        if node is not None and node not in self._probed:
-            self._probe(self._membership.members[node], now)
+        members, probed = self._membership.members, self._probed
+        node = self._membership.order.next(
+            lambda node: node not in probed and now - members[node].heard >= pause
+        )
+        if node is not None and node not in probed:
+            self._probe(members[node], now)
 
     def _open(self, node: str, now: float, *, quick: bool) -> int:
         sequence = self.sequence()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 
 
@@ -30,17 +31,21 @@ class ProbeOrder:
         """Probe ``node`` next, out of turn."""
         self._urgent[node] = None
 
-    def next(self) -> str | None:
-        """The one whose turn it is; None when there is nobody."""
+    def next(self, due: Callable[[str], bool]) -> str | None:
+        """The first from the one whose turn it is that is ``due``; None when nobody is.
+
+        Who is not due has had its turn: it needs no probe in this round.
+        """
         if self._urgent:
             node = next(iter(self._urgent))
             del self._urgent[node]
             return node
-        if not self._nodes:
-            return None
-        if self._at >= len(self._nodes):
-            self._random.shuffle(self._nodes)
-            self._at = 0
-        node = self._nodes[self._at]
-        self._at += 1
-        return node
+        for _ in range(len(self._nodes)):
+            if self._at >= len(self._nodes):
+                self._random.shuffle(self._nodes)
+                self._at = 0
+            node = self._nodes[self._at]
+            self._at += 1
+            if due(node):
+                return node
+        return None
