@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Before anything of it is imported: facts refuse to be changed, here and in the daemons that tests start.
+# Before anything of it is imported: facts refuse to be changed.
 os.environ["GUARD_SOLLOLD_FACTS"] = "1"
 
 from sollold.engines.install.find import Llama
@@ -17,6 +17,9 @@ from sollold.models.model import Model
 from tests.found_llama import found_llama
 from tests.gguf.size import Size
 from tests.gguf.writer import write
+
+# The daemons that tests start are as they are at their users'.
+del os.environ["GUARD_SOLLOLD_FACTS"]
 
 # A busy machine is slow to make examples, which is no fault of theirs.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
