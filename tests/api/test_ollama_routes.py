@@ -133,6 +133,13 @@ async def test_tags_show_and_ps_cover_the_cluster(serve: Serve, http: ClientSess
     assert shown["model_info"]["tokenizer.ggml.tokens"] is None
     assert shown["template"] == "T" and shown["capabilities"] == ["completion"]
     assert shown["parameters"].splitlines()[0].split() == ["temperature", "0.5"]
+    settings = {"system": "Be brief.", "options": {"seed": 1}}
+    async with http.post(f"{url}/api/show", json={"model": "demo", **settings}) as answer:
+        shown = await answer.json()
+        assert shown["system"] == "Be brief." and shown["parameters"].splitlines()[-1].split() == [
+            "seed",
+            "1",
+        ]
     async with http.post(f"{url}/api/show", json={"model": "demo", "verbose": True}) as answer:
         assert (await answer.json())["model_info"]["tokenizer.ggml.tokens"] == ["a", "b"]
     async with http.get(f"{url}/api/ps") as answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.api.ollama.models import ps, show, tags
+from sollold.api.ollama.models import ps, show, tags, with_settings
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.control.models import Running
 from sollold.models.listing import Listed
@@ -95,3 +95,19 @@ def test_the_projector_is_told_apart_and_numbers_are_short() -> None:
     }
     assert not [key for key in info if key.startswith("clip.")]
     assert "projector_info" not in show(Listed(OLLAMAS, ("n",)), names, {}, verbose=False)
+
+
+def test_the_settings_of_a_conversation_are_shown_with_the_model() -> None:
+    """What the ollama command asks for within a conversation, before it saves it."""
+    own = model(system="S", params='{"stop":["x"],"top_k":3}')
+    shown = show(
+        Listed(with_settings(own, "Be brief.", {"top_k": 5, "seed": 1}), ("n",)), names, {}, verbose=False
+    )
+    assert shown["system"] == "Be brief."
+    assert shown["modelfile"].splitlines()[2:] == [
+        'SYSTEM """Be brief."""',
+        'PARAMETER stop "x"',
+        "PARAMETER top_k 5",
+        "PARAMETER seed 1",
+    ]
+    assert with_settings(own, None, None) == own

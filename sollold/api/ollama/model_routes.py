@@ -21,7 +21,7 @@ from sollold.api.http.response import JSON, NDJSON, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.ollama.create import Create, told
-from sollold.api.ollama.models import ps, show, tags
+from sollold.api.ollama.models import ps, show, tags, with_settings
 from sollold.api.ollama.request import Copy, Delete, Named, Relayable, fold_keys, read_as
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -79,9 +79,9 @@ class OllamaModelRoutes:
         """``/api/show``."""
         _, named = await read_as(request, Named)
         listed = await self._services.library.find(named.wanted)
-        if named.system:
-            # As the model would be with it: what `ollama run` shows and saves of a conversation.
-            listed = replace(listed, model=replace(listed.model, system=named.system))
+        # As the model would be with it: what `ollama run` shows of a conversation's settings.
+        shown = with_settings(listed.model, named.system, named.options)
+        listed = replace(listed, model=shown)
         if not listed.model.files and (told := await self._told(listed, named)) is not None:
             return json_response({**told, "nodes": self._services.library.node_names(listed)})
         metadata = await self._services.library.metadata(listed)
@@ -94,8 +94,14 @@ class OllamaModelRoutes:
         relay = self._services.relay
         if relay is None:
             return None
-        fields = {"system": named.system} if named.system else {}
-        asked = msgspec.json.encode({"model": listed.model.name, "verbose": bool(named.verbose), **fields})
+        more = {"system": named.system, "options": named.options}
+        asked = msgspec.json.encode(
+            {
+                "model": listed.model.name,
+                "verbose": bool(named.verbose),
+                **{key: value for key, value in more.items() if value},
+            }
+        )
         try:
             async with asyncio.timeout(_SHOW_SECONDS):
                 answer = await relay.forward("POST", "/api/show", asked, listed.model.name)

@@ -6,6 +6,7 @@ import contextlib
 import math
 import struct
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -148,6 +149,23 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
     }
 
 
+def with_settings(model: Model, system: str | None, options: Mapping[str, Any] | None) -> Model:
+    """The model with another system text and further parameters."""
+    params = model.params
+    if options:
+        before = _params_of(model.params)
+        params = msgspec.json.encode({**before, **options}).decode()
+    return replace(model, system=system or model.system, params=params)
+
+
+def _params_of(params: str) -> dict[str, Any]:
+    try:
+        values = msgspec.json.decode(params)
+    except msgspec.DecodeError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def _shown(value: Any) -> Any:
     """A number of four bytes with the few digits that it was written with: 1e-05, not 9.99999974e-06."""
     if not isinstance(value, float) or not math.isfinite(value):
@@ -164,14 +182,8 @@ def _messages(model: Model) -> list[dict[str, str]]:
 
 
 def _parameters(params: str) -> list[tuple[str, str]]:
-    try:
-        values = msgspec.json.decode(params)
-    except msgspec.DecodeError:
-        return []
-    if not isinstance(values, dict):
-        return []
     rows = []
-    for key, value in values.items():
+    for key, value in _params_of(params).items():
         for one in value if isinstance(value, list) else [value]:
             text = msgspec.json.encode(one).decode() if isinstance(one, str) else str(one)
             rows.append((key, text))

@@ -176,6 +176,7 @@ class Named(msgspec.Struct, kw_only=True):
     verbose: bool | None = None
     insecure: bool | None = None
     system: str | None = None
+    options: dict[str, Any] | None = None
 
     @property
     def wanted(self) -> str:
