@@ -23,9 +23,10 @@ from sollold.cluster.admission.keyring import MAX_MEMBERS, Keyring, Member, Memb
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
-from sollold.cluster.net.view import View, next_change, wait_until
+from sollold.cluster.net.view import View, wait_until
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
+from sollold.leader.client import NotYet, ask_until_taken
 
 log = logging.getLogger("sollold.cluster")
 
@@ -33,9 +34,6 @@ _STEP_SECONDS = 3.0
 _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
 """Until this node leads when the leader is turned out."""
-_PATIENCE_SECONDS = 10.0
-"""How long an order is given again while nobody leads, or another change is under way."""
-_AGAIN_SECONDS = 0.5
 _POLL = 0.05
 _TRIES = 3
 BY_SETTINGS = (
@@ -167,26 +165,21 @@ class SecretChanges:
 
     async def _order(self, roll: Roll) -> Rolled:
         """Have the leader carry it out; given again while the leader changes."""
-        until = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
-        while True:
-            self._check(roll.kind)
-            rolled = await self._ask_leader(roll)
-            if not rolled.refusal:
-                return rolled
-            if not rolled.again:
-                raise Refusal(Fault.BAD_REQUEST, rolled.refusal)
-            if asyncio.get_running_loop().time() >= until:
-                raise Refusal(Fault.UNAVAILABLE, rolled.refusal, retry_after=2.0)
-            await next_change(self._owner, _AGAIN_SECONDS)
 
-    async def _ask_leader(self, roll: Roll) -> Rolled:
-        leader = self._carrier(roll)
-        if not leader:
-            return Rolled("the cluster has no leader right now", again=True)
-        try:
-            return await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
-        except PeerError as error:
-            return Rolled(f"the leader could not be asked: {error}", again=True)
+        async def attempt(_: str) -> Rolled:
+            self._check(roll.kind)
+            leader = self._carrier(roll)
+            if not leader:
+                raise NotYet("the cluster has no leader right now")
+            try:
+                rolled = await self._calls.call(leader, "roll", roll, Rolled, timeout=_ROLL_SECONDS)
+            except PeerError as error:
+                raise NotYet(f"the leader could not be asked: {error}") from None
+            if rolled.refusal:
+                raise NotYet(rolled.refusal) if rolled.again else Refusal(Fault.BAD_REQUEST, rolled.refusal)
+            return rolled
+
+        return await ask_until_taken(self._owner, attempt)
 
     def _check(self, kind: Kind) -> None:
         ring = self._owner.keyring()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from sollold.cluster.net.rpc import PeerCalls, PeerError
 from sollold.cluster.net.view import View, next_change
@@ -12,6 +13,8 @@ from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 
 log = logging.getLogger("sollold.leader")
+
+Answer = TypeVar("Answer")
 
 CALL_TIMEOUT = 65.0
 """Seconds that the leader may take: it asks every owner in turn, or waits for an unload."""
@@ -90,24 +93,51 @@ class LeaderClient:
         Raises:
             Refusal: UNAVAILABLE, the leader could not be asked.
         """
-        until = asyncio.get_running_loop().time() + PATIENCE
-        redirected_to = ""
-        while True:
-            leader = redirected_to or self._view.leader().leader
-            redirected_to, why = "", "the cluster has no leader right now; try again"
-            if leader:
-                try:
-                    answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
-                    if not answer.leader or answer.leader == leader:
-                        return answer
-                    redirected_to = answer.leader
-                except PeerError as error:
-                    why = f"the leader could not be asked: {error}"
-                    if not error.transport:
-                        raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+
+        async def attempt(named: str) -> Dropped:
+            leader = named or self._view.leader().leader
+            if not leader:
+                raise NotYet("the cluster has no leader right now; try again")
+            try:
+                answer = await self._calls.call(leader, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
+            except PeerError as error:
+                why = f"the leader could not be asked: {error}"
+                if error.transport:
+                    raise NotYet(why) from None
+                raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+            if answer.leader not in ("", leader):
+                raise NotYet("the leader has just changed; try again", answer.leader)
+            return answer
+
+        return await ask_until_taken(self._view, attempt)
+
+
+class NotYet(Exception):
+    """An order was not taken: another leader is coming, or has been named by the node that was asked."""
+
+    def __init__(self, why: str, leader: str = "") -> None:
+        super().__init__(why)
+        self.leader = leader
+
+
+async def ask_until_taken(view: View, attempt: Callable[[str], Awaitable[Answer]]) -> Answer:
+    """Give an order to the leader, again and again while that changes.
+
+    ``attempt`` gives it once, to the node that was named last where one was (else ""), and raises `NotYet`.
+
+    Raises:
+        Refusal: UNAVAILABLE, nobody took it for `PATIENCE`.
+    """
+    until = asyncio.get_running_loop().time() + PATIENCE
+    named = ""
+    while True:
+        try:
+            return await attempt(named)
+        except NotYet as not_yet:
             if asyncio.get_running_loop().time() >= until:
-                raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0)
-            await next_change(self._view, PLANNING_PAUSE if redirected_to else RETRY_AFTER)
+                raise Refusal(Fault.UNAVAILABLE, str(not_yet), retry_after=2.0) from None
+            named = not_yet.leader
+        await next_change(view, PLANNING_PAUSE if named else RETRY_AFTER)
 
 
 def _fault(word: str) -> Fault:
