@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client.backends import backend_addresses
-from sollold.client.bodies import checked_messages, request_body
+from sollold.client.bodies import checked_messages
 from sollold.client.coordinator import DISTRIBUTED, Coordinator, coordinator_of, coordinators_in
 from sollold.client.daemon_process import DaemonProcess
 from sollold.client.discovery import HERE, PORT, named_in_environment, urls_of
 from sollold.client.errors import ClientError, InsufficientMemory
 from sollold.client.events import Events
-from sollold.client.pool import NodeNames, OllamaPool, Record
+from sollold.client.generation import Generation, Record
+from sollold.client.pool import OllamaPool
 from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
+from sollold.client.router_options import RouterOptions
 from sollold.client.stats import Stats
 
 __all__ = ["MODEL_PROFILES", "HybridRouter", "OllamaPool"]
@@ -32,7 +34,7 @@ _ANY_SIZE = 1e-6
 """Billions of parameters: a threshold that every model is over."""
 
 
-class HybridRouter:
+class HybridRouter(Generation):
     """Routes requests to the cluster. Nothing is asked before the first request.
 
     Every argument holds for the requests of this router alone; what is None is as the daemons' settings say.
@@ -57,27 +59,16 @@ class HybridRouter:
         api_key: where the nodes want one; see `OllamaPool`.
     """
 
-    def __init__(
-        self,
-        ollama_pool: OllamaPool | None = None,
-        *,
-        enable_distributed: bool = True,
-        auto_discover_rpc: bool = True,
-        auto_setup_rpc: bool = False,
-        num_rpc_backends: int | None = None,
-        rpc_backends: Sequence[Mapping[str, Any] | str] | None = None,
-        distributed_threshold_params: float | None = None,
-        coordinator_timeout: float | None = None,
-        gguf_path: str | os.PathLike[str] | None = None,
-        model_filter: Iterable[str] | None = None,
-        layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
-        node: NodeNames | None = None,
-        api_key: str | None = None,
-    ) -> None:
-        if num_rpc_backends is not None and num_rpc_backends < 1:
+    def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
+        if unknown := options.keys() - RouterOptions.__annotations__.keys():
+            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+        node, api_key = options.get("node"), options.get("api_key")
+        workers, strategy = options.get("num_rpc_backends"), options.get("layer_strategy")
+        model_filter, path = options.get("model_filter"), options.get("gguf_path")
+        if workers is not None and workers < 1:
             raise ValueError("num_rpc_backends must be at least 1; enable_distributed=False spreads nothing")
-        if layer_strategy not in (None, "memory_aware", "even", "fastest", "spread"):
-            raise ValueError(f'layer_strategy is "memory_aware" or "even", not {layer_strategy!r}')
+        if strategy not in (None, "memory_aware", "even", "fastest", "spread"):
+            raise ValueError(f'layer_strategy is "memory_aware" or "even", not {strategy!r}')
         if isinstance(model_filter, str):
             model_filter = [model_filter]
         self.ollama_pool = ollama_pool if ollama_pool is not None else OllamaPool(node, api_key=api_key)
@@ -85,16 +76,17 @@ class HybridRouter:
             self.ollama_pool.client.nodes.add(urls_of(node))
         if ollama_pool is not None and api_key is not None:
             self.ollama_pool.client.api_key = api_key.strip()
-        self.enable_distributed = enable_distributed
+        self.enable_distributed = options.get("enable_distributed", True)
         self.model_filter = None if model_filter is None else tuple(model_filter)
-        self.coordinator_timeout = coordinator_timeout
-        self._backends = backend_addresses(rpc_backends)
-        self._auto_discover = auto_discover_rpc
-        self._workers = num_rpc_backends
-        self._threshold = distributed_threshold_params
-        self._policy = layer_strategy
-        self._path = None if gguf_path is None else os.fspath(gguf_path)
-        self._child: DaemonProcess | None = DaemonProcess(self._backends) if auto_setup_rpc else None
+        self.coordinator_timeout = options.get("coordinator_timeout")
+        self._backends = backend_addresses(options.get("rpc_backends"))
+        self._auto_discover = options.get("auto_discover_rpc", True)
+        self._workers = workers
+        self._threshold = options.get("distributed_threshold_params")
+        self._policy = strategy
+        self._path = None if path is None else os.fspath(path)
+        starts = options.get("auto_setup_rpc", False)
+        self._child: DaemonProcess | None = DaemonProcess(self._backends) if starts else None
         self._events = Events()
         self._coordinators: list[Coordinator] = []
         self._ready = False
@@ -151,45 +143,11 @@ class HybridRouter:
             InsufficientMemory: the model does not fit.
             ClientError: the daemon refused otherwise, or none could be reached.
         """
-        body = request_body(
-            model,
-            priority=priority,
-            max_tokens=max_tokens,
-            placement=self.placement(model),
-            more=more,
-            messages=checked_messages(messages),
-        )
+        body = self._body(model, priority, max_tokens, more, messages=checked_messages(messages))
         return await self._answer("/api/chat", body, stream, timeout)
 
-    @overload
-    async def generate(
-        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
-    ) -> AsyncGenerator[Record, None]: ...
-    @overload
-    async def generate(
-        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any
-    ) -> Record: ...
-    async def generate(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: bool = False,
-        priority: int | str | None = None,
-        max_tokens: int | None = None,
-        timeout: float | None = None,
-        **more: Any,
-    ) -> Record | AsyncGenerator[Record, None]:
-        """Let a model go on from a prompt. Arguments and errors are those of `route_request`."""
-        body = request_body(
-            model,
-            priority=priority,
-            max_tokens=max_tokens,
-            placement=self.placement(model),
-            more=more,
-            prompt=prompt,
-        )
-        return await self._answer("/api/generate", body, stream, timeout)
+    def _placement(self, model: str, more: dict[str, Any]) -> Mapping[str, Any]:
+        return self.placement(model)
 
     async def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
         """The vectors of one text or several; see `OllamaPool.embed`."""
@@ -201,21 +159,13 @@ class HybridRouter:
         await self.connect()
         return await self.ollama_pool.batch_embed(model, inputs, **more)
 
-    async def _answer(
-        self, path: str, body: Record, stream: bool, timeout: float | None
-    ) -> Record | AsyncGenerator[Record, None]:
-        await self.connect()
-        model = str(body["model"])
-        records = self._records(path, body, not stream, timeout)
-        if stream:
-            return records
-        try:
-            return await anext(records)
-        finally:
-            await records.aclose()
-            log.debug("request for %s ended", model)
-
     async def _records(
+        self, path: str, body: Record, whole: bool, timeout: float | None
+    ) -> AsyncGenerator[Record, None]:
+        await self.connect()
+        return self._explained_records(path, body, whole, timeout)
+
+    async def _explained_records(
         self, path: str, body: Record, whole: bool, timeout: float | None
     ) -> AsyncGenerator[Record, None]:
         model = str(body["model"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -11,10 +11,10 @@ from sollold.client.bodies import checked_messages, request_body
 from sollold.client.cluster import ClusterClient
 from sollold.client.discovery import urls_of
 from sollold.client.errors import NodeSilent, RequestTimeout
+from sollold.client.generation import Generation, Record
 from sollold.client.stats import cluster_stats
 
 NodeNames = str | Mapping[str, object] | Iterable[str | Mapping[str, object]]
-Record = dict[str, Any]
 Vectors = list[list[float]]
 Records = list[Record]
 
@@ -23,11 +23,7 @@ _AT_A_TIME = 64
 """Texts in one request of a batch."""
 
 
-def no_event(text: str) -> None:
-    """Nobody listens to what is waited for."""
-
-
-class OllamaPool:
+class OllamaPool(Generation):
     """The nodes of a cluster. Nothing is asked before the first request.
 
     Args:
@@ -106,66 +102,17 @@ class OllamaPool:
             TimeoutError: after ``timeout``.
             ClientError: the daemon refused, or none could be reached.
         """
-        body = request_body(
-            model,
-            priority=priority,
-            max_tokens=max_tokens,
-            placement=more.pop("placement", None),
-            more=more,
-            messages=checked_messages(messages),
-        )
-        return await self.answer("/api/chat", body, stream=stream, timeout=timeout)
+        body = self._body(model, priority, max_tokens, more, messages=checked_messages(messages))
+        return await self._answer("/api/chat", body, stream, timeout)
 
-    @overload
-    async def generate(
-        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
-    ) -> AsyncGenerator[Record, None]: ...
-    @overload
-    async def generate(
-        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any
-    ) -> Record: ...
-    async def generate(
-        self,
-        model: str,
-        prompt: str,
-        *,
-        stream: bool = False,
-        priority: int | str | None = None,
-        max_tokens: int | None = None,
-        timeout: float | None = None,
-        **more: Any,
-    ) -> Record | AsyncGenerator[Record, None]:
-        """Let a model go on from a prompt. Arguments and errors are those of `chat`."""
-        body = request_body(
-            model,
-            priority=priority,
-            max_tokens=max_tokens,
-            placement=more.pop("placement", None),
-            more=more,
-            prompt=prompt,
-        )
-        return await self.answer("/api/generate", body, stream=stream, timeout=timeout)
+    def _placement(self, model: str, more: dict[str, Any]) -> Mapping[str, Any] | None:
+        placement: Mapping[str, Any] | None = more.pop("placement", None)
+        return placement
 
-    async def answer(
-        self,
-        path: str,
-        body: Record,
-        *,
-        stream: bool,
-        timeout: float | None = None,
-        start_timeout: float | None = None,
-        on_wait: Callable[[str], None] = no_event,
-    ) -> Record | AsyncGenerator[Record, None]:
-        """The answer to a body for ``/api/chat`` or ``/api/generate``; see `ClusterClient.stream`."""
-        records = self.client.stream(
-            path, body, timeout=timeout, start_timeout=start_timeout, whole=not stream, on_wait=on_wait
-        )
-        if stream:
-            return records
-        try:
-            return await anext(records)
-        finally:
-            await records.aclose()
+    async def _records(
+        self, path: str, body: Record, whole: bool, timeout: float | None
+    ) -> AsyncGenerator[Record, None]:
+        return self.client.stream(path, body, timeout=timeout, whole=whole)
 
     async def embed(
         self,

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client import hybrid_router, pool
 from sollold.client.background import iterate, run
 from sollold.client.coordinator import Coordinator, coordinators_in
 from sollold.client.errors import ClientError
-from sollold.client.pool import NodeNames, Record, Records, Vectors
+from sollold.client.generation import Record
+from sollold.client.pool import NodeNames, Records, Vectors
+from sollold.client.router_options import RouterOptions
 
 __all__ = ["HybridRouter", "OllamaPool"]
 
@@ -112,39 +113,11 @@ class OllamaPool(_Blocking):
 class HybridRouter(_Blocking):
     """Routes requests to the cluster. Arguments are those of `sollold.client.HybridRouter`."""
 
-    def __init__(
-        self,
-        ollama_pool: OllamaPool | None = None,
-        *,
-        enable_distributed: bool = True,
-        auto_discover_rpc: bool = True,
-        auto_setup_rpc: bool = False,
-        num_rpc_backends: int | None = None,
-        rpc_backends: Sequence[Mapping[str, Any] | str] | None = None,
-        distributed_threshold_params: float | None = None,
-        coordinator_timeout: float | None = None,
-        gguf_path: str | os.PathLike[str] | None = None,
-        model_filter: Iterable[str] | None = None,
-        layer_strategy: Literal["memory_aware", "even", "fastest", "spread"] | None = None,
-        node: NodeNames | None = None,
-        api_key: str | None = None,
-    ) -> None:
+    def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
         self.asynchronous: hybrid_router.HybridRouter = hybrid_router.HybridRouter(
-            None if ollama_pool is None else ollama_pool.asynchronous,
-            enable_distributed=enable_distributed,
-            auto_discover_rpc=auto_discover_rpc,
-            auto_setup_rpc=auto_setup_rpc,
-            num_rpc_backends=num_rpc_backends,
-            rpc_backends=rpc_backends,
-            distributed_threshold_params=distributed_threshold_params,
-            coordinator_timeout=coordinator_timeout,
-            gguf_path=gguf_path,
-            model_filter=model_filter,
-            layer_strategy=layer_strategy,
-            node=node,
-            api_key=api_key,
+            None if ollama_pool is None else ollama_pool.asynchronous, **options
         )
-        if auto_setup_rpc:
+        if options.get("auto_setup_rpc"):
             _with_daemons.add(self)
 
     def close(self) -> None:
