@@ -103,17 +103,12 @@ class MessageEvents:
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
         """More of a tool call."""
         events: list[Event] = []
-        index = piece.index if piece.index is not None else place
-        function = piece.function
+        index = piece.number(place)
         if index != self._call:
-            name = function.name if function is not None else None
             id_ = piece.id or "toolu_" + secrets.token_hex(12)
-            events += self._open({"type": "tool_use", "id": id_, "name": name or "", "input": {}})
+            events += self._open({"type": "tool_use", "id": id_, "name": piece.name, "input": {}})
             self._call = index
-        arguments = function.arguments if function is not None else None
-        if isinstance(arguments, dict):
-            arguments = msgspec.json.encode(arguments).decode()
-        if arguments:
+        if arguments := piece.arguments:
             self._parts.append(arguments)
             delta = {"type": "input_json_delta", "partial_json": arguments}
             events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})

@@ -41,6 +41,23 @@ class ToolPiece(msgspec.Struct):
     id: str | None = None
     function: ToolFunction | None = None
 
+    def number(self, place: int) -> int:
+        """Which call it belongs to; ``place``: among the pieces of its event, for engines that do not say."""
+        return self.index if self.index is not None else place
+
+    @property
+    def name(self) -> str:
+        """The function's name; empty after a call's first piece."""
+        return (self.function.name if self.function is not None else None) or ""
+
+    @property
+    def arguments(self) -> str:
+        """More of the arguments' JSON."""
+        arguments = self.function.arguments if self.function is not None else None
+        if isinstance(arguments, dict):
+            return msgspec.json.encode(arguments).decode()
+        return arguments or ""
+
 
 class Delta(msgspec.Struct):
     """``delta`` of a chunk, ``message`` of a whole answer."""
@@ -125,14 +142,10 @@ class ToolCalls:
     def feed(self, pieces: list[ToolPiece] | None) -> None:
         """Add the pieces of one event."""
         for place, piece in enumerate(pieces or ()):
-            index = piece.index if piece.index is not None else place
+            index = piece.number(place)
             name, id_, parts = self._calls.get(index, ("", "", []))
-            function = piece.function or ToolFunction()
-            if isinstance(function.arguments, dict):
-                parts.append(msgspec.json.encode(function.arguments).decode())
-            elif function.arguments:
-                parts.append(function.arguments)
-            self._calls[index] = (name or function.name or "", id_ or piece.id or "", parts)
+            parts.append(piece.arguments)
+            self._calls[index] = (name or piece.name, id_ or piece.id or "", parts)
 
     def completed(self, *, finished: bool) -> list[dict[str, Any]]:
         """The calls completed since the last time, in Ollama's form.

@@ -5,15 +5,12 @@ It takes a schema where the others take a ``response_format``, and no images, sy
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import Any
-
-import msgspec
 
 from sollold.api.engine.infill_events import Infilled, read_infilled
 from sollold.api.openai.request import Completion
 from sollold.api.openai.sse import ChunkEncoder
+from sollold.api.openai.text_completion import TextCompletion, choice_of
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Engine, Routing
 
@@ -43,14 +40,8 @@ class InfillEncoder(ChunkEncoder):
 
     def __init__(self, ask: Completion, model: str) -> None:
         super().__init__(model)
-        self._usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+        self._completion = TextCompletion(ask, model)
         self._engine = Engine.LLAMA
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
 
     def begin(self, routing: Routing) -> bytes:
         """Nothing; but the engine is known now."""
@@ -62,28 +53,15 @@ class InfillEncoder(ChunkEncoder):
         if self._engine is Engine.OLLAMA:
             return super().event(raw)
         event = read_infilled(raw)
-        chunks = [self._chunk(event)]
-        if event.finish and self._usage:
-            chunks.append({**self._head, "choices": [], "usage": _usage(event)})
-        return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
+        return self._completion.events(_choice(event), event.tokens_evaluated, event.tokens_predicted)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The whole answer."""
         if routing.engine is Engine.OLLAMA:
             return super().whole(raw, routing)
         event = read_infilled(raw)
-        return msgspec.json.encode({**self._chunk(event), "usage": _usage(event)})
-
-    def _chunk(self, event: Infilled) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "text": event.content,
-            "logprobs": event.logprobs,
-            "finish_reason": event.finish or None,
-        }
-        return {**self._head, "choices": [choice]}
+        return self._completion.whole(_choice(event), event.tokens_evaluated, event.tokens_predicted)
 
 
-def _usage(event: Infilled) -> dict[str, int]:
-    prompt, made = event.tokens_evaluated, event.tokens_predicted
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+def _choice(event: Infilled) -> dict[str, Any]:
+    return choice_of(event.content, event.logprobs, event.finish or None)

@@ -7,8 +7,6 @@ two things on two engines. Its ``/api/generate`` takes a raw prompt, and an answ
 from __future__ import annotations
 
 import contextlib
-import secrets
-import time
 from typing import Any
 
 import msgspec
@@ -17,6 +15,7 @@ from sollold.api.engine.encoders import SseEncoder
 from sollold.api.http.encoder import Encoder
 from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
+from sollold.api.openai.text_completion import TextCompletion, choice_of
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call, Engine, Routing
 
@@ -89,15 +88,9 @@ class RawCompletionEncoder(SseEncoder):
 
     def __init__(self, chunks: Encoder, ask: Completion, model: str) -> None:
         self._chunks = chunks
-        self._usage = ask.stream_options is not None and bool(ask.stream_options.include_usage)
+        self._completion = TextCompletion(ask, model)
         self._ollama = False
         self._columns = LogprobColumns(ask.logprobs) if ask.logprobs is not None else None
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
 
     def begin(self, routing: Routing) -> bytes:
         """Nothing; but the engine is known now."""
@@ -109,10 +102,7 @@ class RawCompletionEncoder(SseEncoder):
         if not self._ollama:
             return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
         record = _read(raw)
-        chunks = [self._chunk(record)]
-        if record.done and self._usage:
-            chunks.append({**self._head, "choices": [], "usage": _usage(record)})
-        return b"".join(b"data: " + msgspec.json.encode(chunk) + b"\n\n" for chunk in chunks)
+        return self._completion.events(self._choice(record), record.prompt_eval_count, record.eval_count)
 
     def end(self, routing: Routing) -> bytes:
         """``[DONE]``."""
@@ -123,17 +113,16 @@ class RawCompletionEncoder(SseEncoder):
         if routing.engine is not Engine.OLLAMA:
             return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)
         record = _read(raw)
-        return msgspec.json.encode({**self._chunk(record), "usage": _usage(record)})
+        return self._completion.whole(self._choice(record), record.prompt_eval_count, record.eval_count)
 
-    def _chunk(self, record: _Record) -> dict[str, Any]:
+    def _choice(self, record: _Record) -> dict[str, Any]:
         finish = ("length" if record.done_reason == "length" else "stop") if record.done else None
         logprobs: dict[str, Any] | None = {"content": record.logprobs} if record.logprobs else None
         if logprobs is not None and self._columns is not None:
             rows = [{"top_logprobs": [], **row} for row in record.logprobs or ()]
             with contextlib.suppress(KeyError, TypeError):
                 logprobs |= self._columns.columns(rows)
-        choice = {"index": 0, "text": record.response, "logprobs": logprobs, "finish_reason": finish}
-        return {**self._head, "choices": [choice]}
+        return choice_of(record.response, logprobs, finish)
 
 
 def _read(raw: bytes) -> _Record:
@@ -141,8 +130,3 @@ def _read(raw: bytes) -> _Record:
         return msgspec.json.decode(raw, type=_Record)
     except msgspec.MsgspecError:
         raise Refusal(Fault.ENGINE, "Ollama sent a record that can't be read", status=502) from None
-
-
-def _usage(record: _Record) -> dict[str, int]:
-    prompt, made = record.prompt_eval_count, record.eval_count
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -135,21 +135,16 @@ class ResponseEvents:
     def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
         """More of a function call."""
         events: list[Event] = []
-        index = piece.index if piece.index is not None else place
-        function = piece.function
+        index = piece.number(place)
         if index != self._call:
             events += self._close()
-            name = (function.name if function is not None else None) or ""
-            item = self._call_item(name, piece.id or "call_" + secrets.token_hex(12))
+            item = self._call_item(piece.name, piece.id or "call_" + secrets.token_hex(12))
             self._call = index
             self._output.append(item)
             where = len(self._output) - 1
             events.append(self._event("response.output_item.added", output_index=where, item=dict(item)))
-        arguments = function.arguments if function is not None else None
-        if isinstance(arguments, dict):
-            arguments = msgspec.json.encode(arguments).decode()
-        if arguments:
-            self._parts.append(arguments)
+        arguments = piece.arguments
+        self._parts.append(arguments)
         if arguments and self._output[-1]["type"] == "function_call":
             kind = "response.function_call_arguments.delta"
             events.append(self._event(kind, **self._place(), delta=arguments))
