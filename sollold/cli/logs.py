@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 from urllib.parse import quote
 
 from sollold.cli.asking import client, print_json
@@ -50,19 +51,21 @@ def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> i
                 lines = log["text"].splitlines()
                 fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]
                 known[engine] = lines
-                if not fresh:
-                    continue
-                if options.json:
+                if fresh and options.json:
                     print(json.dumps({**log, "text": "\n".join(fresh)}))
-                else:
-                    if engine != last:
-                        print(harmless(f"==> {log['deployment']} on {log['node']}: {log['process']} <=="))
-                    print("\n".join(map(harmless, fresh)))
-                last = engine
+                elif fresh:
+                    _print_fresh(log, fresh, titled=engine != last)
+                last = engine if fresh else last
             sys.stdout.flush()
             time.sleep(_INTERVAL)
     except KeyboardInterrupt:
         return Exit.DONE
+
+
+def _print_fresh(log: dict[str, Any], lines: list[str], *, titled: bool) -> None:
+    if titled:
+        print(harmless(f"==> {log['deployment']} on {log['node']}: {log['process']} <=="))
+    print("\n".join(map(harmless, lines)))
 
 
 def added(before: list[str], now: list[str]) -> list[str]:

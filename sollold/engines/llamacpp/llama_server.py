@@ -37,6 +37,8 @@ LOAD_SECONDS = 3600.0
 """A load that takes longer is given up."""
 _ASK_SECONDS = 0.1
 _STATE = "cmd_child_to_router:state:"
+_ENVIRONMENT = {**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"}
+"""With a router's port it tells its progress, and ends when its standard input does: when the daemon dies."""
 
 
 class HeadFailed(Exception):
@@ -172,9 +174,7 @@ class Head:
                 deployment=deployment,
                 journal=context.journal,
                 log_file=logs / "llama-server.log",
-                # With a router's port it tells its progress, and ends when its standard input does,
-                # which it does when the daemon dies.
-                env={**ENVIRONMENT, "GGML_NO_BACKTRACE": "1", "LLAMA_SERVER_ROUTER_PORT": "1"},
+                env=_ENVIRONMENT,
                 on_line=partial(_tell_progress, on_progress),
                 heard=_STATE,
                 gather=GATHER_SECONDS,
