@@ -282,7 +282,7 @@ class GrantManager:
         if term < self.ledger.term:
             return ""  # the ledger refuses it, and says so
         if caller != term.leader:
-            return f"{caller} gives an order in a term of {term.leader or 'nobody'}"
+            return f"{caller} sent a command in a term of {term.leader or 'nobody'}"
         highest = max(self.ledger.term, self._leader())
         if term.counter > highest.counter + TERM_STEP:
             return f"term {term.counter} does not follow term {highest.counter}: no elections led there"

@@ -153,10 +153,14 @@ def _members(options: argparse.Namespace) -> int:
     for node in state["nodes"]:
         by = node["admitted_by"]
         how = (
-            f"let in by {names.get(by, by)}" if by else "open cluster" if node["open"] else "founder or token"
+            f"admitted by {names.get(by, by)}"
+            if by
+            else "open cluster"
+            if node["open"]
+            else "founder or token"
         )
         minutes = max(0.0, node["door_until"] - time.time()) // 60
-        door = f", lets in new machines for {minutes:.0f} min" if minutes else ""
+        door = f", admits new machines for {minutes:.0f} min" if minutes else ""
         print(harmless(f"{node['name']}  {node['node']}  {how}{door}"))
     for one in missing:
         print(harmless(f"{one['name']}  {one['node']}  {one['state']}"))

@@ -85,11 +85,11 @@ def _all(state: dict[str, Any]) -> RenderableType:
 
 
 def of_admission(state: dict[str, Any]) -> list[str]:
-    """Sentences on machines that wait to be let in, and on this one if it does."""
+    """Sentences on machines that wait for admission, and on this one if it does."""
     sentences = []
     for node in state["nodes"]:
         sentences += [
-            f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits to be let in; "
+            f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits for admission; "
             f"if it shows {one['code']}: sollold admit {shlex.quote(one['name'])}"
             for one in node.get("waiting", [])
         ]

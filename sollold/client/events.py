@@ -65,7 +65,7 @@ class RequestEvents:
             log.info("starting llama.cpp coordinator for %s", self._model)
         elif text.startswith("recovering"):
             self._loading = False
-            log.warning("coordinator process died (%s); the answer goes on elsewhere", self._model)
+            log.warning("coordinator process died (%s); resuming on another endpoint", self._model)
 
     def ends(self, routing: Mapping[str, Any]) -> None:
         """The answer is whole."""

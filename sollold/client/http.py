@@ -122,7 +122,7 @@ class Client:
             return await response.content.readline()
         except ValueError as error:
             raise ClientError(
-                f"what answers at {self.url} is no sollold: its lines have no end", response.status
+                f"what answers at {self.url} is not sollold: its lines have no end", response.status
             ) from error
 
     def _object(self, data: bytes, status: int) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class Client:
             item = json.loads(data)
             if isinstance(item, dict):
                 return item
-        raise ClientError(f"what answers at {self.url} is no sollold: it sends no JSON object", status)
+        raise ClientError(f"what answers at {self.url} is not sollold: it sends no JSON object", status)
 
     def _open(self, method: str, path: str, body: object, timeout: aiohttp.ClientTimeout) -> _Exchange:
         if self._session is None:

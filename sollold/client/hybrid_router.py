@@ -343,7 +343,7 @@ class HybridRouter(Generation):
                 raise
             where = next((known.url for known in client.nodes.order()), HERE)
             raise ClientError(
-                f"what answers at {where} is no sollold: it has no /api/cluster. If it is an Ollama, name "
+                f"what answers at {where} is not sollold: it has no /api/cluster. If it is an Ollama, name "
                 f"the sollold of that machine instead (port {PORT}), which uses it",
                 404,
             ) from error

@@ -175,7 +175,7 @@ class AdmissionService:
             codes = ", ".join(one.code for one in found)
             return f"several machines named {text!r} wait; name one by its code: {codes}"
         names = {one.name for record in self._view.live() for one in record.waiting}
-        return f"no machine {text!r} waits to be let in" + (
+        return f"no machine {text!r} waits for admission" + (
             f"; there are {', '.join(names)}" if names else ""
         )
 
@@ -199,7 +199,7 @@ def _joined(invited: Invited) -> str:
         return invited.name
     if invited.verdict is Verdict.EVICTED:
         why = (
-            f"this machine was evicted from the cluster of {invited.name}: let it in there with sollold admit"
+            f"this machine was evicted from the cluster of {invited.name}: admit it there with sollold admit"
         )
         raise Refusal(Fault.BAD_REQUEST, why)
     if invited.verdict is Verdict.WRONG and invited.tries:

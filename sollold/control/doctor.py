@@ -278,7 +278,7 @@ def _company(facts: Facts) -> list[Finding]:
         )
     for record in facts.live:
         for one in record.waiting:
-            what = f"{one.name} waits at {record.name} to be let in; it shows the code {one.code}"
+            what = f"{one.name} waits at {record.name} for admission; it shows the code {one.code}"
             found.append(
                 Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.name)}`")
             )
@@ -286,7 +286,7 @@ def _company(facts: Facts) -> list[Finding]:
     if seconds > 0:
         # The records tell the end of the minute in which it shuts.
         minutes = max(1, int(seconds // 60))
-        what = f"new machines on this LAN are let into the cluster for another {minutes} min"
+        what = f"new machines on this LAN are admitted to the cluster for another {minutes} min"
         found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:
         what = (

@@ -152,7 +152,7 @@ class ClusterWatcher:
     Args:
         log: where the events go.
         me: this node's id.
-        stopped: whether a node that is gone said goodbye; ``evicted``: whether an admin turned it out.
+        stopped: whether a missing node said goodbye; ``evicted``: whether an admin evicted it.
         loaded: called for each load on this node that ended.
     """
 

@@ -54,7 +54,7 @@ class Monitor:
     """The node's event log, its history and who is missing.
 
     Args:
-        stopped: whether a node that is gone said goodbye; ``evicted``: whether it was turned out.
+        stopped: whether a missing node said goodbye; ``evicted``: whether it was evicted.
         gpus: how busy the GPUs are; it may block, and runs in a thread. None: there are none to ask.
     """
 

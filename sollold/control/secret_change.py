@@ -1,4 +1,4 @@
-"""Changing the cluster's secret while it works: for all members, or for all but one that is turned out.
+"""Changing the cluster's secret while it works: for all members, or for all but one that is evicted.
 
 Any node takes the order and passes it to the leader, which has every node accept the new secret, then use
 it, then accept no other (`sollold.cluster.admission.change`). Nodes that are away fetch it later by their
@@ -33,7 +33,7 @@ log = logging.getLogger("sollold.cluster")
 _STEP_SECONDS = 3.0
 _ROLL_SECONDS = 30.0
 _LEAD_SECONDS = 10.0
-"""Until this node leads when the leader is turned out."""
+"""Until this node leads when the leader is evicted."""
 _POLL = 0.05
 _TRIES = 3
 BY_SETTINGS = (
@@ -49,7 +49,7 @@ class Kind(StrEnum):
     EVICT = "evict"
     SECURE = "secure"
     PARDON = "pardon"
-    """A node that was evicted may be let in again."""
+    """A node that was evicted may be admitted again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class SecretChanges:
         return await self._order(Roll(Kind.SECURE, tuple(nodes)))
 
     async def pardon(self, node: str) -> Rolled:
-        """Lift the ban of an evicted node, so that it can be let in again.
+        """Lift the ban of an evicted node, so that it can be admitted again.
 
         Raises:
             Refusal: as `rotate`.
@@ -191,7 +191,7 @@ class SecretChanges:
             raise Refusal(Fault.BAD_REQUEST, "this cluster has a secret; sollold cluster rotate changes it")
 
     def _carrier(self, roll: Roll) -> str:
-        """The node that carries it out: the leader, or who is first in line when that is to be turned out."""
+        """The node that carries it out: the leader, or who is first in line when that is to be evicted."""
         leader = self._owner.leader().leader
         if roll.kind is not Kind.EVICT or leader not in roll.nodes:
             return leader

@@ -268,7 +268,7 @@ class Daemon:
         words = [f"{len(live)} node{'s' if len(live) != 1 else ''}", f"leader {leader}"]
         words.append(f"loaded: {', '.join(loaded)}" if loaded else "nothing loaded")
         words += [me.seeking] if me.seeking else []
-        words += [f"{one.name} waits to be let in, code {one.code}" for one in me.waiting]
+        words += [f"{one.name} waits for admission, code {one.code}" for one in me.waiting]
         if not me.build:
             words.append(me.setup or "llama.cpp: not ready")
         return "; ".join(words)

@@ -394,5 +394,5 @@ def _place_on(
         pinned=larger is not None and larger[1].pinned,
     )
     if best.wait:
-        return PlaceLater(place, f"{model.name} waits for memory that another deployment is giving back.")
+        return PlaceLater(place, f"{model.name} waits for memory that another deployment is releasing.")
     return place

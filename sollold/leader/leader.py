@@ -49,7 +49,7 @@ FETCH_LOOK = 0.5
 SOON = 1.0
 """Seconds that a caller is held while others' memory is being given back."""
 CLOSE_AFTER = 10.0
-"""Seconds that a request waits for a deployment to be idle before no new ones are let in."""
+"""Seconds that a request waits for a deployment to be idle before no new ones are admitted."""
 FORGET_RELOAD = 5.0
 """Seconds after which a request that does not ask again has gone."""
 

@@ -227,7 +227,7 @@ def foresee(name: str, profile: ModelProfile, records: Iterable[Record], setting
     there = sum(one.room for one in machines) if placement.enable_distributed else 0
     there = there or (_own_room(alone) if alone is not None else 0)
     if need > there:
-        end = f"it does not fit: {bytes_text(there)} are there, {bytes_text(need - there)} are missing."
+        end = f"it does not fit: {bytes_text(there)} available, {bytes_text(need - there)} missing."
     else:
         end = "it does not fit: the settings want it spread, and there is no other machine."
     remedies = ("a smaller quantization of the model",)

@@ -27,7 +27,7 @@ def objection(model: Model) -> str:
     except ValueError as error:
         return str(error)
     if not _DIGEST.fullmatch(model.digest) or (model.manifest and not _DIGEST.fullmatch(model.manifest)):
-        return "its digest is none"
+        return "its digest is invalid"
     for field in fields(model):
         value = getattr(model, field.name)
         if isinstance(value, tuple) and len(value) > _MAX_ITEMS:

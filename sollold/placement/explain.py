@@ -161,7 +161,7 @@ def _remedies(
     for one in _given_back(request, fleet, busy, lambda on: fits(request, on) is not None):
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
-        found.append(f"{models} giving back {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+        found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
     if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:

@@ -123,7 +123,7 @@ def fixed(search: SearchContext) -> Candidate | None:
                 f"the fixed counts with {head.name} as the head",
                 0.0,
                 f"{search.fleet.name(worst.node)} {worst.device} would need {bytes_text(worst.needed)}, "
-                f"{bytes_text(worst.room)} are there",
+                f"{bytes_text(worst.room)} available",
             )
         )
     return None
@@ -139,7 +139,7 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
         gpus = [capacity for capacity in capacities if capacity.kind is Kind.GPU]
         capacities = tuple(gpus) or tuple(capacity for capacity in capacities if capacity.kind is Kind.CPU)
         if not capacities:
-            search.lost.append(Alternative("the fixed counts", 0.0, f"{node} is not there"))
+            search.lost.append(Alternative("the fixed counts", 0.0, f"{node} is not available"))
             return None
         if machine is head and not gpus and at == 0:
             on_host = at = count

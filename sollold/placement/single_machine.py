@@ -68,5 +68,5 @@ def _cannot(search: SearchContext, head: Machine, made: Sequence[Candidate]) -> 
     if worst is None:
         reason = "it offers no device"
     else:
-        reason = f"needs {bytes_text(worst.needed)} on {worst.device}, {bytes_text(worst.room)} are there"
+        reason = f"needs {bytes_text(worst.needed)} on {worst.device}, {bytes_text(worst.room)} available"
     search.lost.append(Alternative(f"{head.name} alone", 0.0, reason))

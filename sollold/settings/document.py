@@ -25,7 +25,8 @@ def documentation() -> dict[str, str]:
     found: dict[str, str] = {}
     for section, part in ((name, getattr(Settings(), name)) for name in Settings.__slots__):
         node = classes[type(part).__name__]
-        found[section] = (ast.get_docstring(node) or "").partition(": ")[2].capitalize()
+        about = (ast.get_docstring(node) or "").partition(": ")[2]
+        found[section] = about[:1].upper() + about[1:]
         previous = ""
         for statement in node.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):

@@ -64,7 +64,7 @@ class NodeSettings:
     """``[node]``: this machine."""
 
     name: str = ""
-    """Name shown to people; empty: the host name."""
+    """Name shown to users; empty: the host name."""
     state_dir: str = ""
     """Identity, journal, logs; empty: ``$STATE_DIRECTORY`` or ``~/.local/state/sollold``."""
     cache_dir: str = ""
@@ -83,7 +83,7 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """``[http]``: the port for people."""
+    """``[http]``: the HTTP API."""
 
     host: str = "0.0.0.0"
     """Address to listen on; ``127.0.0.1`` keeps the API to this machine."""
@@ -129,7 +129,7 @@ class HttpSettings:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """``[cluster]``: finding the others."""
+    """``[cluster]``: which nodes belong together and how they find each other."""
 
     token: Token = ""
     """The cluster's secret, 64 hex digits; empty: as ``door`` says."""
@@ -137,7 +137,7 @@ class ClusterSettings:
     """Older secrets still accepted while ``token`` is being changed."""
     door: Door = "1h"
     """Without a token: ``open``: anyone on the LAN can join, until ``sollold cluster secure``. A time such as
-    ``1h``: the cluster has a random secret; new machines are let in by themselves for so long after its
+    ``1h``: the cluster has a random secret; new machines are admitted automatically for so long after its
     founding, and from then on by ``sollold admit``. ``closed``: only by that."""
     host: str = "::"
     """Address to listen on for other nodes; ``::``: all of both families, ``0.0.0.0``: of IPv4 alone."""
@@ -153,7 +153,7 @@ class ClusterSettings:
 
 @dataclass(frozen=True, slots=True)
 class LlamaSettings:
-    """``[llama]``: llama.cpp."""
+    """``[llama]``: where llama.cpp is found and how it runs."""
 
     server: str = ""
     """Path of ``llama-server``; empty: found, or built."""

@@ -54,7 +54,7 @@ async def test_an_ollama_is_no_node_of_a_cluster() -> None:
     url = await standin.start()
     try:
         async with HybridRouter(node=url) as router:
-            with pytest.raises(ClientError, match=f"{url} is no sollold.*port 11435"):
+            with pytest.raises(ClientError, match=f"{url} is not sollold.*port 11435"):
                 await router.route_request("demo", HELLO)
     finally:
         await standin.close()

@@ -52,7 +52,7 @@ async def test_one_machine_does_not_take_all_handshakes(
     _, writer = await asyncio.open_connection(
         "127.0.0.1", peers.port, local_addr=("127.0.0.3", 0), ssl=context
     )
-    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3", "others are let in meanwhile"
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3", "others are admitted meanwhile"
     writer.close()
     for _, other in opened:
         other.close()

@@ -1,4 +1,4 @@
-"""Founding a cluster, being let in, and what a stranger gets: nothing."""
+"""Founding a cluster, being admitted, and what a stranger gets: nothing."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ async def test_a_second_machine_is_let_in_by_itself(town: Town, order: tuple[int
     assert sorted([first.me.admitted_by, second.me.admitted_by])[0] == ""
     assert {first.me.admitted_by, second.me.admitted_by} & {first.me.node, second.me.node}
     assert first.leader().leader == second.leader().leader or not first.leader().leader
-    # They come back after a restart of all, without being let in again.
+    # They come back after a restart of all, without being admitted again.
     secret = town.ring(0).secret
     for number in (0, 1):
         await town.stop(number)
@@ -170,7 +170,7 @@ async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(town: Town)
     await asyncio.sleep(0.3)
     assert len(first.live()) == len(second.live()) == 1
     assert town.ring(0).secret != town.ring(1).secret
-    # An admin lets it in, on the machine where it waits.
+    # An admin admits it, on the machine where it waits.
     began = time.monotonic()
     assert await older.calls.call(older.me.node, "admit", AdmitOrder(newer.me.node), bool, timeout=3)
     await until(town.one)
@@ -216,7 +216,7 @@ async def test_an_established_cluster_asks_nobody(town: Town) -> None:
 
 
 async def test_a_stranger_gets_no_further_than_the_greeting(town: Town) -> None:
-    """Without a certificate that the cluster believes nothing is spoken but the request to be let in."""
+    """Without a certificate that the cluster believes nothing is spoken but the request to be admitted."""
     member = await town.start(0, door="closed")
     stranger = Identity(key(7), Tokens.read("cd" * 32))
     where = (member.me.addresses[0], member.port)

@@ -106,7 +106,7 @@ def test_tokens() -> None:
 
 
 async def knock(pair: Pair, *tokens: str) -> str:
-    """What a caller with these tokens meets; empty when it is let in."""
+    """What a caller with these tokens meets; empty when it is admitted."""
     try:
         await pair.caller(tokens[0], *tokens[1:]).call(IDS[0], "nothing", None, type(None), timeout=3)
     except PeerError as error:

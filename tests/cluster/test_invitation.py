@@ -1,4 +1,4 @@
-"""Joining by a code: who knows it is let in, once; who does not learns nothing and has three tries."""
+"""Joining by a code: who knows it is admitted, once; who does not learns nothing and has three tries."""
 
 from __future__ import annotations
 

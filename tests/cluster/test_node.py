@@ -317,4 +317,4 @@ async def test_a_node_says_that_others_will_refuse_its_record(
     first = await nodes.start(1)
     for _ in range(2):
         first.update_me(http_port=70_000, setup=f"{caplog.text}x")
-    assert caplog.text.count("the other nodes will reject this node's record: 70000 is no port") == 1
+    assert caplog.text.count("the other nodes will reject this node's record: 70000 is not a port") == 1

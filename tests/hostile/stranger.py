@@ -1,7 +1,7 @@
 """A machine of the LAN that is no member of the cluster and tries what it can on the members' port for nodes.
 
 Each try returns what the member said that only members may hear: nothing, if all is well. What any stranger
-may hear (the greeting, and that it waits to be let in) is checked here and not returned.
+may hear (the greeting, and that it waits for admission) is checked here and not returned.
 """
 
 from __future__ import annotations

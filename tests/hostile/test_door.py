@@ -60,7 +60,7 @@ def test_machines_found_a_cluster_shut_its_door_and_admit_one_more(folder: Path,
             node.start()
         everybody = {node.name for node in first}
         until(lambda: all(names(node) == everybody for node in first), "three are one")
-        assert "let in by" in sollold(first[0], "cluster", "members")
+        assert "admitted by" in sollold(first[0], "cluster", "members")
         sollold(first[1], "cluster", "close")
         late.start()
         seeking = until(lambda: said(late, "seeking"), "the fourth waits")[0]
@@ -86,9 +86,9 @@ def test_machines_found_a_cluster_shut_its_door_and_admit_one_more(folder: Path,
         assert asked.stdout == "401"
         began = time.monotonic()
         assert "joins" in sollold(first[2], "admit", late.name)
-        until(lambda: names(late) == everybody | {late.name}, "it is let in", timeout=20)
+        until(lambda: names(late) == everybody | {late.name}, "it is admitted", timeout=20)
         assert time.monotonic() - began < 15
-        # All come back after a restart, without being let in again.
+        # All come back after a restart, without being admitted again.
         for node in cluster:
             node.stop()
         for node in cluster:

@@ -79,7 +79,7 @@ def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> N
     until(lambda: len({before, *(ring(node)["secret"] for node in three)}) == 2, "it is on disk everywhere")
     rotated = time.monotonic()
     until(lambda: all_speak(rotated), "all go on", 60)
-    # A node with layers is turned out: its connections end at once, and what the others answer goes on.
+    # A node with layers is evicted: its connections end at once, and what the others answer goes on.
     out = holder(three)
     stay = [node for node in three if node is not out]
     callers[out.name].stop()
@@ -107,7 +107,7 @@ def test_a_new_secret_and_an_evicted_node_while_answers_run(three: Cluster) -> N
     until(lambda: "was evicted" in "".join(said(out, "seeking")), "it knows why", 30)
     assert f"{out.name}, which was evicted, waits" in sollold(stay[1], "status")
     assert names(out) == {out.name} and ring(out)["secret"] not in {ring(node)["secret"] for node in stay}
-    # An admin lets it in. It is away while the secret is changed again, and fetches it by its key later.
+    # An admin admits it. It is away while the secret is changed again, and fetches it by its key later.
     assert stay[0].ask("POST", "/api/cluster/admit", {"machine": out.name}).status == 200
     until(lambda: all(len(names(node)) == 3 for node in three), "it is in again")
     out.stop()

@@ -72,7 +72,7 @@ def test_a_stranger_gets_nothing(folder: Path, llama: Llama) -> None:
         streams = [stream for caller in callers for stream in caller.streams]
         assert len(streams) > 3
         assert [stream.error or stream.what_is_wrong() for stream in streams] == [""] * len(streams)
-        # Nobody came, nobody was lost, nobody else leads, and few wait to be let in.
+        # Nobody came, nobody was lost, nobody else leads, and few wait for admission.
         assert seen(members) == before
         for node in members:
             waiting = [one for there in node.state()["nodes"] for one in there["waiting"]]

@@ -30,7 +30,7 @@ async def test_an_idle_deployment_makes_room_and_a_busy_one_never(cluster: Clust
     first = await placed(cluster, active=1, idle=0.0)
     refused = await cluster.planner.ensure(Ensure("other"))
     assert refused.fault == "too_big"
-    assert "demo:latest giving back" in refused.message
+    assert "demo:latest releasing" in refused.message
     cluster.ready(first, active=0, waiting=0, idle=5.0)
     answer = await cluster.planner.ensure(Ensure("other"))
     assert answer.verdict is Verdict.WAIT
@@ -158,7 +158,7 @@ async def test_memory_that_is_being_given_back_is_waited_for(cluster: Cluster) -
     cluster.now += 30.0
     answer = await cluster.planner.ensure(ASK)
     assert answer.verdict is Verdict.PLANNING
-    assert "giving back" in answer.message
+    assert "releasing" in answer.message
     assert (await cluster.planner.preview(ASK)).plan is not None
     for node in cluster.nodes.values():
         node.ledger.end_deployment(deployment, "silent")
@@ -175,7 +175,7 @@ async def test_a_worse_plan_waits_a_moment_for_memory_that_is_about_to_be_free()
     deployment = await placed(cluster)
     cluster.ready(deployment, state=State.FAILED, reason="a worker died")
     answer = await cluster.planner.ensure(ASK)
-    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    assert answer.verdict is Verdict.PLANNING and "releasing" in answer.message
     # Its owner does not give it back: then it goes without.
     cluster.now += 2.1
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT

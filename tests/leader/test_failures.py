@@ -114,7 +114,7 @@ async def test_new_requests_wait_for_what_a_draining_node_gives_back(cluster: Cl
     cluster.nodes[head].draining = True
     cluster.changed()
     answer = await cluster.planner.ensure(ASK)
-    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    assert answer.verdict is Verdict.PLANNING and "releasing" in answer.message
     for node in cluster.nodes.values():
         node.endpoints.pop(deployment, None)
         node.ledger.end_deployment(deployment, "the daemon is stopping")
@@ -169,7 +169,7 @@ async def test_a_head_that_dies_before_its_record_shows_anything_is_not_waited_f
 async def test_what_closes_takes_no_new_requests_and_gives_its_memory_back_soon(cluster: Cluster) -> None:
     deployment = await placed(cluster, active=1, idle=0.0, closing=True)
     answer = await cluster.planner.ensure(ASK)
-    assert answer.verdict is Verdict.PLANNING and "giving back" in answer.message
+    assert answer.verdict is Verdict.PLANNING and "releasing" in answer.message
     cluster.nodes["a"].unload(Unload(cluster.term, deployment, force=True))
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
 

@@ -39,7 +39,7 @@ def test_a_profile_is_found_however_the_name_is_written() -> None:
         (ModelProfile(memory=20 * GIB), (8, 12, 16), True, "spread over host-c, host-b, since no machine"),
         (ModelProfile(memory=4 * GIB, requires_distributed=True), (8, 12, 16), True, "the settings want it"),
         (ModelProfile(memory=4 * GIB, requires_distributed=True), (8,), False, "there is no other machine"),
-        (ModelProfile(memory=40 * GIB), (8, 12, 16), False, "36.0 GiB are there, 4.00 GiB are missing"),
+        (ModelProfile(memory=40 * GIB), (8, 12, 16), False, "36.0 GiB available, 4.00 GiB missing"),
         (ModelProfile(parameters=70.0), (8, 12), False, "70 billion weights, about"),
     ],
 )

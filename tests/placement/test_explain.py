@@ -94,7 +94,7 @@ def test_the_ways_out_come_in_the_order_of_what_they_cost() -> None:
     busy = Busy("x-1", "other:latest", {("a", "CPU"): 2 * GIB}, "1 request is in it")
     request = replace(WISH, context=50_000)
     remedies = told(request, on, busy).remedies
-    kinds = ("a context of", "keys and", "other:latest giving back its 2.00 GiB", "a smaller", "another")
+    kinds = ("a context of", "keys and", "other:latest releasing its 2.00 GiB", "a smaller", "another")
     assert len(remedies) == len(kinds)
     for remedy, kind in zip(remedies, kinds, strict=True):
         assert remedy.startswith(kind)
@@ -105,7 +105,7 @@ def test_two_in_use_are_named_where_one_is_not_enough() -> None:
     held = {("a", "CPU"): 400 * MIB}
     two = (Busy("x-1", "one", held, "1 request is in it"), Busy("x-2", "two", held, "1 request is in it"))
     remedies = told(replace(WISH, type_k="q8_0", type_v="q8_0"), on, *two).remedies
-    assert remedies[0] == "one and two giving back their 800 MiB (1 request is in it)"
+    assert remedies[0] == "one and two releasing their 800 MiB (1 request is in it)"
 
 
 def test_the_policy_is_named_where_it_is_what_keeps_the_model_out() -> None:
@@ -122,7 +122,7 @@ def test_what_is_given_back_of_a_shared_memory_is_there_for_all_who_share_it() -
     held = {("a", "CUDA0"): 2 * GIB}
     request = replace(WISH, type_k="q8_0", type_v="q8_0")
     remedies = told(request, fleet(one), Busy("x-1", "other:latest", held, "1 request is in it")).remedies
-    assert remedies[0] == "other:latest giving back its 2.00 GiB (1 request is in it)"
+    assert remedies[0] == "other:latest releasing its 2.00 GiB (1 request is in it)"
 
 
 def test_a_machine_that_is_named_would_do() -> None:

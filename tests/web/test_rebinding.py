@@ -86,7 +86,7 @@ async def serve(stack: AsyncExitStack, port: int, **settings: Any) -> Any:
     return given
 
 
-@pytest.mark.parametrize("allowed", [False, True], ids=["refused", "had it been let in"])
+@pytest.mark.parametrize("allowed", [False, True], ids=["refused", "had it been admitted"])
 async def test_a_page_whose_name_now_means_the_node(tab: Page, allowed: bool) -> None:
     port = free_port()
     page = await page_of_somebody(port)

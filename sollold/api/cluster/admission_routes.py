@@ -27,7 +27,7 @@ class AdmitBody(msgspec.Struct, kw_only=True):
 
 
 class DoorBody(msgspec.Struct, kw_only=True):
-    """``POST /api/cluster/door``. ``seconds``: how long whoever asks is let in; 0 ends that."""
+    """``POST /api/cluster/door``. ``seconds``: how long whoever asks is admitted; 0 ends that."""
 
     seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)]
 

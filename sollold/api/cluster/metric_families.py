@@ -92,7 +92,7 @@ class _Node(Collector):
             "limit": "Most that grants may take of a device",
             "granted": "Reserved for models",
             "available": "What one more grant could get",
-            "free": "Free on the device, whoever uses the rest",
+            "free": "Free memory of the device, as last measured",
         }
         families = {
             name: GaugeMetricFamily(f"sollold_device_memory_{name}_bytes", text, labels=["device", "kind"])

@@ -138,9 +138,9 @@ class MonitorRoutes:
             Refusal: UNAVAILABLE.
         """
         if self._followers[client] >= _FOLLOWERS_EACH:
-            why = f"you follow the events {_FOLLOWERS_EACH} times already; end one of these first"
+            why = f"you have {_FOLLOWERS_EACH} streams of events open already; close one first"
         elif self._followers.total() >= _FOLLOWERS:
-            why = f"{_FOLLOWERS} callers follow the events already"
+            why = f"{_FOLLOWERS} streams of events are open already"
         else:
             return
         raise Refusal(Fault.UNAVAILABLE, why, retry_after=10)

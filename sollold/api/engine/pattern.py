@@ -115,7 +115,7 @@ class _Translator:
             return ""
         self._place = found.end()
         if any(int(number) > _MOST_TIMES for number in re.findall(r"\d+", found[0])):
-            raise Unsupported(f"{found[0]} is too often")
+            raise Unsupported(f"{found[0]} repeats too often")
         self._take("?")  # lazy: the same texts match
         return found[0]
 

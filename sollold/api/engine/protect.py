@@ -171,7 +171,7 @@ def _check_image(image: object, media: Media) -> None:
     if count is None:
         raise _refused(f"an image does not say how large it is in its first {HEADS[-1]} bytes")
     if count > MOST_PIXELS:
-        raise _refused(f"an image has {count} pixels; the most is {MOST_PIXELS}")
+        raise _refused(f"an image has {count} pixels; the limit is {MOST_PIXELS}")
 
 
 def _urls(part: object) -> Iterable[str]:

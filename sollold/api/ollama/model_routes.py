@@ -47,7 +47,7 @@ class OllamaModelRoutes:
         """The table."""
         lines = partial(Route, produces=("application/json", "application/x-ndjson"))
         rows = [
-            Route("POST", "/api/show", self.show, "All that is known of a model", Named),
+            Route("POST", "/api/show", self.show, "Details of a model", Named),
             lines("POST", "/api/pull", self.pull, "Download a model", Named),
             lines("POST", "/api/push", self.relay, "Push a model through an Ollama", Relayable),
             lines("POST", "/api/create", self.create, "Create a model, or a second name", Create),

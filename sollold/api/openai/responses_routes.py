@@ -47,10 +47,10 @@ class ResponsesRoutes:
         count = partial(route, inference=True)
         ask = partial(count, produces=sse)
         return [
-            ask("POST", "/v1/responses", self.create, "Answer, in the newer form", ResponseAsk),
+            ask("POST", "/v1/responses", self.create, "Create a response", ResponseAsk),
             count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
             route("GET", one, self.show, "A recent response"),
-            route("DELETE", one, self.delete, "Forget a response"),
+            route("DELETE", one, self.delete, "Delete a stored response"),
             route("GET", one + "/input_items", self.input_items, "The input of a recent response"),
         ]
 

@@ -90,12 +90,12 @@ class OpenAiRoutes:
             ask("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
             show("GET", "/v1/models", self.models, "The models of the whole cluster"),
             show("GET", "/v1/models/{model:.+}", self.model, "One model"),
-            ask("POST", "/v1/rerank", self.rerank, "Order documents by a query", Rerank),
-            ask("POST", "/rerank", self.rerank, "Order documents by a query", Rerank),
-            ask("POST", "/tokenize", self.tokenize, "A text's tokens", Tokenize),
-            ask("POST", "/detokenize", self.detokenize, "The text of tokens", Detokenize),
-            stream("POST", "/infill", self.infill, "What stands between two texts", Infill),
-            ask("POST", "/apply-template", self.apply_template, "A conversation's prompt", ApplyTemplate),
+            ask("POST", "/v1/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
+            ask("POST", "/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
+            ask("POST", "/tokenize", self.tokenize, "Convert text to tokens", Tokenize),
+            ask("POST", "/detokenize", self.detokenize, "Convert tokens to text", Detokenize),
+            stream("POST", "/infill", self.infill, "Fill in the text between two others", Infill),
+            ask("POST", "/apply-template", self.apply_template, "Apply a chat template", ApplyTemplate),
         ]
 
     async def _find(self, name: str) -> Listed:

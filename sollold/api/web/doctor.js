@@ -1,4 +1,4 @@
-// What is wrong and how to fix it; machines that wait to be let in.
+// What is wrong and how to fix it; machines that wait for admission.
 
 import { copyButton, el, keyed, setText } from "./dom.js";
 import { clock } from "./format.js";
@@ -47,11 +47,11 @@ const commandToCopy = (command, ...more) => el("div", { class: "fix" }, el("code
 /** A word as a shell takes it for itself, whatever is in it. */
 const quoted = (word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`);
 
-/** Draw the machines that wait to be let in, where there are any. */
+/** Draw the machines that wait for admission, where there are any. */
 export function showWaiting(place) {
   const found = state.cluster.nodes.flatMap((node) => node.waiting || []);
   place.hidden = !found.length;
-  if (!place.firstChild) place.append(el("h2", { text: "Machines that wait to be let in" }), el("ul", { class: "plain waiting" }));
+  if (!place.firstChild) place.append(el("h2", { text: "Machines that wait for admission" }), el("ul", { class: "plain waiting" }));
   keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
     const command = `sollold admit ${quoted(one.name)}`;
     const said = el("span", { class: "bad-text small", role: "alert" });

@@ -1,1 +1,1 @@
-"""How a machine becomes a member of a cluster that has a secret of its own: founding one, or being let in."""
+"""How a machine becomes a member of a cluster with a secret of its own: by founding one or being admitted."""

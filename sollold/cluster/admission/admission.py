@@ -1,4 +1,4 @@
-"""This node at the door: it lets others in, and asks to be let in elsewhere while it may."""
+"""This node at the door: it admits others, and asks to be admitted elsewhere while it may."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Admission:
 
     Args:
         ring: the cluster's secret, as it is on disk.
-        door: seconds after its founding for which the cluster lets in whoever asks.
+        door: seconds after its founding for which the cluster admits whoever asks.
         port: this node's own for nodes.
         candidates: addresses of machines that are no live members, each with all of its own.
         present: ids of the nodes that are here now, this one included.
@@ -127,24 +127,24 @@ class Admission:
 
     @property
     def open_seconds(self) -> float:
-        """How much longer whoever asks is let in; 0: an admin decides."""
+        """How much longer whoever asks is admitted; 0: an admin decides."""
         first = 0.0 if self.ring.closed else self._door - self.ring.age()
         return max(0.0, first, self._opened_until - time.monotonic())
 
     @property
     def waiting(self) -> tuple[Waiting, ...]:
-        """Machines that ask to be let in."""
+        """Machines that ask to be admitted."""
         return self._waiting.shown
 
     @property
     def seeking(self) -> str:
-        """Where this node waits to be let in, a sentence; empty when it does not."""
+        """Where this node waits for admission, a sentence; empty when it does not."""
         if self._waits_at is None:
             return ""
         code = code_of(self._key.public)
         if self._turned_out:
             return f"was evicted from the cluster of {self._waits_at.name}; its code is {code}"
-        return f"waits to be let into the cluster of {self._waits_at.name}; its code is {code}"
+        return f"waits for admission to the cluster of {self._waits_at.name}; its code is {code}"
 
     def standing(self) -> Standing:
         """What a stranger is told."""
@@ -191,7 +191,7 @@ class Admission:
             log.info("%s (%s), a member, fetched the secret", name, node)
         else:
             how = {"admin": " by an admin", "invitation": " by an invitation"}.get(by, "")
-            log.info("%s (%s) was let in%s", name, node, how)
+            log.info("%s (%s) was admitted%s", name, node, how)
             admitted = (*self.ring.admitted, Admitted(node, name, by, time.time()))
             self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
             self._waits_at = None
@@ -204,10 +204,10 @@ class Admission:
         )
 
     def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
-        """A machine that is not let in is shown."""
+        """A machine that is not admitted is shown."""
         evicted = node in self.ring.refused
         if self._waiting.add(Waiting(node, name, code_of(key), evicted), address, time.monotonic()):
-            what = "was evicted and asks to be let in again" if evicted else "asks to be let in"
+            what = "was evicted and asks to be admitted again" if evicted else "asks to be admitted"
             log.warning("%s (%s) %s, code %s: sollold admit", name, node, what, code_of(key))
         self._changed()
 
@@ -279,7 +279,7 @@ class Admission:
             self.ring = ring
             self._save()
 
-    # Being let in
+    # Being admitted
 
     async def run(self) -> None:
         """Look for a cluster to join as long as this node may, until cancelled."""
@@ -372,7 +372,7 @@ class Admission:
         self._met(there.node, address)
 
     async def accept(self, code: str, where: Sequence[Address]) -> Invited:
-        """Ask the member at ``where`` to be let in by a code, and join its cluster if that is right.
+        """Ask the member at ``where`` to be admitted by a code, and join its cluster if that is right.
 
         Raises:
             PeerError: it does not answer there, or nonsense.
@@ -394,6 +394,6 @@ class Admission:
             self.ring, self._waits_at, self._turned_out = ring, None, False
             self._waiting.clear()
             self._save()
-            log.info("let into the cluster of %s (%s)", name, node)
+            log.info("admitted to the cluster of %s (%s)", name, node)
             await self._moved(node, address)
         self._changed()

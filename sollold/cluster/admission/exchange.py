@@ -2,7 +2,7 @@
 
 The stranger shows no certificate: the handshake proves the member's key to it, and what the stranger signs
 names that key and a number that the member has just drawn. A signature made for another connection is worth
-nothing here, so nobody in the middle can be let in with it: the secret goes to the very key that signed.
+nothing here, so nobody in the middle can be admitted with it: the secret goes to the very key that signed.
 
 Messages are framed. The stranger says `Hello`, the member sends its `Greeting`; the stranger its `Request`
 or nothing more; the member its `Answer`.
@@ -51,9 +51,9 @@ class State(StrEnum):
 
     ADMITTED = "admitted"
     WAITING = "waiting"
-    """An admin must let it in."""
+    """An admin must admit it."""
     EVICTED = "evicted"
-    """An admin turned it out: another must let it in again."""
+    """An admin evicted it: another must admit it again."""
     BUSY = "busy"
     """The member may be about to leave its cluster: ask again."""
 
@@ -91,7 +91,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     evicted: Members = ()
 
     def keyring(self, by: str) -> Keyring:
-        """The keyring of a node that ``by`` let in with this answer.
+        """The keyring of a node that ``by`` admitted with this answer.
 
         Raises:
             PeerError: there is no secret in it.
@@ -223,7 +223,7 @@ async def greeted(reach: Dialer, port: int, addresses: Sequence[Address]) -> tup
 
 
 async def ask(reach: Dialer, key: NodeKey, name: str, port: int, member: str, address: Address) -> Answer:
-    """Ask ``member`` to be let in.
+    """Ask ``member`` to be admitted.
 
     Raises:
         PeerError: it does not answer there, or nonsense.

@@ -68,7 +68,7 @@ class Verdict(StrEnum):
     WRONG = "wrong"
     """The code is wrong."""
     EVICTED = "evicted"
-    """An admin turned this machine out: another must let it in again."""
+    """An admin evicted this machine: another must admit it again."""
     ADMITTED = "admitted"
 
 
@@ -270,7 +270,7 @@ class Invited:
 
 
 async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Sequence[Address]) -> Invited:
-    """Ask the member at ``where`` to be let in by ``code``, which `plain_code` gave.
+    """Ask the member at ``where`` to be admitted by ``code``, which `plain_code` gave.
 
     Raises:
         PeerError: it does not answer there, or nonsense, or does not know the code itself.

@@ -29,7 +29,7 @@ Generation = Annotated[int, Meta(ge=0, le=MAX_GENERATION)]
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A machine that this node let in. ``at``: Unix time; ``by``: ``door`` or ``admin``."""
+    """A machine that this node admitted. ``at``: Unix time; ``by``: ``door`` or ``admin``."""
 
     node: str
     name: str
@@ -72,12 +72,12 @@ class Keyring:
         founder: id of the node that founded the cluster; ``founded``: when, Unix time of this machine.
         alone: this node founded it and has let nobody in.
         admitted_by: id of the node that let this one in; empty for the founder.
-        admitted: those that this node let in, the latest last.
-        closed: an admin ended the time in which whoever asks is let in.
+        admitted: those that this node admitted, the latest last.
+        closed: an admin ended the time in which whoever asks is admitted.
         generation: how often the secret was changed; ``old``: former secrets that are accepted still.
         pending: the next secret, while it is being changed.
         members: machines that may fetch the secret by their own key, this one's peers of now and before.
-        evicted: machines that an admin turned out: their keys are refused.
+        evicted: machines that an admin evicted: their keys are refused.
         secured: an admin closed an open cluster with it; it then counts more than the setting.
     """
 

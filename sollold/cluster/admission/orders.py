@@ -74,7 +74,7 @@ class SecretAnswer:
 
 
 def door_seconds(door: str) -> float:
-    """Seconds after its founding for which a cluster lets in anyone, by the setting ``cluster.door``.
+    """Seconds after its founding for which a cluster admits anyone, by the setting ``cluster.door``.
 
     ``open`` is none: it means a cluster without a door, and nothing any more once that has a secret.
     """

@@ -1,4 +1,4 @@
-"""Who asks whom to be let in. Every node founds a cluster at its first start, and gives it up for another.
+"""Who asks whom to be admitted. Every node founds a cluster at its first start, and gives it up for another.
 
 Pure. Two clusters in their first hour become one: a node that is alone asks where several are, and otherwise
 the nodes of the one whose founder has the higher id ask at the other, each for itself. So founders that start
@@ -32,8 +32,8 @@ class Standing:
         cluster: short name of its cluster, which tells nothing of the secret.
         founder: id of the node that founded it.
         age: seconds since then.
-        alone: it has let nobody in, and was not let in itself.
-        open: it lets in whoever asks.
+        alone: it has admitted nobody, and was not admitted itself.
+        open: it admits whoever asks.
         generation: of its cluster's secret.
     """
 
@@ -53,16 +53,16 @@ class Standing:
 
 
 def standing_of(ring: Keyring, node: str, name: str, open: bool) -> Standing:
-    """What the node with this keyring tells. ``open``: it lets in whoever asks."""
+    """What the node with this keyring tells. ``open``: it admits whoever asks."""
     cluster = Tokens.read(ring.secret).cluster
     return Standing(node, name, cluster, ring.founder, ring.age(), ring.alone, open, ring.generation)
 
 
 def asks(mine: Standing, theirs: Standing, waits_at: str = "") -> bool:
-    """Whether this node asks that one to be let in.
+    """Whether this node asks that one to be admitted.
 
     Args:
-        waits_at: the cluster that this node asked already, and that has not let it in yet.
+        waits_at: the cluster that this node asked already, and that has not admitted it yet.
     """
     if theirs.cluster == mine.cluster:
         return False
@@ -83,7 +83,7 @@ def behind(mine: Standing, theirs: Standing, known: Container[str]) -> bool:
 def preferred(standings: list[Standing]) -> Standing:
     """The one of several to ask: an established cluster first, then the one that others will join too.
 
-    Of one cluster a node with the latest secret: another was away, or turned out.
+    Of one cluster a node with the latest secret: another was away, or evicted.
     """
     return min(standings, key=lambda one: (one.young, one.alone, one.founder, -one.generation, one.node))
 

@@ -1,4 +1,4 @@
-"""Machines that asked to be let in and were not, and those of them that an admin approved since."""
+"""Machines that asked to be admitted and were not, and those of them that an admin approved since."""
 
 from __future__ import annotations
 

@@ -303,7 +303,7 @@ class Gossip:
         return self._done(now)
 
     def evict(self, nodes: frozenset[str], now: float) -> list[Action]:
-        """These nodes, and no others, were turned out by an admin: they are gone at once, and stay so."""
+        """These nodes, and no others, were evicted by an admin: they are gone at once, and stay so."""
         self._awake(now)
         self._membership.evict(nodes, now)
         return self._done(now)

@@ -275,7 +275,7 @@ class Membership:
             self._timers.at(member.suspicion.deadline, self._expire, node, member.suspicion)
 
     def evict(self, nodes: frozenset[str], now: float) -> None:
-        """These nodes, and no others, were turned out by an admin: they are gone at once, and stay so."""
+        """These nodes, and no others, were evicted by an admin: they are gone at once, and stay so."""
         self.evicted = nodes
         for node in nodes:
             member = self.members.get(node)

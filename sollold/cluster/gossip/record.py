@@ -226,8 +226,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A machine that asks to be let in. ``code``: to compare with what that machine shows. ``evicted``: an
-    admin turned it out earlier."""
+    """A machine that asks to be admitted. ``code``: to compare with what that machine shows. ``evicted``: an
+    admin evicted it earlier."""
 
     node: str
     name: str
@@ -253,9 +253,9 @@ class Record:
         cached: (beginning of a model's digest, bytes of its tensors that workers here have kept on disk).
         links: measured (peer node id, round trip in seconds, bytes per second).
         plain: workers that others started and the node's settings name, used or not.
-        waiting: machines that ask this node to be let into the cluster.
-        door_until: Unix time until which whoever asks this node is let in; 0.0: an admin decides.
-        seeking: where this node itself waits to be let in, a sentence; empty when it does not.
+        waiting: machines that ask this node to be admitted to the cluster.
+        door_until: Unix time until which whoever asks this node is admitted; 0.0: an admin decides.
+        seeking: where this node itself waits for admission, a sentence; empty when it does not.
         inviting: of an invitation that is open here or was withdrawn, the end of a sentence; empty: none.
         admitted_by: id of the node that let this one in; empty for a founder and with a token.
         keys: digest of the API keys that the node knows; empty: none.

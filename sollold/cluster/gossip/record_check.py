@@ -48,7 +48,7 @@ def objection(record: Record, highest: Term) -> str:
         return "its addresses are not IP addresses"
     for port in (record.http_port, record.peer_port):
         if not 0 <= port <= 65535:
-            return f"{port} is no port"
+            return f"{port} is not a port"
     return next(bad_values(record), "")
 
 

@@ -38,7 +38,7 @@ class Unframer:
             return None
         (length,) = _LENGTH.unpack_from(self._held)
         if length > self._limit:
-            raise FrameError(f"a message of {length} bytes, where {self._limit} is the most")
+            raise FrameError(f"a message of {length} bytes; the limit is {self._limit}")
         if len(self._held) < HEADER + length:
             return None
         data = bytes(self._held[HEADER : HEADER + length])

@@ -134,7 +134,7 @@ class HttpConnection(asyncio.Protocol):
         if left > 0:
             self._timer = self._loop.call_later(left, self._check_silence)
             return
-        self._lose(AnswerLost(f"nothing came for {self.silence:g} s"))
+        self._lose(AnswerLost(f"no data for {self.silence:g} s"))
         self.close()
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
         try:
             body = parser.feed(data)
         except BadAnswer as error:
-            self._lose(AnswerLost(f"no HTTP: {error}"))
+            self._lose(AnswerLost(f"invalid HTTP: {error}"))
             self.close()
             return
         if body:

@@ -33,7 +33,7 @@ OPEN_TOKEN = hashlib.sha256(b"sollold: the well-known token of an open cluster")
 """Everybody knows it: with it anyone on the LAN may join."""
 
 JOIN = "sollold-join"
-"""The ALPN name with which a stranger asks to be let in, without a certificate."""
+"""The ALPN name with which a stranger asks to be admitted, without a certificate."""
 INVITED = "sollold-invited"
 """The ALPN name with which a stranger who has an invitation's code does."""
 STRANGERS = frozenset((JOIN, INVITED))
@@ -107,7 +107,7 @@ class _SSLObject(ssl.SSLObject):
         data = self.getpeercert(binary_form=True)
         joining = self.selected_alpn_protocol() in STRANGERS
         if data is None and joining:
-            return  # a stranger who asks to be let in
+            return  # a stranger who asks to be admitted
         certificate = x509.load_der_x509_certificate(data) if data else None
         key = certificate.public_key() if certificate is not None else None
         if not isinstance(key, Ed25519PublicKey) or certificate is None:

@@ -395,7 +395,7 @@ class ClusterNode:
     def _with_port(self, addresses: Sequence[str]) -> tuple[Address, ...]:
         return tuple((ip, self._port) for ip in addresses)
 
-    # Letting in and being let in
+    # Admitting and being admitted
 
     def keyring(self) -> Keyring | None:
         """The cluster's secret and its members; None where the settings have a token."""

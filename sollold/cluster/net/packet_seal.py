@@ -41,7 +41,7 @@ class Refused(StrEnum):
     REPLAYED = "replayed"
     """Came before, or too late to tell."""
     EVICTED = "evicted"
-    """Of a node that an admin turned out."""
+    """Of a node that an admin evicted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class ExternalWorkers:
                     self._know(one, replace(one.worker, state=ExternalState.TAKEN, reason=""))
                 elif one.worker.state is ExternalState.TAKEN:
                     # Whether it survived its client is not known: it is offered again after a look.
-                    reason = "a deployment has just given it back"
+                    reason = "a deployment has just released it"
                     self._know(one, replace(one.worker, state=ExternalState.CHECKING, reason=reason))
                     one.due = now
             due = [one for one in self._watched.values() if now >= one.due and self._ours is not None]

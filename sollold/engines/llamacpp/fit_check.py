@@ -91,7 +91,8 @@ class FitCheck:
         try:
             write_whole(self._path, data)
         except OSError as error:
-            log.info("can't keep what %s said in %s: %s", PROGRAM, self._path, error.strerror or error)
+            reason = error.strerror or error
+            log.info("the answers of %s can't be written to %s: %s", PROGRAM, self._path, reason)
 
 
 def question(run: Run, model: Model, llama: Llama) -> list[str]:
@@ -182,5 +183,5 @@ def _read(path: Path) -> Mapping[str, Told]:
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as error:
-        log.info("what %s said before can't be read in %s: %s", PROGRAM, path, error)
+        log.info("the earlier answers of %s can't be read from %s: %s", PROGRAM, path, error)
         return {}

@@ -157,9 +157,9 @@ class Tunnel:
     def cut(self) -> None:
         """The node is gone: break the connection, so that llama-server notices."""
         if self._ends:
-            self.failure = f"node {self.node} is gone"
+            self.failure = f"node {self.node} left or failed"
             log.warning(
-                "tunnel to %s cut: the node is gone", self.node, extra={"deployment": self.deployment}
+                "tunnel to %s closed: it left or failed", self.node, extra={"deployment": self.deployment}
             )
         for end in tuple(self._ends):
             end.abort()
@@ -323,7 +323,7 @@ class _Greeter(asyncio.Protocol):
                 self.transport.pause_reading()
                 self.answer.set_result(msgspec.msgpack.decode(answer, type=Opened))
         except (FrameError, msgspec.DecodeError) as error:
-            self.answer.set_exception(PeerError("", f"no tunnel's answer: {error}", transport=True))
+            self.answer.set_exception(PeerError("", f"invalid answer: {error}", transport=True))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.answer.done():

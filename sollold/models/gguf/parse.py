@@ -221,7 +221,7 @@ def _tensors(window: _Window, count: int, alignment: int) -> tuple[Tensor, ...]:
         at = window.position
         name = window.string(_LONGEST_NAME, "a tensor's name")
         if name in seen:
-            raise window.error(f"tensor {name!r} is there twice")
+            raise window.error(f"duplicate tensor {name!r}")
         seen.add(name)
         dimensions = window.u32()
         if dimensions > 4:

@@ -153,21 +153,21 @@ def parse_template(text: str) -> tuple[Node, ...]:
         elif action == "end":
             while True:
                 if not stack:
-                    raise TemplateError("it has an end without a beginning")
+                    raise TemplateError("{{ end }} without a block")
                 done = stack.pop()
                 add(Branch(done.kind, done.value, done.variables, tuple(done.body), tuple(done.other or ())))
                 if not done.chained:
                     break
         elif action in ("break", "continue"):
             if not any(one.kind == "range" for one in stack):
-                raise TemplateError(f"it has a {action} outside of a range")
+                raise TemplateError(f"{{{{ {action} }}}} outside of a range")
             add(Leave(action))
         elif word in ("define", "template", "block"):
-            raise TemplateError(f"it uses {{{{ {word} }}}}")
+            raise TemplateError(f"{{{{ {word} }}}} is not supported")
         else:
             add(_statement(action))
     if stack:
-        raise TemplateError(f"its {stack[-1].kind} has no end")
+        raise TemplateError(f"{{{{ {stack[-1].kind} }}}} without {{{{ end }}}}")
     return tuple(nodes)
 
 
@@ -183,7 +183,7 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
         else:
             end = _end_of(text, start)
         if end < 0:
-            raise TemplateError("a {{ has no }}")
+            raise TemplateError("{{ without }}")
         part = part.lstrip() if trim else part
         part = part.rstrip() if match[1] else part
         inner = text[start:end]
@@ -215,18 +215,18 @@ def _open(kind: str, rest: str) -> _Open:
     if kind == "range" and (names := tokens.declared()):
         variables = names
     elif kind != "range" and tokens.declared():
-        raise TemplateError(f"it declares a variable in {kind}")
+        raise TemplateError(f"a variable declared by {{{{ {kind} }}}} is not supported")
     return _Open(kind, tokens.whole(), variables)
 
 
 def _other(stack: list[_Open], rest: str) -> None:
     if not stack or stack[-1].other is not None:
-        raise TemplateError("it has an else without an if")
+        raise TemplateError("{{ else }} without {{ if }}")
     stack[-1].other = []
     if rest:
         word = rest.split(None, 1)[0]
         if word not in ("if", "with") or len(stack) >= _DEEPEST:
-            raise TemplateError(f"it uses {{{{ else {word[:20]} }}}}")
+            raise TemplateError(f"{{{{ else {word[:20]} }}}} is not supported")
         inner = _open(word, rest[len(word) :])
         inner.chained = True
         stack.append(inner)
@@ -254,7 +254,7 @@ class _Tokens:
         while place < len(stripped):
             match = _TOKEN.match(stripped, place)
             if match is None or match.lastgroup is None:
-                raise TemplateError(f"it has {{{{ {self._text[:60]} }}}}")
+                raise TemplateError(f"{{{{ {self._text[:60]} }}}} is not supported")
             token = match[match.lastgroup]
             spaced = match.start(match.lastgroup) > place or place == 0
             self._tokens.append((match.lastgroup, token, spaced))
@@ -353,7 +353,7 @@ class _Tokens:
         return tuple(names)
 
     def _odd(self) -> TemplateError:
-        return TemplateError(f"it has {{{{ {self._text[:60]} }}}}")
+        return TemplateError(f"{{{{ {self._text[:60]} }}}} is not supported")
 
 
 def _unquoted(text: str) -> str:

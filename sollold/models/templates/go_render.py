@@ -59,12 +59,12 @@ class _Run:
     def _spend(self, steps: int) -> None:
         self._steps += steps
         if self._steps > _MOST_STEPS:
-            raise TemplateError("it has too many steps")
+            raise TemplateError("it takes too many steps")
 
     def _write(self, text: str) -> None:
         self._length += len(text)
         if self._length > _LONGEST:
-            raise TemplateError(f"what it prints is longer than {_LONGEST} characters")
+            raise TemplateError(f"its output is longer than {_LONGEST} characters")
         self.printed.append(text)
 
     def print_all(self, nodes: Sequence[Node], dot: Any) -> str:
@@ -118,7 +118,7 @@ class _Run:
             self._spend(max(0, value))
             pairs = [(number, number) for number in range(value)]
         else:
-            raise TemplateError("it has a range over what is no list")
+            raise TemplateError("range over what is not a list")
         if not pairs:
             return self.print_all(node.other, dot)
         for key, one in pairs:
@@ -163,11 +163,11 @@ class _Run:
         else:
             holder = next((one for one in reversed(self._frames) if base in one), None)
             if holder is None:
-                raise TemplateError(f"it has the variable {base}, which it has not declared")
+                raise TemplateError(f"undeclared variable {base}")
             found = holder[base]
         for name in fields:
             if not isinstance(found, Mapping) or name not in found:
-                raise TemplateError(f"it has the field .{name}")
+                raise TemplateError(f"unknown field .{name}")
             found = found[name]
         return found
 
@@ -178,7 +178,7 @@ class _Run:
         except TemplateError:
             raise
         except (TypeError, IndexError, KeyError, ValueError):
-            raise TemplateError(f"it calls {name} with values that don't fit") from None
+            raise TemplateError(f"invalid arguments for the function {name}") from None
 
     def _called(self, name: str, given: list[Any]) -> Any:
         match name, given:
@@ -207,7 +207,7 @@ class _Run:
                 return self._json(value)
             case "currentDate", []:
                 return time.strftime("%Y-%m-%d")
-        raise TemplateError(f"it calls the function {name} with {len(given)} values")
+        raise TemplateError(f"the function {name} with {len(given)} arguments is not supported")
 
     def _json(self, value: Any) -> str:
         text = msgspec.json.encode(value).decode()

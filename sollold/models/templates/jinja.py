@@ -218,7 +218,7 @@ def _body(nodes: tuple[Node, ...], scope: _Scope) -> str:
                 elif variable in scope.variables:
                     out.append(f"{{%- set {scope.variables[variable].code} = {made.code} -%}}")
                 else:
-                    raise TemplateError(f"it sets the variable {variable}, which it has not declared")
+                    raise TemplateError(f"undeclared variable {variable}")
             case Leave(word):
                 # A break of llama.cpp's own takes back what the turn has printed.
                 stop = f"{{%- set {scope.loop}.on = false -%}}" if word == "break" else ""
@@ -294,9 +294,9 @@ def _operand(base: str | Call, fields: tuple[str, ...], scope: _Scope) -> _Value
         found = _value(base, scope)
     elif base == "$" or (base == "." and scope.dot is None):
         if not fields:
-            raise TemplateError("it prints all of its values at once")
+            raise TemplateError("{{ . }} is not supported")
         if fields[0] not in scope.root:
-            raise TemplateError(f"it has the field .{fields[0]}")
+            raise TemplateError(f"unknown field .{fields[0]}")
         found, fields = scope.root[fields[0]], fields[1:]
     elif base == ".":
         assert scope.dot is not None
@@ -304,11 +304,11 @@ def _operand(base: str | Call, fields: tuple[str, ...], scope: _Scope) -> _Value
     elif base in scope.variables:
         found = scope.variables[base]
     else:
-        raise TemplateError(f"it has the variable {base}, which it has not declared")
+        raise TemplateError(f"undeclared variable {base}")
     for name in fields:
         known = _FIELDS.get(found.kind, {}).get(name)
         if known is None:
-            raise TemplateError(f"it has the field .{name}")
+            raise TemplateError(f"unknown field .{name}")
         found = _Value(f"{found.code}.{known[0]}", known[1])
     return found
 
@@ -340,7 +340,7 @@ def _call(name: str, given: list[_Value]) -> _Value:
             return given[0]
         case "currentDate", 0:
             return _Value('strftime_now("%Y-%m-%d")', "text")
-    raise TemplateError(f"it calls the function {name} with {len(given)} values")
+    raise TemplateError(f"the function {name} with {len(given)} arguments is not supported")
 
 
 def _printed(value: _Value) -> str:
