@@ -122,9 +122,8 @@ class PlainFormatter(logging.Formatter):
 class TerminalFormatter(PlainFormatter):
     """``12:03:07 cluster: node pc2 joined  (deployment=…)``, the level only where it is worth a look."""
 
-    def __init__(self, *, times: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__("%(message)s", "%H:%M:%S")
-        self._times = times
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it if there is one."""
@@ -132,9 +131,9 @@ class TerminalFormatter(PlainFormatter):
         room = record.name.removeprefix("sollold.").removeprefix("sollold")
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         fields = [f"{name}={shown(str(value))}" for name in FIELDS if (value := getattr(record, name, ""))]
-        time = f"{self.formatTime(record, self.datefmt)} " if self._times else ""
+        time = self.formatTime(record, self.datefmt)
         tail = f"  ({' '.join(fields)})" if fields else ""
-        return f"{time}{level}{f'{room}: ' if room else ''}{text}{tail}"
+        return f"{time} {level}{f'{room}: ' if room else ''}{text}{tail}"
 
 
 def set_up(level: str, stream: TextIO | None = None) -> None:

@@ -72,7 +72,6 @@ class GrantManager:
         find_model: Callable[[str], Model | None],
         connect: Connect,
     ) -> None:
-        self._node = node
         self._settings = settings
         self._places = places
         self._journal = journal

@@ -63,7 +63,6 @@ class ClusterClient:
     ) -> None:
         self.api_key = api_key_of(api_key)
         self.nodes = NodeList(nodes)
-        self._named = bool(nodes)
         self._timeout = timeout
         self._find = find
         self._session: aiohttp.ClientSession | None = None

@@ -42,8 +42,8 @@ class Backoff:
         free: failures in a row that cost nothing.
     """
 
-    def __init__(self, free: int = 1, first: float = FIRST_PAUSE, longest: float = LONGEST_PAUSE) -> None:
-        self._free, self._first, self._longest = free, first, longest
+    def __init__(self, free: int = 1, first: float = FIRST_PAUSE) -> None:
+        self._free, self._first = free, first
         self._stories: OrderedDict[str, _Story] = OrderedDict()
 
     def failed(self, key: str, reason: str, now: float) -> None:
@@ -63,7 +63,7 @@ class Backoff:
         story = self._stories.get(key)
         if story is None or story.failures <= self._free:
             return None
-        pause = min(self._first * 2 ** min(story.failures - self._free - 1, 30), self._longest)
+        pause = min(self._first * 2 ** min(story.failures - self._free - 1, 30), LONGEST_PAUSE)
         since = now - story.last
         left = pause - since
         return Blocked(left, story.failures, story.reason, since) if left > 0 else None

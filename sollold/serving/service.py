@@ -52,7 +52,6 @@ class Serving:
         self._placement = placement or PlacementSettings()
         self._view = view
         self._library = library
-        self._loader = loader
         self._router = router
         self._executors: set[RequestExecutor] = set()
         waiters = QueueWaiters()

@@ -352,7 +352,7 @@ def test_templates() -> None:
 @pytest.mark.parametrize("part", ["{{", "{{ .Prompt ", "{{- "])
 def test_a_template_of_beginnings_without_an_end_is_refused_at_once(part: str) -> None:
     before = time.process_time()
-    assert "{{ has no }}" in refused(lambda: render_template(part * (90_000 // len(part)), {}))
+    assert "{{ without }}" in refused(lambda: render_template(part * (90_000 // len(part)), {}))
     # Looking for the end anew at each of them took minutes, and the whole node stood still.
     assert time.process_time() - before < 5
 

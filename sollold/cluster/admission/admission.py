@@ -85,7 +85,6 @@ class Admission:
         self.ring = ring
         self._key = key
         self._name = name
-        self._file = file
         self._door = door
         self._reach = reach
         self._port = port

@@ -65,7 +65,6 @@ class Gossip:
         tuning: Tuning = LAN,
     ) -> None:
         self._me = record.node
-        self._boot = boot
         self._random = random
         self._tuning = tuning
         self._timers = Timers()

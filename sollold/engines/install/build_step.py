@@ -63,7 +63,6 @@ class Steps:
         command: Sequence[str],
         *,
         env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
         on_line: Callable[[str], None] | None = None,
         timeout: float = 0.0,
     ) -> str:
@@ -83,7 +82,6 @@ class Steps:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **(env or {})},
-                    cwd=cwd,
                     start_new_session=True,
                 )
             except OSError as error:

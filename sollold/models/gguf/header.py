@@ -89,11 +89,6 @@ class Header:
         value = self.metadata.get(key)
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
-    def number(self, key: str, default: float = 0.0) -> float:
-        """A number of the metadata; the default when it is missing or of another type."""
-        value = self.metadata.get(key)
-        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else default
-
     def length(self, key: str) -> int:
         """The length of an array of the metadata; 0 when there is none."""
         value = self.metadata.get(key)
