@@ -12,17 +12,7 @@ A grant's life::
 An ending grant still counts: its bytes are free only when the caller says `Ledger.ended`, that is when
 the process that used them is dead.
 
-How much one more grant could get on a device is the smallest of
-
-- its limit less what is granted on it,
-- the node's limit less what is granted on all devices,
-- what is measured free, less the reserve, less what was granted but is not allocated yet, and less what
-  others use although it counts as free.
-
-Devices in one pool share the first and the last of these.
-
-The devices of an external worker (`sollold.machine.external_worker`) are no memory of this machine's, so the
-node's limit does not count them, and they are one deployment's at a time: a worker serves one client.
+How much one more grant could get is `sollold.agent.memory_room`'s to say.
 """
 
 from __future__ import annotations
@@ -30,17 +20,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
+from sollold.agent.memory_room import Measured, MemoryRoom
 from sollold.cluster.gossip.record import Grant, GrantState
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import GRANT_SECONDS, Commit, Done, Release, Renew, Reserve, Reserved
 from sollold.facts import dataclass
 from sollold.machine.device import Device
-from sollold.machine.external_worker import external_address
-from sollold.settings.schema import MIB
 
 RESERVATION_SECONDS = 15.0
 """How long a reservation waits for its commit."""
-
 
 _NAME_BYTES = 200
 
@@ -102,12 +90,9 @@ class Ledger:
         self.draining = False
         self._ready = ready
         self._node_limit = node_limit
-        self._reserves: dict[str, int] = {}
         self._reservation_seconds = reservation_seconds
         self._grant_seconds = grant_seconds
-        self._devices: dict[str, Device] = {}
-        self._allocated: dict[str, dict[str, int]] = {}
-        self._taken: dict[str, int] = {}
+        self._measured = Measured()
         self._entries: dict[str, _Entry] = {}
 
     # What is known
@@ -148,20 +133,15 @@ class Ledger:
 
         What is ``available`` to each member of a pool is what the pool has: it is there once.
         """
+        room = self._room()
         return tuple(
-            replace(device, granted=self._granted(device.id), available=self.available(device.id))
-            for device in self._devices.values()
+            replace(device, granted=room.granted_on(device.id), available=room.available(device.id))
+            for device in self._measured.devices.values()
         )
 
     def available(self, device: str) -> int:
         """Bytes that one more grant could get on ``device`` now; 0 for an unknown one."""
-        known = self._devices.get(device)
-        if known is None:
-            return 0
-        if self._taken_by(device):
-            return 0
-        room = min(self._device_room(known), self._pool_room(known))
-        return max(0, room if external_address(device) else min(room, self._node_room()))
+        return self._room().available(device)
 
     def next_deadline(self) -> float | None:
         """When `expire` has something to do; None when nothing can expire."""
@@ -181,18 +161,14 @@ class Ledger:
         reserves: Mapping[str, int] | None = None,
         taken: Mapping[str, int] | None = None,
     ) -> tuple[Action, ...]:
-        """The devices as they are now.
-
-        ``allocated`` is deployment → device → bytes that its processes had taken when ``free`` was
-        measured; what is missing from it counts as not allocated yet. ``reserves`` is device → bytes
-        that are left to the rest of the machine. ``taken`` is device → bytes that others than deployments
-        use although ``free`` counts them: weights that an Ollama has mapped.
-        """
+        """The devices as they are now; see `Measured`."""
         before = self.devices()
-        self._devices = {device.id: device for device in devices}
-        self._allocated = {key: dict(value) for key, value in (allocated or {}).items()}
-        self._reserves = dict(reserves or {})
-        self._taken = dict(taken or {})
+        self._measured = Measured(
+            {device.id: device for device in devices},
+            {key: dict(value) for key, value in (allocated or {}).items()},
+            dict(reserves or {}),
+            dict(taken or {}),
+        )
         return (Changed(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
@@ -202,43 +178,41 @@ class Ledger:
         uncommitted reservation of the same deployment.
         """
         actions = list(self.expire(now))
-        stale = self._see(request.term, actions)
-        if stale:
-            return self._refused(stale), tuple(actions)
+        refusal = self._see(request.term, actions) or self._reserve(request, now, actions)
+        room = self._room()
+        available = {device: room.available(device) for device in self._measured.devices}
+        return Reserved(not refusal, refusal, available), tuple(actions)
+
+    def _reserve(self, request: Reserve, now: float, actions: list[Action]) -> str:
+        """Why nothing was set aside, or empty."""
         if not self._ready:
-            return self._refused("the node has just started and is still cleaning up"), tuple(actions)
+            return "the node has just started and is still cleaning up"
         if not _is_name(request.deployment):
-            return self._refused("invalid deployment id: use letters, digits, - and _"), tuple(actions)
+            return "invalid deployment id: use letters, digits, - and _"
         if self.draining:
-            return self._refused("the node is draining and accepts no new deployments"), tuple(actions)
+            return "the node is draining and accepts no new deployments"
         wanted = {device: size for device, size in request.bytes.items() if size}
         if any(size < 0 for size in wanted.values()):
-            return self._refused("a negative number of bytes was asked for"), tuple(actions)
+            return "a negative number of bytes was asked for"
         entry = self._entries.get(request.deployment)
         if entry is not None:
             if entry.ending:
-                return self._refused(f"deployment {request.deployment} is ending here"), tuple(actions)
+                return f"deployment {request.deployment} is ending here"
             same = entry.head == request.head and entry.bytes == wanted
             if entry.state is GrantState.COMMITTED:
-                if not same:
-                    return self._refused(f"deployment {request.deployment} is already committed"), tuple(
-                        actions
-                    )
-                return self._reserved(), tuple(actions)
+                return "" if same else f"deployment {request.deployment} is already committed"
             if same:
                 entry.deadline = now + self._reservation_seconds
-                return self._reserved(), tuple(actions)
-            del self._entries[request.deployment]
-        missing = self._missing(wanted)
-        if missing:
-            if entry is not None:
-                self._entries[request.deployment] = entry
-            return self._refused(missing), tuple(actions)
+                return ""
+        others = {name: sizes for name, sizes in self._granted().items() if name != request.deployment}
+        if missing := self._room(others).missing(wanted):
+            return missing
+        self._entries.pop(request.deployment, None)
         self._entries[request.deployment] = _Entry(
             request.head, wanted, GrantState.RESERVED, now + self._reservation_seconds
         )
         actions.append(Changed())
-        return self._reserved(), tuple(actions)
+        return ""
 
     def commit(self, request: Commit, now: float) -> tuple[Done, tuple[Action, ...]]:
         """The head takes up its reservation. Again: the same answer."""
@@ -248,9 +222,8 @@ class Ledger:
             return refusal, tuple(actions)
         absent = sorted(set(request.devices) - set(entry.bytes))
         if absent:
-            return Done(False, f"nothing is reserved on {', '.join(absent)} for {request.deployment}"), tuple(
-                actions
-            )
+            refusal = Done(False, f"nothing is reserved on {', '.join(absent)} for {request.deployment}")
+            return refusal, tuple(actions)
         entry.deadline = now + self._grant_seconds
         if entry.state is not GrantState.COMMITTED:
             entry.state = GrantState.COMMITTED
@@ -314,7 +287,8 @@ class Ledger:
         if entry is None or not entry.ending:
             return ()
         del self._entries[deployment]
-        self._allocated.pop(deployment, None)
+        rest = {name: sizes for name, sizes in self._measured.allocated.items() if name != deployment}
+        self._measured = replace(self._measured, allocated=rest)
         return (Changed(),)
 
     # Inside
@@ -349,89 +323,15 @@ class Ledger:
             del self._entries[deployment]
         actions.append(Changed())
 
-    def _reserved(self) -> Reserved:
-        return Reserved(True, available={device: self.available(device) for device in self._devices})
+    def _granted(self) -> dict[str, dict[str, int]]:
+        return {deployment: entry.bytes for deployment, entry in self._entries.items()}
 
-    def _refused(self, reason: str) -> Reserved:
-        return Reserved(False, reason, {device: self.available(device) for device in self._devices})
-
-    def _granted(self, device: str) -> int:
-        return sum(entry.bytes.get(device, 0) for entry in self._entries.values())
-
-    def _members(self, device: Device) -> list[Device]:
-        if not device.pool:
-            return [device]
-        return [other for other in self._devices.values() if other.pool == device.pool]
-
-    def _device_room(self, device: Device) -> int:
-        return device.limit - self._granted(device.id)
-
-    def _pool_room(self, device: Device) -> int:
-        """What the memory itself has left; the members of a pool are measured as one."""
-        members = self._members(device)
-        reserve = max(self._reserves.get(member.id, 0) for member in members)
-        pledged = 0
-        for deployment, entry in self._entries.items():
-            taken = self._allocated.get(deployment, {})
-            sizes = [(entry.bytes.get(member.id, 0), taken.get(member.id, 0)) for member in members]
-            pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
-        total = max(member.total for member in members) - sum(self._granted(member.id) for member in members)
-        mapped = sum(self._taken.get(member.id, 0) for member in members)
-        return min(total, max(member.free for member in members) - reserve - pledged) - mapped
-
-    def _node_room(self) -> int:
-        if not self._node_limit:
-            return max((device.total for device in self._devices.values()), default=0)
-        return self._node_limit - sum(_own(entry.bytes) for entry in self._entries.values())
-
-    def _taken_by(self, device: str) -> str:
-        """The deployment that has the external worker behind ``device``; empty when none has."""
-        address = external_address(device)
-        if not address:
-            return ""
-        return next(
-            (
-                deployment
-                for deployment, entry in self._entries.items()
-                if any(external_address(other) == address for other in entry.bytes)
-            ),
-            "",
-        )
-
-    def _missing(self, wanted: Mapping[str, int]) -> str:
-        """Why ``wanted`` can't be had, or empty."""
-        for name, size in wanted.items():
-            device = self._devices.get(name)
-            if device is None:
-                return f"there is no device {name} here"
-            if other := self._taken_by(name):
-                return f"{name} serves one deployment at a time, and {other} has it"
-            if size > (room := max(0, self._device_room(device))):
-                return (
-                    f"{name}: {_mib(size)} asked, {_mib(room)} left under its limit of {_mib(device.limit)}"
-                )
-            pool = self._members(device)
-            together = sum(wanted.get(member.id, 0) for member in pool)
-            if together > (room := max(0, self._pool_room(device))):
-                return f"{name}: {_mib(together)} asked, {_mib(room)} free"
-        if self._node_limit and _own(wanted) > (room := max(0, self._node_room())):
-            return (
-                f"{_mib(_own(wanted))} asked, {_mib(room)} left under the node's limit of "
-                f"{_mib(self._node_limit)}"
-            )
-        return ""
+    def _room(self, granted: Mapping[str, Mapping[str, int]] | None = None) -> MemoryRoom:
+        """What is left beside ``granted``; None: beside all that is set aside."""
+        return MemoryRoom(self._measured, self._granted() if granted is None else granted, self._node_limit)
 
 
 def _is_name(deployment: str) -> bool:
     """Whether it can name a folder, as it will for logs and tensors: any member may send any text."""
     ascii_name = deployment.replace("-", "").replace("_", "").isalnum()
     return ascii_name and len(deployment.encode("utf-8", "replace")) <= _NAME_BYTES
-
-
-def _own(sizes: Mapping[str, int]) -> int:
-    """Bytes on the machine's own devices."""
-    return sum(size for device, size in sizes.items() if not external_address(device))
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:,.0f} MiB"

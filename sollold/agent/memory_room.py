@@ -1,0 +1,139 @@
+"""How many bytes one more grant could get on this node's devices. Pure.
+
+That is the smallest of
+
+- a device's limit less what is granted on it,
+- the node's limit less what is granted on all devices,
+- what is measured free, less the reserve, less what was granted but is not allocated yet, and less what
+  others use although it counts as free.
+
+Devices in one pool share the first and the last of these.
+
+The devices of an external worker (`sollold.machine.external_worker`) are no memory of this machine's, so the
+node's limit does not count them, and they are one deployment's at a time: a worker serves one client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+
+from sollold.facts import dataclass
+from sollold.machine.device import Device
+from sollold.machine.external_worker import external_address
+from sollold.settings.schema import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The devices as they were measured last.
+
+    Attributes:
+        devices: by their ids.
+        allocated: deployment → device → bytes that its processes had taken when ``free`` was measured; what
+            is missing from it counts as not allocated yet.
+        reserves: device → bytes that are left to the rest of the machine.
+        taken: device → bytes that others than deployments use although ``free`` counts them: weights that an
+            Ollama has mapped.
+    """
+
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    allocated: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reserves: Mapping[str, int] = field(default_factory=dict)
+    taken: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRoom:
+    """What is left beside what is granted now.
+
+    Attributes:
+        granted: deployment → device → bytes.
+        node_limit: most bytes over all devices; 0: no such limit.
+    """
+
+    measured: Measured
+    granted: Mapping[str, Mapping[str, int]]
+    node_limit: int
+
+    def granted_on(self, device: str) -> int:
+        """Bytes that all deployments together have on a device."""
+        return sum(sizes.get(device, 0) for sizes in self.granted.values())
+
+    def available(self, device: str) -> int:
+        """Bytes that one more grant could get on ``device`` now; 0 for an unknown one."""
+        known = self.measured.devices.get(device)
+        if known is None or self._taken_by(device):
+            return 0
+        room = min(self._device_room(known), self._pool_room(known))
+        return max(0, room if external_address(device) else min(room, self._node_room()))
+
+    def missing(self, wanted: Mapping[str, int]) -> str:
+        """Why ``wanted`` can't be had, or empty."""
+        for name, size in wanted.items():
+            device = self.measured.devices.get(name)
+            if device is None:
+                return f"there is no device {name} here"
+            if other := self._taken_by(name):
+                return f"{name} serves one deployment at a time, and {other} has it"
+            if size > (room := max(0, self._device_room(device))):
+                return (
+                    f"{name}: {_mib(size)} asked, {_mib(room)} left under its limit of {_mib(device.limit)}"
+                )
+            together = sum(wanted.get(member.id, 0) for member in self._members(device))
+            if together > (room := max(0, self._pool_room(device))):
+                return f"{name}: {_mib(together)} asked, {_mib(room)} free"
+        if self.node_limit and _own(wanted) > (room := max(0, self._node_room())):
+            return (
+                f"{_mib(_own(wanted))} asked, {_mib(room)} left under the node's limit of "
+                f"{_mib(self.node_limit)}"
+            )
+        return ""
+
+    def _members(self, device: Device) -> list[Device]:
+        if not device.pool:
+            return [device]
+        return [other for other in self.measured.devices.values() if other.pool == device.pool]
+
+    def _device_room(self, device: Device) -> int:
+        return device.limit - self.granted_on(device.id)
+
+    def _pool_room(self, device: Device) -> int:
+        """What the memory itself has left; the members of a pool are measured as one."""
+        members = self._members(device)
+        reserve = max(self.measured.reserves.get(member.id, 0) for member in members)
+        pledged = 0
+        for deployment, bytes_ in self.granted.items():
+            taken = self.measured.allocated.get(deployment, {})
+            sizes = [(bytes_.get(member.id, 0), taken.get(member.id, 0)) for member in members]
+            pledged += max(0, sum(granted for granted, _ in sizes) - sum(used for _, used in sizes))
+        total = max(member.total for member in members) - sum(
+            self.granted_on(member.id) for member in members
+        )
+        mapped = sum(self.measured.taken.get(member.id, 0) for member in members)
+        return min(total, max(member.free for member in members) - reserve - pledged) - mapped
+
+    def _node_room(self) -> int:
+        if not self.node_limit:
+            return max((device.total for device in self.measured.devices.values()), default=0)
+        return self.node_limit - sum(map(_own, self.granted.values()))
+
+    def _taken_by(self, device: str) -> str:
+        """The deployment that has the external worker behind ``device``; empty when none has."""
+        if not (address := external_address(device)):
+            return ""
+        users = (
+            deployment
+            for deployment, sizes in self.granted.items()
+            if any(external_address(other) == address for other in sizes)
+        )
+        return next(users, "")
+
+
+def _own(sizes: Mapping[str, int]) -> int:
+    """Bytes on the machine's own devices."""
+    return sum(size for device, size in sizes.items() if not external_address(device))
+
+
+def _mib(size: int) -> str:
+    return f"{size / MIB:,.0f} MiB"
