@@ -129,7 +129,7 @@ class ModelService:
     async def _learn_from(self, answers: Mapping[str, Changed]) -> None:
         """What was just done shows in the next request to this node."""
         done = [node for node, answer in answers.items() if answer.ok]
-        await asyncio.gather(*(self._library.refresh(node) for node in done))
+        await asyncio.gather(*(self._library.lists.refresh(node) for node in done))
 
     async def delete(self, name: str, nodes: Sequence[str] = ()) -> None:
         """Remove a model that was fetched by the daemon, or a second name, everywhere or from the ``nodes``.

@@ -97,7 +97,7 @@ class Daemon:
         stack.callback(parts.sender.close)
         await parts.node.start()
         stack.push_async_callback(parts.node.close)
-        for part in (parts.keys, parts.catalogue, parts.library):
+        for part in (parts.keys, parts.catalogue, parts.library.lists):
             await part.start()
             stack.push_async_callback(part.close)
         stack.push_async_callback(parts.tunnels.close)

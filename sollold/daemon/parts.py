@@ -161,10 +161,10 @@ class Parts:
         self.agent.account_for_ollama(
             lambda endpoint, force: self.ollama.unload(endpoint, force=force), self.ollama.loaded_bytes
         )
-        self.library.sources.append(self.ollama.refresh)
+        self.library.lists.sources.append(self.ollama.refresh)
         self.own_models.delete_from_ollama = self.ollama.delete
         self.own_models.copy_in_ollama = self.ollama.copy
-        self.relay = OllamaRelay(self.ollama, view, calls, self.library.refresh)
+        self.relay = OllamaRelay(self.ollama, view, calls, self.library.lists.refresh)
         self.relay.register(self.peers)
 
     def _build_transfers(self) -> None:

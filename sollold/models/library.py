@@ -1,57 +1,36 @@
 """The models of the whole cluster, each once, from the lists of its nodes.
 
-A record carries the digest of its node's list; the list itself is fetched by a peer call when that changes.
-Peer methods registered here: ``models`` (`ListModelsRequest` → `ModelList`) and ``shape`` (`ShapeRequest` →
-`Shape`), ``metadata`` (`ShapeRequest` → `Metadata`).
+What a model's header says is asked of a node that has the file, by the peer calls ``shape`` (`ShapeRequest` →
+`Shape`) and ``metadata`` (`ShapeRequest` → `Metadata`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from sollold.cluster.gossip.record_check import bad_values
 from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
-from sollold.cluster.net.view import View, name_of
+from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.listing import Listed, merge
 from sollold.models.model import Model
-from sollold.models.model_check import objection
 from sollold.models.names import Resolved, exact, resolve, unresolved
+from sollold.models.node_lists import NodeLists
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import distinct_names
 
-log = logging.getLogger("sollold.models")
-
 _TIMEOUT = 15.0
-_AGAIN = 5.0
-"""Seconds before a list that could not be fetched is asked for again."""
 _SHAPES = 16
 _MEANT = 1000
 """Callers' names whose meaning is remembered, until models come or go."""
 _SETTLE = 5.0
 """Seconds that an unknown name waits for this node to learn of the others' models."""
 _LOOK = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class ListModelsRequest:
-    """Asks a node for its models. ``refresh``: it is to look at its stores first."""
-
-    refresh: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ModelList:
-    """A node's models and the digest that its record carries for them."""
-
-    digest: str
-    models: tuple[Model, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +47,12 @@ class Metadata:
     pairs: dict[str, str | int | float | bool | list[str | int | float | bool]]
 
 
-_UNKNOWN = ModelList("", ())
-
-
 class Library:
-    """What the cluster has. Reading never waits but in `awaited`; only `shape` and `metadata` ask others."""
+    """What the cluster has. Reading never waits but in `awaited`; only `shape` and `metadata` ask others.
+
+    Attributes:
+        lists: the nodes' own lists, to be started and closed.
+    """
 
     def __init__(
         self,
@@ -89,54 +69,12 @@ class Library:
         self._aliases = dict(aliases or {})
         self._meant: dict[str, Resolved] = {}
         """What callers' names mean among the models that are known now."""
-        self.sources: list[Callable[[], Awaitable[None]]] = []
-        """What else than the catalogue is to look anew when a list must be current."""
-        self._lists: dict[str, ModelList] = {}
-        self._wanted = asyncio.Event()
-        self._fetches: dict[str, asyncio.Task[None]] = {}
-        self._retry_at: dict[str, float] = {}
+        self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: dict[str, Shape] = {}
         self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
         self._callbacks: list[Callable[[], None]] = []
-        self._undo: list[Callable[[], None]] = []
-        self._task: asyncio.Task[None] | None = None
-        server.method("models", ListModelsRequest, self._answer_models)
         server.method("shape", ShapeRequest, self._answer_shape)
         server.method("metadata", ShapeRequest, self._answer_metadata)
-
-    async def start(self) -> None:
-        """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
-        self._undo = [self._catalogue.subscribe(self._mine), self._view.subscribe(self._wanted.set)]
-        self._mine()
-        self._wanted.set()
-        self._task = asyncio.create_task(self._run(), name="library")
-
-    async def close(self) -> None:
-        """End all fetches."""
-        for undo in self._undo:
-            undo()
-        tasks = [*self._fetches.values(), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        self._task = None
-        self._fetches = {}
-
-    async def refresh(self, node: str) -> None:
-        """Learn what a node has now: what was just created, fetched or deleted there shows afterwards.
-
-        One that can't be asked is left as it is known.
-        """
-        if node == self._view.me.node:
-            await self._refresh_own()
-            return
-        request = ListModelsRequest(refresh=True)
-        with contextlib.suppress(PeerError):
-            self._learn(node, await self._calls.call(node, "models", request, ModelList, timeout=_TIMEOUT))
-
-    async def _refresh_own(self) -> None:
-        for source in (*self.sources, self._catalogue.refresh):
-            await source()
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
@@ -165,7 +103,7 @@ class Library:
         end = asyncio.get_running_loop().time() + _SETTLE
         while True:
             resolved = self.resolve(name)
-            known = resolved.name or resolved.candidates or self.settled()
+            known = resolved.name or resolved.candidates or self.lists.settled()
             if known or asyncio.get_running_loop().time() >= end:
                 return resolved
             await asyncio.sleep(_LOOK)
@@ -196,15 +134,6 @@ class Library:
         """As `find`, for a name just as `all` has it."""
         return self._shelves()[1].get(listed, ())
 
-    def settled(self) -> bool:
-        """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
-        others = [record for record in self._view.live() if record.node != self._view.me.node]
-        known = all(
-            not record.models or self._lists.get(record.node, _UNKNOWN).digest == record.models
-            for record in others
-        )
-        return known and bool(self._view.leader().leader)
-
     def find(self, name: str) -> tuple[tuple[str, Model], ...]:
         """(node, model) for each live node that has the content; each with its own node's paths.
 
@@ -218,7 +147,7 @@ class Library:
         return tuple(
             node
             for node in dict.fromkeys(live)
-            if any(one.digest == digest and one.files and not one.unusable for one in self.models_of(node))
+            if any(one.digest == digest and one.files and not one.unusable for one in self.lists.of(node))
         )
 
     def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
@@ -228,13 +157,6 @@ class Library:
             for holders in self._shelves()[1].values()
             if holders and alike(holders[0][1].vocabulary, vocabulary)
         )
-
-    def models_of(self, node: str) -> tuple[Model, ...]:
-        """One node's own list, as last fetched."""
-        if node == self._view.me.node:
-            return self._catalogue.models
-        known = self._lists.get(node)
-        return known.models if known else ()
 
     async def shape(self, node: str, model: Model) -> Shape:
         """What the model's header says, asked of ``node``; remembered by content.
@@ -277,13 +199,13 @@ class Library:
 
     def name_at(self, node: str, model: Model) -> str:
         """What the node itself calls the content."""
-        models = self.models_of(node)
+        models = self.lists.of(node)
         same = [other.name for other in models if other.digest == model.digest and other.files == model.files]
         return model.name if model.name in same or not same else same[0]
 
     def listed_at(self, node: str, listed: Model) -> str:
         """The name in the node's own list behind one of `all`; empty when the node has not just that."""
-        for other in self.models_of(node):
+        for other in self.lists.of(node):
             shown = (other.name, *distinct_names(other, None))
             if other.digest == listed.digest and listed.name.lower() in [name.lower() for name in shown]:
                 return other.name
@@ -306,18 +228,13 @@ class Library:
         """
         if resolved.name or resolved.candidates:
             return resolved
-        live = {record.node for record in self._view.live()}
         away = []
-        for node in sorted(self._lists.keys() - live):
-            meant = resolve(resolved.asked, [model.name for model in self._lists[node].models])
+        for node, models in self.lists.away().items():
+            meant = resolve(resolved.asked, [model.name for model in models])
             record = self._view.record(node)
             if record is not None and (meant.name or meant.candidates):
                 away.append(record.name)
         return replace(resolved, away=tuple(away))
-
-    def _mine(self) -> None:
-        self._view.update_me(models=self._catalogue.digest)
-        self._changed()
 
     def _changed(self) -> None:
         self._shelf = None
@@ -326,72 +243,9 @@ class Library:
 
     def _shelves(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
         if self._shelf is None:
-            live = {record.node for record in self._view.live()}
-            lists = {node: known.models for node, known in self._lists.items() if node in live}
-            lists[self._view.me.node] = self._catalogue.models
-            self._shelf = merge(lists)
+            self._shelf = merge(self.lists.live())
             self._meant.clear()
         return self._shelf
-
-    async def _run(self) -> None:
-        """Keep a list of every live node."""
-        loop = asyncio.get_running_loop()
-        known: frozenset[str] = frozenset()
-        while True:
-            self._wanted.clear()
-            live = {record.node: record.models for record in self._view.live()}
-            if frozenset(live) != known:
-                known = frozenset(live)
-                for node in [node for node in self._lists if self._view.record(node) is None]:
-                    del self._lists[node]
-                self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
-                self._changed()
-            now, delay = loop.time(), None
-            for node, digest in live.items():
-                mine = node == self._view.me.node
-                have = self._lists.get(node)
-                if mine or not digest or node in self._fetches or (have and have.digest == digest):
-                    continue
-                left = self._retry_at.get(node, 0.0) - now
-                if left <= 0:
-                    self._fetches[node] = asyncio.create_task(self._fetch(node), name=f"models of {node}")
-                else:
-                    delay = min(left, delay) if delay is not None else left
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), delay)
-
-    async def _fetch(self, node: str) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            got = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
-        except PeerError as error:
-            log.info("the models of %s can't be fetched just now: %s", name_of(self._view, node), error)
-            self._retry_at[node] = loop.time() + _AGAIN
-        else:
-            self._learn(node, got)
-            record = self._view.record(node)
-            if record is not None and record.models != got.digest:
-                # The record is behind the list or the list behind the record: ask again, but not at once.
-                self._retry_at[node] = loop.time() + 1.0
-        finally:
-            del self._fetches[node]
-            self._wanted.set()
-
-    def _learn(self, node: str, got: ModelList) -> None:
-        # What a node of another release may call a model must not keep the others' from being found.
-        self._lists[node] = replace(got, models=tuple(one for one in got.models if not self._odd(node, one)))
-        self._changed()
-
-    def _odd(self, node: str, model: Model) -> bool:
-        why = objection(model)
-        if why:
-            log.info("a model of %s is left out: %s", name_of(self._view, node), why)
-        return bool(why)
-
-    async def _answer_models(self, caller: str, request: ListModelsRequest) -> ModelList:
-        if request.refresh:
-            await self._refresh_own()
-        return ModelList(self._catalogue.digest, self._catalogue.models)
 
     async def _answer_shape(self, caller: str, request: ShapeRequest) -> Shape:
         try:

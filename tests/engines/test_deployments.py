@@ -20,7 +20,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp import deployment, llama_server, participants
+from sollold.engines.llamacpp import deployment, llama_server, load_progress, participants
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.rpc_worker import Worker
 from sollold.models.model import Model
@@ -346,7 +346,7 @@ async def test_a_grant_does_not_run_out_while_a_worker_starts(
 async def test_a_load_that_stands_still_is_given_up(
     folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float
 ):
-    monkeypatch.setattr(deployment, "_stall_seconds", lambda model, progress: 1.5)
+    monkeypatch.setattr(load_progress, "stall_seconds", lambda model, progress: 1.5)
     known = llama_server.progress_in
     monkeypatch.setattr(llama_server, "progress_in", lambda line: at if known(line) is not None else None)
     async with running_agents(folder, llama, "a", "b") as cluster:

@@ -47,7 +47,7 @@ class Node:
 
     async def start(self) -> None:
         await self.catalogue.start()
-        await self.library.start()
+        await self.library.lists.start()
         await self.server.serve()
 
     async def close(self) -> None:
@@ -55,7 +55,7 @@ class Node:
         await self.internet.close()
         await self.server.close()
         self.sender.close()
-        await self.library.close()
+        await self.library.lists.close()
         await self.catalogue.close()
 
     async def pull(self, name: str) -> list[dict[str, Any]]:

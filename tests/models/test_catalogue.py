@@ -413,6 +413,7 @@ def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     monkeypatch.setattr("sollold.models.stores.folders.scan_folder", held(folders.scan_folder))
     monkeypatch.setattr(reader, "read_files", held(reader.read_files))
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
+    monkeypatch.setattr("sollold.models.stores.header_reader._PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)
     yield lambda away: back.clear() if away else back.set()
     back.set()

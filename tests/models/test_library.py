@@ -37,10 +37,10 @@ class Node:
 
     async def start(self) -> None:
         await self.catalogue.start()
-        await self.library.start()
+        await self.library.lists.start()
 
     async def close(self) -> None:
-        await self.library.close()
+        await self.library.lists.close()
         await self.catalogue.close()
 
     def names(self) -> list[str]:
@@ -173,7 +173,7 @@ async def test_a_node_that_goes_takes_its_models(town: Town) -> None:
 async def test_a_list_that_cannot_be_fetched_is_tried_again(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.models.library._AGAIN", 0.05)
+    monkeypatch.setattr("sollold.models.node_lists._AGAIN", 0.05)
     a, b, _ = town.nodes
     write_gguf(b.folder / "m" / "beta.gguf")
     server = town.servers.pop("b")
@@ -190,17 +190,17 @@ async def test_what_was_just_made_on_a_node_shows_at_once(town: Town) -> None:
     async def look() -> None:
         asked.append("looked")
 
-    b.library.sources.append(look)
+    b.library.lists.sources.append(look)
     await town.start()
     b.catalogue._interval = 3600.0
     write_gguf(b.folder / "m" / "beta.gguf")
-    await a.library.refresh("b")
+    await a.library.lists.refresh("b")
     assert (a.names(), asked) == (["beta:latest"], ["looked"])
     (b.folder / "m" / "beta.gguf").unlink()
-    await a.library.refresh("b")
+    await a.library.lists.refresh("b")
     assert a.names() == []
     town.servers.pop("b")
-    await a.library.refresh("b")
+    await a.library.lists.refresh("b")
 
 
 def model(name: str, digest: str, **changes: object) -> Model:

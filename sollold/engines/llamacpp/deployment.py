@@ -24,11 +24,8 @@ from sollold.engines.llamacpp.command_line import Reach, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.kept_prompts import key_of
 from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
-from sollold.engines.llamacpp.participants import (
-    BREAK_SECONDS,
-    ParticipantFailed,
-    Participants,
-)
+from sollold.engines.llamacpp.load_progress import LoadProgress
+from sollold.engines.llamacpp.participants import BREAK_SECONDS, ParticipantFailed, Participants
 from sollold.engines.llamacpp.planned import planned
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
@@ -36,8 +33,6 @@ from sollold.models.model import Model
 
 log = logging.getLogger("sollold.engines")
 
-LOAD_STALL_SECONDS = 60.0
-"""A load without progress for so long stands still, on a worker that hangs, say; see `_stall_seconds`."""
 FIRST_SECONDS = 10.0
 """Callers that waited for the load have so long to come, however short the keep_alive is."""
 _STOP_SECONDS = 1.5
@@ -81,7 +76,7 @@ class Deployment:
         self.keep_alive = request.keep_alive
         self.model = model
         self.state = State.STARTING
-        self.progress = 0.0
+        self.progress = LoadProgress(model)
         self.reason = ""
         self.culprit = ""
         self.crashed = False
@@ -101,8 +96,6 @@ class Deployment:
         self._was_used = False
         self._ready_since = 0.0
         self._last_used = time.monotonic()
-        self._progressed_at = time.monotonic()
-        self._told_progress = False
         self._llama = llama
         self._context = context
         self._changed = changed
@@ -218,7 +211,7 @@ class Deployment:
             digest=plan.digest,
             backend=fixed.backend,
             state=self.state,
-            progress=round(self.progress, 3),
+            progress=round(self.progress.value, 3),
             reason=self.reason,
             context=plan.run.request_context,
             slots=plan.run.slots,
@@ -276,7 +269,7 @@ class Deployment:
             still.cancel()
             await self._context.prompts.restore(self._context.http, self.head.address, self._prompts_key())
             self._last_used = time.monotonic()
-            self.progress = 1.0
+            self.progress.value = 1.0
             self._answered = True
             self._ready_since = time.time()
             self._become(State.READY, reason=self.reason)
@@ -343,12 +336,11 @@ class Deployment:
                 await self.head.stop(0.0)
 
     async def _watch_load(self) -> None:
-        """End a load that stands still. Without any word of progress it can't be told from a slow one."""
+        """End a load that stands still."""
         while not self._fault.done():
             await asyncio.sleep(1.0)
-            still = time.monotonic() - self._progressed_at
-            if self._told_progress and still > _stall_seconds(self.model, self.progress):
-                self.end(f"loading stalled at {self.progress:.0%}: no progress for {still:.0f} s")
+            if still := self.progress.stalled():
+                self.end(f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s")
 
     async def _end_all(self) -> None:
         """Every process dead, every byte given back. Nothing that fails here stops the rest."""
@@ -374,10 +366,7 @@ class Deployment:
         return key_of(self.plan, self.model, self._llama.build, self._context.extra)
 
     def _progressed(self, value: float) -> None:
-        if value > self.progress or not self._told_progress:
-            self._told_progress = True
-            self.progress = value
-            self._progressed_at = time.monotonic()
+        if self.progress.advance(value):
             self._tell()
 
     def _become(self, state: State, *, reason: str = "") -> None:
@@ -391,14 +380,6 @@ class Deployment:
         self._changed()
         for event in self._watchers:
             event.set()
-
-
-def _stall_seconds(model: Model, progress: float) -> float:
-    """Seconds until the next word of progress, which comes with each tensor, at the worst: the largest over
-    a link of 5 MB/s. After the last tensor come the allocation of state and a first token.
-    """
-    slowest = model.size / max(model.layers, 1) / 5e6
-    return (LOAD_STALL_SECONDS + slowest) * (3 if progress >= 1.0 else 1)
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -22,7 +21,8 @@ from sollold.cluster.net.view import View
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Done
 from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag, address, is_here
+from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag, address
+from sollold.engines.ollama.connect import WrongAddress, connect
 from sollold.engines.ollama.convert import endpoint_of, listed_model, most_room
 from sollold.engines.ollama.created_models import CreatedModels
 from sollold.engines.ollama.loaded import LoadedModels, placement
@@ -291,38 +291,20 @@ class LocalOllama:
 
     async def _connect(self) -> bool:
         assert self._session is not None
-        if self._is_own_address():
-            self._wrong_address = (
-                f"{self._url} is this daemon itself; set ollama.url to where Ollama listens."
-            )
-            return False
-        api = OllamaApi(self._session, self._url)
         try:
-            version = await api.version()
+            self._api, self.version = await connect(
+                self._session, self._url, own_port=self._own_port, chosen=bool(self._settings.url)
+            )
+        except WrongAddress as wrong:
+            if str(wrong) != self._wrong_address:
+                log.warning("%s", wrong)
+            self._wrong_address = str(wrong)
+            return False
         except OllamaError:
             return False
-        if await api.is_ours():
-            self._wrong_address = (
-                f"{self._url} is a sollold, not an Ollama; set ollama.url to where Ollama listens."
-            )
-            return False
-        if not self._settings.url and not await asyncio.to_thread(is_here, self._url):
-            # Its memory is not this machine's to count, nor are its models this machine's to unload.
-            mistaken = (
-                f"OLLAMA_HOST names {self._url}, which is another machine; run sollold there, "
-                "or set ollama.url if that Ollama is on this machine after all."
-            )
-            if mistaken != self._wrong_address:
-                log.warning("%s", mistaken)
-            self._wrong_address = mistaken
-            return False
-        self._api, self.version, self._wrong_address = api, version, ""
-        log.info("Ollama %s answers at %s", version, self._url)
+        self._wrong_address = ""
+        log.info("Ollama %s answers at %s", self.version, self._url)
         return True
-
-    def _is_own_address(self) -> bool:
-        parts = urlsplit(self._url)
-        return bool(self._own_port) and parts.port == self._own_port and parts.hostname in _LOOPBACK
 
     async def _follow(self) -> None:
         """Keep tags and loaded models current until Ollama is gone."""
@@ -421,9 +403,6 @@ class LocalOllama:
         if self._own is not None and self._own.started:
             return _number(ours)
         return _number(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
-
-
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _timeless(endpoint: Endpoint) -> Endpoint:

@@ -11,24 +11,20 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import msgspec
 
-from sollold.models.footprint.adapters import with_adapters, with_projector
-from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.shape import Shape
-from sollold.models.gguf import reader
-from sollold.models.gguf.header import Array, GgufError
+from sollold.models.gguf.header import GgufError
 from sollold.models.model import Model
 from sollold.models.stores import folders, huggingface_cache, ollama_store
 from sollold.models.stores.header_facts import Cards
+from sollold.models.stores.header_reader import HeaderReader
 from sollold.models.stores.llama_support import Refused, format_fault
 from sollold.models.stores.name_owners import NameOwners
 from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.store_watcher import Store
-from sollold.models.stores.threads import alone
 from sollold.settings.schema import ModelSettings
 
 log = logging.getLogger("sollold.models")
@@ -41,10 +37,7 @@ _RETRY = 60.0
 _FIRST = 5.0
 """Seconds for which a start waits for the first look: hundreds of headers never seen take longer."""
 _PATIENCE = 10.0
-"""Seconds that anybody waits for a look or a header: what takes longer is taken over when it is there."""
-_SHAPES = 8
-
-T = TypeVar("T")
+"""Seconds that anybody waits for a look: what takes longer is taken over when it is there."""
 
 
 def own_folder(settings: ModelSettings, state_dir: Path) -> Path:
@@ -92,8 +85,7 @@ class Catalogue:
         self._models: tuple[Model, ...] = ()
         self._digest = ""
         self._callbacks: list[Callable[[], None]] = []
-        self._shapes: dict[str, Shape] = {}
-        self._reads: dict[str, asyncio.Future[Any]] = {}
+        self._headers = HeaderReader()
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
         self._said = ""
@@ -196,16 +188,10 @@ class Catalogue:
             raise LookupError(f"model {name!r} is no longer on this node")
         if model.unusable or not model.files:
             raise LookupError(model.unusable or f"the files of {name!r} can't be read by this node")
-        shape = self._shapes.get(model.digest)
-        if shape is None:
-            try:
-                shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
-            except GgufError as error:
-                raise LookupError(str(error)) from None
-            while len(self._shapes) >= _SHAPES:
-                del self._shapes[next(iter(self._shapes))]
-            self._shapes[model.digest] = shape
-        return shape
+        try:
+            return await self._headers.shape(model)
+        except GgufError as error:
+            raise LookupError(str(error)) from None
 
     async def metadata(self, name: str) -> dict[str, object]:
         """The header's key-value pairs without long arrays, those of the projector's (``clip.…``) among them;
@@ -215,7 +201,7 @@ class Catalogue:
         if model is None or not model.files or model.unusable:
             return {}
         try:
-            return await self._read(f"metadata {model.digest}", lambda: _all_metadata(model), model)
+            return await self._headers.metadata(model)
         except (GgufError, LookupError):
             return {}
 
@@ -371,49 +357,3 @@ class Catalogue:
             if store.place in places and (fault := store.fault) is not None:
                 unforeseen = None if isinstance(fault, OSError) else fault
                 log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
-
-    async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
-        """What ``work`` reads of a model's files, once for all who ask at a time.
-
-        Raises:
-            LookupError: it takes too long.
-        """
-        reading = self._reads.get(what)
-        if reading is None:
-            reading = self._reads[what] = alone(work, name=f"read {model.name}")
-            reading.add_done_callback(lambda _: self._reads.pop(what, None))
-        try:
-            return await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
-        except TimeoutError:
-            where = Path(model.files[0]).parent
-            raise LookupError(
-                f"{where} does not answer; is it on a share whose server is switched off or cut off?"
-            ) from None
-
-
-def _shape(model: Model) -> Shape:
-    """Of the model with what is loaded beside it."""
-    shape = shape_of(reader.read_files(model.files))
-    if model.projector:
-        shape = with_projector(shape, reader.read(model.projector))
-    return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
-
-
-def _all_metadata(model: Model) -> dict[str, object]:
-    pairs = _metadata(model.files)
-    if model.projector:
-        seen = _metadata((model.projector,))
-        pairs |= {key: value for key, value in seen.items() if key.startswith("clip.")}
-        tensors = reader.read(model.projector).tensors
-        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in tensors)
-    return pairs
-
-
-def _metadata(files: tuple[str, ...]) -> dict[str, object]:
-    pairs: dict[str, object] = {}
-    for key, value in reader.read_files(files).metadata.items():
-        if not isinstance(value, Array):
-            pairs[key] = value
-        elif value.values is not None and len(value.values) <= 64:
-            pairs[key] = list(value.values)
-    return pairs

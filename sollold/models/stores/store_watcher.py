@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -85,8 +86,7 @@ class Store:
         """What keeps its models from being seen."""
         found = tuple(self.seen.scan.problems) if self.seen else ()
         if self.silent:
-            what = f"{self.place} does not answer, so its models can't be used. Is it on a share"
-            return (*found, Problem(f"{what} whose server is switched off or cut off?"))
+            return (*found, Problem(no_answer(self.place, ", so its models can't be used")))
         if self.fault is not None:
             return (*found, Problem(f"{self.place} can't be checked: {self.fault}"))
         return found
@@ -97,7 +97,7 @@ class Store:
         models = self.seen.models if self.seen else ()
         if not self.silent:
             return models
-        reason = f"{self.place} does not answer; is it on a share whose server is switched off or cut off?"
+        reason = no_answer(self.place)
         return tuple(replace(one, unusable=one.unusable or reason) for one in models)
 
     def _looked(self, seen: Seen | None) -> Seen | None:
@@ -108,3 +108,8 @@ class Store:
 
     def _get_on(self) -> None:
         self._sign = time.monotonic()
+
+
+def no_answer(place: str | Path, then: str = "") -> str:
+    """A folder that does not answer, and what that means."""
+    return f"{place} does not answer{then}; is it on a share whose server is switched off or cut off?"

@@ -216,7 +216,7 @@ class Puller:
                 )
                 if not had:
                     await asyncio.to_thread(self._pulled_here, name)
-                await self._library.refresh(self._node)
+                await self._library.lists.refresh(self._node)
                 return
             except PullError as error:
                 if not on_hub:
@@ -295,7 +295,7 @@ class Puller:
         await self._catalogue.refresh()
 
     def _named_here(self, name: Name) -> list[Model]:
-        models = self._library.models_of(self._node)
+        models = self._library.lists.of(self._node)
         return [model for model in models if parse(model.name).key == name.key]
 
     def _http(self) -> aiohttp.ClientSession:

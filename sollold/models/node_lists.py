@@ -1,0 +1,200 @@
+"""The list of models of each node, as this node knows it.
+
+A record carries the digest of its node's list; the list itself is fetched by the peer call ``models``
+(`ListModelsRequest` → `ModelList`) when that changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.view import View, name_of
+from sollold.facts import dataclass
+from sollold.models.model import Model
+from sollold.models.model_check import objection
+from sollold.models.stores.catalogue import Catalogue
+
+log = logging.getLogger("sollold.models")
+
+_TIMEOUT = 15.0
+_AGAIN = 5.0
+"""Seconds before a list that could not be fetched is asked for again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListModelsRequest:
+    """Asks a node for its models. ``refresh``: it is to look at its stores first."""
+
+    refresh: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelList:
+    """A node's models and the digest that its record carries for them."""
+
+    digest: str
+    models: tuple[Model, ...]
+
+
+_UNKNOWN = ModelList("", ())
+
+
+class NodeLists:
+    """Keeps a list of every node as long as its record is kept. Own it: `start`, `close`.
+
+    Args:
+        changed: called on the loop when the models of any node may have changed.
+
+    Attributes:
+        sources: what else than the catalogue is to look anew when this node's list must be current.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        view: View,
+        calls: PeerCalls,
+        server: PeerServer,
+        changed: Callable[[], None],
+    ) -> None:
+        self._catalogue = catalogue
+        self._view = view
+        self._calls = calls
+        self._changed = changed
+        self.sources: list[Callable[[], Awaitable[None]]] = []
+        self._lists: dict[str, ModelList] = {}
+        self._wanted = asyncio.Event()
+        self._fetches: dict[str, asyncio.Task[None]] = {}
+        self._retry_at: dict[str, float] = {}
+        self._undo: list[Callable[[], None]] = []
+        self._task: asyncio.Task[None] | None = None
+        server.method("models", ListModelsRequest, self._answer)
+
+    async def start(self) -> None:
+        """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
+        self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._wanted.set)]
+        self._publish()
+        self._wanted.set()
+        self._task = asyncio.create_task(self._run(), name="models of all nodes")
+
+    async def close(self) -> None:
+        """End all fetches."""
+        for undo in self._undo:
+            undo()
+        tasks = [*self._fetches.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._task = None
+        self._fetches = {}
+
+    def of(self, node: str) -> tuple[Model, ...]:
+        """One node's own list, as last fetched."""
+        if node == self._view.me.node:
+            return self._catalogue.models
+        return self._lists.get(node, _UNKNOWN).models
+
+    def live(self) -> dict[str, tuple[Model, ...]]:
+        """The lists of the nodes that are alive, this one included."""
+        live = {record.node for record in self._view.live()}
+        lists = {node: known.models for node, known in self._lists.items() if node in live}
+        return {**lists, self._view.me.node: self._catalogue.models}
+
+    def away(self) -> dict[str, tuple[Model, ...]]:
+        """The last lists of nodes that are not there now, by node id."""
+        live = {record.node for record in self._view.live()}
+        return {node: self._lists[node].models for node in sorted(self._lists.keys() - live)}
+
+    def settled(self) -> bool:
+        """Whether the models of all live nodes are known, and a leader: else there may be more nodes."""
+        others = [record for record in self._view.live() if record.node != self._view.me.node]
+        known = all(
+            not record.models or self._lists.get(record.node, _UNKNOWN).digest == record.models
+            for record in others
+        )
+        return known and bool(self._view.leader().leader)
+
+    async def refresh(self, node: str) -> None:
+        """Learn what a node has now: what was just created, fetched or deleted there shows afterwards.
+
+        One that can't be asked is left as it is known.
+        """
+        if node == self._view.me.node:
+            await self._refresh_own()
+            return
+        request = ListModelsRequest(refresh=True)
+        with contextlib.suppress(PeerError):
+            self._learn(node, await self._calls.call(node, "models", request, ModelList, timeout=_TIMEOUT))
+
+    async def _refresh_own(self) -> None:
+        for source in (*self.sources, self._catalogue.refresh):
+            await source()
+
+    def _publish(self) -> None:
+        self._view.update_me(models=self._catalogue.digest)
+        self._changed()
+
+    async def _run(self) -> None:
+        """Keep a list of every live node."""
+        loop = asyncio.get_running_loop()
+        known: frozenset[str] = frozenset()
+        while True:
+            self._wanted.clear()
+            live = {record.node: record.models for record in self._view.live()}
+            if frozenset(live) != known:
+                known = frozenset(live)
+                for node in [node for node in self._lists if self._view.record(node) is None]:
+                    del self._lists[node]
+                self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
+                self._changed()
+            now, delay = loop.time(), None
+            for node, digest in live.items():
+                mine = node == self._view.me.node
+                have = self._lists.get(node)
+                if mine or not digest or node in self._fetches or (have and have.digest == digest):
+                    continue
+                left = self._retry_at.get(node, 0.0) - now
+                if left <= 0:
+                    self._fetches[node] = asyncio.create_task(self._fetch(node), name=f"models of {node}")
+                else:
+                    delay = min(left, delay) if delay is not None else left
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wanted.wait(), delay)
+
+    async def _fetch(self, node: str) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            got = await self._calls.call(node, "models", ListModelsRequest(), ModelList, timeout=_TIMEOUT)
+        except PeerError as error:
+            log.info("the models of %s can't be fetched just now: %s", name_of(self._view, node), error)
+            self._retry_at[node] = loop.time() + _AGAIN
+        else:
+            self._learn(node, got)
+            record = self._view.record(node)
+            if record is not None and record.models != got.digest:
+                # The record is behind the list or the list behind the record: ask again, but not at once.
+                self._retry_at[node] = loop.time() + 1.0
+        finally:
+            del self._fetches[node]
+            self._wanted.set()
+
+    def _learn(self, node: str, got: ModelList) -> None:
+        # What a node of another release may call a model must not keep the others' from being found.
+        self._lists[node] = replace(got, models=tuple(one for one in got.models if not self._odd(node, one)))
+        self._changed()
+
+    def _odd(self, node: str, model: Model) -> bool:
+        why = objection(model)
+        if why:
+            log.info("a model of %s is left out: %s", name_of(self._view, node), why)
+        return bool(why)
+
+    async def _answer(self, caller: str, request: ListModelsRequest) -> ModelList:
+        if request.refresh:
+            await self._refresh_own()
+        return ModelList(self._catalogue.digest, self._catalogue.models)

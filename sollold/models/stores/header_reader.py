@@ -1,0 +1,92 @@
+"""What the headers of this node's models say, read when it is asked for, each once at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sollold.models.footprint.adapters import with_adapters, with_projector
+from sollold.models.footprint.read_shape import shape_of
+from sollold.models.footprint.shape import Shape
+from sollold.models.gguf import reader
+from sollold.models.gguf.header import Array
+from sollold.models.model import Model
+from sollold.models.stores.store_watcher import no_answer
+from sollold.models.stores.threads import alone
+
+_PATIENCE = 10.0
+"""Seconds that anybody waits for a header."""
+_SHAPES = 8
+
+T = TypeVar("T")
+
+
+class HeaderReader:
+    """Reads the headers of models that have files here; shapes are kept by content."""
+
+    def __init__(self) -> None:
+        self._shapes: dict[str, Shape] = {}
+        self._reads: dict[str, asyncio.Future[Any]] = {}
+
+    async def shape(self, model: Model) -> Shape:
+        """The shape of a model with what is loaded beside it, for the footprint.
+
+        Raises:
+            GgufError: its files can't be read.
+            LookupError: it takes too long.
+        """
+        shape = self._shapes.get(model.digest)
+        if shape is None:
+            shape = await self._read(f"shape {model.digest}", lambda: _shape(model), model)
+            while len(self._shapes) >= _SHAPES:
+                del self._shapes[next(iter(self._shapes))]
+            self._shapes[model.digest] = shape
+        return shape
+
+    async def metadata(self, model: Model) -> dict[str, object]:
+        """The header's key-value pairs without long arrays, those of the projector's (``clip.…``) among them.
+
+        Raises:
+            GgufError, LookupError: as `shape`.
+        """
+        return await self._read(f"metadata {model.digest}", lambda: _all_metadata(model), model)
+
+    async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
+        """What ``work`` reads of a model's files, once for all who ask at a time."""
+        reading = self._reads.get(what)
+        if reading is None:
+            reading = self._reads[what] = alone(work, name=f"read {model.name}")
+            reading.add_done_callback(lambda _: self._reads.pop(what, None))
+        try:
+            return await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
+        except TimeoutError:
+            raise LookupError(no_answer(Path(model.files[0]).parent)) from None
+
+
+def _shape(model: Model) -> Shape:
+    shape = shape_of(reader.read_files(model.files))
+    if model.projector:
+        shape = with_projector(shape, reader.read(model.projector))
+    return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
+
+
+def _all_metadata(model: Model) -> dict[str, object]:
+    pairs = _metadata(model.files)
+    if model.projector:
+        seen = _metadata((model.projector,))
+        pairs |= {key: value for key, value in seen.items() if key.startswith("clip.")}
+        tensors = reader.read(model.projector).tensors
+        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in tensors)
+    return pairs
+
+
+def _metadata(files: tuple[str, ...]) -> dict[str, object]:
+    pairs: dict[str, object] = {}
+    for key, value in reader.read_files(files).metadata.items():
+        if not isinstance(value, Array):
+            pairs[key] = value
+        elif value.values is not None and len(value.values) <= 64:
+            pairs[key] = list(value.values)
+    return pairs
