@@ -194,7 +194,7 @@ async def test_how_long_a_model_stays_is_told(
     polls = standin.polls
     await until(lambda: standin.polls > polls + 3)
     assert view.me.version == version, "time that passes is no news"
-    monkeypatch.setattr("sollold.engines.ollama.service._TIMES", 0.0)
+    monkeypatch.setattr("sollold.engines.ollama.endpoints._TIMES", 0.0)
     told = names(ollama)["small:latest"].expires
     await until(lambda: names(ollama)["small:latest"].expires < told)
     await ask(standin, "small", keep_alive=-1)
@@ -441,7 +441,7 @@ def test_is_here() -> None:
 async def test_another_machines_ollama_is_not_taken_for_this_ones(
     make: Make, standin: Standin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sollold.engines.ollama.service.is_here", lambda url: False)
+    monkeypatch.setattr("sollold.engines.ollama.connect.is_here", lambda url: False)
     ollama = make("", environ={"OLLAMA_HOST": standin.url})
     await ollama.start()
     await until(lambda: ollama.trouble)

@@ -9,27 +9,21 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 
-from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint
+from sollold.cluster.gossip.record import OLLAMA_PREFIX, Endpoint
 from sollold.cluster.net.view import View
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Done
 from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.ollama.api import Loaded, OllamaApi, OllamaError, Tag, address
+from sollold.engines.ollama.api import OllamaApi, OllamaError, address
 from sollold.engines.ollama.connect import WrongAddress, connect
-from sollold.engines.ollama.convert import endpoint_of, listed_model, most_room
 from sollold.engines.ollama.created_models import CreatedModels
-from sollold.engines.ollama.loaded import LoadedModels, placement
+from sollold.engines.ollama.endpoints import OllamaEndpoints
 from sollold.engines.ollama.process import OwnOllama
-from sollold.engines.ollama.runner_memory import RunnerMemory
-from sollold.models.listing import template_refusal
-from sollold.models.names import canonical, parse
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.ollama_unit import ollama_service
 from sollold.retry import LogAndRetry
@@ -46,13 +40,7 @@ _STEADY = 60.0
 """Seconds after which an Ollama that was started here and ends is started anew at once."""
 _HANGS = 3
 """Silences in a row after which Ollama counts as gone, and a managed one is started anew."""
-_MARGIN = 1.1
-"""Bytes a model takes in memory, for each byte of its file, at the least."""
 _LET_GO = 15.0
-_TIMES = 10.0
-"""Seconds after which it is told anew how long models stay, when nothing else has changed."""
-_COUNTS = 0.25
-"""Seconds within which several counts of requests become one change of the record."""
 
 
 class LocalOllama:
@@ -78,8 +66,6 @@ class LocalOllama:
         the environment of Ollama's systemd unit; None: looked for.
         """
         self._settings = settings
-        self._view = view
-        self._catalogue = catalogue
         self._own_port = own_port
         self._environ = os.environ if environ is None else environ
         self._poll = poll
@@ -94,15 +80,8 @@ class LocalOllama:
             self._url = self._own.url
         self._task: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
-        self._tags: dict[str, Tag] = {}
-        self._loaded = LoadedModels()
+        self._models = OllamaEndpoints(view, catalogue, self._slots)
         self.created = CreatedModels(log_dir.parent / "ollama_models.json")
-        self._runner_memory = RunnerMemory()
-        self._resident: dict[str, int] = {}
-        """File → bytes of RAM that its runner holds."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._endpoints: tuple[Endpoint, ...] = ()
-        self._published_at = float("-inf")
         self.version = ""
         """Of the Ollama that answers; empty when none does."""
         self._wrong_address = ""
@@ -119,8 +98,7 @@ class LocalOllama:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._models.close()
         if self._own is not None:
             await self._own.stop()
         if self._session is not None:
@@ -140,26 +118,18 @@ class LocalOllama:
 
     def has(self, name: str) -> bool:
         """Whether it has a model of just this name, but for case; one too big for this machine counts."""
-        try:
-            key = parse(name).key
-        except ValueError:
-            return False
-        return any(parse(known).key == key for known in self._tags)
+        return self._models.has(name)
 
     def loaded_bytes(self) -> dict[str, int]:
         """Device → bytes of the models that it has loaded."""
-        sizes: dict[str, int] = {}
-        for endpoint in self._endpoints:
-            for placed in endpoint.placed:
-                sizes[placed.device] = sizes.get(placed.device, 0) + placed.bytes
-        return sizes
+        return self._models.loaded_bytes()
 
     async def refresh(self) -> None:
         """Ask for its models now, since one was created, pulled or deleted."""
         if self._api is not None:
             with contextlib.suppress(OllamaError):
-                self._update_tags(await self._api.tags())
-                self._publish()
+                self._models.use_tags(await self._api.tags())
+                self._models.publish()
 
     async def copy(self, name: str, second: str) -> None:
         """Give a model a second name, which `delete` may take away again.
@@ -188,18 +158,18 @@ class LocalOllama:
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
-        return self._endpoints
+        return self._models.endpoints
 
     # Engines
 
     def address(self, endpoint: str) -> EngineAddress | None:
         """Where requests for an endpoint go; None when it is not one of this Ollama's."""
-        return EngineAddress(self._url) if any(one.id == endpoint for one in self._endpoints) else None
+        return EngineAddress(self._url) if any(one.id == endpoint for one in self.endpoints()) else None
 
     @contextlib.contextmanager
     def busy(self, endpoint: str, keep_alive: float | None) -> Iterator[None]:
         """Count a request at an endpoint. Ollama itself keeps to the caller's keep_alive."""
-        use = self._loaded.own_use(endpoint)
+        use = self._models.loaded.own_use(endpoint)
         use.inside += 1
         try:
             yield
@@ -216,22 +186,21 @@ class LocalOllama:
 
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """Publish an endpoint's load: requests in it, waiting ones, tokens per second."""
-        use = self._loaded.own_use(endpoint)
+        use = self._models.loaded.own_use(endpoint)
         use.active, use.waiting, use.speed = active, waiting, speed or use.speed
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_COUNTS, self._publish)
+        self._models.publish_soon()
 
     # Memory
 
     async def unload(self, endpoint: str, *, force: bool = False) -> Done:
         """Let go of one model's memory; refused while it is in use, unless ``force``."""
         name = endpoint.removeprefix(OLLAMA_PREFIX)
-        loaded = self._loaded.get(name)
+        loaded = self._models.loaded.get(name)
         if loaded is None or self._api is None:
             return Done(True)
         if not force and not self._settings.evict:
             return Done(False, f"{name} is kept in Ollama: ollama.evict is off on this node")
-        if not force and self._loaded.in_use(name, asyncio.get_running_loop().time()):
+        if not force and self._models.loaded.in_use(name, asyncio.get_running_loop().time()):
             return Done(False, f"{name} is answering a request in Ollama")
         try:
             await self._api.unload(loaded.name)
@@ -246,9 +215,9 @@ class LocalOllama:
         while self._api is not None and loop.time() < until:
             loaded = await self._api.ps()
             if loaded is not None:
-                self._update_loaded(loaded)
-                self._publish()
-                if self._loaded.get(name) is None:
+                self._models.use_loaded(loaded)
+                self._models.publish()
+                if self._models.loaded.get(name) is None:
                     return Done(True)
             await asyncio.sleep(0.2)
         return Done(False, f"Ollama still holds {name} after {_LET_GO:.0f} seconds")
@@ -316,15 +285,15 @@ class LocalOllama:
                 if silences:
                     await self._api.version()
                 if polls % _TAGS_EVERY == 0:
-                    self._update_tags(await self._api.tags())
+                    self._models.use_tags(await self._api.tags())
                 loaded = await self._api.ps()
                 if loaded is None:
                     await self._api.version()  # Busy with a load is not hung: this one always answers.
                 else:
-                    self._update_loaded(loaded)
-                    await self._measure_runners()
+                    self._models.use_loaded(loaded)
+                    await self._models.measure_runners()
                 silences, polls = 0, polls + 1
-                self._publish()
+                self._models.publish()
             except OllamaError as error:
                 silences += 1
                 log.debug("Ollama: %s", error)
@@ -340,62 +309,7 @@ class LocalOllama:
     def _forget(self) -> None:
         log.warning("Ollama at %s stopped answering", self._url)
         self._api, self.version = None, ""
-        self._tags = {}
-        self._loaded.clear()
-        self._catalogue.offer(())
-        self._publish()
-
-    def _update_tags(self, tags: list[Tag]) -> None:
-        self._tags = {}
-        for tag in tags:
-            with contextlib.suppress(ValueError):
-                name = canonical(tag.name)
-                if not tag.remote_host and not parse(name).cloud:
-                    self._tags[name] = tag
-        self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in self._tags.items()))
-
-    def _update_loaded(self, loaded: list[Loaded]) -> None:
-        self._loaded.update(loaded, asyncio.get_running_loop().time())
-
-    async def _measure_runners(self) -> None:
-        """What the runners hold; a runner in a container or of another user may not be found."""
-        files = [file for name in self._tags if self._loaded.get(name) and (file := self._file(name))]
-        now = asyncio.get_running_loop().time()
-        resident = await asyncio.to_thread(self._runner_memory.resident, files, now) if files else {}
-        self._resident = resident
-
-    def _file(self, name: str) -> str:
-        """The file with a model's weights; empty when this node can't read it."""
-        model = self._catalogue.get(name)
-        return model.files[0] if model is not None and model.files else ""
-
-    def _publish(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        endpoints = tuple(
-            endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
-        )
-        self._loaded.forget_unused({one.id for one in endpoints})
-        # That time passes is news only now and then.
-        now = asyncio.get_running_loop().time()
-        same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self._endpoints]
-        if endpoints != self._endpoints and not (same and now - self._published_at < _TIMES):
-            self._endpoints, self._published_at = endpoints, now
-            others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
-            self._view.update_me(endpoints=(*endpoints, *others))
-
-    def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
-        """None for a model that this machine could not hold, unless nothing but Ollama can run it."""
-        me = self._view.me
-        loaded = self._loaded.get(name)
-        model = self._catalogue.get(name)
-        only_here = model is not None and bool(model.only_ollama or template_refusal(model))
-        if loaded is None and not only_here and tag.size * _MARGIN > most_room(me):
-            return None
-        use = self._loaded.use_of(OLLAMA_PREFIX + name)
-        placed = placement(me, loaded, model, self._resident.get(self._file(name))) if loaded else ()
-        return endpoint_of(name, tag, model, loaded, use, placed, slots=self._slots(), now=time.time())
+        self._models.clear()
 
     def _slots(self) -> int:
         """Requests at a time: as the Ollama that answers was told, by us or by its own unit."""
@@ -403,11 +317,6 @@ class LocalOllama:
         if self._own is not None and self._own.started:
             return _number(ours)
         return _number(self._service.get("OLLAMA_NUM_PARALLEL", "") or ours)
-
-
-def _timeless(endpoint: Endpoint) -> Endpoint:
-    """Without what only the passing of time changes."""
-    return replace(endpoint, expires=0.0)
 
 
 def _number(text: str) -> int:

@@ -1,0 +1,142 @@
+"""The models of this machine's Ollama as endpoints in the node's record."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint
+from sollold.cluster.net.view import View
+from sollold.engines.ollama.api import Loaded, Tag
+from sollold.engines.ollama.convert import endpoint_of, listed_model, most_room
+from sollold.engines.ollama.loaded import LoadedModels, placement
+from sollold.engines.ollama.runner_memory import RunnerMemory
+from sollold.models.listing import template_refusal
+from sollold.models.names import canonical, parse
+from sollold.models.stores.catalogue import Catalogue
+
+_MARGIN = 1.1
+"""Bytes a model takes in memory, for each byte of its file, at the least."""
+_TIMES = 10.0
+"""Seconds after which it is told anew how long models stay, when nothing else has changed."""
+_COUNTS = 0.25
+"""Seconds within which several counts of requests become one change of the record."""
+
+
+class OllamaEndpoints:
+    """What Ollama could answer for, loaded or not.
+
+    Attributes:
+        endpoints: as they were published last.
+        loaded: what it has loaded, and who uses it.
+    """
+
+    def __init__(self, view: View, catalogue: Catalogue, slots: Callable[[], int]) -> None:
+        """``slots``: requests at a time."""
+        self._view = view
+        self._catalogue = catalogue
+        self._slots = slots
+        self._tags: dict[str, Tag] = {}
+        self.loaded = LoadedModels()
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self._runner_memory = RunnerMemory()
+        self._resident: dict[str, int] = {}
+        """File → bytes of RAM that its runner holds."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._published_at = float("-inf")
+
+    def has(self, name: str) -> bool:
+        """Whether it has a model of just this name, but for case; one too big for this machine counts."""
+        try:
+            key = parse(name).key
+        except ValueError:
+            return False
+        return any(parse(known).key == key for known in self._tags)
+
+    def loaded_bytes(self) -> dict[str, int]:
+        """Device → bytes of the models that it has loaded."""
+        sizes: dict[str, int] = {}
+        for endpoint in self.endpoints:
+            for placed in endpoint.placed:
+                sizes[placed.device] = sizes.get(placed.device, 0) + placed.bytes
+        return sizes
+
+    def use_tags(self, tags: list[Tag]) -> None:
+        """The models that it has."""
+        self._tags = {}
+        for tag in tags:
+            with contextlib.suppress(ValueError):
+                name = canonical(tag.name)
+                if not tag.remote_host and not parse(name).cloud:
+                    self._tags[name] = tag
+        self._catalogue.offer(tuple(listed_model(name, tag) for name, tag in self._tags.items()))
+
+    def use_loaded(self, loaded: list[Loaded]) -> None:
+        """The models that it has loaded."""
+        self.loaded.update(loaded, asyncio.get_running_loop().time())
+
+    async def measure_runners(self) -> None:
+        """What the runners hold; a runner in a container or of another user may not be found."""
+        files = [file for name in self._tags if self.loaded.get(name) and (file := self._file(name))]
+        now = asyncio.get_running_loop().time()
+        resident = await asyncio.to_thread(self._runner_memory.resident, files, now) if files else {}
+        self._resident = resident
+
+    def _file(self, name: str) -> str:
+        """The file with a model's weights; empty when this node can't read it."""
+        model = self._catalogue.get(name)
+        return model.files[0] if model is not None and model.files else ""
+
+    def clear(self) -> None:
+        """It is not there any more."""
+        self._tags = {}
+        self.loaded.clear()
+        self._catalogue.offer(())
+        self.publish()
+
+    def close(self) -> None:
+        """Publish nothing more of what waits."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def publish_soon(self) -> None:
+        """Publish counts of requests, several at a time."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_COUNTS, self.publish)
+
+    def publish(self) -> None:
+        """Put the endpoints into this node's record, where they are others than before."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        endpoints = tuple(
+            endpoint for name, tag in sorted(self._tags.items()) if (endpoint := self._endpoint(name, tag))
+        )
+        self.loaded.forget_unused({one.id for one in endpoints})
+        # That time passes is news only now and then.
+        now = asyncio.get_running_loop().time()
+        same = [_timeless(one) for one in endpoints] == [_timeless(one) for one in self.endpoints]
+        if endpoints != self.endpoints and not (same and now - self._published_at < _TIMES):
+            self.endpoints, self._published_at = endpoints, now
+            others = (one for one in self._view.me.endpoints if one.backend is not Backend.OLLAMA)
+            self._view.update_me(endpoints=(*endpoints, *others))
+
+    def _endpoint(self, name: str, tag: Tag) -> Endpoint | None:
+        """None for a model that this machine could not hold, unless nothing but Ollama can run it."""
+        me = self._view.me
+        loaded = self.loaded.get(name)
+        model = self._catalogue.get(name)
+        only_here = model is not None and bool(model.only_ollama or template_refusal(model))
+        if loaded is None and not only_here and tag.size * _MARGIN > most_room(me):
+            return None
+        use = self.loaded.use_of(OLLAMA_PREFIX + name)
+        placed = placement(me, loaded, model, self._resident.get(self._file(name))) if loaded else ()
+        return endpoint_of(name, tag, model, loaded, use, placed, slots=self._slots(), now=time.time())
+
+
+def _timeless(endpoint: Endpoint) -> Endpoint:
+    """Without what only the passing of time changes."""
+    return replace(endpoint, expires=0.0)
