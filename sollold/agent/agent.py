@@ -21,7 +21,7 @@ from sollold.agent.record_publisher import RecordPublisher
 from sollold.agent.worker_access import WorkerAccess
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, State
 from sollold.cluster.net.rpc import PeerCalls, PeerServer
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, next_change
 from sollold.engines.commands import (
     Commit,
     Deploy,
@@ -298,7 +298,7 @@ class Agent:
             await response.write(msgspec.json.encode(endpoint) + b"\n")
             if endpoint.state not in (State.STARTING, State.LOADING):
                 break
-            await deployment.change(_WAIT_BEAT)
+            await next_change(deployment, _WAIT_BEAT)
         await response.write_eof()
         return response
 

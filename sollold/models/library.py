@@ -23,6 +23,7 @@ from sollold.models.names import Resolved, exact, resolve, unresolved
 from sollold.models.node_lists import NodeLists
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import distinct_names
+from sollold.subscribers import Subscribers
 
 _TIMEOUT = 15.0
 _SHAPES = 16
@@ -72,14 +73,13 @@ class Library:
         self.lists = NodeLists(catalogue, view, calls, server, self._changed)
         self._shapes: dict[str, Shape] = {}
         self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._subscribers = Subscribers("the models of the cluster")
         server.method("shape", ShapeRequest, self._answer_shape)
         server.method("metadata", ShapeRequest, self._answer_metadata)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+        return self._subscribers.add(callback)
 
     def use_aliases(self, aliases: Mapping[str, str]) -> None:
         """The user's own names from now on."""
@@ -238,8 +238,7 @@ class Library:
 
     def _changed(self) -> None:
         self._shelf = None
-        for callback in tuple(self._callbacks):
-            callback()
+        self._subscribers.notify()
 
     def _shelves(self) -> tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]]:
         if self._shelf is None:

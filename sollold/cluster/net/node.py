@@ -39,6 +39,7 @@ from sollold.cluster.net.seeds import read_seeds
 from sollold.cluster.net.standing_link import Links, neighbours
 from sollold.cluster.net.status import ClusterStatus
 from sollold.settings.schema import ClusterSettings
+from sollold.subscribers import Subscribers
 from sollold.units import seconds_text
 
 log = logging.getLogger("sollold.cluster")
@@ -99,7 +100,7 @@ class ClusterNode:
         self._cloned = False
         self._host = settings.host or "::"
         self._port = 0
-        self._callbacks: dict[object, Callable[[], None]] = {}
+        self._subscribers = Subscribers("the cluster")
         self._notify_due = False
         self._live: tuple[Record, ...] | None = None
         self._leaving = False
@@ -272,9 +273,7 @@ class ClusterNode:
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop after any change; the answer ends that."""
-        key = object()
-        self._callbacks[key] = callback
-        return lambda: self._callbacks.pop(key, None) and None
+        return self._subscribers.add(callback)
 
     def update_me(self, **changes: Any) -> None:
         """Replace fields of the own record, raise its version and spread it. Equal values do nothing."""
@@ -352,11 +351,7 @@ class ClusterNode:
             self._links.want(neighbours(self._identity.node, alive))
             if self._measures.keep(alive):
                 self.update_me(links=self._measures.told())
-        for callback in tuple(self._callbacks.values()):
-            try:
-                callback()
-            except Exception:
-                log.exception("handling a change in the cluster failed")
+        self._subscribers.notify()
 
     # What is heard
 

@@ -8,7 +8,6 @@ it at once: what is left of a deployment that lost a part can answer nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from sollold.engines.llamacpp.planned import planned
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.models.model import Model
+from sollold.subscribers import Subscribers
 
 log = logging.getLogger("sollold.engines")
 
@@ -105,7 +105,7 @@ class Deployment:
         self._participants = Participants(
             request.deployment, request.plan, model, llama.build, context, self.end
         )
-        self._watchers: set[asyncio.Event] = set()
+        self._subscribers = Subscribers(f"deployment {request.deployment}")
         self._planned = planned(request.plan)
 
     # Asked by others
@@ -191,16 +191,9 @@ class Deployment:
         """Wait until ``llama-server`` is dead."""
         await self._head_gone.wait()
 
-    async def change(self, timeout: float) -> None:
-        """Wait for the next change, ``timeout`` seconds at most."""
-        event = asyncio.Event()
-        self._watchers.add(event)
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):
-                    await event.wait()
-        finally:
-            self._watchers.discard(event)
+    def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call ``callback`` on the loop after any change; the answer ends that."""
+        return self._subscribers.add(callback)
 
     def endpoint(self) -> Endpoint:
         """What the record says of it."""
@@ -378,8 +371,7 @@ class Deployment:
 
     def _tell(self) -> None:
         self._changed()
-        for event in self._watchers:
-            event.set()
+        self._subscribers.notify()
 
 
 def _cause(error: BaseException | None) -> BaseException | None:

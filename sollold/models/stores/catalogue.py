@@ -26,6 +26,7 @@ from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.store_watcher import Store
 from sollold.settings.schema import ModelSettings
+from sollold.subscribers import Subscribers
 
 log = logging.getLogger("sollold.models")
 
@@ -84,7 +85,7 @@ class Catalogue:
         self._offered: tuple[Model, ...] = ()
         self._models: tuple[Model, ...] = ()
         self._digest = ""
-        self._callbacks: list[Callable[[], None]] = []
+        self._subscribers = Subscribers("the models of this node")
         self._headers = HeaderReader()
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
@@ -137,8 +138,7 @@ class Catalogue:
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop after any change; the answer ends that."""
-        self._callbacks.append(callback)
-        return lambda: self._callbacks.remove(callback) if callback in self._callbacks else None
+        return self._subscribers.add(callback)
 
     def offer(self, models: tuple[Model, ...]) -> None:
         """Models that the local Ollama names by its API; those also found on disk are left out."""
@@ -269,8 +269,7 @@ class Catalogue:
             return
         self._models = models
         self._digest = hashlib.sha256(msgspec.msgpack.encode(models)).hexdigest()[:16]
-        for callback in tuple(self._callbacks):
-            callback()
+        self._subscribers.notify()
 
     def _as_probed(self, model: Model) -> Model:
         """With what loading it has taught."""
