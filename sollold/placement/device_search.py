@@ -17,7 +17,8 @@ from dataclasses import field
 from math import inf
 
 from sollold.facts import dataclass
-from sollold.placement.partition import ENOUGH, Bin, Buffers, Item, Layers, Split
+from sollold.placement.layer_runs import Bin, Buffers, Item, Layers, Split
+from sollold.placement.partition import ENOUGH, Partition
 
 SLACK = 0.002
 """Gain (as a share of the time) that is not worth looking for."""
@@ -61,7 +62,7 @@ def best_split(
         largest: bytes of each layer's largest tensor; empty: nothing more is taken while they are loaded.
     """
     layers = Layers(memory, active, weights, buffers, largest)
-    search = _Search(layers, bins, most, workers, host, apart, below)
+    search = _Search(layers, Partition(layers), bins, most, workers, host, apart, below)
     search.run()
     return search.best
 
@@ -69,6 +70,7 @@ def best_split(
 @dataclass(slots=True)
 class _Search:
     layers: Layers
+    partition: Partition
     bins: Sequence[Bin]
     most: int
     workers: int
@@ -202,7 +204,7 @@ class _Search:
             return False
         found: Split | None = None
         for last in sorted(rest, key=lambda item: (item.bin.tail, item.bin.rate))[:3]:
-            split = self.layers.pour([*head, *(item for item in rest if item is not last), last])
+            split = self.partition.pour([*head, *(item for item in rest if item is not last), last])
             if split is not None and (found is None or split.seconds < found.seconds):
                 found = split
             if found is not None and found.seconds <= bound * (1 + ENOUGH):
@@ -222,10 +224,10 @@ class _Search:
         each = len(rest) * len(self.layers.mem)
         if len(rest) <= ALL_ORDERS or (1 << (len(rest) - 1)) * each <= ALL_STEPS:
             orders = 1 << (len(rest) - 1)
-            found = self.layers.any_order(head, rest, self._bar())
+            found = self.partition.any_order(head, rest, self._bar())
         else:
             orders = 6
-            found = self.layers.some_orders(head, rest, bound, self._bar())
+            found = self.partition.some_orders(head, rest, bound, self._bar())
         if found is not None:
             self._keep(found)
         return orders * each

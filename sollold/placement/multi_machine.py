@@ -10,7 +10,7 @@ from sollold.machine.device import Kind
 from sollold.placement import cost_model
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import DeviceCapacity, Link, Machine, links_between
-from sollold.placement.partition import Bin
+from sollold.placement.layer_runs import Bin
 from sollold.placement.proportional import fixed, proportional
 from sollold.placement.request import MOST_DEVICES, Policy
 from sollold.placement.search import SearchContext

@@ -3,194 +3,21 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import field
-from itertools import accumulate
+from collections.abc import Callable
 from math import inf
 
 from sollold.facts import dataclass
+from sollold.placement.layer_runs import Item, Layers, Split
 
 ENOUGH = 0.005
 """How near to the bound of its devices a split must come before better orders are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Buffers:
-    """Bytes that a device takes besides its layers, by where in the row its run lies.
+class Partition:
+    """Cuts the layers of one model."""
 
-    Attributes:
-        begins: the run has the first layer; ``ends``: the last layers and the output; ``middle``: neither;
-            ``output``: nothing but the output.
-        exact: (first, last) → bytes, where the four are no more than bounds; ``least``: its least.
-    """
-
-    begins: int = 0
-    middle: int = 0
-    ends: int = 0
-    output: int = 0
-    exact: Callable[[int, int], int] | None = None
-    least: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """A device as the search sees it. Seconds and bytes.
-
-    Attributes:
-        rate: per active byte.
-        hop: per token when it is used at all.
-        tail: more per token when it holds the output.
-        room: for layers and the buffers beside them.
-        loading: for the weights and the largest of them once more, while they are loaded (of the ``first``
-            kind: for the weights alone); None: that never takes more than ``room``.
-        group: of the bins with one group (not -1) at most one is used.
-        worker: number of the machine that must run a worker for it; -1: none.
-        first: may only hold the first layers, and never the output; its buffers are not in ``room``.
-    """
-
-    rate: float
-    hop: float
-    tail: float
-    room: int
-    loading: int | None = None
-    group: int = -1
-    worker: int = -1
-    first: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Runs of layers in order: (index of the bin, first, last); the output is the last layer."""
-
-    seconds: float
-    runs: tuple[tuple[int, int, int], ...]
-
-
-@dataclass(slots=True)
-class Item:
-    """A bin with what was worked out about it.
-
-    Attributes:
-        index: of the bin.
-        cap: most active bytes that fit in a run.
-        low: for each end of a run the first layer with which it still fits.
-        low_last: the same for the run that ends the model.
-        read: seconds to read the layers before each, once they are asked for.
-    """
-
-    index: int
-    bin: Bin
-    cap: float
-    low: list[int]
-    low_last: int
-    read: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Layers:
-    """The layers of a model in a row, the output as the last.
-
-    Attributes:
-        memory: bytes that each takes; ``weights``: of these what is read from the file; ``largest``: its
-            largest tensor.
-        active: bytes read a token.
-    """
-
-    memory: Sequence[int]
-    active: Sequence[int]
-    weights: Sequence[int] = ()
-    buffers: Buffers = Buffers()
-    largest: Sequence[int] = ()
-    mem: list[int] = field(init=False)
-    act: list[int] = field(init=False)
-    load: list[int] = field(init=False)
-    _most: int = field(init=False)
-    _peaks: dict[tuple[int, int], int] = field(init=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.mem = [0, *accumulate(self.memory)]
-        self.act = [0, *accumulate(self.active)]
-        self.load = [0, *accumulate(self.weights)] if self.weights else self.mem
-        self._most = max(self.largest, default=0)
-
-    def _loads(self, one: Bin, start: int, end: int) -> bool:
-        """Whether the run's weights fit while they are loaded."""
-        most = one.loading
-        if most is None:
-            return True
-        size = self.load[end] - self.load[start]
-        # Nearly all are told by this alone.
-        if size + self._most <= most or one.first or size > most:
-            return size <= most
-        peak = self._peaks.get((start, end))
-        if peak is None:
-            peak = self._peaks[start, end] = max(self.largest[start:end])
-        return size + peak <= most
-
-    def item(self, index: int, one: Bin) -> Item:
-        """What can be said of a bin beforehand."""
-        exact = None if one.first else self.buffers.exact
-        low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
-        count = len(self.mem) - 1
-        low_last = count
-        if not one.first:
-            while low_last > 0 and self._ends(one, low_last - 1, exact):
-                low_last -= 1
-        act = self.act
-        cap = act[count] - act[low_last]
-        for end, start in enumerate(low):
-            if act[end] - act[start] > cap and not (one.first and start):
-                cap = act[end] - act[start]
-        low.append(count)
-        return Item(index, one, float(cap), low, low_last)
-
-    def _lowest(self, one: Bin) -> list[int]:
-        """For each end but the model's the first layer with which a run fits."""
-        mem = self.mem
-        buffers = self.buffers
-        room = one.room if one.first else one.room - buffers.middle
-        begins = one.room if one.first else one.room - buffers.begins
-        low = [0] * (len(mem) - 1)
-        start = 0
-        for end in range(1, len(low)):
-            while start < end and mem[end] - mem[start] > room:
-                start += 1
-            while start < end and not self._loads(one, start, end):
-                start += 1
-            if not start and mem[end] > begins:
-                start = 1
-            low[end] = start
-        return low
-
-    def _lowest_by(self, one: Bin, exact: Callable[[int, int], int]) -> list[int]:
-        """The same with the buffers of each run as they are."""
-        mem = self.mem
-        # Between the two the bytes are counted; beyond them that is no question.
-        perhaps = one.room - self.buffers.least
-        surely = one.room - max(self.buffers.begins, self.buffers.middle)
-        low = [0] * (len(mem) - 1)
-        start = 0
-        for end in range(1, len(low)):
-            while start < end:
-                size = mem[end] - mem[start]
-                fits = size <= surely or (size <= perhaps and size + exact(start, end) <= one.room)
-                if fits and self._loads(one, start, end):
-                    break
-                start += 1
-            low[end] = start
-        return low
-
-    def _ends(self, one: Bin, start: int, exact: Callable[[int, int], int] | None) -> bool:
-        """Whether the layers from ``start`` on fit with the output."""
-        mem = self.mem
-        count = len(mem) - 1
-        if exact is not None:
-            more = exact(start, count)
-        else:
-            more = self.buffers.output if start == count - 1 else self.buffers.ends
-        if mem[count] - mem[start] + more > one.room:
-            return False
-        return self._loads(one, start, count)
+    layers: Layers
 
     def some_orders(self, head: list[Item], rest: list[Item], bound: float, bar: float = inf) -> Split | None:
         """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
@@ -225,7 +52,7 @@ class Layers:
 
         The best there is when layers are alike, and quick.
         """
-        act = self.act
+        act = self.layers.act
         count = len(act) - 1
         slow = max(range(len(order)), key=lambda i: order[i].bin.rate)
         cuts = [0] * (len(order) + 1)
@@ -262,7 +89,7 @@ class Layers:
         lows.reverse()
         if any(low > high for low, high in zip(lows, highs, strict=True)):
             return None
-        times = [0.0] + [inf] * (len(self.mem) - 1)
+        times = [0.0] + [inf] * (len(self.layers.mem) - 1)
         backs: list[list[int]] = []
         for i, item in enumerate(order[:-1]):
             times, back = self._extend(times, item, lows[i], lows[i + 1], highs[i + 1])
@@ -273,7 +100,7 @@ class Layers:
         if end is None:
             return None
         seconds, cut = end
-        runs = [(order[-1].index, cut, len(self.mem) - 1)]
+        runs = [(order[-1].index, cut, len(self.layers.mem) - 1)]
         for item, back in zip(reversed(order[:-1]), reversed(backs), strict=True):
             runs.append((item.index, back[cut], cut))
             cut = back[cut]
@@ -290,7 +117,7 @@ class Layers:
         """
         low, hop, rate = item.low, item.bin.hop, item.bin.rate
         # Seconds from the first layer on: a run takes the difference of two.
-        read = item.read = item.read or [rate * size for size in self.act]
+        read = item.read = item.read or [rate * size for size in self.layers.act]
         count = len(read)
         if high_end < 0:
             high_end = count - 2
@@ -323,7 +150,7 @@ class Layers:
 
     def _least(self, times: list[float], left: list[Item], low: int, high: int) -> float:
         """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
-        act = self.act
+        act = self.layers.act
         rate = min(item.bin.rate for item in left)
         fixed = sum(item.bin.hop for item in left) + min(item.bin.tail for item in left)
         pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
@@ -331,7 +158,7 @@ class Layers:
 
     def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
         """Let ``item`` hold all the rest with the output: (time, first layer)."""
-        act, rate = self.act, item.bin.rate
+        act, rate = self.layers.act, item.bin.rate
         fixed = item.bin.hop + item.bin.tail + rate * act[-1]
         best, at = inf, -1
         for start in range(item.low_last, len(act) - 1):
@@ -345,7 +172,7 @@ class Layers:
 
         None as well when it can't be quicker than ``bar``.
         """
-        start = [0.0] + [inf] * (len(self.mem) - 1)
+        start = [0.0] + [inf] * (len(self.layers.mem) - 1)
         prefix: list[int] = []
         if head:
             start, prefix = self._extend(start, head[0])
@@ -388,7 +215,7 @@ class Layers:
         if best is None:
             return None
         seconds, cut, i = best
-        runs = [(rest[i].index, cut, len(self.mem) - 1)]
+        runs = [(rest[i].index, cut, len(self.layers.mem) - 1)]
         mask = full & ~(1 << i)
         while mask:
             i, at = froms[mask][cut]
@@ -402,12 +229,17 @@ class Layers:
     def _bounds(self, head: list[Item], rest: list[Item]) -> tuple[list[int], list[int]]:
         """For each set of devices the first and the last layer that a run after just these may begin with:
         the others must hold what is left, and these what comes before."""
-        mem = self.mem
+        mem = self.layers.mem
         count = len(mem) - 1
         least = (
-            min(self.buffers.least, self.buffers.output)
-            if self.buffers.exact
-            else min(self.buffers.begins, self.buffers.middle, self.buffers.ends, self.buffers.output)
+            min(self.layers.buffers.least, self.layers.buffers.output)
+            if self.layers.buffers.exact
+            else min(
+                self.layers.buffers.begins,
+                self.layers.buffers.middle,
+                self.layers.buffers.ends,
+                self.layers.buffers.output,
+            )
         )
         rooms = [0]
         for item in rest:

@@ -15,7 +15,7 @@ from sollold.placement import cost_model
 from sollold.placement.device_search import best_split
 from sollold.placement.evaluate import Candidate, Hold, evaluate, host_share, link_to
 from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine
-from sollold.placement.partition import Bin, Buffers
+from sollold.placement.layer_runs import Bin, Buffers
 from sollold.placement.request import MOST_DEVICES, PlacementRequest
 
 RETRIES = 4

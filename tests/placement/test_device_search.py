@@ -9,7 +9,7 @@ from math import inf
 import pytest
 
 from sollold.placement.device_search import best_split
-from sollold.placement.partition import Bin, Buffers, Split
+from sollold.placement.layer_runs import Bin, Buffers, Split
 
 
 def beside(one: Bin, first: int, last: int, count: int, buffers: Buffers) -> int:
