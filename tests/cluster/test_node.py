@@ -206,9 +206,9 @@ async def test_a_disk_that_hangs_holds_up_a_claim_and_nothing_else(
             gossip = other._gossip
             assert gossip is not None and slow._gossip is not None
             # The accused refutes by raising what is kept on disk.
-            incarnation = slow._gossip._membership.incarnation
+            incarnation = slow._gossip._membership.own.incarnation
             gossip._membership.suspect(slow.me.node, time.monotonic())
-            await until(lambda: slow._gossip and slow._gossip._membership.incarnation > incarnation)
+            await until(lambda: slow._gossip and slow._gossip._membership.own.incarnation > incarnation)
             await until(
                 lambda: slow.leader().leader == "" and slow._gossip and slow._gossip._leadership.claiming
             )

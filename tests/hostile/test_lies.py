@@ -105,7 +105,7 @@ def works(world: World) -> None:
     assert world.run_while(lambda: bool(world.disagreement()), 15.0), world.disagreement()
     for one in world.running():
         assert one.gossip.leader().counter < 2**20
-        assert one.gossip._membership.incarnation < 2**20
+        assert one.gossip._membership.own.incarnation < 2**20
         assert one.gossip.me.version < 2**40
 
 
@@ -138,7 +138,7 @@ def suspect_a_little_above(liar: Liar, victim: Machine) -> None:
 def claim_and_leave(liar: Liar, victim: Machine) -> None:
     me = liar.process.gossip.me
     liar.say(liar.delta(replace(me, claim=Term(HUGE, me.node)), liar.process.boot, me.version + 1))
-    liar.say(liar.left(me.node, liar.process.gossip._membership.incarnation))
+    liar.say(liar.left(me.node, liar.process.gossip._membership.own.incarnation))
     liar.machine.crash()
 
 
@@ -157,7 +157,7 @@ def rewrite_the_record(liar: Liar, victim: Machine) -> None:
 
 def speak_for_the_victim(liar: Liar, victim: Machine) -> None:
     there = process(victim)
-    incarnation = there.gossip._membership.incarnation
+    incarnation = there.gossip._membership.own.incarnation
     for higher in (incarnation + 1, HUGE):
         for boot in (there.boot, there.boot + 1):
             liar.say(liar.alive(victim.node, boot, higher))

@@ -165,10 +165,10 @@ def test_what_was_printed_before_a_loop_is_left_stays(body: str, shown: str) -> 
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("{{ if .Prompt }}x", "no end"),
-        ("{{ end }}", "end without"),
-        ("{{ else }}", "else without"),
-        ("{{ .Prompt", "no }}"),
+        ("{{ if .Prompt }}x", "without {{ end }}"),
+        ("{{ end }}", "{{ end }} without"),
+        ("{{ else }}", "{{ else }} without"),
+        ("{{ .Prompt", "{{ without }}"),
         ('{{ template "x" }}', "template"),
         ("{{ toTypeScriptType .Prompt }}", "toTypeScriptType"),
         ("{{ .Nonsense }}", ".Nonsense"),
@@ -176,7 +176,7 @@ def test_what_was_printed_before_a_loop_is_left_stays(body: str, shown: str) -> 
         ("{{ $x }}", "$x"),
         ("{{ $x = 1 }}", "$x"),
         ("{{ ; }}", ";"),
-        ("{{ . }}", "all of its values"),
+        ("{{ . }}", "{{ . }} is not supported"),
         ("{{ break }}", "break"),
         ("{{ if .Prompt }}" * 60 + "{{ end }}" * 60, "nested"),
         ("{{ " + "(" * 5000 + ".Prompt" + ")" * 5000 + " }}", "nested"),

@@ -57,7 +57,7 @@ class AntiEntropy:
         register = self._registry.get(node)
         version, boot = (register.version, register.boot) if register is not None else (0, 0)
         if node == self._membership.me:
-            incarnation = self._membership.incarnation
+            incarnation = self._membership.own.incarnation
         else:
             member = self._membership.members.get(node)
             incarnation = member.incarnation if member is not None and member.live else -1
@@ -84,7 +84,7 @@ class AntiEntropy:
 
     def want(self, node: str, addresses: tuple[Address, ...], now: float) -> None:
         """A peer is known to know more: exchange, but not more often than each `Tuning.fetch_interval`."""
-        if self._membership.leaving:
+        if self._membership.own.leaving:
             return
         if now >= self._fetch_at:
             self._fetch_at = now + self._tuning.fetch_interval
@@ -108,6 +108,6 @@ class AntiEntropy:
     def _turn(self, now: float) -> None:
         pause = self._tuning.push_pull_every(self._membership.size)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._turn)
-        if not self._membership.leaving:
+        if not self._membership.own.leaving:
             for member in self._membership.sample(1):
                 self._actions.append(PushPullWith(member.node, member.everywhere()))

@@ -20,6 +20,7 @@ from sollold.cluster.gossip.leadership import Leadership
 from sollold.cluster.gossip.member import Status
 from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.outbox import Outbox
+from sollold.cluster.gossip.own_state import OwnState
 from sollold.cluster.gossip.packet import (
     Ping,
     Rejected,
@@ -90,16 +91,22 @@ class Gossip:
             key_of=lambda node: self._membership.key_of(node),
             highest=kept.term,
         )
-        self._membership = Membership(
+        own = OwnState(
             record.node,
             boot,
             kept.incarnation + 1,
             addresses,
+            news=self._news,
+            awareness=self._awareness,
+            signer=signer,
+            changed=self._changed,
+        )
+        self._membership = Membership(
+            own,
             random=random,
             tuning=tuning,
             timers=self._timers,
             news=self._news,
-            awareness=self._awareness,
             signer=signer,
             changed=self._changed,
         )
@@ -154,7 +161,7 @@ class Gossip:
         )
         self._kept = Kept()
         self._anti_entropy.note(self._me)
-        self._membership.announce()
+        self._membership.own.announce()
         self._say_record()
         self._persist()
         self._prober.start(now + random.random() * tuning.probe_interval)
@@ -296,8 +303,8 @@ class Gossip:
     def set_addresses(self, addresses: tuple[Address, ...], now: float) -> list[Action]:
         """This node's own addresses changed."""
         self._awake(now)
-        if addresses != self._membership.addresses:
-            self._membership.move(addresses)
+        if addresses != self._membership.own.addresses:
+            self._membership.own.move(addresses)
             self._anti_entropy.note(self._me)
         return self._done(now)
 
@@ -316,7 +323,7 @@ class Gossip:
     def leave(self, now: float) -> list[Action]:
         """Say goodbye. Tick on for half a second, so that it spreads, then stop."""
         self._awake(now)
-        farewell = self._membership.leave()
+        farewell = self._membership.own.leave()
         for member in self._membership.sample(8):
             address = member.address()
             if address is not None:
@@ -407,11 +414,11 @@ class Gossip:
         evicted = self._membership.evicted
         members = self._membership.members.values()
         dead = [member for member in members if not member.live and member.node not in evicted]
-        if dead and not self._membership.leaving:
+        if dead and not self._membership.own.leaving:
             member = self._random.choice(dead)
             for address in member.everywhere()[:4]:
                 ping = encode(Ping(self._prober.sequence(), member.node))
-                self._outbox.send_alone(address, [self._membership.my_alive(), *member.state(), ping])
+                self._outbox.send_alone(address, [self._membership.own.alive(), *member.state(), ping])
 
     # Records
 
@@ -456,7 +463,7 @@ class Gossip:
         self._tell(change, node)
 
     def _persist(self) -> None:
-        kept = Kept(self._leadership.highest, self._registry.ceiling, self._membership.incarnation)
+        kept = Kept(self._leadership.highest, self._registry.ceiling, self._membership.own.incarnation)
         if kept != self._kept:
             self._kept = kept
             self._actions.append(Persist(kept))

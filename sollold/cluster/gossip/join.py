@@ -62,7 +62,7 @@ class Joins:
 
     def add(self, addresses: tuple[Address, ...], now: float, *, keep: bool, source: str) -> None:
         """Somebody may be at one of ``addresses``; see `Gossip.introduce`."""
-        addresses = tuple(one for one in addresses if one not in self._membership.addresses)[:_ADDRESSES]
+        addresses = tuple(one for one in addresses if one not in self._membership.own.addresses)[:_ADDRESSES]
         if not addresses:
             return
         # Name servers give the same addresses in another order each time.
@@ -89,7 +89,7 @@ class Joins:
 
     def _try(self, introduction: _Introduction, now: float) -> None:
         self._pinged.pop(introduction.sequence, None)
-        if self._membership.leaving or self._all.get(introduction.key) is not introduction:
+        if self._membership.own.leaving or self._all.get(introduction.key) is not introduction:
             return
         tuning = self._tuning
         known = self._known(introduction)
@@ -99,7 +99,7 @@ class Joins:
             self._pinged[introduction.sequence] = introduction
             for address in introduction.addresses:
                 hello = encode(Ping(introduction.sequence, ""))
-                self._send(address, [self._membership.my_alive(), hello])
+                self._send(address, [self._membership.own.alive(), hello])
             self._timers.at(now + tuning.introduce_timeout, self._fall_back, introduction)
             introduction.tries += 1
         if not introduction.keep and (known or introduction.tries >= _TRIES):

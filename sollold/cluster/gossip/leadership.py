@@ -66,12 +66,12 @@ class Leadership:
             return None
         self.claiming = None
         self.due = True
-        return claim if claim == self.highest and not self._membership.leaving else None
+        return claim if claim == self.highest and not self._membership.own.leaving else None
 
     def run(self, now: float) -> None:
         """Decide who leads."""
         self.due = False
-        if self._membership.leaving:
+        if self._membership.own.leaving:
             return
         if self.claiming is not None and self.claiming == self.highest:
             return

@@ -1,8 +1,9 @@
 """Who is alive, suspected, dead or gone: the table of SWIM with Lifeguard's suspicion.
 
-Only a node itself raises its incarnation, and does so to refute what is said of it. An accusation counts
-from the incarnation it names on; a sign of life only above it. So old gossip brings nobody back, while a
-restarted process, which is told what is held of it, comes back by one refutation.
+Only a node itself raises its incarnation, and does so to refute what is said of it
+(`sollold.cluster.gossip.own_state`). An accusation counts from the incarnation it names on; a sign of life
+only above it. So old gossip brings nobody back, while a restarted process, which is told what is held of it,
+comes back by one refutation.
 
 Signs of life and goodbyes are signed by their node. An accusation is not, so it counts for the incarnation
 that the accused itself has told, whatever it names.
@@ -13,27 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from sollold.cluster.gossip.actions import Address, Change
-from sollold.cluster.gossip.awareness import Awareness
+from sollold.cluster.gossip.actions import Change
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
 from sollold.cluster.gossip.config import Tuning
 from sollold.cluster.gossip.member import Member, Status, literal, plausible
+from sollold.cluster.gossip.own_state import OwnState
 from sollold.cluster.gossip.packet import MAX_MEMBERS, Alive, Dead, Left, MemberState, Suspect, encode
 from sollold.cluster.gossip.probe_order import ProbeOrder
 from sollold.cluster.gossip.signing import Signer, alive_content, left_content
 from sollold.cluster.gossip.suspicion import Suspicion
 from sollold.cluster.gossip.timers import Timers
 
-_CLONE_RAISES = 4
-"""Refutations in our name by one other process before it is called a clone: echoes make fewer."""
-_REFUTE_PAUSE = 1.0
-"""Seconds between refutations of a clone: the two would go on for ever."""
-_CLONE_PAUSE = 60.0
-"""Seconds between words about packets that come in our own name."""
 _OBJECTION = 2.0
 """Probe intervals that a node gets which only others hold dead."""
-_ACCUSED_AHEAD = 1024
-"""An accusation that names an incarnation this far above our own is not made by a node that counts."""
 _HURRY = 8
 """How many peers, about, probe a new suspect at once."""
 
@@ -45,30 +38,23 @@ class Membership:
         changed: called with each change, after the table has it.
 
     Attributes:
-        refused: statements that were not signed by their node, or name a count that nobody reaches.
+        own: what this node says of itself.
     """
 
     def __init__(
         self,
-        me: str,
-        boot: int,
-        incarnation: int,
-        addresses: tuple[Address, ...],
+        own: OwnState,
         *,
         random: Random,
         tuning: Tuning,
         timers: Timers,
         news: BroadcastQueue,
-        awareness: Awareness,
         signer: Signer,
         changed: Callable[[Change, str], None],
     ) -> None:
-        self.me = me
-        self.boot = boot
-        self.incarnation = incarnation
-        self.addresses = addresses
-        self.leaving = False
-        self.refused = 0
+        self.own = own
+        self.me = own.node
+        self._refused = 0
         self.evicted: frozenset[str] = frozenset()
         """Nodes that are not to come back: no sign of life of them counts."""
         self.members: dict[str, Member] = {}
@@ -82,53 +68,20 @@ class Membership:
         self._tuning = tuning
         self._timers = timers
         self._news = news
-        self._awareness = awareness
         self._changed = changed
         self._signer = signer
-        self._my_alive: Alive | None = None
-        self._farewell = b""
         self._gone: dict[str, None] = {}
         """Those dead or gone, the longest first."""
-        self._foreign_boot = 0
-        self._foreign_raises = 0
-        self._refute_after = 0.0
-        self._double_after = 0.0
+
+    @property
+    def refused(self) -> int:
+        """Statements that were not signed by their node, or name a count that nobody reaches."""
+        return self._refused + self.own.refused
 
     @property
     def size(self) -> int:
         """Live nodes, this one included."""
         return len(self.live) + 1
-
-    def my_alive(self) -> bytes:
-        """What this node says of itself."""
-        return encode(self._sign_alive())
-
-    def my_state(self, version: int) -> MemberState:
-        """What this node says of itself in a push-pull, with the version of its record."""
-        said = self._sign_alive()
-        status = Status.LEFT if self.leaving else Status.ALIVE
-        return MemberState(
-            self.me,
-            self.boot,
-            self.incarnation,
-            status,
-            self.addresses,
-            version,
-            self.boot,
-            said.key,
-            said.signature,
-            self._farewell,
-        )
-
-    def _sign_alive(self) -> Alive:
-        made = self._my_alive
-        if made is None or (made.incarnation, made.addresses) != (self.incarnation, self.addresses):
-            content = alive_content(self.me, self.boot, self.incarnation, self.addresses)
-            signature = self._signer.sign(content)
-            made = self._my_alive = Alive(
-                self.me, self.boot, self.incarnation, self.addresses, self._signer.public, signature
-            )
-        return made
 
     def key_of(self, node: str) -> bytes | None:
         """The public key of a known node; None when it is not known."""
@@ -136,10 +89,6 @@ class Membership:
             return self._signer.public
         member = self.members.get(node)
         return member.key if member is not None else None
-
-    def announce(self) -> None:
-        """Spread what this node says of itself."""
-        self._news.add("member", self.me, self.my_alive())
 
     def sample(self, count: int, *, without: str = "") -> list[Member]:
         """Up to ``count`` live others, at random."""
@@ -153,7 +102,9 @@ class Membership:
     def hear_alive(self, said: Alive, now: float) -> None:
         """``said.node`` lives, or did when it said so."""
         if said.node == self.me:
-            self._hear_own_alive(said, now)
+            old = said.boot == self.own.boot or said.incarnation < self.own.incarnation
+            if not old and self._signed(said):
+                self.own.hear_alive(said, now)
             return
         if said.node in self.evicted:
             return
@@ -190,18 +141,10 @@ class Membership:
         elif before is Status.SUSPECT:
             self._changed(Change.CLEARED, member.node)
 
-    def hear_double(self, now: float) -> bool:
-        """Another process sends in our own name: a clone. False when that was told just now."""
-        if now < self._double_after:
-            return False
-        self._double_after = now + _CLONE_PAUSE
-        self._changed(Change.CLONED, self.me)
-        return True
-
     def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
         """``by`` heard nothing of ``node``."""
         if node == self.me:
-            self._hear_accusation(incarnation)
+            self.own.hear_accusation(incarnation)
             return
         member = self.members.get(node)
         if member is None or incarnation < member.incarnation or not member.live:
@@ -216,7 +159,7 @@ class Membership:
         must not part.
         """
         if node == self.me:
-            self._hear_accusation(incarnation)
+            self.own.hear_accusation(incarnation)
             return
         member = self.members.get(node)
         if member is None or not member.live or incarnation < member.incarnation:
@@ -235,8 +178,8 @@ class Membership:
         """``node`` said goodbye; ``farewell`` is its signature."""
         member = self.members.get(node)
         if node == self.me:
-            if incarnation >= self.incarnation and self._signed_farewell(node, incarnation, farewell):
-                self._refute(incarnation, accused=False)
+            if incarnation >= self.own.incarnation and self._signed_farewell(node, incarnation, farewell):
+                self.own.refute(incarnation)
             return
         if member is None or incarnation < member.incarnation or member.status is Status.LEFT:
             return
@@ -287,21 +230,6 @@ class Membership:
         member = self.members.get(node)
         if member is not None and member.suspicion is not None:
             member.suspicion.relax()
-
-    def move(self, addresses: tuple[Address, ...]) -> None:
-        """This node's addresses changed."""
-        self.addresses = addresses
-        self.incarnation += 1
-        self.announce()
-
-    def leave(self) -> bytes:
-        """Say goodbye, and no longer refute."""
-        self.leaving = True
-        self._news.withdraw("member", self.me)
-        self._farewell = self._signer.sign(left_content(self.me, self.incarnation))
-        message = encode(Left(self.me, self.incarnation, self._farewell))
-        self._news.add("member", self.me, message)
-        return message
 
     def shift(self, seconds: float) -> None:
         """The process stood still for so long: suspects get that time back."""
@@ -369,49 +297,20 @@ class Membership:
             self._news.add("member", member.node, farewell)
             self._changed(Change.LEFT, member.node)
 
-    def _hear_own_alive(self, said: Alive, now: float) -> None:
-        if said.boot == self.boot or said.incarnation < self.incarnation or not self._signed(said):
-            return
-        if said.boot != self._foreign_boot:
-            self._foreign_boot, self._foreign_raises = said.boot, 0
-        self._foreign_raises += 1
-        if self._foreign_raises >= _CLONE_RAISES:
-            if now < self._refute_after:
-                return
-            self._refute_after = now + _REFUTE_PAUSE
-            self._changed(Change.CLONED, self.me)
-        self._refute(said.incarnation, accused=False)
-
-    def _hear_accusation(self, incarnation: int) -> None:
-        if incarnation > self.incarnation + _ACCUSED_AHEAD:
-            # Nobody has heard it from us: refuting it would use up our counter.
-            self.refused += 1
-            return
-        self._refute(incarnation, accused=True)
-
     def _signed(self, said: Alive) -> bool:
         content = alive_content(said.node, said.boot, said.incarnation, said.addresses)
         known = self.key_of(said.node)
         if known in (None, said.key) and self._signer.verify(said.node, said.key, said.signature, content):
             return True
-        self.refused += 1
+        self._refused += 1
         return False
 
     def _signed_farewell(self, node: str, incarnation: int, signature: bytes) -> bool:
         key = self.key_of(node) or b""
         if self._signer.verify(node, key, signature, left_content(node, incarnation)):
             return True
-        self.refused += 1
+        self._refused += 1
         return False
-
-    def _refute(self, incarnation: int, *, accused: bool) -> None:
-        if self.leaving or incarnation < self.incarnation:
-            return
-        self.incarnation = incarnation + 1
-        if accused:
-            self._awareness.worse()
-        self.announce()
-        self._changed(Change.CLEARED, self.me)
 
     def _spread(self, member: Member) -> None:
         self._news.add("member", member.node, member.alive())

@@ -59,10 +59,10 @@ class PacketHandler:
         """A packet came from ``source``."""
         membership, sender = self._membership, packet.sender
         if sender == membership.me:
-            if packet.boot != membership.boot and membership.hear_double(now):
-                self._outbox.send_alone(source, [membership.my_alive()])  # so that it knows as well
+            if packet.boot != membership.own.boot and membership.own.hear_double(now):
+                self._outbox.send_alone(source, [membership.own.alive()])  # so that it knows as well
             return
-        incarnation = membership.incarnation
+        incarnation = membership.own.incarnation
         deltas = []
         for message in packet.messages:
             kind = type(message)
@@ -87,15 +87,15 @@ class PacketHandler:
         for delta in deltas:
             # After the rest: a newcomer's record comes with the word that it lives.
             self._hear_delta(delta, sender, source, now)  # type: ignore[arg-type]
-        if incarnation != membership.incarnation:
+        if incarnation != membership.own.incarnation:
             # The accuser hears the refutation first.
-            self._outbox.send(source, [membership.my_alive()])
+            self._outbox.send(source, [membership.own.alive()])
         self._contact(sender, packet.boot, source, now)
 
     def _greeting(self, sender: str) -> list[bytes]:
         """What goes before an answer to somebody who may not know us: we did not know it live until now."""
         member = self._membership.members.get(sender)
-        return [] if member is not None and member.live and member.reached else [self._membership.my_alive()]
+        return [] if member is not None and member.live and member.reached else [self._membership.own.alive()]
 
     def _contact(self, sender: str, boot: int, source: Address, now: float) -> None:
         """A packet came from ``sender``: note where from, or tell it what is wrongly held of it."""

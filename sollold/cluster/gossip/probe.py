@@ -82,7 +82,7 @@ class Prober:
     def _turn(self, now: float) -> None:
         pause = self._tuning.probe_interval / self._tuning.probes
         self._timers.at(now + self._awareness.stretch(pause), self._turn)
-        if self._membership.leaving:
+        if self._membership.own.leaving:
             return
         members, probed = self._membership.members, self._probed
         node = self._membership.order.next(

@@ -29,13 +29,12 @@ class PushPullExchange:
         self._registry = registry
 
     def _body(self, stage: int, held: list[MemberState], wanted: list[str], records: list[Whole]) -> bytes:
-        me = self._membership
-        return encode(PushPull(FORMAT, stage, me.me, me.boot, held, wanted, records))
+        own = self._membership.own
+        return encode(PushPull(FORMAT, stage, own.node, own.boot, held, wanted, records))
 
     def _held(self) -> list[MemberState]:
-        me = self._membership
-        held = [me.my_state(self._registry.me.version)]
-        for member in me.members.values():
+        held = [self._membership.own.state(self._registry.me.version)]
+        for member in self._membership.members.values():
             register = self._registry.get(member.node)
             version, boot = (register.version, register.boot) if register is not None else (0, 0)
             held.append(member.summary(version, boot))
