@@ -17,7 +17,7 @@ How much one more grant could get is `sollold.agent.memory_room`'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from sollold.agent.memory_room import Measured, MemoryRoom
@@ -136,7 +136,7 @@ class Ledger:
         room = self._room()
         return tuple(
             replace(device, granted=room.granted_on(device.id), available=room.available(device.id))
-            for device in self._measured.devices.values()
+            for device in self._measured.devices
         )
 
     def available(self, device: str) -> int:
@@ -154,21 +154,10 @@ class Ledger:
         self._ready = True
         return (Changed(),)
 
-    def measured(
-        self,
-        devices: Collection[Device],
-        allocated: Mapping[str, Mapping[str, int]] | None = None,
-        reserves: Mapping[str, int] | None = None,
-        taken: Mapping[str, int] | None = None,
-    ) -> tuple[Action, ...]:
-        """The devices as they are now; see `Measured`."""
+    def measured(self, measured: Measured) -> tuple[Action, ...]:
+        """The devices as they are now."""
         before = self.devices()
-        self._measured = Measured(
-            {device.id: device for device in devices},
-            {key: dict(value) for key, value in (allocated or {}).items()},
-            dict(reserves or {}),
-            dict(taken or {}),
-        )
+        self._measured = measured
         return (Changed(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
@@ -180,7 +169,7 @@ class Ledger:
         actions = list(self.expire(now))
         refusal = self._see(request.term, actions) or self._reserve(request, now, actions)
         room = self._room()
-        available = {device: room.available(device) for device in self._measured.devices}
+        available = {device.id: room.available(device.id) for device in self._measured.devices}
         return Reserved(not refusal, refusal, available), tuple(actions)
 
     def _reserve(self, request: Reserve, now: float, actions: list[Action]) -> str:

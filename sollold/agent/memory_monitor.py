@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from sollold.agent.memory_room import Measured
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.llamacpp.process import Process
-from sollold.facts import dataclass
-from sollold.machine.device import PROCESSOR, Device
+from sollold.machine.device import PROCESSOR
 from sollold.machine.devices import Machine, Measurement
 from sollold.retry import LogAndRetry
 
@@ -22,16 +22,6 @@ _FRESH_SECONDS = 0.3
 _MEASURE_TIMEOUT = 4.0
 """A measurement that takes longer hangs (in a driver, say): nothing is granted on it."""
 NO_MEASURE = f"the devices of this node can't be measured: no answer within {_MEASURE_TIMEOUT:.0f} s"
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One measurement, as `sollold.agent.ledger.Ledger.measured` takes it."""
-
-    devices: tuple[Device, ...]
-    allocated: Mapping[str, Mapping[str, int]]
-    reserves: Mapping[str, int]
-    taken: Mapping[str, int]
 
 
 class MemoryMonitor:

@@ -29,7 +29,7 @@ class Measured:
     """The devices as they were measured last.
 
     Attributes:
-        devices: by their ids.
+        devices: with what was free and what there is in all.
         allocated: deployment → device → bytes that its processes had taken when ``free`` was measured; what
             is missing from it counts as not allocated yet.
         reserves: device → bytes that are left to the rest of the machine.
@@ -37,10 +37,14 @@ class Measured:
             Ollama has mapped.
     """
 
-    devices: Mapping[str, Device] = field(default_factory=dict)
+    devices: tuple[Device, ...] = ()
     allocated: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     reserves: Mapping[str, int] = field(default_factory=dict)
     taken: Mapping[str, int] = field(default_factory=dict)
+
+    def device(self, name: str) -> Device | None:
+        """The device with this id; None for an unknown one."""
+        return next((device for device in self.devices if device.id == name), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class MemoryRoom:
 
     def available(self, device: str) -> int:
         """Bytes that one more grant could get on ``device`` now; 0 for an unknown one."""
-        known = self.measured.devices.get(device)
+        known = self.measured.device(device)
         if known is None or self._taken_by(device):
             return 0
         room = min(self._device_room(known), self._pool_room(known))
@@ -71,7 +75,7 @@ class MemoryRoom:
     def missing(self, wanted: Mapping[str, int]) -> str:
         """Why ``wanted`` can't be had, or empty."""
         for name, size in wanted.items():
-            device = self.measured.devices.get(name)
+            device = self.measured.device(name)
             if device is None:
                 return f"there is no device {name} here"
             if other := self._taken_by(name):
@@ -93,7 +97,7 @@ class MemoryRoom:
     def _members(self, device: Device) -> list[Device]:
         if not device.pool:
             return [device]
-        return [other for other in self.measured.devices.values() if other.pool == device.pool]
+        return [other for other in self.measured.devices if other.pool == device.pool]
 
     def _device_room(self, device: Device) -> int:
         return device.limit - self.granted_on(device.id)
@@ -115,7 +119,7 @@ class MemoryRoom:
 
     def _node_room(self) -> int:
         if not self.node_limit:
-            return max((device.total for device in self.measured.devices.values()), default=0)
+            return max((device.total for device in self.measured.devices), default=0)
         return self.node_limit - sum(map(_own, self.granted.values()))
 
     def _taken_by(self, device: str) -> str:
