@@ -36,7 +36,7 @@ from sollold.engines.commands import (
 )
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.child_journal import Journal
-from sollold.engines.llamacpp.context import DeploymentContext, Tunnels
+from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.deployment import Deployment
 from sollold.engines.llamacpp.engine_key import remove_leftovers
 from sollold.engines.llamacpp.fit_check import FitCheck
@@ -44,6 +44,7 @@ from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process_log import prune
 from sollold.engines.llamacpp.stale_grants import StaleGrants
+from sollold.engines.llamacpp.tunnel import Tunnels
 from sollold.machine.devices import Machine
 from sollold.machine.speed import cores
 from sollold.models.model import Model

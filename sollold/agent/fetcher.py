@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Protocol
 
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerServer
 from sollold.engines.commands import Fetch, Fetched
 from sollold.facts import dataclass
-from sollold.models.model import Model
+from sollold.models.transfer.pull import Puller
 from sollold.models.transfer.pull_progress import PullError
 from sollold.settings.schema import GIB
 
@@ -26,18 +25,6 @@ UNASKED_SECONDS = 30.0
 AT_A_TIME = 2
 LEFT = 5 * GIB
 """Bytes of the disk that are left alone: nobody has asked this machine's owner."""
-
-
-class Puller(Protocol):
-    """`sollold.models.transfer.pull.Puller`, as far as it is needed."""
-
-    def pull(self, name: str, *, nodes_only: bool = False) -> AsyncGenerator[dict[str, Any], None]:
-        """Fetch a model, telling how far it is."""
-        ...
-
-    def holders(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """Nodes whose files of the model can be read."""
-        ...
 
 
 @dataclass(slots=True)

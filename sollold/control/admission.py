@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Protocol
 
 from sollold.cluster.admission.invitation import INVITATION_SECONDS, Invited, Verdict
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
 from sollold.cluster.admission.pake import plain_code
-from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record import Record, Waiting
-from sollold.cluster.net.identity import Tokens
+from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.people_authority import authority_pem
 from sollold.cluster.net.rpc import PeerCalls, PeerError
 from sollold.cluster.net.seeds import Seed, resolve
-from sollold.control.secret_change import SecretChanges, SecretOwner
+from sollold.control.secret_change import SecretChanges
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.settings.schema import ClusterSettings
@@ -34,27 +31,10 @@ class Invite:
     seconds: float
 
 
-class Joinable(SecretOwner, Protocol):
-    """What is needed of the own node to invite, to join and to vouch for the others."""
-
-    @property
-    def tokens(self) -> Tokens:
-        """The cluster's secret."""
-        ...
-
-    def invite(self) -> str:
-        """A new code, with which one machine may join at this node."""
-        ...
-
-    async def join(self, code: str, where: Sequence[Address]) -> Invited:
-        """Join the cluster of the member at ``where`` by a code."""
-        ...
-
-
 class AdmissionService:
     """Admits machines that wait, opens the door for a while, invites, and joins by an invitation."""
 
-    def __init__(self, view: Joinable, calls: PeerCalls, secret: SecretChanges) -> None:
+    def __init__(self, view: ClusterNode, calls: PeerCalls, secret: SecretChanges) -> None:
         self._view = view
         self._calls = calls
         self.secret = secret

@@ -14,16 +14,17 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from msgspec import Meta
 
 from sollold.cluster.admission.change import merged
-from sollold.cluster.admission.keyring import MAX_MEMBERS, Keyring, Member, Members, NodeId
+from sollold.cluster.admission.keyring import MAX_MEMBERS, Member, Members, NodeId
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
+from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
-from sollold.cluster.net.view import View, wait_until
+from sollold.cluster.net.view import wait_until
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import NotYet, ask_until_taken
@@ -78,22 +79,10 @@ class Rolled:
     again: bool = False
 
 
-class SecretOwner(View, Protocol):
-    """What is needed of the own node beside the view."""
-
-    def keyring(self) -> Keyring | None:
-        """The cluster's secret and its members; None where the settings have a token."""
-        ...
-
-    def set_aside(self, nodes: frozenset[str]) -> None:
-        """Hold these nodes gone until this is called again: so that another leads."""
-        ...
-
-
 class SecretChanges:
     """Carries out changes of the secret when this node leads, and passes them to the leader otherwise."""
 
-    def __init__(self, owner: SecretOwner, calls: PeerCalls) -> None:
+    def __init__(self, owner: ClusterNode, calls: PeerCalls) -> None:
         self._owner = owner
         self._calls = calls
         self._busy = asyncio.Lock()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
 
 from sollold.cluster.gossip.record import MTP, NGRAM
-from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import alike
+from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.placement.request import AUTO, OFF
 from sollold.placement.speculation import Drafter
@@ -23,27 +22,7 @@ SMALLER = 4
 """A draft model has at most this fraction of the model's weights."""
 
 
-class Models(Protocol):
-    """What is asked of the library; see `sollold.models.library.Library`."""
-
-    def find(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """(node, model) for each node that has it."""
-        ...
-
-    def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
-        """The same of each model whose vocabulary is like this one."""
-        ...
-
-    async def shape(self, node: str, model: Model) -> Shape:
-        """What its header says.
-
-        Raises:
-            LookupError: it can't be asked for.
-        """
-        ...
-
-
-async def drafters(library: Models, me: str, wanted: str, model: Model) -> tuple[Drafter, ...]:
+async def drafters(library: Library, me: str, wanted: str, model: Model) -> tuple[Drafter, ...]:
     """The models that may draft for ``model``.
 
     Args:

@@ -27,8 +27,9 @@ from sollold.leader.observations import Observations
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
 from sollold.leader.snapshot import ClusterSnapshot, loaded_of, unloaded
-from sollold.leader.snapshot_maker import Library, SnapshotMaker
+from sollold.leader.snapshot_maker import SnapshotMaker
 from sollold.models.footprint.shape import Shape
+from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.placement.cost_model import Correction, uncorrected
 from sollold.placement.request import profile_of

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from sollold.cluster.net.view import View
 from sollold.errors import Fault
@@ -17,8 +16,9 @@ from sollold.leader.messages import Ensure
 from sollold.leader.observations import Observations
 from sollold.leader.snapshot import ClusterSnapshot, runs_on_llama, with_refusals
 from sollold.models.footprint.shape import Shape
+from sollold.models.library import Library
 from sollold.models.model import Model
-from sollold.models.names import Resolved, unresolved
+from sollold.models.names import unresolved
 from sollold.placement.cost_model import Correction
 from sollold.placement.request import AUTO, OFF
 from sollold.placement.speculation import MeasuredDrafts
@@ -32,30 +32,6 @@ FETCH_AGAIN = 60.0
 """Seconds after which a node that could not get a file is thought of again."""
 _LOOKS, _LOOK = 30, 0.1
 """How often, and after how many seconds each, the leader looks again for a model that a caller knows."""
-
-
-class Library(Protocol):
-    """The models of the whole cluster. `sollold.models.library.Library` is one."""
-
-    def resolve(self, name: str) -> Resolved:
-        """Which model a caller means."""
-        ...
-
-    def find(self, name: str) -> tuple[tuple[str, Model], ...]:
-        """(node, model) for each live node that has the content; empty when it is not exactly one."""
-        ...
-
-    def with_vocabulary(self, vocabulary: str) -> tuple[tuple[tuple[str, Model], ...], ...]:
-        """As `find`, of each model whose vocabulary is like this one."""
-        ...
-
-    async def shape(self, node: str, model: Model) -> Shape:
-        """What the model's header says, asked of ``node``.
-
-        Raises:
-            LookupError: the node can't be asked or can't read the file; the message says why.
-        """
-        ...
 
 
 class SnapshotMaker:

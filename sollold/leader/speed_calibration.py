@@ -17,9 +17,9 @@ import msgspec
 
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
 from sollold.cluster.net.view import View
-from sollold.leader.snapshot_maker import Library
 from sollold.machine.device import Kind
 from sollold.models.footprint.shape import Shape
+from sollold.models.library import Library
 from sollold.placement import cost_model
 from sollold.placement.calibration import Factor, Feedback, Term
 from sollold.placement.cost_model import Correction

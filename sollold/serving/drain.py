@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Protocol
 
 from sollold.cluster.gossip.record import GrantState, Record
 from sollold.cluster.net.view import View
 from sollold.serving.endpoint_server import EndpointServer
+from sollold.serving.service import Serving
 from sollold.settings.schema import ServingSettings
 from sollold.units import seconds_text
 
@@ -20,17 +20,8 @@ _MOVING = 5.0
 """Seconds that broken streams get to find another endpoint, for callers of this very node."""
 
 
-class Answering(Protocol):
-    """What answers the callers of this node."""
-
-    @property
-    def under_way(self) -> int:
-        """Answers under way."""
-        ...
-
-
 async def drain(
-    view: View, server: EndpointServer, serving: Answering, settings: ServingSettings, reason: str
+    view: View, server: EndpointServer, serving: Serving, settings: ServingSettings, reason: str
 ) -> None:
     """Empty this node of requests; returns when it is, or when ``settings.drain_limit`` has passed.
 

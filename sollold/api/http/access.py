@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Protocol
 
 from aiohttp import web
 
 from sollold.api.http.client_address import Network, address_of
 from sollold.control.keys import PREFIX as KEY_PREFIX
-from sollold.control.keys import Key, Scope
+from sollold.control.keys import Key, Keys, Scope
 from sollold.control.member_pass import PREFIX as PASS_PREFIX
+from sollold.control.member_pass import MemberPasses
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 
@@ -59,31 +59,6 @@ MODELS = frozenset(
 )
 SECRET = frozenset({"/api/cluster/keys", "/api/cluster/logs/{model}"})
 """What is not for reading either."""
-
-
-class KeyRing(Protocol):
-    """What is asked of the cluster's keys."""
-
-    @property
-    def made(self) -> bool:
-        """Whether a key was ever made."""
-        ...
-
-    def find(self, secret: str) -> Key | None:
-        """The valid key that ``secret`` is."""
-        ...
-
-    def valid(self, key: Key) -> bool:
-        """Whether ``key`` is still valid."""
-        ...
-
-
-class Passes(Protocol):
-    """What is asked of the passes of members."""
-
-    async def check(self, text: str) -> bool:
-        """Whether ``text`` is a pass that a live member gave out, and still good."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +113,7 @@ class Access:
         proxies: addresses and networks whose ``X-Forwarded-For`` is believed.
     """
 
-    def __init__(self, mode: str = "", keys: KeyRing | None = None, passes: Passes | None = None) -> None:
+    def __init__(self, mode: str = "", keys: Keys | None = None, passes: MemberPasses | None = None) -> None:
         self.mode = mode
         self.proxies: tuple[Network, ...] = ()
         self._keys = keys

@@ -4,52 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
 
 import aiohttp
 
 from sollold.cluster.net.rpc import PeerCalls
-from sollold.cluster.net.splice import Traffic
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.fit_check import FitCheck
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.engines.llamacpp.ports import Ports
+from sollold.engines.llamacpp.tunnel import Tunnels
 from sollold.facts import dataclass
-
-
-class Tunnel(Protocol):
-    """A loopback port on this node behind which another node's worker is."""
-
-    @property
-    def port(self) -> int:
-        """What ``--rpc`` is given."""
-        ...
-
-    @property
-    def traffic(self) -> Traffic:
-        """What went through."""
-        ...
-
-    async def close(self) -> None:
-        """Cut it."""
-        ...
-
-
-class Tunnels(Protocol):
-    """Opens tunnels from this node, the head, to workers."""
-
-    async def open(
-        self, deployment: str, node: str, on_break: Callable[[str], None], external: str = ""
-    ) -> Tunnel:
-        """A tunnel to the worker of ``deployment`` on ``node``; it connects when somebody connects to it.
-
-        ``on_break`` is told why when the way to the worker breaks, or can't be made. ``external``: the
-        address of a worker that others started, which ``node`` names.
-
-        Raises:
-            OSError: no loopback port could be had.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

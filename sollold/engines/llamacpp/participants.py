@@ -17,7 +17,8 @@ from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import GRANT_SECONDS, Commit, Done, FillCache, Release, Renew
 from sollold.engines.llamacpp.command_line import Reach, external_workers, worker_devices, worker_nodes
-from sollold.engines.llamacpp.context import DeploymentContext, Tunnel
+from sollold.engines.llamacpp.context import DeploymentContext
+from sollold.engines.llamacpp.tunnel import Tunnel
 from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
 from sollold.machine.external_worker import split_address
 from sollold.models.gguf import reader
