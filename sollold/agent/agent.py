@@ -20,7 +20,8 @@ from sollold.agent.grants import GrantManager
 from sollold.agent.record_publisher import RecordPublisher
 from sollold.agent.worker_access import WorkerAccess
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, State
-from sollold.cluster.net.rpc import PeerCalls, PeerServer
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, next_change
 from sollold.engines.commands import (
     Commit,
@@ -75,7 +76,7 @@ class Agent:
         places: Places,
         machine: Machine,
         view: View,
-        calls: PeerCalls,
+        calls: Calls,
         tunnels: Tunnels,
         find_model: Callable[[str], Model | None],
         holders: Callable[[str], tuple[str, ...]],
@@ -129,7 +130,7 @@ class Agent:
 
     # The daemon
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Register the peer methods of `commands`, the way to workers for tunnels, and the raw route
         ``GET /deployments/{id}/wait``.
 

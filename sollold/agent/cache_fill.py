@@ -22,7 +22,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.commands import FillCache, WantedTensor
 from sollold.engines.llamacpp.hash_frames import Asked
 from sollold.engines.llamacpp.tensor_cache import TensorCache
@@ -53,7 +54,7 @@ class CacheFill:
     """One deployment's. `start` it; `offer` what is asked for; at last `close`."""
 
     def __init__(
-        self, request: FillCache, cache: TensorCache, local: Model | None, calls: PeerCalls, connect: Connect
+        self, request: FillCache, cache: TensorCache, local: Model | None, calls: Calls, connect: Connect
     ) -> None:
         """``local``: the model on this machine, if it is there."""
         self._request = request

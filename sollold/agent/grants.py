@@ -18,7 +18,8 @@ from sollold.agent.memory_room import Measured
 from sollold.agent.own_workers import OwnWorkers
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import TERM_STEP, Term
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.commands import Commit, Done, FillCache, Lost, Release, Renew, Reserve, Reserved
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.install.find import Llama
@@ -63,7 +64,7 @@ class GrantManager:
         places: Places,
         machine: Machine,
         journal: Journal,
-        calls: PeerCalls,
+        calls: Calls,
         *,
         leader: Callable[[], Term],
         llama: Callable[[], Llama | None],

@@ -10,7 +10,8 @@ from sollold.cluster.admission.pake import plain_code
 from sollold.cluster.gossip.record import Record, Waiting
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.people_authority import authority_pem
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.seeds import Seed, resolve
 from sollold.control.secret_change import SecretChanges
 from sollold.errors import Fault, Refusal
@@ -34,7 +35,7 @@ class Invite:
 class AdmissionService:
     """Admits machines that wait, opens the door for a while, invites, and joins by an invitation."""
 
-    def __init__(self, view: ClusterNode, calls: PeerCalls, secret: SecretChanges) -> None:
+    def __init__(self, view: ClusterNode, calls: Calls, secret: SecretChanges) -> None:
         self._view = view
         self._calls = calls
         self.secret = secret

@@ -12,7 +12,9 @@ import msgspec
 
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.gossip.term import Term
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View
 from sollold.control.nodes import node_named
 from sollold.engines.commands import Done
@@ -110,7 +112,7 @@ class ClusterService:
         self,
         view: View,
         library: Library,
-        calls: PeerCalls,
+        calls: Calls,
         leader: Leader,
         loader: Loader,
         router: Router,
@@ -137,7 +139,7 @@ class ClusterService:
         self._serve = serve
         self.limit = limit
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer calls ``drain`` and ``keep``."""
         server.method("drain", DrainOrder, self._on_drain)
         server.method("keep", KeepOrder, self._on_keep)

@@ -21,7 +21,9 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -122,9 +124,7 @@ class Keys:
         clock: seconds since the epoch.
     """
 
-    def __init__(
-        self, view: View, calls: PeerCalls, file: Path, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, view: View, calls: Calls, file: Path, clock: Callable[[], float] = time.time) -> None:
         self._view = view
         self._calls = calls
         self._file = file
@@ -136,7 +136,7 @@ class Keys:
         self._unsubscribe: Callable[[], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer method ``keys``."""
         server.method("keys", KeysRequest, self._answer)
 

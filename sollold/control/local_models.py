@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.net.rpc import PeerServer
+from sollold.cluster.net.rpc_server import Peers
 from sollold.engines.ollama.api import OllamaError
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -86,7 +86,7 @@ class OwnModels:
     (`NameRequest` → `Changed`) with ``server``.
     """
 
-    def __init__(self, catalogue: Catalogue, server: PeerServer) -> None:
+    def __init__(self, catalogue: Catalogue, server: Peers) -> None:
         self._catalogue = catalogue
         self.delete_from_ollama: Callable[[str], Awaitable[bool]] | None = None
         """Deletes a model of the Ollama here if the daemon may; raises `OllamaError` when that refuses."""

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 from sollold.cluster.gossip.record import Backend
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -58,12 +60,12 @@ class LogService:
         folder: of the deployments' logs on this node, one folder each.
     """
 
-    def __init__(self, view: View, calls: PeerCalls, folder: Path) -> None:
+    def __init__(self, view: View, calls: Calls, folder: Path) -> None:
         self._view = view
         self._calls = calls
         self._folder = folder
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer call ``logs``."""
         server.method("logs", LogRequest, self._on_logs)
 

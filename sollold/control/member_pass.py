@@ -13,7 +13,9 @@ import secrets
 import time
 from collections.abc import Callable
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 
@@ -46,7 +48,7 @@ class PassAnswer:
 class MemberPasses:
     """Gives passes out and checks those of other members."""
 
-    def __init__(self, view: View, calls: PeerCalls, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, view: View, calls: Calls, clock: Callable[[], float] = time.monotonic) -> None:
         self._view = view
         self._calls = calls
         self._clock = clock
@@ -56,7 +58,7 @@ class MemberPasses:
         """Digest of another's pass → whether it is good, and until when we need not ask again."""
         self._asking = asyncio.Semaphore(_AT_ONCE)
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer method ``pass``."""
         server.method("pass", PassRequest, self._answer)
 

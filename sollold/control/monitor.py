@@ -10,7 +10,9 @@ from collections.abc import Callable
 from math import floor
 
 from sollold.cluster.gossip.record import Record
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View
 from sollold.control.activity import Activity, FinishedRequest, Histogram
 from sollold.control.events import ClusterWatcher, Event, EventKind, EventLog, LoadTime, OfflineNode
@@ -61,7 +63,7 @@ class Monitor:
     def __init__(
         self,
         view: View,
-        calls: PeerCalls,
+        calls: Calls,
         activity: Activity,
         stopped: Callable[[str], bool],
         gpus: Callable[[], list[GpuLoad]] | None = None,
@@ -94,7 +96,7 @@ class Monitor:
         activity.on_resumed = self._resumed
         activity.on_begin = self._stir
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer calls ``history`` and ``forget``."""
         server.method("history", HistoryRequest, self._on_history)
         server.method("forget", ForgetRequest, self._on_forget)

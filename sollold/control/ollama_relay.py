@@ -17,7 +17,9 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.ollama.service import LocalOllama
 from sollold.errors import Fault, Refusal
@@ -98,7 +100,7 @@ class OllamaRelay:
         self,
         ollama: LocalOllama,
         view: View,
-        calls: PeerCalls,
+        calls: Calls,
         learn: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """``learn`` makes this node know what models a node has now, since one was created there."""
@@ -110,7 +112,7 @@ class OllamaRelay:
         self._last = ""
         """The node that blobs were sent to last: what is created of them goes there."""
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer other nodes."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):

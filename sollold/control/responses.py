@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.facts import dataclass
 
 _TIMEOUT = 10.0
@@ -102,13 +104,13 @@ class ResponseStore:
 class ResponseService:
     """The responses of the whole cluster."""
 
-    def __init__(self, node: str = "", calls: PeerCalls | None = None) -> None:
+    def __init__(self, node: str = "", calls: Calls | None = None) -> None:
         """``node``: this one's id, 16 hex digits; without ``calls`` there is no other."""
         self._node = node
         self._calls = calls
         self._store = ResponseStore()
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer other nodes; ``server`` must not have started."""
         server.method("response", ResponseRequest, self._answer)
 

@@ -23,7 +23,9 @@ from sollold.cluster.admission.keyring import MAX_MEMBERS, Member, Members, Node
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.node import ClusterNode
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import wait_until
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -82,12 +84,12 @@ class Rolled:
 class SecretChanges:
     """Carries out changes of the secret when this node leads, and passes them to the leader otherwise."""
 
-    def __init__(self, owner: ClusterNode, calls: PeerCalls) -> None:
+    def __init__(self, owner: ClusterNode, calls: Calls) -> None:
         self._owner = owner
         self._calls = calls
         self._busy = asyncio.Lock()
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer method ``roll``."""
         server.method("roll", Roll, self._on_roll)
 

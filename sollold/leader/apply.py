@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 
 from sollold.cluster.gossip.record import OLLAMA_PREFIX
 from sollold.cluster.gossip.term import Term
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of, wait_until
 from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.leader.decide import Place
@@ -33,7 +34,7 @@ class PlanApplier:
     """Talks to owners and heads in the name of the leader; tells ``observations`` what came of it."""
 
     def __init__(
-        self, view: View, calls: PeerCalls, observations: Observations, clock: Callable[[], float]
+        self, view: View, calls: Calls, observations: Observations, clock: Callable[[], float]
     ) -> None:
         self._view = view
         self._calls = calls

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, next_change
 from sollold.errors import Fault, Refusal
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
@@ -29,7 +30,7 @@ PATIENCE = 10.0
 class LeaderClient:
     """Asks the leader of the cluster, wherever it is."""
 
-    def __init__(self, view: View, calls: PeerCalls) -> None:
+    def __init__(self, view: View, calls: Calls) -> None:
         self._view = view
         self._calls = calls
 

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Fetch, Fetched
 from sollold.errors import Fault
@@ -68,7 +70,7 @@ class Leader:
         self,
         settings: Settings,
         view: View,
-        calls: PeerCalls,
+        calls: Calls,
         library: Library,
         corrections: Callable[[str], Correction] = lambda architecture: uncorrected,
         clock: Callable[[], float] = time.monotonic,
@@ -104,7 +106,7 @@ class Leader:
         """Other settings from the next placement on."""
         self._settings = self._snapshots.settings = settings
 
-    def register(self, server: PeerServer) -> None:
+    def register(self, server: Peers) -> None:
         """Answer the peer calls ``ensure`` and ``drop``."""
         server.method("ensure", Ensure, self._on_ensure)
         server.method("drop", Drop, self._on_drop)

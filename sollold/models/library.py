@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from sollold.cluster.gossip.record_check import bad_values
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
@@ -59,8 +61,8 @@ class Library:
         self,
         catalogue: Catalogue,
         view: View,
-        calls: PeerCalls,
-        server: PeerServer,
+        calls: Calls,
+        server: Peers,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         """Registers its peer methods with ``server``, which must not have started."""

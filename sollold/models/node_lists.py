@@ -12,7 +12,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -58,8 +60,8 @@ class NodeLists:
         self,
         catalogue: Catalogue,
         view: View,
-        calls: PeerCalls,
-        server: PeerServer,
+        calls: Calls,
+        server: Peers,
         changed: Callable[[], None],
     ) -> None:
         self._catalogue = catalogue

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend, Endpoint, State
-from sollold.cluster.net.rpc import PeerServer
+from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.rpc_server import caller as proved_caller
 from sollold.cluster.net.view import View
 from sollold.serving.admission import AdmissionQueue
@@ -87,7 +87,7 @@ class EndpointServer:
         view: View,
         engines: Engines,
         settings: ServingSettings,
-        peers: PeerServer | None = None,
+        peers: Peers | None = None,
         who: Callable[[web.Request], str] = proved_caller,
         counters: Counters | None = None,
     ) -> None:

@@ -12,7 +12,8 @@ import aiohttp
 import msgspec
 
 from sollold.cluster.gossip.record import Endpoint, Record, State
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, next_change
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -106,7 +107,7 @@ class _Load:
 class Loader:
     """Gets endpoints made, by the cluster's leader."""
 
-    def __init__(self, view: View, calls: PeerCalls, queue: int = 512) -> None:
+    def __init__(self, view: View, calls: Calls, queue: int = 512) -> None:
         """``queue``: callers of a model that may wait for it here."""
         self._view = view
         self._queue = max(1, queue)

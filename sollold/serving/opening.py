@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import field
 
-from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
 from sollold.serving.candidate import Candidate
@@ -26,7 +26,7 @@ class ServingContext:
     """What requests are answered with."""
 
     view: View
-    calls: PeerCalls
+    calls: Calls
     server: EndpointServer
     loader: Loader
     router: Router

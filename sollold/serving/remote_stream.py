@@ -10,7 +10,8 @@ import msgspec
 
 from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
 from sollold.cluster.net.pour import Receiver
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.serving.protocol import (
     BEGUN,
     BROKEN,
@@ -38,7 +39,7 @@ _HEADERS = {"Content-Type": "application/msgpack"}
 class RemoteStream:
     """A `Stream` from an engine on another node."""
 
-    def __init__(self, calls: PeerCalls, node: str, request: EngineRequest) -> None:
+    def __init__(self, calls: Calls, node: str, request: EngineRequest) -> None:
         self.head: ResponseHead | None = None
         self._calls = calls
         self._node = node

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
 from sollold.models.library import Library
@@ -39,7 +39,7 @@ class Serving:
         self,
         view: View,
         library: Library,
-        calls: PeerCalls,
+        calls: Calls,
         server: EndpointServer,
         loader: Loader,
         router: Router,

@@ -217,7 +217,7 @@ class Cluster:
     def update_me(self, **changes: Any) -> None:
         raise AssertionError("the leader keeps out of the record")
 
-    # PeerCalls
+    # Calls
 
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         self.calls_made.append((node, method, request))

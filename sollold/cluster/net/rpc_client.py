@@ -45,7 +45,7 @@ class _Use:
 
 
 class Calls:
-    """The calling side; a `sollold.cluster.net.rpc.PeerCalls`.
+    """The calling side.
 
     Args:
         reach: knows where nodes are, and proves who we are.
@@ -81,8 +81,11 @@ class Calls:
     async def call(self, node: str, method: str, request: object, reply: type[T], *, timeout: float) -> T:
         """Send a dataclass, get a dataclass (msgpack, validated). To oneself: no network.
 
+        A request may arrive twice: it is sent again when a connection that was kept turns out to be broken.
+
         Raises:
-            PeerError: with ``transport`` when the node could not be asked.
+            PeerError: with ``transport`` when the node could not be asked. Without, at once, when it is found
+                dead or leaves while it is asked.
         """
         try:
             async with asyncio.timeout(timeout):

@@ -53,7 +53,7 @@ class Refusal:
 
 
 class Peers:
-    """The answering side. Register everything, then `start`; a `sollold.cluster.net.rpc.PeerServer`."""
+    """The answering side. Register everything, then `start`."""
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity

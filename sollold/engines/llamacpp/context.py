@@ -7,7 +7,7 @@ from pathlib import Path
 
 import aiohttp
 
-from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.fit_check import FitCheck
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
@@ -31,7 +31,7 @@ class DeploymentContext:
     """
 
     node: str
-    calls: PeerCalls
+    calls: Calls
     tunnels: Tunnels
     http: aiohttp.ClientSession
     ports: Ports

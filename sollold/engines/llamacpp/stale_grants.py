@@ -11,7 +11,8 @@ import logging
 from collections import OrderedDict
 
 from sollold.cluster.gossip.record import GrantState
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of
 from sollold.engines.commands import Done, Release
 
@@ -24,7 +25,7 @@ _MOST = 512
 class StaleGrants:
     """Gives them back as the records show them. Own it: `close`."""
 
-    def __init__(self, view: View, calls: PeerCalls) -> None:
+    def __init__(self, view: View, calls: Calls) -> None:
         self._view = view
         self._calls = calls
         self._ours: OrderedDict[str, None] = OrderedDict()

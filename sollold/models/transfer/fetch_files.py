@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from sollold.cluster.net.rpc import PeerCalls
+from sollold.cluster.net.rpc_client import Calls
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.folders import CARD
@@ -48,9 +48,7 @@ class Download:
     verifiers: Sequence[str] = ()
 
 
-async def download(
-    job: Download, own: Path, calls: PeerCalls, pace: Pace, threads: Executor, say: Say
-) -> None:
+async def download(job: Download, own: Path, calls: Calls, pace: Pace, threads: Executor, say: Say) -> None:
     """Fetch into a folder of ``own``, with progress to ``say``.
 
     Raises:
@@ -79,7 +77,7 @@ async def download(
 
 
 async def _receive(
-    job: Download, partial: PartialFile, calls: PeerCalls, pace: Pace, threads: Executor, say: Say
+    job: Download, partial: PartialFile, calls: Calls, pace: Pace, threads: Executor, say: Say
 ) -> None:
     """Download what is missing; while a node that verifies is lost, with the next."""
     # The one by whose word the parts of an earlier attempt were taken goes first.

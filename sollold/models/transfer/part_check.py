@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Executor
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.facts import dataclass
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.download import CheckLost
@@ -45,9 +46,7 @@ class PartHash:
 class PartCheck:
     """Checks the parts of a model by the word of one node."""
 
-    def __init__(
-        self, calls: PeerCalls, node: str, digest: str, partial: PartialFile, threads: Executor
-    ) -> None:
+    def __init__(self, calls: Calls, node: str, digest: str, partial: PartialFile, threads: Executor) -> None:
         self.node = node
         self._calls = calls
         self._digest = digest

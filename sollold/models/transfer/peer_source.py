@@ -17,7 +17,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from sollold.cluster.net.rpc import PeerCalls, PeerError, PeerServer
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
+from sollold.cluster.net.rpc_server import Peers
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
@@ -84,7 +86,7 @@ def items_of(model: Model) -> tuple[Item, ...]:
 class Sender:
     """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
 
-    def __init__(self, catalogue: Catalogue, server: PeerServer, node: str, pace: Pace) -> None:
+    def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: Pace) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="send")
         self._catalogue = catalogue
         self._node = node
@@ -167,7 +169,7 @@ class Sender:
 class NodeSource:
     """Another node as a source of bytes."""
 
-    def __init__(self, calls: PeerCalls, node: str, digest: str) -> None:
+    def __init__(self, calls: Calls, node: str, digest: str) -> None:
         self.name = f"node {node}"
         self._calls = calls
         self._node = node

@@ -14,7 +14,8 @@ from typing import Any
 import aiohttp
 
 from sollold.cluster.net.dialer import Dialer
-from sollold.cluster.net.rpc import PeerCalls, PeerError
+from sollold.cluster.net.rpc import PeerError
+from sollold.cluster.net.rpc_client import Calls
 from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import Name, canonical, parse
@@ -67,7 +68,7 @@ class Puller:
         self,
         library: Library,
         catalogue: Catalogue,
-        calls: PeerCalls,
+        calls: Calls,
         node: str,
         pace: Pace,
         internet: Internet,
