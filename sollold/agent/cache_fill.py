@@ -25,7 +25,7 @@ from typing import Any
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.commands import FillCache, WantedTensor
-from sollold.engines.llamacpp.hash_frames import Asked
+from sollold.engines.llamacpp.hash_frames import HeldHash
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 from sollold.models.stores.threads import in_thread
@@ -92,7 +92,7 @@ class CacheFill:
                 extra={"deployment": self._request.deployment},
             )
 
-    async def offer(self, asked: Asked) -> None:
+    async def offer(self, asked: HeldHash) -> None:
         """The worker is asked for a hash: let it find the tensor once that is ready. Never raises."""
         one = self._tensors.get(asked.name)
         if one is None or asked.offset or (asked.type, asked.shape) != (one.type, one.shape):

@@ -14,7 +14,7 @@ from sollold.agent.cache_fills import CacheFills
 from sollold.agent.external_watch import ExternalWatch
 from sollold.agent.ledger import Action, KillWorker, Ledger
 from sollold.agent.memory_monitor import MEASURE_SECONDS, NO_MEASURE, MemoryMonitor
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.agent.own_workers import OwnWorkers
 from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import TERM_STEP, Term
@@ -380,7 +380,7 @@ class GrantManager:
         except PeerError as error:
             log.info("could not tell the head %s: %s", head, error, extra={"deployment": lost.deployment})
 
-    def _apply_measurement(self, measured: Measured) -> None:
+    def _apply_measurement(self, measured: MeasuredMemory) -> None:
         self._apply(self.ledger.measured(measured))
 
     def _external_changed(self) -> None:

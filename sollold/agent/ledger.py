@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sollold.agent.memory_room import Measured, MemoryRoom
+from sollold.agent.memory_room import MeasuredMemory, MemoryRoom
 from sollold.cluster.gossip.record import Grant, GrantState
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import GRANT_SECONDS, Commit, Done, Release, Renew, Reserve, Reserved
@@ -92,7 +92,7 @@ class Ledger:
         self._node_limit = node_limit
         self._reservation_seconds = reservation_seconds
         self._grant_seconds = grant_seconds
-        self._measured = Measured()
+        self._measured = MeasuredMemory()
         self._entries: dict[str, _Entry] = {}
 
     # What is known
@@ -154,7 +154,7 @@ class Ledger:
         self._ready = True
         return (Changed(),)
 
-    def measured(self, measured: Measured) -> tuple[Action, ...]:
+    def measured(self, measured: MeasuredMemory) -> tuple[Action, ...]:
         """The devices as they are now."""
         before = self.devices()
         self._measured = measured

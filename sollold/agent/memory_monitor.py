@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.llamacpp.process import Process
 from sollold.machine.device import PROCESSOR
@@ -36,7 +36,7 @@ class MemoryMonitor:
         machine: Machine,
         external: ExternalWorkers,
         processes: Callable[[], Sequence[tuple[str, list[Process]]]],
-        measured: Callable[[Measured], None],
+        measured: Callable[[MeasuredMemory], None],
     ) -> None:
         """``processes``: those of each deployment here. ``measured`` is told of every measurement."""
         self._machine = machine
@@ -104,7 +104,7 @@ class MemoryMonitor:
         devices = (*self._measured.devices, *self._external.devices())
         # The system counts mapped weights as free, and would evict them while they are being computed with.
         taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
-        self._report(Measured(devices, self._allocated, self._machine.reserves(), taken))
+        self._report(MeasuredMemory(devices, self._allocated, self._machine.reserves(), taken))
 
     def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """The devices, and what each deployment has allocated by now. Blocks."""

@@ -25,7 +25,7 @@ from sollold.settings.schema import MIB
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class MeasuredMemory:
     """The devices as they were measured last.
 
     Attributes:
@@ -56,7 +56,7 @@ class MemoryRoom:
         node_limit: most bytes over all devices; 0: no such limit.
     """
 
-    measured: Measured
+    measured: MeasuredMemory
     granted: Mapping[str, Mapping[str, int]]
     node_limit: int
 

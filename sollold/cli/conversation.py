@@ -26,7 +26,7 @@ class Quit(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class LineResult:
     """What a typed line leads to: ``words`` to print, and whether the model is asked now."""
 
     ask: bool = False
@@ -66,7 +66,7 @@ class Conversation:
         if self._messages and self._messages[-1]["role"] == "user":
             self._messages.pop()
 
-    def typed(self, line: str) -> Said:
+    def typed(self, line: str) -> LineResult:
         """Take one line.
 
         Raises:
@@ -76,48 +76,48 @@ class Conversation:
             return self._in_block(line)
         text = line.strip()
         if not text:
-            return Said()
+            return LineResult()
         if text.startswith('"""'):
             return self._begin_block(text[3:])
         if text.startswith("/") and not text.startswith("//"):
             return self._command(text)
         return self._ask(line)
 
-    def _ask(self, text: str) -> Said:
+    def _ask(self, text: str) -> LineResult:
         self._messages.append({"role": "user", "content": text})
-        return Said(ask=True)
+        return LineResult(ask=True)
 
-    def _begin_block(self, first: str) -> Said:
+    def _begin_block(self, first: str) -> LineResult:
         if first.endswith('"""') and len(first) >= 3:
             return self._ask(first[:-3])
         self._block = [first] if first else []
-        return Said()
+        return LineResult()
 
-    def _in_block(self, line: str) -> Said:
+    def _in_block(self, line: str) -> LineResult:
         assert self._block is not None
         if not line.rstrip().endswith('"""'):
             self._block.append(line)
-            return Said()
+            return LineResult()
         last = line.rstrip()[:-3]
         text = "\n".join([*self._block, *([last] if last else [])])
         self._block = None
-        return self._ask(text) if text.strip() else Said()
+        return self._ask(text) if text.strip() else LineResult()
 
-    def _command(self, text: str) -> Said:
+    def _command(self, text: str) -> LineResult:
         name, _, rest = text.partition(" ")
         rest = rest.strip()
         if name in ("/bye", "/exit", "/quit"):
             raise Quit
         if name in ("/?", "/help"):
-            return Said(words=HELP)
+            return LineResult(words=HELP)
         if name == "/clear":
             self._messages.clear()
-            return Said(words="Forgot the conversation.")
+            return LineResult(words="Forgot the conversation.")
         if name == "/show":
-            return Said(words=self._shown())
+            return LineResult(words=self._shown())
         if name == "/set":
-            return Said(words=self._set(rest))
-        return Said(words=f"unknown command {name}; /? shows the commands")
+            return LineResult(words=self._set(rest))
+        return LineResult(words=f"unknown command {name}; /? shows the commands")
 
     def _set(self, rest: str) -> str:
         what, _, value = rest.partition(" ")

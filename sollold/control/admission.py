@@ -8,8 +8,8 @@ from sollold.cluster.admission.invitation import INVITATION_SECONDS, Invited, Ve
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
 from sollold.cluster.admission.pake import plain_code
 from sollold.cluster.gossip.record import Record, Waiting
+from sollold.cluster.net.certificate_authority import authority_pem
 from sollold.cluster.net.node import ClusterNode
-from sollold.cluster.net.people_authority import authority_pem
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.seeds import Seed, resolve

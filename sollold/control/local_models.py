@@ -31,7 +31,7 @@ class OwnError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NameOverrides:
     """What a second name says otherwise than the first, as in `Model`; None: it says the same."""
 
     system: str | None = None
@@ -63,7 +63,7 @@ class NameRequest:
     source: str
     destination: str = ""
     digest: str = ""
-    told: Told = Told()
+    told: NameOverrides = NameOverrides()
     replace: bool = False
 
 
@@ -75,7 +75,7 @@ class Changed:
     reason: str = ""
 
 
-_AS_IT_IS = Told()
+_AS_IT_IS = NameOverrides()
 _LINKED = "file-"
 """Begins the names of folders in our own that hold links to a file which a request named."""
 _SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
@@ -96,7 +96,7 @@ class OwnModels:
         server.method("delete", NameRequest, self._answer_delete)
 
     async def copy(
-        self, model: Model, destination: str, told: Told = _AS_IT_IS, *, replace: bool = False
+        self, model: Model, destination: str, told: NameOverrides = _AS_IT_IS, *, replace: bool = False
     ) -> None:
         """Give content on this node a second name, in our own folder; the files are linked, not copied.
 
@@ -125,7 +125,7 @@ class OwnModels:
             raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
         await self._catalogue.refresh()
 
-    async def _copy_in_ollama(self, model: Model, name: str, told: Told) -> None:
+    async def _copy_in_ollama(self, model: Model, name: str, told: NameOverrides) -> None:
         if model.source != "ollama" or self.copy_in_ollama is None or told != _AS_IT_IS:
             raise OwnError(f"the files of {model.name} can't be read by this node")
         try:

@@ -10,7 +10,7 @@ from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of
-from sollold.control.local_models import Changed, NameRequest, OwnError, OwnModels, Told
+from sollold.control.local_models import Changed, NameOverrides, NameRequest, OwnError, OwnModels
 from sollold.control.nodes import node_named
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -87,7 +87,7 @@ class ModelService:
         )
 
     async def copy(
-        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: NameOverrides | None = None
     ) -> None:
         """Give a model a second name, on each node that has it or on the ``nodes`` named; ``told``: what is
         said of it there, for which its files must be readable, and in whose favour one of ours gives way.
@@ -113,7 +113,7 @@ class ModelService:
             node: NameRequest(
                 self._library.listed_at(node, model) or self._library.name_at(node, one),
                 destination,
-                told=told or Told(),
+                told=told or NameOverrides(),
                 replace=told is not None,
             )
             for node, one in holders.items()

@@ -34,14 +34,14 @@ def use_one_arena() -> None:
 
 async def keep_small() -> None:
     """Give back what only the start needed, and each minute what work did. Until it is cancelled."""
-    spare = Spare()
+    spare = ReclaimableMemory()
     pauses = iter((_STARTED, _STARTED))
     while True:
         await asyncio.sleep(next(pauses, _PERIOD))
         await asyncio.to_thread(spare.give_back)
 
 
-class Spare:
+class ReclaimableMemory:
     """Memory for the system to have: what is free, and pages of libraries that may not be needed again.
 
     A page that is needed after all is mapped once more in a microsecond: the system has it in its cache. Of

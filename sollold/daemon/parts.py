@@ -13,10 +13,10 @@ from sollold.api.http.server_tls import certificate_of
 from sollold.cluster.admission.orders import secret_of
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import printable_name
+from sollold.cluster.net.certificate_authority import Subject, subject_of
 from sollold.cluster.net.identity import Identity
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.node_key import NodeKey
-from sollold.cluster.net.people_authority import Subject, subject_of
 from sollold.cluster.net.rpc_server import Peers
 from sollold.control.activity import Activity
 from sollold.control.cluster import ClusterService
@@ -41,7 +41,7 @@ from sollold.models.transfer.cleanup import sweep
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.remote_header import RemoteHeaders
 from sollold.models.transfer.socket_source import DirectSource
 from sollold.serving.counters import Counters
@@ -170,7 +170,7 @@ class Parts:
     def _build_transfers(self) -> None:
         """Files of models on their way between nodes, and from the hubs."""
         settings, me = self.settings, self.identity.node
-        self.pace = Pace(settings.models.transfer_rate)
+        self.pace = RateLimit(settings.models.transfer_rate)
         self.sender = Sender(self.catalogue, self.peers, me, self.pace)
         self.internet = Internet()
         self.puller = Puller(

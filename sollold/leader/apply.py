@@ -16,7 +16,7 @@ from sollold.cluster.net.view import View, name_of, wait_until
 from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.leader.decide import Place
 from sollold.leader.observations import Observations
-from sollold.leader.snapshot import Promise
+from sollold.leader.snapshot import AcceptedDeployment
 
 log = logging.getLogger("sollold.leader")
 
@@ -73,7 +73,7 @@ class PlanApplier:
             return ""
         held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
         model = plan.model
-        promise = Promise(
+        accepted = AcceptedDeployment(
             deployment,
             plan.head,
             model,
@@ -84,7 +84,7 @@ class PlanApplier:
             plan.run.request_context,
             plan.template,
         )
-        self._observations.promised(promise, self._clock())
+        self._observations.note_accepted(accepted, self._clock())
         log.info(
             "%s goes to %s: %s",
             model,

@@ -222,19 +222,19 @@ def _what_loads(
     ]
     loading += [
         (
-            _lacking_of_ordered(ask, promise.asked),
-            _lacks_context(ask, needed, promise.context, promise.asked),
-            promise.context,
-            promise.head,
-            promise.deployment,
+            _lacking_of_ordered(ask, one.asked),
+            _lacks_context(ask, needed, one.context, one.asked),
+            one.context,
+            one.head,
+            one.deployment,
         )
-        for promise in snapshot.promises
-        if (promise.digest, promise.template) == (model.digest, model.template)
+        for one in snapshot.accepted
+        if (one.digest, one.template) == (model.digest, model.template)
         and ask.llama
-        and promise.embedding == embedding
-        and promise.deployment not in snapshot.gone
-        and any(record.node == promise.head for record in snapshot.records)
-        and not any(endpoint.id == promise.deployment for _, endpoint in snapshot.endpoints())
+        and one.embedding == embedding
+        and one.deployment not in snapshot.gone
+        and any(record.node == one.head for record in snapshot.records)
+        and not any(endpoint.id == one.deployment for _, endpoint in snapshot.endpoints())
     ]
     if not loading:
         return None

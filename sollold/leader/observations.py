@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.facts import dataclass
 from sollold.leader.absent_nodes import BACK_WITHIN, Absences
 from sollold.leader.backoff import Backoff
-from sollold.leader.snapshot import Promise, why_blocked
+from sollold.leader.snapshot import AcceptedDeployment, why_blocked
 
 SHOWN_WITHIN = 15.0
 """Seconds within which the records show what was ordered, or it did not happen."""
@@ -29,7 +29,7 @@ TRUE_FOR = 3.0
 
 @dataclass(slots=True)
 class _Entry:
-    promise: Promise
+    deployment: AcceptedDeployment
     until: float
     seen: bool = False
     shown: set[str] = field(default_factory=set)
@@ -37,7 +37,7 @@ class _Entry:
 
 
 class Observations:
-    """Promises, failures and what owners said lately.
+    """Accepted deployments, failures and what owners said lately.
 
     Args:
         leaving: seconds that a drain may take.
@@ -51,7 +51,7 @@ class Observations:
         """Loads that a node made fail: it takes no part for a while."""
         self.crashes = Backoff(free=2)
         """Faults of a node in what was answering: it is avoided for a while, where others can do it."""
-        self._promises: dict[str, _Entry] = {}
+        self._accepted: dict[str, _Entry] = {}
         self._gone: dict[str, float] = {}
         self._unwilling: dict[str, float] = {}
         self._truth: dict[tuple[str, str], tuple[int, float]] = {}
@@ -66,15 +66,15 @@ class Observations:
 
     # What is told
 
-    def promised(self, promise: Promise, now: float) -> None:
+    def note_accepted(self, one: AcceptedDeployment, now: float) -> None:
         """Its head has accepted a deployment."""
-        self._promises[promise.deployment] = _Entry(promise, now + SHOWN_WITHIN)
+        self._accepted[one.deployment] = _Entry(one, now + SHOWN_WITHIN)
 
     def ended(self, deployment: str, now: float) -> None:
         """A deployment is gone, whatever the records still show."""
         self._gone[deployment] = now + SHOWN_WITHIN
         self._truth.clear()
-        self._promises.pop(deployment, None)
+        self._accepted.pop(deployment, None)
 
     def unwilling(self, deployment: str, now: float) -> None:
         """A deployment was not unloaded: it had just been used."""
@@ -103,17 +103,17 @@ class Observations:
         present: set[str] = set()
         for record in records:
             for grant in record.grants:
-                if grant.deployment in self._promises:
-                    self._promises[grant.deployment].shown.add(record.node)
+                if grant.deployment in self._accepted:
+                    self._accepted[grant.deployment].shown.add(record.node)
             for endpoint in record.endpoints:
                 present.add(endpoint.id)
                 if endpoint.backend is Backend.OLLAMA:
                     continue
-                entry = self._promises.get(endpoint.id)
+                entry = self._accepted.get(endpoint.id)
                 if entry is not None:
                     entry.seen = True
                     if endpoint.state is State.FAILED:
-                        del self._promises[endpoint.id]
+                        del self._accepted[endpoint.id]
                 if endpoint.state is State.FAILED and endpoint.id not in self._failed:
                     self._failed.add(endpoint.id)
                     self._note_failure(record.node, endpoint, now)
@@ -151,13 +151,13 @@ class Observations:
         """Since when deployments hold memory that are no more."""
         alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
         held = {grant.deployment for record in records for grant in record.grants}
-        ended = held - alive - self._promises.keys()
+        ended = held - alive - self._accepted.keys()
         self._ended_at = {deployment: self._ended_at.get(deployment, now) for deployment in ended}
 
     def _forget(self, present: set[str], now: float) -> None:
-        for deployment, entry in list(self._promises.items()):
+        for deployment, entry in list(self._accepted.items()):
             if now >= entry.until or (entry.seen and deployment not in present):
-                del self._promises[deployment]
+                del self._accepted[deployment]
         self._gone = {key: until for key, until in self._gone.items() if now < until}
         self._unwilling = {key: until for key, until in self._unwilling.items() if now < until}
         self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
@@ -166,14 +166,16 @@ class Observations:
 
     # What is known
 
-    def promises(self) -> tuple[Promise, ...]:
+    def accepted(self) -> tuple[AcceptedDeployment, ...]:
         """Deployments that may not show in the records yet."""
         return tuple(
             replace(
-                entry.promise,
-                bytes={key: size for key, size in entry.promise.bytes.items() if key[0] not in entry.shown},
+                entry.deployment,
+                bytes={
+                    key: size for key, size in entry.deployment.bytes.items() if key[0] not in entry.shown
+                },
             )
-            for entry in self._promises.values()
+            for entry in self._accepted.values()
         )
 
     def gone(self) -> frozenset[str]:

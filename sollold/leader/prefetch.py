@@ -19,7 +19,7 @@ ANSWERED = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class PlacementWithoutFile:
     """A placement whose head does not have the file yet; ``seconds``: for the copy, at a guess."""
 
     choice: Choice
@@ -35,7 +35,7 @@ def elsewhere(
     footprint_with: Callable[[Run], Footprint],
     size: int,
     now: Candidate | None,
-) -> Elsewhere | None:
+) -> PlacementWithoutFile | None:
     """A head that would be better off with the file, copy included; None when there is none.
 
     Args:
@@ -58,7 +58,7 @@ def elsewhere(
         links = links_between(fleet.machines, candidate.head)
         seconds = size / max(links.get(node, Link()).bandwidth for node in holding)
         if seconds <= limit and (now is None or _pays(candidate, seconds, now)):
-            return Elsewhere(choice, fleet, candidate, seconds)
+            return PlacementWithoutFile(choice, fleet, candidate, seconds)
     return None
 
 

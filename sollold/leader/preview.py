@@ -22,7 +22,7 @@ from sollold.units import bytes_text
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
+class MemoryChange:
     """Bytes of a device before a plan and after it."""
 
     node: str
@@ -64,7 +64,7 @@ class PlanPreview:
     state: int = 0
     compute: int = 0
     overhead: int = 0
-    free: tuple[Free, ...] = ()
+    free: tuple[MemoryChange, ...] = ()
     options: tuple[Alternative, ...] = ()
     missing: Shortfall | None = None
     estimate: bool = False
@@ -163,7 +163,7 @@ def _where(place: Place) -> str:
     return describe(candidate, place.fleet) if candidate is not None else place.plan.head
 
 
-def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[Free]:
+def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChange]:
     given: dict[tuple[str, str], int] = {}
     if snapshot is not None:
         victims = {deployment for _, deployment, _ in place.evictions}
@@ -185,7 +185,7 @@ def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[Free]:
             if device.id in devices:
                 before = device.available + given.get((node, device.id), 0)
                 after = max(0, before - devices[device.id])
-                yield Free(node, owner.name, device.id, device.total, before, after)
+                yield MemoryChange(node, owner.name, device.id, device.total, before, after)
 
 
 def _name(snapshot: ClusterSnapshot | None, node: str) -> str:

@@ -22,7 +22,7 @@ Bytes = Mapping[tuple[str, str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class AcceptedDeployment:
     """A deployment that its head has accepted; the records may not show it yet."""
 
     deployment: str
@@ -45,7 +45,7 @@ class ClusterSnapshot:
         records: of the live nodes.
         holders: (node, the model as that node has it).
         shape: None while it is not known.
-        promises: what was ordered and may not show yet, with the bytes that do not.
+        accepted: what was ordered and may not show yet, with the bytes that do not.
         gone: deployments that were ended and may still show.
         returning: deployments that ended a moment ago: their memory will be back in another.
         unwilling: deployments that refused to be unloaded just now.
@@ -67,7 +67,7 @@ class ClusterSnapshot:
     holders: tuple[tuple[str, Model], ...]
     shape: Shape | None
     settings: Settings
-    promises: tuple[Promise, ...] = ()
+    accepted: tuple[AcceptedDeployment, ...] = ()
     gone: frozenset[str] = frozenset()
     returning: frozenset[str] = frozenset()
     unwilling: frozenset[str] = frozenset()
@@ -112,12 +112,12 @@ class ClusterSnapshot:
         leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
-        alive |= {promise.deployment for promise in self.promises if promise.head in nodes} | self.gone
+        alive |= {one.deployment for one in self.accepted if one.head in nodes} | self.gone
         alive -= leaving
         held: dict[tuple[str, str], int] = {}
-        for promise in self.promises:
-            if promise.head not in nodes and not lately:
-                for key, size in promise.bytes.items():
+        for one in self.accepted:
+            if one.head not in nodes and not lately:
+                for key, size in one.bytes.items():
                     held[key] = held.get(key, 0) + size
         for record in self.records:
             for grant in record.grants:
@@ -161,8 +161,8 @@ class ClusterSnapshot:
                 record = next(r for r in self.records if r.node == node)
                 size = {(node, g.device): g.bytes for g in record.grants if g.deployment == deployment}
                 _add(give, size)
-        for promise in self.promises:
-            _add(take, promise.bytes)
+        for one in self.accepted:
+            _add(take, one.bytes)
         if later:
             _add(give, later)
         machines: list[Machine] = []
@@ -196,7 +196,7 @@ class ClusterSnapshot:
             self,
             records=(*(record for record in self.records if record.node not in back), *self.expected),
             # What a node that goes was the head of goes with it.
-            promises=tuple(promise for promise in self.promises if promise.head not in back),
+            accepted=tuple(one for one in self.accepted if one.head not in back),
             out={node: why for node, why in self.out.items() if node not in self.passing},
             truth={key: size for key, size in self.truth.items() if key[0] not in back},
             avoided={},
@@ -243,10 +243,8 @@ def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
         for _, endpoint in snapshot.endpoints()
         if (endpoint.digest, endpoint.template) == same and endpoint.backend is not Backend.OLLAMA
     }
-    kept = tuple(
-        promise for promise in snapshot.promises if (promise.digest, fingerprint(promise.template)) != same
-    )
-    return replace(snapshot, gone=snapshot.gone | ids, promises=kept)
+    kept = tuple(one for one in snapshot.accepted if (one.digest, fingerprint(one.template)) != same)
+    return replace(snapshot, gone=snapshot.gone | ids, accepted=kept)
 
 
 def runs_on_llama(model: Model) -> bool:

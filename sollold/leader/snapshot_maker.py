@@ -113,7 +113,7 @@ class SnapshotMaker:
             holders=holders,
             shape=shape,
             settings=self.settings,
-            promises=self._observations.promises(),
+            accepted=self._observations.accepted(),
             gone=self._observations.gone(),
             returning=self._observations.returning(now),
             unwilling=self._observations.refusing(),

@@ -21,7 +21,7 @@ from sollold.machine.device import Kind
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
 from sollold.placement import cost_model
-from sollold.placement.calibration import Factor, Feedback, Term
+from sollold.placement.calibration import Calibration, Factor, TimePart
 from sollold.placement.cost_model import Correction
 from sollold.placement.inventory import DeviceCapacity, Link, joined, links_between, machine_of
 from sollold.placement.speculation import MeasuredDrafts
@@ -52,7 +52,7 @@ class SpeedCalibration:
         self._view = view
         self._library = library
         self._path = path
-        self._feedback = Feedback()
+        self._feedback = Calibration()
         self._seen: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -67,7 +67,7 @@ class SpeedCalibration:
     async def start(self) -> None:
         """Read what is known, and begin to watch."""
         self._saved = await asyncio.to_thread(_read, self._path, Factor)
-        self._feedback = Feedback(self._saved)
+        self._feedback = Calibration(self._saved)
         self._saved_drafts = await asyncio.to_thread(_read, self._drafts_path, Measured)
         self._acceptance = AcceptanceHistory(self._saved_drafts)
         self._unsubscribe = self._view.subscribe(self._changed.set)
@@ -158,7 +158,7 @@ class SpeedCalibration:
 
 def terms_of(
     record: Record, endpoint: Endpoint, records: tuple[Record, ...], shape: Shape
-) -> tuple[Term, ...]:
+) -> tuple[TimePart, ...]:
     """What the time per token of a deployment would be made of, without corrections; empty: not known."""
     active = [*(layer.active for layer in shape.layers), shape.output]
     machines = [machine_of(one, holds=False, spare=0.0) for one in records]
@@ -170,7 +170,7 @@ def terms_of(
     capacities = {
         (capacity.node, capacity.device): capacity for machine in machines for capacity in machine.devices
     }
-    terms: list[Term] = []
+    terms: list[TimePart] = []
     for index, placed in enumerate(endpoint.placed):
         if placed.last <= placed.first:
             continue
@@ -178,13 +178,13 @@ def terms_of(
         if capacity is None or placed.last > len(active):
             return ()
         seconds = sum(active[placed.first : placed.last]) * cost_model.seconds_per_byte(capacity)
-        terms.append(Term(placed.node, placed.device, seconds))
+        terms.append(TimePart(placed.node, placed.device, seconds))
         link = _link(index, placed, record.node, capacity, links)
         if link is not None:
             hop = cost_model.hop_seconds(link, shape.n_embd)
             if placed.last == len(active):
                 hop += cost_model.logits_seconds(link, shape.n_vocab)
-            terms.append(Term(placed.node, cost_model.HOP, hop))
+            terms.append(TimePart(placed.node, cost_model.HOP, hop))
     return tuple(terms)
 
 

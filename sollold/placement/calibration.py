@@ -32,7 +32,7 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class TimePart:
     """A part of a predicted time per token, without any correction: seconds."""
 
     node: str
@@ -40,7 +40,7 @@ class Term:
     seconds: float
 
 
-class Feedback:
+class Calibration:
     """The corrections known."""
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
@@ -65,7 +65,7 @@ class Feedback:
         usual = {sort: _middle(factors) for sort, factors in alike.items()}
         return lambda node, device: exact.get((node, device)) or usual.get(_sort(device), 1.0)
 
-    def measured(self, architecture: str, terms: Sequence[Term], seconds: float) -> None:
+    def measured(self, architecture: str, terms: Sequence[TimePart], seconds: float) -> None:
         """A deployment made of ``terms`` took ``seconds`` per token."""
         correction = self.correction(architecture)
         predicted = sum(term.seconds * correction(term.node, term.device) for term in terms)

@@ -25,7 +25,7 @@ Hold = tuple[DeviceCapacity, int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Short:
+class DeviceShortfall:
     """A device that would have to hold more than it can: bytes."""
 
     node: str
@@ -51,7 +51,7 @@ class Candidate:
     seconds: float
     prompt_seconds: float
     load: float
-    short: tuple[Short, ...]
+    short: tuple[DeviceShortfall, ...]
     cpu_moe: int = 0
     estimate: bool = False
     parts: tuple[cost_model.Part, ...] = ()
@@ -240,17 +240,17 @@ def _taken(head: Machine, holds: Sequence[Hold], shares: Sequence[Share]) -> dic
     return taken
 
 
-def _short(taken: Mapping[DeviceCapacity, int]) -> Iterator[Short]:
+def _short(taken: Mapping[DeviceCapacity, int]) -> Iterator[DeviceShortfall]:
     """Where more is taken than there is: of a device for itself, or of all that share its memory."""
     together: dict[tuple[str, str], list[DeviceCapacity]] = {}
     for capacity, size in taken.items():
         together.setdefault(capacity.memory, []).append(capacity)
         if size > capacity.room:
-            yield Short(capacity.node, capacity.device, size, capacity.room)
+            yield DeviceShortfall(capacity.node, capacity.device, size, capacity.room)
     for members in together.values():
         size, room = sum(taken[capacity] for capacity in members), max(capacity.room for capacity in members)
         if len(members) > 1 and size > room and all(taken[capacity] <= capacity.room for capacity in members):
-            yield Short(members[-1].node, members[-1].device, size, room)
+            yield DeviceShortfall(members[-1].node, members[-1].device, size, room)
 
 
 def _is_gpu_of(head: Machine, capacity: DeviceCapacity) -> bool:

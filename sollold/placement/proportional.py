@@ -29,10 +29,10 @@ def proportional(search: SearchContext, head: Machine, links: Mapping[str, Link]
 
 def _line(
     search: SearchContext, head: Machine, links: Mapping[str, Link], *, beside: bool
-) -> list[tuple[DeviceCapacity, Room]]:
+) -> list[tuple[DeviceCapacity, LayerRoom]]:
     """The devices that may take part, the roomiest first; ``beside``: after them processors that have a GPU
     beside them, where they do not share its memory."""
-    line: list[tuple[DeviceCapacity, Room]] = []
+    line: list[tuple[DeviceCapacity, LayerRoom]] = []
     last: set[DeviceCapacity] = set()
     buffers = search.buffers(piped=True)
     for capacities in search.devices.values():
@@ -47,13 +47,16 @@ def _line(
             if one.loading is not None:
                 room = min(room, one.loading - max(search.footprint.largest))
             if room > 0:
-                line.append((capacity, Room(room, max(min(room, one.room - buffers.ends), 0))))
+                line.append((capacity, LayerRoom(room, max(min(room, one.room - buffers.ends), 0))))
     line.sort(key=lambda pair: (pair[0] in last, -pair[1].middle, pair[0].node, pair[0].device))
     return line
 
 
 def _shared_out(
-    search: SearchContext, head: Machine, links: Mapping[str, Link], line: list[tuple[DeviceCapacity, Room]]
+    search: SearchContext,
+    head: Machine,
+    links: Mapping[str, Link],
+    line: list[tuple[DeviceCapacity, LayerRoom]],
 ) -> Candidate | None:
     counts = range(1, len(line) + 1)
     if search.request.policy is Policy.SPREAD:
@@ -78,9 +81,9 @@ def _shared_out(
 
 
 def _within_workers(
-    search: SearchContext, line: list[tuple[DeviceCapacity, Room]], head: Machine
-) -> list[tuple[DeviceCapacity, Room]]:
-    kept: list[tuple[DeviceCapacity, Room]] = []
+    search: SearchContext, line: list[tuple[DeviceCapacity, LayerRoom]], head: Machine
+) -> list[tuple[DeviceCapacity, LayerRoom]]:
+    kept: list[tuple[DeviceCapacity, LayerRoom]] = []
     workers: set[str] = set()
     for capacity, room in line:
         if len(kept) == MOST_DEVICES:
@@ -145,7 +148,7 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
             on_host = at = count
             continue
         memory = search.memory[at : at + count]
-        rooms = [Room(max(capacity.room, 1), max(capacity.room, 1)) for capacity in capacities]
+        rooms = [LayerRoom(max(capacity.room, 1), max(capacity.room, 1)) for capacity in capacities]
         runs = by_room(memory, rooms) or [(0, count)]
         holds += [(s, at + a, at + b) for s, (a, b) in zip(capacities, runs, strict=False) if b > a]
         at += count
@@ -153,14 +156,14 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class LayerRoom:
     """Bytes for layers on a device; ``last``: when it holds the output too."""
 
     middle: int
     last: int
 
 
-def by_room(memory: Sequence[int], rooms: Sequence[Room]) -> list[tuple[int, int]] | None:
+def by_room(memory: Sequence[int], rooms: Sequence[LayerRoom]) -> list[tuple[int, int]] | None:
     """Runs with bytes in proportion to the rooms; None when it does not fit. Runs may be empty."""
     low, high = 0.0, 1.0
     best = _fill(memory, rooms, 1.0, len(memory))
@@ -176,7 +179,7 @@ def by_room(memory: Sequence[int], rooms: Sequence[Room]) -> list[tuple[int, int
     return best
 
 
-def by_count(memory: Sequence[int], rooms: Sequence[Room]) -> list[tuple[int, int]] | None:
+def by_count(memory: Sequence[int], rooms: Sequence[LayerRoom]) -> list[tuple[int, int]] | None:
     """Runs of layers as equal in number as fits; None when it does not fit. Runs may be empty."""
     low, high = 1, len(memory)
     best = _fill(memory, rooms, 1.0, high)
@@ -191,7 +194,7 @@ def by_count(memory: Sequence[int], rooms: Sequence[Room]) -> list[tuple[int, in
 
 
 def _fill(
-    memory: Sequence[int], rooms: Sequence[Room], fullness: float, count: int
+    memory: Sequence[int], rooms: Sequence[LayerRoom], fullness: float, count: int
 ) -> list[tuple[int, int]] | None:
     total = len(memory)
     sums = [0, *accumulate(memory)]

@@ -16,13 +16,13 @@ from sollold.agent.cache_fill import CacheFill, copy_bytes, tensor_key
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import FillCache, WantedTensor
 from sollold.engines.llamacpp import tensor_cache
-from sollold.engines.llamacpp.hash_frames import Asked
+from sollold.engines.llamacpp.hash_frames import HeldHash
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 from sollold.models.transfer.download import SourceError, Stop
 from sollold.models.transfer.part_check import PartHash
 from sollold.models.transfer.partial_file import Item
-from sollold.models.transfer.peer_source import Parcel
+from sollold.models.transfer.peer_source import ModelFiles
 from tests.doubles import until
 
 DATA = bytes(range(256)) * 400
@@ -31,8 +31,8 @@ TENSORS = tuple(WantedTensor(f"t{at}", 0, 1000 + at * 20_000, 20_000, 8, SHAPE) 
 SHA = hashlib.sha256(DATA).hexdigest()
 
 
-def asked(one: WantedTensor, hash: str, **other: Any) -> Asked:
-    return Asked(
+def asked(one: WantedTensor, hash: str, **other: Any) -> HeldHash:
+    return HeldHash(
         **{"name": one.name, "type": one.type, "shape": one.shape, "offset": 0, "hash": hash} | other
     )
 
@@ -51,7 +51,7 @@ class Calls:
         if node in self.away:
             raise PeerError(node, "it is away", transport=True)
         if method == "parcel":
-            return Parcel(MODEL, (Item("model.gguf", len(self.data), self.sha),))
+            return ModelFiles(MODEL, (Item("model.gguf", len(self.data), self.sha),))
         if self.dies:
             raise PeerError(node, "nothing listens there", transport=True)
         self.parts += 1

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sollold.agent.ledger import Action, KillWorker, Ledger, PersistTerm
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import GrantState
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Release, Renew, Reserve
@@ -23,7 +23,7 @@ def device(name: str = "CPU", total: int = 1000, free: int | None = None, **more
 
 def ledger(*devices: Device, **more: object) -> Ledger:
     book = Ledger(ready=True, **more)  # type: ignore[arg-type]
-    book.measured(Measured(devices or (device(),)))
+    book.measured(MeasuredMemory(devices or (device(),)))
     return book
 
 
@@ -100,15 +100,15 @@ def test_an_unknown_device_is_refused():
 
 def test_other_programs_and_the_reserve_are_respected():
     book = ledger()
-    book.measured(Measured((device(free=500),), reserves={"CPU": 100}))
+    book.measured(MeasuredMemory((device(free=500),), reserves={"CPU": 100}))
     assert book.available("CPU") == 400
     assert book.reserve(ask(size=300), 0.0)[0].ok
     assert book.available("CPU") == 100
     # The engine has allocated 250 of its 300 by now, and another program took 50.
-    book.measured(Measured((device(free=200),), {"d": {"CPU": 250}}, {"CPU": 100}))
+    book.measured(MeasuredMemory((device(free=200),), {"d": {"CPU": 250}}, {"CPU": 100}))
     assert book.available("CPU") == 50
     # More allocated than was granted is no gain for anybody.
-    book.measured(Measured((device(free=100),), {"d": {"CPU": 400}}, {"CPU": 100}))
+    book.measured(MeasuredMemory((device(free=100),), {"d": {"CPU": 400}}, {"CPU": 100}))
     assert book.available("CPU") == 0
 
 
@@ -124,7 +124,7 @@ def test_what_a_pool_has_given_counts_whoever_of_its_members_was_named():
     book = ledger(device("CPU", pool="ram"), device("Vulkan0", pool="ram"))
     book.reserve(ask(size=700, on="Vulkan0"), 0.0)
     shared = (device("CPU", free=400, pool="ram"), device("Vulkan0", free=400, pool="ram"))
-    book.measured(Measured(shared, {"d": {"CPU": 600}}))
+    book.measured(MeasuredMemory(shared, {"d": {"CPU": 600}}))
     assert {one.id: one.available for one in book.devices()} == {"CPU": 300, "Vulkan0": 300}
 
 
@@ -204,7 +204,7 @@ def test_a_reservation_can_be_replaced_but_is_kept_when_the_new_one_does_not_fit
 
 def test_nothing_is_granted_before_the_last_run_is_cleared_up():
     book = Ledger()
-    book.measured(Measured((device(),)))
+    book.measured(MeasuredMemory((device(),)))
     assert not book.reserve(ask(), 0.0)[0].ok
     book.reconciled()
     assert book.reserve(ask(), 0.0)[0].ok
@@ -235,7 +235,7 @@ class Owners(RuleBasedStateMachine):
             device(name, total, max(0, total - others[name]), limit=self.limits[name], pool=self.pools[name])
             for name, total in self.totals.items()
         )
-        self.book.measured(Measured(tuple(devices)))
+        self.book.measured(MeasuredMemory(tuple(devices)))
 
     def took(self, actions: tuple[Action, ...]) -> None:
         for action in actions:
@@ -345,9 +345,9 @@ def test_the_nodes_limit_does_not_count_what_is_elsewhere():
 
 def test_what_others_have_mapped_is_not_granted_though_it_counts_as_free():
     book = ledger()
-    book.measured(Measured((device(free=900),), taken={"CPU": 500}))
+    book.measured(MeasuredMemory((device(free=900),), taken={"CPU": 500}))
     assert book.available("CPU") == 400
     assert not book.reserve(ask("d", 401), 0.0)[0].ok
     assert book.reserve(ask("d", 400), 0.0)[0].ok
-    book.measured(Measured((device(free=900),)))
+    book.measured(MeasuredMemory((device(free=900),)))
     assert book.available("CPU") == 500, "it was unloaded"

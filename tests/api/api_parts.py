@@ -15,7 +15,7 @@ from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.activity import Activity
 from sollold.control.cluster import Planned, Scored
-from sollold.control.local_models import Told
+from sollold.control.local_models import NameOverrides
 from sollold.control.logs import NodeLog
 from sollold.control.models import Running
 from sollold.control.monitor import Monitor
@@ -63,7 +63,7 @@ class PlainLibrary:
         self.files: list[str] = []
         self.copied: list[tuple[str, str, tuple[str, ...]]] = []
         self.deleted: list[tuple[str, tuple[str, ...]]] = []
-        self.told: Told | None = None
+        self.told: NameOverrides | None = None
 
     async def models(self) -> tuple[Listed, ...]:
         return tuple(self.all.values())
@@ -88,7 +88,7 @@ class PlainLibrary:
         return self.loaded
 
     async def copy(
-        self, source: str, destination: str, nodes: Sequence[str] = (), told: Told | None = None
+        self, source: str, destination: str, nodes: Sequence[str] = (), told: NameOverrides | None = None
     ) -> None:
         await self.find(source)
         self.told = told

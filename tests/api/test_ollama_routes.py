@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.control.local_models import Told
+from sollold.control.local_models import NameOverrides
 from sollold.control.models import Running
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Engine
@@ -272,16 +272,18 @@ async def test_create_without_an_ollama_is_a_second_name_with_words_of_its_own(
         assert answer.status == 200 and answer.content_type == "application/x-ndjson"
         assert json.loads((await answer.read()).splitlines()[-1]) == {"status": "success"}
     assert library.copied == [("demo:latest", "brief", ())]
-    assert library.told == Told("Be brief.", '{"top_k":3,"seed":2}', None)
+    assert library.told == NameOverrides("Be brief.", '{"top_k":3,"seed":2}', None)
     plain = {"name": "again", "from": "demo", "license": ["a", "b"], "stream": False}
     async with http.post(f"{url}/api/create", json=plain) as answer:
         assert await answer.json() == {"status": "success"}
-    assert library.told == Told(None, None, "a\nb")
+    assert library.told == NameOverrides(None, None, "a\nb")
     told = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]
     shaped = {"model": "shaped", "from": "demo", "template": "{{ .Prompt }}!", "messages": told}
     async with http.post(f"{url}/api/create", json=shaped) as answer:
         assert answer.status == 200
-    assert library.told == Told(template="{{ .Prompt }}!", messages=(("user", "Who?"), ("assistant", "I.")))
+    assert library.told == NameOverrides(
+        template="{{ .Prompt }}!", messages=(("user", "Who?"), ("assistant", "I."))
+    )
     for more in ({"files": {"a.gguf": "sha256:0"}}, {"quantize": "q4_0"}):
         async with http.post(f"{url}/api/create", json={**body, **more}) as answer:
             assert answer.status == 501 and "Ollama" in (await answer.json())["error"]

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sollold.api.http.secure_server import secure_server
 from sollold.api.http.server_tls import CertificateError, Files, FromCluster, ServerTls
+from sollold.cluster.net.certificate_authority import Subject, authority_pem, issue, subject_of
 from sollold.cluster.net.identity import Identity, Tokens
-from sollold.cluster.net.people_authority import Subject, authority_pem, issue, subject_of
 from tests.keys import key
 
 SECRET = b"s" * 32

@@ -31,7 +31,7 @@ from _pytest.outcomes import Skipped
 
 from sollold.cluster.gossip.record import MTP
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp.command_line import Reach, command_line, worker_nodes
+from sollold.engines.llamacpp.command_line import WorkerAddress, command_line, worker_nodes
 from sollold.machine.device import Kind
 from sollold.machine.speed import Speed, speed
 from sollold.models.footprint.footprint import footprint
@@ -168,7 +168,7 @@ def server(case: Case, plan: Plan, llama: Llama, folder: Path) -> Iterator[Serve
         ready = stack.enter_context(workers(2))
         ports = [int(endpoint.partition(":")[2]) for endpoint in ready.endpoints]
         reach = [
-            Reach(
+            WorkerAddress(
                 node,
                 at if node == plan.head else stack.enter_context(slow_link(at, case.round_trip)),
                 ("CPU",),

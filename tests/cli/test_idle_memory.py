@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aiohttp import connector
 
-from sollold.daemon.heap import Spare
+from sollold.daemon.heap import ReclaimableMemory
 from sollold.daemon.late_certificates import LateContext, install
 
 
@@ -64,7 +64,7 @@ def test_only_pages_of_libraries_that_were_never_written_are_given_back(tmp_path
         )
         (tmp_path / "smaps").write_text("\n".join(sizes))
 
-    spare = Spare(tmp_path)
+    spare = ReclaimableMemory(tmp_path)
     first, other = (
         (0x1000, 0x2000, "/usr/lib/a library.so"),
         (0xFFFF7000, 0xFFFF8000, "/usr/lib/other.so.1.2"),
@@ -84,13 +84,13 @@ def test_pages_of_libraries_are_given_back_at_the_second_look_and_come_again() -
     code = """
 import hashlib, ssl
 from pathlib import Path
-from sollold.daemon.heap import Spare
+from sollold.daemon.heap import ReclaimableMemory
 
 def of_files():
     found = dict(line.split()[:2] for line in Path("/proc/self/smaps_rollup").open() if line[0] in "RA")
     return int(found["Rss:"]) - int(found["Anonymous:"])
 
-spare, before = Spare(), of_files()
+spare, before = ReclaimableMemory(), of_files()
 spare.give_back()
 looked = of_files()
 spare.give_back()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.command_line import (
-    Reach,
+    WorkerAddress,
     command_line,
     device_names,
     external_workers,
@@ -47,7 +47,11 @@ PLAN = Plan(
         share("a", "CPU", 8, 9),
     ),
 )
-REACH = [Reach("c", 7001, ("CUDA1", "CUDA0")), Reach("b", 7002, ("CPU",)), Reach("a", 7003, ("CPU",))]
+REACH = [
+    WorkerAddress("c", 7001, ("CUDA1", "CUDA0")),
+    WorkerAddress("b", 7002, ("CPU",)),
+    WorkerAddress("a", 7003, ("CPU",)),
+]
 
 KEY_FILE = Path("/state/engine_keys/18080.key")
 
@@ -102,7 +106,11 @@ def test_plain_workers_are_reached_at_their_own_address_and_all_their_devices_ar
         ("a", "pc:50052", ("pc:50052#1/3", "pc:50052#2/3", "pc:50052#3/3")),
         ("b", "10.0.0.7:1", ("10.0.0.7:1",)),
     )
-    reach = [Reach("b", 7002, ("CPU",)), Reach("a", 50052, plain[0][2], "pc"), Reach("b", 7003, plain[1][2])]
+    reach = [
+        WorkerAddress("b", 7002, ("CPU",)),
+        WorkerAddress("a", 50052, plain[0][2], "pc"),
+        WorkerAddress("b", 7003, plain[1][2]),
+    ]
     eyed = replace(MODEL, projector="/m/eyes.gguf")
     words = command_line(mixed, eyed, LLAMA, reach, port=18080, key_file=KEY_FILE, threads=4)
     assert after(words, "--rpc") == "127.0.0.1:7002,pc:50052,127.0.0.1:7003"

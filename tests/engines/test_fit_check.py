@@ -10,7 +10,7 @@ import pytest
 from sollold.cluster.gossip.record import State
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp import fit_check
-from sollold.engines.llamacpp.fit_check import FitCheck, Told, answer, compare, question
+from sollold.engines.llamacpp.fit_check import FitCheck, ReportedMemory, answer, compare, question
 from sollold.models.footprint.footprint import footprint
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.run_options import Run
@@ -50,14 +50,14 @@ def test_the_question_is_put_for_the_whole_on_the_processor():
 
 
 def test_its_answer():
-    assert answer("noise\nHost 141 32 64 \n") == Told(141 * MIB, 32 * MIB, 64 * MIB)
+    assert answer("noise\nHost 141 32 64 \n") == ReportedMemory(141 * MIB, 32 * MIB, 64 * MIB)
     assert answer("error: invalid argument\n") is None
     assert answer("Host x 1 2") is None
 
 
 def test_a_plan_that_sets_too_little_aside_is_refused_with_the_sizes():
     logits = 1000 * RUN.ubatch * 4
-    told = Told(100 * MIB, 20 * MIB, 10 * MIB + logits)
+    told = ReportedMemory(100 * MIB, 20 * MIB, 10 * MIB + logits)
     assert compare(made(STRANGE, RUN, 100 * MIB, 20 * MIB, 10 * MIB), told, 1000) == ""
     said = compare(made(STRANGE, RUN, 100 * MIB, 5 * MIB, 10 * MIB), told, 1000)
     assert "130 MiB" in said

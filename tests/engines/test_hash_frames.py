@@ -7,7 +7,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.engines.llamacpp.hash_frames import Asked, HashFrames
+from sollold.engines.llamacpp.hash_frames import HashFrames, HeldHash
 
 
 def request(command: int, payload: bytes = b"") -> bytes:
@@ -34,7 +34,7 @@ def test_a_hash_waits_in_whatever_pieces_it_comes(piece: int) -> None:
     for at in range(0, len(said), piece):
         passed += frames.feed(said[at : at + piece])
     assert passed == HELLO + DATA
-    assert frames.asked == Asked("blk.1.ffn_up.weight", 8, (64, 32, 1, 1), 0, "00000000000000ff")
+    assert frames.asked == HeldHash("blk.1.ffn_up.weight", 8, (64, 32, 1, 1), 0, "00000000000000ff")
     assert frames.held == len(said) - len(passed)
     assert passed + frames.release() == said
     assert frames.asked is None and not frames.over

@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import State
 from sollold.engines.install.find import Llama
 from sollold.models.gguf.reader import read
 from sollold.models.model import Model
-from sollold.models.stores.header_facts import card_of
+from sollold.models.stores.header_facts import facts_of
 from sollold.settings.schema import HttpSettings
 from tests.agent_cluster import plan, running_agents
 from tests.api.api_parts import PlainLibrary, parts
@@ -23,16 +23,16 @@ from tests.gguf.writer import write
 
 
 def model_of(file: Path) -> Model:
-    card = card_of(read(file))
+    facts = facts_of(read(file))
     return Model(
         "rank:latest",
         "e" * 64,
         "folder",
-        card.files,
-        card.size,
+        facts.files,
+        facts.size,
         0.0,
-        layers=card.layers,
-        capabilities=card.capabilities,
+        layers=facts.layers,
+        capabilities=facts.capabilities,
     )
 
 

@@ -17,7 +17,7 @@ from sollold.engines.address import EngineAddress
 from sollold.engines.install.find import Llama
 from sollold.models.model import Model
 from sollold.models.stores import folders
-from sollold.models.stores.header_facts import Cards
+from sollold.models.stores.header_facts import HeaderFactsCache
 from sollold.models.stores.read_store import Reader
 from sollold.models.templates.jinja import RAW, fingerprint
 from tests.agent_cluster import plan, running_agents
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.llama
 
 def listed(folder: Path) -> Model:
     """The one model of a folder, as the catalogue knows it."""
-    reader = Reader(Cards(folder / "headers.json"), folder / "links")
+    reader = Reader(HeaderFactsCache(folder / "headers.json"), folder / "links")
     (model,) = reader.seen(lambda: folders.scan_folder(folder), lambda: None).models
     return model
 

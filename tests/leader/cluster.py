@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from sollold.agent.ledger import Ledger
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
@@ -169,7 +169,7 @@ class Cluster:
 
     def add(self, id: str, room: int, *models: Model, devices: tuple[Device, ...] = ()) -> Node:
         node = Node(self, id, devices or (cpu_device(room),), list(models))
-        node.ledger.measured(Measured(tuple(node.devices)))
+        node.ledger.measured(MeasuredMemory(tuple(node.devices)))
         self.nodes[id] = node
         return node
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Deploy, Done, Release, Reserve
 from sollold.leader.leader import Leader
@@ -211,7 +211,7 @@ async def test_one_limit_over_all_devices_is_learnt() -> None:
     cpu = Device("CPU", Kind.CPU, "cpu", 8 * GIB, 8 * GIB, 8 * GIB, 0, 0, 10 * MIB, 20e9, 1e11)
     node = cluster.add("a", 0, model(), devices=(cpu, gpu))
     node.ledger = Ledger(ready=True, node_limit=1000 * MIB)
-    node.ledger.measured(Measured((cpu, gpu)))
+    node.ledger.measured(MeasuredMemory((cpu, gpu)))
     cluster.shapes["d1"] = shape(16, 55 * MIB)
     answer = await cluster.planner.ensure(ASK)
     assert answer.verdict in (Verdict.WAIT, Verdict.REFUSED)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, State
 from sollold.engines.commands import Deploy
 from sollold.leader import leader
@@ -74,7 +74,7 @@ async def test_a_model_that_is_to_be_sharded_is_so_though_an_ollama_could_hold_i
 
 
 async def test_an_ollama_without_room_for_the_context_is_passed_over(cluster: Cluster) -> None:
-    cluster.nodes["a"].ledger.measured(Measured((replace(cpu_device(900 * MIB), available=0),)))
+    cluster.nodes["a"].ledger.measured(MeasuredMemory((replace(cpu_device(900 * MIB), available=0),)))
     named = offered(cluster, "a")
     answer = await cluster.planner.ensure(replace(ASK, context=2048))
     assert (answer.verdict, answer.deployment) == (Verdict.USE, named)

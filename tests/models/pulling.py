@@ -15,7 +15,7 @@ from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.models.transfer.peer_source import Sender
 from sollold.models.transfer.pull import Puller
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 from sollold.settings.schema import ModelSettings
 from tests.doubles import FakeView, record
 from tests.models.fakes import FakeCalls, FakeServer
@@ -37,7 +37,7 @@ class Node:
         settings = ModelSettings(folders=(str(folder / "m"),), ollama_stores=(str(folder / "store"),))
         self.catalogue = Catalogue(settings, folder / "state", environ={}, home=folder, interval=0.02)
         self.library = Library(self.catalogue, self.view, self.calls, self.server)
-        pace = Pace(rate)
+        pace = RateLimit(rate)
         self.sender = Sender(self.catalogue, self.server, name, pace)
         self.internet = Internet(self.environ)
         self.puller = Puller(

@@ -14,8 +14,7 @@ import pytest
 from sollold.models.gguf import reader
 from sollold.models.model import Model
 from sollold.models.names import parse
-from sollold.models.stores import folders
-from sollold.models.stores import header_facts as cards
+from sollold.models.stores import folders, header_facts
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import apart
 from sollold.models.stores.scan_result import Scan
@@ -262,8 +261,8 @@ async def test_only_ollama(make: Make, tmp_path: Path) -> None:
 async def test_headers_are_read_once(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_gguf(tmp_path / "folder" / "a.gguf")
     reads: list[tuple[str, ...]] = []
-    real = cards.read_card
-    monkeypatch.setattr(cards, "read_card", lambda files: reads.append(files) or real(files))
+    real = header_facts.read_facts
+    monkeypatch.setattr(header_facts, "read_facts", lambda files: reads.append(files) or real(files))
     first = make()
     await first.start()
     await first.refresh()

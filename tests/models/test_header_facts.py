@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sollold.models.stores.header_facts import read_card
+from sollold.models.stores.header_facts import read_facts
 from tests.models.stores import write_gguf
 
 TWO_LAYERS = ("token_embd.weight", "blk.0.attn_q.weight", "blk.1.attn_q.weight", "output.weight")
@@ -23,7 +23,7 @@ def test_a_header_that_contradicts_its_tensors_is_refused(
     tmp_path: Path, metadata: dict[str, Any], reason: str
 ) -> None:
     file = write_gguf(tmp_path / "odd.gguf", metadata=metadata, tensors=TWO_LAYERS)
-    assert reason in read_card((str(file),)).unusable
+    assert reason in read_facts((str(file),)).unusable
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_unusual_headers_are_none_of_them(
     tmp_path: Path, metadata: dict[str, Any], tensors: tuple[str, ...]
 ) -> None:
     file = write_gguf(tmp_path / "fine.gguf", metadata=metadata, tensors=tensors)
-    assert read_card((str(file),)).unusable == ""
+    assert read_facts((str(file),)).unusable == ""

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from sollold.cluster.net.people_authority import Subject, authority_pem, issue
+from sollold.cluster.net.certificate_authority import Subject, authority_pem, issue
 from sollold.engines.install.find import Llama
 from sollold.models.transfer.internet import Internet, Unreachable, redirected
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders

@@ -8,7 +8,7 @@ import pytest
 
 from sollold.models.stores import ollama_store
 from sollold.models.stores.permission_hint import permission_hint, whoami
-from sollold.models.stores.scan_result import Found
+from sollold.models.stores.scan_result import FoundModel
 from tests.models.stores import OllamaStore, shut, write_gguf
 
 
@@ -17,7 +17,7 @@ def store(tmp_path: Path) -> OllamaStore:
     return OllamaStore(tmp_path / "store")
 
 
-def found(store: OllamaStore) -> dict[str, Found]:
+def found(store: OllamaStore) -> dict[str, FoundModel]:
     return {one.name: one for one in ollama_store.scan(store.root).found}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sollold.control.local_models import OwnError, Told
+from sollold.control.local_models import NameOverrides, OwnError
 from tests.doubles import until
 from tests.models.pulling import Town, big
 
@@ -21,7 +21,7 @@ async def test_copy_and_delete(town: Town) -> None:
     assert copied.digest == tiny.digest
     with pytest.raises(OwnError, match="already exists"):
         await a.own.copy(tiny, "mine")
-    told = Told(system="Be brief.", params='{"top_k":3}')
+    told = NameOverrides(system="Be brief.", params='{"top_k":3}')
     await a.own.copy(tiny, "brief", told)
     await a.own.copy(tiny, "tiny:latest")
     brief = a.catalogue.get("brief:latest")

@@ -13,7 +13,7 @@ import pytest
 from sollold.models.transfer.download import Downloader, SourceError, Stop
 from sollold.models.transfer.huggingface_hub import choose
 from sollold.models.transfer.partial_file import Item, PartialFile, PartialFileError
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 
 
 async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: 
     landing.open()
     source = Blocking()
     with ThreadPoolExecutor(2) as threads:
-        fill = Downloader(landing, [source], Pace(0), threads, pause=0.0)
+        fill = Downloader(landing, [source], RateLimit(0), threads, pause=0.0)
         with pytest.raises(OSError, match="No space left"):
             await fill.run()
     landing.close()

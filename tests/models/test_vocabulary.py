@@ -9,7 +9,7 @@ import pytest
 from sollold.models.gguf import reader
 from sollold.models.gguf.vocabulary import alike, vocabulary
 from sollold.models.gguf.writer import MetadataValue
-from sollold.models.stores.header_facts import read_card
+from sollold.models.stores.header_facts import read_facts
 from tests.gguf.size import Size
 from tests.gguf.writer import write
 
@@ -24,7 +24,7 @@ def test_the_same_tokens_in_another_model(tmp_path: Path) -> None:
     one = written(tmp_path / "a.gguf")
     assert one.startswith("3000:")
     assert alike(one, written(tmp_path / "b.gguf", layers=2))
-    assert read_card((str(tmp_path / "b.gguf"),)).vocabulary == one
+    assert read_facts((str(tmp_path / "b.gguf"),)).vocabulary == one
 
 
 def test_padding_may_differ_by_some_tokens(tmp_path: Path) -> None:

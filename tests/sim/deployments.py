@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sollold.agent.ledger import Action, Changed, KillWorker, Ledger, PersistTerm
-from sollold.agent.memory_room import Measured
+from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Done, Release, Renew, Reserve, Reserved
@@ -88,7 +88,7 @@ class Agent:
         used = sum(self.disk.workers.values())
         device = Device(DEVICE, Kind.GPU, "", MEMORY, MEMORY - used, MEMORY, 0, 0)
         allocated = {deployment: {DEVICE: size} for deployment, size in self.disk.workers.items()}
-        self.ledger.measured(Measured((device,), allocated))
+        self.ledger.measured(MeasuredMemory((device,), allocated))
 
     def _reconcile(self) -> None:
         self.disk.workers.clear()

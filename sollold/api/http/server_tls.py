@@ -12,8 +12,8 @@ from typing import Protocol
 
 from cryptography import x509
 
+from sollold.cluster.net.certificate_authority import LIFE, Subject, issue
 from sollold.cluster.net.identity import Identity, MemoryFile
-from sollold.cluster.net.people_authority import LIFE, Subject, issue
 from sollold.settings.schema import HttpSettings
 
 log = logging.getLogger("sollold.http")

@@ -12,7 +12,7 @@ import msgspec
 
 from sollold.api.engine.fields import require_model
 from sollold.api.ollama.request import Message, parse_options
-from sollold.control.local_models import Told
+from sollold.control.local_models import NameOverrides
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.models.templates.jinja import untranslatable
@@ -51,7 +51,7 @@ class Create(msgspec.Struct, kw_only=True, rename={"base": "from"}):
         return require_model(self.base)
 
 
-def told(create: Create, base: Model) -> Told:
+def told(create: Create, base: Model) -> NameOverrides:
     """What the second name says otherwise than ``base``.
 
     Raises:
@@ -81,7 +81,7 @@ def told(create: Create, base: Model) -> Told:
     if why := untranslatable(create.template or ""):
         raise Refusal(Fault.BAD_REQUEST, f"the template can't be used without an Ollama: {why}")
     licence = create.license
-    return Told(
+    return NameOverrides(
         create.system or None,
         params,
         ("\n".join(licence) if isinstance(licence, list) else licence) or None,

@@ -24,7 +24,7 @@ _PIECE = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ProbeResult:
     """What was found.
 
     ``memories``: of its devices, in order, when it is USABLE; ``silent``: not even refused.
@@ -43,7 +43,9 @@ class Look:
         return ExternalWorker(address, self.state, self.reason, version, len(self.memories), total)
 
 
-async def look(host: str, port: int, ours: Version | None, *, connect: float = CONNECT_SECONDS) -> Look:
+async def look(
+    host: str, port: int, ours: Version | None, *, connect: float = CONNECT_SECONDS
+) -> ProbeResult:
     """Look at the worker on ``host``. It serves one client, and for this moment that is us.
 
     Args:
@@ -54,10 +56,12 @@ async def look(host: str, port: int, ours: Version | None, *, connect: float = C
         async with asyncio.timeout(connect):
             reader, writer = await asyncio.open_connection(host, port)
     except TimeoutError:
-        return Look(ExternalState.DEAD, f"no connection to {host}:{port} within {connect:g} s", silent=True)
+        return ProbeResult(
+            ExternalState.DEAD, f"no connection to {host}:{port} within {connect:g} s", silent=True
+        )
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return Look(ExternalState.DEAD, f"nothing listens on {host}:{port} ({reason})")
+        return ProbeResult(ExternalState.DEAD, f"nothing listens on {host}:{port} ({reason})")
     handshake = Handshake(ours)
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -65,14 +69,14 @@ async def look(host: str, port: int, ours: Version | None, *, connect: float = C
     except TimeoutError:
         if handshake.version is None:
             reason = f"{host}:{port} accepts connections but does not answer: it serves another client"
-            return Look(ExternalState.BUSY, reason)
-        return Look(ExternalState.REFUSED, f"{host}:{port} stopped while answering")
+            return ProbeResult(ExternalState.BUSY, reason)
+        return ProbeResult(ExternalState.REFUSED, f"{host}:{port} stopped while answering")
     except (OSError, EOFError):
         # A worker of long ago closes when it is greeted in words that it does not know.
         reason = f"{host}:{port} closed the connection: not a worker, or from another llama.cpp"
-        return Look(ExternalState.REFUSED, reason, handshake.version)
+        return ProbeResult(ExternalState.REFUSED, reason, handshake.version)
     except NotAWorker as error:
-        return Look(ExternalState.REFUSED, f"{host}:{port}: {error}", handshake.version)
+        return ProbeResult(ExternalState.REFUSED, f"{host}:{port}: {error}", handshake.version)
     finally:
         writer.transport.abort()  # The next client's turn comes when we are gone.
     version = handshake.version
@@ -82,10 +86,10 @@ async def look(host: str, port: int, ours: Version | None, *, connect: float = C
             f"{host}:{port} speaks version {version} of the RPC protocol, and the llama.cpp here {ours}: "
             "start it from the same build"
         )
-        return Look(ExternalState.REFUSED, reason, version)
+        return ProbeResult(ExternalState.REFUSED, reason, version)
     if not handshake.memories:
-        return Look(ExternalState.REFUSED, f"{host}:{port} offers no device", version)
-    return Look(ExternalState.USABLE, "", version, tuple(handshake.memories))
+        return ProbeResult(ExternalState.REFUSED, f"{host}:{port} offers no device", version)
+    return ProbeResult(ExternalState.USABLE, "", version, tuple(handshake.memories))
 
 
 async def _talk(handshake: Handshake, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

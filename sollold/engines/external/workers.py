@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 
-from sollold.engines.external.probe import Look, look
+from sollold.engines.external.probe import ProbeResult, look
 from sollold.engines.external.rpc_protocol import Version
 from sollold.facts import dataclass
 from sollold.machine.device import Device, Kind
@@ -210,7 +210,7 @@ class ExternalWorkers:
         version = worker.version or one.worker.version
         self._know(one, replace(worker, state=state, reason=reason, version=version))
 
-    def _offered(self, address: str, found: Look) -> tuple[Device, ...]:
+    def _offered(self, address: str, found: ProbeResult) -> tuple[Device, ...]:
         devices = []
         for index, memory in enumerate(found.memories):
             id = ExternalDevice(address, index, len(found.memories)).id

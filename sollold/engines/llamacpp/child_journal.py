@@ -29,7 +29,7 @@ MARK = "SOLLOLD_CHILD_OF"
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class ChildProcess:
     """A child process: ``started`` tells it from another that has got its pid since."""
 
     pid: int
@@ -44,7 +44,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._entries: dict[int, Left] = {}
+        self._entries: dict[int, ChildProcess] = {}
 
     @property
     def mark(self) -> str:
@@ -58,7 +58,7 @@ class Journal:
             OSError: it can't be written.
         """
         with self._lock:
-            self._entries[pid] = Left(pid, started(pid), name, deployment)
+            self._entries[pid] = ChildProcess(pid, started(pid), name, deployment)
             self._write()
 
     def remove(self, pid: int) -> None:
@@ -71,7 +71,7 @@ class Journal:
             if self._entries.pop(pid, None) is not None:
                 self._write()
 
-    def kill_leftovers(self) -> list[Left]:
+    def kill_leftovers(self) -> list[ChildProcess]:
         """Kill what an earlier run left behind and wait until it is gone. Call it before any `add`.
 
         Returns what was killed.
@@ -94,9 +94,9 @@ class Journal:
                 self._write()
         return killed
 
-    def _read(self) -> list[Left]:
+    def _read(self) -> list[ChildProcess]:
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=list[Left])
+            return msgspec.json.decode(self._path.read_bytes(), type=list[ChildProcess])
         except FileNotFoundError:
             return []
         except (OSError, msgspec.DecodeError) as error:
@@ -137,5 +137,5 @@ def _kill(pid: int) -> None:
         os.kill(pid, 9)
 
 
-def _alive(one: Left) -> bool:
+def _alive(one: ChildProcess) -> bool:
     return bool(one.started) and started(one.pid) == one.started

@@ -39,7 +39,7 @@ _OPTIONAL: tuple[tuple[str, ...], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class WorkerAddress:
     """How the head reaches one worker of a node: where, and all of the worker's devices in their order.
 
     ``host``: loopback, where the node's own workers and the tunnels are; an external worker that the head
@@ -76,9 +76,9 @@ def external_workers(plan: Plan) -> tuple[tuple[str, str, tuple[str, ...]], ...]
     return tuple((node, address, devices) for (node, address), devices in found.items())
 
 
-def device_names(plan: Plan, reach: Sequence[Reach]) -> tuple[str, ...]:
+def device_names(plan: Plan, workers: Sequence[WorkerAddress]) -> tuple[str, ...]:
     """``--device``: llama-server's names of the plan's devices, in the order of the shares."""
-    remote = [(one.node, device) for one in reach for device in one.devices]
+    remote = [(one.node, device) for one in workers for device in one.devices]
     names = {place: f"RPC{index}" for index, place in enumerate(remote)}
     return tuple(names.get((share.node, share.device), share.device) for share in plan.shares)
 
@@ -87,7 +87,7 @@ def command_line(
     plan: Plan,
     model: Model,
     llama: Llama,
-    reach: Sequence[Reach],
+    workers: Sequence[WorkerAddress],
     *,
     port: int,
     key_file: Path,
@@ -97,7 +97,7 @@ def command_line(
     draft: Model | None = None,
     slots: Path | None = None,
 ) -> list[str]:
-    """``llama-server`` with its options for ``plan``; the workers of ``reach`` are in ``--rpc`` order.
+    """``llama-server`` with its options for ``plan``; the workers of ``workers`` are in ``--rpc`` order.
 
     ``key_file``: what it holds must come with every request. ``template``: a file with the Jinja of the
     model's TEMPLATE; None: the model's own is used. ``draft``: the plan's draft model. ``slots``: the folder
@@ -107,10 +107,10 @@ def command_line(
     line = [str(llama.server), "--host", LOOPBACK, "--port", str(port)]
     line += ["--api-key-file", str(key_file)]
     line += ["--model", model.files[0], "--alias", plan.model]
-    if reach:
-        line += ["--rpc", ",".join(f"{one.host}:{one.port}" for one in reach)]
+    if workers:
+        line += ["--rpc", ",".join(f"{one.host}:{one.port}" for one in workers)]
     if plan.shares:
-        line += ["--device", ",".join(device_names(plan, reach)), "--split-mode", "layer"]
+        line += ["--device", ",".join(device_names(plan, workers)), "--split-mode", "layer"]
         line += ["--tensor-split", ",".join(map(str, plan.tensor_split))]
     else:
         line += ["--device", "none"]

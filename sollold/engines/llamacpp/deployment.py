@@ -19,7 +19,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.engines.address import EngineAddress
 from sollold.engines.commands import Deploy
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp.command_line import Reach, can_draft
+from sollold.engines.llamacpp.command_line import WorkerAddress, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.kept_prompts import key_of
 from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
@@ -253,12 +253,12 @@ class Deployment:
             for node in self.participants:
                 # At once: a grant that is committed runs out while its worker starts, or another's does.
                 group.create_task(self._participants.renew(node, self._ready))
-            reach = await self._participants.commit_and_connect()
+            workers = await self._participants.commit_and_connect()
             if check := await self._context.fit_check.check(self.plan, self.model, self._llama):
                 raise HeadFailed(check)
             self._become(State.LOADING)
             still = group.create_task(self._watch_load())
-            self.head = await self._load(reach)
+            self.head = await self._load(workers)
             still.cancel()
             await self._context.prompts.restore(self._context.http, self.head.address, self._prompts_key())
             self._last_used = time.monotonic()
@@ -290,7 +290,7 @@ class Deployment:
             crashed = isinstance(error, HeadFailed) and error.crashed
             self.end(_sentence(error), culprit=self._context.node, crashed=crashed)
 
-    async def _load(self, reach: list[Reach]) -> Head:
+    async def _load(self, workers: list[WorkerAddress]) -> Head:
         """Start ``llama-server`` and wait until it answers."""
         model, plan, tries = self.model, self.plan, 3
         while True:
@@ -299,7 +299,7 @@ class Deployment:
                 plan,
                 model,
                 self._llama,
-                reach,
+                workers,
                 deployment=self.id,
                 context=self._context,
                 on_progress=self._progressed,

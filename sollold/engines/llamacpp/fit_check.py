@@ -44,7 +44,7 @@ _ROW = re.compile(r"^(?:Host|CPU)\s+(\d+)\s+(\d+)\s+(\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ReportedMemory:
     """llama.cpp's answer for the whole on the processor: bytes, rounded down to MiB by it."""
 
     weights: int
@@ -61,7 +61,7 @@ class FitCheck:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, Told] | None = None
+        self._known: dict[str, ReportedMemory] | None = None
 
     async def check(self, plan: Plan, model: Model, llama: Llama) -> str:
         """Why ``plan`` can't be carried out, a sentence; empty: it can, or nobody could be asked."""
@@ -81,7 +81,7 @@ class FitCheck:
         vocabulary = await asyncio.to_thread(_vocabulary, model.files[0])
         return compare(plan, told, vocabulary)
 
-    async def _remembered(self) -> dict[str, Told]:
+    async def _remembered(self) -> dict[str, ReportedMemory]:
         if self._known is None:
             read = await asyncio.to_thread(_read, self._path)
             self._known = self._known if self._known is not None else dict(read)
@@ -106,16 +106,16 @@ def question(run: Run, model: Model, llama: Llama) -> list[str]:
     return [*line, "--gpu-layers", "0", "--fit", "off", "--fit-print", "on"]
 
 
-def answer(output: str) -> Told | None:
+def answer(output: str) -> ReportedMemory | None:
     """What it printed; None: nothing of use."""
     match = _ROW.search(output)
     if match is None:
         return None
     weights, state, compute = (int(size) * MIB for size in match.groups())
-    return Told(weights, state, compute)
+    return ReportedMemory(weights, state, compute)
 
 
-def compare(plan: Plan, told: Told, vocabulary: int) -> str:
+def compare(plan: Plan, told: ReportedMemory, vocabulary: int) -> str:
     """Why the plan sets too little aside; empty: it does not.
 
     It reckons with logits for every token of a batch (``vocabulary`` values each); nobody wants them here.
@@ -134,7 +134,7 @@ def compare(plan: Plan, told: Told, vocabulary: int) -> str:
     )
 
 
-async def _ask(run: Run, model: Model, llama: Llama) -> Told | None:
+async def _ask(run: Run, model: Model, llama: Llama) -> ReportedMemory | None:
     command = question(run, model, llama)
     if not await asyncio.to_thread(Path(command[0]).is_file):
         return None
@@ -177,9 +177,9 @@ def _vocabulary(path: str) -> int:
         return 0
 
 
-def _read(path: Path) -> Mapping[str, Told]:
+def _read(path: Path) -> Mapping[str, ReportedMemory]:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Told])
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, ReportedMemory])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as error:

@@ -26,7 +26,7 @@ HASHED_OVER = 10 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class HeldHash:
     """A hash that is being held back. ``name``, ``type`` and ``shape`` as in the model's file.
 
     ``shape`` has four dimensions, ``hash`` is the name of the worker's file.
@@ -48,7 +48,7 @@ class HashFrames:
     """
 
     def __init__(self) -> None:
-        self.asked: Asked | None = None
+        self.asked: HeldHash | None = None
         self.over = False
         self._rest = b""
         self._left = 0
@@ -107,8 +107,8 @@ class HashFrames:
         return at
 
 
-def _asked(payload: bytes) -> Asked:
+def _asked(payload: bytes) -> HeldHash:
     kind, *shape = _TENSOR.unpack_from(payload)
     offset, hash = _PLACE.unpack_from(payload, _PLACE_AT)
     name = payload[_NAME].split(b"\0", 1)[0].decode("utf-8", "replace")
-    return Asked(name, kind, tuple(shape), offset, f"{hash:016x}")
+    return HeldHash(name, kind, tuple(shape), offset, f"{hash:016x}")

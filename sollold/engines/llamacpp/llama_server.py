@@ -13,7 +13,7 @@ import msgspec
 
 from sollold.engines.address import EngineAddress
 from sollold.engines.install.find import Llama
-from sollold.engines.llamacpp.command_line import Reach, command_line
+from sollold.engines.llamacpp.command_line import WorkerAddress, command_line
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.engine_key import EngineKey
 from sollold.engines.llamacpp.exit_reason import (
@@ -132,7 +132,7 @@ class Head:
         plan: Plan,
         model: Model,
         llama: Llama,
-        reach: Sequence[Reach],
+        workers: Sequence[WorkerAddress],
         *,
         deployment: str,
         context: DeploymentContext,
@@ -157,7 +157,7 @@ class Head:
             plan,
             model,
             llama,
-            reach,
+            workers,
             port=port,
             key_file=key.file,
             threads=context.threads,

@@ -16,7 +16,12 @@ from typing import Protocol
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import GRANT_SECONDS, Commit, Done, FillCache, Release, Renew
-from sollold.engines.llamacpp.command_line import Reach, external_workers, worker_devices, worker_nodes
+from sollold.engines.llamacpp.command_line import (
+    WorkerAddress,
+    external_workers,
+    worker_devices,
+    worker_nodes,
+)
 from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.tunnel import Tunnel
 from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
@@ -109,8 +114,8 @@ class Participants:
         """Bytes that went through the tunnels."""
         return sum(tunnel.traffic.up + tunnel.traffic.down for tunnel in self._tunnels)
 
-    async def commit_and_connect(self) -> list[Reach]:
-        """Commit at every participant, then reach every worker. In ``--rpc`` request.
+    async def commit_and_connect(self) -> list[WorkerAddress]:
+        """Commit at every participant, then reach every worker. In ``--rpc`` order.
 
         Raises:
             ParticipantFailed, PeerError: one does not take part; in a group.
@@ -121,20 +126,20 @@ class Participants:
                 group.create_task(self._commit(node))
             reading = group.create_task(asyncio.to_thread(_header, self._model))
         await self._fill_caches(reading.result())
-        reach = []
+        workers = []
         for node in worker_nodes(self._plan):
             if node == self._context.node:
                 port = await self._context.local_worker_port(self._deployment)
             else:
                 port = await self._tunnel(node)
-            reach.append(Reach(node, port, worker_devices(self._plan, node)))
+            workers.append(WorkerAddress(node, port, worker_devices(self._plan, node)))
         for node, address, devices in external_workers(self._plan):
             if node == self._context.node:
                 host, port = split_address(address)
-                reach.append(Reach(node, port, devices, host))
+                workers.append(WorkerAddress(node, port, devices, host))
             else:
-                reach.append(Reach(node, await self._tunnel(node, address), devices))
-        return reach
+                workers.append(WorkerAddress(node, await self._tunnel(node, address), devices))
+        return workers
 
     async def renew(self, node: str, loaded: Callable[[], bool]) -> None:
         """Tell a participant again and again that the deployment lives, at its own pace: one that is slow

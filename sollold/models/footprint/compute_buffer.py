@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from sollold.facts import dataclass
 from sollold.models.footprint import block_graph
 from sollold.models.footprint.block import Batch, Block
-from sollold.models.footprint.mixed_layers import NEAR, Varied
+from sollold.models.footprint.mixed_layers import NEAR, MixedLayers
 from sollold.models.footprint.run_options import Cells, Run
 from sollold.models.footprint.shape import Layer, Shape
 from sollold.models.gguf.tensor_types import UNPACKED
@@ -51,10 +51,10 @@ class Demands:
     windowed: tuple[int, ...]
     windowed_own: tuple[int, ...]
     borrowed: tuple[tuple[int, int], ...]
-    varied: Varied | None
+    varied: MixedLayers | None
 
     @classmethod
-    def of(cls, each: Sequence[Demand], varied: Varied | None) -> Demands:
+    def of(cls, each: Sequence[Demand], varied: MixedLayers | None) -> Demands:
         """Gathered from one a layer. ``varied``: in its place where what a layer needs depends on others."""
 
         def before(flags: Iterable[bool]) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ class Demands:
 
 def demands(shape: Shape, run: Run, cells: Cells, flash: bool) -> Demands:
     """Those of all layers, the output last."""
-    varied = Varied.of(
+    varied = MixedLayers.of(
         tuple(
             (layer.block, batch_of(layer, layer.block, cells, run, flash))
             for layer in shape.layers
@@ -123,7 +123,7 @@ def _kinds(shape: Shape) -> list[int]:
 
 
 def _demand(
-    shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool, varied: Varied | None
+    shape: Shape, index: int, cells: Cells, run: Run, flash: bool, last: bool, varied: MixedLayers | None
 ) -> Demand:
     layer = shape.layers[index]
     if layer.block is None:
@@ -167,7 +167,7 @@ def batch_of(layer: Layer, block: Block, cells: Cells, run: Run, flash: bool) ->
     )
 
 
-def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
+def _received(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None) -> int:
     """What a device that begins with a layer is given of the ones before, besides the hidden state.
 
     RWKV 7's was measured, not derived.
@@ -188,7 +188,7 @@ def _received(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> 
     return 0
 
 
-def _sent(shape: Shape, index: int, cells: Cells, varied: Varied | None) -> int:
+def _sent(shape: Shape, index: int, cells: Cells, varied: MixedLayers | None) -> int:
     """What comes back to a device that ends with a layer; see `_received`."""
     block = shape.layers[index].block
     if block is None:

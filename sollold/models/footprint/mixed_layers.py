@@ -27,7 +27,7 @@ class _Begins:
 
 
 @dataclass(frozen=True, slots=True)
-class Varied:
+class MixedLayers:
     """The blocks of a model, and which of them are alike (``kinds``, a number for each).
 
     ``slack``: bytes to add to what they need. ``raw``: of what layers have of their own, all together;
@@ -43,7 +43,7 @@ class Varied:
     _known: dict[tuple[object, ...], int] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, row: block_graph.Row, *, slack: int, raw: int, scaled: bool) -> Varied | None:
+    def of(cls, row: block_graph.Row, *, slack: int, raw: int, scaled: bool) -> MixedLayers | None:
         """None where no block depends on others."""
         if not any(block.mixer in MIXERS or (block.followed and not block.mixer) for block, _ in row):
             return None

@@ -18,9 +18,9 @@ from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.header import GgufError
 from sollold.models.model import Model
 from sollold.models.stores import folders, huggingface_cache, ollama_store
-from sollold.models.stores.header_facts import Cards
+from sollold.models.stores.header_facts import HeaderFactsCache
 from sollold.models.stores.header_reader import HeaderReader
-from sollold.models.stores.llama_support import Refused, format_fault
+from sollold.models.stores.llama_support import RefusedModels, format_fault
 from sollold.models.stores.name_owners import NameOwners
 from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
@@ -67,9 +67,9 @@ class Catalogue:
         """
         self.own = own_folder(settings, state_dir)
         self._settings = settings
-        self._cards = Cards(state_dir / "headers.json")
-        self._reader = Reader(self._cards, state_dir / "links")
-        self._refused = Refused(state_dir / "refused.json")
+        self._header_facts = HeaderFactsCache(state_dir / "headers.json")
+        self._reader = Reader(self._header_facts, state_dir / "links")
+        self._refused = RefusedModels(state_dir / "refused.json")
         self._owners = NameOwners(state_dir / "model_names.json")
         self._owners_changed = False
         self._build = ""
@@ -94,7 +94,7 @@ class Catalogue:
 
     async def start(self) -> None:
         """Look at all stores, then watch them. Returns after the first look, or while a long one goes on."""
-        await asyncio.to_thread(self._cards.load)
+        await asyncio.to_thread(self._header_facts.load)
         await asyncio.to_thread(self._refused.load)
         await asyncio.to_thread(self._owners.read)
         first = asyncio.Event()
@@ -306,7 +306,7 @@ class Catalogue:
         if changed:
             seen = [store.seen for store in stores]
             used = None if None in seen else frozenset[str]().union(*(one.headers for one in seen if one))
-            await asyncio.to_thread(self._cards.keep, used)
+            await asyncio.to_thread(self._header_facts.keep, used)
         return bool(changed)
 
     def _places(self) -> dict[str, tuple[str, Callable[[], Scan]]]:

@@ -17,8 +17,8 @@ from sollold.models.model import Model
 from sollold.models.names import is_name, of_file
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.safe_read import UNDECODABLE, open_file
-from sollold.models.stores.scan_result import Found, Problem, Scan
-from sollold.models.stores.shards import Group, group
+from sollold.models.stores.scan_result import FoundModel, Problem, Scan
+from sollold.models.stores.shards import ShardedFile, group
 
 CARD = "sollold.json"
 _DEPTH = 5
@@ -98,8 +98,8 @@ def read_card(folder: Path, result: Scan | None = None) -> Model | None:
     return card if is_name(card.name) else None
 
 
-def _carded(found: Group, card: Model) -> Found:
-    return Found(
+def _carded(found: ShardedFile, card: Model) -> FoundModel:
+    return FoundModel(
         card.name,
         "own",
         files=tuple(map(str, found.files)),

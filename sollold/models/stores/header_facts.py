@@ -24,7 +24,7 @@ from sollold.settings.state_file import write_whole
 log = logging.getLogger("sollold.models")
 
 _EDITION = 7
-"""Raised when cards change their meaning, so that older ones on disk are read anew."""
+"""Raised when facts change their meaning, so that older ones on disk are read anew."""
 
 _FILE_TYPES = {
     0: "F32",
@@ -74,7 +74,7 @@ _CLASSIFIERS = ("cls.output.weight", "cls.weight")
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class HeaderFacts:
     """The facts of one model's files.
 
     ``kind``: ``model``, ``projector`` or ``adapter``. ``files``: in shard order. ``unusable`` and
@@ -100,7 +100,7 @@ class Card:
     only_ollama: str = ""
 
 
-def read_card(files: tuple[str, ...]) -> Card:
+def read_facts(files: tuple[str, ...]) -> HeaderFacts:
     """Read the headers of a model's files. Never raises for what is wrong with them. Blocks.
 
     Raises:
@@ -113,8 +113,8 @@ def read_card(files: tuple[str, ...]) -> Card:
         header = gguf.read_files(_of_one_model(files))
     except GgufError as error:
         # The path is not told twice: the caller shows the model, and its files may be links.
-        return Card(files=files, unusable=_sentence(f"{error.reason} (at byte {error.offset})"))
-    return card_of(header)
+        return HeaderFacts(files=files, unusable=_sentence(f"{error.reason} (at byte {error.offset})"))
+    return facts_of(header)
 
 
 def _of_one_model(files: tuple[str, ...]) -> tuple[str, ...]:
@@ -138,16 +138,16 @@ def gguf_split_count(path: str) -> int:
         raise
 
 
-def card_of(header: Header) -> Card:
-    """The card of a header that could be read. Reads a few MB for the digest."""
+def facts_of(header: Header) -> HeaderFacts:
+    """The facts of a header that could be read. Reads a few MB for the digest."""
     return replace(described(header), digest=content_digest.of_files(header))
 
 
-def described(header: Header) -> Card:
+def described(header: Header) -> HeaderFacts:
     """The same without a digest, from the header alone."""
     arch = header.architecture
     kind = _kind(header)
-    card = Card(
+    facts = HeaderFacts(
         kind=kind,
         files=header.files,
         size=header.size,
@@ -163,12 +163,12 @@ def described(header: Header) -> Card:
         only_ollama=llama_support.refusal(header),
     )
     if kind == "model" and not arch:
-        return replace(card, unusable="Its header names no architecture; it is no model. Fetch it again.")
+        return replace(facts, unusable="Its header names no architecture; it is no model. Fetch it again.")
     if kind == "model" and not header.tensors:
-        return replace(card, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
-    if kind == "model" and (why := _contradiction(header, card.layers)):
-        return replace(card, unusable=f"{why}. It is damaged or unfinished: fetch it again.")
-    return card
+        return replace(facts, unusable="It holds no weights (a vocabulary only). Fetch the whole model.")
+    if kind == "model" and (why := _contradiction(header, facts.layers)):
+        return replace(facts, unusable=f"{why}. It is damaged or unfinished: fetch it again.")
+    return facts
 
 
 def _vocabulary(header: Header) -> str:
@@ -187,7 +187,7 @@ def _widths(header: Header, kind: str) -> tuple[int, ...]:
     return tuple(sorted(width for width in {*found, *said} if width > 1)) if found else ()
 
 
-def fits(model: Card, projector: Card) -> bool:
+def fits(model: HeaderFacts, projector: HeaderFacts) -> bool:
     """Whether a projector may give embeddings of the model's width, as far as the headers tell."""
     known = bool(projector.widths) and any(width > 0 for width in model.widths)
     return not known or bool(set(model.widths) & set(projector.widths))
@@ -259,48 +259,50 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-class Cards:
-    """Cards by the stamps of the files, in memory and on disk. Blocks; `card` may be called in any thread."""
+class HeaderFactsCache:
+    """Facts by the stamps of the files, in memory and on disk. Blocks; `of` may be called in any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._cards: dict[str, Card] = {}
+        self._facts: dict[str, HeaderFacts] = {}
         self._changed = False
 
     def load(self) -> None:
         """Read those of the last run. Damaged or of another edition: none."""
         try:
-            edition, cards = msgspec.json.decode(self._path.read_bytes(), type=tuple[int, dict[str, Card]])
+            edition, facts = msgspec.json.decode(
+                self._path.read_bytes(), type=tuple[int, dict[str, HeaderFacts]]
+            )
         except (OSError, *UNDECODABLE):
             return
         if edition == _EDITION:
-            self._cards = cards
+            self._facts = facts
 
-    def card(self, files: tuple[str, ...], used: set[str]) -> Card:
-        """The card of a model's files, read only if a file has changed; its key is added to ``used``."""
+    def of(self, files: tuple[str, ...], used: set[str]) -> HeaderFacts:
+        """The facts of a model's files, read only if a file has changed; its key is added to ``used``."""
         key = "|".join(f"{path}={stamp(path)}" for path in files)
         used.add(key)
-        card = self._cards.get(key)
-        if card is None:
+        facts = self._facts.get(key)
+        if facts is None:
             try:
-                card = read_card(files)
+                facts = read_facts(files)
             except OSError as error:
                 reason = f"{error.filename or files[0]} can't be read: {error.strerror}."
-                return Card(files=files, unusable=reason)
-            self._cards[key] = card
+                return HeaderFacts(files=files, unusable=reason)
+            self._facts[key] = facts
             self._changed = True
-        return card
+        return facts
 
     def keep(self, used: Collection[str] | None) -> None:
         """Forget what is not ``used`` (None: nothing), and write the rest if anything changed."""
-        for key in [key for key in list(self._cards) if used is not None and key not in used]:
-            self._cards.pop(key, None)
+        for key in [key for key in list(self._facts) if used is not None and key not in used]:
+            self._facts.pop(key, None)
             self._changed = True
         if not self._changed:
             return
         self._changed = False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path, msgspec.json.encode((_EDITION, self._cards.copy())))
+            write_whole(self._path, msgspec.json.encode((_EDITION, self._facts.copy())))
         except OSError as error:
             log.warning("can't keep the headers read so far: %s", error)

@@ -12,7 +12,7 @@ from pathlib import Path
 from sollold.models.names import of_file, quantization_in
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import Problem, Scan
-from sollold.models.stores.shards import Group, group
+from sollold.models.stores.shards import ShardedFile, group
 
 
 def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[Path, ...]:
@@ -100,7 +100,7 @@ def _snapshots(root: Path, folder: Path, result: Scan) -> list[Path]:
     return []
 
 
-def _tag(found: Group, where: Path, snapshot: Path) -> str:
+def _tag(found: ShardedFile, where: Path, snapshot: Path) -> str:
     """The quantization, told by the file's name or else by its folder's."""
     tag = quantization_in(found.stem)
     if not tag and where != snapshot:

@@ -121,7 +121,7 @@ def format_fault(log_text: str) -> str:
     return ""
 
 
-class Refused:
+class RefusedModels:
     """Loads that failed for the file's format, kept on disk by content and llama.cpp build.
 
     Another build may read the file: then it is tried again. Blocks: call `load` and `remember` in a thread.

@@ -20,7 +20,7 @@ from sollold.models.names import Name, is_name
 from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
 from sollold.models.stores.safe_read import UNDECODABLE, open_file, read_text
-from sollold.models.stores.scan_result import Found, Problem, Scan, stamp, unreadable
+from sollold.models.stores.scan_result import FoundModel, Problem, Scan, stamp, unreadable
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -174,7 +174,7 @@ def _children(folder: Path, root: Path, result: Scan) -> list[Path]:
     return []
 
 
-def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
+def _read(root: Path, file: Path, name: Name, result: Scan) -> FoundModel:
     """One manifest. Whatever is wrong with it ends in ``unusable``."""
     shown = str(name)
     try:
@@ -182,18 +182,18 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
             raw = handle.read(_MOST_MANIFEST)
             modified = os.fstat(handle.fileno()).st_mtime
     except PermissionError:
-        return Found(
+        return FoundModel(
             shown, "ollama", unusable=f"Its manifest can't be read. Run: {permission_hint(file, root)}"
         )
     except OSError as error:
-        return Found(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
+        return FoundModel(shown, "ollama", unusable=f"Its manifest can't be read: {error.strerror}.")
     digest = hashlib.sha256(raw).hexdigest()
     again = f"Pull it again: ollama pull {shown}"
     try:
         manifest = msgspec.json.decode(raw, type=_Manifest)
     except UNDECODABLE as error:
         unusable = f"Its manifest is damaged ({error}). {again}"
-        return Found(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
+        return FoundModel(shown, "ollama", modified=modified, manifest=digest, unusable=unusable)
     layers = manifest.layers or []
     config = _config(root, manifest.config)
     texts = {kind: _layer_text(root, layers, kind) for kind in _TEXTS}
@@ -203,7 +203,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
         kind = "cloud"
     elif config.model_format == "safetensors" or not _blobs(root, layers, "model"):
         kind = "safetensors"
-    found = Found(
+    found = FoundModel(
         shown,
         "ollama",
         files=tuple(map(str, _blobs(root, layers, "model"))) if kind == "gguf" else (),
@@ -228,7 +228,7 @@ def _read(root: Path, file: Path, name: Name, result: Scan) -> Found:
     return _checked(root, found, again, result)
 
 
-def _checked(root: Path, found: Found, again: str, result: Scan) -> Found:
+def _checked(root: Path, found: FoundModel, again: str, result: Scan) -> FoundModel:
     """The same, with what keeps it from running; its blobs are watched."""
     if found.format == "cloud":
         return unreadable(found, "It runs in Ollama's cloud; there is no file on this machine.")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sollold.models.model import Model
 from sollold.models.stores.content_digest import joined
-from sollold.models.stores.header_facts import Card, Cards, fits, template_capabilities
-from sollold.models.stores.scan_result import Found, Scan
+from sollold.models.stores.header_facts import HeaderFacts, HeaderFactsCache, fits, template_capabilities
+from sollold.models.stores.scan_result import FoundModel, Scan
 from sollold.models.stores.store_watcher import Seen
 from sollold.models.templates.jinja import RAW
 
@@ -19,11 +19,11 @@ log = logging.getLogger("sollold.models")
 
 
 class Reader:
-    """Reads headers by way of their ``cards``. Blocks; may be called in several threads."""
+    """Reads headers by way of their ``facts``. Blocks; may be called in several threads."""
 
-    def __init__(self, cards: Cards, links: Path) -> None:
+    def __init__(self, facts: HeaderFactsCache, links: Path) -> None:
         """``links``: our folder of links to shards that have no proper names."""
-        self._cards = cards
+        self._facts = facts
         self._links = links
         self._told: set[tuple[str, str]] = set()
 
@@ -36,72 +36,72 @@ class Reader:
                 model = self._model(one, used)
             except OSError as error:
                 reason = f"{error.filename} can't be read or made: {error.strerror}."
-                model = replace(_without_card(one), unusable=reason)
+                model = replace(_without_facts(one), unusable=reason)
             if model is not None:
                 models.append(model)
         return Seen(found, tuple(models), frozenset(used))
 
-    def _model(self, found: Found, used: set[str]) -> Model | None:
+    def _model(self, found: FoundModel, used: set[str]) -> Model | None:
         """The model of what a store listed; None for what is no model (an adapter, a projector)."""
         if odd := [path for path in (*found.files, found.projector, *found.adapters) if not _tellable(path)]:
             reason = f"The path {shown(odd[0])} is not UTF-8, so no other node can be told it: rename it."
             found = replace(found, files=(), projector="", adapters=(), unusable=reason)
         if found.unusable or found.format != "gguf":
-            return _without_card(found)
-        card = self._cards.card(found.files, used)
-        if card.kind != "model":
+            return _without_facts(found)
+        facts = self._facts.of(found.files, used)
+        if facts.kind != "model":
             return None
-        if card.unusable:
-            return replace(_without_card(found), unusable=card.unusable)
-        other = self._projector(found, card, used)
+        if facts.unusable:
+            return replace(_without_facts(found), unusable=facts.unusable)
+        other = self._projector(found, facts, used)
         projector = found.projector if other is not None else ""
-        digests = [card.digest, *([other.digest] if other is not None else [])]
-        digests += [self._cards.card((path,), used).digest for path in found.adapters]
-        files = self._proper(card) if len(card.files) > 1 else card.files
-        can = [*card.capabilities, *template_capabilities(found.template), *found.capabilities]
+        digests = [facts.digest, *([other.digest] if other is not None else [])]
+        digests += [self._facts.of((path,), used).digest for path in found.adapters]
+        files = self._proper(facts) if len(facts.files) > 1 else facts.files
+        can = [*facts.capabilities, *template_capabilities(found.template), *found.capabilities]
         if other is not None:
             can.append("vision")
         template = found.template
-        if not template and not card.chat_template and "completion" in can:
+        if not template and not facts.chat_template and "completion" in can:
             template = RAW
             what = f"{found.name} has no chat template: the user's message alone is its prompt"
-            self._tell(found.name, card.digest, what)
+            self._tell(found.name, facts.digest, what)
         return Model(
             name=found.name,
             digest=joined(digests),
             source=found.source,
             files=files,
-            size=card.size + sum(_size(path) for path in (projector, *found.adapters) if path),
+            size=facts.size + sum(_size(path) for path in (projector, *found.adapters) if path),
             modified=found.modified or _modified(files),
             projector=projector,
             adapters=found.adapters,
-            architecture=card.architecture,
-            layers=card.layers,
-            width=max(card.widths, default=0),
+            architecture=facts.architecture,
+            layers=facts.layers,
+            width=max(facts.widths, default=0),
             listed_size=found.size if found.source == "ollama" else 0,
             parent=found.parent,
-            parameters=card.parameters,
-            quantization=card.quantization,
-            context_train=card.context_train,
-            vocabulary=card.vocabulary,
+            parameters=facts.parameters,
+            quantization=facts.quantization,
+            context_train=facts.context_train,
+            vocabulary=facts.vocabulary,
             capabilities=tuple(dict.fromkeys(can)),
             template=template,
             system=found.system,
             messages=found.messages,
             params=found.params,
             license=found.license,
-            only_ollama=card.only_ollama,
+            only_ollama=facts.only_ollama,
             manifest=found.manifest,
         )
 
-    def _projector(self, found: Found, card: Card, used: set[str]) -> Card | None:
+    def _projector(self, found: FoundModel, facts: HeaderFacts, used: set[str]) -> HeaderFacts | None:
         """What the header of the model's projector says; None where it has none that fits it."""
         if not found.projector:
             return None
-        other = self._cards.card((found.projector,), used)
+        other = self._facts.of((found.projector,), used)
         if other.unusable or other.kind == "model":
             return None
-        if not fits(card, other):
+        if not fits(facts, other):
             what = f"{found.projector} does not fit {found.name}: it runs without"
             self._tell(found.name, found.projector, what)
             return None
@@ -113,18 +113,18 @@ class Reader:
             self._told.add((name, about))
             log.info("%s", what)
 
-    def _proper(self, card: Card) -> tuple[str, ...]:
+    def _proper(self, facts: HeaderFacts) -> tuple[str, ...]:
         """Shards under names that llama.cpp knows as such: links in our own folder if they have none.
 
         llama.cpp finds the other shards by the first one's name, so each needs the ending and its number.
         """
-        count = len(card.files)
-        if all(path.endswith(f"-{k:05}-of-{count:05}.gguf") for k, path in enumerate(card.files, 1)):
-            return card.files
-        folder = self._links / card.digest[:32]
+        count = len(facts.files)
+        if all(path.endswith(f"-{k:05}-of-{count:05}.gguf") for k, path in enumerate(facts.files, 1)):
+            return facts.files
+        folder = self._links / facts.digest[:32]
         links = [folder / f"model-{k:05}-of-{count:05}.gguf" for k in range(1, count + 1)]
         folder.mkdir(parents=True, exist_ok=True)
-        for link, path in zip(links, card.files, strict=True):
+        for link, path in zip(links, facts.files, strict=True):
             if not link.is_symlink() or str(link.readlink()) != path:
                 new = link.with_suffix(".new")
                 new.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def _tellable(path: str) -> bool:
     return shown(path) == path
 
 
-def _without_card(found: Found) -> Model:
+def _without_facts(found: FoundModel) -> Model:
     only = ""
     if found.format == "safetensors":
         only = "Its weights are safetensors, which llama.cpp does not read; only Ollama can run it."

@@ -22,7 +22,7 @@ def stamp(path: str | Path) -> Stamp:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """A model as a store lists it. Fields as in `sollold.models.model.Model`.
 
     ``files``: the GGUF shards, first shard first; for Ollama's split blobs in the manifest's order.
@@ -63,7 +63,7 @@ class Problem:
 class Scan:
     """What one look at the stores gave. ``watch``: the paths whose change means to look again."""
 
-    found: list[Found] = field(default_factory=list)
+    found: list[FoundModel] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     watch: dict[str, Stamp] = field(default_factory=dict)
 
@@ -83,6 +83,6 @@ class Scan:
         return any(stamp(path) != was for path, was in self.watch.items())
 
 
-def unreadable(found: Found, reason: str) -> Found:
+def unreadable(found: FoundModel, reason: str) -> FoundModel:
     """The same model, marked as not to be run."""
     return found if found.unusable else replace(found, unusable=reason)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sollold.facts import dataclass
 from sollold.models.names import canonical, of_file
-from sollold.models.stores.scan_result import Found
+from sollold.models.stores.scan_result import FoundModel
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 _PROJECTOR = re.compile(r"(^|[-._])mmproj([-._]|$)", re.IGNORECASE)
@@ -16,7 +16,7 @@ _PROJECTOR_ORDER = ("f16", "bf16", "f32", "q8_0")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ShardedFile:
     """One model's files: ``stem`` without shard number and ending; ``missing``: shard numbers not there."""
 
     stem: str
@@ -34,13 +34,13 @@ class Group:
         one = "Shard" if len(self.missing) == 1 else "Shards"
         return f"{one} {numbers} of {self.count} missing beside {self.files[0]}. Fetch them into that folder."
 
-    def found(self, name: str, source: str) -> Found:
+    def found(self, name: str, source: str) -> FoundModel:
         """As a store lists it; a ``name`` that is none gives way to the files'."""
         try:
             name = canonical(name)
         except ValueError:
             name = f"{of_file(self.stem)[0][:80]}:latest"
-        return Found(
+        return FoundModel(
             name,
             source,
             files=tuple(map(str, self.files)),
@@ -54,7 +54,7 @@ def is_projector(name: str) -> bool:
     return bool(_PROJECTOR.search(name.removesuffix(".gguf")))
 
 
-def group(paths: Iterable[Path]) -> list[Group]:
+def group(paths: Iterable[Path]) -> list[ShardedFile]:
     """Group the GGUF files of one folder. The files are not opened."""
     singles: list[Path] = []
     projectors: list[Path] = []
@@ -67,15 +67,17 @@ def group(paths: Iterable[Path]) -> list[Group]:
             shards[int(match["number"])] = path
         else:
             singles.append(path)
-    groups = [Group(path.name[: -len(path.suffix)], (path,)) for path in singles]
+    groups = [ShardedFile(path.name[: -len(path.suffix)], (path,)) for path in singles]
     for (stem, count), shards in sharded.items():
         # A count that no model has would make a list of millions of missing numbers.
         missing = tuple(k for k in range(1, min(count, 9999) + 1) if k not in shards)
         files = tuple(shards[number] for number in sorted(shards))
-        groups.append(Group(stem, files, missing=missing, count=count))
+        groups.append(ShardedFile(stem, files, missing=missing, count=count))
     bases = {of_file(found.stem)[0].lower() for found in groups}
     return [
-        Group(found.stem, found.files, _projector(found.stem, projectors, bases), found.missing, found.count)
+        ShardedFile(
+            found.stem, found.files, _projector(found.stem, projectors, bases), found.missing, found.count
+        )
         for found in groups
     ]
 

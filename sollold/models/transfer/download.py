@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.partial_file import PartialFile
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 
 log = logging.getLogger("sollold.models")
 
@@ -120,7 +120,7 @@ class Downloader:
         self,
         partial: PartialFile,
         sources: Sequence[Source | BlockingSource],
-        pace: Pace,
+        pace: RateLimit,
         threads: Executor,
         *,
         connections: int = 4,

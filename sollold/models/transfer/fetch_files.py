@@ -21,7 +21,7 @@ from sollold.models.transfer.download import BlockingSource, CheckLost, Download
 from sollold.models.transfer.part_check import PartCheck
 from sollold.models.transfer.partial_file import Item, PartialFile, slug
 from sollold.models.transfer.pull_progress import Say
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.verify import adapters_in
 
 log = logging.getLogger("sollold.models")
@@ -48,7 +48,9 @@ class Download:
     verifiers: Sequence[str] = ()
 
 
-async def download(job: Download, own: Path, calls: Calls, pace: Pace, threads: Executor, say: Say) -> None:
+async def download(
+    job: Download, own: Path, calls: Calls, pace: RateLimit, threads: Executor, say: Say
+) -> None:
     """Fetch into a folder of ``own``, with progress to ``say``.
 
     Raises:
@@ -77,7 +79,7 @@ async def download(job: Download, own: Path, calls: Calls, pace: Pace, threads: 
 
 
 async def _receive(
-    job: Download, partial: PartialFile, calls: Calls, pace: Pace, threads: Executor, say: Say
+    job: Download, partial: PartialFile, calls: Calls, pace: RateLimit, threads: Executor, say: Say
 ) -> None:
     """Download what is missing; while a node that verifies is lost, with the next."""
     # The one by whose word the parts of an earlier attempt were taken goes first.
@@ -99,7 +101,12 @@ async def _receive(
 
 
 def _downloader(
-    job: Download, partial: PartialFile, verifier: PartCheck | None, pace: Pace, threads: Executor, say: Say
+    job: Download,
+    partial: PartialFile,
+    verifier: PartCheck | None,
+    pace: RateLimit,
+    threads: Executor,
+    say: Say,
 ) -> Downloader:
     made = Downloader(
         partial,

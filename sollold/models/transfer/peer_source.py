@@ -1,6 +1,6 @@
 """Models from node to node, over the port for nodes.
 
-Peer method ``parcel`` (`ReadPartRequest` → `Parcel`) tells the files of a model, ``part``
+Peer method ``parcel`` (`ReadPartRequest` → `ModelFiles`) tells the files of a model, ``part``
 (`PartDigestRequest` → `PartHash`) the hash of a piece of one; the raw route ``GET /models/{digest}/{index}``
 gives bytes of one, by a ``Range`` header.
 """
@@ -26,7 +26,7 @@ from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.threads import in_thread
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
 from sollold.models.transfer.partial_file import Item, sha256_between
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 
 log = logging.getLogger("sollold.models")
 
@@ -46,7 +46,7 @@ class ReadPartRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class ModelFiles:
     """A model and its files as they are to be kept: shards, projector, adapters.
 
     ``hashes``: whether the node tells the hashes of parts; one of an older release does not.
@@ -86,7 +86,7 @@ def items_of(model: Model) -> tuple[Item, ...]:
 class Sender:
     """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
 
-    def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: Pace) -> None:
+    def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="send")
         self._catalogue = catalogue
         self._node = node
@@ -99,12 +99,12 @@ class Sender:
         """End the threads; what is being sent breaks off."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _parcel(self, caller: str, request: ReadPartRequest) -> Parcel:
+    async def _parcel(self, caller: str, request: ReadPartRequest) -> ModelFiles:
         model = self._catalogue.with_digest(request.digest)
         if model is None or model.unusable:
             raise PeerError(self._node, "the model is no longer on this node", transport=False)
         try:
-            return Parcel(model, await in_thread(self._threads, items_of, model), hashes=True)
+            return ModelFiles(model, await in_thread(self._threads, items_of, model), hashes=True)
         except OSError as error:
             raise PeerError(self._node, f"{error.filename}: {error.strerror}", transport=False) from None
 
@@ -175,14 +175,14 @@ class NodeSource:
         self._node = node
         self._digest = digest
 
-    async def parcel(self) -> Parcel:
+    async def parcel(self) -> ModelFiles:
         """What the node has.
 
         Raises:
             PeerError: it can't be asked, or has it no more.
         """
         return await self._calls.call(
-            self._node, "parcel", ReadPartRequest(self._digest), Parcel, timeout=_TIMEOUT
+            self._node, "parcel", ReadPartRequest(self._digest), ModelFiles, timeout=_TIMEOUT
         )
 
     async def read(self, index: int, start: int, end: int) -> AsyncIterator[bytes]:

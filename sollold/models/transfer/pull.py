@@ -26,9 +26,9 @@ from sollold.models.transfer.huggingface_hub import HOSTS, Hub, HubError
 from sollold.models.transfer.internet import Internet
 from sollold.models.transfer.ollama_pull import pull_through_ollama
 from sollold.models.transfer.partial_file import PartialFileError
-from sollold.models.transfer.peer_source import NodeSource, Parcel
+from sollold.models.transfer.peer_source import ModelFiles, NodeSource
 from sollold.models.transfer.pull_progress import Progress, PullError
-from sollold.models.transfer.rate_limit import Pace
+from sollold.models.transfer.rate_limit import RateLimit
 from sollold.models.transfer.socket_source import DirectSource
 from sollold.models.transfer.verify import check_items, fault_of
 
@@ -70,7 +70,7 @@ class Puller:
         catalogue: Catalogue,
         calls: Calls,
         node: str,
-        pace: Pace,
+        pace: RateLimit,
         internet: Internet,
         ollama_url: Callable[[], str] = lambda: "",
         reach: Dialer | None = None,
@@ -239,7 +239,7 @@ class Puller:
     async def _from_nodes(self, pull: _Pull, holders: tuple[tuple[str, Model], ...]) -> None:
         model = holders[0][1]
         sources: list[Source | BlockingSource] = []
-        parcel: Parcel | None = None
+        parcel: ModelFiles | None = None
         verifiers: list[str] = []
         fault: PeerError | None = None
         for node, _ in holders:

@@ -7,7 +7,7 @@ import threading
 _LEAST = 1024
 
 
-class Pace:
+class RateLimit:
     """Tells how long to wait before sending or after receiving. Does no I/O; times in seconds.
 
     What was not used is not saved up for longer than a quarter of a second. May be used by several threads.

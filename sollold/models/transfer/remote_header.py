@@ -159,9 +159,9 @@ async def _header(source: Source, index: int, item: Item) -> Header:
 
 def _model_of(name: str, headers: list[Header], size: int) -> RemoteModel:
     header = joined(headers)
-    card = described(header)
-    if card.unusable or card.kind != "model":
-        raise GgufError(name, 0, card.unusable or f"it is not a model but of the kind {card.kind}")
+    facts = described(header)
+    if facts.unusable or facts.kind != "model":
+        raise GgufError(name, 0, facts.unusable or f"it is not a model but of the kind {facts.kind}")
     model = Model(
         name,
         "",
@@ -169,13 +169,13 @@ def _model_of(name: str, headers: list[Header], size: int) -> RemoteModel:
         header.files,
         size,
         0.0,
-        architecture=card.architecture,
-        layers=card.layers,
-        width=card.widths[0] if card.widths else 0,
-        parameters=card.parameters,
-        quantization=card.quantization,
-        context_train=card.context_train,
-        capabilities=card.capabilities,
-        only_ollama=card.only_ollama,
+        architecture=facts.architecture,
+        layers=facts.layers,
+        width=facts.widths[0] if facts.widths else 0,
+        parameters=facts.parameters,
+        quantization=facts.quantization,
+        context_train=facts.context_train,
+        capabilities=facts.capabilities,
+        only_ollama=facts.only_ollama,
     )
     return RemoteModel(model, shape_of(header))

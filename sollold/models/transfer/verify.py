@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sollold.models.stores.content_digest import joined
-from sollold.models.stores.header_facts import read_card
+from sollold.models.stores.header_facts import read_facts
 from sollold.models.transfer.download import SourceError
 from sollold.models.transfer.partial_file import Item
 
@@ -44,10 +44,10 @@ def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
     shards = [item.name for item in items if item.name not in adapters and item.name not in projectors]
     if not shards:
         return "there is no model among the files, only what goes with one"
-    main = read_card(tuple(str(folder / name) for name in shards))
+    main = read_facts(tuple(str(folder / name) for name in shards))
     if main.unusable:
         return f"the file that came can't be used: {main.unusable}"
-    others = [read_card((str(folder / name),)).digest for name in (*projectors, *adapters)]
+    others = [read_facts((str(folder / name),)).digest for name in (*projectors, *adapters)]
     if digest and joined([main.digest, *others]) != digest:
         return "the content is not what was requested"
     return ""
