@@ -84,7 +84,7 @@ class Newcomer:
             self.libraries.append(Library(catalogue, view, self.calls, self.servers[name]))
 
     async def start(self) -> str:
-        for part in (*self.catalogues, *self.libraries):
+        for part in (*self.catalogues, *(one.lists for one in self.libraries)):
             await part.start()
         view, library = self.views["a"], self.libraries[0]
         self.servers["a"].method("ensure", Ensure, refuse)
@@ -120,12 +120,12 @@ class Newcomer:
     def learn(self) -> None:
         """The other's list comes."""
         self.calls.cut.clear()
-        self.libraries[0]._retry_at.clear()
-        self.libraries[0]._wanted.set()
+        self.libraries[0].lists._retry_at.clear()
+        self.libraries[0].lists._wanted.set()
 
     async def close(self) -> None:
         await self.listener.close()
-        for part in (*self.libraries, *self.catalogues):
+        for part in (*(one.lists for one in self.libraries), *self.catalogues):
             await part.close()
 
 
