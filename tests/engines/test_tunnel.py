@@ -338,7 +338,7 @@ async def test_a_dead_node_breaks_its_tunnels_at_once(way: Way) -> None:
     for callback in list(way.view.callbacks):
         callback()
     assert await end_of(reader) == b""
-    assert "is gone" in tunnel.failure
+    assert "left or failed" in tunnel.failure
     await until(lambda: way.worker.ended == 1)
     writer.close()
 
