@@ -12,8 +12,8 @@ The rooms, floor by floor; imports point down only (checked by `make check`):
 ``3``  ``agent``, ``engines``          this node's share; processes and protocols of the engines
 ``2``  ``placement``                   pure: footprint + devices + policy → plan, with its reasons
 ``1``  ``models``, ``cluster``         model files; membership, records, election, identity
-``0``  ``machine``, ``settings``       devices and memory; settings; and ``errors``, ``units``,
-                                       ``retry``, ``log``
+``0``  ``machine``, ``settings``       devices and memory; settings; below them single files that all use:
+                                       ``errors``, ``facts``, ``log``, ``retry``, ``subscribers`` …
 =====  ==============================  =============================================================
 
 ``client`` stands apart and talks HTTP only.
