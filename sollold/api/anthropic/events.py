@@ -8,18 +8,19 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
-from sollold.api.engine.encoders import Event
+from sollold.api.engine.chunks import ToolPiece
+from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.engine.stop_sequences import StopSequences
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.errors import Refusal
 from sollold.serving.request import Routing
 
 
-class MessageEvents:
-    """One message. ``feed`` gives the events for a chunk, ``end`` the last ones; ``result`` is the whole."""
+class MessageEvents(EventTranslator):
+    """One message."""
 
     def __init__(self, model: str, stop_sequences: Sequence[str] = ()) -> None:
+        super().__init__()
         self._id = "msg_" + secrets.token_hex(12)
         self._model = model
         self._stops = StopSequences(stop_sequences)
@@ -28,7 +29,6 @@ class MessageEvents:
         """Of the block that is open: its text, thinking or JSON so far."""
         self._call = -1
         self._started = False
-        self._account = Account()
 
     @property
     def stopped(self) -> bool:
@@ -42,29 +42,6 @@ class MessageEvents:
     def fail(self, refusal: Refusal) -> list[Event]:
         """The error as an event."""
         return [refusal_object(Dialect.ANTHROPIC, refusal)]
-
-    def feed(self, raw: bytes) -> list[Event]:
-        """The events for one chunk.
-
-        Raises:
-            Refusal: ENGINE, when the chunk is an error.
-        """
-        chunk = read_chunk(raw)
-        self._account.feed(chunk)
-        events = self._begin()
-        for choice in chunk.choices:
-            said = choice.delta or Delta()
-            if choice.finish_reason:
-                self._account.finish = choice.finish_reason
-            if said.thought:
-                events += self._add("thinking", said.thought)
-            if said.content:
-                text = self._stops.feed(said.content)
-                if text:
-                    events += self._add("text", text)
-            for place, piece in enumerate(said.tool_calls or ()):
-                events += self._tool(piece, place)
-        return events
 
     def _begin(self) -> list[Event]:
         if self._started:
@@ -85,6 +62,13 @@ class MessageEvents:
             "cache_read_input_tokens": min(prompt, timings.cache_n),
             "output_tokens": self._account.tokens,
         }
+
+    def _think(self, text: str) -> list[Event]:
+        return self._add("thinking", text)
+
+    def _say(self, text: str) -> list[Event]:
+        text = self._stops.feed(text)
+        return self._add("text", text) if text else []
 
     def _add(self, kind: str, text: str) -> list[Event]:
         """More of a block of text or thinking."""

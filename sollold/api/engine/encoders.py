@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
+from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
 from sollold.api.http.errors import Dialect, refusal_bytes
 from sollold.api.http.response import SSE
 from sollold.api.http.routing_text import waiting_text
@@ -60,33 +62,69 @@ class PassThroughEncoder(SseEncoder):
         return self._change(raw) if self._change is not None else raw
 
 
-class EventTranslator(Protocol):
+class EventTranslator(ABC):
     """Turns an engine's chunks into the named events of a dialect, for one answer."""
+
+    def __init__(self) -> None:
+        self._account = Account()
 
     @property
     def stopped(self) -> bool:
         """The answer is whole though the engine has not ended."""
-        ...
+        return False
 
+    @abstractmethod
     def start(self, routing: Routing) -> list[Event]:
         """The events before the first chunk."""
-        ...
 
     def feed(self, raw: bytes) -> list[Event]:
-        """The events for one chunk."""
-        ...
+        """The events for one chunk.
 
+        Raises:
+            Refusal: ENGINE, when the chunk is an error.
+        """
+        chunk = read_chunk(raw)
+        self._account.feed(chunk)
+        events = self._begin()
+        for choice in chunk.choices:
+            said = choice.delta or Delta()
+            if choice.finish_reason:
+                self._account.finish = choice.finish_reason
+            if said.thought:
+                events += self._think(said.thought)
+            if said.content:
+                events += self._say(said.content)
+            for place, piece in enumerate(said.tool_calls or ()):
+                events += self._tool(piece, place)
+        return events
+
+    def _begin(self) -> list[Event]:
+        """The events before those of the first chunk, which tells the prompt's length."""
+        return []
+
+    @abstractmethod
+    def _think(self, text: str) -> list[Event]:
+        """More of the thinking."""
+
+    @abstractmethod
+    def _say(self, text: str) -> list[Event]:
+        """More of the text."""
+
+    @abstractmethod
+    def _tool(self, piece: ToolPiece, place: int) -> list[Event]:
+        """More of a tool call."""
+
+    @abstractmethod
     def end(self) -> list[Event]:
         """The events that end the answer."""
-        ...
 
+    @abstractmethod
     def fail(self, refusal: Refusal) -> list[Event]:
         """The events of an error."""
-        ...
 
+    @abstractmethod
     def result(self) -> Event:
         """The whole answer, after `end`."""
-        ...
 
 
 class EventEncoder(SseEncoder):

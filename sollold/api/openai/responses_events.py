@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
-from sollold.api.engine.encoders import Event
+from sollold.api.engine.chunks import ToolPiece
+from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_request import sealed
@@ -27,8 +27,8 @@ _CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
 """Kind of tool → what the ids of its calls begin with."""
 
 
-class ResponseEvents:
-    """One response. ``feed`` gives the events for a chunk, ``end`` the last; ``result`` is the whole."""
+class ResponseEvents(EventTranslator):
+    """One response."""
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class ResponseEvents:
         """``own``: the caller's tools by the names that the model knows; ``new_id`` makes an id with a
         prefix; ``on_end`` gets the whole response when it has ended well.
         """
+        super().__init__()
         self._ask = ask
         self._new_id = new_id
         self._on_end = on_end
@@ -54,11 +55,8 @@ class ResponseEvents:
         """Of the item that is open: its text, thinking or arguments so far."""
         self._call = -1
         self._number = 0
-        self._account = Account()
         self._status = "in_progress"
         self._error: Event | None = None
-
-    stopped = False
 
     def _event(self, type_: str, **fields: Any) -> Event:
         event = {"type": type_, "sequence_number": self._number, **fields}
@@ -72,26 +70,11 @@ class ResponseEvents:
             self._event("response.in_progress", response=self.result()),
         ]
 
-    def feed(self, raw: bytes) -> list[Event]:
-        """The events for one chunk.
+    def _think(self, text: str) -> list[Event]:
+        return self._add("reasoning", text)
 
-        Raises:
-            Refusal: ENGINE, when the chunk is an error.
-        """
-        chunk = read_chunk(raw)
-        self._account.feed(chunk)
-        events: list[Event] = []
-        for choice in chunk.choices:
-            said = choice.delta or Delta()
-            if choice.finish_reason:
-                self._account.finish = choice.finish_reason
-            if said.thought:
-                events += self._add("reasoning", said.thought)
-            if said.content:
-                events += self._add("message", said.content)
-            for place, piece in enumerate(said.tool_calls or ()):
-                events += self._tool(piece, place)
-        return events
+    def _say(self, text: str) -> list[Event]:
+        return self._add("message", text)
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
