@@ -17,18 +17,18 @@ from sollold.models.model import Model
 from sollold.models.transfer.partial_file import PartialFile
 from sollold.settings.schema import GIB
 from tests.doubles import until
-from tests.models.pulling import PART, Node, Town, big, unfinished
+from tests.models.pulling import PART, Node, ThreeNodes, big, unfinished
 
 TERM = Term(1, "l")
 
 
 @pytest.fixture
-async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ThreeNodes]:
     monkeypatch.setattr(PartialFile.__init__, "__defaults__", (PART,))
     monkeypatch.setattr(fetcher, "LEFT", 0)
-    town = Town(tmp_path)
-    yield town
-    for node in town.nodes:
+    three = ThreeNodes(tmp_path)
+    yield three
+    for node in three.nodes:
         await node.close()
 
 
@@ -47,16 +47,16 @@ def fetching(node: Node, *, allowed: bool = True, refusal: str = "") -> Fetcher:
     return made
 
 
-async def order(town: Town, digest: str) -> Fetched:
+async def order(three: ThreeNodes, digest: str) -> Fetched:
     """What a says to b's order."""
-    b = town.nodes[1]
+    b = three.nodes[1]
     return await b.calls.call("a", "fetch", Fetch(TERM, "tiny:F16", digest), Fetched, timeout=1.0)
 
 
-async def until_told(town: Town, digest: str, told: Callable[[Fetched], object]) -> Fetched:
+async def until_told(three: ThreeNodes, digest: str, told: Callable[[Fetched], object]) -> Fetched:
     """Order it again and again, as the leader does, until what a says is what is waited for."""
     for _ in range(1000):
-        state = await order(town, digest)
+        state = await order(three, digest)
         if told(state):
             return state
         assert not state.failed and not state.done, state
@@ -64,49 +64,49 @@ async def until_told(town: Town, digest: str, told: Callable[[Fetched], object])
     raise AssertionError("it never said so")
 
 
-async def known(town: Town) -> str:
+async def known(three: ThreeNodes) -> str:
     """The digest of ``tiny``, which b has and a knows of."""
-    a = town.nodes[0]
-    await town.start()
+    a = three.nodes[0]
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     return a.library.find("tiny")[0][1].digest
 
 
-async def test_it_comes_and_the_leader_hears_how_far_it_is(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_it_comes_and_the_leader_hears_how_far_it_is(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny-F16.gguf")
     fetching(a)
-    digest = await known(town)
+    digest = await known(three)
     gate = asyncio.Event()
 
     async def wait(request: object) -> None:
         await gate.wait()
 
     b.server.fault = wait
-    assert await order(town, digest) == Fetched()
-    state = await until_told(town, digest, lambda state: state.total)
+    assert await order(three, digest) == Fetched()
+    state = await until_told(three, digest, lambda state: state.total)
     assert state == Fetched(completed=0, total=path.stat().st_size)
     gate.set()
-    await until_told(town, digest, lambda state: state.done)
+    await until_told(three, digest, lambda state: state.done)
     model = a.catalogue.with_digest(digest)
     assert model is not None and model.source == "own"
     assert await asyncio.to_thread(Path(model.files[0]).read_bytes) == path.read_bytes()
-    assert (await order(town, digest)).done, "and what is there is not fetched again"
+    assert (await order(three, digest)).done, "and what is there is not fetched again"
 
 
 async def test_what_nobody_asks_about_any_more_is_given_up(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetcher, "UNASKED_SECONDS", -1.0)
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
     made = fetching(a)
-    digest = await known(town)
-    assert await order(town, digest) == Fetched()
+    digest = await known(three)
+    assert await order(three, digest) == Fetched()
     (fetch,) = made._fetches.values()
     await until(lambda: fetch.failed)
     await until(lambda: not a.puller._pulls, story=lambda: "it runs on behind it")
-    assert (await order(town, digest)).failed == "no request needs it any more"
+    assert (await order(three, digest)).failed == "no request needs it any more"
     assert a.catalogue.with_digest(digest) is None
 
 
@@ -119,14 +119,14 @@ async def test_what_nobody_asks_about_any_more_is_given_up(
     ],
 )
 async def test_a_node_may_refuse(
-    town: Town, monkeypatch: pytest.MonkeyPatch, left: int, allowed: bool, refusal: str, words: str
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch, left: int, allowed: bool, refusal: str, words: str
 ) -> None:
     monkeypatch.setattr(fetcher, "LEFT", left)
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
     fetching(a, allowed=allowed, refusal=refusal)
-    digest = await known(town)
-    assert words in (await order(town, digest)).failed
+    digest = await known(three)
+    assert words in (await order(three, digest)).failed
     assert not unfinished(a)
 
 
@@ -185,15 +185,15 @@ async def test_a_fault_of_our_own_is_not_told_as_a_wrong_file(tmp_path: Path) ->
         assert states[-1].failed == "internal error: no thread left"
 
 
-async def test_it_comes_from_nodes_and_from_nowhere_else(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_it_comes_from_nodes_and_from_nowhere_else(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny-F16.gguf")
     made = fetching(a)
-    digest = await known(town)
-    assert "does not know yet" in (await order(town, "0" * 64)).failed
+    digest = await known(three)
+    assert "does not know yet" in (await order(three, "0" * 64)).failed
     a.ollama = "http://127.0.0.1:9"
     a.calls.cut.add("b")
-    await order(town, digest)
-    state = await until_told(town, digest, lambda state: state.failed)
+    await order(three, digest)
+    state = await until_told(three, digest, lambda state: state.failed)
     assert "could not be reached" in state.failed and "Ollama" not in state.failed
     await made.close()

@@ -27,7 +27,7 @@ from sollold.cluster.net.push_pull_stream import SYNC, FrameClient
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import HTTP, LINK, TUNNEL
 from sollold.settings.schema import ClusterSettings
-from tests.cluster.town import Town
+from tests.cluster.lan import Lan
 from tests.doubles import until
 from tests.keys import key
 
@@ -117,50 +117,50 @@ def test_the_setting(text: str, seconds: float) -> None:
 
 
 @pytest.fixture
-async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+async def lan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lan]:
     monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
-    made = Town(tmp_path)
+    made = Lan(tmp_path)
     yield made
     await made.close()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-async def test_a_second_machine_is_let_in_by_itself(town: Town, order: tuple[int, int]) -> None:
+async def test_a_second_machine_is_let_in_by_itself(lan: Lan, order: tuple[int, int]) -> None:
     """Only the second knows of the first, whichever has to ask."""
-    first = await town.start(order[0])
-    second = await town.start(order[1], order[0])
-    await until(town.one)
-    assert len({town.ring(number).secret for number in (0, 1)}) == 1
+    first = await lan.start(order[0])
+    second = await lan.start(order[1], order[0])
+    await until(lan.one)
+    assert len({lan.ring(number).secret for number in (0, 1)}) == 1
     assert sorted([first.me.admitted_by, second.me.admitted_by])[0] == ""
     assert {first.me.admitted_by, second.me.admitted_by} & {first.me.node, second.me.node}
     assert first.leader().leader == second.leader().leader or not first.leader().leader
     # They come back after a restart of all, without being admitted again.
-    secret = town.ring(0).secret
+    secret = lan.ring(0).secret
     for number in (0, 1):
-        await town.stop(number)
-    await asyncio.gather(town.start(order[0]), town.start(order[1], order[0]))
-    await until(town.one)
-    assert town.ring(0).secret == town.ring(1).secret == secret
+        await lan.stop(number)
+    await asyncio.gather(lan.start(order[0]), lan.start(order[1], order[0]))
+    await until(lan.one)
+    assert lan.ring(0).secret == lan.ring(1).secret == secret
 
 
-async def test_founders_at_the_same_moment_become_one(town: Town) -> None:
+async def test_founders_at_the_same_moment_become_one(lan: Lan) -> None:
     for number in range(4):  # ports for all, so that each can have all others as seeds
-        await town.start(number)
+        await lan.start(number)
     for number in range(4):
-        await town.stop(number)
-    for file in town.folder.glob("*/keyring"):
+        await lan.stop(number)
+    for file in lan.folder.glob("*/keyring"):
         file.unlink()
-    for file in town.folder.glob("*/peers.json"):
+    for file in lan.folder.glob("*/peers.json"):
         file.unlink()
-    await asyncio.gather(*(town.start(one, *(set(range(4)) - {one})) for one in range(4)))
-    await until(town.one, 30)
-    founders = {town.ring(number).founder for number in range(4)}
-    assert len(founders) == 1 and founders < {node.me.node for node in town.running.values()}
+    await asyncio.gather(*(lan.start(one, *(set(range(4)) - {one})) for one in range(4)))
+    await until(lan.one, 30)
+    founders = {lan.ring(number).founder for number in range(4)}
+    assert len(founders) == 1 and founders < {node.me.node for node in lan.running.values()}
 
 
-async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(town: Town) -> None:
-    first = await town.start(0, door="closed")
-    second = await town.start(1, 0, door="closed")
+async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(lan: Lan) -> None:
+    first = await lan.start(0, door="closed")
+    second = await lan.start(1, 0, door="closed")
     older, newer = first, second
     # Both are young, so the higher id asks; the door of the other is closed.
     await until(lambda: older.me.waiting and newer.me.seeking)
@@ -169,55 +169,55 @@ async def test_after_the_first_hour_a_machine_waits_and_sees_nothing(town: Town)
     assert waiting.code in newer.me.seeking and older.me.name in newer.me.seeking
     await asyncio.sleep(0.3)
     assert len(first.live()) == len(second.live()) == 1
-    assert town.ring(0).secret != town.ring(1).secret
+    assert lan.ring(0).secret != lan.ring(1).secret
     # An admin admits it, on the machine where it waits.
     began = time.monotonic()
     assert await older.calls.call(older.me.node, "admit", AdmitOrder(newer.me.node), bool, timeout=3)
-    await until(town.one)
+    await until(lan.one)
     assert time.monotonic() - began < 5
     await until(lambda: not older.me.waiting and not newer.me.seeking)
     assert newer.me.admitted_by == older.me.node
 
 
-async def test_a_door_that_an_admin_opens(town: Town) -> None:
-    first = await town.start(0, door="closed")
-    second = await town.start(1, 0, door="closed")
+async def test_a_door_that_an_admin_opens(lan: Lan) -> None:
+    first = await lan.start(0, door="closed")
+    second = await lan.start(1, 0, door="closed")
     assert first.me.node < second.me.node
     await until(lambda: first.me.waiting)
     assert first.me.door_until == 0
     await first.calls.call(first.me.node, "door", DoorOrder(600), bool, timeout=3)
     assert first.me.door_until > time.time() + 500
-    await until(town.one)
+    await until(lan.one)
 
 
-async def test_an_admin_ends_the_first_hour(town: Town) -> None:
-    first = await town.start(0)
+async def test_an_admin_ends_the_first_hour(lan: Lan) -> None:
+    first = await lan.start(0)
     await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)
     assert first.me.door_until == 0
-    second = await town.start(1, 0)
+    second = await lan.start(1, 0)
     await until(lambda: first.me.waiting and second.me.seeking)
-    await town.stop(0)
-    first = await town.start(0)
+    await lan.stop(0)
+    first = await lan.start(0)
     await until(lambda: first.me.waiting)
     assert len(first.live()) == 1
 
 
-async def test_an_established_cluster_asks_nobody(town: Town) -> None:
+async def test_an_established_cluster_asks_nobody(lan: Lan) -> None:
     """Its first hour is over: it does not follow a newcomer, whose id is lower, to a cluster of its own."""
-    first = await town.start(1)
-    ring = replace(town.ring(1), founded=time.time() - 2 * FIRST_HOUR)
-    await town.stop(1)
-    await asyncio.to_thread(KeyringFile(town.folder / "state1").write, ring)
-    second = await town.start(0)
-    first = await town.start(1, 0)
+    first = await lan.start(1)
+    ring = replace(lan.ring(1), founded=time.time() - 2 * FIRST_HOUR)
+    await lan.stop(1)
+    await asyncio.to_thread(KeyringFile(lan.folder / "state1").write, ring)
+    second = await lan.start(0)
+    first = await lan.start(1, 0)
     assert second.me.node < first.me.node
     await asyncio.sleep(0.5)
-    assert town.ring(1).secret == ring.secret and len(first.live()) == 1
+    assert lan.ring(1).secret == ring.secret and len(first.live()) == 1
 
 
-async def test_a_stranger_gets_no_further_than_the_greeting(town: Town) -> None:
+async def test_a_stranger_gets_no_further_than_the_greeting(lan: Lan) -> None:
     """Without a certificate that the cluster believes nothing is spoken but the request to be admitted."""
-    member = await town.start(0, door="closed")
+    member = await lan.start(0, door="closed")
     stranger = Identity(key(7), Tokens.read("cd" * 32))
     where = (member.me.addresses[0], member.port)
     for protocol in (HTTP, SYNC, LINK, TUNNEL):
@@ -231,7 +231,7 @@ async def test_a_stranger_gets_no_further_than_the_greeting(town: Town) -> None:
     reach = Dialer(stranger, lambda node: [])
     told, _ = await greet(reach, 1, (where,))
     assert told.node == member.me.node
-    assert town.ring(0).secret not in repr(told)
+    assert lan.ring(0).secret not in repr(told)
     answer = await ask(reach, key(7), "x", 1, told.node, where)
     assert answer.state is State.WAITING and answer.secret == ""
 
@@ -247,10 +247,10 @@ def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:
 
 
 async def test_one_machine_does_not_take_all_places_at_the_door(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange, "is_loopback", lambda address: False)
-    member = await town.start(0, door="closed")
+    member = await lan.start(0, door="closed")
     where = (member.me.addresses[0], member.port)
     context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN, anyone=True)
     held = [
@@ -274,9 +274,9 @@ async def _sent(context: ssl.SSLContext, where: tuple[str, int]) -> bytes:
         return b""
 
 
-async def test_a_signature_for_another_member_lets_nobody_in(town: Town) -> None:
+async def test_a_signature_for_another_member_lets_nobody_in(lan: Lan) -> None:
     """Somebody in the middle passes on what a newcomer signed for him: it names his key."""
-    member = await town.start(0)
+    member = await lan.start(0)
     where = (member.me.addresses[0], member.port)
     middle, newcomer = Identity(key(6), Tokens.read("cd" * 32)), key(7)
     reach = Dialer(middle, lambda node: [])
@@ -287,18 +287,18 @@ async def test_a_signature_for_another_member_lets_nobody_in(town: Town) -> None
     signed = newcomer.sign(request_content(middle.key.public, greeting.number, "x"))
     with pytest.raises(PeerError, match="broken off"):
         await connection.exchange(msgspec.msgpack.encode(Request(newcomer.public, "x", signed)))
-    assert town.ring(0).admitted == ()
+    assert lan.ring(0).admitted == ()
 
 
 @pytest.mark.parametrize("junk", [b"\x00" * 2000, b"\xff" * 40, b"\x00\x00\x00\x00\x00\x00\x00\x05junk!"])
-async def test_junk_at_the_door_breaks_nothing(town: Town, junk: bytes) -> None:
-    member = await town.start(0)
+async def test_junk_at_the_door_breaks_nothing(lan: Lan, junk: bytes) -> None:
+    member = await lan.start(0)
     where = (member.me.addresses[0], member.port)
     context = Identity(key(7), Tokens.read("cd" * 32)).client_context(JOIN)
     for _ in range(40):
         with_junk = await asyncio.open_connection(*where, ssl=context)
         with_junk[1].write(junk)
         with_junk[1].close()
-    second = await town.start(1, 0)
-    await until(town.one)
+    second = await lan.start(1, 0)
+    await until(lan.one)
     assert second.me.admitted_by or member.me.admitted_by

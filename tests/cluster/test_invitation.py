@@ -21,7 +21,7 @@ from sollold.cluster.net.push_pull_stream import FrameClient
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.admission import AdmissionService
 from sollold.errors import Fault, Refusal
-from tests.cluster.town import Town
+from tests.cluster.lan import Lan
 from tests.doubles import until
 from tests.keys import key
 
@@ -77,7 +77,7 @@ def test_codes_are_read_as_people_type_them() -> None:
 class Two:
     """A node that invites, and a new one that knows nothing of it."""
 
-    town: Town
+    lan: Lan
     invites: AdmissionService
     joins: AdmissionService
     seed: str
@@ -86,15 +86,15 @@ class Two:
 @pytest.fixture
 async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
     monkeypatch.setattr(admission, "LOOK_SECONDS", 0.05)
-    town = Town(tmp_path, door="closed")
+    lan = Lan(tmp_path, door="closed")
     for number in range(2):
-        await town.start(number)
+        await lan.start(number)
     services = [
-        AdmissionService(town.running[number], town.running[number].calls, town.changes[number])
+        AdmissionService(lan.running[number], lan.running[number].calls, lan.changes[number])
         for number in range(2)
     ]
-    yield Two(town, *services, f"127.0.0.1:{town.ports[0]}")
-    await town.close()
+    yield Two(lan, *services, f"127.0.0.1:{lan.ports[0]}")
+    await lan.close()
 
 
 def other_than(code: str) -> str:
@@ -105,19 +105,19 @@ async def test_a_code_lets_one_machine_in_once(two: Two) -> None:
     with pytest.raises(Refusal, match="no invitation is open on m0"):
         await two.joins.join(CODE, two.seed)
     made = two.invites.invite()
-    assert made.seed == two.seed and "3 tries left" in two.town.running[0].me.inviting
+    assert made.seed == two.seed and "3 tries left" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal, match="2 tries are left"):
         await two.joins.join(other_than(made.code), two.seed)
-    assert "2 tries left" in two.town.running[0].me.inviting
+    assert "2 tries left" in two.lan.running[0].me.inviting
     assert await two.joins.join(made.code, two.seed) == "m0"
-    await until(two.town.one)
-    assert two.town.ring(0).secret == two.town.ring(1).secret
-    assert [one.by for one in two.town.ring(0).admitted] == ["invitation"]
-    assert two.town.running[0].me.inviting == ""
+    await until(two.lan.one)
+    assert two.lan.ring(0).secret == two.lan.ring(1).secret
+    assert [one.by for one in two.lan.ring(0).admitted] == ["invitation"]
+    assert two.lan.running[0].me.inviting == ""
     with pytest.raises(Refusal, match="already a member of a cluster with m0"):
         await two.joins.join(made.code, two.seed)
-    third = await two.town.start(2)
-    service = AdmissionService(third, third.calls, two.town.changes[2])
+    third = await two.lan.start(2)
+    service = AdmissionService(third, third.calls, two.lan.changes[2])
     with pytest.raises(Refusal, match="it was used, is over"):
         await service.join(made.code, two.seed)
 
@@ -127,10 +127,10 @@ async def test_after_three_wrong_codes_the_invitation_is_gone(two: Two) -> None:
     for words in ("2 tries are left", "one try is left", "withdrawn"):
         with pytest.raises(Refusal, match=words):
             await two.joins.join(other_than(made.code), two.seed)
-    assert "withdrew an invitation" in two.town.running[0].me.inviting
+    assert "withdrew an invitation" in two.lan.running[0].me.inviting
     with pytest.raises(Refusal) as refused:
         await two.joins.join(made.code, two.seed)
-    assert refused.value.fault is Fault.NOT_FOUND and two.town.ring(0).admitted == ()
+    assert refused.value.fault is Fault.NOT_FOUND and two.lan.ring(0).admitted == ()
 
 
 async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> 
     await asyncio.sleep(0.25)
     with pytest.raises(Refusal, match="no invitation is open"):
         await two.joins.join(made.code, two.seed)
-    await until(lambda: not two.town.running[0].me.inviting)
+    await until(lambda: not two.lan.running[0].me.inviting)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ async def test_an_invitation_ends(two: Two, monkeypatch: pytest.MonkeyPatch) -> 
 )
 async def test_what_can_be_wrong_is_told(two: Two, code: str, seed: str, words: str) -> None:
     with pytest.raises(Refusal, match=words):
-        await two.joins.join(code, seed or f"127.0.0.2:{two.town.ports[1]}")
+        await two.joins.join(code, seed or f"127.0.0.2:{two.lan.ports[1]}")
 
 
 async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> None:
@@ -162,22 +162,22 @@ async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> Non
     made = two.invites.invite()
     thief, victim = key(6), key(7)
     reach = Dialer(Identity(thief, Tokens.read("cd" * 32)), lambda node: [])
-    where = (("127.0.0.1", two.town.ports[0]),)
+    where = (("127.0.0.1", two.lan.ports[0]),)
     connection, _, _ = await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
-    side = Side(plain_code(made.code), victim.public, two.town.running[0]._identity.key.public, joins=True)
+    side = Side(plain_code(made.code), victim.public, two.lan.running[0]._identity.key.public, joins=True)
     opening = msgspec.msgpack.encode(Opening(victim.public, "x", side.message))
     reply = msgspec.msgpack.decode(await connection.exchange(opening), type=Reply)
     proof = Proof(side.finish(reply.message).newcomer, thief.sign(b"something"))
     outcome = msgspec.msgpack.decode(
         await connection.exchange(msgspec.msgpack.encode(proof)), type=invitation.Outcome
     )
-    assert outcome.verdict is Verdict.WRONG and two.town.ring(0).admitted == ()
+    assert outcome.verdict is Verdict.WRONG and two.lan.ring(0).admitted == ()
 
 
 async def test_junk_and_many_connections_cost_little(two: Two) -> None:
     made = two.invites.invite()
     reach = Dialer(Identity(key(7), Tokens.read("cd" * 32)), lambda node: [])
-    where = (("127.0.0.1", two.town.ports[0]),)
+    where = (("127.0.0.1", two.lan.ports[0]),)
     for junk in (b"", b"\xff" * 40, msgspec.msgpack.encode(Opening(A, "x", b"A" * 33))):
         connection, _, _ = await reach.connect("", INVITED, FrameClient, timeout=3, addresses=where)
         with pytest.raises(PeerError, match="broken off"):
@@ -190,6 +190,6 @@ async def test_junk_and_many_connections_cost_little(two: Two) -> None:
         await use_code(reach, key(7), "x", plain_code(made.code), where)
     for one, _, _ in idle:
         one.transport.abort()
-    await until(lambda: two.town.running[0]._admission.invitations._speaking == 0)  # type: ignore[union-attr]
+    await until(lambda: two.lan.running[0]._admission.invitations._speaking == 0)  # type: ignore[union-attr]
     assert await two.joins.join(made.code, two.seed) == "m0"
-    await until(two.town.one)
+    await until(two.lan.one)

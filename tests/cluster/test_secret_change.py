@@ -24,7 +24,7 @@ from sollold.control import secret_change
 from sollold.control.admission import AdmissionService
 from sollold.errors import Refusal
 from sollold.settings.schema import ClusterSettings
-from tests.cluster.town import SORTED, Town
+from tests.cluster.lan import SORTED, Lan
 from tests.doubles import until
 
 A, B, C = "a" * 16, "b" * 16, "c" * 16
@@ -168,8 +168,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def town(tmp_path: Path, hasty: None) -> AsyncIterator[Town]:
-    made = Town(tmp_path)
+async def lan(tmp_path: Path, hasty: None) -> AsyncIterator[Lan]:
+    made = Lan(tmp_path)
     await made.start(0)
     for number in (1, 2):
         await made.start(number, 0)
@@ -182,26 +182,26 @@ async def town(tmp_path: Path, hasty: None) -> AsyncIterator[Town]:
     await made.close()
 
 
-def links(town: Town, *numbers: int) -> dict[tuple[int, str], object]:
+def links(lan: Lan, *numbers: int) -> dict[tuple[int, str], object]:
     """The standing links between these nodes."""
-    nodes = {town.running[number].me.node for number in numbers}
+    nodes = {lan.running[number].me.node for number in numbers}
     return {
         (number, node): link
         for number in numbers
-        for node, link in town.running[number]._links._links.items()
+        for node, link in lan.running[number]._links._links.items()
         if node in nodes
     }
 
 
-def leader(town: Town, *numbers: int) -> int:
+def leader(lan: Lan, *numbers: int) -> int:
     """The number of the node that leads."""
-    found = town.running[(numbers or (0,))[0]].leader().leader
-    return next(number for number, node in town.running.items() if node.me.node == found)
+    found = lan.running[(numbers or (0,))[0]].leader().leader
+    return next(number for number, node in lan.running.items() if node.me.node == found)
 
 
-def connected(town: Town, number: int, host: str) -> list[object]:
+def connected(lan: Lan, number: int, host: str) -> list[object]:
     """The connections of a node to ``host``, made by either."""
-    node = town.running[number]
+    node = lan.running[number]
     mine = [raw for raw in node.reach._sockets if raw.fileno() >= 0 and raw.getpeername()[0] == host]
     theirs = [
         one
@@ -212,165 +212,165 @@ def connected(town: Town, number: int, host: str) -> list[object]:
     return [*mine, *theirs]
 
 
-async def test_all_get_a_new_secret_and_no_connection_ends(town: Town) -> None:
-    await until(lambda: len(links(town, 0, 1, 2)) == 6)
-    before, secret = links(town, 0, 1, 2), town.ring(0).secret
+async def test_all_get_a_new_secret_and_no_connection_ends(lan: Lan) -> None:
+    await until(lambda: len(links(lan, 0, 1, 2)) == 6)
+    before, secret = links(lan, 0, 1, 2), lan.ring(0).secret
     for generation, number in ((1, 0), (2, 1), (3, 2)):
-        rolled = await town.changes[number].rotate()
+        rolled = await lan.changes[number].rotate()
         assert (rolled.generation, len(rolled.done)) == (generation, 3)
         assert rolled.away == rolled.unsure == ()
-        assert town.settled() and town.ring(0).secret != secret
-        secret = town.ring(0).secret
+        assert lan.settled() and lan.ring(0).secret != secret
+        secret = lan.ring(0).secret
     await asyncio.sleep(0.2)
-    assert links(town, 0, 1, 2) == before and town.led()
+    assert links(lan, 0, 1, 2) == before and lan.led()
     for number in range(3):
-        await town.stop(number)
+        await lan.stop(number)
     for number in range(3):
-        await town.start(number)
-    await until(town.one, 30)
-    assert town.ring(2).secret == secret
+        await lan.start(number)
+    await until(lan.one, 30)
+    assert lan.ring(2).secret == secret
 
 
 async def test_the_next_secret_is_used_when_one_does_and_ends_by_itself(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    lan: Lan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leader dies in the middle: all have the secret, one uses it, nobody is told to go on."""
     monkeypatch.setattr(admission, "_SETTLE_SECONDS", 0.5)
-    founder = town.ring(0).founder
-    install = SecretOrder(Step.INSTALL, founder, 1, "22" * 32, town.ring(0).members)
+    founder = lan.ring(0).founder
+    install = SecretOrder(Step.INSTALL, founder, 1, "22" * 32, lan.ring(0).members)
     for number in range(3):
-        await town.running[number]._admission.obey(install)  # type: ignore[union-attr]
-    await town.running[1]._admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
-    await until(lambda: all(town.ring(number).secret == "22" * 32 for number in range(3)))
-    await until(town.settled)
-    assert town.led()
+        await lan.running[number]._admission.obey(install)  # type: ignore[union-attr]
+    await lan.running[1]._admission.obey(replace(install, step=Step.USE))  # type: ignore[union-attr]
+    await until(lambda: all(lan.ring(number).secret == "22" * 32 for number in range(3)))
+    await until(lan.settled)
+    assert lan.led()
     # Another one stops after its first step, at one node: the command again goes beyond it.
-    other = next(number for number in range(3) if number != leader(town))
-    await town.running[other]._admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
-    rolled = await town.changes[other].rotate()
-    assert rolled.generation == 8 and town.settled() and town.led()
+    other = next(number for number in range(3) if number != leader(lan))
+    await lan.running[other]._admission.obey(replace(install, generation=7))  # type: ignore[union-attr]
+    rolled = await lan.changes[other].rotate()
+    assert rolled.generation == 8 and lan.settled() and lan.led()
 
 
-async def test_what_is_refused(town: Town) -> None:
-    lead = leader(town)
+async def test_what_is_refused(lan: Lan) -> None:
+    lead = leader(lan)
     other, third = (number for number in range(3) if number != lead)
-    install = SecretOrder(Step.INSTALL, town.ring(0).founder, 1, "22" * 32)
-    victim = town.running[third].me.node
-    answer = await town.running[other].calls.call(victim, "secret", install, SecretAnswer, timeout=3)
+    install = SecretOrder(Step.INSTALL, lan.ring(0).founder, 1, "22" * 32)
+    victim = lan.running[third].me.node
+    answer = await lan.running[other].calls.call(victim, "secret", install, SecretAnswer, timeout=3)
     assert answer.again and "leads here" in answer.refusal
-    assert not unsettled(town.ring(third))
+    assert not unsettled(lan.ring(third))
     with pytest.raises(Refusal, match="itself"):
-        await town.changes[1].evict(town.running[1].me.name)
+        await lan.changes[1].evict(lan.running[1].me.name)
     with pytest.raises(Refusal, match="no member is named 'x'; there are m0, m1, m2"):
-        await town.changes[1].evict("x")
+        await lan.changes[1].evict("x")
 
 
-async def test_a_member_is_turned_out_at_once_and_only_an_admin_lets_it_in_again(town: Town) -> None:
-    lead = leader(town)
+async def test_a_member_is_turned_out_at_once_and_only_an_admin_lets_it_in_again(lan: Lan) -> None:
+    lead = leader(lan)
     stay, out = (number for number in range(3) if number != lead)
-    gone, kept = town.running[out], (lead, stay)
-    await until(lambda: len(links(town, *kept)) == 2)
-    before, secret = links(town, *kept), town.ring(0).secret
+    gone, kept = lan.running[out], (lead, stay)
+    await until(lambda: len(links(lan, *kept)) == 2)
+    before, secret = links(lan, *kept), lan.ring(0).secret
     began = time.monotonic()
-    member, rolled = await town.changes[stay].evict(gone.me.name)
+    member, rolled = await lan.changes[stay].evict(gone.me.name)
     assert member.node == gone.me.node and len(rolled.done) == 2
-    await until(lambda: town.led(*kept))
+    await until(lambda: lan.led(*kept))
     # Without it a node that is silent is held alive for longer.
     assert time.monotonic() - began < 3.5
-    assert links(town, *kept) == before
+    assert links(lan, *kept) == before
     where = gone.me.addresses[0]
-    assert not any(connected(town, number, where) for number in kept)
-    assert town.settled(*kept) and town.ring(lead).secret != secret == town.ring(out).secret
+    assert not any(connected(lan, number, where) for number in kept)
+    assert lan.settled(*kept) and lan.ring(lead).secret != secret == lan.ring(out).secret
     # It sees what became of it, and an open door does not help.
-    await town.running[lead].calls.call(town.running[lead].me.node, "door", DoorOrder(600), bool, timeout=3)
+    await lan.running[lead].calls.call(lan.running[lead].me.node, "door", DoorOrder(600), bool, timeout=3)
     await until(lambda: "was evicted" in gone.me.seeking, 30)
-    await until(lambda: any(town.running[number].me.waiting for number in kept))
-    assert town.one(*kept) and town.ring(out).secret == secret
-    states = {str(row["name"]): row["state"] for row in town.changes[lead].members()}
+    await until(lambda: any(lan.running[number].me.waiting for number in kept))
+    assert lan.one(*kept) and lan.ring(out).secret == secret
+    states = {str(row["name"]): row["state"] for row in lan.changes[lead].members()}
     assert states[gone.me.name] == "evicted"
-    service = AdmissionService(town.running[stay], town.running[stay].calls, town.changes[stay])
-    await until(lambda: any(one.waiting for one in town.running[stay].live()))
+    service = AdmissionService(lan.running[stay], lan.running[stay].calls, lan.changes[stay])
+    await until(lambda: any(one.waiting for one in lan.running[stay].live()))
     assert (await service.admit(gone.me.name)).evicted
-    await until(town.led, 30)
-    assert town.settled() and not town.ring(lead).evicted
+    await until(lan.led, 30)
+    assert lan.settled() and not lan.ring(lead).evicted
 
 
-async def test_the_leader_is_turned_out_too(town: Town) -> None:
-    out = leader(town)
+async def test_the_leader_is_turned_out_too(lan: Lan) -> None:
+    out = leader(lan)
     kept = [number for number in range(3) if number != out]
-    _, rolled = await town.changes[kept[1]].evict(town.running[out].me.node)
+    _, rolled = await lan.changes[kept[1]].evict(lan.running[out].me.node)
     assert len(rolled.done) == 2
-    await until(lambda: town.led(*kept))
-    assert town.settled(*kept) and town.ring(out).generation == 0
-    assert leader(town, *kept) == min(kept), "the first in line"
+    await until(lambda: lan.led(*kept))
+    assert lan.settled(*kept) and lan.ring(out).generation == 0
+    assert leader(lan, *kept) == min(kept), "the first in line"
 
 
-async def test_an_order_waits_for_the_next_leader(town: Town) -> None:
+async def test_an_order_waits_for_the_next_leader(lan: Lan) -> None:
     """The leader leaves while the order is on its way, or right before it."""
-    gone = leader(town)
+    gone = leader(lan)
     kept = [number for number in range(3) if number != gone]
-    name = town.running[gone].me.name
+    name = lan.running[gone].me.name
     async with asyncio.TaskGroup() as group:
-        group.create_task(town.stop(gone))
-        rolled = group.create_task(town.changes[kept[1]].rotate())
+        group.create_task(lan.stop(gone))
+        rolled = group.create_task(lan.changes[kept[1]].rotate())
     assert len(rolled.result().done) >= 2
-    rolled_again = await town.changes[kept[0]].rotate()
+    rolled_again = await lan.changes[kept[0]].rotate()
     assert len(rolled_again.done) == 2 and [one.name for one in rolled_again.away] == [name]
 
 
-async def test_two_orders_at_a_time_are_carried_out_one_after_the_other(town: Town) -> None:
+async def test_two_orders_at_a_time_are_carried_out_one_after_the_other(lan: Lan) -> None:
     async with asyncio.TaskGroup() as group:
-        both = [group.create_task(town.changes[number].rotate()) for number in (1, 2)]
+        both = [group.create_task(lan.changes[number].rotate()) for number in (1, 2)]
     assert [len(one.result().done) for one in both] == [3, 3]
-    await until(town.settled)
-    assert town.ring(0).generation == 2
+    await until(lan.settled)
+    assert lan.ring(0).generation == 2
 
 
-async def test_a_node_that_was_away_fetches_the_secret_by_its_key(town: Town) -> None:
-    away = next(number for number in range(3) if number != leader(town))
+async def test_a_node_that_was_away_fetches_the_secret_by_its_key(lan: Lan) -> None:
+    away = next(number for number in range(3) if number != leader(lan))
     here = [number for number in range(3) if number != away]
-    name = town.running[away].me.name
-    await town.stop(away)
-    await until(lambda: town.led(*here))
-    rolled = await town.changes[here[0]].rotate()
+    name = lan.running[away].me.name
+    await lan.stop(away)
+    await until(lambda: lan.led(*here))
+    rolled = await lan.changes[here[0]].rotate()
     assert [one.name for one in rolled.away] == [name]
-    await town.start(away)
-    await until(town.led, 30)
-    assert town.settled() and town.ring(away).generation == 1
+    await lan.start(away)
+    await until(lan.led, 30)
+    assert lan.settled() and lan.ring(away).generation == 1
     # Turned out while it is away, it stays out.
-    await town.stop(away)
-    await until(lambda: town.led(*here))
-    await town.changes[here[0]].evict(name)
-    back = await town.start(away)
+    await lan.stop(away)
+    await until(lambda: lan.led(*here))
+    await lan.changes[here[0]].evict(name)
+    back = await lan.start(away)
     await until(lambda: "was evicted" in back.me.seeking)
-    assert town.one(*here) and town.ring(away).generation == 1
+    assert lan.one(*here) and lan.ring(away).generation == 1
 
 
 async def test_an_open_cluster_gets_a_secret_without_a_restart(tmp_path: Path, hasty: None) -> None:
-    town = Town(tmp_path, door="open")
+    lan = Lan(tmp_path, door="open")
     try:
-        await town.start(0)
+        await lan.start(0)
         for number in (1, 2):
-            await town.start(number, 0)
-        await until(town.led, 30)
+            await lan.start(number, 0)
+        await until(lan.led, 30)
         with pytest.raises(Refusal, match="secure"):
-            await town.changes[1].rotate()
-        stay = [leader(town), next(number for number in range(3) if number != leader(town))]
+            await lan.changes[1].rotate()
+        stay = [leader(lan), next(number for number in range(3) if number != leader(lan))]
         out = next(number for number in range(3) if number not in stay)
-        nodes = [town.running[number].me.node for number in stay]
+        nodes = [lan.running[number].me.node for number in stay]
         with pytest.raises(Refusal, match="leads"):
-            await town.changes[out].secure(nodes[1:])
-        rolled = await town.changes[stay[1]].secure(nodes)
+            await lan.changes[out].secure(nodes[1:])
+        rolled = await lan.changes[stay[1]].secure(nodes)
         assert len(rolled.done) == 2 and rolled.away == ()
-        await until(lambda: town.led(*stay), 30)
-        assert town.settled(*stay) and not any(town.running[number].me.open for number in stay)
-        assert town.running[out].me.open
+        await until(lambda: lan.led(*stay), 30)
+        assert lan.settled(*stay) and not any(lan.running[number].me.open for number in stay)
+        assert lan.running[out].me.open
         # It stays so after a restart, whatever the setting says; no stranger, no former member gets in.
         for number in stay:
-            await town.stop(number)
+            await lan.stop(number)
         for number in stay:
-            await town.start(number)
-        await until(lambda: town.one(*stay), 30)
-        assert SORTED[out].node not in {one.node for one in town.running[stay[0]].live()}
+            await lan.start(number)
+        await until(lambda: lan.one(*stay), 30)
+        assert SORTED[out].node not in {one.node for one in lan.running[stay[0]].live()}
     finally:
-        await town.close()
+        await lan.close()

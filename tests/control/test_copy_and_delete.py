@@ -10,15 +10,15 @@ import pytest
 from sollold.control.models import ModelService
 from sollold.errors import Fault, Refusal
 from tests.doubles import until
-from tests.models.pulling import Node, Town
+from tests.models.pulling import Node, ThreeNodes
 from tests.models.stores import write_gguf
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    town = Town(tmp_path)
-    yield town
-    for node in town.nodes:
+async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
+    three = ThreeNodes(tmp_path)
+    yield three
+    for node in three.nodes:
         await node.close()
 
 
@@ -26,10 +26,10 @@ def here(node: Node) -> ModelService:
     return ModelService(node.library, node.view, node.calls)
 
 
-def told(town: Town) -> None:
+def told(three: ThreeNodes) -> None:
     """The nodes hear of each other's lists."""
-    for node in town.nodes:
-        node.view.others = {other.name: other.view.me for other in town.nodes if other is not node}
+    for node in three.nodes:
+        node.view.others = {other.name: other.view.me for other in three.nodes if other is not node}
         node.view.tell()
 
 
@@ -37,29 +37,29 @@ def names(node: Node) -> list[str]:
     return [model.name for model in node.catalogue.models]
 
 
-async def copied(town: Town) -> None:
+async def copied(three: ThreeNodes) -> None:
     """A file on nodes a and b, with a second name on both."""
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     for node in (a, b):
         write_gguf(node.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
     await here(a).copy("tiny", "mine")
-    told(town)
+    told(three)
     await until(lambda: len(a.library.find("mine")) == 2)
 
 
-async def test_all_that_have_it_copy_and_delete_it(town: Town) -> None:
-    await copied(town)
-    a, b, c = town.nodes
-    assert [names(node) for node in town.nodes] == [["mine:latest", "tiny:latest"]] * 2 + [[]]
+async def test_all_that_have_it_copy_and_delete_it(three: ThreeNodes) -> None:
+    await copied(three)
+    a, b, c = three.nodes
+    assert [names(node) for node in three.nodes] == [["mine:latest", "tiny:latest"]] * 2 + [[]]
     await here(a).delete("mine")
     assert [names(node) for node in (a, b, c)] == [["tiny:latest"]] * 2 + [[]]
 
 
-async def test_only_the_nodes_named_copy_and_delete(town: Town) -> None:
-    await copied(town)
-    a, b, _ = town.nodes
+async def test_only_the_nodes_named_copy_and_delete(three: ThreeNodes) -> None:
+    await copied(three)
+    a, b, _ = three.nodes
     await here(a).copy("tiny", "more", ["name-b"])
     assert [names(a), names(b)] == [
         ["mine:latest", "tiny:latest"],
@@ -69,9 +69,9 @@ async def test_only_the_nodes_named_copy_and_delete(town: Town) -> None:
     assert [names(a), names(b)] == [["mine:latest", "tiny:latest"], ["more:latest", "tiny:latest"]]
 
 
-async def test_nodes_that_are_not_there_or_can_not_are_named(town: Town) -> None:
-    await copied(town)
-    a = town.nodes[0]
+async def test_nodes_that_are_not_there_or_can_not_are_named(three: ThreeNodes) -> None:
+    await copied(three)
+    a = three.nodes[0]
     with pytest.raises(Refusal, match="there is no node 'x'; there are name-a, name-b, name-c") as caught:
         await here(a).delete("mine", ["x"])
     assert caught.value.fault is Fault.NOT_FOUND
@@ -84,13 +84,13 @@ async def test_nodes_that_are_not_there_or_can_not_are_named(town: Town) -> None
         await here(a).copy("tiny", "mine", ["name-a"])
 
 
-async def test_what_is_deleted_is_not_guessed(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_what_is_deleted_is_not_guessed(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "x.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("x"))
     await here(a).copy("x", "hf.co/foo/llama3:8b")
-    told(town)
+    told(three)
     await until(lambda: a.library.find("llama3:8b"))
     for call in (here(a).delete("llama3:8b"), here(a).copy("llama3:8b", "y")):
         with pytest.raises(Refusal, match=r"did you mean hf\.co/foo/llama3:8b") as caught:
@@ -99,15 +99,15 @@ async def test_what_is_deleted_is_not_guessed(town: Town) -> None:
     assert "hf.co/foo/llama3:8b" in names(b)
 
 
-async def test_other_content_of_the_same_name_stays(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_other_content_of_the_same_name_stays(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     write_gguf(a.folder / "m" / "x.gguf", seed=1)
     write_gguf(b.folder / "m" / "y.gguf", seed=2)
-    await town.start()
+    await three.start()
     await until(lambda: len(a.library.all()) == 2)
     await here(a).copy("x", "mine")
     await here(a).copy("y", "mine")
-    told(town)
+    told(three)
     await until(lambda: len(a.library.all()) == 4)
     (apart,) = [one.model for one in a.library.all() if one.model.name.startswith("mine:latest-")]
     (holder,) = [node for node, _ in a.library.find(apart.name)]

@@ -30,7 +30,7 @@ MODELS = {
 }
 
 
-class Town:
+class Daemons:
     """Daemons on loopback, by their HTTP ports."""
 
     def __init__(self, folder: Path, llama: Llama | None) -> None:
@@ -104,57 +104,57 @@ class Town:
 
 
 @pytest.fixture
-async def town(tmp_path: Path, llama: Llama) -> AsyncIterator[Town]:
-    town = Town(tmp_path, llama)
+async def daemons(tmp_path: Path, llama: Llama) -> AsyncIterator[Daemons]:
+    daemons = Daemons(tmp_path, llama)
     try:
-        yield town
+        yield daemons
     finally:
-        await town.close()
+        await daemons.close()
 
 
 @pytest.fixture
-async def pool(tmp_path: Path) -> AsyncIterator[Town]:
+async def pool(tmp_path: Path) -> AsyncIterator[Daemons]:
     """Daemons without llama.cpp: Ollamas alone answer."""
-    town = Town(tmp_path, None)
+    daemons = Daemons(tmp_path, None)
     try:
-        yield town
+        yield daemons
     finally:
-        await town.close()
+        await daemons.close()
 
 
 @pytest.mark.llama
-async def test_all_listed_once_and_each_answers_from_every_node(town: Town, tmp_path: Path) -> None:
+async def test_all_listed_once_and_each_answers_from_every_node(daemons: Daemons, tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         for index, name in enumerate(("alpha:latest", "user/beta:7b")):
             home = tmp_path / str(index)
             home.mkdir()
             OllamaStore(home / "store").model(name, home, seed=index)
             standin = await stack.enter_async_context(Standin([Known(name, text=MODELS[name])]))
-            await town.start(index, standin.url)
+            await daemons.start(index, standin.url)
         folder = tmp_path / "2" / "m"
         folder.mkdir(parents=True)
         demo_model.write(folder / "gamma.gguf", demo_model.Recital(demo_model.pieces(MODELS["gamma:latest"])))
-        await town.start(2, "")
+        await daemons.start(2, "")
         for index in range(3):
-            await until_listed(town, index, sorted(MODELS))
+            await until_listed(daemons, index, sorted(MODELS))
         for index in range(3):
             for name, text in MODELS.items():
-                answer = await until_answered(town, index, name)
+                answer = await until_answered(daemons, index, name)
                 assert answer["message"]["content"].strip() == text, (index, name, answer)
 
 
-async def until_listed(town: Town, index: int, names: list[str]) -> None:
+async def until_listed(daemons: Daemons, index: int, names: list[str]) -> None:
     for _ in range(300):
-        if (listed := await town.names(index)) == names:
+        if (listed := await daemons.names(index)) == names:
             return
         await asyncio.sleep(0.2)
     assert listed == names
 
 
-async def until_running(town: Town, index: int, names: list[str]) -> None:
+async def until_running(daemons: Daemons, index: int, names: list[str]) -> None:
     """What the record of the Ollama's node says takes a moment to come."""
     for _ in range(100):
-        async with town.session.get(town.url(index, "/api/ps")) as answer:
+        async with daemons.session.get(daemons.url(index, "/api/ps")) as answer:
             running = [model["name"] for model in (await answer.json())["models"]]
         if running == names:
             return
@@ -162,16 +162,18 @@ async def until_running(town: Town, index: int, names: list[str]) -> None:
     assert running == names
 
 
-async def until_answered(town: Town, index: int, name: str) -> dict[str, Any]:
+async def until_answered(daemons: Daemons, index: int, name: str) -> dict[str, Any]:
     """The answer, once the endpoints of the others are known there."""
     for _ in range(60):
-        if "message" in (answer := await town.ask(index, name)):
+        if "message" in (answer := await daemons.ask(index, name)):
             return answer
         await asyncio.sleep(0.5)
     raise AssertionError(answer)
 
 
-async def test_an_ollama_is_asked_by_its_own_name_and_the_caller_reads_the_one_it_wrote(pool: Town) -> None:
+async def test_an_ollama_is_asked_by_its_own_name_and_the_caller_reads_the_one_it_wrote(
+    pool: Daemons,
+) -> None:
     text = "Tiny says hello."
     messages = [{"role": "user", "content": "hi"}]
     async with Standin([Known("hf.co/org/Tiny:7b", text=text)]) as standin:

@@ -11,16 +11,16 @@ import pytest
 from sollold.control.local_models import OwnModels
 from sollold.control.models import ModelService
 from sollold.errors import Fault, Refusal
-from tests.models.pulling import Node, Town
+from tests.models.pulling import Node, ThreeNodes
 from tests.models.stores import write_gguf
 
 
 @pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
-    town = Town(tmp_path)
-    await town.start()
-    yield town.nodes[0]
-    for one in town.nodes:
+    three = ThreeNodes(tmp_path)
+    await three.start()
+    yield three.nodes[0]
+    for one in three.nodes:
         await one.close()
 
 

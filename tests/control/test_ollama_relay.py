@@ -74,11 +74,11 @@ class Node:
             await answer.close()
 
 
-Town = tuple[Node, Node, Node]
+ThreeNodes = tuple[Node, Node, Node]
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
+async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
     ports: dict[str, int] = {}
     for number in range(3):
         (tmp_path / str(number)).mkdir()
@@ -92,11 +92,11 @@ async def town(tmp_path: Path) -> AsyncIterator[Town]:
 
 
 @pytest.fixture
-async def two(town: Town) -> AsyncIterator[Town]:
+async def two(three: ThreeNodes) -> AsyncIterator[ThreeNodes]:
     """Nodes b and c have Ollamas, a has none."""
     async with Standin([Known("base:7b")]) as one, Standin([Known("other:7b")]) as other:
-        town[1].ollama.standin, town[2].ollama.standin = one, other
-        yield town
+        three[1].ollama.standin, three[2].ollama.standin = one, other
+        yield three
 
 
 async def pieces() -> AsyncIterator[bytes]:
@@ -105,7 +105,7 @@ async def pieces() -> AsyncIterator[bytes]:
 
 
 async def test_a_node_without_an_ollama_passes_blobs_and_what_is_made_of_them_to_one_that_has_it(
-    two: Town,
+    two: ThreeNodes,
 ) -> None:
     a, b, c = two
     assert (await a.ask("HEAD", f"/api/blobs/{DIGEST}"))[0] == 404
@@ -121,7 +121,7 @@ async def test_a_node_without_an_ollama_passes_blobs_and_what_is_made_of_them_to
     assert "base:7b" not in b.ollama.created
 
 
-async def test_what_an_ollama_had_before_stays_the_users_own(two: Town) -> None:
+async def test_what_an_ollama_had_before_stays_the_users_own(two: ThreeNodes) -> None:
     _, b, _ = two
     made = json.dumps({"model": "base:7b", "from": "base:7b"}).encode()
     assert (await b.ask("POST", "/api/create", made, "base:7b"))[0] == 200
@@ -129,7 +129,7 @@ async def test_what_an_ollama_had_before_stays_the_users_own(two: Town) -> None:
     assert b.learned == [b.id]
 
 
-async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come(two: Town) -> None:
+async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come(two: ThreeNodes) -> None:
     a, b, _ = two
     await a.ask("POST", f"/api/blobs/{DIGEST}", GGUF)
     await a.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
@@ -140,7 +140,7 @@ async def test_what_is_created_follows_its_blobs_though_a_nearer_ollama_has_come
     assert "mine:latest" in b.ollama.standin.models
 
 
-async def test_what_is_about_a_model_goes_where_it_is(two: Town) -> None:
+async def test_what_is_about_a_model_goes_where_it_is(two: ThreeNodes) -> None:
     a, b, _ = two
     for node in (a, b):
         status, _ = await node.ask("POST", "/api/push", b'{"model":"other:7b"}', "other:7b")
@@ -152,19 +152,19 @@ async def test_what_is_about_a_model_goes_where_it_is(two: Town) -> None:
     assert (status, json.loads(said)) == (404, {"error": "model 'none' not found"})
 
 
-async def test_no_ollama_anywhere_is_told_as_such(town: Town) -> None:
-    assert await town[0].relay.forward("POST", "/api/push", b"{}", "x") is None
+async def test_no_ollama_anywhere_is_told_as_such(three: ThreeNodes) -> None:
+    assert await three[0].relay.forward("POST", "/api/push", b"{}", "x") is None
 
 
 @pytest.mark.parametrize("asked", [0, 1])
-async def test_an_answer_that_breaks_off_does_not_look_whole(two: Town, asked: int) -> None:
+async def test_an_answer_that_breaks_off_does_not_look_whole(two: ThreeNodes, asked: int) -> None:
     two[1].ollama.standin.breaks_off = True
     with pytest.raises(Refusal) as caught:
         await two[asked].ask("POST", "/api/push", b'{"model":"base:7b"}', "base:7b")
     assert caught.value.fault in (Fault.INTERRUPTED, Fault.UNAVAILABLE)
 
 
-async def test_other_routes_of_an_ollama_are_closed(two: Town) -> None:
+async def test_other_routes_of_an_ollama_are_closed(two: ThreeNodes) -> None:
     a, b, _ = two
     for path in ("/ollama/api/delete", "/ollama/api/blobs/..%2F..%2Fx", "/ollama/api/generate"):
         async with a.calls.stream(b.id, "POST", path, data=b"{}") as answer:

@@ -81,7 +81,7 @@ class Liar:
         return Delta(record.node, boot, 0, version, fields, signature)
 
 
-def town(seed: int) -> tuple[World, Liar]:
+def world_with_liar(seed: int) -> tuple[World, Liar]:
     """Five machines that know each other and have a leader; the last one lies."""
     world = World(seed, 5, signed=True)
     for machine in world.machines:
@@ -196,7 +196,7 @@ ATTACKS: list[Callable[[Liar, Machine], None]] = [
 def test_the_others_go_on_at_once_and_after_a_restart_of_all(
     seed: int, attack: Callable[[Liar, Machine], None]
 ) -> None:
-    world, liar = town(seed)
+    world, liar = world_with_liar(seed)
     victim = world.machines[0]
     attack(liar, victim)
     works(world)
@@ -222,7 +222,7 @@ def test_the_others_go_on_at_once_and_after_a_restart_of_all(
     ids=repr,
 )
 def test_a_record_that_no_node_can_have_is_refused_and_counted(lie: dict[str, object]) -> None:
-    world, liar = town(1)
+    world, liar = world_with_liar(1)
     me = liar.process.gossip.me
     liar.say(liar.delta(replace(me, **lie), liar.process.boot, me.version + 1))  # type: ignore[arg-type]
     for machine in world.machines[:-1]:
@@ -250,7 +250,7 @@ def test_no_default_of_a_record_is_refused() -> None:
 
 def test_invented_nodes_cost_a_bounded_time() -> None:
     """A body names 4,000 nodes with signatures that are none: after a few no more is checked."""
-    world, liar = town(1)
+    world, liar = world_with_liar(1)
     checked = 0
 
     class Counting(ToySigner):
@@ -272,7 +272,7 @@ def test_invented_nodes_cost_a_bounded_time() -> None:
 
 
 def test_invented_nodes_with_keys_of_their_own_push_out_nobody_who_lives() -> None:
-    world, liar = town(1)
+    world, liar = world_with_liar(1)
     target = process(world.machines[0])
     for start in range(0, 8192, 512):
         held = []

@@ -1,3 +1,3 @@
 """Fixtures of several files."""
 
-from tests.models.pulling import town as town
+from tests.models.pulling import three as three

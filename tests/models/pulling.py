@@ -62,7 +62,7 @@ class Node:
         return [line async for line in self.puller.pull(name)]
 
 
-class Town:
+class ThreeNodes:
     def __init__(self, tmp_path: Path) -> None:
         self.servers: dict[str, FakeServer] = {}
         self.nodes = [Node(name, tmp_path / name, self.servers) for name in ("a", "b", "c")]
@@ -76,11 +76,11 @@ class Town:
 
 
 @pytest.fixture
-async def town(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Town]:
+async def three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ThreeNodes]:
     monkeypatch.setattr(PartialFile.__init__, "__defaults__", (PART,))
-    town = Town(tmp_path)
-    yield town
-    for node in town.nodes:
+    three = ThreeNodes(tmp_path)
+    yield three
+    for node in three.nodes:
         await node.close()
 
 

@@ -47,7 +47,7 @@ class Node:
         return [listed.model.name for listed in self.library.all()]
 
 
-class Town:
+class ThreeNodes:
     """Three nodes that hear of each other's records."""
 
     def __init__(self, tmp_path: Path) -> None:
@@ -71,21 +71,21 @@ class Town:
 
 
 @pytest.fixture
-async def town(tmp_path: Path) -> AsyncIterator[Town]:
-    town = Town(tmp_path)
-    yield town
-    for node in town.nodes:
+async def three(tmp_path: Path) -> AsyncIterator[ThreeNodes]:
+    three = ThreeNodes(tmp_path)
+    yield three
+    for node in three.nodes:
         await node.close()
 
 
-async def test_all_models_once_on_all_nodes(town: Town, tmp_path: Path) -> None:
-    a, b, c = town.nodes
+async def test_all_models_once_on_all_nodes(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, c = three.nodes
     write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
     write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
     OllamaStore(c.folder / "store").model("gamma:7b", tmp_path, seed=3)
     OllamaStore(c.folder / "store").model("alpha:F16", tmp_path, seed=1)
-    await town.start()
-    for node in town.nodes:
+    await three.start()
+    for node in three.nodes:
         await until(lambda node=node: node.names() == ["alpha:F16", "beta:F16", "gamma:7b"])
         pairs = node.library.find("alpha")
         assert [name for name, _ in pairs] == ["a", "c"]
@@ -95,16 +95,16 @@ async def test_all_models_once_on_all_nodes(town: Town, tmp_path: Path) -> None:
 
 
 async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
-    town: Town, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (a, *_), asked = town.nodes, []
+    (a, *_), asked = three.nodes, []
 
     def resolved(name: str, *rest: Any) -> Resolved:
         asked.append(name)
         return resolve(name, *rest)
 
     write_gguf(a.folder / "m" / "alpha-F16.gguf", seed=1)
-    await town.start()
+    await three.start()
     await until(lambda: a.names() == ["alpha:F16"])
     monkeypatch.setattr("sollold.models.library.resolve", resolved)
     for _ in range(3):
@@ -116,10 +116,10 @@ async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
     await until(lambda: a.library.get("gpt-4") is not None)
 
 
-async def test_shape_comes_from_the_node_that_has_it(town: Town, tmp_path: Path) -> None:
-    a, b, _ = town.nodes
+async def test_shape_comes_from_the_node_that_has_it(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta-F16.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("beta"))
     ((node, model),) = a.library.find("beta")
     shape = await a.library.shape(node, model)
@@ -130,11 +130,11 @@ async def test_shape_comes_from_the_node_that_has_it(town: Town, tmp_path: Path)
     assert len(a.calls.made) == asked
 
 
-async def test_shape_of_a_corrupt_file_says_why(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_shape_of_a_corrupt_file_says_why(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = write_gguf(b.folder / "m" / "bad.gguf")
     path.write_bytes(path.read_bytes()[:-100])
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("bad"))
     ((node, model),) = a.library.find("bad")
     assert "truncated" in model.unusable
@@ -142,9 +142,9 @@ async def test_shape_of_a_corrupt_file_says_why(town: Town) -> None:
         await a.library.shape(node, model)
 
 
-async def test_new_and_gone_models(town: Town) -> None:
-    a, b, _ = town.nodes
-    await town.start()
+async def test_new_and_gone_models(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
+    await three.start()
     assert a.names() == []
     path = write_gguf(b.folder / "m" / "new.gguf")
     await until(lambda: a.names() == ["new:latest"])
@@ -152,46 +152,46 @@ async def test_new_and_gone_models(town: Town) -> None:
     await until(lambda: a.names() == [])
 
 
-async def test_a_node_that_goes_takes_its_models(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_a_node_that_goes_takes_its_models(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.names() == ["beta:latest"])
     a.calls.cut.add("b")
-    town.spread()
+    three.spread()
     await until(lambda: a.names() == [])
     for resolved in (a.library.resolve("beta"), a.library.exact("beta:latest")):
         assert (resolved.name, resolved.away) == ("", ("name-b",))
         assert "'beta" in resolved.message and "name-b alone, which is not there now" in resolved.message
     assert a.library.resolve("gamma").away == ()
     a.calls.cut.clear()
-    town.spread()
+    three.spread()
     await until(lambda: a.names() == ["beta:latest"])
     assert a.library.resolve("beta").away == ()
 
 
 async def test_a_list_that_cannot_be_fetched_is_tried_again(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.node_lists._AGAIN", 0.05)
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta.gguf")
-    server = town.servers.pop("b")
-    await town.start()
+    server = three.servers.pop("b")
+    await three.start()
     await until(lambda: a.calls.made.count(("b", "models")) >= 2)
-    town.servers["b"] = server
+    three.servers["b"] = server
     await until(lambda: a.names() == ["beta:latest"])
 
 
-async def test_what_was_just_made_on_a_node_shows_at_once(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_what_was_just_made_on_a_node_shows_at_once(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     asked: list[str] = []
 
     async def look() -> None:
         asked.append("looked")
 
     b.library.lists.sources.append(look)
-    await town.start()
+    await three.start()
     b.catalogue._interval = 3600.0
     write_gguf(b.folder / "m" / "beta.gguf")
     await a.library.lists.refresh("b")
@@ -199,7 +199,7 @@ async def test_what_was_just_made_on_a_node_shows_at_once(town: Town) -> None:
     (b.folder / "m" / "beta.gguf").unlink()
     await a.library.lists.refresh("b")
     assert a.names() == []
-    town.servers.pop("b")
+    three.servers.pop("b")
     await a.library.lists.refresh("b")
 
 
@@ -276,8 +276,8 @@ def test_what_belongs_to_the_name_stays_with_the_name() -> None:
     assert [one.system for _, one in found["base:latest"]] == ["", ""]
 
 
-async def test_an_odd_name_of_another_node_hides_no_model(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_an_odd_name_of_another_node_hides_no_model(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "beta-F16.gguf", seed=2)
     kind, answer = b.server.methods["models"]
 
@@ -286,6 +286,6 @@ async def test_an_odd_name_of_another_node_hides_no_model(town: Town) -> None:
         return replace(got, models=(replace(got.models[0], name="latest~ of/no:"), *got.models))
 
     b.server.methods["models"] = (kind, odd)
-    await town.start()
+    await three.start()
     await until(lambda: a.names() == ["beta:F16"])
     assert a.library.resolve("beta").name == "beta:F16"

@@ -6,13 +6,13 @@ import pytest
 
 from sollold.control.local_models import NameOverrides, OwnError
 from tests.doubles import until
-from tests.models.pulling import Town, big
+from tests.models.pulling import ThreeNodes, big
 
 
-async def test_copy_and_delete(town: Town) -> None:
-    a, _, _ = town.nodes
+async def test_copy_and_delete(three: ThreeNodes) -> None:
+    a, _, _ = three.nodes
     path = big(a.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     tiny = a.catalogue.get("tiny:latest")
     assert tiny is not None
     await a.own.copy(tiny, "mine")
@@ -34,35 +34,35 @@ async def test_copy_and_delete(town: Town) -> None:
     assert path.exists()
 
 
-async def test_a_name_of_ours_is_given_anew_and_nobody_elses(town: Town) -> None:
+async def test_a_name_of_ours_is_given_anew_and_nobody_elses(three: ThreeNodes) -> None:
     """`ollama create` of an edited Modelfile, again and again."""
-    a, _, _ = town.nodes
+    a, _, _ = three.nodes
     big(a.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     tiny = a.catalogue.get("tiny:latest")
     assert tiny is not None
     for system in ("one", "two"):
-        await a.own.copy(tiny, "mine", Told(system=system), replace=True)
+        await a.own.copy(tiny, "mine", NameOverrides(system=system), replace=True)
         mine = a.catalogue.get("mine:latest")
         assert mine is not None and (mine.system, mine.unusable) == (system, "")
-    await a.own.copy(mine, "mine", Told(license="MIT"), replace=True)
+    await a.own.copy(mine, "mine", NameOverrides(license="MIT"), replace=True)
     again = a.catalogue.get("mine:latest")
     assert again is not None
     assert (again.system, again.license, again.unusable) == ("two", "MIT", "")
     with pytest.raises(OwnError, match="already exists"):
-        await a.own.copy(mine, "tiny", Told(system="x"), replace=True)
+        await a.own.copy(mine, "tiny", NameOverrides(system="x"), replace=True)
     assert await a.own.delete("mine:latest")
     assert [one.name for one in a.catalogue.models] == ["tiny:latest"]
 
 
-async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     elsewhere = a.folder / "elsewhere"
     elsewhere.mkdir(parents=True)
     a.catalogue.own.parent.mkdir(parents=True)
     a.catalogue.own.symlink_to(elsewhere)
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     await a.pull("tiny")
     first = a.catalogue.get("tiny:latest")
@@ -74,10 +74,10 @@ async def test_a_copy_outlives_what_was_copied_where_a_link_leads_to_our_folder(
     assert (second.unusable, second.digest) == ("", first.digest)
 
 
-async def test_pulled_can_be_deleted(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_pulled_can_be_deleted(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     await a.pull("tiny")
     assert await a.own.delete("tiny:latest")

@@ -18,15 +18,15 @@ from sollold.models.gguf import reader as gguf
 from sollold.models.transfer.partial_file import Item, PartialFile
 from sollold.models.transfer.pull_progress import PullError
 from tests.doubles import until
-from tests.models.pulling import PART, Town, big, sole, unfinished, until_completed
+from tests.models.pulling import PART, ThreeNodes, big, sole, unfinished, until_completed
 from tests.models.stores import OllamaStore, write_gguf
 from tests.ollama_standin import Standin
 
 
-async def test_from_a_node(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_from_a_node(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny-F16.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     lines = await a.pull("tiny:f16")
     statuses = [line["status"] for line in lines]
@@ -45,10 +45,10 @@ async def test_from_a_node(town: Town) -> None:
     assert [line["status"] for line in again] == ["pulling manifest", "success"]
 
 
-async def test_a_name_to_be_pulled_is_not_guessed(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_a_name_to_be_pulled_is_not_guessed(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     write_gguf(b.folder / "m" / "tiny-F16.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     with pytest.raises(PullError, match=r"has tiny:latest.* did you mean tiny:F16\?") as caught:
         await a.pull("tiny")
@@ -60,18 +60,18 @@ async def test_a_name_to_be_pulled_is_not_guessed(town: Town) -> None:
     assert a.catalogue.models == ()
 
 
-async def test_an_alias_is_pulled_by_what_it_stands_for(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_an_alias_is_pulled_by_what_it_stands_for(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     a.library._aliases["gpt-4o"] = "Tiny:F16"
     write_gguf(b.folder / "m" / "tiny-F16.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     await a.pull("gpt-4o")
     assert [model.name for model in a.catalogue.models] == ["tiny:F16"]
 
 
-async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path) -> None:
-    a, b, _ = town.nodes
+async def test_name_template_and_the_rest_come_along(three: ThreeNodes, tmp_path: Path) -> None:
+    a, b, _ = three.nodes
     store = OllamaStore(b.folder / "store")
     extra = [
         store.layer("system", b"You are Mario."),
@@ -80,7 +80,7 @@ async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path)
         store.layer("adapter", write_gguf(tmp_path / "l", metadata={"general.type": "adapter"}).read_bytes()),
     ]
     store.model("mike/mario:7b", tmp_path, extra=extra)
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("mike/mario:7b"))
     await a.pull("mike/mario:7b")
     got, had = a.catalogue.get("mike/mario:7b"), b.catalogue.get("mike/mario:7b")
@@ -93,13 +93,13 @@ async def test_name_template_and_the_rest_come_along(town: Town, tmp_path: Path)
     assert len(a.catalogue.models) == 1
 
 
-async def test_shards(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_shards(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     for number in (1, 2):
         split = {"split.no": number - 1, "split.count": 2, "split.tensors.count": 80}
         names = [f"blk.{number}.t{k}.weight" for k in range(40)]
         write_gguf(b.folder / "m" / f"big-0000{number}-of-00002.gguf", metadata=split, tensors=names)
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("big"))
     await a.pull("big")
     model = a.catalogue.get("big:latest")
@@ -111,10 +111,10 @@ async def test_shards(town: Town) -> None:
     ]
 
 
-async def test_goes_on_after_its_end_at_any_point(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_goes_on_after_its_end_at_any_point(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     parts = -(-path.stat().st_size // PART)
     assert parts > 8
@@ -139,11 +139,11 @@ async def test_goes_on_after_its_end_at_any_point(town: Town) -> None:
     assert sole(a.catalogue.own).read_bytes() == path.read_bytes()
 
 
-async def test_a_source_that_dies_is_replaced_by_another(town: Town) -> None:
-    a, b, c = town.nodes
+async def test_a_source_that_dies_is_replaced_by_another(three: ThreeNodes) -> None:
+    a, b, c = three.nodes
     for node in (b, c):
         path = big(node.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
 
     async def dies(request: web.Request) -> None:
@@ -159,12 +159,12 @@ async def test_a_source_that_dies_is_replaced_by_another(town: Town) -> None:
 
 
 async def test_all_sources_gone_says_so_and_keeps_what_came(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.download._FAILURES", 1)
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
 
     async def dies(request: web.Request) -> None:
@@ -180,10 +180,10 @@ async def test_all_sources_gone_says_so_and_keeps_what_came(
     assert unfinished(a)
 
 
-async def test_other_content_is_thrown_away(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_other_content_is_thrown_away(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf", seed=1)
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
 
     async def swap(request: web.Request) -> None:
@@ -201,9 +201,9 @@ async def test_other_content_is_thrown_away(town: Town) -> None:
     assert unfinished(a) == []
 
 
-def alike(town: Town) -> tuple[bytes, bytes]:
+def alike(three: ThreeNodes) -> tuple[bytes, bytes]:
     """On nodes b and c, files that no sample tells apart though bytes all over them differ."""
-    _, b, c = town.nodes
+    _, b, c = three.nodes
     names = [f"blk.0.t{k}.weight" for k in range(1000)]
     path = write_gguf(b.folder / "m" / "tiny.gguf", tensors=names)
     raw = bytearray(path.read_bytes())
@@ -218,10 +218,10 @@ def alike(town: Town) -> tuple[bytes, bytes]:
     return path.read_bytes(), bytes(raw)
 
 
-async def test_no_mixture_of_files_that_samples_do_not_tell_apart(town: Town) -> None:
-    a, b, c = town.nodes
-    first, second = alike(town)
-    await town.start()
+async def test_no_mixture_of_files_that_samples_do_not_tell_apart(three: ThreeNodes) -> None:
+    a, b, c = three.nodes
+    first, second = alike(three)
+    await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
     await a.pull("tiny")
     assert sole(a.catalogue.own).read_bytes() == first != second
@@ -229,12 +229,12 @@ async def test_no_mixture_of_files_that_samples_do_not_tell_apart(town: Town) ->
 
 
 async def test_when_the_measure_dies_what_has_come_is_measured_anew(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.part_check._ATTEMPTS", 1)
-    a, b, _ = town.nodes
-    _, second = alike(town)
-    await town.start()
+    a, b, _ = three.nodes
+    _, second = alike(three)
+    await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
 
     async def dies(request: web.Request) -> None:
@@ -246,10 +246,10 @@ async def test_when_the_measure_dies_what_has_come_is_measured_anew(
     assert sole(a.catalogue.own).read_bytes() == second
 
 
-async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(town: Town) -> None:
-    a, _, _ = town.nodes
-    first, second = alike(town)
-    await town.start()
+async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(three: ThreeNodes) -> None:
+    a, _, _ = three.nodes
+    first, second = alike(three)
+    await three.start()
     await until(lambda: len(a.library.find("tiny")) == 2)
     a.calls.cut.add("c")
     stream = a.puller.pull("tiny")
@@ -260,10 +260,10 @@ async def test_a_part_that_was_resumed_by_the_word_of_another_is_measured_anew(t
     assert sole(a.catalogue.own).read_bytes() == second
 
 
-async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     loop = asyncio.get_running_loop()
     shared, free = ThreadPoolExecutor(1), threading.Event()
@@ -283,10 +283,10 @@ async def test_a_transfer_takes_no_thread_from_the_rest_of_the_daemon(town: Town
     await stream.aclose()
 
 
-async def test_many_callers_one_fetch(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_many_callers_one_fetch(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     path = big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     leaver = a.puller.pull("tiny")
     assert (await anext(leaver))["status"] == "pulling manifest"
@@ -298,10 +298,10 @@ async def test_many_callers_one_fetch(town: Town) -> None:
     assert b.server.asked == -(-path.stat().st_size // PART)
 
 
-async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     a.calls.cut = {"b"}
     slow = a.puller.pull("tiny")
@@ -316,11 +316,11 @@ async def test_a_caller_who_reads_slowly_keeps_no_old_answer_alive(town: Town) -
 
 
 async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    a, b, _ = town.nodes
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     begun, go_on = threading.Event(), threading.Event()
     done: list[str] = []
@@ -355,12 +355,14 @@ async def test_asking_again_waits_for_the_end_of_the_fetch_that_was_left(
     assert sole(a.catalogue.own)
 
 
-async def test_leaving_ends_the_reading_of_what_has_come(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b, _ = town.nodes
+async def test_leaving_ends_the_reading_of_what_has_come(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, _ = three.nodes
     content = big(b.folder / "x.gguf").read_bytes()
     store = OllamaStore(b.folder / "store")
     store.manifest("tiny:latest", [store.layer("model", content)])
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     reading, go_on = threading.Event(), threading.Event()
     pread, verify = os.pread, PartialFile.verify
@@ -399,10 +401,10 @@ async def test_leaving_ends_the_reading_of_what_has_come(town: Town, monkeypatch
     assert (await a.pull("tiny"))[-1]["status"] == "success"
 
 
-async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     kind, _ = b.server.methods["parcel"]
     asked, go_on = asyncio.Event(), asyncio.Event()
@@ -426,10 +428,10 @@ async def test_who_joins_a_fetch_from_nodes_alone_gets_the_model_from_elsewhere(
         assert "tiny:latest" in standin.models
 
 
-async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
-    a, b, _ = town.nodes
+async def test_names_from_another_node_stay_in_our_folder(three: ThreeNodes) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("tiny"))
     kind, handler = b.server.methods["parcel"]
     names = ["../../evil.gguf", "a\0.gguf", "a\n.gguf", "evil" * 60 + ".gguf"]
@@ -457,8 +459,8 @@ async def test_names_from_another_node_stay_in_our_folder(town: Town) -> None:
         {"name": "other"},
     ],
 )
-async def test_what_a_node_says_of_its_models_is_checked(town: Town, lie: dict[str, Any]) -> None:
-    a, b, _ = town.nodes
+async def test_what_a_node_says_of_its_models_is_checked(three: ThreeNodes, lie: dict[str, Any]) -> None:
+    a, b, _ = three.nodes
     big(b.folder / "m" / "tiny.gguf")
     big(b.folder / "m" / "honest.gguf", seed=1)
     kind, handler = b.server.methods["models"]
@@ -471,7 +473,7 @@ async def test_what_a_node_says_of_its_models_is_checked(town: Town, lie: dict[s
     b.server.methods["models"] = (kind, lying)
     precious = a.folder / "precious"
     precious.mkdir(parents=True)
-    await town.start()
+    await three.start()
     await until(lambda: a.library.find("honest"))
     with pytest.raises(PullError):
         await a.pull("tiny")

@@ -12,13 +12,13 @@ from aiohttp import web
 from sollold.models.transfer.pull_progress import PullError
 from tests.http_double import HttpDouble
 from tests.models.hub_double import HubDouble
-from tests.models.pulling import PART, Town, big, sole
+from tests.models.pulling import PART, ThreeNodes, big, sole
 from tests.ollama_standin import Known, Standin
 
 
-async def test_through_ollama(town: Town) -> None:
-    a, _, _ = town.nodes
-    await town.start()
+async def test_through_ollama(three: ThreeNodes) -> None:
+    a, _, _ = three.nodes
+    await three.start()
     async with Standin([Known("x:latest")]) as standin:
         a.ollama = standin.url
         lines = await a.pull("llama3.2:3b")
@@ -54,10 +54,12 @@ class SlowOllama(HttpDouble):
         return answer
 
 
-async def test_an_ollama_that_says_nothing_is_given_up(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_ollama_that_says_nothing_is_given_up(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
-    a, _, _ = town.nodes
-    await town.start()
+    a, _, _ = three.nodes
+    await three.start()
     ollama = SlowOllama("pulling 0123456789ab")
     a.ollama = await ollama.start()
     try:
@@ -68,11 +70,11 @@ async def test_an_ollama_that_says_nothing_is_given_up(town: Town, monkeypatch: 
 
 
 async def test_an_ollama_that_checks_what_has_come_is_waited_for(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sollold.models.transfer.ollama_pull._SILENCE", 0.2)
-    a, _, _ = town.nodes
-    await town.start()
+    a, _, _ = three.nodes
+    await three.start()
     ollama = SlowOllama("verifying sha256 digest")
     a.ollama = await ollama.start()
     pulling = asyncio.create_task(a.pull("llama3.2:3b"))
@@ -84,22 +86,22 @@ async def test_an_ollama_that_checks_what_has_come_is_waited_for(
         await ollama.close()
 
 
-async def test_nobody_has_it(town: Town) -> None:
-    await town.start()
+async def test_nobody_has_it(three: ThreeNodes) -> None:
+    await three.start()
     with pytest.raises(PullError, match="no node of the cluster has nothing:latest") as caught:
-        await town.nodes[0].pull("nothing")
+        await three.nodes[0].pull("nothing")
     assert caught.value.missing
     with pytest.raises(PullError, match="not a model's name"):
-        await town.nodes[0].pull("../etc")
+        await three.nodes[0].pull("../etc")
 
 
-async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
-    a, _, _ = town.nodes
+async def test_from_the_hub(three: ThreeNodes, tmp_path: Path) -> None:
+    a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("org/Tiny-GGUF", {"Tiny-Q8_0.gguf": b"x", "Tiny-Q4_K_M.gguf": content})
     a.environ["HF_ENDPOINT"] = await hub.start()
     try:
-        await town.start()
+        await three.start()
         hub.cut_after = 2
         with pytest.raises(PullError):
             await asyncio.wait_for(a.pull("hf.co/org/Tiny-GGUF:Q4_K_M"), 30)
@@ -122,26 +124,26 @@ async def test_from_the_hub(town: Town, tmp_path: Path) -> None:
         await hub.close()
 
 
-async def test_an_adapter_alone_is_no_model(town: Town, tmp_path: Path) -> None:
-    a, _, _ = town.nodes
+async def test_an_adapter_alone_is_no_model(three: ThreeNodes, tmp_path: Path) -> None:
+    a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("org/Lora", {"adapter-Q8_0.gguf": content})
     a.environ["HF_ENDPOINT"] = await hub.start()
     try:
-        await town.start()
+        await three.start()
         with pytest.raises(PullError, match="no model among the files"):
             await a.pull("hf.co/org/Lora:Q8_0")
     finally:
         await hub.close()
 
 
-async def test_an_ollama_that_fails_leaves_the_hub(town: Town, tmp_path: Path) -> None:
-    a, _, _ = town.nodes
+async def test_an_ollama_that_fails_leaves_the_hub(three: ThreeNodes, tmp_path: Path) -> None:
+    a, _, _ = three.nodes
     content = big(tmp_path / "hub.gguf").read_bytes()
     hub = HubDouble("missing/Tiny-GGUF", {"Tiny-Q8_0.gguf": content})
     a.environ["HF_ENDPOINT"] = await hub.start()
     try:
-        await town.start()
+        await three.start()
         async with Standin([]) as standin:
             a.ollama = standin.url
             standin.refuses_pulls = True

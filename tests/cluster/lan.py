@@ -22,7 +22,7 @@ SORTED = sorted((key(number) for number in range(5)), key=lambda one: one.node)
 
 
 @dataclass
-class Town:
+class Lan:
     """Nodes without a token, which know each other's addresses as seeds."""
 
     folder: Path
