@@ -50,7 +50,7 @@ export function chatView(place, wanted) {
   const attached = el("span", { class: "dim small" });
   const field = (id, words, attributes) => el("label", { for: id }, `${words} `, el("input", { id, type: "number", ...attributes }));
   const system = el("textarea", { id: "chat-system", rows: "2" });
-  const think = el("select", { id: "chat-think" }, el("option", { value: "", text: "as the model does" }), el("option", { value: "yes", text: "yes" }), el("option", { value: "no", text: "no" }));
+  const think = el("select", { id: "chat-think" }, el("option", { value: "", text: "model default" }), el("option", { value: "yes", text: "yes" }), el("option", { value: "no", text: "no" }));
   const settings = el("details", { class: "settings" }, el("summary", { text: "Parameters" }), el("div", { class: "fields" },
     field("chat-temperature", "Temperature", { min: "0", max: "2", step: "0.1", placeholder: "default" }),
     field("chat-tokens", "Most tokens", { min: "1", step: "1", placeholder: "no limit" }),

@@ -8,7 +8,7 @@ import { onState, refresh, refreshDoctor, state } from "./store.js";
 export function doctorView(place) {
   const again = el("button", { type: "button", text: "Check again" });
   const list = el("ul", { class: "findings plain" });
-  const well = el("p", { class: "notice good", hidden: true, text: "Nothing is wrong." });
+  const well = el("p", { class: "notice good", hidden: true, text: "No problems found." });
   const waiting = el("section", { hidden: true });
   const events = el("ol", { class: "events plain" });
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Doctor" }), again), waiting, well, list,
@@ -55,7 +55,7 @@ export function showWaiting(place) {
   keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
     const command = `sollold admit ${quoted(one.name)}`;
     const said = el("span", { class: "bad-text small", role: "alert" });
-    const admit = el("button", { type: "button", class: "primary small", text: "Let it in", "aria-label": `Let it in: ${one.name}`,
+    const admit = el("button", { type: "button", class: "primary small", text: "Admit", "aria-label": `Admit: ${one.name}`,
       on: { click: () => send("POST", "/api/cluster/admit", { machine: one.node }).then(refresh).catch((error) => setText(said, error.message)) } });
     return el("li", { class: "finding" }, el("p", {}, el("b", { text: one.name }), " shows the code ", el("code", { text: one.code }), " if it is the one you mean."),
       commandToCopy(command, admit), said);

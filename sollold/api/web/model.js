@@ -12,7 +12,7 @@ export function modelView(place, name) {
   const facts = el("dl", { class: "facts" });
   const running = el("div", { class: "running" });
   const none = el("p", { class: "empty", text: "It is not loaded at present." });
-  const why = el("div", { text: "working it out …", class: "dim" });
+  const why = el("div", { text: "planning …", class: "dim" });
   const logs = el("div", {}, el("button", { type: "button", text: "Show", on: { click: () => showLogs(logs, name) } }));
   const requests = requestTable("Requests for this model through this node");
   const load = el("button", { type: "button", class: "primary", text: "Load" });

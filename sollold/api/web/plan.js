@@ -57,7 +57,7 @@ const total = (share) => share.weights + share.state + share.compute + share.ove
 
 function shortfall(missing) {
   return [
-    el("p", { text: `Needed ${bytes(missing.needed)}, there ${bytes(missing.there)}: ${bytes(missing.missing)} missing.` }),
+    el("p", { text: `Needed ${bytes(missing.needed)}, available ${bytes(missing.there)}: ${bytes(missing.missing)} missing.` }),
     el("p", { class: "dim small", text: `${bytes(missing.weights)} weights + ${bytes(missing.state)} context + ${bytes(missing.buffers)} buffers` }),
     ...(missing.remedies.length ? [el("p", { text: "What would help:" }), el("ul", {}, ...missing.remedies.map((one) => el("li", { text: one })))] : []),
   ];
