@@ -97,8 +97,8 @@ def test_forms_of_go(template: str, printed: str) -> None:
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ .Odd }}", "the field .Odd"),
-        ("{{ range .Messages }}{{ .Odd }}{{ end }}", "the field .Odd"),
+        ("{{ .Odd }}", "unknown field .Odd"),
+        ("{{ range .Messages }}{{ .Odd }}{{ end }}", "unknown field .Odd"),
         ("{{ $x }}", "$x"),
         ("{{ odd .Prompt }}", "the function odd"),
         ("{{ index .Messages 9 }}", "index"),
@@ -106,7 +106,7 @@ def test_forms_of_go(template: str, printed: str) -> None:
         ("{{ lt .Prompt 1 }}", "lt"),
         ("{{ range .Prompt }}{{ end }}", "range"),
         ('{{ define "x" }}{{ end }}', "define"),
-        ("{{ if .Prompt }}", "no end"),
+        ("{{ if .Prompt }}", "without {{ end }}"),
     ],
 )
 def test_what_is_not_known_is_refused_by_name(template: str, said: str) -> None:
