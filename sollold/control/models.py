@@ -156,7 +156,10 @@ class ModelService:
             where = ", ".join(sorted(name_of(self._view, node) for node in chosen))
             raise Refusal(Fault.NOT_FOUND, f"{where}: no model {model.name} there")
         sources = {holders[node].source for node in chosen if node in holders} or {model.source}
-        how = f"ollama rm {model.name}" if "ollama" in sources else "remove its files yourself"
+        how = "remove its files yourself"
+        if "ollama" in sources:
+            # Whoever asks by the ollama command has it pointed at this node.
+            how = f"ollama rm {model.name}, with OLLAMA_HOST naming the Ollama itself"
         raise Refusal(
             Fault.BAD_REQUEST,
             f"{model.name} was not pulled by sollold, and your own files are not deleted: {how}",

@@ -11,7 +11,7 @@ from sollold.control.models import ModelService
 from sollold.errors import Fault, Refusal
 from tests.doubles import until
 from tests.models.pulling import Node, ThreeNodes
-from tests.models.stores import write_gguf
+from tests.models.stores import OllamaStore, write_gguf
 
 
 @pytest.fixture
@@ -115,4 +115,13 @@ async def test_other_content_of_the_same_name_stays(three: ThreeNodes) -> None:
     left = {node.name: "mine:latest" in names(node) for node in (a, b)}
     assert left == {name: name != holder for name in ("a", "b")}
     with pytest.raises(Refusal, match="your own files are not deleted: remove its files"):
+        await here(a).delete("x")
+
+
+async def test_how_a_model_of_an_ollama_is_removed_is_said_to_who_tried_it_here(three: ThreeNodes) -> None:
+    a = three.nodes[0]
+    OllamaStore(a.folder / "store").model("x:latest", a.folder)
+    await three.start()
+    await until(lambda: a.library.find("x"))
+    with pytest.raises(Refusal, match="ollama rm x:latest, with OLLAMA_HOST naming the Ollama itself"):
         await here(a).delete("x")
