@@ -252,7 +252,7 @@ class Pulls:
     def __init__(self) -> None:
         self.goes_on = asyncio.Event()
 
-    async def pull(self, name: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull(self, name: str, *, insecure: bool = False) -> AsyncIterator[dict[str, Any]]:
         yield {"status": "pulling manifest"}
         yield {"status": "pulling", "digest": "sha256:1", "total": 4 * GIB, "completed": GIB}
         await self.goes_on.wait()
