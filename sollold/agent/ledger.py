@@ -49,11 +49,11 @@ class PersistTerm:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class GrantsChanged:
     """Grants are no longer what they were: the record must say so."""
 
 
-Action = KillWorker | PersistTerm | Changed
+Action = KillWorker | PersistTerm | GrantsChanged
 
 
 @dataclass(slots=True)
@@ -152,13 +152,13 @@ class Ledger:
     def reconciled(self) -> tuple[Action, ...]:
         """What an earlier run left behind is gone: reservations are taken from now on."""
         self._ready = True
-        return (Changed(),)
+        return (GrantsChanged(),)
 
     def measured(self, measured: MeasuredMemory) -> tuple[Action, ...]:
         """The devices as they are now."""
         before = self.devices()
         self._measured = measured
-        return (Changed(),) if self.devices() != before else ()
+        return (GrantsChanged(),) if self.devices() != before else ()
 
     def reserve(self, request: Reserve, now: float) -> tuple[Reserved, tuple[Action, ...]]:
         """Set bytes aside until the commit, all that is asked or nothing.
@@ -200,7 +200,7 @@ class Ledger:
         self._entries[request.deployment] = _Entry(
             request.head, wanted, GrantState.RESERVED, now + self._reservation_seconds
         )
-        actions.append(Changed())
+        actions.append(GrantsChanged())
         return ""
 
     def commit(self, request: Commit, now: float) -> tuple[Done, tuple[Action, ...]]:
@@ -216,7 +216,7 @@ class Ledger:
         entry.deadline = now + self._grant_seconds
         if entry.state is not GrantState.COMMITTED:
             entry.state = GrantState.COMMITTED
-            actions.append(Changed())
+            actions.append(GrantsChanged())
         return Done(True), tuple(actions)
 
     def renew(self, request: Renew, now: float) -> tuple[Done, tuple[Action, ...]]:
@@ -278,7 +278,7 @@ class Ledger:
         del self._entries[deployment]
         rest = {name: sizes for name, sizes in self._measured.allocated.items() if name != deployment}
         self._measured = replace(self._measured, allocated=rest)
-        return (Changed(),)
+        return (GrantsChanged(),)
 
     # Inside
 
@@ -310,7 +310,7 @@ class Ledger:
             actions.append(KillWorker(deployment, reason))
         else:
             del self._entries[deployment]
-        actions.append(Changed())
+        actions.append(GrantsChanged())
 
     def _granted(self) -> dict[str, dict[str, int]]:
         return {deployment: entry.bytes for deployment, entry in self._entries.items()}

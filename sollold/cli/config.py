@@ -7,10 +7,10 @@ import argparse
 from sollold.cli.exit import Exit
 from sollold.settings.document import example, in_force
 from sollold.settings.fault import SettingsError
-from sollold.settings.load import Loaded, load
+from sollold.settings.load import LoadedSettings, load
 
 
-def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> Loaded:
+def loaded(options: argparse.Namespace, *, skip_unreadable: bool = False) -> LoadedSettings:
     """The settings that ``--config``, ``--set`` and the environment give; ``skip_unreadable`` as for `load`.
 
     Raises:

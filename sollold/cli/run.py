@@ -9,7 +9,7 @@ from sollold import log
 from sollold.cli.config import loaded
 from sollold.cli.exit import Exit
 from sollold.settings.fault import SettingsError
-from sollold.settings.load import Loaded
+from sollold.settings.load import LoadedSettings
 
 FLAGS = {
     "port": ("http.port",),
@@ -22,7 +22,7 @@ FLAGS = {
 """The settings that each flag sets."""
 
 
-def settings(options: argparse.Namespace) -> Loaded:
+def settings(options: argparse.Namespace) -> LoadedSettings:
     """The settings with this command's own flags on top; called again on a reload.
 
     Raises:

@@ -68,7 +68,7 @@ class NameRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class NameChanged:
     """Whether it was done; ``reason`` when it could not be, empty when there was nothing to do."""
 
     ok: bool
@@ -83,7 +83,7 @@ _SHARD = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
 
 class OwnModels:
     """This node's side of copying and deleting. Registers the peer methods ``copy`` and ``delete``
-    (`NameRequest` → `Changed`) with ``server``.
+    (`NameRequest` → `NameChanged`) with ``server``.
     """
 
     def __init__(self, catalogue: Catalogue, server: Peers) -> None:
@@ -194,21 +194,21 @@ class OwnModels:
         ours = folder.name.startswith(_LINKED) or (model.source == "own" and read_card(folder) is not None)
         return folder if folder.parent == self._catalogue.own and ours else None
 
-    async def _answer_copy(self, caller: str, request: NameRequest) -> Changed:
+    async def _answer_copy(self, caller: str, request: NameRequest) -> NameChanged:
         model = self._catalogue.get(request.source)
         if model is None:
-            return Changed(False, f"{request.source} is no longer on this node")
+            return NameChanged(False, f"{request.source} is no longer on this node")
         try:
             await self.copy(model, request.destination, request.told, replace=request.replace)
         except OwnError as error:
-            return Changed(False, str(error))
-        return Changed(True)
+            return NameChanged(False, str(error))
+        return NameChanged(True)
 
-    async def _answer_delete(self, caller: str, request: NameRequest) -> Changed:
+    async def _answer_delete(self, caller: str, request: NameRequest) -> NameChanged:
         try:
-            return Changed(await self.delete(request.source, request.digest))
+            return NameChanged(await self.delete(request.source, request.digest))
         except OwnError as error:
-            return Changed(False, str(error))
+            return NameChanged(False, str(error))
 
 
 def _readable(path: str) -> str:

@@ -10,7 +10,7 @@ from sollold.cluster.gossip.record import Endpoint, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of
-from sollold.control.local_models import Changed, NameOverrides, NameRequest, OwnError, OwnModels
+from sollold.control.local_models import NameChanged, NameOverrides, NameRequest, OwnError, OwnModels
 from sollold.control.nodes import node_named
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -125,7 +125,7 @@ class ModelService:
             raise Refusal(Fault.BAD_REQUEST, reason)
         await self._learn_from(answers)
 
-    async def _learn_from(self, answers: Mapping[str, Changed]) -> None:
+    async def _learn_from(self, answers: Mapping[str, NameChanged]) -> None:
         """What was just done shows in the next request to this node."""
         done = [node for node, answer in answers.items() if answer.ok]
         await asyncio.gather(*(self._library.lists.refresh(node) for node in done))
@@ -165,17 +165,17 @@ class ModelService:
             f"{model.name} was not pulled by sollold, and your own files are not deleted: {how}",
         )
 
-    async def _ask_all(self, method: str, orders: Mapping[str, NameRequest]) -> dict[str, Changed]:
+    async def _ask_all(self, method: str, orders: Mapping[str, NameRequest]) -> dict[str, NameChanged]:
         answers = await asyncio.gather(*(self._ask(node, method, order) for node, order in orders.items()))
         return dict(zip(orders, answers, strict=True))
 
-    async def _ask(self, node: str, method: str, order: NameRequest) -> Changed:
+    async def _ask(self, node: str, method: str, order: NameRequest) -> NameChanged:
         try:
-            return await self._calls.call(node, method, order, Changed, timeout=_PATIENCE)
+            return await self._calls.call(node, method, order, NameChanged, timeout=_PATIENCE)
         except PeerError as error:
-            return Changed(False, str(error))
+            return NameChanged(False, str(error))
 
-    def _failed(self, answers: Mapping[str, Changed]) -> str:
+    def _failed(self, answers: Mapping[str, NameChanged]) -> str:
         """Why nodes could not do it, each by its name; empty when all did, or had nothing to do."""
         reasons = [
             f"{name_of(self._view, node)}: {answer.reason}"

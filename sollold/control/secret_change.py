@@ -45,7 +45,7 @@ BY_SETTINGS = (
 )
 
 
-class Kind(StrEnum):
+class ChangeKind(StrEnum):
     """What the secret is changed for."""
 
     ROTATE = "rotate"
@@ -59,7 +59,7 @@ class Kind(StrEnum):
 class Roll:
     """Peer method ``roll``, for the leader. ``nodes``: those evicted, pardoned, or (SECURE) to stay."""
 
-    kind: Kind
+    kind: ChangeKind
     nodes: Annotated[tuple[NodeId, ...], Meta(max_length=MAX_MEMBERS)] = ()
 
 
@@ -102,7 +102,7 @@ class SecretChanges:
             Refusal: BAD_REQUEST where the settings have a token or the cluster is open; UNAVAILABLE without a
                 leader.
         """
-        return await self._order(Roll(Kind.ROTATE))
+        return await self._order(Roll(ChangeKind.ROTATE))
 
     async def evict(self, text: str) -> tuple[Member, Rolled]:
         """Turn out the node with this name or id: it loses its connections at once, and its key is refused.
@@ -113,7 +113,7 @@ class SecretChanges:
         member = self._member(text)
         if member.node == self._owner.me.node:
             raise Refusal(Fault.BAD_REQUEST, "a machine can't evict itself: do it on one that stays")
-        return member, await self._order(Roll(Kind.EVICT, (member.node,)))
+        return member, await self._order(Roll(ChangeKind.EVICT, (member.node,)))
 
     async def secure(self, nodes: Sequence[str]) -> Rolled:
         """Give these nodes, by id, a secret, and shut an open cluster for all others.
@@ -121,7 +121,7 @@ class SecretChanges:
         Raises:
             Refusal: BAD_REQUEST where the cluster is not open, or its leader is not among them.
         """
-        return await self._order(Roll(Kind.SECURE, tuple(nodes)))
+        return await self._order(Roll(ChangeKind.SECURE, tuple(nodes)))
 
     async def pardon(self, node: str) -> Rolled:
         """Lift the ban of an evicted node, so that it can be admitted again.
@@ -129,7 +129,7 @@ class SecretChanges:
         Raises:
             Refusal: as `rotate`.
         """
-        return await self._order(Roll(Kind.PARDON, (node,)))
+        return await self._order(Roll(ChangeKind.PARDON, (node,)))
 
     def members(self) -> list[dict[str, object]]:
         """All members: here, away or evicted."""
@@ -172,19 +172,19 @@ class SecretChanges:
 
         return await ask_until_taken(self._owner, attempt)
 
-    def _check(self, kind: Kind) -> None:
+    def _check(self, kind: ChangeKind) -> None:
         ring = self._owner.keyring()
         if ring is None:
             raise Refusal(Fault.BAD_REQUEST, BY_SETTINGS)
-        if ring.open and kind is not Kind.SECURE:
+        if ring.open and kind is not ChangeKind.SECURE:
             raise Refusal(Fault.BAD_REQUEST, "this cluster is open and has no secret: sollold cluster secure")
-        if not ring.open and kind is Kind.SECURE:
+        if not ring.open and kind is ChangeKind.SECURE:
             raise Refusal(Fault.BAD_REQUEST, "this cluster has a secret; sollold cluster rotate changes it")
 
     def _carrier(self, roll: Roll) -> str:
         """The node that carries it out: the leader, or who is first in line when that is to be evicted."""
         leader = self._owner.leader().leader
-        if roll.kind is not Kind.EVICT or leader not in roll.nodes:
+        if roll.kind is not ChangeKind.EVICT or leader not in roll.nodes:
             return leader
         line = [(one.draining, one.node) for one in self._owner.live() if one.node != leader]
         return min(line)[1] if line else ""
@@ -231,12 +231,12 @@ class SecretChanges:
         else:
             return Rolled("another change of the secret is in progress; try again", again=True)
         ready = {node: nodes[node] for node, one in answers.items() if one is not None}
-        if roll.kind is not Kind.SECURE:  # who was in an open cluster says nothing
+        if roll.kind is not ChangeKind.SECURE:  # who was in an open cluster says nothing
             known = [one.members for one in answers.values() if one is not None]
             order = replace(order, members=merged(order.members, *known, without=order.evicted))
         order = replace(order, step=Step.USE)
         using = await self._step(order, ready)
-        if roll.kind is Kind.PARDON:
+        if roll.kind is ChangeKind.PARDON:
             # With the last step alone: a node that comes back may take the lead.
             left = tuple(one for one in order.evicted if one.node not in roll.nodes)
             order = replace(order, evicted=left)
@@ -261,10 +261,10 @@ class SecretChanges:
         assert ring is not None
         live = {record.node: record.name for record in self._owner.live()}
         evicted, known = ring.evicted, ring.members
-        if roll.kind is Kind.EVICT:
+        if roll.kind is ChangeKind.EVICT:
             gone = [one for one in merged(_members(self._owner.live()), known) if one.node in roll.nodes]
             evicted = merged(gone, evicted)
-        elif roll.kind is Kind.SECURE:
+        elif roll.kind is ChangeKind.SECURE:
             live, known = {node: name for node, name in live.items() if node in roll.nodes}, ()
         refused = {one.node for one in evicted}
         nodes = {node: name for node, name in live.items() if node not in refused}

@@ -34,7 +34,7 @@ from sollold.engines.install.setup import Progress, persist
 from sollold.models.transfer.cleanup import abandoned
 from sollold.serving.drain import drain, undrain
 from sollold.settings.fault import SettingsError
-from sollold.settings.load import Loaded, catalogue, differences, merged
+from sollold.settings.load import LoadedSettings, catalogue, differences, merged
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 
@@ -68,7 +68,7 @@ _CLOSE_SECONDS = 2.0
 class Daemon:
     """All parts of one node. `start` puts their ends on a stack, so that they end in the opposite order."""
 
-    def __init__(self, loaded: Loaded, folders: Places, *, demo: bool) -> None:
+    def __init__(self, loaded: LoadedSettings, folders: Places, *, demo: bool) -> None:
         self._folders = folders
         self._setup_failed = ""
         self._leaving = ""
@@ -197,11 +197,11 @@ class Daemon:
         # While the connections stand: callers without an answer get an error that says why.
         await parts.serving.close()
 
-    def reload(self, read: Callable[[], Loaded]) -> None:
+    def reload(self, read: Callable[[], LoadedSettings]) -> None:
         """SIGHUP: put what can change in force, name the rest. Never ends the daemon."""
         self._own(self._reload(read), "reload")
 
-    async def _reload(self, read: Callable[[], Loaded]) -> None:
+    async def _reload(self, read: Callable[[], LoadedSettings]) -> None:
         systemd.reloading()
         try:
             loaded = await asyncio.to_thread(read)

@@ -21,7 +21,7 @@ from sollold.cluster.net.seeds import BadSeed
 from sollold.daemon import systemd
 from sollold.daemon.app import Daemon
 from sollold.daemon.heap import use_one_arena
-from sollold.settings.load import Loaded
+from sollold.settings.load import LoadedSettings
 from sollold.settings.paths import Places, places
 
 logger = logging.getLogger("sollold")
@@ -31,7 +31,7 @@ class StartError(Exception):
     """The daemon can't start; one line says why and what to do."""
 
 
-def serve(loaded: Loaded, *, reload: Callable[[], Loaded], demo: bool = False) -> None:
+def serve(loaded: LoadedSettings, *, reload: Callable[[], LoadedSettings], demo: bool = False) -> None:
     """Run until SIGTERM or SIGINT; on a terminal until that is closed, too (SIGHUP).
 
     Args:
@@ -74,7 +74,9 @@ def _owned(folders: Places) -> Iterator[None]:
         os.close(lock)
 
 
-async def _serve(loaded: Loaded, folders: Places, reload: Callable[[], Loaded], demo: bool) -> None:
+async def _serve(
+    loaded: LoadedSettings, folders: Places, reload: Callable[[], LoadedSettings], demo: bool
+) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     # Closing the terminal is no request to reload the settings.

@@ -31,7 +31,7 @@ _KINDS = {"cuda": "CUDA", "hip": "ROCm", "vulkan": "Vulkan"}
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class ListedDevice:
     """One device that llama.cpp offers. ``unified``: its memory is the machine's RAM."""
 
     id: str
@@ -41,7 +41,7 @@ class Listed:
     unified: bool
 
 
-def listed(server: Path) -> list[Listed] | None:
+def listed(server: Path) -> list[ListedDevice] | None:
     """Run ``server --list-devices``. Slow where a driver has to start: call it seldom, off the loop.
 
     None when it can't be run or fails; the log says why.
@@ -74,7 +74,7 @@ def built_for(server: Path) -> tuple[str, ...]:
     return tuple(kind for name, kind in _KINDS.items() if name in names)
 
 
-def parse(text: str) -> list[Listed]:
+def parse(text: str) -> list[ListedDevice]:
     """The devices in the output of ``--list-devices``.
 
     Software renderers are left out: they are the processor under another name; unless somebody chose Vulkan's
@@ -82,7 +82,7 @@ def parse(text: str) -> list[Listed]:
     """
     chosen = bool(os.environ.get(_CHOSEN))
     uma = {f"Vulkan{number}": shared == "1" for number, shared in _UMA.findall(text)}
-    found: list[Listed] = []
+    found: list[ListedDevice] = []
     for line in text.splitlines():
         match = _LINE.match(line)
         if match is None:
@@ -93,7 +93,7 @@ def parse(text: str) -> list[Listed]:
         if any(_same_gpu(other, device, name) for other in found):
             continue
         unified = uma.get(device, device.startswith(("MTL", "Metal")) or _integrated(name))
-        found.append(Listed(device, name, int(total) * MIB, int(free) * MIB, unified))
+        found.append(ListedDevice(device, name, int(total) * MIB, int(free) * MIB, unified))
     return found
 
 
@@ -102,7 +102,7 @@ def _integrated(name: str) -> bool:
     return bool(_INTEGRATED.search(name)) and not _CARD.search(name)
 
 
-def _same_gpu(other: Listed, device: str, name: str) -> bool:
+def _same_gpu(other: ListedDevice, device: str, name: str) -> bool:
     """Two devices of one backend are two GPUs, even of one name; of two backends they are one."""
     backend = device.rstrip("0123456789")
     return other.id.rstrip("0123456789") != backend and _plain(other.name) == _plain(name)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sollold.facts import dataclass
-from sollold.machine.backends import Listed, built_for, listed
+from sollold.machine.backends import ListedDevice, built_for, listed
 from sollold.machine.device import PROCESSOR, Device, Kind
 from sollold.machine.gpus import Gpu, GpuLoad, Nvml
 from sollold.machine.memory import Memory, memory
@@ -61,7 +61,7 @@ class Machine:
         self._lock = threading.Lock()
         """Held for a moment only, for what `use` and a listing both set."""
         self._server: Path | None = None
-        self._listed: list[Listed] = []
+        self._listed: list[ListedDevice] = []
         self._listed_at = float("-inf")
         self._list_failed = False
         self._said_absent: Path | None = None
@@ -152,7 +152,7 @@ def combine(
     settings: NodeSettings,
     ram: Memory,
     processor: Speed,
-    offered: Collection[Listed],
+    offered: Collection[ListedDevice],
     gpus: Collection[Gpu],
 ) -> Measurement:
     """Devices from what llama.cpp offers and what NVML and the system measure.

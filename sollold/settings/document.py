@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from sollold.settings import schema
-from sollold.settings.load import SECRETS, Loaded, Setting, catalogue
+from sollold.settings.load import SECRETS, LoadedSettings, Setting, catalogue
 from sollold.settings.schema import Bytes, Settings
 
 
@@ -88,7 +88,7 @@ def example() -> str:
     return "\n".join(lines) + "\n"
 
 
-def in_force(loaded: Loaded) -> list[tuple[str, str, str]]:
+def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
     """(key, value, where it comes from) of every setting. The token's value is not shown."""
     rows = []
     for key, setting in catalogue().items():

@@ -57,7 +57,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedSettings:
     """The settings in force, and for each key that is not a default where it was set."""
 
     settings: Settings
@@ -88,7 +88,7 @@ def load(
     flags: Sequence[tuple[str, str, str]] = (),
     *,
     skip_unreadable: bool = False,
-) -> Loaded:
+) -> LoadedSettings:
     """Read the settings. Blocking: call it before the loop runs, or in a thread.
 
     Args:
@@ -134,7 +134,7 @@ def load(
             for name, part in _fields(Settings())
         }
     )
-    return Loaded(settings, origins, file)
+    return LoadedSettings(settings, origins, file)
 
 
 def _found(skip_unreadable: bool) -> Path | None:

@@ -15,7 +15,15 @@ import msgspec
 import pytest
 
 from sollold.cluster.admission import admission, exchange
-from sollold.cluster.admission.exchange import Greeting, Hello, Request, State, ask, greet, request_content
+from sollold.cluster.admission.exchange import (
+    AdmissionState,
+    Greeting,
+    Hello,
+    Request,
+    ask,
+    greet,
+    request_content,
+)
 from sollold.cluster.admission.keyring import Keyring, KeyringFile
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds, secret_of
 from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
@@ -233,7 +241,7 @@ async def test_a_stranger_gets_no_further_than_the_greeting(lan: Lan) -> None:
     assert told.node == member.me.node
     assert lan.ring(0).secret not in repr(told)
     answer = await ask(reach, key(7), "x", 1, told.node, where)
-    assert answer.state is State.WAITING and answer.secret == ""
+    assert answer.state is AdmissionState.WAITING and answer.secret == ""
 
 
 def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:

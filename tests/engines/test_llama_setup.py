@@ -212,7 +212,7 @@ def test_a_line_that_fails_is_named_and_nothing_is_left(shop: Shop):
 def test_a_backend_that_does_not_build_gives_way_to_the_processor(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ):
-    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     refuse = 'case "$*" in *CUDA=ON*) echo "CMake Error at x:1"; exit 1;; esac'
     shop.tool("cmake", CMAKE.replace("while [", refuse + "\nwhile ["))
@@ -226,7 +226,8 @@ def test_a_backend_that_does_not_build_gives_way_to_the_processor(
 
 def test_where_one_toolkit_is_too_old_the_next_is_taken(shop: Shop, monkeypatch: pytest.MonkeyPatch):
     """Debian 13's ROCm is, and Vulkan's may be there too."""
-    hip, vulkan = (llama_setup.Backend(name, (f"-DGGML_{name.upper()}=ON",)) for name in ("hip", "vulkan"))
+    names = ("hip", "vulkan")
+    hip, vulkan = (llama_setup.BuildBackend(name, (f"-DGGML_{name.upper()}=ON",)) for name in names)
     packaged = install(shop.folder / "packaged")
     monkeypatch.setattr(llama_setup, "backends", lambda: [hip, vulkan, toolchain.CPU])
     said = "CMake Error at ggml-hip/CMakeLists.txt:57 (message):\n\n  At least ROCM/HIP V6.1 is required\n"
@@ -300,7 +301,7 @@ def test_where_a_toolkit_is_one_for_the_processor_alone_is_not_enough(
 ):
     packaged = install(shop.folder / "packaged")
     mine = install(shop.folder / "mine")
-    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     assert shop.setup(build=False).run().server == packaged
     assert shop.setup(server=str(mine)).run().server == mine
@@ -330,7 +331,7 @@ def test_an_earlier_build_for_a_gpu_gives_way_only_to_one_for_the_gpu(
 ):
     old = install(shop.cache / "llama.cpp/b10000-cuda/bin")
     assert shop.setup().run().server == old, "its toolkit is gone"
-    cuda = llama_setup.Backend("cuda", ("-DGGML_CUDA=ON",))
+    cuda = llama_setup.BuildBackend("cuda", ("-DGGML_CUDA=ON",))
     monkeypatch.setattr(llama_setup, "backends", lambda: [cuda, toolchain.CPU])
     assert shop.setup().run().server.parent.parent.name == "b11434-cuda"
 

@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sollold.cluster.admission.exchange import Answer, Greeting, Hello, Request, State, request_content
+from sollold.cluster.admission.exchange import (
+    AdmissionState,
+    Answer,
+    Greeting,
+    Hello,
+    Request,
+    request_content,
+)
 from sollold.cluster.gossip.packet import Dead, Left, Message, Suspect, compound, encode, head
 from sollold.cluster.net.framing import frame
 from sollold.cluster.net.identity import INVITED, JOIN, Identity, Tokens
@@ -178,7 +185,7 @@ async def joins(me: Stranger) -> bytes:
         said = await _framed(reader)
         answer = msgspec.msgpack.decode(said, type=Answer)
         told = answer.secret or answer.members or answer.evicted or answer.founder
-        return b"" if answer.state in (State.WAITING, State.BUSY) and not told else said
+        return b"" if answer.state in (AdmissionState.WAITING, AdmissionState.BUSY) and not told else said
     finally:
         writer.transport.abort()
 

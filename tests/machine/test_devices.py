@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sollold.machine import backends, devices, speed
-from sollold.machine.backends import Listed, parse
+from sollold.machine.backends import ListedDevice, parse
 from sollold.machine.device import Kind
 from sollold.machine.devices import PROCESS, Machine, combine
 from sollold.machine.gpus import Gpu, Nvml, visible
@@ -48,8 +48,8 @@ def test_a_second_backend_does_not_offer_a_gpu_again():
 
 def test_vulkan_tells_what_shares_the_ram_and_renderers_in_software_are_none():
     assert parse(VULKAN) == [
-        Listed("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * MIB, 24000 * MIB, False),
-        Listed("Vulkan1", "AMD Ryzen 9 (RADV RAPHAEL)", 16000 * MIB, 9000 * MIB, True),
+        ListedDevice("Vulkan0", "AMD Radeon RX 7900 XTX (RADV NAVI31)", 24560 * MIB, 24000 * MIB, False),
+        ListedDevice("Vulkan1", "AMD Ryzen 9 (RADV RAPHAEL)", 16000 * MIB, 9000 * MIB, True),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sollold.agent.ledger import Action, Changed, KillWorker, Ledger, PersistTerm
+from sollold.agent.ledger import Action, GrantsChanged, KillWorker, Ledger, PersistTerm
 from sollold.agent.memory_room import MeasuredMemory
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.cluster.gossip.term import Term
@@ -101,7 +101,7 @@ class Agent:
                 self.disk.term = action.term
             elif isinstance(action, KillWorker):
                 self.process.later(0.1 + self.world.random.random(), self._killed, action.deployment)
-            elif isinstance(action, Changed):
+            elif isinstance(action, GrantsChanged):
                 self.cluster.check(self)
         if actions:
             self._say()

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import replace
 
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
-from sollold.cluster.admission.exchange import Answer, State, Welcome, ask, greeted
+from sollold.cluster.admission.exchange import AdmissionState, Answer, Welcome, ask, greeted
 from sollold.cluster.admission.invitation import Invitations, Invited, use_code
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder
@@ -165,13 +165,13 @@ class Admission:
     def answer(self, key: bytes, name: str, address: str) -> Answer:
         """What a stranger at ``address`` who proved ``key`` gets."""
         if self._asking or self._turned_out:
-            return Answer(State.BUSY)
+            return Answer(AdmissionState.BUSY)
         node, now = id_of_key(key), time.monotonic()
         name = printable_name(name) or node
         by = ""
         if node in self.ring.refused:
             self._waits(node, name, key, address)
-            return Answer(State.EVICTED)
+            return Answer(AdmissionState.EVICTED)
         if node in self.ring.known:
             by = "known"
         elif self.open_seconds > 0:
@@ -180,7 +180,7 @@ class Admission:
             by = "admin"
         if not by:
             self._waits(node, name, key, address)
-            return Answer(State.WAITING)
+            return Answer(AdmissionState.WAITING)
         return self.let_in(node, name, by)
 
     def let_in(self, node: str, name: str, by: str) -> Answer:
@@ -199,7 +199,13 @@ class Admission:
         ring = self.ring
         age = min(ring.age(), 1e12)
         return Answer(
-            State.ADMITTED, ring.secret, ring.founder, age, ring.generation, ring.members, ring.evicted
+            AdmissionState.ADMITTED,
+            ring.secret,
+            ring.founder,
+            age,
+            ring.generation,
+            ring.members,
+            ring.evicted,
         )
 
     def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
@@ -345,15 +351,15 @@ class Admission:
 
     async def _answered(self, there: Standing, address: Address, answer: Answer, later: bool) -> None:
         """``later``: it was asked for the secret that this node's own cluster has now."""
-        if answer.state in (State.WAITING, State.EVICTED):
-            self._turned_out = answer.state is State.EVICTED
+        if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
+            self._turned_out = answer.state is AdmissionState.EVICTED
             if self._waits_at is None or self._waits_at.cluster != there.cluster:
                 log.warning("%s: sollold admit %s there", there.name, shlex.quote(self._name))
                 self._waits_at = there
                 log.warning("this node %s", self.seeking)
             self._waits_at = there
             self._changed()
-        elif answer.state is State.ADMITTED:
+        elif answer.state is AdmissionState.ADMITTED:
             self._waits_at, self._turned_out = None, False
             fetched = answer.keyring(there.node)
             if later and fetched.founder == self.ring.founder:

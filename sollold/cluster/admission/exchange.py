@@ -46,7 +46,7 @@ _PER_ADDRESS = 4
 """Strangers that are spoken with at a time, in all and from one address."""
 
 
-class State(StrEnum):
+class AdmissionState(StrEnum):
     """What became of a request."""
 
     ADMITTED = "admitted"
@@ -82,7 +82,7 @@ class Request(msgspec.Struct, frozen=True, array_like=True):
 class Answer(msgspec.Struct, frozen=True, array_like=True):
     """The member's answer. ``secret`` (64 hex digits) and what follows only with ADMITTED."""
 
-    state: State
+    state: AdmissionState
     secret: Annotated[str, Meta(max_length=64)] = ""
     founder: str = ""
     age: float = 0.0
@@ -96,7 +96,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
         Raises:
             PeerError: there is no secret in it.
         """
-        if self.state is not State.ADMITTED or re.fullmatch("[0-9a-f]{64}", self.secret) is None:
+        if self.state is not AdmissionState.ADMITTED or re.fullmatch("[0-9a-f]{64}", self.secret) is None:
             raise PeerError(by, "its answer has no secret", transport=True)
         return Keyring(
             self.secret,

@@ -21,7 +21,7 @@ from sollold.cluster.net.dialer import HEAD_START, Dialer, in_words
 from sollold.cluster.net.http_connection import HttpConnection, KeptConnections
 from sollold.cluster.net.identity import tls_name
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_server import HTTP, LARGEST, Peers, Refusal
+from sollold.cluster.net.rpc_server import HTTP, LARGEST, CallRefusal, Peers
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Calls:
             ) from None
         try:
             if status != 200:
-                refusal = msgspec.msgpack.decode(body, type=Refusal)
+                refusal = msgspec.msgpack.decode(body, type=CallRefusal)
                 raise PeerError(node, refusal.message, transport=refusal.transport)
             return msgspec.msgpack.decode(body, type=reply)
         except msgspec.DecodeError as error:

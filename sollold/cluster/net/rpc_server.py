@@ -45,7 +45,7 @@ class PortTaken(OSError):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class CallRefusal:
     """The body of an answer that is no success."""
 
     message: str
@@ -287,7 +287,7 @@ def caller(request: web.Request) -> str:
 
 
 def _refuse(status: int, message: str, transport: bool) -> web.Response:
-    body = msgspec.msgpack.encode(Refusal(message, transport))
+    body = msgspec.msgpack.encode(CallRefusal(message, transport))
     return web.Response(status=status, body=body, content_type="application/msgpack")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from sollold.engines.install.build_step import SetupFailed, Steps
-from sollold.engines.install.toolchain import Backend, generator
+from sollold.engines.install.toolchain import BuildBackend, generator
 from sollold.settings.schema import GIB
 from sollold.web_proxy import BadProxy, proxy_for
 
@@ -82,7 +82,7 @@ class Build:
             "Give this machine access to one of them, or build llama.cpp elsewhere and set llama.server"
         )
 
-    def compile(self, source: Path, backend: Backend) -> Path:
+    def compile(self, source: Path, backend: BuildBackend) -> Path:
         """Configure and compile. The folder with the programs.
 
         Raises:

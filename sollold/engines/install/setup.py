@@ -24,7 +24,15 @@ from typing import BinaryIO
 from sollold.engines.install.build import NEEDED_BYTES, TAG, Build
 from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
 from sollold.engines.install.find import PACKAGED, Llama, LlamaUnusable, find, look_at
-from sollold.engines.install.toolchain import CPU, PORTABLE, Backend, backends, for_gpu, missing, portable
+from sollold.engines.install.toolchain import (
+    CPU,
+    PORTABLE,
+    BuildBackend,
+    backends,
+    for_gpu,
+    missing,
+    portable,
+)
 from sollold.facts import dataclass
 from sollold.settings.schema import GIB, LlamaSettings
 
@@ -177,7 +185,7 @@ class Setup:
         self._tell("ready", 1.0, "ready")
         return found
 
-    def _worth_building(self, found: Llama) -> Backend | None:
+    def _worth_building(self, found: Llama) -> BuildBackend | None:
         """The backend to build for, where what was found is of an earlier release of ours, which does not mix
         with the other nodes' builds, or knows the processor alone and a GPU's toolkit is here.
         """
@@ -195,7 +203,7 @@ class Setup:
             return CPU if old and alone else None
         return best if old or alone else None
 
-    def _build_beside(self, found: Llama, better: Backend) -> Llama:
+    def _build_beside(self, found: Llama, better: BuildBackend) -> Llama:
         """Build; ``found`` does when that fails. It is tried once, and again after an upgrade."""
         log.info("using %s; building %s for %s, which is better", found.server, TAG, better.name)
 
@@ -211,7 +219,7 @@ class Setup:
             log.warning("%s; %s is used", error, found.server)
             return found
 
-    def _find_portable(self, backend: Backend) -> Llama | None:
+    def _find_portable(self, backend: BuildBackend) -> Llama | None:
         programs = _place(self._folder, backend) / "bin"
         try:
             return look_at(programs / "llama-server", programs / "ggml-rpc-server")
@@ -226,7 +234,9 @@ class Setup:
         self._passed = passed
         return found
 
-    def _build_once(self, wanted: Callable[[], list[Backend]], there: Callable[[], Llama | None]) -> Llama:
+    def _build_once(
+        self, wanted: Callable[[], list[BuildBackend]], there: Callable[[], Llama | None]
+    ) -> Llama:
         if not self._settings.build:
             why = f" ({'; '.join(self._passed)})" if self._passed else ""
             raise SetupFailed(
@@ -246,7 +256,7 @@ class Setup:
         except OSError as error:
             raise SetupFailed(f"llama.cpp can't be built in {self._folder}: {error}") from error
 
-    def _build(self, wanted: Callable[[], list[Backend]]) -> Llama:
+    def _build(self, wanted: Callable[[], list[BuildBackend]]) -> Llama:
         for stale in self._folder.glob("tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
         if (free := shutil.disk_usage(self._folder).free) < NEEDED_BYTES:
@@ -263,7 +273,7 @@ class Setup:
                 self._steps = None
             shutil.rmtree(work, ignore_errors=True)
 
-    def _compile(self, work: Path, out: BinaryIO, wanted: list[Backend]) -> Llama:
+    def _compile(self, work: Path, out: BinaryIO, wanted: list[BuildBackend]) -> Llama:
         steps = Steps(out, self.log_file)
         with self._lock:
             self._steps = steps
@@ -282,7 +292,7 @@ class Setup:
                 log.warning("%s; the next that can be built is taken", error)
         raise AssertionError("unreachable: something is always wanted")
 
-    def _put(self, made: Path, backend: Backend) -> Llama:
+    def _put(self, made: Path, backend: BuildBackend) -> Llama:
         """Try what was built, then rename it into its place."""
         self._tell("checking", 0.99, "testing the build")
         try:
@@ -322,12 +332,12 @@ class Setup:
         self._tell_all(Progress(stage, fraction, message))
 
 
-def _failure(folder: Path, backend: Backend) -> Path:
+def _failure(folder: Path, backend: BuildBackend) -> Path:
     """Where it is noted that this build for a GPU failed here, so that not every start tries it anew."""
     return folder / f"{TAG}-{backend.name}.failed"
 
 
-def _place(folder: Path, backend: Backend) -> Path:
+def _place(folder: Path, backend: BuildBackend) -> Path:
     """Where a build goes. What is made to be packed has a name that `find` passes over."""
     packed = backend.name.startswith(PORTABLE)
     return folder / (f"{backend.name}-{TAG}" if packed else f"{TAG}-{backend.name}")

@@ -18,14 +18,14 @@ _VULKAN_HEADERS = (Path("/usr/include/vulkan/vulkan.h"), Path("/usr/local/includ
 
 
 @dataclass(frozen=True, slots=True)
-class Backend:
+class BuildBackend:
     """What computes: ``name`` goes into the folder's name, ``options`` to CMake."""
 
     name: str
     options: tuple[str, ...] = ()
 
 
-CPU = Backend("cpu")
+CPU = BuildBackend("cpu")
 PORTABLE = "portable"
 """How the name of what `portable` gives begins."""
 _HIP_ARCHITECTURES = "gfx803;gfx900;gfx906;gfx908;gfx90a;gfx1010;gfx1030;gfx1100;gfx1101;gfx1102"
@@ -34,17 +34,17 @@ _VARIANTS_NEED_GCC = 14
 """The first that knows all instruction sets of 64-bit ARM for which llama.cpp has a variant."""
 
 
-def backends() -> list[Backend]:
+def backends() -> list[BuildBackend]:
     """The backends that can be built here, the best first; the processor alone is always the last."""
     return [*_gpus(), CPU]
 
 
-def for_gpu(name: str) -> Backend | None:
+def for_gpu(name: str) -> BuildBackend | None:
     """The backend of this name; None when its toolkit isn't here."""
     return next((one for one in _gpus() if one.name == name), None)
 
 
-def portable(gpu: Backend | None = None, architectures: str = "") -> Backend:
+def portable(gpu: BuildBackend | None = None, architectures: str = "") -> BuildBackend:
     """Any processor of this kind: a library for each instruction set, chosen at run time.
 
     An older compiler on ARM can't make all of those: then one for the plainest instruction set.
@@ -60,22 +60,22 @@ def portable(gpu: Backend | None = None, architectures: str = "") -> Backend:
     else:
         options += ["-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"]
     if gpu is None:
-        return Backend(PORTABLE, tuple(options))
+        return BuildBackend(PORTABLE, tuple(options))
     if chosen := architectures or {"hip": _HIP_ARCHITECTURES}.get(gpu.name, ""):
         options.append(f"-DCMAKE_{gpu.name.upper()}_ARCHITECTURES={chosen}")
-    return Backend(f"{PORTABLE}-{gpu.name}", (*options, *gpu.options))
+    return BuildBackend(f"{PORTABLE}-{gpu.name}", (*options, *gpu.options))
 
 
-def _gpus() -> Iterator[Backend]:
+def _gpus() -> Iterator[BuildBackend]:
     """Those whose toolkit is here, the best first."""
     if nvcc := _program("nvcc", "/usr/local/cuda/bin/nvcc", variable="CUDACXX"):
-        yield Backend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"))
+        yield BuildBackend("cuda", ("-DGGML_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"))
     if _program("hipcc", "/opt/rocm/bin/hipcc"):
-        yield Backend("hip", ("-DGGML_HIP=ON",))
+        yield BuildBackend("hip", ("-DGGML_HIP=ON",))
     if sys.platform == "darwin":
-        yield Backend("metal", ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"))
+        yield BuildBackend("metal", ("-DGGML_METAL=ON", "-DGGML_METAL_EMBED_LIBRARY=ON"))
     if _program("glslc") and (os.environ.get("VULKAN_SDK") or any(map(Path.is_file, _VULKAN_HEADERS))):
-        yield Backend("vulkan", ("-DGGML_VULKAN=ON",))
+        yield BuildBackend("vulkan", ("-DGGML_VULKAN=ON",))
 
 
 def _gcc() -> int:

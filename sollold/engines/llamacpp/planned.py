@@ -10,7 +10,7 @@ from sollold.placement.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class FixedFields:
     """Fields of an `Endpoint` that never change."""
 
     backend: Backend
@@ -19,11 +19,11 @@ class Planned:
     template: str
 
 
-def planned(plan: Plan) -> Planned:
+def planned(plan: Plan) -> FixedFields:
     """Those of the endpoint of ``plan``."""
     shares = [share for share in (plan.host, *plan.shares) if share.layers or share is plan.host]
     several = len({share.node for share in shares}) > 1 or external_workers(plan)
-    return Planned(
+    return FixedFields(
         Backend.SHARDED if several else Backend.LOCAL,
         sum(sum(devices.values()) for devices in plan.bytes_by_owner().values()),
         tuple(Placed(share.node, share.device, share.first, share.last, share.total) for share in shares),

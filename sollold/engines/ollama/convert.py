@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, Backend, Endpoint, Placed, Record, State
 from sollold.engines.ollama.api import Details, Loaded, Tag
-from sollold.engines.ollama.loaded import Use
+from sollold.engines.ollama.loaded import ModelUse
 from sollold.machine.device import Kind, one_a_memory
 from sollold.models.model import Model
 
@@ -66,7 +66,7 @@ def endpoint_of(
     tag: Tag,
     model: Model | None,
     loaded: Loaded | None,
-    use: Use,
+    use: ModelUse,
     placed: tuple[Placed, ...],
     *,
     slots: int,

@@ -19,7 +19,7 @@ _RECENT = 5.0
 
 
 @dataclass(slots=True)
-class Use:
+class ModelUse:
     """Our own requests at one model."""
 
     inside: int = 0
@@ -41,7 +41,7 @@ class LoadedModels:
     """Follows ``/api/ps``, and counts our own requests. Times are the event loop's."""
 
     def __init__(self) -> None:
-        self._uses: dict[str, Use] = {}
+        self._uses: dict[str, ModelUse] = {}
         self._models: dict[str, _InMemory] = {}
         self._seen = False
 
@@ -67,13 +67,13 @@ class LoadedModels:
         found = self._models.get(name.lower())
         return found.loaded if found is not None else None
 
-    def own_use(self, endpoint: str) -> Use:
+    def own_use(self, endpoint: str) -> ModelUse:
         """Our requests at an endpoint, to be changed."""
-        return self._uses.setdefault(endpoint, Use())
+        return self._uses.setdefault(endpoint, ModelUse())
 
-    def use_of(self, endpoint: str) -> Use:
+    def use_of(self, endpoint: str) -> ModelUse:
         """The same to be read."""
-        return self._uses.get(endpoint) or Use()
+        return self._uses.get(endpoint) or ModelUse()
 
     def forget_unused(self, endpoints: Collection[str]) -> None:
         """Only these endpoints are left; what others have in them ends first."""
