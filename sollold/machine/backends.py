@@ -88,11 +88,12 @@ def parse(text: str) -> list[ListedDevice]:
         if match is None:
             continue
         device, name, total, free = match.groups()
-        if (_SOFTWARE.search(name) and not chosen) or device.startswith(("CPU", "BLAS", "RPC")):
+        software = bool(_SOFTWARE.search(name))
+        if (software and not chosen) or device.startswith(("CPU", "BLAS", "RPC")):
             continue
         if any(_same_gpu(other, device, name) for other in found):
             continue
-        unified = uma.get(device, device.startswith(("MTL", "Metal")) or _integrated(name))
+        unified = software or uma.get(device, device.startswith(("MTL", "Metal")) or _integrated(name))
         found.append(ListedDevice(device, name, int(total) * MIB, int(free) * MIB, unified))
     return found
 

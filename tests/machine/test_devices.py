@@ -294,7 +294,7 @@ def test_a_software_renderer_is_a_device_for_those_who_chose_it(monkeypatch: pyt
     text = "Available devices:\n  Vulkan0: llvmpipe (LLVM 19.1.7, 256 bits) (16000 MiB, 15000 MiB free)\n"
     assert parse(text) == []
     monkeypatch.setenv("GGML_VK_VISIBLE_DEVICES", "0")
-    assert [one.id for one in parse(text)] == ["Vulkan0"]
+    assert [(one.id, one.unified) for one in parse(text)] == [("Vulkan0", True)], "its memory is the RAM"
 
 
 def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
