@@ -160,14 +160,12 @@ class Answer:
     over: Callable[[], bool] = field(default=lambda: False)
     """Whether ``close`` has nothing to do any more."""
     pour: Pour[list[bytes]] = field(init=False)
+    events: AsyncIterator[bytes] = field(init=False)
+    """The events one by one, for those to whom speed is nothing."""
 
     def __post_init__(self, quickly: Pour[list[bytes]] | None) -> None:
         self.pour = pushed(self.batches) if quickly is None else quickly
-
-    @property
-    def events(self) -> AsyncIterator[bytes]:
-        """The events one by one, for those to whom speed is nothing; to be asked for once."""
-        return _one_by_one(self.batches)
+        self.events = _one_by_one(self.batches)
 
     async def whole(self) -> bytes:
         """All events together: the body of an answer that is not streamed."""
