@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
+from sollold import __version__
 from sollold.engines.install.build import NEEDED_BYTES, TAG, Build
 from sollold.engines.install.build_step import Cancelled, SetupFailed, Steps
 from sollold.engines.install.find import PACKAGED, Llama, LlamaUnusable, find, look_at
@@ -42,6 +43,7 @@ LOOK_SECONDS = 60.0
 BUILD_AFTER = 10
 """Looks after which a build that failed is tried again; then after twice as many, and so on."""
 _LOCK_SECONDS = 0.3
+_RELEASE = f"sollold {__version__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class Setup:
         """
         if not self._settings.build or self._settings.server or self._settings.rpc_server or missing():
             return None
-        best = next((one for one in backends() if not _failure(self._folder, one).exists()), None)
+        best = next((one for one in backends() if not _failed(self._folder, one)), None)
         folder = found.server.parent
         ours = folder == PACKAGED or folder.parent.parent == self._folder
         old = folder.parent.parent == self._folder and not folder.parent.name.startswith(f"{TAG}-")
@@ -216,7 +218,10 @@ class Setup:
         try:
             return self._build_once(lambda: [better], there)
         except SetupFailed as error:
-            log.warning("%s; %s is used", error, found.server)
+            log.warning(
+                "%s; %s is used; it is tried again after an upgrade, or once you remove %s",
+                *(error, found.server, _failure(self._folder, better)),
+            )
             return found
 
     def _find_portable(self, backend: BuildBackend) -> Llama | None:
@@ -286,7 +291,7 @@ class Setup:
                 return self._put(build.compile(source, backend), backend)
             except SetupFailed as error:
                 if backend is not CPU or self._beside:
-                    _failure(self._folder, backend).write_text(f"{error}\n", encoding="utf-8")
+                    _failure(self._folder, backend).write_text(f"{_RELEASE}\n{error}\n", encoding="utf-8")
                 if backend is wanted[-1]:
                     raise
                 log.warning("%s; the next that can be built is taken", error)
@@ -335,6 +340,14 @@ class Setup:
 def _failure(folder: Path, backend: BuildBackend) -> Path:
     """Where it is noted that this build for a GPU failed here, so that not every start tries it anew."""
     return folder / f"{TAG}-{backend.name}.failed"
+
+
+def _failed(folder: Path, backend: BuildBackend) -> bool:
+    """Whether this build failed here with this release; another may do better with the same llama.cpp."""
+    try:
+        return _failure(folder, backend).read_text(encoding="utf-8").startswith(f"{_RELEASE}\n")
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _place(folder: Path, backend: BuildBackend) -> Path:
