@@ -46,6 +46,11 @@ def _read_parameters(params: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def with_parameters(model: Model, more: Mapping[str, Any]) -> str:
+    """Its ``params`` with further PARAMETERs, or others in place of its own."""
+    return msgspec.json.encode({**own_parameters(model), **more}).decode()
+
+
 def own_messages(model: Model) -> list[dict[str, Any]]:
     """The MESSAGEs, as OpenAI has them."""
     return [{"role": role, "content": content} for role, content in model.messages]

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.fields import require_model
+from sollold.api.engine.modelfile import with_parameters
 from sollold.api.ollama.request import Message, parse_options
 from sollold.control.local_models import NameOverrides
 from sollold.errors import Fault, Refusal
@@ -61,11 +62,7 @@ def told(create: Create, base: Model) -> NameOverrides:
     params = None
     if create.parameters:
         parse_options(create.parameters, None)
-        try:
-            before = msgspec.json.decode(base.params, type=dict[str, Any])
-        except msgspec.MsgspecError:
-            before = {}
-        params = msgspec.json.encode({**before, **create.parameters}).decode()
+        params = with_parameters(base, create.parameters)
         if len(params) > _LONGEST:
             raise Refusal(Fault.BAD_REQUEST, f"the parameters are longer than {_LONGEST} characters")
     messages = tuple((one.role, one.content or "") for one in create.messages or ())

@@ -104,12 +104,9 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
         return _completion(generate, options, model, prompt, tokens)
     # An empty text is not named: Go's clients can't leave a field out.
     system = generate.system or model.system
-    turns = unpack_context(generate.context) if generate.context else []
+    turns = _turns_before(generate, model, system)
     messages: list[dict[str, Any]] = [{"role": turn.role, "content": turn.content} for turn in turns]
-    if not generate.context:
-        messages = own_messages(model)
     if system:
-        messages = [m for m in messages if m["role"] != "system"]
         messages.insert(0, {"role": "system", "content": system})
     content: Any = prompt
     if generate.images:

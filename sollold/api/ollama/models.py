@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.modelfile import own_messages, own_parameters, with_parameters
 from sollold.control.models import NodeNames, Running
 from sollold.machine.device import PROCESSOR
 from sollold.models.listing import Listed
@@ -134,13 +135,13 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
     return {
         "license": model.license,
         "modelfile": modelfile(model, template),
-        "parameters": parameters_text(model.params),
+        "parameters": parameters_text(model),
         "template": template,
         "system": model.system,
         "details": details(model),
         "model_info": info,
         **({"projector_info": seeing} if seeing else {}),
-        **({"messages": _messages(model)} if model.messages else {}),
+        **({"messages": own_messages(model)} if model.messages else {}),
         "capabilities": list(model.capabilities),
         "modified_at": timestamp_text(model.modified),
         "nodes": names(listed),
@@ -151,19 +152,8 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
 
 def with_settings(model: Model, system: str | None, options: Mapping[str, Any] | None) -> Model:
     """The model with another system text and further parameters."""
-    params = model.params
-    if options:
-        before = _params_of(model.params)
-        params = msgspec.json.encode({**before, **options}).decode()
+    params = with_parameters(model, options) if options else model.params
     return replace(model, system=system or model.system, params=params)
-
-
-def _params_of(params: str) -> dict[str, Any]:
-    try:
-        values = msgspec.json.decode(params)
-    except msgspec.DecodeError:
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _shown(value: Any) -> Any:
@@ -177,22 +167,18 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def _messages(model: Model) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in model.messages]
-
-
-def _parameters(params: str) -> list[tuple[str, str]]:
+def _parameters(model: Model) -> list[tuple[str, str]]:
     rows = []
-    for key, value in _params_of(params).items():
+    for key, value in own_parameters(model).items():
         for one in value if isinstance(value, list) else [value]:
             text = msgspec.json.encode(one).decode() if isinstance(one, str) else str(one)
             rows.append((key, text))
     return rows
 
 
-def parameters_text(params: str) -> str:
+def parameters_text(model: Model) -> str:
     """``parameters``: a line each, the name padded to 30, as Ollama's clients split them."""
-    return "\n".join(f"{key:<30} {text}" for key, text in _parameters(params))
+    return "\n".join(f"{key:<30} {text}" for key, text in _parameters(model))
 
 
 def modelfile(model: Model, template: str) -> str:
@@ -205,7 +191,7 @@ def modelfile(model: Model, template: str) -> str:
         lines.append(f'TEMPLATE """{template}"""')
     if model.system:
         lines.append(f'SYSTEM """{model.system}"""')
-    lines += [f"PARAMETER {key} {text}" for key, text in _parameters(model.params)]
+    lines += [f"PARAMETER {key} {text}" for key, text in _parameters(model)]
     if model.license:
         lines.append(f'LICENSE """{model.license}"""')
     lines += [f'MESSAGE {role} """{content}"""' for role, content in model.messages]

@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import web
 
 from sollold.api.engine.fields import require_model, stop_list
-from sollold.api.engine.modelfile import SAME_NAMES
+from sollold.api.engine.modelfile import SAME_NAMES, own_parameters
 from sollold.api.engine.placement import PlacementBody
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.invalid import explained
@@ -255,14 +255,7 @@ def parse_options(given: dict[str, Any] | None, model: Model | None) -> Options:
     Raises:
         Refusal: BAD_REQUEST naming the option of a wrong type.
     """
-    merged: dict[str, Any] = {}
-    if model is not None:
-        try:
-            own = msgspec.json.decode(model.params)
-        except msgspec.DecodeError:
-            own = {}
-        if isinstance(own, dict):
-            merged.update(own)
+    merged = dict(own_parameters(model)) if model is not None else {}
     named = {key: value for key, value in (given or {}).items() if value is not None}
     merged.update(named)
     for name in _WHOLE:
