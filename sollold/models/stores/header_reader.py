@@ -11,7 +11,7 @@ from sollold.models.footprint.adapters import with_adapters, with_projector
 from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf import reader
-from sollold.models.gguf.header import Array
+from sollold.models.gguf.header import Array, Header
 from sollold.models.model import Model
 from sollold.models.stores.store_watcher import no_answer
 from sollold.models.stores.threads import alone
@@ -51,7 +51,7 @@ class HeaderReader:
         Raises:
             GgufError, LookupError: as `shape`.
         """
-        return await self._read(f"metadata {model.digest}", lambda: _all_metadata(model), model)
+        return await self._read(f"metadata {model.digest}", lambda: _metadata(model), model)
 
     async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
         """What ``work`` reads of a model's files, once for all who ask at a time."""
@@ -72,19 +72,18 @@ def _shape(model: Model) -> Shape:
     return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
 
 
-def _all_metadata(model: Model) -> dict[str, object]:
-    pairs = _metadata(model.files)
+def _metadata(model: Model) -> dict[str, object]:
+    pairs = _pairs(reader.read_files(model.files))
     if model.projector:
-        seen = _metadata((model.projector,))
-        pairs |= {key: value for key, value in seen.items() if key.startswith("clip.")}
-        tensors = reader.read(model.projector).tensors
-        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in tensors)
+        header = reader.read(model.projector)
+        pairs |= {key: value for key, value in _pairs(header).items() if key.startswith("clip.")}
+        pairs["clip.parameter_count"] = sum(tensor.elements for tensor in header.tensors)
     return pairs
 
 
-def _metadata(files: tuple[str, ...]) -> dict[str, object]:
+def _pairs(header: Header) -> dict[str, object]:
     pairs: dict[str, object] = {}
-    for key, value in reader.read_files(files).metadata.items():
+    for key, value in header.metadata.items():
         if not isinstance(value, Array):
             pairs[key] = value
         elif value.values is not None and len(value.values) <= 64:
