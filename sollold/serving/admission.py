@@ -119,11 +119,10 @@ class Admission:
     def _admit(self, now: float) -> tuple[str, ...]:
         admitted = []
         while self._waiting and len(self._running) < self._slots:
-            if len(self._waiting) == 1:
-                _, ticket = self._waiting.popitem()
-            else:
+            ticket = next(iter(self._waiting.values()))
+            if len(self._waiting) > 1:
                 ticket = min(self._waiting.values(), key=lambda ticket: self._rank(ticket, now))
-                del self._waiting[ticket.id]
+            del self._waiting[ticket.id]
             self._running[ticket.id] = (ticket.client, now)
             self._of_client[ticket.client] += 1
             self._served += 1

@@ -36,11 +36,11 @@ class RevisingService:
     ) -> Answer:
         """The answer to ``first``, which was refused, in another form; ``until``: its deadline, 0: none."""
         ask = first
-        for attempt in range(self.tries + 1):
+        for attempt in range(self.tries):
             by_engine = refusal.fault in (Fault.ENGINE, Fault.BAD_REQUEST)
             revised = await self._revised(ask, refusal, attempt) if by_engine else None
-            if revised is None or attempt == self.tries:
-                raise self._final(refusal) from None
+            if revised is None:
+                break
             ask = replace(revised, deadline=max(0.001, until - time.monotonic())) if until else revised
             try:
                 answer = await self.service.open(ask, on_wait)
@@ -50,7 +50,7 @@ class RevisingService:
             if ask.calls is not first.calls:
                 answer.routing.warnings += self._warnings(first, ask)
             return answer
-        raise AssertionError("unreachable")
+        raise self._final(refusal) from None
 
     async def _revised(self, ask: Ask, refusal: Refusal, attempt: int) -> Ask | None:
         """Another request in place of the refused one; None: there is none."""

@@ -130,15 +130,12 @@ def native_chat_body(checked: dict[str, Any], ask: ChatCompletion, model: Model)
     return out
 
 
-_NOT_AT_OLLAMA = dict.fromkeys(
-    ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
-)
+_NOT_AT_OLLAMA = ("logit_bias", "grammar", "json_schema", "top_k", "min_p", "repeat_penalty", "n_predict")
 
 
 def native_chat_notes(body: dict[str, Any], ask: ChatCompletion) -> tuple[str, ...]:
     """What of a chat has no effect at an Ollama."""
-    found = body.keys() & _NOT_AT_OLLAMA.keys()
-    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)] if found else []
+    lost = [name for name in _NOT_AT_OLLAMA if body.get(name)]
     lost += ["n"] if (ask.n or 1) > 1 else []
     mode, names = chosen_tools(ask.tool_choice)
     lost += ["tool_choice"] if mode == "required" or names is not None else []

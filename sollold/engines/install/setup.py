@@ -173,12 +173,10 @@ class Setup:
             SetupFailed: it can't be built.
             Cancelled: `cancel` was called.
         """
-        backend = portable()
-        if gpu:
-            toolkit = for_gpu(gpu)
-            if toolkit is None:
-                raise SetupFailed(f"llama.cpp can't be built for {gpu}: its toolkit isn't installed here")
-            backend = portable(toolkit, architectures)
+        toolkit = for_gpu(gpu) if gpu else None
+        if gpu and toolkit is None:
+            raise SetupFailed(f"llama.cpp can't be built for {gpu}: its toolkit isn't installed here")
+        backend = portable(toolkit, architectures)
 
         def there() -> Llama | None:
             return self._find_portable(backend)
