@@ -1,25 +1,36 @@
-"""Whose programs are connected to a port on loopback, as Linux tells it in ``/proc/net/tcp``.
+"""Whose programs are connected to a port on loopback.
 
-The row of the client's own end names the user of its socket. A connection that the listening program has not
-accepted yet has such a row too. See proc(5).
+Linux tells the user of the client's own socket, also of a connection that the listening program has not
+accepted yet: by netlink, or, where its kernel was built without that, in ``/proc/net/tcp``. See proc(5).
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from sollold.machine import sock_diag
+
 _ESTABLISHED = b"01"
 _LOOPBACK = "127.0.0.1"
 
 
-def client_users(port: int, folder: Path = Path("/proc/net")) -> Mapping[int, int] | None:
+async def client_users(port: int) -> Mapping[int, int] | None:
     """Client's port → its user's id, for all that are connected to ``port`` of 127.0.0.1.
 
-    None: this system does not tell. Blocks for as long as the kernel takes to list its connections.
+    None: this system does not tell.
     """
+    try:
+        return sock_diag.users_of_clients(port)
+    except OSError:
+        return await asyncio.to_thread(listed_users, port)
+
+
+def listed_users(port: int, folder: Path = Path("/proc/net")) -> Mapping[int, int] | None:
+    """The same from the table. Blocks for as long as the kernel takes to list all connections."""
     try:
         with (folder / "tcp").open("rb") as table:
             found = dict(_clients(table, port))

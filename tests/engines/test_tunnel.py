@@ -9,9 +9,11 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
+from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.llamacpp.hash_frames import HashFrames
 from sollold.engines.llamacpp.tunnel import Tunnel, Tunnels
@@ -270,6 +272,88 @@ async def test_one_client_after_the_other(way: Way) -> None:
         assert await asyncio.wait_for(reader.readexactly(5), 5) == b"hello"
         writer.close()
         await until(lambda turn=turn: way.worker.ended == turn + 1)
+
+
+async def token(way: Way, tunnel: Tunnel) -> asyncio.StreamWriter:
+    """A connection through which a token has gone."""
+    reader, writer = await way.connect(tunnel)
+    writer.write(b"token")
+    assert await asyncio.wait_for(reader.readexactly(5), 5) == b"token"
+    return writer
+
+
+@dataclass
+class Dials:
+    """What the head connects to the owner with."""
+
+    reach: Dialer
+    made: list[Any] = field(default_factory=list)
+    stuck: bool = False
+
+    async def connect(self, *arguments: Any, **more: Any) -> Any:
+        if self.stuck:
+            await asyncio.Event().wait()
+        found = await self.reach.connect(*arguments, **more)
+        self.made.append(found[0].transport)
+        return found
+
+
+async def test_the_next_connection_is_made_before_it_is_asked_for(way: Way) -> None:
+    dials = Dials(way.pair.reach[1])
+    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+    tunnel = await tunnels.open("d1", IDS[0])
+    for turn in range(1, 4):
+        await until(lambda turn=turn: len(dials.made) == turn)
+        (await token(way, tunnel)).close()
+        await until(lambda turn=turn: way.worker.ended == turn)
+    await until(lambda: len(dials.made) == 4)
+    dials.stuck = True
+    (await token(way, tunnel)).close()
+    await tunnels.close()
+    await until(lambda: all(one.is_closing() for one in dials.made))
+    assert way.worker.clients == len(dials.made) == 4
+
+
+async def test_a_connection_that_nobody_asked_for_is_closed_and_made_anew(
+    way: Way, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sollold.engines.llamacpp.tunnel._AHEAD_SECONDS", 0.05)
+    dials = Dials(way.pair.reach[1])
+    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+    tunnel = await tunnels.open("d1", IDS[0])
+    await until(lambda: dials.made and dials.made[0].is_closing())
+    (await token(way, tunnel)).close()
+    assert len(dials.made) >= 2 and not tunnel.failure
+    await tunnels.close()
+    assert not caplog.records
+
+
+async def test_an_owner_that_has_closed_what_nobody_asked_for_is_dialled_anew(way: Way) -> None:
+    dials = Dials(way.pair.reach[1])
+    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+    tunnel = await tunnels.open("d1", IDS[0])
+    await until(lambda: dials.made)
+    way.pair.peers[0].cut(IDS[1])
+    await until(lambda: dials.made[0].is_closing())
+    (await token(way, tunnel)).close()
+    await tunnels.close()
+
+
+async def test_a_tunnel_that_is_closed_leaves_no_connection(way: Way) -> None:
+    dials = Dials(way.pair.reach[1])
+    tunnels = Tunnels(dials, way.view)  # type: ignore[arg-type]
+    made, dialling = [await tunnels.open("d1", IDS[0]) for _ in range(2)], Dials(way.pair.reach[1])
+    await until(lambda: len(dials.made) == 2)
+    way.view.nodes.remove(IDS[0])
+    for callback in list(way.view.callbacks):
+        callback()
+    await until(lambda: all(one.is_closing() for one in dials.made))
+    dialling.stuck = True
+    late = Tunnels(dialling, way.view)  # type: ignore[arg-type]
+    await late.open("d1", IDS[0])
+    await asyncio.wait_for(late.close(), 2)
+    await tunnels.close()
+    assert not dialling.made and not any(one.failure for one in made)
 
 
 async def test_a_second_client_does_not_disturb_the_first(way: Way) -> None:

@@ -1,25 +1,64 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
-from sollold.machine.loopback_clients import client_users
+import pytest
+
+from sollold.machine import sock_diag
+from sollold.machine.loopback_clients import client_users, listed_users
 from tests.strangers import NOBODY, stranger
 
 
-def test_the_users_of_a_ports_clients() -> None:
+async def by_netlink(port: int) -> Mapping[int, int] | None:
+    return sock_diag.users_of_clients(port)
+
+
+async def by_table(port: int) -> Mapping[int, int] | None:
+    return await asyncio.to_thread(listed_users, port)
+
+
+@pytest.mark.parametrize("users_of", [client_users, by_netlink, by_table])
+async def test_the_users_of_a_ports_clients(
+    users_of: Callable[[int], Awaitable[Mapping[int, int] | None]],
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
         port = server.getsockname()[1]
-        assert client_users(port) == {}
+        assert await users_of(port) == {}
         mine.connect(("127.0.0.1", port))
         own = mine.getsockname()[1]
-        assert client_users(port) == {own: os.geteuid()}, "nobody has accepted it yet"
-        assert client_users(own) == {port: os.geteuid()} or client_users(own) == {port: 0}
+        assert await users_of(port) == {own: os.geteuid()}, "nobody has accepted it yet"
+        assert await users_of(own) in ({port: os.geteuid()}, {port: 0})
         with stranger(port), stranger(port, "::ffff:127.0.0.1"):
-            users = dict(client_users(port) or {})
+            users = dict(await users_of(port) or {})
             assert users.pop(own) == os.geteuid()
             assert list(users.values()) == [NOBODY, NOBODY]
+        mine.close()
+        assert own not in (await users_of(port) or {})
+
+
+async def test_many_clients_come_in_several_messages() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=600) as server, ExitStack() as stack:
+        port = server.getsockname()[1]
+        own = set()
+        for _ in range(500):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            own.add(one.getsockname()[1])
+        assert sock_diag.users_of_clients(port) == dict.fromkeys(own, os.geteuid())
+
+
+async def test_a_kernel_that_does_not_answer_netlink_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sock_diag, "_BY_FAMILY", 77)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
+        port = server.getsockname()[1]
+        mine.connect(("127.0.0.1", port))
+        with pytest.raises(OSError, match="sock_diag"):
+            sock_diag.users_of_clients(port)
+        assert await client_users(port) == {mine.getsockname()[1]: os.geteuid()}
 
 
 def test_what_does_not_lead_to_the_port_does_not_count(tmp_path: Path) -> None:
@@ -34,5 +73,5 @@ def test_what_does_not_lead_to_the_port_does_not_count(tmp_path: Path) -> None:
         row % (4, "0100007F", 18080, "06"),
     ]
     (tmp_path / "tcp").write_bytes(head + "".join(rows).encode())
-    assert client_users(18080, tmp_path) == {1: 1000}, "without a table for IPv6"
-    assert client_users(18080, tmp_path / "nowhere") is None
+    assert listed_users(18080, tmp_path) == {1: 1000}, "without a table for IPv6"
+    assert listed_users(18080, tmp_path / "nowhere") is None

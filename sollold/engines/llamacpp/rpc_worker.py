@@ -120,7 +120,7 @@ class Worker:
         """
         if self._accepted.count > self._ours:
             return "another program of this machine has used it"
-        clients = await asyncio.to_thread(client_users, self.port)
+        clients = await client_users(self.port)
         others = set((clients or {}).values()) - {os.geteuid()}
         return f"a program of user {min(others)} is connected to it" if others else ""
 

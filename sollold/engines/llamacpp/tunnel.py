@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import msgspec
@@ -33,6 +33,8 @@ _LOOPBACK = "127.0.0.1"
 _OPEN_SECONDS = 8.0
 _TURN_SECONDS = 3.0
 """A second connection waits that long for the first to end."""
+_AHEAD_SECONDS = 3.0
+"""So long the next connection waits to be used, less than the owner waits for its greeting."""
 _LOOKS = 3
 """For the user of a connection: a table that changes while it is read can lack a row."""
 
@@ -135,18 +137,21 @@ class Tunnel:
         self._turn = asyncio.Event()
         self._turn.set()
         self._looking = asyncio.Lock()
+        self._ahead = _Ahead(self._dial)
 
     async def listen(self) -> None:
         """Open the loopback port. Called by `Tunnels.open`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _LocalEnd(self, self._delay), _LOOPBACK, 0)
         self.port = int(self._server.sockets[0].getsockname()[1])
+        self._ahead.begin()
 
     async def close(self) -> None:
         """End the tunnel and give the port back."""
         if self._server is not None:
             self._server.close()
             self._server = None
+        self._ahead.drop()
         for end in tuple(self._ends):
             end.abort()
         for task in self._tasks:
@@ -156,6 +161,7 @@ class Tunnel:
 
     def cut(self) -> None:
         """The node is gone: break the connection, so that llama-server notices."""
+        self._ahead.drop()
         if self._ends:
             self.failure = f"node {self.node} left or failed"
             log.warning(
@@ -220,6 +226,7 @@ class Tunnel:
             transport.resume_reading()
             end.transport.resume_reading()
             self.failure = ""
+            self._ahead.begin()
         except PeerError as error:
             end.abort()
             self._break(f"no tunnel to node {self.node}: {error}")
@@ -233,7 +240,7 @@ class Tunnel:
         async with self._looking:  # one thread for one tunnel, whoever connects how often
             for _ in range(_LOOKS):
                 peer = end.transport.get_extra_info("peername")
-                users = await asyncio.to_thread(client_users, self.port)
+                users = await client_users(self.port)
                 if users is None:
                     return True
                 user = users.get(peer[1]) if peer else None
@@ -250,7 +257,7 @@ class Tunnel:
 
     async def _connect(self) -> _Greeter:
         """A connection to the worker's node that has said yes."""
-        greeter, _, _ = await self._reach.connect(self.node, TUNNEL, _Greeter, timeout=_OPEN_SECONDS / 2)
+        greeter = await self._ahead.take() or await self._dial()
         try:
             greeter.transport.write(frame(msgspec.msgpack.encode(self._greeting)))
             async with asyncio.timeout(_OPEN_SECONDS):
@@ -265,6 +272,64 @@ class Tunnel:
             greeter.transport.abort()
             raise PeerError(self.node, f"node {self.node} refused: {opened.reason}", transport=True)
         return greeter
+
+    async def _dial(self) -> _Greeter:
+        """A connection to the worker's node that has proved to be it."""
+        greeter, _, _ = await self._reach.connect(self.node, TUNNEL, _Greeter, timeout=_OPEN_SECONDS / 2)
+        return greeter
+
+
+class _Ahead:
+    """The next connection of a tunnel, made before it is asked for.
+
+    While it loads, llama-server connects to a worker some five times, each time after it has closed the
+    last connection. A handshake takes 3 to 40 ms while machines copy tensors, and each would have to wait
+    for its own.
+    """
+
+    def __init__(self, dial: Callable[[], Awaitable[_Greeter]]) -> None:
+        self._dial = dial
+        self._task: asyncio.Task[_Greeter] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """Make one, unless there is one."""
+        if self._task is None or _is_lost(self._task):
+            self._task = asyncio.get_running_loop().create_task(self._made())
+            self._task.add_done_callback(_is_lost)
+
+    async def take(self) -> _Greeter | None:
+        """The connection, once it is made; None when there is none or it failed: a new one tells why."""
+        task, self._task = self._task, None
+        if task is None or _is_lost(task):
+            return None
+        try:
+            greeter = await task
+        except PeerError:
+            return None
+        if self._timer is not None:
+            self._timer.cancel()
+        return greeter
+
+    def drop(self) -> None:
+        """End it."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            if not _is_lost(task) and task.done():
+                task.result().transport.abort()
+
+    async def _made(self) -> _Greeter:
+        greeter = await self._dial()
+        self._timer = asyncio.get_running_loop().call_later(_AHEAD_SECONDS, greeter.transport.abort)
+        return greeter
+
+
+def _is_lost(dialled: asyncio.Task[_Greeter]) -> bool:
+    """Whether the connection was not made, or is closed already."""
+    if not dialled.done():
+        return False
+    return dialled.cancelled() or dialled.exception() is not None or dialled.result().answer.done()
 
 
 class _LocalEnd(ProxyEnd):
@@ -330,6 +395,7 @@ class _Greeter(asyncio.Protocol):
             self.answer.set_exception(
                 PeerError("", f"the connection was closed: {exc or 'no reason given'}", transport=True)
             )
+            self.answer.exception()  # nobody may wait for it yet
 
     def rest(self) -> bytes:
         return self._bytes.rest()
