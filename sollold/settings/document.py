@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from sollold.settings import schema
+from sollold.settings.confidential import HIDDEN, hidden_in
 from sollold.settings.load import SECRETS, LoadedSettings, Setting, catalogue
 from sollold.settings.schema import Bytes, Settings
 
@@ -89,12 +90,16 @@ def example() -> str:
 
 
 def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
-    """(key, value, where it comes from) of every setting. The token's value is not shown."""
+    """(key, value, where it comes from) of every setting. Tokens, passwords and keys are not shown."""
     rows = []
     for key, setting in catalogue().items():
         value = getattr(getattr(loaded.settings, setting.section), setting.name)
-        text = toml_value(setting, value)
+        shown = hidden_in(value)
+        text = toml_value(setting, shown)
         if key in SECRETS and value:
             text = "(set)"
-        rows.append((key, text, loaded.origins.get(key, "default")))
+        origin = loaded.origins.get(key, "default")
+        if shown != value and origin.startswith("--"):
+            origin = f"{origin.partition('=')[0]}={HIDDEN}"
+        rows.append((key, text, origin))
     return rows

@@ -182,6 +182,27 @@ def test_the_token_is_not_shown(tmp_path: Path) -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_passwords_and_keys_within_a_setting_are_not_shown(tmp_path: Path) -> None:
+    text = """
+[llama]
+extra_args = ["--api-key", "S1", "--hf-token=S2", "-hft", "S3", "--api-key-file", "/k", "--min-tokens", "9"]
+[ollama]
+url = "http://ann:S4@127.0.0.1:11434"
+[log]
+traces = "https://collector:4318/in?token=S5&board=7"
+"""
+    rows = {key: (value, origin) for key, value, origin in in_force(load(write(tmp_path, text), {}))}
+    assert rows["ollama.url"][0] == '"http://…@127.0.0.1:11434"'
+    assert rows["log.traces"][0] == '"https://collector:4318/in?token=…&board=7"'
+    assert rows["llama.extra_args"][0] == (
+        '["--api-key", "…", "--hf-token=…", "-hft", "…", "--api-key-file", "/k", "--min-tokens", "9"]'
+    )
+    flag = ("log.traces", "http://S6@anna:4318", "--set log.traces=http://S6@anna:4318")
+    rows = {key: (value, origin) for key, value, origin in in_force(load(None, {}, [flag]))}
+    assert rows["log.traces"] == ('"http://…@anna:4318"', "--set log.traces=…")
+    assert rows["http.port"] == ("11435", "default")
+
+
 def test_differences_are_named(tmp_path: Path) -> None:
     new = load(write(tmp_path, '[log]\nlevel = "debug"\n[http]\nport = 1\n'), {}).settings
     assert differences(Settings(), new) == ["http.port", "log.level"]

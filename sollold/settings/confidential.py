@@ -1,0 +1,42 @@
+"""Secrets within settings that are none as a whole: a password in a URL, a key in a command line."""
+
+from __future__ import annotations
+
+import re
+
+HIDDEN = "…"
+_USER = re.compile(r"(?<=://)[^/?#@\s\"']*@")
+_QUERY = re.compile(r"(?<=[?&])([\w.-]*(?:key|token|secret|password|auth|signature)=)[^&#\s\"']+", re.I)
+_OPTION = re.compile(r"-(?:hft|.*-?(?:key|token|secret|password))", re.IGNORECASE)
+
+
+def hidden_in(value: object) -> object:
+    """A setting's value as others may see it: what opens a door is left out."""
+    if isinstance(value, str):
+        return hidden_in_text(value)
+    if isinstance(value, tuple):
+        return tuple(_words(value))
+    if isinstance(value, dict):
+        return {name: hidden_in(item) for name, item in value.items()}
+    return value
+
+
+def hidden_in_text(text: str) -> str:
+    """``text`` with its URLs' users, passwords and keys left out."""
+    return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(f"{HIDDEN}@", text))
+
+
+def _words(words: tuple[object, ...]) -> list[object]:
+    """The words of a command line: ``--api-key`` is followed by a secret, or has one behind its ``=``."""
+    found: list[object] = []
+    secret = False
+    for word in words:
+        if secret or not isinstance(word, str):
+            found.append(HIDDEN if secret else word)
+            secret = False
+            continue
+        option, sign, _ = word.partition("=")
+        named = _OPTION.fullmatch(option) is not None
+        found.append(f"{option}={HIDDEN}" if named and sign else hidden_in_text(word))
+        secret = named and not sign
+    return found
