@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from sollold.cluster.gossip.record import Placed, Waiting
 from sollold.control.cluster import Planned
@@ -20,7 +21,7 @@ from sollold.models.gguf import demo_model
 from tests.api.api_parts import PlainCluster
 from tests.daemons import Cluster
 from tests.doubles import until
-from tests.web.browser import Page
+from tests.web.browser import Browser, Page
 from tests.web.conftest import Show
 from tests.web.scene import LLAMA, NODES, TalkingService, machine, machines
 
@@ -384,6 +385,87 @@ async def test_a_refusal_in_the_chat_is_shown(page: Page, show: Show) -> None:
     await page.write("#message", "refuse this")
     await page.press("Enter")
     await page.until("document.querySelector('.talk').innerText.includes('3 GiB are missing')")
+
+
+async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: Show) -> None:
+    service = TalkingService()
+    _, url = await show(service=service)
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
+    await page.write("#message", "refuse this")
+    await page.press("Enter")
+    await page.click("button.again")
+    await until(lambda: len(service.asks) == 2)
+    await page.until("document.querySelector('button.again')")
+    assert await page.run("document.querySelectorAll('.bubble.user').length") == 1
+    await page.open(f"{url}/#/chat")
+    await page.click("button.again")
+    await until(lambda: len(service.asks) == 3)
+    body = next(iter(service.asks[-1].calls.values())).body
+    assert [one["content"] for one in body["messages"]] == ["refuse this"]
+
+
+async def test_what_was_answered_is_there_after_a_reload_in_the_middle(page: Page, show: Show) -> None:
+    service = TalkingService()
+    _, url = await show(service=service)
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
+    await page.write("#message", "wait for ever")
+    await page.press("Enter")
+    await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
+    await page.call("Page.reload")
+    await page.until(
+        "performance.getEntriesByType('navigation')[0].type === 'reload' && "
+        "document.querySelector('.assistant').innerText.includes('An answer that') && "
+        "document.querySelector('.assistant .foot').innerText.includes('stopped')"
+    )
+    await until(lambda: service.closed == 1)
+
+
+async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Page, show: Show) -> None:
+    _, url = await show()
+
+    async def ask(tab: Page, words: str, answers: int) -> None:
+        await tab.write("#message", words)
+        await tab.press("Enter")
+        await tab.until(
+            f"document.querySelectorAll('.assistant .foot button:not(.again)').length == {answers}"
+        )
+
+    async def kept() -> list[list[str]]:
+        found = json.loads(await page.run("localStorage.getItem('sollold.chats')"))
+        return sorted([one["content"] for one in chat["messages"] if one["role"] == "user"] for chat in found)
+
+    async with ClientSession() as session, Browser(devtools, session).page() as other:
+        for tab in (page, other):
+            await tab.open(f"{url}/#/chat/llama3.3%3A70b")
+            await tab.until("document.querySelector('#chat-model').value")
+        await ask(page, "one", 1)
+        await ask(other, "two", 1)
+        assert await kept() == [["one"], ["two"]]
+        # The same conversation in both: each goes on from what the other has said.
+        one = "[...document.querySelector('#chat-which').options].find((o) => o.text === 'one')"
+        await other.until(one)
+        await other.run(
+            f"(() => {{ const w = document.querySelector('#chat-which'); w.value = {one}.value; "
+            "w.dispatchEvent(new Event('change')); })()"
+        )
+        await ask(other, "one more", 2)
+        await page.until("document.querySelectorAll('.bubble.user').length === 2")
+        await ask(page, "a third", 3)
+        assert await kept() == [["one", "one more", "a third"], ["two"]]
+
+
+async def test_who_looks_on_while_the_node_is_upgraded_is_told(page: Page, show: Show) -> None:
+    given, url = await show()
+    await page.open(f"{url}/#/cluster")
+    await page.until(READY)
+    assert await page.run("document.querySelector('#upgraded').hidden")
+    cluster = cluster_of(given)
+    cluster.records = tuple(replace(one, release="0.9.0") for one in cluster.records)
+    await page.until("!document.querySelector('#upgraded').hidden")
+    await page.click("#upgraded button")
+    await page.until("document.querySelector('#upgraded')?.hidden")
 
 
 async def test_requests_history_connect_and_doctor(page: Page, show: Show) -> None:

@@ -9,20 +9,28 @@ import { refreshModels, state } from "./store.js";
 const STORED = "sollold.chats";
 const MOST = 50;
 
+const isMessage = (one) => typeof one?.role === "string" && typeof one.content === "string";
+
 function stored() {
   try {
     const found = JSON.parse(localStorage.getItem(STORED) || "[]");
-    return Array.isArray(found) ? found.filter((one) => one && Array.isArray(one.messages)) : [];
+    return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages) && one.messages.every(isMessage)) : [];
   } catch { return []; }
 }
 
-function keep(chats) {
+/** Keep `chat` beside what other tabs have stored meanwhile, which is given back with it. */
+function keep(chat) {
+  return write([chat, ...stored().filter((one) => one.id !== chat.id)]);
+}
+
+function write(chats) {
   const kept = chats.filter((one) => one.messages.length).sort((a, b) => b.updated - a.updated).slice(0, MOST);
   // Pictures are large: where there is no room for them, the words are kept.
   const plain = () => kept.map((one) => ({ ...one, messages: one.messages.map(({ images, ...rest }) => rest) }));
   for (const value of [() => kept, plain, () => plain().slice(0, 5)]) {
-    try { localStorage.setItem(STORED, JSON.stringify(value())); return; } catch { /* full: less */ }
+    try { localStorage.setItem(STORED, JSON.stringify(value())); break; } catch { /* full: less */ }
   }
+  return kept;
 }
 
 const fresh = () => ({ id: `${Date.now()}-${Math.random().toString(36).slice(2, 8)}`, messages: [], model: "", updated: 0 });
@@ -88,6 +96,8 @@ export function chatView(place, wanted) {
     chat = next;
     talk.replaceChildren(...chat.messages.map((one, at) => bubble(one, at)));
     if (!chat.messages.length) talk.append(el("p", { class: "empty", text: "Ask the model something. What you write stays in this browser and in the cluster." }));
+    // Its answer failed, or the page was left before it began.
+    if (chat.messages.at(-1)?.role === "user") talk.append(el("p", { class: "foot again" }, againButton("Ask again")));
     if (chat.model && [...model.options].some((one) => one.value === chat.model)) model.value = chat.model;
     offerChats();
     offerModels();
@@ -95,10 +105,24 @@ export function chatView(place, wanted) {
   which.addEventListener("change", () => show(chats.find((one) => one.id === which.value) || fresh()));
   anew.addEventListener("click", () => { show(fresh()); message.focus(); });
   forget.addEventListener("click", () => {
-    chats = chats.filter((one) => one.id !== chat.id);
-    keep(chats);
+    chats = write(stored().filter((one) => one.id !== chat.id));
     show(chats[0] || fresh());
   });
+  /** Store `mine`; where another tab has gone on with it meanwhile, both are kept. */
+  const save = (mine, messages = mine.messages) => {
+    const there = stored().find((one) => one.id === mine.id);
+    if (there && there.updated > mine.updated) mine.id = fresh().id;
+    mine.updated = Date.now();
+    chats = keep({ ...mine, messages }).map((one) => (one.id === mine.id ? mine : one));
+  };
+  const elsewhere = (event) => {
+    if (event.key !== STORED || asking) return;
+    chats = stored();
+    const same = chats.find((one) => one.id === chat.id);
+    if (same && same.updated > chat.updated) show(same);
+    else offerChats();
+  };
+  addEventListener("storage", elsewhere);
 
   function bubble(one, at) {
     const node = el("article", { class: `bubble ${one.role}`, "aria-label": one.role === "user" ? "You" : "Answer" });
@@ -118,14 +142,19 @@ export function chatView(place, wanted) {
     const line = el("p", { class: "dim small foot" }, el("span", { text: words }));
     if (one) {
       line.append(copyButton(() => one.content));
-      if (at === chat.messages.length - 1) line.append(el("button", { type: "button", class: "quiet small", text: "Regenerate", on: { click: () => {
-        if (asking) return;
-        chat.messages.splice(at);
-        show(chat);
-        answer();
-      } } }));
+      if (at === chat.messages.length - 1) line.append(againButton("Regenerate"));
     }
     return line;
+  }
+
+  /** Asks the last question once more. */
+  function againButton(text) {
+    return el("button", { type: "button", class: "quiet small again", text, on: { click: () => {
+      if (asking || !model.value) return;
+      if (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
+      show(chat);
+      answer();
+    } } });
   }
 
   function parameters() {
@@ -150,10 +179,19 @@ export function chatView(place, wanted) {
     const status = el("p", { class: "dim small foot", text: "waiting for the model …" });
     const node = el("article", { class: "bubble assistant", "aria-label": "Answer", "aria-busy": "true" }, thinking, said, status);
     talk.querySelector(".empty")?.remove();
+    for (const button of talk.querySelectorAll(".again")) button.remove();
     talk.append(node);
     node.scrollIntoView({ block: "nearest" });
     const draw = markdown(said);
     const got = { role: "assistant", content: "", thinking: "", note: "" };
+    // What has come so far is there when the page is loaded again.
+    const over = new AbortController();
+    const leaving = () => {
+      if (got.content) save(mine, [...mine.messages, { ...got, note: "stopped" }]);
+      control.abort();
+    };
+    // Some browsers tell the one, some the other; the answer's connection is ended between the two.
+    for (const kind of ["beforeunload", "pagehide"]) addEventListener(kind, leaving, { signal: over.signal });
     let waiting = false;
     const soon = () => {
       if (waiting) return;
@@ -202,20 +240,22 @@ export function chatView(place, wanted) {
       }
       say(`Answer finished: ${tokens} tokens`);
     } catch (error) {
-      got.note = error.name === "AbortError" ? "stopped" : error.message;
-      if (error.name !== "AbortError") { status.className = "bad-text small"; say(error.message); }
+      // Of a connection that breaks each browser says something else.
+      const words = error instanceof TypeError ? "The connection to the node was lost." : error.message;
+      got.note = error.name === "AbortError" ? "stopped" : words;
+      if (error.name !== "AbortError") { status.className = "bad-text small"; say(words); }
     }
+    over.abort();
     if (asking === control) asking = null;
     draw(got.content);
     // A stopped answer is part of the conversation; one that never began is not.
     if (got.content || got.thinking) {
       mine.messages.push(got);
-      mine.updated = Date.now();
-      chats = [mine, ...chats.filter((one) => one.id !== mine.id)];
-      keep(chats);
+      save(mine);
       node.replaceWith(bubble(got, mine.messages.length - 1));
     } else {
       setText(status, got.note || "The model said nothing.");
+      node.append(el("p", { class: "foot again" }, againButton("Ask again")));
       node.removeAttribute("aria-busy");
     }
     sendButton.disabled = false;
@@ -227,12 +267,9 @@ export function chatView(place, wanted) {
     event.preventDefault();
     const text = message.value.trim();
     if (!text || asking || !model.value) return;
-    for (const button of talk.querySelectorAll(".foot button:last-child")) if (button.textContent === "Regenerate") button.remove();
     const said = { role: "user", content: text, ...(images.length ? { images } : {}) };
     chat.messages.push(said);
-    chat.updated = Date.now();
-    chats = [chat, ...chats.filter((one) => one.id !== chat.id)];
-    keep(chats);
+    save(chat);
     talk.querySelector(".empty")?.remove();
     talk.append(bubble(said, chat.messages.length - 1));
     message.value = "";
@@ -259,5 +296,8 @@ export function chatView(place, wanted) {
 
   show(chat);
   refreshModels().then(() => { asked = true; offerModels(); }).catch((error) => talk.append(el("p", { class: "bad-text", text: error.message })));
-  return () => asking?.abort();
+  return () => {
+    removeEventListener("storage", elsewhere);
+    asking?.abort();
+  };
 }

@@ -54,8 +54,14 @@ onTrouble(() => {
   const parts = [...words.map((text) => ({ text })), ...others.slice(0, 8)];
   keyed(trouble, parts, (one) => one.text || one.node, (one) => (one.text ? el("span", { text: one.text }) : el("span", {}, el("a", { href: one.url, text: one.name }), " ")));
 });
+let release = "";
+byId("upgraded").querySelector("button").addEventListener("click", () => location.reload());
 onState(() => {
   const cluster = state.cluster;
+  // Its scripts are those of the release that it was loaded from.
+  const now = cluster.nodes.find((one) => one.me)?.release || "";
+  release ||= now;
+  byId("upgraded").hidden = now === release;
   const offline = cluster.offline?.length ? `, ${cluster.offline.length} offline` : "";
   const leader = cluster.leader_name ? `leader ${shortName(cluster.leader_name)}` : "no leader";
   byId("leaderless").hidden = Boolean(cluster.leader_name);

@@ -144,7 +144,7 @@ function updateModel(node, model) {
   const tags = running.map((one) => [stateText(one), one.state === "ready" ? "good" : one.state === "failed" ? "bad" : "warn"]);
   for (const ability of model.capabilities || []) if (ability !== "completion") tags.push([ability, ""]);
   keyed(node.querySelector(".tags"), tags, (tag) => tag[0], (tag) => el("span", { class: `tag ${tag[1]}`, text: tag[0] }));
-  const shown = { Load: !running.length && !model.unusable, Unload: running.length > 0, Plan: !model.unusable };
+  const shown = { Load: running.every((one) => one.state === "failed") && !model.unusable, Unload: running.length > 0, Plan: !model.unusable };
   for (const [act, wanted] of Object.entries(shown)) node.querySelector(`[data-act=${act}]`).hidden = !wanted;
   setAttribute(node, "data-model", model.name);
 }
