@@ -6,28 +6,54 @@ import argparse
 import json
 import sys
 import time
+from typing import Any, NoReturn
 
 from sollold.cli.asking import client
 from sollold.cli.exit import Exit
+from sollold.cli.following import Follower
 from sollold.cli.streams import harmless
+from sollold.client.blocking import BlockingClient
+from sollold.client.errors import ClientError
 
 
 def events(options: argparse.Namespace) -> int:
     """The last events, and with ``--follow`` those that come until Ctrl-C."""
-    path = "/api/cluster/events" + ("?follow=1" if options.follow else "")
-    told = False
+    daemon = client(options)
     try:
-        for _, item in client(options).events(path, stall=3600):
-            if options.json:
-                print(json.dumps(item))
-            else:
-                when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["time"]))
-                print(harmless(f"{when}  {item['kind']:<18} {item['message']}"))
-            sys.stdout.flush()
-            told = True
+        if options.follow:
+            _follow(daemon, as_json=options.json)
     except KeyboardInterrupt:
-        if not options.follow:
-            raise
+        return Exit.DONE
+    told = False
+    for _, item in daemon.events("/api/cluster/events"):
+        _print(item, as_json=options.json)
+        told = True
     if not told and not options.json:
         print("nothing has happened since this node started", file=sys.stderr)
     return Exit.DONE
+
+
+def _follow(daemon: BlockingClient, *, as_json: bool) -> NoReturn:
+    follower = Follower()
+    seen = ""
+    while True:
+        error = None
+        try:
+            for _, item in daemon.events(f"/api/cluster/events?follow=1{seen}", stall=3600):
+                follower.reached()
+                _print(item, as_json=as_json)
+                sys.stdout.flush()
+                seen = f"&after={item['id']}"
+        except ClientError as lost:
+            error = lost
+        else:
+            follower.reached()
+        follower.lost(error)
+
+
+def _print(item: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(item))
+    else:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item["time"]))
+        print(harmless(f"{when}  {item['kind']:<18} {item['message']}"))

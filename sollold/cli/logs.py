@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.following import Follower
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 
@@ -44,9 +45,10 @@ def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> i
     """Print what comes until Ctrl-C: a title where it comes from another engine than what came before."""
     known: dict[tuple[str, str, str], list[str]] = {}
     last = None
+    follower = Follower()
     try:
         while True:
-            for log in daemon.get(f"{path}{_MOST}")["logs"]:
+            for log in follower.ask(lambda: daemon.get(f"{path}{_MOST}"))["logs"]:
                 engine = (log["deployment"], log["node"], log["process"])
                 lines = log["text"].splitlines()
                 fresh = added(known[engine], lines) if engine in known else lines[-options.lines :]

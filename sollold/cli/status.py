@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.following import Follower
 from sollold.machine.device import PROCESSOR
 from sollold.units import bytes_text, seconds_text
 
@@ -24,7 +25,13 @@ BAR = 24
 def status(options: argparse.Namespace) -> int:
     """Nodes with their memory, and what runs."""
     daemon = client(options)
-    state = daemon.get("/api/cluster")
+    follower = Follower()
+
+    def asked() -> dict[str, Any]:
+        found: dict[str, Any] = follower.ask(lambda: daemon.get("/api/cluster"))
+        return found
+
+    state = asked()
     out = console()
     if options.watch and out.is_terminal and not options.json:
         from rich.live import Live
@@ -32,7 +39,7 @@ def status(options: argparse.Namespace) -> int:
         with Live(_all(state), console=out, auto_refresh=False) as screen:
             while True:
                 time.sleep(1)
-                screen.update(_all(daemon.get("/api/cluster")), refresh=True)
+                screen.update(_all(asked()), refresh=True)
     while True:
         if options.json:
             print_json(state)
@@ -42,7 +49,7 @@ def status(options: argparse.Namespace) -> int:
             return Exit.DONE
         sys.stdout.flush()
         time.sleep(1)
-        state = daemon.get("/api/cluster")
+        state = asked()
 
 
 def ps(options: argparse.Namespace) -> int:

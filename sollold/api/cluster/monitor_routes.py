@@ -109,6 +109,8 @@ class MonitorRoutes:
         follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
         if "after" not in request.query:
             after = _last_event_id(request)
+        if after > log.newest:
+            after = -1  # an id of before this node's last start
         past = log.after(after) if after >= 0 else log.after(0, last)
         client = client_of(request).identity
         if follow:
@@ -216,7 +218,7 @@ def _sse(event: Event) -> bytes:
 
 
 def _last_event_id(request: web.Request) -> int:
-    """What an EventSource that connects again has seen; -1: nothing. Ids of an earlier run say nothing."""
+    """What an EventSource that connects again has seen; -1: nothing."""
     text = request.headers.get("Last-Event-ID", "")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
 

@@ -1,0 +1,104 @@
+"""What is watched until Ctrl-C outlives its node's restart."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from sollold.cli import following
+from sollold.cli.events import events
+from sollold.cli.following import Follower
+from sollold.cli.logs import logs
+from sollold.cli.status import status
+from sollold.client.errors import ClientError
+
+STATE = {
+    "nodes": [],
+    "deployments": [],
+    "offline": [],
+    "open": False,
+    "leader": "",
+    "leader_name": "",
+    "leader_url": "",
+    "me": "",
+    "name": "",
+}
+
+
+class _Restarted:
+    """A node whose every connection ends after one answer, and who is away every other time."""
+
+    def __init__(self, enough: int) -> None:
+        self._enough = enough
+        self.asked: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request.query_string)
+        count = len(self.asked)
+        if count % 2 == 0:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        if count >= self._enough:
+            return web.json_response({"error": "enough"}, status=403)
+        if request.path == "/api/cluster":
+            return web.json_response({**STATE, "term": 1, "leader_name": f"n{count}"})
+        if request.path.startswith("/api/cluster/logs"):
+            log = {"deployment": "d", "node": "n", "process": "p", "reason": "", "text": f"line {count}"}
+            return web.json_response({"logs": [log]})
+        item = {"id": count, "time": 0, "kind": "node.joined", "message": f"event {count}"}
+        return web.Response(
+            text=f"id: {count}\ndata: {json.dumps(item)}\n\n", content_type="text/event-stream"
+        )
+
+
+@pytest.mark.parametrize(
+    "command, more, words",
+    [
+        (events, {"follow": True}, ("event 1", "event 3")),
+        (logs, {"model": "m", "follow": True, "lines": 5}, ("line 1", "line 3")),
+        (status, {"watch": True}, ("leader n1", "leader n3")),
+    ],
+)
+async def test_a_node_that_was_away_is_followed_on(
+    command: Callable[[argparse.Namespace], int],
+    more: dict[str, Any],
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(following, "PAUSE", 0.0)
+    node = _Restarted(enough=5)
+    app = web.Application()
+    app.router.add_get("/{path:.*}", node.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        options = argparse.Namespace(node=url, json=False, **more)
+        with pytest.raises(ClientError, match="enough"):
+            await asyncio.to_thread(command, options)
+    finally:
+        await runner.cleanup()
+    said = capsys.readouterr()
+    for text in words:
+        assert text in said.out
+    assert "trying again until Ctrl-C" in said.err and "the node answers again" in said.err
+    if command is events:
+        assert "after=1" in node.asked[1] and "after=3" in node.asked[3]
+
+
+def test_a_node_that_never_answered_is_not_waited_for() -> None:
+    def fail() -> None:
+        raise ClientError("no daemon answers", 0)
+
+    with pytest.raises(ClientError):
+        Follower().ask(fail)
