@@ -16,6 +16,7 @@ from sollold.control.events import LoadTime
 from sollold.machine.gpus import GpuLoad
 from tests.api.api_parts import ScriptedService, chunk, parts, record, usage_chunk
 from tests.api.conftest import Serve, http, serve
+from tests.doubles import until
 
 __all__ = ["http", "serve"]
 FOLDER = Path(__file__).parents[2] / "packaging" / "monitoring"
@@ -65,6 +66,39 @@ async def test_every_metric_that_is_asked_for_is_there(metrics: str) -> None:
     asked |= set(NAME.findall((FOLDER / "alerts.yml").read_text()))
     assert len(asked) > 20
     assert asked - there == set()
+
+
+async def test_nodes_that_are_named_alike_have_series_of_their_own(serve: Serve, http: ClientSession) -> None:
+    given = parts()
+    cluster: Any = given.cluster
+    twins = [record(digit * 16, "debian") for digit in "12"]
+    links = tuple((one.node, 0.001, 1e8) for one in (*twins, record("3" * 16, "debian")))
+    cluster.change(record(links=links), *twins)
+    await given.monitor.start()
+    try:
+        url = await serve(given)
+        cluster.change(record(links=links))
+        await until(lambda: len(given.monitor.offline()) == 2)
+        async with http.get(f"{url}/metrics") as answer:
+            text = await answer.text()
+    finally:
+        await given.monitor.close()
+    series = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert f'sollold_link_round_trip_seconds{{peer="debian ({"1" * 16})"}}' in series
+    assert [one for one in set(series) if series.count(one) > 1] == []
+
+
+async def test_the_page_names_every_metric(metrics: str) -> None:
+    """And none besides: what it says of them in backticks, and what other pages mention."""
+    kinds = dict(re.findall(r"^# TYPE (sollold_\w+) (\w+)$", metrics, re.MULTILINE))
+    docs = FOLDER.parents[1] / "docs"
+    rows = re.findall(
+        r"^\| (`sollold_.*?) \| (\w+) \|", (docs / "monitoring.md").read_text("utf-8"), re.MULTILINE
+    )
+    named = {name: kind.replace("info", "gauge") for cell, kind in rows for name in NAME.findall(cell)}
+    assert named == kinds
+    for page in docs.glob("*.md"):
+        assert set(re.findall(r"`(sollold_[a-z0-9_]+)`", page.read_text("utf-8"))) <= kinds.keys(), page
 
 
 def test_the_board_is_whole() -> None:

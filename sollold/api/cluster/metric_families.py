@@ -8,6 +8,7 @@ prometheus_client it takes 2 MB.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prometheus_client import generate_latest
@@ -65,8 +66,9 @@ class _Node(Collector):
             "When a node that is offline was last seen, until it returns or is removed",
             labels=["name", "reason"],
         )
+        labels = _distinct({one.record.node: one.record.name for one in offline})
         for one in offline:
-            missing.add_metric([one.record.name, "stopped" if one.stopped else "lost"], one.since)
+            missing.add_metric([labels[one.record.node], "stopped" if one.stopped else "lost"], one.since)
         yield missing
         leader = self._cluster.leader()
         yield _gauge("sollold_leader", "Whether this node leads", 1 if leader.leader == me.node else 0)
@@ -150,9 +152,11 @@ class _Node(Collector):
             "sollold_link_round_trip_seconds", "To another node, as measured last", labels=["peer"]
         )
         rate = GaugeMetricFamily("sollold_link_bytes_per_second", "Measured last", labels=["peer"])
-        for node, seconds, speed in self._cluster.me.links:
-            trip.add_metric([names.get(node, node)], seconds)
-            rate.add_metric([names.get(node, node)], speed)
+        links = self._cluster.me.links
+        labels = _distinct({node: names.get(node, node) for node, _, _ in links})
+        for node, seconds, speed in links:
+            trip.add_metric([labels[node]], seconds)
+            rate.add_metric([labels[node]], speed)
         yield from (trip, rate)
 
 
@@ -218,6 +222,12 @@ class _Requests(Collector):
             loads.add_metric([model, "failed"], stats.failed)
             seconds.add_metric([model], stats.seconds.cumulative(), stats.seconds.sum)
         yield from (loads, seconds)
+
+
+def _distinct(names: dict[str, str]) -> dict[str, str]:
+    """What labels the nodes of these names by id: a series of its own for each, also of two named alike."""
+    count = Counter(names.values())
+    return {node: name if count[name] == 1 else f"{name} ({node})" for node, name in names.items()}
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
