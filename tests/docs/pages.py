@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from pathlib import Path
 from typing import cast
 
 from sollold.api.cluster.metrics import Metrics
+from sollold.api.cluster.openapi import ASKED, SAID
 from sollold.api.http.application import all_routes
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import KeepAlive, ResponseContext
 from sollold.api.http.route import Route
+from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 from sollold.serving.batch import Batches
 from sollold.settings.document import documentation, toml_value
 from sollold.settings.load import catalogue
@@ -86,10 +90,59 @@ def api_page() -> str:
         for route in groups[name]:
             query = "".join(f"; `{key}`: {text}" for key, text in route.query)
             lines.append(f"| {route.method} | `{route.path}` | {route.summary}{query} |")
+    for title, headers in (("Headers of requests", ASKED), ("Headers of answers", SAID)):
+        lines += ["", f"## {title}", "", "| | |", "| --- | --- |"]
+        lines += [f"| `{name}` | {text} |" for name, text in headers.items()]
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "api.md": api_page}
+def commands_page() -> str:
+    """``commands.md``."""
+    lines = [
+        "# Commands",
+        "",
+        "`sollold COMMAND --help` prints the same. Commands that ask a node take `--node NODE` (its name in",
+        "the cluster, its address or URL; `SOLLOLD_NODE_URL` names one for all of them, and without either",
+        "it is this machine's) and `--json`, before the command or after it. `SOLLOLD_API_KEY` is the key",
+        "that they show. Others take `--config FILE` (or `SOLLOLD_CONFIG`) and `--set SECTION.KEY=VALUE`",
+        "where they read settings.",
+        "",
+        f"Ollama's words work as well: {', '.join(f'`{word}` ({ours})' for word, ours in ALIASES.items())}.",
+        "",
+        "| exit status | |",
+        "| --- | --- |",
+    ]
+    lines += [
+        f"| {number} | {text} |" for number, text in re.findall(r"^  (\d)  (.*)$", EXIT_CODES, re.MULTILINE)
+    ]
+    for name, sub in subcommands(parser()).items():
+        if name in ALIASES:
+            continue
+        lines += ["", f"## {name}", "", sub.description or ""]
+        if sub.epilog:
+            lines += ["", "```text", sub.epilog, "```"]
+        rows = [(_spelled(action), action.help or "") for action in sub._actions]
+        rows = [(spelled, text) for spelled, text in rows if spelled.split()[0] not in _EVERYWHERE]
+        if rows:
+            lines += ["", "| | |", "| --- | --- |"]
+            lines += [f"| `{spelled}` | {text.replace('|', '&#124;')} |" for spelled, text in rows]
+    return "\n".join(lines) + "\n"
+
+
+_EVERYWHERE = ("-h,", "--node", "--json", "--config", "--set")
+
+
+def _spelled(action: argparse.Action) -> str:
+    """An option or a word of a command as it is typed."""
+    value = action.metavar or (
+        "{" + ",".join(map(str, action.choices)) + "}" if action.choices else action.dest.upper()
+    )
+    if not action.option_strings:
+        return str(value) if action.nargs not in ("?", "*") else f"[{value}]"
+    return ", ".join(action.option_strings) + ("" if action.nargs == 0 else f" {value}")
+
+
+PAGES = {"settings.md": settings_page, "api.md": api_page, "commands.md": commands_page}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from sollold.cli.parser import read
+from sollold.cli.parser import parser, read, subcommands
 from sollold.settings.load import catalogue
 from tests.docs.pages import FOLDER, PAGES, routes
 
@@ -50,6 +50,19 @@ def test_written_pages_are_current(name: str) -> None:
 def test_each_command_is_one(page: str, line: str) -> None:
     words = shlex.split(line.partition(" > ")[0], comments=True)[1:]
     assert read(words).command
+
+
+def test_each_command_within_a_sentence_is_one() -> None:
+    """A command's name alone is one as well, without what it needs."""
+    known = subcommands(parser())
+    for page in PAGE_FILES:
+        for code in re.findall(r"`sollold ([^`]+)`", page.read_text("utf-8").replace("\n", " ")):
+            words = [word for word in shlex.split(code) if word != "…"]
+            if words in ([], ["--node"], ["--node", "NODE"], ["COMMAND", "--help"]):
+                continue
+            assert words[0] in known or read(words).command, f"{page.name}: {code}"
+            options = [word.partition("=")[0] for word in words[1:] if word.startswith("--")]
+            assert set(options) <= known.get(words[0], parser())._option_string_actions.keys(), code
 
 
 def test_there_are_commands_and_requests() -> None:
