@@ -20,10 +20,11 @@ _LONGEST_LOOP = 400
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the model is to answer; ``think`` None: as the model does by itself."""
+    """How the model is to answer; ``think`` None: as the model does by itself, a text: how much."""
 
-    think: bool | None = None
+    think: bool | str | None = None
     verbose: bool = True
+    format: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     def body(self, model: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -36,6 +37,8 @@ class Sampling:
         }
         if self.think is not None:
             body["think"] = self.think
+        if self.format:
+            body["format"] = self.format
         return body
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 from sollold.cli.answer import Sampling, answer
 from sollold.cli.asking import client, print_json
-from sollold.cli.conversation import Conversation, Quit
+from sollold.cli.conversation import INFO, Conversation, LineResult, Quit
 from sollold.cli.exit import Exit
 from sollold.cli.pull import pull_missing
+from sollold.cli.show import print_part
 from sollold.cli.streams import harmless
+from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
 
 
@@ -78,10 +80,12 @@ def _talk(options: argparse.Namespace) -> int:
             return Exit.DONE
         if said.words:
             print(said.words)
+        if said.show or said.load:
+            _about_model(daemon, talk, said)
         if not said.ask:
             continue
         try:
-            text = answer(daemon, options.model, talk.messages(), talk.sampling)
+            text = answer(daemon, talk.model, talk.messages(), talk.sampling)
         except KeyboardInterrupt:
             # It came before the first word: the question may be asked again.
             print()
@@ -93,3 +97,22 @@ def _talk(options: argparse.Namespace) -> int:
             print(f"sollold: {harmless(error.message)}", file=sys.stderr)
         else:
             talk.answered(text)
+
+
+def _about_model(daemon: BlockingClient, talk: Conversation, said: LineResult) -> None:
+    """``/show`` and ``/load``: what is known of a model; in a conversation a fault is told and no more."""
+    model = said.load or talk.model
+    try:
+        found = daemon.post("/api/show", {"model": model})
+    except ClientError as error:
+        print(f"sollold: {harmless(error.message)}", file=sys.stderr)
+        return
+    if said.load:
+        talk.begin(model)
+        print(f"Talking with {model}.")
+    elif said.show == INFO:
+        print_part(found, "")
+    elif found.get(said.show):
+        print_part(found, said.show)
+    else:
+        print(f"{model} has no {said.show} of its own")

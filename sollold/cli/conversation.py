@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
 from sollold.cli.answer import Sampling
+from sollold.cli.chat_parameters import parameter
 from sollold.facts import dataclass
 
 HELP = '''\
   /set system TEXT          set the system prompt; without TEXT: none
   /set parameter NAME VALUE set an option, such as temperature 0.2 or num_ctx 8192
-  /set think, /set nothink  have a thinking model think, or not
+  /set think, /set nothink  have a thinking model think, or not; think low, medium, high: how much
+  /set format json          have answers in JSON; /set noformat: as the model likes
   /set verbose, /set quiet  show the speed after each answer, or not
   /show                     show the settings of this conversation
+  /show info                show what the model is; its license, modelfile, parameters, system, template
+  /load MODEL               begin anew with another model
   /clear                    forget the conversation
   /bye                      end it (also /exit, Ctrl-D)
   """                       begin and end a text of several lines
   Ctrl-C                    stop the answer'''
+
+
+INFO = "info"
+PARTS = (INFO, "license", "modelfile", "parameters", "system", "template")
+"""What ``/show`` shows of the model."""
+LEVELS = ("low", "medium", "high")
+_SETTINGS = "system TEXT | parameter NAME VALUE | think | nothink | format json | noformat | verbose | quiet"
 
 
 class Quit(Exception):
@@ -27,10 +37,19 @@ class Quit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LineResult:
-    """What a typed line leads to: ``words`` to print, and whether the model is asked now."""
+    """What a typed line leads to.
+
+    Attributes:
+        ask: the model is asked now.
+        words: to print.
+        show: a part of the model's description to print, of `PARTS`.
+        load: the model to go on with; `Conversation.begin` does.
+    """
 
     ask: bool = False
     words: str = ""
+    show: str = ""
+    load: str = ""
 
 
 class Conversation:
@@ -56,6 +75,11 @@ class Conversation:
         """What the model is asked."""
         system = [{"role": "system", "content": self._system}] if self._system else []
         return [*system, *self._messages]
+
+    def begin(self, model: str) -> None:
+        """Begin anew with ``model``; the settings stay."""
+        self.model = model
+        self._messages.clear()
 
     def answered(self, text: str) -> None:
         """The model's answer, or as much of it as came before it was stopped."""
@@ -114,7 +138,9 @@ class Conversation:
             self._messages.clear()
             return LineResult(words="Forgot the conversation.")
         if name == "/show":
-            return LineResult(words=self._shown())
+            return self._show(rest)
+        if name == "/load":
+            return LineResult(load=rest) if rest else LineResult(words="usage: /load MODEL")
         if name == "/set":
             return LineResult(words=self._set(rest))
         return LineResult(words=f"unknown command {name}; /? shows the commands")
@@ -127,29 +153,47 @@ class Conversation:
             return "Set the system prompt." if self._system else "Removed the system prompt."
         if what == "parameter":
             return self._set_parameter(value)
-        if what in ("think", "nothink"):
+        if what == "think" and value in LEVELS:
+            self.sampling = replace(self.sampling, think=value)
+            return f"Thinking is on ({value})."
+        if what in ("think", "nothink") and not value:
             self.sampling = replace(self.sampling, think=what == "think")
             return "Thinking is on." if what == "think" else "Thinking is off."
+        if (what, value) in (("format", "json"), ("noformat", "")):
+            self.sampling = replace(self.sampling, format=value)
+            return "Answers are JSON." if value else "Answers have no set format."
         if what in ("verbose", "quiet"):
             self.sampling = replace(self.sampling, verbose=what == "verbose")
             return "The speed is shown after each answer." if what == "verbose" else "The speed is not shown."
-        return "usage: /set system TEXT | parameter NAME VALUE | think | nothink | verbose | quiet"
+        return f"usage: /set {_SETTINGS}"
 
     def _set_parameter(self, rest: str) -> str:
         name, _, value = rest.partition(" ")
         if not name or not value.strip():
             return "usage: /set parameter NAME VALUE, such as: /set parameter temperature 0.2"
         try:
-            read = json.loads(value)
-        except ValueError:
-            read = value.strip()
+            read = parameter(name, value.strip())
+        except ValueError as error:
+            return str(error)
         if name == "stop":
-            read = [*self.sampling.options.get("stop", []), str(read)]
+            read = [*self.sampling.options.get("stop", []), *read]
         self.sampling = replace(self.sampling, options={**self.sampling.options, name: read})
         return f"Set {name} to {value.strip()}."
 
+    def _show(self, part: str) -> LineResult:
+        if part and part not in PARTS:
+            return LineResult(words=f"usage: /show [{' | '.join(PARTS)}]")
+        if part == "system" and self._system:
+            return LineResult(words=self._system)
+        return LineResult(show=part) if part else LineResult(words=self._shown())
+
     def _shown(self) -> str:
-        lines = [f"model      {self.model}", f"system     {self._system or '(none)'}"]
-        lines += [f"{name:<11} {value}" for name, value in self.sampling.options.items()]
-        lines.append(f"messages   {len(self._messages)}")
-        return "\n".join(lines)
+        rows = {"model": self.model, "system": self._system or "(none)", **self.sampling.options}
+        think = self.sampling.think
+        if think is not None:
+            rows["think"] = think if isinstance(think, str) else "yes" if think else "no"
+        if self.sampling.format:
+            rows["format"] = self.sampling.format
+        rows["messages"] = len(self._messages)
+        width = max(map(len, rows))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
@@ -18,9 +19,15 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return Exit.DONE
-    if options.part:
-        print(harmless(str(found.get(options.part) or "")))
-        return Exit.DONE
+    print_part(found, options.part)
+    return Exit.DONE
+
+
+def print_part(found: dict[str, Any], part: str) -> None:
+    """Print one part of a model's description (``/api/show``); without ``part``: what matters most of all."""
+    if part:
+        print(harmless(str(found.get(part) or "")))
+        return
     details, info = found.get("details", {}), found.get("model_info", {})
     architecture = str(info.get("general.architecture", details.get("family", "")))
     rows = [
@@ -47,4 +54,3 @@ def show(options: argparse.Namespace) -> int:
             shown = lines[:2] if part == "license" else lines
             out.print(f"\n{part}", style="bold")
             out.print("\n".join(f"  {line}" for line in shown) + more)
-    return Exit.DONE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from sollold.cli.answer import Sampling, loops
+from sollold.cli.chat_parameters import FRACTIONS, WHOLE
 from sollold.cli.conversation import Conversation, Quit
+from sollold.client.bodies import OPTIONS
 
 
 def test_questions_and_answers_are_kept_and_the_system_prompt_stands_first() -> None:
@@ -52,6 +54,54 @@ def test_settings_reach_the_request() -> None:
     assert talk.sampling.think is False
     assert "usage" in talk.typed("/set nonsense").words and "usage" in talk.typed("/set parameter x").words
     assert "unknown command /foo" in talk.typed("/foo").words and "/set" in talk.typed("/?").words
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("num_ctx abc", "num_ctx must be a whole number, not 'abc'"),
+        ("top_k 1.5", "top_k must be a whole number, not '1.5'"),
+        ("temperature warm", "temperature must be a number, not 'warm'"),
+        ("temperature nan", "temperature must be a number"),
+        ("tmeperature 1", "unknown parameter tmeperature; did you mean temperature?"),
+        ("num_gpu 99", "sollold decides how layers are placed"),
+    ],
+)
+def test_a_parameter_that_is_none_is_not_set(line: str, words: str) -> None:
+    talk = Conversation("m")
+    assert words in talk.typed(f"/set parameter {line}").words
+    assert talk.sampling.options == {}
+
+
+def test_every_option_of_the_api_can_be_set() -> None:
+    assert {*WHOLE, *FRACTIONS, "stop"} == OPTIONS
+    talk = Conversation("m")
+    for line in ("stop a b", 'stop "c d"', "stop 5"):
+        talk.typed(f"/set parameter {line}")
+    assert talk.sampling.options == {"stop": ["a", "b", "c d", "5"]}
+
+
+def test_what_ollamas_users_type_besides() -> None:
+    talk = Conversation("m")
+    talk.typed("/set think high")
+    talk.typed("/set format json")
+    body = talk.sampling.body("m", [])
+    assert (body["think"], body["format"]) == ("high", "json")
+    talk.typed("/set noformat")
+    assert "format" not in talk.sampling.body("m", [])
+    assert "usage" in talk.typed("/set think deeply").words and talk.sampling.think == "high"
+    shown = talk.typed("/show").words.splitlines()
+    assert len({len(line) - len(line.split(None, 1)[1]) for line in shown}) == 1, (
+        "the values stand in a column"
+    )
+    assert talk.typed("/show license").show == "license" and talk.typed("/show info").show == "info"
+    assert "usage: /show" in talk.typed("/show licence").words
+    talk.typed("/set system Be brief.")
+    assert talk.typed("/show system").words == "Be brief."
+    talk.typed("hi")
+    assert talk.typed("/load other").load == "other" and "usage" in talk.typed("/load").words
+    talk.begin("other")
+    assert talk.model == "other" and [one["role"] for one in talk.messages()] == ["system"]
 
 
 @pytest.mark.parametrize("text", ["ha" * 40, "yes, " * 40, "The same line again.\n" * 13])
