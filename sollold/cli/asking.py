@@ -82,7 +82,8 @@ def url_of(host: str, port: int) -> str:
 def _url_of(meant: str, key: str) -> str:
     """The URL of the node that ``meant`` names: a URL, an address with or without a port, or a node's name.
 
-    A bare word is looked up in the cluster of this machine's daemon first, then by DNS.
+    A bare word is looked up in the cluster first (that of ``$SOLLOLD_NODE_URL``, or this machine's), then by
+    DNS.
 
     Raises:
         ClientError: several nodes have this name, or nothing has it.
@@ -97,7 +98,7 @@ def _url_of(meant: str, key: str) -> str:
     host, fault = meant.strip("[]"), ""
     if "." not in host and host != "localhost":
         with contextlib.suppress(ClientError):
-            nodes = BlockingClient(url_of(*here()), timeout=3.0, key=key).get("/api/cluster")["nodes"]
+            nodes = BlockingClient(_known_node(), timeout=3.0, key=key).get("/api/cluster")["nodes"]
             found = [node for node in nodes if host.lower() in (node["name"].lower(), node["node"])]
             if len(found) == 1:
                 return str(found[0]["url"])
@@ -110,6 +111,12 @@ def _url_of(meant: str, key: str) -> str:
     if fault:
         raise ClientError(fault)
     return url_of(host, HTTP_PORT)
+
+
+def _known_node() -> str:
+    """The URL of a node that can tell of the others."""
+    given = os.environ.get("SOLLOLD_NODE_URL", "")
+    return given if "://" in given else url_of(*here())
 
 
 def _is_host(name: str) -> bool:

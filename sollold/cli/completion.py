@@ -67,8 +67,8 @@ def completion(options: argparse.Namespace) -> int:
         )
         return Exit.FAILED
     top = parser()
-    for sub in subcommands(top).values():
-        for action in sub._actions:
+    for words in (top, *subcommands(top).values()):
+        for action in words._actions:
             if action.metavar in _COMPLETED:
                 function = _COMPLETED[str(action.metavar)]
                 action.complete = {"bash": function, "zsh": function}  # type: ignore[attr-defined]
@@ -104,6 +104,8 @@ def man_page() -> str:
             if action.option_strings and action.nargs != 0:
                 flags += f" {action.metavar or action.dest.upper()}"
             lines += [".TP", f".B {_escaped(flags)}", _escaped(action.help or "")]
+        if sub.epilog:
+            lines += [".PP", ".nf", *map(_escaped, sub.epilog.splitlines()), ".fi"]
     lines += [".SH EXIT STATUS", ".nf", *map(_escaped, EXIT_CODES.splitlines()[1:]), ".fi"]
     lines += [
         ".SH FILES",
@@ -113,6 +115,8 @@ def man_page() -> str:
         ".SH ENVIRONMENT",
         ".TP\n.B SOLLOLD_SECTION_KEY\nSets a setting: [http] port is SOLLOLD_HTTP_PORT.",
         ".TP\n.B SOLLOLD_NODE_URL\nThe node that commands ask.",
+        ".TP\n.B SOLLOLD_API_KEY\nThe API key that commands show a node.",
+        ".TP\n.B SOLLOLD_CA\nThe file with the authority of certificates to trust.",
         ".TP\n.B SOLLOLD_CONFIG\nThe settings file to read.",
     ]
     return "\n".join(lines) + "\n"

@@ -21,6 +21,9 @@ def fish_script() -> str:
         for choice in action._choices_actions
     }
     lines = ["complete -c sollold -f"]
+    for action in top._actions:
+        if action.option_strings:
+            lines += _of_action(action, "__fish_use_subcommand")
     for name, sub in subcommands(top).items():
         about = helps.get(name) or sub.description or ""
         lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")

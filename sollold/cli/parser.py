@@ -74,15 +74,16 @@ def read(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
     """Refuse an unknown command with the nearest one; ``help`` becomes ``--help``, and so does nothing."""
-    if not words or words == ["help"]:
-        words[:] = ["--help"]
-    elif words[0] == "help":
-        words[:] = [*words[1:2], "--help"]
     known = subcommands(top)
     place = 0
     while place < len(words) and words[place].startswith("-"):
         place += 2 if words[place] == "--node" else 1
-    if place >= len(words) or words[place] in known:
+    if not words:
+        words[:] = ["--help"]
+    elif words[place : place + 1] == ["help"]:
+        words[:] = [*words[place + 1 : place + 2], "--help"]
+        place = 0
+    if place >= len(words) or words[place] == "--help" or words[place] in known:
         return
     import difflib  # seldom needed, and a daemon that is idle is to be small
 

@@ -49,10 +49,12 @@ def _show(out: Console, preview: dict[str, Any], names: dict[str, str]) -> None:
     if made:
         _bars(out, made, preview, names)
     out.print(_without_remedies(preview["reason"] or preview.get("message", ""), preview.get("missing")))
-    for reason in (made or {}).get("reasons", []):
+    reasons = (made or {}).get("reasons", [])
+    for reason in reasons:
         out.print(f"  - {reason}")
     for deployment, model in preview.get("evicts", []):
-        out.print(f"  - {model} ({deployment}) would be unloaded")
+        if not any(reason.startswith(f"{model}, ") for reason in reasons):
+            out.print(f"  - {model} ({deployment}) would be unloaded")
     if missing := preview.get("missing"):
         _missing(out, missing)
     if options := preview.get("options"):

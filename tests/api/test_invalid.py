@@ -26,6 +26,8 @@ class Body(msgspec.Struct):
     kv: Literal["f16", "q8_0"] | Literal[""] = ""
     colour: Colour | None = None
     count: Annotated[int, msgspec.Meta(ge=1)] = 1
+    size: Annotated[int, msgspec.Meta(le=64)] = 1
+    share: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     inner: Inner | None = None
 
 
@@ -34,7 +36,9 @@ class Body(msgspec.Struct):
     [
         ({"name": "a", "kv": "q3"}, "invalid request: kv: 'q3' is not one of f16, q8_0"),
         ({"name": "a", "colour": "green"}, "invalid request: colour: 'green' is not one of red, blue"),
-        ({"name": "a", "count": 0}, "invalid request: count: expected int >= 1"),
+        ({"name": "a", "count": 0}, "invalid request: count: must be at least 1"),
+        ({"name": "a", "size": 65}, "invalid request: size: must be at most 64"),
+        ({"name": "a", "share": 0.0}, "invalid request: share: must be more than 0.0"),
         ({"name": "a", "inner": {"size": []}}, "invalid request: inner.size: expected int, got array"),
         ({}, "invalid request: object missing required field name"),
     ],

@@ -68,10 +68,12 @@ STATE: dict[str, Any] = {
 }  # fmt: skip
 
 PLAN: dict[str, Any] = {
-    "ok": True, "reason": "big:latest fits two nodes", "evicts": [["d0", "old"]], "context": 4096,
+    "ok": True, "reason": "big:latest fits two nodes", "context": 4096,
+    "evicts": [["d0", "old"], ["d1", "idle"]],
     "prompt_tokens_per_second": 184.4,
     "plan": {
-        "layers": 16, "tokens_per_second": 9.5, "load_seconds": 12.0, "reasons": ["anna has the file"],
+        "layers": 16, "tokens_per_second": 9.5, "load_seconds": 12.0,
+        "reasons": ["anna has the file", "idle, idle, makes room."],
         "run": {"context": 4096},
         "host": {"node": "aa", "device": "CPU", "first": 0, "last": 9, "weights": GIB, "state": 1000,
                  "compute": 500, "overhead": 0},
@@ -262,6 +264,7 @@ async def test_plan_draws_bars_and_says_what_is_missing(url: str) -> None:
     assert "anna (head)" in done.stdout and "█" in done.stdout and "9.5 tokens/s" in done.stdout
     assert "reads prompts at about 184 tokens/s" in " ".join(done.stdout.split())
     assert "anna alone" in done.stdout and "old (d0) would be unloaded" in done.stdout
+    assert "idle, idle, makes room" in done.stdout and "d1" not in done.stdout, "said once"
     done = await sollold(url, "plan", "big", "--context", "100000")
     assert done.returncode == Exit.TOO_BIG
     assert "3.00 GiB" in done.stdout and "a smaller context" in done.stdout
@@ -522,9 +525,10 @@ def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.Captur
     typed = """sollold() { echo llama3.2:3b; }
         source "$0"
         COMP_WORDS=(sollold run llama3.2 : 3); COMP_CWORD=4; _sollold; echo "${COMPREPLY[*]}"
-        COMP_WORDS=(sollold run l); COMP_CWORD=2; _sollold; echo "${COMPREPLY[*]}" """
+        COMP_WORDS=(sollold run l); COMP_CWORD=2; _sollold; echo "${COMPREPLY[*]}"
+        COMP_WORDS=(sollold --node l); COMP_CWORD=2; _sollold; echo "${COMPREPLY[*]}" """
     done = subprocess.run(["bash", "-c", typed, script], capture_output=True, text=True, timeout=30)
-    assert done.stdout.splitlines() == ["3b", "llama3.2:3b"], done.stderr
+    assert done.stdout.splitlines() == ["3b", "llama3.2:3b", "llama3.2:3b"], done.stderr
 
 
 def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -537,7 +541,9 @@ def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "fish"]) == Exit.DONE
     said = capsys.readouterr().out
     assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in said
+    assert "complete -c sollold -n '__fish_use_subcommand' -l node -x -a '(sollold nodes --quiet" in said
     assert main(["completion", "man"]) == Exit.DONE
-    assert ".SH COMMANDS" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert ".SH COMMANDS" in said and "new secret; nothing restarts" in said and "SOLLOLD_API_KEY" in said
     assert main(["token"]) == Exit.DONE
     assert len(capsys.readouterr().out.strip()) == 64

@@ -97,6 +97,30 @@ def test_the_node_that_is_meant(named: str, url: str, monkeypatch: pytest.Monkey
     assert client(argparse.Namespace(node=named)).url == url
 
 
+def test_a_name_is_looked_up_in_the_cluster_that_the_environment_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def get(self: asking.BlockingClient, path: str) -> dict[str, object]:
+        asked.append(self.url)
+        return {"nodes": [{"name": "bert", "node": "b1", "url": "http://192.168.1.12:11435"}]}
+
+    monkeypatch.setattr(asking.BlockingClient, "get", get)
+    monkeypatch.setenv("SOLLOLD_NODE_URL", "http://server:8080")
+    assert client(argparse.Namespace(node="bert")).url == "http://192.168.1.12:11435"
+    assert asked == ["http://server:8080"]
+
+
+@pytest.mark.parametrize(
+    "words", [["help"], ["--json", "help"], ["--node", "bert", "help"], ["help", "load"]]
+)
+def test_help_is_help_after_options_too(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(words)
+    assert ended.value.code == 0 and "usage: sollold" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("named", "said"),
     [

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 _AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
+_OUT_OF_RANGE = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
+_RANGES = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}
 _NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
@@ -20,6 +22,8 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
     if wrong := _NO_CHOICE.fullmatch(what):
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
         what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
+    elif beyond := _OUT_OF_RANGE.fullmatch(what):
+        what = f"must be {_RANGES[beyond[1]]} {beyond[2]}"
     else:
         what = what[:1].lower() + what[1:].replace("`", "")
     return f"{field}: {what}" if field else what
