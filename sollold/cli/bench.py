@@ -6,8 +6,9 @@ import argparse
 import secrets
 import statistics
 import sys
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 from sollold.cli.asking import client, print_json
@@ -87,10 +88,21 @@ def measured(daemon: BlockingClient, model: str, callers: int, prompt_tokens: in
         ClientError: a request failed.
     """
     begin = time.monotonic()
-    with ThreadPoolExecutor(callers) as pool:
-        pending = [pool.submit(_answer, daemon, model, prompt_tokens, tokens) for _ in range(callers)]
-        answers = tuple(one.result() for one in pending)
+    pending = [Future[Answer]() for _ in range(callers)]
+    for one in pending:
+        # Not a pool's: those are waited for when Ctrl-C ends the program, until their answers end.
+        threading.Thread(target=_into, args=(one, daemon, model, prompt_tokens, tokens), daemon=True).start()
+    answers = tuple(one.result() for one in pending)
     return Result(callers, answers, time.monotonic() - begin)
+
+
+def _into(
+    answer: Future[Answer], daemon: BlockingClient, model: str, prompt_tokens: int, tokens: int
+) -> None:
+    try:
+        answer.set_result(_answer(daemon, model, prompt_tokens, tokens))
+    except Exception as error:
+        answer.set_exception(error)
 
 
 def _answer(daemon: BlockingClient, model: str, prompt_tokens: int, tokens: int) -> Answer:

@@ -161,7 +161,8 @@ def node_table(state: dict[str, Any]) -> Fitting:
     titles = ("node", "address", "device", "granted", "free", "memory", "llama.cpp")
     table = Fitting(titles, _RIGHT, _WHOLE, spare=("llama.cpp", "granted", "address", "memory"))
     for node in state["nodes"]:
-        name = node["name"] + (" (draining)" if node.get("draining") else "")
+        drain = "drained" if node.get("empty") else "draining"
+        name = node["name"] + (f" ({drain})" if node.get("draining") else "")
         if node["node"] == state.get("leader"):
             name += " *"
         address = f"{(node['addresses'] or ['?'])[0]}:{node['http_port']}"

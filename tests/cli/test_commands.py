@@ -178,7 +178,7 @@ async def test_status_shows_nodes_and_layers(url: str) -> None:
     done = await sollold(url, "status")
     assert done.returncode == Exit.DONE, done.stderr
     assert "2 nodes, leader anna (term 3)" in done.stdout
-    assert "bert (draining)" in done.stdout and "building, 40 %" in done.stdout
+    assert "bert (drained)" in done.stdout and "building, 40 %" in done.stdout
     assert "0-8" in done.stdout and "9-15 + output" in done.stdout and "loading 50%" in done.stdout
     assert "Open cluster" in done.stdout
     assert "pc:50052 (external)" in done.stdout and "neither authenticated nor encrypted" in done.stdout

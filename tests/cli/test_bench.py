@@ -1,0 +1,47 @@
+"""``sollold bench`` is ended by Ctrl-C, however long the answers take."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+
+from aiohttp import web
+
+
+async def test_ctrl_c_ends_it_in_the_middle_of_an_answer() -> None:
+    asked: asyncio.Queue[web.StreamResponse] = asyncio.Queue()
+
+    async def generate(request: web.Request) -> web.StreamResponse:
+        if not (await request.json()).get("stream", True):
+            return web.json_response({"done": True})
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await response.write(b'{"response": "a"}\n')
+        asked.put_nowait(response)
+        await asyncio.Event().wait()
+        return response
+
+    app = web.Application()
+    app.router.add_post("/api/generate", generate)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    words = ("-m", "sollold", "--node", f"127.0.0.1:{runner.addresses[0][1]}", "bench", "m", "--callers", "2")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *words,
+        stderr=asyncio.subprocess.DEVNULL,
+        # Tests in the background inherit that it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        for _ in range(2):
+            await asyncio.wait_for(asked.get(), 30)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 130
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await runner.cleanup()
