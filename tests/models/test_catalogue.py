@@ -14,10 +14,11 @@ import pytest
 from sollold.models.gguf import reader
 from sollold.models.model import Model
 from sollold.models.names import parse
-from sollold.models.stores import folders, header_facts
+from sollold.models.stores import folders, header_facts, scan_result
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.name_owners import apart
 from sollold.models.stores.scan_result import Scan
+from sollold.models.stores.threads import alone
 from sollold.settings.schema import ModelSettings
 from tests.doubles import until
 from tests.gguf.projector import write as write_projector
@@ -397,7 +398,7 @@ async def test_one_store_under_two_paths_is_one(make: Make, tmp_path: Path) -> N
 
 @pytest.fixture
 def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bool], None]]:
-    """Holds whoever scans ``folder`` or reads a header of it, as a share does whose server is away."""
+    """Holds whoever touches ``folder`` or a file in it, as a share does whose server is away."""
     back = threading.Event()
     back.set()
 
@@ -411,6 +412,7 @@ def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
 
     monkeypatch.setattr("sollold.models.stores.folders.scan_folder", held(folders.scan_folder))
     monkeypatch.setattr(reader, "read_files", held(reader.read_files))
+    monkeypatch.setattr(scan_result, "stamp", held(scan_result.stamp))
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.header_reader._PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)
@@ -479,6 +481,50 @@ async def test_models_of_a_share_that_went_away_are_unusable_till_it_is_back(
         gone(False)
         await until(lambda: not named(catalogue)["far:latest"].unusable)
         assert (await catalogue.shape("far:latest")).n_embd == 32
+
+
+async def test_one_thread_sees_that_nothing_has_changed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "folder" / "a.gguf")
+    catalogue = make()
+    await catalogue.start()
+    await catalogue.close()
+    started: list[str] = []
+
+    def counted(work: Callable[[], Any], *, name: str) -> asyncio.Future[Any]:
+        started.append(name)
+        return alone(work, name=name)
+
+    monkeypatch.setattr("sollold.models.stores.store_watcher.alone", counted)
+    assert not await catalogue._look_if_changed()
+    assert len(catalogue._stores) > 2 and started == ["look at the stores"]
+    write_gguf(tmp_path / "folder" / "b.gguf")
+    assert await catalogue._look_if_changed()
+    assert started[1:] == ["look at the stores", f"look at {tmp_path / 'folder'}"]
+    assert set(named(catalogue)) == {"a:latest", "b:latest"}
+
+
+async def test_a_share_that_hangs_when_it_is_asked_for_changes_hides_no_other_store(
+    make: Make, tmp_path: Path, gone: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "folder" / "far.gguf")
+    store = OllamaStore(tmp_path / "store")
+    store.model("here:latest", tmp_path, seed=1)
+    monkeypatch.setattr("sollold.models.stores.store_watcher._AT_ONCE", 0.05)
+    catalogue = make()
+    await catalogue.start()
+    assert set(named(catalogue)) == {"far:latest", "here:latest"}
+    gone(True)
+    async with asyncio.timeout(10):
+        await until(lambda: "does not answer" in named(catalogue)["far:latest"].unusable)
+        threads = threading.active_count()
+        store.model("new:latest", tmp_path, seed=2)
+        await until(lambda: "new:latest" in named(catalogue))
+        assert not named(catalogue)["here:latest"].unusable
+        assert threading.active_count() <= threads + 1, "it is asked no more while it hangs"
+        gone(False)
+        await until(lambda: not named(catalogue)["far:latest"].unusable)
 
 
 async def test_a_card_that_names_no_model_is_no_card(make: Make, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from sollold.models.stores.llama_support import RefusedModels, format_fault
 from sollold.models.stores.name_owners import NameOwners
 from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
-from sollold.models.stores.store_watcher import Store
+from sollold.models.stores.store_watcher import Store, unchanged
 from sollold.settings.schema import ModelSettings
 from sollold.subscribers import Subscribers
 
@@ -291,9 +291,8 @@ class Catalogue:
         }
         stores = self._stores.values()
         changed = [store.place for store in stores if store.take_result()]
-        for store in stores:
-            store.begin(anew=anew)
-        await self._wait([store for store in stores if store.begun])
+        at_rest = frozenset() if anew else await unchanged(stores)
+        await self._wait([store for store in stores if store not in at_rest and store.begin(anew=anew)])
         changed += [store.place for store in stores if store.take_result()]
         self._log_faults(changed)
         state = tuple((key, store.silent) for key, store in self._stores.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from sollold.models.stores.threads import alone
 
 SILENT = 30.0
 """Seconds without a sign of a look getting on after which the place counts as one that does not answer."""
+_AT_ONCE = 1.0
+"""Seconds that all places together may keep one thread busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,6 @@ class Store:
         self.fault: Exception | None = None
         """What ended the last look, if anything did."""
         self._look = look
-        self.begun = False
-        """Whether the look that is under way is the one last asked for."""
         self._job: asyncio.Future[Seen | None] | None = None
         self._sign = 0.0
 
@@ -60,13 +60,14 @@ class Store:
         """Whether it does not answer."""
         return self._job is not None and time.monotonic() - self._sign > SILENT
 
-    def begin(self, *, anew: bool) -> None:
-        """Look, if anything there has changed or in any case (``anew``). One look at a time."""
-        self.begun = self._job is None
-        if self.begun:
-            self._get_on()
-            seen = None if anew else self.seen
-            self._job = alone(lambda: self._looked(seen), name=f"look at {self.place}")
+    def begin(self, *, anew: bool) -> bool:
+        """Look, if anything there has changed or in any case (``anew``); False while a look is under way."""
+        if self._job is not None:
+            return False
+        self._get_on()
+        seen = None if anew else self.seen
+        self._job = alone(lambda: self._looked(seen), name=f"look at {self.place}")
+        return True
 
     def take_result(self) -> bool:
         """Take over what a look gave that has ended; whether anything is different now."""
@@ -108,6 +109,25 @@ class Store:
 
     def _get_on(self) -> None:
         self._sign = time.monotonic()
+
+
+async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:
+    """The stores that are as they were seen last. One thread asks them all, one after the other.
+
+    One that keeps it waiting is not among them, nor are those behind it: they are to be looked at each by
+    its own thread.
+    """
+    scans = {store: store.seen.scan for store in stores if store.seen and not (store.job or store.fault)}
+    found: list[Store] = []
+
+    def ask() -> None:
+        for store, scan in scans.items():
+            if not scan.changed():
+                found.append(store)
+
+    job = alone(ask, name="look at the stores")
+    await asyncio.wait({job}, timeout=_AT_ONCE)
+    return frozenset(found)
 
 
 def no_answer(place: str | Path, then: str = "") -> str:
