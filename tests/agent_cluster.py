@@ -92,7 +92,7 @@ class AgentCluster:
         await asyncio.to_thread(places.make)
         # The speed of the processor matters here to nobody.
         machine = await asyncio.to_thread(Machine, settings.node, self.folder)
-        me = Record(node, node, 1, ("127.0.0.1",), 1, 2, "test")
+        me = Record(node, f"pc-{node}", 1, ("127.0.0.1",), 1, 2, "test")
         view, server = FakeView(me, self.world), Server()
         agent = Agent(
             settings,

@@ -22,7 +22,7 @@ from sollold.agent.worker_access import WorkerAccess
 from sollold.cluster.gossip.record import OLLAMA_PREFIX, State
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import View, next_change
+from sollold.cluster.net.view import View, name_of, next_change
 from sollold.engines.commands import (
     Commit,
     Deploy,
@@ -263,6 +263,7 @@ class Agent:
             local_worker_port=self._worker_access.local_port,
             fit_check=self._fit_check,
             holders=self._holders,
+            name=lambda node: name_of(self._view, node),
         )
         self._stale_grants.began(request.deployment)
         deployment = Deployment(request, model, llama, context, self._publisher.note_deployment, draft)

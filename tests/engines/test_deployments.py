@@ -197,7 +197,7 @@ async def test_a_tunnel_that_breaks_ends_the_deployment_though_all_its_processes
         cluster.tunnels[0].on_break("the tunnel to node b broke: for a test")
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.culprit == "b"
-        assert failed.reason == "the tunnel to node b broke: for a test"
+        assert failed.reason == "the tunnel to pc-b broke: for a test"
         await until(lambda: not children())
 
 
@@ -224,7 +224,7 @@ async def test_it_ends_when_an_owner_is_gone(folder: Path, llama: Llama, tiny: M
         cluster.views["a"].tell()
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.culprit == "b"
-        assert failed.reason == "node b left the cluster; it held layers of this model"
+        assert failed.reason == "pc-b left the cluster; it held layers of this model"
         await until(lambda: not cluster.tunnels[0].open)
         await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
         assert cluster.agents["b"].grants.ledger.grants(), (

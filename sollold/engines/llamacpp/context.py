@@ -28,6 +28,7 @@ class DeploymentContext:
         local_worker_port: of this node's own worker for a deployment.
         prompts: what engines have read, kept on disk.
         holders: the nodes that have the files of a model, by its digest.
+        name: a node's name for people, by its id.
     """
 
     node: str
@@ -44,3 +45,4 @@ class DeploymentContext:
     holders: Callable[[str], tuple[str, ...]]
     fit_check: FitCheck
     prompts: KeptPrompts
+    name: Callable[[str], str]

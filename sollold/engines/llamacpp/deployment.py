@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,6 +48,10 @@ class Work:
 
     processes: int
     bytes: int
+
+
+_NODE = re.compile(r"\bnode (\w+)")
+"""How messages between nodes name one."""
 
 
 class Deployment:
@@ -105,6 +110,8 @@ class Deployment:
         self._participants = Participants(
             request.deployment, request.plan, model, llama.build, context, self.end
         )
+        # Now: who is lost has no name any more when it is told why.
+        self._names = {node: context.name(node) for node in self.participants}
         self._subscribers = Subscribers(f"deployment {request.deployment}")
         self._planned = planned(request.plan)
 
@@ -366,7 +373,7 @@ class Deployment:
         if self.state is State.FAILED:
             return
         self.state = state
-        self.reason = reason
+        self.reason = _NODE.sub(lambda found: self._names.get(found[1], found[0]), reason)
         self._tell()
 
     def _tell(self) -> None:
