@@ -177,14 +177,23 @@ async def test_a_tensor_that_is_not_the_heads_is_not_offered(bench: Bench, copy:
     assert bench.found("0" * 16) and bench.found("2" * 16) and not bench.found("1" * 16)
 
 
-async def test_files_of_one_sha256_are_not_read_again(bench: Bench, tmp_path: Path) -> None:
-    blob = tmp_path / f"sha256-{SHA}"
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [(f"blobs/sha256-{SHA}", True), (f"blobs/{SHA}", True), (SHA, False), (f"blobs/{SHA[:40]}", False)],
+)
+async def test_files_of_one_sha256_are_not_read_again(
+    bench: Bench, tmp_path: Path, name: str, known: bool
+) -> None:
+    """Those whose store names them by it: Ollama's, and large ones of Hugging Face's cache."""
+    blob, link = tmp_path / name, tmp_path / "model.gguf"
+    blob.parent.mkdir(exist_ok=True)
     blob.write_bytes(DATA)
+    link.symlink_to(blob)
     bench.calls.sha = SHA
-    fill = bench.fill(blob)
+    fill = bench.fill(link)
     await fill.offer(asked(TENSORS[0], "0" * 16))
     assert bench.found("0" * 16) == bytes_of(TENSORS[0])
-    assert bench.calls.parts == 0
+    assert (bench.calls.parts == 0) == known
 
 
 async def test_what_is_asked_for_in_other_words_is_left_to_the_head(bench: Bench, copy: Path) -> None:

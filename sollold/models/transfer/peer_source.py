@@ -35,7 +35,9 @@ _THREADS = 8
 _TIMEOUT = 15.0
 _IDLE = 30.0
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{1,18})")
-_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
+_OLLAMA_BLOB = re.compile(r"sha256[-:]([0-9a-f]{64})")
+_HUB_BLOB = re.compile(r"[0-9a-f]{64}")
+"""Of a large file in Hugging Face's cache; small ones are named by git's hash, of 40 digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +79,16 @@ def items_of(model: Model) -> tuple[Item, ...]:
     names += [f"adapter-{k}.gguf" for k in range(1, len(model.adapters) + 1)]
     items = []
     for name, path in zip(names, paths_of(model), strict=True):
-        # A blob of an Ollama store is named by its sha256, behind whatever link leads to it.
-        blob = _BLOB.fullmatch(Path(os.path.realpath(path)).name)
-        items.append(Item(name, Path(path).stat().st_size, blob[1] if blob else ""))
+        items.append(Item(name, Path(path).stat().st_size, _sha256_in_name(path)))
     return tuple(items)
+
+
+def _sha256_in_name(path: str) -> str:
+    """The sha256 by which its store names a file, behind whatever link leads to it; empty elsewhere."""
+    real = Path(os.path.realpath(path))
+    if blob := _OLLAMA_BLOB.fullmatch(real.name):
+        return blob[1]
+    return real.name if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name) else ""
 
 
 class Sender:
