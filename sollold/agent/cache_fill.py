@@ -3,9 +3,9 @@
 From a copy of the model's file that this machine has, or from several other nodes that have it, in pieces of
 which each node gives as many as it can. A model's digest is over samples of its file, so each tensor's sha256
 must be the one that the head's own file has; files whose whole sha256 both sides know to be equal (Ollama's
-store and Hugging Face's cache name them by it) are not read again for that. The name by which the worker looks,
-FNV-1a over the bytes, comes from llama-server when it asks: to compute it here would take minutes in Python, and
-as long again as the load itself in a worker made for that.
+store and Hugging Face's cache name them by it) are not read again for that. The name by which the worker
+looks, FNV-1a over the bytes, comes from llama-server when it asks: to compute it here would take minutes in
+Python, and as long again as the load itself in a worker made for that.
 """
 
 from __future__ import annotations
