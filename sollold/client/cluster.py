@@ -16,11 +16,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sollold.client import discovery
-from sollold.client.delivered import Delivered
 from sollold.client.errors import ClientError, NodeLost, NodeSilent
 from sollold.client.http import Client, api_key_of, new_session
 from sollold.client.node_list import KnownNode, NodeList
 from sollold.client.outage import INEXACT, Outage
+from sollold.client.received import Received
 from sollold.client.time_limits import TimeLimits
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class ClusterClient:
             ClientError: the daemon refused, or no node could be reached for two minutes.
         """
         limits = TimeLimits(time.monotonic(), timeout, start_timeout)
-        said = Delivered()
+        said = Received()
         outage = Outage()
         while True:
             error: ClientError = _nobody()
@@ -236,7 +236,7 @@ class ClusterClient:
         path: str,
         body: dict[str, Any],
         limits: TimeLimits,
-        said: Delivered,
+        said: Received,
         on_wait: Callable[[str], None],
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The records of one node that say something, and the last."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sollold.client.delivered import Delivered
 from sollold.client.errors import ClientError
 from sollold.client.node_list import KnownNode
+from sollold.client.received import Received
 
 OUTAGE_SECONDS = 120.0
 """For so long a request that lost its node looks for another one."""
@@ -24,7 +24,7 @@ class Outage:
         self._failures = 0
         self._pause = _PAUSE_SECONDS[0]
 
-    def node_lost(self, known: KnownNode, said: Delivered, now: float) -> None:
+    def node_lost(self, known: KnownNode, said: Received, now: float) -> None:
         """The node asked is gone. One that had begun to answer begins the time anew."""
         if said.began:
             said.node_lost(known.name or known.url, now)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from sollold.cluster.admission.invitation import INVITATION_SECONDS, Invited, Verdict
+from sollold.cluster.admission.invitation import INVITATION_SECONDS, InvitationVerdict, Invited
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
 from sollold.cluster.admission.pake import plain_code
-from sollold.cluster.gossip.record import Record, Waiting
+from sollold.cluster.gossip.record import Record, WaitingMachine
 from sollold.cluster.net.certificate_authority import authority_pem
 from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
@@ -52,14 +52,14 @@ class AdmissionService:
             raise Refusal(Fault.BAD_REQUEST, message)
         return authority_pem(tokens.accepted[0])
 
-    async def admit(self, text: str) -> Waiting:
+    async def admit(self, text: str) -> WaitingMachine:
         """Let in the machine with this name, id or code that waits at any node; it joins within seconds.
 
         Raises:
             Refusal: NOT_FOUND when none waits or several are named so; UNAVAILABLE when its node is not
                 reached.
         """
-        found: dict[str, tuple[Waiting, list[Record]]] = {}
+        found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
         for record in self._view.live():
             for one in record.waiting:
                 if text in (one.node, one.name, one.code):
@@ -151,7 +151,7 @@ class AdmissionService:
             )
             raise Refusal(Fault.BAD_REQUEST, why)
 
-    def _why_not(self, text: str, found: list[Waiting]) -> str:
+    def _why_not(self, text: str, found: list[WaitingMachine]) -> str:
         if found:
             codes = ", ".join(one.code for one in found)
             return f"several machines named {text!r} wait; name one by its code: {codes}"
@@ -176,17 +176,17 @@ def _joined(invited: Invited) -> str:
     Raises:
         Refusal: it did not.
     """
-    if invited.verdict is Verdict.ADMITTED:
+    if invited.verdict is InvitationVerdict.ADMITTED:
         return invited.name
-    if invited.verdict is Verdict.EVICTED:
+    if invited.verdict is InvitationVerdict.EVICTED:
         why = (
             f"this machine was evicted from the cluster of {invited.name}: admit it there with sollold admit"
         )
         raise Refusal(Fault.BAD_REQUEST, why)
-    if invited.verdict is Verdict.WRONG and invited.tries:
+    if invited.verdict is InvitationVerdict.WRONG and invited.tries:
         tries = f"{invited.tries} tries are left" if invited.tries > 1 else "one try is left"
         raise Refusal(Fault.BAD_REQUEST, f"the code is wrong; {tries}")
-    if invited.verdict is Verdict.WRONG:
+    if invited.verdict is InvitationVerdict.WRONG:
         why = f"the code is wrong, and the invitation is withdrawn; on {invited.name} again: sollold invite"
         raise Refusal(Fault.BAD_REQUEST, why)
     why = (

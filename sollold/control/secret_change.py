@@ -19,7 +19,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from sollold.cluster.admission.change import merged
-from sollold.cluster.admission.keyring import MAX_MEMBERS, Member, Members, NodeId
+from sollold.cluster.admission.keyring import MAX_MEMBERS, KeyringMember, Members, NodeId
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder, Step
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.node import ClusterNode
@@ -104,7 +104,7 @@ class SecretChanges:
         """
         return await self._order(Roll(ChangeKind.ROTATE))
 
-    async def evict(self, text: str) -> tuple[Member, Rolled]:
+    async def evict(self, text: str) -> tuple[KeyringMember, Rolled]:
         """Turn out the node with this name or id: it loses its connections at once, and its key is refused.
 
         Raises:
@@ -142,7 +142,7 @@ class SecretChanges:
             rows += [(one.node, one.name, "evicted") for one in ring.evicted]
         return [{"node": node, "name": name, "state": state} for node, name, state in rows]
 
-    def _member(self, text: str) -> Member:
+    def _member(self, text: str) -> KeyringMember:
         ring = self._owner.keyring()
         known = merged(_members(self._owner.live()), ring.members if ring is not None else ())
         found = [one for one in known if text in (one.node, one.name)]
@@ -270,7 +270,7 @@ class SecretChanges:
         nodes = {node: name for node, name in live.items() if node not in refused}
         if me not in nodes:
             raise Refusal(Fault.BAD_REQUEST, f"{self._owner.me.name} leads: it must be among those that stay")
-        members = merged((Member(node, name) for node, name in nodes.items()), known, without=evicted)
+        members = merged((KeyringMember(node, name) for node, name in nodes.items()), known, without=evicted)
         founder = ring.founder or me
         secret = secrets.token_hex(32)
         order = SecretOrder(Step.INSTALL, founder, ring.newest + 1, secret, members, evicted)
@@ -305,9 +305,9 @@ def _agreed(answer: SecretAnswer | None) -> bool:
     return answer is not None and not answer.refusal
 
 
-def _members(records: Iterable[Record]) -> list[Member]:
-    return [Member(record.node, record.name) for record in records]
+def _members(records: Iterable[Record]) -> list[KeyringMember]:
+    return [KeyringMember(record.node, record.name) for record in records]
 
 
-def _named(names: dict[str, str], nodes: Iterable[str]) -> tuple[Member, ...]:
-    return tuple(Member(node, names[node]) for node in sorted(nodes, key=lambda one: names[one]))
+def _named(names: dict[str, str], nodes: Iterable[str]) -> tuple[KeyringMember, ...]:
+    return tuple(KeyringMember(node, names[node]) for node in sorted(nodes, key=lambda one: names[one]))

@@ -33,7 +33,7 @@ from sollold.placement.evaluate import Candidate
 from sollold.placement.explain import Shortfall, explain
 from sollold.placement.inventory import Fleet
 from sollold.placement.plan import Plan
-from sollold.placement.planner import Choice, choose
+from sollold.placement.planner import PlacementChoice, choose
 from sollold.placement.proportional import miscounted
 from sollold.placement.search import Alternative
 from sollold.placement.speculation import with_drafts
@@ -46,7 +46,7 @@ class Place:
 
     plan: Plan
     evictions: tuple[tuple[str, str, str], ...]
-    choice: Choice
+    choice: PlacementChoice
     fleet: Fleet
     pinned: bool = False
     """It replaces a deployment that its caller asked to keep loaded."""
@@ -354,7 +354,7 @@ def _place_on(
     must = [larger] if larger is not None else []
     fleet = snapshot.fleet(build, must)
 
-    def attempt(victims: list[Located], later: Bytes | None) -> Choice:
+    def attempt(victims: list[Located], later: Bytes | None) -> PlacementChoice:
         on = snapshot.fleet(build, [*must, *victims], later=later)
         choice = choose(request, on, footprint_with, snapshot.correction)
         if choice.candidate is None and request.always:

@@ -13,7 +13,7 @@ from sollold.leader.existing import Located, lacking
 from sollold.leader.messages import Ensure
 from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, is_loading
 from sollold.placement.explain import Busy
-from sollold.placement.planner import Choice
+from sollold.placement.planner import PlacementChoice
 
 IDLE_LONG = 60.0
 """Seconds of idleness after which a deployment is worth ending for a faster plan."""
@@ -22,7 +22,7 @@ FASTER = 1.5
 SPARED = 16
 """Deployments at most for each of which it is tried whether the plan can do without its end."""
 
-Attempt = Callable[[list[Located], Bytes | None], Choice]
+Attempt = Callable[[list[Located], Bytes | None], PlacementChoice]
 """(deployments to end, bytes that others are giving back) → the best placement then."""
 
 
@@ -33,7 +33,7 @@ class Eviction:
     ``wait``: it uses memory that deployments which have ended are still giving back.
     """
 
-    choice: Choice
+    choice: PlacementChoice
     victims: list[Located]
     wait: bool = False
 
@@ -109,7 +109,7 @@ def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
     return ""
 
 
-def _worth_asking(free: Choice, aim: int, idle: list[Located]) -> bool:
+def _worth_asking(free: PlacementChoice, aim: int, idle: list[Located]) -> bool:
     """Whether more room could change anything for the better."""
     if free.candidate is None:
         return True
@@ -118,7 +118,7 @@ def _worth_asking(free: Choice, aim: int, idle: list[Located]) -> bool:
     return _context(free) < aim or not free.candidate.alone or free.candidate.on_host
 
 
-def _better(roomy: Choice, free: Choice, aim: int) -> bool:
+def _better(roomy: PlacementChoice, free: PlacementChoice, aim: int) -> bool:
     """Whether ending idle deployments gives clearly more than what is free."""
     if roomy.candidate is None or free.candidate is None:
         return roomy.candidate is not None
@@ -127,7 +127,7 @@ def _better(roomy: Choice, free: Choice, aim: int) -> bool:
     return roomy.candidate.seconds * FASTER <= free.candidate.seconds
 
 
-def _worth_a_moment(roomy: Choice, chosen: Choice, aim: int) -> bool:
+def _worth_a_moment(roomy: PlacementChoice, chosen: PlacementChoice, aim: int) -> bool:
     """Whether memory that is about to be free gives a plan worth waiting for."""
     if _better(roomy, chosen, aim):
         return True
@@ -135,18 +135,20 @@ def _worth_a_moment(roomy: Choice, chosen: Choice, aim: int) -> bool:
     return _context(roomy) >= _context(chosen) and roomy.candidate.run.slots > chosen.candidate.run.slots
 
 
-def _context(choice: Choice) -> int:
+def _context(choice: PlacementChoice) -> int:
     assert choice.candidate is not None
     return choice.candidate.run.request_context
 
 
-def _fewest(best: Choice, idle: list[Located], aim: int, attempt: Attempt) -> tuple[Choice, list[Located]]:
+def _fewest(
+    best: PlacementChoice, idle: list[Located], aim: int, attempt: Attempt
+) -> tuple[PlacementChoice, list[Located]]:
     """End as few deployments as the plan can do with, those that cost least to lose first.
 
     The fewest of the first in line are found by halving, then those among them spared that are not needed.
     """
 
-    def enough(victims: list[Located]) -> Choice | None:
+    def enough(victims: list[Located]) -> PlacementChoice | None:
         tried = attempt(victims, None)
         if tried.candidate is None or best.candidate is None:
             return None

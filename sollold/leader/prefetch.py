@@ -11,7 +11,7 @@ from sollold.models.footprint.footprint import Footprint
 from sollold.models.footprint.run_options import Run
 from sollold.placement.evaluate import Candidate
 from sollold.placement.inventory import Fleet, Link, links_between
-from sollold.placement.planner import CLEAR_GAIN, Choice, choose
+from sollold.placement.planner import CLEAR_GAIN, PlacementChoice, choose
 from sollold.placement.request import PlacementRequest
 
 ANSWERED = 2000
@@ -22,7 +22,7 @@ ANSWERED = 2000
 class PlacementWithoutFile:
     """A placement whose head does not have the file yet; ``seconds``: for the copy, at a guess."""
 
-    choice: Choice
+    choice: PlacementChoice
     fleet: Fleet
     candidate: Candidate
     seconds: float

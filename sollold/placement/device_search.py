@@ -17,7 +17,7 @@ from dataclasses import field
 from math import inf
 
 from sollold.facts import dataclass
-from sollold.placement.layer_runs import Bin, Buffers, Item, Layers, Split
+from sollold.placement.layer_runs import Bin, BinBounds, Buffers, Layers, Split
 from sollold.placement.partition import ENOUGH, Partition
 
 SLACK = 0.002
@@ -79,12 +79,12 @@ class _Search:
     below: float
     best: Split | None = None
     effort: int = 0
-    leaves: list[tuple[float, tuple[Item, ...]]] = field(default_factory=list)
+    leaves: list[tuple[float, tuple[BinBounds, ...]]] = field(default_factory=list)
     many: bool = field(init=False)
     most_effort: int = field(init=False)
     devices: Counter[int] = field(init=False)
     scarce: bool = field(init=False)
-    items: list[Item] = field(init=False)
+    items: list[BinBounds] = field(init=False)
     hops: list[float] = field(init=False)
     price: list[float] = field(init=False)
     rest: list[float] = field(init=False)
@@ -152,7 +152,7 @@ class _Search:
         kept += [i for i in everything if self.bins[i].worker < 0]
         return sorted(set(kept))
 
-    def _walk(self, start: int, chosen: list[Item], cost: float, left: float) -> None:
+    def _walk(self, start: int, chosen: list[BinBounds], cost: float, left: float) -> None:
         """Try all supersets of ``chosen`` with items from ``start`` on."""
         if left <= 0 and chosen:
             if self._leaf(chosen, cost):
@@ -187,14 +187,14 @@ class _Search:
             self._walk(j + 1, chosen, price, left - taken)
             chosen.pop()
 
-    def _no_news(self, one: Item, before: Item) -> bool:
+    def _no_news(self, one: BinBounds, before: BinBounds) -> bool:
         """Whether all that can be done with a device was tried with the one before it, which is alike.
 
         Where machines are counted it is not so of one that has more devices: they cost no further machine.
         """
         return _alike(one, before) and (not self.scarce or self.devices[one.bin.worker] == 1)
 
-    def _leaf(self, chosen: list[Item], bound: float) -> bool:
+    def _leaf(self, chosen: list[BinBounds], bound: float) -> bool:
         """These devices may do: fill them. Returns whether no further device can make it any better."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
@@ -217,7 +217,7 @@ class _Search:
         # Layers are whole: one more device may take the piece that ill fits these.
         return found is not None and found.seconds <= bound * (1 + 2 * ENOUGH)
 
-    def _refine(self, chosen: tuple[Item, ...], bound: float) -> int:
+    def _refine(self, chosen: tuple[BinBounds, ...], bound: float) -> int:
         """Find the best order and cut points for exactly these devices. Returns the steps it took."""
         head = [item for item in chosen if item.bin.first]
         rest = [item for item in chosen if not item.bin.first]
@@ -248,7 +248,7 @@ class _Search:
         )
 
 
-def _alike(one: Item, other: Item) -> bool:
+def _alike(one: BinBounds, other: BinBounds) -> bool:
     a, b = one.bin, other.bin
     return (
         a.worker != b.worker

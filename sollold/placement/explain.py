@@ -12,7 +12,7 @@ from sollold.models.footprint.footprint import Footprint
 from sollold.placement import context, cost_model
 from sollold.placement.evaluate import Candidate, host_share
 from sollold.placement.inventory import DeviceCapacity, Fleet, Machine
-from sollold.placement.planner import Choice, FootprintOf, choose
+from sollold.placement.planner import FootprintOf, PlacementChoice, choose
 from sollold.placement.request import PlacementRequest, Policy
 from sollold.settings.schema import GIB
 from sollold.units import bytes_text
@@ -59,7 +59,7 @@ def explain(
     request: PlacementRequest,
     fleet: Fleet,
     footprint_of: FootprintOf,
-    choice: Choice,
+    choice: PlacementChoice,
     busy: Sequence[Busy] = (),
     correction: cost_model.Correction = cost_model.uncorrected,
 ) -> Shortfall:
@@ -134,7 +134,7 @@ def _there(fleet: Fleet, request: PlacementRequest, there: int) -> str:
     return f"There is room for {bytes_text(there)}: {listed or 'no machine'}{whole}."
 
 
-def _closest(choice: Choice) -> str:
+def _closest(choice: PlacementChoice) -> str:
     one = next((a for a in choice.alternatives if a.tokens_per_second == 0.0), None)
     return f" ({one.what}: {one.reason})" if one is not None else ""
 

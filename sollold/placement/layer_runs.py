@@ -62,7 +62,7 @@ class Split:
 
 
 @dataclass(slots=True)
-class Item:
+class BinBounds:
     """A bin with what was worked out about it.
 
     Attributes:
@@ -122,7 +122,7 @@ class Layers:
             peak = self._peaks[start, end] = max(self.largest[start:end])
         return size + peak <= most
 
-    def item(self, index: int, one: Bin) -> Item:
+    def item(self, index: int, one: Bin) -> BinBounds:
         """What can be said of a bin beforehand."""
         exact = None if one.first else self.buffers.exact
         low = self._lowest(one) if exact is None else self._lowest_by(one, exact)
@@ -137,7 +137,7 @@ class Layers:
             if act[end] - act[start] > cap and not (one.first and start):
                 cap = act[end] - act[start]
         low.append(count)
-        return Item(index, one, float(cap), low, low_last)
+        return BinBounds(index, one, float(cap), low, low_last)
 
     def _lowest(self, one: Bin) -> list[int]:
         """For each end but the model's the first layer with which a run fits."""

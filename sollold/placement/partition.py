@@ -7,7 +7,7 @@ from collections.abc import Callable
 from math import inf
 
 from sollold.facts import dataclass
-from sollold.placement.layer_runs import Item, Layers, Split
+from sollold.placement.layer_runs import BinBounds, Layers, Split
 
 ENOUGH = 0.005
 """How near to the bound of its devices a split must come before better orders are looked for."""
@@ -19,13 +19,15 @@ class Partition:
 
     layers: Layers
 
-    def some_orders(self, head: list[Item], rest: list[Item], bound: float, bar: float = inf) -> Split | None:
+    def some_orders(
+        self, head: list[BinBounds], rest: list[BinBounds], bound: float, bar: float = inf
+    ) -> Split | None:
         """Some orders for many devices: few ones last, the others by speed, roomy first, or small first.
 
         Only what is quicker than ``bar`` is of interest.
         """
         found: Split | None = None
-        keys: list[Callable[[Item], float]] = [
+        keys: list[Callable[[BinBounds], float]] = [
             lambda item: item.bin.rate,
             lambda item: -item.bin.room,
             lambda item: item.bin.room,
@@ -47,7 +49,7 @@ class Partition:
                     return found
         return found
 
-    def pour(self, order: list[Item]) -> Split | None:
+    def pour(self, order: list[BinBounds]) -> Split | None:
         """Fill all devices but the slowest, from both ends; the slowest gets what is left in between.
 
         The best there is when layers are alike, and quick.
@@ -74,7 +76,7 @@ class Partition:
             seconds += item.bin.hop + item.bin.rate * (act[last] - act[first])
         return Split(seconds, tuple((item.index, cuts[i], cuts[i + 1]) for i, item in enumerate(order)))
 
-    def arrange(self, order: list[Item], bar: float = inf) -> Split | None:
+    def arrange(self, order: list[BinBounds], bar: float = inf) -> Split | None:
         """Best cut points for the devices in this order, each holding at least one layer.
 
         None as well when it can't be quicker than ``bar``.
@@ -107,7 +109,7 @@ class Partition:
         return Split(seconds, tuple(reversed(runs)))
 
     def _extend(
-        self, times: list[float], item: Item, begin: int = 0, low_end: int = 1, high_end: int = -1
+        self, times: list[float], item: BinBounds, begin: int = 0, low_end: int = 1, high_end: int = -1
     ) -> tuple[list[float], list[int]]:
         """Let ``item`` hold the layers after each prefix: least time per longer prefix, and its start.
 
@@ -148,7 +150,7 @@ class Partition:
                 back[end] = starts[lead]
         return out, back
 
-    def _least(self, times: list[float], left: list[Item], low: int, high: int) -> float:
+    def _least(self, times: list[float], left: list[BinBounds], low: int, high: int) -> float:
         """A bound: after prefixes of ``low`` to ``high`` layers all is read by the quickest device left."""
         act = self.layers.act
         rate = min(item.bin.rate for item in left)
@@ -156,7 +158,7 @@ class Partition:
         pairs = zip(times[low : high + 1], act[low : high + 1], strict=True)
         return min((time - rate * at for time, at in pairs), default=inf) + rate * act[-1] + fixed
 
-    def _finish(self, times: list[float], item: Item) -> tuple[float, int] | None:
+    def _finish(self, times: list[float], item: BinBounds) -> tuple[float, int] | None:
         """Let ``item`` hold all the rest with the output: (time, first layer)."""
         act, rate = self.layers.act, item.bin.rate
         fixed = item.bin.hop + item.bin.tail + rate * act[-1]
@@ -167,7 +169,7 @@ class Partition:
                 best, at = value, start
         return (best + fixed, at) if at >= 0 else None
 
-    def any_order(self, head: list[Item], rest: list[Item], bar: float = inf) -> Split | None:
+    def any_order(self, head: list[BinBounds], rest: list[BinBounds], bar: float = inf) -> Split | None:
         """The best over all orders: dynamic programming over sets of devices and prefixes.
 
         None as well when it can't be quicker than ``bar``.
@@ -226,7 +228,7 @@ class Partition:
             runs.append((head[0].index, prefix[cut], cut))
         return Split(seconds, tuple(reversed(runs)))
 
-    def _bounds(self, head: list[Item], rest: list[Item]) -> tuple[list[int], list[int]]:
+    def _bounds(self, head: list[BinBounds], rest: list[BinBounds]) -> tuple[list[int], list[int]]:
         """For each set of devices the first and the last layer that a run after just these may begin with:
         the others must hold what is left, and these what comes before."""
         mem = self.layers.mem
@@ -252,6 +254,6 @@ class Partition:
         return lows, highs
 
 
-def _reach(item: Item, start: int) -> int:
+def _reach(item: BinBounds, start: int) -> int:
     """The last layer that a run from ``start`` on can end before, the output left to another."""
     return bisect_right(item.low, start, start, len(item.low) - 1) - 1

@@ -30,7 +30,7 @@ CLEAR_GAIN = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class PlacementChoice:
     """The best placement with what it beat.
 
     ``candidate`` None: nothing fits, not even with the least context, for which ``footprint`` then is;
@@ -48,7 +48,7 @@ def choose(
     fleet: Fleet,
     footprint_of: FootprintOf,
     correction: cost_model.Correction = cost_model.uncorrected,
-) -> Choice:
+) -> PlacementChoice:
     """Find the best placement under the room that ``fleet`` has."""
     footprint_of = cache(footprint_of)
 
@@ -90,13 +90,13 @@ def choose(
         if found is not None and found[0].run in smaller:
             found = _widen(request, fleet, footprint_of, correction, found, [*full, *smaller], alone_allowed)
     if found is None:
-        return Choice(None, footprint_of((smaller or full)[-1]), tuple(tried.lost), ())
+        return PlacementChoice(None, footprint_of((smaller or full)[-1]), tuple(tried.lost), ())
     best, lost = found
     chosen = footprint_of(best.run)
     reasons = [*_why(request, fleet, best, chosen), context.given(request, best.run, train)]
     if chosen.estimate:
         reasons.append("Unknown architecture: sizes are conservative estimates.")
-    return Choice(best, chosen, _ranked(lost, best), tuple(reasons))
+    return PlacementChoice(best, chosen, _ranked(lost, best), tuple(reasons))
 
 
 def _may_hold(search: SearchContext) -> bool:

@@ -1,4 +1,4 @@
-"""Who is next at an endpoint: `Admission`, which is sans-I/O, and `AdmissionQueue`, which waits with it.
+"""Who is next at an endpoint: `FairQueue`, which is sans-I/O, and `AdmissionQueue`, which waits with it.
 
 Each endpoint has one queue, at its node, so that the order is the same whichever node was asked. A request
 starts at its priority (1 to 10) and rises by one level every `STEP` seconds, without a top: later ones can
@@ -41,7 +41,7 @@ class Full:
     retry_after: float
 
 
-class Admission:
+class FairQueue:
     """The queue of one endpoint: events and the time go in, the ids of the admitted come out."""
 
     def __init__(self, slots: int, limit: int) -> None:
@@ -169,7 +169,7 @@ class AdmissionQueue:
 
     def __init__(self, slots: int, limit: int, changed: Callable[[], None] = lambda: None) -> None:
         """``changed`` is called whenever the counts of active and waiting have changed."""
-        self._admission = Admission(slots, limit)
+        self._admission = FairQueue(slots, limit)
         self._dismissed = False
         self._waiters: dict[str, tuple[asyncio.Future[None], Callable[[int], None]]] = {}
         self._changed = changed

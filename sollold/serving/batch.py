@@ -32,7 +32,7 @@ _BREAKS = 3
 """Times that engines may die over a piece before its texts are asked for one by one."""
 
 
-class Progress(StrEnum):
+class JobState(StrEnum):
     """A job's life."""
 
     RUNNING = "running"
@@ -58,7 +58,7 @@ class Job:
     texts: Sequence[str]
     vectors: list[array[float] | None]
     created: float
-    progress: Progress = Progress.RUNNING
+    progress: JobState = JobState.RUNNING
     errors: dict[int, str] = field(default_factory=dict)
     done: int = 0
     ended: float = 0.0
@@ -247,10 +247,10 @@ class Batches:
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         """A job's task is over, also one that was cancelled before it began."""
         if task.cancelled():
-            job.progress = Progress.CANCELLED
+            job.progress = JobState.CANCELLED
         else:
             failed = task.exception() is not None or len(job.errors) == job.total
-            job.progress = Progress.FAILED if failed else Progress.DONE
+            job.progress = JobState.FAILED if failed else JobState.DONE
         job.ended = time.time()
         job.texts = ()
         job.waiting = ""

@@ -49,7 +49,7 @@ class EndpointQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class EndpointCandidate:
     """An endpoint that could answer, and what the rules look at.
 
     ``load``: requests in it and in its queue, ours that its record can't know yet included.
@@ -82,13 +82,13 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ScoredCandidate:
     """A candidate with its score and why it has it.
 
     ``marks``: what counted, the mark from 0 to 1 and its weight; empty: its turn had come.
     """
 
-    candidate: Candidate
+    candidate: EndpointCandidate
     score: float
     marks: tuple[tuple[str, float, float], ...] = ()
 

@@ -13,7 +13,7 @@ from sollold import tracing
 from sollold.cluster.net.view import next_change
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
-from sollold.serving.candidate import Candidate, Choice, EndpointQuery
+from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.context_size import LEAST_ANSWER_TOKENS, larger_context, too_long
 from sollold.serving.engine_deaths import EngineDeaths
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
@@ -41,12 +41,12 @@ _AGAIN = 0.3
 class Attempt:
     """An engine's answer under way: a request has one, and after each fault another."""
 
-    choice: Choice
+    choice: ScoredCandidate
     stream: Stream
     call: Call
 
     @property
-    def candidate(self) -> Candidate:
+    def candidate(self) -> EndpointCandidate:
         """The endpoint."""
         return self.choice.candidate
 
@@ -136,7 +136,7 @@ class Dispatcher:
             if attempt is not None:
                 return attempt
 
-    def _best(self, search: _Search) -> Choice | None:
+    def _best(self, search: _Search) -> ScoredCandidate | None:
         now = self._loop.time()
         records = self._context.view.live()
         if search.ready is not None:
@@ -149,7 +149,7 @@ class Dispatcher:
                 return choice
         return ranked[0] if ranked else None
 
-    async def _try(self, choice: Choice, search: _Search) -> Attempt | None:
+    async def _try(self, choice: ScoredCandidate, search: _Search) -> Attempt | None:
         """The endpoint's answer; None when another is to be tried."""
         candidate = choice.candidate
         call = search.calls[candidate.engine]
@@ -176,7 +176,9 @@ class Dispatcher:
             self._context.router.ended(answer.key, None)
         return None
 
-    def _looks_for_more_context(self, search: _Search, candidate: Candidate, refusal: Refusal) -> bool:
+    def _looks_for_more_context(
+        self, search: _Search, candidate: EndpointCandidate, refusal: Refusal
+    ) -> bool:
         """Whether the prompt is too long for the endpoint, and one with more context is looked for.
 
         Only where the caller named none: a context that is named is kept to.
@@ -297,8 +299,14 @@ class Dispatcher:
         return ready
 
     async def enter(
-        self, choice: Choice, call: Call, query: EndpointQuery, stage: str = "", *, bypass_queue: bool = False
-    ) -> Attempt | Candidate:
+        self,
+        choice: ScoredCandidate,
+        call: Call,
+        query: EndpointQuery,
+        stage: str = "",
+        *,
+        bypass_queue: bool = False,
+    ) -> Attempt | EndpointCandidate:
         """Ask one endpoint. ``bypass_queue``: it needs no slot, as the requests of `BYPASS_PATHS` need none.
 
         Returns the attempt; or a better candidate, found while it waited in the queue, and claimed already.
@@ -316,7 +324,7 @@ class Dispatcher:
         ok: bool | None = None
         try:
             stream = await self._opened(opening, query)
-            if not isinstance(stream, Candidate):
+            if not isinstance(stream, EndpointCandidate):
                 refusal = await _refused(stream)
         except StreamError as error:
             if error.transport:
@@ -333,7 +341,7 @@ class Dispatcher:
             raise
         finally:
             opening.leave_queue()
-        if isinstance(stream, Candidate):
+        if isinstance(stream, EndpointCandidate):
             router.ended(candidate.key, None)
             return stream
         router.began(candidate.key, self._loop.time() - began)
@@ -347,7 +355,7 @@ class Dispatcher:
             raise _classified(refusal, candidate.engine)
         return Attempt(choice, stream, call)
 
-    async def _request(self, candidate: Candidate, call: Call, bypass_queue: bool) -> EngineRequest:
+    async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
         ask, body = self._ask, msgspec.json.encode(body_for(candidate, call))
         if ask.media is not None:
             body = await ask.media.put_back(body)
@@ -370,7 +378,7 @@ class Dispatcher:
             trace=tracing.traceparent(),
         )
 
-    async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | Candidate:
+    async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | EndpointCandidate:
         """The stream; or an endpoint that is free while the request waits in the queue, claimed already.
 
         Raises:

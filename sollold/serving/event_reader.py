@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sollold.serving.dispatch import Attempt
-from sollold.serving.event_split import Events
+from sollold.serving.event_split import EventSplitter
 from sollold.serving.model_names import callers_name
 from sollold.serving.resume.base import Continuation
 
@@ -15,7 +15,7 @@ class EventReader:
     """One attempt's body as the events that the caller gets."""
 
     def __init__(self, attempt: Attempt, continuation: Continuation) -> None:
-        self._events = Events(attempt.candidate.engine, attempt.call.path)
+        self._events = EventSplitter(attempt.candidate.engine, attempt.call.path)
         self._rename = callers_name(attempt.candidate, attempt.call)
         self._continuation = continuation
         self.started = False

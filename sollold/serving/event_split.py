@@ -13,7 +13,7 @@ from sollold.serving.request import Engine
 from sollold.serving.resume.base import read as read_event
 
 
-class Events:
+class EventSplitter:
     """Cuts an engine's body into events, and knows whether its end was the end."""
 
     def __init__(self, engine: Engine, path: str) -> None:

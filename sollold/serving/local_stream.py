@@ -20,7 +20,7 @@ from sollold.serving.admission import AdmissionQueue, QueueClosed, QueueFull
 from sollold.serving.engine_client import EngineClient, EngineUnreachable
 from sollold.serving.engines import Engines
 from sollold.serving.protocol import EngineRequest, ErrorKind, ResponseHead, StreamError
-from sollold.serving.watchdog import Progress
+from sollold.serving.watchdog import RequestProgress
 
 log = logging.getLogger("sollold.serving")
 
@@ -104,12 +104,12 @@ class LocalStream:
         on_end: Callable[[LocalStream], None],
         is_newest: Callable[[LocalStream], bool],
     ) -> None:
-        """``stall``, ``begin``, ``speed``: as `Progress` takes them; ``on_speed`` is told a whole answer's
-        figures; ``on_end`` is called once; ``is_newest`` tells whether no request that is unanswered came to
-        the engine later."""
+        """``stall``, ``begin``, ``speed``: as `RequestProgress` takes them; ``on_speed`` is told a whole
+        answer's figures; ``on_end`` is called once; ``is_newest`` tells whether no request that is unanswered
+        came to the engine later."""
         self.request = request
         self.head: ResponseHead | None = None
-        self.progress: Progress | None = None
+        self.progress: RequestProgress | None = None
         """From the moment the engine has the request; None before."""
         self.sent_at = 0.0
         """When the engine got the request, on the loop's clock."""
@@ -185,7 +185,7 @@ class LocalStream:
         if engine is None:
             raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
         self.sent_at = self._loop.time()
-        self.progress = Progress(self.sent_at, self._stall, self._speed, self._begin)
+        self.progress = RequestProgress(self.sent_at, self._stall, self._speed, self._begin)
         path, headers = self.request.path, _HEADERS | engine.headers
         kept, lost = self._client.kept(engine.url), False
         try:

@@ -10,18 +10,18 @@ from typing import Any
 
 import msgspec
 
-from sollold.serving.candidate import Candidate
+from sollold.serving.candidate import EndpointCandidate
 from sollold.serving.request import Call, Engine
 
 
-def body_for(candidate: Candidate, call: Call) -> dict[str, Any]:
+def body_for(candidate: EndpointCandidate, call: Call) -> dict[str, Any]:
     """The call's body with the model named as the engine itself knows it."""
     if candidate.engine is not Engine.OLLAMA:
         return call.body
     return {**call.body, "model": candidate.endpoint.model}
 
 
-def callers_name(candidate: Candidate, call: Call) -> Callable[[bytes], bytes] | None:
+def callers_name(candidate: EndpointCandidate, call: Call) -> Callable[[bytes], bytes] | None:
     """What turns an event of the engine into one that names the model as the caller did.
 
     None where nothing is to be done, so that a token costs nothing then.

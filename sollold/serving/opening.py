@@ -9,7 +9,7 @@ from dataclasses import field
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View
 from sollold.facts import dataclass
-from sollold.serving.candidate import Candidate
+from sollold.serving.candidate import EndpointCandidate
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.loader import Loader
 from sollold.serving.local_stream import Stream
@@ -68,7 +68,7 @@ class StreamOpening:
     def __init__(
         self,
         context: ServingContext,
-        candidate: Candidate,
+        candidate: EndpointCandidate,
         request: EngineRequest,
         on_wait: Callable[[Waiting], None],
         stage: str,

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sollold.facts import dataclass
-from sollold.serving.candidate import Candidate, EndpointQuery
+from sollold.serving.candidate import EndpointCandidate, EndpointQuery
 from sollold.serving.request import Engine
 
-Mark = Callable[[Candidate, EndpointQuery, tuple[Candidate, ...]], float]
+_Others = tuple[EndpointCandidate, ...]
+"""All that could answer, the one that gets the mark included."""
+
+Mark = Callable[[EndpointCandidate, EndpointQuery, _Others], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +23,11 @@ class Rule:
     mark: Mark
 
 
-def _loaded(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _loaded(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return 1.0 if candidate.endpoint.loaded else 0.0
 
 
-def _expected(candidate: Candidate, others: tuple[Candidate, ...]) -> float:
+def _expected(candidate: EndpointCandidate, others: _Others) -> float:
     """Time until a new request would be done there, in requests of the fastest endpoint."""
     known = [other.speed for other in others if other.speed > 0]
     fastest = max(known, default=1.0)
@@ -34,43 +37,43 @@ def _expected(candidate: Candidate, others: tuple[Candidate, ...]) -> float:
     return (ahead + 1.0) * fastest / speed
 
 
-def _soonest(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _soonest(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     if len(others) == 1:
         return 1.0
     return min(_expected(other, others) for other in others) / _expected(candidate, others)
 
 
-def _least_loaded(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _least_loaded(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return 1.0 / (1.0 + candidate.load / max(1, candidate.endpoint.slots))
 
 
-def _quick(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _quick(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     known = [other.first_byte for other in others if other.first_byte > 0]
     if not known or candidate.first_byte <= 0:
         return 1.0
     return min(known) / candidate.first_byte
 
 
-def _same_context(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _same_context(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     # An Ollama reloads a model whose num_ctx differs; llama-server serves what fits.
     if not query.context or candidate.engine is Engine.LLAMA:
         return 1.0
     return 1.0 if candidate.endpoint.context == query.context else 0.0
 
 
-def _sticky(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _sticky(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return 1.0 if candidate.sticky else 0.0
 
 
-def _gpu(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _gpu(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return 1.0 if candidate.gpu else 0.0
 
 
-def _success(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _success(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return candidate.success
 
 
-def _local(candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> float:
+def _local(candidate: EndpointCandidate, query: EndpointQuery, others: _Others) -> float:
     return 1.0 if candidate.local else 0.0
 
 

@@ -14,7 +14,14 @@ from dataclasses import field
 from sollold.cluster.gossip.record import Endpoint, Record
 from sollold.facts import dataclass
 from sollold.serving.breaker import Breaker
-from sollold.serving.candidate import Candidate, Choice, EndpointQuery, fits, has_room, on_gpu
+from sollold.serving.candidate import (
+    EndpointCandidate,
+    EndpointQuery,
+    ScoredCandidate,
+    fits,
+    has_room,
+    on_gpu,
+)
 from sollold.serving.ranking import RULES, STRATEGIES
 
 _PREFIXES = 4096
@@ -61,7 +68,7 @@ class Router:
 
     def candidates(
         self, records: Iterable[Record], query: EndpointQuery, now: float
-    ) -> tuple[Candidate, ...]:
+    ) -> tuple[EndpointCandidate, ...]:
         """Endpoints that could answer ``query`` now; those behind an open breaker are left out."""
         sticky = self._sticky_to(query.prefix, now)
         found = []
@@ -76,7 +83,7 @@ class Router:
                 if not memory.breaker.allows(now):
                     continue
                 found.append(
-                    Candidate(
+                    EndpointCandidate(
                         record,
                         endpoint,
                         local=record.node == self._me,
@@ -98,7 +105,7 @@ class Router:
         without: frozenset[tuple[str, str]] = frozenset(),
         *,
         score_sole: bool = True,
-    ) -> tuple[Choice, ...]:
+    ) -> tuple[ScoredCandidate, ...]:
         """The candidates, the best first; ``without`` those just tried in vain.
 
         ``score_sole``: also one that has no rival is given its score, which somebody wants to see.
@@ -106,27 +113,29 @@ class Router:
         others = tuple(c for c in self.candidates(records, query, now) if c.key not in without)
         if not self._rules:
             ordered = sorted(others, key=lambda c: (self._last_sent(c.key), c.key))
-            return tuple(Choice(c, 0.0) for c in ordered)
+            return tuple(ScoredCandidate(c, 0.0) for c in ordered)
         if len(others) == 1 and not score_sole:
-            return (Choice(others[0], 0.0),)
+            return (ScoredCandidate(others[0], 0.0),)
         choices = [self._score(candidate, query, others) for candidate in others]
         if len(choices) > 1:
             self._sort(choices)
         return tuple(choices)
 
-    def _sort(self, choices: list[Choice]) -> None:
+    def _sort(self, choices: list[ScoredCandidate]) -> None:
         # Ties go by a digest, so that nodes that know the same do not all choose the same endpoint.
         choices.sort(key=lambda c: (-c.score, zlib.crc32(f"{self._me}{c.candidate.key}".encode())))
 
-    def _score(self, candidate: Candidate, query: EndpointQuery, others: tuple[Candidate, ...]) -> Choice:
+    def _score(
+        self, candidate: EndpointCandidate, query: EndpointQuery, others: tuple[EndpointCandidate, ...]
+    ) -> ScoredCandidate:
         marks = tuple(
             (rule.words, rule.mark(candidate, query, others), weight) for rule, weight in self._rules
         )
-        return Choice(candidate, round(sum(mark * weight for _, mark, weight in marks), 3), marks)
+        return ScoredCandidate(candidate, round(sum(mark * weight for _, mark, weight in marks), 3), marks)
 
     def better(
         self, records: Iterable[Record], query: EndpointQuery, now: float, current: tuple[str, str]
-    ) -> Candidate | None:
+    ) -> EndpointCandidate | None:
         """For a request that still waits in the queue of ``current``: another endpoint that is free now."""
         free = [
             choice.candidate

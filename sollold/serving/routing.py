@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sollold.cluster.gossip.record import Endpoint, Record
-from sollold.serving.candidate import Candidate, EndpointQuery, engine_of
+from sollold.serving.candidate import EndpointCandidate, EndpointQuery, engine_of
 from sollold.serving.context_size import context_warning, no_more_context
 from sollold.serving.drafted_logprobs import logprobs_warning
 from sollold.serving.request import Ask, Engine, Routing
@@ -29,7 +29,7 @@ def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable
     )
 
 
-def warnings_of(ask: Ask, query: EndpointQuery, candidate: Candidate) -> tuple[str, ...]:
+def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) -> tuple[str, ...]:
     """What the caller gets less of than asked for, where ``candidate`` answers."""
     if candidate.engine is Engine.OLLAMA:
         if 0 < query.trained < ask.context:

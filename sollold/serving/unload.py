@@ -7,7 +7,7 @@ import logging
 
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.errors import Fault, Refusal
-from sollold.serving.candidate import Candidate, Choice, EndpointQuery
+from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.dispatch import BYPASS_LIMIT, Attempt, Dispatcher
 from sollold.serving.event_split import whole
 from sollold.serving.opening import ServingContext
@@ -40,7 +40,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, dispat
             continue
         call = TOUCH if candidate.engine is Engine.LLAMA else ask.calls[Engine.OLLAMA]
         try:
-            await _touch(Choice(candidate, 0.0), call, query, dispatcher)
+            await _touch(ScoredCandidate(candidate, 0.0), call, query, dispatcher)
         except Refusal as refusal:
             if refusal.status != 404:
                 refused = refusal
@@ -73,7 +73,7 @@ async def read_away(attempt: Attempt, limit: float | None) -> None:
         raise Refusal(Fault.UNAVAILABLE, why, retry_after=5.0) from None
 
 
-def _named(query: EndpointQuery, context: ServingContext) -> tuple[Candidate, ...]:
+def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandidate, ...]:
     """The endpoints of just the name that was asked for: the same content under another one stays."""
     now = asyncio.get_running_loop().time()
     found = context.router.candidates(context.view.live(), query, now)
@@ -82,7 +82,7 @@ def _named(query: EndpointQuery, context: ServingContext) -> tuple[Candidate, ..
     return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
 
 
-async def _touch(choice: Choice, call: Call, query: EndpointQuery, dispatcher: Dispatcher) -> None:
+async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, dispatcher: Dispatcher) -> None:
     # Past the queue: in it the request would wait for others, or be sent to another endpoint.
     attempt = await dispatcher.enter(choice, call, query, bypass_queue=True)
     if isinstance(attempt, Attempt):

@@ -44,7 +44,7 @@ class IdleDetector:
         return now - self._since if self._processes >= 0 else 0.0
 
 
-class Progress:
+class RequestProgress:
     """One request's signs of life."""
 
     def __init__(self, now: float, least: float, speed: float, begin: float = 0.0) -> None:

@@ -16,8 +16,8 @@ from aiohttp.test_utils import make_mocked_request
 from sollold.api.http.access import INFERENCE, MODELS, PUBLIC, SECRET, scope_of
 from sollold.api.http.application import build_app
 from sollold.api.http.client_address import address_of, networks
-from sollold.cluster.admission.keyring import Member
-from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.admission.keyring import KeyringMember
+from sollold.cluster.gossip.record import WaitingMachine
 from sollold.control.admission import Invite
 from sollold.control.keys import Keys, Scope
 from sollold.control.member_pass import MemberPasses
@@ -104,8 +104,8 @@ class PlainAdmission:
     def __init__(self) -> None:
         self.secret = self
 
-    async def admit(self, text: str) -> Waiting:
-        return Waiting("a" * 16, text, "ABCD-EFGH")
+    async def admit(self, text: str) -> WaitingMachine:
+        return WaitingMachine("a" * 16, text, "ABCD-EFGH")
 
     async def open_door(self, seconds: float) -> list[str]:
         return []
@@ -113,8 +113,8 @@ class PlainAdmission:
     async def rotate(self) -> Rolled:
         return Rolled()
 
-    async def evict(self, text: str) -> tuple[Member, Rolled]:
-        return Member("a" * 16, text), Rolled()
+    async def evict(self, text: str) -> tuple[KeyringMember, Rolled]:
+        return KeyringMember("a" * 16, text), Rolled()
 
     async def secure(self, nodes: list[str]) -> Rolled:
         return Rolled()

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import ClientSession
 
 from sollold.errors import Fault, Refusal
-from sollold.serving.batch import LARGEST, Batches, Progress
+from sollold.serving.batch import LARGEST, Batches, JobState
 from sollold.serving.request import Answer, Ask, Call, Engine
 from tests.api.api_parts import model, parts, routing, singly
 from tests.api.conftest import Serve
@@ -25,7 +25,7 @@ async def batches() -> AsyncIterator[Batches]:
 
 async def ended(batches: Batches, id_: str) -> None:
     async with asyncio.timeout(5):
-        while batches.job(id_).progress is Progress.RUNNING:  # noqa: ASYNC110 - it has no event to wait for
+        while batches.job(id_).progress is JobState.RUNNING:  # noqa: ASYNC110 - it has no event to wait for
             await asyncio.sleep(0.005)
 
 
@@ -37,7 +37,7 @@ async def lengths(texts: Sequence[str]) -> list[list[float]]:
 async def test_vectors_come_in_the_order_of_the_texts(batches: Batches) -> None:
     job = batches.submit("m", ["x" * count for count in range(1, 31)], lengths)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and job.done == 30 and not job.errors
+    assert job.progress is JobState.DONE and job.done == 30 and not job.errors
     assert [vector[0] for vector in job.vectors if vector is not None] == [
         float(count) for count in range(1, 31)
     ]
@@ -72,7 +72,7 @@ async def test_a_piece_refused_for_now_is_asked_for_again(batches: Batches) -> N
 
     job = batches.submit("m", ["a"] * 10, embed)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and refused == 3 and not job.errors
+    assert job.progress is JobState.DONE and refused == 3 and not job.errors
 
 
 async def test_a_text_that_is_refused_fails_alone_and_the_rest_goes_on(batches: Batches) -> None:
@@ -83,11 +83,11 @@ async def test_a_text_that_is_refused_fails_alone_and_the_rest_goes_on(batches: 
 
     job = batches.submit("m", ["a"] * 5 + ["bad"] + ["a"] * 4, embed)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and job.errors == {5: "it is too long"} and job.done == 10
+    assert job.progress is JobState.DONE and job.errors == {5: "it is too long"} and job.done == 10
     assert [vector is None for vector in job.vectors] == [False] * 5 + [True] + [False] * 4
     everything = batches.submit("m", ["bad"], embed)
     await ended(batches, everything.id)
-    assert everything.progress is Progress.FAILED
+    assert everything.progress is JobState.FAILED
 
 
 async def test_a_text_that_engines_die_over_is_asked_for_a_few_times_and_fails_alone(
@@ -103,7 +103,7 @@ async def test_a_text_that_engines_die_over_is_asked_for_a_few_times_and_fails_a
 
     job = batches.submit("m", ["a"] * 5 + ["bad"] + ["a"] * 4, embed)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and job.errors == {5: "the engine died"}
+    assert job.progress is JobState.DONE and job.errors == {5: "the engine died"}
     assert asked == [4, 4, 4, 1]
 
 
@@ -118,7 +118,7 @@ async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: 
 
     job = batches.submit("m", ["a"] * 400, embed)
     await ended(batches, job.id)
-    assert job.progress is Progress.FAILED and len(job.errors) == job.done == 400
+    assert job.progress is JobState.FAILED and len(job.errors) == job.done == 400
     assert asked < 140
     asked = 0
 
@@ -129,7 +129,7 @@ async def test_a_model_that_embeds_nothing_is_not_asked_for_every_text(batches: 
 
     job = batches.submit("m", ["a"] * 40, gone)
     await ended(batches, job.id)
-    assert job.progress is Progress.FAILED and asked == 10
+    assert job.progress is JobState.FAILED and asked == 10
 
 
 async def test_what_is_not_there_at_the_deadline_is_given_up(batches: Batches) -> None:
@@ -140,7 +140,7 @@ async def test_what_is_not_there_at_the_deadline_is_given_up(batches: Batches) -
 
     job = batches.submit("m", ["a"] * 4 + ["slow"] * 4, embed, deadline=0.2)
     await ended(batches, job.id)
-    assert job.progress is Progress.DONE and set(job.errors) == {4, 5, 6, 7} and job.done == 8
+    assert job.progress is JobState.DONE and set(job.errors) == {4, 5, 6, 7} and job.done == 8
     assert "0.2 s" in job.errors[4]
 
 
@@ -173,10 +173,10 @@ async def test_cancelling_keeps_what_is_there(batches: Batches) -> None:
     job = batches.submit("m", ["a"] * 40, embed)
     await first.wait()
     await batches.cancel(job.id)
-    assert job.progress is Progress.CANCELLED and job.ended
+    assert job.progress is JobState.CANCELLED and job.ended
     at_once = batches.submit("m", ["a"] * 40, embed)
     await batches.cancel(at_once.id)
-    assert at_once.progress is Progress.CANCELLED
+    assert at_once.progress is JobState.CANCELLED
     with pytest.raises(Refusal):
         await batches.cancel("none")
 
@@ -211,11 +211,11 @@ async def test_vectors_of_running_batches_count_too(batches: Batches) -> None:
     # Only 1000 numbers are kept, and 900 are or will be the first one's.
     second = batches.submit("m", ["a"] * 4, wide)
     await ended(batches, second.id)
-    assert second.progress is Progress.FAILED and second.vectors == [None] * 4
+    assert second.progress is JobState.FAILED and second.vectors == [None] * 4
     assert "4 vectors of 100 numbers do not fit" in second.errors[0]
     go.set()
     await ended(batches, first.id)
-    assert first.progress is Progress.DONE and not first.errors
+    assert first.progress is JobState.DONE and not first.errors
 
 
 async def test_texts_of_running_batches_are_bounded() -> None:

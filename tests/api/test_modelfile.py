@@ -11,7 +11,7 @@ from sollold.api.anthropic.messages_ask import Messages
 from sollold.api.anthropic.request import messages_body
 from sollold.api.engine.modelfile import own_context
 from sollold.api.ollama.chat import chat_body
-from sollold.api.ollama.generate import Turn, generate_call, pack_context
+from sollold.api.ollama.generate import PackedTurn, generate_call, pack_context
 from sollold.api.ollama.request import Chat, Generate, parse_options
 from sollold.api.openai.request import (
     ChatCompletion,
@@ -100,7 +100,7 @@ def test_a_conversation_that_goes_on_has_them_already() -> None:
     )
     assert len(packed.body["messages"]) == 4
 
-    context = pack_context([Turn(one["role"], one["content"]) for one in packed.body["messages"]])
+    context = pack_context([PackedTurn(one["role"], one["content"]) for one in packed.body["messages"]])
     again = ollama_generate(context=context, prompt="more")["messages"]
     assert [one["content"] for one in again] == ["Be kind.", "one", "two", "hi", "more"]
 

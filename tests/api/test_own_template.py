@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from aiohttp import ClientSession
 
-from sollold.api.ollama.generate import Turn, generate_call, pack_context
+from sollold.api.ollama.generate import PackedTurn, generate_call, pack_context
 from sollold.api.ollama.request import Generate, parse_options
 from sollold.api.ollama.template import render_template
 from sollold.errors import Refusal
@@ -50,14 +50,16 @@ def refused(template: str, **values: Any) -> str:
 def test_a_template_may_go_over_the_messages() -> None:
     assert prompt_of(GEMMA) == "<start>user\nhi<end>\n<start>model\n"
     assert prompt_of(GEMMA, system="S").startswith("<start>user\nS<end>\n<start>user\nhi<end>\n")
-    context = pack_context([Turn(role, content) for role, content in SAID])
+    context = pack_context([PackedTurn(role, content) for role, content in SAID])
     assert prompt_of(GEMMA, context=context) == (
         "<start>user\none<end>\n<start>model\ntwo<end>\n<start>user\nhi<end>\n<start>model\n"
     )
 
 
 def test_a_template_of_one_exchange_is_printed_for_each() -> None:
-    context = pack_context([Turn("system", "S"), *(Turn(role, content) for role, content in SAID)])
+    context = pack_context(
+        [PackedTurn("system", "S"), *(PackedTurn(role, content) for role, content in SAID)]
+    )
     assert prompt_of(LEGACY, context=context) == "<s>S<u>one<a>two<e><u>hi<a>"
     assert prompt_of(LEGACY, context=context, system="T") == "<s>T<u>one<a>two<e><u>hi<a>"
     assert prompt_of("[{{ .Prompt }}]", context=context) == "[one]two[hi]"

@@ -25,7 +25,7 @@ from sollold.api.http.cors import allowed
 from sollold.api.http.errors import Dialect, error_object, refusal_object, status_of
 from sollold.api.ollama.chat import ChatLines, chat_body
 from sollold.api.ollama.generate import GenerateLines, generate_call, pack_context, turns_of, unpack_context
-from sollold.api.ollama.generate import Turn as Packed
+from sollold.api.ollama.generate import PackedTurn as Packed
 from sollold.api.ollama.models import parameter_text
 from sollold.api.ollama.request import (
     Chat,

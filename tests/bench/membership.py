@@ -14,7 +14,7 @@ from functools import reduce
 from operator import xor
 from statistics import median, quantiles
 
-from sollold.cluster.gossip.actions import Change, Event
+from sollold.cluster.gossip.actions import Change, NodeEvent
 from sollold.cluster.gossip.config import LAN, Tuning
 from sollold.cluster.gossip.member import Member
 from sollold.cluster.gossip.packet import Alive
@@ -100,7 +100,7 @@ class Cluster:
             gossip._news._tiers.clear()
             gossip._news._tier.clear()
 
-    def _watch(self, process: Process, event: Event) -> None:
+    def _watch(self, process: Process, event: NodeEvent) -> None:
         if event.change is Change.DIED and any(
             machine.node == event.node and machine.process is not None for machine in self.world.machines
         ):

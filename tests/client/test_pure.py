@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sollold.client.coordinator import coordinators_in
-from sollold.client.delivered import Delivered
 from sollold.client.events import Events
 from sollold.client.node_list import MOST_NODES, NodeList
+from sollold.client.received import Received
 from sollold.client.stats import cluster_stats
 
 
@@ -63,7 +63,7 @@ def test_the_other_nodes_are_learned_from_one() -> None:
 
 
 def test_what_was_delivered_is_told_and_the_whole_is_counted() -> None:
-    said = Delivered()
+    said = Received()
     body = {"model": "m", "stream": True}
     assert not said.add({"message": {"role": "assistant", "content": ""}, "done": False}, 1.0)
     assert said.request(body) == body
@@ -91,7 +91,7 @@ def test_what_was_delivered_is_told_and_the_whole_is_counted() -> None:
 
 
 def test_records_of_generate_are_told_apart_from_those_of_chat() -> None:
-    said = Delivered()
+    said = Received()
     assert said.add({"response": "a"}, 1.0) and said.add({"response": "b", "logprobs": [1]}, 1.0)
     assert said.request({})["resume"]["logprobs"] is True
     assert said.whole(said.finish({"response": "", "done": True}, 1.0)) == {

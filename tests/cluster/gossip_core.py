@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from typing import TypeVar
 
-from sollold.cluster.gossip.actions import Action, Address, Change, Event, Kept, Persist, Send
+from sollold.cluster.gossip.actions import Action, Address, Change, Kept, NodeEvent, Persist, Send
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Alive, Dead, Message, Ping, compound, decode, encode, head
 from sollold.cluster.gossip.record import Record
@@ -78,7 +78,9 @@ def sent(actions: list[Action], to: Address | None = None) -> list[Message]:
 
 
 def changes(actions: list[Action]) -> list[tuple[Change, str]]:
-    return [(event.change, event.node) for event in of(Event, actions) if event.change is not Change.UPDATED]
+    return [
+        (event.change, event.node) for event in of(NodeEvent, actions) if event.change is not Change.UPDATED
+    ]
 
 
 def play(gossip: Gossip, since: float, until: float, *, silent: tuple[str, ...] = ()) -> list[Action]:

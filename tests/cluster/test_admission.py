@@ -28,7 +28,7 @@ from sollold.cluster.admission.keyring import Keyring, KeyringFile
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder, door_seconds, secret_of
 from sollold.cluster.admission.policy import FIRST_HOUR, Standing, asks, code_of, preferred
 from sollold.cluster.admission.waiting import WaitingList
-from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import JOIN, Identity, Tokens
 from sollold.cluster.net.push_pull_stream import SYNC, FrameClient
@@ -247,10 +247,11 @@ async def test_a_stranger_gets_no_further_than_the_greeting(lan: Lan) -> None:
 def test_one_machine_with_many_keys_does_not_hide_the_others() -> None:
     waiting = WaitingList()
     shown = [
-        waiting.add(Waiting(f"{n:016x}", "gpu-box", code_of(bytes(32))), "10.0.0.9", 0.0) for n in range(100)
+        waiting.add(WaitingMachine(f"{n:016x}", "gpu-box", code_of(bytes(32))), "10.0.0.9", 0.0)
+        for n in range(100)
     ]
     assert sum(shown) < 10
-    assert waiting.add(Waiting("f" * 16, "mine", code_of(bytes(32))), "10.0.0.8", 0.0)
+    assert waiting.add(WaitingMachine("f" * 16, "mine", code_of(bytes(32))), "10.0.0.8", 0.0)
     assert "mine" in [one.name for one in waiting.shown]
 
 

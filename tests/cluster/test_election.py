@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from sollold.cluster.gossip.config import LAN
-from sollold.cluster.gossip.election import Election, Standing
+from sollold.cluster.gossip.election import Election, ElectionMember
 from sollold.cluster.gossip.term import Term
 
 NOBODY = Term()
 
 
-def standing(node: str, counter: int = 0, *, draining: bool = False) -> Standing:
-    return Standing(node, Term(counter, node) if counter else Term(), draining)
+def standing(node: str, counter: int = 0, *, draining: bool = False) -> ElectionMember:
+    return ElectionMember(node, Term(counter, node) if counter else Term(), draining)
 
 
 def election(me: str, highest: Term = NOBODY) -> Election:
@@ -83,13 +83,13 @@ def test_who_drains_is_last_in_line() -> None:
 
 
 def test_a_leader_that_drains_goes_on_leading() -> None:
-    live = [standing("a"), Standing("b", Term(2, "b"), True)]
+    live = [standing("a"), ElectionMember("b", Term(2, "b"), True)]
     assert election("a").decide(live, 100.0).term == Term(2, "b")
 
 
 def test_the_record_of_a_live_leader_is_waited_for() -> None:
     one = election("a", Term(4, "b"))
-    live = [standing("a"), Standing("b", None, False)]
+    live = [standing("a"), ElectionMember("b", None, False)]
     assert one.decide(live, 100.0).again == 100.0 + LAN.record_wait
     assert not one.decide(live, 100.0 + LAN.record_wait).claim
     assert one.decide(live, 100.0 + LAN.record_wait + LAN.settle).term == Term(5, "a")
@@ -97,5 +97,5 @@ def test_the_record_of_a_live_leader_is_waited_for() -> None:
 
 def test_a_claim_in_the_name_of_another_is_ignored() -> None:
     one = election("a")
-    live = [standing("a"), Standing("b", Term(9, "c"), False), standing("c", 2)]
+    live = [standing("a"), ElectionMember("b", Term(9, "c"), False), standing("c", 2)]
     assert one.decide(live, 100.0).term == Term(2, "c")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sollold.cluster.gossip.actions import Change, Event, Kept, Persist
+from sollold.cluster.gossip.actions import Change, Kept, NodeEvent, Persist
 from sollold.cluster.gossip.config import LAN
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
@@ -36,7 +36,9 @@ def test_a_claim_is_on_disk_before_anybody_hears_of_it() -> None:
         i for i, action in enumerate(actions) if isinstance(action, Persist) and action.kept.term.counter
     )
     told = next(
-        i for i, action in enumerate(actions) if isinstance(action, Event) and action.change is Change.LEADER
+        i
+        for i, action in enumerate(actions)
+        if isinstance(action, NodeEvent) and action.change is Change.LEADER
     )
     assert persisted < told
     assert not any(

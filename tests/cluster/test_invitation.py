@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sollold.cluster.admission import admission, invitation
-from sollold.cluster.admission.invitation import Opening, Proof, Reply, Verdict, use_code
+from sollold.cluster.admission.invitation import InvitationVerdict, Opening, Proof, Reply, use_code
 from sollold.cluster.admission.pake import Agreed, BadExchange, Side, new_code, plain_code, same
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.identity import INVITED, Identity, Tokens
@@ -171,7 +171,7 @@ async def test_who_does_not_sign_with_its_own_key_is_not_let_in(two: Two) -> Non
     outcome = msgspec.msgpack.decode(
         await connection.exchange(msgspec.msgpack.encode(proof)), type=invitation.Outcome
     )
-    assert outcome.verdict is Verdict.WRONG and two.lan.ring(0).admitted == ()
+    assert outcome.verdict is InvitationVerdict.WRONG and two.lan.ring(0).admitted == ()
 
 
 async def test_junk_and_many_connections_cost_little(two: Two) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sollold.cluster.net import dialer
 from sollold.cluster.net.framing import frame
 from sollold.cluster.net.rpc_server import LINK
-from sollold.cluster.net.standing_link import FULL, BestRate, Bye, Links, neighbours
+from sollold.cluster.net.standing_link import FULL, BestRate, Bye, StandingLinks, neighbours
 from tests.cluster.shells import IDS, Pair
 from tests.doubles import until
 
@@ -42,8 +42,8 @@ class Ends:
         self.measures: list[tuple[int, str, float, float]] = []
         self.links = [self._make(pair, at) for at in range(2)]
 
-    def _make(self, pair: Pair, at: int) -> Links:
-        links = Links(
+    def _make(self, pair: Pair, at: int) -> StandingLinks:
+        links = StandingLinks(
             pair.reach[at],
             made=lambda node, address: self.told.append((at, "made", node)),
             lost=lambda node, silent: self.told.append((at, "silent" if silent else "lost", node)),

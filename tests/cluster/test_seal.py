@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.cluster.net.packet_seal import OVERHEAD, SENDERS, WINDOW, Opened, Refused, Sealer
+from sollold.cluster.net.packet_seal import OVERHEAD, SENDERS, WINDOW, DropReason, OpenedPacket, Sealer
 
 TOKEN = bytes(32)
 OTHER = bytes([7]) * 32
@@ -21,7 +21,7 @@ def sealer(node: str = A, *, tokens: tuple[bytes, ...] = (TOKEN,), boot: int = 1
 def test_what_is_sealed_is_opened(data: bytes) -> None:
     packet = sealer().seal(data)
     assert len(packet) == len(data) + OVERHEAD
-    assert sealer(B).open(packet) == Opened(A, 1, data, TOKEN)
+    assert sealer(B).open(packet) == OpenedPacket(A, 1, data, TOKEN)
 
 
 def test_nothing_is_readable() -> None:
@@ -33,7 +33,7 @@ def test_a_packet_counts_once() -> None:
     packet = one.seal(b"x")
     assert other.open(packet) is not None
     assert other.open(packet) is None
-    assert other.refused[Refused.REPLAYED] == 1
+    assert other.refused[DropReason.REPLAYED] == 1
 
 
 @given(st.permutations(range(20)))
@@ -56,26 +56,26 @@ def test_too_late_is_refused() -> None:
     assert other.open(last) is not None
     assert other.open(second) is not None
     assert other.open(first) is None
-    assert other.refused[Refused.REPLAYED] == 1
+    assert other.refused[DropReason.REPLAYED] == 1
 
 
 def test_a_new_boot_starts_anew() -> None:
     other = sealer(B)
     for boot in (1, 2):
-        assert other.open(sealer(boot=boot).seal(b"x")) == Opened(A, boot, b"x", TOKEN)
+        assert other.open(sealer(boot=boot).seal(b"x")) == OpenedPacket(A, boot, b"x", TOKEN)
 
 
 def test_another_token_is_foreign() -> None:
     other = sealer(B, tokens=(OTHER,))
     assert other.open(sealer().seal(b"x")) is None
-    assert other.refused[Refused.FOREIGN] == 1
+    assert other.refused[DropReason.FOREIGN] == 1
 
 
 def test_tokens_overlap_while_they_change() -> None:
     old, new = sealer(tokens=(TOKEN,)), sealer(B, tokens=(OTHER, TOKEN))
-    assert new.open(old.seal(b"x")) == Opened(A, 1, b"x", TOKEN)
+    assert new.open(old.seal(b"x")) == OpenedPacket(A, 1, b"x", TOKEN)
     newest = sealer("00000000000000cc", tokens=(OTHER,))
-    assert newest.open(new.seal(b"y")) == Opened(B, 1, b"y", OTHER)
+    assert newest.open(new.seal(b"y")) == OpenedPacket(B, 1, b"y", OTHER)
     assert old.open(new.seal(b"y")) is None
 
 
@@ -86,7 +86,7 @@ def test_a_packet_counts_once_though_the_token_changes() -> None:
     other.change_tokens((OTHER, TOKEN))
     assert other.open(packet) is None
     one.change_tokens((OTHER,))
-    assert other.open(one.seal(b"y")) == Opened(A, 1, b"y", OTHER)
+    assert other.open(one.seal(b"y")) == OpenedPacket(A, 1, b"y", OTHER)
     assert other.open(packet) is None
 
 
@@ -94,7 +94,7 @@ def test_an_evicted_node_is_not_heard() -> None:
     other = sealer(B)
     other.evict([A])
     assert other.open(sealer().seal(b"x")) is None
-    assert other.refused[Refused.EVICTED] == 1
+    assert other.refused[DropReason.EVICTED] == 1
     other.evict([])
     assert other.open(sealer().seal(b"x")) is not None
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from sollold.cluster.admission import admission
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
-from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile, Member
+from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile, KeyringMember
 from sollold.cluster.admission.orders import DoorOrder, SecretAnswer, SecretOrder, Step, secret_of
 from sollold.cluster.admission.policy import Standing, behind
 from sollold.cluster.gossip.config import LAN
@@ -72,7 +72,7 @@ def test_steps_may_come_twice_late_or_not_at_all(steps: list[Step]) -> None:
         (order(Step.INSTALL, 0), "in use"),
         (order(Step.USE, 0), "in use"),
         (order(Step.REMOVE), "uses generation 0"),
-        (order(Step.INSTALL, evicted=(Member(B, "b"),)), "evicts this node"),
+        (order(Step.INSTALL, evicted=(KeyringMember(B, "b"),)), "evicts this node"),
     ],
 )
 def test_what_is_not_obeyed(wrong: SecretOrder, why: str) -> None:
@@ -89,13 +89,17 @@ def test_of_two_changes_at_a_time_one_stays_whatever_comes_first() -> None:
 
 
 def test_an_evicted_node_is_refused_from_the_first_step_on_and_no_member_any_more() -> None:
-    ring = replace(RING, members=(Member(B, "b"), Member(C, "c")), admitted=(Admitted(C, "c", "door", 0.0),))
-    evicts = order(Step.INSTALL, members=(Member(B, "b"),), evicted=(Member(C, "c"),))
+    ring = replace(
+        RING,
+        members=(KeyringMember(B, "b"), KeyringMember(C, "c")),
+        admitted=(Admitted(C, "c", "door", 0.0),),
+    )
+    evicts = order(Step.INSTALL, members=(KeyringMember(B, "b"),), evicted=(KeyringMember(C, "c"),))
     ring = obeyed(ring, evicts, B)
     assert ring.refused == {C} and C not in ring.known
     assert settled(ring).refused == frozenset(), "nobody went on with it"
     ring = obeyed(ring, replace(evicts, step=Step.USE), B)
-    assert ring.known == {A, B} and ring.evicted == (Member(C, "c"),)
+    assert ring.known == {A, B} and ring.evicted == (KeyringMember(C, "c"),)
     assert seen(ring, [(C, "c"), (B, "b")]) is ring
     assert obeyed(ring, order(Step.REMOVE), B).refused == frozenset(), "it was pardoned with the last step"
 
@@ -103,15 +107,15 @@ def test_an_evicted_node_is_refused_from_the_first_step_on_and_no_member_any_mor
 def test_an_open_cluster_becomes_one_with_a_shut_door() -> None:
     ring = seen(OPEN, [(C, "a stranger")])
     for step in Step:
-        ring = obeyed(ring, order(step, members=(Member(B, "b"),)), B)
+        ring = obeyed(ring, order(step, members=(KeyringMember(B, "b"),)), B)
     assert ring.known == {A, B}
     assert (ring.founder, ring.open, ring.secured, ring.closed) == (A, False, True, True)
     assert ring.age() > 10**9
 
 
 def test_what_a_node_fetches_keeps_its_own_history() -> None:
-    ring = replace(RING, admitted=(Admitted(C, "c", "door", 0.0),), members=(Member(C, "c"),))
-    fetched = Keyring("22" * 32, A, 5.0, generation=3, members=(Member(B, "b"),))
+    ring = replace(RING, admitted=(Admitted(C, "c", "door", 0.0),), members=(KeyringMember(C, "c"),))
+    fetched = Keyring("22" * 32, A, 5.0, generation=3, members=(KeyringMember(B, "b"),))
     ring = caught_up(ring, fetched)
     assert (ring.secret, ring.generation, ring.founded) == ("22" * 32, 3, 0.0)
     assert ring.known == {A, B, C}

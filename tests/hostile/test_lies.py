@@ -33,7 +33,7 @@ from sollold.cluster.gossip.record import (
     Placed,
     Record,
     State,
-    Waiting,
+    WaitingMachine,
 )
 from sollold.cluster.gossip.record_check import objection
 from sollold.cluster.gossip.signing import alive_content, left_content, record_content
@@ -241,7 +241,7 @@ def test_no_default_of_a_record_is_refused() -> None:
         devices=(Device("CPU", Kind.CPU, "cpu", 1, 1, 1, 0, 1),),
         grants=(Grant("d", "CPU", 1, "a" * 16, GrantState.COMMITTED),),
         endpoints=(endpoint,), plain=(ExternalWorker("pc:50052", ExternalState.CHECKING),),
-        waiting=(Waiting("c" * 16, "pc2", "ABCD-EFGH"),),
+        waiting=(WaitingMachine("c" * 16, "pc2", "ABCD-EFGH"),),
     )  # fmt: skip
     assert objection(full, Term()) == ""
     worse = replace(endpoint, placed=(replace(endpoint.placed[0], resident=-2),))

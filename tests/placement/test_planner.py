@@ -15,7 +15,7 @@ from sollold.machine.device import Device, Kind
 from sollold.placement import context
 from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine, machine_of
 from sollold.placement.plan import Plan
-from sollold.placement.planner import Choice, choose
+from sollold.placement.planner import PlacementChoice, choose
 from sollold.placement.request import PlacementRequest, Policy
 from tests.placement.brute import best_over_several
 from tests.placement.fleets import (
@@ -35,7 +35,7 @@ SMALL = shape()
 WISH = PlacementRequest("demo:latest", "d1", parameters=400_000_000, slots=1, usual=2048)
 
 
-def plan_of(choice: Choice) -> Plan:
+def plan_of(choice: PlacementChoice) -> Plan:
     assert choice.candidate is not None, choice.alternatives
     return choice.candidate.plan(WISH, choice.footprint.layers, choice.reasons)
 

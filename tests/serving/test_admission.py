@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sollold.serving.admission import STEP, Admission, AdmissionQueue, Full, QueueClosed, Ticket
+from sollold.serving.admission import STEP, AdmissionQueue, FairQueue, Full, QueueClosed, Ticket
 
 EVENTS = st.lists(
     st.one_of(
@@ -26,7 +26,7 @@ EVENTS = st.lists(
 @settings(max_examples=200)
 @given(EVENTS, st.integers(1, 4), st.integers(0, 10))
 def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) -> None:
-    queue = Admission(slots, limit)
+    queue = FairQueue(slots, limit)
     now, numbers = 0.0, itertools.count()
     waiting: set[str] = set()
     running: set[str] = set()
@@ -70,7 +70,7 @@ def test_books_are_right_whatever_happens(events: list, slots: int, limit: int) 
 @settings(max_examples=50)
 @given(st.integers(1, 10), st.floats(1.0, 5.0), st.integers(1, 3))
 def test_nothing_starves_under_a_flood_of_higher_priority(priority: int, pace: float, slots: int) -> None:
-    queue = Admission(slots, 10_000)
+    queue = FairQueue(slots, 10_000)
     now, running, numbers = 0.0, [], itertools.count()
     running += queue.offer(Ticket("old", 10, "flood", now), now)
     for _ in range(slots - 1):
@@ -88,7 +88,7 @@ def test_nothing_starves_under_a_flood_of_higher_priority(priority: int, pace: f
 
 
 def test_clients_take_turns_inside_a_level() -> None:
-    queue = Admission(1, 100)
+    queue = FairQueue(1, 100)
     queue.offer(Ticket("first", 5, "greedy", 0.0), 0.0)
     for n in range(5):
         queue.offer(Ticket(f"g{n}", 5, "greedy", 0.1), 0.1)
@@ -104,7 +104,7 @@ def test_clients_take_turns_inside_a_level() -> None:
 
 
 def test_priority_goes_first_and_waiting_raises() -> None:
-    queue = Admission(1, 100)
+    queue = FairQueue(1, 100)
     queue.offer(Ticket("running", 5, "a", 0.0), 0.0)
     queue.offer(Ticket("low", 4, "a", 0.0), 0.0)
     queue.offer(Ticket("high", 6, "a", 0.0), 0.0)
@@ -114,7 +114,7 @@ def test_priority_goes_first_and_waiting_raises() -> None:
 
 
 def test_request_that_waited_elsewhere_keeps_its_place() -> None:
-    queue = Admission(1, 100)
+    queue = FairQueue(1, 100)
     queue.offer(Ticket("running", 5, "a", 0.0), 0.0)
     queue.offer(Ticket("here", 5, "a", 8.0), 8.0)
     queue.offer(Ticket("moved", 5, "a", 3.0), 9.0)
@@ -122,7 +122,7 @@ def test_request_that_waited_elsewhere_keeps_its_place() -> None:
 
 
 def test_full_line_knows_when_to_come_back() -> None:
-    queue = Admission(1, 2)
+    queue = FairQueue(1, 2)
     queue.offer(Ticket("a", 5, "x", 0.0), 0.0)
     assert queue.leave("a", 30.0) == ()
     for id in "bcd":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from sollold.serving.watchdog import Progress
+from sollold.serving.watchdog import RequestProgress
 
 
 def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:
-    progress = Progress(0.0, 10.0, 0.0)
+    progress = RequestProgress(0.0, 10.0, 0.0)
     # The prompt is being read: that may take longer.
     assert not progress.hung(20.0) and progress.hung(31.0)
     progress.came(31.0)
@@ -22,7 +22,7 @@ def test_silence_past_the_limit_is_a_hang_and_work_is_none() -> None:
 @pytest.mark.parametrize("least", [0.0, -1.0])
 @pytest.mark.parametrize("speed", [0.0, 50.0])
 def test_without_a_limit_no_engine_is_called_hung(least: float, speed: float) -> None:
-    progress = Progress(0.0, least, speed)
+    progress = RequestProgress(0.0, least, speed)
     assert not progress.hung(1e9) and not progress.doubtful(1e9)
     progress.came(1.0)
     progress.wanted(1.0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sollold.serving.event_split import Events
+from sollold.serving.event_split import EventSplitter
 from sollold.serving.protocol import BadFrame, Frames, frame
 from sollold.serving.request import Engine
 
@@ -49,7 +49,7 @@ def test_events_survive_any_cutting(texts: list[str], cuts: list[int], pings: bo
     payloads = [b"{" + text.encode() + b"}" for text in texts]
     data = b"".join((b":\n\n" if pings else b"") + b"data: " + p + b"\n\n" for p in payloads)
     data += b"data: [DONE]\n\n"
-    events = Events(Engine.LLAMA, "/v1/chat/completions")
+    events = EventSplitter(Engine.LLAMA, "/v1/chat/completions")
     got = [event for piece in pieces(data, cuts) for event in events.feed(piece)]
     assert got + events.finish() == payloads
     assert events.done
@@ -59,7 +59,7 @@ def test_events_survive_any_cutting(texts: list[str], cuts: list[int], pings: bo
 def test_lines_survive_any_cutting(texts: list[str], cuts: list[int], last_newline: bool) -> None:
     payloads = [b"{" + text.encode() + b"}" for text in texts] + [b'{"done":true}']
     data = b"\n".join(payloads) + (b"\n" if last_newline else b"")
-    events = Events(Engine.OLLAMA, "/api/chat")
+    events = EventSplitter(Engine.OLLAMA, "/api/chat")
     got = [event for piece in pieces(data, cuts) for event in events.feed(piece)]
     assert got + events.finish() == payloads
     assert events.done
@@ -77,14 +77,14 @@ def test_lines_survive_any_cutting(texts: list[str], cuts: list[int], last_newli
     ],
 )
 def test_end_without_the_engines_word_is_no_end(engine: Engine, path: str, data: bytes) -> None:
-    events = Events(engine, path)
+    events = EventSplitter(engine, path)
     events.feed(data)
     events.finish()
     assert not events.done
 
 
 def test_event_lines_keep_their_payload() -> None:
-    events = Events(Engine.LLAMA, "/v1/messages")
+    events = EventSplitter(Engine.LLAMA, "/v1/messages")
     got = events.feed(b'event: message_stop\ndata: {"type":"message_stop"}\n\n')
     assert got == [b'{"type":"message_stop"}']
     assert events.finish() == []

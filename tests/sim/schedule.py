@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from sollold.cluster.gossip.actions import Change, Event, Kept
+from sollold.cluster.gossip.actions import Change, Kept, NodeEvent
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.standing_link import SILENT_SECONDS
 
@@ -81,7 +81,7 @@ class Schedule:
 
     # Always
 
-    def _watch(self, process: Process, event: Event) -> None:
+    def _watch(self, process: Process, event: NodeEvent) -> None:
         if event.change is not Change.LEADER or event.term.leader != process.machine.node:
             return
         if event.node in self._forgetful:

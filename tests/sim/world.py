@@ -17,8 +17,8 @@ from sollold.cluster.gossip.actions import (
     Action,
     Address,
     Change,
-    Event,
     Kept,
+    NodeEvent,
     Persist,
     PushPullWith,
     Send,
@@ -85,7 +85,7 @@ class Process:
             tuning=tuning,
             signer=ToySigner(machine.node) if world.signed else Unsigned(),
         )
-        self.on_change: Callable[[Event], None] = _ignore
+        self.on_change: Callable[[NodeEvent], None] = _ignore
 
     def clock(self) -> float:
         """This process's monotonic seconds."""
@@ -157,7 +157,7 @@ class Process:
                     return
             if type(action) is Send:
                 world.datagram(self, action.address, action.data)
-            elif type(action) is Event:
+            elif type(action) is NodeEvent:
                 world.changed(self, action)
                 self.on_change(action)
             elif type(action) is Persist:
@@ -196,7 +196,7 @@ class Process:
         self.apply(self.gossip.handle_packet(data, source, self.clock()))
 
 
-def _ignore(event: Event) -> None:
+def _ignore(event: NodeEvent) -> None:
     pass
 
 
@@ -336,7 +336,7 @@ class World:
         self.packets = 0
         self.bytes = 0
         self.tcp_bytes = 0
-        self.watch: Callable[[Process, Event], None] | None = None
+        self.watch: Callable[[Process, NodeEvent], None] | None = None
         self.started: Callable[[Process], None] = _nothing
         self.ended: Callable[[Process], None] = _nothing
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -513,7 +513,7 @@ class World:
 
     # What happens
 
-    def changed(self, process: Process, event: Event) -> None:
+    def changed(self, process: Process, event: NodeEvent) -> None:
         if self.watch is not None:
             self.watch(process, event)
         if self.trace is not None and event.change is not Change.UPDATED:

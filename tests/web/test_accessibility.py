@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.gossip.record import WaitingMachine
 from tests.npm import fetched
 from tests.web.browser import Page
 from tests.web.conftest import Show
@@ -31,7 +31,7 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 async def test_nothing_is_found_on_any_page(page: Page, show: Show, axe: str) -> None:
     first, second, third, *others = machines()
-    waiting = (Waiting("f" * 16, "gina", "4711-0815"),)
+    waiting = (WaitingMachine("f" * 16, "gina", "4711-0815"),)
     lost = replace(others[-1], node="f" * 16, name="fritz")
     records = (replace(first, waiting=waiting), second, replace(third, draining=True), *others)
     given, url = await show(*records, lost)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession
 
-from sollold.cluster.gossip.record import Placed, Waiting
+from sollold.cluster.gossip.record import Placed, WaitingMachine
 from sollold.control.cluster import Planned
 from sollold.control.keys import Scope
 from sollold.engines.install.find import Llama
@@ -564,7 +564,7 @@ async def test_keyboard_and_screen_reader(page: Page, show: Show) -> None:
 
 
 async def test_a_machine_that_waits_is_shown_with_its_code(page: Page, show: Show) -> None:
-    waiting = (Waiting("f" * 16, "<i>gina</i>", "4711-0815"),)
+    waiting = (WaitingMachine("f" * 16, "<i>gina</i>", "4711-0815"),)
     _, url = await show(replace(machines()[0], waiting=waiting), *machines()[1:])
     for view in ("cluster", "doctor"):
         await page.open(f"{url}/#/{view}")

@@ -38,7 +38,7 @@ def certificate_of(
     return ServerTls(Files(settings.tls_certificate, settings.tls_key))
 
 
-class Source(Protocol):
+class CertificateSource(Protocol):
     """Where a certificate comes from. Both block."""
 
     def stamp(self) -> object:
@@ -135,7 +135,7 @@ class FromCluster:
 class ServerTls:
     """Keeps the newest certificate. `start` it, `close` it."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: CertificateSource) -> None:
         self._source = source
         self._stamp: object = None
         self._ends = _now()

@@ -41,14 +41,14 @@ _LONGEST = 8 * 1024 * 1024
 _MOST_PACKED = 1024 * 1024
 
 
-class Turn(msgspec.Struct, array_like=True):
+class PackedTurn(msgspec.Struct, array_like=True):
     """One turn of a packed conversation."""
 
     role: str
     content: str
 
 
-_turns = msgspec.json.Decoder(list[Turn])
+_turns = msgspec.json.Decoder(list[PackedTurn])
 
 
 def is_packed(context: list[int] | None) -> bool:
@@ -56,18 +56,18 @@ def is_packed(context: list[int] | None) -> bool:
     return bool(context) and context is not None and context[0] == _MARK
 
 
-def pack_context(turns: list[Turn]) -> list[int]:
+def pack_context(turns: list[PackedTurn]) -> list[int]:
     """A conversation as the numbers of ``context``: the newest MiB of it, as Ollama's is what still fits."""
     kept, room = [], _MOST_PACKED
     for turn in reversed(turns):
         if room > 0:
-            kept.append(Turn(turn.role, turn.content[-room:]))
+            kept.append(PackedTurn(turn.role, turn.content[-room:]))
             room -= len(turn.content)
     # At the quickest level: the loop waits for it.
     return [_MARK, *zlib.compress(msgspec.json.encode(kept[::-1]), 1)]
 
 
-def unpack_context(context: list[int]) -> list[Turn]:
+def unpack_context(context: list[int]) -> list[PackedTurn]:
     """The conversation in a ``context`` of ours.
 
     Raises:
@@ -179,10 +179,10 @@ def _completion(generate: Generate, options: Options, model: Model, prompt: str,
     return Call("/v1/completions", body)
 
 
-def _turns_before(generate: Generate, model: Model, system: str) -> list[Turn]:
+def _turns_before(generate: Generate, model: Model, system: str) -> list[PackedTurn]:
     """What was said before the prompt, as far as it is known; ``system`` goes before an earlier one."""
     if not generate.context:
-        said = [Turn(message["role"], message["content"]) for message in own_messages(model)]
+        said = [PackedTurn(message["role"], message["content"]) for message in own_messages(model)]
     else:
         said = unpack_context(generate.context) if is_packed(generate.context) else []
     return [turn for turn in said if turn.role != "system" or not system]
@@ -206,7 +206,7 @@ class GenerateLines:
         self,
         model: str,
         path: str,
-        turns: list[Turn] | None = None,
+        turns: list[PackedTurn] | None = None,
         top_logprobs: int = 0,
         said: str = "",
     ) -> None:
@@ -270,7 +270,7 @@ class GenerateLines:
     def _closing(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         closing = self.account.final(routing, total_seconds)
         if self._turns is not None:
-            closing["context"] = pack_context([*self._turns, Turn("assistant", "".join(self._said))])
+            closing["context"] = pack_context([*self._turns, PackedTurn("assistant", "".join(self._said))])
         return closing
 
     def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
@@ -288,12 +288,12 @@ class GenerateLines:
         return self.record()
 
 
-def turns_of(generate: Generate, call: Call, model: Model) -> list[Turn] | None:
+def turns_of(generate: Generate, call: Call, model: Model) -> list[PackedTurn] | None:
     """The conversation that ``context`` is to remember, up to the prompt; ``None``: none is given back."""
     if call.path == "/v1/completions" and generate.template:
         system = generate.system or model.system
-        first = [Turn("system", system)] if system else []
-        return [*first, *_turns_before(generate, model, system), Turn("user", generate.prompt or "")]
+        first = [PackedTurn("system", system)] if system else []
+        return [*first, *_turns_before(generate, model, system), PackedTurn("user", generate.prompt or "")]
     if call.path != "/v1/chat/completions":
         return None
     turns = []
@@ -301,5 +301,5 @@ def turns_of(generate: Generate, call: Call, model: Model) -> list[Turn] | None:
         content = message["content"]
         if not isinstance(content, str):
             content = "".join(part.get("text", "") for part in content)
-        turns.append(Turn(message["role"], content))
+        turns.append(PackedTurn(message["role"], content))
     return turns

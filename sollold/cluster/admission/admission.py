@@ -19,7 +19,7 @@ from sollold.cluster.admission.orders import SecretAnswer, SecretOrder
 from sollold.cluster.admission.policy import Standing, asks, behind, code_of, preferred, standing_of
 from sollold.cluster.admission.waiting import WaitingList
 from sollold.cluster.gossip.actions import Address
-from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.gossip.record_check import printable_name
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.node_key import NodeKey, id_of_key
@@ -131,7 +131,7 @@ class Admission:
         return max(0.0, first, self._opened_until - time.monotonic())
 
     @property
-    def waiting(self) -> tuple[Waiting, ...]:
+    def waiting(self) -> tuple[WaitingMachine, ...]:
         """Machines that ask to be admitted."""
         return self._waiting.shown
 
@@ -211,7 +211,7 @@ class Admission:
     def _waits(self, node: str, name: str, key: bytes, address: str) -> None:
         """A machine that is not admitted is shown."""
         evicted = node in self.ring.refused
-        if self._waiting.add(Waiting(node, name, code_of(key), evicted), address, time.monotonic()):
+        if self._waiting.add(WaitingMachine(node, name, code_of(key), evicted), address, time.monotonic()):
             what = "was evicted and asks to be admitted again" if evicted else "asks to be admitted"
             log.warning("%s (%s) %s, code %s: sollold admit", name, node, what, code_of(key))
         self._changed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sollold.cluster.admission.keyring import MAX_MEMBERS, MAX_OLD, Keyring, Member, Pending
+from sollold.cluster.admission.keyring import MAX_MEMBERS, MAX_OLD, Keyring, KeyringMember, Pending
 from sollold.cluster.admission.orders import SecretOrder, Step
 
 _AHEAD = 1024
@@ -90,14 +90,18 @@ def seen(ring: Keyring, live: Iterable[tuple[str, str]]) -> Keyring:
     """The keyring that remembers the machines (id, name) which are here now."""
     names = {one.node: one.name for one in ring.members}
     refused = ring.refused
-    news = [Member(node, name) for node, name in live if names.get(node) != name and node not in refused]
+    news = [
+        KeyringMember(node, name) for node, name in live if names.get(node) != name and node not in refused
+    ]
     return replace(ring, members=merged(news, ring.members)) if news else ring
 
 
-def merged(*lists: Iterable[Member], without: Iterable[Member] = ()) -> tuple[Member, ...]:
+def merged(
+    *lists: Iterable[KeyringMember], without: Iterable[KeyringMember] = ()
+) -> tuple[KeyringMember, ...]:
     """All machines of ``lists`` once, as an earlier list names them, but for those ``without``."""
     gone = {one.node for one in without}
-    found: dict[str, Member] = {}
+    found: dict[str, KeyringMember] = {}
     for one in (one for each in lists for one in each):
         if one.node not in gone:
             found.setdefault(one.node, one)

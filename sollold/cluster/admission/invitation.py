@@ -58,7 +58,7 @@ _SHOWN_SECONDS = 600.0
 Proved = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
 
 
-class Verdict(StrEnum):
+class InvitationVerdict(StrEnum):
     """What became of a request."""
 
     OPEN = "open"
@@ -83,7 +83,7 @@ class Opening(msgspec.Struct, frozen=True, array_like=True):
 class Reply(msgspec.Struct, frozen=True, array_like=True):
     """The member's answer: its name, and with OPEN its side of SPAKE2."""
 
-    verdict: Verdict
+    verdict: InvitationVerdict
     name: Annotated[str, Meta(max_length=64)]
     message: Annotated[bytes, Meta(max_length=MESSAGE_BYTES)] = b""
 
@@ -98,7 +98,7 @@ class Proof(msgspec.Struct, frozen=True, array_like=True):
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
     """The end: with ADMITTED the member's proof and a sealed `Answer`, with WRONG how many tries are left."""
 
-    verdict: Verdict
+    verdict: InvitationVerdict
     tries: Annotated[int, Meta(ge=0, le=TRIES)] = 0
     proof: Annotated[bytes, Meta(max_length=PROOF_BYTES)] = b""
     sealed: bytes = b""
@@ -211,7 +211,7 @@ class Invitations:
         opening = await _read(reader, Opening)
         invitation = self._open()
         if invitation is None:
-            await _write(writer, Reply(Verdict.NONE, self._name))
+            await _write(writer, Reply(InvitationVerdict.NONE, self._name))
             return
         invitation.begun += 1
         if invitation.begun == _BEGUN:
@@ -223,7 +223,7 @@ class Invitations:
             return side.message, side.finish(opening.message)
 
         message, agreed = await asyncio.to_thread(answered)
-        await _write(writer, Reply(Verdict.OPEN, self._name, message))
+        await _write(writer, Reply(InvitationVerdict.OPEN, self._name, message))
         proof = await _read(reader, Proof)
         node, content = id_of_key(opening.key), signed_content(public, opening.message, message)
         proved = self._key.verify(node, opening.key, proof.signature, content)
@@ -234,7 +234,7 @@ class Invitations:
 
     def _outcome(self, invitation: Invitation, node: str, name: str, right: bool, agreed: Agreed) -> Outcome:
         if self._open() is not invitation:
-            return Outcome(Verdict.NONE)
+            return Outcome(InvitationVerdict.NONE)
         name = printable_name(name) or node
         if not right:
             invitation.tries -= 1
@@ -243,13 +243,15 @@ class Invitations:
                 log.warning("the invitation is withdrawn after %d wrong codes", TRIES)
                 self._withdrawn = time.monotonic() + _SHOWN_SECONDS
             self._tell_later(_SHOWN_SECONDS if self._withdrawn else invitation.until - time.monotonic())
-            return Outcome(Verdict.WRONG, invitation.tries)
+            return Outcome(InvitationVerdict.WRONG, invitation.tries)
         if self._refused(node):
-            return Outcome(Verdict.EVICTED)
+            return Outcome(InvitationVerdict.EVICTED)
         self._invitation = None
         answer = self._let_in(node, name)
         self._changed()
-        return Outcome(Verdict.ADMITTED, 0, agreed.member, agreed.seal(msgspec.msgpack.encode(answer)))
+        return Outcome(
+            InvitationVerdict.ADMITTED, 0, agreed.member, agreed.seal(msgspec.msgpack.encode(answer))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,7 @@ class Invited:
         tries: left, with WRONG. ``answer``: with ADMITTED.
     """
 
-    verdict: Verdict
+    verdict: InvitationVerdict
     node: str
     name: str
     address: Address
@@ -287,13 +289,13 @@ async def use_code(reach: Dialer, key: NodeKey, name: str, code: str, where: Seq
             side = await asyncio.to_thread(Side, code, key.public, public, joins=True)
             opening = Opening(key.public, printable_name(name), side.message)
             reply = decoded(await connection.exchange(msgspec.msgpack.encode(opening)), Reply)
-            if reply.verdict is not Verdict.OPEN:
+            if reply.verdict is not InvitationVerdict.OPEN:
                 return Invited(reply.verdict, member, reply.name, address)
             agreed = await asyncio.to_thread(side.finish, reply.message)
             signature = key.sign(signed_content(public, side.message, reply.message))
             proof = msgspec.msgpack.encode(Proof(agreed.newcomer, signature))
             outcome = decoded(await connection.exchange(proof), Outcome)
-            if outcome.verdict is not Verdict.ADMITTED:
+            if outcome.verdict is not InvitationVerdict.ADMITTED:
                 return Invited(outcome.verdict, member, reply.name, address, outcome.tries)
             if not same(outcome.proof, agreed.member):
                 raise PeerError(member, "it does not know the code itself", transport=True)

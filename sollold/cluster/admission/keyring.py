@@ -38,14 +38,14 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class KeyringMember:
     """A machine that has the secret, or had it. ``name``: for people."""
 
     node: NodeId
     name: Annotated[str, Meta(max_length=64)]
 
 
-Members = Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
+Members = Annotated[tuple[KeyringMember, ...], Meta(max_length=MAX_MEMBERS)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.cluster.gossip.record import Waiting
+from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.net.acceptor import is_loopback
 from sollold.facts import dataclass
 
@@ -16,7 +16,7 @@ _APPROVED_SECONDS = 600.0
 
 @dataclass(slots=True)
 class _Stranger:
-    shown: Waiting
+    shown: WaitingMachine
     asked: float
     address: str
 
@@ -29,11 +29,11 @@ class WaitingList:
         self._approved: dict[str, float] = {}
 
     @property
-    def shown(self) -> tuple[Waiting, ...]:
+    def shown(self) -> tuple[WaitingMachine, ...]:
         """All of them."""
         return tuple(one.shown for one in self._strangers.values())
 
-    def add(self, one: Waiting, address: str, now: float) -> bool:
+    def add(self, one: WaitingMachine, address: str, now: float) -> bool:
         """It asked from ``address``; whether it is new. Too many at a time are not shown."""
         new = one.node not in self._strangers
         alike = sum(other.address == address for other in self._strangers.values())

@@ -96,7 +96,7 @@ class Change(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class NodeEvent:
     """Something that others may want to know. ``term`` is set for LEADER only."""
 
     change: Change
@@ -104,4 +104,4 @@ class Event:
     term: Term = field(default_factory=Term)
 
 
-Action = Send | Persist | PushPullWith | TcpPing | Event
+Action = Send | Persist | PushPullWith | TcpPing | NodeEvent

@@ -16,7 +16,7 @@ from sollold.facts import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ElectionMember:
     """One live node, as far as leading goes. ``claim`` is None while its record is not here."""
 
     node: str
@@ -25,7 +25,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ElectionResult:
     """``term`` holds (empty: none). ``claim``: this node shall claim it now. ``again``: look again then."""
 
     term: Term
@@ -60,7 +60,7 @@ class Election:
         self.highest = term
         return True
 
-    def decide(self, live: Iterable[Standing], now: float) -> Verdict:
+    def decide(self, live: Iterable[ElectionMember], now: float) -> ElectionResult:
         """Who leads among the live nodes, this one included; a claim is taken as made."""
         standings = tuple(live)
         for one in standings:
@@ -70,14 +70,14 @@ class Election:
         holder = next((one for one in standings if one.node == self.highest.leader), None)
         if holder is not None and holder.claim == self.highest:
             self._vacant = self._missing = None
-            return Verdict(self.highest)
+            return ElectionResult(self.highest)
         if holder is not None and holder.claim is None:
             # Its record is on its way; without this wait a node that joins would unseat it.
             if self._missing is None:
                 self._missing = now
             until = self._missing + self._tuning.record_wait
             if now < until:
-                return Verdict(_NOBODY, again=until)
+                return ElectionResult(_NOBODY, again=until)
         else:
             self._missing = None
         if self._vacant is None:
@@ -89,12 +89,12 @@ class Election:
         turn = max(self._vacant + self._tuning.settle, self._started + self._tuning.grace)
         turn += place * self._tuning.patience
         if now < turn:
-            return Verdict(_NOBODY, again=turn)
+            return ElectionResult(_NOBODY, again=turn)
         self.highest = Term(self.highest.counter + 1, self._me)
         self._vacant = self._missing = None
-        return Verdict(self.highest, claim=True)
+        return ElectionResult(self.highest, claim=True)
 
-    def _forget_invented(self, standings: tuple[Standing, ...]) -> None:
+    def _forget_invented(self, standings: tuple[ElectionMember, ...]) -> None:
         """Forget a highest term that nobody here holds and that is out of reach of all who lead or led.
 
         A node that knew nothing yet believes a high claim; if that was a lie, others would never follow it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from sollold.cluster.gossip.actions import Action, Address, Change, Event, Kept, Persist
+from sollold.cluster.gossip.actions import Action, Address, Change, Kept, NodeEvent, Persist
 from sollold.cluster.gossip.anti_entropy import AntiEntropy
 from sollold.cluster.gossip.awareness import Awareness
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
@@ -451,7 +451,7 @@ class Gossip:
     # Changes
 
     def _tell(self, change: Change, node: str, term: Term | None = None) -> None:
-        self._actions.append(Event(change, node, term or Term()))
+        self._actions.append(NodeEvent(change, node, term or Term()))
 
     def _changed(self, change: Change, node: str) -> None:
         """The membership changed."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from sollold.cluster.gossip.config import Tuning
-from sollold.cluster.gossip.election import Election, Standing
+from sollold.cluster.gossip.election import Election, ElectionMember
 from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.registry import Registry
 from sollold.cluster.gossip.term import Term
@@ -91,10 +91,10 @@ class Leadership:
         self._decide_at = float("inf")
         self.due = True
 
-    def _standings(self) -> Iterator[Standing]:
+    def _standings(self) -> Iterator[ElectionMember]:
         for node in (self._membership.me, *self._membership.live):
             register = self._registry.get(node)
             if register is None:
-                yield Standing(node, None, False)
+                yield ElectionMember(node, None, False)
             else:
-                yield Standing(node, register.record.claim, register.record.draining)
+                yield ElectionMember(node, register.record.claim, register.record.draining)

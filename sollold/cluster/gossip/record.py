@@ -225,7 +225,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class WaitingMachine:
     """A machine that asks to be admitted. ``code``: to compare with what that machine shows. ``evicted``: an
     admin evicted it earlier."""
 
@@ -282,7 +282,7 @@ class Record:
     links: tuple[tuple[str, float, float], ...] = ()
     cached: tuple[tuple[str, int], ...] = ()
     plain: tuple[ExternalWorker, ...] = ()
-    waiting: tuple[Waiting, ...] = ()
+    waiting: tuple[WaitingMachine, ...] = ()
     door_until: float = 0.0
     seeking: str = ""
     inviting: str = ""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from sollold.cluster.gossip.actions import Change, Event
+from sollold.cluster.gossip.actions import Change, NodeEvent
 
 log = logging.getLogger("sollold.cluster")
 
 
-def log_change(event: Event, me: str, name_of: Callable[[str], str]) -> None:
+def log_change(event: NodeEvent, me: str, name_of: Callable[[str], str]) -> None:
     """Log what happened to a node, or who leads now.
 
     Args:

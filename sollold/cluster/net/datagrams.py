@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.dialer import literal, socket_address
-from sollold.cluster.net.packet_seal import Opened, Sealer
+from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.rpc_server import bound
 
 log = logging.getLogger("sollold.cluster")
@@ -27,7 +27,7 @@ class Datagrams:
         heard: called with every datagram of a member.
     """
 
-    def __init__(self, sealer: Sealer, heard: Callable[[Opened, Address], None]) -> None:
+    def __init__(self, sealer: Sealer, heard: Callable[[OpenedPacket, Address], None]) -> None:
         self._sealer = sealer
         self._heard = heard
         self._socket: socket.socket | None = None

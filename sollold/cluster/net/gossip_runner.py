@@ -12,8 +12,8 @@ from typing import Any
 from sollold.cluster.gossip.actions import (
     Action,
     Address,
-    Event,
     Kept,
+    NodeEvent,
     Persist,
     PushPullWith,
     Send,
@@ -55,7 +55,7 @@ class GossipRunner:
         state: Path,
         *,
         send: Callable[[Address, bytes], None],
-        changed: Callable[[Event], None],
+        changed: Callable[[NodeEvent], None],
     ) -> None:
         self.gossip: Gossip | None = None
         self._reach = reach
@@ -146,7 +146,7 @@ class GossipRunner:
     def _execute(self, action: Action) -> None:
         if isinstance(action, Send):
             self._send(action.address, action.data)
-        elif isinstance(action, Event):
+        elif isinstance(action, NodeEvent):
             self._changed(action)
         elif isinstance(action, Persist):
             self._kept = action.kept

@@ -18,7 +18,7 @@ from sollold.cluster.admission.calls import AdmissionCalls
 from sollold.cluster.admission.invitation import Invited
 from sollold.cluster.admission.keyring import Keyring, KeyringFile
 from sollold.cluster.admission.orders import door_seconds
-from sollold.cluster.gossip.actions import Address, Change, Event
+from sollold.cluster.gossip.actions import Address, Change, NodeEvent
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import objection
@@ -29,14 +29,14 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.gossip_runner import GossipRunner
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.link_stats import LinkStats
-from sollold.cluster.net.packet_seal import Opened, Sealer
+from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.peer_finder import PeerFinder
 from sollold.cluster.net.push_pull_stream import SYNC, SyncServer
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import LINK, Peers, PortTaken
 from sollold.cluster.net.seeds import read_seeds
-from sollold.cluster.net.standing_link import Links, neighbours
+from sollold.cluster.net.standing_link import StandingLinks, neighbours
 from sollold.cluster.net.status import ClusterStatus
 from sollold.settings.schema import ClusterSettings
 from sollold.subscribers import Subscribers
@@ -94,7 +94,9 @@ class ClusterNode:
             addresses=lambda: self.me.addresses,
             use_addresses=self._use_addresses,
         )
-        self._links = Links(self.reach, made=self._linked, lost=self._unlinked, measured=self._measured)
+        self._links = StandingLinks(
+            self.reach, made=self._linked, lost=self._unlinked, measured=self._measured
+        )
         self._measures = LinkStats()
         self._objection = ""
         self._cloned = False
@@ -318,7 +320,7 @@ class ClusterNode:
 
     # What changed
 
-    def _note_change(self, event: Event) -> None:
+    def _note_change(self, event: NodeEvent) -> None:
         change, node = event.change, event.node
         log_change(event, self._identity.node, self._name)
         if change is Change.CLONED:
@@ -355,7 +357,7 @@ class ClusterNode:
 
     # What is heard
 
-    def _heard(self, opened: Opened, source: Address) -> None:
+    def _heard(self, opened: OpenedPacket, source: Address) -> None:
         if self._admission is not None and opened.token != self._identity.tokens.accepted[0]:
             self._admission.heard(opened.token)
         self._runner.handle_packet(opened.data, source)

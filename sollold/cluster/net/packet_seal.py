@@ -31,7 +31,7 @@ SENDERS = 4096
 """Senders whose windows are kept; the longest silent is forgotten first."""
 
 
-class Refused(StrEnum):
+class DropReason(StrEnum):
     """Why a datagram was dropped."""
 
     MALFORMED = "malformed"
@@ -45,7 +45,7 @@ class Refused(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedPacket:
     """What was in a datagram, who made it, and with which token."""
 
     node: str
@@ -105,7 +105,7 @@ class Sealer:
         self._cipher = _cipher(tokens[0], self._node, boot)
         self._senders: OrderedDict[tuple[bytes, int], _Sender] = OrderedDict()
         self._evicted: frozenset[bytes] = frozenset()
-        self.refused: dict[Refused, int] = dict.fromkeys(Refused, 0)
+        self.refused: dict[DropReason, int] = dict.fromkeys(DropReason, 0)
 
     def change_tokens(self, tokens: tuple[bytes, ...]) -> None:
         """Use other tokens from now on, the first for what is sent. What came before stays refused."""
@@ -125,19 +125,19 @@ class Sealer:
         self._counter += 1
         return header + self._cipher.encrypt(nonce, data, header)
 
-    def open(self, packet: bytes) -> Opened | None:
+    def open(self, packet: bytes) -> OpenedPacket | None:
         """Read a datagram; None when it is to be dropped, which is counted in ``refused``."""
         if len(packet) < OVERHEAD or packet[0] != _VERSION:
-            self.refused[Refused.MALFORMED] += 1
+            self.refused[DropReason.MALFORMED] += 1
             return None
         header = packet[: _HEADER.size]
         _, node, boot, counter = _HEADER.unpack(header)
         if node in self._evicted:
-            self.refused[Refused.EVICTED] += 1
+            self.refused[DropReason.EVICTED] += 1
             return None
         known = self._senders.get((node, boot))
         if known is not None and not known.fresh(counter):
-            self.refused[Refused.REPLAYED] += 1
+            self.refused[DropReason.REPLAYED] += 1
             return None
         sealed = packet[_HEADER.size :]
         for token in self._tokens:
@@ -155,8 +155,8 @@ class Sealer:
                 known.token, known.cipher = token, cipher
                 self._senders.move_to_end((node, boot))
             known.mark(counter)
-            return Opened(node.hex(), boot, data, token)
-        self.refused[Refused.FOREIGN] += 1
+            return OpenedPacket(node.hex(), boot, data, token)
+        self.refused[DropReason.FOREIGN] += 1
         return None
 
 

@@ -121,7 +121,7 @@ class BestRate:
         return max(self._rates)
 
 
-class Links:
+class StandingLinks:
     """All standing links of this node.
 
     Args:
@@ -148,7 +148,7 @@ class Links:
         self._measured = measured
         self._wanted: frozenset[str] = frozenset()
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._links: dict[str, Link] = {}
+        self._links: dict[str, StandingLink] = {}
         self._closed = False
 
     def up(self) -> tuple[str, ...]:
@@ -171,9 +171,9 @@ class Links:
             if self._reach.node < node and node not in self._keepers:
                 self._keepers[node] = asyncio.get_running_loop().create_task(self._keep(node))
 
-    def accept(self, peer: str) -> Link:
+    def accept(self, peer: str) -> StandingLink:
         """The protocol for a link that ``peer`` opens."""
-        return Link(self, peer, dialed=False)
+        return StandingLink(self, peer, dialed=False)
 
     def drop_node(self, node: str, *, now: int = 0) -> None:
         """``node`` is dead, or its process is ``now`` another one: the old one's link means nothing."""
@@ -193,7 +193,7 @@ class Links:
         self._keepers.clear()
         self._links.clear()
 
-    def stands(self, link: Link, address: Address) -> None:
+    def stands(self, link: StandingLink, address: Address) -> None:
         """``link`` has said hello."""
         before = self._links.get(link.node)
         if before is not None and before is not link:
@@ -204,7 +204,7 @@ class Links:
         self._links[link.node] = link
         self._made(link.node, address)
 
-    def gone(self, link: Link, *, silent: bool) -> None:
+    def gone(self, link: StandingLink, *, silent: bool) -> None:
         """``link`` is closed; ``silent``: by this side's system, which heard nothing any more."""
         if self._links.get(link.node) is not link:
             return
@@ -222,7 +222,7 @@ class Links:
         while not self._closed:
             try:
                 link, _, _ = await self._reach.connect(
-                    node, LINK, lambda: Link(self, node, dialed=True), timeout=3.0
+                    node, LINK, lambda: StandingLink(self, node, dialed=True), timeout=3.0
                 )
             except PeerError as error:
                 log.debug("no link with %s: %s", node, error)
@@ -241,7 +241,7 @@ class Links:
             pause = min(_RETRY_SECONDS, pause * 2)
 
 
-class Link(asyncio.Protocol):
+class StandingLink(asyncio.Protocol):
     """One link, seen from one side.
 
     Attributes:
@@ -252,7 +252,7 @@ class Link(asyncio.Protocol):
         closed: done when it is gone.
     """
 
-    def __init__(self, links: Links, node: str, *, dialed: bool) -> None:
+    def __init__(self, links: StandingLinks, node: str, *, dialed: bool) -> None:
         self.node = node
         self.dialed = dialed
         self.said_bye = False

@@ -17,7 +17,7 @@ class ClusterStatus:
         links: nodes that a standing link is up with.
         health: 0 good, up to 7: this node is slow or badly connected.
         rejected: packets that were opened but not understood.
-        refused: datagrams dropped unopened, by reason (`sollold.cluster.net.packet_seal.Refused`).
+        refused: datagrams dropped unopened, by reason (`sollold.cluster.net.packet_seal.DropReason`).
         unsent: datagrams the system did not take.
         unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
         cloned: another machine that uses our node id was heard since the start.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sollold.models.footprint.block import Block
-from sollold.models.footprint.header_metadata import Metadata
+from sollold.models.footprint.hparams import Hparams
 from sollold.models.gguf.header import Tensor
 
 
-def block_from(facts: Metadata, index: int, tensors: list[Tensor]) -> Block:
+def block_from(facts: Hparams, index: int, tensors: list[Tensor]) -> Block:
     """One block from the names and shapes of its tensors; long since it fills all fields of one table row."""
     shapes = {tensor.name.split(".", 2)[2]: tensor.shape for tensor in tensors}
 
@@ -87,7 +87,7 @@ def block_from(facts: Metadata, index: int, tensors: list[Tensor]) -> Block:
     )
 
 
-def states(facts: Metadata, mixer: str) -> tuple[int, int]:
+def states(facts: Hparams, mixer: str) -> tuple[int, int]:
     """Elements of recurrent state a sequence: of the convolution or token shift, and of the mixer.
 
     After llama.cpp's ``n_embd_r`` and ``n_embd_s`` (src/llama-hparams.cpp).

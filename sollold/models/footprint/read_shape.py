@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sollold.models.footprint.architectures import ARCHITECTURES, UNKNOWN
-from sollold.models.footprint.header_metadata import Metadata
+from sollold.models.footprint.hparams import Hparams
 from sollold.models.footprint.read_block import block_from, states
 from sollold.models.footprint.shape import Layer, Predicting, Shape, padded
 from sollold.models.gguf.header import Header, Tensor
@@ -25,7 +25,7 @@ _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch|)exps")
 
 def shape_of(header: Header) -> Shape:
     """The shape of a model by its header. Never fails for a header that could be read."""
-    facts = Metadata(header)
+    facts = Hparams(header)
     layers, first, output, largest_output, tied, host = _grouped(facts)
     made = [_layer(facts, index, layers[index], first if index == 0 else []) for index in range(facts.trunk)]
     # Layers for next-token prediction are not loaded unless they draft.
@@ -53,7 +53,7 @@ def shape_of(header: Header) -> Shape:
     )
 
 
-def _grouped(facts: Metadata) -> tuple[list[list[Tensor]], list[Tensor], int, int, int, int]:
+def _grouped(facts: Hparams) -> tuple[list[list[Tensor]], list[Tensor], int, int, int, int]:
     """Tensors of each block, those that go with the first; bytes of the output group, of the largest in it,
     of its copy of the token embedding; bytes of the host."""
     blocks: list[list[Tensor]] = [[] for _ in range(facts.count)]
@@ -88,7 +88,7 @@ def block_of(tensor: Tensor) -> int | None:
     return None
 
 
-def _layer(facts: Metadata, index: int, tensors: list[Tensor], besides: list[Tensor]) -> Layer:
+def _layer(facts: Hparams, index: int, tensors: list[Tensor], besides: list[Tensor]) -> Layer:
     weights = sum(padded(tensor.size) for tensor in (*tensors, *besides))
     experts = facts.integer("expert_count")
     unused = 0
@@ -124,7 +124,7 @@ def _layer(facts: Metadata, index: int, tensors: list[Tensor], besides: list[Ten
     )
 
 
-def _predicting(facts: Metadata, tensors: list[Tensor], output: int) -> Predicting | None:
+def _predicting(facts: Hparams, tensors: list[Tensor], output: int) -> Predicting | None:
     """The last layer, if llama.cpp can draft by it: it has to be the only one, with all of its tensors."""
     sizes = {tensor.name.split(".", 2)[2].removesuffix(".weight"): tensor.size for tensor in tensors}
     needed = {*facts.row.predicts, "nextn.eh_proj", "nextn.enorm", "nextn.hnorm"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sollold.models.templates.go_parser import Assign, Branch, Call, Expression, Node, Operand, Print
+from sollold.models.templates.go_parser import Assign, Branch, Expression, FunctionCall, Node, Operand, Print
 
 
 def until_response(nodes: tuple[Node, ...]) -> tuple[tuple[Node, ...], bool]:
@@ -40,11 +40,11 @@ def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
 
 
 def _named(value: Expression) -> Iterator[str]:
-    if isinstance(value, Call):
+    if isinstance(value, FunctionCall):
         for argument in value.arguments:
             yield from _named(argument)
     elif isinstance(value, Operand):
         if value.fields and isinstance(value.base, str):
             yield value.fields[0]
-        elif isinstance(value.base, Call):
+        elif isinstance(value.base, FunctionCall):
             yield from _named(value.base)

@@ -54,19 +54,19 @@ class Literal:
 class Operand:
     """A value with fields: ``base`` is ``.``, a variable with its ``$``, or a pipeline in brackets."""
 
-    base: str | Call
+    base: str | FunctionCall
     fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class FunctionCall:
     """A function and its arguments; without a name the one argument itself."""
 
     name: str
     arguments: tuple[Expression, ...]
 
 
-Expression = Literal | Operand | Call
+Expression = Literal | Operand | FunctionCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +296,9 @@ class _Tokens:
         while self.peek() == ("sign", "|"):
             self.skip(1)
             call = self._command()
-            if not isinstance(call, Call) or not call.name:
+            if not isinstance(call, FunctionCall) or not call.name:
                 raise self._odd()
-            value = Call(call.name, (*call.arguments, value))
+            value = FunctionCall(call.name, (*call.arguments, value))
         return value
 
     def _command(self) -> Expression:
@@ -308,7 +308,7 @@ class _Tokens:
             arguments = []
             while self.peek()[0] and self.peek() not in (("sign", "|"), ("sign", ")")):
                 arguments.append(self._operand())
-            return Call(text, tuple(arguments))
+            return FunctionCall(text, tuple(arguments))
         return self._operand()
 
     def _operand(self) -> Expression:
@@ -322,7 +322,7 @@ class _Tokens:
             case "word" if text in ("true", "false", "nil"):
                 return Literal({"true": True, "false": False, "nil": None}[text])
             case "word":
-                return Call(text, ())
+                return FunctionCall(text, ())
             case "variable":
                 return Operand(text, self._fields())
             case "dot":
@@ -339,7 +339,7 @@ class _Tokens:
                 self.skip(1)
                 self._depth -= 1
                 fields = self._fields()
-                return Operand(Call("", (inner,)), fields) if fields else inner
+                return Operand(FunctionCall("", (inner,)), fields) if fields else inner
         raise self._odd()
 
     def _fields(self) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ import msgspec
 from sollold.models.templates.go_parser import (
     Assign,
     Branch,
-    Call,
     Expression,
+    FunctionCall,
     Leave,
     Literal,
     Node,
@@ -136,11 +136,11 @@ class _Run:
         match expression:
             case Literal(constant):
                 return constant
-            case Call("", (only,)):
+            case FunctionCall("", (only,)):
                 return self._value(only, dot)
-            case Call(("and" | "or") as name, arguments) if arguments:
+            case FunctionCall(("and" | "or") as name, arguments) if arguments:
                 return self._first(arguments, dot, wanted=name == "or")
-            case Call(name, arguments):
+            case FunctionCall(name, arguments):
                 return self._call(name, [self._value(one, dot) for one in arguments])
             case Operand(base, fields):
                 return self._operand(base, fields, dot)
@@ -155,8 +155,8 @@ class _Run:
                 break
         return found
 
-    def _operand(self, base: str | Call, fields: Sequence[str], dot: Any) -> Any:
-        if isinstance(base, Call):
+    def _operand(self, base: str | FunctionCall, fields: Sequence[str], dot: Any) -> Any:
+        if isinstance(base, FunctionCall):
             found = self._value(base, dot)
         elif base == ".":
             found = dot

@@ -18,8 +18,8 @@ from sollold.models.templates.exchanges import field_names, until_response
 from sollold.models.templates.go_parser import (
     Assign,
     Branch,
-    Call,
     Expression,
+    FunctionCall,
     Leave,
     Literal,
     Node,
@@ -280,17 +280,17 @@ def _value(value: Expression, scope: _Scope) -> _Value:
     match value:
         case Literal(constant):
             return _Value(_constant(constant), "text" if isinstance(constant, str) else "any")
-        case Call("", (only,)):
+        case FunctionCall("", (only,)):
             return _value(only, scope)
-        case Call(name, arguments):
+        case FunctionCall(name, arguments):
             return _call(name, [_value(one, scope) for one in arguments])
         case Operand(base, fields):
             return _operand(base, fields, scope)
     raise AssertionError("unreachable")
 
 
-def _operand(base: str | Call, fields: tuple[str, ...], scope: _Scope) -> _Value:
-    if isinstance(base, Call):
+def _operand(base: str | FunctionCall, fields: tuple[str, ...], scope: _Scope) -> _Value:
+    if isinstance(base, FunctionCall):
         found = _value(base, scope)
     elif base == "$" or (base == "." and scope.dot is None):
         if not fields:

@@ -12,7 +12,7 @@ from sollold.models.gguf.header import Header
 _ALTUP_RANK = 256
 
 
-class Metadata:
+class Hparams:
     """Of one model; attributes and methods are named as in llama.cpp's ``llama_hparams``, about."""
 
     def __init__(self, header: Header) -> None:

@@ -9,7 +9,7 @@ from sollold.facts import dataclass
 
 
 @dataclass(slots=True)
-class Delivered:
+class Received:
     """The records of one answer, added up.
 
     Attributes:
