@@ -330,7 +330,7 @@ def _take(source: BlockingSource, one: WantedTensor, start: int, end: int, file:
             data, place = data[count:], place + count
 
     try:
-        source.take(one.file, start, end, write, stop)
+        source.fetch_range(one.file, start, end, write, stop)
     finally:
         os.close(into)
 

@@ -90,7 +90,7 @@ class OwnWorkers:
         deployment = request.deployment
         cache: Path | None = None
         if self._settings.worker_cache and request.head != self._node:
-            cache = await asyncio.to_thread(self._cache.open, deployment, size)
+            cache = await asyncio.to_thread(self._cache.make_folder, deployment, size)
         worker = await Worker.start(
             llama,
             request.devices,
@@ -110,7 +110,7 @@ class OwnWorkers:
         if running is not None:
             await running.worker.stop()
         await self._fills.end_deployment(deployment)
-        await asyncio.to_thread(self._cache.close, deployment)
+        await asyncio.to_thread(self._cache.remove_folder, deployment)
 
     async def start_again(self, deployment: str) -> None:
         """End the worker of a deployment and start one like it, on another port perhaps.

@@ -155,7 +155,7 @@ class PlanApplier:
             self._observations.ended(deployment, self._clock())
         return done
 
-    async def close(self, node: str, deployment: str, term: Term, reason: str) -> None:
+    async def end_when_idle(self, node: str, deployment: str, term: Term, reason: str) -> None:
         """Have a head let no new requests into a deployment, and end it when it is idle."""
         with contextlib.suppress(PeerError):
             request = Unload(term, deployment, reason=reason, when_idle=True)

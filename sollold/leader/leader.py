@@ -267,7 +267,7 @@ class Leader:
         if reload.located is not None and now - since >= CLOSE_AFTER:
             log.info("%s: new requests wait until it is reloaded", reload.message)
             why = "reloaded with more context"
-            await self._applier.close(reload.node, deployment, self._view.leader(), why)
+            await self._applier.end_when_idle(reload.node, deployment, self._view.leader(), why)
 
     def _job_done(self, key: Ensure, job: asyncio.Task[Ensured]) -> None:
         self._jobs.pop(key, None)

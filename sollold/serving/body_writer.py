@@ -99,7 +99,7 @@ class BodyWriter:
             raise ConnectionResetError("the other side has closed the connection")
         await self._writer.drain()
 
-    async def end(self, last: bytes = b"") -> None:
+    async def write_eof(self, last: bytes = b"") -> None:
         """The body is whole with ``last``.
 
         Raises:

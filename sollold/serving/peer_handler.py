@@ -94,14 +94,14 @@ class PeerCaller:
         """
         await self._writer.drain()
 
-    async def end(self, last: bytes) -> None:
+    async def write_last(self, last: bytes) -> None:
         """Write the last frame.
 
         Raises:
             ConnectionError: the node has closed the connection.
         """
         last, self._begun = self._begun + last, b""
-        await self._writer.end(last)
+        await self._writer.write_eof(last)
 
 
 class PeerRequestHandler:
@@ -162,11 +162,11 @@ class PeerRequestHandler:
                     await caller.drain()
             finally:
                 await stream.close()
-            await caller.end(frame(END))
+            await caller.write_last(frame(END))
         except StreamError as error:
             log.info("stream interrupted: %s", error, extra=extra)
             with contextlib.suppress(ConnectionError):
-                await caller.end(packed(BROKEN, error))
+                await caller.write_last(packed(BROKEN, error))
         except ConnectionError:
             log.debug("the requesting node disconnected", extra=extra)
         finally:

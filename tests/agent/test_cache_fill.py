@@ -68,7 +68,7 @@ class Source:
     given: int = 0
     hang: bool = False
 
-    def take(
+    def fetch_range(
         self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
     ) -> None:
         if self.hang:
@@ -89,7 +89,7 @@ MODEL = Model("m", "d" * 64, "folder", ("/nowhere/m.gguf",), len(DATA), 0.0)
 class Bench:
     def __init__(self, folder: Path) -> None:
         self.cache = TensorCache(folder / "tensors", 1 << 30)
-        opened = self.cache.open("d1", 0)
+        opened = self.cache.make_folder("d1", 0)
         assert opened is not None
         self.worker = opened / "rpc"
         self.calls = Calls()
@@ -147,8 +147,8 @@ async def test_a_copy_on_the_machine_is_offered_by_the_hash_that_is_asked_for(
     assert bench.calls.parts == len(TENSORS), "the head was asked what it has"
     await fill.close()
     bench.cache.keep("d1", MODEL.digest)
-    bench.cache.close("d1")
-    assert bench.cache.open("d1", 0) is not None
+    bench.cache.remove_folder("d1")
+    assert bench.cache.make_folder("d1", 0) is not None
     assert bench.cache.offered("d1", MODEL.digest) == {tensor_key(one) for one in TENSORS}
 
 
@@ -157,8 +157,8 @@ async def test_what_is_in_the_cache_is_not_made_again(bench: Bench, copy: Path) 
     await fill.offer(asked(TENSORS[0], "a" * 16))
     await fill.close()
     bench.cache.keep("d1", MODEL.digest)
-    bench.cache.close("d1")
-    bench.cache.open("d1", 0)
+    bench.cache.remove_folder("d1")
+    bench.cache.make_folder("d1", 0)
     again = bench.fill(copy)
     await again.offer(asked(TENSORS[0], "a" * 16))
     await again.offer(asked(TENSORS[1], "b" * 16))

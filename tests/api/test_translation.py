@@ -202,7 +202,7 @@ def test_tool_calls_come_whole() -> None:
     ]
     # The second was cut off in its arguments.
     assert lines.feed(msgspec.json.encode(chunk(finish="length"))) == []
-    assert lines.end(routing(), 1.0)["done_reason"] == "length"
+    assert lines.last_record(routing(), 1.0)["done_reason"] == "length"
 
 
 def test_an_error_event_ends_the_answer() -> None:
@@ -249,7 +249,7 @@ def test_a_conversation_through_a_template_of_the_callers_is_remembered() -> Non
     call = generate_call(asked, parse_options(None, ABLE), ABLE)
     lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
     lines.feed(msgspec.json.encode({"choices": [{"index": 0, "text": "Hello", "finish_reason": None}]}))
-    context = lines.end(routing(), 1.0)["context"]
+    context = lines.last_record(routing(), 1.0)["context"]
     again = generate(prompt="more", template="<{{ .Prompt }}>{{ .Response }}", context=context)
     assert again.body["prompt"] == "<hi>Hello<more>"
 
@@ -309,7 +309,7 @@ def test_context_remembers_the_conversation() -> None:
     lines = GenerateLines("demo", call.path, turns_of(asked, call, ABLE))
     lines.feed(msgspec.json.encode(chunk("Hel")))
     lines.feed(msgspec.json.encode(chunk("lo")))
-    context = lines.end(routing(), 1.0)["context"]
+    context = lines.last_record(routing(), 1.0)["context"]
     assert all(isinstance(number, int) for number in context)
     again = generate(prompt="more", context=context)
     assert [(m["role"], m["content"]) for m in again.body["messages"]] == [
@@ -380,7 +380,7 @@ def test_stop_sequences_are_found_however_the_text_is_cut(
         shown += stops.feed(rest[:length])
         rest = rest[length:]
         assert len(text) - len(rest) - len(shown) <= 4 or stops.found is not None
-    shown += stops.end()
+    shown += stops.flush()
     if not places:
         assert stops.found is None and shown == text
     else:
@@ -485,7 +485,7 @@ def test_anthropic_events_in_their_order() -> None:
         chunk(finish="tool_calls"),
         usage_chunk(),
     ]
-    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.end()
+    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.last_events()
     kinds = [event["type"].removeprefix("content_block_") for event in out]
     thought, said = ["start", "delta", "delta", "stop"], ["start", "delta", "stop"]
     called = ["start", "delta", "delta", "stop"]
@@ -528,7 +528,7 @@ def test_responses_there_and_back() -> None:
         usage_chunk(),
     ):
         out += events.feed(msgspec.json.encode(one))
-    out += events.end()
+    out += events.last_events()
     assert [event["sequence_number"] for event in out] == list(range(len(out)))
     assert out[-1]["type"] == "response.incomplete"
     whole = events.result()

@@ -65,11 +65,11 @@ def test_what_is_ended_passes_as_a_whole() -> None:
     frames = HashFrames()
     said = hash_of("a", 1) + hash_of("b", 2)
     assert frames.feed(said) == b""
-    assert frames.end() == said
+    assert frames.release_all() == said
 
 
 @given(st.binary(max_size=4000))
 def test_any_bytes_pass_but_for_an_end_that_may_become_a_hash(said: bytes) -> None:
     frames = HashFrames()
     passed = frames.feed(said)
-    assert passed + frames.end() == said
+    assert passed + frames.release_all() == said

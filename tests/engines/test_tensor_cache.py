@@ -20,7 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TensorCache:
 
 
 def load(cache: TensorCache, deployment: str, **files: bytes) -> Path:
-    folder = cache.open(deployment, 0)
+    folder = cache.make_folder(deployment, 0)
     assert folder is not None
     for name, data in files.items():
         (folder / "rpc" / name[1:]).write_bytes(data)
@@ -34,13 +34,13 @@ def names(folder: Path) -> list[str]:
 def test_what_a_loaded_deployment_wrote_is_there_for_the_next(cache: TensorCache):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
     cache.keep("a")
-    cache.close("a")
+    cache.remove_folder("a")
     assert names(load(cache, "b")) == [ONE]
 
 
 def test_what_a_load_cut_short_wrote_is_not(cache: TensorCache):
     load(cache, "a", **{"_" + ONE: b"x" * 10})
-    cache.close("a")
+    cache.remove_folder("a")
     assert names(load(cache, "b")) == []
     cache.remove_leftovers()
     assert names(load(cache, "c")) == []
@@ -82,16 +82,16 @@ def test_names_that_no_worker_gives_are_not_taken_over(cache: TensorCache):
 
 
 def test_a_full_disk_means_no_cache(tmp_path: Path):
-    assert TensorCache(tmp_path, 1000).open("a", 1 << 60) is None
+    assert TensorCache(tmp_path, 1000).make_folder("a", 1 << 60) is None
     assert not (tmp_path / "work/a").exists()
 
 
 def test_a_folder_that_can_not_be_written_means_no_cache(tmp_path: Path):
     (tmp_path / "file").write_text("")
     cache = TensorCache(tmp_path / "file", 1000)
-    assert cache.open("a", 1) is None
+    assert cache.make_folder("a", 1) is None
     cache.keep("a")
-    cache.close("a")
+    cache.remove_folder("a")
 
 
 def test_a_broken_index_forgets_the_files(cache: TensorCache, tmp_path: Path):
@@ -125,12 +125,12 @@ def test_it_tells_of_which_models_it_keeps_how_much(cache: TensorCache):
     assert cache.models() == ()
     load(cache, "a", **{"_" + ONE: b"x" * 10, "_" + TWO: b"y" * 20})
     cache.keep("a", "d1" * 32)
-    cache.close("a")
+    cache.remove_folder("a")
     # What is there already was the first model's; the second is counted with what is new.
     folder = load(cache, "b", **{"_" + THREE: b"z" * 40})
     os.utime(folder / THREE, (2e9, 2e9))
     cache.keep("b", "d2" * 32)
-    cache.close("b")
+    cache.remove_folder("b")
     assert cache.models() == (("d2" * 8, 40), ("d1" * 8, 30))
     assert names(load(cache, "c")) == [ONE, TWO, THREE]
 
@@ -139,5 +139,5 @@ def test_it_tells_of_a_few_models_only(cache: TensorCache):
     for number in range(20):
         load(cache, f"d{number}", **{f"_{number:016x}": b"x"})
         cache.keep(f"d{number}", f"{number:02}" * 32)
-        cache.close(f"d{number}")
+        cache.remove_folder(f"d{number}")
     assert len(cache.models()) == MOST_CACHED

@@ -21,7 +21,7 @@ async def test_a_full_disk_is_no_fault_of_the_node(tmp_path: Path, monkeypatch: 
         name = "node b"
         taken = 0
 
-        def take(self, index: int, start: int, end: int, write: Any, stop: Stop) -> None:
+        def fetch_range(self, index: int, start: int, end: int, write: Any, stop: Stop) -> None:
             self.taken += 1
             try:
                 write(start, memoryview(bytes(end - start)))

@@ -83,7 +83,7 @@ async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool)
                 await asyncio.sleep(0)
         for part in parts:
             assert writer.write(part)
-        await writer.end(last)
+        await writer.write_eof(last)
         return response
 
     app = web.Application()
@@ -119,7 +119,7 @@ class Sent:
         self.writes.append(data)
         return True
 
-    async def end(self, last: bytes) -> None:
+    async def write_eof(self, last: bytes) -> None:
         self.writes.append(last + b"<end>")
 
 
@@ -141,11 +141,13 @@ async def test_the_word_that_an_engine_answers_leaves_with_what_it_says_and_only
     async def says(caller: PeerCaller) -> None:
         caller.pass_on(b"one")
         caller.pass_on(b"two")
-        await caller.end(frame(END))
+        await caller.write_last(frame(END))
 
     said = [frame(DATA, b"one"), frame(DATA, b"two"), frame(END)]
     assert await frames_of(says) == [BEGINNING + said[0], said[1], said[2] + b"<end>"]
-    assert await frames_of(lambda caller: caller.end(frame(END))) == [BEGINNING + frame(END) + b"<end>"]
+    assert await frames_of(lambda caller: caller.write_last(frame(END))) == [
+        BEGINNING + frame(END) + b"<end>"
+    ]
     assert await frames_of(lambda caller: asyncio.sleep(0)) == [BEGINNING], "it does not wait for more"
 
 

@@ -132,10 +132,10 @@ class MessageEvents(EventTranslator):
         words = {"length": "max_tokens", "tool_calls": "tool_use"}
         return words.get(self._account.finish, "end_turn")
 
-    def end(self) -> list[Event]:
+    def last_events(self) -> list[Event]:
         """The events that end the message."""
         events = self._begin()
-        rest = self._stops.end()
+        rest = self._stops.flush()
         if rest:
             events += self._add("text", rest)
         events += self._close()
@@ -145,7 +145,7 @@ class MessageEvents(EventTranslator):
         return events
 
     def result(self) -> Event:
-        """The whole message, after `end`."""
+        """The whole message, after `last_events`."""
         return {
             **self._head(),
             "content": self._blocks,

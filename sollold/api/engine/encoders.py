@@ -53,7 +53,7 @@ class PassThroughEncoder(SseEncoder):
         """The event, unchanged."""
         return b"data: " + raw + b"\n\n"
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """No bytes after the last event."""
         return b""
 
@@ -115,7 +115,7 @@ class EventTranslator(ABC):
         """More of a tool call."""
 
     @abstractmethod
-    def end(self) -> list[Event]:
+    def last_events(self) -> list[Event]:
         """The events that end the answer."""
 
     @abstractmethod
@@ -124,7 +124,7 @@ class EventTranslator(ABC):
 
     @abstractmethod
     def result(self) -> Event:
-        """The whole answer, after `end`."""
+        """The whole answer, after `last_events`."""
 
 
 class EventEncoder(SseEncoder):
@@ -149,9 +149,9 @@ class EventEncoder(SseEncoder):
         """The events for one chunk."""
         return encode_events(self._events.feed(raw))
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """The events that end the answer."""
-        return encode_events(self._events.end()) + self._last
+        return encode_events(self._events.last_events()) + self._last
 
     def fail(self, refusal: Refusal) -> bytes:
         """The events of the error."""

@@ -47,9 +47,9 @@ def check_pattern(pattern: str) -> None:
     for token in _PATTERN.finditer(pattern):
         text = token[0]
         if text in ("(", "(?:"):
-            groups.open()
+            groups.begin_group()
         elif text == ")":
-            groups.close()
+            groups.end_group()
         elif not groups.inner.follow(text, token):
             groups.inner.add(0 if text in "^$" else 1, text in "^$")
     groups.ways()
@@ -92,12 +92,12 @@ class _Groups:
         self.inner = _Sequence()
         self._outer: list[_Sequence] = []
 
-    def open(self) -> None:
+    def begin_group(self) -> None:
         """A group begins."""
         self._outer.append(self.inner)
         self.inner = _Sequence(self.inner)
 
-    def close(self) -> None:
+    def end_group(self) -> None:
         """The innermost group ends, if there is one."""
         if self._outer:
             ways = self.inner.ways()
@@ -107,7 +107,7 @@ class _Groups:
     def ways(self) -> Ways:
         """Of all that was read; groups that are still open end."""
         while self._outer:
-            self.close()
+            self.end_group()
         return self.inner.ways()
 
 
@@ -138,9 +138,9 @@ class _Measure:
         for token in rules[name]:
             text = token[0]
             if text == "(":
-                groups.open()
+                groups.begin_group()
             elif text == ")":
-                groups.close()
+                groups.end_group()
             elif not groups.inner.follow(text, token):
                 if text in rules:
                     if groups.inner.at_beginning:

@@ -43,7 +43,7 @@ class StopSequences:
         self._pending = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def end(self) -> str:
+    def flush(self) -> str:
         """The buffered text, when the stream has ended."""
         pending, self._pending = self._pending, ""
         return pending

@@ -29,7 +29,7 @@ class Encoder(Protocol):
         """The bytes for one event of the engine; may be empty."""
         ...
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """Bytes after the last event."""
         ...
 

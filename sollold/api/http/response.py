@@ -232,7 +232,7 @@ class Reply:
                 while not await answer.pour(receive) and not encoder.finished:
                     await writer.drain()
                 self._say_warnings(answer.routing)
-                tail = encoder.end(answer.routing)
+                tail = encoder.finish(answer.routing)
             except (Refusal, asyncio.CancelledError) as error:
                 refusal = error if isinstance(error, Refusal) else revoked(self._request)
                 if refusal is None:
@@ -249,7 +249,7 @@ class Reply:
             live.ended = True
             # Who reads no further keeps no engine with a key that is no more.
             async with asyncio.timeout(LAST_WORDS_SECONDS if revoked(self._request) else None):
-                await writer.end(tail)
+                await writer.write_eof(tail)
         except TimeoutError:
             writer.abort()
         except ConnectionError:
@@ -363,7 +363,7 @@ class Reply:
             encoder.event(raw)
             if encoder.finished:
                 break
-        encoder.end(answer.routing)
+        encoder.finish(answer.routing)
 
 
 _UNEXPECTED = "internal error; see the node's log"

@@ -39,7 +39,7 @@ async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
                 yield piece
                 # Others have their turn.
                 await asyncio.sleep(0)
-    unpacker.end()
+    unpacker.feed_eof()
 
 
 class Unpacker:
@@ -81,7 +81,7 @@ class Unpacker:
                 yield bytes(made)
                 made.clear()
 
-    def end(self) -> None:
+    def feed_eof(self) -> None:
         """There is no more.
 
         Raises:

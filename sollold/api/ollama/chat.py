@@ -176,7 +176,7 @@ class ChatLines:
                 records.append(record)
         return records
 
-    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The last record of a stream."""
         return {**self.record({}, done=True), **self.account.final(routing, total_seconds)}
 

@@ -273,7 +273,7 @@ class GenerateLines:
             closing["context"] = pack_context([*self._turns, PackedTurn("assistant", "".join(self._said))])
         return closing
 
-    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The last record of a stream."""
         return {**self.record(done=True), **self._closing(routing, total_seconds)}
 

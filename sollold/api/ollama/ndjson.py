@@ -21,7 +21,7 @@ class Lines(Protocol):
         """The records for one event."""
         ...
 
-    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The last record."""
         ...
 
@@ -69,13 +69,13 @@ class LineEncoder:
             record["_routing"] = routing_object(routing, self._started)
         return msgspec.json.encode(record) + b"\n"
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """The last line."""
         if self._engine is Engine.OLLAMA:
             if self._ended:
                 return b""
             return self.fail(Refusal(Fault.INTERRUPTED, "Ollama ended its answer without its last record"))
-        record = self._lines.end(routing, time.monotonic() - self._started)
+        record = self._lines.last_record(routing, time.monotonic() - self._started)
         record["_routing"] = routing_object(routing, self._started)
         return msgspec.json.encode(record) + b"\n"
 
@@ -109,13 +109,13 @@ class LoadLines:
         """Nothing: what an engine may have said to it is not an answer."""
         return []
 
-    def end(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
+    def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """Done, and why."""
         return {**self._empty, "done": True, "done_reason": self._reason}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
         """The same."""
-        return self.end(routing, total_seconds)
+        return self.last_record(routing, total_seconds)
 
     def empty(self) -> dict[str, Any]:
         """While it loads."""
@@ -137,4 +137,4 @@ class LoadEncoder(LineEncoder):
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The only record."""
-        return self.end(routing).rstrip(b"\n")
+        return self.finish(routing).rstrip(b"\n")

@@ -104,9 +104,9 @@ class RawCompletionEncoder(SseEncoder):
         record = _read(raw)
         return self._completion.events(self._choice(record), record.prompt_eval_count, record.eval_count)
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """``[DONE]``."""
-        return self._chunks.end(routing)
+        return self._chunks.finish(routing)
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The whole answer."""

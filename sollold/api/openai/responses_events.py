@@ -198,7 +198,7 @@ class ResponseEvents(EventTranslator):
             self._event(f"{kind}_part.done", **self._place(), summary_index=0, part=part),
         ]
 
-    def end(self) -> list[Event]:
+    def last_events(self) -> list[Event]:
         """The events that end it."""
         events = self._close()
         self._status = "incomplete" if self._account.finish == "length" else "completed"
@@ -220,7 +220,7 @@ class ResponseEvents(EventTranslator):
         ]
 
     def result(self) -> Event:
-        """The response as it stands; whole after `end`."""
+        """The response as it stands; whole after `last_events`."""
         ask, account = self._ask, self._account
         prompt, made = account.usage.prompt_tokens, account.usage.completion_tokens
         cached = min(prompt, account.timings.cache_n)

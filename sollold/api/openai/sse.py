@@ -46,7 +46,7 @@ class ChunkEncoder(SseEncoder):
             return b""
         return b"data: " + self._with_model(both_reasonings(raw)) + b"\n\n"
 
-    def end(self, routing: Routing) -> bytes:
+    def finish(self, routing: Routing) -> bytes:
         """``[DONE]``."""
         return b"data: [DONE]\n\n"
 

@@ -246,7 +246,7 @@ class Gossip:
 
     def push_pull_open(self) -> bytes:
         """The first body of an exchange, for the side that starts it."""
-        return self._exchange.open()
+        return self._exchange.first_body()
 
     def push_pull(self, data: bytes, source: Address | None, now: float) -> tuple[bytes, list[Action]]:
         """A body from the other side → what to send back (empty: nothing more), and actions.

@@ -40,8 +40,8 @@ class PushPullExchange:
             held.append(member.summary(version, boot))
         return held
 
-    def open(self) -> bytes:
-        """The first body."""
+    def first_body(self) -> bytes:
+        """That of the side that starts the exchange: all members, no records yet."""
         return self._body(0, self._held(), [], [])
 
     def merge(self, body: PushPull, now: float) -> tuple[bytes, list[tuple[str, Merge]]]:

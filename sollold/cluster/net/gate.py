@@ -31,7 +31,7 @@ class Gate(Protocol):
         """What was held back, as far as it may pass now."""
         ...
 
-    def end(self) -> bytes:
+    def release_all(self) -> bytes:
         """Hold nothing back any more: all that was."""
         ...
 

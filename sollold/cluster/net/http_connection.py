@@ -191,13 +191,13 @@ class HttpConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """The other side sends no more."""
-        if self._parser.end():
+        if self._parser.feed_eof():
             self._wake(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._transport = None
-        if not self._parser.end():
+        if not self._parser.feed_eof():
             self._lose(AnswerLost(str(exc) if exc else "the other side closed it"))
         self._error = self._error or AnswerLost("the other side closed it")
         self._wake(True)

@@ -55,7 +55,7 @@ class ResponseParser:
             raise BadAnswer("a head that does not end")
         return b""
 
-    def end(self) -> bool:
+    def feed_eof(self) -> bool:
         """The connection was closed; whether the answer is whole with it."""
         self.done = self.done or (self.status > 0 and self._to_the_end)
         return self.done

@@ -64,7 +64,7 @@ class WorkerTunnels:
         """``end`` is now the tunnel that was asked for. One that was there is of a client that went away."""
         for other, name in tuple(self._open.items()):
             if name == asked:
-                other.end()
+                other.abort()
         self._open[end] = asked
 
     def leave(self, end: TunnelServer) -> None:
@@ -75,12 +75,12 @@ class WorkerTunnels:
         """End the tunnels of ``node``."""
         for end in tuple(self._open):
             if end.peer == node:
-                end.end()
+                end.abort()
 
     def close(self) -> None:
         """End all."""
         for end in tuple(self._open):
-            end.end()
+            end.abort()
 
 
 class TunnelServer(asyncio.Protocol):
@@ -97,7 +97,7 @@ class TunnelServer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
         self._transport = cast(asyncio.Transport, transport)
-        self._timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.end)
+        self._timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self.abort)
 
     def data_received(self, data: bytes) -> None:
         """Bytes came in."""
@@ -123,7 +123,7 @@ class TunnelServer(asyncio.Protocol):
             self._task.cancel()
         self._lines.leave(self)
 
-    def end(self) -> None:
+    def abort(self) -> None:
         """End the tunnel now."""
         if self._transport is not None:
             self._transport.abort()
@@ -215,7 +215,7 @@ class _Front(ProxyEnd):
             return
         self._let_pass(gate, gate.feed(data))
         if gate.held > _MOST_HELD:
-            self._let_pass(gate, gate.end())
+            self._let_pass(gate, gate.release_all())
 
     def _let_pass(self, gate: Gate, passed: bytes) -> None:
         if passed:

@@ -77,7 +77,7 @@ class HashFrames:
         self._left = _HEAD.size + _SIZE
         return self.feed(b"")
 
-    def end(self) -> bytes:
+    def release_all(self) -> bytes:
         """Watch no more: all that was held back."""
         self.asked, self.over = None, True
         return self.feed(b"")

@@ -69,7 +69,7 @@ class TensorCache:
         with self._lock:
             shutil.rmtree(self._work, ignore_errors=True)
 
-    def open(self, deployment: str, size: int) -> Path | None:
+    def make_folder(self, deployment: str, size: int) -> Path | None:
         """A folder for the worker of ``deployment`` (its ``LLAMA_CACHE``), which may write ``size`` bytes.
 
         None when the disk has no room for that: then the worker runs without.
@@ -178,7 +178,7 @@ class TensorCache:
             except OSError as error:
                 log.warning("the tensors of %s are not cached: %s", deployment, error)
 
-    def close(self, deployment: str) -> None:
+    def remove_folder(self, deployment: str) -> None:
         """The worker is dead: remove its folder. What was taken over stays."""
         with self._lock:
             self._taken.discard(deployment)

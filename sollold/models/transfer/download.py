@@ -94,7 +94,7 @@ class BlockingSource(Protocol):
 
     name: str
 
-    def take(
+    def fetch_range(
         self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
     ) -> None:
         """Fetch bytes of one file and ``write`` them where they belong. Blocks.
@@ -228,7 +228,9 @@ class Downloader:
             self._under_way[index, part] = offset + len(data) - start
             stop.pause(self._pace.wait(len(data), time.monotonic()))
 
-        taking = asyncio.ensure_future(in_thread(self._threads, source.take, index, start, end, write, stop))
+        taking = asyncio.ensure_future(
+            in_thread(self._threads, source.fetch_range, index, start, end, write, stop)
+        )
         try:
             while not (await asyncio.wait({taking}, timeout=0.25))[0]:
                 self._on_progress()

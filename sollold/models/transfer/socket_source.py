@@ -45,7 +45,7 @@ class DirectSource:
                 one.close()
             self._idle.clear()
 
-    def take(
+    def fetch_range(
         self, index: int, start: int, end: int, write: Callable[[int, memoryview], None], stop: Stop
     ) -> None:
         """Fetch bytes of one file and ``write`` them where they belong. Blocks.
@@ -67,7 +67,7 @@ class DirectSource:
                 connection.close()
             if reused and not stop.stopped:
                 # The node may just have closed a connection that lay idle.
-                self.take(index, start, end, write, stop)
+                self.fetch_range(index, start, end, write, stop)
                 return
             raise SourceError(f"{self.name} broke off: {error}") from None
         except BaseException:
