@@ -30,7 +30,8 @@ class BodyWriter:
         self._chunked = request.version >= HttpVersion11
         self._waiting: list[bytes] = []
         """What is too long to be written in one turn of the loop, and what came behind it."""
-        self._headers_sent = False
+        self._held: bytes | None = b""
+        """What leaves with the next bytes, behind the headers while those are unsent; None: nothing."""
 
     @classmethod
     async def begin(
@@ -41,15 +42,28 @@ class BodyWriter:
         assert isinstance(writer, StreamWriter)
         made = cls(request, response, writer)
         if not hold:
-            asyncio.get_running_loop().call_soon(made.send_headers)
+            asyncio.get_running_loop().call_soon(made.flush)
         return made
 
-    def send_headers(self) -> None:
-        """Send them, unless they are sent."""
-        if not self._headers_sent:
-            self._headers_sent = True
-            if not self.gone:
-                self._writer.send_headers()
+    def write_soon(self, data: bytes) -> None:
+        """Send ``data`` with what is written next, in the loop's next turn at the latest."""
+        if self._waiting:
+            self._waiting.append(data)
+        else:
+            self._held = (self._held or b"") + data
+            asyncio.get_running_loop().call_soon(self.flush)
+
+    def flush(self, data: bytes = b"") -> None:
+        """Send what is held, and ``data`` with it."""
+        if self._held is None or self.gone:
+            return
+        data, self._held = self._held + data, None
+        if data:
+            # With the headers, if they are unsent. It waits for nothing, since it is not to drain.
+            with contextlib.suppress(StopIteration):
+                self._writer.write(data, drain=False).send(None)
+        else:
+            self._writer.send_headers()
 
     @property
     def unsent(self) -> int:
@@ -73,13 +87,10 @@ class BodyWriter:
             self._waiting.append(data)
             return False
         if data:
-            if self._headers_sent:
+            if self._held is None:
                 transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
             else:
-                self._headers_sent = True
-                # With the headers. It waits for nothing, since it is not to drain.
-                with contextlib.suppress(StopIteration):
-                    self._writer.write(data, drain=False).send(None)
+                self.flush(data)
         return not self._protocol.writing_paused
 
     async def drain(self) -> None:
@@ -88,7 +99,7 @@ class BodyWriter:
         Raises:
             ConnectionError: it has closed the connection.
         """
-        self.send_headers()
+        self.flush()
         while self._waiting:
             for piece in pieces_of(memoryview(self._waiting[0])):
                 await self._writer.write(piece)
@@ -111,7 +122,7 @@ class BodyWriter:
             last = b""
         if self.gone:
             raise ConnectionResetError("the other side has closed the connection")
-        self._headers_sent = True
+        last, self._held = (self._held or b"") + last, None
         await self._response.write_eof(last)
 
     def abort(self) -> None:

@@ -48,8 +48,6 @@ class PeerCaller:
         self.task = task
         self.node = node
         self.sent = self._loop.time()
-        self._begun = b""
-        """The frame that says so, until it is sent."""
 
     @property
     def gone(self) -> bool:
@@ -59,8 +57,6 @@ class PeerCaller:
     def send(self, data: bytes) -> bool:
         """Write one frame. Whether the node takes more; if not, `drain` waits until it does."""
         self.sent = self._loop.time()
-        if self._begun:
-            data, self._begun = self._begun + data, b""
         return self._writer.write(data)
 
     def tell_position(self, position: int) -> None:
@@ -69,12 +65,8 @@ class PeerCaller:
 
     def begin(self, head: ResponseHead) -> None:
         """Write that the engine answers, together with what is here of the body already."""
-        self._begun = packed(BEGUN, head)
-        self._loop.call_soon(self._send_begun)
-
-    def _send_begun(self) -> None:
-        if self._begun:
-            self.send(b"")
+        self.sent = self._loop.time()
+        self._writer.write_soon(packed(BEGUN, head))
 
     def pass_on(self, chunk: bytes) -> bool:
         """Write a piece of the engine's body."""
@@ -100,7 +92,6 @@ class PeerCaller:
         Raises:
             ConnectionError: the node has closed the connection.
         """
-        last, self._begun = self._begun + last, b""
         await self._writer.write_eof(last)
 
 

@@ -56,9 +56,12 @@ async def test_a_large_one_is_not_copied_whole() -> None:
     assert max(map(len, rest)) <= PIECE
 
 
-async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool) -> list[bytes]:
-    """What the caller's socket was given, for a body in ``parts``; ``later``: they come after a while."""
+async def writes_by(
+    act: Callable[[BodyWriter], Awaitable[object]], last: bytes, *, hold: bool
+) -> tuple[list[bytes], list[bytes]]:
+    """What the caller's socket was given by ``act``, and until the body's end with ``last``."""
     written: list[bytes] = []
+    before: list[bytes] = []
 
     async def handler(request: web.Request) -> web.StreamResponse:
         transport = cast(Any, request.transport)
@@ -78,19 +81,49 @@ async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool)
         protocol.transport = Noting()
         response = StreamedResponse()
         writer = await BodyWriter.begin(request, response, hold=hold)
-        if later:
-            for _ in range(3):
-                await asyncio.sleep(0)
-        for part in parts:
-            assert writer.write(part)
+        await act(writer)
+        before.extend(written)
+        # Once more: nothing.
         await writer.write_eof(last)
         return response
 
     app = web.Application()
     app.router.add_get("/", handler)
     async with TestClient(TestServer(app)) as client, client.get("/") as answer:
-        assert await answer.read() == b"".join(parts) + last
+        await answer.read()
+    return before, written
+
+
+async def writes_of(parts: list[bytes], last: bytes, *, hold: bool, later: bool) -> list[bytes]:
+    """What the caller's socket was given, for a body in ``parts``; ``later``: they come after a while."""
+
+    async def write(writer: BodyWriter) -> None:
+        if later:
+            await turns()
+        for part in parts:
+            assert writer.write(part)
+
+    _, written = await writes_by(write, last, hold=hold)
+    assert b"".join(map(said_in, written)) == b"".join(parts) + last + b"<end>"
     return written
+
+
+async def turns() -> None:
+    """A few of the loop's."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def said_in(write: bytes) -> bytes:
+    """What of the body is in one write, and where it ends."""
+    rest = write.partition(b"\r\n\r\n")[2] if write.startswith(b"HTTP/1.1 ") else write
+    said = b""
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        length = int(size, 16)
+        said += rest[:length] or b"<end>"
+        rest = rest[length + 2 :]
+    return said
 
 
 async def test_headers_leave_with_what_is_here_and_the_end_with_the_last() -> None:
@@ -106,35 +139,22 @@ async def test_headers_do_not_wait_for_what_comes_later_unless_held() -> None:
     assert together.endswith(b"\r\n\r\n3\r\none\r\n")
 
 
-class Sent:
-    """Stands in for a `BodyWriter`."""
-
-    gone = False
-    unsent = 0
-
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
-
-    def write(self, data: bytes) -> bool:
-        self.writes.append(data)
-        return True
-
-    async def write_eof(self, last: bytes) -> None:
-        self.writes.append(last + b"<end>")
-
-
 BEGINNING = packed(BEGUN, ResponseHead(200, 0.0))
 
 
 async def frames_of(act: Callable[[PeerCaller], Awaitable[object]]) -> list[bytes]:
     """What a caller's node is sent when an engine begins, and then ``act`` is done."""
-    sent, task = Sent(), asyncio.current_task()
-    assert task is not None
-    caller = PeerCaller("there", cast(BodyWriter, sent), task)
-    caller.begin(ResponseHead(200, 0.0))
-    await act(caller)
-    await asyncio.sleep(0.01)
-    return sent.writes
+
+    async def begin(writer: BodyWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        caller = PeerCaller("there", writer, task)
+        caller.begin(ResponseHead(200, 0.0))
+        await act(caller)
+        await turns()
+
+    before, _ = await writes_by(begin, b"", hold=True)
+    return [said_in(write) for write in before]
 
 
 async def test_the_word_that_an_engine_answers_leaves_with_what_it_says_and_only_once() -> None:
@@ -149,6 +169,20 @@ async def test_the_word_that_an_engine_answers_leaves_with_what_it_says_and_only
         BEGINNING + frame(END) + b"<end>"
     ]
     assert await frames_of(lambda caller: asyncio.sleep(0)) == [BEGINNING], "it does not wait for more"
+
+
+async def test_the_word_that_an_engine_answers_comes_before_what_is_too_long_for_one_write() -> None:
+    async def says(caller: PeerCaller) -> None:
+        assert not caller.pass_on(b"x" * (2 * PIECE))
+        caller.show_life()
+        await caller.drain()
+
+    async def waits(caller: PeerCaller) -> None:
+        await turns()
+        await says(caller)
+
+    said = BEGINNING + frame(DATA, b"x" * (2 * PIECE))
+    assert b"".join(await frames_of(says)) == b"".join(await frames_of(waits)) == said
 
 
 async def test_an_answer_without_a_body_is_one_write() -> None:
