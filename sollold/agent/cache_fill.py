@@ -73,7 +73,7 @@ class CacheFill:
         self._waited = 0.0
 
     def start(self) -> None:
-        """Begin."""
+        """Look for the tensors and fetch them, in a task of its own."""
         self._task = asyncio.create_task(self._run(), name=f"cache of {self._request.deployment}")
 
     async def close(self) -> None:

@@ -194,7 +194,7 @@ class GrantManager:
     # Commands
 
     async def reserve(self, caller: str, request: Reserve) -> Reserved:
-        """See `Ledger.reserve`; measured first."""
+        """The peer call ``reserve``: hold bytes for a deployment, by what the devices have free now."""
         if refusal := self._no_order(caller, request.term):
             return Reserved(False, refusal)
         if not await self.memory.refresh():
@@ -207,7 +207,7 @@ class GrantManager:
         return reserved
 
     async def commit(self, caller: str, request: Commit) -> Done:
-        """See `Ledger.commit`; done when the worker listens."""
+        """The peer call ``commit``: the reservation becomes a grant; answers when the worker listens."""
         if caller != request.head:
             return Done(False, f"{caller} may not commit for head {request.head}")
         llama = self._llama()
@@ -244,7 +244,7 @@ class GrantManager:
         return self.fills.begin(request, sum(self.ledger.bytes_of(deployment).values()))
 
     async def renew(self, caller: str, request: Renew) -> Done:
-        """See `Ledger.renew`."""
+        """The peer call ``renew``: its head still needs a grant, which else runs out."""
         if caller != request.head:
             return Done(False, f"{caller} may not renew for head {request.head}")
         done, actions = self.ledger.renew(request, time.monotonic())
@@ -257,7 +257,7 @@ class GrantManager:
         return done
 
     async def release(self, caller: str, request: Release) -> Done:
-        """See `Ledger.release`; done when the worker is dead and the bytes are free."""
+        """The peer call ``release``: answers when the worker is dead and the bytes are free."""
         head = self.ledger.head_of(request.deployment)
         if head != caller and (refusal := self._no_order(caller, request.term)):
             # What is not here needs no order to be gone.

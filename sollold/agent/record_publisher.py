@@ -45,7 +45,7 @@ class RecordPublisher:
         """When the devices were last told as they were."""
 
     async def run(self) -> None:
-        """Publish until cancelled."""
+        """Publish soon after every change, and from time to time what moves by itself, until cancelled."""
         retrying = LogAndRetry("the publishing of the record", log)
         while True:
             try:
@@ -72,7 +72,7 @@ class RecordPublisher:
         self.publish()
 
     def publish(self) -> None:
-        """Publish now."""
+        """Write this node's grants, deployments and devices into its record."""
         self._changed.clear()
         me = self._view.me
         ours = [one.endpoint() for one in self._deployments.values()]

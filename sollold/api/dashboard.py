@@ -44,7 +44,7 @@ class DashboardRoutes:
         return [*rows, Route("GET", "/web/{file}", self.file, "The dashboard's files", produces=kinds)]
 
     async def root(self, request: web.Request) -> web.Response:
-        """``/``."""
+        """``/``: the page for a browser; for all others Ollama's word that it runs."""
         if "text/html" in request.headers.get("Accept", ""):
             response = _answer(request, (await self._files())[_PAGE])
             response.headers["Vary"] = "Accept"

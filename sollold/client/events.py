@@ -38,7 +38,7 @@ class Events:
             log.info("RPC backends found: %d machines, %d external workers", len(others), len(workers))
 
     def request(self, model: str) -> RequestEvents:
-        """The events of one request."""
+        """What logs the course of one request."""
         return RequestEvents(self, model)
 
     def started(self, model: str, routing: Mapping[str, Any]) -> None:

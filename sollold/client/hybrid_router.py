@@ -279,7 +279,7 @@ class HybridRouter(Generation):
 
     @property
     def coordinator_model(self) -> str | None:
-        """The model of `coordinator`."""
+        """The name of the model that `coordinator` runs; None: there is none."""
         return self.coordinator.model if self.coordinator is not None else None
 
     async def refresh(self) -> list[Coordinator]:

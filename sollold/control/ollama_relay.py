@@ -113,7 +113,7 @@ class OllamaRelay:
         """The node that blobs were sent to last: what is created of them goes there."""
 
     def register(self, server: Peers) -> None:
-        """Answer other nodes."""
+        """Answer for this machine's Ollama when other nodes ask."""
         server.method("ollama", FindOllamaRequest, self._on_ask)
         for method in ("POST", "HEAD"):
             server.route(method, f"{_OURS}/{{path:.+}}", self._on_request)

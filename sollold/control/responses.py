@@ -91,7 +91,7 @@ class ResponseStore:
         return stored if stored.client in ("", client) else None
 
     def remove(self, id_: str) -> None:
-        """Forget a response."""
+        """Forget a response and give its room back."""
         raw, items = self._stored.pop(id_, (b"", ()))
         self._bytes -= len(raw)
         for item in items:

@@ -125,7 +125,7 @@ class Daemon:
         self._own(keep_small(), "memory")
 
     async def _serve_http(self, stack: AsyncExitStack) -> None:
-        """Take requests."""
+        """Build what serves HTTP, and listen."""
         parts = self._parts
         settings = self.settings
         engine_metrics = EngineMetrics(lambda: parts.node.me, parts.engines.address)

@@ -41,7 +41,7 @@ class TimePart:
 
 
 class Calibration:
-    """The corrections known."""
+    """The factors by which predicted times are corrected, by device and architecture."""
 
     def __init__(self, factors: Iterable[Factor] = ()) -> None:
         self._devices: OrderedDict[tuple[str, str], dict[str, Factor]] = OrderedDict()

@@ -99,7 +99,7 @@ class Machine:
 
     @property
     def gpus(self) -> tuple[DeviceCapacity, ...]:
-        """Its GPUs."""
+        """Those of its devices that are GPUs."""
         return tuple(capacity for capacity in self.devices if capacity.kind is Kind.GPU)
 
 

@@ -43,7 +43,7 @@ MeasuredDrafts = Callable[[str], DraftStats | None]
 
 
 def nothing_measured(by: str) -> DraftStats | None:
-    """No answers yet."""
+    """For a planner that knows of no answers: of no drafts anything was measured."""
     return None
 
 

@@ -30,7 +30,7 @@ class Counters:
     seconds: float = 0.0
 
     def answered(self, backend: Backend) -> None:
-        """An answer began."""
+        """Count an answer that began, by who computes it."""
         match backend:
             case Backend.SHARDED:
                 self.distributed += 1

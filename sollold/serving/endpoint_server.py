@@ -114,7 +114,7 @@ class EndpointServer:
             peers.route("POST", PATH, self._peer_requests.answer)
 
     async def start(self) -> None:
-        """Begin to serve."""
+        """Follow the own record's endpoints, and look after what is under way."""
         self._client = EngineClient()
         self._unsubscribe = self._view.subscribe(self._record_changed)
         self._checks = asyncio.create_task(self._check_always(), name="serving checks")

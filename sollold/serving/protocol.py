@@ -138,7 +138,7 @@ class BadFrame(ValueError):
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:
-    """One frame."""
+    """A frame: its kind and its length, then the payload."""
     return _HEAD.pack(kind, len(payload)) + payload
 
 

@@ -17,7 +17,7 @@ from sollold.serving.request import Routing
 
 
 class MessageEvents(EventTranslator):
-    """One message."""
+    """The events of one message, from ``message_start`` to ``message_stop``."""
 
     def __init__(self, model: str, stop_sequences: Sequence[str] = ()) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class MessageEvents(EventTranslator):
         return words.get(self._account.finish, "end_turn")
 
     def last_events(self) -> list[Event]:
-        """The events that end the message."""
+        """What ends the open block, then ``message_delta`` and ``message_stop``."""
         events = self._begin()
         rest = self._stops.flush()
         if rest:

@@ -22,7 +22,7 @@ class ToolTextService:
         self.service = service
 
     def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
-        """As `Service.open`."""
+        """Pass on what has no tools; look at the others' answers."""
         call = ask.calls.get(Engine.LLAMA)
         if call is None or not call.body.get("tools"):
             return self.service.open(ask, on_wait)

@@ -72,7 +72,7 @@ class InflightRequest:
             self.outcome = "cancelled"
 
     def shown(self) -> dict[str, Any]:
-        """As JSON."""
+        """As the JSON of ``/api/cluster/requests`` shows it."""
         return {
             "id": self.ask.id,
             "model": self.ask.model,

@@ -11,7 +11,7 @@ WARNING = "X-Sollold-Warning"
 
 
 def routing_headers(routing: Routing) -> dict[str, str]:
-    """The `Routing` as headers."""
+    """The ``X-Sollold-`` headers that tell where an answer came from."""
     headers = {
         "X-Sollold-Backend": str(routing.backend),
         "X-Sollold-Node": header_text(routing.node),

@@ -126,7 +126,7 @@ class FromCluster:
         return self._identity.tokens.open
 
     def load(self) -> tuple[ssl.SSLContext, datetime.datetime]:
-        """A fresh one."""
+        """A fresh one, signed by the cluster's authority."""
         now = _now()
         pem = MemoryFile(issue(self._identity.tokens.accepted[0], self._subject(), now))
         return _context(pem), now + LIFE

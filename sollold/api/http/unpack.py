@@ -43,7 +43,7 @@ async def unpacked(request: web.Request) -> AsyncIterator[bytes]:
 
 
 class Unpacker:
-    """Unpacks one body."""
+    """Unpacks one body, piece by piece: it is never whole in memory for that."""
 
     def __init__(self, encoding: str) -> None:
         """``encoding``: of its header, in lower case.

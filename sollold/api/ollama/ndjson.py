@@ -22,11 +22,11 @@ class Lines(Protocol):
         ...
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The last record."""
+        """The record with ``done``, its reason and the figures."""
         ...
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The only record."""
+        """The one record of an answer that is not streamed."""
         ...
 
     def empty(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class LineEncoder:
         return msgspec.json.encode({**self._lines.empty(), "_waiting": waiting_text(waiting)}) + b"\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
-        """The only record."""
+        """The one record of an answer that is not streamed."""
         if routing.engine is Engine.OLLAMA:
             record = msgspec.json.decode(raw)
         else:
@@ -110,15 +110,15 @@ class LoadLines:
         return []
 
     def last_record(self, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """Done, and why."""
+        """The one record: it is done, and why."""
         return {**self._empty, "done": True, "done_reason": self._reason}
 
     def whole(self, raw: bytes, routing: Routing, total_seconds: float) -> dict[str, Any]:
-        """The same."""
+        """The same, for a caller that does not stream."""
         return self.last_record(routing, total_seconds)
 
     def empty(self) -> dict[str, Any]:
-        """While it loads."""
+        """A record that says nothing, while it loads."""
         return self._empty
 
 

@@ -28,7 +28,7 @@ _CALL_IDS = {"function": "fc", "custom": "ctc", SEARCH: "tsc"}
 
 
 class ResponseEvents(EventTranslator):
-    """One response."""
+    """The events of one response, from ``response.created`` to its end."""
 
     def __init__(
         self,
@@ -199,7 +199,7 @@ class ResponseEvents(EventTranslator):
         ]
 
     def last_events(self) -> list[Event]:
-        """The events that end it."""
+        """What ends the open item, then ``response.completed`` or ``response.incomplete``."""
         events = self._close()
         self._status = "incomplete" if self._account.finish == "length" else "completed"
         response = self.result()

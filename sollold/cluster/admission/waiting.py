@@ -30,7 +30,7 @@ class WaitingList:
 
     @property
     def shown(self) -> tuple[WaitingMachine, ...]:
-        """All of them."""
+        """All that wait, as the record tells of them."""
         return tuple(one.shown for one in self._strangers.values())
 
     def add(self, one: WaitingMachine, address: str, now: float) -> bool:
@@ -59,7 +59,7 @@ class WaitingList:
         self._approved.pop(node, None)
 
     def clear(self) -> None:
-        """Nobody waits."""
+        """Send away all that wait."""
         self._strangers.clear()
 
     def forget(self, now: float) -> bool:

@@ -115,7 +115,7 @@ class Joins:
             self._actions.append(PushPullWith("", introduction.addresses))
 
     def hear_ack(self, sender: str, sequence: int, source: Address) -> None:
-        """Somebody answered."""
+        """Somebody answered: exchange all that is known."""
         introduction = self._pinged.pop(sequence, None)
         if introduction is not None and not introduction.answered:
             introduction.answered = True

@@ -69,7 +69,7 @@ class Leadership:
         return claim if claim == self.highest and not self._membership.own.leaving else None
 
     def run(self, now: float) -> None:
-        """Decide who leads."""
+        """Decide by the election who leads; claim the next term where that is this node."""
         self.due = False
         if self._membership.own.leaving:
             return

@@ -24,7 +24,7 @@ class Status(IntEnum):
 
 
 class Member:
-    """Another node."""
+    """What this node holds of another: its state, its addresses, and how long it has been silent."""
 
     __slots__ = (
         "addresses",

@@ -38,7 +38,7 @@ class Outbox:
         self._actions = actions
 
     def send(self, address: Address, messages: list[bytes]) -> None:
-        """Messages, and news."""
+        """Messages in one datagram, filled up with news."""
         space = self.room
         for message in messages:
             space -= len(message)

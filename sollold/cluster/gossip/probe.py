@@ -76,7 +76,7 @@ class Prober:
         return self._sequence
 
     def start(self, now: float) -> None:
-        """Begin to probe."""
+        """Begin to ping the members in turn."""
         self._timers.at(now, self._turn)
 
     def _turn(self, now: float) -> None:
@@ -204,7 +204,7 @@ class Prober:
             self._send(source, [*greeting, encode(Ack(ping.sequence, self._digest()))])
 
     def hear_ping_request(self, ask: PingReq, source: Address, now: float) -> None:
-        """Ping for another."""
+        """Another hears nothing of a node: ping it for the other."""
         if ask.node == self._membership.me:
             self._send(source, [encode(Ack(ask.sequence, self._digest()))])
             return

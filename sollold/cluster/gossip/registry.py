@@ -118,7 +118,7 @@ class Registry:
 
     @property
     def me(self) -> Record:
-        """The own record."""
+        """This node's own record."""
         return self._own.record
 
     def get(self, node: str) -> Register | None:

@@ -229,12 +229,12 @@ class KeptConnections:
         return len(self._open)
 
     def add(self, key: Hashable, connection: HttpConnection) -> None:
-        """A new one."""
+        """Keep count of a new one until it closes."""
         self._open[connection] = key
         connection.on_close = lambda: self._forget(connection)
 
     def take_idle(self, key: Hashable) -> HttpConnection | None:
-        """One that waits."""
+        """One that nobody uses, for the next request to ``key``; None: there is none."""
         self.close_idle()
         kept = self._kept.get(key)
         if not kept:

@@ -26,7 +26,7 @@ Take = Callable[[bytes, Address | None], bytes]
 
 
 class SyncServer(asyncio.Protocol):
-    """The answering side."""
+    """The side of an exchange that is asked."""
 
     def __init__(self, take: Take) -> None:
         self._take = take

@@ -213,7 +213,7 @@ class StandingLinks:
             self._lost(link.node, silent)
 
     def measure(self, node: str, trip: float, rate: float) -> None:
-        """Something was measured."""
+        """A link has measured: pass on the round trip and the rate."""
         self._measured(node, trip, rate)
 
     async def _keep(self, node: str) -> None:

@@ -39,7 +39,7 @@ class StaleGrants:
             self._ours.popitem(last=False)
 
     def look(self) -> None:
-        """The records changed."""
+        """The records changed: give back grants of deployments that this head does not have."""
         me = self._view.me.node
         # Only a head commits, so what is merely reserved may be a plan that is on its way here.
         stale = {

@@ -24,7 +24,7 @@ class CreatedModels:
         self._change(name, add=True)
 
     def remove(self, name: str) -> None:
-        """It is deleted."""
+        """The model of this name was deleted."""
         self._change(name, add=False)
 
     def __contains__(self, name: str) -> bool:

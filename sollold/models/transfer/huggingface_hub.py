@@ -105,7 +105,7 @@ class Hub:
 
 
 class HubSource:
-    """Files behind URLs."""
+    """A `Source`: a model's files, each behind a URL of the hub."""
 
     def __init__(self, internet: Internet, urls: list[str], headers: dict[str, str]) -> None:
         self.name = urls[0].split("/resolve/")[0]

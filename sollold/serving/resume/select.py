@@ -22,7 +22,7 @@ class NoContinuation(Continuation):
         self.delivered = True
 
     def check(self) -> None:
-        """Never."""
+        """Raises always: there is no form for it."""
         raise NotResumable(f"answers of {self.call.path} can't be continued")
 
     def _read(self, event: JsonObject) -> None:
