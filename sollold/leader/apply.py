@@ -72,22 +72,10 @@ class PlanApplier:
             await self._release(deployment, plan.head, reserved, term)
             return ""
         held = {(node, device): size for node, wanted in owners for device, size in wanted.items()}
-        model = plan.model
-        accepted = AcceptedDeployment(
-            deployment,
-            plan.head,
-            model,
-            plan.digest,
-            plan.run.embedding,
-            held,
-            plan.asked,
-            plan.run.request_context,
-            plan.template,
-        )
-        self._observations.note_accepted(accepted, self._clock())
+        self._observations.note_accepted(AcceptedDeployment(deployment, plan, held), self._clock())
         log.info(
             "%s goes to %s: %s",
-            model,
+            plan.model,
             name_of(self._view, plan.head),
             " ".join(plan.reasons),
             extra={"deployment": deployment},

@@ -222,18 +222,18 @@ def _what_loads(
     ]
     loading += [
         (
-            _lacking_of_ordered(ask, one.asked),
-            _lacks_context(ask, needed, one.context, one.asked),
-            one.context,
-            one.head,
+            _lacking_of_ordered(ask, one.plan.asked),
+            _lacks_context(ask, needed, one.plan.run.request_context, one.plan.asked),
+            one.plan.run.request_context,
+            one.plan.head,
             one.deployment,
         )
         for one in snapshot.accepted
-        if (one.digest, one.template) == (model.digest, model.template)
+        if (one.plan.digest, one.plan.template) == (model.digest, model.template)
         and ask.llama
-        and one.embedding == embedding
+        and one.plan.run.embedding == embedding
         and one.deployment not in snapshot.gone
-        and any(record.node == one.head for record in snapshot.records)
+        and any(record.node == one.plan.head for record in snapshot.records)
         and not any(endpoint.id == one.deployment for _, endpoint in snapshot.endpoints())
     ]
     if not loading:

@@ -14,6 +14,8 @@ from sollold.leader.wish import PlacementWish
 class Ensure:
     """Peer method ``ensure``: make something answer for ``model``.
 
+    It says only what the caller named; the leader's settings add the rest (`PlacementRequest`).
+
     Attributes:
         digest: the content's, where the caller knows it; it goes before the name.
         in_ollama: what Ollamas call the content.

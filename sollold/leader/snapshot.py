@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
-from sollold.cluster.gossip.record import Asked, Backend, Endpoint, GrantState, Record, State
+from sollold.cluster.gossip.record import Backend, Endpoint, GrantState, Record, State
 from sollold.facts import dataclass
 from sollold.leader.backoff import Blocked
 from sollold.models.footprint.shape import Shape
@@ -13,6 +13,7 @@ from sollold.models.model import Model
 from sollold.models.templates.jinja import fingerprint
 from sollold.placement import cost_model
 from sollold.placement.inventory import Fleet, LeftOut, Machine, machine_of
+from sollold.placement.plan import Plan
 from sollold.placement.speculation import Drafter, MeasuredDrafts, nothing_measured
 from sollold.settings.schema import Settings
 from sollold.units import seconds_text
@@ -23,18 +24,11 @@ Bytes = Mapping[tuple[str, str], int]
 
 @dataclass(frozen=True, slots=True)
 class AcceptedDeployment:
-    """A deployment that its head has accepted; the records may not show it yet."""
+    """A deployment that its plan's head has accepted; the records may not show it yet."""
 
     deployment: str
-    head: str
-    model: str
-    digest: str
-    embedding: bool
+    plan: Plan
     bytes: Bytes
-    asked: Asked = field(default_factory=Asked)
-    context: int = 0
-    template: str = ""
-    """Ollama's TEMPLATE with which it is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +106,11 @@ class ClusterSnapshot:
         leaving = {e.id for r, e in self.endpoints() if e.closing or (r.draining and in_use(e))}
         alive = {e.id for _, e in self.endpoints() if e.state is not State.FAILED}
         nodes = {record.node for record in self.records}
-        alive |= {one.deployment for one in self.accepted if one.head in nodes} | self.gone
+        alive |= {one.deployment for one in self.accepted if one.plan.head in nodes} | self.gone
         alive -= leaving
         held: dict[tuple[str, str], int] = {}
         for one in self.accepted:
-            if one.head not in nodes and not lately:
+            if one.plan.head not in nodes and not lately:
                 for key, size in one.bytes.items():
                     held[key] = held.get(key, 0) + size
         for record in self.records:
@@ -196,7 +190,7 @@ class ClusterSnapshot:
             self,
             records=(*(record for record in self.records if record.node not in back), *self.expected),
             # What a node that goes was the head of goes with it.
-            accepted=tuple(one for one in self.accepted if one.head not in back),
+            accepted=tuple(one for one in self.accepted if one.plan.head not in back),
             out={node: why for node, why in self.out.items() if node not in self.passing},
             truth={key: size for key, size in self.truth.items() if key[0] not in back},
             avoided={},
@@ -243,7 +237,9 @@ def unloaded(snapshot: ClusterSnapshot) -> ClusterSnapshot:
         for _, endpoint in snapshot.endpoints()
         if (endpoint.digest, endpoint.template) == same and endpoint.backend is not Backend.OLLAMA
     }
-    kept = tuple(one for one in snapshot.accepted if (one.digest, fingerprint(one.template)) != same)
+    kept = tuple(
+        one for one in snapshot.accepted if (one.plan.digest, fingerprint(one.plan.template)) != same
+    )
     return replace(snapshot, gone=snapshot.gone | ids, accepted=kept)
 
 

@@ -15,6 +15,8 @@ from sollold.settings.schema import PlacementSettings
 class PlacementWish:
     """Overrides the placement's settings for one request. None, or empty: as the settings say.
 
+    It travels as it is from the caller's node to the leader.
+
     Attributes:
         workers: machines besides the head at most.
         distributed: whether it may be spread over machines.

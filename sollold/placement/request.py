@@ -33,7 +33,9 @@ class Policy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """A model to be placed, and how it shall run.
+    """A model to be placed, and how it shall run: what was named, the rest from the settings and the file.
+
+    Flat, and no `Asked` with more beside it: plans with one field changed are compared (`explain`).
 
     Attributes:
         parameters, size: count of weights and bytes of the files; 0 when unknown.
@@ -70,7 +72,7 @@ class PlacementRequest:
 
     @property
     def asked(self) -> Asked:
-        """What of it a later caller may want otherwise."""
+        """What of it a later caller may want otherwise, for the record."""
         return Asked(
             self.slots,
             self.type_k,

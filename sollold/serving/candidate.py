@@ -20,7 +20,7 @@ _USUAL_CONTEXT = 4096
 
 @dataclass(frozen=True, slots=True)
 class EndpointQuery:
-    """What a request needs of an endpoint.
+    """What a request needs of an endpoint; the leader is asked for it (`Ensure`) only where none has it.
 
     Attributes:
         context: tokens that the caller named; 0: none.

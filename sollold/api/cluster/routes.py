@@ -57,7 +57,7 @@ class PlanBody(msgspec.Struct, kw_only=True):
     online: bool = False
 
     def ask(self) -> Ensure:
-        """What the leader is asked.
+        """What the leader is asked. The body's own forms are for people, and are checked here.
 
         Raises:
             Refusal: BAD_REQUEST.

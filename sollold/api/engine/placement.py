@@ -40,7 +40,8 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     file: str = ""
 
     def wish(self, policy: str = "", speculation: str = "") -> PlacementWish:
-        """What the leader is told; ``policy``, ``speculation``: where it names none itself."""
+        """What the leader is told; ``policy``, ``speculation``: where it names none itself. The file is not
+        in it: only this node reads that."""
         external = tuple(self.external) if self.external is not None else None
         return PlacementWish(
             self.workers,

@@ -83,6 +83,8 @@ class Placed:
 class Asked:
     """How a deployment was asked to run, by its caller or by the settings: it may have got less.
 
+    Part of every record, so it has what is compared with a later request, and no more.
+
     Attributes:
         slots: requests at a time. 0, like what else is empty: not known.
         type_k, type_v: of the KV cache.

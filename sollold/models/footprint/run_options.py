@@ -8,7 +8,7 @@ from sollold.models.footprint.shape import Shape
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """llama-server's settings that decide memory.
+    """llama-server's settings that decide memory: as they are given, which may be less than was asked for.
 
     Attributes:
         context: tokens in all slots together (``-c``).
