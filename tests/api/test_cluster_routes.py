@@ -83,6 +83,11 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
         assert (await answer.json())["draining"] is False
     assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]
+    # A word that is not known is no order for this node.
+    async with http.post(f"{url}/api/cluster/drain", json={"nod": "beta"}) as answer:
+        assert answer.status == 400
+        assert (await answer.json())["error"] == "invalid request: unknown field nod; did you mean node?"
+    assert cluster.asked[-1] == ("drain", "", False)
     async with http.post(f"{url}/api/cluster/scan") as answer:
         (worker,) = (await answer.json())["workers"]
     assert (worker["address"], worker["state"], worker["named"]) == ("10.0.0.9:50052", "usable", False)

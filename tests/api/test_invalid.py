@@ -21,7 +21,7 @@ class Inner(msgspec.Struct):
     size: int = 0
 
 
-class Body(msgspec.Struct):
+class Body(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     kv: Literal["f16", "q8_0"] | Literal[""] = ""
     colour: Colour | None = None
@@ -40,6 +40,8 @@ class Body(msgspec.Struct):
         ({"name": "a", "size": 65}, "invalid request: size: must be at most 64"),
         ({"name": "a", "share": 0.0}, "invalid request: share: must be more than 0.0"),
         ({"name": "a", "inner": {"size": []}}, "invalid request: inner.size: expected int, got array"),
+        ({"name": "a", "color": "red"}, "invalid request: unknown field color; did you mean colour?"),
+        ({"name": "a", "x": 1}, "invalid request: unknown field x"),
         ({}, "invalid request: object missing required field name"),
     ],
 )

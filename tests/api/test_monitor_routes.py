@@ -241,6 +241,9 @@ async def test_ready_until_it_drains(serve: Serve, http: ClientSession) -> None:
     cluster = PlainCluster()
     url = await serve(parts(cluster=cluster))
     assert await get(http, f"{url}/health") == {"status": "ok"}
+    for path in ("health", "ready"):
+        async with http.head(f"{url}/{path}") as answer:
+            assert (answer.status, await answer.read()) == (200, b"")
     assert await get(http, f"{url}/ready") == {"status": "ready"}
     cluster.change(replace(cluster.me, draining=True))
     async with http.get(f"{url}/ready") as answer:

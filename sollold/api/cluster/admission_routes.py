@@ -20,31 +20,31 @@ from sollold.control.admission import AdmissionService
 from sollold.control.secret_change import Rolled
 
 
-class AdmitBody(msgspec.Struct, kw_only=True):
+class AdmitBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/admit``. ``machine``: the name, id or code of a machine that waits."""
 
     machine: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
-class DoorBody(msgspec.Struct, kw_only=True):
+class DoorBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/door``. ``seconds``: how long whoever asks is admitted; 0 ends that."""
 
     seconds: Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
-class EvictBody(msgspec.Struct, kw_only=True):
+class EvictBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/evict``. ``machine``: the name or id of a member."""
 
     machine: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
-class SecureBody(msgspec.Struct, kw_only=True):
+class SecureBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/secure``. ``nodes``: ids of those that get the secret."""
 
     nodes: Annotated[list[NodeId], msgspec.Meta(min_length=1, max_length=MAX_MEMBERS)]
 
 
-class JoinBody(msgspec.Struct, kw_only=True):
+class JoinBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/join``. ``code``: of an invitation; ``seed``: ``host[:port]`` of who invites."""
 
     code: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]

@@ -21,7 +21,7 @@ _LONGEST = 100 * 366 * 86400.0
 """Seconds for which a key may be valid."""
 
 
-class NewKeyBody(msgspec.Struct, kw_only=True):
+class NewKeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/keys``. ``expires``: seconds from now, or a duration (``12h``, ``30d``)."""
 
     name: str = ""
@@ -45,7 +45,7 @@ class NewKeyBody(msgspec.Struct, kw_only=True):
         return seconds
 
 
-class KeyBody(msgspec.Struct, kw_only=True):
+class KeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``DELETE /api/cluster/keys``. ``name``: the key's name or id."""
 
     name: str = ""

@@ -29,7 +29,7 @@ _FOLLOWERS_EACH = 16
 _DIGITS = 4
 
 
-class ForgetBody(msgspec.Struct, kw_only=True):
+class ForgetBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/forget``. ``node``: id or name of a node that is missing."""
 
     node: str = ""
@@ -86,14 +86,8 @@ class MonitorRoutes:
                 "Remove a missing node from the list",
                 ForgetBody,
             ),
-            Route("GET", "/health", self.health, "Whether the daemon works"),
-            Route(
-                "GET",
-                "/ready",
-                self.ready,
-                "Whether the node takes requests; 503 while it drains",
-                statuses=(503,),
-            ),
+            *self._health_routes("GET"),
+            *self._health_routes("HEAD"),
             Route(
                 "GET",
                 "/api/cluster/prometheus-sd",
@@ -101,6 +95,14 @@ class MonitorRoutes:
                 "The nodes as targets, for Prometheus' http_sd_configs",
             ),
         ]
+
+    def _health_routes(self, method: str) -> tuple[Route, Route]:
+        """Load balancers and monitors ask with either method."""
+        text = "Whether the node takes requests; 503 while it drains"
+        return (
+            Route(method, "/health", self.health, "Whether the daemon works"),
+            Route(method, "/ready", self.ready, text, statuses=(503,)),
+        )
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: the past, then what happens."""

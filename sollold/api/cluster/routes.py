@@ -75,14 +75,14 @@ class PlanBody(msgspec.Struct, kw_only=True):
         )
 
 
-class UnloadBody(msgspec.Struct, kw_only=True):
+class UnloadBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/unload``. ``model``: a name or a deployment's id."""
 
     model: str = ""
     force: bool = False
 
 
-class DrainBody(msgspec.Struct, kw_only=True):
+class DrainBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/drain``. ``node``: id or name, empty: the one asked; ``on`` False: in service."""
 
     node: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -9,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 _AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
 _OUT_OF_RANGE = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
 _RANGES = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}
 _NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
@@ -22,6 +24,10 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
     if wrong := _NO_CHOICE.fullmatch(what):
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
         what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
+    elif unknown := _UNKNOWN.fullmatch(what):
+        names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
+        near = difflib.get_close_matches(unknown[1], names, 1)
+        what = f"unknown field {unknown[1]}{f'; did you mean {near[0]}?' if near else ''}"
     elif beyond := _OUT_OF_RANGE.fullmatch(what):
         what = f"must be {_RANGES[beyond[1]]} {beyond[2]}"
     else:
