@@ -11,6 +11,7 @@ from sollold.cli.answer import Sampling, answer
 from sollold.cli.asking import client, print_json
 from sollold.cli.conversation import INFO, Conversation, LineResult, Quit
 from sollold.cli.exit import Exit
+from sollold.cli.pictures import question
 from sollold.cli.pull import pull_missing
 from sollold.cli.show import print_part
 from sollold.cli.streams import harmless
@@ -21,29 +22,33 @@ from sollold.client.errors import ClientError
 def chat(options: argparse.Namespace) -> int:
     """Ask once, with what is piped in added to the prompt, or talk until the end of the input."""
     prompt = " ".join(options.prompt)
-    if not sys.stdin.isatty() and (piped := sys.stdin.read()).strip():
-        prompt = f"{prompt}\n\n{piped}" if prompt else piped
-    asked = bool(prompt.strip())
+    piped = "" if sys.stdin.isatty() else sys.stdin.read()
+    asked = bool(prompt.strip() or piped.strip())
     if not asked and not sys.stdin.isatty():
         print("sollold: there is no prompt: give one after the model, or pipe one in", file=sys.stderr)
         return Exit.USAGE
     if options.typed == "run":
         # As Ollama's `run` does.
         pull_missing(client(options), options.model)
-    return _once(options, prompt) if asked else _talk(options)
+    return _once(options, prompt, piped) if asked else _talk(options)
 
 
-def _once(options: argparse.Namespace, prompt: str) -> int:
+def _once(options: argparse.Namespace, prompt: str, piped: str) -> int:
     messages: list[dict[str, Any]] = []
     if options.system:
         messages.append({"role": "system", "content": options.system})
-    messages.append({"role": "user", "content": prompt})
+    daemon = client(options)
+    asked = question(daemon, options.model, prompt)
+    if piped.strip():
+        # What another program wrote names no files of its reader.
+        asked["content"] = f"{asked['content']}\n\n{piped}" if prompt else piped
+    messages.append(asked)
     sampling = Sampling(think=True if options.think else None)
     if options.json:
         body = sampling.body(options.model, messages) | {"stream": False}
-        print_json(client(options).post("/api/chat", body, timeout=3600))
+        print_json(daemon.post("/api/chat", body, timeout=3600))
         return Exit.DONE
-    answer(client(options), options.model, messages, sampling)
+    answer(daemon, options.model, messages, sampling)
     return Exit.DONE
 
 
@@ -85,6 +90,7 @@ def _talk(options: argparse.Namespace) -> int:
         if not said.ask:
             continue
         try:
+            talk.ask(question(daemon, talk.model, talk.asked))
             text = answer(daemon, talk.model, talk.messages(), talk.sampling)
         except KeyboardInterrupt:
             # It came before the first word: the question may be asked again.

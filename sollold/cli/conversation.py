@@ -21,6 +21,7 @@ HELP = '''\
   /clear                    forget the conversation
   /bye                      end it (also /exit, Ctrl-D)
   """                       begin and end a text of several lines
+  ./picture.png             within a question: shows the picture to a model that sees
   Ctrl-C                    stop the answer'''
 
 
@@ -84,6 +85,15 @@ class Conversation:
     def answered(self, text: str) -> None:
         """The model's answer, or as much of it as came before it was stopped."""
         self._messages.append({"role": "assistant", "content": text})
+
+    @property
+    def asked(self) -> str:
+        """The words of the last question."""
+        return str(self._messages[-1]["content"])
+
+    def ask(self, question: dict[str, Any]) -> None:
+        """Put a message in place of the last question: it has pictures now."""
+        self._messages[-1] = question
 
     def unasked(self) -> None:
         """Take the last question back: nothing was answered."""
