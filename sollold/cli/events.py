@@ -38,16 +38,15 @@ def _follow(daemon: BlockingClient, *, as_json: bool) -> NoReturn:
     seen = ""
     while True:
         error = None
+        # By itself, since it may be long before something happens.
+        follower.ask(lambda: daemon.get("/health"))
         try:
             for _, item in daemon.events(f"/api/cluster/events?follow=1{seen}", stall=3600):
-                follower.reached()
                 _print(item, as_json=as_json)
                 sys.stdout.flush()
                 seen = f"&after={item['id']}"
         except ClientError as lost:
             error = lost
-        else:
-            follower.reached()
         follower.lost(error)
 
 
