@@ -387,6 +387,19 @@ async def test_a_refusal_in_the_chat_is_shown(page: Page, show: Show) -> None:
     await page.until("document.querySelector('.talk').innerText.includes('3 GiB are missing')")
 
 
+async def test_a_chat_with_a_model_that_is_gone_says_so(page: Page, show: Show) -> None:
+    _, url = await show()
+    gone = (
+        "[...document.querySelectorAll('.notice')].find((p) => p.innerText.includes('has gone:1b; another'))"
+    )
+    await page.open(f"{url}/#/chat/gone%3A1b")
+    await page.until(gone)
+    await page.open(f"{url}/#/chat/demo")
+    await page.until("document.querySelector('#chat-model').value")
+    assert await page.run("document.querySelector('#chat-model').value") == "demo:latest"
+    assert not await page.run(f"Boolean({gone})")
+
+
 async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)

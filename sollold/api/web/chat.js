@@ -49,6 +49,7 @@ export function chatView(place, wanted) {
   const forget = el("button", { type: "button", class: "quiet", text: "Delete", "aria-label": "Delete this conversation" });
   const none = el("p", { class: "empty", hidden: true }, "There is no model to chat with yet. ", el("a", { href: "#/models", text: "Pull one" }),
     ", or put a GGUF file into the models folder of any machine.");
+  const absent = el("p", { class: "notice", role: "status", hidden: true, text: `No machine that is online has ${wanted}; another model is chosen.` });
   const talk = el("div", { class: "talk", id: "talk" });
   const message = el("textarea", { id: "message", rows: "2", "aria-label": "Message", placeholder: "Ask something. Enter sends, Shift+Enter begins a new line." });
   const sendButton = el("button", { type: "submit", class: "primary", text: "Send" });
@@ -69,11 +70,13 @@ export function chatView(place, wanted) {
   const form = el("form", { class: "composer" }, message,
     el("div", { class: "buttons" }, sendButton, stop, file, attach, attached));
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Chat" }), model, el("span", { class: "spacer" }), which, anew, forget),
-    none, talk, form, settings);
+    none, absent, talk, form, settings);
 
   const offerModels = () => {
     const able = state.models.filter((one) => !one.unusable && (one.capabilities || []).includes("completion"));
-    const chosen = model.value || wanted || chat.model || able[0]?.name;
+    const named = able.find((one) => one.name === wanted || one.name === `${wanted}:latest`)?.name;
+    const chosen = model.value || named || chat.model || able[0]?.name;
+    absent.hidden = !wanted || !asked || !able.length || Boolean(named);
     keyed(model, able, (one) => one.name, (one) => el("option", { value: one.name, text: shortModel(one.name) }));
     if (able.some((one) => one.name === chosen)) model.value = chosen;
     sendButton.disabled = !able.length;
