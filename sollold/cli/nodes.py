@@ -10,7 +10,7 @@ from sollold import __version__
 from sollold.cli.asking import client, console, named, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.streams import harmless
-from sollold.cli.table import print_table
+from sollold.cli.table import columns, print_table
 from sollold.client.errors import ClientError
 from sollold.units import bytes_text
 
@@ -33,7 +33,7 @@ def nodes(options: argparse.Namespace) -> int:
         titles,
         [*map(_row, state["nodes"]), *missing],
         right=("memory", "free"),
-        whole=("address",),
+        whole=("node", "address"),
         spare=_SPARE,
     )
     return Exit.DONE
@@ -89,9 +89,10 @@ def version(options: argparse.Namespace) -> int:
         where = named(options)
         out.print(f"no daemon answers {f'at {where}' if where else 'on this machine'}", style="dim")
         return Exit.DONE
-    width = max(len(node["name"]) for node in found)
+    width = max(columns(node["name"]) for node in found)
     for node in found:
-        out.print(f"{node['name']:<{width}}  sollold {node['release']}, llama.cpp {node['build'] or 'none'}")
+        name = node["name"] + " " * (width - columns(node["name"]))
+        out.print(f"{name}  sollold {node['release']}, llama.cpp {node['build'] or 'none'}")
     for words in differences(found):
         out.print(words, style="yellow")
     return Exit.DONE

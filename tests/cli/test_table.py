@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
+from typing import Any
+
 import pytest
 
+from sollold.cli import nodes
 from sollold.cli.table import columns, lines
 
 ROWS = [("llama3.1:70b", "40 GiB", "anna, bert"), ("模型:latest", "1 GiB", "")]
@@ -45,3 +50,28 @@ def test_columns_are_left_out_before_what_matters_is_cut(width: int, expected: s
 def test_what_no_row_has_is_left_out_and_orders_to_the_terminal_are_not_passed_on() -> None:
     made = list(lines(("model", "not usable"), [("a\x1b[31m\nb", "")]))
     assert made == ["model", "a\ufffd[31m b"]
+
+
+def test_nodes_keep_their_whole_names_and_versions_their_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts: dict[str, Any] = {"addresses": ["192.168.1.11"], "http_port": 11435, "draining": False}
+    facts |= {"total": 2**40, "available": 2**40, "devices": [{"id": "CUDA0"}, {"id": "CPU"}], "setup": ""}
+    found = [
+        {**facts, "name": name, "leader": leader, "release": "0.1.0", "build": "b11434"}
+        for name, leader in (("workstation-模型", True), ("bert", False))
+    ]
+
+    class Daemon:
+        def get(self, path: str) -> dict[str, Any]:
+            return {"nodes": found}
+
+    monkeypatch.setattr(nodes, "client", lambda options, timeout=0.0: Daemon())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "70")
+    options = argparse.Namespace(node="", json=False, quiet=False)
+    nodes.nodes(options)
+    assert "workstation-模型 *" in capsys.readouterr().out
+    nodes.version(options)
+    at = [columns(line.partition("sollold 0.1")[0]) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert at == [columns("workstation-模型  ")] * 2
