@@ -19,7 +19,7 @@ from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.splice import Traffic
 from sollold.engines.commands import Deploy, Done, Reserve, Reserved
 from sollold.engines.install.find import Llama
-from sollold.machine.devices import Machine
+from sollold.machine.devices import DeviceMeter
 from sollold.models.footprint.run_options import Run
 from sollold.models.model import Model
 from sollold.placement.plan import Plan, Share
@@ -91,7 +91,7 @@ class AgentCluster:
         places = Places(self.folder / node / "state", self.folder / node / "cache")
         await asyncio.to_thread(places.make)
         # The speed of the processor matters here to nobody.
-        machine = await asyncio.to_thread(Machine, settings.node, self.folder)
+        machine = await asyncio.to_thread(DeviceMeter, settings.node, self.folder)
         me = Record(node, f"pc-{node}", 1, ("127.0.0.1",), 1, 2, "test")
         view, server = FakeView(me, self.world), Server()
         agent = Agent(

@@ -46,7 +46,7 @@ from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.process_log import prune
 from sollold.engines.llamacpp.stale_grants import StaleGrants
 from sollold.engines.llamacpp.tunnel import Tunnels
-from sollold.machine.devices import Machine
+from sollold.machine.devices import DeviceMeter
 from sollold.machine.speed import cores
 from sollold.models.model import Model
 from sollold.retry import LogAndRetry
@@ -74,7 +74,7 @@ class Agent:
         self,
         settings: Settings,
         places: Places,
-        machine: Machine,
+        meter: DeviceMeter,
         view: View,
         calls: Calls,
         tunnels: Tunnels,
@@ -84,7 +84,7 @@ class Agent:
     ) -> None:
         self._settings = settings
         self._places = places
-        self._machine = machine
+        self._meter = meter
         self._view = view
         self._calls = calls
         self._tunnels = tunnels
@@ -114,7 +114,7 @@ class Agent:
             self._node,
             settings,
             places,
-            machine,
+            meter,
             self._journal,
             calls,
             leader=view.leader,
@@ -183,7 +183,7 @@ class Agent:
     async def use_llama(self, llama: Llama) -> None:
         """This llama.cpp is the one to use from now on; the record says so."""
         self._llama = llama
-        self._machine.use_server(llama.server)
+        self._meter.use_server(llama.server)
         await self.grants.memory.measure()
         self._publisher.publish()
         self._view.update_me(build=llama.build, setup="ready")

@@ -30,7 +30,7 @@ from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.process_log import prune
 from sollold.engines.llamacpp.rpc_worker import Worker, WorkerFailed
 from sollold.engines.llamacpp.tensor_cache import TensorCache
-from sollold.machine.devices import Machine
+from sollold.machine.devices import DeviceMeter
 from sollold.machine.external_worker import external_address, split_address
 from sollold.models.model import Model
 from sollold.retry import LogAndRetry
@@ -62,7 +62,7 @@ class GrantManager:
         node: str,
         settings: Settings,
         places: Places,
-        machine: Machine,
+        meter: DeviceMeter,
         journal: Journal,
         calls: Calls,
         *,
@@ -105,7 +105,7 @@ class GrantManager:
             taken=self._external_taken,
             changed=self._external_changed,
         )
-        self.memory = MemoryMonitor(machine, self.external, self._processes, self._apply_measurement)
+        self.memory = MemoryMonitor(meter, self.external, self._processes, self._apply_measurement)
         self.external_watch = ExternalWatch(
             self.external, settings, places, journal, self._ports, llama, self._external_taken
         )

@@ -11,7 +11,7 @@ from sollold.agent.memory_room import MeasuredMemory
 from sollold.engines.external.workers import ExternalWorkers
 from sollold.engines.llamacpp.process import Process
 from sollold.machine.device import PROCESSOR
-from sollold.machine.devices import Machine, Measurement
+from sollold.machine.devices import DeviceMeter, Measurement
 from sollold.retry import LogAndRetry
 
 log = logging.getLogger("sollold.agent")
@@ -33,13 +33,13 @@ class MemoryMonitor:
 
     def __init__(
         self,
-        machine: Machine,
+        meter: DeviceMeter,
         external: ExternalWorkers,
         processes: Callable[[], Sequence[tuple[str, list[Process]]]],
         measured: Callable[[MeasuredMemory], None],
     ) -> None:
         """``processes``: those of each deployment here. ``measured`` is told of every measurement."""
-        self._machine = machine
+        self._meter = meter
         self._external = external
         self._processes = processes
         self._report = measured
@@ -104,11 +104,11 @@ class MemoryMonitor:
         devices = (*self._measured.devices, *self._external.devices())
         # The system counts mapped weights as free, and would evict them while they are being computed with.
         taken = {PROCESSOR: min(self.others().get(PROCESSOR, 0), self._measured.mapped)}
-        self._report(MeasuredMemory(devices, self._allocated, self._machine.reserves(), taken))
+        self._report(MeasuredMemory(devices, self._allocated, self._meter.reserves(), taken))
 
     def _look(self, processes: dict[str, list[Process]]) -> tuple[Measurement, dict[str, dict[str, int]]]:
         """The devices, and what each deployment has allocated by now. Blocks."""
-        measurement = self._machine.measure()
+        measurement = self._meter.measure()
         allocated: dict[str, dict[str, int]] = {}
         for deployment, running in processes.items():
             sizes = allocated.setdefault(deployment, {})

@@ -92,7 +92,7 @@ class Daemon:
         """
         parts = self._parts
         await self._trace(stack)
-        stack.callback(parts.machine.close)
+        stack.callback(parts.meter.close)
         stack.push_async_callback(self._end_tasks)
         stack.callback(parts.sender.close)
         await parts.node.start()
@@ -286,8 +286,8 @@ class Daemon:
         """What `sollold doctor` says. Blocks a moment: call it off the loop."""
         parts = self._parts
         trouble: list[tuple[str, str]] = []
-        if parts.machine.problem:
-            trouble.append((parts.machine.problem, ""))
+        if parts.meter.problem:
+            trouble.append((parts.meter.problem, ""))
         trouble.extend((problem.what, problem.fix) for problem in parts.catalogue.problems)
         left = abandoned(parts.catalogue.own, time.time())
         trouble.extend((problem.what, problem.fix) for problem in left)
@@ -305,14 +305,14 @@ class Daemon:
                 self._setup_failed,
                 shutil.disk_usage(self._folders.cache).free,
                 str(self._folders.cache),
-                parts.machine.idle_gpus(),
+                parts.meter.idle_gpus(),
                 parts.node.status(),
                 str(self._folders.state / KEY_FILE),
                 parts.monitor.offline(),
                 time.time(),
                 self._access.open and not is_loopback(self.settings.http.host),
                 opened(self.settings.cluster) and not parts.node.me.open,
-                parts.machine.absent_gpus(),
+                parts.meter.absent_gpus(),
             )
         )
 

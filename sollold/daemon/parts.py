@@ -33,7 +33,7 @@ from sollold.engines.llamacpp.tunnel import Tunnels
 from sollold.engines.ollama.service import LocalOllama
 from sollold.leader.leader import Leader
 from sollold.leader.speed_calibration import SpeedCalibration
-from sollold.machine.devices import Machine
+from sollold.machine.devices import DeviceMeter
 from sollold.models.gguf import demo_model as demo_model
 from sollold.models.library import Library
 from sollold.models.stores.catalogue import Catalogue
@@ -87,7 +87,7 @@ class Parts:
         key = NodeKey.load(state)
         tokens, ring = secret_of(settings.cluster, state, key.node)
         self.identity = Identity(key, tokens)
-        self.machine = Machine(settings.node, state)
+        self.meter = DeviceMeter(settings.node, state)
         self.peers = Peers(self.identity)
         record = Record(
             node=self.identity.node,
@@ -129,7 +129,7 @@ class Parts:
         self.agent = Agent(
             settings,
             folders,
-            self.machine,
+            self.meter,
             view,
             calls,
             self.tunnels,
@@ -233,6 +233,6 @@ class Parts:
         self.logs.register(self.peers)
         self.responses = ResponseService(view.me.node, calls)
         self.responses.register(self.peers)
-        gpus = self.machine.gpu_loads if self.machine.can_tell_load else None
+        gpus = self.meter.gpu_loads if self.meter.can_tell_load else None
         self.monitor = Monitor(view, calls, Activity(), self.node.left, gpus, self.node.evicted)
         self.monitor.register(self.peers)

@@ -42,7 +42,7 @@ class Measurement:
     mapped: int = 0
 
 
-class Machine:
+class DeviceMeter:
     """Measures the devices. `measure` blocks, for as long as a driver hangs: call it off the loop, from any
     thread. The rest tells of the last measurement, and never waits for one.
 

@@ -148,7 +148,7 @@ async def test_grants_expire_though_memory_can_not_be_measured(folder: Path, mon
             raise OSError(errno.EMFILE, "Too many open files")
 
         with monkeypatch.context() as broken:
-            broken.setattr(agent._machine, "measure", measure)
+            broken.setattr(agent._meter, "measure", measure)
             await until(lambda: len(failed) > 2)
             await until(lambda: agent.grants.ledger.grants() == () and cluster.views["a"].me.grants == ())
         before = agent.grants.memory._measured_at

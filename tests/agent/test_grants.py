@@ -14,7 +14,7 @@ from sollold.agent.term_file import TermFile
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Reserve, Reserved
 from sollold.engines.install.find import Llama
-from sollold.machine.devices import Machine
+from sollold.machine.devices import DeviceMeter
 from sollold.settings.schema import MIB
 from tests.agent_cluster import AgentCluster, running_agents
 from tests.doubles import until
@@ -102,13 +102,13 @@ async def test_a_measurement_that_hangs_does_not_keep_a_node_from_its_start(
     monkeypatch.setattr(memory_monitor, "MEASURE_SECONDS", 0.2)
     monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
     go_on = threading.Event()
-    measure = Machine.measure
+    measure = DeviceMeter.measure
 
-    def hang(machine: Machine) -> object:
+    def hang(meter: DeviceMeter) -> object:
         assert go_on.wait(30)
-        return measure(machine)
+        return measure(meter)
 
-    monkeypatch.setattr(Machine, "measure", hang)
+    monkeypatch.setattr(DeviceMeter, "measure", hang)
     try:
         async with asyncio.timeout(20), running_agents(folder, NOBODY, "a") as cluster:
             assert cluster.views["a"].me.build == "b1"
@@ -128,7 +128,7 @@ async def test_a_measurement_that_hangs_stops_no_expiry_and_grants_nothing(
     hanging, go_on = threading.Event(), threading.Event()
     async with running_agents(folder, NOBODY, "a") as cluster:
         one = cluster.agents["a"].grants
-        measure = one.memory._machine.measure
+        measure = one.memory._meter.measure
 
         def hang() -> object:
             hanging.set()
@@ -139,7 +139,7 @@ async def test_a_measurement_that_hangs_stops_no_expiry_and_grants_nothing(
         try:
             assert (await reserve(cluster, Term(9, "l"), "d")).ok
             monkeypatch.setattr(memory_monitor, "_MEASURE_TIMEOUT", 0.3)
-            monkeypatch.setattr(one.memory._machine, "measure", hang)
+            monkeypatch.setattr(one.memory._meter, "measure", hang)
             await until(hanging.is_set)
             await until(lambda: not one.ledger.grants(), 5.0)
             refused = await asyncio.wait_for(reserve(cluster, Term(9, "l"), "e"), 5.0)

@@ -10,7 +10,7 @@ import pytest
 from sollold.machine import backends, devices, speed
 from sollold.machine.backends import ListedDevice, parse
 from sollold.machine.device import Kind
-from sollold.machine.devices import PROCESS, Machine, combine
+from sollold.machine.devices import PROCESS, DeviceMeter, combine
 from sollold.machine.gpus import Gpu, Nvml, visible
 from sollold.machine.memory import Memory
 from sollold.machine.speed import Speed
@@ -180,7 +180,7 @@ def test_what_nvml_does_not_tell_is_listed_again_and_a_listing_that_fails_loses_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(devices, "LIST_SECONDS", 0.0)
-    machine = Machine(NodeSettings(), tmp_path)
+    machine = DeviceMeter(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", list)
     server = lister(tmp_path, "  CUDA0: NVIDIA A (24000 MiB, 23000 MiB free)")
 
@@ -245,7 +245,7 @@ def test_the_speed_is_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest
 
 def test_gpus_that_llama_can_not_use_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     server = lister(tmp_path, "Available devices:")
-    machine = Machine(NodeSettings(), tmp_path)
+    machine = DeviceMeter(NodeSettings(), tmp_path)
     monkeypatch.setattr(machine._nvml, "gpus", lambda: [gpu(0)])
     try:
         assert machine.idle_gpus() == ()
@@ -275,7 +275,7 @@ def test_a_llama_built_for_gpus_that_finds_none_is_told_once(
     folder = (tmp_path / file).parent
     folder.mkdir(parents=True)
     (tmp_path / file).touch()
-    machine = Machine(NodeSettings(), tmp_path)
+    machine = DeviceMeter(NodeSettings(), tmp_path)
     try:
         assert machine.absent_gpus() == ()
         machine.use_server(lister(folder, "Available devices:"))
@@ -300,7 +300,7 @@ def test_a_software_renderer_is_a_device_for_those_who_chose_it(monkeypatch: pyt
 def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    machine = Machine(NodeSettings(reserve=7), tmp_path)
+    machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
     hanging, go_on = threading.Event(), threading.Event()
 
     def hang() -> list[Gpu]:
@@ -323,7 +323,7 @@ def test_a_driver_that_hangs_holds_up_nothing_but_the_measurement(
 
 
 def test_the_machine_as_it_is(tmp_path: Path):
-    machine = Machine(NodeSettings(reserve=7), tmp_path)
+    machine = DeviceMeter(NodeSettings(reserve=7), tmp_path)
     try:
         (*_, processor) = machine.measure().devices
         assert processor.id == "CPU"
