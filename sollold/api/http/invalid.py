@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,6 +24,8 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
         what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
     elif unknown := _UNKNOWN.fullmatch(what):
+        import difflib  # seldom needed, and a daemon that is idle is to be small
+
         names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
         near = difflib.get_close_matches(unknown[1], names, 1)
         what = f"unknown field {unknown[1]}{f'; did you mean {near[0]}?' if near else ''}"
