@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+import msgspec
+
 from sollold.cli.exit import Exit
-from sollold.settings.document import example, in_force
+from sollold.settings.document import example, in_force, values_in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.load import LoadedSettings, load
 
@@ -34,14 +36,14 @@ def config(options: argparse.Namespace) -> int:
         print(example(), end="")
         return Exit.DONE
     found = loaded(options)
-    rows = in_force(found)
     if options.json:
-        print_json({key: {"value": value, "from": origin} for key, value, origin in rows})
+        shown = {key: {"value": value, "from": origin} for key, value, origin in values_in_force(found)}
+        print_json(msgspec.to_builtins(shown))
         return Exit.DONE
     from sollold.cli.fitting import Fitting
 
     table = Fitting(("setting", "value", "from"), whole=("setting",), spare=("from",))
-    for key, value, origin in rows:
+    for key, value, origin in in_force(found):
         style = "" if origin != "default" else "dim"
         table.add_row(key, value, origin, style=style)
     out = console()

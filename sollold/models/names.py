@@ -77,22 +77,23 @@ def parse(text: str) -> Name:
     for scheme in ("https://", "http://"):
         text = text.removeprefix(scheme)
     if not text:
-        raise ValueError("the model's name is empty")
+        raise ValueError("invalid model name: it is empty")
     if len(text) > LONGEST:
-        raise ValueError(f"a model's name has at most {LONGEST} characters")
+        raise ValueError(f"invalid model name: it has more than {LONGEST} characters")
     path, tag = text, TAG
     colon = text.rfind(":")
     if colon > text.rfind("/"):
         path, tag = text[:colon], text[colon + 1 :]
     parts = path.split("/")
     if len(parts) > 3:
-        raise ValueError(f"{text!r} is not a model's name: write [host/][namespace/]model[:tag]")
+        raise ValueError(f"invalid model name: {text!r} is not of the form [host/][namespace/]model[:tag]")
     parts = [HOST, NAMESPACE][: 3 - len(parts)] + parts
     host, namespace, model = parts
     for part, pattern in ((host, _HOST), (namespace, _PART), (model, _PART), (tag, _PART)):
         if not pattern.fullmatch(part):
-            why = f"{part!r} may have letters, digits, '.', '_' and '-' alone" if part else "a part is empty"
-            raise ValueError(f"{text!r} is not a model's name: {why}")
+            where = repr(part) if part == text else f"{part!r} in {text!r}"
+            why = f"{where} must have letters, digits, '.', '_' and '-' alone, and not begin with '.' or '-'"
+            raise ValueError(f"invalid model name: {why if part else f'a part of {text!r} is empty'}")
     return Name(host, namespace, model, tag)
 
 

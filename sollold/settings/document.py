@@ -11,6 +11,7 @@ import functools
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 from sollold.settings import schema
 from sollold.settings.confidential import HIDDEN, hidden_in
@@ -90,16 +91,27 @@ def example() -> str:
 
 
 def in_force(loaded: LoadedSettings) -> list[tuple[str, str, str]]:
+    """(key, value as the file has it, where it comes from) of every setting; nothing secret is shown."""
+    settings = catalogue()
+    return [
+        (key, value if _kept_back(loaded, key) else toml_value(settings[key], value), origin)
+        for key, value, origin in values_in_force(loaded)
+    ]
+
+
+def values_in_force(loaded: LoadedSettings) -> list[tuple[str, Any, str]]:
     """(key, value, where it comes from) of every setting. Tokens, passwords and keys are not shown."""
     rows = []
     for key, setting in catalogue().items():
         value = getattr(getattr(loaded.settings, setting.section), setting.name)
         shown = hidden_in(value)
-        text = toml_value(setting, shown)
-        if key in SECRETS and value:
-            text = "(set)"
         origin = loaded.origins.get(key, "default")
         if shown != value and origin.startswith("--"):
             origin = f"{origin.partition('=')[0]}={HIDDEN}"
-        rows.append((key, text, origin))
+        rows.append((key, "(set)" if _kept_back(loaded, key) else shown, origin))
     return rows
+
+
+def _kept_back(loaded: LoadedSettings, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return key in SECRETS and bool(getattr(getattr(loaded.settings, section), name))

@@ -244,11 +244,18 @@ async def test_errors_have_the_words_that_ollamas_clients_match(serve: Serve, ht
         ("/api/chat", {"messages": USER}, 400, "model is required"),
         ("/api/embed", {"model": "x", "input": "a"}, 404, 'model "x" not found, try pulling it first'),
         ("/api/embeddings", {"model": "x", "prompt": "a"}, 404, 'model "x" not found, try pulling it first'),
-        ("/api/pull", {"model": "a b"}, 400, "invalid model name"),
-        ("/api/pull", {"model": "a/b/c/d"}, 400, "invalid model name"),
     ):
         answered, answer, _ = await post(http, url + path, body)
         assert answered == status and said in answer["error"], body
+    signs = "must have letters, digits, '.', '_' and '-' alone, and not begin with '.' or '-'"
+    for name, why in (
+        ("a b", f"'a b' {signs}"),
+        ("x/a b:1", f"'a b' in 'x/a b:1' {signs}"),
+        ("a/b/c/d", "'a/b/c/d' is not of the form [host/][namespace/]model[:tag]"),
+        ("a:", "a part of 'a:' is empty"),
+    ):
+        answered, answer, _ = await post(http, f"{url}/api/pull", {"model": name})
+        assert (answered, answer) == (400, {"error": f"invalid model name: {why}"})
     for body in ({"model": "demo"}, {"model": "demo", "input": None}, {"model": "demo", "input": []}):
         status, answer, _ = await post(http, f"{url}/api/embed", body)
         assert (status, answer) == (200, {"model": "demo", "embeddings": []})

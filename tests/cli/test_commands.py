@@ -531,6 +531,19 @@ def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.Captur
     assert done.stdout.splitlines() == ["3b", "llama3.2:3b", "llama3.2:3b"], done.stderr
 
 
+def test_config_gives_programs_values_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["node.memory_limit=20GiB", "llama.rpc_backends=pc:50052", f"cluster.token={'ab' * 32}"]
+    flags = [part for word in words for part in ("--set", word)]
+    assert main(["config", "--json", "--config", "/dev/null", *flags]) == Exit.DONE
+    said = capsys.readouterr().out
+    found = {key: one["value"] for key, one in json.loads(said).items()}
+    assert found["node.memory_limit"] == 20 << 30 and found["http.port"] == 11435
+    assert found["llama.rpc_backends"] == ["pc:50052"] and found["models.aliases"] == {}
+    assert found["llama.allow_plain_workers"] is False and found["placement.policy"] == "fastest"
+    assert found["placement.keep_alive"] == 300.0 and found["cluster.token"] == "(set)"
+    assert "abab" not in said
+
+
 def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--config", "/dev/null", "--set", "http.port=8080"]) == Exit.DONE
     assert "--set http.port=8080" in capsys.readouterr().out

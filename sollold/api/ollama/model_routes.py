@@ -123,7 +123,7 @@ class OllamaModelRoutes:
         try:
             parse(name)
         except ValueError as error:
-            raise Refusal(Fault.BAD_REQUEST, f"invalid model name: {error}") from None
+            raise Refusal(Fault.BAD_REQUEST, str(error)) from None
         puller = self._services.puller
         if puller is None:
             raise Refusal(Fault.BAD_REQUEST, "this node can't download models", status=501)
