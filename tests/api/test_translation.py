@@ -495,6 +495,17 @@ def test_anthropic_events_in_their_order() -> None:
     assert events.result()["content"][2]["input"] == {}
 
 
+def test_the_first_anthropic_event_tells_the_length_of_the_prompt() -> None:
+    events = MessageEvents("demo")
+    # As llama-server sends them: the role has a chunk of its own, without counts.
+    assert events.feed(msgspec.json.encode(chunk(None, role="assistant"))) == []
+    said = {**chunk("Hi"), "timings": {"cache_n": 5, "prompt_n": 7, "predicted_n": 1}}
+    first = events.feed(msgspec.json.encode(said))[0]
+    assert first["type"] == "message_start"
+    usage = first["message"]["usage"]
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (7, 5)
+
+
 def test_responses_there_and_back() -> None:
     asked = msgspec.convert(
         {

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account, Delta, ToolPiece, read_chunk
+from sollold.api.engine.chunks import Account, Chunk, Delta, ToolPiece, read_chunk
 from sollold.api.http.errors import Dialect, refusal_bytes
 from sollold.api.http.response import SSE
 from sollold.api.http.routing_text import waiting_text
@@ -85,7 +85,7 @@ class EventTranslator(ABC):
         """
         chunk = read_chunk(raw)
         self._account.feed(chunk)
-        events = self._begin()
+        events = self._begin() if _tells(chunk) else []
         for choice in chunk.choices:
             said = choice.delta or Delta()
             if choice.finish_reason:
@@ -99,7 +99,7 @@ class EventTranslator(ABC):
         return events
 
     def _begin(self) -> list[Event]:
-        """The events before those of the first chunk, which tells the prompt's length."""
+        """The events before those of the first chunk that says something, and how long the prompt was."""
         return []
 
     @abstractmethod
@@ -125,6 +125,11 @@ class EventTranslator(ABC):
     @abstractmethod
     def result(self) -> Event:
         """The whole answer, after `last_events`."""
+
+
+def _tells(chunk: Chunk) -> bool:
+    """Whether a chunk has more in it than the role, which llama-server sends first and without its counts."""
+    return chunk.timings is not None or any(choice.delta and choice.delta.says for choice in chunk.choices)
 
 
 class EventEncoder(SseEncoder):
