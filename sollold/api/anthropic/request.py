@@ -10,6 +10,7 @@ from typing import Any
 
 from sollold.api.anthropic.messages_ask import Messages, Thinking, Tokens, Turn
 from sollold.api.anthropic.tools import add_tools
+from sollold.api.engine.documents import unread_document
 from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
@@ -125,24 +126,6 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
     return out
 
 
-_UNREAD = "was left out here: this server reads plain text only.]"
-
-
-def unread_warnings(messages: list[dict[str, Any]]) -> tuple[str, ...]:
-    """That a document was left out.
-
-    An agent (Claude Code) sends a PDF that it has read again with each request: refused, it would never go
-    on.
-    """
-    contents = (message.get("content") for message in messages)
-    texts = (
-        part.get("text") for one in contents for part in (one if isinstance(one, list) else [{"text": one}])
-    )
-    if not any(isinstance(text, str) and _UNREAD in text for text in texts):
-        return ()
-    return ("a document is left out: only plain text is read",)
-
-
 _ELSEWHERE = ("redacted_thinking", "server_tool_use", "mcp_tool_use", "container_upload", "compaction")
 """Blocks that only Anthropic can read, or that tell of what ran there."""
 
@@ -180,9 +163,7 @@ def _document(block: dict[str, Any]) -> str:
         return _text_of(content, "a document's content")
     if not isinstance(source, dict) or not isinstance(source.get("type"), str):
         raise Refusal(Fault.BAD_REQUEST, "a document needs a source with a type")
-    title = block.get("title")
-    named = f" ({title[:200]})" if isinstance(title, str) and title else ""
-    return f"[A document{named} {_UNREAD}"
+    return unread_document(block.get("title"))
 
 
 def _call(block: dict[str, Any]) -> dict[str, Any]:

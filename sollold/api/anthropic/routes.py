@@ -9,10 +9,11 @@ from aiohttp import web
 
 from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
-from sollold.api.anthropic.request import messages_body, prompt_body, unread_warnings
+from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
 from sollold.api.engine.calls import build_ask, calls_for, ollama_body
 from sollold.api.engine.count import count_calls, read_count
+from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings

@@ -6,12 +6,13 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 
-_PARTS = ("text", "image_url", "input_audio", "input_video", "video_url")
+_PARTS = ("text", "file", "image_url", "input_audio", "input_video", "video_url")
 
 
 def chat_message(message: dict[str, Any], model: Model) -> dict[str, Any]:
@@ -75,6 +76,8 @@ def _part(part: Any) -> Any:
         return {"type": "text", "text": part.get("refusal")}
     if kind in ("input_text", "output_text", None) and isinstance(part.get("text"), str):
         return {"type": "text", "text": part["text"]}
+    if kind in ("file", "input_file"):
+        return file_part(part.get("file", part))
     if kind == "input_image":
         return {"type": "image_url", "image_url": part.get("image_url")}
     return dict(part)

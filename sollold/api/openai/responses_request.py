@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.documents import file_part
 from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
@@ -182,6 +183,12 @@ def _content(content: object, model: Model, *, result: bool = False) -> str | li
             if not result:
                 need(model, "vision", "images")
             parts.append(seen_in_result(partial(image_url_part, part["image_url"]), model))
+        elif kind == "input_file":
+            parts.append(file_part(part))
+        elif kind == "input_image":
+            raise Refusal(
+                Fault.BAD_REQUEST, "an input_image needs an image_url: files by id are kept at OpenAI alone"
+            )
         elif kind == "encrypted_content" and isinstance(part, dict):
             parts += _readable(part.get("encrypted_content"))
         else:

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from sollold.api.engine.calls import build_ask, calls_for, ollama_body
 from sollold.api.engine.count import count_calls, read_count
+from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
@@ -66,9 +67,10 @@ class ResponsesRoutes:
         engine = response_body(whole, listed.model)
         path = "/v1/chat/completions"
         own = response_body(whole, bare(listed.model))
-        lacking = (*response_warnings(whole), *unseen_warnings(engine["messages"]))
+        said = engine["messages"]
+        lacking = (*response_warnings(whole), *unseen_warnings(said), *unread_warnings(said))
         native = Call(path, ollama_body({**own, "model": asked.model}, listed.model), lacking)
-        prefix = prefix_of(engine["messages"])
+        prefix = prefix_of(said)
         prepared = Prepared()
 
         def llama() -> Call:

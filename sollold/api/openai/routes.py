@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body, typed_body
+from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
 from sollold.api.engine.messages import unseen_warnings
@@ -167,7 +168,8 @@ class OpenAiRoutes:
         prepared = prepare_chat(engine)
         path = "/v1/chat/completions"
         own = native_chat_body(checked, chat, listed.model)
-        lacking = (*chat_warnings(chat), *unseen_warnings(own["messages"]))
+        said = own["messages"]
+        lacking = (*chat_warnings(chat), *unseen_warnings(said), *unread_warnings(said))
         native = Call(path, own, (*lacking, *native_chat_notes(body, chat)))
         calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
         prefix = prefix_of(body.get("messages"))
