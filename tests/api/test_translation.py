@@ -506,6 +506,28 @@ def test_the_first_anthropic_event_tells_the_length_of_the_prompt() -> None:
     assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (7, 5)
 
 
+@pytest.mark.parametrize(("rivals", "shown"), [(None, 0), (0, 0), (2, 2)])
+def test_responses_show_the_probabilities_that_are_asked_for(rivals: int | None, shown: int) -> None:
+    asked = msgspec.convert({"model": "demo", "input": "hi", "top_logprobs": rivals}, ResponseAsk)
+    assert "logprobs" not in response_body(asked, ABLE)
+    asked.include = ["message.output_text.logprobs"]
+    body = response_body(asked, ABLE)
+    assert body["logprobs"] is True and body["top_logprobs"] == max(1, shown)
+    events = ResponseEvents(asked, {})
+    tops = [{"token": name, "logprob": -1.5, "bytes": [72]} for name in ("Hi", "Ho", "Ha")]
+    told = chunk("Hi")
+    told["choices"][0]["logprobs"] = {"content": [{**tops[0], "top_logprobs": tops}]}
+    out = [event for one in (told, chunk(" you")) for event in events.feed(msgspec.json.encode(one))]
+    out += events.last_events()
+    wanted = [{**tops[0], "top_logprobs": tops[:shown]}]
+    deltas = [event["logprobs"] for event in out if event["type"].endswith("text.delta")]
+    assert deltas == [wanted, []]
+    assert [event["logprobs"] for event in out if event["type"].endswith("text.done")] == [wanted]
+    assert events.result()["output"][0]["content"][0]["logprobs"] == wanted
+    asked.top_logprobs = 21
+    assert "top_logprobs" in refused(lambda: response_body(asked, ABLE))
+
+
 def test_responses_there_and_back() -> None:
     asked = msgspec.convert(
         {

@@ -93,6 +93,22 @@ class Logprobs(msgspec.Struct):
     content: list[TokenLogprob] | None = None
 
 
+def logprob_objects(logprobs: Logprobs | None, top: int) -> list[dict[str, Any]]:
+    """The ``logprobs`` of an event as Ollama and OpenAI show them, each with at most ``top`` rivals."""
+    if logprobs is None or not logprobs.content:
+        return []
+    shown = []
+    for token in logprobs.content:
+        one: dict[str, Any] = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or []}
+        if top:
+            one["top_logprobs"] = [
+                {"token": rival.token, "logprob": rival.logprob, "bytes": rival.bytes or []}
+                for rival in token.top_logprobs[:top]
+            ]
+        shown.append(one)
+    return shown
+
+
 class Choice(msgspec.Struct):
     """One choice of a chunk or of a whole answer."""
 

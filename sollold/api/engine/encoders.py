@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account, Chunk, Delta, ToolPiece, read_chunk
+from sollold.api.engine.chunks import Account, Chunk, Delta, Logprobs, ToolPiece, read_chunk
 from sollold.api.http.errors import Dialect, refusal_bytes
 from sollold.api.http.response import SSE
 from sollold.api.http.routing_text import waiting_text
@@ -67,6 +67,8 @@ class EventTranslator(ABC):
 
     def __init__(self) -> None:
         self._account = Account()
+        self._logprobs: Logprobs | None = None
+        """Of the event that is read."""
 
     @property
     def stopped(self) -> bool:
@@ -87,7 +89,7 @@ class EventTranslator(ABC):
         self._account.feed(chunk)
         events = self._begin() if _tells(chunk) else []
         for choice in chunk.choices:
-            said = choice.delta or Delta()
+            said, self._logprobs = choice.delta or Delta(), choice.logprobs
             if choice.finish_reason:
                 self._account.finish = choice.finish_reason
             if said.thought:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sollold.api.engine.chunks import Account, Delta, Logprobs, ToolCalls, read_chunk
+from sollold.api.engine.chunks import Account, Delta, ToolCalls, logprob_objects, read_chunk
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_part, tie_tool_results
@@ -106,22 +106,6 @@ def add_stream(body: dict[str, Any], stream: bool) -> None:
     body["stream"] = stream
     if stream:
         body["stream_options"] = {"include_usage": True}
-
-
-def logprob_objects(logprobs: Logprobs | None, top: int) -> list[dict[str, Any]]:
-    """Ollama's ``logprobs`` of an event, each with at most ``top`` rivals."""
-    if logprobs is None or not logprobs.content:
-        return []
-    shown = []
-    for token in logprobs.content:
-        one: dict[str, Any] = {"token": token.token, "logprob": token.logprob, "bytes": token.bytes or []}
-        if top:
-            one["top_logprobs"] = [
-                {"token": rival.token, "logprob": rival.logprob, "bytes": rival.bytes or []}
-                for rival in token.top_logprobs[:top]
-            ]
-        shown.append(one)
-    return shown
 
 
 class ChatLines:

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import Account, Delta, read_chunk
+from sollold.api.engine.chunks import Account, Delta, logprob_objects, read_chunk
 from sollold.api.engine.fields import need
 from sollold.api.engine.infill_events import read_infilled
 from sollold.api.engine.messages import image_part
@@ -26,7 +26,6 @@ from sollold.api.ollama.chat import (
     add_logprobs,
     add_shared,
     add_stream,
-    logprob_objects,
     logprobs_wanted,
 )
 from sollold.api.ollama.request import Generate, Options, response_format, sampling, thinking

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from sollold.errors import Fault, Refusal
+
 
 class ResponseAsk(msgspec.Struct, kw_only=True):
     """``POST /v1/responses``."""
@@ -23,6 +25,7 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
     include: list[str] | None = None
+    top_logprobs: int | None = None
     previous_response_id: str | None = None
     background: bool | None = None
     conversation: Any = None
@@ -33,3 +36,14 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+
+    @property
+    def rivals(self) -> int | None:
+        """Tokens to show beside each one of the answer; None: no probabilities are asked for.
+
+        Raises:
+            Refusal: BAD_REQUEST.
+        """
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= 20:
+            raise Refusal(Fault.BAD_REQUEST, "top_logprobs must be from 0 to 20")
+        return (self.top_logprobs or 0) if "message.output_text.logprobs" in (self.include or ()) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.chunks import ToolPiece
+from sollold.api.engine.chunks import ToolPiece, logprob_objects
 from sollold.api.engine.encoders import Event, EventTranslator
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.api.openai.responses_ask import ResponseAsk
@@ -48,11 +48,14 @@ class ResponseEvents(EventTranslator):
         self._summary = bool((ask.reasoning or {}).get("summary"))
         """Thinking is given as a summary, where the caller looks for it."""
         self._seals = "reasoning.encrypted_content" in (ask.include or ())
+        self._rivals = ask.rivals
         self._id = new_id("resp")
         self._created = int(time.time())
         self._output: list[Event] = []
         self._parts: list[str] = []
         """Of the item that is open: its text, thinking or arguments so far."""
+        self._tokens: list[Event] = []
+        """Of the message that is open: the probabilities of its tokens so far."""
         self._call = -1
         self._number = 0
         self._status = "in_progress"
@@ -86,8 +89,10 @@ class ResponseEvents(EventTranslator):
             events += self._open(kind)
         self._parts.append(text)
         if kind == "message":
+            tokens = self._probabilities()
+            self._tokens += tokens
             delta = self._event(
-                "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[]
+                "response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=tokens
             )
         elif self._summary:
             kind = "response.reasoning_summary_text.delta"
@@ -95,6 +100,12 @@ class ResponseEvents(EventTranslator):
         else:
             delta = self._event("response.reasoning_text.delta", **self._place(), content_index=0, delta=text)
         return [*events, delta]
+
+    def _probabilities(self) -> list[Event]:
+        """Of the tokens in the event that is read, where the caller asked for them."""
+        if self._rivals is None:
+            return []
+        return [{"top_logprobs": [], **one} for one in logprob_objects(self._logprobs, self._rivals)]
 
     def _open(self, kind: str) -> list[Event]:
         events = self._close()
@@ -106,7 +117,7 @@ class ResponseEvents(EventTranslator):
         index = len(self._output) - 1
         events.append(self._event("response.output_item.added", output_index=index, item=dict(item)))
         if kind == "message":
-            part = _text_part("")
+            part = _text_part("", [])
             events.append(
                 self._event("response.content_part.added", **self._place(), content_index=0, part=part)
             )
@@ -156,10 +167,11 @@ class ResponseEvents(EventTranslator):
         item["status"] = "completed" if self._account.finish != "length" else "incomplete"
         events: list[Event] = []
         if item["type"] == "message":
-            part = _text_part(text)
+            tokens, self._tokens = self._tokens, []
+            part = _text_part(text, tokens)
             item["content"] = [part]
             done = self._event(
-                "response.output_text.done", **self._place(), content_index=0, text=text, logprobs=[]
+                "response.output_text.done", **self._place(), content_index=0, text=text, logprobs=tokens
             )
             events.append(done)
             events.append(
@@ -280,5 +292,5 @@ def _summary_part(text: str) -> Event:
     return {"type": "summary_text", "text": text}
 
 
-def _text_part(text: str) -> Event:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, tokens: list[Event]) -> Event:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": tokens}

@@ -62,6 +62,9 @@ def response_body(ask: ResponseAsk, model: Model) -> dict[str, Any]:
         value = getattr(ask, theirs)
         if value is not None:
             body[ours] = value
+    if ask.rivals is not None:
+        # llama-server takes 0 as none at all.
+        body |= {"logprobs": True, "top_logprobs": max(1, ask.rivals)}
     add_parameters(body, model)
     add_tools(body, ask, model)
     wanted = _format(ask.text)
