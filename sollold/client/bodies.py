@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ def request_body(
     if placement:
         body["placement"] = dict(placement)
     body.update((name, value) for name, value in fields.items() if value is not None)
-    return body
+    return _with_pictures(body)
 
 
 def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,5 +95,16 @@ def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, An
             raise TypeError(
                 f'messages[{place}] is {message!r}; it must be {{"role": "user", "content": "…"}} or like it'
             )
-        checked.append(dict(message))
+        checked.append(_with_pictures(dict(message)))
     return checked
+
+
+def _with_pictures(given: dict[str, Any]) -> dict[str, Any]:
+    """Its ``images`` in base64, also those given as the bytes of a file."""
+    images = given.get("images")
+    if isinstance(images, list | tuple):
+        given["images"] = [
+            base64.b64encode(one).decode() if isinstance(one, bytes | bytearray | memoryview) else one
+            for one in images
+        ]
+    return given

@@ -347,6 +347,8 @@ class HybridRouter(Generation):
                 f"the sollold of that machine instead (port {PORT}), which uses it",
                 404,
             ) from error
+        if self._ready:
+            return  # by another of the first requests
         self._ready = True
         self._events.connected(cluster, self.enable_distributed, bool(self._backends))
 

@@ -214,3 +214,11 @@ def test_a_gateway_uses_the_backends_of_the_environment() -> None:
         env={**os.environ, "RPC_BACKENDS": "10.0.0.1:50052"},
     )
     assert done.returncode == 0 and "sollold run" in done.stdout
+
+
+def test_pictures_may_be_the_bytes_of_a_file() -> None:
+    for picture in (b"\x89PNG", bytearray(b"\x89PNG"), "iVBORw=="):
+        assert request_body("m", more={"images": [picture]})["images"] == ["iVBORw=="]
+        asked = {"role": "user", "content": "hi", "images": (picture,)}
+        assert checked_messages([asked])[0]["images"] == ["iVBORw=="]
+        assert asked["images"] == (picture,), "the caller's own message was changed"

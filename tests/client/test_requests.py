@@ -226,3 +226,10 @@ async def test_one_client_serves_one_loop_after_the_other(serve: Serve) -> None:
 
     for _ in range(2):
         assert await asyncio.to_thread(lambda: asyncio.run(ask())) == "Hello"
+
+
+async def test_what_a_router_finds_is_logged_once(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="sollold.client")
+    async with HybridRouter(node=await serve(parts(ScriptedService(*ANSWER)))) as router:
+        await asyncio.gather(*(router.route_request("demo", HELLO) for _ in range(5)))
+    assert len([line for line in caplog.messages if "RPC backends found" in line]) == 1
