@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -516,6 +517,27 @@ def test_a_command_that_asks_imports_little(command: str) -> None:
         "sollold.settings.schema",
         "sollold.client.pool",
     }
+
+
+def test_ctrl_c_while_modules_are_read_ends_quietly() -> None:
+    """The entry point imports nothing before it can catch it."""
+    root = Path(__file__).parents[2]
+    scripts = tomllib.loads((root / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["sollold"].partition(":")
+    program = f"""
+import os, signal, sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == "argparse":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupted())
+from {module} import {function}
+sys.exit({function}())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    assert f"from {module} import {function}" in (root / "packaging/deb/sollold").read_text()
 
 
 def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
