@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import aiohttp
 import msgspec
@@ -91,6 +92,7 @@ class Agent:
         self._find_model = find_model
         self._holders = holders
         self._node = view.me.node
+        self._name = partial(name_of, view)
         self._llama: Llama | None = None
         self._journal = Journal(places.state / "children.json")
         self._fit_check = FitCheck(places.state / "fit_check.json")
@@ -124,6 +126,7 @@ class Agent:
             head_process=self.deployments.head_process,
             find_model=find_model,
             connect=connect,
+            name=self._name,
         )
         self._worker_access = WorkerAccess(self._node, self.grants)
         self._publisher = RecordPublisher(view, self.grants, self.deployments.all, self._changed)
@@ -224,7 +227,7 @@ class Agent:
         if self._llama is None:
             return Done(False, "this node has no llama.cpp yet")
         if request.plan.head != self._node:
-            return Done(False, f"the plan's head is {request.plan.head}")
+            return Done(False, f"the plan's head is {self._name(request.plan.head)}")
         if not self.grants.ledger.live(request.deployment):
             return Done(
                 False, f"nothing is reserved for deployment {request.deployment}: it expired or was released"
@@ -263,7 +266,7 @@ class Agent:
             local_worker_port=self._worker_access.local_port,
             fit_check=self._fit_check,
             holders=self._holders,
-            name=lambda node: name_of(self._view, node),
+            name=self._name,
         )
         self._stale_grants.began(request.deployment)
         deployment = Deployment(request, model, llama, context, self._publisher.note_deployment, draft)

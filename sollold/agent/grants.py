@@ -73,7 +73,9 @@ class GrantManager:
         head_process: Callable[[str], Process | None],
         find_model: Callable[[str], Model | None],
         connect: Connect,
+        name: Callable[[str], str],
     ) -> None:
+        self._name = name
         self._settings = settings
         self._places = places
         self._journal = journal
@@ -97,7 +99,7 @@ class GrantManager:
         self._reserved = asyncio.Event()
         """Something may be reserved, which will expire."""
         self._term_file = TermFile(places.state)
-        self.ledger = Ledger(node_limit=settings.node.memory_limit)
+        self.ledger = Ledger(node_limit=settings.node.memory_limit, name=name)
         self.external = ExternalWorkers(
             settings.llama.rpc_backends,
             settings.llama.allow_plain_workers,
@@ -166,7 +168,7 @@ class GrantManager:
         if not there or not self.ledger.live(deployment):
             raise LookupError(f"no worker {external or 'runs'} here for deployment {deployment}")
         if not any(one.head == caller for one in self.ledger.grants() if one.deployment == deployment):
-            raise LookupError(f"{caller} is not the head of deployment {deployment}")
+            raise LookupError(f"{self._name(caller)} is not the head of deployment {deployment}")
         if external:
             return split_address(external)
         assert worker is not None
@@ -209,7 +211,7 @@ class GrantManager:
     async def commit(self, caller: str, request: Commit) -> Done:
         """The peer call ``commit``: the reservation becomes a grant; answers when the worker listens."""
         if caller != request.head:
-            return Done(False, f"{caller} may not commit for head {request.head}")
+            return Done(False, f"{self._name(caller)} may not commit for head {self._name(request.head)}")
         llama = self._llama()
         if llama is None:
             return Done(False, "this node has no llama.cpp yet")
@@ -236,7 +238,7 @@ class GrantManager:
         """Begin to get ready for a worker of ours what its head will offer it."""
         deployment = request.deployment
         if caller != request.head or self.ledger.head_of(deployment) != caller:
-            return Done(False, f"{caller} is not the head of deployment {deployment}")
+            return Done(False, f"{self._name(caller)} is not the head of deployment {deployment}")
         if self.workers.get(deployment) is None or request.digest != self.workers.digest(deployment):
             return Done(False, f"no worker runs here for deployment {deployment}")
         if not self._settings.llama.worker_cache:
@@ -246,7 +248,7 @@ class GrantManager:
     async def renew(self, caller: str, request: Renew) -> Done:
         """The peer call ``renew``: its head still needs a grant, which else runs out."""
         if caller != request.head:
-            return Done(False, f"{caller} may not renew for head {request.head}")
+            return Done(False, f"{self._name(caller)} may not renew for head {self._name(request.head)}")
         done, actions = self.ledger.renew(request, time.monotonic())
         self._apply(actions)
         if done.ok and request.loaded:
@@ -283,7 +285,8 @@ class GrantManager:
         if term < self.ledger.term:
             return ""  # the ledger refuses it, and says so
         if caller != term.leader:
-            return f"{caller} sent a command in a term of {term.leader or 'nobody'}"
+            leader = self._name(term.leader) or "nobody"
+            return f"{self._name(caller)} sent a command in a term of {leader}"
         highest = max(self.ledger.term, self._leader())
         if term.counter > highest.counter + TERM_STEP:
             return f"term {term.counter} does not follow term {highest.counter}: no elections led there"

@@ -17,7 +17,7 @@ How much one more grant could get is `sollold.agent.memory_room`'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from sollold.agent.memory_room import MeasuredMemory, MemoryRoom
@@ -75,6 +75,7 @@ class Ledger:
         ready: False refuses every reservation until `reconciled`: after a start nothing is granted
             before the processes that an earlier run left behind are ended.
         node_limit: most bytes over all devices; 0: no such limit.
+        name: a node's name for people, by its id.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class Ledger:
         node_limit: int = 0,
         reservation_seconds: float = RESERVATION_SECONDS,
         grant_seconds: float = GRANT_SECONDS,
+        name: Callable[[str], str] = str,
     ) -> None:
+        self._name = name
         self.term = term or Term()
         self.draining = False
         self._ready = ready
@@ -242,7 +245,7 @@ class Ledger:
             if stale:
                 return Done(False, stale), tuple(actions)
         if entry is not None and not entry.ending:
-            self._end(request.deployment, "released by " + caller, actions)
+            self._end(request.deployment, f"released by {self._name(caller)}", actions)
         return Done(True), tuple(actions)
 
     def head_of(self, deployment: str) -> str:
@@ -260,7 +263,7 @@ class Ledger:
         actions: list[Action] = []
         for deployment, entry in list(self._entries.items()):
             if not entry.ending and now >= entry.deadline:
-                self._end(deployment, f"its head {entry.head} did not renew it in time", actions)
+                self._end(deployment, f"its head {self._name(entry.head)} did not renew it in time", actions)
         return tuple(actions)
 
     def end_deployment(self, deployment: str, reason: str) -> tuple[Action, ...]:
@@ -285,8 +288,8 @@ class Ledger:
     def _see(self, term: Term, actions: list[Action]) -> str:
         if term < self.term:
             return (
-                f"the command of {term.leader or 'nobody'} in term {term.counter} is older than term "
-                f"{self.term.counter} of {self.term.leader}"
+                f"the command of {self._name(term.leader) or 'nobody'} in term {term.counter} is older than "
+                f"term {self.term.counter} of {self._name(self.term.leader)}"
             )
         if term > self.term:
             self.term = term
@@ -300,7 +303,7 @@ class Ledger:
                 False, f"nothing is reserved for deployment {deployment}: it expired or was released"
             )
         if entry.head != head:
-            return None, Done(False, f"deployment {deployment} belongs to head {entry.head}")
+            return None, Done(False, f"deployment {deployment} belongs to head {self._name(entry.head)}")
         return entry, Done(True)
 
     def _end(self, deployment: str, reason: str, actions: list[Action]) -> None:

@@ -24,7 +24,7 @@ import msgspec
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.retry import LogAndRetry
@@ -275,7 +275,7 @@ class Keys:
             found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
             await self._take(found.keys)
         except (PeerError, Refusal) as error:
-            log.debug("no keys from node %s: %s", node, error)
+            log.debug("no keys from %s: %s", name_of(self._view, node), error)
             return False
         return True
 

@@ -13,7 +13,7 @@ from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, name_of
 from sollold.control.activity import Activity, FinishedRequest, Histogram
 from sollold.control.events import ClusterWatcher, Event, EventKind, EventLog, LoadTime, OfflineNode
 from sollold.control.history import FIRST_TOKEN, NONE, History, HistoryRequest, NodeHistory
@@ -158,7 +158,7 @@ class Monitor:
         try:
             await self._calls.call(node, "forget", request, Done, timeout=_CALL)
         except PeerError as error:
-            log.debug("%s did not take note of a removed node: %s", node, error)
+            log.debug("%s did not take note of a removed node: %s", name_of(self._view, node), error)
 
     async def _ask(self, record: Record, request: HistoryRequest) -> NodeHistory | None:
         me = self._view.me

@@ -26,7 +26,7 @@ from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import wait_until
+from sollold.cluster.net.view import name_of, wait_until
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import NotYet, ask_until_taken
@@ -297,7 +297,7 @@ class SecretChanges:
             if "no call is named" in str(error):
                 why = "it runs an earlier release, which can't change its secret, or has cluster.token set"
                 return SecretAnswer(why, 0)
-            log.warning("%s did not %s the new secret: %s", node, order.step, error)
+            log.warning("%s did not %s the new secret: %s", name_of(self._owner, node), order.step, error)
             return None
 
 

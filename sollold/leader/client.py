@@ -63,7 +63,7 @@ class LeaderClient:
             except PeerError as error:
                 message = f"the leader could not be asked: {error}"
                 if message != said:
-                    log.warning("%s (%s)", message, leader)
+                    log.warning("%s", message)
                 tell(message)
                 failures = 0 if error.transport else failures + 1
                 if failures >= MAX_FAILURES:

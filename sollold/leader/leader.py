@@ -299,10 +299,11 @@ class Leader:
                     return Ensured(
                         Verdict.WAIT, deployment, decision.plan.head, reasons=decision.plan.reasons
                     )
+        why = self._story(out) or "memory changed while planning"
         return Ensured(
             Verdict.REFUSED,
             fault=Fault.UNAVAILABLE.value,
-            message=f"{ask.model} could not be placed: {_story(out) or 'memory changed while planning'}.",
+            message=f"{ask.model} could not be placed: {why}.",
             retry_after=5.0,
         )
 
@@ -328,6 +329,9 @@ class Leader:
 
     # Inside
 
+    def _story(self, out: dict[str, str]) -> str:
+        return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in out.items())
+
     def _observe(self) -> None:
         self._observations.observe(self._view.live(), self._clock())
         self._changed.set()
@@ -337,7 +341,3 @@ class Leader:
 def _tell_fault(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and task.exception() is not None:
         log.error("%s ended by an internal error", task.get_name(), exc_info=task.exception())
-
-
-def _story(out: dict[str, str]) -> str:
-    return "; ".join(f"{node}: {reason}" for node, reason in out.items())

@@ -15,7 +15,7 @@ from sollold.cluster.gossip.record_check import bad_values
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, name_of
 from sollold.facts import dataclass
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.vocabulary import alike
@@ -194,9 +194,9 @@ class Library:
         try:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
-            raise LookupError(f"node {node} can't tell the shape of {model.name!r}: {error}") from None
+            raise LookupError(f"the shape of {model.name!r} can't be had: {error}") from None
         if why := next(bad_values(shape), ""):
-            raise LookupError(f"node {node} tells no possible shape of {model.name!r}: {why}")
+            raise LookupError(f"{name_of(self._view, node)} tells no possible shape of {model.name!r}: {why}")
         return shape
 
     def name_at(self, node: str, model: Model) -> str:

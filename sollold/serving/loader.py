@@ -14,7 +14,7 @@ import msgspec
 from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.view import View, next_change
+from sollold.cluster.net.view import View, name_of, next_change
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
@@ -287,7 +287,8 @@ class Loader:
             ValueError,
             msgspec.MsgspecError,
         ) as error:
-            log.debug("lost contact with the head %s: %s", node, error, extra={"deployment": deployment})
+            head = name_of(self._view, node)
+            log.debug("lost contact with the head %s: %s", head, error, extra={"deployment": deployment})
         return last
 
 

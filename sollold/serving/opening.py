@@ -110,7 +110,7 @@ class StreamOpening:
             local = context.server.stream(self.request)
             await local.open(self._on_position)
             return local
-        remote = RemoteStream(context.calls, node, self.request)
+        remote = RemoteStream(context.calls, self.candidate.record, self.request)
         await remote.open(self._on_position)
         return remote
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import msgspec
 
+from sollold.cluster.gossip.record import Record
 from sollold.cluster.net.http_connection import AnswerLost, HttpConnection
 from sollold.cluster.net.pour import Receiver
 from sollold.cluster.net.rpc import PeerError
@@ -39,10 +40,11 @@ _HEADERS = {"Content-Type": "application/msgpack"}
 class RemoteStream:
     """A `Stream` from an engine on another node."""
 
-    def __init__(self, calls: Calls, node: str, request: EngineRequest) -> None:
+    def __init__(self, calls: Calls, there: Record, request: EngineRequest) -> None:
         self.head: ResponseHead | None = None
         self._calls = calls
-        self._node = node
+        self._node = there.node
+        self._name = there.name
         self._request = request
         self._connection: HttpConnection | None = None
         self._frames = Frames()
@@ -75,7 +77,7 @@ class RemoteStream:
         connection.silence = _SILENCE
         status = await connection.ask("POST", PATH, _HEADERS, *request_parts(self._request))
         if status != 200:
-            raise StreamError(ErrorKind.ENGINE, f"node {self._node} answered {status}")
+            raise StreamError(ErrorKind.ENGINE, f"{self._name} answered {status}")
 
         def receive(data: bytes) -> bool:
             frames = self._feed(data)
@@ -119,7 +121,7 @@ class RemoteStream:
             await connection.pour(lambda _: True)
             return True
         if self._end == BROKEN:
-            raise self._broken(f"node {self._node} sent an error that can't be read")
+            raise self._broken(f"{self._name} sent an error that can't be read")
         return True
 
     def _pass(self, frames: list[tuple[int, bytes]], receive: Receiver[bytes]) -> bool:
@@ -147,14 +149,14 @@ class RemoteStream:
         try:
             return self._frames.feed(data)
         except BadFrame as error:
-            raise self._broken(f"node {self._node} sent {error}") from None
+            raise self._broken(f"{self._name} sent {error}") from None
 
     def _closed(self) -> StreamError:
-        return self._error or self._broken(f"node {self._node} closed the connection")
+        return self._error or self._broken(f"{self._name} closed the connection")
 
     def _lost(self, error: BaseException) -> StreamError:
         why = str(error) or type(error).__name__
-        return self._error or self._broken(f"connection to node {self._node} lost: {why}")
+        return self._error or self._broken(f"connection to {self._name} lost: {why}")
 
     def _broken(self, why: str) -> StreamError:
         return StreamError(ErrorKind.ENGINE, why, transport=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.models.library import Library
 from sollold.models.listing import Listed
@@ -139,7 +139,7 @@ class Serving:
         live = {record.node for record in records}
         for executor in tuple(self._executors):
             if executor.node and executor.node not in live:
-                executor.node_lost(f"node {executor.node} left the cluster or failed")
+                executor.node_lost(f"{name_of(self._view, executor.node)} left the cluster or failed")
 
 
 def _query(ask: Ask, listed: Listed, placement: PlacementSettings) -> EndpointQuery:

@@ -38,6 +38,19 @@ def commit(deployment: str = "d") -> Commit:
     return Commit(deployment, "head", ("CPU",), "b1")
 
 
+def test_reasons_name_the_nodes():
+    book = ledger(name=lambda node: node and f"pc-{node}")
+    book.reserve(ask(), 0.0)
+    assert book.commit(commit(), 1.0)[0].ok
+    assert "belongs to head pc-head" in book.commit(replace(commit(), head="b"), 2.0)[0].reason
+    stale = book.release(Release(Term(0, "z"), "d", "z"), "z", 3.0)[0].reason
+    assert stale == "the command of pc-z in term 0 is older than term 1 of pc-a"
+    assert KillWorker("d", "its head pc-head did not renew it in time") in book.expire(1000.0)
+    book.reserve(ask("e"), 1001.0)
+    assert book.commit(commit("e"), 1002.0)[0].ok
+    assert KillWorker("e", "released by pc-head") in book.release(Release(T1, "e", "head"), "head", 1003.0)[1]
+
+
 def test_reserve_commit_release_and_every_byte_is_back():
     book = ledger()
     reserved, actions = book.reserve(ask(size=600), 0.0)

@@ -23,6 +23,11 @@ IDS = tuple(one.node for one in KEYS)
 """One is of digits alone: it must not be taken for an address."""
 
 
+def pc_of(node: str) -> str:
+    """A node's name for people."""
+    return f"pc-{IDS.index(node)}"
+
+
 @dataclass
 class Pair:
     """Two peer servers that know each other's addresses."""
@@ -37,7 +42,8 @@ class Pair:
         for one in self.keys:
             identity = Identity(one, Tokens.read(""))
             server = Peers(identity)
-            reach = Dialer(identity, lambda wanted: self.where.get(wanted, []))
+            reach = Dialer(identity, lambda wanted: self.where.get(wanted, []), pc_of)
+            server.name = pc_of
             self.peers.append(server)
             self.reach.append(reach)
             self.calls.append(Calls(reach, server))

@@ -33,10 +33,17 @@ class Dialer:
     Args:
         identity: this node's.
         addresses: where a node is, by its id; empty when unknown.
+        name: a node's name for people, by its id.
     """
 
-    def __init__(self, identity: Identity, addresses: Callable[[str], Sequence[Address]]) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        addresses: Callable[[str], Sequence[Address]],
+        name: Callable[[str], str] = str,
+    ) -> None:
         self.node = identity.node
+        self.name = name
         self._identity = identity
         self._addresses = addresses
         self._worked: dict[str, Address] = {}
@@ -104,7 +111,7 @@ class Dialer:
             PeerError: nobody could be reached there, or it was not ``node``.
         """
         where = tuple(addresses) if addresses is not None else self.addresses(node)
-        name = node or "the node"
+        name = self.name(node) if node else "the node"
         if not where:
             raise PeerError(node, f"no address of {name} is known", transport=True)
         context = self.context(protocol, anyone=not node)

@@ -171,7 +171,8 @@ class GossipRunner:
                 first = self.gossip.push_pull_open()
                 done = await sync(self._reach, asked.node, asked.addresses, first, self.answer_push_pull)
             except (PeerError, TimeoutError, OSError) as error:
-                log.debug("no exchange with %s at %s: %s", asked.node or "somebody", asked.addresses, error)
+                name = self._reach.name(asked.node) if asked.node else "somebody"
+                log.debug("no exchange with %s at %s: %s", name, asked.addresses, error)
             finally:
                 self._exchanging -= 1
                 self._unknown -= unknown

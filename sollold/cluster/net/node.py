@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from sollold.cluster.net.rpc_server import LINK, Peers, PortTaken
 from sollold.cluster.net.seeds import read_seeds
 from sollold.cluster.net.standing_link import StandingLinks, neighbours
 from sollold.cluster.net.status import ClusterStatus
+from sollold.cluster.net.view import name_of
 from sollold.settings.schema import ClusterSettings
 from sollold.subscribers import Subscribers
 from sollold.units import seconds_text
@@ -81,8 +83,9 @@ class ClusterNode:
         self._peers = peers
         self._first_record = record
         self._boot = secrets.randbits(62) | 1
-        self.reach = Dialer(identity, self._addresses_of)
+        self.reach = Dialer(identity, self._addresses_of, partial(name_of, self))
         self.calls = Calls(self.reach, peers)
+        peers.name = self.reach.name
         self._sealer = Sealer(identity.tokens.accepted, node=identity.node, boot=self._boot)
         self._datagrams = Datagrams(self._sealer, self._heard)
         self._runner = GossipRunner(self.reach, state, send=self._datagrams.send, changed=self._note_change)

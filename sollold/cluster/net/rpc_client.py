@@ -95,7 +95,9 @@ class Calls:
                 status, body = await self._post(node, method, msgspec.msgpack.encode(request), timeout)
         except TimeoutError:
             raise PeerError(
-                node, f"node {node} did not answer {method} within {timeout:g} s", transport=False
+                node,
+                f"{self._reach.name(node)} did not answer {method} within {timeout:g} s",
+                transport=False,
             ) from None
         try:
             if status != 200:
@@ -103,11 +105,8 @@ class Calls:
                 raise PeerError(node, refusal.message, transport=refusal.transport)
             return msgspec.msgpack.decode(body, type=reply)
         except msgspec.DecodeError as error:
-            raise PeerError(
-                node,
-                f"the answer of {node} to {method} (status {status}) was not understood: {error}",
-                transport=False,
-            ) from error
+            what = f"the answer of {self._reach.name(node)} to {method} (status {status})"
+            raise PeerError(node, f"{what} was not understood: {error}", transport=False) from error
 
     async def _post(self, node: str, method: str, data: bytes, timeout: float) -> tuple[int, bytes]:
         """Status and body of the answer."""
@@ -117,7 +116,7 @@ class Calls:
                 async with self.stream(
                     node, "POST", f"/call/{method}", data=data, idle_timeout=timeout, connect_timeout=connect
                 ) as response:
-                    return response.status, await _read(response, node)
+                    return response.status, await self._read(response, node)
             except _Stale:
                 if attempt == _ATTEMPTS:
                     raise
@@ -203,12 +202,12 @@ class Calls:
             # The race for the quickest address can close its winner: that says nothing of the node.
             lost = isinstance(cause, OSError) and cause.errno == errno.EBADF
             raise (_Stale if lost else PeerError)(
-                node, f"node {node} could not be reached: {in_words(cause)}", transport=True
+                node, f"{self._reach.name(node)} could not be reached: {in_words(cause)}", transport=True
             ) from error
         except aiohttp.ClientError as error:
             what = str(error) or type(error).__name__
             kind = _Stale if use.kept and not begun else PeerError
-            raise kind(node, f"node {node} broke off: {what}", transport=False) from error
+            raise kind(node, f"{self._reach.name(node)} broke off: {what}", transport=False) from error
 
     @asynccontextmanager
     async def _until_dropped(self, node: str) -> AsyncIterator[None]:
@@ -226,7 +225,19 @@ class Calls:
             if not dropped.expired():
                 raise
             # It may be done all the same.
-            raise PeerError(node, f"node {node} is gone", transport=False) from None
+            raise PeerError(node, f"{self._reach.name(node)} is gone", transport=False) from None
+
+    async def _read(self, response: ClientResponse, node: str) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.content.iter_any():
+            size += len(part)
+            if size > LARGEST:
+                _abort(response)
+                why = f"{self._reach.name(node)} answered with more than {LARGEST} bytes"
+                raise PeerError(node, why, transport=False)
+            parts.append(part)
+        return b"".join(parts)
 
     def _socket(self, found: AddrInfoType) -> socket.socket:
         family, kind, protocol = found[:3]
@@ -290,18 +301,6 @@ class _ById(AbstractResolver):
 
     async def close(self) -> None:
         """Nothing is held."""
-
-
-async def _read(response: ClientResponse, node: str) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_any():
-        size += len(part)
-        if size > LARGEST:
-            _abort(response)
-            raise PeerError(node, f"node {node} answered with more than {LARGEST} bytes", transport=False)
-        parts.append(part)
-    return b"".join(parts)
 
 
 def _abort(response: ClientResponse) -> None:

@@ -71,6 +71,8 @@ class Peers:
         self._tasks: set[asyncio.Task[object]] = set()
         self._connections: dict[str, list[asyncio.Transport]] = {}
         self.port = 0
+        self.name: Callable[[str], str] = str
+        """A node's name for people, by its id."""
 
     def method(self, name: str, request: type[T], handler: Callable[[str, T], Awaitable[object]]) -> None:
         """``handler(caller_node_id, request)`` answers ``POST /call/<name>``."""
@@ -179,7 +181,7 @@ class Peers:
         except PeerError:
             raise
         except Exception as error:
-            log.exception("the call %s of node %s failed", name, caller)
+            log.exception("the call %s of %s failed", name, self.name(caller))
             raise PeerError(
                 self._identity.node, f"{name} failed: {error or type(error).__name__}", transport=False
             ) from error

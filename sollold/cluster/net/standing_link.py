@@ -143,6 +143,7 @@ class StandingLinks:
         self.port = 0
         self.boot = 0
         self._reach = reach
+        self.name = reach.name
         self._made = made
         self._lost = lost
         self._measured = measured
@@ -225,7 +226,7 @@ class StandingLinks:
                     node, LINK, lambda: StandingLink(self, node, dialed=True), timeout=3.0
                 )
             except PeerError as error:
-                log.debug("no link with %s: %s", node, error)
+                log.debug("no link with %s: %s", self.name(node), error)
                 await asyncio.sleep(pause * random.uniform(0.75, 1.25))
                 pause = min(_RETRY_SECONDS, pause * 2)
                 continue
@@ -287,7 +288,8 @@ class StandingLink(asyncio.Protocol):
             while (message := self._bytes.take_message()) is not None:
                 self._hear(_decoder.decode(message))
         except (FrameError, msgspec.DecodeError) as error:
-            log.warning("the link with %s carried an invalid message: %s", self.node, error)
+            name = self._links.name(self.node)
+            log.warning("the link with %s carried an invalid message: %s", name, error)
             self.bye()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -158,11 +158,11 @@ class Participants:
                 done = await self._context.calls.call(node, "renew", request, Done, timeout=_RENEW_TIMEOUT)
             except PeerError as error:
                 if committed and time.monotonic() - heard > GRANT_SECONDS:
-                    self._lost(f"node {node} can't be reached: {error}", culprit=node)
+                    self._lost(str(error), culprit=node)
                 continue
             self._work[node] = done.work
             if not done.ok and committed:
-                self._lost(f"node {node} ended its part: {done.reason}", culprit=node)
+                self._lost(f"{self._context.name(node)} ended its part: {done.reason}", culprit=node)
             heard = time.monotonic()
 
     async def release_grants(self, term: Term) -> None:
@@ -191,7 +191,7 @@ class Participants:
         request = Commit(self._deployment, self._context.node, devices, self._build, self._plan.digest)
         done = await self._context.calls.call(node, "commit", request, Done, timeout=COMMIT_SECONDS)
         if not done.ok:
-            raise ParticipantFailed(node, f"node {node} did not commit: {done.reason}")
+            raise ParticipantFailed(node, f"{self._context.name(node)} did not commit: {done.reason}")
         self._committed.add(node)
 
     async def _fill_caches(self, read: Header | None) -> None:
@@ -210,10 +210,10 @@ class Participants:
         try:
             done = await self._context.calls.call(node, "fill", request, Done, timeout=_FILL_TIMEOUT)
         except PeerError as error:
-            log.info("node %s fills no cache: %s", node, error)
+            log.info("%s fills no cache: %s", self._context.name(node), error)
             return
         if not done.ok:
-            log.info("node %s fills no cache: %s", node, done.reason)
+            log.info("%s fills no cache: %s", self._context.name(node), done.reason)
 
     async def _release(self, node: str, term: Term) -> None:
         request = Release(term, self._deployment, self._context.node)
@@ -221,7 +221,8 @@ class Participants:
             await self._context.calls.call(node, "release", request, Done, timeout=_RELEASE_TIMEOUT)
         except PeerError as error:
             # Its time to live ends the worker there.
-            log.info("node %s was not told that %s ended: %s", node, self._deployment, error)
+            name = self._context.name(node)
+            log.info("%s was not told that %s ended: %s", name, self._deployment, error)
 
 
 def _header(model: Model) -> Header | None:

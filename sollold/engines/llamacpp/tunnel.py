@@ -128,6 +128,7 @@ class Tunnel:
         self.traffic = Traffic()
         self.failure = ""
         self._reach = reach
+        self._name = reach.name(node)
         self._delay = delay
         self._on_break = on_break
         self._closed = closed
@@ -163,9 +164,9 @@ class Tunnel:
         """The node is gone: break the connection, so that llama-server notices."""
         self._ahead.drop()
         if self._ends:
-            self.failure = f"node {self.node} left or failed"
+            self.failure = f"{self._name} left or failed"
             log.warning(
-                "tunnel to %s closed: it left or failed", self.node, extra={"deployment": self.deployment}
+                "tunnel to %s closed: it left or failed", self._name, extra={"deployment": self.deployment}
             )
         for end in tuple(self._ends):
             end.abort()
@@ -173,7 +174,7 @@ class Tunnel:
     def broke(self, exc: Exception | None) -> None:
         """The way to the worker ended while llama-server still held its connection."""
         if self._server is not None:
-            self._break(f"the tunnel to node {self.node} broke: {exc or 'it was closed there'}")
+            self._break(f"the tunnel to {self._name} broke: {exc or 'it was closed there'}")
 
     def _break(self, reason: str) -> None:
         self.failure = reason
@@ -229,7 +230,7 @@ class Tunnel:
             self._ahead.begin()
         except PeerError as error:
             end.abort()
-            self._break(f"no tunnel to node {self.node}: {error}")
+            self._break(f"no tunnel to {self._name}: {error}")
         except BaseException:
             end.abort()
             raise
@@ -264,13 +265,13 @@ class Tunnel:
                 opened = await greeter.answer
         except TimeoutError:
             greeter.transport.abort()
-            raise PeerError(self.node, f"node {self.node} did not open the tunnel", transport=True) from None
+            raise PeerError(self.node, "it was not opened there in time", transport=True) from None
         except BaseException:
             greeter.transport.abort()
             raise
         if not opened.ok:
             greeter.transport.abort()
-            raise PeerError(self.node, f"node {self.node} refused: {opened.reason}", transport=True)
+            raise PeerError(self.node, f"it was refused: {opened.reason}", transport=True)
         return greeter
 
     async def _dial(self) -> _Greeter:

@@ -136,8 +136,8 @@ class Downloader:
         self._check = check
         self._partial = partial
         self._sources = list(sources)
-        self._failures = {source.name: 0 for source in sources}
-        self._retry_at: dict[str, float] = {}
+        self._failures = dict.fromkeys(sources, 0)
+        self._retry_at: dict[Source | BlockingSource, float] = {}
         self._pace = pace
         self._connections = connections
         self._on_progress = on_progress
@@ -184,22 +184,22 @@ class Downloader:
                     turn += 1
                     await self._failed(source, error)
                 else:
-                    self._failures[source.name] = 0
+                    self._failures[source] = 0
                     break
 
     async def _failed(self, source: Source | BlockingSource, error: SourceError) -> None:
         """Count it, and wait. All connections to a node break at once: together they count as one failure."""
         self._last = str(error)
         now = time.monotonic()
-        if now >= self._retry_at.get(source.name, 0.0):
+        if now >= self._retry_at.get(source, 0.0):
             log.info("fetching from %s: %s", source.name, error)
-            self._failures[source.name] += 1
-            pause = min(5.0, self._pause * 2 ** (self._failures[source.name] - 1))
-            self._retry_at[source.name] = now + pause
-        if self._failures[source.name] >= _FAILURES and source in self._sources:
+            self._failures[source] += 1
+            pause = min(5.0, self._pause * 2 ** (self._failures[source] - 1))
+            self._retry_at[source] = now + pause
+        if self._failures[source] >= _FAILURES and source in self._sources:
             self._sources.remove(source)
         if self._sources:
-            await asyncio.sleep(max(0.0, self._retry_at[source.name] - now))
+            await asyncio.sleep(max(0.0, self._retry_at[source] - now))
 
     async def _fetch(self, source: Source | BlockingSource, index: int, part: int) -> None:
         try:

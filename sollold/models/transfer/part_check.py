@@ -93,4 +93,4 @@ class PartCheck:
                     await asyncio.sleep(min(5.0, _PAUSE * 2**attempt))
             else:
                 return told.sha256
-        raise CheckLost(f"node {self.node} does not tell what it has: {fault}") from None
+        raise CheckLost(f"what came can't be checked: {fault}") from None

@@ -29,7 +29,7 @@ class DirectSource:
 
     def __init__(self, reach: Dialer, node: str, digest: str, piece: int = PIECE) -> None:
         """``piece``: bytes handed on at a time."""
-        self.name = f"node {node}"
+        self.name = reach.name(node)
         self._node = node
         self._digest = digest
         self._piece = piece
