@@ -192,7 +192,8 @@ def _chat_options(sub: argparse.ArgumentParser) -> None:
 def _cluster_commands(command: Command) -> None:
     status = command("status", "show the cluster: nodes, memory, running models")
     status.add_argument("--watch", action="store_true", help="refresh every second")
-    command("ps", "show running models")
+    ps = command("ps", "show running models")
+    ps.add_argument("-q", "--quiet", action="store_true", help="print names alone")
     drain = command("drain", "stop accepting requests on a node and wait for running ones")
     drain.add_argument("--undo", action="store_true", help="accept requests again")
     drain.add_argument("name", nargs="?", default="", metavar="NODE", help="another node, by name or id")
@@ -248,6 +249,9 @@ def _access_commands(command: Command) -> None:
         default="infer",
         help="what a new key may do: use models, also manage models, or everything (default: infer)",
     )
+    key.add_argument(
+        "-q", "--quiet", action="store_true", help="with list: print the names of keys that are not revoked"
+    )
     key.add_argument("--expires", default="", metavar="TIME", help="end of a new key, such as 12h or 30d")
 
 
@@ -261,6 +265,7 @@ def _upkeep_commands(command: Command) -> None:
 def _watching_commands(command: Command) -> None:
     nodes = command("nodes", "list the nodes with their memory and versions")
     nodes.add_argument("-q", "--quiet", action="store_true", help="print names alone")
+    nodes.add_argument("--offline", action="store_true", help="only those that are offline")
     command("version", "show the versions of all nodes")
     command("top", "show nodes, models and requests as they change")
     events = command("events", "show what happened in the cluster: joins, deaths, loads, resumed streams")

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from sollold import __version__
+from sollold.cli.completed import lister, needed_before
 from sollold.cli.exit import Exit
 from sollold.cli.fish import fish_script
 from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 
-_COMPLETED = {"MODEL": "_sollold_models", "NODE": "_sollold_nodes"}
-"""Functions of the shells that complete what the daemon knows."""
-_NODES = "sollold nodes --quiet"
-_MODELS = "sollold models --quiet"
-_PREAMBLE = {
-    "bash": f"""
-_sollold_models() {{ compgen -W "$({_MODELS} 2>/dev/null)" -- "$1"; }}
-_sollold_nodes() {{ compgen -W "$({_NODES} 2>/dev/null)" -- "$1"; }}
+_FUNCTIONS = {
+    "bash": """
+{name}() {{ {unless}compgen -W "$({words} 2>/dev/null)" -- "$1"; }}
 """,
-    "zsh": f"""
-_sollold_models() {{ compadd -- ${{(f)"$({_MODELS} 2>/dev/null)"}}; }}
-_sollold_nodes() {{ compadd -- ${{(f)"$({_NODES} 2>/dev/null)"}}; }}
+    "zsh": """
+{name}() {{ {unless}compadd -- ${{(f)"$({words} 2>/dev/null)"}}; }}
 """,
+}
+"""A function of the shell that completes what the daemon knows."""
+_UNLESS = {
+    "bash": '[[ " ${{COMP_WORDS[*]}} " == *" {before} "* ]] && ',
+    "zsh": "(( ${{words[(Ie){before}]}} )) && ",
 }
 _WHOLE_NAMES = """
 # bash ends a word at a colon, which names of models have: the words are joined again, and what stands on
@@ -67,15 +68,22 @@ def completion(options: argparse.Namespace) -> int:
         )
         return Exit.FAILED
     top = parser()
-    for words in (top, *subcommands(top).values()):
+    functions = {}
+    for command, words in {"": top, **subcommands(top)}.items():
         for action in words._actions:
-            if action.metavar in _COMPLETED:
-                function = _COMPLETED[str(action.metavar)]
-                action.complete = {"bash": function, "zsh": function}  # type: ignore[attr-defined]
-    print(shtab.complete(top, shell=options.shell, preamble=_PREAMBLE[options.shell]))
+            if known := lister(command, action):
+                name = f"_{re.sub(r'[^a-z]+', '_', known)}"
+                functions[name] = _function(options.shell, name, known, needed_before(command, action))
+                action.complete = {"bash": name, "zsh": name}  # type: ignore[attr-defined]
+    print(shtab.complete(top, shell=options.shell, preamble="".join(functions.values())))
     if options.shell == "bash":
         print(_WHOLE_NAMES, end="")
     return Exit.DONE
+
+
+def _function(shell: str, name: str, words: str, before: str) -> str:
+    unless = _UNLESS[shell].format(before=before) if before else ""
+    return _FUNCTIONS[shell].format(name=name, words=words, unless=unless)
 
 
 def man_page() -> str:

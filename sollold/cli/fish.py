@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from sollold.cli.completed import lister, needed_before
 from sollold.cli.parser import parser, subcommands
-
-_KNOWN = {"MODEL": "(sollold models --quiet 2>/dev/null)", "NODE": "(sollold nodes --quiet 2>/dev/null)"}
-"""What the daemon knows, by the word that stands for it in help."""
 
 
 def fish_script() -> str:
@@ -23,19 +21,22 @@ def fish_script() -> str:
     lines = ["complete -c sollold -f"]
     for action in top._actions:
         if action.option_strings:
-            lines += _of_action(action, "__fish_use_subcommand")
+            lines += _of_action("", action, "__fish_use_subcommand")
     for name, sub in subcommands(top).items():
         about = helps.get(name) or sub.description or ""
         lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")
         for action in sub._actions:
-            lines += _of_action(action, f"__fish_seen_subcommand_from {name}")
+            lines += _of_action(name, action, f"__fish_seen_subcommand_from {name}")
     return "\n".join(lines) + "\n"
 
 
-def _of_action(action: argparse.Action, condition: str) -> Iterator[str]:
+def _of_action(command: str, action: argparse.Action, condition: str) -> Iterator[str]:
     if action.help == argparse.SUPPRESS:
         return
-    words = _KNOWN.get(str(action.metavar), "")
+    known = lister(command, action)
+    words = f"({known} 2>/dev/null)" if known else ""
+    if before := needed_before(command, action):
+        condition += f"; and __fish_seen_subcommand_from {before}"
     if not words and action.choices is not None:
         words = " ".join(str(choice) for choice in action.choices if choice)
     begin = f"complete -c sollold -n {_quoted(condition)}"

@@ -47,6 +47,11 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print_json(found)
         return Exit.DONE
+    if options.quiet:
+        for one in found["keys"]:
+            if not one["revoked"]:
+                print(harmless(one["name"]))
+        return Exit.DONE
     if not found["keys"]:
         print("no keys yet; `sollold key new NAME` creates one")
         return Exit.DONE

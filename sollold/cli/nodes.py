@@ -20,18 +20,20 @@ _SPARE = ("llama.cpp", "release", "devices", "memory", "address")
 def nodes(options: argparse.Namespace) -> int:
     """One row a machine."""
     state = client(options).get("/api/cluster")
+    missing = state.get("offline", [])
+    listed = missing if options.offline else state["nodes"]
     if options.json:
-        print_json(state["nodes"])
+        print_json(listed)
         return Exit.DONE
     if options.quiet:
-        for node in state["nodes"]:
+        for node in listed:
             print(harmless(node["name"]))
         return Exit.DONE
     titles = ("node", "address", "state", "memory", "free", "devices", "release", "llama.cpp")
-    missing = [_missing_row(node) for node in state.get("offline", [])]
+    present = [] if options.offline else state["nodes"]
     print_table(
         titles,
-        [*map(_row, state["nodes"]), *missing],
+        [*map(_row, present), *map(_missing_row, missing)],
         right=("memory", "free"),
         whole=("node", "address"),
         spare=_SPARE,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sollold.cli.asking import client, console, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.following import Follower
+from sollold.cli.streams import harmless
 from sollold.machine.device import PROCESSOR
 from sollold.units import bytes_text, seconds_text
 
@@ -58,6 +59,9 @@ def ps(options: argparse.Namespace) -> int:
     state = daemon.get("/api/cluster")
     if options.json:
         print_json(state["deployments"])
+    elif options.quiet:
+        for model in dict.fromkeys(one["model"] for one in state["deployments"]):
+            print(harmless(model))
     elif state["deployments"]:
         out = console()
         out.print(deployment_table(state))

@@ -21,7 +21,7 @@ from aiohttp import web
 from rich.console import Console
 
 from sollold.cli import answer as cli_answer
-from sollold.cli import chat, doctor
+from sollold.cli import chat, doctor, key
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.logs import added
@@ -468,6 +468,7 @@ async def test_unload_models_and_ps(url: str) -> None:
     assert "2 unloaded" in (await sollold(url, "unload", "big")).stdout
     assert "big:latest" in (await sollold(url, "models")).stdout
     assert "big:latest" in (await sollold(url, "ps")).stdout
+    assert "big:latest" in (await sollold(url, "ps", "--quiet")).stdout.splitlines()
 
 
 async def test_drain_waits_until_the_node_is_empty(url: str) -> None:
@@ -553,6 +554,39 @@ def test_bash_completes_names_with_a_colon(tmp_path: Path, capsys: pytest.Captur
     assert done.stdout.splitlines() == ["3b", "llama3.2:3b", "llama3.2:3b"], done.stderr
 
 
+def test_names_of_keys_alone_are_of_those_that_are_good(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        def get(self, path: str) -> object:
+            return {"keys": [{"name": "laptop", "revoked": ""}, {"name": "old", "revoked": "2026-01-01"}]}
+
+    monkeypatch.setattr(key, "client", lambda options: Client())
+    assert main(["key", "list", "--quiet"]) == Exit.DONE
+    assert capsys.readouterr().out == "laptop\n"
+
+
+def test_bash_completes_what_a_command_can_take(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == Exit.DONE
+    script = tmp_path / "sollold.bash"
+    script.write_text(capsys.readouterr().out)
+    typed = """sollold() { tr " " "-" <<< "$*"; }
+        source "$0"
+        for line in "forget " "drain " "stop " "logs " "key revoke " "key new "; do
+            COMP_WORDS=($line ""); COMP_WORDS=(sollold "${COMP_WORDS[@]}")
+            COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 )); COMPREPLY=(); _sollold; echo "${COMPREPLY[*]}"
+        done """
+    done = subprocess.run(["bash", "-c", typed, script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines() == [
+        "nodes---quiet---offline",
+        "nodes---quiet",
+        "ps---quiet",
+        "ps---quiet",
+        "key-list---quiet",
+        "",
+    ], done.stderr
+
+
 def test_config_gives_programs_values_of_json(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["node.memory_limit=20GiB", "llama.rpc_backends=pc:50052", f"cluster.token={'ab' * 32}"]
     flags = [part for word in words for part in ("--set", word)]
@@ -577,6 +611,13 @@ def test_config_and_completions(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "complete -c sollold -n '__fish_seen_subcommand_from drain' -a '(sollold nodes --quiet" in said
     assert "complete -c sollold -n '__fish_use_subcommand' -l node -x -a '(sollold nodes --quiet" in said
+    for condition, words in (
+        ("'__fish_seen_subcommand_from forget'", "nodes --quiet --offline"),
+        ("'__fish_seen_subcommand_from key; and __fish_seen_subcommand_from revoke'", "key list --quiet"),
+        ("'__fish_seen_subcommand_from stop'", "ps --quiet"),
+        ("'__fish_seen_subcommand_from load'", "models --quiet"),
+    ):
+        assert f"complete -c sollold -n {condition} -a '(sollold {words} 2>/dev/null)'" in said
     assert main(["completion", "man"]) == Exit.DONE
     said = capsys.readouterr().out
     assert ".SH COMMANDS" in said and "new secret; nothing restarts" in said and "SOLLOLD_API_KEY" in said
