@@ -43,6 +43,11 @@ class Sampling(msgspec.Struct, kw_only=True):
     timeout: float | str | None = None
     keep_alive: float | str | None = None
 
+    @property
+    def counted(self) -> bool:
+        """The caller of a stream wants to know the tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
 
 class ChatCompletion(Sampling, kw_only=True):
     """``POST /v1/chat/completions``."""

@@ -46,6 +46,7 @@ from sollold.api.openai.request import (
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
+from sollold.api.openai.summed_usage import summed_usage
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -181,7 +182,8 @@ class OpenAiRoutes:
             ChunkEncoder(
                 chat.model or listed.model.name,
                 prepared.prefix,
-                counted=bool(chat.stream_options and chat.stream_options.include_usage),
+                counted=chat.counted,
+                summed=summed_usage(chat.n, None, counted=chat.counted),
             ),
             stream=bool(chat.stream),
             prefix=prefix,
@@ -199,7 +201,8 @@ class OpenAiRoutes:
         call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
         native = raw_generate(engine, ask)
-        encoder: Encoder = RawCompletionEncoder(ChunkEncoder(name), ask, name)
+        summed = summed_usage(ask.n, ask.prompt, counted=ask.counted)
+        encoder: Encoder = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
         if ask.suffix:
             need(listed.model, "insert", "a suffix")
             encoder = InfillEncoder(ask, name)

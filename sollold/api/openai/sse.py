@@ -9,6 +9,7 @@ import msgspec
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
 from sollold.api.openai.request import both_reasonings
+from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
 
 _MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
@@ -18,11 +19,19 @@ _MODEL = re.compile(rb'("model"\s*:\s*)"((?:[^"\\]|\\.)*)"')
 class ChunkEncoder(SseEncoder):
     """`Encoder` of chat and completions: ``data:`` lines, then ``[DONE]``, or an error event."""
 
-    def __init__(self, model: str = "", prefix: AnswerPrefix = NO_PREFIX, *, counted: bool = True) -> None:
+    def __init__(
+        self,
+        model: str = "",
+        prefix: AnswerPrefix = NO_PREFIX,
+        *,
+        counted: bool = True,
+        summed: SummedUsage | None = None,
+    ) -> None:
         """``model``: as the caller named it, empty: the engine's name for it stays; ``prefix``: the beginning
         of the answer that the caller sent; ``counted``: the caller wants the chunk with the usage, for which
-        an Ollama is always asked.
+        an Ollama is always asked; ``summed``: of an answer of several choices.
         """
+        self._summed = summed
         self._counted = counted
         self._named = b'"model":' + msgspec.json.encode(model) if model else b""
         self._engines_name = b""
@@ -41,14 +50,18 @@ class ChunkEncoder(SseEncoder):
 
     def event(self, raw: bytes) -> bytes:
         """The event, its reasoning under both names."""
+        if self._summed is not None and not (raw := self._summed.event(raw)):
+            return b""
         # llama-server begins the answer to several prompts with a null, which no client takes for a chunk.
         if raw == b"null" or (not self._counted and _is_usage(raw)):
             return b""
         return b"data: " + self._with_model(both_reasonings(raw)) + b"\n\n"
 
     def finish(self, routing: Routing) -> bytes:
-        """``[DONE]``."""
-        return b"data: [DONE]\n\n"
+        """``[DONE]``, after the sum of what several choices took."""
+        summed = self._summed.chunk() if self._summed is not None else b""
+        told = b"data: " + self._with_model(summed) + b"\n\n" if summed else b""
+        return told + b"data: [DONE]\n\n"
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The answer, without the beginning that the caller sent."""
