@@ -275,7 +275,7 @@ class Agent:
     async def _lost(self, caller: str, request: Lost) -> Done:
         one = self.deployments.all.get(request.deployment)
         if one is not None and caller in one.participants:
-            one.end(f"{request.reason} (node {caller})", culprit=caller, crashed=request.crashed)
+            one.end(f"{request.reason} ({self._name(caller)})", culprit=caller, crashed=request.crashed)
         return Done(True)
 
     async def _unload(self, caller: str, request: Unload) -> Done:

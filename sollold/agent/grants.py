@@ -381,7 +381,8 @@ class GrantManager:
         try:
             await self._calls.call(head, "lost", lost, Done, timeout=_TELL_SECONDS)
         except PeerError as error:
-            log.info("could not tell the head %s: %s", head, error, extra={"deployment": lost.deployment})
+            name = self._name(head)
+            log.info("could not tell the head %s: %s", name, error, extra={"deployment": lost.deployment})
 
     def _apply_measurement(self, measured: MeasuredMemory) -> None:
         self._apply(self.ledger.measured(measured))

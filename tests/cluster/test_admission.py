@@ -10,11 +10,14 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
 
 from sollold.cluster.admission import admission, exchange
+from sollold.cluster.admission.calls import AdmissionCalls
 from sollold.cluster.admission.exchange import (
     AdmissionState,
     Greeting,
@@ -311,3 +314,10 @@ async def test_junk_at_the_door_breaks_nothing(lan: Lan, junk: bytes) -> None:
     second = await lan.start(1, 0)
     await until(lan.one)
     assert second.me.admitted_by or member.me.admitted_by
+
+
+async def test_who_does_not_lead_is_told_by_name_who_does() -> None:
+    answers: dict[str, Any] = {}
+    server = Mock(method=lambda name, request, handler: answers.update({name: handler}))
+    AdmissionCalls(Mock(), "a", lambda: "b", lambda node: f"pc-{node}").register(server)
+    assert (await answers["secret"]("c", Mock())).refusal == "pc-b leads here, not pc-c"

@@ -18,9 +18,13 @@ class AdmissionCalls:
     Args:
         node: this node's id.
         leader: the id of the node that leads; empty while none does.
+        name: a node's name for people, by its id.
     """
 
-    def __init__(self, admission: Admission, node: str, leader: Callable[[], str]) -> None:
+    def __init__(
+        self, admission: Admission, node: str, leader: Callable[[], str], name: Callable[[str], str]
+    ) -> None:
+        self._name = name
         self._admission = admission
         self._node = node
         self._leader = leader
@@ -48,5 +52,6 @@ class AdmissionCalls:
     async def _on_secret(self, caller: str, order: SecretOrder) -> SecretAnswer:
         leader = self._leader()
         if caller != leader:
-            return SecretAnswer(f"{leader or 'nobody'} leads here, not {caller}", 0, again=True)
+            leads = self._name(leader) if leader else "nobody"
+            return SecretAnswer(f"{leads} leads here, not {self._name(caller)}", 0, again=True)
         return await self._admission.obey(order)

@@ -133,7 +133,8 @@ class ClusterNode:
             met=self._meet,
             changed=self._tell_admission,
         )
-        AdmissionCalls(admission, identity.node, lambda: self.leader().leader).register(self._peers)
+        calls = AdmissionCalls(admission, identity.node, lambda: self.leader().leader, self.reach.name)
+        calls.register(self._peers)
         return admission
 
     @property
