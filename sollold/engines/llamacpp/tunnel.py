@@ -13,28 +13,21 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
-from typing import cast
-
-import msgspec
+from collections.abc import Callable
 
 from sollold.cluster.net.dialer import Dialer
-from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.rpc import PeerError
-from sollold.cluster.net.rpc_server import TUNNEL
 from sollold.cluster.net.splice import ProxyEnd, Traffic
-from sollold.cluster.net.tunnel_server import GREETING_LIMIT, Open, Opened
+from sollold.cluster.net.tunnel_server import Open
 from sollold.cluster.net.view import View
+from sollold.engines.llamacpp.tunnel_dialer import TunnelDialer
 from sollold.machine.loopback_clients import client_users
 
 log = logging.getLogger("sollold.engines")
 
 _LOOPBACK = "127.0.0.1"
-_OPEN_SECONDS = 8.0
 _TURN_SECONDS = 3.0
 """A second connection waits that long for the first to end."""
-_AHEAD_SECONDS = 3.0
-"""So long the next connection waits to be used, less than the owner waits for its greeting."""
 _LOOKS = 3
 """For the user of a connection: a table that changes while it is read can lack a row."""
 
@@ -122,12 +115,10 @@ class Tunnel:
         closed: Callable[[Tunnel], object],
     ) -> None:
         self.deployment = greeting.deployment
-        self._greeting = greeting
         self.node = node
         self.port = 0
         self.traffic = Traffic()
         self.failure = ""
-        self._reach = reach
         self._name = reach.name(node)
         self._delay = delay
         self._on_break = on_break
@@ -138,21 +129,21 @@ class Tunnel:
         self._turn = asyncio.Event()
         self._turn.set()
         self._looking = asyncio.Lock()
-        self._ahead = _Ahead(self._dial)
+        self._remote = TunnelDialer(reach, node, greeting)
 
     async def listen(self) -> None:
         """Open the loopback port. Called by `Tunnels.open`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _LocalEnd(self, self._delay), _LOOPBACK, 0)
         self.port = int(self._server.sockets[0].getsockname()[1])
-        self._ahead.begin()
+        self._remote.prepare()
 
     async def close(self) -> None:
         """End the tunnel and give the port back."""
         if self._server is not None:
             self._server.close()
             self._server = None
-        self._ahead.drop()
+        self._remote.drop()
         for end in tuple(self._ends):
             end.abort()
         for task in self._tasks:
@@ -162,7 +153,7 @@ class Tunnel:
 
     def cut(self) -> None:
         """The node is gone: break the connection, so that llama-server notices."""
-        self._ahead.drop()
+        self._remote.drop()
         if self._ends:
             self.failure = f"{self._name} left or failed"
             log.warning(
@@ -216,7 +207,7 @@ class Tunnel:
                 return
             self._turn.clear()
             end.has_turn = True
-            greeter = await self._connect()
+            greeter = await self._remote.open()
             remote = _RemoteEnd(self, end, self._delay)
             transport = greeter.transport
             transport.set_protocol(remote)
@@ -227,7 +218,7 @@ class Tunnel:
             transport.resume_reading()
             end.transport.resume_reading()
             self.failure = ""
-            self._ahead.begin()
+            self._remote.prepare()
         except PeerError as error:
             end.abort()
             self._break(f"no tunnel to {self._name}: {error}")
@@ -255,82 +246,6 @@ class Tunnel:
                 extra={"deployment": self.deployment},
             )
         return user == os.geteuid()
-
-    async def _connect(self) -> _Greeter:
-        """A connection to the worker's node that has said yes."""
-        greeter = await self._ahead.take() or await self._dial()
-        try:
-            greeter.transport.write(frame(msgspec.msgpack.encode(self._greeting)))
-            async with asyncio.timeout(_OPEN_SECONDS):
-                opened = await greeter.answer
-        except TimeoutError:
-            greeter.transport.abort()
-            raise PeerError(self.node, "it was not opened there in time", transport=True) from None
-        except BaseException:
-            greeter.transport.abort()
-            raise
-        if not opened.ok:
-            greeter.transport.abort()
-            raise PeerError(self.node, f"it was refused: {opened.reason}", transport=True)
-        return greeter
-
-    async def _dial(self) -> _Greeter:
-        """A connection to the worker's node that has proved to be it."""
-        greeter, _, _ = await self._reach.connect(self.node, TUNNEL, _Greeter, timeout=_OPEN_SECONDS / 2)
-        return greeter
-
-
-class _Ahead:
-    """The next connection of a tunnel, made before it is asked for.
-
-    While it loads, llama-server connects to a worker some five times, each time after it has closed the
-    last connection. A handshake takes 3 to 40 ms while machines copy tensors, and each would have to wait
-    for its own.
-    """
-
-    def __init__(self, dial: Callable[[], Awaitable[_Greeter]]) -> None:
-        self._dial = dial
-        self._task: asyncio.Task[_Greeter] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self) -> None:
-        """Make one, unless there is one."""
-        if self._task is None or _is_lost(self._task):
-            self._task = asyncio.get_running_loop().create_task(self._made())
-            self._task.add_done_callback(_is_lost)
-
-    async def take(self) -> _Greeter | None:
-        """The connection, once it is made; None when there is none or it failed: a new one tells why."""
-        task, self._task = self._task, None
-        if task is None or _is_lost(task):
-            return None
-        try:
-            greeter = await task
-        except PeerError:
-            return None
-        if self._timer is not None:
-            self._timer.cancel()
-        return greeter
-
-    def drop(self) -> None:
-        """End it."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            if not _is_lost(task) and task.done():
-                task.result().transport.abort()
-
-    async def _made(self) -> _Greeter:
-        greeter = await self._dial()
-        self._timer = asyncio.get_running_loop().call_later(_AHEAD_SECONDS, greeter.transport.abort)
-        return greeter
-
-
-def _is_lost(dialled: asyncio.Task[_Greeter]) -> bool:
-    """Whether the connection was not made, or is closed already."""
-    if not dialled.done():
-        return False
-    return dialled.cancelled() or dialled.exception() is not None or dialled.result().answer.done()
 
 
 class _LocalEnd(ProxyEnd):
@@ -367,36 +282,3 @@ class _RemoteEnd(ProxyEnd):
         if not self._local.ended:
             self._tunnel.broke(exc)
         super().connection_lost(exc)
-
-
-class _Greeter(asyncio.Protocol):
-    """The connection to the worker's node until it has answered."""
-
-    def __init__(self) -> None:
-        self.answer: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
-        self._bytes = Unframer(GREETING_LIMIT)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._bytes.feed(data)
-        if self.answer.done():
-            return
-        try:
-            answer = self._bytes.take_message()
-            if answer is not None:
-                self.transport.pause_reading()
-                self.answer.set_result(msgspec.msgpack.decode(answer, type=Opened))
-        except (FrameError, msgspec.DecodeError) as error:
-            self.answer.set_exception(PeerError("", f"invalid answer: {error}", transport=True))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(
-                PeerError("", f"the connection was closed: {exc or 'no reason given'}", transport=True)
-            )
-            self.answer.exception()  # nobody may wait for it yet
-
-    def rest(self) -> bytes:
-        return self._bytes.rest()
