@@ -180,7 +180,8 @@ async def test_a_workers_death_ends_the_deployment_and_frees_every_byte(
         os.kill(cluster.agents["b"].grants.workers.get("d").process.pid, signal.SIGKILL)
         failed = await cluster.until("a", "d", State.FAILED, seconds=2.0)
         assert failed.culprit == "b" and not failed.crashed
-        assert "a worker exited: it was killed (SIGKILL) (pc-b)" in failed.reason
+        assert failed.reason.startswith("a worker exited: it was killed (SIGKILL)")
+        assert failed.reason.endswith("(pc-b)")
         await until(lambda: not any(agent.grants.ledger.grants() for agent in cluster.agents.values()))
         assert children() == []
         with pytest.raises(LookupError):
