@@ -76,6 +76,7 @@ def test_media_in_the_request_pass() -> None:
         ({"stop": ["a"] * 1000}, "stop"),
         ({"samplers": ["top_k"] * 1000}, "samplers"),
         ({"samplers": "k" * 1000}, "samplers"),
+        ({"messages": [0] * 1_000_000}, "messages"),
     ],
 )
 def test_sizes_that_an_engine_does_not_survive(body: dict[str, Any], why: str) -> None:

@@ -59,6 +59,7 @@ _LONGEST = {
     # Tokens that are looked back at, for which memory is taken at once: no context is longer.
     **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), 1 << 22),
 }
+_MOST_MESSAGES = 65_536
 _MOST_LIST = 256
 _MOST_ENTRIES = {"logit_bias": 1024}
 _NESTED = frozenset(
@@ -131,8 +132,11 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
     """Refuse media that an engine would fetch, from a network where the caller may have no way in; and images
     for which it would take all memory.
     """
-    messages = body.get("messages")
-    for holder in (body, *(messages if isinstance(messages, list) else ())):
+    named = body.get("messages")
+    messages = named if isinstance(named, list) else []
+    if len(messages) > _MOST_MESSAGES:  # to look at a million takes a tenth of a second
+        raise _refused(f"there are more than {_MOST_MESSAGES} messages")
+    for holder in (body, *messages):
         if not isinstance(holder, dict):
             continue
         if isinstance(images := holder.get("images"), list):
