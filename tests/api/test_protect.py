@@ -77,6 +77,9 @@ def test_media_in_the_request_pass() -> None:
         ({"samplers": ["top_k"] * 1000}, "samplers"),
         ({"samplers": "k" * 1000}, "samplers"),
         ({"messages": [0] * 1_000_000}, "messages"),
+        ({"messages": [{"content": [0] * 1_000}] * 1_000}, "parts of messages"),
+        ({"images": [0] * 1_000_000}, "images"),
+        ({"messages": [{"images": [0] * 1_000}] * 1_000}, "images"),
     ],
 )
 def test_sizes_that_an_engine_does_not_survive(body: dict[str, Any], why: str) -> None:

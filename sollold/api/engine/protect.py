@@ -59,7 +59,9 @@ _LONGEST = {
     # Tokens that are looked back at, for which memory is taken at once: no context is longer.
     **dict.fromkeys(("repeat_last_n", "dry_penalty_last_n"), 1 << 22),
 }
-_MOST_MESSAGES = 65_536
+_MOST_PARTS = 65_536
+"""Of a conversation: messages and parts of them. To look at a million takes a tenth of a second."""
+_MOST_IMAGES = 4_096
 _MOST_LIST = 256
 _MOST_ENTRIES = {"logit_bias": 1024}
 _NESTED = frozenset(
@@ -134,19 +136,30 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
     """
     named = body.get("messages")
     messages = named if isinstance(named, list) else []
-    if len(messages) > _MOST_MESSAGES:  # to look at a million takes a tenth of a second
-        raise _refused(f"there are more than {_MOST_MESSAGES} messages")
+    parts, images = _few_enough(len(messages), 0)
     for holder in (body, *messages):
         if not isinstance(holder, dict):
             continue
-        if isinstance(images := holder.get("images"), list):
-            for image in images:
+        if isinstance(own := holder.get("images"), list):
+            parts, images = _few_enough(parts, images + len(own))
+            for image in own:
                 _check_image(image, media)
         if holder is not body and isinstance(content := holder.get("content"), list):
-            _check_content(content, media)
+            parts, images = _few_enough(parts + len(content), images)
+            images = _check_content(content, images, media)
 
 
-def _check_content(content: list[Any], media: Media) -> None:
+def _few_enough(parts: int, images: int) -> tuple[int, int]:
+    """Both counts, if a conversation may have as many."""
+    if parts > _MOST_PARTS:
+        raise _refused(f"there are more than {_MOST_PARTS} messages and parts of messages")
+    if images > _MOST_IMAGES:
+        raise _refused(f"there are more than {_MOST_IMAGES} images")
+    return parts, images
+
+
+def _check_content(content: list[Any], images: int, media: Media) -> int:
+    """Check the media in one message's parts; ``images`` came before. Gives how many there are then."""
     for part in content:
         for url in _urls(part):
             if not url[:5].lower() == "data:":
@@ -154,7 +167,9 @@ def _check_content(content: list[Any], media: Media) -> None:
                     "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
                     f"got {url[:80]!r}"
                 )
+            _, images = _few_enough(0, images + 1)
             _check_image(url, media)
+    return images
 
 
 def _check_image(image: object, media: Media) -> None:
