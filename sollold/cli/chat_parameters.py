@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from typing import Any
+
+from sollold.did_you_mean import did_you_mean
 
 WHOLE = ("num_ctx", "num_predict", "num_keep", "seed", "top_k", "repeat_last_n", "mirostat")
 FRACTIONS = (
@@ -34,8 +35,8 @@ def parameter(name: str, text: str) -> Any:
     if name in OURS:
         raise ValueError(f"{name} is not set here: sollold decides how layers are placed")
     if name not in (*WHOLE, *FRACTIONS):
-        near = difflib.get_close_matches(name, (*WHOLE, *FRACTIONS, "stop"), 1)
-        raise ValueError(f"unknown parameter {name}{f'; did you mean {near[0]}?' if near else ''}")
+        near = did_you_mean(name, (*WHOLE, *FRACTIONS, "stop"))
+        raise ValueError(f"unknown parameter {name}{near}")
     try:
         number = float(text)
     except ValueError:

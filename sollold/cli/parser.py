@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from sollold import __version__
 from sollold.cli.commands import JSON, NODE, add_commands, settings_options
+from sollold.did_you_mean import did_you_mean
 
 EXIT_CODES = """exit status:
   0  done
@@ -85,22 +86,15 @@ def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
         place = 0
     if place >= len(words) or words[place] == "--help" or words[place] in known:
         return
-    import difflib  # seldom needed, and a daemon that is idle is to be small
-
-    near = difflib.get_close_matches(words[place].lower(), known, 1, _ALIKE)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = did_you_mean(words[place].lower(), known, _ALIKE)
     top.error(f"unknown command {words[place]!r}{hint} (`sollold help` lists all commands)")
 
 
 def _near_option(sub: argparse.ArgumentParser, words: list[str]) -> str:
     """A hint where one of ``words`` is nearly an option of a command; else nothing."""
-    import difflib  # as above
-
     known = sub._option_string_actions
-    for word in words:
-        if word.startswith("-") and (near := difflib.get_close_matches(word.partition("=")[0], known, 1)):
-            return f"; did you mean {near[0]}?"
-    return ""
+    hints = (did_you_mean(word.partition("=")[0], known) for word in words if word.startswith("-"))
+    return next(filter(None, hints), "")
 
 
 def _check_run(top: argparse.ArgumentParser, options: argparse.Namespace) -> None:

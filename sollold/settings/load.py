@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from sollold.did_you_mean import did_you_mean
 from sollold.facts import dataclass
 from sollold.settings.fault import SettingsError
 from sollold.settings.location import FILE_VARIABLE, candidates
@@ -27,6 +28,7 @@ from sollold.settings.schema import Settings
 from sollold.units import parse_bytes, parse_seconds
 
 _KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
+_nearest = functools.partial(did_you_mean, alike=0.5)
 _TABLE = re.compile(r"\s*\[\s*([A-Za-z0-9_.\"-]+)\s*\]")
 
 
@@ -229,15 +231,8 @@ def _setting(key: str, place: str) -> Setting:
     near = _nearest(name, [item.name for item in known.values() if item.section == section])
     if not near:
         elsewhere = [item.key for item in known.values() if item.name == name]
-        near = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(key, list(known))
+        near = f"; did you mean {elsewhere[0]}?" if elsewhere else _nearest(key, known)
     raise SettingsError(f"{place}: unknown setting {key}{near}")
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    import difflib  # seldom needed, and a daemon that is idle is to be small
-
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _from_text(setting: Setting, text: str, place: str) -> object:
@@ -306,7 +301,7 @@ def _entry(kind: type, name: str, value: object) -> dict[str, object]:
         raise ValueError(f"{name!r} is a table with the keys {', '.join(kinds)}; write it in the file")
     for key in value:
         if key not in kinds:
-            raise ValueError(f"{name!r} has no key {key}{_nearest(key, list(kinds))}")
+            raise ValueError(f"{name!r} has no key {key}{_nearest(key, kinds)}")
     return {key: _measured(kinds[key], part) for key, part in value.items()}
 
 

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from sollold.did_you_mean import did_you_mean
+
 _AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
 _OUT_OF_RANGE = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
@@ -24,11 +26,8 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
         choices = ", ".join(_choices(get_type_hints(type_).get(field)))
         what = f"{wrong[1]} is not one of {choices}" if choices else f"{wrong[1]} is not a value of it"
     elif unknown := _UNKNOWN.fullmatch(what):
-        import difflib  # seldom needed, and a daemon that is idle is to be small
-
         names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
-        near = difflib.get_close_matches(unknown[1], names, 1)
-        what = f"unknown field {unknown[1]}{f'; did you mean {near[0]}?' if near else ''}"
+        what = f"unknown field {unknown[1]}{did_you_mean(unknown[1], names)}"
     elif beyond := _OUT_OF_RANGE.fullmatch(what):
         what = f"must be {_RANGES[beyond[1]]} {beyond[2]}"
     else:
