@@ -354,13 +354,18 @@ async def test_the_chat_from_question_to_regenerated_answer(page: Page, show: Sh
     assert await page.run("JSON.parse(localStorage.getItem('sollold.chats')).length") == 0
 
 
+async def open_and_ask(page: Page, url: str, text: str) -> None:
+    """Ask the model that the page chooses, in the conversation that was last."""
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
+    await page.write("#message", text)
+    await page.press("Enter")
+
+
 async def test_stop_keeps_what_was_said_and_the_conversation_goes_on(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
-    await page.open(f"{url}/#/chat")
-    await page.until("document.querySelector('#chat-model').value")
-    await page.write("#message", "wait for ever")
-    await page.press("Enter")
+    await open_and_ask(page, url, "wait for ever")
     await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
     await page.run(
         "[...document.querySelectorAll('.composer button')].find((b) => b.textContent === 'Stop').click()"
@@ -380,10 +385,7 @@ async def test_stop_keeps_what_was_said_and_the_conversation_goes_on(page: Page,
 
 async def test_a_refusal_in_the_chat_is_shown(page: Page, show: Show) -> None:
     _, url = await show()
-    await page.open(f"{url}/#/chat")
-    await page.until("document.querySelector('#chat-model').value")
-    await page.write("#message", "refuse this")
-    await page.press("Enter")
+    await open_and_ask(page, url, "refuse this")
     await page.until("document.querySelector('.talk').innerText.includes('3 GiB are missing')")
 
 
@@ -403,10 +405,7 @@ async def test_a_chat_with_a_model_that_is_gone_says_so(page: Page, show: Show) 
 async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
-    await page.open(f"{url}/#/chat")
-    await page.until("document.querySelector('#chat-model').value")
-    await page.write("#message", "refuse this")
-    await page.press("Enter")
+    await open_and_ask(page, url, "refuse this")
     await page.click("button.again")
     await until(lambda: len(service.asks) == 2)
     await page.until("document.querySelector('button.again')")
@@ -421,10 +420,7 @@ async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: S
 async def test_what_was_answered_is_there_after_a_reload_in_the_middle(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)
-    await page.open(f"{url}/#/chat")
-    await page.until("document.querySelector('#chat-model').value")
-    await page.write("#message", "wait for ever")
-    await page.press("Enter")
+    await open_and_ask(page, url, "wait for ever")
     await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
     await page.call("Page.reload")
     await page.until(
