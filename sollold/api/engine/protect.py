@@ -136,30 +136,41 @@ def _check_media(body: dict[str, Any], media: Media) -> None:
     """
     named = body.get("messages")
     messages = named if isinstance(named, list) else []
-    parts, images = _few_enough(len(messages), 0)
+    count = _MediaCount()
+    count.add_parts(len(messages))
     for holder in (body, *messages):
         if not isinstance(holder, dict):
             continue
         if isinstance(own := holder.get("images"), list):
-            parts, images = _few_enough(parts, images + len(own))
+            count.add_images(len(own))
             for image in own:
                 _check_image(image, media)
         if holder is not body and isinstance(content := holder.get("content"), list):
-            parts, images = _few_enough(parts + len(content), images)
-            images = _check_content(content, images, media)
+            count.add_parts(len(content))
+            _check_content(content, count, media)
 
 
-def _few_enough(parts: int, images: int) -> tuple[int, int]:
-    """Both counts, if a conversation may have as many."""
-    if parts > _MOST_PARTS:
-        raise _refused(f"there are more than {_MOST_PARTS} messages and parts of messages")
-    if images > _MOST_IMAGES:
-        raise _refused(f"there are more than {_MOST_IMAGES} images")
-    return parts, images
+class _MediaCount:
+    """What a conversation has of which each is looked at, counted before it is."""
+
+    def __init__(self) -> None:
+        self._parts = self._images = 0
+
+    def add_parts(self, count: int) -> None:
+        """Messages, or parts of one. Raises `Refusal` when they are too many."""
+        self._parts += count
+        if self._parts > _MOST_PARTS:
+            raise _refused(f"there are more than {_MOST_PARTS} messages and parts of messages")
+
+    def add_images(self, count: int) -> None:
+        """Images. Raises `Refusal` when they are too many."""
+        self._images += count
+        if self._images > _MOST_IMAGES:
+            raise _refused(f"there are more than {_MOST_IMAGES} images")
 
 
-def _check_content(content: list[Any], images: int, media: Media) -> int:
-    """Check the media in one message's parts; ``images`` came before. Gives how many there are then."""
+def _check_content(content: list[Any], count: _MediaCount, media: Media) -> None:
+    """Check the media in one message's parts."""
     for part in content:
         for url in _urls(part):
             if not url[:5].lower() == "data:":
@@ -167,9 +178,8 @@ def _check_content(content: list[Any], images: int, media: Media) -> int:
                     "media must be sent in the request (data:…;base64,…): URLs are not fetched, "
                     f"got {url[:80]!r}"
                 )
-            _, images = _few_enough(0, images + 1)
+            count.add_images(1)
             _check_image(url, media)
-    return images
 
 
 def _check_image(image: object, media: Media) -> None:
