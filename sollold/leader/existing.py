@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -71,7 +72,7 @@ class ReloadWhenIdle:
     located: Located | None = None
 
 
-def unmet(ask: Ensure, asked: Asked, slots: int = 0) -> str:
+def unmet(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot, slots: int = 0) -> str:
     """What the caller named that a deployment was not asked for, in a few words; empty: nothing.
 
     ``slots``: requests at a time that it has, where that is known.
@@ -81,23 +82,32 @@ def unmet(ask: Ensure, asked: Asked, slots: int = 0) -> str:
         named.append(f"{ask.slots} request{'s' if ask.slots != 1 else ''} at a time")
     if (ask.type_k and ask.type_k != asked.type_k) or (ask.type_v and ask.type_v != asked.type_v):
         named.append(f"keys and values in {' and '.join(dict.fromkeys((ask.type_k, ask.type_v)))}")
-    fixed = tuple(pair for pair in ask.fixed if pair[1])
-    if fixed and fixed != asked.fixed:
+    fixed = _with_names(ask.fixed, snapshot)
+    if fixed and fixed != _with_names(asked.fixed, snapshot):
         named.append(f"the layers {', '.join(f'{node} {count}' for node, count in fixed)}")
     return ", ".join(named)
+
+
+def _with_names(fixed: Sequence[tuple[str, int]], snapshot: ClusterSnapshot) -> tuple[tuple[str, int], ...]:
+    """Counts of layers with the nodes' names, where a caller may give ids; without those that get none."""
+    names = {record.node: record.name for record in (*snapshot.records, *snapshot.expected)}
+    return tuple((names.get(node, node), count) for node, count in fixed if count)
 
 
 def lacking(ask: Ensure, endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
     """What the caller named that a deployment does not have, besides its context; empty: nothing."""
     sharded = must_shard(_placement_settings(ask, snapshot), snapshot.holders[0][1].parameters)
-    lacks = [unmet(ask, endpoint.asked, endpoint.slots), ask.placement.unmet_by(endpoint, sharded=sharded)]
+    lacks = [
+        unmet(ask, endpoint.asked, snapshot, endpoint.slots),
+        ask.placement.unmet_by(endpoint, sharded=sharded),
+    ]
     return ", ".join(one for one in lacks if one)
 
 
-def _lacking_of_ordered(ask: Ensure, asked: Asked) -> str:
+def _lacking_of_ordered(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) -> str:
     """The same of what was ordered and does not show yet: then only how it was asked for is known."""
     policy, workers = ask.placement.policy, ask.placement.workers
-    lacks = [unmet(ask, asked)]
+    lacks = [unmet(ask, asked, snapshot)]
     if policy and policy != asked.policy:
         lacks.append(f"the policy {policy}")
     if ask.placement.speculation and ask.placement.speculation != asked.speculation:
@@ -198,7 +208,7 @@ def what_is_there(
         message = f"{model.name} is in use with a context of {endpoint.context} tokens"
         return ReloadWhenIdle(endpoint.id, record.node, message, (record, endpoint))
     drafts = ask.placement.speculation not in ("", OFF)
-    named = unmet(ask, Asked()) or ask.placement.policy == Policy.SPREAD or drafts
+    named = unmet(ask, Asked(), snapshot) or ask.placement.policy == Policy.SPREAD or drafts
     if ask.ollama and not (named and runs_on_llama(model)):
         return in_ollama(ask, snapshot)
     return None
@@ -222,7 +232,7 @@ def _what_loads(
     ]
     loading += [
         (
-            _lacking_of_ordered(ask, one.plan.asked),
+            _lacking_of_ordered(ask, one.plan.asked, snapshot),
             _lacks_context(ask, needed, one.plan.run.request_context, one.plan.asked),
             one.plan.run.request_context,
             one.plan.head,

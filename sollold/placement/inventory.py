@@ -125,8 +125,8 @@ class Fleet:
 
     def name(self, node: str) -> str:
         """The host name of a node, for people."""
-        machine = self.machine(node)
-        return machine.name if machine is not None else node
+        known: tuple[Machine | LeftOut, ...] = (*self.machines, *self.left_out)
+        return next((one.name for one in known if one.node == node), node)
 
 
 def links_between(machines: Iterable[Machine], head: Machine) -> dict[str, Link]:

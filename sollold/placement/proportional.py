@@ -142,7 +142,9 @@ def _fixed_on(search: SearchContext, head: Machine, counts: list[tuple[str, int]
         gpus = [capacity for capacity in capacities if capacity.kind is Kind.GPU]
         capacities = tuple(gpus) or tuple(capacity for capacity in capacities if capacity.kind is Kind.CPU)
         if not capacities:
-            search.lost.append(Alternative("the fixed counts", 0.0, f"{node} is not available"))
+            search.lost.append(
+                Alternative("the fixed counts", 0.0, f"{search.fleet.name(node)} is not available")
+            )
             return None
         if machine is head and not gpus and at == 0:
             on_host = at = count

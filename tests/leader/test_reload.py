@@ -105,6 +105,14 @@ async def test_what_is_named_otherwise_is_loaded_anew_when_idle(cluster: Cluster
         assert (again.verdict, again.deployment) == (Verdict.USE, answer.deployment)
 
 
+async def test_layers_fixed_by_a_nodes_id_are_those_fixed_by_its_name(cluster: Cluster) -> None:
+    first = await placed(cluster, replace(ASK, fixed=(("host-a", 5), ("host-b", 6), ("host-c", 6))), active=1)
+    same = await cluster.planner.ensure(replace(ASK, fixed=(("a", 5), ("b", 6), ("c", 6))))
+    assert (same.verdict, same.deployment) == (Verdict.USE, first)
+    other = await cluster.planner.ensure(replace(ASK, fixed=(("a", 6), ("b", 5), ("c", 6))))
+    assert "without the layers host-a 6, host-b 5, host-c 6 and is in use" in other.message
+
+
 async def test_fewer_slots_than_named_are_no_reason_to_load_it_again_and_again(cluster: Cluster) -> None:
     many = replace(ASK, slots=64)
     answer = await cluster.planner.ensure(many)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sollold.cluster.gossip.record import Record
 from sollold.machine.device import Device, Kind
 from sollold.placement import context
-from sollold.placement.inventory import DeviceCapacity, Fleet, Link, Machine, machine_of
+from sollold.placement.inventory import DeviceCapacity, Fleet, LeftOut, Link, Machine, machine_of
 from sollold.placement.plan import Plan
 from sollold.placement.planner import PlacementChoice, choose
 from sollold.placement.request import PlacementRequest, Policy
@@ -220,6 +220,14 @@ def test_fixed_counts_are_kept() -> None:
     wrong = choose(replace(WISH, fixed=(("a", 6), ("b", 3))), on, footprint_with(SMALL))
     assert wrong.candidate is None
     assert "sum to 9" in wrong.alternatives[0].reason
+
+
+def test_a_node_that_can_not_take_its_fixed_layers_is_told_by_its_name() -> None:
+    on = replace(
+        fleet(machine(cpu("a", 2 * GIB), holds=True)), left_out=(LeftOut("b", "host-b", "it drains"),)
+    )
+    wrong = choose(replace(WISH, fixed=(("a", 6), ("b", 11))), on, footprint_with(SMALL))
+    assert wrong.alternatives[0].reason == "host-b is not available"
 
 
 @pytest.mark.parametrize("policy", [Policy.EVEN, Policy.MEMORY_AWARE, Policy.SPREAD])
