@@ -45,7 +45,7 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        id: rises by one with every event of this node's log; starts again with the daemon.
+        id: rises by one with every event of this node's log; higher after each start of the daemon.
         time: seconds since the epoch, by this node's clock.
         message: a sentence for people.
         node: id of the node it happened to; ``name`` its name. Empty where it is about no node.
@@ -92,11 +92,12 @@ class OfflineNode:
 
 
 class EventLog:
-    """The last `MOST_EVENTS` events, and who wants to know of the next."""
+    """The last `MOST_EVENTS` events."""
 
-    def __init__(self, most: int = MOST_EVENTS) -> None:
+    def __init__(self, most: int = MOST_EVENTS, *, start: int = 0) -> None:
+        """``start``: what all ids are above, and those of an earlier log below."""
         self._events: deque[Event] = deque(maxlen=most)
-        self._next = 1
+        self._next = start + 1
         self.counts: dict[EventKind, int] = {}
         """How many of each kind there have been since the start."""
 
@@ -120,7 +121,7 @@ class EventLog:
 
     @property
     def newest(self) -> int:
-        """Id of the newest event; 0 before the first."""
+        """Id of the newest event; ``start`` before the first."""
         return self._next - 1
 
     def after(self, seen: int, limit: int = MOST_EVENTS) -> list[Event]:

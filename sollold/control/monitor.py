@@ -73,7 +73,9 @@ class Monitor:
         self._calls = calls
         self.activity = activity
         self._gpus = gpus
-        self.events = EventLog()
+        # A follower that comes back after a restart tells the last id that it has seen: by the time of the
+        # start no other log has that one. JavaScript's numbers hold microseconds for two centuries more.
+        self.events = EventLog(start=time.time_ns() // 1000)
         self.history = History()
         self.loads: dict[str, LoadStats] = {}
         self.gpu_loads: list[GpuLoad] = []

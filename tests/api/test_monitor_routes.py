@@ -77,18 +77,45 @@ async def test_a_follower_hears_of_a_death_at_once(serve: Serve, http: ClientSes
         assert b"event: node.lost" in told and b"beta stopped responding" in told
         cluster.change(record(), BETA)
         assert b"node.returned" in await asyncio.wait_for(answer.content.readuntil(b"\n\n"), 5)
-    assert [one["kind"] for one in await events(http, f"{url}/api/cluster/events")] == [
-        "node.lost",
-        "node.returned",
-    ]
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?last=1")] == [2]
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after=1")] == [2]
-    async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": "2"}) as answer:
+    told = await events(http, f"{url}/api/cluster/events")
+    assert [one["kind"] for one in told] == ["node.lost", "node.returned"]
+    first, second = (one["id"] for one in told)
+    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?last=1")] == [second]
+    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after={first}")] == [second]
+    async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": str(second)}) as answer:
         assert "data:" not in await answer.text()
-    # The ids of a daemon that was started again begin anew: what it knows is not yet known there.
-    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after=57")] == [1, 2]
-    async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": "57"}) as answer:
+    # Of before the node's clock was set back: what is known with that id is not known here.
+    later = second + 10**9
+    assert [one["id"] for one in await events(http, f"{url}/api/cluster/events?after={later}")] == [
+        first,
+        second,
+    ]
+    async with http.get(f"{url}/api/cluster/events", headers={"Last-Event-ID": str(later)}) as answer:
         assert "node.lost" in await answer.text()
+
+
+async def test_a_follower_goes_on_after_a_restart_without_loss_or_repetition(
+    serve: Serve, http: ClientSession
+) -> None:
+    cluster = PlainCluster(record(), BETA)
+    seen = 0
+    for kinds in (["node.lost"], ["node.joined", "node.lost"], ["node.joined"]):
+        # Each time as many as before, and more: their places in the log tell nothing.
+        monitor = monitor_of(cluster)
+        url = f"{await serve(parts(cluster=cluster, monitor=monitor))}/api/cluster/events"
+        async with watching(monitor):
+            for kind in kinds:
+                cluster.change(*((record(),) if kind == "node.lost" else (record(), BETA)))
+                newest = monitor.events.newest
+                await until(lambda newest=newest, monitor=monitor: monitor.events.newest > newest)
+            async with http.get(url, headers={"Last-Event-ID": str(seen)}) as answer:
+                text = await answer.text()
+            told = await events(http, f"{url}?after={seen}")
+        ids = [one["id"] for one in told]
+        assert [one["kind"] for one in told] == kinds
+        assert [f"id: {id_}" for id_ in ids] == [line for line in text.splitlines() if line.startswith("id:")]
+        assert ids == sorted(ids) and ids[0] > seen and ids[-1] < 2**53
+        seen = ids[-1]
 
 
 async def test_one_caller_leaves_places_for_others_who_follow(serve: Serve, http: ClientSession) -> None:

@@ -27,6 +27,8 @@ _FOLLOWERS = 64
 _FOLLOWERS_EACH = 16
 """Of one caller: the others are to have places, too."""
 _DIGITS = 4
+_LONGEST_ID = 16
+"""Digits of an event's id, microseconds since the epoch."""
 
 
 class ForgetBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -55,7 +57,10 @@ class MonitorRoutes:
                 produces=("text/event-stream",),
                 query=(
                     ("last", f"How many events of the past to begin with; {_REPLAYED} when left out"),
-                    ("after", "Only events with a higher id; goes before `last`"),
+                    (
+                        "after",
+                        "Only events with a higher id, which rise over restarts, too; goes before `last`",
+                    ),
                     (
                         "follow",
                         "1, or without a value: stay and send what happens; left out: end after the past",
@@ -107,12 +112,12 @@ class MonitorRoutes:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """``GET /api/cluster/events``: the past, then what happens."""
         log = self._services.monitor.events
-        after, last = _number(request, "after", -1), _number(request, "last", _REPLAYED)
+        after, last = _number(request, "after", -1, _LONGEST_ID), _number(request, "last", _REPLAYED)
         follow = request.query.get("follow") == "" or bool(_number(request, "follow", 0))
         if "after" not in request.query:
             after = _last_event_id(request)
         if after > log.newest:
-            after = -1  # an id of before this node's last start
+            after = -1  # an id of before this node's clock was set back
         past = log.after(after) if after >= 0 else log.after(0, last)
         client = client_of(request).identity
         if follow:
@@ -222,11 +227,11 @@ def _sse(event: Event) -> bytes:
 def _last_event_id(request: web.Request) -> int:
     """What an EventSource that connects again has seen; -1: nothing."""
     text = request.headers.get("Last-Event-ID", "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else -1
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _LONGEST_ID else -1
 
 
-def _number(request: web.Request, name: str, default: int) -> int:
-    """A number of the query.
+def _number(request: web.Request, name: str, default: int, digits: int = 9) -> int:
+    """A number of the query, of at most so many digits.
 
     Raises:
         Refusal: BAD_REQUEST.
@@ -234,8 +239,8 @@ def _number(request: web.Request, name: str, default: int) -> int:
     text = request.query.get(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a whole number of at most nine digits")
+    if not (text.isascii() and text.isdigit() and len(text) <= digits):
+        raise Refusal(Fault.BAD_REQUEST, f"{name} must be a whole number of at most {digits} digits")
     return int(text)
 
 

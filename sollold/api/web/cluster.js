@@ -49,7 +49,7 @@ export function clusterView(place) {
     setText(none.firstChild, state.models.length ? "No model is loaded. The first request for one loads it; or load one under"
       : "No model is here yet. Pull one, or see how far a pull is, under");
     alone.hidden = everybody.length > 1;
-    keyed(events, state.events.slice(-12).reverse(), (one) => `${one.id}/${one.time}`, makeEvent);
+    keyed(events, state.events.slice(-12).reverse(), (one) => one.id, makeEvent);
     quiet.hidden = state.events.length > 0;
     drawLinks(links, machines, cluster);
   };

@@ -22,7 +22,7 @@ export function doctorView(place) {
     keyed(list, state.findings, (one) => `${one.grade}${one.what}`, makeFinding);
     well.hidden = state.findings.length > 0;
     showWaiting(waiting);
-    keyed(events, [...state.events].reverse(), (one) => `${one.id}/${one.time}`,
+    keyed(events, [...state.events].reverse(), (one) => one.id,
       (one) => el("li", {}, el("time", { class: "dim", text: clock(one.time) }), " ", one.message));
   };
   const end = onState(draw);

@@ -58,7 +58,6 @@ export async function refreshModels() {
 /** Follow the events for as long as the page is open. */
 export async function followEvents() {
   let seen = -1;
-  let anew = false;
   let control = new AbortController();
   // A page that is kept for the way back would keep its connection, of which there are but six.
   addEventListener("pagehide", () => control.abort());
@@ -69,9 +68,8 @@ export async function followEvents() {
       const began = performance.now();
       for await (const event of serverEvents(await request(`/api/cluster/events?follow=1&${query}`, { signal: control.signal }))) {
         if (!event) continue;
-        // A daemon that was started again counts from one.
-        if (anew || event.id <= seen) state.events = [];
-        anew = false;
+        // Ids rise over restarts, too, unless the node's clock was set back.
+        if (event.id <= seen) state.events = [];
         seen = event.id;
         state.events = [...state.events, event].slice(-KEPT);
         if (performance.now() - began > 1000) {
@@ -81,9 +79,7 @@ export async function followEvents() {
       }
     } catch (error) {
       if (error.status === 404) return;
-      // What is known stays to be read until the node answers again.
-      seen = -1;
-      anew = true;
+      // What is known stays to be read, and is gone on from when the node answers again.
     }
     await new Promise((done) => setTimeout(done, 2000));
   }
