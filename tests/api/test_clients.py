@@ -331,6 +331,17 @@ async def test_anthropic_thinking(url: str) -> None:
         ) as stream:
             final = await stream.get_final_message()
         assert [block.type for block in final.content] == ["thinking", "text"]
+        assert final.content[0].type == "thinking" and final.content[0].thinking.strip() == THOUGHT
+        unseen: Any = {**wish, "display": "omitted"}
+        whole = await client.messages.create(model="think", max_tokens=2000, messages=ASK, thinking=unseen)
+        async with client.messages.stream(
+            model="think", max_tokens=2000, messages=ASK, thinking=unseen
+        ) as stream:
+            final = await stream.get_final_message()
+        for one in (whole, final):
+            assert [block.type for block in one.content] == ["thinking", "text"]
+            assert one.content[0].type == "thinking"
+            assert not one.content[0].thinking and one.content[0].signature
         # Claude Code asks every model for it.
         plain = await client.messages.create(model="demo", max_tokens=200, messages=ASK, thinking=wish)
         assert [block.type for block in plain.content] == ["text"]

@@ -495,6 +495,27 @@ def test_anthropic_events_in_their_order() -> None:
     assert events.result()["content"][2]["input"] == {}
 
 
+def test_thinking_that_anthropics_callers_omit_comes_back_in_its_signature() -> None:
+    events = MessageEvents("demo", omit_thinking=True)
+    given_ = [chunk(reasoning_content="h"), chunk(reasoning_content="m"), chunk("Hi"), chunk(finish="stop")]
+    out = [event for one in given_ for event in events.feed(msgspec.json.encode(one))] + events.last_events()
+    start, signed, stop = (event for event in out if event.get("index") == 0)
+    block = events.result()["content"][0]
+    assert start["content_block"] == {"type": "thinking", "thinking": "", "signature": ""}
+    assert signed["delta"] == {"type": "signature_delta", "signature": block["signature"]}
+    assert stop["type"] == "content_block_stop" and block["thinking"] == "" and block["signature"]
+    said = {"role": "assistant", "content": events.result()["content"]}
+    asked: dict[str, Any] = {"model": "demo", "max_tokens": 9, "messages": [said]}
+    body = messages_body(msgspec.convert(asked, Messages), ABLE)
+    assert body["messages"] == [{"role": "assistant", "content": "Hi", "reasoning_content": "hm"}]
+    # Another's signature says nothing here.
+    said["content"][0]["signature"] = "EqQB"
+    body = messages_body(msgspec.convert(asked, Messages), ABLE)
+    assert body["messages"] == [{"role": "assistant", "content": "Hi"}]
+    wrong = {**asked, "thinking": {"type": "adaptive", "display": "loud"}}
+    assert "display" in refused(lambda: messages_body(msgspec.convert(wrong, Messages), ABLE))
+
+
 def test_the_first_anthropic_event_tells_the_length_of_the_prompt() -> None:
     events = MessageEvents("demo")
     # As llama-server sends them: the role has a chunk of its own, without counts.

@@ -10,6 +10,7 @@ import msgspec
 
 from sollold.api.engine.chunks import ToolPiece
 from sollold.api.engine.encoders import Event, EventTranslator
+from sollold.api.engine.sealed_thought import sealed
 from sollold.api.engine.stop_sequences import StopSequences
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.errors import Refusal
@@ -19,8 +20,11 @@ from sollold.serving.request import Routing
 class MessageEvents(EventTranslator):
     """The events of one message, from ``message_start`` to ``message_stop``."""
 
-    def __init__(self, model: str, stop_sequences: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: str, stop_sequences: Sequence[str] = (), *, omit_thinking: bool = False
+    ) -> None:
         super().__init__()
+        self._omits = omit_thinking
         self._id = "msg_" + secrets.token_hex(12)
         self._model = model
         self._stops = StopSequences(stop_sequences)
@@ -80,6 +84,8 @@ class MessageEvents(EventTranslator):
             events += self._open(first)
             self._call = -1
         self._parts.append(text)
+        if kind == "thinking" and self._omits:
+            return events
         delta = {"type": f"{kind}_delta", kind: text}
         events.append({"type": "content_block_delta", "index": len(self._blocks) - 1, "delta": delta})
         return events
@@ -117,12 +123,14 @@ class MessageEvents(EventTranslator):
             except msgspec.DecodeError:
                 # Cut off by max_tokens: the streamed pieces show it as it is, a whole message can't.
                 block["input"] = {}
+        elif block["type"] == "thinking" and self._omits:
+            block["signature"] = sealed(text)
         else:
             block[block["type"]] = text
         index = len(self._blocks) - 1
         events: list[Event] = []
         if block["type"] == "thinking":
-            delta = {"type": "signature_delta", "signature": ""}
+            delta = {"type": "signature_delta", "signature": block["signature"]}
             events.append({"type": "content_block_delta", "index": index, "delta": delta})
         return [*events, {"type": "content_block_stop", "index": index}]
 

@@ -12,6 +12,12 @@ class Thinking(msgspec.Struct):
 
     type: str = "disabled"
     budget_tokens: int | None = None
+    display: str | None = None
+
+    @property
+    def omitted(self) -> bool:
+        """The caller does not want to see what the model thinks, and sends it back as its signature."""
+        return self.display == "omitted"
 
 
 class ToolChoice(msgspec.Struct):

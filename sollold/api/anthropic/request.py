@@ -15,6 +15,7 @@ from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_part, image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
+from sollold.api.engine.sealed_thought import unsealed
 from sollold.api.engine.tools import arguments_text
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
@@ -109,7 +110,8 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
         elif kind == "tool_result" and turn.role == "user":
             out.append(_result(block, model))
         elif kind == "thinking" and isinstance(block.get("thinking"), str):
-            thoughts.append(block["thinking"])
+            # What was omitted comes back in the signature.
+            thoughts.append(block["thinking"] or unsealed(block.get("signature")))
         elif kind == "search_result":
             parts.append({"type": "text", "text": _search_result(block)})
         elif kind in _ELSEWHERE or (isinstance(kind, str) and kind.endswith("_tool_result")):
@@ -120,8 +122,8 @@ def _turn(turn: Turn, model: Model) -> list[dict[str, Any]]:
         message: dict[str, Any] = {"role": turn.role, "content": _plain(parts)}
         if calls:
             message["tool_calls"] = calls
-        if thoughts:
-            message["reasoning_content"] = "".join(thoughts)
+        if thought := "".join(thoughts):
+            message["reasoning_content"] = thought
         out.append(message)
     return out
 
@@ -224,6 +226,8 @@ def _thinking(body: dict[str, Any], thinking: Thinking | None, model: Model) -> 
     kind = thinking.type if thinking is not None else "disabled"
     if kind not in ("enabled", "adaptive", "disabled"):
         raise Refusal(Fault.BAD_REQUEST, "thinking.type is enabled, adaptive or disabled")
+    if thinking is not None and thinking.display not in (None, "summarized", "omitted"):
+        raise Refusal(Fault.BAD_REQUEST, "thinking.display is summarized or omitted")
     if kind == "disabled":
         if "thinking" in model.capabilities:
             body["reasoning_effort"] = "none"

@@ -74,7 +74,8 @@ class AnthropicRoutes:
         )
 
         def encoder() -> EventEncoder:
-            events = MessageEvents(asked.model, asked.stop_sequences or ())
+            omits = asked.thinking is not None and asked.thinking.omitted
+            events = MessageEvents(asked.model, asked.stop_sequences or (), omit_thinking=omits)
             return EventEncoder(events, Dialect.ANTHROPIC)
 
         gather = None if asked.stream else encoder

@@ -11,9 +11,9 @@ import msgspec
 
 from sollold.api.engine.chunks import ToolPiece, logprob_objects
 from sollold.api.engine.encoders import Event, EventTranslator
+from sollold.api.engine.sealed_thought import sealed
 from sollold.api.http.errors import Dialect, refusal_object
 from sollold.api.openai.responses_ask import ResponseAsk
-from sollold.api.openai.responses_request import sealed
 from sollold.api.openai.responses_tools import SEARCH, OwnTool
 from sollold.errors import Refusal
 from sollold.serving.request import Routing

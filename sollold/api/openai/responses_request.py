@@ -5,7 +5,6 @@ It too goes through ``/v1/chat/completions``, the form in which an answer can be
 
 from __future__ import annotations
 
-import base64
 import re
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from sollold.api.engine.fields import need
 from sollold.api.engine.messages import image_url_part, seen_in_result
 from sollold.api.engine.modelfile import add_parameters, own_messages
 from sollold.api.engine.prepare import normalize_chat
+from sollold.api.engine.sealed_thought import unsealed
 from sollold.api.engine.tools import arguments_text
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_tools import (
@@ -222,24 +222,6 @@ def _thoughts(item: dict[str, Any]) -> list[str]:
         if found := [text for text in texts if isinstance(text, str) and text]:
             return found
     return []
-
-
-_SEAL = "sollold:"
-
-
-def sealed(thought: str) -> str:
-    """A thought as ``encrypted_content``, which clients send back as it is. It is hidden from nobody."""
-    return _SEAL + base64.b64encode(thought.encode()).decode()
-
-
-def unsealed(content: object) -> str:
-    """The thought in an ``encrypted_content`` of ours; empty for another's."""
-    if not isinstance(content, str) or not content.startswith(_SEAL):
-        return ""
-    try:
-        return base64.b64decode(content.removeprefix(_SEAL)).decode()
-    except ValueError:
-        return ""
 
 
 def _add_call(messages: list[dict[str, Any]], item: dict[str, Any], thought: list[str]) -> None:
