@@ -252,7 +252,7 @@ def _access_commands(command: Command) -> None:
     key.add_argument(
         "-q", "--quiet", action="store_true", help="with list: print the names of keys that are not revoked"
     )
-    key.add_argument("--expires", default="", metavar="TIME", help="end of a new key, such as 12h or 30d")
+    key.add_argument("--expires", metavar="TIME", help="end of a new key, such as 12h or 30d")
 
 
 def _upkeep_commands(command: Command) -> None:
@@ -265,7 +265,9 @@ def _upkeep_commands(command: Command) -> None:
 def _watching_commands(command: Command) -> None:
     nodes = command("nodes", "list the nodes with their memory and versions")
     nodes.add_argument("-q", "--quiet", action="store_true", help="print names alone")
-    nodes.add_argument("--offline", action="store_true", help="only those that are offline")
+    other = nodes.add_mutually_exclusive_group()
+    other.add_argument("--offline", action="store_true", help="only those that are offline")
+    other.add_argument("--waiting", action="store_true", help="machines that wait for `sollold admit`")
     command("version", "show the versions of all nodes")
     command("top", "show nodes, models and requests as they change")
     events = command("events", "show what happened in the cluster: joins, deaths, loads, resumed streams")

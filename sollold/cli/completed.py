@@ -10,13 +10,14 @@ _BY_WORD = {"MODEL": "sollold models --quiet", "NODE": "sollold nodes --quiet"}
 """By the word that stands for it in help."""
 _BY_PLACE = {
     ("forget", "name"): "sollold nodes --quiet --offline",
+    ("admit", "name"): "sollold nodes --quiet --waiting",
     ("unload", "model"): "sollold ps --quiet",
     ("logs", "model"): "sollold ps --quiet",
     ("key", "name"): "sollold key list --quiet",
 }
 """By command and argument, where not all models or nodes may stand."""
-_AFTER = {("key", "name"): "revoke"}
-"""The word that must stand before: a new key has a new name."""
+_AFTER = {("key", "name"): "revoke", ("cluster", "argument"): "evict"}
+"""The word that must stand before: a new key has a new name, and a door opens for a time."""
 
 
 def lister(command: str, action: argparse.Action) -> str:

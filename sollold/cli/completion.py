@@ -14,7 +14,7 @@ from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 
 _FUNCTIONS = {
     "bash": """
-{name}() {{ {unless}compgen -W "$({words} 2>/dev/null)" -- "$1"; }}
+{name}() {{ {unless}_sollold_names "$1" < <({words} 2>/dev/null); }}
 """,
     "zsh": """
 {name}() {{ {unless}compadd -- ${{(f)"$({words} 2>/dev/null)"}}; }}
@@ -25,6 +25,15 @@ _UNLESS = {
     "bash": '[[ " ${{COMP_WORDS[*]}} " == *" {before} "* ]] && ',
     "zsh": "(( ${{words[(Ie){before}]}} )) && ",
 }
+_NAMES = """
+# Names come from other machines: `compgen -W` would run what stands in them as commands.
+_sollold_names() {
+  local name
+  while IFS= read -r name; do
+    [[ $name == "$1"* ]] && printf '%s\\n' "$name"
+  done
+}
+"""
 _WHOLE_NAMES = """
 # bash ends a word at a colon, which names of models have: the words are joined again, and what stands on
 # the line already is taken off the answers.
@@ -72,10 +81,12 @@ def completion(options: argparse.Namespace) -> int:
     for command, words in {"": top, **subcommands(top)}.items():
         for action in words._actions:
             if known := lister(command, action):
-                name = f"_{re.sub(r'[^a-z]+', '_', known)}"
-                functions[name] = _function(options.shell, name, known, needed_before(command, action))
+                before = needed_before(command, action)
+                name = "_" + re.sub(r"[^a-z]+", "_", f"{known} {before}".strip())
+                functions[name] = _function(options.shell, name, known, before)
                 action.complete = {"bash": name, "zsh": name}  # type: ignore[attr-defined]
-    print(shtab.complete(top, shell=options.shell, preamble="".join(functions.values())))
+    names = _NAMES if options.shell == "bash" else ""
+    print(shtab.complete(top, shell=options.shell, preamble=names + "".join(functions.values())))
     if options.shell == "bash":
         print(_WHOLE_NAMES, end="")
     return Exit.DONE

@@ -26,7 +26,8 @@ def key(options: argparse.Namespace) -> int:
 
 def _new(options: argparse.Namespace) -> int:
     body = {"name": options.name, "scope": options.scope}
-    if options.expires:
+    if options.expires is not None:
+        # An empty one, as of a variable that is not set, is no key without end.
         body["expires"] = options.expires
     made = client(options).post(PATH, body)
     if options.json:

@@ -22,12 +22,18 @@ def nodes(options: argparse.Namespace) -> int:
     state = client(options).get("/api/cluster")
     missing = state.get("offline", [])
     listed = missing if options.offline else state["nodes"]
+    if options.waiting:
+        listed = [{**one, "at": at} for one, at in _waiting(state)]
     if options.json:
         print_json(listed)
         return Exit.DONE
     if options.quiet:
         for node in listed:
             print(harmless(node["name"]))
+        return Exit.DONE
+    if options.waiting:
+        rows = [(one["name"], one["node"], one["code"], ", ".join(one["at"])) for one in listed]
+        print_table(("machine", "id", "code", "waits at"), rows, whole=("machine", "id", "code"))
         return Exit.DONE
     titles = ("node", "address", "state", "memory", "free", "devices", "release", "llama.cpp")
     present = [] if options.offline else state["nodes"]
@@ -39,6 +45,15 @@ def nodes(options: argparse.Namespace) -> int:
         spare=_SPARE,
     )
     return Exit.DONE
+
+
+def _waiting(state: dict[str, Any]) -> list[tuple[dict[str, Any], list[str]]]:
+    """The machines that ask to be admitted, and the names of the nodes that they ask."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for node in state["nodes"]:
+        for one in node.get("waiting", []):
+            found.setdefault(one["node"], (one, []))[1].append(node["name"])
+    return list(found.values())
 
 
 def _row(node: dict[str, Any]) -> tuple[str, ...]:

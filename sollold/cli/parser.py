@@ -16,7 +16,7 @@ EXIT_CODES = """exit status:
   1  failed
   2  invalid command line or setting
   3  no daemon answers
-  4  no such model
+  4  no such model, node, machine or key
   5  the model does not fit (the message says what is missing)"""
 
 

@@ -21,7 +21,7 @@ from aiohttp import web
 from rich.console import Console
 
 from sollold.cli import answer as cli_answer
-from sollold.cli import chat, doctor, key
+from sollold.cli import chat, doctor, key, nodes
 from sollold.cli.asking import client, console
 from sollold.cli.exit import Exit
 from sollold.cli.logs import added
@@ -572,7 +572,8 @@ def test_bash_completes_what_a_command_can_take(tmp_path: Path, capsys: pytest.C
     script.write_text(capsys.readouterr().out)
     typed = """sollold() { tr " " "-" <<< "$*"; }
         source "$0"
-        for line in "forget " "drain " "stop " "logs " "key revoke " "key new "; do
+        for line in "forget " "drain " "stop " "logs " "key revoke " "key new " "admit " \\
+            "cluster evict " "cluster open "; do
             COMP_WORDS=($line ""); COMP_WORDS=(sollold "${COMP_WORDS[@]}")
             COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 )); COMPREPLY=(); _sollold; echo "${COMPREPLY[*]}"
         done """
@@ -584,7 +585,65 @@ def test_bash_completes_what_a_command_can_take(tmp_path: Path, capsys: pytest.C
         "ps---quiet",
         "key-list---quiet",
         "",
+        "nodes---quiet---waiting",
+        "nodes---quiet",
+        "",
     ], done.stderr
+
+
+def test_bash_runs_nothing_that_stands_in_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == Exit.DONE
+    script = tmp_path / "sollold.bash"
+    script.write_text(capsys.readouterr().out)
+    names = ["$(touch run)", "`touch run`", "lap top", "*", "~", "a'b", "{x,y}", "$HOME"]
+    (tmp_path / "names").write_text("\n".join(names) + "\n")
+    typed = """sollold() { cat names; }
+        source "$0"
+        for command in admit drain forget; do
+            COMP_WORDS=(sollold $command ""); COMP_CWORD=2; COMPREPLY=(); _sollold
+            printf '%s\n' "${COMPREPLY[@]}"
+        done
+        COMP_WORDS=(sollold admit la); COMPREPLY=(); _sollold; printf '%s\n' "${COMPREPLY[@]}" """
+    done = subprocess.run(
+        ["bash", "-c", typed, script], capture_output=True, text=True, timeout=30, cwd=tmp_path
+    )
+    assert done.stdout.splitlines() == names * 3 + ["lap top"], done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_machines_that_wait_are_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waiting = {"node": "c" * 16, "name": "cleo", "code": "ABCD-EFGH", "evicted": False}
+
+    class Client:
+        def get(self, path: str) -> object:
+            return {"nodes": [{"name": "anna", "waiting": [waiting]}, {"name": "bert", "waiting": [waiting]}]}
+
+    monkeypatch.setattr(nodes, "client", lambda options: Client())
+    assert main(["nodes", "--waiting", "--quiet"]) == Exit.DONE
+    assert capsys.readouterr().out == "cleo\n"
+    assert main(["nodes", "--waiting"]) == Exit.DONE
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "cleo", "c" * 16, "ABCD-EFGH", "anna,", "bert",
+    ]  # fmt: skip
+    assert main(["nodes", "--waiting", "--json"]) == Exit.DONE
+    assert json.loads(capsys.readouterr().out) == [{**waiting, "at": ["anna", "bert"]}]
+
+
+@pytest.mark.parametrize("expires", [None, "", "30d"])
+def test_an_empty_end_of_a_key_is_not_left_out(monkeypatch: pytest.MonkeyPatch, expires: str | None) -> None:
+    sent: list[Any] = []
+
+    class Client:
+        def post(self, path: str, body: dict[str, Any]) -> object:
+            sent.append(body)
+            return {"key": "sk-sollold-x"}
+
+    monkeypatch.setattr(key, "client", lambda options: Client())
+    words = [] if expires is None else ["--expires", expires]
+    assert main(["key", "new", "laptop", *words]) == Exit.DONE
+    assert sent[0].get("expires") == expires
 
 
 def test_config_gives_programs_values_of_json(capsys: pytest.CaptureFixture[str]) -> None:
