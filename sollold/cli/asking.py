@@ -99,7 +99,10 @@ def _url_of(meant: str, key: str) -> str:
     if "." not in host and host != "localhost":
         with contextlib.suppress(ClientError):
             nodes = BlockingClient(_known_node(), timeout=3.0, key=key).get("/api/cluster")["nodes"]
-            found = [node for node in nodes if host.lower() in (node["name"].lower(), node["node"])]
+            # By its id first: any node may have a name that is another's id.
+            found = [node for node in nodes if node["node"] == host.lower()] or [
+                node for node in nodes if node["name"].lower() == host.lower()
+            ]
             if len(found) == 1:
                 return str(found[0]["url"])
             if found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 
 from sollold.cluster.admission.invitation import INVITATION_SECONDS, InvitationVerdict, Invited
 from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
@@ -13,6 +14,7 @@ from sollold.cluster.net.node import ClusterNode
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.seeds import Seed, resolve
+from sollold.control.nodes import meant
 from sollold.control.secret_change import SecretChanges
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -60,10 +62,12 @@ class AdmissionService:
                 reached.
         """
         found: dict[str, tuple[WaitingMachine, list[Record]]] = {}
-        for record in self._view.live():
-            for one in record.waiting:
-                if text in (one.node, one.name, one.code):
-                    found.setdefault(one.node, (one, []))[1].append(record)
+        shown = [(one, record) for record in self._view.live() for one in record.waiting]
+        text = _as_shown(text.strip(), {one.code for one, _ in shown})
+        for one, record in meant(
+            text, shown, lambda each: (each[0].node, each[0].code), lambda each: each[0].name
+        ):
+            found.setdefault(one.node, (one, []))[1].append(record)
         if len(found) != 1:
             raise Refusal(Fault.NOT_FOUND, self._why_not(text, [one for one, _ in found.values()]))
         ((waiting, records),) = found.values()
@@ -153,12 +157,12 @@ class AdmissionService:
 
     def _why_not(self, text: str, found: list[WaitingMachine]) -> str:
         if found:
-            codes = ", ".join(one.code for one in found)
-            return f"several machines named {text!r} wait; name one by its code: {codes}"
-        names = {one.name for record in self._view.live() for one in record.waiting}
-        return f"no machine {text!r} waits for admission" + (
-            f"; there are {', '.join(names)}" if names else ""
-        )
+            what = "id" if text == found[0].code else "code"
+            words = ", ".join(one.node if what == "id" else one.code for one in found)
+            return f"several machines named {text!r} wait; name one by its {what}: {words}"
+        waiting = {one.node: one for record in self._view.live() for one in record.waiting}
+        names = ", ".join(sorted(f"{one.name} ({one.code})" for one in waiting.values()))
+        return f"no machine {text!r} waits for admission" + (f"; there are {names}" if names else "")
 
     async def _call(self, record: Record, method: str, order: AdmitOrder | DoorOrder) -> bool:
         try:
@@ -168,6 +172,13 @@ class AdmissionService:
             if "no call is named" in str(error):
                 why = f"the cluster of {record.name} has a token: nobody waits there"
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
+
+
+def _as_shown(text: str, codes: Container[str]) -> str:
+    """``text`` as a code is shown, if it is one of ``codes`` typed small or without its line."""
+    letters = "".join(letter for letter in text if letter.isalnum()).upper()
+    code = f"{letters[:4]}-{letters[4:]}"
+    return code if code in codes else text
 
 
 def _joined(invited: Invited) -> str:

@@ -39,6 +39,8 @@ _LIMIT = 8 << 20
 """Bytes of the file."""
 _CALL_SECONDS = 5.0
 _RETRY_SECONDS = 5.0
+OWN_NAMES = ("local", "member")
+"""How logs and metrics call callers that need no key: programs of this machine, and of other members."""
 _NAME = re.compile(r"[\w.@ \-]{1,64}")
 
 
@@ -188,6 +190,8 @@ class Keys:
         now = self._clock()
         if not _NAME.fullmatch(name) or name != name.strip():
             raise Refusal(Fault.BAD_REQUEST, "invalid key name: 1 to 64 letters, digits, spaces or . _ - @")
+        if name in OWN_NAMES:
+            raise Refusal(Fault.BAD_REQUEST, f"{name!r} stands for programs of the nodes themselves in logs")
         if any(key.name == name and key.valid(now) for key in self._keys.values()):
             raise Refusal(Fault.BAD_REQUEST, f"a key named {name!r} already exists")
         if len(self._keys) >= MOST:
@@ -201,17 +205,26 @@ class Keys:
     async def revoke(self, name: str) -> Key:
         """Revoke a key by its name or id, at once on this node.
 
+        One that has expired can be revoked, too: a machine whose clock is behind still accepts it.
+
         Raises:
-            Refusal: NOT_FOUND when no valid key is named so; UNAVAILABLE when it can't be written to disk.
+            Refusal: NOT_FOUND when no key is named so, or several are, as when the halves of a split network
+                each made one; UNAVAILABLE when it can't be written to disk.
         """
         now = self._clock()
-        for key in self._keys.values():
-            if name in (key.id, key.name) and not key.revoked and key.valid(now):
-                gone = replace(key, revoked=now)
-                await self._take((gone,))
-                log.info("key %s (%s) revoked", key.name, key.id)
-                return gone
-        raise Refusal(Fault.NOT_FOUND, f"there is no valid key {name[:64]!r}")
+        there = [key for key in self.all() if not key.revoked]
+        found = [key for key in there if key.id == name] or [key for key in there if key.name == name]
+        # The name of an expired key may have been given to another one since.
+        found = [key for key in found if key.valid(now)] or found
+        if not found:
+            raise Refusal(Fault.NOT_FOUND, f"there is no valid key {name[:64]!r}")
+        if len(found) > 1:
+            ids = ", ".join(f"{key.id} ({key.scope})" for key in found)
+            raise Refusal(Fault.NOT_FOUND, f"several keys are named {name[:64]!r}; name one by its id: {ids}")
+        gone = replace(found[0], revoked=now)
+        await self._take((gone,))
+        log.info("key %s (%s) revoked", gone.name, gone.id)
+        return gone
 
     async def _take(self, keys: Iterable[Key]) -> None:
         """Add ``keys`` to what is known: on disk, in force, and told to the others."""

@@ -1,9 +1,33 @@
-"""Nodes as people name them."""
+"""Nodes, machines and keys as people name them."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
 from sollold.cluster.net.view import View
 from sollold.errors import Fault, Refusal
+
+T = TypeVar("T")
+
+_ID = re.compile(r"[0-9a-f]{16}")
+_CODE = re.compile(r"[A-Z2-7]{4}-[A-Z2-7]{4}")
+
+
+def meant(
+    text: str, things: Iterable[T], ids: Callable[[T], Iterable[str]], name: Callable[[T], str]
+) -> list[T]:
+    """Those of ``things`` that ``text`` means: by an id, else by the name.
+
+    A machine chooses its name itself: one that is called as another's id or code is never meant by that,
+    also while the other one is not there.
+    """
+    listed = list(things)
+    found = [one for one in listed if text in ids(one)]
+    if found or _ID.fullmatch(text) or _CODE.fullmatch(text):
+        return found
+    return [one for one in listed if name(one) == text]
 
 
 def node_named(view: View, text: str) -> str:
@@ -13,7 +37,7 @@ def node_named(view: View, text: str) -> str:
         Refusal: NOT_FOUND when there is none, or more than one.
     """
     live = view.live()
-    found = [record.node for record in live if text in (record.node, record.name)]
+    found = [one.node for one in meant(text, live, lambda one: (one.node,), lambda one: one.name)]
     if len(found) == 1:
         return found[0]
     if found:

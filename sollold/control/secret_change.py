@@ -27,6 +27,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
 from sollold.cluster.net.view import name_of, wait_until
+from sollold.control.nodes import meant
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import NotYet, ask_until_taken
@@ -145,7 +146,7 @@ class SecretChanges:
     def _member(self, text: str) -> KeyringMember:
         ring = self._owner.keyring()
         known = merged(_members(self._owner.live()), ring.members if ring is not None else ())
-        found = [one for one in known if text in (one.node, one.name)]
+        found = meant(text, known, lambda one: (one.node,), lambda one: one.name)
         if len(found) == 1:
             return found[0]
         if found:

@@ -98,6 +98,39 @@ async def test_what_each_may_do(
     assert await status({}) not in (401, 403)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "words"),
+    [
+        ({}, 401, "an API key is needed; `sollold key new"),
+        ({"Authorization": "{key}"}, 401, "sent as `Authorization: Bearer KEY` or `x-api-key: KEY`"),
+        ({"Authorization": "Basic eDp5"}, 401, "sent as `Authorization: Bearer KEY`"),
+        ({"Authorization": "Bearer"}, 401, "sent as `Authorization: Bearer KEY`"),
+        ({"Authorization": "Bearer ollama"}, 401, "is none of this cluster's"),
+        ({"X-Api-Key": "sk-sollold-x"}, 401, "unknown, expired or revoked"),
+        ({"Authorization": "  bEaReR \t {key} "}, 200, ""),
+        ({"x-aPi-KEY": " {key}\t"}, 200, ""),
+    ],
+)
+async def test_what_is_wrong_with_a_key_is_said(
+    serve: Serve, http: ClientSession, keys: Keys, headers: dict[str, str], status: int, words: str
+) -> None:
+    _, secret = await keys.create("laptop", Scope.INFER)
+    url = await serve(parts(keys=keys), trusted_proxies=HERE)
+    sent = AWAY | {name: value.format(key=secret) for name, value in headers.items()}
+    async with http.get(url + "/api/tags", headers=sent) as answer:
+        assert answer.status == status and words in await answer.text()
+
+
+async def test_a_key_counts_beside_the_login_of_a_proxy(
+    serve: Serve, http: ClientSession, keys: Keys
+) -> None:
+    _, secret = await keys.create("laptop", Scope.INFER)
+    url = await serve(parts(keys=keys), trusted_proxies=HERE)
+    sent = [*AWAY.items(), ("Authorization", "Basic eDp5"), ("Authorization", f"Bearer {secret}")]
+    async with http.get(url + "/api/tags", headers=sent) as answer:
+        assert answer.status == 200
+
+
 class PlainAdmission:
     """Takes every order about who may join."""
 
@@ -337,6 +370,11 @@ async def test_only_a_key_gives_a_share_of_its_own(serve: Serve, http: ClientSes
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4"}, "1.2.3.4", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, "127.0.0.1", False),
         ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "nonsense"}, "10.0.0.9", False),
+        # Some proxies add the port.
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "9.9.9.9, 1.2.3.4:5678"}, "1.2.3.4", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "[2001:db8::1]:443, 10.0.0.8:1"}, "2001:db8::1", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "2001:db8::1"}, "2001:db8::1", False),
+        ("10.0.0.9", "10.0.0.1", {"X-Forwarded-For": "::ffff:1.2.3.4"}, "1.2.3.4", False),
         ("192.168.1.6", "192.168.1.5", {"X-Forwarded-For": "1.2.3.4"}, "192.168.1.6", False),
     ],
 )

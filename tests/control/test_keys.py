@@ -151,6 +151,50 @@ async def test_a_name_is_taken_once(nodes: Nodes) -> None:
         await a.keys.create("laptop", Scope.INFER)
 
 
+async def test_of_two_keys_with_a_name_none_stays_unnoticed(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    a.calls.cut.add(OTHER)
+    b.calls.cut.add(ID)
+    (one, first), (two, second) = [await node.keys.create("laptop", Scope.INFER) for node in (a, b)]
+    a.calls.cut.clear()
+    b.calls.cut.clear()
+    nodes.world.changed()
+    await until(lambda: a.keys.find(second) is not None)
+    with pytest.raises(Refusal, match="several keys are named 'laptop'") as refused:
+        await a.keys.revoke("laptop")
+    assert one.id in str(refused.value) and two.id in str(refused.value)
+    await a.keys.revoke(two.id)
+    await a.keys.revoke("laptop")
+    assert a.keys.find(first) is None and a.keys.find(second) is None
+
+
+async def test_a_key_named_as_anothers_id_does_not_shield_it(nodes: Nodes) -> None:
+    a = await nodes.start(ID)
+    key, secret = await a.keys.create("laptop", Scope.ADMIN)
+    await a.keys.create(key.id, Scope.INFER)
+    await a.keys.revoke(key.id)
+    assert a.keys.find(secret) is None
+
+
+async def test_an_expired_key_is_revoked_for_machines_whose_clock_is_behind(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    _, secret = await a.keys.create("guest", Scope.INFER, 60.0)
+    await until(lambda: b.keys.find(secret) is not None)
+    a.now += 3600
+    assert a.keys.find(secret) is None and b.keys.find(secret) is not None
+    await a.keys.create("guest", Scope.INFER)
+    await a.keys.revoke("guest")
+    await a.keys.revoke("guest")
+    await until(lambda: b.keys.find(secret) is None)
+
+
+@pytest.mark.parametrize("name", ["local", "member"])
+async def test_no_key_passes_for_a_program_of_the_nodes_in_the_log(nodes: Nodes, name: str) -> None:
+    a = await nodes.start(ID)
+    with pytest.raises(Refusal, match="in logs"):
+        await a.keys.create(name, Scope.INFER)
+
+
 async def test_a_full_disk_is_said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     a = await nodes.start(ID)
 

@@ -131,7 +131,7 @@ class Access:
         if isinstance(client, Denied):
             return client if needed is not None else None
         request[CLIENT] = client
-        return None if needed is None else self._lacks(client, needed)
+        return None if needed is None else self._lacks(client, needed, _shown_in_vain(request))
 
     def valid(self, key: Key) -> bool:
         """Whether a key that was shown is still valid."""
@@ -154,7 +154,8 @@ class Access:
             return Denied(401, "the API key is not valid: it is unknown, expired or revoked")
         return Client(where.address, Scope.INFER if self.open else None)
 
-    def _lacks(self, client: Client, needed: Scope) -> Denied | None:
+    def _lacks(self, client: Client, needed: Scope, vain: str) -> Denied | None:
+        """Why ``client`` may not do what needs ``needed``; ``vain``: what is wrong with what it showed."""
         if client.scope is not None and client.scope.includes(needed):
             return None
         if client.key is not None:
@@ -164,8 +165,8 @@ class Access:
             )
         how = f"`sollold key new NAME --scope {needed}` on a node creates one"
         if client.scope is None:
-            return Denied(401, f"an API key is needed; {how}")
-        return Denied(401, f"from another machine this needs an API key with the scope {needed}; {how}")
+            return Denied(401, f"an API key is needed{vain}; {how}")
+        return Denied(401, f"from another machine this needs an API key with the scope {needed}{vain}; {how}")
 
 
 ACCESS = web.AppKey("access", Access)
@@ -228,6 +229,17 @@ def holder_of(request: web.Request) -> str:
 
 def _secrets(request: web.Request) -> list[str]:
     """The keys or passes that a request shows: a program may send another beside the one it was given."""
-    kind, _, value = request.headers.get("Authorization", "").partition(" ")
-    bearer = value.strip() if kind.lower() == "bearer" else ""
-    return [one for one in (bearer, request.headers.get("X-Api-Key", "").strip()) if one]
+    # A proxy with a login of its own may have added a second header.
+    split = [one.split(None, 1) for one in request.headers.getall("Authorization", ())]
+    bearers = [words[1].strip() for words in split if len(words) == 2 and words[0].lower() == "bearer"]
+    others = [one.strip() for one in request.headers.getall("X-Api-Key", ())]
+    return [one for one in (*bearers, *others) if one]
+
+
+def _shown_in_vain(request: web.Request) -> str:
+    """What is wrong with the key that a request shows, to be put behind a sentence; empty: nothing."""
+    if _secrets(request):
+        return ", and the one that was sent is none of this cluster's"
+    if request.headers.get("Authorization", "").strip():
+        return ", sent as `Authorization: Bearer KEY` or `x-api-key: KEY`"
+    return ""

@@ -84,13 +84,20 @@ def _forwarded(request: web.Request, address: str, proxies: Sequence[Network]) -
     listed = ",".join(request.headers.getall("X-Forwarded-For", []))
     for one in reversed(listed.split(",")):
         try:
-            found = str(ipaddress.ip_address(one.strip().strip("[]")))
+            found = str(ipaddress.ip_address(_without_port(one.strip())))
         except ValueError:
             break
         address = _plain(found)
         if not _within(address, proxies):
             break
     return address
+
+
+def _without_port(text: str) -> str:
+    """The address in ``address``, ``[address]``, ``address:port`` and ``[address]:port``."""
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
 
 
 @functools.lru_cache(4096)

@@ -1,0 +1,80 @@
+"""Which machine an admin means: names are chosen by whoever has them, ids and codes are not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from sollold.cluster.admission.orders import AdmitOrder
+from sollold.cluster.gossip.record import WaitingMachine
+from sollold.cluster.net.node import ClusterNode
+from sollold.control.admission import AdmissionService
+from sollold.control.nodes import node_named
+from sollold.control.secret_change import SecretChanges
+from sollold.errors import Refusal
+from tests.doubles import FakeView, record
+from tests.models.fakes import FakeCalls, FakeServer
+
+ID, OTHER = "0" * 16, "1" * 16
+NEW, NEWER = "a" * 16, "b" * 16
+GPU_BOX = WaitingMachine(NEW, "gpu-box", "ABCD-EFGH")
+
+
+class Door:
+    """A member at which some machines wait."""
+
+    def __init__(self, *waiting: WaitingMachine) -> None:
+        self.view = FakeView(replace(record(ID), waiting=waiting))
+        self.approved: list[str] = []
+        server = FakeServer()
+        server.method("admit", AdmitOrder, self._approve)
+        calls = FakeCalls(ID, {ID: server})
+        view = cast(ClusterNode, self.view)
+        self.service = AdmissionService(view, calls, SecretChanges(view, calls))
+
+    async def _approve(self, caller: str, order: AdmitOrder) -> bool:
+        self.approved.append(order.node)
+        return True
+
+
+@pytest.mark.parametrize("text", ["gpu-box", NEW, "ABCD-EFGH", "abcd-efgh", "abcdefgh", " ABCD EFGH "])
+async def test_a_machine_is_meant_by_name_id_and_code_as_people_type_it(text: str) -> None:
+    door = Door(GPU_BOX, WaitingMachine(NEWER, "bert", "WXYZ-2345"))
+    assert await door.service.admit(text) == GPU_BOX
+    assert door.approved == [NEW]
+
+
+@pytest.mark.parametrize("text", ["ABCD-EFGH", NEW])
+async def test_a_stranger_named_as_anothers_code_or_id_is_not_admitted_in_its_place(text: str) -> None:
+    thief = WaitingMachine(NEWER, text, "WXYZ-2345")
+    door = Door(thief)
+    with pytest.raises(Refusal, match=f"no machine '{text}' waits for admission"):
+        await door.service.admit(text)
+    assert not door.approved, "the machine that the admin means is not there yet"
+    door = Door(thief, GPU_BOX)
+    assert await door.service.admit(text) == GPU_BOX, "nor can it be kept out so"
+    assert door.approved == [NEW]
+
+
+async def test_what_leads_further_is_said() -> None:
+    door = Door(GPU_BOX, replace(GPU_BOX, node=NEWER, code="WXYZ-2345"))
+    with pytest.raises(Refusal, match="by its code: ABCD-EFGH, WXYZ-2345"):
+        await door.service.admit("gpu-box")
+    door = Door(GPU_BOX, replace(GPU_BOX, node=NEWER))
+    with pytest.raises(Refusal, match=f"by its id: {NEW}, {NEWER}"):
+        await door.service.admit("ABCD-EFGH")
+    with pytest.raises(
+        Refusal, match=r"no machine 'ABCD' waits for admission; there are gpu-box \(ABCD-EFGH\)"
+    ):
+        await Door(GPU_BOX).service.admit("ABCD")
+
+
+def test_a_node_named_as_anothers_id_stands_in_nobodys_way() -> None:
+    view = FakeView(record(ID, name=OTHER))
+    view.others = {OTHER: record(OTHER, name=ID)}
+    assert node_named(view, ID) == ID and node_named(view, OTHER) == OTHER
+    view.others = {}
+    with pytest.raises(Refusal, match="there is no node"):
+        node_named(view, OTHER)
