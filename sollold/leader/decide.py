@@ -115,7 +115,7 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     larger: Located | None = None
     if isinstance(there, tuple):
         larger = there
-        ask = _with_options_of(ask, larger[1].asked)
+        ask = with_options_of(ask, larger[1].asked)
     elif there is not None and not ask.more:
         return there
     placed = _placement(ask, snapshot, larger)
@@ -160,7 +160,7 @@ def _beside_or_later(
     return there
 
 
-def _with_options_of(ask: Ensure, asked: Asked) -> Ensure:
+def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
     """``ask`` where what it does not name is as the deployment was asked for that is loaded anew."""
     policy = ask.placement.policy or asked.policy
     fixed = ask.fixed or (() if ask.placement.policy else asked.fixed)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from sollold.cluster.gossip.record import Endpoint, InOllama
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
@@ -22,10 +23,11 @@ from sollold.engines.commands import Fetch, Fetched
 from sollold.errors import Fault
 from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
-from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide
+from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide, with_options_of
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
+from sollold.leader.pinned import PinnedPolicy
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
 from sollold.leader.snapshot import ClusterSnapshot, loaded_of, unloaded
@@ -44,8 +46,8 @@ log = logging.getLogger("sollold.leader")
 ANSWER_WITHIN = 20.0
 """Seconds after which a caller gets PLANNING rather than no answer."""
 ATTEMPTS = 6
-REPLICA_EVERY = 3.0
-"""Seconds between two looks at the queues."""
+LOOK_EVERY = 3.0
+"""Seconds between two looks at the queues, and at what was to stay loaded."""
 FETCH_TIMEOUT = 5.0
 FETCH_LOOK = 0.5
 """Seconds that a caller is held while a file is on its way."""
@@ -96,6 +98,7 @@ class Leader:
         self._one_at_a_time = asyncio.Semaphore(1)
         """Placements go one after the other: a second one is planned when the first has its bytes."""
         self._replica_policy = ReplicaPolicy()
+        self._pinned = PinnedPolicy()
         self._watch: asyncio.Task[None] | None = None
         self._unsubscribe: Callable[[], None] | None = None
         self._changed = asyncio.Event()
@@ -115,7 +118,7 @@ class Leader:
         """Begin to watch the records."""
         self._unsubscribe = self._view.subscribe(self._observe)
         self._observe()
-        self._watch = asyncio.create_task(self._replicate(), name="replicas")
+        self._watch = asyncio.create_task(self._look(), name="replicas and pinned models")
         self._watch.add_done_callback(_tell_fault)
 
     async def close(self) -> None:
@@ -220,21 +223,49 @@ class Leader:
             return self._elsewhere()
         return job.result()
 
-    async def _replicate(self) -> None:
-        """Give a model with a long queue one more endpoint, where memory is free."""
+    async def _look(self) -> None:
+        """Load what nobody asks for: a replica where the queue is long, and again what was to stay loaded."""
         while True:
-            await next_turn(REPLICA_EVERY)
-            wanted = self._replica_policy.observe(self._view.live(), self._clock())
-            for model, digest, embedding in wanted if self._leads else ():
+            await next_turn(LOOK_EVERY)
+            records = self._view.live()
+            wanted = self._replica_policy.observe(records, self._clock())
+            if not self._leads:
+                continue
+            for model, digest, embedding in wanted:
                 ask = Ensure(model, digest, embedding=embedding, ollama=False, more=True)
-                try:
-                    ensured = await self.ensure(ask)
-                except Exception:
-                    # It is thought of again; other models' queues must not suffer meanwhile.
-                    log.exception("could not start a replica of %s: internal error", model)
-                    continue
+                ensured = await self._ensure_unasked(ask, "start a replica of")
                 if ensured.verdict is Verdict.WAIT:
                     log.info("%s: queue is long, starting a replica", model)
+            for head, endpoint in self._pinned.due(records, self._clock()):
+                await self._load_again(head, endpoint)
+
+    async def _load_again(self, head: str, endpoint: Endpoint) -> None:
+        """Load a pinned model that was lost, as it ran."""
+        asked, model = endpoint.asked, endpoint.model
+        ask = Ensure(
+            model,
+            endpoint.digest,
+            # Named, no less would do.
+            context=asked.context if asked.context != self._settings.placement.context else 0,
+            keep_alive=-1.0,
+            embedding=endpoint.embedding,
+            ollama=False,
+            in_ollama=InOllama(template=endpoint.template),
+        )
+        ensured = await self._ensure_unasked(with_options_of(ask, asked), "load again")
+        lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
+        if ensured.verdict is Verdict.WAIT:
+            log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))
+        elif ensured.verdict is Verdict.REFUSED and self._pinned.is_news(endpoint, ensured.message):
+            log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
+
+    async def _ensure_unasked(self, ask: Ensure, what: str) -> Ensured:
+        try:
+            return await self.ensure(ask)
+        except Exception:
+            # It is thought of again; other models must not suffer meanwhile.
+            log.exception("could not %s %s: internal error", what, ask.model)
+            return Ensured(Verdict.PLANNING)
 
     async def _have_fetched(self, fetch: FetchFirst) -> Ensured:
         """Have the head-to-be get the file, or say how far it is. The caller asks again, and then we do."""
@@ -290,7 +321,9 @@ class Leader:
                     return answer(decision)
                 keep_alive = ask.keep_alive
                 if keep_alive is None:
-                    keep_alive = -1.0 if decision.pinned else usual
+                    model = snapshot.holders[0][1]
+                    lost = self._pinned.is_lost(model.name, model.digest)
+                    keep_alive = -1.0 if decision.pinned or lost else usual
                 try:
                     deployment = await self._applier.apply(decision, keep_alive, term, out)
                 except StaleError:
@@ -313,6 +346,7 @@ class Leader:
         if not self._leads:
             return Dropped(leader=term.leader)
         name = self._library.resolve(drop.model).name or drop.model
+        self._pinned.forget(drop.model, name)
         ours = loaded_of(self._view.live(), drop.model, name)
         wanted = sorted({*ours, *drop.seen})
         done = await asyncio.gather(
@@ -333,7 +367,9 @@ class Leader:
         return "; ".join(f"{name_of(self._view, node)}: {reason}" for node, reason in out.items())
 
     def _observe(self) -> None:
-        self._observations.observe(self._view.live(), self._clock())
+        records = self._view.live()
+        self._observations.observe(records, self._clock())
+        self._pinned.observe(records, self._clock())
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -124,7 +124,7 @@ async def test_ollama_only_models_and_unusable_ones() -> None:
 async def test_an_ollamas_long_line_gets_a_llama_server_beside_it_and_faults_do_not_end_the_watch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(leader, "REPLICA_EVERY", 0.01)
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
     cluster = Cluster(SETTINGS)
     cluster.add("a", 2 * GIB, model())
     cluster.add("b", 2 * GIB, model("other:latest", "d2"))
