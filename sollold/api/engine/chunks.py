@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.impossible_tokens import shown_logprob
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Routing
 
@@ -85,6 +86,9 @@ class TokenLogprob(msgspec.Struct):
     logprob: float = 0.0
     bytes: list[int] | None = None
     top_logprobs: list[TokenLogprob] = []
+
+    def __post_init__(self) -> None:
+        self.logprob = shown_logprob(self.logprob)
 
 
 class Logprobs(msgspec.Struct):

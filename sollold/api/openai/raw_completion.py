@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from sollold.api.engine.encoders import SseEncoder
+from sollold.api.engine.impossible_tokens import with_shown_logprobs
 from sollold.api.http.encoder import Encoder
 from sollold.api.openai.completion_logprobs import LogprobColumns
 from sollold.api.openai.request import Completion
@@ -99,6 +100,7 @@ class RawCompletionEncoder(SseEncoder):
 
     def event(self, raw: bytes) -> bytes:
         """The chunk for one event, and the counts after the last."""
+        raw = with_shown_logprobs(raw)
         if not self._ollama:
             return self._chunks.event(self._columns.event(raw) if self._columns is not None else raw)
         record = _read(raw)
@@ -110,6 +112,7 @@ class RawCompletionEncoder(SseEncoder):
 
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The whole answer."""
+        raw = with_shown_logprobs(raw)
         if routing.engine is not Engine.OLLAMA:
             return self._chunks.whole(self._columns.event(raw) if self._columns is not None else raw, routing)
         record = _read(raw)

@@ -8,6 +8,7 @@ import msgspec
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix
 from sollold.api.engine.encoders import SseEncoder
+from sollold.api.engine.impossible_tokens import with_shown_logprobs
 from sollold.api.openai.request import both_reasonings
 from sollold.api.openai.summed_usage import SummedUsage
 from sollold.serving.request import Engine, Routing
@@ -55,7 +56,7 @@ class ChunkEncoder(SseEncoder):
         # llama-server begins the answer to several prompts with a null, which no client takes for a chunk.
         if raw == b"null" or (not self._counted and _is_usage(raw)):
             return b""
-        return b"data: " + self._with_model(both_reasonings(raw)) + b"\n\n"
+        return b"data: " + self._with_model(with_shown_logprobs(both_reasonings(raw))) + b"\n\n"
 
     def finish(self, routing: Routing) -> bytes:
         """``[DONE]``, after the sum of what several choices took."""
@@ -66,7 +67,7 @@ class ChunkEncoder(SseEncoder):
     def whole(self, raw: bytes, routing: Routing) -> bytes:
         """The answer, without the beginning that the caller sent."""
         raw = self._prefix.cut_from(raw) if routing.engine is Engine.LLAMA else raw
-        return with_required(self._with_model(both_reasonings(raw)))
+        return with_required(self._with_model(with_shown_logprobs(both_reasonings(raw))))
 
 
 def _is_usage(raw: bytes) -> bool:

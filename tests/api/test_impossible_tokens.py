@@ -1,0 +1,103 @@
+"""A token that can't be has the logarithm that clients know, in each dialect, streamed and whole."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+
+from sollold.serving.request import Engine
+from tests.api.api_parts import ScriptedService, chunk, model, parts, usage_chunk
+from tests.api.conftest import Serve
+from tests.api.dialects import post
+
+LOWEST = -3.4028234663852886e38
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+ROW = {
+    "id": 1,
+    "token": "a",
+    "bytes": [97],
+    "logprob": LOWEST,
+    "top_logprobs": [
+        {"id": 2, "token": "b", "bytes": [98], "logprob": -1.5e-05},
+        {"id": 1, "token": "a", "bytes": [97], "logprob": LOWEST},
+    ],
+}
+TEXT = '"logprob":-3.4028234663852886e+38'
+RIVALS = {"logprobs": True, "top_logprobs": 2}
+ASKS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {**CHAT, **RIVALS},
+    "/v1/completions": {"prompt": "hi", "logprobs": 2},
+    "/v1/responses": {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2},
+    "/api/chat": {**CHAT, **RIVALS},
+    "/api/generate": {"prompt": "hi", **RIVALS},
+}
+
+
+def scripted(path: str, stream: bool) -> ScriptedService:
+    if path == "/v1/completions":
+        choice: dict[str, Any] = {"text": TEXT, "logprobs": {"content": [ROW]}, "index": 0}
+        whole = {"choices": [{**choice, "finish_reason": "stop"}], "usage": {}}
+        streamed = {"choices": [{**choice, "finish_reason": None}]}
+    else:
+        streamed = chunk(TEXT)
+        streamed["choices"][0]["logprobs"] = {"content": [ROW]}
+        message = {"role": "assistant", "content": TEXT}
+        choice = {"index": 0, "message": message, "logprobs": {"content": [ROW]}, "finish_reason": "stop"}
+        whole = {"choices": [choice], "usage": {}}
+    if not stream and path != "/v1/responses":
+        return ScriptedService(whole)
+    return ScriptedService(streamed, chunk(finish="stop"), usage_chunk())
+
+
+def found(value: Any, key: str = "") -> list[float]:
+    """All logarithms in an answer."""
+    if isinstance(value, dict):
+        columns = value.get("token_logprobs") or []
+        rivals = [each for one in value.get("top_logprobs") or () for each in one.values()] if columns else []
+        inner = [each for name, one in value.items() for each in found(one, name)]
+        return [*inner, *columns, *rivals]
+    if isinstance(value, list):
+        return [each for one in value for each in found(one)]
+    return [value] if key == "logprob" else []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", ASKS)
+async def test_llama_cpps_lowest_number_is_not_shown(
+    serve: Serve, http: ClientSession, path: str, stream: bool
+) -> None:
+    url = await serve(parts(scripted(path, stream)))
+    async with http.post(f"{url}{path}", json={"model": "demo", "stream": stream, **ASKS[path]}) as answer:
+        assert answer.status == 200
+        text = await answer.text()
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if "{" in line]
+    told = [json.loads(line) for line in lines]
+    numbers = found(told)
+    assert set(numbers) == {-9999.0, -1.5e-05} and len(numbers) >= 3
+    # What the model writes stays.
+    assert json.dumps(TEXT)[1:-1] in text
+
+
+async def test_that_of_an_ollama_is_not_shown_in_a_completion(serve: Serve, http: ClientSession) -> None:
+    record = {"model": "demo", "response": "a", "done": True, "done_reason": "stop", "logprobs": [ROW]}
+    service = ScriptedService(record, engine=Engine.OLLAMA)
+    url = await serve(parts(service, model(only_ollama="Its files can't be read.")))
+    body = {"model": "demo", "prompt": "hi", "logprobs": 2}
+    status, answer, _ = await post(http, f"{url}/v1/completions", body)
+    assert status == 200 and set(found(answer)) == {-9999.0, -1.5e-05}
+
+
+@pytest.mark.llama
+async def test_a_forbidden_token_of_llama_cpp_has_the_documented_logarithm(
+    real: str, http: ClientSession
+) -> None:
+    body = {"model": "demo", "prompt": "hi", "max_tokens": 1, "logprobs": 1, "temperature": 0}
+    _, answer, _ = await post(http, f"{real}/v1/completions", body)
+    (forbidden,) = answer["choices"][0]["logprobs"]["tokens"]
+    _, ids, _ = await post(http, f"{real}/tokenize", {"model": "demo", "content": forbidden})
+    body |= {"logit_bias": {str(ids["tokens"][-1]): False}, "logprobs": 20}
+    _, answer, _ = await post(http, f"{real}/v1/completions", body)
+    assert min(found(answer)) >= -9999.0
