@@ -285,8 +285,17 @@ async def test_openai_models(serve: Serve, http: ClientSession) -> None:
         assert [one["id"] for one in (await answer.json())["data"]] == ["org/repo:q4"]
     async with http.get(f"{url}/v1/models/org/repo:q4") as answer:
         assert (await answer.json())["object"] == "model"
+        assert (await answer.json())["id"] == "org/repo:q4"
     async with http.get(f"{url}/v1/models/none") as answer:
         assert answer.status == 404
+
+
+@pytest.mark.parametrize("name", ["demo", "demo:latest"])
+async def test_one_model_has_the_name_that_was_asked_for(
+    serve: Serve, http: ClientSession, name: str
+) -> None:
+    async with http.get(f"{await serve(parts())}/v1/models/{name}") as answer:
+        assert (await answer.json())["id"] == name
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -433,8 +433,9 @@ class Standin:
         return _v1_json({"object": "list", "data": data})
 
     async def _v1_model(self, request: web.Request) -> web.Response:
-        model = self._known({"model": request.match_info["model"]}, v1=True)
-        return _v1_json({"id": model.name, "object": "model", "created": 0, "owned_by": "library"})
+        name = request.match_info["model"]
+        self._known({"model": name}, v1=True)
+        return _v1_json({"id": name, "object": "model", "created": 0, "owned_by": "library"})
 
     async def _me(self, request: web.Request) -> web.Response:
         return web.json_response({"error": "unauthorized"}, status=401)

@@ -247,7 +247,8 @@ class OpenAiRoutes:
         listed = await self._services.library.find(name)
         if "anthropic-version" in request.headers:
             return json_response(anthropic_model_object(listed))
-        return json_response(model_object(listed, self._services.library.node_names))
+        # Under the name that was asked for, as an Ollama has it: clients compare the two.
+        return json_response({**model_object(listed, self._services.library.node_names), "id": name})
 
     async def rerank(self, request: web.Request) -> web.StreamResponse:
         """``/v1/rerank``."""
