@@ -40,6 +40,16 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             os.close(folder)
 
 
+def close_to_others(path: Path) -> None:
+    """Leave ``path`` to its owner alone: a backup that was restored may have opened it.
+
+    Raises:
+        OSError: it is not there, or belongs to somebody else.
+    """
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+
+
 def read_bounded(path: Path, limit: int = 1 << 20) -> bytes:
     """What ``path`` holds, at most ``limit`` bytes of it.
 

@@ -9,6 +9,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -102,6 +103,43 @@ def test_codes_differ_and_are_short() -> None:
 
 def test_a_clock_that_went_back_opens_no_door() -> None:
     assert replace(Keyring.found("a"), founded=time.time() + 600).age() == float("inf")
+
+
+async def test_a_clock_that_is_set_makes_no_cluster_older(lan: Lan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A computer without a battery has a clock of last year, until it asks others for the time."""
+    first, real, ahead = await lan.start(0), time.time, 0.0
+    monkeypatch.setattr(time, "time", lambda: real() + ahead)
+    for years in (3, -1):
+        founded, ahead = lan.ring(0).founded, years * 366 * 86400.0
+        await until(partial(lambda before: lan.ring(0).founded != before, founded))
+        assert 0 <= lan.ring(0).age() < 60
+    assert first.me.door_until
+    await lan.start(1, 0)
+    await until(lan.one)
+
+
+def test_a_keyring_that_others_can_read_is_closed(tmp_path: Path) -> None:
+    settings = ClusterSettings(door="1h")
+    secret_of(settings, tmp_path, "a" * 16)
+    (tmp_path / "keyring").chmod(0o644)
+    secret_of(settings, tmp_path, "a" * 16)
+    assert stat.S_IMODE((tmp_path / "keyring").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"secret": "ab", "founder": "a", "founded": 1}', b"\xff"])
+def test_a_damaged_keyring_opens_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
+) -> None:
+    (tmp_path / "keyring").write_bytes(damage)
+    tokens, ring = secret_of(ClusterSettings(door="1h"), tmp_path, "a" * 16)
+    assert not tokens.open and ring is not None and ring.alone
+    assert "asks members that know it" in caplog.text
+    # It may have closed a cluster that the settings once opened.
+    (tmp_path / "keyring").write_bytes(damage)
+    tokens, ring = secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16)
+    assert not tokens.open and ring is not None and ring.closed and ring.alone
+    assert "delete that file and restart" in caplog.text
+    assert secret_of(ClusterSettings(door="open"), tmp_path, "a" * 16) == (tokens, ring)
 
 
 def test_the_secret_is_kept_to_its_owner(tmp_path: Path) -> None:

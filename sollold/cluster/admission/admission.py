@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import replace
 
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
+from sollold.cluster.admission.clock import ClockWatch
 from sollold.cluster.admission.exchange import AdmissionState, Answer, Welcome, ask, greeted
 from sollold.cluster.admission.invitation import Invitations, Invited, use_code
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
@@ -110,6 +111,7 @@ class Admission:
         self._waits_at: Standing | None = None
         self._turned_out = False
         self._turn = 0
+        self._clock = ClockWatch()
         self._steps = asyncio.Lock()
         self._stepped = time.monotonic()
         self._following: asyncio.Task[None] | None = None
@@ -292,6 +294,7 @@ class Admission:
         while True:
             with attempt:
                 now = time.monotonic()
+                self._follow_clock()
                 mine = self.standing()
                 if self._may_find(mine):
                     await self._look(mine)
@@ -301,6 +304,14 @@ class Admission:
                         await self._take(settled(self.ring))
             pause = LOOK_SECONDS if self.ring.alone else _LATER * LOOK_SECONDS
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+
+    def _follow_clock(self) -> None:
+        """Keep the cluster's age when this machine's clock is set."""
+        moved = self._clock.moved()
+        if moved and self.ring.founded:
+            self.ring = replace(self.ring, founded=self.ring.founded + moved)
+            self._save()
+            self._changed()
 
     def _may_find(self, mine: Standing) -> bool:
         """Whether to look for a cluster to join, or for members that have a later secret."""

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from sollold.cluster.net.identity import OPEN_TOKEN, Tokens
 from sollold.facts import dataclass
-from sollold.settings.state_file import read_bounded, write_whole
+from sollold.settings.state_file import close_to_others, read_bounded, write_whole
 
 log = logging.getLogger("sollold.cluster")
 
@@ -139,6 +139,10 @@ class Keyring:
         return age if age >= 0 else float("inf")
 
 
+class DamagedKeyring(ValueError):
+    """The file of the keyring holds none; the text says where and why."""
+
+
 class KeyringFile:
     """The file ``keyring`` in the state folder, for its owner alone. Its methods block for the disk."""
 
@@ -146,18 +150,19 @@ class KeyringFile:
         self._path = state / "keyring"
 
     def read(self) -> Keyring | None:
-        """The keyring; None when there is none or it is damaged.
+        """The keyring; None when there is none.
 
         Raises:
+            DamagedKeyring: it is there, and holds none.
             OSError: it can't be read.
         """
         try:
+            close_to_others(self._path)
             return msgspec.json.decode(read_bounded(self._path), type=Keyring)
         except FileNotFoundError:
-            pass
+            return None
         except msgspec.DecodeError as error:
-            log.error("%s is damaged: %s", self._path, error)
-        return None
+            raise DamagedKeyring(f"{self._path} is damaged: {error}") from None
 
     def load(self, node: str) -> Keyring:
         """The keyring; a new one, of a cluster that ``node`` founds, when there is none or it is damaged.
@@ -165,7 +170,11 @@ class KeyringFile:
         Raises:
             OSError: it can't be read or written.
         """
-        ring = self.read()
+        try:
+            ring = self.read()
+        except DamagedKeyring as error:
+            log.error("%s; this machine founds a cluster, and asks members that know it to be let in", error)
+            ring = None
         if ring is None:
             ring = Keyring.found(node)
             self.write(ring)

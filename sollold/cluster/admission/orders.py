@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -9,11 +10,21 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from sollold.cluster.admission.keyring import Generation, Keyring, KeyringFile, Members, NodeId, Secret
+from sollold.cluster.admission.keyring import (
+    DamagedKeyring,
+    Generation,
+    Keyring,
+    KeyringFile,
+    Members,
+    NodeId,
+    Secret,
+)
 from sollold.cluster.net.identity import Tokens
 from sollold.facts import dataclass
 from sollold.settings.schema import ClusterSettings
 from sollold.units import parse_seconds
+
+log = logging.getLogger("sollold.cluster")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +107,17 @@ def secret_of(settings: ClusterSettings, state: Path, node: str) -> tuple[Tokens
     if token not in ("", "open"):
         return Tokens.read(token, settings.old_tokens), None
     if opened(settings):
-        kept = file.read()
+        try:
+            kept = file.read()
+        except DamagedKeyring as error:
+            # It may have been what closed this cluster: nobody comes in by its damage.
+            log.error(
+                "%s. This machine may have been in a cluster with a secret, so it is not open to anyone: if "
+                "it is to be, delete that file and restart",
+                error,
+            )
+            kept = replace(Keyring.found(node), closed=True, secured=True)
+            file.write(kept)
         if kept is None or not kept.secured:
             return Tokens.read("open", settings.old_tokens), Keyring.for_open()
         # Not even for the rest of the change that closed it does the well-known secret count again.

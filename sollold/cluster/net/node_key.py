@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from sollold.settings.state_file import read_bounded, write_whole
+from sollold.settings.state_file import close_to_others, read_bounded, write_whole
 
 log = logging.getLogger("sollold.cluster")
 
@@ -46,8 +46,7 @@ class NodeKey:
         """
         path = state / KEY_FILE
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mode & 0o077:
-                path.chmod(0o600)
+            close_to_others(path)
             with contextlib.suppress(ValueError):
                 seed = bytes.fromhex(read_bounded(path, 256).decode("ascii"))
                 return cls(seed)
