@@ -21,8 +21,26 @@ _TIMEOUT = 10.0
 _LONGEST_CHAIN = 1000
 _NODE_DIGITS = 16
 _DIGITS = "0123456789abcdef"
+_SECRET_BYTES = 16
+_PLACE_DIGITS = 4
 
 Item = dict[str, Any]
+
+
+def input_id(response: str, prefix: str, place: int) -> str:
+    """The id of an item of a response's input that came without one: it names the response and the place."""
+    return f"{prefix}_{response.partition('_')[2]}{place:0{_PLACE_DIGITS}x}"
+
+
+def _input_of(id_: str) -> tuple[str, int] | None:
+    """The response and the place that an id of `input_id` names; None for another's."""
+    digits = id_.partition("_")[2]
+    response, place = digits[:-_PLACE_DIGITS], digits[-_PLACE_DIGITS:]
+    # Without a cluster the id of a response names no node.
+    known = (2 * _SECRET_BYTES, _NODE_DIGITS + 2 * _SECRET_BYTES)
+    if len(response) not in known or any(digit not in _DIGITS for digit in digits):
+        return None
+    return f"resp_{response}", int(place, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +134,7 @@ class ResponseService:
 
     def new_id(self, prefix: str) -> str:
         """An id for a response or an item of it: nobody can guess it, and it names this node."""
-        return f"{prefix}_{self._node}{secrets.token_hex(16)}"
+        return f"{prefix}_{self._node}{secrets.token_hex(_SECRET_BYTES)}"
 
     def put(self, stored: StoredResponse) -> None:
         """Keep a response on this node."""
@@ -146,7 +164,10 @@ class ResponseService:
         return [item for part in reversed(parts) for item in part]
 
     async def item(self, id_: str, client: str) -> Item | None:
-        """An output item by its id."""
+        """An item of a response by its id: of its output, or of its input by `input_id`."""
+        if (named := _input_of(id_)) is not None:
+            stored = await self.get(named[0], client)
+            return stored.items[named[1]] if stored is not None and named[1] < len(stored.items) else None
         stored = await self.get(id_, client)
         output = stored.response.get("output", ()) if stored is not None else ()
         return next((item for item in output if item.get("id") == id_), None)

@@ -24,6 +24,7 @@ from sollold.control.member_pass import MemberPasses
 from sollold.control.secret_change import Rolled
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import CHAT, PlainCluster, ScriptedService, chunk, parts, usage_chunk
+from tests.docs.pages import routes
 from tests.doubles import FakeView, record
 from tests.models.fakes import FakeCalls
 
@@ -225,6 +226,14 @@ def test_every_route_is_in_a_table() -> None:
     assert {path.removeprefix("/v1") if path.startswith("/v1/api/") else path for path in paths} >= known
     assert scope_of("POST", "/api/something/new") is Scope.ADMIN, "what is not listed needs all there is"
     assert scope_of("GET", "/api/cluster/keys") is Scope.ADMIN
+
+
+def test_whoever_may_ask_models_may_use_each_route_that_does() -> None:
+    dialects = [row for row in routes() if row.path.startswith(("/v1/responses", "/v1/messages"))]
+    asking = [row for row in routes() if row.inference]
+    assert len(dialects) > 6 and len(asking) > 10
+    needed = {row.path: scope_of(row.method, row.path) for row in (*dialects, *asking)}
+    assert {path: scope for path, scope in needed.items() if scope is not Scope.INFER} == {}
 
 
 USER: Any = [{"role": "user", "content": "hi"}]

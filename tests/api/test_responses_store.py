@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession
-from openai import AsyncOpenAI, NotFoundError
+from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.responses import (
@@ -48,7 +48,20 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
         again = await client.responses.retrieve(first.id)
         assert again.output_text == "Hello" and again.usage is not None
         items = await client.responses.input_items.list(first.id)
-        assert [item.content for item in items.data] == ["one"]  # type: ignore[union-attr]
+        (item,) = items.data
+        assert item.type == "message" and item.id and items.first_id == item.id  # type: ignore[attr-defined]
+        assert [part.text for part in item.content] == ["one"]  # type: ignore[union-attr]
+        for reference in ({"type": "item_reference", "id": item.id}, {"id": item.id}):
+            given: Any = [reference, {"role": "user", "content": "more"}]
+            await client.responses.create(model="demo", input=given)
+            assert sent(service) == [("user", "one"), ("user", "more")]
+        # All that is kept was made at once.
+        with pytest.raises(BadRequestError, match="Cannot cancel a synchronous response"):
+            await client.responses.cancel(first.id)
+        with pytest.raises(NotFoundError, match="resp_none"):
+            await client.responses.cancel("resp_none")
+        with pytest.raises(BadRequestError, match="truncation"):
+            await client.responses.compact(model="demo", input="one")
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="sk-other", max_retries=0) as other:
             with pytest.raises(NotFoundError):
                 await other.responses.retrieve(first.id)
@@ -58,6 +71,50 @@ async def test_a_response_is_gone_on_with_by_its_id(serve: Serve) -> None:
         unkept = await client.responses.create(model="demo", input="one", store=False)
         with pytest.raises(NotFoundError):
             await client.responses.retrieve(unkept.id)
+
+
+async def test_an_input_is_listed_in_pages_of_whole_items(serve: Serve, http: ClientSession) -> None:
+    url = await serve(parts(answers(), ABLE))
+    given: list[dict[str, Any]] = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "get", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "noon"},
+        {"role": "user", "content": [{"type": "input_text", "text": "three"}]},
+    ]
+    _, answer, _ = await post(http, f"{url}/v1/responses", {"model": "demo", "input": given})
+    path = f"{url}/v1/responses/{answer['id']}/input_items"
+
+    async def asked(query: str) -> Any:
+        async with http.get(f"{path}?{query}") as told:
+            return await told.json()
+
+    items = (await asked("order=asc"))["data"]
+    assert [one["type"] for one in items] == [
+        "message",
+        "message",
+        "function_call",
+        "function_call_output",
+        "message",
+    ]
+    ids = [one["id"] for one in items]
+    assert len(set(ids)) == 5 and ids[2] == "fc_1" and {one["status"] for one in items} == {"completed"}
+    assert [one["content"][0]["type"] for one in items if one["type"] == "message"] == [
+        "input_text",
+        "output_text",
+        "input_text",
+    ]
+    newest = await asked("limit=2")
+    assert [one["id"] for one in newest["data"]] == ids[:2:-1] and newest["has_more"] is True
+    rest = await asked(f"limit=3&after={newest['last_id']}")
+    assert [one["id"] for one in rest["data"]] == ids[2::-1] and rest["has_more"] is False
+    for query, word in (
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("order=up", "order"),
+        ("after=x", "x"),
+    ):
+        assert word in (await asked(query))["error"]["message"]
 
 
 async def test_streamed_responses_are_kept_too_and_items_are_found_by_reference(

@@ -24,11 +24,12 @@ from sollold.api.http.errors import Dialect
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
+from sollold.api.openai.input_items import listed_items, page
 from sollold.api.openai.responses_ask import ResponseAsk
 from sollold.api.openai.responses_events import ResponseEvents
 from sollold.api.openai.responses_request import response_body, response_warnings
 from sollold.api.openai.responses_tools import own_tools
-from sollold.control.responses import StoredResponse
+from sollold.control.responses import StoredResponse, input_id
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Call
 
@@ -52,7 +53,19 @@ class ResponsesRoutes:
             count("POST", "/v1/responses/input_tokens", self.count, "Count an input's tokens", ResponseAsk),
             route("GET", one, self.show, "A recent response"),
             route("DELETE", one, self.delete, "Delete a stored response"),
-            route("GET", one + "/input_items", self.input_items, "The input of a recent response"),
+            route(
+                "GET",
+                one + "/input_items",
+                self.input_items,
+                "The input of a recent response",
+                query=(
+                    ("limit", "How many items, from 1 to 100; 20 when left out"),
+                    ("order", "asc or desc; desc when left out"),
+                    ("after", "The id of the item after which the page begins"),
+                ),
+            ),
+            route("POST", one + "/cancel", self.cancel, "Refused: nothing runs in the background"),
+            route("POST", "/v1/responses/compact", self.compact, "Refused: use truncation"),
         ]
 
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -174,10 +187,25 @@ class ResponsesRoutes:
 
     async def input_items(self, request: web.Request) -> web.Response:
         """``GET /v1/responses/{id}/input_items``."""
-        items = (await self._stored(request)).items
-        first, last = (items[0].get("id"), items[-1].get("id")) if items else (None, None)
-        return json_response(
-            {"object": "list", "data": items, "first_id": first, "last_id": last, "has_more": False}
+        stored = await self._stored(request)
+        items = listed_items(stored.items, partial(input_id, str(stored.response["id"])))
+        return json_response(page(items, request.query))
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        """``POST /v1/responses/{id}/cancel``: none is made in the background, and OpenAI cancels no other."""
+        await self._stored(request)
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "Cannot cancel a synchronous response: it is complete. "
+            "To end one that is under way, close its connection",
+        )
+
+    async def compact(self, request: web.Request) -> web.Response:
+        """``POST /v1/responses/compact``: to sum up a conversation is the caller's own request to a model."""
+        raise Refusal(
+            Fault.BAD_REQUEST,
+            "compact is not supported: have a model sum the conversation up, "
+            "or send it with truncation set to auto",
         )
 
 
