@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, contextmanager
 
 import uvloop
 
-from sollold.api.http.client_address import BadNetwork
 from sollold.api.http.connections import raise_descriptor_limit
 from sollold.cluster.net.identity import BadToken
 from sollold.cluster.net.seeds import BadSeed
@@ -87,7 +86,7 @@ async def _serve(
         try:
             daemon = Daemon(loaded, folders, demo=demo)
             await daemon.start(stack)
-        except (BadToken, BadSeed, BadNetwork) as error:
+        except (BadToken, BadSeed) as error:
             raise StartError(str(error)) from error
         except OSError as error:
             logger.debug("the start failed", exc_info=error)

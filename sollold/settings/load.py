@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import ipaddress
 import math
 import os
 import re
@@ -277,6 +278,8 @@ def _checked(setting: Setting, value: object, place: str) -> object:
         made: object = msgspec.convert(value, kind)
         if isinstance(made, float) and not math.isfinite(made):
             raise ValueError(f"{made} is not a usable number")
+        if isinstance(made, tuple) and typing.get_args(kind):
+            _check_networks(typing.get_args(kind)[0], made)
         return made
     except (msgspec.ValidationError, ValueError) as error:
         text = str(error)
@@ -288,6 +291,16 @@ def _checked(setting: Setting, value: object, place: str) -> object:
             shown = "what is given" if setting.key in SECRETS else repr(value)
             text = f"{shown} is not {_description(kind)}"
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _check_networks(kind: object, texts: tuple[object, ...]) -> None:
+    """Raises ValueError where ``kind`` is that of networks and one of ``texts`` is none."""
+    if any(meta.title == "network" for meta in _metas(kind)):
+        for text in texts:
+            try:
+                ipaddress.ip_network(str(text), strict=False)
+            except ValueError:
+                raise ValueError(f"{text!r} is not {_description(kind)}") from None
 
 
 def _entry(kind: type, name: str, value: object) -> dict[str, object]:

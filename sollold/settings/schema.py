@@ -39,13 +39,32 @@ SeedText = Annotated[
 Door = Annotated[
     str,
     Meta(
-        pattern=r"^\s*(open|closed|\d[\d.]*(s|m|h|d)?)\s*$",
+        pattern=r"^\s*(open|closed|\d{1,9}(\.\d{1,9})?|(\d{1,9}(\.\d{1,9})?(s|m|h|d))+)\s*$",
         description="open, closed or a time such as 1h",
     ),
 ]
 UrlText = Annotated[str, Meta(pattern=r"^(https?://\S+)?$", max_length=2000)]
 ProxyText = Annotated[
-    str, Meta(pattern=r"^[0-9a-fA-F.:]+(/\d{1,3})?$", description="an IP address or a network, as 10.0.0.0/8")
+    str,
+    Meta(
+        pattern=r"^[0-9a-fA-F.:]+(/\d{1,3})?$",
+        title="network",
+        description="an IP address or a network, as 10.0.0.0/8",
+    ),
+]
+HostText = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|(\*\.)?[^\s:/*?#@\[\]]+|[0-9a-fA-F:.]*:[0-9a-fA-F:.]*)$",
+        description="a name such as llm.example.com or *.example.com, without http:// and port",
+    ),
+]
+OriginText = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|null|[a-zA-Z][a-zA-Z0-9+.-]*://(\*|[^\s/*?#@]+)/?)$",
+        description="an origin such as https://chat.example.com, app://* or *",
+    ),
 ]
 Port = Annotated[int, Meta(ge=0, le=65535, title="port")]
 """0 takes a free one."""
@@ -89,7 +108,7 @@ class HttpSettings:
     """Address to listen on; ``127.0.0.1`` keeps the API to this machine."""
     port: Port = HTTP_PORT
     """Where Ollama's, OpenAI's and Anthropic's clients and browsers connect."""
-    cors_origins: tuple[str, ...] = (
+    cors_origins: tuple[OriginText, ...] = (
         "http://localhost",
         "https://localhost",
         "http://127.0.0.1",
@@ -104,7 +123,7 @@ class HttpSettings:
     )
     """Origins that may call the API from a browser or an Electron-like program (``app://*``: all of that
     scheme); ``"*"``: all. A node's own pages are always allowed."""
-    hosts: tuple[str, ...] = ()
+    hosts: tuple[HostText, ...] = ()
     """Names by which clients may address this node besides IP addresses, the nodes' names, localhost,
     *.local, *.lan, *.internal and *.home.arpa; ``*.example.com``: all below it; ``*``: any (no protection
     against DNS rebinding)."""

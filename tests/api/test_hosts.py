@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from aiohttp import ClientSession
 
+from sollold.api.http.cors import allowed
 from sollold.api.http.hosts import Hosts
 from sollold.settings.schema import HttpSettings
 from tests.api.api_parts import PlainCluster, parts, record
@@ -53,6 +54,14 @@ Serve = Callable[..., Awaitable[str]]
 def test_names_of_a_node(host: str, accepted: bool) -> None:
     hosts = Hosts(("LLM.example.com", "*.wild.example"), lambda: ["Anna"])
     assert hosts.accepts(host) is accepted
+
+
+@pytest.mark.parametrize("host", ["xn--bro-hoa.example", "BÜRO.example:11435", "x.xn--bro-hoa.example."])
+def test_browsers_write_other_letters_in_ascii(host: str) -> None:
+    assert Hosts(("*.büro.example", "Büro.example"), list).accepts(host)
+    assert Hosts((), lambda: ["Büro"]).accepts("xn--bro-hoa") and Hosts((), lambda: ["büro"]).accepts("büro")
+    assert not Hosts(("büro.example",), lambda: ["büro"]).accepts("xn--bro-hob.example")
+    assert allowed("https://xn--bro-hoa.example", "pc", ("https://büro.example/",))
 
 
 def test_a_star_accepts_every_name() -> None:

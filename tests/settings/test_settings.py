@@ -136,6 +136,40 @@ def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
     assert load(None, {"SOLLOLD_CONFIG": "/dev/null", "SOLLOLD_CLUSTER_SEEDS": seed}).settings.cluster.seeds
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("http.hosts", "https://llm.example.com", "without http:// and port"),
+        ("http.hosts", "llm.example.com:443", "without http:// and port"),
+        ("http.hosts", "*llm.example.com", "without http:// and port"),
+        ("http.cors_origins", "chat.example.com", "an origin such as https://"),
+        ("http.cors_origins", "https://*.example.com", "an origin such as https://"),
+        ("http.cors_origins", "https://chat.example.com/path", "an origin such as https://"),
+        ("http.trusted_proxies", "999.1.1.1", "'999.1.1.1' is not an IP address or a network"),
+        ("http.trusted_proxies", "10.0.0.0/33", "'10.0.0.0/33' is not an IP address or a network"),
+        ("cluster.door", "1.2.3h", "a time such as 1h"),
+        ("cluster.door", "9" * 400, "a time such as 1h"),
+    ],
+)
+def test_what_would_never_apply_is_refused(key: str, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(words)):
+        load(None, {}, [(key, text, f"--set {key}={text}")])
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("http.hosts", "LLM.example.com,*.example.com,büro.example,*,fd00::1,pc."),
+        ("http.cors_origins", "https://chat.example.com:3000/,app://*,null,*,http://[::1]:3000"),
+        ("http.trusted_proxies", "10.0.0.1/8,fd00::/8,127.0.0.1"),
+        ("cluster.door", "1h30m"),
+        ("cluster.door", "0"),
+    ],
+)
+def test_what_people_write_is_taken(key: str, text: str) -> None:
+    load(None, {}, [(key, text, "--set")])
+
+
 def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:
     texts = documentation()
     assert [key for key in catalogue() if key not in texts] == []

@@ -6,6 +6,8 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from sollold.api.http.hosts import as_sent
+
 METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 EXPOSED = (
     "X-Request-Id, X-Sollold-Backend, X-Sollold-Node, X-Sollold-Status, X-Sollold-Resumed, "
@@ -49,7 +51,8 @@ def allowed(origin: str, host: str, origins: tuple[str, ...]) -> bool:
             port = known.port
         except ValueError:
             continue
-        same_host = known.scheme == asked.scheme and asked_host is not None and known.hostname == asked_host
+        known_host = as_sent(known.hostname or "")
+        same_host = known.scheme == asked.scheme and asked_host is not None and known_host == asked_host
         if same_host and port in (None, asked_port):
             return True
     return False

@@ -36,8 +36,8 @@ class Hosts:
             return False
         if _is_local(name):
             return True
-        return any(_matches(name, one.lower()) for one in self.allowed) or any(
-            name == one.lower() for one in self._nodes()
+        return any(_matches(name, one) for one in self.allowed) or any(
+            name == as_sent(one) for one in self._nodes()
         )
 
 
@@ -73,7 +73,7 @@ def _name(host: str) -> str | None:
         name = host
     elif not _is_port(":" + port):
         return None
-    return name.removesuffix(".") or None
+    return as_sent(name.removesuffix(".")) or None
 
 
 def _is_port(text: str) -> bool:
@@ -93,7 +93,18 @@ def _is_local(name: str) -> bool:
         return False
 
 
+@functools.lru_cache(4096)
+def as_sent(name: str) -> str:
+    """``name`` as browsers send it: in lower case, and in ASCII (IDNA)."""
+    if name.isascii():
+        return name.lower()
+    try:
+        return name.lower().encode("idna").decode("ascii")
+    except UnicodeError:
+        return name.lower()
+
+
 def _matches(name: str, pattern: str) -> bool:
     if pattern.startswith("*."):
-        return name.endswith(pattern[1:])
-    return pattern in ("*", name)
+        return name.endswith(f".{as_sent(pattern[2:])}")
+    return pattern == "*" or name == as_sent(pattern).removesuffix(".")
