@@ -205,7 +205,8 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
         requests = f"{found['active']}+{found['waiting']}" if found["waiting"] else str(found["active"])
         speed = f"{found['speed']:.1f}/s" if found["speed"] else ""
         if drafts := found.get("speculation"):
-            speed = f"{speed} ({drafts['by']} {drafts['acceptance']:.0%})".lstrip()
+            right = f" {drafts['acceptance']:.0%}" if drafts["drafted"] else ""
+            speed = f"{speed} ({drafts['by']}{right})".lstrip()
         first = [found["model"], condition]
         rest = [str(found["context"] or ""), requests, speed, _until(found)]
         for placed in found["placed"] or [None]:

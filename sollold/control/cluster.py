@@ -21,14 +21,15 @@ from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
+from sollold.leader.draft_models import with_drafter_named
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Drop, Ensure
 from sollold.leader.snapshot import loaded_of
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.library import Library
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
-from sollold.placement.request import AUTO, OFF
 from sollold.serving.candidate import EndpointQuery
+from sollold.serving.draft_warnings import undrafted_warning
 from sollold.serving.loader import Loader, Need
 from sollold.serving.request import Answer, Ask, Call, Engine, Waiting
 from sollold.serving.router import Router
@@ -87,11 +88,8 @@ def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
         told.append(
             f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
         )
-    drafts = ask.placement.speculation
-    if drafts not in ("", OFF, AUTO) and not endpoint.drafts.by:
-        told.append(
-            f"tokens drafted by {drafts!r} were asked for, none are: it is not here, or not for this model"
-        )
+    if drafts := undrafted_warning(ask.placement, endpoint):
+        told.append(drafts)
     return tuple(told)
 
 
@@ -367,7 +365,8 @@ class ClusterService:
         """
         meant = await self._library.named(ask.model)
         name, digest = meant.model.name, meant.model.digest
-        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama)
+        placement = with_drafter_named(self._library, ask.placement)
+        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama, placement=placement)
 
 
 def _ignore_progress(waiting: Waiting) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from sollold.cluster.gossip.record import Asked
 from sollold.errors import Fault
 from sollold.facts import dataclass
 from sollold.leader.eviction import best_eviction, evictable, reasons_to_end
@@ -22,6 +21,7 @@ from sollold.leader.existing import (
     lacking,
     request_of,
     what_is_there,
+    with_options_of,
 )
 from sollold.leader.messages import Ensure
 from sollold.leader.prefetch import elsewhere
@@ -35,6 +35,7 @@ from sollold.placement.inventory import Fleet
 from sollold.placement.plan import Plan
 from sollold.placement.planner import PlacementChoice, choose
 from sollold.placement.proportional import miscounted
+from sollold.placement.request import OFF
 from sollold.placement.search import Alternative
 from sollold.placement.speculation import with_drafts
 from sollold.units import bytes_text
@@ -110,6 +111,8 @@ def decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
 
 def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     there = what_is_there(ask, snapshot)
+    if isinstance(there, tuple | Mismatch) and (same := _drafts_the_same(ask, snapshot)):
+        return same
     if isinstance(there, ReloadWhenIdle) and not ask.more:
         return _beside_or_later(ask, snapshot, there)
     larger: Located | None = None
@@ -146,6 +149,26 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
     return placed
 
 
+def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
+    """What runs and would draft no otherwise if it were loaded anew for this caller; None: nothing does.
+
+    What was wanted may not be possible here, or may be what was chosen already: no reload gives more.
+    """
+    if not ask.placement.speculation:
+        return None
+    there = what_is_there(replace(ask, placement=replace(ask.placement, speculation="")), snapshot)
+    if not isinstance(there, Use):
+        return None
+    located = next(pair for pair in snapshot.endpoints() if pair[1].id == there.endpoint)
+    endpoint = located[1]
+    if endpoint.reason and ask.placement.speculation == endpoint.asked.speculation:
+        return there  # It was tried, and llama.cpp could not.
+    placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
+    by = placed.plan.drafts_by if isinstance(placed, Place) else ""
+    wanted = ask.placement.speculation
+    return there if by == endpoint.drafts.by or (wanted != OFF and not by) else None
+
+
 def _beside_or_later(
     ask: Ensure, snapshot: ClusterSnapshot, there: ReloadWhenIdle
 ) -> Place | Use | ReloadWhenIdle:
@@ -158,21 +181,6 @@ def _beside_or_later(
     if there.located is not None and isinstance(_placement(ask, snapshot, there.located), Refuse):
         return Use(there.endpoint, there.node, _no_room_for(ask, snapshot))
     return there
-
-
-def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
-    """``ask`` where what it does not name is as the deployment was asked for that is loaded anew."""
-    policy = ask.placement.policy or asked.policy
-    fixed = ask.fixed or (() if ask.placement.policy else asked.fixed)
-    speculation = ask.placement.speculation or asked.speculation
-    return replace(
-        ask,
-        slots=ask.slots or asked.slots,
-        type_k=ask.type_k or asked.type_k,
-        type_v=ask.type_v or asked.type_v,
-        placement=replace(ask.placement, policy=policy, speculation=speculation),
-        fixed=fixed,
-    )
 
 
 def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
@@ -369,6 +377,7 @@ def _place_on(
             snapshot.drafters,
             snapshot.draft_stats,
             snapshot.correction,
+            snapshot.no_drafter,
         )
         return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([said] if said else [])))
 

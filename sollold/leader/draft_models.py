@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from sollold.cluster.gossip.record import MTP, NGRAM
+from sollold.leader.wish import PlacementWish
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.library import Library
 from sollold.models.model import Model
@@ -22,22 +24,29 @@ SMALLER = 4
 """A draft model has at most this fraction of the model's weights."""
 
 
-async def drafters(library: Library, me: str, wanted: str, model: Model) -> tuple[Drafter, ...]:
+async def drafters(library: Library, me: str, wanted: str, model: Model) -> tuple[tuple[Drafter, ...], str]:
     """The models that may draft for ``model``.
 
     Args:
         me: this node's id, whose own files are read first.
         wanted: as the setting ``placement.speculation``; for a name, that model alone.
+
+    Returns:
+        They, and why the one that was named is not among them, half a sentence.
     """
-    if wanted in (OFF, NGRAM, MTP) or not model.vocabulary:
-        return ()
+    if wanted in (OFF, NGRAM, MTP):
+        return (), ""
+    if wanted == AUTO and not model.vocabulary:
+        return (), ""
+    refused = ""
     if wanted == AUTO:
         found = [one for one in library.with_vocabulary(model.vocabulary) if _is_smaller(one[0][1], model)]
         # The largest are right most often; how long they take is weighed later.
         found.sort(key=lambda holders: (-holders[0][1].parameters, holders[0][1].name))
     else:
         holders = library.find(wanted)
-        found = [holders] if holders and _may_draft(holders[0][1], model) else []
+        refused = _why_not(holders[0][1], model) if holders else library.resolve(wanted).message
+        found = [] if refused else [holders]
     made: dict[str, Drafter] = {}
     try:
         async with asyncio.timeout(SHAPES_SECONDS):
@@ -50,19 +59,41 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
                     shape = await library.shape(node, there)
                 except LookupError as error:
                     log.info("%s", error)
+                    refused = refused or str(error)
                     continue
                 nodes = frozenset(node for node, _ in holders)
                 made[one.digest] = Drafter(one.name, one.digest, shape, nodes)
     except TimeoutError:
         log.info("not all headers of models that may draft for %s could be read in time", model.name)
-    return tuple(made.values())
+        refused = refused or "its header could not be read in time"
+    return tuple(made.values()), "" if made or wanted == AUTO else refused
 
 
-def _may_draft(one: Model, model: Model) -> bool:
-    able = one.files and not (one.unusable or one.only_ollama or one.projector or one.adapters)
-    return bool(able) and one.digest != model.digest and alike(one.vocabulary, model.vocabulary)
+def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
+    """The wish with the draft model's own name in place of the caller's for it, if that is one model."""
+    if wish.speculation in ("", OFF, AUTO, NGRAM, MTP):
+        return wish
+    meant = library.get(wish.speculation)
+    return wish if meant is None else replace(wish, speculation=meant.model.name)
+
+
+def _why_not(one: Model, model: Model) -> str:
+    """Why a model can't draft for another, half a sentence; empty: it can."""
+    if one.digest == model.digest:
+        return f"{one.name} is the model itself"
+    if why := one.unusable or one.only_ollama or ("" if one.files else "it has no file"):
+        return f"{one.name} can't be run here: {why.rstrip('.')}"
+    if "embedding" in one.capabilities and "completion" not in one.capabilities:
+        return f"{one.name} writes no text, it only embeds"
+    if one.projector:
+        return f"{one.name} sees images, and such models do not draft"
+    if one.adapters:
+        return f"{one.name} has adapters, and such models do not draft"
+    if not alike(one.vocabulary, model.vocabulary):
+        return f"{one.name} has another vocabulary than {model.name}"
+    return ""
 
 
 def _is_smaller(one: Model, model: Model) -> bool:
     generates = "completion" in one.capabilities
-    return _may_draft(one, model) and generates and 0 < one.parameters * SMALLER <= model.parameters
+    return not _why_not(one, model) and generates and 0 < one.parameters * SMALLER <= model.parameters

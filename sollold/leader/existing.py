@@ -17,6 +17,7 @@ from sollold.models.model import Model
 from sollold.placement import context
 from sollold.placement.inventory import ollama_room
 from sollold.placement.request import (
+    AUTO,
     MOST_DEVICES,
     OFF,
     PlacementRequest,
@@ -24,6 +25,7 @@ from sollold.placement.request import (
     must_shard,
     needed,
     profile_of,
+    speculation_meant,
 )
 from sollold.settings.schema import PlacementSettings
 
@@ -111,10 +113,25 @@ def _lacking_of_ordered(ask: Ensure, asked: Asked, snapshot: ClusterSnapshot) ->
     if policy and policy != asked.policy:
         lacks.append(f"the policy {policy}")
     if ask.placement.speculation and ask.placement.speculation != asked.speculation:
-        lacks.append(f"speculation {ask.placement.speculation}")
+        lacks.append(f"speculation set to {ask.placement.speculation}")
     if workers is not None and asked.workers > workers:
         lacks.append(f"{workers} workers at most")
     return ", ".join(one for one in lacks if one)
+
+
+def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
+    """``ask`` where what it does not name is as the deployment was asked for that is loaded anew."""
+    policy = ask.placement.policy or asked.policy
+    fixed = ask.fixed or (() if ask.placement.policy else asked.fixed)
+    speculation = ask.placement.speculation or asked.speculation
+    return replace(
+        ask,
+        slots=ask.slots or asked.slots,
+        type_k=ask.type_k or asked.type_k,
+        type_v=ask.type_v or asked.type_v,
+        placement=replace(ask.placement, policy=policy, speculation=speculation),
+        fixed=fixed,
+    )
 
 
 def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSettings:
@@ -143,7 +160,7 @@ def request_of(ask: Ensure, model: Model, snapshot: ClusterSnapshot) -> Placemen
         fixed=ask.fixed,
         embedding=for_embedding(ask, model),
         template=model.template,
-        speculation=placement.speculation,
+        speculation=speculation_meant(placement.speculation),
     )
 
 
@@ -207,7 +224,7 @@ def what_is_there(
             return Mismatch(endpoint.id, record.node, f"{model.name} runs without {lacks} and is in use")
         message = f"{model.name} is in use with a context of {endpoint.context} tokens"
         return ReloadWhenIdle(endpoint.id, record.node, message, (record, endpoint))
-    drafts = ask.placement.speculation not in ("", OFF)
+    drafts = ask.placement.speculation not in ("", OFF, AUTO)
     named = unmet(ask, Asked(), snapshot) or ask.placement.policy == Policy.SPREAD or drafts
     if ask.ollama and not (named and runs_on_llama(model)):
         return in_ollama(ask, snapshot)

@@ -53,7 +53,8 @@ class ClusterSnapshot:
         expected: nodes that have just gone and should be back, as they will be.
         departed: nodes that were there and have left or died.
         unfetched: nodes that could not get its file lately.
-        drafters: models that could draft for it, as the caller or the settings want it.
+        drafters: models that could draft for it, as the caller or the settings want it; ``no_drafter``: why
+            the one that they named is not among them.
         draft_stats: what was measured of drafts for it.
     """
 
@@ -77,6 +78,7 @@ class ClusterSnapshot:
     unfetched: frozenset[str] = frozenset()
     correction: cost_model.Correction = cost_model.uncorrected
     drafters: tuple[Drafter, ...] = ()
+    no_drafter: str = ""
     draft_stats: MeasuredDrafts = nothing_measured
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:

@@ -20,7 +20,7 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import unresolved
 from sollold.placement.cost_model import Correction
-from sollold.placement.request import AUTO, OFF
+from sollold.placement.request import AUTO, OFF, speculation_meant
 from sollold.placement.speculation import MeasuredDrafts
 from sollold.settings.schema import Settings
 
@@ -89,12 +89,12 @@ class SnapshotMaker:
             return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
         holders = with_refusals(holders, self._view.live())
         shape = await self._shape(holders)
-        speculation = ask.placement.speculation or self.settings.placement.speculation
+        speculation = speculation_meant(ask.placement.over(self.settings.placement).speculation)
         if speculation == AUTO and sum(len(record.devices) for record in self._view.live()) < 2:
             # One device alone drafts nothing by itself.
             speculation = OFF
-        able = await drafters(self._library, self._view.me.node, speculation, holders[0][1])
-        return replace(self.of_model(holders, shape, out), drafters=able)
+        able, why = await drafters(self._library, self._view.me.node, speculation, holders[0][1])
+        return replace(self.of_model(holders, shape, out), drafters=able, no_drafter=why)
 
     def of_model(
         self,

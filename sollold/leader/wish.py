@@ -7,7 +7,7 @@ from dataclasses import replace
 from sollold.cluster.gossip.record import Backend, Endpoint
 from sollold.facts import dataclass
 from sollold.machine.external_worker import external_address
-from sollold.placement.request import Policy
+from sollold.placement.request import AUTO, OFF, Policy
 from sollold.settings.schema import PlacementSettings
 
 
@@ -70,9 +70,23 @@ class PlacementWish:
         # How layers are shared out says nothing of a model that one machine holds.
         if self.policy and self.policy != endpoint.asked.policy and (spread or self.policy == Policy.SPREAD):
             return f"the policy {self.policy}"
-        if self.speculation and self.speculation != endpoint.asked.speculation:
-            return f"speculation {self.speculation}"
+        if not self._drafts_as_wanted(endpoint):
+            return f"speculation set to {self.speculation}"
         return ""
+
+    def _drafts_as_wanted(self, endpoint: Endpoint) -> bool:
+        """Whether it would draft no otherwise if it were loaded for this wish, as far as can be told here.
+
+        One that was asked for the same and drafts nothing may do so by now: the leader works that out.
+        """
+        by = endpoint.drafts.by
+        if not self.speculation:
+            return True
+        if self.speculation == OFF:
+            return not by
+        if self.speculation == AUTO:
+            return endpoint.asked.speculation == AUTO or not (by or endpoint.backend is Backend.SHARDED)
+        return bool(by) and self.speculation in (by, endpoint.asked.speculation)
 
 
 NO_WISH = PlacementWish()

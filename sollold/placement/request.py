@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from sollold.cluster.gossip.record import Asked
+from sollold.cluster.gossip.record import MTP, NGRAM, Asked
 from sollold.facts import dataclass
 from sollold.models.names import canonical
 from sollold.settings.schema import ModelProfile, PlacementSettings
@@ -16,6 +16,7 @@ MOST_DEVICES = 15
 
 OFF, AUTO = "off", "auto"
 """Of `PlacementRequest.speculation`: no tokens are drafted; or in whatever way pays."""
+_SPECULATION = (OFF, AUTO, NGRAM, MTP)
 
 
 class Policy(StrEnum):
@@ -84,6 +85,12 @@ class PlacementRequest:
             self.always,
             self.speculation,
         )
+
+
+def speculation_meant(text: str) -> str:
+    """What a person means who wants tokens drafted so: case counts no more than in models' names."""
+    word = text.strip()
+    return word.lower() if word.lower() in _SPECULATION else word
 
 
 def must_shard(settings: PlacementSettings, parameters: int) -> bool:

@@ -74,12 +74,14 @@ def with_drafts(
     drafters: Sequence[Drafter] = (),
     measured: MeasuredDrafts = nothing_measured,
     correction: cost_model.Correction = cost_model.uncorrected,
+    no_drafter: str = "",
 ) -> tuple[Candidate, str]:
     """The placement with the speculation that was asked for, where it is possible.
 
     Args:
         found: on machines of ``fleet``.
-        drafters: models that may draft: all that could, or the one that was named.
+        drafters: models that may draft: all that could, or the one that was named. ``no_drafter``: why that
+            one can't, half a sentence.
 
     Returns:
         The placement, and a sentence for a person; empty when there is nothing to say.
@@ -92,7 +94,7 @@ def with_drafts(
         return found, ""
     of = footprint_of(found.run)
     if why := _unable(of):
-        return found, f"No tokens are drafted: {why}."
+        return found, _undrafted(why)
     search = _Search(found, request, fleet, footprint_of, measured, correction)
     if wanted == MTP or (auto and of.predicted):
         search.by_own_layer()
@@ -104,17 +106,21 @@ def with_drafts(
         if wanted in (AUTO, NGRAM):
             search.by_ngrams()
         elif not drafters:
-            search.refused.append(f"no model {wanted} here has the same vocabulary")
+            search.refused.append(no_drafter or f"{wanted} can't draft for it")
     best = max(search.options, key=lambda option: option.gain, default=None)
     if best is None:
-        return found, f"No tokens are drafted: {search.refused[0]}." if search.refused else ""
+        return found, _undrafted(search.refused[0]) if search.refused else ""
     if auto and best.gain < WORTH:
-        return found, f"No tokens are drafted: it would be {max(best.gain, 0.01):.2f} times as fast."
+        return found, _undrafted(f"it would be {max(best.gain, 0.01):.2f} times as fast")
     expected = f": {best.gain:.2f} times as fast is expected" if best.gain else ""
     return best.candidate, f"{best.words}{expected}."
 
 
 _RECURRENT = "its recurrent state would have to be copied for each draft"
+
+
+def _undrafted(why: str) -> str:
+    return f"No tokens are drafted: {why}{'' if why.endswith('?') else '.'}"
 
 
 def _unable(of: Footprint) -> str:

@@ -104,8 +104,11 @@ def engine_of(endpoint: Endpoint) -> Engine:
     return Engine.OLLAMA if endpoint.backend is Backend.OLLAMA else Engine.LLAMA
 
 
-def fits(endpoint: Endpoint, query: EndpointQuery) -> bool:
-    """Whether it has the model as the request needs it."""
+def fits(endpoint: Endpoint, query: EndpointQuery, *, told: bool = False) -> bool:
+    """Whether it has the model as the request needs it.
+
+    ``told``: the leader named it, and weighed how the caller wants the model placed.
+    """
     if endpoint.state is not State.READY or endpoint.closing:
         return False
     if not endpoint.is_of(query.model, query.digest, query.in_ollama):
@@ -117,7 +120,7 @@ def fits(endpoint: Endpoint, query: EndpointQuery) -> bool:
         return not (query.sharded and query.placement.threshold is not None)
     if endpoint.embedding != query.embedding or not _has_context(endpoint, query):
         return False
-    return not query.placement.unmet_by(endpoint, sharded=query.sharded)
+    return told or not query.placement.unmet_by(endpoint, sharded=query.sharded)
 
 
 def _has_context(endpoint: Endpoint, query: EndpointQuery) -> bool:

@@ -77,7 +77,8 @@ class Router:
                 continue
             for endpoint in record.endpoints:
                 key = (record.node, endpoint.id)
-                if not fits(endpoint, query) or not (key == query.told or has_room(record, endpoint, query)):
+                told = key == query.told
+                if not fits(endpoint, query, told=told) or not (told or has_room(record, endpoint, query)):
                     continue
                 memory = self._memory.get(key) or _Memory()
                 if not memory.breaker.allows(now):

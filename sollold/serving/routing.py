@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sollold.cluster.gossip.record import Endpoint, Record
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, engine_of
 from sollold.serving.context_size import context_warning, no_more_context
-from sollold.serving.drafted_logprobs import logprobs_warning
+from sollold.serving.draft_warnings import logprobs_warning, undrafted_warning
 from sollold.serving.request import Ask, Engine, Routing
 
 
@@ -40,5 +40,6 @@ def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) ->
     warnings = (
         context_warning(ask.context, candidate.endpoint, query.trained),
         logprobs_warning(ask.calls[Engine.LLAMA].body, candidate.endpoint.drafts),
+        undrafted_warning(query.placement, candidate.endpoint),
     )
     return tuple(warning for warning in warnings if warning)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
+from sollold.leader.draft_models import with_drafter_named
 from sollold.models.library import Library
 from sollold.models.listing import Listed
 from sollold.placement.request import must_shard
@@ -100,7 +101,9 @@ class Serving:
         if self._refusing:
             raise Refusal(Fault.UNAVAILABLE, self._refusing, retry_after=1.0)
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
-        query = _query(ask, ask.resolved or await self._library.named(ask.model), self._placement)
+        listed = ask.resolved or await self._library.named(ask.model)
+        wish = with_drafter_named(self._library, ask.placement)
+        query = replace(_query(ask, listed, self._placement), placement=wish)
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)
         try:

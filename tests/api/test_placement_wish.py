@@ -14,13 +14,16 @@ from tests.api.api_parts import PlainCluster, ScriptedService, chunk, parts, rec
 from tests.api.conftest import Serve
 
 WISH = {"workers": 2, "distributed": True, "threshold": 0.5, "policy": "even", "external": []}
-MEANT = PlacementWish(2, True, 0.5, "even", ())
+WISH |= {"speculation": " NGram"}
+MEANT = PlacementWish(2, True, 0.5, "even", (), "ngram")
 QUESTION = [{"role": "user", "content": "hi"}]
 ASKED: list[tuple[str, dict[str, Any]]] = [
     ("/api/chat", {"messages": QUESTION}),
     ("/api/generate", {"prompt": "hi"}),
     ("/v1/chat/completions", {"messages": QUESTION}),
     ("/v1/completions", {"prompt": "hi"}),
+    ("/v1/responses", {"input": "hi"}),
+    ("/v1/messages", {"messages": QUESTION, "max_tokens": 5}),
 ]
 
 
@@ -42,13 +45,13 @@ async def test_a_request_carries_it_and_no_engine_sees_it(
 @pytest.mark.parametrize(
     "wrong", [{"worker": 1}, {"workers": -1}, {"policy": "odd"}, {"threshold": "many"}, 7]
 )
-@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/api/cluster/load"])
+@pytest.mark.parametrize("path", [*(path for path, _ in ASKED), "/api/cluster/load"])
 async def test_what_is_wrong_in_it_is_refused(
     serve: Serve, http: ClientSession, path: str, wrong: object
 ) -> None:
     service = ScriptedService()
     url = await serve(parts(service))
-    body = {"model": "demo", "messages": QUESTION, "placement": wrong}
+    body = {"model": "demo", "placement": wrong, **dict(ASKED).get(path, {})}
     async with http.post(url + path, json=body) as answer:
         assert answer.status == 400
         assert "placement" in await answer.text()

@@ -249,6 +249,14 @@ def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     assert '["[fe80::1]:11436"]' in capsys.readouterr().out
 
 
+def test_drafts_have_a_share_once_something_was_drafted(capsys: pytest.CaptureFixture[str]) -> None:
+    for drafted, shown in ((0, "(small:latest)"), (8, "(small:latest 25%)")):
+        drafts = {"by": "small:latest", "drafted": drafted, "acceptance": drafted and 0.25}
+        found = STATE["deployments"][0] | {"speculation": drafts}
+        console().print(deployment_table(STATE | {"deployments": [found]}))
+        assert shown in capsys.readouterr().out
+
+
 async def test_scan_says_what_is_there_and_how_it_would_be_used(url: str) -> None:
     done = await sollold(url, "scan")
     assert done.returncode == Exit.DONE, done.stderr

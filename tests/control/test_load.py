@@ -170,7 +170,11 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
     assert "8 parallel requests" in slots and "1 given" in slots
     nobody = Ensure("demo", placement=PlacementWish(speculation="nobody"))
     (drafts,) = less_than_asked(nobody, endpoint)
-    assert "drafted by 'nobody'" in drafts
+    assert "no tokens are drafted, though speculation 'nobody' was asked for" in drafts
+    assert "`sollold plan demo:latest --speculation nobody` says why" in drafts
+    ngram = replace(nobody, placement=PlacementWish(speculation="ngram"))
+    (drafts,) = less_than_asked(ngram, replace(endpoint, drafts=Drafts("small:latest", 3)))
+    assert drafts.startswith("tokens are drafted by small:latest, though")
     assert less_than_asked(nobody, replace(endpoint, drafts=Drafts("nobody:latest", 3))) == ()
     for usual in ("off", "auto"):
         assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()

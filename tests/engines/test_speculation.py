@@ -106,3 +106,34 @@ def test_an_answer_with_drafts_goes_on_after_a_fault(node: Node) -> None:
     lines = [json.loads(part) for part in parts]
     assert killed and lines[-1]["_routing"]["resumed"] == 1
     assert "".join(line["message"]["content"] for line in lines) == "".join(WORDS[:1400])
+
+
+@pytest.mark.cluster
+@pytest.mark.llama
+def test_a_request_that_gets_no_other_drafts_reloads_nothing(node: Node) -> None:
+    def asked(path: str, how: str) -> list[str]:
+        body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+        reply = node.ask("POST", path, {**body, "placement": {"speculation": how}})
+        assert reply.status == 200, reply.body
+        return [reply.headers.get("X-Sollold-Warning", "")]
+
+    def running() -> tuple[str, str]:
+        (found,) = [one for one in node.state()["deployments"] if one["state"] == "ready"]
+        return found["id"], (found["speculation"] or {}).get("by", "")
+
+    assert asked("/v1/chat/completions", "small") == [""]
+    before = running()
+    assert before[1] == "small:latest"
+    for path, how in (("/v1/messages", "SMALL"), ("/v1/chat/completions", "small:latest")):
+        assert asked(path, how) == [""] and running() == before
+    (told,) = asked("/v1/messages", "ngram")
+    assert not told and running()[1] == "ngram"
+    body = {"model": "count", "messages": [{"role": "user", "content": "x"}], "stream": False}
+    routing = node.ask("POST", "/api/chat", {**body, "options": {"num_predict": 2}}).json["_routing"]
+    assert routing["speculation"] == {"by": "ngram"}, "nothing was drafted yet: no share of it is accepted"
+    assert asked("/v1/chat/completions", "Off") == [""]
+    before = running()
+    assert before[1] == ""
+    for how, words in (("off", ""), ("auto", ""), ("nobody", "speculation nobody")):
+        (told,) = asked("/v1/messages", how)
+        assert words in told and bool(words) == bool(told) and running() == before

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from sollold.agent.ledger import Ledger
 from sollold.agent.memory_room import MeasuredMemory
-from sollold.cluster.gossip.record import Backend, Endpoint, Placed, Record, State
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, Placed, Record, State
 from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.engines.commands import Commit, Deploy, Done, Release, Reserve, Reserved, Unload
@@ -131,6 +131,7 @@ class Node:
             layers=plan.layers,
             embedding=plan.run.embedding,
             asked=plan.asked,
+            drafts=Drafts(plan.drafts_by, plan.run.drafts, digest=plan.draft_digest),
         )
         self.cluster.changed()
         return Done(True)

@@ -77,7 +77,65 @@ async def test_a_model_with_the_same_vocabulary_drafts() -> None:
     plan = plan_of(cluster)
     assert (plan.drafts_by, plan.draft_digest, plan.draft_device) == ("small:latest", "d2", "CPU")
     preview = await cluster.planner.preview(wishing(speculation="other"))
-    assert preview.plan is not None and "the same vocabulary" in " ".join(preview.plan.reasons)
+    assert preview.plan is not None and "another vocabulary" in " ".join(preview.plan.reasons)
+    await cluster.planner.close()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("wanted", ["off", "auto", "nobody", "other", "demo", "sees"])
+async def test_what_would_draft_no_otherwise_is_not_loaded_anew(wanted: str, busy: bool) -> None:
+    cluster = Cluster(SETTINGS)
+    other = model("other:latest", "d3", parameters=10_000_000, vocabulary="3000:y")
+    sees = replace(other, name="sees:latest", digest="d4", vocabulary="3000:x", projector="p.gguf")
+    cluster.add("a", 2 * GIB, model(vocabulary="3000:x"), other, sees)
+    await cluster.planner.start()
+    await placed(cluster, idle=0.0 if busy else 3.0, active=int(busy))
+    for _ in range(2):
+        assert (await cluster.planner.ensure(wishing(speculation=wanted))).verdict is Verdict.USE
+    await cluster.planner.close()
+
+
+async def test_a_draft_model_that_comes_later_is_used_when_it_is_asked_for_again() -> None:
+    cluster = Cluster(SETTINGS)
+    small = model("small:latest", "d2", parameters=10_000_000, vocabulary="3000:x")
+    cluster.add("a", 2 * GIB, model(vocabulary="3000:x"))
+    cluster.shapes["d2"] = shape(layers=2, layer_bytes=MIB)
+    await cluster.planner.start()
+    await placed(cluster, wishing(speculation="small"), idle=3.0)
+    assert not plan_of(cluster).drafts_by
+    cluster.nodes["a"].models.append(small)
+    answer = await cluster.planner.ensure(wishing(speculation="small"))
+    assert answer.verdict is Verdict.WAIT and plan_of(cluster).drafts_by == "small:latest"
+    cluster.ready(answer.deployment, idle=3.0)
+    for same in ("small", "small:latest", "nobody", ""):
+        assert (await cluster.planner.ensure(wishing(speculation=same))).verdict is Verdict.USE
+    await cluster.planner.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ("nobody", "model 'nobody' not found"),
+        ("other", "other:latest has another vocabulary than demo:latest"),
+        ("demo", "demo:latest is the model itself"),
+        ("sees", "sees:latest sees images, and such models do not draft"),
+        ("embeds", "embeds:latest writes no text, it only embeds"),
+        ("broken", "broken:latest can't be run here: a shard is missing"),
+    ],
+)
+async def test_a_plan_says_why_a_model_can_not_draft(wanted: str, why: str) -> None:
+    cluster = Cluster(SETTINGS)
+    fit = model("fit:latest", "d9", parameters=10_000_000, vocabulary="3000:x")
+    others = (
+        replace(fit, name="other:latest", digest="d2", vocabulary="3000:y"),
+        replace(fit, name="sees:latest", digest="d3", projector="p.gguf"),
+        replace(fit, name="embeds:latest", digest="d4", capabilities=("embedding",)),
+        replace(fit, name="broken:latest", digest="d5", unusable="a shard is missing."),
+    )
+    cluster.add("a", 2 * GIB, model(vocabulary="3000:x"), *others)
+    await cluster.planner.start()
+    preview = await cluster.planner.preview(wishing(speculation=wanted))
+    assert preview.plan is not None and preview.plan.reasons[-1] == f"No tokens are drafted: {why}."
     await cluster.planner.close()
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sollold.cluster.gossip.record import Backend, Endpoint, InOllama, Placed, Record, State
+from sollold.leader.wish import PlacementWish
 from sollold.machine.device import Device, Kind
 from sollold.serving.breaker import Breaker
 from sollold.serving.candidate import EndpointQuery
@@ -60,6 +61,13 @@ def test_a_sole_candidate_is_scored_only_for_who_wants_to_see_it() -> None:
     assert sole.candidate == scored.candidate and not sole.marks
     two = router.rank([record("a", READY), record("b", READY)], WISH, 0.0, score_sole=False)
     assert all(one.marks for one in two), "of several the best is looked for"
+
+
+def test_what_the_leader_named_is_placed_as_well_as_can_be() -> None:
+    router = Router("me")
+    wish = replace(WISH, placement=PlacementWish(speculation="nobody"))
+    assert router.rank([record("a", READY), record("b", READY)], wish, 0.0) == ()
+    assert first(router, record("a", READY), record("b", READY), wish=replace(wish, told=("b", "d"))) == "b"
 
 
 def test_content_goes_before_the_name() -> None:

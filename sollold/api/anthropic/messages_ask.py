@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.placement import PlacementBody
+
 
 class Thinking(msgspec.Struct):
     """``thinking``."""
@@ -61,3 +63,4 @@ class Messages(Tokens, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    placement: PlacementBody | None = None

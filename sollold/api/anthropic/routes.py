@@ -18,6 +18,7 @@ from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
+from sollold.api.engine.placement import prepare_placement
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
@@ -49,7 +50,9 @@ class AnthropicRoutes:
         """``/v1/messages``."""
         body = await read_object(request)
         asked = as_type(body, Messages)
-        listed = await self._services.library.find(require_model(asked.model))
+        name = await prepare_placement(request, self._services, asked.placement) or asked.model
+        listed = await self._services.library.find(require_model(name))
+        asked.model = asked.model or listed.model.name
         can_answer(listed.model, "messages")
         engine = messages_body(asked, listed.model)
         own = messages_body(asked, bare(listed.model))
@@ -70,7 +73,14 @@ class AnthropicRoutes:
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
         ask = build_ask(
-            caller, asked.model, listed, calls, stream=True, keep_alive=asked.keep_alive, prefix=prefix
+            caller,
+            asked.model,
+            listed,
+            calls,
+            stream=True,
+            keep_alive=asked.keep_alive,
+            prefix=prefix,
+            placement=asked.placement,
         )
 
         def encoder() -> EventEncoder:

@@ -13,7 +13,7 @@ from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
 from sollold.leader.wish import PlacementWish
-from sollold.placement.request import MOST_DEVICES
+from sollold.placement.request import MOST_DEVICES, speculation_meant
 from sollold.settings.schema import Speculate
 
 PolicyName = Literal["", "fastest", "memory_aware", "even", "spread"]
@@ -49,7 +49,7 @@ class PlacementBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             self.threshold,
             self.policy or policy,
             external,
-            self.speculation or speculation,
+            speculation_meant(self.speculation or speculation),
         )
 
 

@@ -63,7 +63,9 @@ def routing_object(routing: Routing, started: float) -> dict[str, Any]:
     }
     if routing.drafts.by:
         drafts = routing.drafts
-        shown["speculation"] = {"by": drafts.by, "acceptance": round(drafts.acceptance, 3)}
+        shown["speculation"] = {"by": drafts.by}
+        if drafts.drafted:
+            shown["speculation"]["acceptance"] = round(drafts.acceptance, 3)
     if routing.warnings:
         shown["warnings"] = list(routing.warnings)
     if routing.scores:

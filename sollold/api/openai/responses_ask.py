@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.placement import PlacementBody
 from sollold.errors import Fault, Refusal
 
 
@@ -36,6 +37,7 @@ class ResponseAsk(msgspec.Struct, kw_only=True):
     priority: int | str | None = None
     timeout: float | str | None = None
     keep_alive: float | str | None = None
+    placement: PlacementBody | None = None
 
     @property
     def rivals(self) -> int | None:

@@ -15,6 +15,7 @@ from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
+from sollold.api.engine.placement import prepare_placement
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
@@ -72,7 +73,9 @@ class ResponsesRoutes:
         """``POST /v1/responses``."""
         body = await read_object(request)
         asked = as_type(body, ResponseAsk)
-        listed = await self._services.library.find(require_model(asked.model))
+        name = await prepare_placement(request, self._services, asked.placement) or asked.model
+        listed = await self._services.library.find(require_model(name))
+        asked.model = asked.model or listed.model.name
         can_answer(listed.model, "responses")
         caller = caller_of(request, asked.priority, asked.timeout)
         holder = holder_of(request)
@@ -93,7 +96,14 @@ class ResponsesRoutes:
 
         calls = calls_for(listed.model, llama=llama, ollama=native, what="/v1/responses")
         ask = build_ask(
-            caller, asked.model, listed, calls, stream=True, keep_alive=asked.keep_alive, prefix=prefix
+            caller,
+            asked.model,
+            listed,
+            calls,
+            stream=True,
+            keep_alive=asked.keep_alive,
+            prefix=prefix,
+            placement=asked.placement,
         )
         responses = self._services.responses
 

@@ -181,10 +181,15 @@ export function runningWords(one) {
   if (one.context) words.push(`${one.context} tokens of context`);
   if (one.state === "ready") words.push(`${one.active} active${one.waiting ? `, ${one.waiting} waiting` : ""}`);
   if (one.speed) words.push(`${number(one.speed)} tokens/s`);
-  if (one.speculation) words.push(`drafts by ${one.speculation.by}, ${number(100 * one.speculation.acceptance)} % accepted`);
+  if (one.speculation) words.push(draftWords(one.speculation));
   if (one.state === "ready" && (one.pinned || one.expires < 0)) words.push("stays loaded");
   else if (one.state === "ready" && one.expires > 0) words.push(`unloads after ${duration(one.expires)} without requests`);
   return words.join(" · ");
+}
+
+function draftWords({ by, drafted, acceptance }) {
+  const accepted = drafted ? `${number(100 * acceptance)} % accepted` : "none accepted or rejected yet";
+  return `drafts by ${by}, ${accepted}`;
 }
 
 export function updateLayers(bar, { placed, layers, model, state: now }) {

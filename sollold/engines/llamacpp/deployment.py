@@ -300,6 +300,8 @@ class Deployment:
     async def _load(self, workers: list[WorkerAddress]) -> Head:
         """Start ``llama-server`` and wait until it answers."""
         model, plan, tries = self.model, self.plan, 3
+        if plan.drafts_by and not self.drafts.by:
+            self.reason = f"it runs without drafts by {plan.drafts_by}: this build of llama.cpp has none"
         while True:
             tries -= 1
             self.head = await Head.start(

@@ -1,0 +1,37 @@
+"""What a caller gets less of than asked for where tokens are drafted, or are not. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from sollold.cluster.gossip.record import MTP, NGRAM, Drafts, Endpoint
+from sollold.leader.wish import PlacementWish
+from sollold.placement.request import AUTO, OFF
+
+_ASKED = ("n_probs", "logprobs", "top_logprobs")
+
+
+def logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
+    """What a caller who wants probabilities of tokens is told; empty: nothing is missing.
+
+    llama-server works out none for the tokens of a draft that it accepts, and gives a logprob of 0.0.
+    """
+    if not drafts.by or not any(body.get(name) for name in _ASKED):
+        return ""
+    return (
+        "tokens that were drafted have no probabilities: their logprob is given as 0.0. "
+        "Load the model with speculation off to have them"
+    )
+
+
+def undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
+    """What a caller is told who named what is to draft, where that does not; empty: nothing is missing."""
+    wanted, by = wish.speculation, endpoint.drafts.by
+    # Names of models are not compared: one content may have several.
+    if wanted in ("", OFF, AUTO, by) or (by and not {wanted, by} & {NGRAM, MTP}):
+        return ""
+    words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
+    now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
+    return f"{now}, though speculation {wanted!r} was asked for; `{words}` says why"
