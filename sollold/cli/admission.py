@@ -14,6 +14,7 @@ from sollold.cli.streams import harmless
 from sollold.units import parse_seconds, seconds_text
 
 _ROLL_SECONDS = 60.0
+_LONGEST_OPEN = 86400.0
 
 
 def admit(options: argparse.Namespace) -> int:
@@ -64,6 +65,9 @@ def _door(options: argparse.Namespace) -> int:
             seconds = parse_seconds(options.argument or "10m")
         except ValueError as error:
             print(f"sollold: {error}", file=sys.stderr)
+            return Exit.USAGE
+        if not 0 < seconds <= _LONGEST_OPEN:
+            print("sollold: open takes a time up to 24h; `sollold cluster close` ends it", file=sys.stderr)
             return Exit.USAGE
     answer = client(options).post("/api/cluster/door", {"seconds": seconds})
     if options.json:
@@ -119,7 +123,11 @@ def _agreed(stay: list[dict[str, Any]]) -> bool:
         words = f"  {node['name']}  {node['node']}  {', '.join(node['addresses'])}"
         print(harmless(words), file=sys.stderr)
     print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    try:
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return False
 
 
 def _rolled(options: argparse.Namespace, answer: dict[str, Any]) -> int:

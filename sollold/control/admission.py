@@ -23,6 +23,8 @@ from sollold.settings.schema import ClusterSettings
 PORT = ClusterSettings().port
 """For nodes, where none is named."""
 _CALL_SECONDS = 5.0
+_NO_DOOR_TOKEN = "who has the cluster.token of the settings belongs to this cluster, and nobody else"
+_NO_DOOR_OPEN = "any machine may join this cluster at any time; `sollold cluster secure` ends that"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,12 @@ class AdmissionService:
         """Let in whoever asks any node within ``seconds``; 0 ends that. Returns the names of the nodes.
 
         Raises:
-            Refusal: UNAVAILABLE when a node is not reached, or its cluster has a token or is open anyway.
+            Refusal: BAD_REQUEST where the settings have a token, or anyone may join; UNAVAILABLE when a node
+                is not reached.
         """
+        ring = self._view.keyring()
+        if ring is None or ring.open:
+            raise Refusal(Fault.BAD_REQUEST, _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN)
         live = self._view.live()
         await asyncio.gather(*(self._call(record, "door", DoorOrder(seconds)) for record in live))
         return [record.name for record in live]
@@ -162,7 +168,12 @@ class AdmissionService:
             return f"several machines named {text!r} wait; name one by its {what}: {words}"
         waiting = {one.node: one for record in self._view.live() for one in record.waiting}
         names = ", ".join(sorted(f"{one.name} ({one.code})" for one in waiting.values()))
-        return f"no machine {text!r} waits for admission" + (f"; there are {names}" if names else "")
+        ring = self._view.keyring()
+        if ring is None or ring.open:
+            more = _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN
+        else:
+            more = f"there are {names}" if names else ""
+        return f"no machine {text!r} waits for admission" + (f"; {more}" if more else "")
 
     async def _call(self, record: Record, method: str, order: AdmitOrder | DoorOrder) -> bool:
         try:
@@ -170,7 +181,7 @@ class AdmissionService:
         except PeerError as error:
             why = f"{record.name}: {error}"
             if "no call is named" in str(error):
-                why = f"the cluster of {record.name} has a token: nobody waits there"
+                why = f"{record.name} has cluster.token in its settings: nobody waits there"
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
 
 

@@ -80,11 +80,12 @@ class MemberPasses:
         node, digest, now = found[1], _hash(text), self._clock()
         if node == self._view.me.node:
             return self._given.get(digest, 0.0) > now
+        # Of one that was evicted meanwhile none is good any more, whatever it said before.
+        if all(one.node != node for one in self._view.live()):
+            return False
         good, until = self._known.get(digest, (False, 0.0))
         if now < until:
             return good
-        if all(one.node != node for one in self._view.live()):
-            return False
         async with self._asking:
             try:
                 answer = await self._calls.call(

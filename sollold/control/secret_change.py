@@ -152,6 +152,9 @@ class SecretChanges:
         if found:
             ids = ", ".join(one.node for one in found)
             raise Refusal(Fault.NOT_FOUND, f"several members are named {text!r}; name one by its id: {ids}")
+        evicted = ring.evicted if ring is not None else ()
+        if gone := meant(text, evicted, lambda one: (one.node,), lambda one: one.name):
+            raise Refusal(Fault.NOT_FOUND, f"{gone[0].name} ({gone[0].node}) was evicted already")
         names = ", ".join(one.name for one in known)
         raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; there are {names}")
 

@@ -107,7 +107,18 @@ async def test_a_cluster_with_a_secret_is_not_asked_about(daemon: Daemon) -> Non
 
 
 @pytest.mark.parametrize(
-    "words", [("evict",), ("rotate", "bert"), ("members", "bert"), ("open", "soon"), ("close", "5m")]
+    "words",
+    [
+        ("evict",),
+        ("rotate", "bert"),
+        ("members", "bert"),
+        ("open", "soon"),
+        ("close", "5m"),
+        ("open", "0"),
+        ("open", "0s"),
+        ("open", "2d"),
+        ("open", "nan"),
+    ],
 )
 async def test_words_that_do_not_go_together(daemon: Daemon, words: tuple[str, ...]) -> None:
     assert await daemon.run("cluster", *words) == Exit.USAGE and not daemon.asked

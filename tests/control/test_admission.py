@@ -7,13 +7,14 @@ from typing import cast
 
 import pytest
 
-from sollold.cluster.admission.orders import AdmitOrder
+from sollold.cluster.admission.keyring import Keyring, KeyringMember
+from sollold.cluster.admission.orders import AdmitOrder, DoorOrder
 from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.net.node import ClusterNode
 from sollold.control.admission import AdmissionService
 from sollold.control.nodes import node_named
 from sollold.control.secret_change import SecretChanges
-from sollold.errors import Refusal
+from sollold.errors import Fault, Refusal
 from tests.doubles import FakeView, record
 from tests.models.fakes import FakeCalls, FakeServer
 
@@ -22,20 +23,35 @@ NEW, NEWER = "a" * 16, "b" * 16
 GPU_BOX = WaitingMachine(NEW, "gpu-box", "ABCD-EFGH")
 
 
+class View(FakeView):
+    """With the secret of its cluster, or none."""
+
+    ring: Keyring | None = Keyring.found(ID)
+
+    def keyring(self) -> Keyring | None:
+        return self.ring
+
+
 class Door:
     """A member at which some machines wait."""
 
     def __init__(self, *waiting: WaitingMachine) -> None:
-        self.view = FakeView(replace(record(ID), waiting=waiting))
+        self.view = View(replace(record(ID), waiting=waiting))
         self.approved: list[str] = []
+        self.opened: list[float] = []
         server = FakeServer()
         server.method("admit", AdmitOrder, self._approve)
+        server.method("door", DoorOrder, self._open)
         calls = FakeCalls(ID, {ID: server})
         view = cast(ClusterNode, self.view)
         self.service = AdmissionService(view, calls, SecretChanges(view, calls))
 
     async def _approve(self, caller: str, order: AdmitOrder) -> bool:
         self.approved.append(order.node)
+        return True
+
+    async def _open(self, caller: str, order: DoorOrder) -> bool:
+        self.opened.append(order.seconds)
         return True
 
 
@@ -69,6 +85,32 @@ async def test_what_leads_further_is_said() -> None:
         Refusal, match=r"no machine 'ABCD' waits for admission; there are gpu-box \(ABCD-EFGH\)"
     ):
         await Door(GPU_BOX).service.admit("ABCD")
+
+
+@pytest.mark.parametrize(
+    ("ring", "words"),
+    [(None, "cluster.token"), (Keyring.for_open(), "any machine may join .* cluster secure")],
+)
+async def test_where_there_is_no_door_none_is_said_to_be_shut(ring: Keyring | None, words: str) -> None:
+    door = Door()
+    await door.service.open_door(0)
+    assert door.opened == [0]
+    door.view.ring = ring
+    for seconds in (0.0, 600.0):
+        with pytest.raises(Refusal, match=words) as refused:
+            await door.service.open_door(seconds)
+        assert refused.value.fault is Fault.BAD_REQUEST and door.opened == [0]
+    with pytest.raises(Refusal, match=words):
+        await door.service.admit("gpu-box")
+
+
+async def test_who_was_evicted_is_not_called_unknown() -> None:
+    door = Door()
+    gone = KeyringMember(NEW, "bert")
+    door.view.ring = replace(Keyring.found(ID), evicted=(gone,))
+    for text in ("bert", NEW):
+        with pytest.raises(Refusal, match=r"bert \(a+\) was evicted already"):
+            await door.service.secret.evict(text)
 
 
 def test_a_node_named_as_anothers_id_stands_in_nobodys_way() -> None:

@@ -237,6 +237,14 @@ async def test_a_pass_is_good_on_other_members_for_some_minutes(nodes: Nodes) ->
     assert not await a.passes.check(given) and not await b.passes.check(given)
 
 
+async def test_a_pass_ends_with_its_node(nodes: Nodes) -> None:
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    given = a.passes.issue()
+    assert await b.passes.check(given)
+    nodes.world.dead.add(ID)
+    assert not await b.passes.check(given), "it may have been evicted"
+
+
 async def test_a_pass_of_a_node_that_is_no_member_is_refused_unasked(nodes: Nodes) -> None:
     b = await nodes.start(OTHER)
     asked = len(b.calls.made)
