@@ -16,6 +16,7 @@ from dataclasses import replace
 from sollold.cluster.gossip.record import MTP, NGRAM
 from sollold.facts import dataclass
 from sollold.machine.device import Kind
+from sollold.models.footprint.drafts_with_images import draft_model_reads_images, own_layer_reads_images
 from sollold.models.footprint.footprint import Footprint, footprint
 from sollold.models.footprint.run_options import Run
 from sollold.models.footprint.shape import Shape
@@ -125,11 +126,10 @@ def _undrafted(why: str) -> str:
 
 def _unable(of: Footprint) -> str:
     """Why no tokens can be drafted for a model, half a sentence; empty: they can."""
-    if of.estimate:
-        return "its architecture is unknown"
-    if of.projector:
-        return "it sees images, which llama.cpp does not combine with drafts of every kind"
-    return ""
+    return "its architecture is unknown" if of.estimate else ""
+
+
+_BLIND = "it sees images, which llama.cpp does not combine with"
 
 
 class _Search:
@@ -158,6 +158,9 @@ class _Search:
         of = self._footprint_of(self._found.run)
         if not of.predicted:
             self.refused.append("it has no layer for next-token prediction by which llama.cpp can draft")
+            return
+        if of.projector and not own_layer_reads_images(of.architecture):
+            self.refused.append(f"{_BLIND} drafts by its own layer")
             return
         if self._found.cpu_moe:
             self.refused.append(
@@ -226,9 +229,14 @@ class _Search:
             self.refused.append(f"{head.name} does not have the file of {drafter.name}")
             return
         run = replace(self._found.run, drafts=0, checkpoints=self._found.checkpoints, embedding=False)
-        takes = footprint(drafter.shape, run)
+        # A draft model is started without its own projector.
+        takes = footprint(replace(drafter.shape, projector=0), run)
         if why := _unable(takes) or (_RECURRENT if takes.recurrent else ""):
             self.refused.append(f"{drafter.name} can't draft: {why}")
+            return
+        of = self._footprint_of(self._found.run)
+        if of.projector and not draft_model_reads_images(of.architecture):
+            self.refused.append(f"{_BLIND} drafts by {drafter.name}")
             return
         stats = self._measured(drafter.digest) or draft_prior(
             drafter.shape.parameters, self._request.parameters

@@ -30,6 +30,7 @@ class Footprint:
     Layers are counted as everywhere: 0 to L - 1 the blocks, L the output group.
 
     Attributes:
+        architecture: the model's, as its file names it.
         layers: L.
         weights: L + 1 entries, the last the output group with its norm.
         state: L entries: KV cache and recurrent state.
@@ -54,6 +55,7 @@ class Footprint:
     ``_second``: where that layer drafts, the context that it does so in.
     """
 
+    architecture: str
     layers: int
     weights: tuple[int, ...]
     state: tuple[int, ...]
@@ -204,6 +206,7 @@ def footprint(shape: Shape, run: Run) -> Footprint:
     kept = checkpoints(shape, run, sum(snapshots))
     logits = (shape.n_vocab * shape.cached + shape.n_embd) * max(cells.outputs, run.results) * 4
     return Footprint(
+        architecture=shape.architecture,
         layers=len(shape.layers),
         weights=(*(layer.weights for layer in shape.layers), shape.output),
         state=tuple(state),

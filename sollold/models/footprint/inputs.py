@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from sollold.facts import dataclass
 from sollold.models.footprint.compute_buffer import Demands
+from sollold.models.footprint.drafts_with_images import FOURFOLD
 from sollold.models.footprint.run_options import Cells, Run
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf.tensor_types import UNPACKED
-
-_FOURFOLD = ("qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next")
-"""Architectures whose tokens have four positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def inputs(shape: Shape, run: Run, cells: Cells, flash: bool, widest_v: int) -> 
     masks = (full + indices) * any(not layer.window for layer in attends)
     masks += (windowed + indices) * any(layer.window for layer in attends)
     streams = max((layer.block.streams for layer in shape.layers if layer.block), default=1)
-    positions = 4 * tokens * (4 if shape.architecture in _FOURFOLD else 1)
+    positions = 4 * tokens * (4 if shape.architecture in FOURFOLD else 1)
     # Lightning attention is told how much each token counts for each other, head by head.
     always = positions + 4 * cells.outputs + lightning * tokens * tokens * 4
     per_layer = shape.per_layer * tokens * 4
