@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 BACKENDS_VARIABLE = "RPC_BACKENDS"
 
 
-def backend_addresses(backends: Sequence[Mapping[str, Any] | str] | None) -> tuple[str, ...]:
-    """``host:port`` of each worker that is named, here or in the environment.
+def backend_addresses(
+    backends: Mapping[str, Any] | str | Iterable[Mapping[str, Any] | str] | None,
+) -> tuple[str, ...]:
+    """``host:port`` of each worker that is named, here or in the environment; a comma between several in a
+    text.
 
     Raises:
         ValueError: one is not ``{"host": …, "port": …}`` or ``host:port``.
     """
     if backends is None:
-        named = os.environ.get(BACKENDS_VARIABLE, "")
-        backends = [part.strip() for part in named.split(",") if part.strip()]
+        backends = os.environ.get(BACKENDS_VARIABLE, "")
+    if isinstance(backends, str):
+        backends = [part.strip() for part in backends.split(",") if part.strip()]
+    elif isinstance(backends, Mapping) or not isinstance(backends, Iterable):
+        backends = [backends]
     found = []
     for one in backends:
         if isinstance(one, Mapping):
             host, port = one.get("host"), one.get("port", 50052)
         else:
-            host, _, port = one.rpartition(":")
+            host, _, port = str(one).rpartition(":")
         if not host or not str(port).isdigit():
             raise ValueError(f'an RPC backend is {{"host": "…", "port": 50052}}, not {one!r}')
         found.append(f"{host}:{port}")

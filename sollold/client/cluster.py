@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sollold.client import discovery
+from sollold.client.arguments import check_seconds
 from sollold.client.errors import ClientError, NodeLost, NodeSilent
 from sollold.client.http import Client, api_key_of, new_session
 from sollold.client.node_list import KnownNode, NodeList
@@ -61,6 +62,7 @@ class ClusterClient:
         find: Callable[[], Awaitable[Sequence[str]]] = discovery.on_the_lan,
         api_key: str | None = None,
     ) -> None:
+        check_seconds("timeout", timeout)
         self.api_key = api_key_of(api_key)
         self.nodes = NodeList(nodes)
         self._timeout = timeout

@@ -19,7 +19,7 @@ def url_of(node: str | Mapping[str, object]) -> str:
     """The URL of a node given as a URL, as ``host``, ``host:port`` or as ``{"host": …, "port": …}``.
 
     Raises:
-        ValueError: it is none of them.
+        TypeError, ValueError: it is none of them.
     """
     if isinstance(node, Mapping):
         if "url" in node:
@@ -28,6 +28,8 @@ def url_of(node: str | Mapping[str, object]) -> str:
         if not isinstance(host, str) or not host:
             raise ValueError(f'a node needs a "host": {dict(node)}')
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if node is None or isinstance(node, int | float | bytes):
+        raise TypeError(f'a node is a URL, "host:port" or {{"host": …, "port": …}}, not {node!r}')
     text = str(node).strip().rstrip("/")
     if not text:
         raise ValueError("the address of a node is empty")
@@ -45,13 +47,13 @@ def urls_of(node: str | Mapping[str, object] | Iterable[str | Mapping[str, objec
     """URLs of one node or several, a comma between them in a text; empty: nobody is named.
 
     Raises:
-        ValueError: as `url_of`.
+        TypeError, ValueError: as `url_of`.
     """
     if node is None:
         return []
     if isinstance(node, str):
         return [url_of(part) for part in node.split(",") if part.strip()]
-    if isinstance(node, Mapping):
+    if isinstance(node, Mapping | bytes) or not isinstance(node, Iterable):
         return [url_of(node)]
     return [url_of(one) for one in node]
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal, overload
 
+from sollold.client.arguments import check_seconds
 from sollold.client.bodies import request_body
 
 Record = dict[str, Any]
@@ -64,6 +65,7 @@ class Generation(ABC):
         self, path: str, body: Record, stream: bool, timeout: float | None
     ) -> Record | AsyncGenerator[Record, None]:
         """The answer to a body for ``/api/chat`` or ``/api/generate``."""
+        check_seconds("timeout", timeout)
         records = await self._records(path, body, not stream, timeout)
         if stream:
             return records

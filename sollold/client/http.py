@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from sollold.client.arguments import check_seconds, check_text
 from sollold.client.errors import ClientError, NodeLost, NodeSilent, RequestTimeout, error_text
 from sollold.client.trust import CA_VARIABLE, distrust, trusted
 
@@ -39,6 +40,7 @@ class Client:
         session: aiohttp.ClientSession | None = None,
         api_key: str | None = None,
     ) -> None:
+        check_seconds("timeout", timeout)
         self.url = url.rstrip("/")
         self._timeout = timeout
         self._key = api_key_of(api_key)
@@ -139,7 +141,12 @@ class Client:
 
 
 def api_key_of(given: str | None) -> str:
-    """The key that a caller gave, else that of the environment; empty: none."""
+    """The key that a caller gave, else that of the environment; empty: none.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    check_text("api_key", given)
     return (os.environ.get(KEY_VARIABLE, "") if given is None else given).strip()
 
 

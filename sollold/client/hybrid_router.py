@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -17,9 +16,10 @@ from sollold.client.discovery import HERE, PORT, named_in_environment, urls_of
 from sollold.client.errors import ClientError, InsufficientMemory
 from sollold.client.events import Events
 from sollold.client.generation import Generation, Record
+from sollold.client.http import api_key_of
 from sollold.client.pool import OllamaPool
 from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
-from sollold.client.router_options import RouterOptions
+from sollold.client.router_options import RouterOptions, checked_options
 from sollold.client.stats import Stats
 
 __all__ = ["MODEL_PROFILES", "HybridRouter", "OllamaPool"]
@@ -60,31 +60,24 @@ class HybridRouter(Generation):
     """
 
     def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
-        if unknown := options.keys() - RouterOptions.__annotations__.keys():
-            raise TypeError(f"unexpected arguments: {', '.join(sorted(unknown))}")
+        options = checked_options(options)
         node, api_key = options.get("node"), options.get("api_key")
-        workers, strategy = options.get("num_rpc_backends"), options.get("layer_strategy")
-        model_filter, path = options.get("model_filter"), options.get("gguf_path")
-        if workers is not None and workers < 1:
-            raise ValueError("num_rpc_backends must be at least 1; enable_distributed=False spreads nothing")
-        if strategy not in (None, "memory_aware", "even", "fastest", "spread"):
-            raise ValueError(f'layer_strategy is "memory_aware" or "even", not {strategy!r}')
-        if isinstance(model_filter, str):
-            model_filter = [model_filter]
+        if not isinstance(ollama_pool, OllamaPool | None):
+            raise TypeError(f"ollama_pool must be a sollold.client.OllamaPool, not {ollama_pool!r}")
         self.ollama_pool = ollama_pool if ollama_pool is not None else OllamaPool(node, api_key=api_key)
         if ollama_pool is not None and node is not None:
             self.ollama_pool.client.nodes.add(urls_of(node))
         if ollama_pool is not None and api_key is not None:
-            self.ollama_pool.client.api_key = api_key.strip()
+            self.ollama_pool.client.api_key = api_key_of(api_key)
         self.enable_distributed = options.get("enable_distributed", True)
-        self.model_filter = None if model_filter is None else tuple(model_filter)
+        self.model_filter = options["model_filter"]
         self.coordinator_timeout = options.get("coordinator_timeout")
         self._backends = backend_addresses(options.get("rpc_backends"))
         self._auto_discover = options.get("auto_discover_rpc", True)
-        self._workers = workers
+        self._workers = options.get("num_rpc_backends")
         self._threshold = options.get("distributed_threshold_params")
-        self._policy = strategy
-        self._path = None if path is None else os.fspath(path)
+        self._policy = options.get("layer_strategy")
+        self._path = options["gguf_path"]
         starts = options.get("auto_setup_rpc", False)
         self._child: DaemonProcess | None = DaemonProcess(self._backends) if starts else None
         self._events = Events()

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
+from sollold.client.arguments import check_count, check_seconds
 from sollold.client.bodies import checked_messages, request_body
 from sollold.client.cluster import ClusterClient
 from sollold.client.discovery import urls_of
@@ -129,6 +130,7 @@ class OllamaPool(Generation):
             TimeoutError: after ``timeout`` seconds.
             ClientError: the daemon refused, or none could be reached.
         """
+        check_seconds("timeout", timeout)
         body = request_body(
             model,
             priority=priority,
@@ -169,8 +171,10 @@ class OllamaPool(Generation):
             TimeoutError: after ``timeout``.
             ClientError: as `embed`.
         """
+        check_seconds("timeout", timeout)
+        check_count("concurrency", concurrency, "1 is one request after the other")
         texts = list(inputs)
-        slots = asyncio.Semaphore(max(1, concurrency))
+        slots = asyncio.Semaphore(concurrency)
 
         async def part(start: int) -> Vectors:
             async with slots:

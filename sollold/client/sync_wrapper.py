@@ -114,6 +114,8 @@ class HybridRouter(_Blocking):
     """Routes requests to the cluster. Arguments are those of `sollold.client.HybridRouter`."""
 
     def __init__(self, ollama_pool: OllamaPool | None = None, **options: Unpack[RouterOptions]) -> None:
+        if not isinstance(ollama_pool, OllamaPool | None):
+            raise TypeError(f"ollama_pool must be a {__name__}.OllamaPool, not {ollama_pool!r}")
         self.asynchronous: hybrid_router.HybridRouter = hybrid_router.HybridRouter(
             None if ollama_pool is None else ollama_pool.asynchronous, **options
         )

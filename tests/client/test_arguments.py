@@ -1,0 +1,99 @@
+"""What a client is given wrongly is said at once, by the argument's name, blocking and asynchronous alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sollold.client import Client, HybridRouter, OllamaPool, sync_wrapper
+from sollold.client.backends import backend_addresses
+
+WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"coordinator_timeout": "5s"}, TypeError, "coordinator_timeout must be a number of seconds .* '5s'"),
+    ({"coordinator_timeout": True}, TypeError, "coordinator_timeout"),
+    ({"coordinator_timeout": 0}, ValueError, "coordinator_timeout must be more than 0 seconds"),
+    ({"coordinator_timeout": float("nan")}, ValueError, "coordinator_timeout"),
+    ({"enable_distributed": "false"}, TypeError, "enable_distributed must be True or False, not 'false'"),
+    ({"auto_discover_rpc": None}, TypeError, "auto_discover_rpc"),
+    ({"auto_setup_rpc": "no"}, TypeError, "auto_setup_rpc"),
+    ({"num_rpc_backends": "2"}, TypeError, "num_rpc_backends must be a whole number, not '2'"),
+    ({"num_rpc_backends": 0}, ValueError, "num_rpc_backends .* enable_distributed=False"),
+    ({"rpc_backends": 5}, ValueError, "an RPC backend is .* not 5"),
+    ({"rpc_backends": [None]}, ValueError, "an RPC backend is .* not None"),
+    ({"distributed_threshold_params": "30"}, TypeError, "distributed_threshold_params must be a number"),
+    ({"distributed_threshold_params": -1}, ValueError, "distributed_threshold_params"),
+    ({"gguf_path": 5}, TypeError, "gguf_path must be a path, not 5"),
+    ({"model_filter": ["a", 5]}, TypeError, "model_filter must be names of models, not 5"),
+    ({"model_filter": 5}, TypeError, "model_filter must be names of models, not 5"),
+    ({"layer_strategy": ["even"]}, ValueError, "layer_strategy"),
+    ({"node": 5}, TypeError, "a node is a URL, .* not 5"),
+    ({"node": [None]}, TypeError, "a node is a URL, .* not None"),
+    ({"api_key": b"sk-secret"}, TypeError, "^api_key must be a text, not bytes$"),
+    ({"ollama_pool": "http://pc2"}, TypeError, "ollama_pool must be a sollold.client.*OllamaPool, not 'http"),
+    ({"nodes": []}, TypeError, "unexpected arguments: nodes"),
+]
+
+
+@pytest.mark.parametrize("router", [HybridRouter, sync_wrapper.HybridRouter])
+@pytest.mark.parametrize(("options", "error", "words"), WRONG)
+def test_a_router_names_the_argument_that_is_wrong(
+    router: Any, options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        router(**options)
+
+
+@pytest.mark.parametrize("pool", [OllamaPool, sync_wrapper.OllamaPool])
+def test_so_does_a_pool(pool: Any) -> None:
+    for options, error in (({"timeout": "5s"}, TypeError), ({"timeout": -1}, ValueError)):
+        with pytest.raises(error, match=f"^timeout must be .*{options['timeout']}"):
+            pool(**options)
+    with pytest.raises(TypeError, match="a node is a URL"):
+        pool(5)
+    with pytest.raises(TypeError, match="api_key must be a text"):
+        pool(api_key=5)
+
+
+def test_a_pool_of_the_other_kind_is_told_apart() -> None:
+    with pytest.raises(TypeError, match=r"a sollold\.client\.sync_wrapper\.OllamaPool"):
+        sync_wrapper.HybridRouter(OllamaPool())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"a sollold\.client\.OllamaPool"):
+        HybridRouter(sync_wrapper.OllamaPool())  # type: ignore[arg-type]
+
+
+def test_and_the_client_of_one_node() -> None:
+    with pytest.raises(TypeError, match="timeout must be a number of seconds"):
+        Client("http://pc2", timeout="5s")  # type: ignore[arg-type]
+
+
+async def test_the_limit_of_a_request_is_looked_at_before_it_is_sent() -> None:
+    wrong: Any = "5s"
+    pool = OllamaPool("http://127.0.0.1:9")
+    messages = [{"role": "user", "content": "hi"}]
+    for call in (
+        pool.chat("m", messages, timeout=wrong),
+        pool.generate("m", "hi", timeout=wrong),
+        pool.embed("m", "hi", timeout=wrong),
+        pool.batch_embed("m", ["hi"], timeout=wrong),
+    ):
+        with pytest.raises(TypeError, match=r"timeout must be a number of seconds .* '5s'"):
+            await call
+    with pytest.raises(ValueError, match="concurrency must be at least 1"):
+        await pool.batch_embed("m", ["hi"], concurrency=0)
+
+
+def test_what_is_right_is_taken_as_it_is() -> None:
+    router = HybridRouter(
+        coordinator_timeout=5,
+        num_rpc_backends=2,
+        distributed_threshold_params=0,
+        model_filter="big",
+        gguf_path=Path("/m.gguf"),
+        rpc_backends="a:1, b:2",
+    )
+    assert router.model_filter == ("big",) and router.coordinator_timeout == 5
+    assert backend_addresses({"host": "a", "port": 1}) == ("a:1",)
+    with pytest.raises(ValueError, match="an RPC backend"):
+        backend_addresses(["a"])
