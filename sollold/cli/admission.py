@@ -96,7 +96,11 @@ def _evict(options: argparse.Namespace) -> int:
     answer = daemon.post("/api/cluster/evict", {"machine": options.argument})
     if not options.json:
         print(harmless(f"{answer['name']} ({answer['node']}) was evicted"))
-    return _rolled(options, answer)
+    status = _rolled(options, answer)
+    if any(node["door_until"] > time.time() for node in daemon.get("/api/cluster")["nodes"]):
+        words = "the cluster still admits new machines, this one too with a new key: sollold cluster close"
+        print(words, file=sys.stderr)
+    return status
 
 
 def _secure(options: argparse.Namespace) -> int:

@@ -165,7 +165,8 @@ def _network(facts: Facts) -> list[Finding]:
         file = shlex.quote(facts.id_file)
         fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
         found.append(Finding(Grade.PROBLEM, what, fix))
-    if mdns is not None and mdns.foreign:
+    # Who waits at another cluster is told how it gets in, not how to have none of its own.
+    if mdns is not None and mdns.foreign and not facts.me.seeking:
         several = mdns.foreign > 1
         what = (
             f"{mdns.foreign} node{'s' if several else ''} of another cluster on this network: "
@@ -253,7 +254,7 @@ def _disk(facts: Facts) -> list[Finding]:
 
 def _company(facts: Facts) -> list[Finding]:
     found = []
-    if len(facts.live) == 1:
+    if len(facts.live) == 1 and not facts.me.seeking:
         what = (
             "no other node found; on the others, check that sollold runs, that the token is the same "
             "and that the firewall allows 11436/tcp, 11436/udp and 5353/udp"

@@ -101,6 +101,9 @@ def test_why_nodes_do_not_find_each_other_is_said() -> None:
     (finding,) = examine(replace(WELL, network=other))
     assert finding.grade is Grade.NOTICE and "2 nodes of another cluster" in finding.what
     assert "sollold token" in finding.fix
+    waits = replace(ANNA, seeking="waits for admission to the cluster of bert; its code is ABCD-EFGH")
+    (finding,) = examine(replace(WELL, me=waits, live=(waits,), network=other))
+    assert "waits for admission" in finding.what and "sollold admit anna" in finding.fix
 
 
 def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:

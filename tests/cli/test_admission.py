@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,13 +34,15 @@ class Daemon:
     url: str = ""
     rolled: dict[str, Any] = field(default_factory=lambda: dict(ROLLED))
     open: bool = True
+    door: float = 0.0
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         path, body = request.path.removeprefix("/api/cluster"), await request.read()
         if request.method == "POST" and path != "/pass":
             self.asked.append((path, json.loads(body)))
-        state = {"nodes": [node("anna"), node("bert")], "open": self.open}
+        nodes = [{**node(name), "door_until": self.door} for name in ("anna", "bert")]
+        state = {"nodes": nodes, "open": self.open}
         gone = {"node": "c" * 16, "name": "cleo", "state": "away"}
         answers: dict[str, Any] = {
             "": state,
@@ -71,6 +74,10 @@ async def test_what_a_change_did_is_told(daemon: Daemon, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert f"bert ({'b' * 16}) was evicted" in said and "new secret on anna, bert" in said
     assert "given it when they return: cleo" in said
+    daemon.door = time.time() + 600
+    assert await daemon.run("cluster", "evict", "bert") == Exit.DONE
+    assert "still admits new machines" in capsys.readouterr().err
+    daemon.asked.pop()
     assert await daemon.run("cluster", "rotate") == Exit.DONE
     daemon.rolled["unsure"] = ["bert"]
     assert await daemon.run("cluster", "rotate") == Exit.FAILED

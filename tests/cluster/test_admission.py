@@ -251,6 +251,19 @@ async def test_an_admin_ends_the_first_hour(lan: Lan) -> None:
     assert len(first.live()) == 1
 
 
+async def test_who_is_admitted_after_that_does_not_open_the_door_again(lan: Lan) -> None:
+    first = await lan.start(0)
+    await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)
+    second = await lan.start(1, 0)
+    await until(lambda: first.me.waiting)
+    await first.calls.call(first.me.node, "admit", AdmitOrder(second.me.node), bool, timeout=3)
+    await until(lan.one)
+    assert lan.ring(1).age() < 3600 and lan.ring(1).closed and not second.me.door_until
+    third = await lan.start(2, 1)
+    await until(lambda: second.me.waiting and third.me.seeking)
+    assert len(second.live()) == 2
+
+
 async def test_an_established_cluster_asks_nobody(lan: Lan) -> None:
     """Its first hour is over: it does not follow a newcomer, whose id is lower, to a cluster of its own."""
     first = await lan.start(1)

@@ -118,7 +118,9 @@ def test_what_a_node_fetches_keeps_its_own_history() -> None:
     fetched = Keyring("22" * 32, A, 5.0, generation=3, members=(KeyringMember(B, "b"),))
     ring = caught_up(ring, fetched)
     assert (ring.secret, ring.generation, ring.founded) == ("22" * 32, 3, 0.0)
-    assert ring.known == {A, B, C}
+    assert ring.known == {A, B, C} and not ring.closed
+    assert caught_up(ring, replace(fetched, closed=True)).closed, "the door was shut while it was away"
+    assert caught_up(replace(ring, closed=True), fetched).closed
 
 
 def test_keyrings_of_earlier_releases_are_read(tmp_path: Path) -> None:

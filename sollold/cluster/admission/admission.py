@@ -208,6 +208,7 @@ class Admission:
             ring.generation,
             ring.members,
             ring.evicted,
+            ring.closed,
         )
 
     def _waits(self, node: str, name: str, key: bytes, address: str) -> None:

@@ -117,6 +117,7 @@ def caught_up(ring: Keyring, fetched: Keyring) -> Keyring:
         old=(),
         pending=None,
         alone=False,
+        closed=ring.closed or fetched.closed,
         members=merged(fetched.members, ring.members, without=fetched.evicted),
         evicted=fetched.evicted,
     )

@@ -89,6 +89,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
     generation: Generation = 0
     members: Members = ()
     evicted: Members = ()
+    closed: bool = False
 
     def keyring(self, by: str) -> Keyring:
         """The keyring of a node that ``by`` admitted with this answer.
@@ -104,6 +105,7 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
             time.time() - min(max(self.age, 0.0), 1e12),
             alone=False,
             admitted_by=by,
+            closed=self.closed,
             generation=self.generation,
             members=self.members,
             evicted=self.evicted,

@@ -16,8 +16,8 @@ from sollold.cluster.gossip.signing import Signer, alive_content, left_content
 
 _CLONE_RAISES = 4
 """Refutations in our name by one other process before it is called a clone: echoes make fewer."""
-_REFUTE_PAUSE = 1.0
-"""Seconds between refutations of a clone: the two would go on for ever."""
+_REFUTE_PAUSE = 20.0
+"""Seconds between refutations of a clone: the two go on for ever, and all others log each."""
 _CLONE_PAUSE = 60.0
 """Seconds between words about packets that come in our own name."""
 _ACCUSED_AHEAD = 1024
@@ -123,7 +123,7 @@ class OwnState:
             if now < self._refute_after:
                 return
             self._refute_after = now + _REFUTE_PAUSE
-            self._changed(Change.CLONED, self.node)
+            self.hear_double(now)
         self.refute(said.incarnation)
 
     def hear_double(self, now: float) -> bool:
