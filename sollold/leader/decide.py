@@ -329,7 +329,9 @@ def _fetched(
     name = found.candidate.head.name
     why = "nowhere else would it fit" if now is None else "it is worth the copy there"
     message = f"{name} fetches the file of {model.name} first, {bytes_text(model.size)}: {why}."
-    plan = found.candidate.plan(request, len(shape.layers), [*found.choice.reasons, message])
+    plan = found.candidate.plan(
+        request, len(shape.layers), [*found.choice.reasons, message], windowed=shape.windowed
+    )
     return FetchFirst(Place(plan, (), found.choice, found.fleet), model.name, model.digest, message)
 
 
@@ -394,7 +396,7 @@ def _place_on(
         return Refuse(Fault.TOO_BIG, message, alternatives=chosen.alternatives, reckon=reckon)
     ended = [*must, *victims]
     reasons = [*chosen.reasons, *reasons_to_end(ask, snapshot, victims, larger)]
-    plan = chosen.candidate.plan(request, len(shape.layers), reasons)
+    plan = chosen.candidate.plan(request, len(shape.layers), reasons, windowed=shape.windowed)
     place = Place(
         plan,
         tuple((record.node, endpoint.id, endpoint.model) for record, endpoint in ended),

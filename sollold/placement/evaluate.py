@@ -76,7 +76,9 @@ class Candidate:
         """Whether layers, or experts of layers, are computed by the head's processor itself."""
         return self.host.layers > 0 or self.cpu_moe > 0
 
-    def plan(self, request: PlacementRequest, layers: int, reasons: Sequence[str]) -> Plan:
+    def plan(
+        self, request: PlacementRequest, layers: int, reasons: Sequence[str], *, windowed: bool = False
+    ) -> Plan:
         """The plan to be carried out."""
         return Plan(
             model=request.model,
@@ -96,6 +98,7 @@ class Candidate:
             drafts_by=self.drafts_by,
             draft_digest=self.draft_digest,
             draft_device=self.draft_device,
+            windowed=windowed,
         )
 
 

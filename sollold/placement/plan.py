@@ -61,6 +61,7 @@ class Plan:
         estimate: the model's architecture is not known, so the bytes are estimates on the safe side.
         reasons: sentences for a person: why so, what was given.
         drafts_by: what drafts tokens, as in `Drafts`, ``run.drafts`` of them at a time; empty: nothing does.
+        windowed: the attention of some layers slides over a window.
         draft_digest: content of the draft model, where one does, and ``draft_device``: of the head, on which
             it computes; its bytes are in the shares.
     """
@@ -82,6 +83,7 @@ class Plan:
     drafts_by: str = ""
     draft_digest: str = ""
     draft_device: str = ""
+    windowed: bool = False
 
     @property
     def tensor_split(self) -> tuple[int, ...]:

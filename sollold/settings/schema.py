@@ -307,7 +307,8 @@ class ServingSettings:
     """Seconds that a stream waits for its model after a failure; longer while a load makes progress."""
     kept_prompts: Bytes = 4 * GIB
     """Bytes on disk for what engines have read of prompts: kept when an idle model is unloaded, for when it
-    is loaded again, until the daemon stops. Only the daemon's user can read them. 0: none."""
+    is loaded again, until the daemon stops. Only the daemon's user can read them. 0: none. Nothing is kept of
+    models whose attention slides over a window (Gemma, gpt-oss): llama.cpp would read all anew."""
 
 
 @dataclass(frozen=True, slots=True)

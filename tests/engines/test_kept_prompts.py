@@ -15,6 +15,8 @@ from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.models.gguf.demo_model import Recital, counting, write
 from tests.daemons import Cluster, Node, until
+from tests.gguf import writer
+from tests.gguf.size import Size
 from tests.http_double import HttpDouble
 
 BIG = Recital(counting(320), name="count", layers=3, width=256, hidden=40_960, heavy=True)
@@ -61,6 +63,24 @@ def test_a_conversation_that_comes_back_after_an_unload_is_not_read_again(cluste
     assert not kept[0].exists()
     assert head.stop() == 0
     assert not kept[0].parent.exists()
+
+
+@pytest.mark.llama
+@pytest.mark.cluster
+def test_what_would_be_read_anew_is_not_kept(tmp_path: Path, llama: Llama) -> None:
+    settings = {"placement.context": 1024, "placement.slots": 1}
+    with Cluster(1, tmp_path, llama, settings=settings, loopback=True) as made:
+        (node,) = made
+        writer.write(node.models / "slides.gguf", "gemma3", Size(layers=6))
+        made.together()
+        until(lambda: b"slides" in node.ask("GET", "/api/tags").body, "the model is known")
+        body = {"model": "slides", "prompt": "one two three " * 100, "max_tokens": 2}
+        answer = node.ask("POST", "/v1/completions", body)
+        assert answer.json["usage"]["prompt_tokens"] > 256, answer.body
+        assert node.ask("POST", "/api/cluster/unload", {"model": "slides"}).status == 200
+        until(lambda: not made.deployments(), "it is unloaded")
+        assert "processed prompts" not in node.log()
+        assert list((node.folder / "cache" / "prompts").iterdir()) == []
 
 
 class Engine(HttpDouble):

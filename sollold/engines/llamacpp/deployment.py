@@ -359,7 +359,8 @@ class Deployment:
         """Keep what was read, where it ends in good order."""
         if self.head is None or self.state is not State.DRAINING or not self._answered:
             return
-        if self.busy or self.plan.run.embedding:
+        # With a window llama.cpp reads a prompt anew after a load, whatever it has restored.
+        if self.busy or self.plan.run.embedding or self.plan.windowed:
             return
         size = sum(share.state for share in (self.plan.host, *self.plan.shares))
         await self._context.prompts.save(self._context.http, self.head.address, self._prompts_key(), size)

@@ -108,6 +108,11 @@ class Shape:
         """Whether outputs are chosen only after the last block."""
         return any(layer.block is not None and layer.block.late for layer in self.layers)
 
+    @property
+    def windowed(self) -> bool:
+        """Whether some layers' attention slides over a window."""
+        return self.window > 0 and any(layer.window for layer in self.layers)
+
 
 def padded(size: int) -> int:
     """Bytes that a tensor takes in a device's buffer."""
