@@ -145,6 +145,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "nemotron_h": Architecture(recurrent="kv0ff0", late=True),
     "nemotron_h_moe": Architecture(recurrent="kv0ff0", late=True),
     "falcon-h1": Architecture(recurrent="both", reshaped=True),
+    # Its layer for next-token prediction is left alone: llama.cpp can't take tokens back from its state
+    # (llm_arch_supports_rs_rollback), so all of it would be copied over the network for each draft.
     "qwen3next": Architecture(recurrent="interval", late=True, repeats=True),
     "qwen35": Architecture(recurrent="interval", late=True, predicts=("attn_q", "ffn_up")),
     "qwen35moe": Architecture(recurrent="interval", late=True, predicts=("attn_q", "ffn_gate_exps")),
