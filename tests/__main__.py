@@ -1,8 +1,8 @@
-"""All tests, in two runs at once: ``python -m tests [pytest's words]``.
+"""All tests, in two lanes at once: ``python -m tests [pytest's words]``.
 
-Those with real daemons, engines, machines and browsers wait most of their time. What the processors have
-left then goes to the others, which run at a lower priority, so that they don't take from what has to answer
-in time.
+Those with real daemons and engines wait most of their time. What the processors have left then goes to the
+other lane, which runs at a lower priority, so that it doesn't take from what has to answer in time: first
+what needs nothing real, then what boots machines, builds images and looks at pages.
 
 A test may fail because the machine was too busy for it. So the files of the few that failed run once more,
 alone: who fails again has failed, and who passes then is named, because it waits for a time instead of a
@@ -16,63 +16,103 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-REAL = "cluster or llama or clients or systemd or browser"
-SOME_FAILED, NO_TESTS = 1, 5
-"""What pytest ends with when tests failed, and when it finds none that was asked for."""
+DAEMONS = "cluster or llama or clients"
+MACHINES = "systemd or browser"
+SOME_FAILED, NO_TESTS, INTERRUPTED = 1, 5, 2
+"""What pytest ends with when tests failed, when it finds none that was asked for, when it is interrupted."""
 FEW = 4
 """Failures in more files than this are no matter of a busy machine."""
+LOOK = 0.2
+"""Seconds between two looks at what runs."""
 
 
-def wait(run: subprocess.Popen[bytes]) -> int:
-    """The exit code of a run. One that is interrupted still gets the time to end what it has started."""
+class Lane:
+    """Runs of pytest, one after the other.
+
+    Args:
+        runs: name and marks of each.
+        command: pytest, with what else is asked of it.
+        folder: for their caches, which tell what failed.
+        output: where all write; None: to the terminal.
+    """
+
+    def __init__(
+        self, runs: Sequence[tuple[str, str]], command: Sequence[str], folder: Path, output: int | None = None
+    ) -> None:
+        self._left = list(runs)
+        self._command = command
+        self._folder = folder
+        self._output = output
+        self._running: subprocess.Popen[bytes] | None = None
+        self.codes: list[int] = []
+
+    def goes_on(self) -> bool:
+        """Whether one is under way: the next is started where one has ended."""
+        if self._running is not None:
+            code = self._running.poll()
+            if code is None:
+                return True
+            self.codes.append(code)
+            self._running = None
+        if not self._left or INTERRUPTED in self.codes:
+            return False
+        name, marks = self._left.pop(0)
+        command = [*self._command, "-o", f"cache_dir={self._folder / name}", "-m", marks]
+        stdin = None if self._output is None else subprocess.DEVNULL
+        self._running = subprocess.Popen(command, stdin=stdin, stdout=self._output, stderr=self._output)
+        return True
+
+    def end(self) -> None:
+        """Tell what runs to clean up, and start nothing more."""
+        self._left.clear()
+        if self._running is not None:
+            self._running.terminate()
+
+
+def finish(lanes: Sequence[Lane]) -> list[int]:
+    """The exit codes of all runs. One that is interrupted still gets the time to end what it has started."""
     while True:
         try:
-            return run.wait()
-        except KeyboardInterrupt:  # The terminal interrupts the run too.
+            going = [lane.goes_on() for lane in lanes]
+            if not any(going):
+                return [code for lane in lanes for code in lane.codes]
+            time.sleep(LOOK)
+        except KeyboardInterrupt:  # The terminal interrupts the runs too.
             continue
 
 
-def failed_in(cache: Path) -> list[str]:
-    """The tests that failed in the run with this cache folder, as pytest names them."""
-    try:
-        return sorted(json.loads((cache / "v/cache/lastfailed").read_bytes()))
-    except FileNotFoundError:
-        return []
+def failed_in(folder: Path) -> list[str]:
+    """The tests that failed in runs with their caches in this folder, as pytest names them."""
+    found = folder.glob("*/v/cache/lastfailed")
+    return sorted(name for file in found for name in json.loads(file.read_bytes()))
 
 
 def main(words: Sequence[str]) -> int:
-    """Run both; 0 when all passed."""
-    running: list[subprocess.Popen[bytes]] = []
-    for told in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(told, lambda *_: [run.terminate() for run in running])
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-
-        def pytest(cache: str, *more: str) -> list[str]:
-            return [sys.executable, "-m", "pytest", *words, "-o", f"cache_dir={folder}/{cache}", *more]
-
-        others = subprocess.Popen(
-            ["nice", "-n", "5", *pytest("others", "-m", f"not ({REAL})")],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-        real = subprocess.Popen(pytest("real", "-m", REAL))
-        running[:] = [real, others]
-        codes = [wait(run) for run in running]
-        print("\nThe tests without real daemons:\n", flush=True)
+    """Run all; 0 when all passed."""
+    pytest = [sys.executable, "-m", "pytest"]
+    with tempfile.TemporaryDirectory() as made, tempfile.TemporaryFile() as output:
+        folder, command = Path(made), [*pytest, *words]
+        daemons = Lane([("daemons", f"({DAEMONS}) and not ({MACHINES})")], command, folder)
+        others = [("others", f"not ({DAEMONS} or {MACHINES})"), ("machines", MACHINES)]
+        lanes = [daemons, Lane(others, ["nice", "-n", "5", *command], folder, output.fileno())]
+        for told in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(told, lambda *_: [lane.end() for lane in lanes])
+        codes = finish(lanes)
+        print("\nThe tests without real daemons, and those of machines, images and pages:\n", flush=True)
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()
-        failed = [*failed_in(Path(folder, "real")), *failed_in(Path(folder, "others"))]
+        failed = failed_in(folder)
         # Whole files: their tests may share what they started.
         files = sorted({name.partition("::")[0] for name in failed})
         if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(files) <= FEW:
             print(f"\nOnce more, alone: {', '.join(failed)}\n", flush=True)
-            running[:] = [subprocess.Popen([sys.executable, "-m", "pytest", *files])]
-            codes = [wait(run) for run in running]
+            lanes = [Lane([("again", "")], [*pytest, *files], folder)]
+            codes = finish(lanes)
             if codes == [0]:
                 print("\nFailed beside the others and passed alone: " + ", ".join(failed), flush=True)
     return next((code for code in codes if code not in (0, NO_TESTS)), 0)
