@@ -86,8 +86,17 @@ def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
         place = 0
     if place >= len(words) or words[place] == "--help" or words[place] in known:
         return
-    hint = did_you_mean(words[place].lower(), known, _ALIKE)
+    word = words[place].lower()
+    # `sollold evict bert`: what comes before it is left out easily.
+    owner = next((name for name, sub in known.items() if word in _first_choices(sub)), "")
+    hint = f"; did you mean {owner} {word}?" if owner else did_you_mean(word, known, _ALIKE)
     top.error(f"unknown command {words[place]!r}{hint} (`sollold help` lists all commands)")
+
+
+def _first_choices(sub: argparse.ArgumentParser) -> list[str]:
+    """The words of which one must stand first after a command; none where anything may."""
+    first = next((action for action in sub._actions if not action.option_strings), None)
+    return [str(choice) for choice in first.choices] if first is not None and first.choices else []
 
 
 def _near_option(sub: argparse.ArgumentParser, words: list[str]) -> str:

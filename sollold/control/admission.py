@@ -93,8 +93,16 @@ class AdmissionService:
         if ring is None or ring.open:
             raise Refusal(Fault.BAD_REQUEST, _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN)
         live = self._view.live()
-        await asyncio.gather(*(self._call(record, "door", DoorOrder(seconds)) for record in live))
-        return [record.name for record in live]
+        did = await asyncio.gather(
+            *(self._call(record, "door", DoorOrder(seconds)) for record in live), return_exceptions=True
+        )
+        failed = [str(one) for one in did if isinstance(one, Refusal)]
+        done = [record.name for record, one in zip(live, did, strict=True) if not isinstance(one, Exception)]
+        if failed:
+            what = "open" if seconds else "shut"
+            where = f"the door is {what} at {', '.join(done)}; " if done else ""
+            raise Refusal(Fault.UNAVAILABLE, f"{where}not so at {'; '.join(failed)}", retry_after=2.0)
+        return done
 
     def invite(self) -> Invite:
         """A code with which one machine may join at this node.
@@ -132,6 +140,9 @@ class AdmissionService:
         try:
             invited = await self._view.join(plain, where)
         except (PeerError, TimeoutError, OSError) as error:
+            if isinstance(error, PeerError) and error.node == self._view.me.node:
+                why = f"{place.host} is this machine itself: name the one that printed the code"
+                raise Refusal(Fault.BAD_REQUEST, why) from None
             why = (
                 f"no member that invites answers at {place.host} port {place.port} "
                 f"({error or 'it took too long'}): check that sollold runs there, without cluster.token, and "

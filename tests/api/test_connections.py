@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -133,6 +134,21 @@ async def test_a_slow_header_is_ended(
         async with asyncio.timeout(10):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
         writer.close()
+
+
+async def test_who_speaks_tls_is_told_at_once_that_nobody_does_here(serve: Serve) -> None:
+    url = await serve(parts())
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+    writer.write(bytes.fromhex("16030100a5010000a10303") + bytes(160))
+    async with asyncio.timeout(5):
+        said = await reader.read()
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"http:// instead of https://" in body and f"Content-Length: {len(body)}".encode() in head
+    writer.close()
+    context = ssl.create_default_context()
+    with pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+        async with asyncio.timeout(5):
+            await asyncio.open_connection("127.0.0.1", port_of(url), ssl=context)
 
 
 async def test_a_connection_without_a_header_ends_with_the_listener() -> None:

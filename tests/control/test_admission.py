@@ -104,6 +104,19 @@ async def test_where_there_is_no_door_none_is_said_to_be_shut(ring: Keyring | No
         await door.service.admit("gpu-box")
 
 
+async def test_a_door_that_is_open_at_some_nodes_is_said_to_be_so() -> None:
+    door = Door()
+    door.view.others = {OTHER: record(OTHER, name="bert")}
+    for seconds, words in (
+        (600.0, "the door is open at name-0000000000000000; not so at bert: "),
+        (0.0, "the door is shut at name-0000000000000000; "),
+    ):
+        with pytest.raises(Refusal, match=words) as refused:
+            await door.service.open_door(seconds)
+        assert refused.value.fault is Fault.UNAVAILABLE
+    assert door.opened == [600, 0]
+
+
 async def test_who_was_evicted_is_not_called_unknown() -> None:
     door = Door()
     gone = KeyringMember(NEW, "bert")

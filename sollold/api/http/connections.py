@@ -26,6 +26,13 @@ PIECE = 16 * 1024
 """Bytes that are read from a connection at once."""
 _RESERVED = 2048
 """Descriptors for other nodes, engines and files."""
+_HANDSHAKE = 22
+"""A TLS handshake begins with it (RFC 8446, 5.1), no request does."""
+_NO_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 79\r\n\r\n"
+    b'{"error":"this node speaks HTTP alone here: write http:// instead of https://"}'
+)
 _TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -163,6 +170,10 @@ class ClientConnection(asyncio.BufferedProtocol):
         # The end may have begun in what came before.
         begin = max(0, len(self._head) - 3)
         self._head += data
+        if self._head[0] == _HANDSHAKE:
+            # What would end its header never comes.
+            self._refuse(_NO_TLS)
+            return
         if self._head.find(b"\r\n\r\n", begin) < 0 and self._head.find(b"\n\n", begin) < 0:
             if len(self._head) > _LONGEST_HEAD:
                 self._refuse(_TOO_LONG)

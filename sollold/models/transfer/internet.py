@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,8 @@ import aiohttp
 from sollold.web_proxy import BadProxy, Proxy, proxy_for
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_LOCAL = (".localhost", ".local", ".lan", ".internal", ".home.arpa")
+"""What names within a network end in."""
 _MOST_REDIRECTS = 10
 _REMEMBERED = 3600.0
 """Seconds after which a failure is no news: nobody may want anything from there any more."""
@@ -156,10 +159,18 @@ def redirected(
 
 def _is_inside(host: str) -> bool:
     """Whether ``host`` names this machine, or an address that the internet does not have."""
+    host = host.rstrip(".")
     try:
         return not ip_address(host.partition("%")[0]).is_global
     except ValueError:
-        return host == "localhost" or host.endswith((".localhost", ".local", ".internal"))
+        pass
+    try:
+        # Also 2130706433, 127.1 and 0x7f000001 are addresses to the system's resolver.
+        return not ip_address(socket.inet_aton(host)).is_global
+    except OSError:
+        return host == "localhost" or host.endswith(
+            (".localhost", ".local", ".lan", ".internal", ".home.arpa")
+        )
 
 
 def _reason(error: Exception) -> str:
