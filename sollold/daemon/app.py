@@ -31,6 +31,7 @@ from sollold.daemon.heap import keep_small
 from sollold.daemon.parts import Parts
 from sollold.engines.install.build_step import SetupFailed
 from sollold.engines.install.setup import Progress, persist
+from sollold.leader.draft_models import missing_drafter
 from sollold.models.transfer.cleanup import abandoned
 from sollold.serving.drain import drain, undrain
 from sollold.settings.fault import SettingsError
@@ -294,6 +295,8 @@ class Daemon:
         trouble.extend(parts.internet.trouble())
         if parts.tls is not None:
             trouble.extend(parts.tls.trouble())
+        if missing := missing_drafter(parts.library, self.settings.placement.speculation):
+            trouble.append((missing, "fetch that model with `sollold pull`, or name another in sollold.toml"))
         if parts.ollama.trouble:
             trouble.append((parts.ollama.trouble, ""))
         return examine(

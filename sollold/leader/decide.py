@@ -35,7 +35,7 @@ from sollold.placement.inventory import Fleet
 from sollold.placement.plan import Plan
 from sollold.placement.planner import PlacementChoice, choose
 from sollold.placement.proportional import miscounted
-from sollold.placement.request import OFF
+from sollold.placement.request import AUTO, OFF
 from sollold.placement.search import Alternative
 from sollold.placement.speculation import with_drafts
 from sollold.units import bytes_text
@@ -166,7 +166,7 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
     by = placed.plan.drafts_by if isinstance(placed, Place) else ""
     wanted = ask.placement.speculation
-    return there if by == endpoint.drafts.by or (wanted != OFF and not by) else None
+    return there if by == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not by) else None
 
 
 def _beside_or_later(

@@ -11,7 +11,7 @@ from sollold.leader.wish import PlacementWish
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.library import Library
 from sollold.models.model import Model
-from sollold.placement.request import AUTO, OFF
+from sollold.placement.request import AUTO, OFF, speculation_meant
 from sollold.placement.speculation import Drafter
 
 log = logging.getLogger("sollold.leader")
@@ -75,6 +75,15 @@ def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
         return wish
     meant = library.get(wish.speculation)
     return wish if meant is None else replace(wish, speculation=meant.model.name)
+
+
+def missing_drafter(library: Library, setting: str) -> str:
+    """What is wrong with the model that ``placement.speculation`` names; empty: nothing, or it names none."""
+    wanted = speculation_meant(setting)
+    if wanted in (OFF, AUTO, NGRAM, MTP):
+        return ""
+    why = library.resolve(wanted).message
+    return f"placement.speculation drafts nothing: {why}" if why else ""
 
 
 def _why_not(one: Model, model: Model) -> str:

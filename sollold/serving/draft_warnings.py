@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sollold.cluster.gossip.record import MTP, NGRAM, Drafts, Endpoint
+from sollold.cluster.gossip.record import Drafts, Endpoint
 from sollold.leader.wish import PlacementWish
 from sollold.placement.request import AUTO, OFF
 
@@ -27,10 +27,12 @@ def logprobs_warning(body: Mapping[str, Any], drafts: Drafts) -> str:
 
 
 def undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
-    """What a caller is told who named what is to draft, where that does not; empty: nothing is missing."""
+    """What a caller is told who named what is to draft, where that does not; empty: nothing is missing.
+
+    ``wish``: with a model's own name.
+    """
     wanted, by = wish.speculation, endpoint.drafts.by
-    # Names of models are not compared: one content may have several.
-    if wanted in ("", OFF, AUTO, by) or (by and not {wanted, by} & {NGRAM, MTP}):
+    if wanted in ("", OFF, AUTO, by):
         return ""
     words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
     now = f"tokens are drafted by {by}" if by else "no tokens are drafted"

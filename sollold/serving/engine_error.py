@@ -29,6 +29,7 @@ TEMPLATE_REFUSES = "the model's chat template refuses this conversation: "
 _TEMPLATE = re.compile(r"Jinja Exception: (.+)", re.DOTALL)
 _DUMP = re.compile(r"; tools = \[.*", re.DOTALL)
 """llama-server repeats all tools behind what is wrong with one of them."""
+_TOO_MANY_CHOICES = re.compile(r"Field 'n(?:_cmpl)?': Value must be between 1 <= value <= (\d+)")
 _RUNNER_CRASHED = re.compile(r"terminated:.*(?:segmentation fault|signal: aborted|SIGSEGV|SIGABRT)")
 _LONGEST = 1000
 """Characters of an engine's words that are passed on."""
@@ -89,7 +90,12 @@ def _is_callers_fault(message: str) -> bool:
 
 
 def _in_one_sentence(message: str) -> str:
-    """Without the trace of a template's refusal and the tools that are repeated."""
+    """Without the trace of a template's refusal and the tools that are repeated, and in words that help."""
+    if many := _TOO_MANY_CHOICES.search(message):
+        return (
+            f"n: each choice is a request to the model, which is loaded for {many[1]} at a time. Ask for "
+            f"{many[1]} at most, or load it for more with `sollold load MODEL --slots N`"
+        )
     if refused := _TEMPLATE.search(message):
         message = f"{TEMPLATE_REFUSES}{refused[1].strip()}"
     return _DUMP.sub("", message)[:_LONGEST]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,17 @@ async def test_a_draft_model_that_comes_later_is_used_when_it_is_asked_for_again
     cluster.ready(answer.deployment, idle=3.0)
     for same in ("small", "small:latest", "nobody", ""):
         assert (await cluster.planner.ensure(wishing(speculation=same))).verdict is Verdict.USE
+    assert (await cluster.planner.ensure(wishing(speculation="auto"))).verdict is Verdict.WAIT
     await cluster.planner.close()
+
+
+async def test_a_setting_that_names_no_model_is_found() -> None:
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 2 * GIB, model(), model("small:latest", "d2"))
+    library: Any = cluster
+    for right in ("auto", "OFF", "mtp", "ngram", "small", "Small:latest"):
+        assert draft_models.missing_drafter(library, right) == ""
+    assert "model 'smal' not found" in draft_models.missing_drafter(library, "smal")
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,13 @@ def body(message: str) -> bytes:
     return json.dumps({"error": {"code": 500, "message": message, "type": "server_error"}}).encode()
 
 
+def test_more_choices_than_slots_are_refused_in_words_that_help() -> None:
+    refusal = engine_refusal(400, body("Field 'n': Value must be between 1 <= value <= 4, but got 5"))
+    assert "loaded for 4 at a time" in refusal.message and "--slots" in refusal.message
+    other = "Field 'top_p': Value must be between 0 <= value <= 1, but got 5"
+    assert engine_refusal(400, body(other)).message == other
+
+
 @pytest.mark.parametrize("message", CALLERS)
 def test_bad_input_is_the_callers_fault(message: str) -> None:
     refusal = engine_refusal(500, body(message))
