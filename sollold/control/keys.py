@@ -133,6 +133,7 @@ class Keys:
         self._clock = clock
         self._keys: dict[str, Key] = {}
         self._lost = False
+        self._unwritten = False
         self._writing = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._unsubscribe: Callable[[], None] | None = None
@@ -145,7 +146,7 @@ class Keys:
     async def start(self) -> None:
         """Read the file and begin to follow what the other nodes know."""
         await asyncio.to_thread(self._read)
-        self._view.update_me(keys=digest_of(self._keys.values()))
+        self._tell()
         self._unsubscribe = self._view.subscribe(self._wanted.set)
         self._wanted.set()
         self._task = asyncio.create_task(self._follow(), name="keys")
@@ -198,7 +199,11 @@ class Keys:
             raise Refusal(Fault.BAD_REQUEST, f"there are {MOST} keys already, the revoked ones included")
         secret = PREFIX + secrets.token_urlsafe(32)
         key = Key(secrets.token_hex(4), name, scope, _hash(secret), now, now + expires if expires else 0.0)
-        await self._take((key,))
+        async with self._writing:
+            known = self._with((key,))
+            await self._write(known)
+            self._keys = known
+        self._tell()
         log.info("key %s (%s) created with scope %s", key.name, key.id, key.scope)
         return key, secret
 
@@ -222,27 +227,47 @@ class Keys:
             ids = ", ".join(f"{key.id} ({key.scope})" for key in found)
             raise Refusal(Fault.NOT_FOUND, f"several keys are named {name[:64]!r}; name one by its id: {ids}")
         gone = replace(found[0], revoked=now)
-        await self._take((gone,))
         log.info("key %s (%s) revoked", gone.name, gone.id)
+        try:
+            await self._take((gone,))
+        except Refusal as refusal:
+            why = f"{gone.name} is revoked, but this node may forget it at a restart: {refusal.message}"
+            raise Refusal(refusal.fault, why) from None
         return gone
 
     async def _take(self, keys: Iterable[Key]) -> None:
-        """Add ``keys`` to what is known: on disk, in force, and told to the others."""
+        """Add ``keys``, some perhaps revoked, to what is known: in force, told to the others, on disk.
+
+        In this order: a full disk is no reason to go on accepting a key.
+
+        Raises:
+            Refusal: UNAVAILABLE when they are too many, or in force but not written to disk.
+        """
         async with self._writing:
-            known = merged(self._keys.values(), keys)
-            if len(known) > 2 * MOST:  # each half of a split network may have made as many as it could
-                raise Refusal(Fault.UNAVAILABLE, "too many keys")
-            if known == self._keys:
-                return
-            data = msgspec.json.encode(KeySet(tuple(known.values())))
-            try:
-                await asyncio.to_thread(write_whole, self._file, data)
-            except OSError as error:
-                raise Refusal(
-                    Fault.UNAVAILABLE, f"can't write {self._file}: {error.strerror or error}"
-                ) from error
-            self._keys = known
+            known = self._with(keys)
+            if known != self._keys:
+                self._keys, self._unwritten = known, True
+                self._tell()
+            if self._unwritten:
+                await self._write(known)
+                self._unwritten = False
+
+    def _with(self, keys: Iterable[Key]) -> dict[str, Key]:
+        known = merged(self._keys.values(), keys)
+        if len(known) > 2 * MOST:  # each half of a split network may have made as many as it could
+            raise Refusal(Fault.UNAVAILABLE, "too many keys")
+        return known
+
+    def _tell(self) -> None:
         self._view.update_me(keys=digest_of(self._keys.values()))
+
+    async def _write(self, known: dict[str, Key]) -> None:
+        data = msgspec.json.encode(KeySet(tuple(known.values())))
+        try:
+            await asyncio.to_thread(write_whole, self._file, data)
+        except OSError as error:
+            why = f"can't write {self._file}: {error.strerror or error}"
+            raise Refusal(Fault.UNAVAILABLE, why) from error
 
     def _read(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -259,7 +284,7 @@ class Keys:
         return KeySet(tuple(self._keys.values()))
 
     async def _follow(self) -> None:
-        """Fetch the keys of each node whose record shows another set, until there is none."""
+        """Fetch the keys of each node whose record shows another set, and write them, until all is done."""
         retrying = LogAndRetry("fetching keys", log)
         while True:
             await self._wanted.wait()
@@ -268,6 +293,8 @@ class Keys:
             for node in self._differing():
                 with retrying:
                     again = not await self._fetch(node) or again
+            with retrying:
+                again = not await self._write_again() or again
             if again:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS):
@@ -287,8 +314,19 @@ class Keys:
         try:
             found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
             await self._take(found.keys)
-        except (PeerError, Refusal) as error:
+        except PeerError as error:
             log.debug("no keys from %s: %s", name_of(self._view, node), error)
+            return False
+        except Refusal as refusal:
+            log.warning("keys from %s: %s", name_of(self._view, node), refusal.message)
+            return False
+        return True
+
+    async def _write_again(self) -> bool:
+        """Write what could not be written before; False when it still can't."""
+        try:
+            await self._take(())
+        except Refusal:
             return False
         return True
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sollold.control.keys import PREFIX, Key, Keys, Scope, digest_of, merged
+from sollold.control.keys import PREFIX, Key, Keys, KeySet, Scope, digest_of, merged
 from sollold.control.member_pass import PASS_SECONDS, MemberPasses
 from sollold.errors import Fault, Refusal
+from sollold.settings.state_file import write_whole
 from tests.doubles import FakeView, World, record, until
 from tests.models.fakes import FakeCalls, FakeServer
 
@@ -205,6 +206,32 @@ async def test_a_full_disk_is_said(nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Refusal, match="No space left") as refused:
         await a.keys.create("laptop", Scope.INFER)
     assert refused.value.fault is Fault.UNAVAILABLE and not a.keys.made
+
+
+async def test_a_full_disk_lets_no_revoked_key_in(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sollold.control.keys._RETRY_SECONDS", 0.05)
+    a, b = await nodes.start(ID), await nodes.start(OTHER)
+    (_, one), (_, two) = [await a.keys.create(name, Scope.ADMIN) for name in ("one", "two")]
+    await until(lambda: b.keys.find(one) is not None and b.keys.find(two) is not None)
+    full = {a.file, b.file}
+
+    def limited(path: Path, data: bytes) -> None:
+        if path in full:
+            raise OSError(28, "No space left on device")
+        write_whole(path, data)
+
+    monkeypatch.setattr("sollold.control.keys.write_whole", limited)
+    with pytest.raises(Refusal, match=r"may forget it at a restart: .*No space left") as refused:
+        await a.keys.revoke("one")
+    assert refused.value.fault is Fault.UNAVAILABLE and a.keys.find(one) is None
+    await until(lambda: b.keys.find(one) is None)
+    assert b.keys.find(two) is not None
+    full.clear()
+    await until(lambda: _revoked(a.file) and _revoked(b.file))
+
+
+def _revoked(file: Path) -> bool:
+    return any(key.revoked for key in msgspec.json.decode(file.read_bytes(), type=KeySet).keys)
 
 
 def test_scopes_include_the_smaller_ones() -> None:
