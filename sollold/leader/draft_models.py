@@ -94,8 +94,6 @@ def _why_not(one: Model, model: Model) -> str:
         return f"{one.name} can't be run here: {why.rstrip('.')}"
     if "embedding" in one.capabilities and "completion" not in one.capabilities:
         return f"{one.name} writes no text, it only embeds"
-    if one.projector:
-        return f"{one.name} sees images, and such models do not draft"
     if one.adapters:
         return f"{one.name} has adapters, and such models do not draft"
     if not alike(one.vocabulary, model.vocabulary):

@@ -28,7 +28,8 @@ def node(tmp_path_factory: pytest.TempPathFactory, llama: Llama) -> Iterator[Nod
         models = cluster[0].models
         see = Recital(WORDS, name="see")
         _with_eyes(models / "see", lambda file: write(file, see), see.width)
-        write(models / "small.gguf", Recital(WORDS, name="small", layers=1, width=192))
+        small = Recital(WORDS, name="small", layers=1, width=192)
+        _with_eyes(models / "small", lambda file: write(file, small), small.width)
         for name in ("qwen35", "deepseek2"):
             size = Size(layers=5, nextn=1)
             _with_eyes(

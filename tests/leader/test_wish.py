@@ -129,7 +129,7 @@ async def test_a_setting_that_names_no_model_is_found() -> None:
         ("nobody", "model 'nobody' not found"),
         ("other", "other:latest has another vocabulary than demo:latest"),
         ("demo", "demo:latest is the model itself"),
-        ("sees", "sees:latest sees images, and such models do not draft"),
+        ("adapted", "adapted:latest has adapters, and such models do not draft"),
         ("embeds", "embeds:latest writes no text, it only embeds"),
         ("broken", "broken:latest can't be run here: a shard is missing"),
     ],
@@ -139,7 +139,7 @@ async def test_a_plan_says_why_a_model_can_not_draft(wanted: str, why: str) -> N
     fit = model("fit:latest", "d9", parameters=10_000_000, vocabulary="3000:x")
     others = (
         replace(fit, name="other:latest", digest="d2", vocabulary="3000:y"),
-        replace(fit, name="sees:latest", digest="d3", projector="p.gguf"),
+        replace(fit, name="adapted:latest", digest="d3", adapters=("lora.gguf",)),
         replace(fit, name="embeds:latest", digest="d4", capabilities=("embedding",)),
         replace(fit, name="broken:latest", digest="d5", unusable="a shard is missing."),
     )
