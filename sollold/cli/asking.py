@@ -10,7 +10,9 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
@@ -55,15 +57,20 @@ def client(options: argparse.Namespace, *, timeout: float = 30.0) -> BlockingCli
         url,
         timeout=timeout,
         key=key,
-        credentials=_member_pass if meant else None,
+        credentials=partial(_member_pass, url) if meant else None,
         authority=_own_authority if meant else None,
     )
 
 
-def _member_pass() -> str:
-    """What shows another node that this machine is a member of its cluster; empty when it is none."""
+def _member_pass(url: str) -> str:
+    """What shows the node at ``url`` that this machine is a member of its cluster; empty when it is none.
+
+    Whoever else answers there gets nothing: this machine's daemon knows where its members are.
+    """
+    host = urlsplit(url).hostname or ""
     with contextlib.suppress(ClientError):
-        return str(BlockingClient(url_of(*here()), timeout=3.0).post("/api/cluster/pass", {})["pass"])
+        daemon = BlockingClient(url_of(*here()), timeout=5.0)
+        return str(daemon.post("/api/cluster/pass", {"host": host})["pass"])
     return ""
 
 

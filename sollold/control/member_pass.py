@@ -1,7 +1,9 @@
 """Passes: how the command line on one member gives orders to another member over HTTP.
 
-A daemon gives a caller of its own machine a random text that is good for some minutes. Another node that is
-shown it asks that daemon over the port for nodes, where both prove that they are members, whether it gave it.
+A daemon gives a caller of its own machine a random text that is good for some minutes, at one other member.
+That asks the daemon over the port for nodes, where both prove that they are members, whether it gave it, and
+for whom. So it is worth nothing to a machine that is no member but was asked like one, nor to a member that
+would show it to another.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from collections.abc import Callable
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.seeds import Seed, resolve
 from sollold.cluster.net.view import View
+from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 
 PASS_SECONDS = 300.0
@@ -33,7 +37,7 @@ _AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class PassRequest:
-    """Peer method ``pass``: whether the node asked gave out the pass whose SHA-256 this is."""
+    """Peer method ``pass``: whether the node asked gave the pass with this SHA-256 out for the caller."""
 
     digest: str
 
@@ -52,8 +56,8 @@ class MemberPasses:
         self._view = view
         self._calls = calls
         self._clock = clock
-        self._given: dict[str, float] = {}
-        """Digest of a pass of our own → when it ends."""
+        self._given: dict[str, tuple[float, frozenset[str]]] = {}
+        """Digest of a pass of our own → when it ends, and for which nodes it is."""
         self._known: dict[str, tuple[bool, float]] = {}
         """Digest of another's pass → whether it is good, and until when we need not ask again."""
         self._asking = asyncio.Semaphore(_AT_ONCE)
@@ -62,14 +66,22 @@ class MemberPasses:
         """Answer the peer method ``pass``."""
         server.method("pass", PassRequest, self._answer)
 
-    def issue(self) -> str:
-        """A new pass, good for `PASS_SECONDS` on every member."""
+    async def issue(self, host: str) -> str:
+        """A new pass, good for `PASS_SECONDS` at the member whose name or address is ``host``.
+
+        Raises:
+            Refusal: NOT_FOUND when no member is there.
+        """
+        at = {address.partition("%")[0] for address, _ in await resolve(Seed(host, 0))}
+        there = frozenset(one.node for one in self._view.live() if not at.isdisjoint(one.addresses))
+        if not there:
+            raise Refusal(Fault.NOT_FOUND, f"no member of this cluster is at {host[:100]}")
         now = self._clock()
         secret = f"{PREFIX}{self._view.me.node}.{secrets.token_hex(32)}"
-        self._given = {digest: end for digest, end in self._given.items() if end > now}
+        self._given = {digest: given for digest, given in self._given.items() if given[0] > now}
         while len(self._given) >= _MOST:
             del self._given[next(iter(self._given))]
-        self._given[_hash(secret)] = now + PASS_SECONDS
+        self._given[_hash(secret)] = now + PASS_SECONDS, there
         return secret
 
     async def check(self, text: str) -> bool:
@@ -79,7 +91,7 @@ class MemberPasses:
             return False
         node, digest, now = found[1], _hash(text), self._clock()
         if node == self._view.me.node:
-            return self._given.get(digest, 0.0) > now
+            return self._left(digest, node) > 0
         # Of one that was evicted meanwhile none is good any more, whatever it said before.
         if all(one.node != node for one in self._view.live()):
             return False
@@ -100,7 +112,12 @@ class MemberPasses:
         return seconds > 0
 
     async def _answer(self, caller: str, request: PassRequest) -> PassAnswer:
-        return PassAnswer(max(0.0, self._given.get(request.digest, 0.0) - self._clock()))
+        return PassAnswer(self._left(request.digest, caller))
+
+    def _left(self, digest: str, node: str) -> float:
+        """Seconds for which ``node`` accepts our pass with this digest."""
+        end, there = self._given.get(digest, (0.0, frozenset()))
+        return max(0.0, end - self._clock()) if node in there else 0.0
 
 
 def _hash(text: str) -> str:

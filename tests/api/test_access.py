@@ -306,7 +306,7 @@ async def test_keys_over_http(serve: Serve, http: ClientSession, keys: Keys) -> 
 async def test_a_pass_is_for_this_machine_alone_and_opens_all(
     serve: Serve, http: ClientSession, keys: Keys
 ) -> None:
-    view = FakeView(record("0" * 16))
+    view = FakeView(record("0" * 16, addresses=("192.168.1.5",)))
     passes = MemberPasses(view, FakeCalls("0" * 16, {}))
     url = await serve(parts(keys=keys, passes=passes), trusted_proxies=HERE, auth="keys")
     async with http.post(url + "/api/cluster/pass", headers=AWAY) as answer:
@@ -314,7 +314,10 @@ async def test_a_pass_is_for_this_machine_alone_and_opens_all(
     _, admin = await keys.create("admin", Scope.ADMIN)
     async with http.post(url + "/api/cluster/pass", headers=AWAY | {"X-Api-Key": admin}) as answer:
         assert answer.status == 403
-    async with http.post(url + "/api/cluster/pass") as answer:
+    for host in ("192.168.1.66", "nowhere.invalid"):
+        async with http.post(url + "/api/cluster/pass", json={"host": host}) as answer:
+            assert answer.status == 404
+    async with http.post(url + "/api/cluster/pass", json={"host": "192.168.1.5"}) as answer:
         given = (await answer.json())["pass"]
     for secret, status in ((given, 200), (given[:-1] + "x", 401)):
         headers = AWAY | {"Authorization": f"Bearer {secret}"}

@@ -253,7 +253,7 @@ def test_sets_merge_the_same_either_way() -> None:
 
 async def test_a_pass_is_good_on_other_members_for_some_minutes(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
-    given = a.passes.issue()
+    given = await a.passes.issue("127.0.0.1")
     assert await a.passes.check(given) and await b.passes.check(given)
     asked = len(b.calls.made)
     assert await b.passes.check(given) and len(b.calls.made) == asked, "it is asked about once"
@@ -264,9 +264,24 @@ async def test_a_pass_is_good_on_other_members_for_some_minutes(nodes: Nodes) ->
     assert not await a.passes.check(given) and not await b.passes.check(given)
 
 
+async def test_a_pass_is_for_the_member_that_it_was_made_for(nodes: Nodes) -> None:
+    third = "00000000000000ff"
+    a, b, c = [await nodes.start(node) for node in (ID, OTHER, third)]
+    b.view.update_me(addresses=("192.168.1.5", "fe80::5"))
+    c.view.update_me(addresses=("192.168.1.6",))
+    for host in ("192.168.1.5", "fe80::5%lo", "::ffff:192.168.1.5"):
+        given = await a.passes.issue(host)
+        assert await b.passes.check(given), host
+        assert not await c.passes.check(given), "a member that was shown it has no use for it elsewhere"
+        assert not await a.passes.check(given)
+    for host in ("192.168.1.66", "evil.invalid", "", "x" * 300):
+        with pytest.raises(Refusal, match="no member of this cluster is at"):
+            await a.passes.issue(host)
+
+
 async def test_a_pass_ends_with_its_node(nodes: Nodes) -> None:
     a, b = await nodes.start(ID), await nodes.start(OTHER)
-    given = a.passes.issue()
+    given = await a.passes.issue("127.0.0.1")
     assert await b.passes.check(given)
     nodes.world.dead.add(ID)
     assert not await b.passes.check(given), "it may have been evicted"

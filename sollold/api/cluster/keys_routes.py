@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import web
@@ -51,6 +51,12 @@ class KeyBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: str = ""
 
 
+class PassBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """``POST /api/cluster/pass``. ``host``: name or address of the member that will be shown the pass."""
+
+    host: Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+
+
 class KeyRoutes:
     """The handlers."""
 
@@ -64,7 +70,13 @@ class KeyRoutes:
             Route("GET", path, self.listed, "The API keys, without their secrets"),
             Route("POST", path, self.create, "Create an API key; its secret is told this once", NewKeyBody),
             Route("DELETE", path, self.revoke, "Revoke an API key", KeyBody),
-            Route("POST", "/api/cluster/pass", self.issue, "A pass of this member, for its own programs"),
+            Route(
+                "POST",
+                "/api/cluster/pass",
+                self.issue,
+                "A pass of this member for another one, for its own programs",
+                PassBody,
+            ),
         ]
 
     async def listed(self, request: web.Request) -> web.Response:
@@ -90,7 +102,8 @@ class KeyRoutes:
             raise Refusal(Fault.ENGINE, "this node gives no passes", status=501)
         if not client_of(request).local:
             raise Refusal(Fault.BAD_REQUEST, "a pass is given to programs of this machine only", status=403)
-        return json_response({"pass": passes.issue(), "seconds": PASS_SECONDS})
+        body = as_type(await read_object(request), PassBody)
+        return json_response({"pass": await passes.issue(body.host), "seconds": PASS_SECONDS})
 
     @property
     def _keys(self) -> Keys:
