@@ -56,7 +56,7 @@ def test_a_conversation_that_comes_back_after_an_unload_is_not_read_again(cluste
     until(lambda: not cluster.deployments(), "it is unloaded")
     kept = [file for node in cluster for file in (node.folder / "cache" / "prompts").iterdir()]
     assert len(kept) == 1 and kept[0].stat().st_size > 10_000
-    assert kept[0].parent.stat().st_mode & 0o77 == 0
+    assert kept[0].parent.stat().st_mode & 0o77 == 0 and kept[0].stat().st_mode & 0o77 == 0
     again = ask(cluster[0], text + "w0002")
     cached = again["prompt_tokens_details"]["cached_tokens"]
     assert cached >= first["prompt_tokens"] - 16
@@ -125,14 +125,12 @@ async def test_long_prompts_alone_are_kept_within_the_limit(tmp_path: Path) -> N
     engine = Engine((10, 300, 4000), folder)
     where = await engine.start()
     async with aiohttp.ClientSession() as http:
-        await kept.save(http, where, "a", 2000)
+        await kept.save(http, where, "a", 2000, 8000)
         assert names(folder) == ["a-1", "a-2"]
-        await kept.save(http, where, "b", 2000)
-        assert names(folder) == ["b-1", "b-2"]
-        await kept.save(http, where, "c", 3000)
+        await kept.save(http, where, "b", 2000, 8000)
         assert names(folder) == ["b-1", "b-2"]
         engine.fails = True
-        await kept.save(http, where, "d", 2000)
+        await kept.save(http, where, "d", 2000, 8000)
         assert names(folder) == ["b-1", "b-2"]
         engine.fails = False
         await kept.restore(http, where, "other")
@@ -140,8 +138,19 @@ async def test_long_prompts_alone_are_kept_within_the_limit(tmp_path: Path) -> N
         await kept.restore(http, where, "b")
         assert sorted(engine.restored) == ["b-1", "b-2"] and names(folder) == []
         kept.close()
-        await kept.save(http, where, "e", 2000)
+        await kept.save(http, where, "e", 2000, 8000)
     assert not folder.exists()
+    await engine.close()
+
+
+async def test_what_is_kept_of_a_cache_that_is_larger_than_the_limit(tmp_path: Path) -> None:
+    kept = KeptPrompts(tmp_path / "prompts", 2500)
+    kept.open()
+    engine = Engine((300, 4000, 500), kept.folder or tmp_path)
+    where = await engine.start()
+    async with aiohttp.ClientSession() as http:
+        await kept.save(http, where, "a", 20_000, 8000)
+    assert names(tmp_path / "prompts") == ["a-0", "a-2"], "those prompts that fit"
     await engine.close()
 
 

@@ -363,7 +363,8 @@ class Deployment:
         if self.busy or self.plan.run.embedding or self.plan.windowed:
             return
         size = sum(share.state for share in (self.plan.host, *self.plan.shares))
-        await self._context.prompts.save(self._context.http, self.head.address, self._prompts_key(), size)
+        prompts, address, cells = self._context.prompts, self.head.address, self.plan.run.context
+        await prompts.save(self._context.http, address, self._prompts_key(), size, cells)
 
     def _prompts_key(self) -> str:
         return key_of(self.plan, self.model, self._llama.build, self._context.extra)

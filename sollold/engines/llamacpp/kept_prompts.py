@@ -85,24 +85,29 @@ class KeptPrompts:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._folder)
 
-    async def save(self, http: aiohttp.ClientSession, engine: EngineAddress, key: str, size: int) -> None:
+    async def save(
+        self, http: aiohttp.ClientSession, engine: EngineAddress, key: str, size: int, cells: int
+    ) -> None:
         """Have an engine that nobody uses write its slots, under the `key_of` its deployment.
 
-        ``size``: bytes of its whole KV cache, which no file is larger than. What fails is not kept.
+        ``size``: bytes of its whole KV cache, which has room for ``cells`` tokens: a slot takes of it what
+        its tokens do. What fails is not kept.
         """
-        if self._closed or not 0 < size <= self._limit:
+        if self._closed or self._limit <= 0:
             return
-        saved = 0
+        saved, left = 0, self._limit
         try:
             async with asyncio.timeout(_SAVE_SECONDS):
-                if await asyncio.to_thread(self._free) < size + _SPARE_DISK:
-                    return
                 for slot in await _slots(http, engine):
                     if slot.is_processing or slot.n_prompt_tokens < _LEAST_TOKENS:
                         continue
+                    takes = size * slot.n_prompt_tokens // max(cells, 1)
+                    if takes > left or await asyncio.to_thread(self._free) < takes + _SPARE_DISK:
+                        continue
+                    left -= takes
                     part = f"{key}-{slot.id}.part"
                     await _act(http, engine, slot.id, "save", part)
-                    await asyncio.to_thread((self._folder / part).replace, self._folder / f"{key}-{slot.id}")
+                    await asyncio.to_thread(self._take_over, part, f"{key}-{slot.id}")
                     saved += slot.n_prompt_tokens
         except _FAILURES as error:
             log.debug("an engine's prompts were not saved: %s", error or "it took too long")
@@ -124,6 +129,11 @@ class KeptPrompts:
                 log.debug("saved prompts can't be used: %s", error or "it took too long")
             # It is written anew when this deployment ends.
             await asyncio.to_thread(one.path.unlink, missing_ok=True)
+
+    def _take_over(self, part: str, name: str) -> None:
+        file = self._folder / part
+        file.chmod(0o600)
+        file.replace(self._folder / name)
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
