@@ -11,6 +11,7 @@ from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.facts import dataclass
 from sollold.leader.existing import Located, lacking
 from sollold.leader.messages import Ensure
+from sollold.leader.pinned import needless
 from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, is_loading
 from sollold.placement.explain import Busy
 from sollold.placement.planner import PlacementChoice
@@ -72,11 +73,12 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
     """Deployments that may be ended, those first that cost least; and those that may not."""
     idle: list[Located] = []
     busy: list[Busy] = []
+    spare = needless(snapshot.records)
     for record, endpoint in snapshot.endpoints():
         ollama = endpoint.backend is Backend.OLLAMA
         if endpoint.id in but or endpoint.state is State.FAILED or (ollama and not endpoint.loaded):
             continue
-        reason = _why_kept(endpoint, snapshot)
+        reason = _why_kept(endpoint, snapshot, pinned=endpoint.pinned and endpoint.id not in spare)
         if not reason:
             idle.append((record, endpoint))
             continue
@@ -94,11 +96,11 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
     return idle, busy
 
 
-def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot) -> str:
+def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot, *, pinned: bool) -> str:
     if in_use(endpoint):
         count = endpoint.active + endpoint.waiting
         return f"{count} request{'s are' if count != 1 else ' is'} in it"
-    if endpoint.pinned:
+    if pinned:
         return "it is kept loaded by its keep_alive"
     if is_loading(endpoint):
         return "it is being loaded"

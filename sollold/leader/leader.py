@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sollold.cluster.gossip.record import Endpoint, InOllama
+from sollold.cluster.gossip.record import Endpoint, InOllama, Record
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
@@ -27,10 +27,10 @@ from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding, with_options_of
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
-from sollold.leader.pinned import PinnedPolicy
+from sollold.leader.pinned import PinnedPolicy, needless
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
-from sollold.leader.snapshot import ClusterSnapshot, loaded_of, unloaded
+from sollold.leader.snapshot import ClusterSnapshot, in_use, loaded_of, unloaded
 from sollold.leader.snapshot_maker import SnapshotMaker
 from sollold.models.footprint.shape import Shape
 from sollold.models.library import Library
@@ -238,6 +238,7 @@ class Leader:
                     log.info("%s: queue is long, starting a replica", model)
             for head, endpoint in self._pinned.due(records, self._clock()):
                 await self._load_again(head, endpoint)
+            await self._end_needless(records)
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
         """Load a pinned model that was lost, as it ran."""
@@ -256,8 +257,21 @@ class Leader:
         lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
         if ensured.verdict is Verdict.WAIT:
             log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))
-        elif ensured.verdict is Verdict.REFUSED and self._pinned.is_news(endpoint, ensured.message):
+        elif ensured.verdict is Verdict.REFUSED and self._pinned.is_news(
+            endpoint, ensured.message, self._clock()
+        ):
             log.warning("%s: it can't be loaded again yet: %s", lost, ensured.message)
+
+    async def _end_needless(self, records: Sequence[Record]) -> None:
+        """Of several alike that were to stay loaded one does; the others end when idle for the usual time."""
+        limit = self._settings.placement.keep_alive
+        spare = needless(records) if limit >= 0 else {}
+        for record in records:
+            for one in record.endpoints:
+                if one.id in spare and not in_use(one) and one.idle >= limit:
+                    reason = f"idle for {one.idle:.0f} s, and another like it stays loaded"
+                    term = self._view.leader()
+                    await self._applier.end_when_idle(record.node, one.id, term, reason)
 
     async def _ensure_unasked(self, ask: Ensure, what: str) -> Ensured:
         try:

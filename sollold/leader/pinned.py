@@ -1,21 +1,23 @@
 """Which models that were to stay loaded (keep_alive negative) were lost and are to be loaded again. Pure.
 
 Lost is one whose process, or a machine of it, ended by itself: that its head has ended on an order shows by
-the head being there without it.
+the head being there without it. Where it was behind a cut cable, and comes back, there are two: one stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
+from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, State
 from sollold.facts import dataclass
-from sollold.leader.snapshot import is_loading
+from sollold.leader.snapshot import in_use, is_loading
 
 STANDS = 20.0
 """Seconds that it must have been lost: a cable that flaps moves no model, and a machine may restart."""
 AGAIN = 15.0
 """Seconds until it is tried once more, whatever came of it."""
+TOLD_AGAIN = 300.0
+"""Seconds after which it is logged again why one can't be loaded: the free bytes in it change."""
 FORGOTTEN = 3600.0
 """Seconds after which it is tried no more, and a machine that went counts as one that was taken away."""
 
@@ -34,7 +36,8 @@ class _Pinned:
     lost: float | None = None
     next: float = 0.0
     told: str = ""
-    """Why it could not be loaded again, as it was logged."""
+    """Why it could not be loaded again, as it was logged; ``told_at``: when."""
+    told_at: float = 0.0
 
 
 _NEVER = _Pinned("", Endpoint("", "", "", Backend.LOCAL, State.DRAINING))
@@ -99,12 +102,12 @@ class PinnedPolicy:
             for one in self._pinned.values()
         )
 
-    def is_news(self, endpoint: Endpoint, reason: str) -> bool:
-        """Whether the reason for which one that is due can't be loaded is another than at the last try."""
+    def is_news(self, endpoint: Endpoint, reason: str, now: float) -> bool:
+        """Whether the reason for which one that is due can't be loaded is to be logged: it is another."""
         pinned = self._pinned.get(_content(endpoint))
-        if pinned is None or pinned.told == reason:
+        if pinned is None or pinned.told == reason or (pinned.told and now - pinned.told_at < TOLD_AGAIN):
             return False
-        pinned.told = reason
+        pinned.told, pinned.told_at = reason, now
         return True
 
     def forget(self, *names: str) -> None:
@@ -112,6 +115,19 @@ class PinnedPolicy:
         for content, one in list(self._pinned.items()):
             if {one.endpoint.model, one.endpoint.id} & set(names):
                 del self._pinned[content]
+
+
+def needless(records: Iterable[Record]) -> dict[str, str]:
+    """Deployment → head, of those that are to stay loaded, but for which another alike does. It is the one
+    in use, or with more context, or used last.
+    """
+    alike: dict[tuple[_Content, Asked], list[tuple[bool, int, float, str, str]]] = {}
+    for content, found in _by_content(records).items():
+        for head, one in found:
+            if one.pinned and one.state is State.READY and not (one.closing or head.draining):
+                used = (not in_use(one), -one.context, one.idle, one.id, head.node)
+                alike.setdefault((content, one.asked), []).append(used)
+    return {one: node for copies in alike.values() for *_, one, node in sorted(copies)[1:]}
 
 
 def _content(endpoint: Endpoint) -> _Content:

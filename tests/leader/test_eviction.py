@@ -50,6 +50,18 @@ async def test_pinned_and_waiting_ones_stay(cluster: Cluster) -> None:
     assert not cluster.asked("unload")
 
 
+async def test_of_two_alike_that_are_pinned_one_makes_room(cluster: Cluster) -> None:
+    cluster.nodes["a"].models.append(model("other:latest", "d2"))
+    cluster.shapes["d2"] = shape()
+    first = await placed(cluster, pinned=True, idle=500.0)
+    alike = replace(cluster.nodes["a"].endpoints[first], id="alike", idle=5.0, placed=())
+    cluster.nodes["c"].endpoints["alike"] = alike
+    assert (await cluster.planner.ensure(Ensure("other"))).verdict is Verdict.WAIT
+    assert [request.deployment for _, request in cluster.asked("unload") if isinstance(request, Unload)] == [
+        first
+    ]
+
+
 async def test_one_that_was_just_used_refuses_and_is_kept(cluster: Cluster) -> None:
     cluster.nodes["a"].models.append(model("other:latest", "d2"))
     cluster.shapes["d2"] = shape()

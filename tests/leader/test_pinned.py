@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
-from sollold.engines.commands import Deploy
+from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, State
+from sollold.engines.commands import Deploy, Unload
 from sollold.leader import leader
 from sollold.leader.messages import Drop, Ensure
-from sollold.leader.pinned import AGAIN, FORGOTTEN, STANDS, PinnedPolicy
+from sollold.leader.pinned import AGAIN, FORGOTTEN, STANDS, TOLD_AGAIN, PinnedPolicy, needless
 from tests.leader.cluster import Cluster, model, placed
 from tests.placement.fleets import GIB, MIB
 
@@ -135,6 +135,55 @@ def test_what_an_ollama_keeps_is_its_own() -> None:
     watched.see(head(replace(PINNED, backend=Backend.OLLAMA)))
     watched.see()
     assert watched.due(after=STANDS) == []
+
+
+def test_of_two_alike_one_stays() -> None:
+    other = replace(PINNED, id="y", idle=9.0)
+    assert needless((head(PINNED), replace(MINE, endpoints=(other,)))) == {"y": "a"}
+    for kept in (replace(other, active=1), replace(other, context=99)):
+        assert needless((head(PINNED), replace(MINE, endpoints=(kept,)))) == {"x": "b"}
+    for different in (
+        replace(other, pinned=False),
+        replace(other, state=State.LOADING),
+        replace(other, closing=True),
+        replace(other, digest="e"),
+        replace(other, asked=Asked(context=4096)),
+        replace(other, backend=Backend.OLLAMA),
+    ):
+        assert needless((head(PINNED), replace(MINE, endpoints=(different,)))) == {}
+    assert needless((head(PINNED), replace(MINE, endpoints=(other,), draining=True))) == {}
+
+
+def test_why_it_can_not_be_loaded_is_not_logged_at_each_try(watched: Watched) -> None:
+    watched.see()
+    told = [watched.policy.is_news(PINNED, f"{second} MiB are free", float(second)) for second in range(600)]
+    assert [second for second, news in enumerate(told) if news] == [0, int(TOLD_AGAIN)]
+
+
+async def test_of_two_that_a_split_left_one_makes_room_and_ends_when_it_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leader, "LOOK_EVERY", 0.01)
+    cluster = Cluster()
+    cluster.add("a", 700 * MIB, model())
+    cluster.add("b", 1500 * MIB, model())
+    await cluster.planner.start()
+    try:
+        first = await placed(cluster, Ensure("demo", context=2048, keep_alive=-1.0), pinned=True)
+        away = cluster.nodes.pop("b")
+        second = "second"
+        alike = replace(away.endpoints[first], id=second, idle=400.0, active=1)
+        cluster.nodes["a"].endpoints[second] = alike
+        cluster.nodes["b"] = away
+        await looked(cluster, 0.0)
+        assert not cluster.asked("unload")
+        cluster.ready(second, active=0)
+        await looked(cluster, 0.0)
+        ends = [request for _, request in cluster.asked("unload") if isinstance(request, Unload)]
+        assert {(one.deployment, one.when_idle) for one in ends} == {(second, True)}
+        assert "another like it stays loaded" in ends[0].reason
+    finally:
+        await cluster.planner.close()
 
 
 async def test_the_leader_loads_it_again_as_it_was_asked_for(
