@@ -76,8 +76,9 @@ class Scored:
 
 def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
     """What a load gave less of than was named, a sentence each."""
+    undrafted = "" if endpoint.embedding else undrafted_warning(ask.placement, endpoint)
     if endpoint.backend is Backend.OLLAMA:
-        return ()
+        return (undrafted,) if undrafted else ()
     told = []
     if 0 < endpoint.context < ask.context:
         told.append(
@@ -88,8 +89,8 @@ def less_than_asked(ask: Ensure, endpoint: Endpoint) -> tuple[str, ...]:
         told.append(
             f"{ask.slots} parallel requests were asked for, {endpoint.slots} given: there is no room for more"
         )
-    if drafts := undrafted_warning(ask.placement, endpoint):
-        told.append(drafts)
+    if undrafted:
+        told.append(undrafted)
     return tuple(told)
 
 

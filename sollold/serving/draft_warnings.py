@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sollold.cluster.gossip.record import Drafts, Endpoint
+from sollold.cluster.gossip.record import Backend, Drafts, Endpoint
 from sollold.leader.wish import PlacementWish
 from sollold.placement.request import AUTO, OFF
 
@@ -34,6 +34,11 @@ def undrafted_warning(wish: PlacementWish, endpoint: Endpoint) -> str:
     wanted, by = wish.speculation, endpoint.drafts.by
     if wanted in ("", OFF, AUTO, by):
         return ""
-    words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
     now = f"tokens are drafted by {by}" if by else "no tokens are drafted"
-    return f"{now}, though speculation {wanted!r} was asked for; `{words}` says why"
+    told = f"{now}, though speculation {wanted!r} was asked for"
+    if endpoint.backend is Backend.OLLAMA:
+        return f"{told}: an Ollama answers"
+    if endpoint.reason:
+        return f"{told}: {endpoint.reason}"
+    words = shlex.join(("sollold", "plan", endpoint.model, "--speculation", wanted))
+    return f"{told}; `{words}` says why"

@@ -31,15 +31,17 @@ def routing_of(model: str, record: Record, endpoint: Endpoint, records: Iterable
 
 def warnings_of(ask: Ask, query: EndpointQuery, candidate: EndpointCandidate) -> tuple[str, ...]:
     """What the caller gets less of than asked for, where ``candidate`` answers."""
+    endpoint = candidate.endpoint
+    undrafted = "" if ask.embedding else undrafted_warning(query.placement, endpoint)
     if candidate.engine is Engine.OLLAMA:
-        if 0 < query.trained < ask.context:
-            return (no_more_context(ask.context, query.model, query.trained),)
-        return ()
+        more = 0 < query.trained < ask.context
+        context = no_more_context(ask.context, query.model, query.trained) if more else ""
+        return tuple(warning for warning in (context, undrafted) if warning)
     if ask.embedding:
         return ()
     warnings = (
-        context_warning(ask.context, candidate.endpoint, query.trained),
-        logprobs_warning(ask.calls[Engine.LLAMA].body, candidate.endpoint.drafts),
-        undrafted_warning(query.placement, candidate.endpoint),
+        context_warning(ask.context, endpoint, query.trained),
+        logprobs_warning(ask.calls[Engine.LLAMA].body, endpoint.drafts),
+        undrafted,
     )
     return tuple(warning for warning in warnings if warning)

@@ -176,5 +176,9 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
     (drafts,) = less_than_asked(ngram, replace(endpoint, drafts=Drafts("small:latest", 3)))
     assert drafts.startswith("tokens are drafted by small:latest, though")
     assert less_than_asked(nobody, replace(endpoint, drafts=Drafts("nobody", 3))) == ()
+    (drafts,) = less_than_asked(nobody, replace(endpoint, reason="llama.cpp can't load it"))
+    assert drafts.endswith("was asked for: llama.cpp can't load it")
+    (drafts,) = less_than_asked(nobody, IN_OLLAMA)
+    assert drafts.endswith("was asked for: an Ollama answers")
     for usual in ("off", "auto"):
         assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()
