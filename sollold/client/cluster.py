@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sollold.client import discovery
 from sollold.client.arguments import check_seconds
 from sollold.client.errors import ClientError, NodeLost, NodeSilent
-from sollold.client.http import Client, api_key_of, new_session
+from sollold.client.http import Client, api_key_of, closed_with_loop, new_session
 from sollold.client.node_list import KnownNode, NodeList
 from sollold.client.outage import INEXACT, Outage
 from sollold.client.received import Received
@@ -68,6 +68,8 @@ class ClusterClient:
         self._timeout = timeout
         self._find = find
         self._session: aiohttp.ClientSession | None = None
+        self._end: AsyncGenerator[None, None] | None = None
+        """Closes the session when it is closed itself."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finding: asyncio.Lock | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -86,13 +88,13 @@ class ClusterClient:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        end, self._end, self._session = self._end, None, None
+        if end is not None:
+            await end.aclose()
 
     def __getstate__(self) -> dict[str, Any]:
         # What is known of the nodes goes to another process; connections belong to this one.
-        mine: dict[str, Any] = {"_session": None, "_loop": None, "_finding": None, "_tasks": {}}
+        mine: dict[str, Any] = {"_session": None, "_end": None, "_loop": None, "_finding": None, "_tasks": {}}
         return {**vars(self), **mine}
 
     def __del__(self) -> None:
@@ -103,7 +105,8 @@ class ClusterClient:
         """Drop the connections, whose loop may have ended."""
         # What was never made whole is deleted, too.
         session, self._session = getattr(self, "_session", None), None
-        if session is None or session.connector is None:
+        end, self._end = getattr(self, "_end", None), None
+        if session is None or end is None or session.connector is None:
             return
         with contextlib.suppress(Exception):
             connector, loop = session.connector, self._loop
@@ -115,6 +118,9 @@ class ClusterClient:
                 loop.call_soon_threadsafe(connector._close)
             else:
                 connector._close()
+        with contextlib.suppress(StopIteration, RuntimeError):
+            # Nothing is left to wait for, so that it ends at once, without a loop.
+            end.aclose().send(None)
 
     # Whole answers.
 
@@ -315,6 +321,7 @@ class ClusterClient:
             self._abandon()
             self._loop, self._tasks, self._finding = loop, {}, None
             self._session = new_session()
+            self._end = closed_with_loop(self._session)
 
     def _client(self, url: str) -> Client:
         self._use_running_loop()

@@ -170,6 +170,23 @@ def new_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, read_bufsize=LONGEST_LINE)
 
 
+def closed_with_loop(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    """What closes ``session`` when it is closed, or when the running loop ends: `asyncio.run` then closes all
+    generators that are under way, while connections can still be ended well."""
+    end = _closing(session)
+    with contextlib.suppress(StopIteration):
+        # Up to its yield, where it waits for nothing: from now on the loop knows of it.
+        end.__anext__().send(None)
+    return end
+
+
+async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        await session.close()
+
+
 class _Exchange:
     """One request; turns what can go wrong into a `ClientError` in words."""
 
