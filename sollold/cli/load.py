@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from sollold.cli.asking import client, print_json
@@ -76,7 +77,8 @@ def drain(options: argparse.Namespace) -> int:
     elif options.undo:
         print(f"{answer['node']} accepts requests again")
     elif empty:
-        print(f"{answer['node']} is drained; safe to stop (back with `sollold undrain {answer['node']}`)")
+        back = f"sollold undrain {shlex.quote(answer['node'])}"
+        print(f"{answer['node']} is drained; safe to stop (back with `{back}`)")
     else:
         print(f"{answer['node']} is not drained: it left the cluster or was undrained")
     return Exit.DONE if empty or options.undo else Exit.FAILED

@@ -32,7 +32,10 @@ def plan(options: argparse.Namespace) -> int:
         preview = daemon.post("/api/cluster/plan", wishes(options))
     except ClientError as error:
         if error.status == 404 and not options.online and "/" not in options.model:
-            hint = f"(to plan it from its header in Ollama's registry: sollold plan --online {options.model})"
+            import shlex  # seldom needed
+
+            command = f"sollold plan --online {shlex.quote(options.model)}"
+            hint = f"(to plan it from its header in Ollama's registry: {command})"
             raise ClientError(f"{error.message} {hint}", error.status) from None
         raise
     state = daemon.get("/api/cluster")

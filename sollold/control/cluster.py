@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shlex
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import field, replace
 from typing import Any
@@ -190,7 +191,7 @@ class ClusterService:
         begin = f"No node has {name} yet; planned as if {self._view.me.name} had it. "
         message = f"{begin}{preview.message}" if preview.ok else preview.message
         if preview.ok:
-            message += f" To fetch it: sollold pull {name} ({size})."
+            message += f" To fetch it: sollold pull {shlex.quote(name)} ({size})."
         preview = replace(preview, message=message)
         return Planned(preview.ok, message, msgspec.to_builtins(preview))
 

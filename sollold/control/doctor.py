@@ -104,7 +104,7 @@ def _llama(facts: Facts) -> list[Finding]:
         return []
     if facts.setup_failed:
         what = f"no llama.cpp: {facts.setup_failed}; this node can't run models itself"
-        by_hand = f"sollold setup --set node.cache_dir={facts.cache}"
+        by_hand = f"sollold setup --set node.cache_dir={shlex.quote(str(facts.cache))}"
         fix = f"`{by_hand}` (as the daemon's user; or install the package sollold-llama.cpp)"
         return [Finding(Grade.PROBLEM, what, fix)]
     return [Finding(Grade.NOTICE, f"llama.cpp is being set up: {facts.me.setup or 'starting'}")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -211,9 +212,8 @@ def foresee(name: str, profile: ModelProfile, records: Iterable[Record], setting
     )
     alone = max(machines, key=lambda one: (_own_room(one), one.name), default=None)
     if not apart and alone is not None and _own_room(alone) >= need:
-        return _outline(
-            True, f"{begin}{alone.name} would hold it alone: fetch it there (`sollold pull {name}`)."
-        )
+        how = f"fetch it there (`sollold pull {shlex.quote(name)}`)"
+        return _outline(True, f"{begin}{alone.name} would hold it alone: {how}.")
     if placement.enable_distributed:
         chosen: list[Machine] = []
         for machine in machines[: placement.max_workers + 1]:

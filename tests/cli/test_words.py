@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 
 import pytest
 
+import sollold
 from sollold.cli import asking
 from sollold.cli.asking import client
 from sollold.cli.exit import Exit
-from sollold.cli.parser import read
+from sollold.cli.parser import parser, read, subcommands
 from sollold.client.errors import ClientError
 
 
@@ -63,6 +65,22 @@ def test_a_wrong_word_gets_a_hint(words: str, hint: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         read(words.split())
     assert ended.value.code == Exit.USAGE and hint in capsys.readouterr().err
+
+
+def test_commands_that_messages_name_can_be_copied_whatever_stands_in_a_name() -> None:
+    """A machine or model may be called ``$(id)``."""
+    known = "|".join(subcommands(parser()))
+    command = re.compile(rf"sollold (?:{known}) (?:[a-z]+ |--\S+ )*(?:\{{([^}}]*)|%s)")
+    bare = [
+        f"{file.name}:{number}: {line.strip()}"
+        for file in Path(sollold.__file__).parent.rglob("*.py")
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if command.search(line)
+        and "quote" not in line
+        and "{answer['code']}" not in line
+        and "_named(" not in line
+    ]
+    assert bare == []
 
 
 def test_the_version_is_said_to_whoever_comes_from_ollama(capsys: pytest.CaptureFixture[str]) -> None:

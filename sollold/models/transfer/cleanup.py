@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -54,7 +55,9 @@ def abandoned(own: Path, now: float) -> list[Problem]:
         size = sum(path.stat().st_blocks * 512 for path in folder.iterdir() if path.is_file())
         what = f"{bytes_text(size)} of {notes.model or 'a model'} have been in {folder} for "
         what += f"{seconds_text(age)}: "
-        again = f"sollold pull {notes.model}   (or: rm -r {folder})" if notes.model else f"rm -r {folder}"
+        again = f"rm -r {shlex.quote(str(folder))}"
+        if notes.model:
+            again = f"sollold pull {shlex.quote(notes.model)}   (or: {again})"
         found.append(Problem(f"{what}its download was interrupted.", again))
     return found
 
