@@ -73,9 +73,9 @@ class ModelService:
         """The names of the nodes that have it."""
         return [name_of(self._view, node) for node in listed.nodes]
 
-    async def metadata(self, listed: Listed) -> Mapping[str, Any]:
-        """The GGUF header's key-value pairs, long arrays left out."""
-        return await self._library.metadata(listed.model.name)
+    async def metadata(self, listed: Listed, *, whole: bool = False) -> Mapping[str, Any]:
+        """The GGUF header's key-value pairs; ``whole``: with the values of long arrays."""
+        return await self._library.metadata(listed.model.name, whole=whole)
 
     def running(self) -> tuple[Running, ...]:
         """What is loaded now, from the records."""

@@ -1,7 +1,7 @@
 """The models of the whole cluster, each once, from the lists of its nodes.
 
 What a model's header says is asked of a node that has the file, by the peer calls ``shape`` (`ShapeRequest` →
-`Shape`) and ``metadata`` (`ShapeRequest` → `Metadata`).
+`Shape`) and ``metadata`` (`MetadataRequest` → `Metadata`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,16 @@ class ShapeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class MetadataRequest:
+    """Asks such a node for the header's key-value pairs; ``whole``: with the values of long arrays."""
+
+    name: str
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Metadata:
-    """A header's key-value pairs, long arrays left out."""
+    """A header's key-value pairs."""
 
     pairs: dict[str, str | int | float | bool | list[str | int | float | bool]]
 
@@ -77,7 +85,7 @@ class Library:
         self._shelf: tuple[dict[str, Listed], dict[str, tuple[tuple[str, Model], ...]]] | None = None
         self._subscribers = Subscribers("the models of the cluster")
         server.method("shape", ShapeRequest, self._answer_shape)
-        server.method("metadata", ShapeRequest, self._answer_metadata)
+        server.method("metadata", MetadataRequest, self._answer_metadata)
 
     def subscribe(self, callback: Callable[[], None]) -> Callable[[], None]:
         """Call ``callback`` on the loop when the models of any node have changed; the answer ends that."""
@@ -174,16 +182,17 @@ class Library:
             self._shapes[model.digest] = shape
         return shape
 
-    async def metadata(self, name: str) -> dict[str, object]:
-        """The header's key-value pairs of a model, from the first node that answers; else empty."""
+    async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
+        """The header's key-value pairs of a model, from the first node that answers; else empty.
+
+        ``whole``: with the values of long arrays.
+        """
         for node, model in self.find(name)[:3]:
             if node == self._view.me.node:
-                return await self._catalogue.metadata(model.name)
-            local = self.name_at(node, model)
+                return await self._catalogue.metadata(model.name, whole=whole)
+            request = MetadataRequest(self.name_at(node, model), whole)
             with contextlib.suppress(PeerError):
-                answer = await self._calls.call(
-                    node, "metadata", ShapeRequest(local), Metadata, timeout=_TIMEOUT
-                )
+                answer = await self._calls.call(node, "metadata", request, Metadata, timeout=_TIMEOUT)
                 return dict(answer.pairs)
         return {}
 
@@ -254,5 +263,6 @@ class Library:
         except LookupError as error:
             raise PeerError(self._view.me.node, str(error.args[0]), transport=False) from None
 
-    async def _answer_metadata(self, caller: str, request: ShapeRequest) -> Metadata:
-        return Metadata(await self._catalogue.metadata(request.name))  # type: ignore[arg-type]
+    async def _answer_metadata(self, caller: str, request: MetadataRequest) -> Metadata:
+        pairs = await self._catalogue.metadata(request.name, whole=request.whole)
+        return Metadata(pairs)  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ class PlainLibrary:
         self.files.append(path)
         return "demo"
 
-    async def metadata(self, listed: Listed) -> dict[str, Any]:
+    async def metadata(self, listed: Listed, *, whole: bool = False) -> dict[str, Any]:
         return self.header
 
     def running(self) -> tuple[Running, ...]:

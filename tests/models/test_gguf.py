@@ -16,6 +16,7 @@ from sollold.models.footprint.run_options import Run
 from sollold.models.gguf import reader as gguf
 from sollold.models.gguf import writer
 from sollold.models.gguf.header import Array, GgufError
+from sollold.models.gguf.long_arrays import long_arrays
 from sollold.models.gguf.writer import NewTensor
 from tests.gguf.architectures import ARCHITECTURES
 from tests.gguf.size import Size
@@ -198,6 +199,10 @@ def test_a_big_vocabulary_is_stepped_over(tmp_path: Path) -> None:
     header = gguf.read(path)
     assert header.metadata["tokenizer.ggml.tokens"] == Array(40_000, None)
     assert header.length("tokenizer.ggml.token_type") == 40_000
+    assert long_arrays(header) == {
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * 40_000,
+    }
     assert header.text("tokenizer.chat_template") == "{{ x }}" * 20_000
     assert header.tensors[0].size == 16
 

@@ -19,6 +19,8 @@ from tests.doubles import FakeView, record, until
 from tests.models.fakes import FakeCalls, FakeServer
 from tests.models.stores import OllamaStore, write_gguf
 
+TOKENS = [f"token{number}" for number in range(5000)]
+
 
 class Node:
     """A node with a catalogue and a library, joined to others by fakes."""
@@ -118,13 +120,17 @@ async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
 
 async def test_shape_comes_from_the_node_that_has_it(three: ThreeNodes, tmp_path: Path) -> None:
     a, b, _ = three.nodes
-    write_gguf(b.folder / "m" / "beta-F16.gguf")
+    vocabulary = {"tokenizer.ggml.tokens": TOKENS, "tokenizer.ggml.token_type": [1] * len(TOKENS)}
+    write_gguf(b.folder / "m" / "beta-F16.gguf", metadata=vocabulary)
     await three.start()
     await until(lambda: a.library.find("beta"))
     ((node, model),) = a.library.find("beta")
     shape = await a.library.shape(node, model)
     assert len(shape.layers) == 1
-    assert (await a.library.metadata("beta"))["llama.context_length"] == 4096
+    pairs = await a.library.metadata("beta")
+    assert pairs["llama.context_length"] == 4096 and pairs["tokenizer.ggml.tokens"] == []
+    pairs = await a.library.metadata("beta", whole=True)
+    assert pairs["tokenizer.ggml.tokens"] == TOKENS and pairs["tokenizer.ggml.token_type"] == [1] * 5000
     asked = len(a.calls.made)
     assert await a.library.shape(node, model) == shape
     assert len(a.calls.made) == asked

@@ -42,6 +42,8 @@ class OllamaModelRoutes:
 
     def __init__(self, services: AppServices) -> None:
         self._services = services
+        self._verbose = asyncio.Lock()
+        """Held for one vocabulary at a time."""
 
     def routes(self) -> list[Route]:
         """The table."""
@@ -80,14 +82,20 @@ class OllamaModelRoutes:
         _, named = await read_as(request, Named)
         listed = await self._services.library.find(named.wanted)
         # As the model would be with it: what `ollama run` shows of a conversation's settings.
-        shown = with_settings(listed.model, named.system, named.options)
-        listed = replace(listed, model=shown)
+        listed = replace(listed, model=with_settings(listed.model, named.system, named.options))
         if not listed.model.files and (told := await self._told(listed, named)) is not None:
             return json_response({**told, "nodes": self._services.library.node_names(listed)})
-        metadata = await self._services.library.metadata(listed)
-        return json_response(
-            show(listed, self._services.library.node_names, metadata, verbose=bool(named.verbose))
-        )
+        library = self._services.library
+        if not named.verbose:
+            return json_response(
+                show(listed, library.node_names, await library.metadata(listed), verbose=False)
+            )
+        # A vocabulary of 256,000 tokens has some ten MB, and takes some ten milliseconds to encode.
+        async with self._verbose:
+            metadata = await library.metadata(listed, whole=True)
+            shown = show(listed, library.node_names, metadata, verbose=True)
+            body = await asyncio.to_thread(msgspec.json.encode, shown)
+        return web.Response(body=body, headers={"Content-Type": JSON})
 
     async def _told(self, listed: Listed, named: Named) -> dict[str, Any] | None:
         """What the Ollama that has a model says of it, whose files nobody else can read; None: nothing."""

@@ -111,7 +111,7 @@ def _no_details() -> dict[str, Any]:
 
 
 def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbose: bool) -> dict[str, Any]:
-    """``/api/show``. ``model_info`` is the header; long arrays only when ``verbose``, else null as Ollama."""
+    """``/api/show``. ``model_info`` is the header; arrays only when ``verbose``, else null as Ollama."""
     model = listed.model
     info: dict[str, Any] = {"general.architecture": model.architecture}
     known = {
@@ -127,7 +127,10 @@ def show(listed: Listed, names: NodeNames, metadata: Mapping[str, Any], *, verbo
         if key == "tokenizer.chat_template":
             continue
         into = seeing if key.startswith("clip.") else info
-        into[key] = _shown(value) if verbose or not isinstance(value, (list, tuple)) else None
+        if isinstance(value, (list, tuple)):
+            into[key] = value or None if verbose else None
+        else:
+            into[key] = _shown(value)
     if seeing:
         count = seeing.pop("clip.parameter_count", 0)
         seeing |= {"general.architecture": "clip", "general.parameter_count": count}

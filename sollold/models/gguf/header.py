@@ -29,12 +29,14 @@ class GgufError(Exception):
 class Array:
     """An array of the metadata: its length, and its values unless there were too many to keep.
 
-    ``span``: of texts that were stepped over, the bytes from and up to which they lie in the first file.
+    Of values that were stepped over: ``span``: the bytes from and up to which they lie in the first file;
+    ``scalar``: how `struct` calls their type; empty: they are texts.
     """
 
     length: int
     values: tuple[str | int | float | bool, ...] | None
     span: tuple[int, int] = field(default=(0, 0), compare=False)
+    scalar: str = field(default="", compare=False)
 
 
 Value = str | int | float | bool | Array

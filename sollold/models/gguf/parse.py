@@ -207,8 +207,9 @@ def _array(window: _Window, key: str, most_strings: int) -> Array:
     if length > window.left // scalar.size:
         raise window.error(f"array {key!r} announces {length} elements, more than the file can hold")
     if length > _KEPT_NUMBERS:
+        begin = window.position
         window.position += length * scalar.size
-        return Array(length, None)
+        return Array(length, None, (begin, window.position), scalar.format[-1])
     return Array(
         length, struct.unpack(f"<{length}{scalar.format[-1]}", window.take_bytes(length * scalar.size))
     )

@@ -29,7 +29,7 @@ def vocabulary(header: Header) -> str:
         OSError: the file can't be read any more.
     """
     tokens = header.metadata.get(_TOKENS)
-    if not isinstance(tokens, Array) or not 0 < tokens.length <= _MOST_TOKENS:
+    if not isinstance(tokens, Array) or tokens.scalar or not 0 < tokens.length <= _MOST_TOKENS:
         return ""
     begin, end = tokens.span
     if end - begin > _MOST_BYTES:

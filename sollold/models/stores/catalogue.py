@@ -193,16 +193,16 @@ class Catalogue:
         except GgufError as error:
             raise LookupError(str(error)) from None
 
-    async def metadata(self, name: str) -> dict[str, object]:
-        """The header's key-value pairs without long arrays, those of the projector's (``clip.…``) among them;
-        empty when there is none to read.
+    async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
+        """The header's key-value pairs, those of the projector's (``clip.…``) among them; empty when there is
+        none to read. ``whole``: with the values of long arrays.
         """
         model = self.get(name)
         if model is None or not model.files or model.unusable:
             return {}
         try:
-            return await self._headers.metadata(model)
-        except (GgufError, LookupError):
+            return await self._headers.metadata(model, whole=whole)
+        except (GgufError, LookupError, OSError):
             return {}
 
     async def _write_demo(self, write: Callable[[Path], object]) -> None:

@@ -12,6 +12,7 @@ from sollold.models.footprint.read_shape import shape_of
 from sollold.models.footprint.shape import Shape
 from sollold.models.gguf import reader
 from sollold.models.gguf.header import Array, Header
+from sollold.models.gguf.long_arrays import long_arrays
 from sollold.models.model import Model
 from sollold.models.stores.store_watcher import no_answer
 from sollold.models.stores.threads import alone
@@ -45,13 +46,16 @@ class HeaderReader:
             self._shapes[model.digest] = shape
         return shape
 
-    async def metadata(self, model: Model) -> dict[str, object]:
-        """The header's key-value pairs without long arrays, those of the projector's (``clip.…``) among them.
+    async def metadata(self, model: Model, *, whole: bool = False) -> dict[str, object]:
+        """The header's key-value pairs, those of the projector's (``clip.…``) among them.
+
+        ``whole``: with the values of long arrays, which else are empty.
 
         Raises:
             GgufError, LookupError: as `shape`.
         """
-        return await self._read(f"metadata {model.digest}", lambda: _metadata(model), model)
+        what = f"{'whole ' if whole else ''}metadata {model.digest}"
+        return await self._read(what, lambda: _metadata(model, whole), model)
 
     async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
         """What ``work`` reads of a model's files, once for all who ask at a time."""
@@ -72,8 +76,11 @@ def _shape(model: Model) -> Shape:
     return with_adapters(shape, [reader.read(adapter) for adapter in model.adapters])
 
 
-def _metadata(model: Model) -> dict[str, object]:
-    pairs = _pairs(reader.read_files(model.files))
+def _metadata(model: Model, whole: bool) -> dict[str, object]:
+    read = reader.read_files(model.files)
+    pairs = _pairs(read)
+    if whole:
+        pairs |= long_arrays(read)
     if model.projector:
         header = reader.read(model.projector)
         pairs |= {key: value for key, value in _pairs(header).items() if key.startswith("clip.")}
@@ -86,6 +93,6 @@ def _pairs(header: Header) -> dict[str, object]:
     for key, value in header.metadata.items():
         if not isinstance(value, Array):
             pairs[key] = value
-        elif value.values is not None and len(value.values) <= 64:
-            pairs[key] = list(value.values)
+        else:
+            pairs[key] = list(value.values or ())
     return pairs

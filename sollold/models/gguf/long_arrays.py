@@ -1,0 +1,53 @@
+"""Arrays of a header that are stepped over when it is read, as those of a vocabulary: read when wanted."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+from sollold.models.gguf.header import Array, Header
+
+_MOST_BYTES, _MOST_VALUES = 32 << 20, 1 << 21
+"""Of all arrays of a header. A vocabulary of 256,000 tokens has 10 MB, its merges included."""
+_LENGTH = struct.Struct("<Q")
+
+Values = list[str | int | float | bool]
+
+
+def long_arrays(header: Header) -> dict[str, Values]:
+    """The values of each array that has none in the header; what would be too much stays out. Blocks.
+
+    Raises:
+        OSError: the file can't be read any more.
+    """
+    found: dict[str, Values] = {}
+    most_bytes, most_values = _MOST_BYTES, _MOST_VALUES
+    with Path(header.files[0]).open("rb") as file:
+        for key, array in header.metadata.items():
+            if not isinstance(array, Array) or array.values is not None:
+                continue
+            size = array.span[1] - array.span[0]
+            if size > most_bytes or array.length > most_values:
+                continue
+            most_bytes -= size
+            most_values -= array.length
+            found[key] = _values(file, array)
+    return found
+
+
+def _values(file: BinaryIO, array: Array) -> Values:
+    begin, end = array.span
+    file.seek(begin)
+    data = file.read(end - begin)
+    if len(data) < end - begin:
+        raise OSError("the file became shorter while it was read")
+    if array.scalar:
+        return list(struct.unpack(f"<{array.length}{array.scalar}", data))
+    texts: Values = []
+    at = 0
+    for _ in range(array.length):
+        start = at + _LENGTH.size
+        at = start + int(_LENGTH.unpack_from(data, at)[0])
+        texts.append(data[start:at].decode("utf-8", "replace"))
+    return texts
