@@ -257,7 +257,7 @@ async def test_a_load_that_fails_says_why(folder: Path, llama: Llama, tiny: Mode
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.culprit == "a"
         assert "llama-server: it ended with exit code 1" in failed.reason
-        assert "fail" in failed.reason
+        assert "not within the file bounds" in failed.reason, "the cause, not only that it failed"
         await until(lambda: cluster.agents["a"].grants.ledger.grants() == ())
 
 

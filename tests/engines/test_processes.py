@@ -249,6 +249,15 @@ def test_ports_are_given_once():
     ("code", "lines", "words"),
     [
         (1, ["0.01 E load: failed to open x", "0.02 E srv: exiting due to model"], "failed to open x"),
+        (
+            1,
+            [
+                "0.1 E llama_model_load: error loading model: unknown model architecture: 'odd'",
+                "0.2 E llama_model_load_from_file_impl: failed to load model",
+                "0.3 E srv    load_model: failed to load model, '/models/odd.gguf'",
+            ],
+            "it ended with exit code 1: llama_model_load: error loading model: unknown model architecture",
+        ),
         (1, ["failed to allocate RPC buffer", "error: x"], "out of memory (failed to allocate"),
         (-9, ["all is well"], "it was killed (SIGKILL), probably out of memory"),
         (-6, ["a", "GGML_ASSERT(x) failed"], "it was ended by SIGABRT: GGML_ASSERT(x) failed"),

@@ -25,6 +25,8 @@ _ASSERTION = re.compile(
 _TELLING = re.compile(
     r"error|fail|abort|assert|exception|unknown|invalid|unable|could not|can't|crash", re.IGNORECASE
 )
+_LOADING = re.compile(r"error loading \w+: .")
+"""What llama.cpp says of a file that it can't load; what comes behind it tells only which file that is."""
 _NOISE = re.compile(
     r"exiting due to|see https?://|cmd_child_to_router|cleaning up before exit|WARNING: ", re.IGNORECASE
 )
@@ -64,7 +66,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
     """A sentence from the exit ``code`` and the last ``lines`` of output.
 
     The line that names the cause is the first telling one after which nothing else but trouble comes, so
-    the earliest about memory wins, else the last telling one.
+    the earliest about memory wins, then that about a file, else the last telling one.
     """
     clean = [line for line in lines if not _NOISE.search(line)]
     memory = next((line for line in clean if _MEMORY.search(line)), "")
@@ -74,6 +76,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
         return "it was killed (SIGKILL), probably out of memory"
     how = _how(code)
     telling = _assertion(clean) if code < 0 else ""
+    telling = telling or next((line for line in clean if _LOADING.search(line)), "")
     if not telling:
         alarming = (line for line in reversed(clean) if _TELLING.search(line) and not _CALM.match(line))
         telling = next(alarming, "")
