@@ -313,6 +313,11 @@ class Keys:
         """Learn what ``node`` knows; False when it could not be asked or its keys could not be written."""
         try:
             found = await self._calls.call(node, "keys", KeysRequest(), KeySet, timeout=_CALL_SECONDS)
+            for key in found.keys:
+                if key.digest not in self._keys:
+                    log.info(
+                        "key %s (%s, %s) came from %s", key.name, key.id, key.scope, name_of(self._view, node)
+                    )
             await self._take(found.keys)
         except PeerError as error:
             log.debug("no keys from %s: %s", name_of(self._view, node), error)

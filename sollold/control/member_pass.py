@@ -84,6 +84,11 @@ class MemberPasses:
         self._given[_hash(secret)] = now + PASS_SECONDS, there
         return secret
 
+    def from_live(self, text: str) -> bool:
+        """Whether ``text`` looks like a pass of a node that is a member still."""
+        found = _PASS.fullmatch(text)
+        return found is not None and any(one.node == found[1] for one in self._view.live())
+
     async def check(self, text: str) -> bool:
         """Whether ``text`` is a pass that a live member gave out, and still good. Asks that member once."""
         found = _PASS.fullmatch(text)

@@ -13,11 +13,13 @@ import openai
 import pytest
 from aiohttp import ClientPayloadError, ClientSession
 
+from sollold.api.cluster import monitor_routes
 from sollold.api.http import key_watch
 from sollold.control.keys import Keys, Scope
+from sollold.control.member_pass import MemberPasses
 from tests.api.api_parts import CHAT, ScriptedService, chunk, parts
 from tests.doubles import FakeView, record, until
-from tests.models.fakes import FakeCalls
+from tests.models.fakes import FakeCalls, FakeServer
 
 Serve = Callable[..., Awaitable[str]]
 AWAY = {"X-Forwarded-For": "192.168.1.77"}
@@ -136,3 +138,34 @@ async def test_what_this_machine_asks_goes_on(serve: Serve, http: ClientSession,
         await asyncio.sleep(0.1)
         going_on.set()
         assert json.loads((await answer.text()).strip().split("\n")[-1])["done"] is True
+
+
+@pytest.mark.parametrize("member", [False, True])
+async def test_who_follows_without_a_key_ends_when_one_is_needed(
+    serve: Serve, http: ClientSession, keys: Keys, monkeypatch: pytest.MonkeyPatch, member: bool
+) -> None:
+    monkeypatch.setattr(monitor_routes, "_PING", 0.02)
+    me, other = record("0" * 16), record("1" * 16)
+    view = FakeView(me)
+    view.others = {other.node: other}
+    server = FakeServer()
+    theirs = MemberPasses(FakeView(other, view.world), FakeCalls(other.node, {}))
+    theirs.register(server)
+    passes = MemberPasses(view, FakeCalls(me.node, {other.node: server}))
+    url = await serve(parts(keys=keys, passes=passes), trusted_proxies=HERE)
+    shown = {"Authorization": f"Bearer {await theirs.issue('127.0.0.1')}"} if member else {}
+    async with (
+        http.get(url + "/api/cluster/events?follow=1", headers=AWAY | shown) as answer,
+        http.get(url + "/api/cluster/events?follow=1") as here,
+        asyncio.timeout(10),
+    ):
+        await answer.content.readline()
+        await keys.create("first", Scope.INFER)
+        if member:
+            for _ in range(8):
+                await answer.content.readline()  # keys are nothing to a member
+            view.others = {}
+        while await answer.content.readline():
+            continue
+        await here.content.readline()
+        assert not here.content.at_eof()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from sollold.api.http.access import client_of
+from sollold.api.http.access import ACCESS, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import JSON, SSE, json_response
@@ -130,6 +130,8 @@ class MonitorRoutes:
             await response.write(b"retry: 2000\n\n" + b"".join(map(_sse, past)))
             while follow and not self._services.monitor.closed:
                 found = await self._services.monitor.next_events(seen, _PING)
+                if not request.app[ACCESS].may_follow(request):
+                    break
                 await response.write(b"".join(map(_sse, found)) or b": nothing new\n\n")
                 seen = found[-1].id if found else seen
             await response.write_eof()

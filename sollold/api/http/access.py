@@ -140,6 +140,14 @@ class Access:
         """Whether a key that was shown is still valid."""
         return self._keys is not None and self._keys.valid(key)
 
+    def may_follow(self, request: web.Request) -> bool:
+        """Whether who began to read what has no end may go on: others are ended with their key."""
+        client = client_of(request)
+        if client.member:
+            passes = self._passes
+            return passes is not None and any(map(passes.from_live, _secrets(request)))
+        return client.local or client.key is not None or self.open
+
     async def identify(self, request: web.Request) -> Client | Denied:
         """Who sent ``request``; denied for a key that is not valid."""
         where = address_of(request, self.proxies)
