@@ -112,8 +112,13 @@ def of_admission(state: dict[str, Any]) -> list[str]:
 
 
 def faults(state: dict[str, Any]) -> list[str]:
-    """A sentence for each model that something is wrong with."""
-    return [f"{one['model']}: {one['reason']}" for one in state["deployments"] if one["reason"]]
+    """A sentence for each model that something is wrong with, and where."""
+    told = (
+        f"{one['model']} on {one['node_name']}: {one['reason']}"
+        for one in state["deployments"]
+        if one["reason"]
+    )
+    return list(dict.fromkeys(told))
 
 
 def _offline(state: dict[str, Any]) -> list[str]:
@@ -200,6 +205,8 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
     )
     for found in state["deployments"]:
         condition = found["state"]
+        # What failed has given its memory back, and only tells why for a while.
+        held = _nothing if condition == "failed" else bytes_text
         if condition in ("loading", "starting"):
             condition += f" {found['progress']:.0%}"
         requests = f"{found['active']}+{found['waiting']}" if found["waiting"] else str(found["active"])
@@ -211,10 +218,10 @@ def deployment_table(state: dict[str, Any]) -> Fitting:
         rest = [str(found["context"] or ""), requests, speed, _until(found)]
         for placed in found["placed"] or [None]:
             if placed is None:
-                where, layers, size = found["node_name"], "", bytes_text(found["bytes"])
+                where, layers, size = found["node_name"], "", held(found["bytes"])
             else:
                 where = f"{placed['node_name']} {placed['device']}"
-                layers, size = layers_text(placed, found["layers"]), bytes_text(placed["bytes"])
+                layers, size = layers_text(placed, found["layers"]), held(placed["bytes"])
             table.add_row(*first, where, layers, size, *rest)
             first, rest = ["", ""], ["", "", "", ""]
     return table
@@ -229,7 +236,13 @@ def layers_text(placed: dict[str, Any], count: int) -> str:
     return " + ".join(words) or "embedding"
 
 
+def _nothing(size: int) -> str:
+    return ""
+
+
 def _until(found: dict[str, Any]) -> str:
+    if found["state"] == "failed":
+        return ""
     if found["pinned"] or found["expires"] < 0:
         return "never expires"
     return seconds_text(found["expires"]) if found["expires"] else ""

@@ -28,6 +28,7 @@ from sollold.leader.messages import Drop, Ensure
 from sollold.leader.snapshot import loaded_of
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.library import Library
+from sollold.models.names import resolve
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.draft_warnings import undrafted_warning
@@ -288,14 +289,31 @@ class ClusterService:
             Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
         """
         live = self._view.live()
-        loaded = {endpoint.id for record in live for endpoint in record.endpoints}
-        name = model if model in loaded else (await self._library.named(model)).model.name
+        name = await self._loaded_name(model, live)
         drop = Drop(name, force=force, seen=loaded_of(live, name, name))
         dropped = await self._client.unload(drop)
         if dropped.refused:
             why = "; ".join(reason for _, reason in dropped.refused)
             raise Refusal(Fault.UNAVAILABLE, f"{why}; use --force to end them", retry_after=10.0)
         return len(dropped.ended)
+
+    async def _loaded_name(self, model: str, live: Sequence[Record]) -> str:
+        """The model, or the deployment, that is to be unloaded.
+
+        Raises:
+            Refusal: as `Library.named` does.
+        """
+        endpoints = [endpoint for record in live for endpoint in record.endpoints]
+        if any(endpoint.id == model for endpoint in endpoints):
+            return model
+        try:
+            return (await self._library.named(model)).model.name
+        except Refusal:
+            # What runs may have outlived its file, or the nodes that have it.
+            running = resolve(model, {endpoint.model for endpoint in endpoints if endpoint.loaded}).name
+            if not running:
+                raise
+            return running
 
     async def scan(self) -> tuple[ExternalWorker, ...]:
         """Workers of llama.cpp that others started, as this node sees them on its LAN; takes some seconds."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 
 from sollold.cluster.gossip.record import Record, State
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.events import OfflineNode
+from sollold.engines.llamacpp.exit_reason import KILLED, OUT_OF_MEMORY
 from sollold.facts import dataclass
 from sollold.machine.device import Kind
 from sollold.machine.external_worker import ExternalState
@@ -22,6 +24,10 @@ _GPU_ACCESS = (
     "if there is one, see that its driver is loaded, and that the daemon's user may open its files in /dev; "
     "a container has to be given it: `--device nvidia.com/gpu=all` for NVIDIA, else `--device /dev/dri` with "
     "`--group-add` and the number of the group that owns /dev/dri/renderD128, and /dev/kfd for ROCm"
+)
+_MORE_ROOM = (
+    "see which other program takes memory there, and leave it more (node.reserve in sollold.toml), or ask "
+    "for less context"
 )
 _SEED = 'name one other node in sollold.toml: `[cluster] seeds = ["HOST:11436"]`'
 
@@ -123,12 +129,29 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
 
 
 def _failed(live: Sequence[Record]) -> list[Finding]:
-    return [
-        Finding(Grade.PROBLEM, f"{endpoint.model} on {record.name} failed: {endpoint.reason}")
+    """Each failure once, and whether the model answers again meanwhile."""
+    ready = {
+        endpoint.model: record.name
+        for record in live
+        for endpoint in record.endpoints
+        if endpoint.state is State.READY and endpoint.loaded
+    }
+    times = Counter(
+        (endpoint.model, record.name, endpoint.reason.rstrip("."))
         for record in live
         for endpoint in record.endpoints
         if endpoint.state is State.FAILED
-    ]
+    )
+    found = []
+    for (model, node, reason), count in times.items():
+        what = f"{model} on {node} failed{f' {count} times' if count > 1 else ''}: {reason}"
+        if model in ready:
+            found.append(Finding(Grade.NOTICE, f"{what}. It runs again, on {ready[model]}"))
+        else:
+            logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last words"
+            fix = f"{_MORE_ROOM}; {logs}" if OUT_OF_MEMORY in reason or KILLED in reason else logs
+            found.append(Finding(Grade.PROBLEM, what, fix))
+    return found
 
 
 def _offline(offline: Sequence[OfflineNode]) -> list[Finding]:

@@ -9,6 +9,7 @@ from sollold.cluster.net.mdns import DiscoveryStatus
 from sollold.cluster.net.status import ClusterStatus
 from sollold.control.doctor import Facts, Grade, examine
 from sollold.control.events import LayersHeld, OfflineNode
+from sollold.engines.llamacpp.exit_reason import exit_reason
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.model import Model
@@ -44,6 +45,22 @@ def test_each_fault_is_found_and_problems_come_first() -> None:
     for words in ("no g++", "b0 on bert", "out of memory", "odd:latest", "no multicast → set seeds",
                   "sollold cluster secure", "1.00 GiB free"):  # fmt: skip
         assert words in text
+
+
+def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_model_runs_again() -> None:
+    reason = exit_reason(-9, [])
+    failed = Endpoint("d", "big:7b", "", Backend.LOCAL, State.FAILED, reason=reason, loaded=False)
+    me = replace(ANNA, endpoints=(failed, replace(failed, id="e")))
+    (finding,) = examine(replace(WELL, live=(me, BERT)))
+    assert finding.grade is Grade.PROBLEM
+    assert finding.what.startswith("big:7b on anna failed 2 times: it was killed")
+    assert "node.reserve" in finding.fix and "`sollold logs big:7b`" in finding.fix
+    other = replace(failed, reason="it ended with exit code 1: no such file")
+    (finding,) = examine(replace(WELL, live=(replace(ANNA, endpoints=(other,)), BERT)))
+    assert finding.what.startswith("big:7b on anna failed: it ended") and "node.reserve" not in finding.fix
+    again = replace(failed, id="f", state=State.READY, loaded=True, reason="")
+    (finding,) = examine(replace(WELL, live=(me, replace(BERT, endpoints=(again,)))))
+    assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")
 
 
 def test_a_setting_that_opened_a_cluster_is_out_of_date_once_it_has_a_secret() -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from sollold.cluster.gossip.record import Backend, Drafts, Endpoint, InOllama, Record, State
+from sollold.cluster.gossip.term import Term
 from sollold.cluster.net.rpc import PeerError
 from sollold.control.cluster import ClusterService, KeepOrder, less_than_asked
 from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
-from sollold.leader.messages import Ensure
+from sollold.leader.messages import Drop, Dropped, Ensure
 from sollold.leader.wish import PlacementWish
 from sollold.serving.loader import Need, Ready
 from sollold.serving.request import Answer, Ask, Engine, Routing
@@ -48,6 +49,7 @@ class Around:
     refusal: Refusal | None = None
     limit: float = 5.0
     silent: bool = False
+    unnamed: Refusal | None = None
 
     @property
     def me(self) -> Record:
@@ -57,6 +59,8 @@ class Around:
         return Record(node, f"host-{node}", 1, (), 1, 2, "0", endpoints=(self.endpoint,))
 
     async def named(self, name: str) -> Listed:
+        if self.unnamed is not None:
+            raise self.unnamed
         return Listed()
 
     def get(self, name: str) -> Listed:
@@ -68,11 +72,16 @@ class Around:
             raise self.refusal
         return Ready(self.node, self.endpoint, ("it is in use",))
 
-    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> Done:
+    async def call(self, node: str, method: str, request: object, reply: type, *, timeout: float) -> object:
         if self.silent:
             raise PeerError(node, "it does not answer", transport=True)
         self.called.append((method, request))
+        if isinstance(request, Drop):
+            return Dropped(ended=tuple(deployment for _, deployment in request.seen))
         return Done(True)
+
+    def leader(self) -> Term:
+        return Term(1, "a")
 
     def live(self) -> tuple[Record, ...]:
         return self.record(self.node), self.record("c")
@@ -182,3 +191,16 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
     assert drafts.endswith("was asked for: an Ollama answers")
     for usual in ("off", "auto"):
         assert less_than_asked(replace(nobody, placement=PlacementWish(speculation=usual)), endpoint) == ()
+
+
+@pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.UNAVAILABLE])
+async def test_what_runs_can_be_unloaded_though_its_file_is_gone(fault: Fault) -> None:
+    around = Around(unnamed=Refusal(fault, "nobody has it"))
+    assert await around.here().unload("demo", force=False) == 2
+    ((_, drop),) = around.called
+    assert isinstance(drop, Drop) and drop.model == "demo:latest"
+    with pytest.raises(Refusal, match="nobody has it"):
+        await around.here().unload("other", force=False)
+    around.endpoint = replace(READY, state=State.FAILED, loaded=False)
+    with pytest.raises(Refusal, match="nobody has it"):
+        await around.here().unload("demo", force=False)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 OUT_OF_MEMORY = "ran out of memory"
 """What a reason says of a process that did."""
+KILLED = "it was killed (SIGKILL), probably out of memory"
 _MEMORY = re.compile(
     r"out of memory|failed to allocate|unable to allocate|cannot allocate|OutOfDeviceMemory"
     r"|cudaMalloc failed|std::bad_alloc|insufficient memory",
@@ -73,7 +74,7 @@ def exit_reason(code: int, lines: Sequence[str]) -> str:
     if memory:
         return f"it {OUT_OF_MEMORY} ({_short(memory)})"
     if code == -signal.SIGKILL:
-        return "it was killed (SIGKILL), probably out of memory"
+        return KILLED
     how = _how(code)
     telling = _assertion(clean) if code < 0 else ""
     telling = telling or next((line for line in clean if _LOADING.search(line)), "")

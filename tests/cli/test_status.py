@@ -1,0 +1,35 @@
+"""The tables of ``sollold status`` and ``sollold ps``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from sollold.cli import status
+
+
+class Daemon:
+    """Says what its cluster runs."""
+
+    def __init__(self, *deployments: dict[str, Any]) -> None:
+        self._deployments = list(deployments)
+
+    def get(self, path: str) -> dict[str, Any]:
+        return {"deployments": self._deployments}
+
+
+def test_what_failed_holds_nothing_and_says_once_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    placed = {"node_name": "anna", "device": "CPU", "first": 0, "last": 3, "bytes": 3 << 20}
+    failed = {"model": "big:7b", "state": "failed", "reason": "it was killed", "node_name": "anna"}
+    failed |= {"active": 0, "waiting": 0, "speed": 0.0, "context": 768, "layers": 2, "placed": [placed]}
+    failed |= {"pinned": False, "expires": 299.0, "bytes": 3 << 20}
+    runs = failed | {"state": "ready", "reason": "", "expires": 120.0}
+    monkeypatch.setattr(status, "client", lambda options: Daemon(failed, failed, runs))
+    status.ps(argparse.Namespace(json=False, quiet=False))
+    told = capsys.readouterr().out
+    assert told.count("MiB") == 1 and told.count("2 min") == 1 and "4 min 59 s" not in told
+    assert told.count("big:7b on anna: it was killed") == 1
