@@ -205,6 +205,7 @@ class GrantManager:
         self._reserved.set()
         refusal = await self._apply_before_answer(actions)
         if refusal:
+            self._apply(self.ledger.withdraw(request.deployment))
             return Reserved(False, refusal)
         return reserved
 

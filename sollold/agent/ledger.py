@@ -206,6 +206,14 @@ class Ledger:
         actions.append(GrantsChanged())
         return ""
 
+    def withdraw(self, deployment: str) -> tuple[Action, ...]:
+        """Give back what was reserved, since the leader is told that it is not. What is committed stays."""
+        actions: list[Action] = []
+        entry = self._entries.get(deployment)
+        if entry is not None and entry.state is GrantState.RESERVED:
+            self._end(deployment, "withdrawn", actions)
+        return tuple(actions)
+
     def commit(self, request: Commit, now: float) -> tuple[Done, tuple[Action, ...]]:
         """The head takes up its reservation. Again: the same answer."""
         actions = list(self.expire(now))

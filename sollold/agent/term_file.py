@@ -26,6 +26,7 @@ class TermFile:
     def __init__(self, state: Path) -> None:
         self._path = state / "term.json"
         self._writing: asyncio.Task[str] | None = None
+        self._complained = False
         self.on_disk = Term()
 
     def read(self) -> Term:
@@ -63,6 +64,11 @@ class TermFile:
         try:
             await asyncio.to_thread(write_whole, self._path, msgspec.json.encode(term))
         except OSError as error:
-            return f"the term can't be written to {self._path}: {error}"
+            refusal = f"the term can't be written to {self._path}: {error.strerror or error}"
+            if not self._complained:
+                self._complained = True
+                log.error("%s; until it can, this node takes part in no model that is loaded", refusal)
+            return refusal
+        self._complained = False
         self.on_disk = term
         return ""

@@ -66,6 +66,7 @@ class Facts:
         network: this node's part in the cluster; ``id_file``: where its key is kept.
         now: Unix time.
         open_api: other machines may ask models without an API key.
+        state, unwritable: the folder of the state, and why nothing can be written there; empty when it can.
         outdated_door: the settings say that the cluster is open, though it was given a secret.
     """
 
@@ -84,11 +85,14 @@ class Facts:
     open_api: bool = False
     outdated_door: bool = False
     absent_gpus: tuple[str, ...] = ()
+    state: str = ""
+    unwritable: str = ""
 
 
 def examine(facts: Facts) -> list[Finding]:
     """All findings, the worst first."""
     found = [
+        *_state(facts),
         *_llama(facts),
         *_builds(facts.live),
         *_failed(facts.live),
@@ -103,6 +107,16 @@ def examine(facts: Facts) -> list[Finding]:
         *_company(facts),
     ]
     return sorted(found, key=lambda finding: finding.grade is Grade.NOTICE)
+
+
+def _state(facts: Facts) -> list[Finding]:
+    if not facts.unwritable:
+        return []
+    what = (
+        f"nothing can be written to {facts.state}: {facts.unwritable}. This node can take no part in models "
+        "that are loaded, and keys and members that change are not kept"
+    )
+    return [Finding(Grade.PROBLEM, what, "free some space on that disk, or make it writable for the daemon")]
 
 
 def _llama(facts: Facts) -> list[Finding]:

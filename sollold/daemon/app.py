@@ -38,6 +38,7 @@ from sollold.settings.fault import SettingsError
 from sollold.settings.load import LoadedSettings, catalogue, differences, merged
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
+from sollold.settings.state_file import why_not_writable
 
 logger = logging.getLogger("sollold")
 
@@ -316,6 +317,8 @@ class Daemon:
                 self._access.open and not is_loopback(self.settings.http.host),
                 opened(self.settings.cluster) and not parts.node.me.open,
                 parts.meter.absent_gpus(),
+                str(self._folders.state),
+                why_not_writable(self._folders.state),
             )
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -38,6 +39,16 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why nothing can be written to ``folder`` now, such as for a full disk; empty when it can. Blocks."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def close_to_others(path: Path) -> None:

@@ -63,6 +63,12 @@ def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_mode
     assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")
 
 
+def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:
+    (finding,) = examine(replace(WELL, state="/state", unwritable="No space left on device"))
+    assert finding.grade is Grade.PROBLEM and "/state: No space left on device." in finding.what
+    assert "free some space" in finding.fix
+
+
 def test_a_setting_that_opened_a_cluster_is_out_of_date_once_it_has_a_secret() -> None:
     (finding,) = examine(replace(WELL, outdated_door=True))
     assert finding.grade is Grade.NOTICE and "counts more" in finding.what and "cluster.door" in finding.fix
