@@ -26,6 +26,7 @@ from sollold.serving.counters import Counters
 from sollold.serving.engine_client import EngineClient
 from sollold.serving.engines import Engines
 from sollold.serving.local_stream import Figures, LocalStream, has_crashed
+from sollold.serving.own_pauses import OwnPauses
 from sollold.serving.peer_handler import PeerRequestHandler
 from sollold.serving.protocol import PATH, EngineRequest, ErrorKind, StreamError
 from sollold.serving.watchdog import IdleDetector
@@ -290,9 +291,11 @@ class EndpointServer:
 
     async def _check_always(self) -> None:
         loop = asyncio.get_running_loop()
+        pauses = OwnPauses(loop.time())
         while True:
             await next_turn(CHECK_EVERY)
             now = loop.time()
+            pauses.check((one.progress for state in self._states.values() for one in state.streams), now)
             self._peer_requests.check(now)
             if self._client is not None:
                 self._client.close_idle()
@@ -301,6 +304,7 @@ class EndpointServer:
             if self._rests():
                 self._work.clear()
                 await self._work.wait()
+                pauses.rested(loop.time())
 
     def _rests(self) -> bool:
         """Whether there is nothing to check until a request comes."""

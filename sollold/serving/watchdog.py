@@ -91,6 +91,10 @@ class RequestProgress:
             self._since = now
         self._work = work
 
+    def stood_still(self, seconds: float) -> None:
+        """This daemon did not run for so long: that silence was its own, not the engine's."""
+        self._since += seconds
+
     @property
     def limit(self) -> float:
         """Seconds of silence after which the engine is taken for hung."""

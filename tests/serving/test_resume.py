@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -331,6 +332,25 @@ async def test_hung_engine_is_told_from_a_slow_one(cluster: Cluster, monkeypatch
     assert answer.routing.resumed == 1
     assert b.engines.failed[0][0] == "d1"
     assert "no token" in b.engines.failed[0][1]
+
+
+async def test_no_engine_is_ended_for_a_time_in_which_the_daemon_did_not_run(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sollold.serving.endpoint_server.CHECK_EVERY", 0.1)
+    monkeypatch.setattr("sollold.serving.own_pauses.STOOD_STILL", 2.0)
+    cluster.settings = ServingSettings(recover_limit=5.0, stall=2.0)
+    a, one, _ = await three(cluster)
+    one.hang_after = 30
+    answer = await a.serving.open(ask(), lambda _: None)
+    reading = asyncio.create_task(read(answer))
+    await asyncio.sleep(0.2)
+    time.sleep(2.5)  # noqa: ASYNC251
+    await asyncio.sleep(0.5)
+    failed = cluster.nodes[1].engines.failed
+    assert not failed and "did not run for" in caplog.text
+    assert said(await reading) == TEXT
+    assert "no token" in failed[0][1]
 
 
 @pytest.mark.parametrize("after", [0, 30])
