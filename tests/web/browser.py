@@ -90,10 +90,16 @@ class Page:
         """Wait until an expression is true, and give it."""
         end = time.monotonic() + limit
         while True:
-            value = await self.run(
-                f"(() => {{ try {{ const v = ({expression}); return v instanceof Node ? true : v; }} "
-                "catch { return null; } })()"
-            )
+            try:
+                value = await self.run(
+                    f"(() => {{ try {{ const v = ({expression}); return v instanceof Node ? true : v; }} "
+                    "catch { return null; } })()"
+                )
+            except PageError as error:
+                # The page that was asked is being left.
+                if "navigated" not in str(error):
+                    raise
+                value = None
             if value:
                 return value
             if time.monotonic() > end:
