@@ -80,3 +80,95 @@ async def test_an_ollama_that_gives_one_choice_is_counted_right(serve: Serve, ht
     async with http.post(url + CHAT, json=body) as answer:
         last = (await answer.read()).decode().split("\n\n")[-3]
     assert json.loads(last.removeprefix("data: "))["usage"] == counts(8, 5) | {"total_tokens": 13}
+
+
+def tool_piece(index: int, **function: str) -> dict[str, Any]:
+    piece: dict[str, Any] = {"index": 0, "function": function}
+    if "name" in function:
+        piece |= {"id": f"call_{index}", "type": "function"}
+    return {"choices": [{"index": index, "delta": {"tool_calls": [piece]}}]}
+
+
+def said(index: int, **delta: Any) -> dict[str, Any]:
+    row = {"token": delta.get("content", ""), "logprob": -1.0, "top_logprobs": []}
+    choice = {"index": index, "delta": delta, "logprobs": {"content": [row]}, "finish_reason": None}
+    return {
+        "id": "chatcmpl-1",
+        "created": 1,
+        "model": "x",
+        "object": "chat.completion.chunk",
+        "choices": [choice],
+    }
+
+
+async def test_a_whole_chat_with_several_choices_counts_them_all(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(
+        said(1, role="assistant", content="b"),
+        said(0, role="assistant", content="a"),
+        said(0, reasoning_content="hm"),
+        said(1, content="c"),
+        tool_piece(0, name="get", arguments='{"x"'),
+        tool_piece(0, arguments=":1}"),
+        *chat_ends(1, counts(8, 2, 4)),
+        *chat_ends(0, counts(8, 5, 3)),
+    )
+    url = await serve(parts(service))
+    async with http.post(url + CHAT, json={"model": "demo", "n": 2, "logprobs": True, **HI}) as answer:
+        assert answer.status == 200 and answer.content_type == "application/json"
+        whole = await answer.json()
+    body = service.asks[0].calls[Engine.LLAMA].body
+    assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
+    assert (whole["id"], whole["object"], whole["model"]) == ("chatcmpl-1", "chat.completion", "demo")
+    assert whole["usage"] == counts(8, 7, 3) | {"total_tokens": 15}
+    first, second = whole["choices"]
+    assert (first["index"], second["index"]) == (0, 1)
+    assert second["message"] == {"role": "assistant", "content": "bc", "refusal": None}
+    assert [row["token"] for row in second["logprobs"]["content"]] == ["b", "c"]
+    assert second["finish_reason"] == "stop" and first["message"]["content"] == "a"
+    assert first["message"]["reasoning_content"] == first["message"]["reasoning"] == "hm"
+    (call,) = first["message"]["tool_calls"]
+    assert call["id"] == "call_0" and call["function"] == {"name": "get", "arguments": '{"x":1}'}
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "hi", "n": 2}, {"prompt": ["hi", "ho"]}])
+async def test_a_whole_completion_with_several_choices_counts_them_all(
+    asked: dict[str, Any], serve: Serve, http: ClientSession
+) -> None:
+    row = {"token": "a", "logprob": -1.0, "top_logprobs": []}
+    pieces = [
+        {"choices": [{"index": 0, "text": text, "logprobs": {"content": [row]}, "finish_reason": None}]}
+        for text in ("a", "b")
+    ]
+    service = ScriptedService(b"null", *pieces, *text_ends(1, counts(8, 2)), *text_ends(0, counts(8, 5)))
+    url = await serve(parts(service))
+    async with http.post(url + TEXT, json={"model": "demo", "logprobs": 0, **asked}) as answer:
+        whole = await answer.json()
+    assert whole["object"] == "text_completion" and whole["usage"]["completion_tokens"] == 7
+    first, second = whole["choices"]
+    assert (first["text"], second["text"], first["finish_reason"]) == ("ab", "", "stop")
+    assert first["logprobs"]["token_logprobs"] == [-1.0, -1.0]
+    assert first["logprobs"]["text_offset"] == [0, 1] and first["logprobs"]["top_logprobs"] is None
+
+
+async def test_a_fault_of_the_engine_is_the_whole_answers(serve: Serve, http: ClientSession) -> None:
+    service = ScriptedService(said(0, content="a"), {"error": {"message": "boom", "code": 500}})
+    url = await serve(parts(service))
+    async with http.post(url + CHAT, json={"model": "demo", "n": 2, **HI}) as answer:
+        assert answer.status == 502 and "boom" in await answer.text()
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+async def test_llama_cpps_choices_are_counted(path: str, real: str, http: ClientSession) -> None:
+    asked = HI if path == CHAT else {"prompt": "hi"}
+    made = []
+    for n in (1, 2):
+        body = {"model": "demo", "n": n, "max_tokens": 4, "seed": 1, **asked}
+        async with http.post(real + path, json=body) as answer:
+            whole = await answer.json()
+        assert len(whole.get("choices", ())) == n, whole
+        made.append((whole["usage"]["prompt_tokens"], whole["usage"]["completion_tokens"]))
+        assert set(whole["choices"][0]) == {"index", "finish_reason", "logprobs"} | (
+            {"message"} if path == CHAT else {"text"}
+        )
+    assert made[1][0] == made[0][0] and made[1][1] > made[0][1] > 0

@@ -25,6 +25,7 @@ from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
+from sollold.api.openai.gathered_choices import GatheredChoices
 from sollold.api.openai.infill import InfillEncoder, infill_of
 from sollold.api.openai.input_as_chat import input_as_chat
 from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
@@ -46,7 +47,7 @@ from sollold.api.openai.request import (
 )
 from sollold.api.openai.rerank import Rerank, rerank_body, with_documents
 from sollold.api.openai.sse import ChunkEncoder
-from sollold.api.openai.summed_usage import summed_usage
+from sollold.api.openai.summed_usage import several, streamed, summed_usage
 from sollold.control.models import NodeNames
 from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
@@ -134,6 +135,7 @@ class OpenAiRoutes:
         embedding: bool = False,
         prefix: str = "",
         warnings: tuple[str, ...] = (),
+        gather: Callable[[], Encoder] | None = None,
     ) -> web.StreamResponse:
         caller = caller_of(request, body.get("priority"), body.get("timeout"))
         ask = build_ask(
@@ -151,7 +153,7 @@ class OpenAiRoutes:
         if embedding:
             # As Ollama does on these routes: a text that is too long is cut.
             context = replace(context, service=TruncatingService(context.service))
-        return await Reply(request, context, ask, encoder, warnings=warnings).run()
+        return await Reply(request, context, ask, encoder, gather=gather, warnings=warnings).run()
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
@@ -164,6 +166,10 @@ class OpenAiRoutes:
             body, chat = as_chat, as_type(as_chat, ChatCompletion)
         if chat.tools or chat.functions:
             need(listed.model, "tools", "tools")
+        gathers = not chat.stream and several(chat.n, None)
+        if gathers:
+            body = streamed(body)
+            chat = as_type(body, ChatCompletion)
         checked = checked_chat(body, chat, listed.model)
         engine = chat_completion_body(checked, chat, listed.model)
         prepared = prepare_chat(engine)
@@ -174,20 +180,23 @@ class OpenAiRoutes:
         native = Call(path, own, (*lacking, *native_chat_notes(body, chat)))
         calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
         prefix = prefix_of(body.get("messages"))
+
+        def encoder() -> Encoder:
+            summed = summed_usage(chat.n, None, counted=chat.counted)
+            name = chat.model or listed.model.name
+            chunks = ChunkEncoder(name, prepared.prefix, counted=chat.counted, summed=summed)
+            return GatheredChoices(chunks) if gathers else chunks
+
         return await self._respond(
             request,
             body,
             listed,
             calls,
-            ChunkEncoder(
-                chat.model or listed.model.name,
-                prepared.prefix,
-                counted=chat.counted,
-                summed=summed_usage(chat.n, None, counted=chat.counted),
-            ),
+            encoder(),
             stream=bool(chat.stream),
             prefix=prefix,
             warnings=(*lacking, *prepared.warnings),
+            gather=encoder if gathers else None,
         )
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
@@ -196,22 +205,39 @@ class OpenAiRoutes:
         ask = as_type(body, Completion)
         listed = await self._find_placed(request, body, ask.model)
         can_answer(listed.model, "completions")
+        gathers = not ask.stream and not ask.suffix and several(ask.n, ask.prompt)
+        if gathers:
+            body = streamed(body)
+            ask = as_type(body, Completion)
         engine = completion_body(body, ask, listed.model)
         warnings = prepare_format(engine)
         call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
         native = raw_generate(engine, ask)
-        summed = summed_usage(ask.n, ask.prompt, counted=ask.counted)
-        encoder: Encoder = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
+
+        def encoder() -> Encoder:
+            if ask.suffix:
+                return InfillEncoder(ask, name)
+            summed = summed_usage(ask.n, ask.prompt, counted=ask.counted)
+            chunks = RawCompletionEncoder(ChunkEncoder(name, summed=summed), ask, name)
+            return GatheredChoices(chunks) if gathers else chunks
+
         if ask.suffix:
             need(listed.model, "insert", "a suffix")
-            encoder = InfillEncoder(ask, name)
             call = Call("/infill", infill_of(engine, ask))
             native = Call("/v1/completions", ollama_body(typed_body(body, ask)))
         calls = calls_for(listed.model, llama=lambda: call, ollama=native, what="/v1/completions")
         stream, prefix = bool(ask.stream), prefix_of(ask.prompt)
         return await self._respond(
-            request, body, listed, calls, encoder, stream=stream, prefix=prefix, warnings=warnings
+            request,
+            body,
+            listed,
+            calls,
+            encoder(),
+            stream=stream,
+            prefix=prefix,
+            warnings=warnings,
+            gather=encoder if gathers else None,
         )
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:

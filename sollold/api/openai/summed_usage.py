@@ -1,4 +1,4 @@
-"""One account of a stream with several choices: llama-server counts each by itself, as it ends."""
+"""One account of several choices: llama-server counts each by itself as it ends, in a stream."""
 
 from __future__ import annotations
 
@@ -56,6 +56,15 @@ def summed_usage(n: int | None, prompt: object, *, counted: bool) -> SummedUsage
 
     ``prompt``: of completions, where it may be a list of several.
     """
+    return SummedUsage(max(1, n or 1), counted=counted) if several(n, prompt) else None
+
+
+def several(n: int | None, prompt: object) -> bool:
+    """Whether an answer has several choices; arguments as `summed_usage`."""
     prompts = len(prompt) if isinstance(prompt, list) and not all(type(one) is int for one in prompt) else 1
-    each = max(1, n or 1)
-    return SummedUsage(each, counted=counted) if each * prompts > 1 else None
+    return max(1, n or 1) * prompts > 1
+
+
+def streamed(body: dict[str, Any]) -> dict[str, Any]:
+    """The request of a whole answer as that of a stream with its counts: in no other form are all counted."""
+    return {**body, "stream": True, "stream_options": {"include_usage": True}}

@@ -1,0 +1,118 @@
+"""A whole answer with several choices, put together from their stream.
+
+llama-server counts each choice as it ends, and in a whole answer of its own it tells the counts of the first
+alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sollold.api.engine.chunks import read_chunk
+from sollold.api.engine.encoders import SseEncoder
+from sollold.api.http.encoder import Encoder
+from sollold.api.openai.sse import with_required
+from sollold.serving.request import Routing
+
+_OF_CHUNKS = ("choices", "usage", "timings", "object")
+_THOUGHTS = ("reasoning_content", "reasoning")
+
+
+class GatheredChoices(SseEncoder):
+    """`Encoder` over the one of the stream: it takes that one's chunks, and gives one answer."""
+
+    def __init__(self, chunks: Encoder) -> None:
+        self._chunks = chunks
+        self._head: dict[str, Any] = {}
+        self._usage: Any = None
+        self._choices: dict[int, _Choice] = {}
+
+    def begin(self, routing: Routing) -> bytes:
+        """The engine is known now."""
+        return self._chunks.begin(routing)
+
+    def event(self, raw: bytes) -> bytes:
+        """No bytes: the chunks are kept.
+
+        Raises:
+            Refusal: ENGINE, when the event is an error.
+        """
+        self._take(self._chunks.event(raw))
+        return b""
+
+    def finish(self, routing: Routing) -> bytes:
+        """No bytes: the counts come last."""
+        self._take(self._chunks.finish(routing))
+        return b""
+
+    def whole(self, raw: bytes, routing: Routing) -> bytes:
+        """The answer, after `finish`."""
+        choices = [self._choices[index].whole() for index in sorted(self._choices)]
+        kind = "text_completion" if any("text" in one for one in choices) else "chat.completion"
+        answer = {**self._head, "object": kind, "choices": choices}
+        if self._usage is not None:
+            answer["usage"] = self._usage
+        return with_required(msgspec.json.encode(answer))
+
+    def _take(self, data: bytes) -> None:
+        for line in data.split(b"\n\n"):
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = msgspec.json.decode(line.removeprefix(b"data: "))
+            if "error" in chunk:
+                read_chunk(line.removeprefix(b"data: "))
+            self._head = self._head or {key: value for key, value in chunk.items() if key not in _OF_CHUNKS}
+            self._usage = chunk.get("usage") or self._usage
+            for choice in chunk.get("choices") or ():
+                index = choice.get("index", 0)
+                self._choices.setdefault(index, _Choice(index)).add(choice)
+
+
+class _Choice:
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._texts: dict[str, list[str]] = {}
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._logprobs: dict[str, Any] = {}
+        self._finish: str | None = None
+        self._is_text = False
+
+    def add(self, choice: dict[str, Any]) -> None:
+        """A piece of it."""
+        said = choice.get("delta") or {}
+        if "text" in choice:
+            self._is_text, said = True, {"content": choice["text"]}
+        for name in ("content", *_THOUGHTS):
+            if said.get(name):
+                self._texts.setdefault(name, []).append(said[name])
+        for place, piece in enumerate(said.get("tool_calls") or ()):
+            self._add_call(piece, place)
+        for name, values in (choice.get("logprobs") or {}).items():
+            known = self._logprobs.get(name)
+            self._logprobs[name] = [*known, *values] if known and values else values or known
+        self._finish = choice.get("finish_reason") or self._finish
+
+    def _add_call(self, piece: dict[str, Any], place: int) -> None:
+        function = piece.get("function") or {}
+        call = self._calls.setdefault(
+            piece.get("index", place),
+            {"id": "", "type": "function", "function": {"name": "", "arguments": ""}},
+        )
+        call["id"] = call["id"] or piece.get("id") or ""
+        call["function"]["name"] = call["function"]["name"] or function.get("name") or ""
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def whole(self) -> dict[str, Any]:
+        """The choice as a whole answer has it."""
+        texts = {name: "".join(parts) for name, parts in self._texts.items()}
+        rest = {"logprobs": self._logprobs or None, "finish_reason": self._finish}
+        if self._is_text:
+            return {"index": self._index, "text": texts.get("content", ""), **rest}
+        message: dict[str, Any] = {"role": "assistant", "content": texts.get("content", "")}
+        message |= {name: texts[name] for name in _THOUGHTS if name in texts}
+        if self._calls:
+            message["tool_calls"] = [self._calls[index] for index in sorted(self._calls)]
+            message["content"] = message["content"] or None
+        return {"index": self._index, "message": message, **rest}
