@@ -101,7 +101,8 @@ def of_admission(state: dict[str, Any]) -> list[str]:
     for node in state["nodes"]:
         sentences += [
             f"{one['name']}{', which was evicted,' if one.get('evicted') else ''} waits for admission; "
-            f"if it shows {one['code']}: sollold admit {shlex.quote(one['name'])}"
+            # By its code: whatever it or another one is called, the machine that was looked at is meant.
+            f"if it shows {one['code']}: sollold admit {shlex.quote(one['code'])}"
             for one in node.get("waiting", [])
         ]
         if node.get("inviting"):

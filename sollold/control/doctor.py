@@ -318,7 +318,7 @@ def _company(facts: Facts) -> list[Finding]:
         for one in record.waiting:
             what = f"{one.name} waits at {record.name} for admission; it shows the code {one.code}"
             found.append(
-                Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.name)}`")
+                Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.code)}`")
             )
     seconds = max(one.door_until for one in facts.live) - facts.now
     if seconds > 0:

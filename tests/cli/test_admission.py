@@ -15,6 +15,7 @@ from aiohttp import web
 
 from sollold.cli.exit import Exit
 from sollold.cli.main import main
+from sollold.cli.status import of_admission
 
 ROLLED = {"generation": 1, "done": ["anna", "bert"], "away": ["cleo"], "unsure": []}
 
@@ -135,6 +136,12 @@ async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.Ca
     assert await daemon.run("cluster", "members") == Exit.DONE
     said = capsys.readouterr().out
     assert f"cleo  {'c' * 16}  away" in said and "anna has an invitation open until 10:00" in said
+
+
+def test_the_command_that_admits_means_the_machine_that_was_compared() -> None:
+    waiting = {"name": "-rf $(id)", "node": "d" * 16, "code": "ABCD-EFGH", "evicted": False}
+    (sentence,) = of_admission({"nodes": [{**node("bert"), "waiting": [waiting]}]})
+    assert sentence == "-rf $(id) waits for admission; if it shows ABCD-EFGH: sollold admit ABCD-EFGH"
 
 
 async def test_a_machine_is_invited_and_joins(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ export function showWaiting(place) {
   place.hidden = !found.length;
   if (!place.firstChild) place.append(el("h2", { text: "Machines that wait for admission" }), el("ul", { class: "plain waiting" }));
   keyed(place.querySelector("ul"), found, (one) => one.node, (one) => {
-    const command = `sollold admit ${quoted(one.name)}`;
+    const command = `sollold admit ${quoted(one.code)}`;
     const said = el("span", { class: "bad-text small", role: "alert" });
     const admit = el("button", { type: "button", class: "primary small", text: "Admit", "aria-label": `Admit: ${one.name}`,
       on: { click: () => send("POST", "/api/cluster/admit", { machine: one.node }).then(refresh).catch((error) => setText(said, error.message)) } });
