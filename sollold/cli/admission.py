@@ -97,7 +97,7 @@ def _evict(options: argparse.Namespace) -> int:
     if not options.json:
         print(harmless(f"{answer['name']} ({answer['node']}) was evicted"))
     status = _rolled(options, answer)
-    if any(node["door_until"] > time.time() for node in daemon.get("/api/cluster")["nodes"]):
+    if any(node["door_until"] for node in daemon.get("/api/cluster")["nodes"]):
         words = "the cluster still admits new machines, this one too with a new key: sollold cluster close"
         print(words, file=sys.stderr)
     return status
@@ -171,8 +171,10 @@ def _members(options: argparse.Namespace) -> int:
             if node["open"]
             else "founder or token"
         )
-        minutes = max(0.0, node["door_until"] - time.time()) // 60
-        door = f", admits new machines for {minutes:.0f} min" if minutes else ""
+        door = ", admits new machines" if node["door_until"] else ""
+        # How long others do, their clocks say, which may be hours away from this one.
+        if node["me"] and node["door_until"] > time.time():
+            door += f" for {max(1.0, (node['door_until'] - time.time()) // 60):.0f} min"
         print(harmless(f"{node['name']}  {node['node']}  {how}{door}"))
     for one in missing:
         print(harmless(f"{one['name']}  {one['node']}  {one['state']}"))

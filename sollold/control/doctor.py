@@ -320,11 +320,12 @@ def _company(facts: Facts) -> list[Finding]:
             found.append(
                 Finding(Grade.NOTICE, what, f"if it is yours: `sollold admit {shlex.quote(one.code)}`")
             )
-    seconds = max(one.door_until for one in facts.live) - facts.now
-    if seconds > 0:
-        # The records tell the end of the minute in which it shuts.
-        minutes = max(1, int(seconds // 60))
-        what = f"new machines on this LAN are admitted to the cluster for another {minutes} min"
+    # Of other nodes it is known that they do: how long, their clocks say.
+    if any(one.door_until for one in facts.live):
+        what = "new machines on this LAN are admitted to the cluster"
+        if facts.me.door_until > facts.now:
+            # The record tells the end of the minute in which it shuts.
+            what += f" for another {max(1, int((facts.me.door_until - facts.now) // 60))} min"
         found.append(Finding(Grade.NOTICE, what, "to end that now: `sollold cluster close`"))
     if facts.open_api:
         what = (

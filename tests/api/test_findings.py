@@ -129,6 +129,15 @@ def test_why_nodes_do_not_find_each_other_is_said() -> None:
     assert "waits for admission" in finding.what and "sollold admit anna" in finding.fix
 
 
+def test_an_open_door_is_said_whatever_the_clocks_of_others_say() -> None:
+    for until, words in ((900.0, "to the cluster"), (1e9, "to the cluster"), (0.0, "")):
+        found = examine(replace(WELL, live=(ANNA, replace(BERT, door_until=until)), now=1000.0))
+        assert [one.what.endswith(words) for one in found] == [True] * bool(words)
+    me = replace(ANNA, door_until=1000.0 + 660)
+    (finding,) = examine(replace(WELL, me=me, live=(me, replace(BERT, door_until=1e9)), now=1000.0))
+    assert finding.what.endswith("for another 11 min") and "cluster close" in finding.fix
+
+
 def test_a_missing_node_is_a_problem_and_a_stopped_one_a_notice() -> None:
     held = (LayersHeld("big:latest", "CPU", 2, 5, 2 * GIB),)
     lost, stopped = OfflineNode(1000.0, False, BERT, held), OfflineNode(1000.0, True, BERT)

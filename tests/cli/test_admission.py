@@ -138,6 +138,16 @@ async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.Ca
     assert f"cleo  {'c' * 16}  away" in said and "anna has an invitation open until 10:00" in said
 
 
+@pytest.mark.parametrize("ahead", [-5 * 3600, 600, 5 * 3600])
+async def test_an_open_door_is_shown_whatever_the_clocks_of_others_say(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str], ahead: int
+) -> None:
+    daemon.door = time.time() + ahead
+    assert await daemon.run("cluster", "members") == Exit.DONE
+    mine, other = capsys.readouterr().out.splitlines()[:2]
+    assert other.endswith("admits new machines") and "admits new machines" in mine
+
+
 def test_the_command_that_admits_means_the_machine_that_was_compared() -> None:
     waiting = {"name": "-rf $(id)", "node": "d" * 16, "code": "ABCD-EFGH", "evicted": False}
     (sentence,) = of_admission({"nodes": [{**node("bert"), "waiting": [waiting]}]})

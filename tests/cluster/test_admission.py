@@ -239,6 +239,12 @@ async def test_a_door_that_an_admin_opens(lan: Lan) -> None:
     await until(lan.one)
 
 
+async def test_a_door_that_shuts_by_itself_is_told_to_be_shut(lan: Lan) -> None:
+    first = await lan.start(0, door="1s")
+    await until(lambda: first.me.door_until)
+    await until(lambda: not first.me.door_until)
+
+
 async def test_an_admin_ends_the_first_hour(lan: Lan) -> None:
     first = await lan.start(0)
     await first.calls.call(first.me.node, "door", DoorOrder(0), bool, timeout=3)

@@ -111,6 +111,7 @@ class Admission:
         self._waits_at: Standing | None = None
         self._turned_out = False
         self._turn = 0
+        self._open = False
         self._clock = ClockWatch()
         self._steps = asyncio.Lock()
         self._stepped = time.monotonic()
@@ -300,6 +301,9 @@ class Admission:
                 if self._may_find(mine):
                     await self._look(mine)
                 self._forget(now)
+                if (self.open_seconds > 0) != self._open:
+                    self._open = not self._open
+                    self._changed()
                 if unsettled(self.ring) and now - self._stepped > _SETTLE_SECONDS:
                     async with self._steps:
                         await self._take(settled(self.ring))

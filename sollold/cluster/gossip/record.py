@@ -256,7 +256,8 @@ class Record:
         links: measured (peer node id, round trip in seconds, bytes per second).
         plain: workers that others started and the node's settings name, used or not.
         waiting: machines that ask this node to be admitted to the cluster.
-        door_until: Unix time until which whoever asks this node is admitted; 0.0: an admin decides.
+        door_until: Unix time, by this node's clock, until which whoever asks it is admitted; 0.0: an admin
+            decides. Another one's clock may say otherwise: what is not 0 is open.
         seeking: where this node itself waits for admission, a sentence; empty when it does not.
         inviting: of an invitation that is open here or was withdrawn, the end of a sentence; empty: none.
         admitted_by: id of the node that let this one in; empty for a founder and with a token.
