@@ -13,10 +13,11 @@ from sollold.cluster.net.status import ClusterStatus
 from sollold.control.events import OfflineNode
 from sollold.engines.llamacpp.exit_reason import KILLED, OUT_OF_MEMORY
 from sollold.facts import dataclass
+from sollold.leader.pinned import LostModel
 from sollold.machine.device import Kind
 from sollold.machine.external_worker import ExternalState
 from sollold.models.model import Model
-from sollold.units import bytes_text
+from sollold.units import bytes_text, seconds_text
 
 LOW_DISK = 5 * 1024**3
 _PROCESSOR = "models run on the processor"
@@ -66,6 +67,7 @@ class Facts:
         network: this node's part in the cluster; ``id_file``: where its key is kept.
         now: Unix time.
         open_api: other machines may ask models without an API key.
+        lost: models that were to stay loaded and are not, with the names of their heads.
         state, unwritable: the folder of the state, and why nothing can be written there; empty when it can.
         outdated_door: the settings say that the cluster is open, though it was given a secret.
     """
@@ -87,6 +89,7 @@ class Facts:
     absent_gpus: tuple[str, ...] = ()
     state: str = ""
     unwritable: str = ""
+    lost: tuple[LostModel, ...] = ()
 
 
 def examine(facts: Facts) -> list[Finding]:
@@ -96,6 +99,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_llama(facts),
         *_builds(facts.live),
         *_failed(facts.live),
+        *_lost(facts.lost),
         *_offline(facts.offline),
         *(Finding(Grade.PROBLEM, what, fix) for what, fix in facts.trouble),
         *_network(facts),
@@ -165,6 +169,21 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
             logs = f"`sollold logs {shlex.quote(model)}` shows the engine's last words"
             fix = f"{_MORE_ROOM}; {logs}" if OUT_OF_MEMORY in reason or KILLED in reason else logs
             found.append(Finding(Grade.PROBLEM, what, fix))
+    return found
+
+
+def _lost(lost: Sequence[LostModel]) -> list[Finding]:
+    found = []
+    for one in lost:
+        name = shlex.quote(one.model)
+        what = (
+            f"{one.model} was to stay loaded (keep_alive -1) and has been gone from {one.head} for "
+            f"{seconds_text(one.seconds)}; it is loaded again as soon as it can be"
+        )
+        if one.reason:
+            what += f". At the last try: {one.reason}"
+        fix = f"`sollold plan {name}` shows where it would go, or what is missing"
+        found.append(Finding(Grade.PROBLEM, what, fix))
     return found
 
 

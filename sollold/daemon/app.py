@@ -319,6 +319,7 @@ class Daemon:
                 parts.meter.absent_gpus(),
                 str(self._folders.state),
                 why_not_writable(self._folders.state),
+                parts.leader.lost(),
             )
         )
 

@@ -27,7 +27,7 @@ from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding, with_options_of
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
-from sollold.leader.pinned import PinnedPolicy, needless
+from sollold.leader.pinned import LostModel, PinnedPolicy, needless
 from sollold.leader.preview import PlanPreview, foresee, preview_of
 from sollold.leader.replicas import ReplicaPolicy
 from sollold.leader.snapshot import ClusterSnapshot, in_use, loaded_of, unloaded
@@ -160,6 +160,11 @@ class Leader:
         if profile is None:
             return None
         return foresee(model, profile, self._view.live(), self._settings)
+
+    def lost(self) -> tuple[LostModel, ...]:
+        """Models that were to stay loaded, are gone and will be loaded again, with their heads' names."""
+        found = self._pinned.lost(self._clock())
+        return tuple(replace(one, head=name_of(self._view, one.head)) for one in found)
 
     # As the leader
 

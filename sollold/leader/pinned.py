@@ -43,6 +43,19 @@ class _Pinned:
 _NEVER = _Pinned("", Endpoint("", "", "", Backend.LOCAL, State.DRAINING))
 
 
+@dataclass(frozen=True, slots=True)
+class LostModel:
+    """A model that was to stay loaded and is gone for ``seconds``, from ``head``, a node's id.
+
+    ``reason``: why the leader could not load it again, on the leader itself.
+    """
+
+    model: str
+    head: str
+    seconds: float
+    reason: str = ""
+
+
 class PinnedPolicy:
     """Watches the pinned endpoints in the records. Every node does: a new leader must know what was lost."""
 
@@ -93,6 +106,14 @@ class PinnedPolicy:
                 pinned.next = now + AGAIN
                 due.append((pinned.head, pinned.endpoint))
         return due
+
+    def lost(self, now: float) -> tuple[LostModel, ...]:
+        """All that are to be loaded again."""
+        return tuple(
+            LostModel(one.endpoint.model, one.head, now - one.lost, one.told)
+            for one in self._pinned.values()
+            if one.lost is not None
+        )
 
     def is_lost(self, model: str, digest: str) -> bool:
         """Whether this content was to stay loaded and is gone."""

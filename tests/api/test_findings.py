@@ -10,6 +10,7 @@ from sollold.cluster.net.status import ClusterStatus
 from sollold.control.doctor import Facts, Grade, examine
 from sollold.control.events import LayersHeld, OfflineNode
 from sollold.engines.llamacpp.exit_reason import exit_reason
+from sollold.leader.pinned import LostModel
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.model import Model
@@ -61,6 +62,12 @@ def test_a_failure_is_told_once_with_what_to_do_and_is_no_problem_where_the_mode
     again = replace(failed, id="f", state=State.READY, loaded=True, reason="")
     (finding,) = examine(replace(WELL, live=(me, replace(BERT, endpoints=(again,)))))
     assert finding.grade is Grade.NOTICE and finding.what.endswith("It runs again, on bert")
+
+
+def test_a_model_that_was_to_stay_loaded_and_is_lost_is_a_problem() -> None:
+    (finding,) = examine(replace(WELL, lost=(LostModel("big:7b", "bert", 90.0, "It does not fit."),)))
+    assert finding.grade is Grade.PROBLEM and "sollold plan big:7b" in finding.fix
+    assert "gone from bert for 1 min 30 s" in finding.what and finding.what.endswith("It does not fit.")
 
 
 def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:

@@ -12,7 +12,7 @@ from sollold.cluster.gossip.record import Asked, Backend, Endpoint, Record, Stat
 from sollold.engines.commands import Deploy, Unload
 from sollold.leader import leader
 from sollold.leader.messages import Drop, Ensure
-from sollold.leader.pinned import AGAIN, FORGOTTEN, STANDS, TOLD_AGAIN, PinnedPolicy, needless
+from sollold.leader.pinned import AGAIN, FORGOTTEN, STANDS, TOLD_AGAIN, LostModel, PinnedPolicy, needless
 from tests.leader.cluster import Cluster, model, placed
 from tests.placement.fleets import GIB, MIB
 
@@ -152,6 +152,15 @@ def test_of_two_alike_one_stays() -> None:
     ):
         assert needless((head(PINNED), replace(MINE, endpoints=(different,)))) == {}
     assert needless((head(PINNED), replace(MINE, endpoints=(other,), draining=True))) == {}
+
+
+def test_what_is_lost_is_told_until_it_is_back(watched: Watched) -> None:
+    assert watched.policy.lost(0.0) == ()
+    watched.see()
+    watched.policy.is_news(PINNED, "no room", 1.0)
+    assert watched.policy.lost(9.0) == (LostModel("m", "b", 9.0, "no room"),)
+    watched.see(head(PINNED))
+    assert watched.policy.lost(9.0) == ()
 
 
 def test_why_it_can_not_be_loaded_is_not_logged_at_each_try(watched: Watched) -> None:
