@@ -138,7 +138,12 @@ class Ledger:
         """
         room = self._room()
         return tuple(
-            replace(device, granted=room.granted_on(device.id), available=room.available(device.id))
+            replace(
+                device,
+                granted=room.granted_on(device.id),
+                available=room.available(device.id),
+                reserve=self._measured.reserves.get(device.id, 0),
+            )
             for device in self._measured.devices
         )
 

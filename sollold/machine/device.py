@@ -37,6 +37,7 @@ class Device:
         compute: multiply-adds per second in a matrix product, times two; 0.0 when unknown.
         pool: devices of a node with the same pool share one memory (an integrated GPU and the RAM, both
             ``ram``): what one gets the other has not. Empty: the device's memory is its own.
+        reserve: left to the rest of the machine by the settings.
     """
 
     id: str
@@ -51,6 +52,7 @@ class Device:
     bandwidth: float = 0.0
     compute: float = 0.0
     pool: str = ""
+    reserve: int = 0
 
     @property
     def memory(self) -> str:

@@ -156,18 +156,21 @@ def _remedies(
         return choose(other, on, footprint_with, correction).candidate
 
     found = _by_settings(request, fits)
-    if limits := _within_limits(fleet, lambda on: fits(request, on) is not None):
+
+    def fits_on(on: Fleet) -> bool:
+        return fits(request, on) is not None
+
+    if limits := _within_limits(fleet, fits_on):
         found.append(limits)
-    for one in _given_back(request, fleet, busy, lambda on: fits(request, on) is not None):
+    for one in _given_back(request, fleet, busy, fits_on):
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
         found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+    found += filter(None, (_without_others(fleet, fits_on), _without_reserve(fleet, fits_on)))
     if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")
     if request.distributed and not request.fixed:
-        size = _another(
-            request, fleet, footprint, missing, fits_with=lambda on: fits(request, on) is not None
-        )
+        size = _another(request, fleet, footprint, missing, fits_with=fits_on)
         if size:
             found.append(f"another machine with {size // GIB} GiB of free memory")
     if not found:
@@ -216,18 +219,43 @@ def _setting(change: dict[str, object], request: PlacementRequest, made: Candida
 
 def _within_limits(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
     """Raising the limits of the fewest machines that would do, those first that hold most back."""
-    held = {machine.name: sum(one.held_back for one in machine.devices) for machine in fleet.machines}
-    on, raised = fleet, list[str]()
-    for machine in sorted(fleet.machines, key=lambda one: -held[one.name]):
-        if held[machine.name] < LEAST_HELD_BACK:
+    held = _where(fleet, lambda one: one.held_back, 1.0, fits_on)
+    return f"raising node.memory_limit (or node.device_limits): it holds back {held}" if held else ""
+
+
+def _without_others(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+    """Closing other programs; the system itself is one of them, so half of what they use has to do."""
+    used = _where(fleet, lambda one: one.others, 0.5, fits_on, "")
+    return f"closing other programs: they have {used}" if used else ""
+
+
+def _without_reserve(fleet: Fleet, fits_on: Callable[[Fleet], bool]) -> str:
+    """Leaving less to the rest of a machine: half of it has to do."""
+    kept = _where(fleet, lambda one: one.reserved, 0.5, fits_on)
+    return f"lowering node.reserve (or node.gpu_reserve): it keeps {kept}" if kept else ""
+
+
+def _where(
+    fleet: Fleet,
+    size: Callable[[DeviceCapacity], int],
+    share: float,
+    fits_on: Callable[[Fleet], bool],
+    of: str = " of free memory",
+) -> str:
+    """The fewest machines on which a ``share`` of ``size`` more would do, those first that have most of it:
+    how much and where, or empty when it would not do.
+    """
+    sizes = {machine.node: machine.sum_of(size) for machine in fleet.machines}
+    on, found = fleet, list[str]()
+    for machine in sorted(fleet.machines, key=lambda one: -sizes[one.node]):
+        if sizes[machine.node] < LEAST_HELD_BACK:
             break
-        devices = tuple(replace(one, room=one.room + one.held_back) for one in machine.devices)
+        devices = tuple(replace(one, room=one.room + int(size(one) * share)) for one in machine.devices)
         more = replace(machine, devices=devices)
         on = replace(on, machines=tuple(more if one.node == machine.node else one for one in on.machines))
-        raised.append(f"{bytes_text(held[machine.name])} of free memory on {machine.name}")
+        found.append(f"{bytes_text(sizes[machine.node])}{of} on {machine.name}")
         if fits_on(on):
-            held_back = " and ".join(raised)
-            return f"raising node.memory_limit (or node.device_limits): it holds back {held_back}"
+            return " and ".join(found)
     return ""
 
 

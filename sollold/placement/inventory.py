@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sollold.cluster.gossip.record import DIGEST_LENGTH, Backend, Endpoint, Record
 from sollold.facts import dataclass
@@ -21,6 +21,8 @@ class DeviceCapacity:
         bandwidth: bytes per second that weights are read with; 0.0 when unknown.
         compute: operations per second in a matrix product; 0.0 when unknown.
         held_back: bytes more that are free, and that the node's own limits keep from models.
+        reserved: bytes more that are free, and left to the rest of the machine by the settings.
+        others: bytes more that models could have if no other program used the device.
         pool: devices of a machine with one pool share one memory, so that ``room`` of each is that of
             all; empty: its memory is its own.
     """
@@ -34,6 +36,8 @@ class DeviceCapacity:
     compute: float = 0.0
     pool: str = ""
     held_back: int = 0
+    reserved: int = 0
+    others: int = 0
 
     @property
     def memory(self) -> tuple[str, str]:
@@ -87,9 +91,13 @@ class Machine:
     @property
     def room(self) -> int:
         """Bytes over all devices, a shared memory counted once."""
+        return self.sum_of(lambda capacity: capacity.room)
+
+    def sum_of(self, size: Callable[[DeviceCapacity], int]) -> int:
+        """Some bytes of all devices, of those that share a memory the most."""
         memories: dict[tuple[str, str], int] = {}
         for capacity in self.devices:
-            memories[capacity.memory] = max(memories.get(capacity.memory, 0), capacity.room)
+            memories[capacity.memory] = max(memories.get(capacity.memory, 0), size(capacity))
         return sum(memories.values())
 
     @property
@@ -192,6 +200,8 @@ def machine_of(
             compute=device.compute,
             pool="node" if one_pool and device.kind is not Kind.EXTERNAL else device.pool,
             held_back=_held_back(device),
+            reserved=_reserved(device),
+            others=_others(device),
         )
         for device in record.devices
     )
@@ -236,7 +246,22 @@ def _held_back(device: Device) -> int:
     """Free bytes that ``node.memory_limit`` or ``node.device_limits`` keep from models."""
     if device.limit >= device.total:
         return 0
-    return max(0, min(device.free, device.total - device.granted) - device.available)
+    return max(0, min(device.free - device.reserve, device.total - device.granted) - device.available)
+
+
+def _reserved(device: Device) -> int:
+    """Free bytes that ``node.reserve`` or ``node.gpu_reserve`` keep from models."""
+    more = min(device.free, device.limit - device.granted) - device.available
+    return min(device.reserve, max(0, more))
+
+
+def _others(device: Device) -> int:
+    """Bytes that models could have beside what they can have now, were it not for other programs."""
+    if device.kind is Kind.EXTERNAL:
+        return 0
+    used = device.total - device.free - device.granted
+    room = min(device.total - device.reserve, device.limit) - device.granted
+    return max(0, min(used, room - device.available))
 
 
 def _room(device: Device, offered: int, spare: float, more: int) -> int:

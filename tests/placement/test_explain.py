@@ -160,3 +160,30 @@ def test_what_a_limit_holds_back_is_what_is_free_beyond_it() -> None:
     assert held(4 * GIB, granted=3 * GIB, free=17 * GIB) == 16 * GIB
     assert held(24 * GIB) == 0
     assert held(23 * GIB) == 0
+
+
+def test_what_other_programs_use_and_a_reserve_keeps_is_named_where_half_of_it_would_do() -> None:
+    small = cpu("a", 500 * MIB)
+    for change, words in (
+        ({"others": 2 * GIB}, "closing other programs: they have 2.00 GiB on host-a"),
+        ({"reserved": 2 * GIB}, "node.gpu_reserve): it keeps 2.00 GiB of free memory on host-a"),
+    ):
+        remedies = told(WISH, fleet(machine(replace(small, **change), holds=True))).remedies
+        assert sum(words in one for one in remedies) == 1
+        little = replace(small, **dict.fromkeys(change, 500 * MIB))
+        assert not any(words[:12] in one for one in told(WISH, fleet(machine(little, holds=True))).remedies)
+
+
+def test_whose_free_memory_it_is_follows_from_what_binds() -> None:
+    def kept(limit: int, reserve: int, free: int, granted: int = 0) -> tuple[int, int, int]:
+        available = max(0, min(free - reserve, limit - granted))
+        device = Device("CPU", Kind.CPU, "cpu", 24 * GIB, free, limit, granted, available, reserve=reserve)
+        record = Record("a", "host-a", 1, (), 1, 2, "0", devices=(device,))
+        (capacity,) = machine_of(record, holds=True, spare=0.0).devices
+        return tuple(size // GIB for size in (capacity.held_back, capacity.reserved, capacity.others))  # type: ignore[return-value]
+
+    assert kept(24 * GIB, 0, 24 * GIB) == (0, 0, 0)
+    assert kept(24 * GIB, 2 * GIB, 4 * GIB) == (0, 2, 20)  # Others have 20, models 2 beside the reserve.
+    assert kept(20 * GIB, 18 * GIB, 20 * GIB) == (0, 18, 4)  # The reserve binds, and not the limit.
+    assert kept(4 * GIB, 2 * GIB, 20 * GIB) == (14, 0, 0)  # The limit binds: what others have would not help.
+    assert kept(24 * GIB, 2 * GIB, 10 * GIB, granted=10 * GIB) == (0, 2, 4)
