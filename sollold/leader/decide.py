@@ -25,7 +25,7 @@ from sollold.leader.existing import (
 )
 from sollold.leader.messages import Ensure
 from sollold.leader.prefetch import elsewhere
-from sollold.leader.snapshot import Bytes, ClusterSnapshot, runs_on_llama, why_blocked
+from sollold.leader.snapshot import Bytes, ClusterSnapshot, in_use, runs_on_llama, why_blocked
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
 from sollold.placement import context
@@ -160,12 +160,13 @@ def _drafts_the_same(ask: Ensure, snapshot: ClusterSnapshot) -> Use | None:
     if not isinstance(there, Use):
         return None
     located = next(pair for pair in snapshot.endpoints() if pair[1].id == there.endpoint)
-    endpoint = located[1]
-    if endpoint.reason and ask.placement.speculation == endpoint.asked.speculation:
+    endpoint, wanted = located[1], ask.placement.speculation
+    if endpoint.reason and wanted == endpoint.asked.speculation:
         return there  # It was tried, and llama.cpp could not.
+    if wanted == AUTO and in_use(endpoint):
+        return there  # Nobody is sent away for what is chosen for them.
     placed = _placement(with_options_of(ask, endpoint.asked), snapshot, located)
     by = placed.plan.drafts_by if isinstance(placed, Place) else ""
-    wanted = ask.placement.speculation
     return there if by == endpoint.drafts.by or (wanted not in (OFF, AUTO) and not by) else None
 
 
@@ -363,6 +364,7 @@ def _place_on(
     footprint_with = partial(footprint_of, shape)
     must = [larger] if larger is not None else []
     fleet = snapshot.fleet(build, must)
+    drafters, no_drafter = snapshot.drafters.get(request.speculation, ((), ""))
 
     def attempt(victims: list[Located], later: Bytes | None) -> PlacementChoice:
         on = snapshot.fleet(build, [*must, *victims], later=later)
@@ -376,10 +378,10 @@ def _place_on(
             request,
             on,
             footprint_with,
-            snapshot.drafters,
+            drafters,
             snapshot.draft_stats,
             snapshot.correction,
-            snapshot.no_drafter,
+            no_drafter,
         )
         return replace(choice, candidate=candidate, reasons=(*choice.reasons, *([said] if said else [])))
 

@@ -53,8 +53,8 @@ class ClusterSnapshot:
         expected: nodes that have just gone and should be back, as they will be.
         departed: nodes that were there and have left or died.
         unfetched: nodes that could not get its file lately.
-        drafters: models that could draft for it, as the caller or the settings want it; ``no_drafter``: why
-            the one that they named is not among them.
+        drafters: for the speculation that is wanted, as in the settings: the models that could draft for it,
+            and why the one that is named is not among them.
         draft_stats: what was measured of drafts for it.
     """
 
@@ -77,8 +77,7 @@ class ClusterSnapshot:
     departed: frozenset[str] = frozenset()
     unfetched: frozenset[str] = frozenset()
     correction: cost_model.Correction = cost_model.uncorrected
-    drafters: tuple[Drafter, ...] = ()
-    no_drafter: str = ""
+    drafters: Mapping[str, tuple[tuple[Drafter, ...], str]] = field(default_factory=dict)
     draft_stats: MeasuredDrafts = nothing_measured
 
     def endpoints(self) -> list[tuple[Record, Endpoint]]:

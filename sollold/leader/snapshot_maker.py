@@ -20,8 +20,8 @@ from sollold.models.library import Library
 from sollold.models.model import Model
 from sollold.models.names import unresolved
 from sollold.placement.cost_model import Correction
-from sollold.placement.request import AUTO, OFF, speculation_meant
-from sollold.placement.speculation import MeasuredDrafts
+from sollold.placement.request import AUTO, speculation_meant
+from sollold.placement.speculation import Drafter, MeasuredDrafts
 from sollold.settings.schema import Settings
 
 log = logging.getLogger("sollold.leader")
@@ -89,12 +89,22 @@ class SnapshotMaker:
             return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
         holders = with_refusals(holders, self._view.live())
         shape = await self._shape(holders)
-        speculation = speculation_meant(ask.placement.over(self.settings.placement).speculation)
-        if speculation == AUTO and sum(len(record.devices) for record in self._view.live()) < 2:
-            # One device alone drafts nothing by itself.
-            speculation = OFF
-        able, why = await drafters(self._library, self._view.me.node, speculation, holders[0][1])
-        return replace(self.of_model(holders, shape, out), drafters=able, no_drafter=why)
+        able = await self._drafters(ask, holders[0][1])
+        return replace(self.of_model(holders, shape, out), drafters=able)
+
+    async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
+        """For the speculation that is wanted, and for that of deployments which may be loaded anew as they
+        were asked for: what `drafters` says."""
+        live = self._view.live()
+        wanted = {speculation_meant(ask.placement.over(self.settings.placement).speculation)}
+        wanted |= {
+            one.asked.speculation for record in live for one in record.endpoints if one.digest == model.digest
+        }
+        # One device alone drafts nothing by itself.
+        alone = sum(len(record.devices) for record in live) < 2
+        names = wanted - {"", *({AUTO} if alone else ())}
+        me = self._view.me.node
+        return {name: await drafters(self._library, me, name, model) for name in sorted(names)}
 
     def of_model(
         self,

@@ -110,7 +110,25 @@ async def test_a_draft_model_that_comes_later_is_used_when_it_is_asked_for_again
     cluster.ready(answer.deployment, idle=3.0)
     for same in ("small", "small:latest", "nobody", ""):
         assert (await cluster.planner.ensure(wishing(speculation=same))).verdict is Verdict.USE
+    cluster.ready(answer.deployment, active=1)
+    assert (await cluster.planner.ensure(wishing(speculation="auto"))).verdict is Verdict.USE
+    cluster.ready(answer.deployment, active=0, idle=3.0)
     assert (await cluster.planner.ensure(wishing(speculation="auto"))).verdict is Verdict.WAIT
+    await cluster.planner.close()
+
+
+async def test_a_named_draft_model_stays_when_more_context_is_needed() -> None:
+    cluster = Cluster(SETTINGS)
+    # As large as the model: nobody would choose it who was not told to.
+    small = model("small:latest", "d2", vocabulary="3000:x")
+    cluster.add("a", 2 * GIB, model(vocabulary="3000:x"), small)
+    cluster.shapes["d2"] = shape(layers=2, layer_bytes=MIB)
+    await cluster.planner.start()
+    await placed(cluster, wishing(speculation="small"), idle=3.0)
+    answer = await cluster.planner.ensure(replace(ASK, context=4096))
+    assert answer.verdict is Verdict.WAIT
+    plan = plan_of(cluster)
+    assert plan.run.request_context >= 4096 and plan.drafts_by == "small:latest"
     await cluster.planner.close()
 
 
