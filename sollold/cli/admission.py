@@ -80,7 +80,11 @@ def _door(options: argparse.Namespace) -> int:
 
 
 def _ca(options: argparse.Namespace) -> int:
-    print(client(options).text("/api/cluster/ca"), end="")
+    authority = client(options).text("/api/cluster/ca")
+    if options.json:
+        print_json({"certificate": authority})
+    else:
+        print(authority, end="")
     return Exit.DONE
 
 

@@ -99,6 +99,10 @@ class _Piece:
         return [replace(one, broken=last) for one in self.cut(1)] if len(self.texts) > 1 else []
 
 
+class BatchEnded(Exception):
+    """What embeds raises it: nothing of the job is to be asked for any more, and why."""
+
+
 class _NoRoom(Exception):
     """The vectors of a job are more than may be kept."""
 
@@ -237,6 +241,8 @@ class Batches:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(self._at_once, len(pieces))):
                     group.create_task(self._work(job, pieces, embed))
+        except* BatchEnded as ended:
+            self._give_up(job, str(ended.exceptions[0]))
         except* _NoRoom:
             self._give_up(
                 job,
@@ -282,6 +288,8 @@ class Batches:
                 job.waiting = refusal.message
                 await asyncio.sleep(max(pause, refusal.retry_after))
                 pause = min(pause * 2, 30.0)
+            except BatchEnded:
+                raise
             except Exception:
                 log.exception("a piece of batch %s failed", job.id)
                 self._note(job, piece, "internal error; the node's log has the details")

@@ -285,7 +285,7 @@ def _checked(setting: Setting, value: object, place: str) -> object:
         text = str(error)
         choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
         if choices:
-            words = [str(choice) for choice in choices]
+            words = [str(choice) or '""' for choice in choices]
             text = f"{value!r} is not one of {', '.join(words)}{_nearest(str(value), words)}"
         elif "matching regex" in text:
             shown = "what is given" if setting.key in SECRETS else repr(value)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientSession
 
+from sollold.control.keys import Keys, Scope
 from sollold.errors import Fault, Refusal
 from sollold.serving.batch import LARGEST, Batches, JobState
 from sollold.serving.request import Answer, Ask, Call, Engine
 from tests.api.api_parts import model, parts, routing, singly
 from tests.api.conftest import Serve
+from tests.doubles import FakeView, record, until
+from tests.models.fakes import FakeCalls
 
 
 @pytest.fixture
@@ -312,3 +316,27 @@ async def test_a_batch_keeps_the_time_that_its_caller_allows(serve: Serve, http:
             async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
                 job = await answer.json()
     assert (job["status"], job["failed"]) == ("failed", 2)
+
+
+async def test_a_batch_ends_with_its_key(serve: Serve, http: ClientSession, tmp_path: Path) -> None:
+    keys = Keys(FakeView(record("0" * 16)), FakeCalls("0" * 16, {}), tmp_path / "keys.json")
+    service = EmbeddingService()
+    service.gate.clear()
+    given = parts(service, model("embed:latest", capabilities=("embedding",)), keys=keys)
+    url = await serve(given, trusted_proxies=("127.0.0.1",))
+    _, secret = await keys.create("laptop", Scope.INFER)
+    headers = {"X-Forwarded-For": "192.168.1.77", "X-Api-Key": secret}
+    body = {"model": "embed", "input": ["a"] * 2000}
+    async with http.post(f"{url}/api/batch/embed", json=body, headers=headers) as answer:
+        job = await answer.json()
+    await until(lambda: service.asks)
+    await keys.revoke("laptop")
+    service.gate.set()
+    async with asyncio.timeout(5):
+        while job["status"] == "running":
+            await asyncio.sleep(0.01)
+            async with http.get(f"{url}/api/batch/jobs/{job['job_id']}") as answer:
+                job = await answer.json()
+    assert len(service.asks) <= 8 and job["failed"] >= 2000 - 8 * 32
+    async with http.get(f"{url}/api/batch/results/{job['job_id']}?offset=1990") as answer:
+        assert "the API key was revoked" in (await answer.json())["errors"]["1999"]

@@ -132,6 +132,13 @@ async def test_words_that_do_not_go_together(daemon: Daemon, words: tuple[str, .
     assert await daemon.run("cluster", *words) == Exit.USAGE and not daemon.asked
 
 
+async def test_the_authority_is_json_where_that_is_wanted(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert await daemon.run("cluster", "ca", "--json") == Exit.DONE
+    assert set(json.loads(capsys.readouterr().out)) == {"certificate"}
+
+
 async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert await daemon.run("cluster", "members") == Exit.DONE
     said = capsys.readouterr().out

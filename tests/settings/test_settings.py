@@ -148,6 +148,7 @@ def test_seeds_are_written_as_hosts(tmp_path: Path, seed: str) -> None:
         ("http.trusted_proxies", "999.1.1.1", "'999.1.1.1' is not an IP address or a network"),
         ("http.trusted_proxies", "10.0.0.0/33", "'10.0.0.0/33' is not an IP address or a network"),
         ("cluster.door", "1.2.3h", "a time such as 1h"),
+        ("http.auth", "key", "'key' is not one of \"\", open, keys; did you mean keys?"),
         ("cluster.door", "9" * 400, "a time such as 1h"),
     ],
 )

@@ -13,7 +13,7 @@ from aiohttp import web
 from sollold.api.engine.calls import build_ask
 from sollold.api.engine.embeddings import Embedder, shortened
 from sollold.api.engine.fields import no_reranker, require_model
-from sollold.api.http.access import Client, client_of
+from sollold.api.http.access import ACCESS, Client, client_of
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of
 from sollold.api.http.response import json_response
@@ -21,7 +21,7 @@ from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
-from sollold.serving.batch import Batches, Job, no_batch
+from sollold.serving.batch import BatchEnded, Batches, Job, no_batch
 from sollold.serving.request import Call
 from sollold.units import timestamp_text
 
@@ -113,8 +113,11 @@ class BatchRoutes:
         # The deadline is the whole job's, and its requests come over a long time: each looks the model up.
         ask = replace(ask, deadline=0.0, resolved=None)
         numbers = itertools.count()
+        client, access = client_of(request), request.app[ACCESS]
 
         async def embed(piece: Sequence[str]) -> list[list[float]]:
+            if client.key is not None and not client.local and not access.valid(client.key):
+                raise BatchEnded("the API key was revoked or has expired during this batch")
             own = replace(ask, id=f"{ask.id}-{next(numbers)}")
             native = {"model": model.name, "input": list(piece), "truncate": truncate}
             found = await self._embedder.embed(
