@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -150,6 +151,14 @@ async def test_a_name_is_taken_once(nodes: Nodes) -> None:
     await a.keys.create("laptop", Scope.INFER)
     with pytest.raises(Refusal, match="already exists"):
         await a.keys.create("laptop", Scope.INFER)
+
+
+async def test_a_name_is_taken_once_of_callers_at_the_same_moment(nodes: Nodes) -> None:
+    a = await nodes.start(ID)
+    made = await asyncio.gather(
+        *(a.keys.create("laptop", Scope.INFER) for _ in range(4)), return_exceptions=True
+    )
+    assert sum(isinstance(one, Refusal) for one in made) == 3 and len(a.keys.all()) == 1
 
 
 async def test_of_two_keys_with_a_name_none_stays_unnoticed(nodes: Nodes) -> None:
