@@ -22,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from sollold.agent.read_ahead import ReadAhead
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.commands import FillCache, WantedTensor
@@ -69,6 +70,8 @@ class CacheFill:
         self._stops: list[Stop] = []
         self._pieces = 0
         self._task: asyncio.Task[None] | None = None
+        self._kept: ReadAhead | None = None
+        self._reading: asyncio.Task[None] | None = None
         self._filled = 0
         self._waited = 0.0
 
@@ -80,9 +83,10 @@ class CacheFill:
         """End it, whatever is under way."""
         for stop in self._stops:
             stop.stop()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [task for task in (self._task, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._give_up()
         if self._filled:
             log.info(
@@ -106,6 +110,7 @@ class CacheFill:
                 log.info("no tensor received for %.0f s: the head sends the rest", PATIENCE)
                 self._give_up()
         self._waited += time.monotonic() - begun
+        self._read_ahead(tensor_key(one))
         file = ready.result()
         # Later tensors of that name would be another model's.
         self._tensors.pop(one.name, None)
@@ -117,6 +122,11 @@ class CacheFill:
             log.info("%s is not offered to the worker: %s", one.name, error)
             return
         self._filled += one.size if file is not None else 0
+
+    def _read_ahead(self, key: str) -> None:
+        """The worker reads the file of ``key`` next."""
+        if self._kept is not None and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.create_task(asyncio.to_thread(self._kept.reached, key))
 
     def _came(self) -> None:
         """A further piece; called in any thread, where one that is not counted does no harm."""
@@ -151,6 +161,9 @@ class CacheFill:
         for one in request.tensors:
             if one not in wanted:
                 self._files[one.name].set_result(None)
+        keys = (tensor_key(one) for one in request.tensors)
+        self._kept = ReadAhead({key: offered[key] for key in keys if key in offered})
+        self._read_ahead("")
         if not wanted:
             return
         told = (await NodeSource(self._calls, request.head, request.digest).parcel()).items

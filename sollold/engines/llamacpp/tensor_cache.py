@@ -106,12 +106,14 @@ class TensorCache:
             folder.mkdir(exist_ok=True, mode=0o700)
             return folder
 
-    def offered(self, deployment: str, digest: str) -> frozenset[str]:
-        """The tensors of the model that the worker of ``deployment`` finds already."""
+    def offered(self, deployment: str, digest: str) -> dict[str, Path]:
+        """The tensors of the model that the worker of ``deployment`` finds already, and their files."""
         with self._lock:
-            known = self._offered.get(deployment, {}).values()
-            model = digest[:DIGEST_LENGTH]
-            return frozenset(one.tensor for one in known if one.model == model and one.tensor)
+            known = self._offered.get(deployment, {})
+            folder, model = self._work / deployment / "rpc", digest[:DIGEST_LENGTH]
+            return {
+                one.tensor: folder / name for name, one in known.items() if one.model == model and one.tensor
+            }
 
     def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> None:
         """``name`` is the hash of ``tensor``: let the worker find ``file`` by it, if it has none yet.
