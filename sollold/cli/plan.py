@@ -42,7 +42,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print_json(preview)
     else:
-        names = {node["node"]: node["name"] for node in state["nodes"]}
+        names = {node["node"]: node["name"] for node in (*state.get("offline", ()), *state["nodes"])}
         _show(console(), preview, names)
     return Exit.DONE if preview["ok"] else Exit.TOO_BIG
 

@@ -15,6 +15,9 @@ BACK_WITHIN = 60.0
 DRAINED = 5.0
 """Seconds after which a node that is drained and still there is taken to stay so: nobody stops it."""
 
+REMEMBERED = 24 * 3600.0
+"""Seconds for which a node that is away counts as one that could be started again."""
+
 GONE_WITHIN = 15.0
 """Seconds after its drain's limit within which a node that is being stopped has ended all and is gone."""
 
@@ -48,7 +51,9 @@ class Absences:
         for record in records:
             if record.build:
                 self._known[record.node] = record
-                if not record.draining:
+                away = self._away.get(record.node)
+                returned = away is not None and not away.draining and self._over(away, now)
+                if returned or not record.draining:
                     self._away.pop(record.node, None)
         for node, record in list(self._known.items()):
             found = there.get(node)
@@ -59,7 +64,7 @@ class Absences:
             if absence is None or (absence.draining and not draining):
                 # The one that was draining is gone now: from here on it may be on its way back.
                 self._away[node] = _Absence(record, now, draining)
-            elif found is None and self._over(absence, now):
+            elif found is None and now - absence.since >= REMEMBERED:
                 del self._known[node], self._away[node]
 
     def expected(self, now: float) -> tuple[Record, ...]:
@@ -68,6 +73,14 @@ class Absences:
             _empty(absence.record)
             for node, absence in self._away.items()
             if not self._over(absence, now) and now - self._drained.get(node, now) < DRAINED
+        )
+
+    def absent(self, now: float) -> tuple[tuple[Record, float], ...]:
+        """Nodes that are gone and not waited for any more, as they would be, and for how many seconds."""
+        return tuple(
+            (_empty(absence.record), now - absence.since)
+            for absence in self._away.values()
+            if self._over(absence, now) and not absence.draining and now - absence.since < REMEMBERED
         )
 
     def _over(self, absence: _Absence, now: float) -> bool:

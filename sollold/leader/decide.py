@@ -243,11 +243,11 @@ def _when_all_are_back(ask: Ensure, snapshot: ClusterSnapshot, refusal: Refuse) 
     place = placed if isinstance(placed, Place) else placed.place
     names = {record.node: record.name for record in with_absent_nodes.records}
     missing = {record.node for record in snapshot.expected} | snapshot.out.keys()
-    awaited = sorted(names[node] for node in place.plan.bytes_by_owner() if node in missing)
+    needed = [node for node in place.plan.bytes_by_owner() if node in missing]
+    awaited = sorted(f"{names[node]} ({snapshot.why_awaited(node)})" for node in needed)
     if not awaited:
         return refusal
-    which = ", ".join(awaited)
-    return PlaceLater(place, f"{place.plan.model} waits for {which}: it is needed and has just gone offline.")
+    return PlaceLater(place, f"{place.plan.model} waits for {', '.join(awaited)}, needed for it.")
 
 
 def _placement(
@@ -393,7 +393,8 @@ def _place_on(
         return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
         roomiest = snapshot.fleet(build, [*must, *idle])
-        reckon = partial(explain, request, roomiest, footprint_with, chosen, busy, snapshot.correction)
+        others = busy, snapshot.correction, snapshot.away(build)
+        reckon = partial(explain, request, roomiest, footprint_with, chosen, *others)
         message = f"{model.name} does not fit."
         return Refuse(Fault.TOO_BIG, message, alternatives=chosen.alternatives, reckon=reckon)
     ended = [*must, *victims]

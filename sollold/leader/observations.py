@@ -202,6 +202,10 @@ class Observations:
         """Nodes that were here a moment ago and should be back, as they will be."""
         return self._absences.expected(now)
 
+    def absent(self, now: float) -> tuple[tuple[Record, float], ...]:
+        """Nodes that are gone for longer, as they would be, and for how many seconds."""
+        return self._absences.absent(now)
+
     def departed(self) -> frozenset[str]:
         """Nodes that were there and have left or died. One whose record has not come yet is none of them."""
         return self._departed

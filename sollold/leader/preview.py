@@ -177,7 +177,8 @@ def _free(place: Place, snapshot: ClusterSnapshot | None) -> Iterable[MemoryChan
                 if grant.deployment in snapshot.gone:
                     key = record.node, grant.device
                     given[key] = given.get(key, 0) + grant.bytes
-    records = {record.node: record for record in snapshot.records} if snapshot is not None else {}
+    known = (*snapshot.expected, *snapshot.records) if snapshot is not None else ()
+    records = {record.node: record for record in known}
     for node, devices in place.plan.bytes_by_owner().items():
         owner = records.get(node)
         if owner is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import field, replace
 
@@ -12,6 +13,7 @@ from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
 from sollold.models.templates.jinja import fingerprint
 from sollold.placement import cost_model
+from sollold.placement.explain import Away
 from sollold.placement.inventory import Fleet, LeftOut, Machine, machine_of
 from sollold.placement.plan import Plan
 from sollold.placement.speculation import Drafter, MeasuredDrafts, nothing_measured
@@ -51,6 +53,7 @@ class ClusterSnapshot:
         passing: nodes of ``out`` that will be asked again within a minute.
         last_resort: nodes of ``out`` to fall back on where nothing else can do it.
         expected: nodes that have just gone and should be back, as they will be.
+        absent: nodes that are gone for longer, as they would be, and for how many seconds.
         departed: nodes that were there and have left or died.
         unfetched: nodes that could not get its file lately.
         drafters: for the speculation that is wanted, as in the settings: the models that could draft for it,
@@ -74,6 +77,7 @@ class ClusterSnapshot:
     passing: frozenset[str] = frozenset()
     last_resort: frozenset[str] = frozenset()
     expected: tuple[Record, ...] = ()
+    absent: tuple[tuple[Record, float], ...] = ()
     departed: frozenset[str] = frozenset()
     unfetched: frozenset[str] = frozenset()
     correction: cost_model.Correction = cost_model.uncorrected
@@ -198,6 +202,27 @@ class ClusterSnapshot:
             passing=frozenset(),
             expected=(),
         )
+
+    def why_awaited(self, node: str) -> str:
+        """Why a node takes no part that is waited for: half a sentence."""
+        if any(record.node == node and record.draining for record in self.records):
+            return "it is draining"
+        return self.out.get(node, "it has just gone offline")
+
+    def away(self, build: str) -> tuple[Away, ...]:
+        """Machines that somebody could have take part again, and how."""
+        have = {node for node, model in self.holders if runs_on_llama(model)}
+        spare = self.settings.placement.spare
+        found = []
+        for record in self.records:
+            if record.draining and record.build == build:
+                how = f"`sollold undrain {shlex.quote(record.name)}`: it is draining"
+                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
+        for record, seconds in self.absent:
+            if record.build == build:
+                how = f"starting {record.name} again: it has been offline for {seconds_text(seconds)}"
+                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
+        return tuple(found)
 
     def builds(self) -> list[str]:
         """llama.cpp builds on nodes that have the model, the most common first."""

@@ -135,6 +135,7 @@ class SnapshotMaker:
             passing=self._observations.passing(records, now),
             last_resort=self._observations.spare(records, now) - (out or {}).keys(),
             expected=self._observations.expected(now),
+            absent=self._observations.absent(now),
             departed=self._observations.departed(),
             unfetched=frozenset(
                 record.node

@@ -34,6 +34,14 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
+class Away:
+    """A machine that takes no part and could again; ``how``: what to do for it, and why it does not."""
+
+    machine: Machine
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
 class Shortfall:
     """The arithmetic. Bytes.
 
@@ -62,6 +70,7 @@ def explain(
     choice: PlacementChoice,
     busy: Sequence[Busy] = (),
     correction: cost_model.Correction = cost_model.uncorrected,
+    away: Sequence[Away] = (),
 ) -> Shortfall:
     """Work out what is missing after `choose` found nothing, and try what would help."""
     footprint = choice.footprint
@@ -75,7 +84,7 @@ def explain(
     usable = fleet.machines if request.distributed else (alone,) if alone is not None else ()
     there = sum(machine.room for machine in usable)
     missing = max(0, needed - there)
-    remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing))
+    remedies = tuple(_remedies(request, fleet, footprint_of, footprint, busy, correction, missing, away))
     least = context.tokens(request, footprint.context_train)
     if not request.context:
         least = min(least, context.LEAST)
@@ -147,6 +156,7 @@ def _remedies(
     busy: Sequence[Busy],
     correction: cost_model.Correction,
     missing: int,
+    away: Sequence[Away],
 ) -> list[str]:
     """What would help, each tried: sentences in the order of what it costs."""
 
@@ -166,6 +176,7 @@ def _remedies(
         held = bytes_text(sum(sum(part.bytes.values()) for part in one))
         models = " and ".join(part.model for part in one)
         found.append(f"{models} releasing {'its' if len(one) == 1 else 'their'} {held} ({one[0].reason})")
+    found += [one.how for one in away if fits_on(replace(fleet, machines=(*fleet.machines, one.machine)))]
     found += filter(None, (_without_others(fleet, fits_on), _without_reserve(fleet, fits_on)))
     if size := _quantized(request, footprint, lambda of: fits(request, fleet, of(footprint_of)) is not None):
         found.append(f"a smaller quantization of the model: a file of at most {bytes_text(size)}")

@@ -10,7 +10,7 @@ from sollold.cluster.gossip.record import State
 from sollold.cluster.gossip.term import Term
 from sollold.engines.commands import Commit, Deploy, Reserve, Reserved, Unload
 from sollold.leader import snapshot_maker
-from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN
+from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN, REMEMBERED
 from sollold.leader.leader import Leader
 from sollold.leader.messages import Verdict
 from sollold.leader.observations import GOOD_SERVICE, LAST_RESORT
@@ -182,8 +182,11 @@ async def test_a_model_that_needs_every_node_waits_for_one_that_has_just_gone(cl
     gone.ledger.ended(deployment)
     break_off(cluster, deployment, answered=True, culprit="b")
     answer = await cluster.planner.ensure(ASK)
-    assert answer.verdict is Verdict.PLANNING and "waits for host-b" in answer.message
-    assert (await cluster.planner.preview(ASK)).verdict is Verdict.PLANNING
+    assert answer.verdict is Verdict.PLANNING
+    assert "waits for host-b (it has just gone offline)" in answer.message
+    preview = await cluster.planner.preview(ASK)
+    assert preview.verdict is Verdict.PLANNING
+    assert {change.name for change in preview.free} == {"host-a", "host-b", "host-c"}
     # It is back, and its llama.cpp is being looked for still.
     gone.build = ""
     cluster.nodes["b"] = gone
@@ -225,12 +228,17 @@ async def test_a_node_that_stays_away_is_not_waited_for(cluster: Cluster) -> Non
     refused = await cluster.planner.ensure(ASK)
     assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
     assert "MiB" in refused.message
+    assert "starting host-b again: it has been offline for 1 min" in refused.message
+    cluster.now += REMEMBERED
+    refused = await cluster.planner.ensure(ASK)
+    assert (refused.fault, "host-b" in refused.message) == ("too_big", False)
 
 
 async def test_a_node_that_drains_is_waited_for_until_it_should_have_been_restarted(cluster: Cluster) -> None:
     cluster.nodes["b"].draining = True
     cluster.changed()
-    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.PLANNING and "waits for host-b (it is draining)" in answer.message
     cluster.now += SETTINGS.serving.drain_limit + GONE_WITHIN - 1
     gone = cluster.nodes.pop("b")
     cluster.changed()
@@ -248,6 +256,7 @@ async def test_a_node_that_goes_on_draining_is_not_waited_for(cluster: Cluster) 
     cluster.now += SETTINGS.serving.drain_limit + GONE_WITHIN
     refused = await cluster.planner.ensure(ASK)
     assert (refused.verdict, refused.fault) == (Verdict.REFUSED, "too_big")
+    assert "`sollold undrain host-b`: it is draining" in refused.message
 
 
 async def test_an_owner_that_can_not_be_asked_just_now_is_waited_for(cluster: Cluster) -> None:

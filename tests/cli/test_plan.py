@@ -1,0 +1,37 @@
+"""What ``sollold plan`` shows."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from sollold.cli import plan
+
+SHARE = {"device": "CPU", "first": 0, "last": 3, "weights": 1, "state": 1, "compute": 1, "overhead": 1}
+
+
+class Daemon:
+    """Plans a model over a node that is there and one that is offline."""
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        shares = [SHARE | {"node": "aa"}, SHARE | {"node": "bb"}]
+        made = {"head": "aa", "host": SHARE | {"node": "aa", "first": 0, "last": 0}, "shares": shares}
+        made |= {"layers": 6, "tokens_per_second": 1.0, "load_seconds": 1.0, "reasons": []}
+        return {"ok": True, "plan": made, "reason": "it waits for bert", "context": 768, "free": []} | {
+            kind: 1 for kind, _, _ in plan.KINDS
+        }
+
+    def get(self, path: str) -> dict[str, Any]:
+        return {"nodes": [{"node": "aa", "name": "anna"}], "offline": [{"node": "bb", "name": "bert"}]}
+
+
+def test_a_machine_that_is_offline_has_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "client", lambda options: Daemon())
+    monkeypatch.setattr(plan, "wishes", lambda options: {})
+    plan.plan(argparse.Namespace(json=False, online=False, model="big"))
+    told = capsys.readouterr().out
+    assert "anna" in told and "bert " in told and "bb" not in told
