@@ -15,10 +15,12 @@ from sollold.leader.existing import (
     ReloadWhenIdle,
     Use,
     Wait,
+    as_it_ran,
     context_needed,
     footprint_of,
     in_ollama,
     lacking,
+    lost_lately,
     request_of,
     what_is_there,
     with_options_of,
@@ -121,6 +123,11 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
         ask = with_options_of(ask, larger[1].asked)
     elif there is not None and not ask.more:
         return there
+    elif not ask.more and (lost := lost_lately(ask, snapshot)) is not None:
+        # As it ran before it was lost, where that is still possible.
+        placed = _placement(as_it_ran(ask, lost, snapshot), snapshot, None)
+        if isinstance(placed, Place):
+            return replace(placed, pinned=lost.pinned)
     placed = _placement(ask, snapshot, larger)
     if isinstance(placed, Refuse) and snapshot.avoided:
         snapshot = replace(snapshot, avoided={})

@@ -134,6 +134,29 @@ def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
     )
 
 
+def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
+    """A deployment of this content that answered until a part of it ended by itself, a moment ago."""
+    model = snapshot.holders[0][1]
+    embedding = for_embedding(ask, model)
+    lost = [
+        endpoint
+        for _, endpoint in snapshot.endpoints()
+        if endpoint.state is State.FAILED
+        and endpoint.answered
+        and endpoint.embedding == embedding
+        and endpoint.backend is not Backend.OLLAMA
+        and endpoint.is_of(model.name, model.digest, ask.in_ollama)
+    ]
+    return lost[-1] if lost and ask.llama else None
+
+
+def as_it_ran(ask: Ensure, lost: Endpoint, snapshot: ClusterSnapshot) -> Ensure:
+    """``ask`` where what it does not name is as that deployment was asked for."""
+    usual = _placement_settings(ask, snapshot).context
+    named = lost.asked.context if lost.asked.context != usual else 0
+    return replace(with_options_of(ask, lost.asked), context=max(ask.context, named))
+
+
 def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSettings:
     return ask.placement.over(snapshot.settings.placement)
 

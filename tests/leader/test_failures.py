@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from sollold.engines.commands import Commit, Deploy, Reserve, Reserved, Unload
 from sollold.leader import snapshot_maker
 from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN, REMEMBERED
 from sollold.leader.leader import Leader
-from sollold.leader.messages import Verdict
+from sollold.leader.messages import Ensure, Verdict
 from sollold.leader.observations import GOOD_SERVICE, LAST_RESORT
+from sollold.leader.wish import PlacementWish
 from sollold.models.footprint.shape import Shape
 from sollold.models.model import Model
 from sollold.placement.explain import Shortfall, explain
@@ -25,7 +27,7 @@ from tests.leader.cluster import (
     model,
     placed,
 )
-from tests.placement.fleets import MIB
+from tests.placement.fleets import GIB, MIB
 
 
 async def test_a_model_that_fails_again_and_again_is_left_alone_for_a_while(cluster: Cluster) -> None:
@@ -54,6 +56,49 @@ async def test_a_deployment_that_broke_after_answering_is_placed_again_at_once(c
             node.ledger.ended(deployment)
         cluster.changed()
     assert len(cluster.asked("deploy")) == 5
+
+
+async def lost_as_it_ran(cluster: Cluster, ask: Ensure, **changes: Any) -> None:
+    deployment = await placed(cluster, ask)
+    cluster.ready(deployment, state=State.FAILED, reason="a worker died", **changes)
+    for node in cluster.nodes.values():
+        node.ledger.end_deployment(deployment, "failed")
+        node.ledger.ended(deployment)
+    cluster.changed()
+
+
+async def test_what_breaks_is_placed_again_as_it_ran() -> None:
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 2 * GIB, model())
+    await cluster.planner.start()
+    named = PlacementWish(speculation="ngram")
+    options = replace(ASK, slots=3, type_k="q8_0", context=1024, placement=named)
+    await lost_as_it_ran(cluster, options, answered=True)
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    order = cluster.asked("deploy")[-1][1]
+    assert isinstance(order, Deploy)
+    run = order.plan.run
+    assert (run.slots, run.type_k, run.request_context) == (3, "q8_0", 1024)
+    assert order.plan.drafts_by == "ngram"
+    await cluster.planner.close()
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_what_can_not_run_as_before_or_never_ran_is_placed_as_usual(answered: bool) -> None:
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 2 * GIB, model())
+    cluster.add("b", 2 * GIB)
+    await cluster.planner.start()
+    fixed = replace(ASK, slots=2, fixed=(("b", 17),))
+    await lost_as_it_ran(cluster, fixed, answered=answered)
+    if answered:
+        del cluster.nodes["b"]
+        cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    order = cluster.asked("deploy")[-1][1]
+    assert isinstance(order, Deploy)
+    assert order.plan.run.slots == 1 and set(order.plan.bytes_by_owner()) == {"a"}
+    await cluster.planner.close()
 
 
 async def test_a_new_leader_takes_no_fault_of_before_for_a_load_that_failed(cluster: Cluster) -> None:
