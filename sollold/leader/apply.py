@@ -15,6 +15,7 @@ from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of, wait_until
 from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
 from sollold.leader.decide import Place
+from sollold.leader.messages import Drop, Dropped
 from sollold.leader.observations import Observations
 from sollold.leader.snapshot import AcceptedDeployment
 
@@ -142,6 +143,16 @@ class PlanApplier:
         if done.ok and not deployment.startswith(OLLAMA_PREFIX):
             self._observations.ended(deployment, self._clock())
         return done
+
+    async def tell_others(self, drop: Drop) -> None:
+        """Tell those who may lead next that a model that was lost is not to be loaded again."""
+        others = [record.node for record in self._view.live() if record.node != self._view.me.node]
+
+        async def one(node: str) -> None:
+            with contextlib.suppress(PeerError):
+                await self._calls.call(node, "drop", drop, Dropped, timeout=CALL_TIMEOUT)
+
+        await asyncio.gather(*map(one, others))
 
     async def end_when_idle(self, node: str, deployment: str, term: Term, reason: str) -> None:
         """Have a head let no new requests into a deployment, and end it when it is idle."""

@@ -360,12 +360,14 @@ class Leader:
         )
 
     async def unload(self, drop: Drop) -> Dropped:
-        """Unload a model's deployments; where another node leads, say so and do nothing."""
+        """Unload a model's deployments; where another node leads, say so, and only load none again."""
         term = self._view.leader()
+        name = self._library.resolve(drop.model).name or drop.model
+        forgotten = self._pinned.forget(drop.model, name)
         if not self._leads:
             return Dropped(leader=term.leader)
-        name = self._library.resolve(drop.model).name or drop.model
-        self._pinned.forget(drop.model, name)
+        if forgotten:
+            await self._applier.tell_others(drop)
         ours = loaded_of(self._view.live(), drop.model, name)
         wanted = sorted({*ours, *drop.seen})
         done = await asyncio.gather(

@@ -131,11 +131,17 @@ class PinnedPolicy:
         pinned.told, pinned.told_at = reason, now
         return True
 
-    def forget(self, *names: str) -> None:
-        """Somebody unloads the model, or the deployment, of this name: it is no longer to stay."""
+    def forget(self, *names: str) -> bool:
+        """Somebody unloads the model, or the deployment, of this name: it is no longer to stay.
+
+        Whether one was lost: the other nodes can't see in the records that it is not to be loaded again.
+        """
+        lost = False
         for content, one in list(self._pinned.items()):
             if {one.endpoint.model, one.endpoint.id} & set(names):
+                lost |= one.lost is not None
                 del self._pinned[content]
+        return lost
 
 
 def needless(records: Iterable[Record]) -> dict[str, str]:

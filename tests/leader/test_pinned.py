@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -248,6 +249,32 @@ async def test_who_asks_for_it_first_has_it_stay_too_and_an_unload_ends_that() -
         await placed(cluster, ask)
         assert [order.keep_alive for order in orders(cluster)] == [-1.0, -1.0, 300.0]
     finally:
+        await cluster.planner.close()
+
+
+async def test_who_may_lead_next_does_not_load_what_was_unloaded_while_it_was_lost() -> None:
+    cluster = Cluster()
+    cluster.add("a", 400 * MIB, model())
+    cluster.add("b", 2 * GIB, model())
+    cluster.add("c", 400 * MIB, model())
+    view: Any = cluster.seen_by("c")
+    other = leader.Leader(cluster.settings, view, view, view, clock=lambda: cluster.now)
+    await cluster.planner.start()
+    await other.start()
+    try:
+        await placed(cluster, Ensure("demo", keep_alive=-1.0), pinned=True)
+        del cluster.nodes[orders(cluster)[0].plan.head]
+        cluster.changed()
+        assert [one.model for one in other.lost()] == ["demo:latest"]
+        await cluster.planner.unload(Drop("demo"))
+        told = [(node, drop) for node, drop in cluster.asked("drop")]
+        assert told == [(node, Drop("demo")) for node in cluster.nodes if node != "a"]
+        assert (await other.unload(Drop("demo"))).leader == "a" and other.lost() == ()
+        cluster.calls_made.clear()
+        await cluster.planner.unload(Drop("demo"))
+        assert not cluster.asked("drop")
+    finally:
+        await other.close()
         await cluster.planner.close()
 
 
