@@ -252,11 +252,14 @@ def _network(facts: Facts) -> list[Finding]:
 
 
 def _models(models: Sequence[Model]) -> list[Finding]:
-    return [
-        Finding(Grade.PROBLEM, f"{model.name} ({model.source}) can't be used: {model.unusable}")
-        for model in models
-        if model.unusable
-    ]
+    found = []
+    for model in models:
+        if model.unusable:
+            where = f"{model.source}, {model.files[0]}" if model.files else model.source
+            what = f"{model.name} ({where}) can't be used: {model.unusable}"
+            fix = "pull or copy it again, or remove the file" if "truncated" in model.unusable else ""
+            found.append(Finding(Grade.PROBLEM, what, fix))
+    return found
 
 
 def _gpus(facts: Facts) -> list[Finding]:

@@ -8,7 +8,7 @@ from functools import partial
 
 from sollold.errors import Fault
 from sollold.facts import dataclass
-from sollold.leader.eviction import best_eviction, evictable, reasons_to_end
+from sollold.leader.eviction import beside_what, best_eviction, evictable, reasons_to_end
 from sollold.leader.existing import (
     Located,
     Mismatch,
@@ -192,7 +192,7 @@ def _beside_or_later(
 
 
 def _no_room_for(ask: Ensure, snapshot: ClusterSnapshot) -> str:
-    return f"a context of {context_needed(ask, snapshot)} tokens does not fit anywhere"
+    return f"a context of {context_needed(ask, snapshot)} tokens does not fit {beside_what(snapshot)}"
 
 
 def _misfixed(ask: Ensure, snapshot: ClusterSnapshot) -> str:

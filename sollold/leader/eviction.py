@@ -96,6 +96,14 @@ def evictable(snapshot: ClusterSnapshot, but: set[str]) -> tuple[list[Located], 
     return idle, busy
 
 
+def beside_what(snapshot: ClusterSnapshot) -> str:
+    """Where more of the model finds no room: beside others that may not be ended, or not anywhere."""
+    digest = snapshot.holders[0][1].digest
+    _, busy = evictable(snapshot, {one.id for _, one in snapshot.endpoints() if one.digest == digest})
+    kept = sorted({f"{one.model} ({one.reason})" for one in busy if any(one.bytes.values())})
+    return f"beside {' and '.join(kept[:3])}" if kept else "anywhere"
+
+
 def _why_kept(endpoint: Endpoint, snapshot: ClusterSnapshot, *, pinned: bool) -> str:
     if in_use(endpoint):
         count = endpoint.active + endpoint.waiting

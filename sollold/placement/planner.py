@@ -182,8 +182,8 @@ def _why(request: PlacementRequest, fleet: Fleet, best: Candidate, footprint: Fo
         )
     else:
         sentences.append(
-            f"No machine that has the file holds it alone ({bytes_text(size)}): "
-            f"{head} runs it with {', '.join(others)}."
+            f"No machine that has the file holds it alone: {head} runs it with {', '.join(others)}, "
+            f"{bytes_text(size)} in all."
         )
     if request.policy is Policy.FASTEST and not request.fixed:
         sentences.append("Of the splits that fit, this one has the least predicted time per token.")

@@ -70,6 +70,15 @@ def test_a_model_that_was_to_stay_loaded_and_is_lost_is_a_problem() -> None:
     assert "gone from bert for 1 min 30 s" in finding.what and finding.what.endswith("It does not fit.")
 
 
+def test_a_file_that_was_cut_off_is_named_with_its_path_and_what_to_do() -> None:
+    bad = Model("odd:latest", "d", "folder", ("/models/odd.gguf",), 1, 0.0, unusable="The file is truncated.")
+    (finding,) = examine(replace(WELL, models=(bad,)))
+    assert finding.what == "odd:latest (folder, /models/odd.gguf) can't be used: The file is truncated."
+    assert "copy it again" in finding.fix
+    (finding,) = examine(replace(WELL, models=(replace(bad, unusable="unknown model architecture"),)))
+    assert not finding.fix
+
+
 def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:
     (finding,) = examine(replace(WELL, state="/state", unwritable="No space left on device"))
     assert finding.grade is Grade.PROBLEM and "/state: No space left on device." in finding.what

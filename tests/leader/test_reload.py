@@ -9,7 +9,7 @@ import pytest
 
 from sollold.engines.commands import Deploy, Unload
 from sollold.leader.leader import CLOSE_AFTER
-from sollold.leader.messages import Verdict
+from sollold.leader.messages import Ensure, Verdict
 from sollold.leader.wish import PlacementWish
 from sollold.settings.schema import PlacementSettings
 from tests.leader.cluster import (
@@ -19,7 +19,7 @@ from tests.leader.cluster import (
     model,
     placed,
 )
-from tests.placement.fleets import GIB, MIB
+from tests.placement.fleets import GIB, MIB, shape
 
 
 async def test_a_larger_context_reloads_only_what_is_idle(cluster: Cluster) -> None:
@@ -155,7 +155,19 @@ async def test_a_context_that_fits_nowhere_keeps_what_runs(cluster: Cluster) -> 
     first = await placed(cluster, idle=3.0)
     answer = await cluster.planner.ensure(replace(ASK, context=32768))
     assert (answer.verdict, answer.deployment) == (Verdict.USE, first)
+    assert answer.reasons == ("a context of 32768 tokens does not fit anywhere",)
     assert not cluster.asked("unload")
+
+
+async def test_a_context_that_does_not_fit_beside_others_that_stay_names_them(cluster: Cluster) -> None:
+    await placed(cluster, idle=3.0)
+    cluster.add("d", 250 * MIB, model("other:latest", "d2"))
+    cluster.shapes["d2"] = shape(4, 20 * MIB)
+    await placed(cluster, Ensure("other"), pinned=True)
+    answer = await cluster.planner.ensure(replace(ASK, context=32768))
+    assert answer.verdict is Verdict.USE
+    (reason,) = answer.reasons
+    assert "does not fit beside other:latest (it is kept loaded by its keep_alive)" in reason
 
 
 USUAL = replace(SETTINGS, placement=PlacementSettings(context=8192, slots=1))

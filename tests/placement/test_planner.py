@@ -449,6 +449,8 @@ def test_a_plain_worker_takes_what_no_machine_can() -> None:
     check(plan, on)
     assert PLAIN in [share.device for share in plan.shares]
     assert f"the external worker {PLAIN}" in choice.reasons[0]
+    assert choice.reasons[0].startswith("No machine that has the file holds it alone: ")
+    assert choice.reasons[0].endswith("in all.")
     assert "alone" not in choice.reasons[0].split(":")[1]
     none = choose(replace(WISH, distributed=False), on, footprint_with(SMALL))
     assert none.candidate is None, "a model that may not be spread is not put on one"
