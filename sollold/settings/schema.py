@@ -308,7 +308,8 @@ class ServingSettings:
     kept_prompts: Bytes = 4 * GIB
     """Bytes on disk for what engines have read of prompts: kept when an idle model is unloaded, for when it
     is loaded again, until the daemon stops. Only the daemon's user can read them. 0: none. Nothing is kept of
-    models whose attention slides over a window (Gemma, gpt-oss): llama.cpp would read all anew."""
+    models whose attention slides over a window (Gemma, gpt-oss), nor where a model or a layer drafts tokens:
+    llama.cpp would read all anew, or draft nothing that is right."""
 
 
 @dataclass(frozen=True, slots=True)

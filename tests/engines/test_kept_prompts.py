@@ -72,13 +72,18 @@ def test_what_would_be_read_anew_is_not_kept(tmp_path: Path, llama: Llama) -> No
     with Cluster(1, tmp_path, llama, settings=settings, loopback=True) as made:
         (node,) = made
         writer.write(node.models / "slides.gguf", "gemma3", Size(layers=6))
+        write(node.models / "drafts.gguf", Recital(counting(320), name="drafts", layers=2))
+        write(node.models / "small.gguf", Recital(counting(320), name="small", layers=1, width=192))
         made.together()
-        until(lambda: b"slides" in node.ask("GET", "/api/tags").body, "the model is known")
-        body = {"model": "slides", "prompt": "one two three " * 100, "max_tokens": 2}
-        answer = node.ask("POST", "/v1/completions", body)
-        assert answer.json["usage"]["prompt_tokens"] > 256, answer.body
-        assert node.ask("POST", "/api/cluster/unload", {"model": "slides"}).status == 200
-        until(lambda: not made.deployments(), "it is unloaded")
+        until(lambda: b"slides" in node.ask("GET", "/api/tags").body, "the models are known")
+        for model, wish in (("slides", {}), ("drafts", {"speculation": "small"})):
+            loaded = node.ask("POST", "/api/cluster/load", {"model": model, **wish})
+            assert loaded.status == 200 and bool(loaded.json["speculation"]) == bool(wish), loaded.body
+            body = {"model": model, "prompt": "w0001 w0002 w0003 " * 100, "max_tokens": 2}
+            answer = node.ask("POST", "/v1/completions", body)
+            assert answer.json["usage"]["prompt_tokens"] > 256, answer.body
+            assert node.ask("POST", "/api/cluster/unload", {"model": model}).status == 200
+            until(lambda: not made.deployments(), "it is unloaded")
         assert "processed prompts" not in node.log()
         assert list((node.folder / "cache" / "prompts").iterdir()) == []
 

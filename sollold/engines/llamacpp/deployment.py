@@ -22,7 +22,7 @@ from sollold.engines.commands import Deploy
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp.command_line import WorkerAddress, can_draft
 from sollold.engines.llamacpp.context import DeploymentContext
-from sollold.engines.llamacpp.kept_prompts import key_of
+from sollold.engines.llamacpp.kept_prompts import can_keep, key_of
 from sollold.engines.llamacpp.llama_server import LOAD_SECONDS, Head, HeadFailed
 from sollold.engines.llamacpp.load_progress import LoadProgress
 from sollold.engines.llamacpp.participants import BREAK_SECONDS, ParticipantFailed, Participants
@@ -267,7 +267,9 @@ class Deployment:
             still = group.create_task(self._watch_load())
             self.head = await self._load(workers)
             still.cancel()
-            await self._context.prompts.restore(self._context.http, self.head.address, self._prompts_key())
+            if can_keep(self.plan, self.drafts.by):
+                prompts, address = self._context.prompts, self.head.address
+                await prompts.restore(self._context.http, address, self._prompts_key())
             self._last_used = time.monotonic()
             self.progress.value = 1.0
             self._answered = True
@@ -359,8 +361,7 @@ class Deployment:
         """Keep what was read, where it ends in good order."""
         if self.head is None or self.state is not State.DRAINING or not self._answered:
             return
-        # With a window llama.cpp reads a prompt anew after a load, whatever it has restored.
-        if self.busy or self.plan.run.embedding or self.plan.windowed:
+        if self.busy or not can_keep(self.plan, self.drafts.by):
             return
         size = sum(share.state for share in (self.plan.host, *self.plan.shares))
         prompts, address, cells = self._context.prompts, self.head.address, self.plan.run.context

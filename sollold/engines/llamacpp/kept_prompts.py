@@ -19,6 +19,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from sollold.cluster.gossip.record import NGRAM
 from sollold.engines.address import EngineAddress
 from sollold.facts import dataclass
 from sollold.models.model import Model
@@ -157,6 +158,15 @@ class KeptPrompts:
             total += one.size
             if one.slot < 0 or total > self._limit:
                 one.path.unlink(missing_ok=True)
+
+
+def can_keep(plan: Plan, drafts_by: str) -> bool:
+    """Whether an engine goes on well from slots that another one saved; ``drafts_by``: as in `Plan`.
+
+    With a sliding window llama.cpp reads a prompt anew after a load, whatever it has restored. A model or a
+    layer that drafts has a cache of its own, which is not saved: none of its drafts would be right.
+    """
+    return not (plan.run.embedding or plan.windowed) and drafts_by in ("", NGRAM)
 
 
 def key_of(plan: Plan, model: Model, build: str, extra: Sequence[str]) -> str:
