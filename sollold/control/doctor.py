@@ -175,14 +175,13 @@ def _failed(live: Sequence[Record]) -> list[Finding]:
 def _lost(lost: Sequence[LostModel]) -> list[Finding]:
     found = []
     for one in lost:
-        name = shlex.quote(one.model)
         what = (
             f"{one.model} was to stay loaded (keep_alive -1) and has been gone from {one.head} for "
             f"{seconds_text(one.seconds)}; it is loaded again as soon as it can be"
         )
         if one.reason:
             what += f". At the last try: {one.reason}"
-        fix = f"`sollold plan {name}` shows where it would go, or what is missing"
+        fix = f"`sollold plan {shlex.quote(one.model)}` shows where it would go, or what is missing"
         found.append(Finding(Grade.PROBLEM, what, fix))
     return found
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import shlex
 import tempfile
 from pathlib import Path
+
+log = logging.getLogger("sollold.settings")
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -55,10 +59,15 @@ def close_to_others(path: Path) -> None:
     """Leave ``path`` to its owner alone: a backup that was restored may have opened it.
 
     Raises:
-        OSError: it is not there, or belongs to somebody else.
+        OSError: it is not there.
     """
     if path.stat().st_mode & 0o077:
-        path.chmod(0o600)
+        try:
+            path.chmod(0o600)
+        except PermissionError:
+            # Restored by root: it can be read, which is no reason to serve nobody.
+            name = shlex.quote(str(path))
+            log.warning("%s can be read by others; run: sudo chmod 600 %s", path, name)
 
 
 def read_bounded(path: Path, limit: int = 1 << 20) -> bytes:

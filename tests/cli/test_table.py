@@ -69,7 +69,7 @@ def test_nodes_keep_their_whole_names_and_versions_their_columns(
     monkeypatch.setattr(nodes, "client", lambda options, timeout=0.0: Daemon())
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "70")
-    options = argparse.Namespace(node="", json=False, quiet=False, offline=False)
+    options = argparse.Namespace(node="", json=False, quiet=False, offline=False, waiting=False)
     nodes.nodes(options)
     assert "workstation-模型 *" in capsys.readouterr().out
     nodes.version(options)

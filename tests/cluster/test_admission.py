@@ -126,6 +126,20 @@ def test_a_keyring_that_others_can_read_is_closed(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "keyring").stat().st_mode) == 0o600
 
 
+def test_a_keyring_that_root_restored_is_used_and_said_to_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    settings = ClusterSettings(door="1h")
+    made = secret_of(settings, tmp_path, "a" * 16)
+    (tmp_path / "keyring").chmod(0o644)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert secret_of(settings, tmp_path, "a" * 16) == made
+    assert "sudo chmod 600" in caplog.text
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"secret": "ab", "founder": "a", "founded": 1}', b"\xff"])
 def test_a_damaged_keyring_opens_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: bytes
