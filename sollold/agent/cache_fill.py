@@ -96,11 +96,15 @@ class CacheFill:
                 extra={"deployment": self._request.deployment},
             )
 
-    async def offer(self, asked: HeldHash) -> None:
-        """The worker is asked for a hash: let it find the tensor once that is ready. Never raises."""
+    async def offer(self, asked: HeldHash) -> bool:
+        """The worker is asked for a hash: let it find the tensor once that is ready. Never raises.
+
+        Returns:
+            Whether it will find it.
+        """
         one = self._tensors.get(asked.name)
         if one is None or asked.offset or (asked.type, asked.shape) != (one.type, one.shape):
-            return
+            return False
         ready = self._files[one.name]
         begun = time.monotonic()
         while not ready.done():
@@ -115,13 +119,14 @@ class CacheFill:
         # Later tensors of that name would be another model's.
         self._tensors.pop(one.name, None)
         try:
-            await asyncio.to_thread(
+            there = await asyncio.to_thread(
                 self._cache.place, self._request.deployment, asked.hash, tensor_key(one), file
             )
         except OSError as error:
             log.info("%s is not offered to the worker: %s", one.name, error)
-            return
+            return False
         self._filled += one.size if file is not None else 0
+        return there == one.size
 
     def _read_ahead(self, key: str) -> None:
         """The worker reads the file of ``key`` next."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sollold.agent.cache_fill import CacheFill, Connect
 from sollold.cluster.net.rpc_client import Calls
 from sollold.engines.commands import Done, FillCache
-from sollold.engines.llamacpp.hash_frames import HashFrames
+from sollold.engines.llamacpp.hash_frames import FOUND, HashFrames
 from sollold.engines.llamacpp.tensor_cache import TensorCache
 from sollold.models.model import Model
 
@@ -69,7 +69,6 @@ class FillGate(HashFrames):
         super().__init__()
         self._fill = fill
 
-    async def settle(self) -> None:
+    async def settle(self) -> bytes:
         """Wait until what is asked for can be found, or will not be."""
-        if self.asked is not None:
-            await self._fill.offer(self.asked)
+        return FOUND if self.asked is not None and await self._fill.offer(self.asked) else b""

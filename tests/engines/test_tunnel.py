@@ -78,14 +78,16 @@ class Worker:
 
 
 class Held(HashFrames):
-    """Lets a hash pass when ``free`` is set."""
+    """Lets a hash pass when ``free`` is set; ``known``: what the worker will answer."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: bytes = b"") -> None:
         super().__init__()
         self.free = asyncio.Event()
+        self.known = known
 
-    async def settle(self) -> None:
+    async def settle(self) -> bytes:
         await self.free.wait()
+        return self.known
 
 
 @dataclass
@@ -504,4 +506,48 @@ async def test_a_head_that_sends_on_while_a_request_is_held_back_is_not_gathered
     said = b"\x07" + struct.pack("<Q", 312) + bytes(312) + bytes(1 << 21)
     writer.write(said)
     assert await asyncio.wait_for(reader.readexactly(len(said)), 10) == said
+    writer.close()
+
+
+HASH = b"\x07" + struct.pack("<Q", 312) + bytes(312)
+
+
+async def test_a_head_has_an_answer_that_is_known_before_the_worker_gives_it(way: Way) -> None:
+    gate = way.gate_of_d1 = Held(known=HASH)  # The worker says what it hears.
+    gate.free.set()
+    tunnel = await way.tunnels.open("d1", IDS[0])
+    reader, writer = await way.connect(tunnel)
+    writer.write(HASH)
+    assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
+    way.worker.gate.clear()
+    for _ in range(5):
+        # The first is being read by the worker already.
+        writer.write(HASH)
+        assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
+    writer.write(HASH)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.readexactly(1), 0.3)
+    way.worker.gate.set()
+    assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
+    hello = b"\x0e" + struct.pack("<Q", 3) + b"abc"
+    writer.write(hello)
+    assert await asyncio.wait_for(reader.readexactly(len(hello)), 5) == hello
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(reader.readexactly(1), 0.3)
+    writer.close()
+
+
+async def test_a_worker_that_answers_otherwise_is_left_and_from_then_on_waited_for(way: Way) -> None:
+    gate = way.gate_of_d1 = Held(known=b"found")
+    gate.free.set()
+    reader, writer = await way.connect(await way.tunnels.open("d1", IDS[0]))
+    writer.write(HASH)
+    assert await end_of(reader) == b"found"
+    writer.close()
+    await until(lambda: way.worker.ended == 1)
+    again = way.gate_of_d1 = Held(known=b"found")
+    again.free.set()
+    reader, writer = await way.connect(await way.tunnels.open("d1", IDS[0]))
+    writer.write(HASH)
+    assert await asyncio.wait_for(reader.readexactly(len(HASH)), 5) == HASH
     writer.close()

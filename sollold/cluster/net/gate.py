@@ -35,6 +35,10 @@ class Gate(Protocol):
         """Hold nothing back any more: all that was."""
         ...
 
-    async def settle(self) -> None:
-        """Wait until the request that is held back may pass. Never raises."""
+    async def settle(self) -> bytes:
+        """Wait until the request that is held back may pass. Never raises.
+
+        Returns:
+            What the worker will answer, if that is known: the head need not wait for it. Else nothing.
+        """
         ...

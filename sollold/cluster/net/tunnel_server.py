@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from functools import partial
 from typing import cast
 
@@ -27,6 +28,8 @@ log = logging.getLogger("sollold.cluster")
 GREETING_LIMIT = 4096
 _MOST_HELD = 1 << 20
 """Bytes behind one request that is held back: a head that waits for its answer sends none."""
+_MOST_AHEAD = 4
+"""Answers that the head may have before the worker gives them: it is not to load far ahead of the worker."""
 _TRIES = 3
 """To be the only client of a worker."""
 OPEN_SECONDS = 5.0
@@ -54,10 +57,12 @@ class WorkerTunnels:
 
     Attributes:
         workers: where tunnels lead to; None on a node without any.
+        ahead: heads may have an answer before the worker gives it; False once a worker gave another.
     """
 
     def __init__(self) -> None:
         self.workers: Workers | None = None
+        self.ahead = True
         self._open: dict[TunnelServer, Open] = {}
 
     def enter(self, end: TunnelServer, asked: Open) -> None:
@@ -147,7 +152,7 @@ class TunnelServer(asyncio.Protocol):
         self._lines.enter(self, asked)
         transport = self._transport
         transport.write(frame(msgspec.msgpack.encode(Opened(True))))
-        front = _Front(self, traffic, None if asked.plain else workers.gate(asked.deployment))
+        front = _Front(self, traffic, None if asked.plain else workers.gate(asked.deployment), worker)
         transport.set_protocol(front)
         front.connection_made(transport)
         front.join(worker)
@@ -155,7 +160,7 @@ class TunnelServer(asyncio.Protocol):
             front.data_received(early)
         transport.resume_reading()
 
-    async def _connect(self, workers: Workers, asked: Open, traffic: Traffic) -> ProxyEnd:
+    async def _connect(self, workers: Workers, asked: Open, traffic: Traffic) -> _WorkerEnd:
         """The connection to the worker.
 
         Raises:
@@ -164,7 +169,7 @@ class TunnelServer(asyncio.Protocol):
         deployment = asked.deployment
         for _ in range(_TRIES):
             host, port = await workers.address(self.peer, deployment, asked.plain)
-            worker = ProxyEnd(traffic, up=False)
+            worker = _WorkerEnd(traffic, self._lines)
             try:
                 async with asyncio.timeout(OPEN_SECONDS):
                     await asyncio.get_running_loop().create_connection(partial(_itself, worker), host, port)
@@ -195,17 +200,56 @@ class TunnelServer(asyncio.Protocol):
             self._timer = None
 
 
-def _itself(end: ProxyEnd) -> ProxyEnd:
+def _itself(end: _WorkerEnd) -> _WorkerEnd:
     return end
+
+
+class _WorkerEnd(ProxyEnd):
+    """The worker's side of a tunnel at work.
+
+    A head hashes a tensor, and waits while the worker reads that from its disk. Where it is known what the
+    worker will answer, the head has the answer at once and hashes the next tensor meanwhile.
+    """
+
+    def __init__(self, traffic: Traffic, lines: WorkerTunnels) -> None:
+        super().__init__(traffic, up=False)
+        self._lines = lines
+        self._said: deque[bytes] = deque()
+        """What the head was told already, and the worker will say."""
+        self._heard = b""
+        """Of the first of these what the worker has said."""
+
+    def answer(self, data: bytes) -> None:
+        """Tell the head what the worker will say, if the worker is not too far behind."""
+        if self._lines.ahead and len(self._said) < _MOST_AHEAD:
+            self._said.append(data)
+            super().data_received(data)
+
+    def data_received(self, data: bytes) -> None:
+        while self._said and data:
+            wanted = self._said[0]
+            left = len(wanted) - len(self._heard)
+            self._heard, data = self._heard + data[:left], data[left:]
+            if not wanted.startswith(self._heard):
+                log.warning("a worker did not read a tensor that lies in its cache: it is loaded anew")
+                self._lines.ahead = False
+                self.abort()
+                return
+            if self._heard == wanted:
+                self._said.popleft()
+                self._heard = b""
+        if data:
+            super().data_received(data)
 
 
 class _Front(ProxyEnd):
     """The member's side of a tunnel at work."""
 
-    def __init__(self, owner: TunnelServer, traffic: Traffic, gate: Gate | None) -> None:
+    def __init__(self, owner: TunnelServer, traffic: Traffic, gate: Gate | None, worker: _WorkerEnd) -> None:
         super().__init__(traffic, up=True)
         self._owner = owner
         self._gate = gate
+        self._worker = worker
         self._waiting: asyncio.Task[None] | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -226,10 +270,14 @@ class _Front(ProxyEnd):
             self._waiting = asyncio.get_running_loop().create_task(self._settle(gate))
 
     async def _settle(self, gate: Gate) -> None:
-        await gate.settle()
+        answer = await gate.settle()
         self._waiting = None
-        if not self.ended and not gate.over:
-            self._let_pass(gate, gate.release())
+        if self.ended or gate.over:
+            return
+        # The worker has the request before the head has the answer and sends what comes next.
+        self._let_pass(gate, gate.release())
+        if answer:
+            self._worker.answer(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._waiting is not None:

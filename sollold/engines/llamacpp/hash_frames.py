@@ -21,6 +21,8 @@ _PLACE = struct.Struct("<QQ")
 """Behind the tensor: offset of its bytes, and their hash."""
 _PLACE_AT = 296
 _SIZE = _PLACE_AT + _PLACE.size
+FOUND = struct.pack("<QB", 1, 1)
+"""What a worker answers that has a file of the hash, and has read it: eight bytes of size, and one."""
 HASHED_OVER = 10 * 1024 * 1024
 """Tensors of more bytes than that are asked for by their hash."""
 

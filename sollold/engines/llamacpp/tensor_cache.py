@@ -115,19 +115,23 @@ class TensorCache:
                 one.tensor: folder / name for name, one in known.items() if one.model == model and one.tensor
             }
 
-    def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> None:
+    def place(self, deployment: str, name: str, tensor: str, file: Path | None) -> int:
         """``name`` is the hash of ``tensor``: let the worker find ``file`` by it, if it has none yet.
+
+        Returns:
+            Bytes of what it finds by it now.
 
         Raises:
             OSError: it can't be put there.
         """
         with self._lock:
             if deployment not in self._offered or not _NAME.match(name):
-                return
+                return 0
             place = self._work / deployment / "rpc" / name
             if file is not None and not place.exists():
                 file.rename(place)
             self._tensors.setdefault(deployment, {})[name] = tensor
+            return place.stat().st_size if place.exists() else 0
 
     def models(self) -> tuple[tuple[str, int], ...]:
         """(beginning of a model's digest, bytes of it that are kept), some of the latest."""
