@@ -72,6 +72,7 @@ async def test_a_key_is_known_everywhere_and_its_secret_nowhere(nodes: Nodes) ->
     await until(lambda: b.keys.find(secret) == key)
     assert b.keys.made and b.keys.find(secret + "x") is None and b.keys.find("") is None
     for node in (a, b):
+        await until(node.file.is_file)
         stored = node.file.read_text()
         assert secret not in stored and secret.removeprefix(PREFIX) not in stored
         assert hashlib.sha256(secret.encode()).hexdigest() in stored
