@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sollold.cluster.gossip.record import State
 from sollold.errors import Fault
-from sollold.leader.decide import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
+from sollold.leader.decision import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait
 from sollold.leader.messages import Ensured, Verdict
 

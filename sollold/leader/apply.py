@@ -14,7 +14,7 @@ from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of, wait_until
 from sollold.engines.commands import Deploy, Done, Release, Reserve, Reserved, Unload
-from sollold.leader.decide import Place
+from sollold.leader.decision import Place
 from sollold.leader.messages import Drop, Dropped
 from sollold.leader.observations import Observations
 from sollold.leader.snapshot import AcceptedDeployment

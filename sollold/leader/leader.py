@@ -23,7 +23,8 @@ from sollold.engines.commands import Fetch, Fetched
 from sollold.errors import Fault
 from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
-from sollold.leader.decide import FetchFirst, HoldersAway, Place, Refuse, decide
+from sollold.leader.decide import decide
+from sollold.leader.decision import FetchFirst, HoldersAway, Place, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding, with_options_of
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sollold.cluster.gossip.record import Record
 from sollold.facts import dataclass
-from sollold.leader.decide import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
+from sollold.leader.decision import Decision, FetchFirst, HoldersAway, Place, PlaceLater, Refuse
 from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait
 from sollold.leader.messages import Verdict
 from sollold.leader.snapshot import ClusterSnapshot

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sollold.cluster.net.view import View
 from sollold.errors import Fault
 from sollold.leader.backoff import Backoff
-from sollold.leader.decide import HoldersAway, Refuse
+from sollold.leader.decision import HoldersAway, Refuse
 from sollold.leader.draft_models import drafters
 from sollold.leader.messages import Ensure
 from sollold.leader.observations import Observations
