@@ -2,7 +2,7 @@
 
 Those with real daemons and engines wait most of their time. What the processors have left then goes to the
 other lane, which runs at a lower priority, so that it doesn't take from what has to answer in time: first
-what needs nothing real, then what boots machines, builds images and looks at pages.
+what needs nothing real, then what boots machines, builds images and looks at pages, at last what is patient.
 
 A test may fail because the machine was too busy for it. So the files of the few that failed run once more,
 alone: who fails again has failed, and who passes then is named, because it waits for a time instead of a
@@ -22,6 +22,7 @@ from pathlib import Path
 
 DAEMONS = "cluster or llama or clients"
 MACHINES = "systemd or browser"
+PATIENT = "patient"
 SOME_FAILED, NO_TESTS, INTERRUPTED = 1, 5, 2
 """What pytest ends with when tests failed, when it finds none that was asked for, when it is interrupted."""
 FEW = 4
@@ -96,13 +97,17 @@ def main(words: Sequence[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryFile() as output:
         folder, command = Path(made), [*pytest, *words]
-        daemons = Lane([("daemons", f"({DAEMONS}) and not ({MACHINES})")], command, folder)
-        others = [("others", f"not ({DAEMONS} or {MACHINES})"), ("machines", MACHINES)]
+        daemons = Lane([("daemons", f"({DAEMONS}) and not ({MACHINES} or {PATIENT})")], command, folder)
+        others = [
+            ("others", f"not ({DAEMONS} or {MACHINES})"),
+            ("machines", MACHINES),
+            ("patient", f"{PATIENT} and not ({MACHINES})"),
+        ]
         lanes = [daemons, Lane(others, ["nice", "-n", "5", *command], folder, output.fileno())]
         for told in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(told, lambda *_: [lane.end() for lane in lanes])
         codes = finish(lanes)
-        print("\nThe tests without real daemons, and those of machines, images and pages:\n", flush=True)
+        print("\nThe other lane:\n", flush=True)
         output.seek(0)
         sys.stdout.buffer.write(output.read())
         sys.stdout.flush()

@@ -10,7 +10,7 @@ from sollold.engines.install.find import Llama
 from tests.chaos.report import forbidden, report
 from tests.chaos.round import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.patient, pytest.mark.timeout(900)]
 
 
 def test_every_answer_is_exact_whatever_dies(tmp_path: Path, llama: Llama) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sollold.engines.install.find import Llama
 from tests.daemons import Cluster, Node, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.patient, pytest.mark.timeout(300)]
 
 
 def sollold(node: Node, *words: str) -> str:

@@ -22,6 +22,7 @@ from tests.hostile.test_door import names, said, sollold
 
 pytestmark = [
     pytest.mark.cluster,
+    pytest.mark.patient,
     pytest.mark.llama,
     pytest.mark.timeout(300),
     pytest.mark.skipif(bool(netns.available()), reason=netns.available()),

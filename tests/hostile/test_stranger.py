@@ -22,7 +22,7 @@ from tests.hostile.stranger import Stranger, try_all
 from tests.hostile.sweep import InNetwork
 from tests.hostile.test_door import sollold
 
-pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.llama, pytest.mark.patient, pytest.mark.timeout(600)]
 
 TRIES = int(os.environ.get("SOLLOLD_TEST_TRIES", "90"))
 MODEL = "count"
