@@ -93,8 +93,10 @@ def by_hand(engines: Engines) -> Iterator[list[int]]:
             until(lambda pid=pid: listens(pid, _WORKER), "a worker by hand listens", 30)
         addresses = ",".join(f"{node.address}:{_WORKER}" for node, _ in engines.workers)
         words = with_option(with_option(engines.server, "--rpc", addresses), "--port", str(PORT))
-        children.append(head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet))
-        until(lambda: _healthy(head), "the engines by hand are ready", 300, 0.05)
+        server = head.machine.popen(list(words), stdin=subprocess.PIPE, **quiet)
+        children.append(server)
+        until(lambda: server.poll() is not None or _healthy(head), "the engines by hand are ready", 300, 0.05)
+        assert server.poll() is None, f"llama-server by hand ended with {server.returncode}"
         yield [child.pid for child in children]
     finally:
         for child in children:
