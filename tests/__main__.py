@@ -1,8 +1,9 @@
 """All tests, in two lanes at once: ``python -m tests [pytest's words]``.
 
 Those with real daemons and engines wait most of their time. What the processors have left then goes to the
-other lane, which runs at a lower priority, so that it doesn't take from what has to answer in time: first
-what needs nothing real, then what boots machines, builds images and looks at pages, at last what is patient.
+other lane: first what needs nothing real, then what boots machines, builds images and looks at pages, at last
+what is patient. The first and the last run at a lower priority, so that they don't take from what has to
+answer in time.
 
 A test may fail because the machine was too busy for it. So the files of the few that failed run once more,
 alone: who fails again has failed, and who passes then is named, because it waits for a time instead of a
@@ -23,6 +24,7 @@ from pathlib import Path
 DAEMONS = "cluster or llama or clients"
 MACHINES = "systemd or browser"
 PATIENT = "patient"
+NICE = ("nice", "-n", "5")
 SOME_FAILED, NO_TESTS, INTERRUPTED = 1, 5, 2
 """What pytest ends with when tests failed, when it finds none that was asked for, when it is interrupted."""
 FEW = 4
@@ -35,14 +37,18 @@ class Lane:
     """Runs of pytest, one after the other.
 
     Args:
-        runs: name and marks of each.
+        runs: name and marks of each, and what stands before its command.
         command: pytest, with what else is asked of it.
         folder: for their caches, which tell what failed.
         output: where all write; None: to the terminal.
     """
 
     def __init__(
-        self, runs: Sequence[tuple[str, str]], command: Sequence[str], folder: Path, output: int | None = None
+        self,
+        runs: Sequence[tuple[str, str, Sequence[str]]],
+        command: Sequence[str],
+        folder: Path,
+        output: int | None = None,
     ) -> None:
         self._left = list(runs)
         self._command = command
@@ -61,8 +67,8 @@ class Lane:
             self._running = None
         if not self._left or INTERRUPTED in self.codes:
             return False
-        name, marks = self._left.pop(0)
-        command = [*self._command, "-o", f"cache_dir={self._folder / name}", "-m", marks]
+        name, marks, before = self._left.pop(0)
+        command = [*before, *self._command, "-o", f"cache_dir={self._folder / name}", "-m", marks]
         stdin = None if self._output is None else subprocess.DEVNULL
         self._running = subprocess.Popen(command, stdin=stdin, stdout=self._output, stderr=self._output)
         return True
@@ -97,13 +103,13 @@ def main(words: Sequence[str]) -> int:
     pytest = [sys.executable, "-m", "pytest"]
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryFile() as output:
         folder, command = Path(made), [*pytest, *words]
-        daemons = Lane([("daemons", f"({DAEMONS}) and not ({MACHINES} or {PATIENT})")], command, folder)
+        daemons = [("daemons", f"({DAEMONS}) and not ({MACHINES} or {PATIENT})", ())]
         others = [
-            ("others", f"not ({DAEMONS} or {MACHINES})"),
-            ("machines", MACHINES),
-            ("patient", f"{PATIENT} and not ({MACHINES})"),
+            ("others", f"not ({DAEMONS} or {MACHINES})", NICE),
+            ("machines", MACHINES, ()),
+            ("patient", f"{PATIENT} and not ({MACHINES})", NICE),
         ]
-        lanes = [daemons, Lane(others, ["nice", "-n", "5", *command], folder, output.fileno())]
+        lanes = [Lane(daemons, command, folder), Lane(others, command, folder, output.fileno())]
         for told in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(told, lambda *_: [lane.end() for lane in lanes])
         codes = finish(lanes)
@@ -116,7 +122,7 @@ def main(words: Sequence[str]) -> int:
         files = sorted({name.partition("::")[0] for name in failed})
         if set(codes) <= {0, NO_TESTS, SOME_FAILED} and 0 < len(files) <= FEW:
             print(f"\nOnce more, alone: {', '.join(failed)}\n", flush=True)
-            lanes = [Lane([("again", "")], [*pytest, *files], folder)]
+            lanes = [Lane([("again", "", ())], [*pytest, *files], folder)]
             codes = finish(lanes)
             if codes == [0]:
                 print("\nFailed beside the others and passed alone: " + ", ".join(failed), flush=True)
