@@ -21,7 +21,6 @@ from tests.gguf.writer import write
 
 pytestmark = [
     pytest.mark.llama,
-    pytest.mark.patient,
     pytest.mark.skipif(
         not (llama_run.binary("llama-server") and llama_run.binary("ggml-rpc-server")),
         reason="llama.cpp is not built",

@@ -23,7 +23,7 @@ from sollold.serving.request import Answer
 from tests.doubles import until
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 
-pytestmark = [pytest.mark.llama, pytest.mark.patient]
+pytestmark = pytest.mark.llama
 
 COUNTING = tuple(f"w{n:04}{'é🙂' if n % 7 == 3 else ''} " for n in range(1, 2001))
 THINKING = (
