@@ -63,7 +63,8 @@ def _decide(ask: Ensure, snapshot: ClusterSnapshot) -> Decision:
         return there
     elif not ask.more and (lost := lost_lately(ask, snapshot)) is not None:
         # As it ran before it was lost, where that is still possible.
-        placed = _placement(as_it_ran(ask, lost, snapshot), snapshot, None)
+        again = as_it_ran(ask, lost.asked, snapshot.settings.placement.context)
+        placed = _placement(again, snapshot, None)
         if isinstance(placed, Place):
             return replace(placed, pinned=lost.pinned)
     placed = _placement(ask, snapshot, larger)

@@ -11,7 +11,7 @@ from sollold.leader.wish import PlacementWish
 from sollold.models.gguf.vocabulary import alike
 from sollold.models.library import Library
 from sollold.models.model import Model
-from sollold.placement.request import AUTO, OFF, speculation_meant
+from sollold.placement.request import AUTO, OFF, names_drafter, speculation_meant
 from sollold.placement.speculation import Drafter
 
 log = logging.getLogger("sollold.leader")
@@ -71,7 +71,7 @@ async def drafters(library: Library, me: str, wanted: str, model: Model) -> tupl
 
 def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
     """The wish with the draft model's own name in place of the caller's for it, if that is one model."""
-    if wish.speculation in ("", OFF, AUTO, NGRAM, MTP):
+    if not names_drafter(wish.speculation):
         return wish
     meant = library.get(wish.speculation)
     return wish if meant is None else replace(wish, speculation=meant.model.name)
@@ -80,7 +80,7 @@ def with_drafter_named(library: Library, wish: PlacementWish) -> PlacementWish:
 def missing_drafter(library: Library, setting: str) -> str:
     """What is wrong with the model that ``placement.speculation`` names; empty: nothing, or it names none."""
     wanted = speculation_meant(setting)
-    if wanted in (OFF, AUTO, NGRAM, MTP):
+    if not names_drafter(wanted):
         return ""
     why = library.resolve(wanted).message
     return f"placement.speculation drafts nothing: {why}" if why else ""

@@ -150,11 +150,13 @@ def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
     return lost[-1] if lost and ask.llama else None
 
 
-def as_it_ran(ask: Ensure, lost: Endpoint, snapshot: ClusterSnapshot) -> Ensure:
-    """``ask`` where what it does not name is as that deployment was asked for."""
-    usual = _placement_settings(ask, snapshot).context
-    named = lost.asked.context if lost.asked.context != usual else 0
-    return replace(with_options_of(ask, lost.asked), context=max(ask.context, named))
+def as_it_ran(ask: Ensure, asked: Asked, usual: int) -> Ensure:
+    """``ask`` where what it does not name is as a deployment was asked for that was lost.
+
+    ``usual``: the settings' context. Where it had that, none is named: of one that is, no less would do.
+    """
+    named = asked.context if asked.context != usual else 0
+    return replace(with_options_of(ask, asked), context=max(ask.context, named))
 
 
 def _placement_settings(ask: Ensure, snapshot: ClusterSnapshot) -> PlacementSettings:

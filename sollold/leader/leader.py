@@ -25,7 +25,7 @@ from sollold.leader.answer import answer, may_change
 from sollold.leader.apply import PlanApplier, StaleError
 from sollold.leader.decide import decide
 from sollold.leader.decision import FetchFirst, HoldersAway, Place, Refuse
-from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, for_embedding, with_options_of
+from sollold.leader.existing import Mismatch, ReloadWhenIdle, Use, Wait, as_it_ran, for_embedding
 from sollold.leader.messages import Drop, Dropped, Ensure, Ensured, Verdict
 from sollold.leader.observations import Observations
 from sollold.leader.pinned import LostModel, PinnedPolicy, needless
@@ -248,18 +248,17 @@ class Leader:
 
     async def _load_again(self, head: str, endpoint: Endpoint) -> None:
         """Load a pinned model that was lost, as it ran."""
-        asked, model = endpoint.asked, endpoint.model
+        model = endpoint.model
         ask = Ensure(
             model,
             endpoint.digest,
-            # Named, no less would do.
-            context=asked.context if asked.context != self._settings.placement.context else 0,
             keep_alive=-1.0,
             embedding=endpoint.embedding,
             ollama=False,
             in_ollama=InOllama(template=endpoint.template),
         )
-        ensured = await self._ensure_unasked(with_options_of(ask, asked), "load again")
+        again = as_it_ran(ask, endpoint.asked, self._settings.placement.context)
+        ensured = await self._ensure_unasked(again, "load again")
         lost = f"{model} was to stay loaded and was lost (head {name_of(self._view, head)})"
         if ensured.verdict is Verdict.WAIT:
             log.info("%s: loading it again on %s", lost, name_of(self._view, ensured.node))

@@ -19,6 +19,11 @@ OFF, AUTO = "off", "auto"
 _SPECULATION = (OFF, AUTO, NGRAM, MTP)
 
 
+def names_drafter(speculation: str) -> bool:
+    """Whether it is a draft model's name, and no other way to draft."""
+    return speculation not in ("", *_SPECULATION)
+
+
 class Policy(StrEnum):
     """How layers are shared out."""
 

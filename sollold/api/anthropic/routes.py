@@ -18,7 +18,7 @@ from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
-from sollold.api.engine.placement import prepare_placement
+from sollold.api.engine.placement import find_placed
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
@@ -50,8 +50,7 @@ class AnthropicRoutes:
         """``/v1/messages``."""
         body = await read_object(request)
         asked = as_type(body, Messages)
-        name = await prepare_placement(request, self._services, asked.placement) or asked.model
-        listed = await self._services.library.find(require_model(name))
+        listed = await find_placed(request, self._services, asked.placement, asked.model)
         asked.model = asked.model or listed.model.name
         can_answer(listed.model, "messages")
         engine = messages_body(asked, listed.model)

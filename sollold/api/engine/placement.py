@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import web
 
+from sollold.api.engine.fields import require_model
 from sollold.api.http.access import client_of, require
 from sollold.api.http.body import as_type
 from sollold.api.http.services import AppServices
 from sollold.control.keys import Scope
 from sollold.errors import Fault, Refusal
 from sollold.leader.wish import PlacementWish
+from sollold.models.listing import Listed
 from sollold.placement.request import MOST_DEVICES, speculation_meant
 from sollold.settings.schema import Speculate
 
@@ -73,6 +75,18 @@ async def prepare_placement(
         message = "placement.file: a file is only taken from callers on the node's own machine"
         raise Refusal(Fault.BAD_REQUEST, message, status=403)
     return await services.library.add_file(placement.file)
+
+
+async def find_placed(
+    request: web.Request, services: AppServices, placement: PlacementBody | None, model: str
+) -> Listed:
+    """The model in the file that ``placement`` names, else the one of the name ``model``.
+
+    Raises:
+        Refusal: as `prepare_placement`; NOT_FOUND, AMBIGUOUS, BAD_REQUEST when there is no such model.
+    """
+    name = await prepare_placement(request, services, placement) or model
+    return await services.library.find(require_model(name))
 
 
 def _check_external(request: web.Request, services: AppServices, addresses: list[str]) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 from sollold.api.engine.calls import build_ask, calls_for, typed_body
 from sollold.api.engine.embeddings import Embedder, as_json
 from sollold.api.engine.fields import can_answer, parse_keep_alive, require_model
-from sollold.api.engine.placement import prepare_placement
+from sollold.api.engine.placement import find_placed
 from sollold.api.engine.prepare import Prepared, prepare_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import require
@@ -102,8 +102,7 @@ class OllamaRoutes:
         started = time.monotonic()
         body, chat = await read_as(request, Chat)
         caller = caller_of(request, chat.priority, chat.timeout)
-        name = await prepare_placement(request, self._services, chat.placement) or chat.model
-        listed = await self._services.library.find(require_model(name))
+        listed = await find_placed(request, self._services, chat.placement, chat.model)
         options = parse_options(chat.options, listed.model)
         if not chat.messages:
             empty = ChatLines(chat.model).empty()
@@ -131,8 +130,7 @@ class OllamaRoutes:
         if not generate.model.strip():
             # Ollama's own words and status.
             raise Refusal(Fault.NOT_FOUND, "model '' not found")
-        name = await prepare_placement(request, self._services, generate.placement) or generate.model
-        listed = await self._services.library.find(require_model(name))
+        listed = await find_placed(request, self._services, generate.placement, generate.model)
         options = parse_options(generate.options, listed.model)
         if not generate.prompt and not generate.suffix and not generate.images:
             empty = GenerateLines(generate.model, "").empty()

@@ -15,7 +15,7 @@ from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
 from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
-from sollold.api.engine.placement import prepare_placement
+from sollold.api.engine.placement import find_placed
 from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
@@ -73,8 +73,7 @@ class ResponsesRoutes:
         """``POST /v1/responses``."""
         body = await read_object(request)
         asked = as_type(body, ResponseAsk)
-        name = await prepare_placement(request, self._services, asked.placement) or asked.model
-        listed = await self._services.library.find(require_model(name))
+        listed = await find_placed(request, self._services, asked.placement, asked.model)
         asked.model = asked.model or listed.model.name
         can_answer(listed.model, "responses")
         caller = caller_of(request, asked.priority, asked.timeout)
