@@ -21,12 +21,7 @@ from sollold.api.cluster.metrics import Metrics
 from sollold.api.cluster.monitor_routes import MonitorRoutes
 from sollold.api.cluster.routes import ClusterRoutes
 from sollold.api.dashboard import DashboardRoutes
-from sollold.api.engine.forced_tool import ForcedToolService
-from sollold.api.engine.format_beside_tools import FormatBesideToolsService
-from sollold.api.engine.kept_pictures import KeptPicturesService
-from sollold.api.engine.schema_fallback import SchemaFallbackService
-from sollold.api.engine.template_fallback import TemplateFallbackService
-from sollold.api.engine.tool_text import ToolTextService
+from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
 from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
 from sollold.api.http.caller import ID, request_id
@@ -59,7 +54,6 @@ from sollold.cluster.net.pieces import sendable
 from sollold.cluster.net.rpc_server import PortTaken
 from sollold.serving.batch import Batches
 from sollold.serving.byte_budget import ByteBudget
-from sollold.serving.request import Service
 from sollold.settings.schema import GIB, HttpSettings
 
 log = logging.getLogger("sollold.api")
@@ -88,13 +82,6 @@ def all_routes(
     return rows
 
 
-def tolerant(service: Service) -> Service:
-    """``service`` with what makes engines take more of what callers send; see each for its case."""
-    asked_again = SchemaFallbackService(KeptPicturesService(service))
-    forced = ForcedToolService(ToolTextService(TemplateFallbackService(asked_again)))
-    return FormatBesideToolsService(forced)
-
-
 def build_app(
     services: AppServices,
     settings: HttpSettings,
@@ -112,7 +99,7 @@ def build_app(
     requests = RequestLog(requests_logged)
     metrics = Metrics(services, requests.usage)
     batches = Batches()
-    context = ResponseContext(tolerant(services.service), keepalive or KeepAlive(), inflight)
+    context = ResponseContext(TolerantService(services.service), keepalive or KeepAlive(), inflight)
     rows = all_routes(services, context, metrics, batches)
     origins = Origins(settings.cors_origins)
     access = Access(settings.auth, services.keys, services.passes)

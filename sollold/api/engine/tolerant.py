@@ -1,0 +1,27 @@
+"""A `Service` that makes engines take more of what callers send; see each of its parts for its case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from sollold.api.engine.forced_tool import ForcedToolService
+from sollold.api.engine.format_beside_tools import FormatBesideToolsService
+from sollold.api.engine.kept_pictures import KeptPicturesService
+from sollold.api.engine.schema_fallback import SchemaFallbackService
+from sollold.api.engine.template_fallback import TemplateFallbackService
+from sollold.api.engine.tool_text import ToolTextService
+from sollold.serving.request import Answer, Ask, Service, Waiting
+
+
+class TolerantService:
+    """What only concerns tools is passed by requests that have some."""
+
+    def __init__(self, service: Service) -> None:
+        self._plain = TemplateFallbackService(SchemaFallbackService(KeptPicturesService(service)))
+        self._with_tools = FormatBesideToolsService(ForcedToolService(ToolTextService(self._plain)))
+
+    def open(self, ask: Ask, on_wait: Callable[[Waiting], None]) -> Coroutine[Any, Any, Answer]:
+        """As `Service.open`."""
+        has_tools = any(call.body.get("tools") for call in ask.calls.values())
+        return (self._with_tools if has_tools else self._plain).open(ask, on_wait)
