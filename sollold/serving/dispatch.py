@@ -1,4 +1,4 @@
-"""Finding an engine that begins to answer: choose an endpoint or get one loaded, wait for a slot, begin."""
+"""Finding an engine that begins to answer: an endpoint is chosen, or loaded, until an attempt succeeds."""
 
 from __future__ import annotations
 
@@ -7,52 +7,22 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
-
 from sollold import tracing
 from sollold.cluster.net.view import next_change
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
+from sollold.serving.attempts import BYPASS_PATHS, Attempt, Attempts, EndpointRefusal
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.context_size import LEAST_ANSWER_TOKENS, larger_context, too_long
-from sollold.serving.engine_deaths import EngineDeaths
-from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
-from sollold.serving.event_split import whole
 from sollold.serving.loader import Need, Ready, ensure_of, with_ready
-from sollold.serving.local_stream import Stream
-from sollold.serving.model_names import body_for
-from sollold.serving.opening import ServingContext, StreamOpening
-from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
+from sollold.serving.opening import ServingContext
+from sollold.serving.protocol import StreamError
 from sollold.serving.request import Ask, Call, Engine, Waiting
 
 log = logging.getLogger("sollold.serving")
 
-_RETHINK = 0.25
-"""Seconds between two looks for a better endpoint while waiting in a queue."""
-BYPASS_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
-"""Small requests that an engine answers beside its work."""
-BYPASS_LIMIT = 20.0
-"""Seconds in which an engine must have begun to answer such a request."""
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """An engine's answer under way: a request has one, and after each fault another."""
-
-    choice: ScoredCandidate
-    stream: Stream
-    call: Call
-
-    @property
-    def candidate(self) -> EndpointCandidate:
-        """The endpoint."""
-        return self.choice.candidate
-
-
-class EndpointRefusal(Refusal):
-    """One endpoint refused the request; another may take it."""
 
 
 @dataclass(slots=True)
@@ -89,20 +59,23 @@ class Dispatcher:
     """Finds engines for one request, at first and after each fault."""
 
     def __init__(
-        self, ask: Ask, query: EndpointQuery, on_wait: Callable[[Waiting], None], context: ServingContext
+        self,
+        ask: Ask,
+        query: EndpointQuery,
+        on_wait: Callable[[Waiting], None],
+        context: ServingContext,
+        attempts: Attempts,
     ) -> None:
         self._ask = ask
         self._query = query
         self._on_wait = on_wait
         self._context = context
+        self.attempts = attempts
         self._loop = asyncio.get_running_loop()
-        self.came = self._loop.time()
         self.load_ms = 0.0
-        self._sent = 0
         self._progressed = 0.0
         """When a load that is waited for after a fault last went forward, and how far it was then."""
         self._furthest = 0.0
-        self.deaths = EngineDeaths(ask, context.quarantine, context.view)
         self._extra = {"request": ask.id}
 
     async def find(
@@ -126,7 +99,7 @@ class Dispatcher:
         search = _Search(query, calls, limit, self._loop.time(), stage, set(without))
         self._furthest = 0.0
         while True:
-            self.deaths.check()
+            self.attempts.deaths.check()
             choice = self._best(search)
             if choice is None:
                 await self._get_endpoint(search)
@@ -154,11 +127,11 @@ class Dispatcher:
         candidate = choice.candidate
         call = search.calls[candidate.engine]
         try:
-            answer = await self.enter(choice, call, search.query, search.stage)
+            answer = await self.attempts.begin(choice, call, search.query, search.stage)
         except StreamError as error:
             search.tried.add(candidate.key)
             if call.path not in BYPASS_PATHS:
-                self.deaths.add(candidate.key, error)
+                self.attempts.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
             search.tried.add(candidate.key)
             # An answer under way is not sent away by a full queue: it asks again until the limit.
@@ -173,7 +146,6 @@ class Dispatcher:
             if isinstance(answer, Attempt):
                 return answer
             search.preferred = answer.key
-            self._context.router.ended(answer.key, None)
         return None
 
     def _looks_for_more_context(
@@ -298,158 +270,6 @@ class Dispatcher:
         self.load_ms += (self._loop.time() - began) * 1000
         return ready
 
-    async def enter(
-        self,
-        choice: ScoredCandidate,
-        call: Call,
-        query: EndpointQuery,
-        stage: str = "",
-        *,
-        bypass_queue: bool = False,
-    ) -> Attempt | EndpointCandidate:
-        """Ask one endpoint. ``bypass_queue``: it needs no slot, as the requests of `BYPASS_PATHS` need none.
-
-        Returns the attempt; or a better candidate, found while it waited in the queue, and claimed already.
-
-        Raises:
-            StreamError: the endpoint failed; another should be tried.
-            EndpointRefusal: the endpoint refused; it is the answer when no other takes the request.
-            Refusal: no endpoint would answer this.
-        """
-        router, candidate = self._context.router, choice.candidate
-        request = await self._request(candidate, call, bypass_queue)
-        began = self._loop.time()
-        router.sent(candidate.key, query, began)
-        opening = StreamOpening(self._context, candidate, request, self._on_wait, stage or "queued")
-        ok: bool | None = None
-        try:
-            stream = await self._opened(opening, query)
-            if not isinstance(stream, EndpointCandidate):
-                refusal = await _refused(stream)
-        except StreamError as error:
-            if error.transport:
-                router.failed(candidate.key, self._loop.time())
-                ok = False
-            router.ended(candidate.key, ok)
-            # It may have broken off in the middle of an error's words.
-            await opening.cancel()
-            raise self._judged(error) from None
-        except BaseException:
-            # Counted first: what follows may be cancelled once more.
-            router.ended(candidate.key, None)
-            await opening.cancel()
-            raise
-        finally:
-            opening.leave_queue()
-        if isinstance(stream, EndpointCandidate):
-            router.ended(candidate.key, None)
-            return stream
-        router.began(candidate.key, self._loop.time() - began)
-        if refusal is not None:
-            await stream.close()
-            router.ended(candidate.key, is_callers_fault(refusal))
-            # One that crashes as it loads does so over the model.
-            if candidate.endpoint.loaded and runner_crashed(refusal.message):
-                self.deaths.add_crash(refusal.message)
-                self.deaths.check()
-            raise _classified(refusal, candidate.engine)
-        return Attempt(choice, stream, call)
-
-    async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
-        ask, body = self._ask, msgspec.json.encode(body_for(candidate, call))
-        if ask.media is not None:
-            body = await ask.media.put_back(body)
-        now = self._loop.time()
-        left = max(self.came + ask.deadline - now, 0.001) if ask.deadline > 0 else 0.0
-        self._sent += 1
-        return EngineRequest(
-            # A request that comes back to an endpoint may meet its own former self, not yet gone.
-            id=ask.id if self._sent == 1 else f"{ask.id}.{self._sent}",
-            endpoint=candidate.endpoint.id,
-            path=call.path,
-            body=body,
-            stream=ask.stream,
-            priority=ask.priority,
-            client=ask.client,
-            age=now - self.came,
-            deadline=left,
-            keep_alive=ask.keep_alive,
-            bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
-            trace=tracing.traceparent(),
-        )
-
-    async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | EndpointCandidate:
-        """The stream; or an endpoint that is free while the request waits in the queue, claimed already.
-
-        Raises:
-            StreamError: the endpoint failed.
-        """
-        router, view = self._context.router, self._context.view
-        if opening.immediate:
-            return await opening.open()
-        began, key = self._loop.time(), opening.candidate.key
-        while not await opening.wait(_RETHINK):
-            if opening.request.bypass_queue and self._loop.time() - began > BYPASS_LIMIT:
-                await opening.cancel()
-                raise StreamError(ErrorKind.DEADLINE, "the engine does not answer a small request")
-            if not opening.queued:
-                continue
-            better = router.better(view.live(), query, self._loop.time(), key)
-            if better is not None:
-                # Claimed before anything is awaited: the others in the queue look for it too.
-                router.sent(better.key, query, self._loop.time())
-                try:
-                    await opening.cancel()
-                except BaseException:
-                    router.ended(better.key, None)
-                    raise
-                return better
-        return opening.stream()
-
-    def _judged(self, error: StreamError) -> Exception:
-        """What a stream that could not be opened means for the request."""
-        if error.kind is ErrorKind.FULL:
-            retry_after = max(1.0, error.retry_after)
-            return EndpointRefusal(Fault.UNAVAILABLE, error.message, retry_after=retry_after)
-        if error.kind is ErrorKind.DEADLINE:
-            return Refusal(Fault.TIMEOUT, error.message)
-        log.info("an endpoint did not answer: %s", error, extra=self._extra)
-        return error
-
     def _too_long(self, limit: float, why: str) -> Refusal:
         message = f"model {self._query.model!r} did not answer within {limit:.0f} s: {why}; try again later"
         return Refusal(Fault.UNAVAILABLE, message, retry_after=10.0)
-
-    async def release(self, attempt: Attempt, ok: bool | None) -> None:
-        """Done with ``attempt``. ``ok`` None: nothing is learned of the endpoint from it."""
-        self._context.router.ended(attempt.candidate.key, ok)
-        await attempt.stream.close()
-
-    async def release_failed(self, attempt: Attempt, error: StreamError) -> None:
-        """Done with ``attempt``, which failed."""
-        self.deaths.add(attempt.candidate.key, error)
-        if error.transport:
-            self._context.router.failed(attempt.candidate.key, self._loop.time())
-        await self.release(attempt, False if error.transport else None)
-
-
-async def _refused(stream: Stream) -> Refusal | None:
-    """The engine's own error, when its status is one.
-
-    Raises:
-        StreamError: it broke off.
-    """
-    status = stream.head.status if stream.head is not None else 0
-    if status < 400:
-        return None
-    return engine_refusal(status, await whole(stream, limit=1024 * 1024))
-
-
-def _classified(refusal: Refusal, engine: Engine) -> Exception:
-    """What an engine's error means: the request's own, or another endpoint may answer."""
-    if refusal.status == 503:
-        return StreamError(ErrorKind.MOVED, refusal.message)
-    # An Ollama may lack the memory, or the model by now, where another does not.
-    if engine is Engine.OLLAMA and (refusal.status >= 500 or refusal.status == 404):
-        return EndpointRefusal(refusal.fault, refusal.message, status=refusal.status)
-    return refusal

@@ -172,7 +172,7 @@ class EndpointServer:
         """
         if self._refusing:
             raise StreamError(ErrorKind.MOVED, self._refusing)
-        endpoint = self._endpoint(request.endpoint)
+        endpoint = self._engines.endpoint(request.endpoint)
         if endpoint is None or self._client is None:
             raise StreamError(ErrorKind.MOVED, f"{request.endpoint} is not served here")
         if endpoint.state is not State.READY:
@@ -229,9 +229,6 @@ class EndpointServer:
             return max(stall, _OLLAMA_SILENCE)
         return stall
 
-    def _endpoint(self, id: str) -> Endpoint | None:
-        return self._engines.endpoint(id)
-
     def _state(self, endpoint: Endpoint) -> EndpointState:
         state = self._states.get(endpoint.id)
         if state is None:
@@ -242,7 +239,7 @@ class EndpointServer:
     def _record_changed(self) -> None:
         self._peer_requests.end_all_but({record.node for record in self._view.live()})
         for id, state in tuple(self._states.items()):
-            endpoint = self._endpoint(id)
+            endpoint = self._engines.endpoint(id)
             if endpoint is not None and endpoint.state is State.READY:
                 if endpoint.closing:
                     state.queue.dismiss()
@@ -323,7 +320,7 @@ class EndpointServer:
         else:
             state.idle.observe(work.processes, work.bytes, now)
         if not state.streams:
-            if self._endpoint(id) is None:
+            if self._engines.endpoint(id) is None:
                 del self._states[id]
             return
         idle = state.idle.seconds(now) > self._settings.still
@@ -363,7 +360,7 @@ class EndpointServer:
     async def _ask_engine(self, id: str, state: EndpointState) -> None:
         """What llama-server says of its slots. Silence is no news: it may be in one long batch."""
         engine = self._engines.address(id)
-        endpoint = self._endpoint(id)
+        endpoint = self._engines.endpoint(id)
         if engine is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._client is None:
             return
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sollold.serving.dispatch import Attempt
+from sollold.serving.attempts import Attempt
 from sollold.serving.event_split import EventSplitter
 from sollold.serving.model_names import callers_name
 from sollold.serving.resume.base import Continuation

@@ -12,8 +12,9 @@ from sollold import tracing
 from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.pour import Pour, Receiver, pulled
 from sollold.errors import Fault, Refusal
+from sollold.serving.attempts import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Attempts
 from sollold.serving.candidate import EndpointQuery
-from sollold.serving.dispatch import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Dispatcher
+from sollold.serving.dispatch import Dispatcher
 from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed, stream_status
 from sollold.serving.event_reader import EventReader
 from sollold.serving.event_split import whole
@@ -21,7 +22,7 @@ from sollold.serving.model_names import callers_name
 from sollold.serving.opening import ServingContext
 from sollold.serving.prompt_cut import CutPrompt
 from sollold.serving.protocol import ErrorKind, StreamError
-from sollold.serving.recovery import find_rest
+from sollold.serving.recovery import engine_for_rest, find_rest, must_begin_anew
 from sollold.serving.request import Answer, Ask, Delivered, Engine, Routing, Waiting
 from sollold.serving.resume.base import Continuation, NotResumable
 from sollold.serving.resume.select import continuation_for
@@ -55,7 +56,8 @@ class RequestExecutor:
         self._context = context
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._dispatcher = Dispatcher(ask, query, on_wait, context)
+        self._attempts = Attempts(ask, on_wait, context)
+        self._dispatcher = Dispatcher(ask, query, on_wait, context, self._attempts)
         self._attempt: Attempt | None = None
         self._continuation: Continuation | None = None
         """What was delivered of a streamed answer."""
@@ -101,7 +103,7 @@ class RequestExecutor:
             return Answer(self._routing, self._closing(), self.close, over=self.over)
         self._routing = self._routing_from(attempt)
         if self._ask.deadline > 0:
-            left = self._dispatcher.came + self._ask.deadline - self._loop.time()
+            left = self._attempts.came + self._ask.deadline - self._loop.time()
             self._deadline = self._loop.call_later(max(0.0, left), self._expire)
         if attempt.candidate.engine is Engine.OLLAMA and not self._ask.embedding:
             self._cut = CutPrompt(self._routing, attempt.call.body, partial(self._context_at, attempt))
@@ -114,7 +116,9 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says; INTERRUPTED when it can't be continued exactly.
         """
-        engine = self._engine_for(delivered)
+        records = self._context.view.live()
+        candidates = self._context.router.candidates(records, self._query, self._loop.time())
+        engine = engine_for_rest(delivered, self._ask.calls, {one.engine for one in candidates})
         continuation = self._continuation = continuation_for(engine, self._ask.calls[engine])
         continuation.restore(delivered)
         try:
@@ -127,21 +131,8 @@ class RequestExecutor:
         limit = self._context.serving.recover_limit
         return await find_rest(self._dispatcher, self._ask, limit, engine, frozenset(), continuation)
 
-    def _engine_for(self, delivered: Delivered) -> Engine:
-        """The kind that made the beginning, unless nothing of that kind is left."""
-        calls, candidates = self._ask.calls, self._context.router.candidates
-        records = self._context.view.live()
-        there = {one.engine for one in candidates(records, self._query, self._loop.time())}
-        wanted = delivered.engine
-        if wanted not in calls:
-            wanted = Engine.OLLAMA if there == {Engine.OLLAMA} else Engine.LLAMA
-        # A llama-server can be started, an Ollama can't.
-        if wanted is Engine.OLLAMA and Engine.OLLAMA not in there:
-            wanted = Engine.LLAMA
-        return wanted if wanted in calls else next(iter(calls))
-
     async def _closing(self) -> AsyncIterator[list[bytes]]:
-        """The end of an answer for which no engine is needed."""
+        """The end of an answer for which no engine is needed, or none any more."""
         if self._continuation is not None:
             yield self._continuation.closing()
         await self.close()
@@ -161,7 +152,7 @@ class RequestExecutor:
         except Refusal as refusal:
             raise self._stopped or refusal from None
         self._routing = self._routing_from(attempt)
-        return Answer(self._routing, self._nothing(), self.close, over=self.over)
+        return Answer(self._routing, self._closing(), self.close, over=self.over)
 
     async def unload(self) -> Answer:
         """End the deployments of the model that are not in use, and let an Ollama unload it.
@@ -169,8 +160,8 @@ class RequestExecutor:
         Raises:
             Refusal: as its fault says.
         """
-        self._routing = await unload(self._ask, self._query, self._context, self._dispatcher)
-        return Answer(self._routing, self._nothing(), self.close, over=self.over)
+        self._routing = await unload(self._ask, self._query, self._context, self._attempts)
+        return Answer(self._routing, self._closing(), self.close, over=self.over)
 
     async def close(self) -> None:
         """End the generation, if it is not at its end, and free its slot. May be called twice."""
@@ -181,7 +172,7 @@ class RequestExecutor:
         attempt, self._attempt = self._attempt, None
         self._on_end(self)
         if attempt is not None:
-            await self._dispatcher.release(attempt, None)
+            await self._attempts.release(attempt, None)
         self._over = True
 
     def over(self) -> bool:
@@ -234,13 +225,10 @@ class RequestExecutor:
         finally:
             self._search = None
         if self._stopped is not None:
-            await self._discard(attempt)
+            if attempt is not None:
+                await self._attempts.release(attempt, None)
             raise self._stopped
         return attempt
-
-    async def _discard(self, attempt: Attempt | None) -> None:
-        if attempt is not None:
-            await self._dispatcher.release(attempt, None)
 
     # Giving the answer.
 
@@ -321,7 +309,7 @@ class RequestExecutor:
             if reader.began:
                 continuation.spent_ms += (self._loop.time() - reader.began) * 1000
             if reader.delivered:
-                self._dispatcher.deaths.delivered()
+                self._attempts.deaths.delivered()
             await self._recover(error, attempt, continuation)
             self._reader = None
             if self._attempt is None and (events := continuation.closing()):
@@ -343,15 +331,9 @@ class RequestExecutor:
         log.info("an Ollama ended its answer early, as with one that repeats itself", extra=self._extra)
         return continuation.cut_short()
 
-    async def _nothing(self) -> AsyncIterator[list[bytes]]:
-        """The answer to a request that only loads or unloads."""
-        await self.close()
-        return
-        yield []
-
     async def _done(self, attempt: Attempt) -> None:
         self._attempt = None
-        await self._dispatcher.release(attempt, True)
+        await self._attempts.release(attempt, True)
 
     def _first_event(self) -> float:
         """The first event of an attempt came: after a fault the gap ends here. Returns the time."""
@@ -384,12 +366,12 @@ class RequestExecutor:
         assert routing is not None
         self._fault_at = self._fault_at or self._loop.time()
         self._attempt = None
-        await self._dispatcher.release_failed(attempt, error)
+        await self._attempts.release_failed(attempt, error)
         if self._stopped is not None:
             raise self._stopped
         if routing.resumed >= _RESUMES:
             raise Refusal(Fault.INTERRUPTED, f"the response was interrupted {_RESUMES} times, last: {error}")
-        anew = self._begins_anew(error, continuation)
+        anew = must_begin_anew(error, continuation, gathered=self._ask.gathered)
         log.warning("stream interrupted, resuming on another endpoint: %s", error, extra=self._extra)
         tracing.current().event("interrupted", {"error": str(error), "node": routing.node})
         self._on_wait(Waiting("recovering", message=str(error)))
@@ -421,36 +403,13 @@ class RequestExecutor:
         routing.drafts = moved.drafts
         return new
 
-    def _begins_anew(self, error: StreamError, continuation: Continuation | None) -> bool:
-        """Whether a streamed answer that can't be continued exactly may begin once more.
-
-        Raises:
-            Refusal: INTERRUPTED, when its caller has the beginning already.
-        """
-        if continuation is None or not continuation.delivered:
-            return False
-        try:
-            continuation.check()
-        except NotResumable as why:
-            if not self._ask.gathered:
-                raise Refusal(
-                    Fault.INTERRUPTED,
-                    f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Ask again",
-                ) from None
-            return True
-        return False
-
     def _context_at(self, attempt: Attempt) -> int:
         """Tokens of the context with which an Ollama gives this answer; 0: not known."""
         if self._query.context:
             return self._query.context
         record = self._context.view.record(attempt.candidate.record.node)
-        found = (
-            (one.context for one in record.endpoints if one.id == attempt.candidate.endpoint.id)
-            if record
-            else ()
-        )
-        return next(iter(found), 0)
+        endpoints = record.endpoints if record is not None else ()
+        return next((one.context for one in endpoints if one.id == attempt.candidate.endpoint.id), 0)
 
     def _routing_from(self, attempt: Attempt) -> Routing:
         view, candidate = self._context.view, attempt.candidate

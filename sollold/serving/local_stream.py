@@ -257,7 +257,9 @@ class LocalStream:
             raise self._error
         if not self._measured:
             self._measured = True
-            self._measure((self._before[-_TAIL:] + self._last)[-_TAIL:])
+            figures = figures_in((self._before[-_TAIL:] + self._last)[-_TAIL:])
+            if figures is not None:
+                self._on_speed(self, figures)
         return True
 
     def abort(self, error: StreamError) -> None:
@@ -313,9 +315,3 @@ class LocalStream:
         except TimeoutError:
             log.debug("the engine runs, although the connection broke", extra={"request": self.request.id})
         return False
-
-    def _measure(self, tail: bytes) -> None:
-        """The engine's own figures stand at the end of an answer."""
-        figures = figures_in(tail)
-        if figures is not None:
-            self._on_speed(self, figures)

@@ -1,4 +1,4 @@
-"""After a fault in a stream: an engine for the rest of the answer."""
+"""After a fault in a stream: whether the answer can go on, and an engine for the rest of it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import logging
 import msgspec
 
 from sollold.errors import Fault, Refusal
-from sollold.serving.dispatch import BYPASS_LIMIT, Attempt, Dispatcher
+from sollold.serving.attempts import BYPASS_LIMIT, Attempt
+from sollold.serving.dispatch import Dispatcher
 from sollold.serving.event_split import whole
 from sollold.serving.protocol import StreamError
-from sollold.serving.request import Ask, Call, Engine
-from sollold.serving.resume.base import Continuation
+from sollold.serving.request import Ask, Call, Delivered, Engine
+from sollold.serving.resume.base import Continuation, NotResumable
 
 log = logging.getLogger("sollold.serving")
 
@@ -46,6 +47,39 @@ async def find_rest(
     if continuation.closing():
         return None
     return await dispatcher.find({engine: call}, limit, _STAGE, without)
+
+
+def engine_for_rest(delivered: Delivered, calls: dict[Engine, Call], there: set[Engine]) -> Engine:
+    """The kind that made the beginning, unless nothing of that kind is left; ``there``: those that are."""
+    wanted = delivered.engine
+    if wanted not in calls:
+        wanted = Engine.OLLAMA if there == {Engine.OLLAMA} else Engine.LLAMA
+    # A llama-server can be started, an Ollama can't.
+    if wanted is Engine.OLLAMA and Engine.OLLAMA not in there:
+        wanted = Engine.LLAMA
+    return wanted if wanted in calls else next(iter(calls))
+
+
+def must_begin_anew(error: StreamError, continuation: Continuation | None, *, gathered: bool) -> bool:
+    """Whether a streamed answer that can't be continued exactly begins once more.
+
+    ``gathered``: its caller has none of it yet.
+
+    Raises:
+        Refusal: INTERRUPTED, when its caller has the beginning already.
+    """
+    if continuation is None or not continuation.delivered:
+        return False
+    try:
+        continuation.check()
+    except NotResumable as why:
+        if not gathered:
+            raise Refusal(
+                Fault.INTERRUPTED,
+                f"the answer was interrupted ({error}) and can't be continued exactly: {why}. Ask again",
+            ) from None
+        return True
+    return False
 
 
 class _Tokens(msgspec.Struct):
@@ -106,4 +140,4 @@ class _TokenCounter:
             async with asyncio.timeout(BYPASS_LIMIT):
                 return await whole(attempt.stream)
         finally:
-            await self._dispatcher.release(attempt, None)
+            await self._dispatcher.attempts.release(attempt, None)

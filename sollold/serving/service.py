@@ -12,12 +12,13 @@ from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault, Refusal
 from sollold.leader.draft_models import with_drafter_named
+from sollold.leader.wish import PlacementWish
 from sollold.models.library import Library
 from sollold.models.listing import Listed
 from sollold.placement.request import must_shard
+from sollold.serving.attempts import BYPASS_PATHS
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.counters import Counters
-from sollold.serving.dispatch import BYPASS_PATHS
 from sollold.serving.endpoint_server import EndpointServer
 from sollold.serving.executor import RequestExecutor
 from sollold.serving.loader import Loader
@@ -103,7 +104,7 @@ class Serving:
         self._context.quarantine.check(ask, asyncio.get_running_loop().time())
         listed = ask.resolved or await self._library.named(ask.model)
         wish = with_drafter_named(self._library, ask.placement)
-        query = replace(_query(ask, listed, self._placement), placement=wish)
+        query = _query(ask, listed, wish, self._placement)
         executor = RequestExecutor(ask, query, on_wait, self._context, self._ended)
         self._executors.add(executor)
         try:
@@ -145,7 +146,7 @@ class Serving:
                 executor.node_lost(f"{name_of(self._view, executor.node)} left the cluster or failed")
 
 
-def _query(ask: Ask, listed: Listed, placement: PlacementSettings) -> EndpointQuery:
+def _query(ask: Ask, listed: Listed, wish: PlacementWish, placement: PlacementSettings) -> EndpointQuery:
     """What ``ask`` needs of an endpoint."""
     model = listed.model
     trained = model.context_train
@@ -163,6 +164,6 @@ def _query(ask: Ask, listed: Listed, placement: PlacementSettings) -> EndpointQu
         digest=model.digest,
         in_ollama=listed.in_ollama,
         size=model.size,
-        sharded=must_shard(ask.placement.over(placement), model.parameters),
-        placement=ask.placement,
+        sharded=must_shard(wish.over(placement), model.parameters),
+        placement=wish,
     )

@@ -7,8 +7,8 @@ import logging
 
 from sollold.cluster.gossip.record import Backend, Endpoint, State
 from sollold.errors import Fault, Refusal
+from sollold.serving.attempts import BYPASS_LIMIT, Attempt, Attempts
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
-from sollold.serving.dispatch import BYPASS_LIMIT, Attempt, Dispatcher
 from sollold.serving.event_split import whole
 from sollold.serving.opening import ServingContext
 from sollold.serving.protocol import StreamError
@@ -21,7 +21,7 @@ TOUCH = Call("/tokenize", {"content": ""})
 """The smallest request that a llama-server answers: with it an endpoint learns of keep_alive."""
 
 
-async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, dispatcher: Dispatcher) -> Routing:
+async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, attempts: Attempts) -> Routing:
     """End the deployments of the model that are not in use, and let an Ollama unload it.
 
     Returns where it was.
@@ -40,7 +40,7 @@ async def unload(ask: Ask, query: EndpointQuery, context: ServingContext, dispat
             continue
         call = TOUCH if candidate.engine is Engine.LLAMA else ask.calls[Engine.OLLAMA]
         try:
-            await _touch(ScoredCandidate(candidate, 0.0), call, query, dispatcher)
+            await _touch(ScoredCandidate(candidate, 0.0), call, query, attempts)
         except Refusal as refusal:
             if refusal.status != 404:
                 refused = refusal
@@ -82,11 +82,11 @@ def _named(query: EndpointQuery, context: ServingContext) -> tuple[EndpointCandi
     return tuple(c for c in found if c.engine is Engine.OLLAMA or c.endpoint.model.lower() == name)
 
 
-async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, dispatcher: Dispatcher) -> None:
+async def _touch(choice: ScoredCandidate, call: Call, query: EndpointQuery, attempts: Attempts) -> None:
     # Past the queue: in it the request would wait for others, or be sent to another endpoint.
-    attempt = await dispatcher.enter(choice, call, query, bypass_queue=True)
+    attempt = await attempts.begin(choice, call, query, bypass_queue=True)
     if isinstance(attempt, Attempt):
         try:
             await read_away(attempt, BYPASS_LIMIT)
         finally:
-            await dispatcher.release(attempt, True)
+            await attempts.release(attempt, True)

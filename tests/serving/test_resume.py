@@ -15,7 +15,7 @@ from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.pour import pulled
 from sollold.engines.llamacpp.deployment import Work
 from sollold.errors import Fault, Refusal
-from sollold.serving import dispatch, peer_handler, recovery
+from sollold.serving import attempts, peer_handler, recovery
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.drain import drain
 from sollold.serving.local_stream import LocalStream
@@ -594,7 +594,7 @@ async def test_a_request_not_streamed_is_repeated_where_engines_end_but_not_wher
 async def test_a_stream_goes_on_though_the_engine_is_deaf_to_the_count_of_its_tokens(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for room in (dispatch, recovery):
+    for room in (attempts, recovery):
         monkeypatch.setattr(room, "BYPASS_LIMIT", 0.3)
     a, one, other = await three(cluster)
     one.die_after, other.deaf = 50, True
@@ -605,7 +605,7 @@ async def test_a_stream_goes_on_though_the_engine_is_deaf_to_the_count_of_its_to
 async def test_to_load_from_an_engine_that_is_deaf_ends_with_an_error(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "BYPASS_LIMIT", 0.3)
+    monkeypatch.setattr(attempts, "BYPASS_LIMIT", 0.3)
     a, one, other = await three(cluster)
     one.deaf = other.deaf = True
     with pytest.raises(Refusal, match="small request") as refusal:

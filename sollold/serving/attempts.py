@@ -1,0 +1,221 @@
+"""A request's attempts at endpoints: each is asked, begins to answer or not, and is let go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import msgspec
+
+from sollold import tracing
+from sollold.errors import Fault, Refusal
+from sollold.facts import dataclass
+from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
+from sollold.serving.engine_deaths import EngineDeaths
+from sollold.serving.engine_error import engine_refusal, is_callers_fault, runner_crashed
+from sollold.serving.event_split import whole
+from sollold.serving.local_stream import Stream
+from sollold.serving.model_names import body_for
+from sollold.serving.opening import ServingContext, StreamOpening
+from sollold.serving.protocol import EngineRequest, ErrorKind, StreamError
+from sollold.serving.request import Ask, Call, Engine, Waiting
+
+log = logging.getLogger("sollold.serving")
+
+_RETHINK = 0.25
+"""Seconds between two looks for a better endpoint while waiting in a queue."""
+BYPASS_PATHS = ("/tokenize", "/detokenize", "/apply-template", "/v1/chat/completions/input_tokens")
+"""Small requests that an engine answers beside its work."""
+BYPASS_LIMIT = 20.0
+"""Seconds in which an engine must have begun to answer such a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An engine's answer under way: a request has one, and after each fault another."""
+
+    choice: ScoredCandidate
+    stream: Stream
+    call: Call
+
+    @property
+    def candidate(self) -> EndpointCandidate:
+        """The endpoint."""
+        return self.choice.candidate
+
+
+class EndpointRefusal(Refusal):
+    """One endpoint refused the request; another may take it."""
+
+
+class Attempts:
+    """Those of one request.
+
+    Attributes:
+        came: when the request came, on the loop's clock.
+        deaths: the engines that ended with it.
+    """
+
+    def __init__(self, ask: Ask, on_wait: Callable[[Waiting], None], context: ServingContext) -> None:
+        self._ask = ask
+        self._on_wait = on_wait
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self.came = self._loop.time()
+        self.deaths = EngineDeaths(ask, context.quarantine, context.view)
+        self._sent = 0
+        self._extra = {"request": ask.id}
+
+    async def begin(
+        self,
+        choice: ScoredCandidate,
+        call: Call,
+        query: EndpointQuery,
+        stage: str = "",
+        *,
+        bypass_queue: bool = False,
+    ) -> Attempt | EndpointCandidate:
+        """Ask one endpoint. ``bypass_queue``: it needs no slot, as the requests of `BYPASS_PATHS` need none.
+
+        Returns the attempt; or a better candidate, found while it waited in the queue.
+
+        Raises:
+            StreamError: the endpoint failed; another should be tried.
+            EndpointRefusal: the endpoint refused; it is the answer when no other takes the request.
+            Refusal: no endpoint would answer this.
+        """
+        router, candidate = self._context.router, choice.candidate
+        request = await self._request(candidate, call, bypass_queue)
+        began = self._loop.time()
+        router.sent(candidate.key, query, began)
+        opening = StreamOpening(self._context, candidate, request, self._on_wait, stage or "queued")
+        ok: bool | None = None
+        try:
+            stream = await self._opened(opening, query)
+            if not isinstance(stream, EndpointCandidate):
+                refusal = await _refused(stream)
+        except StreamError as error:
+            if error.transport:
+                router.failed(candidate.key, self._loop.time())
+                ok = False
+            router.ended(candidate.key, ok)
+            # It may have broken off in the middle of an error's words.
+            await opening.cancel()
+            raise self._judged(error) from None
+        except BaseException:
+            # Counted first: what follows may be cancelled once more.
+            router.ended(candidate.key, None)
+            await opening.cancel()
+            raise
+        finally:
+            opening.leave_queue()
+        if isinstance(stream, EndpointCandidate):
+            router.ended(candidate.key, None)
+            router.ended(stream.key, None)
+            return stream
+        router.began(candidate.key, self._loop.time() - began)
+        if refusal is not None:
+            await stream.close()
+            router.ended(candidate.key, is_callers_fault(refusal))
+            # One that crashes as it loads does so over the model.
+            if candidate.endpoint.loaded and runner_crashed(refusal.message):
+                self.deaths.add_crash(refusal.message)
+                self.deaths.check()
+            raise _classified(refusal, candidate.engine)
+        return Attempt(choice, stream, call)
+
+    async def _request(self, candidate: EndpointCandidate, call: Call, bypass_queue: bool) -> EngineRequest:
+        ask, body = self._ask, msgspec.json.encode(body_for(candidate, call))
+        if ask.media is not None:
+            body = await ask.media.put_back(body)
+        now = self._loop.time()
+        left = max(self.came + ask.deadline - now, 0.001) if ask.deadline > 0 else 0.0
+        self._sent += 1
+        return EngineRequest(
+            # A request that comes back to an endpoint may meet its own former self, not yet gone.
+            id=ask.id if self._sent == 1 else f"{ask.id}.{self._sent}",
+            endpoint=candidate.endpoint.id,
+            path=call.path,
+            body=body,
+            stream=ask.stream,
+            priority=ask.priority,
+            client=ask.client,
+            age=now - self.came,
+            deadline=left,
+            keep_alive=ask.keep_alive,
+            bypass_queue=bypass_queue or call.path in BYPASS_PATHS,
+            trace=tracing.traceparent(),
+        )
+
+    async def _opened(self, opening: StreamOpening, query: EndpointQuery) -> Stream | EndpointCandidate:
+        """The stream; or an endpoint that is free while the request waits in the queue, claimed already.
+
+        Raises:
+            StreamError: the endpoint failed.
+        """
+        router, view = self._context.router, self._context.view
+        if opening.immediate:
+            return await opening.open()
+        began, key = self._loop.time(), opening.candidate.key
+        while not await opening.wait(_RETHINK):
+            if opening.request.bypass_queue and self._loop.time() - began > BYPASS_LIMIT:
+                await opening.cancel()
+                raise StreamError(ErrorKind.DEADLINE, "the engine does not answer a small request")
+            if not opening.queued:
+                continue
+            better = router.better(view.live(), query, self._loop.time(), key)
+            if better is not None:
+                # Claimed before anything is awaited: the others in the queue look for it too.
+                router.sent(better.key, query, self._loop.time())
+                try:
+                    await opening.cancel()
+                except BaseException:
+                    router.ended(better.key, None)
+                    raise
+                return better
+        return opening.stream()
+
+    def _judged(self, error: StreamError) -> Exception:
+        """What a stream that could not be opened means for the request."""
+        if error.kind is ErrorKind.FULL:
+            retry_after = max(1.0, error.retry_after)
+            return EndpointRefusal(Fault.UNAVAILABLE, error.message, retry_after=retry_after)
+        if error.kind is ErrorKind.DEADLINE:
+            return Refusal(Fault.TIMEOUT, error.message)
+        log.info("an endpoint did not answer: %s", error, extra=self._extra)
+        return error
+
+    async def release(self, attempt: Attempt, ok: bool | None) -> None:
+        """Done with ``attempt``. ``ok`` None: nothing is learned of the endpoint from it."""
+        self._context.router.ended(attempt.candidate.key, ok)
+        await attempt.stream.close()
+
+    async def release_failed(self, attempt: Attempt, error: StreamError) -> None:
+        """Done with ``attempt``, which failed."""
+        self.deaths.add(attempt.candidate.key, error)
+        if error.transport:
+            self._context.router.failed(attempt.candidate.key, self._loop.time())
+        await self.release(attempt, False if error.transport else None)
+
+
+async def _refused(stream: Stream) -> Refusal | None:
+    """The engine's own error, when its status is one.
+
+    Raises:
+        StreamError: it broke off.
+    """
+    status = stream.head.status if stream.head is not None else 0
+    if status < 400:
+        return None
+    return engine_refusal(status, await whole(stream, limit=1024 * 1024))
+
+
+def _classified(refusal: Refusal, engine: Engine) -> Exception:
+    """What an engine's error means: the request's own, or another endpoint may answer."""
+    if refusal.status == 503:
+        return StreamError(ErrorKind.MOVED, refusal.message)
+    # An Ollama may lack the memory, or the model by now, where another does not.
+    if engine is Engine.OLLAMA and (refusal.status >= 500 or refusal.status == 404):
+        return EndpointRefusal(refusal.fault, refusal.message, status=refusal.status)
+    return refusal
