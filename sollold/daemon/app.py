@@ -233,7 +233,7 @@ class Daemon:
         self._request_log.mode = settings.log.requests
         self._access.proxies = networks(settings.http.trusted_proxies)
         parts.cluster.limit = settings.http.wait_limit
-        parts.serving.use_settings(settings.serving, settings.http)
+        parts.serving.use_settings(settings.serving, settings.http, settings.placement)
         parts.endpoints.use_settings(settings.serving)
         parts.leader.use_settings(settings)
         parts.pace.rate = settings.models.transfer_rate

@@ -69,9 +69,12 @@ class Serving:
         """Begin to watch the cluster."""
         self._unsubscribe = self._view.subscribe(self._cluster_changed)
 
-    def use_settings(self, serving: ServingSettings, http: HttpSettings) -> None:
-        """Other limits from the next request on."""
+    def use_settings(
+        self, serving: ServingSettings, http: HttpSettings, placement: PlacementSettings
+    ) -> None:
+        """Other limits, and other models to spread, from the next request on."""
         self._context = replace(self._context, serving=serving, http=http)
+        self._placement = placement
 
     def refuse(self, reason: str) -> None:
         """Accept no new requests; those under way go on."""

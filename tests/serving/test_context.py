@@ -14,7 +14,7 @@ from sollold.serving.context_size import ANSWER_TOKENS, larger_context
 from sollold.serving.loader import Ready
 from sollold.serving.request import Answer, Engine
 from sollold.serving.router import Router
-from sollold.settings.schema import PlacementSettings
+from sollold.settings.schema import HttpSettings, PlacementSettings
 from tests.doubles import record
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 from tests.serving.reciter import TEXT, Reciter
@@ -155,3 +155,18 @@ def test_how_much_context_a_long_prompt_gets() -> None:
     assert larger_context(refusal, {"n_predict": -1}, 10_000) == 10_000
     assert larger_context(refusal, {}, 9000) == 0
     assert larger_context(Refusal(Fault.ENGINE, "no"), {}, 0) == 0
+
+
+async def test_what_is_usual_is_read_again_with_the_settings(cluster: Cluster) -> None:
+    a, _ = await one_endpoint(cluster, USUAL, asked=USUAL)
+    assert (await give(a))[0] == TEXT and not a.loader.loads
+
+    async def refused() -> None:
+        raise Refusal(Fault.TOO_BIG, "no room")
+
+    a.loader.load = refused
+    more = replace(PlacementSettings(), context=2 * USUAL)
+    a.serving.use_settings(cluster.settings, HttpSettings(), more)
+    with pytest.raises(Refusal):
+        await give(a)
+    assert a.loader.loads == 1

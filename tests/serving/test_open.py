@@ -18,7 +18,7 @@ from sollold.serving.drain import drain
 from sollold.serving.engine_error import engine_refusal
 from sollold.serving.loader import Ready
 from sollold.serving.request import Answer, Call, Engine, Waiting
-from sollold.settings.schema import HttpSettings, ServingSettings
+from sollold.settings.schema import HttpSettings, PlacementSettings, ServingSettings
 from tests.doubles import until
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
 from tests.serving.reciter import TEXT, WORDS, Reciter
@@ -494,7 +494,7 @@ async def test_a_node_that_stops_says_so_to_those_that_wait_still(cluster: Clust
 
 async def test_limits_that_are_read_again_hold_for_the_next_request(cluster: Cluster) -> None:
     a = await cluster.node("a")
-    a.serving.use_settings(cluster.settings, HttpSettings(wait_limit=0.3))
+    a.serving.use_settings(cluster.settings, HttpSettings(wait_limit=0.3), PlacementSettings())
     a.loader.load = nothing_yet
     with pytest.raises(Refusal) as late:
         async with asyncio.timeout(4):
