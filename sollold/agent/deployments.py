@@ -59,24 +59,25 @@ class Deployments:
             deployment.end("the daemon is stopping", state=State.DRAINING)
         await asyncio.gather(*self._running.values(), return_exceptions=True)
 
-    def address(self, deployment: str) -> EngineAddress:
-        """How the ``llama-server`` of a READY deployment is reached.
-
-        Raises:
-            LookupError: it is not here, or not ready.
-        """
-        address = self._ready(deployment).address
-        assert address is not None
-        return address
+    def address(self, deployment: str) -> EngineAddress | None:
+        """How the ``llama-server`` of a READY deployment is reached; None where there is none."""
+        one = self.all.get(deployment)
+        return one.address if one is not None and one.state is State.READY else None
 
     @contextmanager
-    def busy(self, deployment: str) -> Iterator[None]:
+    def busy(self, deployment: str, keep_alive: float | None = None) -> Iterator[None]:
         """A request is in the deployment: it is not unloaded for idleness meanwhile.
+
+        ``keep_alive``: as the method of this name takes it; None: as it was.
 
         Raises:
             LookupError: it is not here, or not ready.
         """
-        one = self._ready(deployment)
+        one = self.all.get(deployment)
+        if one is None or one.state is not State.READY:
+            raise LookupError(f"deployment {deployment} is not ready on this node")
+        if keep_alive is not None:
+            one.keep_alive = keep_alive
         one.busy += 1
         one.used()
         self._changed()
@@ -211,12 +212,6 @@ class Deployments:
                 lines = deployment.head.process.last_lines()
                 await self.load_failed(deployment.plan.digest, "\n".join(lines))
             self._note()
-
-    def _ready(self, deployment: str) -> Deployment:
-        one = self.all.get(deployment)
-        if one is None or one.state is not State.READY:
-            raise LookupError(f"deployment {deployment} is not ready on this node")
-        return one
 
 
 async def _is_unused(one: Deployment) -> bool:

@@ -130,7 +130,7 @@ class Daemon:
         """Build what serves HTTP, and listen."""
         parts = self._parts
         settings = self.settings
-        engine_metrics = EngineMetrics(lambda: parts.node.me, parts.engines.address)
+        engine_metrics = EngineMetrics(lambda: parts.node.me, parts.agent.deployments.address)
         stack.push_async_callback(engine_metrics.close)
         services = AppServices(
             parts.serving,

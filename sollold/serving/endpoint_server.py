@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 from aiohttp import web
 
 from sollold import tracing
@@ -24,7 +23,8 @@ from sollold.serving.admission import AdmissionQueue
 from sollold.serving.byte_budget import ByteBudget
 from sollold.serving.counters import Counters
 from sollold.serving.engine_client import EngineClient
-from sollold.serving.engines import Engines
+from sollold.serving.engine_slots import work_of_slots
+from sollold.serving.engines import EngineHost, Engines
 from sollold.serving.local_stream import Figures, LocalStream, has_crashed
 from sollold.serving.own_pauses import OwnPauses
 from sollold.serving.peer_handler import PeerRequestHandler
@@ -41,7 +41,6 @@ _REPORT = 0.25
 """Seconds over which changes of the counts are gathered before they go into the record."""
 _UNREAD = 300.0
 """Seconds for which a caller that reads nothing keeps its slot."""
-_ASK_ENGINE = 5.0
 _PATHS = (
     "/v1/",
     "/api/chat",
@@ -67,12 +66,19 @@ shows no work."""
 class EndpointState:
     """An endpoint's queue and what is measured there."""
 
-    def __init__(self, queue: AdmissionQueue) -> None:
+    def __init__(self, id: str, host: EngineHost, queue: AdmissionQueue) -> None:
+        self.id = id
+        self.host = host
         self.queue = queue
         self.speed = 0.0
         self.streams: set[LocalStream] = set()
         self.idle = IdleDetector()
         self.asking: asyncio.Task[None] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """What is true of it now; None: it is gone."""
+        return self.host.endpoint(self.id)
 
     def newest_unanswered(self) -> LocalStream | None:
         """Of the requests in the engine of which nothing came yet, the one that it got last."""
@@ -172,7 +178,8 @@ class EndpointServer:
         """
         if self._refusing:
             raise StreamError(ErrorKind.MOVED, self._refusing)
-        endpoint = self._engines.endpoint(request.endpoint)
+        host = self._engines.of(request.endpoint)
+        endpoint = host.endpoint(request.endpoint)
         if endpoint is None or self._client is None:
             raise StreamError(ErrorKind.MOVED, f"{request.endpoint} is not served here")
         if endpoint.state is not State.READY:
@@ -185,7 +192,7 @@ class EndpointServer:
         if not self._bodies.reserve(size):
             message = "the requests queued on this node already hold too much memory; try again later"
             raise StreamError(ErrorKind.FULL, message, _FULL_RETRY)
-        state = self._state(endpoint)
+        state = self._state(endpoint, host)
         traced = self._traced(request, endpoint) if tracing.on() else None
 
         def ended(stream: LocalStream) -> None:
@@ -199,13 +206,13 @@ class EndpointServer:
         stream = LocalStream(
             request,
             state.queue,
-            self._engines,
+            host,
             self._client,
             stall=self._stall_limit(request, endpoint),
             # An Ollama loads first, in silence, and gives up by itself when that does not go forward.
             begin=_OLLAMA_SILENCE if endpoint.backend is Backend.OLLAMA and not endpoint.loaded else 0.0,
             speed=state.speed or endpoint.speed,
-            on_speed=partial(self._measured, endpoint.id, state),
+            on_speed=partial(self._measured, state),
             on_end=ended,
             is_newest=lambda stream: stream is state.newest_unanswered(),
         )
@@ -229,17 +236,17 @@ class EndpointServer:
             return max(stall, _OLLAMA_SILENCE)
         return stall
 
-    def _state(self, endpoint: Endpoint) -> EndpointState:
+    def _state(self, endpoint: Endpoint, host: EngineHost) -> EndpointState:
         state = self._states.get(endpoint.id)
         if state is None:
             queue = AdmissionQueue(endpoint.slots, self._settings.queue, partial(self._counted, endpoint.id))
-            state = self._states[endpoint.id] = EndpointState(queue)
+            state = self._states[endpoint.id] = EndpointState(endpoint.id, host, queue)
         return state
 
     def _record_changed(self) -> None:
         self._peer_requests.end_all_but({record.node for record in self._view.live()})
         for id, state in tuple(self._states.items()):
-            endpoint = self._engines.endpoint(id)
+            endpoint = state.endpoint
             if endpoint is not None and endpoint.state is State.READY:
                 if endpoint.closing:
                     state.queue.dismiss()
@@ -272,17 +279,17 @@ class EndpointServer:
         self._reports.pop(id, None)
         state = self._states.get(id)
         if state is not None:
-            self._engines.report(id, state.queue.active, state.queue.waiting, state.speed)
+            state.host.report(id, state.queue.active, state.queue.waiting, state.speed)
 
-    def _measured(self, id: str, state: EndpointState, stream: LocalStream, figures: Figures) -> None:
+    def _measured(self, state: EndpointState, stream: LocalStream, figures: Figures) -> None:
         """The record tells the speed of one stream alone; of several each is slower than that."""
         speed, tokens = figures.speed, figures.tokens
         self._counters.generated(tokens, speed)
-        self._engines.answered(id, tokens, figures.drafted, figures.accepted)
+        state.host.answered(state.id, tokens, figures.drafted, figures.accepted)
         if tokens < _ENOUGH_TOKENS or not (stream.alone or 0 < state.speed < speed):
             return
         state.speed += (0.3 if state.speed else 1.0) * (speed - state.speed)
-        self._counted(id)
+        self._counted(state.id)
 
     # Checks once a second: hang-ups, hung engines.
 
@@ -296,8 +303,8 @@ class EndpointServer:
             self._peer_requests.check(now)
             if self._client is not None:
                 self._client.close_idle()
-            for id, state in tuple(self._states.items()):
-                self._check(id, state, now)
+            for state in tuple(self._states.values()):
+                self._check(state, now)
             if self._rests():
                 self._work.clear()
                 await self._work.wait()
@@ -308,20 +315,20 @@ class EndpointServer:
         connections = self._client.connections if self._client is not None else 0
         return not (self.under_way or connections or self._peer_requests.tasks())
 
-    def _check(self, id: str, state: EndpointState, now: float) -> None:
+    def _check(self, state: EndpointState, now: float) -> None:
         working = [
             stream
             for stream in state.streams
             if stream.progress is not None and not stream.request.bypass_queue
         ]
-        work = self._engines.work(id) if working else None
+        work = state.host.work(state.id) if working else None
         if work is None:
             state.idle.forget()
         else:
             state.idle.observe(work.processes, work.bytes, now)
         if not state.streams:
-            if self._engines.endpoint(id) is None:
-                del self._states[id]
+            if state.endpoint is None:
+                del self._states[state.id]
             return
         idle = state.idle.seconds(now) > self._settings.still
         for stream in working:
@@ -334,20 +341,20 @@ class EndpointServer:
                 reason = f"the engine produced no token for {seconds:.0f} s although its process runs"
                 if dead:
                     reason += ", and none of its processes used any CPU"
-                log.warning("%s", reason, extra={"deployment": id, "request": stream.request.id})
-                self._fail(id, state, reason)
+                log.warning("%s", reason, extra={"deployment": state.id, "request": stream.request.id})
+                self._fail(state, reason)
                 return
             if progress.unread(now) > _UNREAD:
                 self._free_slot(stream)
         doubtful = any(stream.progress is not None and stream.progress.doubtful(now) for stream in working)
         if doubtful and (state.asking is None or state.asking.done()):
-            state.asking = asyncio.create_task(self._ask_engine(id, state), name=f"slots of {id}")
+            state.asking = asyncio.create_task(self._ask_engine(state), name=f"slots of {state.id}")
 
-    def _fail(self, id: str, state: EndpointState, reason: str) -> None:
+    def _fail(self, state: EndpointState, reason: str) -> None:
         for stream in tuple(state.streams):
             stream.abort(StreamError(ErrorKind.ENGINE, reason))
         state.queue.dismiss()
-        self._engines.fail(id, reason)
+        state.host.fail(state.id, reason)
 
     def _free_slot(self, stream: LocalStream) -> None:
         """Give others the slot of a request whose caller does not read; when it reads on, it is resumed."""
@@ -357,40 +364,15 @@ class EndpointServer:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
-    async def _ask_engine(self, id: str, state: EndpointState) -> None:
-        """What llama-server says of its slots. Silence is no news: it may be in one long batch."""
-        engine = self._engines.address(id)
-        endpoint = self._engines.endpoint(id)
+    async def _ask_engine(self, state: EndpointState) -> None:
+        """Its slots may have worked although nothing came of them."""
+        engine, endpoint = state.host.address(state.id), state.endpoint
         if engine is None or endpoint is None or endpoint.backend is Backend.OLLAMA or self._client is None:
             return
-        try:
-            async with asyncio.timeout(_ASK_ENGINE):
-                status, body = await self._client.get(engine.url, "/slots", engine.headers)
-            if status != 200:
-                return
-            slots = msgspec.json.decode(body, type=list[_Slot])
-        except (OSError, TimeoutError, msgspec.MsgspecError):
+        work = await work_of_slots(self._client, engine)
+        if work is None:
             return
-        work = sum(slot.work for slot in slots)
         now = asyncio.get_running_loop().time()
         for stream in tuple(state.streams):
             if stream.progress is not None:
                 stream.progress.worked(work, now)
-
-
-class _Token(msgspec.Struct):
-    n_decoded: int = 0
-
-
-class _Slot(msgspec.Struct):
-    """What is read of an entry of llama-server's ``/slots``."""
-
-    id_task: int = 0
-    n_prompt_tokens_processed: int = 0
-    next_token: list[_Token] = []
-
-    @property
-    def work(self) -> int:
-        """Grows with every token read or made, and with every new task."""
-        made = sum(token.n_decoded for token in self.next_token)
-        return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made

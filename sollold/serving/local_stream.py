@@ -18,7 +18,7 @@ from sollold.engines.llamacpp.exit_reason import OUT_OF_MEMORY
 from sollold.facts import dataclass
 from sollold.serving.admission import AdmissionQueue, QueueClosed, QueueFull
 from sollold.serving.engine_client import EngineClient, EngineUnreachable
-from sollold.serving.engines import Engines
+from sollold.serving.engines import EngineHost
 from sollold.serving.protocol import EngineRequest, ErrorKind, ResponseHead, StreamError
 from sollold.serving.watchdog import RequestProgress
 
@@ -94,7 +94,7 @@ class LocalStream:
         self,
         request: EngineRequest,
         queue: AdmissionQueue,
-        engines: Engines,
+        host: EngineHost,
         client: EngineClient,
         *,
         stall: float,
@@ -118,7 +118,7 @@ class LocalStream:
         self.alone = True
         """No other request was in the engine meanwhile."""
         self._queue = queue
-        self._engines = engines
+        self._host = host
         self._client = client
         self._in_use: AbstractContextManager[None] | None = None
         """While inside, the engine is not idle."""
@@ -158,7 +158,7 @@ class LocalStream:
         """Returns the seconds that it took."""
         request, came = self.request, self._loop.time()
         try:
-            in_use = self._engines.busy(request.endpoint, request.keep_alive)
+            in_use = self._host.busy(request.endpoint, request.keep_alive)
             in_use.__enter__()
             self._in_use = in_use
             if not request.bypass_queue:
@@ -181,7 +181,7 @@ class LocalStream:
 
     async def _send(self) -> int:
         """Returns the engine's status."""
-        engine = self._engines.address(self.request.endpoint)
+        engine = self._host.address(self.request.endpoint)
         if engine is None:
             raise StreamError(ErrorKind.MOVED, "the endpoint no longer exists")
         self.sent_at = self._loop.time()
@@ -308,7 +308,7 @@ class LocalStream:
         """Whether the engine is known to have crashed, within a moment."""
         try:
             async with asyncio.timeout(_EXIT_KNOWN):
-                while (endpoint := self._engines.endpoint(self.request.endpoint)) is not None:
+                while (endpoint := self._host.endpoint(self.request.endpoint)) is not None:
                     if endpoint.state is not State.READY:
                         return has_crashed(endpoint)
                     await asyncio.sleep(_EXIT_KNOWN / 20)

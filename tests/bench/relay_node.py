@@ -70,6 +70,9 @@ class Given:
     def update_me(self, **changes: Any) -> None:
         """The record stays as it is."""
 
+    def of(self, endpoint: str) -> Given:
+        return self
+
     def endpoint(self, endpoint: str) -> Endpoint | None:
         return self._endpoint
 

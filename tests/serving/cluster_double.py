@@ -45,6 +45,9 @@ class FakeEngines:
         self.done: Work | None = None
         self.keep_alives: list[float | None] = []
 
+    def of(self, endpoint: str) -> FakeEngines:
+        return self
+
     def endpoint(self, endpoint: str) -> Endpoint | None:
         return next((one for one in self._view.me.endpoints if one.id == endpoint), None)
 

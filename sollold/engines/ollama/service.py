@@ -160,11 +160,15 @@ class LocalOllama:
         """The models that Ollama could answer for, loaded or not. They are in the node's record too."""
         return self._models.endpoints
 
+    def endpoint(self, endpoint: str) -> Endpoint | None:
+        """One of them, by its id."""
+        return next((one for one in self.endpoints() if one.id == endpoint), None)
+
     # Engines
 
     def address(self, endpoint: str) -> EngineAddress | None:
         """Where requests for an endpoint go; None when it is not one of this Ollama's."""
-        return EngineAddress(self._url) if any(one.id == endpoint for one in self.endpoints()) else None
+        return EngineAddress(self._url) if self.endpoint(endpoint) is not None else None
 
     @contextlib.contextmanager
     def busy(self, endpoint: str, keep_alive: float | None) -> Iterator[None]:
@@ -184,11 +188,17 @@ class LocalOllama:
         if self._own is not None:
             self._own.kill()
 
+    def work(self, endpoint: str) -> None:
+        """Nothing is known of what its runners do."""
+
     def report(self, endpoint: str, active: int, waiting: int, speed: float) -> None:
         """Publish an endpoint's load: requests in it, waiting ones, tokens per second."""
         use = self._models.loaded.own_use(endpoint)
         use.active, use.waiting, use.speed = active, waiting, speed or use.speed
         self._models.publish_soon()
+
+    def answered(self, endpoint: str, tokens: int, drafted: int, accepted: int) -> None:
+        """An Ollama drafts nothing."""
 
     # Memory
 

@@ -1,0 +1,44 @@
+"""What llama-server says of the work in its slots."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from sollold.engines.address import EngineAddress
+from sollold.serving.engine_client import EngineClient
+
+_SECONDS = 5.0
+
+
+async def work_of_slots(client: EngineClient, engine: EngineAddress) -> int | None:
+    """A number that grows with every token that is read or made there.
+
+    None: it does not say, which is no news: it may be in one long batch.
+    """
+    try:
+        async with asyncio.timeout(_SECONDS):
+            status, body = await client.get(engine.url, "/slots", engine.headers)
+        slots = msgspec.json.decode(body, type=list[_Slot]) if status == 200 else None
+    except (OSError, TimeoutError, msgspec.MsgspecError):
+        return None
+    return None if slots is None else sum(slot.work for slot in slots)
+
+
+class _Token(msgspec.Struct):
+    n_decoded: int = 0
+
+
+class _Slot(msgspec.Struct):
+    """What is read of an entry of ``/slots``."""
+
+    id_task: int = 0
+    n_prompt_tokens_processed: int = 0
+    next_token: list[_Token] = []
+
+    @property
+    def work(self) -> int:
+        """Grows with every token read or made, and with every new task."""
+        made = sum(token.n_decoded for token in self.next_token)
+        return self.id_task * 1_000_000_000 + self.n_prompt_tokens_processed + made
