@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from sollold.cli.exit import Exit
+from sollold.settings.location import home_folder
 
 _MARK = "# Written by `sollold install --user`."
 _UNIT = """\
@@ -78,8 +79,8 @@ def install(options: argparse.Namespace) -> int:
 
 def unit_file() -> Path:
     """Where this user's systemd reads the unit."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return home / "systemd/user/sollold.service"
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
+    return own / "systemd/user/sollold.service"
 
 
 def unit(command: str) -> str:

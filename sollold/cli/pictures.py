@@ -11,6 +11,7 @@ from typing import Any
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
+from sollold.settings.location import expanded
 
 _PATH = re.compile(
     r"(?<!\S)(?P<quote>['\"]?)(?P<path>(?:~|\.{1,2})?/(?:\\ |[^\s\\])*?\.(?:jpe?g|png|webp))(?P=quote)"
@@ -40,7 +41,7 @@ def pictures_of(text: str) -> tuple[str, list[Path]]:
     files: list[Path] = []
 
     def take(found: re.Match[str]) -> str:
-        file = Path(found["path"].replace("\\ ", " ")).expanduser()
+        file = expanded(found["path"].replace("\\ ", " "))
         if not file.is_file():
             return found[0]
         files.append(file)

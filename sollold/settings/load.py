@@ -6,6 +6,7 @@ where it came from, so that ``sollold config`` can say it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import ipaddress
@@ -26,6 +27,7 @@ from sollold.facts import dataclass
 from sollold.settings.fault import SettingsError
 from sollold.settings.location import FILE_VARIABLE, candidates
 from sollold.settings.schema import Settings
+from sollold.settings.wrong_value import in_words
 from sollold.units import parse_bytes, parse_seconds
 
 _KEY = re.compile(r"""\s*(?:"([^"]+)"|'([^']+)'|([A-Za-z0-9_-]+))\s*(?:=|\.)""")
@@ -148,17 +150,27 @@ def _found(skip_unreadable: bool) -> Path | None:
         except PermissionError as error:  # its folder can't be looked into
             if skip_unreadable:
                 continue
-            raise SettingsError(f"{place}: can't be read: {error.strerror}") from error
+            raise SettingsError(f"{place}: can't be read: {error.strerror}{_hint(error)}") from error
         if not (skip_unreadable and not os.access(place, os.R_OK)):
             return place
     return None
 
 
+def _hint(error: OSError) -> str:
+    """What to do about a file that can't be read."""
+    if not isinstance(error, PermissionError):
+        return ""
+    return "; it may hold the cluster's secret: try with sudo, or name a file of your own with --config"
+
+
 def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file}: can't be read: {error}") from error
+        # Editors of Windows begin a file with a mark of its encoding.
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{file}: can't be read: it is not in UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{file}: can't be read: {error.strerror}{_hint(error)}") from error
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -168,6 +180,8 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
     for section, table in document.items():
         place = f"{file}:{lines.get(section, 1)}"
         if section not in sections:
+            if not isinstance(table, dict):
+                raise SettingsError(f"{place}: {section} stands in no section{_sections_of(section)}")
             raise SettingsError(f"{place}: unknown section [{section}]{_nearest(section, sections)}")
         if not isinstance(table, dict):
             raise SettingsError(f"{place}: {section} is a section: write [{section}] and its keys below")
@@ -176,6 +190,12 @@ def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
             place = f"{file}:{lines.get(key, lines.get(section, 1))}"
             setting = _setting(key, place)
             yield key, _checked(setting, value, place), place
+
+
+def _sections_of(name: str) -> str:
+    """Where a key belongs that was written before the first section."""
+    owners = [f"[{one.section}]" for one in catalogue().values() if one.name == name]
+    return f": write it below {' or '.join(owners)}" if owners else ", and no section has such a key"
 
 
 def _refuse_open_secrets(file: Path, values: Mapping[str, object]) -> None:
@@ -237,17 +257,22 @@ def _setting(key: str, place: str) -> Setting:
 
 
 def _from_text(setting: Setting, text: str, place: str) -> object:
-    """A value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``."""
+    """A value from an environment variable or a flag: lists with commas, tables as ``k=v,k=v``, both also
+    as the file has them."""
     bare = _bare(setting.kind)
+    listed, tabled = typing.get_origin(bare) is tuple, typing.get_origin(bare) is dict
+    if (listed and text.lstrip().startswith("[")) or (tabled and text.lstrip().startswith("{")):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return _checked(setting, tomllib.loads(f"value = {text}")["value"], place)
     if bare is bool:
         words = {"1": True, "true": True, "yes": True, "on": True}
         words |= {"0": False, "false": False, "no": False, "off": False}
         if text.lower() not in words:
             raise SettingsError(f"{place}: {setting.key} must be true or false, not {text!r}")
         return words[text.lower()]
-    if typing.get_origin(bare) is tuple:
+    if listed:
         return _checked(setting, [part.strip() for part in text.split(",") if part.strip()], place)
-    if typing.get_origin(bare) is dict:
+    if tabled:
         pairs = [part.partition("=") for part in text.split(",") if part.strip()]
         if any(not sign for _, sign, _ in pairs):
             raise SettingsError(f"{place}: {setting.key} must be written name=value,name=value")
@@ -290,6 +315,8 @@ def _checked(setting: Setting, value: object, place: str) -> object:
         elif "matching regex" in text:
             shown = "what is given" if setting.key in SECRETS else repr(value)
             text = f"{shown} is not {_description(kind)}"
+        else:
+            text = in_words(text, value, secret=setting.key in SECRETS)
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
 
 

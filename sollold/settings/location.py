@@ -15,10 +15,26 @@ HTTP_PORT = 11435
 FILE_VARIABLE = "SOLLOLD_CONFIG"
 
 
+def home_folder() -> Path:
+    """The user's home folder; the root folder where a user has none, as one of a container by its number."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` as the home folder; as it is where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def candidates() -> list[Path]:
     """Where the file is looked for when none is named; the first that exists is read."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    places = [home / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
+    places = [own / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
     if folder := os.environ.get("CONFIGURATION_DIRECTORY"):
         places.insert(0, Path(folder.split(":")[0]) / "sollold.toml")
     return places
@@ -34,7 +50,8 @@ def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, in
     named = variables.get(FILE_VARIABLE)
     for file in [Path(named)] if named else candidates():
         try:
-            http = tomllib.loads(file.read_text(encoding="utf-8")).get("http", {})
+            # Editors of Windows begin a file with a mark of its encoding.
+            http = tomllib.loads(file.read_text(encoding="utf-8-sig")).get("http", {})
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             if named:
                 return None

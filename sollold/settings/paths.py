@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from sollold.facts import dataclass
+from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import NodeSettings
 
 
@@ -48,10 +49,10 @@ def places(settings: NodeSettings) -> Places:
     )
 
 
-def _place(named: str, systemd: str, xdg: str, home: str) -> Path:
+def _place(named: str, systemd: str, xdg: str, below: str) -> Path:
     if named:
-        return Path(named).expanduser().absolute()
+        return expanded(named).absolute()
     if given := os.environ.get(systemd):
         return Path(given.split(":")[0])
     base = os.environ.get(xdg)
-    return (Path(base) if base else Path.home() / home) / "sollold"
+    return (Path(base) if base else home_folder() / below) / "sollold"

@@ -12,7 +12,8 @@ import pytest
 from sollold.settings.document import documentation, example, in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.load import catalogue, differences, load, merged
-from sollold.settings.paths import Places
+from sollold.settings.location import candidates, expanded, local_address
+from sollold.settings.paths import Places, places
 from sollold.settings.schema import GIB, MIB, ModelProfile, Settings
 
 
@@ -78,12 +79,21 @@ def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tm
     [
         ("[http]\nprt = 5", 2, "did you mean port?"),
         ("\n\n[htp]\nport = 5", 3, "did you mean http?"),
-        ("[http]\nport = 70000", 2, "<= 65535"),
-        ('[http]\nport = "many"', 2, "Expected `int`"),
+        ("[http]\nport = 70000", 2, "must be at most 65535"),
+        ('[http]\nport = "many"', 2, 'http.port: must be a whole number, not "many"'),
+        ('[http]\nport = "8080"', 2, 'not "8080"; write 8080'),
+        ("[http]\nport = true", 2, "must be a whole number, not true"),
+        ('[cluster]\nmdns = "yes"', 2, 'must be true or false, not "yes"'),
+        ('[cluster]\nseeds = "a:1"', 2, 'must be a list, not "a:1"; write ["a:1"]'),
+        ('[cluster]\nseeds = ["a:1", 5]', 2, "each of its values must be a text in quotes, not 5"),
+        ("[models]\naliases = { a = 1 }", 2, "each of its values must be a text in quotes"),
+        ("[models]\nfolders = {}", 2, "must be a list, not a table"),
+        ("[cluster]\ntoken = 123", 2, "must be a text in quotes"),
+        ("port = 5", 1, "port stands in no section: write it below [http] or [cluster]"),
         ('[placement]\n\npolicy = "fast"', 3, "did you mean fastest?"),
         ('[node]\nmemory_limit = "4 pounds"', 2, "20 GiB"),
         ('[node]\ndevice_limits = { CUDA0 = "x" }', 2, "not a size"),
-        ("[node]\nmemory_limit = -1", 2, ">= 0"),
+        ("[node]\nmemory_limit = -1", 2, "must be at least 0"),
         ('[models.profiles."big:1t"]\nmemry = 1', 1, "did you mean memory?"),
         ('[models]\nprofiles = { big = "x" }', 2, "'big' is a table with the keys parameters, memory"),
         ("[http]\nseeds = []", 2, "did you mean cluster.seeds?"),
@@ -91,12 +101,12 @@ def test_profiles_of_models_are_tables_and_are_shown_as_they_could_be_written(tm
         ('[cluster]\ntoken = "abc"', 2, "64 hex digits, as `sollold token` makes them"),
         ('[cluster]\nold_tokens = ["xy"]', 2, "64 hex digits"),
         ('[cluster]\nseeds = ["a:b:c d"]', 2, "host, host:port or [IPv6]:port"),
-        ("[serving]\ndrain_limit = -1", 2, ">= 0"),
-        ("[serving]\ndrain_limit = inf", 2, "<= 100000000"),
+        ("[serving]\ndrain_limit = -1", 2, "must be at least 0"),
+        ("[serving]\ndrain_limit = inf", 2, "must be at most 100000000"),
         ("[serving]\nstall = nan", 2, "nan is not a usable number"),
         ("[placement]\nkeep_alive = inf", 2, "inf is not a usable number"),
         (f'[node]\nmemory_limit = "{"9" * 400}"', 2, "more than any machine has"),
-        (f"[node]\nmemory_limit = {2**63}", 2, "<= "),
+        (f"[node]\nmemory_limit = {2**63}", 2, "must be at most "),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_line(
@@ -107,12 +117,46 @@ def test_a_wrong_key_or_value_is_refused_with_its_line(
         load(file, {})
     assert str(refused.value).startswith(f"{file}:{line}: ")
     assert words in str(refused.value)
-    assert "abc" not in str(refused.value), "secrets are not shown"
+    assert not {"abc", "123"} & set(re.findall(r"\w+", str(refused.value))), "secrets are not shown"
 
 
 def test_what_is_not_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not TOML"):
         load(write(tmp_path, "[http"), {})
+
+
+def test_a_file_of_an_editor_of_windows_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sollold.toml"
+    file.write_bytes(b"\xef\xbb\xbf[http]\r\nport = 1234\r\n")
+    assert load(file, {}).settings.http.port == 1234
+    assert local_address({"SOLLOLD_CONFIG": str(file)}) == ("127.0.0.1", 1234)
+    file.write_bytes('[node]\nname = "Böse"'.encode("utf-16"))
+    with pytest.raises(SettingsError, match="it is not in UTF-8"):
+        load(file, {})
+
+
+def test_who_has_no_home_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the user of a container that is named by its number."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 77)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert load(None, {"SOLLOLD_CONFIG": os.devnull}).file == Path(os.devnull)
+    assert candidates()
+    assert places(Settings().node).state == Path("/.local/state/sollold")
+    assert expanded("~/models") == Path("~/models")
+    assert expanded("~nobody-of-this-name/models") == Path("~nobody-of-this-name/models")
+
+
+def test_a_file_that_only_the_service_may_read_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(SettingsError, match=r"can't be read: Permission denied; .* try with sudo"):
+        load(tmp_path / "sollold.toml", {})
 
 
 def test_an_unknown_variable_of_ours_is_refused_and_others_are_not(tmp_path: Path) -> None:
@@ -160,6 +204,10 @@ def test_what_would_never_apply_is_refused(key: str, text: str, words: str) -> N
 @pytest.mark.parametrize(
     ("key", "text"),
     [
+        ("cluster.seeds", '["a:1", "b"]'),
+        ("cluster.seeds", "[::1]:5"),
+        ("models.aliases", '{ gpt-4o = "llama3.1:70b" }'),
+        ("models.profiles", "{ big = { parameters = 5 } }"),
         ("http.hosts", "LLM.example.com,*.example.com,büro.example,*,fd00::1,pc."),
         ("http.cors_origins", "https://chat.example.com:3000/,app://*,null,*,http://[::1]:3000"),
         ("http.trusted_proxies", "10.0.0.1/8,fd00::/8,127.0.0.1"),
@@ -168,7 +216,8 @@ def test_what_would_never_apply_is_refused(key: str, text: str, words: str) -> N
     ],
 )
 def test_what_people_write_is_taken(key: str, text: str) -> None:
-    load(None, {}, [(key, text, "--set")])
+    found = load(None, {}, [(key, text, "--set")]).settings
+    assert '["' not in str(found) and "{ " not in str(found), "a list as the file has it is one"
 
 
 def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from sollold.did_you_mean import did_you_mean
+from sollold.out_of_range import out_of_range
 
 _AT = re.compile(r"(.*) - at `\$\.?(.+?)`", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(.+)`", re.DOTALL)
-_OUT_OF_RANGE = re.compile(r"Expected `\w+` ([<>]=?) (\S+)")
-_RANGES = {"<=": "at most", "<": "less than", ">=": "at least", ">": "more than"}
 _NO_CHOICE = re.compile(r"Invalid enum value (.+)", re.DOTALL)
 
 
@@ -28,8 +27,8 @@ def explained(error: msgspec.ValidationError, type_: type) -> str:
     elif unknown := _UNKNOWN.fullmatch(what):
         names = type_.__struct_encode_fields__ if issubclass(type_, msgspec.Struct) and not field else ()
         what = f"unknown field {unknown[1]}{did_you_mean(unknown[1], names)}"
-    elif beyond := _OUT_OF_RANGE.fullmatch(what):
-        what = f"must be {_RANGES[beyond[1]]} {beyond[2]}"
+    elif beyond := out_of_range(what):
+        what = beyond
     else:
         what = what[:1].lower() + what[1:].replace("`", "")
     return f"{field}: {what}" if field else what

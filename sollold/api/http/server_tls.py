@@ -14,6 +14,7 @@ from cryptography import x509
 
 from sollold.cluster.net.certificate_authority import LIFE, Subject, issue
 from sollold.cluster.net.identity import Identity, MemoryFile
+from sollold.settings.location import expanded
 from sollold.settings.schema import HttpSettings
 
 log = logging.getLogger("sollold.http")
@@ -62,8 +63,8 @@ class Files:
     """A certificate of one's own, with those that issued it, and its key."""
 
     def __init__(self, certificate: str, key: str) -> None:
-        self._certificate = Path(certificate).expanduser()
-        self._key = Path(key).expanduser()
+        self._certificate = expanded(certificate)
+        self._key = expanded(key)
 
     def stamp(self) -> object:
         """Changes with either file."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sollold.facts import dataclass
+from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import LlamaSettings
 
 PACKAGED = Path("/usr/lib/sollold/llama.cpp/bin")
@@ -91,15 +92,15 @@ def look_at(server: Path, worker: Path) -> Llama:
 
 def _named(settings: LlamaSettings) -> Llama:
     if settings.server:
-        server = Path(settings.server).expanduser()
-        worker = Path(settings.rpc_server).expanduser() if settings.rpc_server else _worker_in(server.parent)
+        server = expanded(settings.server)
+        worker = expanded(settings.rpc_server) if settings.rpc_server else _worker_in(server.parent)
         if worker is None:
             raise LlamaUnusable(
                 f"llama.server is {server}, but there is no ggml-rpc-server next to it: "
                 "name it as llama.rpc_server"
             )
         return look_at(server, worker)
-    worker = Path(settings.rpc_server).expanduser()
+    worker = expanded(settings.rpc_server)
     return look_at(worker.parent / "llama-server", worker)
 
 
@@ -111,7 +112,7 @@ def _candidates(cache: Path) -> Iterator[tuple[Path, Path]]:
     on_path = shutil.which("llama-server")
     if on_path:
         folders.append(Path(on_path).resolve().parent)
-    folders += [Path.home() / "llama.cpp" / "build" / "bin", PACKAGED]
+    folders += [home_folder() / "llama.cpp" / "build" / "bin", PACKAGED]
     folders += [one for one in built if one.parent.name.endswith("-cpu")]
     for folder in folders:
         server = folder / "llama-server"

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from sollold.engines.llamacpp.child_journal import Journal
 from sollold.engines.llamacpp.process import GATHER_SECONDS, Process
+from sollold.settings.location import expanded
 
 log = logging.getLogger("sollold.engines")
 
@@ -36,7 +37,7 @@ class OwnOllama:
 
         ``store``: root of its models; empty: ``$OLLAMA_MODELS``, or where Ollama puts them.
         """
-        self._store = str(Path(store).expanduser()) if store else environ.get("OLLAMA_MODELS", "")
+        self._store = str(expanded(store)) if store else environ.get("OLLAMA_MODELS", "")
         self._binary = binary
         self._port = urlsplit(url).port or 11434
         self._journal = journal

@@ -25,6 +25,7 @@ from sollold.models.stores.name_owners import NameOwners
 from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.store_watcher import Store, unchanged
+from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import ModelSettings
 from sollold.subscribers import Subscribers
 
@@ -43,7 +44,7 @@ _PATIENCE = 10.0
 
 def own_folder(settings: ModelSettings, state_dir: Path) -> Path:
     """Where fetched models go."""
-    return Path(settings.download_dir).expanduser() if settings.download_dir else state_dir / "models"
+    return expanded(settings.download_dir) if settings.download_dir else state_dir / "models"
 
 
 class Catalogue:
@@ -75,7 +76,7 @@ class Catalogue:
         self._build = ""
         self._demo = demo
         self._environ = os.environ if environ is None else environ
-        self._home = Path.home() if home is None else home
+        self._home = home_folder() if home is None else home
         self._interval = interval
         self._stores: dict[str, Store] = {}
         self._state: tuple[tuple[str, bool], ...] = ()
@@ -319,7 +320,7 @@ class Catalogue:
         for root in ollama_store.roots(settings.ollama_stores, environ=self._environ, home=self._home):
             put("ollama", root, functools.partial(ollama_store.scan, root))
         put("own", self.own, self._scan_own)
-        for path in (Path(one).expanduser() for one in settings.folders):
+        for path in (expanded(one) for one in settings.folders):
             put("folder", path, functools.partial(folders.scan_folder, path))
         if settings.huggingface:
             for cache in huggingface_cache.caches(self._environ, self._home):

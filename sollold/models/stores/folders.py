@@ -19,6 +19,7 @@ from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.safe_read import UNDECODABLE, open_file
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
+from sollold.settings.location import home_folder
 
 CARD = "sollold.json"
 _DEPTH = 5
@@ -31,7 +32,7 @@ _OLD_CACHE = re.compile(r"(?P<org>[^_/]+)_(?P<repo>.+?-GGUF)_(?P<stem>.+)", re.I
 def llama_cache(environ: Mapping[str, str] | None = None, home: Path | None = None) -> Path:
     """Where llama.cpp kept what it downloaded before it shared Hugging Face's cache."""
     environ = os.environ if environ is None else environ
-    home = Path.home() if home is None else home
+    home = home_folder() if home is None else home
     if given := environ.get("LLAMA_CACHE"):
         return Path(given)
     base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"

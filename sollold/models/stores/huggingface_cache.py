@@ -13,15 +13,16 @@ from sollold.models.names import of_file, quantization_in
 from sollold.models.stores.permission_hint import permission_hint
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.shards import ShardedFile, group
+from sollold.settings.location import expanded, home_folder
 
 
 def caches(environ: Mapping[str, str] | None = None, home: Path | None = None) -> tuple[Path, ...]:
     """Where the hub's cache is by the environment, the first that is set."""
     environ = os.environ if environ is None else environ
-    home = Path.home() if home is None else home
+    home = home_folder() if home is None else home
     for key, rest in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if given := environ.get(key):
-            return (Path(given).expanduser() / rest,)
+            return (expanded(given) / rest,)
     base = Path(environ["XDG_CACHE_HOME"]) if environ.get("XDG_CACHE_HOME") else home / ".cache"
     return (base / "huggingface" / "hub",)
 

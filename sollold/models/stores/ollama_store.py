@@ -21,6 +21,7 @@ from sollold.models.stores.ollama_unit import UNITS, ollama_service
 from sollold.models.stores.permission_hint import permission_hint, whoami
 from sollold.models.stores.safe_read import UNDECODABLE, open_file, read_text
 from sollold.models.stores.scan_result import FoundModel, Problem, Scan, stamp, unreadable
+from sollold.settings.location import expanded, home_folder
 
 _KIND = "application/vnd.ollama.image."
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
@@ -73,16 +74,16 @@ def roots(
     The settings' roots alone if there are any. Else: the systemd unit's Environment, our environment, the
     service user's home, our home.
     """
-    if given := [Path(path).expanduser() for path in configured]:
+    if given := [expanded(path) for path in configured]:
         return _each_once(given)
     environ = os.environ if environ is None else environ
-    home = Path.home() if home is None else home
+    home = home_folder() if home is None else home
     found: list[Path] = []
     user, service = ollama_service(units)
     if path := service.get("OLLAMA_MODELS"):
         found.append(Path(path))
     if path := environ.get("OLLAMA_MODELS"):
-        found.append(Path(path).expanduser())
+        found.append(expanded(path))
     if service_home := service.get("HOME"):
         found.append(Path(service_home) / ".ollama/models")
     with contextlib.suppress(KeyError):

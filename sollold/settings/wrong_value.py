@@ -1,0 +1,54 @@
+"""What is wrong with the value of a setting, in words of people instead of a decoder's."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from sollold.out_of_range import out_of_range
+
+_OTHER_TYPE = re.compile(r"Expected `(\w+)`, got `\w+`(?: - at `\$(.*)`)?")
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text in quotes",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_KINDS: dict[type, str] = {list: "a list", dict: "a table"}
+_UNQUOTED = {"int": r"\d+", "float": r"\d+(\.\d+)?", "bool": "true|false"}
+"""What means the same without its quotes, by the type that is wanted."""
+
+
+def in_words(fault: str, value: object, *, secret: bool = False) -> str:
+    """``fault`` as msgspec says it of ``value``, which is not shown where it is ``secret``."""
+    if words := out_of_range(fault):
+        return words
+    wrong = _OTHER_TYPE.fullmatch(fault)
+    if wrong is None or wrong[1] not in _TYPES:
+        return fault
+    wanted, place = wrong[1], wrong[2] or ""
+    found = _at(value, place)
+    whose = "each of its values " if place else ""
+    words = f"{whose}must be {_TYPES[wanted]}"
+    if secret or place == "[...]":
+        return words
+    words += f", not {_shown(found)}"
+    if isinstance(found, str) and wanted == "array":
+        words += f"; write [{_shown(found)}]"
+    elif isinstance(found, str) and re.fullmatch(_UNQUOTED.get(wanted, "(?!)"), found):
+        words += f"; write {found}"
+    return words
+
+
+def _at(value: object, place: str) -> object:
+    """What lies at ``place`` of ``value``: all of it, or what stands there in a list."""
+    index = re.fullmatch(r"\[(\d+)\]", place)
+    return value[int(index[1])] if index and isinstance(value, (list, tuple)) else value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (bool, str, int, float)):
+        return json.dumps(value, ensure_ascii=False)
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
