@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-OTHERS = ("systemd/*", "packaging/*.md", "packaging/deb/debian/*", "sollold/api/dashboard/*", "Makefile")
+OTHERS = ("systemd/*", "packaging/*.md", "packaging/deb/debian/*", "sollold/api/web/*", "Makefile")
 """Files that people read too, or that hold what they read, and are no Python."""
 _SENTENCE = re.compile(r"[A-Za-z…'{}]+[,;:]? [A-Za-z…'{}(`]+")
 """Two words in a row: what programs say to each other has none."""

@@ -11,11 +11,13 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
-from sollold.client.errors import ClientError, error_text
+from sollold.client.errors import ClientError, error_text, no_answer, no_daemon
 from sollold.client.trust import distrust, trusted
 
 _CONNECT = 5.0
 _LONGEST_LINE = 64 << 20
+_ANOTHER = "--node"
+"""How who types a command names another node."""
 
 
 class BlockingClient:
@@ -158,11 +160,7 @@ class BlockingClient:
             answer = connection.getresponse()
         except TimeoutError as error:
             connection.close()
-            raise ClientError(
-                f"{self.url} did not answer within {timeout:g} s. It is overloaded or hangs: see "
-                "`journalctl -u sollold` there, or ask another node with --node",
-                504,
-            ) from error
+            raise ClientError(no_answer(self.url, timeout, _ANOTHER), 504) from error
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
@@ -198,10 +196,7 @@ class BlockingClient:
         if isinstance(error, ssl.SSLCertVerificationError):
             return ClientError(distrust(self.url, error.verify_message))
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return ClientError(
-            f"no daemon answers at {self.url} ({reason}). Start it with `systemctl start sollold` or "
-            "`sollold run`, or name another node with --node"
-        )
+        return ClientError(no_daemon(self.url, reason, _ANOTHER))
 
     def _refused(self, answer: http.client.HTTPResponse) -> ClientError:
         try:

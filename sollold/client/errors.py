@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 
+def no_daemon(url: str, reason: str, another: str) -> str:
+    """Says that nobody answers at ``url``; ``another``: how the caller names another node."""
+    return (
+        f"no daemon answers at {url} ({reason}). Start it with `systemctl start sollold` or `sollold run`, "
+        f"or name another node with {another}"
+    )
+
+
+def no_answer(url: str, seconds: float, another: str) -> str:
+    """Says that a connection was made to ``url`` and no answer came; ``another`` as in `no_daemon`."""
+    return (
+        f"{url} did not answer within {seconds:g} s. It is overloaded or hangs: see `journalctl -u sollold` "
+        f"there, or ask another node with {another}"
+    )
+
+
 class ClientError(Exception):
     """The daemon could not be asked, or said no.
 
@@ -29,7 +45,7 @@ class RequestTimeout(ClientError, TimeoutError):
 
 
 class NodeSilent(RequestTimeout):
-    """A node took the request and says nothing: it has too much to do, or hangs."""
+    """A node took the request and says nothing: it is overloaded, or hangs."""
 
 
 class InsufficientMemory(ClientError):

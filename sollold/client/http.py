@@ -10,7 +10,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sollold.client.arguments import check_seconds, check_text
-from sollold.client.errors import ClientError, NodeLost, NodeSilent, RequestTimeout, error_text
+from sollold.client.errors import (
+    ClientError,
+    NodeLost,
+    NodeSilent,
+    RequestTimeout,
+    error_text,
+    no_answer,
+    no_daemon,
+)
 from sollold.client.trust import CA_VARIABLE, distrust, trusted
 
 if TYPE_CHECKING:
@@ -20,6 +28,8 @@ CONNECT_SECONDS = 5.0
 KEY_VARIABLE = "SOLLOLD_API_KEY"
 LONGEST_LINE = 1 << 20
 """Half of the bytes that a line of a stream may have."""
+_ANOTHER = 'node="http://HOST:11435"'
+"""How a caller names another node."""
 
 
 class Client:
@@ -216,17 +226,11 @@ class _Exchange:
             response = await self._pending.__aenter__()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
-                raise NodeSilent(
-                    f"what listens at {self._url} did not answer within {self._limit:g} s; it has too much "
-                    "to do, or hangs: see `journalctl -u sollold` there, or ask another with --node URL"
-                ) from error
+                raise NodeSilent(no_answer(self._url, self._limit, _ANOTHER)) from error
             if isinstance(error, aiohttp.ClientConnectorCertificateError):
                 why = str(error.certificate_error)
                 raise NodeLost(distrust(self._url, why)) from error
-            raise NodeLost(
-                f"no daemon answers at {self._url} ({type(error).__name__}); is it running? "
-                "Start it with `systemctl start sollold` or `sollold run`, or name another with --node URL"
-            ) from error
+            raise NodeLost(no_daemon(self._url, _reason(error), _ANOTHER)) from error
         if response.status >= 400:
             item: object = {}
             with contextlib.suppress(ValueError, aiohttp.ClientError, TimeoutError):
@@ -246,3 +250,12 @@ class _Exchange:
         await self._pending.__aexit__(kind, error, trace)
         if isinstance(error, aiohttp.ClientError | TimeoutError):
             raise NodeLost(f"the answer of {self._url} broke off: {type(error).__name__} {error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, in the system's words rather than those of asyncio and aiohttp."""
+    cause = getattr(error, "os_error", error)
+    number = getattr(cause, "errno", None) or 0
+    if number > 0:
+        return os.strerror(number)
+    return getattr(cause, "strerror", None) or str(error) or type(error).__name__

@@ -160,7 +160,7 @@ class Monitor:
         try:
             await self._calls.call(node, "forget", request, Done, timeout=_CALL)
         except PeerError as error:
-            log.debug("%s did not take note of a removed node: %s", name_of(self._view, node), error)
+            log.debug("%s did not record the removal of a node: %s", name_of(self._view, node), error)
 
     async def _ask(self, record: Record, request: HistoryRequest) -> NodeHistory | None:
         me = self._view.me

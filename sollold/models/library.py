@@ -203,9 +203,9 @@ class Library:
         try:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
-            raise LookupError(f"the shape of {model.name!r} can't be had: {error}") from None
+            raise LookupError(f"the header of {model.name!r} can't be fetched: {error}") from None
         if why := next(bad_values(shape), ""):
-            raise LookupError(f"{name_of(self._view, node)} tells no possible shape of {model.name!r}: {why}")
+            raise LookupError(f"{name_of(self._view, node)} sent a bad header of {model.name!r}: {why}")
         return shape
 
     def name_at(self, node: str, model: Model) -> str:

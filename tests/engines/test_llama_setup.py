@@ -365,7 +365,7 @@ def test_a_source_that_does_not_come_names_the_proxy(shop: Shop, monkeypatch: py
 def test_a_step_that_took_too_long_says_so(tmp_path: Path):
     with (tmp_path / "log").open("wb") as out:
         steps = Steps(out, tmp_path / "log")
-        with pytest.raises(SetupFailed, match=r"^git could not fetch it: no end within 0 s \(full log: "):
+        with pytest.raises(SetupFailed, match=r"^git could not fetch it: not done within 0 s \(full log: "):
             steps.run("git could not fetch it", ["/bin/sleep", "600"], timeout=0.2)
         assert steps.run("echo", ["/bin/echo", "well"], timeout=30) == "well"
 

@@ -131,7 +131,7 @@ async def test_an_adapter_alone_is_no_model(three: ThreeNodes, tmp_path: Path) -
     a.environ["HF_ENDPOINT"] = await hub.start()
     try:
         await three.start()
-        with pytest.raises(PullError, match="no model among the files"):
+        with pytest.raises(PullError, match="the files hold no model"):
             await a.pull("hf.co/org/Lora:Q8_0")
     finally:
         await hub.close()

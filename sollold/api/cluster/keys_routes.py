@@ -68,7 +68,7 @@ class KeyRoutes:
         path = "/api/cluster/keys"
         return [
             Route("GET", path, self.listed, "The API keys, without their secrets"),
-            Route("POST", path, self.create, "Create an API key; its secret is told this once", NewKeyBody),
+            Route("POST", path, self.create, "Create an API key; its secret is shown only once", NewKeyBody),
             Route("DELETE", path, self.revoke, "Revoke an API key", KeyBody),
             Route(
                 "POST",

@@ -250,7 +250,7 @@ def _secrets(request: web.Request) -> list[str]:
 def _shown_in_vain(request: web.Request) -> str:
     """What is wrong with the key that a request shows, to be put behind a sentence; empty: nothing."""
     if _secrets(request):
-        return ", and the one that was sent is none of this cluster's"
+        return ", and the one that was sent is not known to this cluster"
     if request.headers.get("Authorization", "").strip():
         return ", sent as `Authorization: Bearer KEY` or `x-api-key: KEY`"
     return ""

@@ -211,7 +211,7 @@ async def greet(reach: Dialer, port: int, addresses: Sequence[Address]) -> tuple
         finally:
             connection.transport.abort()
     if greeting.standing.node != found:
-        raise PeerError(found, "it tells another node's id", transport=True)
+        raise PeerError(found, "it gives another node's id", transport=True)
     return greeting.standing, address
 
 

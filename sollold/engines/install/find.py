@@ -75,7 +75,7 @@ def look_at(server: Path, worker: Path) -> Llama:
             raise LlamaUnusable(f"{program} does not exist, or the daemon's user may not run it")
     match = _VERSION.search(_ask(server, "--version"))
     if match is None:
-        raise LlamaUnusable(f"{server} --version names no build")
+        raise LlamaUnusable(f"{server} --version shows no build number")
     said = _ask(server, "--help")
     flags = frozenset(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", said)) | (
         {DRAFT_MTP} if DRAFT_MTP in said else set()

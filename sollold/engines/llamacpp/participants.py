@@ -162,7 +162,7 @@ class Participants:
                 continue
             self._work[node] = done.work
             if not done.ok and committed:
-                self._lost(f"{self._context.name(node)} ended its part: {done.reason}", culprit=node)
+                self._lost(f"{self._context.name(node)} ended its share: {done.reason}", culprit=node)
             heard = time.monotonic()
 
     async def release_grants(self, term: Term) -> None:
@@ -210,10 +210,10 @@ class Participants:
         try:
             done = await self._context.calls.call(node, "fill", request, Done, timeout=_FILL_TIMEOUT)
         except PeerError as error:
-            log.info("%s fills no cache: %s", self._context.name(node), error)
+            log.info("the tensor cache is not filled on %s: %s", self._context.name(node), error)
             return
         if not done.ok:
-            log.info("%s fills no cache: %s", self._context.name(node), done.reason)
+            log.info("the tensor cache is not filled on %s: %s", self._context.name(node), done.reason)
 
     async def _release(self, node: str, term: Term) -> None:
         request = Release(term, self._deployment, self._context.node)

@@ -168,7 +168,7 @@ def _metadata(window: _Window, count: int) -> dict[str, Value]:
     for _ in range(count):
         key = window.string(_LONGEST_KEY, "a metadata key")
         if not key or key in metadata:
-            raise window.error(f"metadata key {key!r} is {'there twice' if key else 'empty'}")
+            raise window.error(f"metadata key {key!r} is {'given twice' if key else 'empty'}")
         kind = window.u32()
         if kind == _STRING:
             metadata[key] = window.string(_LONGEST_TEXT, f"the text of {key!r}")

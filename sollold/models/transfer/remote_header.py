@@ -153,7 +153,7 @@ async def _header(source: Source, index: int, item: Item) -> Header:
         if header is not None:
             return header
         if len(data) >= min(item.size, _MOST):
-            raise SourceError(f"the header of {item.name} has no end within {len(data)} bytes")
+            raise SourceError(f"the header of {item.name} is longer than {len(data)} bytes")
         wanted = min(2 * wanted, _MOST)
 
 

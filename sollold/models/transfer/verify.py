@@ -43,7 +43,7 @@ def fault_of(folder: Path, items: tuple[Item, ...], digest: str) -> str:
     projectors = [item.name for item in items if "mmproj" in item.name.lower()]
     shards = [item.name for item in items if item.name not in adapters and item.name not in projectors]
     if not shards:
-        return "there is no model among the files, only what goes with one"
+        return "the files hold no model, only parts that go with one"
     main = read_facts(tuple(str(folder / name) for name in shards))
     if main.unusable:
         return f"the file that came can't be used: {main.unusable}"
