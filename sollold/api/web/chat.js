@@ -51,10 +51,10 @@ export function chatView(place, wanted) {
     ", or put a GGUF file into the models folder of any machine.");
   const absent = el("p", { class: "notice", role: "status", hidden: true, text: `No machine that is online has ${wanted}; another model is chosen.` });
   const talk = el("div", { class: "talk", id: "talk" });
-  const message = el("textarea", { id: "message", rows: "2", "aria-label": "Message", placeholder: "Ask something. Enter sends, Shift+Enter begins a new line." });
+  const message = el("textarea", { id: "message", rows: "2", "aria-label": "Message", placeholder: "Ask something. Enter sends, Shift+Enter starts a new line." });
   const sendButton = el("button", { type: "submit", class: "primary", text: "Send" });
   const stop = el("button", { type: "button", text: "Stop", hidden: true });
-  const file = el("input", { type: "file", accept: "image/*", multiple: true, class: "visually-hidden", id: "chat-images", "aria-label": "Pictures to send along" });
+  const file = el("input", { type: "file", accept: "image/*", multiple: true, class: "visually-hidden", id: "chat-images", "aria-label": "Images to send" });
   const attach = el("label", { class: "button", for: "chat-images", text: "Picture", hidden: true });
   const attached = el("span", { class: "dim small" });
   const field = (id, words, attributes) => el("label", { for: id }, `${words} `, el("input", { id, type: "number", ...attributes }));
@@ -62,7 +62,7 @@ export function chatView(place, wanted) {
   const think = el("select", { id: "chat-think" }, el("option", { value: "", text: "model default" }), el("option", { value: "yes", text: "yes" }), el("option", { value: "no", text: "no" }));
   const settings = el("details", { class: "settings" }, el("summary", { text: "Parameters" }), el("div", { class: "fields" },
     field("chat-temperature", "Temperature", { min: "0", max: "2", step: "0.1", placeholder: "default" }),
-    field("chat-tokens", "Most tokens", { min: "1", step: "1", placeholder: "no limit" }),
+    field("chat-tokens", "Maximum tokens", { min: "1", step: "1", placeholder: "no limit" }),
     field("chat-context", "Context", { min: "1", step: "1", placeholder: "default" }),
     field("chat-seed", "Seed", { min: "0", step: "1", placeholder: "random" }),
     el("label", { for: "chat-think" }, "Think ", think),
@@ -257,7 +257,7 @@ export function chatView(place, wanted) {
       save(mine);
       node.replaceWith(bubble(got, mine.messages.length - 1));
     } else {
-      setText(status, got.note || "The model said nothing.");
+      setText(status, got.note || "The answer is empty.");
       node.append(el("p", { class: "foot again" }, againButton("Ask again")));
       node.removeAttribute("aria-busy");
     }

@@ -27,7 +27,7 @@ export function clusterView(place) {
   const events = el("ol", { class: "events plain" });
   const quiet = el("p", { class: "empty", text: "Nothing has happened since this node started." });
   const runningTitle = el("h2", { text: "Running models" });
-  const eventsTitle = el("h2", { text: "What happened" });
+  const eventsTitle = el("h2", { text: "Events" });
   place.append(
     el("h1", { class: "visually-hidden", text: "Cluster" }), open, waiting,
     el("div", { class: "summary" }, figures, spark.node),
@@ -47,7 +47,7 @@ export function clusterView(place) {
     keyed(running, cluster.deployments, (one) => `${one.node}/${one.id}`, makeRunning, updateRunning);
     none.hidden = cluster.deployments.length > 0;
     setText(none.firstChild, state.models.length ? "No model is loaded. The first request for one loads it; or load one under"
-      : "No model is here yet. Pull one, or see how far a pull is, under");
+      : "No model is here yet. Pull one, or follow a pull, under");
     alone.hidden = everybody.length > 1;
     keyed(events, state.events.slice(-12).reverse(), (one) => one.id, makeEvent);
     quiet.hidden = state.events.length > 0;
@@ -223,7 +223,7 @@ function makeEvent(event) {
 
 function legend() {
   const entry = (kind, words) => el("li", {}, el("span", { class: `swatch ${kind}`, "aria-hidden": "true" }), words);
-  return el("ul", { class: "legend plain small dim", "aria-label": "What the bars show" },
+  return el("ul", { class: "legend plain small dim", "aria-label": "Legend" },
     entry("c0 band", "a model's layers, by number"), entry("c0 band pending", "loading"), entry("reserved", "set aside"),
     entry("other", "other programs"), entry("", "free"));
 }

@@ -5,7 +5,7 @@ import { refreshModels, state } from "./store.js";
 
 const programs = (base, model) => [
   ["curl", "Ollama's API:", `curl ${base}/api/chat -d '{"model": "${model}", "messages": [{"role": "user", "content": "Hello"}]}'`],
-  ["ollama", "The ollama command, with this node in place of its server:", `OLLAMA_HOST=${base} ollama run ${model}`],
+  ["ollama", "The ollama command, with this node as its server:", `OLLAMA_HOST=${base} ollama run ${model}`],
   ["Open WebUI", "As its Ollama server; or under Settings → Connections:", `docker run -d -p 3000:8080 -e OLLAMA_BASE_URL=${base} ghcr.io/open-webui/open-webui:main`],
   ["Continue", "In ~/.continue/config.yaml:", `models:\n  - name: ${model}\n    provider: ollama\n    model: ${model}\n    apiBase: ${base}`],
   ["Claude Code", "It speaks Anthropic's API:", `export ANTHROPIC_BASE_URL=${base}\nexport ANTHROPIC_AUTH_TOKEN=none\nexport ANTHROPIC_MODEL=${model}\nexport ANTHROPIC_DEFAULT_HAIKU_MODEL=${model}\nclaude`],

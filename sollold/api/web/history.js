@@ -37,7 +37,7 @@ export function historyView(place) {
   let range = 600;
   let ended = false;
   let timer = 0;
-  const buttons = el("div", { class: "segments", role: "group", "aria-label": "How far back" },
+  const buttons = el("div", { class: "segments", role: "group", "aria-label": "Time range" },
     ...ranges.map(([seconds, words]) => el("button", {
       type: "button", text: words, "aria-pressed": String(seconds === range),
       on: { click: (event) => {

@@ -42,9 +42,9 @@ export function keysView(place) {
     try {
       const found = await send("POST", PATH, wanted);
       made.replaceChildren(el("div", { class: "notice good" },
-        el("p", { text: `The key ${found.name}. It is shown this once: give it to the program that needs it as its API key.` }),
+        el("p", { text: `The key ${found.name}. It is shown only once: give it to the program that needs it as its API key.` }),
         el("div", { class: "fix" }, el("code", { text: found.key }), copyButton(() => found.key))));
-      say(`The key ${found.name} is made`);
+      say(`Created the key ${found.name}`);
       await load();
       return true;
     } catch (error) { complain(error); return false; }
@@ -62,8 +62,8 @@ function makeForm(make) {
   const end = choice("key-end", ends);
   const field = (id, words, control) => el("label", { for: id }, words, control);
   const form = el("form", {}, el("div", { class: "fields" },
-    field("key-name", "Name", name), field("key-scope", "It may", scope), field("key-end", "It expires", end)),
-  el("div", { class: "buttons" }, el("button", { type: "submit", class: "primary", text: "Make a key" })));
+    field("key-name", "Name", name), field("key-scope", "Scope", scope), field("key-end", "Expires", end)),
+  el("div", { class: "buttons" }, el("button", { type: "submit", class: "primary", text: "Create key" })));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (await make({ name: name.value.trim(), scope: scope.value, ...(end.value ? { expires: end.value } : {}) })) name.value = "";
@@ -81,7 +81,7 @@ function row(one, revoke) {
   // Programs that use it are shut out at once: asked twice.
   const ask = () => {
     const sure = button("Revoke it", () => revoke(one), "danger");
-    place.replaceChildren(sure, " ", button("Keep it", calm));
+    place.replaceChildren(sure, " ", button("Cancel", calm));
     sure.focus();
   };
   const calm = () => place.replaceChildren(button("Revoke", ask, "quiet"));

@@ -34,9 +34,9 @@ export function modelView(place, name) {
   about.append(
     trouble, facts,
     el("h2", { text: "Where it runs" }), running, none,
-    el("h2", { text: "Why it is placed so" }), why,
+    el("h2", { text: "Why it is placed this way" }), why,
     el("h2", { text: "Requests" }), requests.node,
-    el("h2", { text: "What its engines wrote last" }), logs);
+    el("h2", { text: "Engine log" }), logs);
 
   const explain = async () => {
     try {

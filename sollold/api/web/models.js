@@ -122,7 +122,7 @@ function makeModel(model, reload) {
       await reload();
     }) } });
     panel.replaceChildren(el("p", {}, `Delete ${model.name} from every machine that has it? `, yes, " ",
-      el("button", { type: "button", class: "small", text: "Keep it", on: { click: () => panel.replaceChildren() } })));
+      el("button", { type: "button", class: "small", text: "Cancel", on: { click: () => panel.replaceChildren() } })));
     yes.focus();
   };
   return el("li", { class: "model" },

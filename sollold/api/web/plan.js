@@ -46,7 +46,7 @@ function placement(found) {
   if (plan.run?.slots) words.push(count(plan.run.slots, "request") + " at a time");
   const sums = `${bytes(found.weights)} weights + ${bytes(found.state)} context + ${bytes(found.compute)} compute + ${bytes(found.overhead)} processes = `
     + `${bytes(found.weights + found.state + found.compute + found.overhead)}`;
-  const parts = [scrolling("What goes where", el("table", { class: "plan-table" }, el("tbody", {}, ...rows)))];
+  const parts = [scrolling("Placement", el("table", { class: "plan-table" }, el("tbody", {}, ...rows)))];
   if (words.length) parts.push(el("p", { text: words.join(" · ") }));
   parts.push(el("p", { class: "dim small", text: `${sums}${found.estimate ? " (an estimate: this architecture is not known)" : ""}` }));
   if (plan.reasons?.length) parts.push(el("ul", { class: "small" }, ...plan.reasons.map((reason) => el("li", { text: reason }))));

@@ -38,7 +38,7 @@ function rowOfActive(one) {
 function rowOfRecent(one) {
   const resumed = one.resumed ? `, resumed${one.resumed > 1 ? ` ${one.resumed} times` : ""}` : "";
   const words = one.outcome === "error" ? `error: ${one.error}` : one.outcome + resumed;
-  return { key: `r${one.id}`, kind: one.outcome === "error" ? "bad-row" : "", title: `request ${one.id}${one.queue_seconds ? `, ${duration(one.queue_seconds)} in line` : ""}`, cells: [
+  return { key: `r${one.id}`, kind: one.outcome === "error" ? "bad-row" : "", title: `request ${one.id}${one.queue_seconds ? `, ${duration(one.queue_seconds)} in the queue` : ""}`, cells: [
     clock(one.time), shortModel(one.model), one.path, words, one.node, `${one.prompt_tokens} → ${one.tokens}`,
     one.first_token_seconds === null ? "–" : duration(one.first_token_seconds), duration(one.seconds),
     one.tokens_per_second === null ? "–" : number(one.tokens_per_second)] };

@@ -39,7 +39,7 @@ export async function refresh() {
   } catch (error) {
     state.trouble = error.status
       ? `The node refused: ${error.message}`
-      : "The node does not answer; what stands here may be old. Trying again.";
+      : "The node does not answer; this page may be out of date. Trying again.";
   }
   asking = false;
   tell();
