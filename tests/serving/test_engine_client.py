@@ -142,6 +142,25 @@ async def test_a_connection_serves_one_request_after_the_other(engine: Engine, c
     assert engine.asked[1].startswith(b"GET /under/b HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize("size", [1, 255 * 1024, 257 * 1024, 2 << 20])
+async def test_another_answer_follows_one_that_waited_to_be_read(
+    engine: Engine, client: EngineClient, size: int
+) -> None:
+    engine.answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size),
+        CHUNKED + in_chunks([b"next"]),
+    ]
+    connection = await client.connect(engine.url)
+    assert await connection.ask("POST", "/", {}, b"") == 200
+    # All of it, or as much as is read before somebody takes it.
+    await until(lambda: connection._size == size or connection._paused)
+    assert sum([len(piece) async for piece in pulled(connection.pour)]) == size
+    client.release(connection)
+    async with asyncio.timeout(10):
+        assert await client.get(engine.url, "/", {}) == (200, b"next")
+    assert engine.connections == 1
+
+
 async def test_a_connection_that_is_left_early_is_closed(engine: Engine, client: EngineClient) -> None:
     engine.answers = [CHUNKED + b"3\r\nabc\r\n", CHUNKED + in_chunks([b"x"])]
     connection = await client.connect(engine.url)

@@ -97,18 +97,23 @@ class HttpConnection(asyncio.Protocol):
             self._size -= len(piece)
             if not receive(piece):
                 return False
+        # Also behind a whole answer: another may follow on this connection.
+        self._read_on()
         if self._parser.done:
             return True
         if self._error is not None:
             raise self._error
         self._receive = receive
-        if self._paused and self._transport is not None and not self._transport.is_closing():
-            self._paused = False
-            self._transport.resume_reading()
         try:
             return await self._wait()
         finally:
             self._receive = None
+
+    def _read_on(self) -> None:
+        """Nothing is unread: more may come."""
+        if self._paused and self._transport is not None and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
 
     async def _wait(self) -> bool:
         self._waiter = self._loop.create_future()
