@@ -21,6 +21,16 @@ def check_seconds(name: str, value: object) -> None:
         raise ValueError(f"{name} must be more than 0 seconds, not {value!r}; None is no limit")
 
 
+def check_model(value: object) -> None:
+    """The name of a model.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"model must be a name, not {value!r}")
+
+
 def check_flag(name: str, value: object) -> None:
     """True or False. A text such as "false" would count as true.
 

@@ -6,6 +6,8 @@ import base64
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sollold.client.arguments import check_model
+
 OPTIONS = frozenset(
     {
         *(
@@ -55,8 +57,7 @@ def request_body(
     Raises:
         TypeError: an argument is neither an option nor a field.
     """
-    if not isinstance(model, str) or not model:
-        raise TypeError(f"model must be a name, not {model!r}")
+    check_model(model)
     given = dict(more.get("options") or {})
     body: dict[str, Any] = {"model": model}
     for name, value in more.items():
@@ -87,8 +88,10 @@ def checked_messages(messages: Iterable[Mapping[str, Any]]) -> list[dict[str, An
     """The messages of a conversation as the API takes them.
 
     Raises:
-        TypeError: one is no mapping with a role.
+        TypeError: they are no list, or one is no mapping with a role.
     """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise TypeError(f'messages must be a list of {{"role": "user", "content": "…"}}, not {messages!r}')
     checked = []
     for place, message in enumerate(messages):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

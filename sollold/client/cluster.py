@@ -185,6 +185,7 @@ class ClusterClient:
         *,
         timeout: float | None = None,
         start_timeout: float | None = None,
+        began: float | None = None,
         whole: bool = False,
         on_wait: Callable[[str], None] = lambda text: None,
     ) -> AsyncGenerator[dict[str, Any], None]:
@@ -196,6 +197,7 @@ class ClusterClient:
             path, body: of the request; ``stream`` is set here.
             timeout: seconds for the whole answer; the engine is stopped then, too.
             start_timeout: seconds until the answer begins, the time in a queue not counted.
+            began: when the request was made, on the monotonic clock; None: now.
             whole: give one record with all of the answer, as of a request that is not streamed.
             on_wait: is told what is waited for: ``loading 43 %``, ``queued, place 2`` …
 
@@ -203,7 +205,7 @@ class ClusterClient:
             RequestTimeout: after ``timeout`` or ``start_timeout``.
             ClientError: the daemon refused, or no node could be reached for two minutes.
         """
-        limits = TimeLimits(time.monotonic(), timeout, start_timeout)
+        limits = TimeLimits(time.monotonic() if began is None else began, timeout, start_timeout)
         said = Received()
         outage = Outage()
         while True:

@@ -37,10 +37,11 @@ class DaemonProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._log: Path | None = None
         self._starter = 0
+        self._starting: asyncio.Lock | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process may find the daemon, and does not end it.
-        return {**vars(self), "_process": None, "_log": None}
+        return {**vars(self), "_process": None, "_log": None, "_starting": None}
 
     async def ensure(self) -> None:
         """Have a daemon here whose llama.cpp is ready.
@@ -50,8 +51,11 @@ class DaemonProcess:
         """
         if await self._answers():
             return
-        if self._process is None or self._process.returncode is not None:
-            await self._start()
+        self._starting = self._starting or asyncio.Lock()
+        # The first requests may come together, and the port is one daemon's.
+        async with self._starting:
+            if self._process is None or self._process.returncode is not None:
+                await self._start()
         await self._wait()
 
     async def stop(self) -> None:

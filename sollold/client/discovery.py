@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from urllib.parse import urlsplit
 
 NODE_VARIABLE = "SOLLOLD_NODE_URL"
 PORT = 11435
@@ -27,20 +28,41 @@ def url_of(node: str | Mapping[str, object]) -> str:
         host, port = node.get("host"), node.get("port", PORT)
         if not isinstance(host, str) or not host:
             raise ValueError(f'a node needs a "host": {dict(node)}')
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return _checked(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     if node is None or isinstance(node, int | float | bytes):
         raise TypeError(f'a node is a URL, "host:port" or {{"host": …, "port": …}}, not {node!r}')
     text = str(node).strip().rstrip("/")
     if not text:
         raise ValueError("the address of a node is empty")
+    return _checked(_with_port(text))
+
+
+def _with_port(text: str) -> str:
+    """An address as a URL, on the usual port where it names none and is no URL."""
     if "://" in text:
         return text
     if text.count(":") > 1 and not text.startswith("["):
         return f"http://[{text}]:{PORT}"
-    host, colon, port = text.rpartition(":")
+    _, colon, port = text.rpartition(":")
     if colon and port.isdigit() and "]" not in port:
         return f"http://{text}"
     return f"http://{text}:{PORT}"
+
+
+def _checked(url: str) -> str:
+    """``url``, if it may be a node's.
+
+    Raises:
+        ValueError: nothing can be asked at it.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme.lower() in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        raise ValueError(f"{url} is no URL of a node: {error}") from None
+    if not usable:
+        raise ValueError(f"{url} is no URL of a node; write http://HOST:{PORT}")
+    return url
 
 
 def urls_of(node: str | Mapping[str, object] | Iterable[str | Mapping[str, object]] | None) -> list[str]:

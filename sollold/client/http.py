@@ -197,6 +197,23 @@ async def _closing(session: aiohttp.ClientSession) -> AsyncGenerator[None, None]
         await session.close()
 
 
+def _encoded(body: object) -> bytes:
+    """``body`` as JSON.
+
+    Raises:
+        TypeError: JSON has no form for something in it; the message says for which argument.
+    """
+    try:
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        for name, value in body.items() if isinstance(body, dict) else ():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError):
+                raise TypeError(f"{name} can't be sent as JSON: {error}") from None
+        raise
+
+
 class _Exchange:
     """One request; turns what can go wrong into a `ClientError` in words."""
 
@@ -213,7 +230,7 @@ class _Exchange:
         self._url = url
         self._key = key
         self._limit = timeout.total or timeout.sock_read or 0.0
-        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        data = None if body is None else _encoded(body)
         headers = {"Content-Type": "application/json"} if data is not None else {}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -230,6 +247,11 @@ class _Exchange:
             if isinstance(error, aiohttp.ClientConnectorCertificateError):
                 why = str(error.certificate_error)
                 raise NodeLost(distrust(self._url, why)) from error
+            if isinstance(error, aiohttp.ClientConnectorSSLError):
+                plain = self._url.replace("https://", "http://", 1)
+                raise NodeLost(
+                    f"there is no HTTPS at {self._url}; if it speaks HTTP, name {plain}"
+                ) from error
             raise NodeLost(no_daemon(self._url, _reason(error), _ANOTHER)) from error
         if response.status >= 400:
             item: object = {}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
+from sollold.client.arguments import check_model, check_seconds
 from sollold.client.backends import backend_addresses
 from sollold.client.bodies import checked_messages
 from sollold.client.coordinator import DISTRIBUTED, Coordinator, coordinator_of, coordinators_in
@@ -21,6 +23,7 @@ from sollold.client.pool import OllamaPool
 from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
 from sollold.client.router_options import RouterOptions, checked_options
 from sollold.client.stats import Stats
+from sollold.client.time_limits import TimeLimits
 
 __all__ = ["MODEL_PROFILES", "HybridRouter", "OllamaPool"]
 
@@ -144,22 +147,23 @@ class HybridRouter(Generation):
 
     async def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
         """The vectors of one text or several; see `OllamaPool.embed`."""
-        await self.connect()
-        return await self.ollama_pool.embed(model, input, **more)
+        left = await self._connect_within(more.get("timeout"))
+        return await self.ollama_pool.embed(model, input, **{**more, "timeout": left})
 
     async def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> list[list[float]]:
         """The vectors of many texts, in their order; see `OllamaPool.batch_embed`."""
-        await self.connect()
-        return await self.ollama_pool.batch_embed(model, inputs, **more)
+        left = await self._connect_within(more.get("timeout"))
+        return await self.ollama_pool.batch_embed(model, inputs, **{**more, "timeout": left})
 
     async def _records(
         self, path: str, body: Record, whole: bool, timeout: float | None
     ) -> AsyncGenerator[Record, None]:
-        await self.connect()
-        return self._explained_records(path, body, whole, timeout)
+        began = time.monotonic()
+        await self._connect_within(timeout)
+        return self._explained_records(path, body, whole, timeout, began)
 
     async def _explained_records(
-        self, path: str, body: Record, whole: bool, timeout: float | None
+        self, path: str, body: Record, whole: bool, timeout: float | None, began: float
     ) -> AsyncGenerator[Record, None]:
         model = str(body["model"])
         watch = self._events.request(model)
@@ -168,6 +172,7 @@ class HybridRouter(Generation):
             body,
             timeout=timeout,
             start_timeout=self.coordinator_timeout,
+            began=began,
             whole=whole,
             on_wait=watch.waits,
         )
@@ -345,8 +350,21 @@ class HybridRouter(Generation):
         self._ready = True
         self._events.connected(cluster, self.enable_distributed, bool(self._backends))
 
+    async def _connect_within(self, timeout: float | None) -> float | None:
+        """`connect` for a request with a time limit; answers with the seconds that are left of it.
+
+        Raises:
+            TimeoutError: they pass.
+            ClientError: as `connect`.
+        """
+        check_seconds("timeout", timeout)
+        limits = TimeLimits(time.monotonic(), timeout, None)
+        await limits.within(self.connect())
+        return None if timeout is None else max(0.001, timeout - limits.elapsed())
+
     def placement(self, model: str) -> Record:
         """What a load for this router's request is asked for; empty: nothing but what the settings say."""
+        check_model(model)
         wanted: Record = {}
         profile = wanted_by_user(model)
         if not self._may_distribute(model):

@@ -19,11 +19,12 @@ class TimeLimits:
     """The time limits of one request. Seconds."""
 
     def __init__(self, began: float, timeout: float | None, start: float | None) -> None:
+        """``began``: when the request was made; ``start``: counts from now on."""
         self._began = began
         self._timeout = timeout
         self._start = start
         self._started = start is None
-        self._waiting_since = began
+        self._waiting_since = time.monotonic()
         self._waited = 0.0
         self._counts = True
 

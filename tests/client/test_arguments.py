@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layer_strategy": ["even"]}, ValueError, "layer_strategy"),
     ({"node": 5}, TypeError, "a node is a URL, .* not 5"),
     ({"node": [None]}, TypeError, "a node is a URL, .* not None"),
+    ({"node": "ftp://pc2"}, ValueError, "ftp://pc2 is no URL of a node; write http://HOST:11435"),
+    ({"node": "http://[::1"}, ValueError, r"http://\[::1 is no URL of a node: "),
+    ({"node": ["pc2:99999"]}, ValueError, "http://pc2:99999 is no URL of a node: Port out of range"),
+    ({"node": {"host": "pc2", "port": "x"}}, ValueError, "http://pc2:x is no URL of a node"),
     ({"api_key": b"sk-secret"}, TypeError, "^api_key must be a text, not bytes$"),
     ({"ollama_pool": "http://pc2"}, TypeError, "ollama_pool must be a sollold.client.*OllamaPool, not 'http"),
     ({"nodes": []}, TypeError, "unexpected arguments: nodes"),
@@ -97,3 +102,41 @@ def test_what_is_right_is_taken_as_it_is() -> None:
     assert backend_addresses({"host": "a", "port": 1}) == ("a:1",)
     with pytest.raises(ValueError, match="an RPC backend"):
         backend_addresses(["a"])
+
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+@pytest.mark.parametrize("model", [None, "", 5])
+async def test_a_model_is_a_name(model: Any) -> None:
+    router = HybridRouter(node="127.0.0.1:9")
+    for asked in (
+        router.route_request(model, HELLO),
+        router.generate(model, "hi"),
+        router.ollama_pool.embed(model, "hi"),
+        router.ollama_pool.chat(model, HELLO),
+    ):
+        with pytest.raises(TypeError, match=f"^model must be a name, not {model!r}$"):
+            await asked
+    with pytest.raises(TypeError, match="model must be a name"):
+        router.placement(model)
+
+
+@pytest.mark.parametrize("messages", ["hi", b"hi", None, 5, {"role": "user", "content": "hi"}])
+async def test_messages_are_a_list(messages: Any) -> None:
+    with pytest.raises(TypeError, match=r"^messages must be a list of \{\"role\": .*, not "):
+        await HybridRouter(node="127.0.0.1:9").route_request("m", messages)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"tools": [print]}, "tools"),
+        ({"format": dict}, "format"),
+        ({"keep_alive": timedelta(minutes=5)}, "keep_alive"),
+        ({"temperature": float("nan")}, "options"),
+    ],
+)
+async def test_what_json_has_no_form_for_is_named(given: Any, name: str) -> None:
+    with pytest.raises(TypeError, match=f"^{name} can't be sent as JSON: "):
+        await OllamaPool("127.0.0.1:9").chat("m", HELLO, **given)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sollold.api.http.caller import parse_priority, priority_of
 from sollold.client import profiles
 from sollold.client.bodies import checked_messages, request_body
 from sollold.client.discovery import url_of, urls_of
+from sollold.client.errors import ClientError
 from sollold.client.gateway import allowed
 from sollold.client.hybrid_router import MODEL_PROFILES, HybridRouter
 from sollold.client.ollama_gguf_resolver import OllamaGGUFResolver
@@ -222,3 +224,24 @@ def test_pictures_may_be_the_bytes_of_a_file() -> None:
         asked = {"role": "user", "content": "hi", "images": (picture,)}
         assert checked_messages([asked])[0]["images"] == ["iVBORw=="]
         assert asked["images"] == (picture,), "the caller's own message was changed"
+
+
+@pytest.mark.parametrize("ask", ["route_request", "generate", "embed", "batch_embed"])
+async def test_a_node_that_never_answers_is_waited_for_as_long_as_the_request_allows(ask: str) -> None:
+    with listener(None) as port:
+        router = HybridRouter(node=f"127.0.0.1:{port}")
+        given = [{"role": "user", "content": "hi"}] if ask == "route_request" else ["hi"]
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"request timeout after 0\.2 s"):
+            await getattr(router, ask)("m", "hi" if ask == "generate" else given, timeout=0.2)
+        assert time.monotonic() - began < 10
+        await router.close()
+
+
+async def test_https_where_there_is_none_is_said() -> None:
+    with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        async with OllamaPool(f"https://127.0.0.1:{port}") as pool:
+            with pytest.raises(
+                ClientError, match=f"no HTTPS at .*; if it speaks HTTP, name http://127.*{port}"
+            ):
+                await pool.list()

@@ -75,8 +75,9 @@ async def test_a_daemon_is_started_once_and_ended(
     one, other = DaemonProcess(url=url, words=given), DaemonProcess(url=url, words=given)
     assert not await answers(url)
     try:
-        await one.ensure()
+        await asyncio.gather(one.ensure(), one.ensure(), one.ensure())
         assert await answers(url) and "daemon ready" in caplog.text
+        assert caplog.text.count("starting one") == 1, "though several requests came first"
         await other.ensure()
         await other.stop()
         assert await answers(url), "the daemon is the first one's"
