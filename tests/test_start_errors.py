@@ -1,10 +1,12 @@
-"""What a daemon says when its folders' disk is full at the start."""
+"""What a daemon says when its folders' disk is full at the start, or their files are somebody else's."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pwd
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +25,21 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path, monkeypatch: pytest.M
     places = Places(tmp_path / "state", tmp_path / "cache")
     assert _in_words(caught.value, places) == f"No space left on device: {tmp_path / 'node-key'}"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_root_restored_is_told_with_the_command_that_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "node-key"
+    file.touch()
+    places = Places(tmp_path, tmp_path / "cache")
+    error = PermissionError(errno.EACCES, "Permission denied", str(file))
+    assert _in_words(error, places) == f"Permission denied: {file}", "its owner may have closed it"
+    monkeypatch.setattr(os, "geteuid", lambda: file.stat().st_uid + 1)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="sollold"))
+    assert _in_words(error, places) == (
+        f"Permission denied: {file}; it belongs to another user: sudo chown -R sollold: {tmp_path}"
+    )
 
 
 def test_a_full_disk_of_no_known_file_is_that_of_the_state_folder(tmp_path: Path) -> None:

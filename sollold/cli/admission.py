@@ -11,6 +11,7 @@ from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.status import of_admission
 from sollold.cli.streams import harmless
+from sollold.cli.table import print_table
 from sollold.units import parse_seconds, seconds_text
 
 _ROLL_SECONDS = 60.0
@@ -166,6 +167,7 @@ def _members(options: argparse.Namespace) -> int:
         here = [{**{key: node[key] for key in keys}, "state": "here"} for node in state["nodes"]]
         print_json(here + missing)
         return Exit.DONE
+    rows = []
     for node in state["nodes"]:
         by = node["admitted_by"]
         how = (
@@ -179,9 +181,9 @@ def _members(options: argparse.Namespace) -> int:
         # How long others do, their clocks say, which may be hours away from this one.
         if node["me"] and node["door_until"] > time.time():
             door += f" for {max(1.0, (node['door_until'] - time.time()) // 60):.0f} min"
-        print(harmless(f"{node['name']}  {node['node']}  {how}{door}"))
-    for one in missing:
-        print(harmless(f"{one['name']}  {one['node']}  {one['state']}"))
+        rows.append((node["name"], node["node"], f"{how}{door}"))
+    rows += [(one["name"], one["node"], one["state"]) for one in missing]
+    print_table(("member", "id", "how"), rows, whole=("member", "id"))
     for words in of_admission(state):
         print(harmless(words))
     return Exit.DONE

@@ -7,6 +7,7 @@ import codecs
 import contextlib
 import json
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ def _url_of(meant: str, key: str) -> str:
                 fault = f"several nodes are named {meant!r}; name one by its id: {ids}"
             elif not _is_host(host):
                 names = ", ".join(sorted(node["name"] for node in nodes))
-                fault = f"there is no node {meant!r} and no machine of that name; there are {names}"
+                fault = f"there is no node {meant!r} and no machine of that name; nodes: {names}"
     if fault:
         raise ClientError(fault)
     return url_of(host, HTTP_PORT)
@@ -156,8 +157,13 @@ def console(*, stderr: bool = False) -> Console:
                 yield Segment(text if control else harmless(text), style, control)
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    width: int | None = None if terminal else _UNCUT
+    height: int | None = None
+    if terminal and os.environ.get("TERM") in ("dumb", "unknown"):
+        # rich takes any that calls itself so for one of 80 columns.
+        width, height = shutil.get_terminal_size()
     # Names come from other machines and from files: brackets and colons in them are no markup.
-    return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=None if terminal else _UNCUT)
+    return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, height=height)
 
 
 def print_json(item: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sollold.cli.asking import client, console, here, named, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.service import journalctl, systemctl
 from sollold.client.errors import ClientError
 
 _MARGIN = 9
@@ -54,7 +55,9 @@ def _why_silent() -> list[dict[str, Any]]:
     """Why no daemon answers on this machine."""
     found = []
     loaded, active = _service()
-    log = "journalctl -u sollold -n 30"
+    log = " ".join([*journalctl(), "-n", "30"])
+    control = " ".join(systemctl())
+    as_root = "" if "--user" in control else "sudo "
     if active == "failed":
         found.append(_problem("the service has failed", log))
     elif active in ("activating", "reloading"):
@@ -64,12 +67,12 @@ def _why_silent() -> list[dict[str, Any]]:
         what = "the service runs but does not answer: hung, stopping, or on another address or port"
         found.append(_problem(what, log))
     elif loaded == "loaded":
-        found.append(_problem("the service is not started", "sudo systemctl enable --now sollold"))
+        found.append(_problem("the service is not started", f"{as_root}{control} enable --now sollold"))
     elif loaded in ("", "not-found"):
         found.append(_problem("the sollold service is not installed on this machine", "sollold run"))
     else:
         what = f"the service can't be started: systemd reports its unit as {loaded}"
-        found.append(_problem(what, "systemctl status sollold"))
+        found.append(_problem(what, f"{control} status sollold"))
     host, port = here()
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=2):
         what = f"the program that listens on port {port} is not a sollold node"
@@ -79,7 +82,7 @@ def _why_silent() -> list[dict[str, Any]]:
 
 def _service() -> tuple[str, str]:
     """systemd's LoadState and ActiveState of the service; empty where systemd is not, or says nothing."""
-    words = ["systemctl", "show", "sollold.service", "--property=LoadState,ActiveState"]
+    words = [*systemctl(), "show", "sollold.service", "--property=LoadState,ActiveState"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

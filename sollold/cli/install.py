@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from sollold.cli.exit import Exit
-from sollold.settings.location import home_folder
+from sollold.cli.service import unit_file
 
 _MARK = "# Written by `sollold install --user`."
 _UNIT = """\
@@ -75,12 +75,6 @@ def install(options: argparse.Namespace) -> int:
     print("to start it with the machine, without a login:")
     print(f"  sudo loginctl enable-linger {getpass.getuser()}")
     return Exit.DONE
-
-
-def unit_file() -> Path:
-    """Where this user's systemd reads the unit."""
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
-    return own / "systemd/user/sollold.service"
 
 
 def unit(command: str) -> str:

@@ -13,10 +13,12 @@ from urllib.parse import quote
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
 from sollold.cli.following import Follower
+from sollold.cli.service import journalctl
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 
 _INTERVAL = 1.0
+_NO_ENTRIES = b"-- No entries --"
 _MOST = 2000
 """Lines that a node gives at the most: more in a second are not seen."""
 
@@ -84,13 +86,22 @@ def _journal(options: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return Exit.USAGE
-    words = ["journalctl", "-u", "sollold", "-n", str(options.lines), "--no-pager"]
-    if options.follow:
-        words.append("--follow")
+    words = [*journalctl(), "-n", str(options.lines), "--no-pager"]
     if options.json:
         words += ["-o", "json"]
     try:
-        return subprocess.run(words, check=False).returncode
+        if options.follow:
+            return subprocess.run([*words, "--follow"], check=False).returncode
+        done = subprocess.run(words, check=False, stdout=subprocess.PIPE)
+        if done.returncode == 0 and done.stdout.strip() not in (b"", _NO_ENTRIES):
+            sys.stdout.buffer.write(done.stdout)
+            return Exit.DONE
+        print(
+            "sollold: the journal has nothing of the daemon that you may read; one that was started by hand "
+            "writes to its terminal, one in a container to that one's log",
+            file=sys.stderr,
+        )
+        return Exit.FAILED
     except FileNotFoundError:
         print("sollold: there is no journalctl here; the daemon's output is its log", file=sys.stderr)
         return Exit.FAILED

@@ -72,9 +72,10 @@ def main(words: Sequence[str] | None = None) -> int:
         forget_output()
         return Exit.DONE
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        forget_output()
+        if error.filename is None:
+            forget_output()
         print(f"sollold: {error.strerror}: {error.filename or 'the output is incomplete'}", file=sys.stderr)
         return Exit.FAILED
 

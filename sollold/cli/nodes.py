@@ -34,6 +34,9 @@ def nodes(options: argparse.Namespace) -> int:
     if options.waiting and not listed:
         print("no machine waits for admission")
         return Exit.DONE
+    if options.offline and not listed:
+        print("no node is offline")
+        return Exit.DONE
     if options.waiting:
         rows = [(one["name"], one["node"], one["code"], ", ".join(one["at"])) for one in listed]
         print_table(("machine", "id", "code", "waits at"), rows, whole=("machine", "id", "code"))

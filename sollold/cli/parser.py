@@ -82,7 +82,7 @@ def _check_command(top: argparse.ArgumentParser, words: list[str]) -> None:
     if not words:
         words[:] = ["--help"]
     elif words[place : place + 1] == ["help"]:
-        words[:] = [*words[place + 1 : place + 2], "--help"]
+        words[:] = [*(word for word in words[place + 1 : place + 2] if word != "help"), "--help"]
         place = 0
     if place >= len(words) or words[place] == "--help" or words[place] in known:
         return

@@ -17,6 +17,7 @@ from typing import Any
 from sollold import __version__
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.service import journalctl
 from sollold.client.errors import ClientError
 from sollold.settings.document import in_force
 from sollold.settings.fault import SettingsError
@@ -29,7 +30,10 @@ _LINES = 5000
 def support(options: argparse.Namespace) -> int:
     """Write ``sollold-support-TIME.tar.gz`` (or the file named) and say where it is."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    file = Path(options.output or f"sollold-support-{stamp}.tar.gz")
+    usual = f"sollold-support-{stamp}.tar.gz"
+    file = Path(options.output or usual)
+    if file.is_dir():
+        file /= usual
     daemon = client(options)
     parts: dict[str, Callable[[], str]] = {
         "version.txt": _versions,
@@ -84,6 +88,6 @@ def _settings() -> str:
 
 
 def _journal() -> str:
-    words = ["journalctl", "-u", "sollold", "-n", str(_LINES), "--no-pager", "-o", "short-iso-precise"]
+    words = [*journalctl(), "-n", str(_LINES), "--no-pager", "-o", "short-iso-precise"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
     return done.stdout or done.stderr

@@ -183,7 +183,7 @@ class AdmissionService:
         if ring is None or ring.open:
             more = _NO_DOOR_OPEN if ring is not None else _NO_DOOR_TOKEN
         else:
-            more = f"there are {names}" if names else ""
+            more = f"waiting: {names}" if names else ""
         return f"no machine {text!r} waits for admission" + (f"; {more}" if more else "")
 
     async def _call(self, record: Record, method: str, order: AdmitOrder | DoorOrder) -> bool:

@@ -249,6 +249,21 @@ def _link_file(own: Path, real: str) -> None:
             link.symlink_to(one)
 
 
+def _hard_linked(link: Path, target: Path) -> bool:
+    """Whether it could be made: the kernel refuses it for another user's file, which we never delete.
+
+    Raises:
+        OSError: it was refused for another reason.
+    """
+    try:
+        link.hardlink_to(target)
+    except PermissionError:
+        if target.stat().st_uid == os.geteuid():
+            raise
+        return False
+    return True
+
+
 def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
     """``old``: the folder that gives way, perhaps the very one that is linked to."""
     items = items_of(model)
@@ -259,10 +274,8 @@ def _link(own: Path, model: Model, name: str, old: Path | None) -> None:
     inside = own.resolve()
     for item, path in zip(items, paths_of(model), strict=True):
         target = Path(path).resolve()
-        if target.is_relative_to(inside):
-            # Either name may be deleted first.
-            (making / item.name).hardlink_to(target)
-        else:
+        # Of two names of what we fetched either may be deleted first.
+        if not (target.is_relative_to(inside) and _hard_linked(making / item.name, target)):
             (making / item.name).symlink_to(target)
     card = replace(model, name=name, source="own", files=(), projector="", adapters=adapters_in(items))
     (making / CARD).write_bytes(msgspec.json.encode(card))

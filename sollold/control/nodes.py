@@ -45,4 +45,4 @@ def node_named(view: View, text: str) -> str:
             Fault.NOT_FOUND, f"several nodes are named {text!r}; name one by its id: {', '.join(found)}"
         )
     known = ", ".join(sorted(record.name for record in live))
-    raise Refusal(Fault.NOT_FOUND, f"there is no node {text!r}; there are {known}")
+    raise Refusal(Fault.NOT_FOUND, f"there is no node {text!r}; nodes: {known}")

@@ -156,7 +156,7 @@ class SecretChanges:
         if gone := meant(text, evicted, lambda one: (one.node,), lambda one: one.name):
             raise Refusal(Fault.NOT_FOUND, f"{gone[0].name} ({gone[0].node}) was evicted already")
         names = ", ".join(one.name for one in known)
-        raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; there are {names}")
+        raise Refusal(Fault.NOT_FOUND, f"no member is named {text!r}; members: {names}")
 
     async def _order(self, roll: Roll) -> Rolled:
         """Have the leader carry it out; given again while the leader changes."""

@@ -8,9 +8,12 @@ import fcntl
 import gc
 import logging
 import os
+import pwd
+import shlex
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
 
 import uvloop
 
@@ -121,4 +124,18 @@ def _in_words(error: OSError, folders: Places) -> str:
     place = error.filename
     if place is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         place = folders.state
-    return f"{words}: {place}" if place else words
+    return f"{words}: {place}{_owner_hint(error)}" if place else words
+
+
+def _owner_hint(error: OSError) -> str:
+    """What to do about a file that belongs to somebody else, as one that root restored from a backup."""
+    if not isinstance(error, PermissionError):
+        return ""
+    try:
+        file = Path(error.filename)
+        if file.stat().st_uid == os.geteuid():
+            return ""
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except (OSError, KeyError):
+        return ""
+    return f"; it belongs to another user: sudo chown -R {user}: {shlex.quote(str(file.parent))}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ async def test_the_authority_is_json_where_that_is_wanted(
 async def test_members_that_are_away_are_shown(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert await daemon.run("cluster", "members") == Exit.DONE
     said = capsys.readouterr().out
-    assert f"cleo  {'c' * 16}  away" in said and "anna has an invitation open until 10:00" in said
+    assert re.search(rf"cleo +{'c' * 16}  away", said) and "anna has an invitation open until 10:00" in said
 
 
 @pytest.mark.parametrize("ahead", [-5 * 3600, 600, 5 * 3600])
@@ -151,7 +152,7 @@ async def test_an_open_door_is_shown_whatever_the_clocks_of_others_say(
 ) -> None:
     daemon.door = time.time() + ahead
     assert await daemon.run("cluster", "members") == Exit.DONE
-    mine, other = capsys.readouterr().out.splitlines()[:2]
+    mine, other = capsys.readouterr().out.splitlines()[1:3]
     assert other.endswith("admits new machines") and "admits new machines" in mine
 
 

@@ -453,6 +453,33 @@ async def test_a_support_archive_is_named_for_programs(url: str, tmp_path: Path)
     assert json.loads(done.stdout) == {"file": str(file)} and file.exists() and not done.stderr
 
 
+async def test_a_support_archive_goes_into_a_folder_that_is_named_and_nowhere_else(
+    url: str, tmp_path: Path
+) -> None:
+    assert (await sollold(url, "support", "-o", str(tmp_path))).returncode == Exit.DONE
+    assert await asyncio.to_thread(lambda: len(list(tmp_path.glob("sollold-support-*.tar.gz")))) == 1
+    file = tmp_path / "nowhere" / "s.tar.gz"
+    done = await sollold(url, "support", "-o", str(file))
+    assert (done.returncode, done.stderr) == (
+        Exit.FAILED,
+        f"sollold: No such file or directory: {file}\n",
+    )
+
+
+def test_help_of_help_is_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read(["help", "help"])
+    assert ended.value.code == 0 and "exit status:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_plain_terminal_has_its_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert console().width == columns
+
+
 def test_a_prompt_may_stand_after_options_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
     for words in ("chat big say hello", "chat big --think say hello", "chat big say --system x hello"):
         options = read(words.split())

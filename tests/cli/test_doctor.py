@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from sollold.cli import doctor as room
+from sollold.cli import service
 from sollold.cli.exit import Exit
 
 
@@ -58,6 +60,42 @@ def findings(folder: Path, states: str) -> list[dict[str, Any]]:
 def test_the_service_is_looked_at(tmp_path: Path, states: str, what: str, fix: str) -> None:
     (found,) = findings(tmp_path, states)
     assert what in found["what"] and found["fix"] == fix
+
+
+def test_the_users_own_service_is_looked_at_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert service.journalctl() == ["journalctl", "-u", "sollold"]
+    service.unit_file().parent.mkdir(parents=True)
+    service.unit_file().touch()
+    assert service.journalctl() == ["journalctl", "--user", "-u", "sollold"]
+    monkeypatch.setattr(room, "_service", lambda: ("loaded", "inactive"))
+    assert room._why_silent()[0]["fix"] == "systemctl --user enable --now sollold"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert room._why_silent()[0]["fix"] == "sudo systemctl enable --now sollold"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "out"),
+    [
+        ("echo 'Nov 30 line'", Exit.DONE, "Nov 30 line\n"),
+        ("echo '-- No entries --'", Exit.FAILED, ""),
+        ("exit 1", Exit.FAILED, ""),
+    ],
+)
+def test_a_journal_without_a_line_of_the_daemon_says_so(
+    tmp_path: Path, script: str, status: int, out: str
+) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    words = [sys.executable, "-m", "sollold", "logs"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout) == (status, out)
+    assert ("started by hand" in done.stderr) == (status != Exit.DONE)
 
 
 def test_the_service_here_is_not_why_another_node_is_silent(tmp_path: Path) -> None:

@@ -33,8 +33,10 @@ async def test_a_missing_node_is_shown_until_it_is_forgotten(
         assert "it held 600 B of demo:latest" in await shown("status")
         assert "beta 10.0.0.1:11435 offline since 20" in await shown("nodes")
         assert await shown("nodes", "--offline", "--quiet") == "beta"
+        assert "no node is offline" not in await shown("nodes", "--offline")
         assert await shown("forget", "beta") == "beta is removed from the list of offline nodes"
         assert "beta" not in await shown("status") and "beta" not in await shown("nodes")
+        assert await shown("nodes", "--offline") == "no node is offline"
         assert await asyncio.to_thread(main, ["--node", url, "forget", "beta"]) == 4
         assert "no offline node 'beta'; no node is offline" in capsys.readouterr().err
     finally:

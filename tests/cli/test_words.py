@@ -146,7 +146,7 @@ def test_help_is_help_after_options_too(words: list[str], capsys: pytest.Capture
     ("named", "said"),
     [
         ("two", "several nodes are named 'two'; name one by its id: b2 (http://a), b3 (http://b)"),
-        ("nowhere", "there is no node 'nowhere' and no machine of that name; there are two, two"),
+        ("nowhere", "there is no node 'nowhere' and no machine of that name; nodes: two, two"),
     ],
 )
 def test_a_node_that_is_not_clear_is_said_to_be_so(

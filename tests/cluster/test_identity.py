@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import ssl
 import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sollold.cluster.net.dialer import Dialer, socket_address
+from sollold.cluster.net.dialer import Dialer, in_words, socket_address
 from sollold.cluster.net.identity import OPEN_TOKEN, BadToken, Identity, Tokens
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.rpc import PeerError
@@ -165,6 +167,15 @@ async def test_nobody_there_is_told_in_words(pair: Pair) -> None:
         await pair.reach[1].connect(IDS[0], "sollold-http", _Silent, timeout=2, addresses=[("127.0.0.1", 1)])
     with pytest.raises(PeerError, match="no address"):
         await pair.reach[1].connect(IDS[0], "sollold-http", _Silent, timeout=2)
+
+
+def test_the_systems_words_are_used_in_place_of_asyncios() -> None:
+    error = OSError(errno.EHOSTUNREACH, "Connect call failed ('10.0.0.9', 11436)")
+    assert in_words(error) == "No route to host"
+    assert in_words(socket.gaierror(socket.EAI_NONAME, "Name or service not known")) == (
+        "Name or service not known"
+    )
+    assert "WRONG_VERSION" in in_words(ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER]"))
 
 
 class _Silent(asyncio.Protocol):

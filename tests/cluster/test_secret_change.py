@@ -269,7 +269,7 @@ async def test_what_is_refused(lan: Lan) -> None:
     assert not unsettled(lan.ring(third))
     with pytest.raises(Refusal, match="itself"):
         await lan.changes[1].evict(lan.running[1].me.name)
-    with pytest.raises(Refusal, match="no member is named 'x'; there are m0, m1, m2"):
+    with pytest.raises(Refusal, match="no member is named 'x'; members: m0, m1, m2"):
         await lan.changes[1].evict("x")
 
 

@@ -82,7 +82,7 @@ async def test_what_leads_further_is_said() -> None:
     with pytest.raises(Refusal, match=f"by its id: {NEW}, {NEWER}"):
         await door.service.admit("ABCD-EFGH")
     with pytest.raises(
-        Refusal, match=r"no machine 'ABCD' waits for admission; there are gpu-box \(ABCD-EFGH\)"
+        Refusal, match=r"no machine 'ABCD' waits for admission; waiting: gpu-box \(ABCD-EFGH\)"
     ):
         await Door(GPU_BOX).service.admit("ABCD")
 

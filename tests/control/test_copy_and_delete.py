@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -57,6 +59,28 @@ async def test_all_that_have_it_copy_and_delete_it(three: ThreeNodes) -> None:
     assert [names(node) for node in (a, b, c)] == [["tiny:latest"]] * 2 + [[]]
 
 
+async def test_a_file_that_another_user_put_into_our_folder_gets_a_second_name(
+    three: ThreeNodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root does with ``sudo cp``: the kernel lets nobody else make a hard link to it."""
+
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", str(target))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    a = three.nodes[0]
+    write_gguf(a.catalogue.own / "tiny.gguf")
+    await three.start()
+    await until(lambda: a.library.find("tiny"))
+    with pytest.raises(Refusal, match="Operation not permitted"):
+        await here(a).copy("tiny", "mine")
+    monkeypatch.setattr(os, "geteuid", lambda: (a.catalogue.own / "tiny.gguf").stat().st_uid + 1)
+    await here(a).copy("tiny", "mine")
+    assert names(a) == ["mine:latest", "tiny:latest"]
+    await here(a).delete("mine")
+    assert names(a) == ["tiny:latest"]
+
+
 async def test_only_the_nodes_named_copy_and_delete(three: ThreeNodes) -> None:
     await copied(three)
     a, b, _ = three.nodes
@@ -72,7 +96,7 @@ async def test_only_the_nodes_named_copy_and_delete(three: ThreeNodes) -> None:
 async def test_nodes_that_are_not_there_or_can_not_are_named(three: ThreeNodes) -> None:
     await copied(three)
     a = three.nodes[0]
-    with pytest.raises(Refusal, match="there is no node 'x'; there are name-a, name-b, name-c") as caught:
+    with pytest.raises(Refusal, match="there is no node 'x'; nodes: name-a, name-b, name-c") as caught:
         await here(a).delete("mine", ["x"])
     assert caught.value.fault is Fault.NOT_FOUND
     with pytest.raises(Refusal, match="name-c can't read files of tiny:latest"):

@@ -260,6 +260,7 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     until(lambda: (asked.root / "root/stream").exists() and len(lines_of(asked, file)) > 3, "the stream runs")
     shutil.copy(newer, victim.root / "root/newer.deb")
     assert not lines_of(asked, file)[-1].get("done"), "the stream was over before the upgrade"
+    # Nobody is asked about the settings, which explain themselves anew and were changed here.
     victim.type("apt-get install -y /root/newer.deb", timeout=300)
     runner.join(940)
     assert not runner.is_alive()
@@ -269,8 +270,21 @@ def test_the_package_is_upgraded_while_a_stream_runs(cluster: list[Container], n
     assert "99.0" in victim.run(["dpkg-query", "-W", "sollold"])
     together(cluster, 3)
     assert status(victim)["me"] == node
-    assert "# mine" in victim.type("cat /etc/sollold/sollold.toml")
+    settings = victim.type("cat /etc/sollold/sollold.toml")
+    assert "# mine" in settings and "# As of sollold 99.0." not in settings
     assert chat(victim)["message"]["content"].startswith("w0001")
+
+
+def test_settings_that_nobody_changed_are_those_of_the_new_release(
+    cluster: list[Container], newer: Path
+) -> None:
+    machine = cluster[2]
+    assert "# As of sollold 99.0." not in machine.type("cat /etc/sollold/sollold.toml")
+    shutil.copy(newer, machine.root / "root/newer.deb")
+    machine.type("apt-get install -y /root/newer.deb", timeout=300)
+    assert machine.type("cat /etc/sollold/sollold.toml").startswith("# As of sollold 99.0.")
+    assert machine.type("stat -c '%U %G %a' /etc/sollold/sollold.toml").strip() == "root sollold 640"
+    together(cluster, 3)
 
 
 def test_a_machine_is_powered_off_and_on(cluster: list[Container]) -> None:

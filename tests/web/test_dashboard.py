@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
 
 from sollold.cluster.gossip.record import Placed, WaitingMachine
 from sollold.control.cluster import Planned
@@ -463,6 +464,81 @@ async def test_two_tabs_lose_none_of_their_conversations(devtools: str, page: Pa
         await page.until("document.querySelectorAll('.bubble.user').length === 2")
         await ask(page, "a third", 3)
         assert await kept() == [["one", "one more", "a third"], ["two"]]
+
+
+async def test_a_browser_that_keeps_nothing_shows_all_the_same(page: Page, show: Show) -> None:
+    """As with all cookies blocked: the very word throws."""
+    refuse = "get() { throw new DOMException('denied', 'SecurityError'); }"
+    both = "".join(
+        f"Object.defineProperty(window, '{kind}', {{ {refuse} }});"
+        for kind in ("localStorage", "sessionStorage")
+    )
+    await page.call("Page.addScriptToEvaluateOnNewDocument", source=both)
+    _, url = await show(*machines(), service=TalkingService())
+    await page.open(f"{url}/#/cluster")
+    await page.until(READY)
+    await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model')?.value")
+    await page.write("#message", "What is it?")
+    await page.press("Enter")
+    await page.until("document.querySelector('#talk').textContent.includes('short')")
+    await page.click("button[aria-label='New conversation']")
+    await page.until("document.querySelector('#chat-which').options.length === 2")
+
+
+async def test_below_a_path_of_a_reverse_proxy(page: Page, show: Show) -> None:
+    _, url = await show(*machines())
+
+    async def forward(request: web.Request) -> web.StreamResponse:
+        seen.add(request.rel_url.raw_path)
+        target = f"{url}/{request.match_info['rest']}?{request.query_string}"
+        headers = {"Accept": request.headers.get("Accept", "")}
+        body = await request.read()
+        async with session.request(request.method, target, data=body, headers=headers) as answer:
+            response = web.StreamResponse(status=answer.status)
+            response.content_type = answer.content_type
+            await response.prepare(request)
+            async for part in answer.content.iter_any():
+                await response.write(part)
+            return response
+
+    seen: set[str] = set()
+    app = web.Application()
+    app.router.add_route("*", "/llm/{rest:.*}", forward)
+    async with ClientSession() as session, TestServer(app, host="127.0.0.1") as server:
+        above = f"http://127.0.0.1:{server.port}/llm"
+        await page.open(f"{above}/#/cluster")
+        await page.until(READY)
+        await page.run("location.hash = '#/connect'")
+        await page.until(f"document.querySelector('main').textContent.includes('{above}/v1')")
+        await page.call("Page.navigate", url="about:blank")
+        await page.until("location.href === 'about:blank'")
+    assert {"/llm/api/cluster", "/llm/api/cluster/events", "/llm/web/dashboard.css"} <= seen
+
+
+async def test_a_tab_that_nobody_looks_at_holds_no_connection(page: Page, show: Show) -> None:
+    given, url = await show(*machines())
+    followed = 0
+    next_events = given.monitor.next_events
+
+    async def counted(after: int, patience: float) -> Any:
+        nonlocal followed
+        followed += 1
+        try:
+            return await next_events(after, patience)
+        finally:
+            followed -= 1
+
+    given.monitor.next_events = counted  # type: ignore[method-assign]
+    await page.open(f"{url}/#/cluster")
+    await page.until(READY)
+    await until(lambda: followed == 1)
+    looked = "Object.defineProperty(document, 'hidden', { configurable: true, get: () => %s });"
+    changed = "document.dispatchEvent(new Event('visibilitychange', { bubbles: true }))"
+    await page.run(looked % "true" + changed)
+    await until(lambda: followed == 0)
+    await page.run(looked % "false" + changed)
+    await until(lambda: followed == 1)
 
 
 async def test_who_looks_on_while_the_node_is_upgraded_is_told(page: Page, show: Show) -> None:

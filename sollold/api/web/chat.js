@@ -4,6 +4,7 @@ import { byId, copyButton, el, keyed, say, setText } from "./dom.js";
 import { number, shortModel } from "./format.js";
 import { lines, request } from "./http.js";
 import { markdown } from "./markdown.js";
+import { browserStorage } from "./storage.js";
 import { refreshModels, state } from "./store.js";
 
 const STORED = "sollold.chats";
@@ -13,7 +14,7 @@ const isMessage = (one) => typeof one?.role === "string" && typeof one.content =
 
 function stored() {
   try {
-    const found = JSON.parse(localStorage.getItem(STORED) || "[]");
+    const found = JSON.parse(browserStorage.getItem(STORED) || "[]");
     return Array.isArray(found) ? found.filter((one) => Array.isArray(one?.messages) && one.messages.every(isMessage)) : [];
   } catch { return []; }
 }
@@ -28,7 +29,7 @@ function write(chats) {
   // Pictures are large: where there is no room for them, the words are kept.
   const plain = () => kept.map((one) => ({ ...one, messages: one.messages.map(({ images, ...rest }) => rest) }));
   for (const value of [() => kept, plain, () => plain().slice(0, 5)]) {
-    try { localStorage.setItem(STORED, JSON.stringify(value())); break; } catch { /* full: less */ }
+    try { browserStorage.setItem(STORED, JSON.stringify(value())); break; } catch { /* full: less */ }
   }
   return kept;
 }

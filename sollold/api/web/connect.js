@@ -1,6 +1,7 @@
 // Settings to copy for the programs that people use, filled in with this node's address.
 
 import { copyButton, el, setText } from "./dom.js";
+import { base } from "./http.js";
 import { refreshModels, state } from "./store.js";
 
 const programs = (base, model) => [
@@ -22,7 +23,7 @@ export function connectView(place) {
   const none = el("p", { class: "empty", hidden: true }, "There is no model yet: put the name of one in place of MODEL, once you have ",
     el("a", { href: "#/models", text: "pulled it" }), ".");
   place.append(el("div", { class: "title-row" }, el("h1", { text: "Connect" }), label, choice), none,
-    el("p", { class: "dim" }, "Every node answers for the whole cluster; this one is ", el("code", { text: location.origin }),
+    el("p", { class: "dim" }, "Every node answers for the whole cluster; this one is ", el("code", { text: base }),
       ". Where the cluster asks for one, make a key under ", el("a", { href: "#/keys", text: "Keys" }), " and give it in place of ", el("code", { text: "none" }), "."), list);
   const boxes = programs("", "").map(([title]) => {
     const words = el("p", { class: "dim small" });
@@ -33,7 +34,7 @@ export function connectView(place) {
   const draw = () => {
     // What a shell or a string would take apart stands in no snippet; such names are refused anyway.
     const model = (choice.value || "MODEL").replace(/["'\\`$\n]/g, "");
-    programs(location.origin, model).forEach(([, words, code], at) => {
+    programs(base, model).forEach(([, words, code], at) => {
       setText(boxes[at][0], words);
       setText(boxes[at][1], code);
     });

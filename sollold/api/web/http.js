@@ -1,11 +1,15 @@
 // Requests to the node, with the key that the person logged in with, if any.
 
 import { el } from "./dom.js";
+import { tabStorage } from "./storage.js";
 
 const STORED = "sollold.key";
+// Not the address's root: a reverse proxy may have put the node below a path.
+/** The address of this node, without a slash at its end. */
+export const base = new URL("..", import.meta.url).href.replace(/\/$/, "");
 let tell = () => {};
 
-export const key = () => sessionStorage.getItem(STORED) || "";
+export const key = () => tabStorage.getItem(STORED) || "";
 
 /** `callback` runs when the node asks for a key. */
 export function needsLogin(callback) { tell = callback; }
@@ -24,8 +28,8 @@ export function logIn() {
           el("button", { value: "no", text: "Cancel" }),
           el("button", { value: "out", text: "Log out" }))));
     dialog.addEventListener("close", () => {
-      if (dialog.returnValue === "yes") sessionStorage.setItem(STORED, field.value.trim());
-      if (dialog.returnValue === "out") sessionStorage.removeItem(STORED);
+      if (dialog.returnValue === "yes") tabStorage.setItem(STORED, field.value.trim());
+      if (dialog.returnValue === "out") tabStorage.removeItem(STORED);
       dialog.remove();
       done(dialog.returnValue === "yes" || dialog.returnValue === "out");
     });
@@ -40,7 +44,7 @@ export async function request(path, options = {}) {
   if (key()) headers.Authorization = `Bearer ${key()}`;
   if (options.body !== undefined) headers["Content-Type"] = "application/json";
   // Past the browser's cache: there a stream that lasts would hold up whoever asks for the same.
-  const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+  const answer = await fetch(base + path, { ...options, headers, cache: "no-store" });
   if (answer.ok) return answer;
   if (answer.status === 401) tell();
   let text = "";

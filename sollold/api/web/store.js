@@ -55,13 +55,24 @@ export async function refreshModels() {
   return state.models;
 }
 
-/** Follow the events for as long as the page is open. */
+/** Until the page is looked at. */
+function shown() {
+  return new Promise((done) => {
+    if (document.hidden) addEventListener("visibilitychange", done, { once: true });
+    else done();
+  });
+}
+
+/** Follow the events for as long as the page is open and looked at. */
 export async function followEvents() {
   let seen = -1;
   let control = new AbortController();
-  // A page that is kept for the way back would keep its connection, of which there are but six.
+  // A page that is kept for the way back, or in another tab, would keep its connection, of which a browser has
+  // but six to one node: with six tabs open nothing would be answered in any.
   addEventListener("pagehide", () => control.abort());
+  addEventListener("visibilitychange", () => { if (document.hidden) control.abort(); });
   for (;;) {
+    await shown();
     control = new AbortController();
     try {
       const query = seen < 0 ? `last=${KEPT}` : `after=${seen}`;

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import threading
@@ -303,4 +304,7 @@ def in_words(error: BaseException) -> str:
         return "nothing listens there"
     if isinstance(error, TimeoutError):
         return "no answer"
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and (error.errno or 0) > 0:
+        # asyncio puts words of its own, with the address once more, in place of the system's.
+        return os.strerror(error.errno or 0)
     return (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
