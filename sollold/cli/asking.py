@@ -166,7 +166,8 @@ def console(*, stderr: bool = False) -> Console:
     return Out(stderr=stderr, highlight=False, markup=False, emoji=False, width=width, height=height)
 
 
-def print_json(item: Any) -> None:
-    """One JSON document, indented, for programs; what the output's encoding may not have is escaped."""
+def print_json(item: Any, *, line: bool = False) -> None:
+    """One JSON document for programs, indented, or a ``line`` of several; what the output's encoding may not
+    have is escaped."""
     plain = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    print(json.dumps(item, indent=2, ensure_ascii=plain))
+    print(json.dumps(item, indent=None if line else 2, ensure_ascii=plain))

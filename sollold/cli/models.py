@@ -111,7 +111,7 @@ def push(options: argparse.Namespace) -> int:
     steps = client(options).stream("/api/push", {"model": options.model})
     if options.json:
         for item in steps:
-            print_json(item)
+            print_json(item, line=True)
     else:
         print_steps(steps, sys.stdout)
     return Exit.DONE

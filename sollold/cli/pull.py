@@ -19,7 +19,7 @@ def pull(options: argparse.Namespace) -> int:
     daemon = client(options)
     if options.json:
         for item in _steps(daemon, options.model):
-            print_json(item)
+            print_json(item, line=True)
     else:
         _show(_steps(daemon, options.model), stderr=False)
     return Exit.DONE

@@ -43,7 +43,7 @@ def status(options: argparse.Namespace) -> int:
                 screen.update(_all(asked()), refresh=True)
     while True:
         if options.json:
-            print_json(state)
+            print_json(state, line=options.watch)
         else:
             out.print(_all(state))
         if not options.watch:

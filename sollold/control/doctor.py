@@ -69,6 +69,8 @@ class Facts:
         open_api: other machines may ask models without an API key.
         lost: models that were to stay loaded and are not, with the names of their heads.
         state, unwritable: the folder of the state, and why nothing can be written there; empty when it can.
+        unread: why the settings could not be read again; empty when they could.
+        held: keys of settings that were changed and need a restart.
         outdated_door: the settings say that the cluster is open, though it was given a secret.
     """
 
@@ -90,12 +92,15 @@ class Facts:
     state: str = ""
     unwritable: str = ""
     lost: tuple[LostModel, ...] = ()
+    unread: str = ""
+    held: tuple[str, ...] = ()
 
 
 def examine(facts: Facts) -> list[Finding]:
     """All findings, the worst first."""
     found = [
         *_state(facts),
+        *_settings(facts),
         *_llama(facts),
         *_builds(facts.live),
         *_failed(facts.live),
@@ -121,6 +126,17 @@ def _state(facts: Facts) -> list[Finding]:
         "that are loaded, and keys and members that change are not kept"
     )
     return [Finding(Grade.PROBLEM, what, "free some space on that disk, or make it writable for the daemon")]
+
+
+def _settings(facts: Facts) -> list[Finding]:
+    found = []
+    if facts.unread:
+        what = f"the settings could not be read again, and nothing would start with them: {facts.unread}"
+        found.append(Finding(Grade.PROBLEM, what, "mend that, then: `sudo systemctl reload sollold`"))
+    if facts.held:
+        what = f"these settings were changed and need a restart: {', '.join(facts.held)}"
+        found.append(Finding(Grade.NOTICE, what, "sudo systemctl restart sollold"))
+    return found
 
 
 def _llama(facts: Facts) -> list[Finding]:

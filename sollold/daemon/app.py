@@ -35,34 +35,14 @@ from sollold.leader.draft_models import missing_drafter
 from sollold.models.transfer.cleanup import abandoned
 from sollold.serving.drain import drain, undrain
 from sollold.settings.fault import SettingsError
-from sollold.settings.load import LoadedSettings, catalogue, differences, merged
+from sollold.settings.live import LIVE_KEYS
+from sollold.settings.load import LoadedSettings, differences, merged
 from sollold.settings.paths import Places
 from sollold.settings.schema import Settings
 from sollold.settings.state_file import why_not_writable
 
 logger = logging.getLogger("sollold")
 
-LIVE_KEYS = frozenset(
-    {
-        "http.auth",
-        "http.cors_origins",
-        "http.hosts",
-        "http.trusted_proxies",
-        "http.wait_limit",
-        "log.level",
-        "log.requests",
-        "models.aliases",
-        "models.folders",
-        "models.huggingface",
-        "models.ollama_stores",
-        "models.transfer_rate",
-        "serving.drain_limit",
-        "serving.recover_limit",
-        "serving.stall",
-    }
-    | {key for key in catalogue() if key.startswith("placement.")}
-)
-"""Settings that a reload changes at once; the others need a restart and are named."""
 _CLOSE_SECONDS = 2.0
 """For connections of callers to close when every answer has ended."""
 
@@ -74,6 +54,8 @@ class Daemon:
         self._folders = folders
         self._setup_failed = ""
         self._leaving = ""
+        self._unread = ""
+        self._held: tuple[str, ...] = ()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining: asyncio.Task[None] | None = None
         """The drain that was asked for last, under way or done."""
@@ -209,12 +191,15 @@ class Daemon:
             loaded = await asyncio.to_thread(read)
         except SettingsError as error:
             logger.error("settings not reloaded: %s", error)
+            self._unread = str(error)
         else:
+            self._unread = ""
             changed = differences(self.settings, loaded.settings)
             live = [key for key in changed if key in LIVE_KEYS]
             await self._use(merged(self.settings, loaded.settings, live))
-            if held := [key for key in changed if key not in LIVE_KEYS]:
-                logger.warning("these settings need a restart: %s", ", ".join(held))
+            self._held = tuple(key for key in changed if key not in LIVE_KEYS)
+            if self._held:
+                logger.warning("these settings need a restart: %s", ", ".join(self._held))
             if self._parts.tls is not None:
                 await self._parts.tls.refresh()
             logger.info("settings reloaded; changed: %s", ", ".join(live) or "none")
@@ -320,6 +305,8 @@ class Daemon:
                 str(self._folders.state),
                 why_not_writable(self._folders.state),
                 parts.leader.lost(),
+                self._unread,
+                self._held,
             )
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from sollold.settings import schema
 from sollold.settings.confidential import HIDDEN, hidden_in
+from sollold.settings.live import LIVE_KEYS
 from sollold.settings.load import SECRETS, LoadedSettings, Setting, catalogue
 from sollold.settings.schema import Bytes, Settings
 
@@ -77,7 +78,7 @@ def example() -> str:
         '# Sizes: bytes, or a text with a unit ("20 GiB"). Durations: seconds, or "5m", "1h30m".',
         "# Each key can also be set by the environment: [http] port is SOLLOLD_HTTP_PORT.",
         "# `sollold config` prints the values in use and where each comes from.",
-        "# After a change: `systemctl reload sollold`; the journal names keys that need a restart.",
+        "# After a change: `systemctl reload sollold`. What is marked so needs `systemctl restart sollold`.",
     ]
     section = ""
     for key, setting in catalogue().items():
@@ -86,6 +87,7 @@ def example() -> str:
             lines += ["", f"[{section}]", f"# {texts[section]}"]
         lines.append("")
         lines += [f"# {line}" for line in texts.get(key, "").splitlines()]
+        lines += [] if key in LIVE_KEYS else ["# (restart)"]
         lines.append(f"#{setting.name} = {toml_value(setting, setting.default)}")
     return "\n".join(lines) + "\n"
 

@@ -90,6 +90,14 @@ def test_a_setting_that_opened_a_cluster_is_out_of_date_once_it_has_a_secret() -
     assert finding.grade is Grade.NOTICE and "counts more" in finding.what and "cluster.door" in finding.fix
 
 
+def test_settings_that_wait_for_a_restart_or_could_not_be_read_are_told() -> None:
+    (finding,) = examine(replace(WELL, held=("node.reserve", "http.port")))
+    assert finding.grade is Grade.NOTICE and finding.what.endswith("a restart: node.reserve, http.port")
+    assert finding.fix == "sudo systemctl restart sollold"
+    (finding,) = examine(replace(WELL, unread="sollold.toml:3: unknown section [htpp]"))
+    assert finding.grade is Grade.PROBLEM and finding.what.endswith("sollold.toml:3: unknown section [htpp]")
+
+
 def test_a_gpu_that_is_not_used_is_worth_a_word() -> None:
     (finding,) = examine(replace(WELL, idle_gpus=("RTX 9090",)))
     assert "b1 here can't use RTX 9090" in finding.what and "toolkit" in finding.fix

@@ -447,6 +447,11 @@ def test_findings_keep_their_margin_and_a_command_its_line(
     assert all(len(line) <= width for line in (first, *rest))
 
 
+async def test_the_steps_of_a_pull_are_lines_of_json(url: str) -> None:
+    done = await sollold(url, "pull", "small", "--json")
+    assert [json.loads(line)["status"] for line in done.stdout.splitlines()]
+
+
 async def test_a_support_archive_is_named_for_programs(url: str, tmp_path: Path) -> None:
     file = tmp_path / "s.tar.gz"
     done = await sollold(url, "support", "--json", "-o", str(file))

@@ -16,6 +16,7 @@ from sollold.api.http.route import Route
 from sollold.cli.parser import ALIASES, EXIT_CODES, parser, subcommands
 from sollold.serving.batch import Batches
 from sollold.settings.document import documentation, toml_value
+from sollold.settings.live import LIVE_KEYS
 from sollold.settings.load import catalogue
 from tests.api.api_parts import parts
 
@@ -51,6 +52,11 @@ def settings_page() -> str:
         "each value comes from.",
         "",
         'Sizes are bytes, or a text with a unit (`"20 GiB"`). Durations are seconds, or `"5m"`, `"1h30m"`.',
+        "In variables and flags lists are written with commas, or as in the file.",
+        "",
+        "After a change of the file, `sudo systemctl reload sollold` puts it in force without a pause; what",
+        "is marked *Restart* needs `sudo systemctl restart sollold`. `sollold doctor` says what waits for a",
+        "restart, and what is wrong with a file that could not be read.",
     ]
     section = ""
     for key, setting in catalogue().items():
@@ -59,6 +65,7 @@ def settings_page() -> str:
             head = ["| key | default | meaning |", "| --- | --- | --- |"]
             lines += ["", f"## {section}", "", texts[section], "", *head]
         meaning = " ".join(texts.get(key, "").split()).replace("|", "\\|").replace("<", "&lt;")
+        meaning += "" if key in LIVE_KEYS else " *Restart.*"
         default = toml_value(setting, setting.default).replace("|", "\\|")
         lines.append(f"| `{key}` | `{default}` | {meaning} |")
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ import pytest
 
 from sollold.settings.document import documentation, example, in_force
 from sollold.settings.fault import SettingsError
+from sollold.settings.live import LIVE_KEYS
 from sollold.settings.load import catalogue, differences, load, merged
 from sollold.settings.location import candidates, expanded, local_address
 from sollold.settings.paths import Places, places
@@ -224,6 +225,8 @@ def test_every_setting_is_documented_and_the_example_is_the_defaults(tmp_path: P
     texts = documentation()
     assert [key for key in catalogue() if key not in texts] == []
     assert all(texts[name] for name in Settings.__slots__)
+    assert set(catalogue()) >= LIVE_KEYS
+    assert "# (restart)\n#port = 11435\n" in example() and "# (restart)\n#level" not in example()
     set_again = re.sub(r"(?m)^#(\w+ = )", r"\1", example())
     assert sum(len(table) for table in tomllib.loads(set_again).values()) == len(catalogue())
     assert load(write(tmp_path, set_again), {}).settings == Settings()

@@ -200,6 +200,9 @@ def test_what_people_look_for_is_installed(cluster: list[Container]) -> None:
         "usr/share/zsh/vendor-completions/_sollold",
         "etc/ufw/applications.d/sollold",
         "etc/sollold/sollold.toml",
+        "usr/share/doc/sollold/guide/operating.md",
+        "usr/share/doc/sollold/monitoring/alerts.yml",
+        "usr/share/doc/sollold/reverse-proxy.md",
     ):
         assert (cluster[0].root / file).is_file(), file
 
@@ -215,9 +218,15 @@ def test_settings_are_read_again_and_those_held_are_named(cluster: list[Containe
         lambda: "these settings need a restart: node.reserve" in machine.journal(200),
         "what is held is named",
     )
+    doctor = ["sollold", "doctor"]
+    held = "these settings were changed and need a restart: node.reserve"
+    until(lambda: held in machine.run(doctor, check=False), "the doctor names it")
     machine.type(f"echo 'nonsense = 1' >>{file}; systemctl reload sollold; mv {file}.before {file}")
     until(lambda: "settings not reloaded" in machine.journal(200), "a wrong file changes nothing")
+    unread = "the settings could not be read again"
+    until(lambda: unread in machine.run(doctor, check=False), "the doctor tells of the file")
     machine.type("systemctl reload sollold")
+    until(lambda: "settings" not in machine.run(doctor, check=False), "nothing is left to tell")
     assert machine.run(["systemctl", "is-active", "sollold"]).strip() == "active"
 
 
