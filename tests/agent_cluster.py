@@ -22,6 +22,7 @@ from sollold.engines.install.find import Llama
 from sollold.machine.devices import DeviceMeter
 from sollold.models.footprint.run_options import Run
 from sollold.models.model import Model
+from sollold.models.stores.header_reader import HeaderReader
 from sollold.placement.plan import Plan, Share
 from sollold.settings.paths import Places
 from sollold.settings.schema import MIB, LlamaSettings, NodeSettings, ServingSettings, Settings
@@ -103,6 +104,7 @@ class AgentCluster:
             Tunnels(self, node),
             self.models.get,
             lambda digest: (),
+            HeaderReader(lambda: None).header,
             lambda node, digest: pytest.fail("no node has files of models"),
         )
         agent.register(server)

@@ -49,6 +49,7 @@ from sollold.engines.llamacpp.stale_grants import StaleGrants
 from sollold.engines.llamacpp.tunnel import Tunnels
 from sollold.machine.devices import DeviceMeter
 from sollold.machine.speed import cores
+from sollold.models.gguf.header import Header
 from sollold.models.model import Model
 from sollold.retry import LogAndRetry
 from sollold.settings.paths import Places
@@ -68,6 +69,7 @@ class Agent:
         tunnels: opens tunnels to other nodes' workers.
         find_model: the model with this digest on this node, or None.
         holders: the nodes that have the files of a model with this digest.
+        header: of a model's files here; raises `GgufError`, and `LookupError` when they do not answer.
         connect: another node's files of a model.
     """
 
@@ -81,6 +83,7 @@ class Agent:
         tunnels: Tunnels,
         find_model: Callable[[str], Model | None],
         holders: Callable[[str], tuple[str, ...]],
+        header: Callable[[Model], Awaitable[Header]],
         connect: Connect,
     ) -> None:
         self._settings = settings
@@ -91,6 +94,7 @@ class Agent:
         self._tunnels = tunnels
         self._find_model = find_model
         self._holders = holders
+        self._header = header
         self._node = view.me.node
         self._name = partial(name_of, view)
         self._llama: Llama | None = None
@@ -266,6 +270,7 @@ class Agent:
             local_worker_port=self._worker_access.local_port,
             fit_check=self._fit_check,
             holders=self._holders,
+            header=self._header,
             name=self._name,
         )
         self._stale_grants.began(request.deployment)

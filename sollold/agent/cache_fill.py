@@ -46,6 +46,8 @@ _AT_A_TIME = 2
 _FAILURES = 3
 """Of a node in a row; then it is asked no more."""
 _TIMEOUT = 30.0
+_CLOSE_SECONDS = 2.0
+"""What waits for a file that does not answer is left behind after that."""
 
 Connect = Callable[[str, str], BlockingSource]
 """(node, digest of a model) → its files there."""
@@ -86,7 +88,8 @@ class CacheFill:
         tasks = [task for task in (self._task, self._reading) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_SECONDS)
         self._give_up()
         if self._filled:
             log.info(

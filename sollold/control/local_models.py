@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -21,6 +22,7 @@ from sollold.models.model import Model
 from sollold.models.names import canonical
 from sollold.models.stores.catalogue import Catalogue
 from sollold.models.stores.folders import CARD, read_card
+from sollold.models.stores.patient_read import PATIENCE, read_patiently
 from sollold.models.transfer.partial_file import slug
 from sollold.models.transfer.peer_source import items_of, paths_of
 from sollold.models.transfer.verify import adapters_in
@@ -141,23 +143,33 @@ class OwnModels:
         Raises:
             OwnError: this node can't read it, or it holds no model.
         """
-        real = await asyncio.to_thread(_readable, path)
-        if name := await asyncio.to_thread(self._model_in, real):
+        try:
+            real = await read_patiently(lambda: _readable(path), path, PATIENCE)
+        except LookupError as error:
+            raise OwnError(str(error)) from None
+        if name := await self._model_in(real):
             return name
         try:
             await asyncio.to_thread(_link_file, self._catalogue.own, real)
         except OSError as error:
             raise OwnError(f"{self._catalogue.own} can't be written: {error.strerror}") from None
         await self._catalogue.refresh()
-        if name := await asyncio.to_thread(self._model_in, real):
+        if name := await self._model_in(real):
             return name
         raise OwnError(f"{path} holds no model that can be listed")
 
-    def _model_in(self, real: str) -> str:
-        """The listed model whose weights are in this file; empty: none."""
-        for model in self._catalogue.models:
-            if any(os.path.realpath(file) == real for file in model.files):
-                return model.name
+    async def _model_in(self, real: str) -> str:
+        """The listed model whose weights are in this file; empty: none, or a folder does not answer."""
+        models = sorted(self._catalogue.models, key=lambda model: bool(model.unusable))
+
+        def look() -> str:
+            for model in models:
+                if any(os.path.realpath(file) == real for file in model.files):
+                    return model.name
+            return ""
+
+        with contextlib.suppress(LookupError):
+            return await read_patiently(look, real)
         return ""
 
     async def delete(self, name: str, digest: str = "") -> bool:

@@ -23,6 +23,7 @@ from sollold.cluster.net.seeds import BadSeed
 from sollold.daemon import systemd
 from sollold.daemon.app import Daemon
 from sollold.daemon.heap import use_one_arena
+from sollold.daemon.stuck_threads import StuckThreads
 from sollold.settings.load import LoadedSettings
 from sollold.settings.paths import Places, places
 
@@ -49,7 +50,9 @@ def serve(loaded: LoadedSettings, *, reload: Callable[[], LoadedSettings], demo:
     use_one_arena()
     folders = places(loaded.settings.node)
     with _owned(folders):
-        uvloop.run(_serve(loaded, folders, reload, demo))
+        stuck = StuckThreads()
+        uvloop.run(_serve(loaded, folders, reload, demo, stuck))
+        stuck.all_ended()
 
 
 @contextmanager
@@ -77,7 +80,11 @@ def _owned(folders: Places) -> Iterator[None]:
 
 
 async def _serve(
-    loaded: LoadedSettings, folders: Places, reload: Callable[[], LoadedSettings], demo: bool
+    loaded: LoadedSettings,
+    folders: Places,
+    reload: Callable[[], LoadedSettings],
+    demo: bool,
+    stuck: StuckThreads,
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -105,6 +112,7 @@ async def _serve(
         # A second signal ends the waiting for requests, not the cleaning up.
         stopping.clear()
         await daemon.leave(stopping)
+        stuck.expect_end()
 
 
 def _has_terminal() -> bool:

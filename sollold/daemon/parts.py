@@ -135,6 +135,7 @@ class Parts:
             self.tunnels,
             self.catalogue.with_digest,
             self.library.nodes_with,
+            self.catalogue.header,
             partial(DirectSource, self.node.reach),
         )
         self.agent.register(self.peers)

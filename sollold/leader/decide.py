@@ -225,8 +225,9 @@ def _placement(
             retry_after=15.0,
         )
     if snapshot.shape is None:
+        why = f": {snapshot.unread}" if snapshot.unread else "."
         return Refuse(
-            Fault.UNAVAILABLE, f"The header of {model.name} can't be read right now.", retry_after=5.0
+            Fault.UNAVAILABLE, f"The header of {model.name} can't be read right now{why}", retry_after=5.0
         )
     refusal: Refuse | None = None
     for build in builds:

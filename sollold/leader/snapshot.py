@@ -41,6 +41,7 @@ class ClusterSnapshot:
         records: of the live nodes.
         holders: (node, the model as that node has it).
         shape: None while it is not known.
+        unread: why it is not known.
         accepted: what was ordered and may not show yet, with the bytes that do not.
         gone: deployments that were ended and may still show.
         returning: deployments that ended a moment ago: their memory will be back in another.
@@ -65,6 +66,7 @@ class ClusterSnapshot:
     holders: tuple[tuple[str, Model], ...]
     shape: Shape | None
     settings: Settings
+    unread: str = ""
     accepted: tuple[AcceptedDeployment, ...] = ()
     gone: frozenset[str] = frozenset()
     returning: frozenset[str] = frozenset()

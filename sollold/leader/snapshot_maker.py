@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from sollold.cluster.net.view import View
+from sollold.cluster.net.view import View, name_of
 from sollold.errors import Fault
 from sollold.leader.backoff import Backoff
 from sollold.leader.decision import HoldersAway, Refuse
@@ -88,9 +88,9 @@ class SnapshotMaker:
             message = refusal.message or f"model {ask.model!r} not found"
             return Refuse(refusal.fault, message, retry_after=refusal.retry_after)
         holders = with_refusals(holders, self._view.live())
-        shape = await self._shape(holders)
+        shape, unread = await self._shape(holders)
         able = await self._drafters(ask, holders[0][1])
-        return replace(self.of_model(holders, shape, out), drafters=able)
+        return replace(self.of_model(holders, shape, out), drafters=able, unread=unread)
 
     async def _drafters(self, ask: Ensure, model: Model) -> dict[str, tuple[tuple[Drafter, ...], str]]:
         """For the speculation that is wanted, and for that of deployments which may be loaded anew as they
@@ -155,19 +155,22 @@ class SnapshotMaker:
             await asyncio.sleep(_LOOK)
         return ()
 
-    async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> Shape | None:
-        """The header as the first node that answers has it; every node has the same content."""
-        me = self._view.me.node
+    async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> tuple[Shape | None, str]:
+        """The header as the first node that answers has it; every node has the same content. Without one
+        comes why, of the node that was asked last.
+        """
+        me, why = self._view.me.node, ""
         usable = [(node, model) for node, model in holders if runs_on_llama(model)]
         for pause in SHAPE_PAUSES:
             for node, model in sorted(usable, key=lambda pair: pair[0] != me)[:3]:
                 try:
-                    return await self._library.shape(node, model)
+                    return await self._library.shape(node, model), ""
                 except LookupError as error:
-                    log.info("%s", error)
+                    why = f"{name_of(self._view, node)}: {error}"
+                    log.info("%s", why)
             if usable:
                 await asyncio.sleep(pause)
-        return None
+        return None, why
 
 
 def _fetch_key(node: str, digest: str) -> str:

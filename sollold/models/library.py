@@ -203,7 +203,7 @@ class Library:
         try:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
-            raise LookupError(f"the header of {model.name!r} can't be fetched: {error}") from None
+            raise LookupError(str(error)) from None
         if why := next(bad_values(shape), ""):
             raise LookupError(f"{name_of(self._view, node)} sent a bad header of {model.name!r}: {why}")
         return shape

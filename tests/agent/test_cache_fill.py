@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,26 @@ def copy(tmp_path: Path) -> Path:
 
 def bytes_of(one: WantedTensor, data: bytes = DATA) -> bytes:
     return data[one.start : one.start + one.size]
+
+
+async def test_a_copy_that_does_not_answer_holds_up_no_end(
+    bench: Bench, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, back = threading.Event(), threading.Event()
+
+    def hanging(*arguments: Any) -> None:
+        reading.set()
+        back.wait()
+
+    monkeypatch.setattr(cache_fill, "copy_bytes", hanging)
+    monkeypatch.setattr(cache_fill, "_CLOSE_SECONDS", 0.05)
+    fill = bench.fill(copy)
+    await asyncio.to_thread(reading.wait)
+    try:
+        async with asyncio.timeout(10):
+            await fill.close()
+    finally:
+        back.set()
 
 
 async def test_a_copy_on_the_machine_is_offered_by_the_hash_that_is_asked_for(

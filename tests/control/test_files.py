@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from sollold.control import local_models
 from sollold.control.local_models import OwnModels
 from sollold.control.models import ModelService
 from sollold.errors import Fault, Refusal
@@ -47,6 +49,20 @@ async def test_a_file_is_listed_under_its_own_name_and_only_once(node: Node, tmp
     await service(node).delete(name)
     assert node.catalogue.models == ()
     assert file.stat() == before
+
+
+async def test_a_file_that_does_not_answer_is_refused_in_words(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back = threading.Event()
+    monkeypatch.setattr(local_models, "_readable", lambda path: back.wait())
+    monkeypatch.setattr(local_models, "PATIENCE", 0.05)
+    try:
+        with pytest.raises(Refusal) as refused:
+            await service(node).add_file(str(tmp_path / "x.gguf"))
+        assert f"{tmp_path} does not answer" in refused.value.message
+    finally:
+        back.set()
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "other", "relative"])

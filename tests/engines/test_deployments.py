@@ -22,7 +22,9 @@ from sollold.engines.commands import Commit, Deploy, Done, Reserve, Unload
 from sollold.engines.install.find import Llama
 from sollold.engines.llamacpp import deployment, llama_server, load_progress, participants
 from sollold.engines.llamacpp.ports import Ports
+from sollold.engines.llamacpp.process import Process
 from sollold.engines.llamacpp.rpc_worker import Worker
+from sollold.models.gguf.header import Header
 from sollold.models.model import Model
 from sollold.settings.schema import MIB, ServingSettings
 from tests.agent_cluster import TERM, plan, running_agents
@@ -341,10 +343,11 @@ async def test_a_grant_does_not_run_out_while_a_worker_starts(
         assert (endpoint.state, endpoint.reason) == (State.READY, "")
 
 
-@pytest.mark.parametrize("at", [0.0, 1.0])
+@pytest.mark.parametrize("at, waiting", [(0.0, False), (0.0, True), (1.0, False)])
 async def test_a_load_that_stands_still_is_given_up(
-    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch, at: float, waiting: bool
 ):
+    monkeypatch.setattr(Process, "waits_for_disk", lambda self: waiting)
     monkeypatch.setattr(load_progress, "stall_seconds", lambda model, progress: 1.5)
     known = llama_server.progress_in
     monkeypatch.setattr(llama_server, "progress_in", lambda line: at if known(line) is not None else None)
@@ -354,6 +357,7 @@ async def test_a_load_that_stands_still_is_given_up(
         await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
         failed = await cluster.until("a", "d", State.FAILED)
         assert failed.reason.startswith(f"loading stalled at {at:.0%}: no progress for")
+        assert ("llama-server waits for a file" in failed.reason) == waiting
         await until(lambda: children() == [])
 
 
@@ -480,3 +484,19 @@ async def test_a_projector_that_can_not_be_loaded_is_left_out(
         ready = await cluster.until("a", "d", State.READY)
         assert "without its projector" in ready.reason
         assert await answer(cluster.agents["a"], "d")
+
+
+async def test_a_model_whose_file_does_not_answer_is_not_loaded(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    async def header(model: Model) -> Header:
+        raise LookupError("/mnt/models does not answer")
+
+    async with running_agents(folder, llama, "a", "b") as cluster:
+        cluster.models[tiny.digest] = tiny
+        monkeypatch.setattr(cluster.agents["a"], "_header", header)
+        await cluster.deploy("d", plan(tiny, "a", ("b", 4)))
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.reason == "/mnt/models does not answer"
+        assert failed.culprit == "a"
+        await until(lambda: children() == [])

@@ -150,6 +150,19 @@ async def test_a_header_that_can_not_be_read_just_now_is_asked_for_again(
     assert asked >= 3
 
 
+async def test_the_refusal_says_why_a_header_can_not_be_read(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def shape(node: str, model: Model) -> Shape:
+        raise LookupError("/mnt/models does not answer")
+
+    monkeypatch.setattr(cluster, "shape", shape)
+    monkeypatch.setattr(snapshot_maker, "SHAPE_PAUSES", (0.0,))
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.REFUSED
+    assert "/mnt/models does not answer" in answer.message
+
+
 async def test_new_requests_wait_for_what_a_draining_node_gives_back(cluster: Cluster) -> None:
     cluster.nodes["b"].models.append(model())
     cluster.nodes["c"].models.append(model())

@@ -414,7 +414,7 @@ def gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
     monkeypatch.setattr(reader, "read_files", held(reader.read_files))
     monkeypatch.setattr(scan_result, "stamp", held(scan_result.stamp))
     monkeypatch.setattr("sollold.models.stores.catalogue._PATIENCE", 0.05)
-    monkeypatch.setattr("sollold.models.stores.header_reader._PATIENCE", 0.05)
+    monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 0.05)
     monkeypatch.setattr("sollold.models.stores.store_watcher.SILENT", 0.05)
     yield lambda away: back.clear() if away else back.set()
     back.set()
@@ -481,6 +481,44 @@ async def test_models_of_a_share_that_went_away_are_unusable_till_it_is_back(
         gone(False)
         await until(lambda: not named(catalogue)["far:latest"].unusable)
         assert (await catalogue.shape("far:latest")).n_embd == 32
+
+
+async def test_a_file_whose_reads_hang_makes_its_folder_unusable_till_they_end(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "folder" / "far.gguf")
+    catalogue = make()
+    await catalogue.start()
+    back, begun = threading.Event(), 0
+
+    def hanging(paths: Any) -> Any:
+        nonlocal begun
+        begun += 1
+        back.wait()
+        return read(paths)
+
+    read = reader.read_files
+    monkeypatch.setattr(reader, "read_files", hanging)
+    monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 0.05)
+    try:
+        model = named(catalogue)["far:latest"]
+        with pytest.raises(LookupError, match="folder does not answer"):
+            await catalogue.shape("far:latest")
+        monkeypatch.setattr("sollold.models.stores.header_reader.PATIENCE", 60.0)
+        async with asyncio.timeout(10):
+            assert "folder does not answer" in named(catalogue)["far:latest"].unusable
+            (problem,) = catalogue.problems
+            assert "folder does not answer, so its models can't be used" in problem.what
+            # Whoever already has the model is told at once, and nothing more hangs.
+            for _ in range(2):
+                with pytest.raises(LookupError, match="folder does not answer"):
+                    await catalogue._headers.shape(model)
+            assert begun == 1
+            back.set()
+            await until(lambda: not catalogue.problems and not named(catalogue)["far:latest"].unusable)
+            assert (await catalogue.header(model)).metadata
+    finally:
+        back.set()
 
 
 async def test_one_thread_sees_that_nothing_has_changed(

@@ -14,6 +14,8 @@ from sollold.engines.llamacpp.kept_prompts import KeptPrompts
 from sollold.engines.llamacpp.ports import Ports
 from sollold.engines.llamacpp.tunnel import Tunnels
 from sollold.facts import dataclass
+from sollold.models.gguf.header import Header
+from sollold.models.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class DeploymentContext:
         local_worker_port: of this node's own worker for a deployment.
         prompts: what engines have read, kept on disk.
         holders: the nodes that have the files of a model, by its digest.
+        header: of a model's files here; raises `GgufError`, and `LookupError` when they do not answer.
         name: a node's name for people, by its id.
     """
 
@@ -43,6 +46,7 @@ class DeploymentContext:
     extra: tuple[str, ...]
     local_worker_port: Callable[[str], Awaitable[int]]
     holders: Callable[[str], tuple[str, ...]]
+    header: Callable[[Model], Awaitable[Header]]
     fit_check: FitCheck
     prompts: KeptPrompts
     name: Callable[[str], str]

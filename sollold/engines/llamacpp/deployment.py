@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sollold.cluster.gossip.record import Drafts, Endpoint, State
@@ -30,6 +31,7 @@ from sollold.engines.llamacpp.planned import planned
 from sollold.facts import dataclass
 from sollold.machine.device import PROCESSOR
 from sollold.models.model import Model
+from sollold.models.stores.patient_read import no_answer
 from sollold.subscribers import Subscribers
 
 log = logging.getLogger("sollold.engines")
@@ -344,7 +346,10 @@ class Deployment:
         while not self._fault.done():
             await asyncio.sleep(1.0)
             if still := self.progress.stalled():
-                self.end(f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s")
+                why = f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s"
+                if self.head is not None and self.head.process.waits_for_disk():
+                    why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
+                self.end(why)
 
     async def _end_all(self) -> None:
         """Every process dead, every byte given back. Nothing that fails here stops the rest."""

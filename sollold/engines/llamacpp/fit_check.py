@@ -28,6 +28,7 @@ from sollold.models.footprint.run_options import Run
 from sollold.models.gguf import reader
 from sollold.models.gguf.header import GgufError
 from sollold.models.model import Model
+from sollold.models.stores.patient_read import read_patiently
 from sollold.placement.plan import Plan
 from sollold.settings.schema import MIB
 from sollold.settings.state_file import write_whole
@@ -64,7 +65,11 @@ class FitCheck:
         self._known: dict[str, ReportedMemory] | None = None
 
     async def check(self, plan: Plan, model: Model, llama: Llama) -> str:
-        """Why ``plan`` can't be carried out, a sentence; empty: it can, or nobody could be asked."""
+        """Why ``plan`` can't be carried out, a sentence; empty: it can, or nobody could be asked.
+
+        Raises:
+            LookupError: the model's file does not answer.
+        """
         if not plan.estimate or not model.files:
             return ""
         known = await self._remembered()
@@ -78,7 +83,7 @@ class FitCheck:
             while len(known) > _KEPT:
                 del known[next(iter(known))]
             await asyncio.to_thread(self._write, msgspec.json.encode(known))
-        vocabulary = await asyncio.to_thread(_vocabulary, model.files[0])
+        vocabulary = await read_patiently(lambda: _vocabulary(model.files[0]), model.files[0])
         return compare(plan, told, vocabulary)
 
     async def _remembered(self) -> dict[str, ReportedMemory]:

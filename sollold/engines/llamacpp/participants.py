@@ -26,7 +26,6 @@ from sollold.engines.llamacpp.context import DeploymentContext
 from sollold.engines.llamacpp.tunnel import Tunnel
 from sollold.engines.llamacpp.wanted_tensors import wanted_tensors
 from sollold.machine.external_worker import split_address
-from sollold.models.gguf import reader
 from sollold.models.gguf.header import GgufError, Header
 from sollold.models.model import Model
 from sollold.placement.plan import Plan
@@ -120,11 +119,12 @@ class Participants:
         Raises:
             ParticipantFailed, PeerError: one does not take part; in a group.
             OSError: no loopback port could be had for a tunnel.
+            LookupError: the model's file does not answer; in a group.
         """
         async with asyncio.TaskGroup() as group:
             for node in self.nodes:
                 group.create_task(self._commit(node))
-            reading = group.create_task(asyncio.to_thread(_header, self._model))
+            reading = group.create_task(self._read_header())
         await self._fill_caches(reading.result())
         workers = []
         for node in worker_nodes(self._plan):
@@ -194,6 +194,18 @@ class Participants:
             raise ParticipantFailed(node, f"{self._context.name(node)} did not commit: {done.reason}")
         self._committed.add(node)
 
+    async def _read_header(self) -> Header | None:
+        """What the model's files say of themselves; None when they can't be read, which llama-server will
+        say.
+
+        Raises:
+            LookupError: they do not answer: llama-server would wait for them, and could not even be ended.
+        """
+        try:
+            return await self._context.header(self._model)
+        except (GgufError, OSError):
+            return None
+
     async def _fill_caches(self, read: Header | None) -> None:
         """Let the other nodes' workers get ready on their own disks what they can. It is no must."""
         others = [node for node in worker_nodes(self._plan) if node != self._context.node]
@@ -223,11 +235,3 @@ class Participants:
             # Its time to live ends the worker there.
             name = self._context.name(node)
             log.info("%s was not told that %s ended: %s", name, self._deployment, error)
-
-
-def _header(model: Model) -> Header | None:
-    """What the model's files say of themselves; None when they can't be read, which llama-server will say."""
-    try:
-        return reader.read_files(model.files)
-    except (GgufError, OSError):
-        return None

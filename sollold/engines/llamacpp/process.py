@@ -134,6 +134,16 @@ class Process:
         except (OSError, ValueError, IndexError):
             return None
 
+    def waits_for_disk(self) -> bool:
+        """Whether one of its threads waits in the kernel for a disk or a share, as far as can be told."""
+        try:
+            for thread in Path(f"/proc/{self.pid}/task").iterdir():
+                if (thread / "stat").read_text().rpartition(")")[2].split()[0] == "D":
+                    return True
+        except (OSError, IndexError):
+            pass
+        return False
+
     def addresses(self) -> list[tuple[str, int]]:
         """The (address, port) pairs on which it accepts TCP. Found without connecting to any."""
         try:

@@ -15,13 +15,14 @@ from pathlib import Path
 import msgspec
 
 from sollold.models.footprint.shape import Shape
-from sollold.models.gguf.header import GgufError
+from sollold.models.gguf.header import GgufError, Header
 from sollold.models.model import Model
 from sollold.models.stores import folders, huggingface_cache, ollama_store
 from sollold.models.stores.header_facts import HeaderFactsCache
 from sollold.models.stores.header_reader import HeaderReader
 from sollold.models.stores.llama_support import RefusedModels, format_fault
 from sollold.models.stores.name_owners import NameOwners
+from sollold.models.stores.patient_read import no_answer
 from sollold.models.stores.read_store import Reader, shown
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.store_watcher import Store, unchanged
@@ -87,7 +88,7 @@ class Catalogue:
         self._models: tuple[Model, ...] = ()
         self._digest = ""
         self._subscribers = Subscribers("the models of this node")
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(self._publish)
         self._task: asyncio.Task[None] | None = None
         self._looking = asyncio.Lock()
         self._said = ""
@@ -125,8 +126,11 @@ class Catalogue:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What keeps models from being seen."""
-        return self._problems
+        """What keeps models from being seen, or from being read where they are seen."""
+        silent = [Path(store.place) for store in self._stores.values() if store.silent]
+        unread = [one for one in sorted(self._headers.silent) if not any(map(one.is_relative_to, silent))]
+        then = ", so its models can't be used"
+        return (*self._problems, *(Problem(shown(no_answer(one, then))) for one in unread))
 
     def get(self, name: str) -> Model | None:
         """The model of this canonical name, whatever the case of its letters."""
@@ -193,6 +197,15 @@ class Catalogue:
             return await self._headers.shape(model)
         except GgufError as error:
             raise LookupError(str(error)) from None
+
+    async def header(self, model: Model) -> Header:
+        """The header of a model's files here.
+
+        Raises:
+            GgufError: they can't be read.
+            LookupError: they do not answer; until they do, models of their folder are unusable.
+        """
+        return await self._headers.header(model)
 
     async def metadata(self, name: str, *, whole: bool = False) -> dict[str, object]:
         """The header's key-value pairs, those of the projector's (``clip.…``) among them; empty when there is
@@ -264,7 +277,8 @@ class Catalogue:
     def _publish(self) -> None:
         have = {model.name.lower() for model in self._local}
         offered = [model for model in self._offered if model.name.lower() not in have]
-        local = [self._as_probed(model) for model in self._local]
+        silent = self._headers.silent
+        local = [_as_read(self._as_probed(model), silent) for model in self._local]
         models = tuple(sorted([*local, *offered], key=lambda model: model.name.lower()))
         if models == self._models and self._digest:
             return
@@ -356,3 +370,11 @@ class Catalogue:
             if store.place in places and (fault := store.fault) is not None:
                 unforeseen = None if isinstance(fault, OSError) else fault
                 log.warning("%s can't be read right now: %s", store.place, fault, exc_info=unforeseen)
+
+
+def _as_read(model: Model, silent: frozenset[Path]) -> Model:
+    """Not to be used while reads in its folder, one of ``silent``, do not come to an end."""
+    if model.unusable or not silent or not model.files:
+        return model
+    folder = Path(model.files[0]).parent
+    return replace(model, unusable=shown(no_answer(folder))) if folder in silent else model

@@ -14,11 +14,9 @@ from sollold.models.gguf import reader
 from sollold.models.gguf.header import Array, Header
 from sollold.models.gguf.long_arrays import long_arrays
 from sollold.models.model import Model
-from sollold.models.stores.store_watcher import no_answer
+from sollold.models.stores.patient_read import PATIENCE, no_answer
 from sollold.models.stores.threads import alone
 
-_PATIENCE = 10.0
-"""Seconds that anybody waits for a header."""
 _SHAPES = 8
 
 T = TypeVar("T")
@@ -27,9 +25,17 @@ T = TypeVar("T")
 class HeaderReader:
     """Reads the headers of models that have files here; shapes are kept by content."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
+        """``changed``: called when `silent` has changed."""
+        self._changed = changed
         self._shapes: dict[str, Shape] = {}
         self._reads: dict[str, asyncio.Future[Any]] = {}
+        self._silent: dict[str, Path] = {}
+
+    @property
+    def silent(self) -> frozenset[Path]:
+        """Folders in which a read has taken too long and is not over yet."""
+        return frozenset(self._silent.values())
 
     async def shape(self, model: Model) -> Shape:
         """The shape of a model with what is loaded beside it, for the footprint.
@@ -46,6 +52,14 @@ class HeaderReader:
             self._shapes[model.digest] = shape
         return shape
 
+    async def header(self, model: Model) -> Header:
+        """The header of its files.
+
+        Raises:
+            GgufError, LookupError: as `shape`.
+        """
+        return await self._read(f"header {model.digest}", lambda: reader.read_files(model.files), model)
+
     async def metadata(self, model: Model, *, whole: bool = False) -> dict[str, object]:
         """The header's key-value pairs, those of the projector's (``clip.…``) among them.
 
@@ -58,15 +72,28 @@ class HeaderReader:
         return await self._read(what, lambda: _metadata(model, whole), model)
 
     async def _read(self, what: str, work: Callable[[], T], model: Model) -> T:
-        """What ``work`` reads of a model's files, once for all who ask at a time."""
+        """What ``work`` reads of a model's files, once for all who ask at a time.
+
+        Whoever comes while it has taken too long already is told so at once.
+        """
         reading = self._reads.get(what)
         if reading is None:
             reading = self._reads[what] = alone(work, name=f"read {model.name}")
-            reading.add_done_callback(lambda _: self._reads.pop(what, None))
-        try:
-            return await asyncio.wait_for(asyncio.shield(reading), _PATIENCE)
-        except TimeoutError:
-            raise LookupError(no_answer(Path(model.files[0]).parent)) from None
+            reading.add_done_callback(lambda _: self._ended(what))
+        folder = Path(model.files[0]).parent
+        if what not in self._silent:
+            try:
+                return await asyncio.wait_for(asyncio.shield(reading), PATIENCE)
+            except TimeoutError:
+                if not reading.done():
+                    self._silent[what] = folder
+                    self._changed()
+        raise LookupError(no_answer(folder))
+
+    def _ended(self, what: str) -> None:
+        self._reads.pop(what, None)
+        if self._silent.pop(what, None):
+            self._changed()
 
 
 def _shape(model: Model) -> Shape:

@@ -10,10 +10,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
 from sollold.facts import dataclass
 from sollold.models.model import Model
+from sollold.models.stores.patient_read import no_answer
 from sollold.models.stores.scan_result import Problem, Scan
 from sollold.models.stores.threads import alone
 
@@ -128,8 +128,3 @@ async def unchanged(stores: Iterable[Store]) -> frozenset[Store]:
     job = alone(ask, name="look at the stores")
     await asyncio.wait({job}, timeout=_AT_ONCE)
     return frozenset(found)
-
-
-def no_answer(place: str | Path, then: str = "") -> str:
-    """A folder that does not answer, and what that means."""
-    return f"{place} does not answer{then}; is it on a share whose server is switched off or cut off?"

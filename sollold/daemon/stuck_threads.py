@@ -1,0 +1,45 @@
+"""An end that no thread holds up: one that reads from a share whose server is away can't be ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+logger = logging.getLogger("sollold")
+
+LONGEST = 20.0
+"""Seconds from the end of the drain, which takes 60, to that of the process: systemd kills after 90."""
+
+
+class StuckThreads:
+    """Ends the process, with the exit code 0, when its threads do not end by themselves."""
+
+    def __init__(self, seconds: float = LONGEST) -> None:
+        self._timer = threading.Timer(seconds, self._exit)
+        self._timer.daemon = True
+
+    def expect_end(self) -> None:
+        """From now on the process has so many seconds."""
+        if not self._timer.is_alive():
+            self._timer.start()
+
+    def all_ended(self) -> None:
+        """The loop has ended. Where no thread is left that Python would wait for, there is nothing to do."""
+        if not _waited_for():
+            self._timer.cancel()
+
+    def _exit(self) -> None:
+        names = ", ".join(sorted({one.name for one in _waited_for()})) or "the loop"
+        logger.warning(
+            "%s did not end: probably a disk or a share that does not answer; the daemon ends without it",
+            names,
+        )
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        os._exit(0)
+
+
+def _waited_for() -> list[threading.Thread]:
+    main = threading.main_thread()
+    return [one for one in threading.enumerate() if one is not main and not one.daemon and one.is_alive()]

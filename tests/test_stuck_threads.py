@@ -1,0 +1,30 @@
+"""The daemon's process ends, whatever its threads wait for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+_PROGRAM = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from sollold.daemon.stuck_threads import StuckThreads
+
+stuck = StuckThreads(0.2)
+if {hangs}:
+    ThreadPoolExecutor(1).submit(threading.Event().wait)
+stuck.expect_end()
+stuck.all_ended()
+print("the loop has ended", flush=True)
+"""
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_thread_that_hangs_does_not_keep_the_process(hangs: bool) -> None:
+    words = [sys.executable, "-c", _PROGRAM.format(hangs=hangs)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert done.stdout == "the loop has ended\n"
+    assert ("did not end" in done.stderr) == hangs
