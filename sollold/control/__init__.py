@@ -1,1 +1,1 @@
-"""What commands do over the whole cluster: plan, load, unload, drain, copy, delete, doctor."""
+"""What is done over the whole cluster: plan, load, drain, copy, admit, doctor; keys, events, history."""
