@@ -1,30 +1,28 @@
-"""This node at the door: it admits others, and asks to be admitted elsewhere while it may."""
+"""The cluster's secret at this node: whom it is given to, and what changes it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-import shlex
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import replace
 
 from sollold.cluster.admission.change import Refused, caught_up, obeyed, seen, settled, unsettled, used
 from sollold.cluster.admission.clock import ClockWatch
-from sollold.cluster.admission.exchange import AdmissionState, Answer, Welcome, ask, greeted
-from sollold.cluster.admission.invitation import Invitations, Invited, use_code
+from sollold.cluster.admission.exchange import AdmissionState, Answer, Welcome
+from sollold.cluster.admission.invitation import Invitations
 from sollold.cluster.admission.keyring import Admitted, Keyring, KeyringFile
 from sollold.cluster.admission.orders import SecretAnswer, SecretOrder
-from sollold.cluster.admission.policy import Standing, asks, behind, code_of, preferred, standing_of
+from sollold.cluster.admission.policy import Standing, code_of, standing_of
+from sollold.cluster.admission.search import ClusterSearch
 from sollold.cluster.admission.waiting import WaitingList
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record import WaitingMachine
 from sollold.cluster.gossip.record_check import printable_name
 from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.node_key import NodeKey, id_of_key
-from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.state_file import BackgroundWriter
 from sollold.retry import LogAndRetry
 
@@ -34,35 +32,29 @@ LOOK_SECONDS = 2.0
 """Between two looks for a cluster to join."""
 _LATER = 3
 """How many times longer that is for a node that is not alone."""
-_HEARD_SECONDS = 30.0
-"""For so long after it asked a machine is worth a look."""
 _MAX_ADMITTED = 256
-_MAX_CANDIDATES = 16
-_SELDOM = 5
-"""A node that is not alone looks every so many turns for members that have a later secret."""
 _SETTLE_SECONDS = 60.0
 """A change of the secret that nobody brings to its end is ended here after so long."""
 
 
 class Admission:
-    """Keeps the keyring, answers strangers, and looks for a cluster to join.
+    """Keeps the keyring, and answers strangers; what `search` finds may replace it.
 
     Args:
         ring: the cluster's secret, as it is on disk.
         door: seconds after its founding for which the cluster admits whoever asks.
         port: this node's own for nodes.
-        candidates: addresses of machines that are no live members, each with all of its own.
-        present: ids of the nodes that are here now, this one included.
-        announced: whether one of some nodes is announced on the LAN, and by another name of the cluster.
+        candidates, present, announced: as `ClusterSearch` takes them.
         apply: called when other secrets are accepted, or other nodes refused, than before.
         moved: called when another cluster let this node in, after the keyring has its secret: with the
             member that did and its address.
         met: called when this node fetched the secret of its own cluster, with the same.
-        changed: called when `waiting`, `seeking` or the door changed.
+        changed: called when `waiting`, the door, or where this node itself waits changed.
 
     Attributes:
         ring: the keyring in force.
         invitations: lets machines in by a code.
+        search: looks for a cluster to join.
     """
 
     def __init__(
@@ -87,12 +79,6 @@ class Admission:
         self._key = key
         self._name = name
         self._door = door
-        self._reach = reach
-        self._port = port
-        self._candidates = candidates
-        self._heard: dict[Address, float] = {}
-        self._present = present
-        self._announced = announced
         self._apply = apply
         self._moved = moved
         self._met = met
@@ -107,10 +93,18 @@ class Admission:
             refused=lambda node: node in self.ring.refused,
             changed=changed,
         )
-        self._asking = False
-        self._waits_at: Standing | None = None
-        self._turned_out = False
-        self._turn = 0
+        self.search = ClusterSearch(
+            key,
+            name,
+            ring=lambda: self.ring,
+            reach=reach,
+            port=port,
+            candidates=candidates,
+            present=present,
+            announced=announced,
+            got=self._got,
+            changed=changed,
+        )
         self._open = False
         self._clock = ClockWatch()
         self._steps = asyncio.Lock()
@@ -138,16 +132,6 @@ class Admission:
         """Machines that ask to be admitted."""
         return self._waiting.shown
 
-    @property
-    def seeking(self) -> str:
-        """Where this node waits for admission, a sentence; empty when it does not."""
-        if self._waits_at is None:
-            return ""
-        code = code_of(self._key.public)
-        if self._turned_out:
-            return f"was evicted from the cluster of {self._waits_at.name}; its code is {code}"
-        return f"waits for admission to the cluster of {self._waits_at.name}; its code is {code}"
-
     def standing(self) -> Standing:
         """What a stranger is told."""
         return standing_of(self.ring, self._key.node, self._name, self.open_seconds > 0)
@@ -158,16 +142,11 @@ class Admission:
         """Answers one stranger's connection; None in a cluster that any machine may join without a word."""
         if self.ring.open:
             return None
-        return Welcome(self._key, self.standing, self.answer, self._hear)
-
-    def _hear(self, address: Address) -> None:
-        """A stranger is there. If it does not ask, this node may have to: only one knew of the other."""
-        if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
-            self._heard[address] = time.monotonic()
+        return Welcome(self._key, self.standing, self.answer, self.search.hear)
 
     def answer(self, key: bytes, name: str, address: str) -> Answer:
         """What a stranger at ``address`` who proved ``key`` gets."""
-        if self._asking or self._turned_out:
+        if self.search.asking or self.search.turned_out:
             return Answer(AdmissionState.BUSY)
         node, now = id_of_key(key), time.monotonic()
         name = printable_name(name) or node
@@ -196,7 +175,7 @@ class Admission:
             log.info("%s (%s) was admitted%s", name, node, how)
             admitted = (*self.ring.admitted, Admitted(node, name, by, time.time()))
             self.ring = replace(self.ring, alone=False, admitted=admitted[-_MAX_ADMITTED:])
-            self._waits_at = None
+            self.search.waits_at = None
             self._save()
             self._changed()
         ring = self.ring
@@ -288,19 +267,21 @@ class Admission:
             self.ring = ring
             self._save()
 
-    # Being admitted
+    # In turns
 
     async def run(self) -> None:
-        """Look for a cluster to join as long as this node may, until cancelled."""
+        """Look for a cluster to join as long as this node may, and end what nobody ends, until cancelled."""
         attempt = LogAndRetry("the search for a cluster", log)
         while True:
             with attempt:
                 now = time.monotonic()
                 self._follow_clock()
                 mine = self.standing()
-                if self._may_find(mine):
-                    await self._look(mine)
-                self._forget(now)
+                if self.search.may_look(mine):
+                    await self.search.look(mine)
+                self.search.forget(now)
+                if self._waiting.forget(now):
+                    self._changed()
                 if (self.open_seconds > 0) != self._open:
                     self._open = not self._open
                     self._changed()
@@ -318,101 +299,21 @@ class Admission:
             self._save()
             self._changed()
 
-    def _may_find(self, mine: Standing) -> bool:
-        """Whether to look for a cluster to join, or for members that have a later secret."""
-        if self.ring.open:
-            return False
-        if mine.young or (mine.alone and self._waits_at is not None):
-            return True
-        here = self._present()
-        missing = self.ring.known - here
-        if not missing:
-            return False
-        self._turn += 1
-        return len(here) == 1 or self._announced(missing) or self._turn % _SELDOM == 0
-
-    def _forget(self, now: float) -> None:
-        self._heard = {where: at for where, at in self._heard.items() if at > now - _HEARD_SECONDS}
-        if self._waiting.forget(now):
-            self._changed()
-
-    async def _look(self, mine: Standing) -> None:
-        candidates = dict.fromkeys([*self._candidates(), *((one,) for one in self._heard)])
-        some = [*candidates][:_MAX_CANDIDATES]
-        there = await asyncio.gather(*(greeted(self._reach, self._port(), one) for one in some))
-        waits_at = self._waits_at.cluster if self._waits_at is not None else ""
-        known = self.ring.known - {self._key.node}
-        askable = {
-            one: where
-            for one, where in filter(None, there)
-            if behind(mine, one, known) or asks(mine, one, waits_at)
-        }
-        if not askable:
-            return
-        later = [one for one in askable if behind(mine, one, known)]
-        chosen = max(later, key=lambda one: (one.generation, one.cluster)) if later else preferred([*askable])
-        if self._waits_at is not None:
-            # An admin approves it where it waits.
-            chosen = next((one for one in later or askable if one.node == self._waits_at.node), chosen)
-        # Whoever asks here meanwhile could be given a secret that this node is about to leave.
-        self._asking = True
-        try:
-            with contextlib.suppress(PeerError, TimeoutError, OSError):
-                answer = await ask(
-                    self._reach, self._key, self._name, self._port(), chosen.node, askable[chosen]
-                )
-                await self._answered(chosen, askable[chosen], answer, bool(later))
-        finally:
-            self._asking = False
-
-    async def _answered(self, there: Standing, address: Address, answer: Answer, later: bool) -> None:
-        """``later``: it was asked for the secret that this node's own cluster has now."""
-        if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
-            self._turned_out = answer.state is AdmissionState.EVICTED
-            if self._waits_at is None or self._waits_at.cluster != there.cluster:
-                log.warning("%s: sollold admit %s there", there.name, shlex.quote(self._name))
-                self._waits_at = there
-                log.warning("this node %s", self.seeking)
-            self._waits_at = there
-            self._changed()
-        elif answer.state is AdmissionState.ADMITTED:
-            self._waits_at, self._turned_out = None, False
-            fetched = answer.keyring(there.node)
-            if later and fetched.founder == self.ring.founder:
-                await self._catch_up(there, address, fetched)
-            else:
-                await self._join(there.node, there.name, address, fetched)
-
-    async def _catch_up(self, there: Standing, address: Address, fetched: Keyring) -> None:
-        """Use the secret that the own cluster has got while this node was away."""
-        if fetched.generation < self.ring.generation:
-            return
-        log.info("the secret was changed while this node was away: fetched from %s", there.name)
-        async with self._steps:
-            await self._take(caught_up(self.ring, fetched))
-        self._met(there.node, address)
-
-    async def accept(self, code: str, where: Sequence[Address]) -> Invited:
-        """Ask the member at ``where`` to be admitted by a code, and join its cluster if that is right.
-
-        Raises:
-            PeerError: it does not answer there, or nonsense.
-            TimeoutError: it took too long.
-        """
-        self._asking = True
-        try:
-            invited = await use_code(self._reach, self._key, self._name, code, where)
-            if invited.answer is not None:
-                ring = invited.answer.keyring(invited.node)
-                await self._join(invited.node, invited.name, invited.address, ring)
-            return invited
-        finally:
-            self._asking = False
+    async def _got(self, node: str, name: str, address: Address, ring: Keyring, later: bool) -> None:
+        """A member gave this node its secret. ``later``: as one of the own cluster, which has changed it."""
+        if not (later and ring.founder == self.ring.founder):
+            await self._join(node, name, address, ring)
+        elif ring.generation >= self.ring.generation:
+            log.info("the secret was changed while this node was away: fetched from %s", name)
+            async with self._steps:
+                await self._take(caught_up(self.ring, ring))
+            self._met(node, address)
 
     async def _join(self, node: str, name: str, address: Address, ring: Keyring) -> None:
         """Belong to another cluster from now on, whose member ``node`` gave this one ``ring``."""
         async with self._steps:
-            self.ring, self._waits_at, self._turned_out = ring, None, False
+            self.ring = ring
+            self.search.wait_no_more()
             self._waiting.clear()
             self._save()
             log.info("admitted to the cluster of %s (%s)", name, node)

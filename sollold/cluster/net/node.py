@@ -421,7 +421,7 @@ class ClusterNode:
         """
         if self._admission is None:
             raise PeerError(self._identity.node, "the settings have a token", transport=True)
-        return await self._admission.accept(code, where)
+        return await self._admission.search.accept(code, where)
 
     def evicted(self, node: str) -> bool:
         """Whether an admin turned ``node`` out."""
@@ -478,7 +478,7 @@ class ClusterNode:
         until = (time.time() + seconds) // 60 * 60 + 60 if seconds else 0.0
         self.update_me(
             waiting=admission.waiting,
-            seeking=admission.seeking,
+            seeking=admission.search.seeking,
             inviting=admission.invitations.shown,
             admitted_by=admission.ring.admitted_by,
             door_until=until,

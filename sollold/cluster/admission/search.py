@@ -1,0 +1,176 @@
+"""Looking for a cluster to join, and for members of the own one that have a later secret."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shlex
+import time
+from collections.abc import Awaitable, Callable, Container, Sequence
+
+from sollold.cluster.admission.exchange import AdmissionState, Answer, ask, greeted
+from sollold.cluster.admission.invitation import Invited, use_code
+from sollold.cluster.admission.keyring import Keyring
+from sollold.cluster.admission.policy import Standing, asks, behind, code_of, preferred
+from sollold.cluster.gossip.actions import Address
+from sollold.cluster.net.dialer import Dialer
+from sollold.cluster.net.node_key import NodeKey
+from sollold.cluster.net.rpc import PeerError
+
+log = logging.getLogger("sollold.cluster")
+
+_HEARD_SECONDS = 30.0
+"""For so long after it asked a machine is worth a look."""
+_MAX_CANDIDATES = 16
+_SELDOM = 5
+"""A node that is not alone looks every so many turns for members that have a later secret."""
+
+
+Got = Callable[[str, str, Address, Keyring, bool], Awaitable[None]]
+"""Is told the id, name and address of a member and the secret that it gave, and whether that is a later one
+of the own cluster."""
+
+
+class ClusterSearch:
+    """Asks machines that are there to be admitted by them.
+
+    Args:
+        ring: the keyring in force.
+        port: this node's own for nodes.
+        candidates: addresses of machines that are no live members, each with all of its own.
+        present: ids of the nodes that are here now, this one included.
+        announced: whether one of some nodes is announced on the LAN, and by another name of the cluster.
+        got: told what a member gave.
+        changed: called when `seeking` changed.
+
+    Attributes:
+        asking: it asks right now. Whoever asks here meanwhile could be given a secret that is about to go.
+        waits_at: where an admin is to approve this node; None: nowhere.
+        turned_out: it was evicted there.
+    """
+
+    def __init__(
+        self,
+        key: NodeKey,
+        name: str,
+        *,
+        ring: Callable[[], Keyring],
+        reach: Dialer,
+        port: Callable[[], int],
+        candidates: Callable[[], list[tuple[Address, ...]]],
+        present: Callable[[], frozenset[str]],
+        announced: Callable[[Container[str]], bool],
+        got: Got,
+        changed: Callable[[], None],
+    ) -> None:
+        self.asking = False
+        self.waits_at: Standing | None = None
+        self.turned_out = False
+        self._key = key
+        self._name = name
+        self._ring = ring
+        self._reach = reach
+        self._port = port
+        self._candidates = candidates
+        self._present = present
+        self._announced = announced
+        self._got = got
+        self._changed = changed
+        self._heard: dict[Address, float] = {}
+        self._turn = 0
+
+    @property
+    def seeking(self) -> str:
+        """Where this node waits for admission, a sentence; empty when it does not."""
+        if self.waits_at is None:
+            return ""
+        code = code_of(self._key.public)
+        if self.turned_out:
+            return f"was evicted from the cluster of {self.waits_at.name}; its code is {code}"
+        return f"waits for admission to the cluster of {self.waits_at.name}; its code is {code}"
+
+    def hear(self, address: Address) -> None:
+        """A stranger is there. If it does not ask, this node may have to: only one knew of the other."""
+        if len(self._heard) < _MAX_CANDIDATES or address in self._heard:
+            self._heard[address] = time.monotonic()
+
+    def forget(self, now: float) -> None:
+        """Look no more at who asked long ago."""
+        self._heard = {where: at for where, at in self._heard.items() if at > now - _HEARD_SECONDS}
+
+    def may_look(self, mine: Standing) -> bool:
+        """Whether to look for a cluster to join, or for members that have a later secret."""
+        ring = self._ring()
+        if ring.open:
+            return False
+        if mine.young or (mine.alone and self.waits_at is not None):
+            return True
+        here = self._present()
+        missing = ring.known - here
+        if not missing:
+            return False
+        self._turn += 1
+        return len(here) == 1 or self._announced(missing) or self._turn % _SELDOM == 0
+
+    async def look(self, mine: Standing) -> None:
+        """Ask the best of those that are there."""
+        candidates = dict.fromkeys([*self._candidates(), *((one,) for one in self._heard)])
+        some = [*candidates][:_MAX_CANDIDATES]
+        there = await asyncio.gather(*(greeted(self._reach, self._port(), one) for one in some))
+        waits_at = self.waits_at.cluster if self.waits_at is not None else ""
+        known = self._ring().known - {self._key.node}
+        askable = {
+            one: where
+            for one, where in filter(None, there)
+            if behind(mine, one, known) or asks(mine, one, waits_at)
+        }
+        if not askable:
+            return
+        later = [one for one in askable if behind(mine, one, known)]
+        chosen = max(later, key=lambda one: (one.generation, one.cluster)) if later else preferred([*askable])
+        if self.waits_at is not None:
+            # An admin approves it where it waits.
+            chosen = next((one for one in later or askable if one.node == self.waits_at.node), chosen)
+        where = askable[chosen]
+        self.asking = True
+        try:
+            with contextlib.suppress(PeerError, TimeoutError, OSError):
+                answer = await ask(self._reach, self._key, self._name, self._port(), chosen.node, where)
+                await self._answered(chosen, where, answer, later=bool(later))
+        finally:
+            self.asking = False
+
+    async def _answered(self, there: Standing, address: Address, answer: Answer, *, later: bool) -> None:
+        if answer.state in (AdmissionState.WAITING, AdmissionState.EVICTED):
+            self.turned_out = answer.state is AdmissionState.EVICTED
+            new = self.waits_at is None or self.waits_at.cluster != there.cluster
+            self.waits_at = there
+            if new:
+                log.warning("%s: sollold admit %s there", there.name, shlex.quote(self._name))
+                log.warning("this node %s", self.seeking)
+            self._changed()
+        elif answer.state is AdmissionState.ADMITTED:
+            self.wait_no_more()
+            await self._got(there.node, there.name, address, answer.keyring(there.node), later)
+
+    async def accept(self, code: str, where: Sequence[Address]) -> Invited:
+        """Ask the member at ``where`` to be admitted by a code, and join its cluster if that is right.
+
+        Raises:
+            PeerError: it does not answer there, or nonsense.
+            TimeoutError: it took too long.
+        """
+        self.asking = True
+        try:
+            invited = await use_code(self._reach, self._key, self._name, code, where)
+            if invited.answer is not None:
+                ring = invited.answer.keyring(invited.node)
+                await self._got(invited.node, invited.name, invited.address, ring, False)
+            return invited
+        finally:
+            self.asking = False
+
+    def wait_no_more(self) -> None:
+        """It was admitted, or admits others."""
+        self.waits_at, self.turned_out = None, False
