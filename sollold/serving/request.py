@@ -10,6 +10,8 @@ engine does passes bytes on unread, and only a fault makes anybody parse them.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import InitVar, field
@@ -143,8 +145,7 @@ class Waiting:
 
 @dataclass(slots=True)
 class Answer:
-    """An answer under way. Take it to its end by ``pour``, ``batches``, ``events`` or `whole`, or call
-    ``close``.
+    """An answer under way. Take it to its end by ``pour``, ``batches``, ``events`` or `whole`, or `end` it.
 
     ``batches`` gives the events, those that came together in one list, so that they can leave together.
     ``pour`` hands the same lists to a receiver in the moment in which they come. Each may raise `Refusal`
@@ -166,6 +167,14 @@ class Answer:
     def __post_init__(self, quickly: Pour[list[bytes]] | None) -> None:
         self.pour = pushed(self.batches) if quickly is None else quickly
         self.events = _one_by_one(self.batches)
+
+    async def end(self) -> None:
+        """``close`` it, whatever that is; completes even when it is cancelled meanwhile."""
+        if self.over():
+            return
+        closing: Any = self.close()
+        if inspect.isawaitable(closing):
+            await asyncio.shield(asyncio.ensure_future(closing))
 
     async def whole(self) -> bytes:
         """All events together: the body of an answer that is not streamed."""

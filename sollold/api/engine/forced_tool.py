@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.begun_answer import closed, joined
+from sollold.api.engine.begun_answer import joined
 from sollold.errors import Fault, Refusal
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
@@ -44,11 +44,11 @@ class ForcedToolService:
         try:
             begun, calls = await _beginning(answer.batches, part)
         except BaseException:
-            await closed(answer)
+            await answer.end()
             raise
         if calls:
             return Answer(answer.routing, joined(begun, answer.batches), answer.close)
-        await closed(answer)
+        await answer.end()
         forced = replace(ask, calls={**ask.calls, Engine.LLAMA: Call(call.path, _as_format(call.body))})
         try:
             answer = await self.service.open(forced, on_wait)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.begun_answer import closed, joined
+from sollold.api.engine.begun_answer import joined
 from sollold.serving.request import Answer, Ask, Call, Engine, Service, Waiting
 
 _FORMATS = ("response_format", "json_schema", "format")
@@ -45,11 +45,11 @@ class FormatBesideToolsService:
         try:
             is_text = await _is_text(answer.batches, begun)
         except BaseException:
-            await closed(answer)
+            await answer.end()
             raise
         if not is_text:
             return Answer(answer.routing, joined(begun, answer.batches), answer.close)
-        await closed(answer)
+        await answer.end()
         return await self.service.open(formed, on_wait)
 
 

@@ -8,12 +8,10 @@ in the stream. When the caller hangs up its handler is cancelled: it leaves the 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -61,15 +59,6 @@ class ResponseContext:
     service: Service
     keepalive: KeepAlive
     inflight: InflightRequests
-
-
-async def close(answer: Answer) -> None:
-    """Close an answer, whatever ``close`` is; completes even when cancelled meanwhile."""
-    if answer.over():
-        return
-    result: Any = answer.close()
-    if inspect.isawaitable(result):
-        await asyncio.shield(asyncio.ensure_future(result))
 
 
 def refusal_response(dialect: Dialect, refusal: Refusal) -> web.Response:
@@ -183,7 +172,7 @@ class Reply:
             if self._timer is not None:
                 self._timer.cancel()
             if isinstance(answer, Answer):
-                await close(answer)
+                await answer.end()
 
     def _begin_waiting(self) -> None:
         """The caller has waited for long: send the headers, and signs of life from now on."""
@@ -343,7 +332,7 @@ class Reply:
             else:
                 data = await asyncio.to_thread(self._encoder.whole, body, answer.routing)
         finally:
-            await close(answer)
+            await answer.end()
         return web.Response(body=data, headers={"Content-Type": JSON, **routing_headers(answer.routing)})
 
     async def _collect(self, answer: Answer, anew: Callable[[], Encoder]) -> None:
@@ -379,7 +368,7 @@ async def ask_whole(service: Service, ask: Ask) -> tuple[bytes, Routing]:
     try:
         return await answer.whole(), answer.routing
     finally:
-        await close(answer)
+        await answer.end()
 
 
 def json_response(value: object, headers: dict[str, str] | None = None) -> web.Response:
