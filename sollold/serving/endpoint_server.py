@@ -312,7 +312,7 @@ class EndpointServer:
 
     def _rests(self) -> bool:
         """Whether there is nothing to check until a request comes."""
-        connections = self._client.connections if self._client is not None else 0
+        connections = len(self._client) if self._client is not None else 0
         return not (self.under_way or connections or self._peer_requests.tasks())
 
     def _check(self, state: EndpointState, now: float) -> None:

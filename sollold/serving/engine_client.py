@@ -38,15 +38,11 @@ def _place(url: str) -> _Place:
     return _Place(parts.hostname or "", parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"), name)
 
 
-class EngineClient:
-    """The connections to this machine's engines. Own it: `close`."""
+class EngineClient(KeptConnections):
+    """The connections to this machine's engines, by URL. Own it: `close`."""
 
     def __init__(self) -> None:
-        self._connections = KeptConnections(_IDLE)
-
-    def kept(self, url: str) -> HttpConnection | None:
-        """A connection to ``url`` of an earlier request, if there is one."""
-        return self._connections.take_idle(url)
+        super().__init__(_IDLE)
 
     async def connect(self, url: str) -> HttpConnection:
         """A new connection to ``url``; its path is put before that of each request.
@@ -65,7 +61,7 @@ class EngineClient:
         except (OSError, TimeoutError) as error:
             why = str(error) or f"no answer within {_CONNECT:g} s"
             raise EngineUnreachable(f"can't connect to {place.name}: {why}") from None
-        self._connections.add(url, made)
+        self.add(url, made)
         return made
 
     async def get(self, url: str, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
@@ -74,26 +70,9 @@ class EngineClient:
         Raises:
             OSError: there was none.
         """
-        connection = self.kept(url) or await self.connect(url)
+        connection = self.take_idle(url) or await self.connect(url)
         try:
             status = await connection.ask("GET", path, headers, b"")
             return status, b"".join([piece async for piece in pulled(connection.pour)])
         finally:
             self.release(connection)
-
-    def release(self, connection: HttpConnection) -> None:
-        """Its answer is not needed any more: it is kept for another, or closed."""
-        self._connections.release(connection)
-
-    @property
-    def connections(self) -> int:
-        """How many there are, in use or kept."""
-        return len(self._connections)
-
-    def close_idle(self) -> None:
-        """Close those that nobody has used for a while."""
-        self._connections.close_idle()
-
-    def close(self) -> None:
-        """End all of them."""
-        self._connections.close()

@@ -187,7 +187,7 @@ class LocalStream:
         self.sent_at = self._loop.time()
         self.progress = RequestProgress(self.sent_at, self._stall, self._speed, self._begin)
         path, headers = self.request.path, _HEADERS | engine.headers
-        kept, lost = self._client.kept(engine.url), False
+        kept, lost = self._client.take_idle(engine.url), False
         try:
             # Only the body goes to the engine: a header such as X-Conversation-Id would make llama-server go
             # on generating after its caller has hung up. Connections are known at once, so that `abort` and

@@ -9,6 +9,7 @@ from typing import cast
 
 from sollold.api.cluster.metrics import Metrics
 from sollold.api.cluster.openapi import ASKED, SAID
+from sollold.api.http.answers import Answers
 from sollold.api.http.application import all_routes
 from sollold.api.http.inflight import InflightRequests
 from sollold.api.http.response import KeepAlive, ResponseContext
@@ -36,7 +37,7 @@ def routes() -> list[Route]:
     given = parts(admission=object())
     inflight = InflightRequests(given.monitor.activity)
     context = ResponseContext(given.service, KeepAlive(), inflight)
-    metrics = Metrics(given, {})
+    metrics = Metrics(given, Answers(), {})
     return all_routes(given, context, metrics, cast(Batches, None))
 
 

@@ -167,7 +167,7 @@ async def test_a_connection_that_is_left_early_is_closed(engine: Engine, client:
     assert await connection.ask("POST", "/", {}, b"{}") == 200
     assert await anext(pulled(connection.pour)) == b"abc"
     client.release(connection)
-    assert client.kept(engine.url) is None
+    assert client.take_idle(engine.url) is None
     assert await client.get(engine.url, "/", {}) == (200, b"x")
     assert engine.connections == 2
 
@@ -215,7 +215,7 @@ async def test_an_answer_without_length_ends_with_the_connection(
     server = await asyncio.start_server(once, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     assert await client.get(url, "/", {}) == (200, b"all of it")
-    assert client.kept(url) is None
+    assert client.take_idle(url) is None
     server.close()
 
 

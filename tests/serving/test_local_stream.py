@@ -36,7 +36,7 @@ class Unreachable:
     def address(self, endpoint: str) -> EngineAddress:
         return EngineAddress("http://192.0.2.1:1", "")
 
-    def kept(self, url: str) -> HttpConnection | None:
+    def take_idle(self, url: str) -> HttpConnection | None:
         return None
 
     async def connect(self, url: str) -> HttpConnection:

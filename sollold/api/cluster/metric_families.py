@@ -22,9 +22,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from sollold import __version__
-from sollold.api.cluster.answers import Answers
 from sollold.api.cluster.engine_families import EngineFamilies
 from sollold.api.cluster.views import names_of, shown
+from sollold.api.http.answers import Answers
 from sollold.api.http.request_log import KeyUsage
 from sollold.cluster.gossip.record import State
 from sollold.control import activity

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import time
 
 from aiohttp import web
 
-from sollold.api.cluster.answers import Answers
-from sollold.api.http.errors import Dialect
+from sollold.api.http.answers import Answers
 from sollold.api.http.request_log import KeyUsage
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
 
 
 class Metrics:
-    """Counts answers, answers ``/metrics``."""
+    """Answers ``/metrics``."""
 
-    def __init__(self, services: AppServices, usage: dict[str, KeyUsage]) -> None:
+    def __init__(self, services: AppServices, answers: Answers, usage: dict[str, KeyUsage]) -> None:
         self._services = services
         self._usage = usage
-        self._answers = Answers()
+        self._answers = answers
         self._collecting = asyncio.Lock()
         self._text, self._text_from = b"", -1
         self._asked = self._waiting = 0
@@ -37,10 +35,6 @@ class Metrics:
                 produces=("text/plain",),
             )
         ]
-
-    def count(self, dialect: Dialect, route: str, status: int, started: float) -> None:
-        """An answer was given; ``started`` on the monotonic clock. 499: the caller hung up."""
-        self._answers.add(str(dialect), route, status, time.monotonic() - started)
 
     async def show(self, request: web.Request) -> web.Response:
         """``/metrics``."""

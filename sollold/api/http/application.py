@@ -23,6 +23,7 @@ from sollold.api.cluster.routes import ClusterRoutes
 from sollold.api.dashboard import DashboardRoutes
 from sollold.api.engine.tolerant import TolerantService
 from sollold.api.http.access import ACCESS, Access
+from sollold.api.http.answers import Answers
 from sollold.api.http.body import BODY_BUDGET, LONGEST_BODY
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.client_address import networks
@@ -97,7 +98,8 @@ def build_app(
     """
     inflight = InflightRequests(services.monitor.activity)
     requests = RequestLog(requests_logged)
-    metrics = Metrics(services, requests.usage)
+    answers = Answers()
+    metrics = Metrics(services, answers, requests.usage)
     batches = Batches()
     context = ResponseContext(TolerantService(services.service), keepalive or KeepAlive(), inflight)
     rows = all_routes(services, context, metrics, batches)
@@ -105,7 +107,7 @@ def build_app(
     access = Access(settings.auth, services.keys, services.passes)
     access.proxies = networks(settings.trusted_proxies)
     hosts = Hosts(settings.hosts, lambda: [one.name for one in services.cluster.live()])
-    guard = Guard(origins, hosts, access, metrics, requests)
+    guard = Guard(origins, hosts, access, answers, requests)
     app = web.Application(
         middlewares=[quiet_hang_up, guard.middleware()],
         client_max_size=LONGEST_BODY,

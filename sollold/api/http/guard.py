@@ -11,8 +11,8 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from sollold.api.cluster.metrics import Metrics
 from sollold.api.http.access import CLIENT, Access, Denied, client_of, route_of
+from sollold.api.http.answers import Answers
 from sollold.api.http.body import release_body
 from sollold.api.http.caller import ID, request_id
 from sollold.api.http.cors import Origins, allowed
@@ -30,7 +30,7 @@ from sollold.facts import dataclass
 log = logging.getLogger("sollold.api")
 
 _HUNG_UP = 499
-"""Status in the metrics of a request whose caller hung up; it is never sent."""
+"""Status in the counts of a request whose caller hung up; it is never sent."""
 _SLASHES = re.compile(r"/{2,}")
 _PREFIXES = re.compile(r"^(?:/(?:v1|api|ollama|openai|anthropic|codex))+(/v1|/api)(?=/)")
 """Of programs that put several APIs on one port (Open WebUI), and of Ollama's own (``/api/codex/v1``)."""
@@ -84,7 +84,7 @@ class Guard:
     origins: Origins
     hosts: Hosts
     access: Access
-    metrics: Metrics
+    answers: Answers
     requests: RequestLog
 
     def middleware(self) -> Middleware:
@@ -105,7 +105,7 @@ class Guard:
                 done = request.get(FINISHED)
                 if status == _HUNG_UP and done is not None and done.outcome == "ok":
                     status = 200  # He had all of the answer.
-                self.metrics.count(dialect, route_of(request), status, started)
+                self.answers.add(dialect, route_of(request), status, time.monotonic() - started)
                 self.requests.write(request, request[ID], status, started)
 
         return guard

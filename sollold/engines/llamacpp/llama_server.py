@@ -113,18 +113,18 @@ def _tell_progress(on_progress: Callable[[float], None], line: str) -> None:
 
 
 class Head:
-    """A running ``llama-server``. Made with `Head.start`; READY after `Head.ready`."""
+    """A running ``llama-server``. Made with `Head.start`; READY after `Head.ready`.
+
+    Attributes:
+        address: where it answers, and its key.
+    """
 
     def __init__(self, process: Process, port: int, ports: Ports, key: EngineKey) -> None:
         self.process = process
         self.port = port
+        self.address = EngineAddress(f"http://{LOOPBACK}:{port}", key.text)
         self._ports = ports
         self._key = key
-
-    @property
-    def address(self) -> EngineAddress:
-        """Where it answers, and its key."""
-        return EngineAddress(f"http://{LOOPBACK}:{self.port}", self._key.text)
 
     @classmethod
     async def start(
