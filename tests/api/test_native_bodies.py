@@ -304,6 +304,19 @@ async def test_a_choice_among_tools_leaves_those(
         assert status == 400 and "tool_choice" in error_of(path, said)
 
 
+async def test_a_format_without_a_grammar_is_no_matter_where_only_an_ollama_answers(
+    serve: Serve, http: ClientSession
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "https://elsewhere.example/a.json"}}}
+    format_ = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": schema}}
+    body = {"response_format": format_, "messages": USER}
+    call = await native(serve, http, "/v1/chat/completions", body, replace(ABLE, only_ollama="No files."))
+    assert call.body["response_format"] == format_
+    url = await serve(parts(answers(), ABLE))
+    status, said, _ = await post(http, url + "/v1/chat/completions", {"model": "demo", **body})
+    assert status == 400 and "strict" in error_of("/v1/chat/completions", said)
+
+
 async def test_tokens_are_counted_by_the_ollama_where_only_it_can(serve: Serve, http: ClientSession) -> None:
     service = ScriptedService({"choices": [], "usage": {"prompt_tokens": 7}}, engine=Engine.OLLAMA)
     url = await serve(parts(service, replace(ABLE, only_ollama="No files.")))

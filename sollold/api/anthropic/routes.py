@@ -11,7 +11,7 @@ from sollold.api.anthropic.events import MessageEvents
 from sollold.api.anthropic.messages_ask import Messages, Tokens
 from sollold.api.anthropic.request import messages_body, prompt_body
 from sollold.api.anthropic.tools import tool_warnings
-from sollold.api.engine.calls import build_ask, calls_for, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import EventEncoder, PassThroughEncoder
@@ -19,7 +19,6 @@ from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
-from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
 from sollold.api.http.errors import Dialect
@@ -59,16 +58,10 @@ class AnthropicRoutes:
         native = ollama_body(shared, listed.model)
         said = engine["messages"]
         lacking = (*tool_warnings(asked), *unseen_warnings(said), *unread_warnings(said))
-        prepared = Prepared()
-
-        def llama() -> Call:
-            nonlocal prepared
-            prepared = prepare_chat(engine)
-            return Call(path, engine)
-
         native["model"] = asked.model
-        path = "/v1/chat/completions"
-        calls = calls_for(listed.model, llama=llama, ollama=Call(path, native, lacking), what="/v1/messages")
+        calls, prepared = chat_calls(
+            listed.model, llama=lambda: engine, ollama=Call(CHAT_PATH, native, lacking)
+        )
         caller = caller_of(request, asked.priority, asked.timeout)
         prefix = prefix_of(body.get("messages"))
         ask = build_ask(

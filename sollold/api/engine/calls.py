@@ -13,6 +13,7 @@ from sollold.api.engine.fields import parse_keep_alive, require_model
 from sollold.api.engine.modelfile import own_context
 from sollold.api.engine.ollama_tools import readable_tools
 from sollold.api.engine.placement import PlacementBody
+from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.protect import protected
 from sollold.api.http.caller import Caller
 from sollold.errors import Fault, Refusal
@@ -21,6 +22,8 @@ from sollold.models.listing import Listed
 from sollold.models.model import Model
 from sollold.serving.request import Ask, Call, Engine
 
+CHAT_PATH = "/v1/chat/completions"
+"""Of either engine."""
 OWN_FIELDS = frozenset(("priority", "timeout", "keep_alive", "placement", "id_slot"))
 """Fields that no engine may see; ``id_slot`` would let a caller take another's slot."""
 
@@ -105,7 +108,25 @@ def calls_for(
     return calls
 
 
-def _with_numbers(calls: dict[Engine, Call]) -> dict[Engine, Call]:
+def chat_calls(
+    model: Model, *, llama: Callable[[], dict[str, Any]], ollama: Call
+) -> tuple[dict[Engine, Call], Prepared]:
+    """The calls of a chat, and what was found as it was prepared for llama-server.
+
+    ``llama`` makes that body; as with `calls_for` not for a model that llama.cpp can't load.
+
+    Raises:
+        Refusal: BAD_REQUEST, as `prepare_chat`, and whatever ``llama`` raises.
+    """
+    calls = {Engine.OLLAMA: ollama}
+    if model.only_ollama:
+        return calls, Prepared()
+    body = llama()
+    prepared = prepare_chat(body)
+    return {**calls, Engine.LLAMA: Call(CHAT_PATH, body)}, prepared
+
+
+def _with_plain_keep_alive(calls: dict[Engine, Call]) -> dict[Engine, Call]:
     """With a ``keep_alive`` that an Ollama takes: it refuses a number in quotes, and an empty text."""
     call = calls.get(Engine.OLLAMA)
     value = call.body.get("keep_alive") if call is not None else None
@@ -143,7 +164,7 @@ def build_ask(
     return Ask(
         id=caller.id,
         model=require_model(name),
-        calls=protected(_with_numbers(calls), caller.media),
+        calls=protected(_with_plain_keep_alive(calls), caller.media),
         stream=stream,
         load_only=load_only,
         context=max(0, context or own_context(listed.model)),

@@ -6,13 +6,11 @@ from typing import Any
 
 import msgspec
 
-from sollold.api.engine.calls import calls_for, engine_body, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, calls_for, engine_body, ollama_body
 from sollold.api.engine.prepare import prepare_chat
 from sollold.errors import Fault, Refusal
 from sollold.models.model import Model
 from sollold.serving.request import Call, Engine
-
-_PATH = "/v1/chat/completions"
 
 
 def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> dict[Engine, Call]:
@@ -28,10 +26,10 @@ def count_calls(model: Model, body: dict[str, Any], native: dict[str, Any]) -> d
     def llama() -> Call:
         counted = engine_body({key: value for key, value in body.items() if key not in unstreamed})
         prepare_chat(counted)
-        return Call(f"{_PATH}/input_tokens", counted)
+        return Call(f"{CHAT_PATH}/input_tokens", counted)
 
     # An Ollama counts when it answers.
-    answer = Call(_PATH, {**ollama_body(native, model), "max_tokens": 1})
+    answer = Call(CHAT_PATH, {**ollama_body(native, model), "max_tokens": 1})
     return calls_for(model, llama=llama, ollama=answer if model.only_ollama else None, what="counting tokens")
 
 

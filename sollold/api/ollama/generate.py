@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from sollold.api.engine.calls import CHAT_PATH
 from sollold.api.engine.chunks import Account, Delta, logprob_objects, read_chunk
 from sollold.api.engine.fields import need
 from sollold.api.engine.infill_events import read_infilled
@@ -117,7 +118,7 @@ def generate_call(generate: Generate, options: Options, model: Model) -> Call:
     add_shared(body, generate.format, generate.think, model)
     add_logprobs(body, generate.logprobs, generate.top_logprobs)
     add_stream(body, stream)
-    return Call("/v1/chat/completions", body)
+    return Call(CHAT_PATH, body)
 
 
 def _infill(generate: Generate, options: Options, model: Model, prompt: str) -> Call:
@@ -293,7 +294,7 @@ def turns_of(generate: Generate, call: Call, model: Model) -> list[PackedTurn] |
         system = generate.system or model.system
         first = [PackedTurn("system", system)] if system else []
         return [*first, *_turns_before(generate, model, system), PackedTurn("user", generate.prompt or "")]
-    if call.path != "/v1/chat/completions":
+    if call.path != CHAT_PATH:
         return None
     turns = []
     for message in call.body["messages"]:

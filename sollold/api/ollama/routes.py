@@ -10,11 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from sollold.api.engine.calls import build_ask, calls_for, typed_body
+from sollold.api.engine.calls import build_ask, calls_for, chat_calls, typed_body
 from sollold.api.engine.embeddings import Embedder, as_json
 from sollold.api.engine.fields import can_answer, parse_keep_alive, require_model
 from sollold.api.engine.placement import find_placed
-from sollold.api.engine.prepare import Prepared, prepare_chat, prepare_format
+from sollold.api.engine.prepare import prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import require
 from sollold.api.http.caller import Caller, caller_of, prefix_of
@@ -108,16 +108,11 @@ class OllamaRoutes:
             empty = ChatLines(chat.model).empty()
             return await self._load(request, caller, chat, listed, options, empty, started)
         can_answer(listed.model, "chat")
-        prepared = Prepared()
-
-        def llama() -> Call:
-            nonlocal prepared
-            engine = chat_body(chat, options, listed.model)
-            prepared = prepare_chat(engine)
-            return Call("/v1/chat/completions", engine)
-
-        own = native_body(body, chat)
-        calls = calls_for(listed.model, llama=llama, ollama=Call("/api/chat", own), what="/api/chat")
+        calls, prepared = chat_calls(
+            listed.model,
+            llama=lambda: chat_body(chat, options, listed.model),
+            ollama=Call("/api/chat", native_body(body, chat)),
+        )
         lines = ChatLines(chat.model, chat.top_logprobs or 0, prepared.prefix)
         ask = self._ask(caller, chat, listed, options, calls, prefix=prefix_of(body.get("messages")))
         return await self._reply(request, ask, lines, chat, options, started, prepared.warnings)

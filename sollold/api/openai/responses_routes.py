@@ -8,7 +8,7 @@ from functools import partial
 import msgspec
 from aiohttp import web
 
-from sollold.api.engine.calls import build_ask, calls_for, ollama_body
+from sollold.api.engine.calls import CHAT_PATH, build_ask, chat_calls, ollama_body
 from sollold.api.engine.count import count_calls, read_count
 from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import Event, EventEncoder, PassThroughEncoder
@@ -16,7 +16,6 @@ from sollold.api.engine.fields import can_answer, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.modelfile import bare
 from sollold.api.engine.placement import find_placed
-from sollold.api.engine.prepare import Prepared, prepare_chat
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.access import holder_of
 from sollold.api.http.body import as_type, read_object
@@ -80,20 +79,12 @@ class ResponsesRoutes:
         holder = holder_of(request)
         whole, items = await self._whole(asked, holder)
         engine = response_body(whole, listed.model)
-        path = "/v1/chat/completions"
         own = response_body(whole, bare(listed.model))
         said = engine["messages"]
         lacking = (*response_warnings(whole), *unseen_warnings(said), *unread_warnings(said))
-        native = Call(path, ollama_body({**own, "model": asked.model}, listed.model), lacking)
+        native = Call(CHAT_PATH, ollama_body({**own, "model": asked.model}, listed.model), lacking)
         prefix = prefix_of(said)
-        prepared = Prepared()
-
-        def llama() -> Call:
-            nonlocal prepared
-            prepared = prepare_chat(engine)
-            return Call(path, engine)
-
-        calls = calls_for(listed.model, llama=llama, ollama=native, what="/v1/responses")
+        calls, prepared = chat_calls(listed.model, llama=lambda: engine, ollama=native)
         ask = build_ask(
             caller,
             asked.model,

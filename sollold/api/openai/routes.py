@@ -9,13 +9,21 @@ from typing import Any
 
 from aiohttp import web
 
-from sollold.api.engine.calls import build_ask, calls_for, engine_body, ollama_body, typed_body
+from sollold.api.engine.calls import (
+    CHAT_PATH,
+    build_ask,
+    calls_for,
+    chat_calls,
+    engine_body,
+    ollama_body,
+    typed_body,
+)
 from sollold.api.engine.documents import unread_warnings
 from sollold.api.engine.encoders import PassThroughEncoder
 from sollold.api.engine.fields import can_answer, need, no_reranker, require_model
 from sollold.api.engine.messages import unseen_warnings
 from sollold.api.engine.placement import placement_of, prepare_placement
-from sollold.api.engine.prepare import normalize_chat, prepare_chat, prepare_format
+from sollold.api.engine.prepare import normalize_chat, prepare_format
 from sollold.api.engine.truncate import TruncatingService
 from sollold.api.http.body import as_type, read_object
 from sollold.api.http.caller import caller_of, prefix_of
@@ -171,14 +179,14 @@ class OpenAiRoutes:
             body = streamed(body)
             chat = as_type(body, ChatCompletion)
         checked = checked_chat(body, chat, listed.model)
-        engine = chat_completion_body(checked, chat, listed.model)
-        prepared = prepare_chat(engine)
-        path = "/v1/chat/completions"
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
         lacking = (*chat_warnings(chat), *unseen_warnings(said), *unread_warnings(said))
-        native = Call(path, own, (*lacking, *native_chat_notes(body, chat)))
-        calls = calls_for(listed.model, llama=lambda: Call(path, engine), ollama=native, what=path)
+        calls, prepared = chat_calls(
+            listed.model,
+            llama=lambda: chat_completion_body(checked, chat, listed.model),
+            ollama=Call(CHAT_PATH, own, (*lacking, *native_chat_notes(body, chat))),
+        )
         prefix = prefix_of(body.get("messages"))
 
         def encoder() -> Encoder:
