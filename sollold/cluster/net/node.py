@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import random
 import secrets
@@ -30,12 +29,13 @@ from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.gossip_runner import GossipRunner
 from sollold.cluster.net.identity import Identity, Tokens
 from sollold.cluster.net.link_stats import LinkStats
+from sollold.cluster.net.listening import listen
 from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.peer_finder import PeerFinder
 from sollold.cluster.net.push_pull_stream import SYNC, SyncServer
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import LINK, Peers, PortTaken
+from sollold.cluster.net.rpc_server import LINK, Peers
 from sollold.cluster.net.seeds import read_seeds
 from sollold.cluster.net.standing_link import StandingLinks, neighbours
 from sollold.cluster.net.status import ClusterStatus
@@ -48,8 +48,6 @@ log = logging.getLogger("sollold.cluster")
 
 _GOODBYE_SECONDS = 0.5
 _ANY = ("0.0.0.0", "::", "")
-_NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
-_PORT_TRIES = 20
 
 
 class ClusterNode:
@@ -103,7 +101,6 @@ class ClusterNode:
         self._measures = LinkStats()
         self._objection = ""
         self._cloned = False
-        self._host = settings.host or "::"
         self._port = 0
         self._subscribers = Subscribers("the cluster")
         self._notify_due = False
@@ -156,7 +153,7 @@ class ClusterNode:
         seeds = read_seeds(settings.seeds, settings.port)
         kept = await self._runner.read_kept()
         await self._finder.read_earlier()
-        await self._listen()
+        host, self._port = await listen(self._peers, self._datagrams, settings.host, settings.port)
         self._links.port, self._links.boot = self._port, self._boot
         fixed = "" if settings.host in _ANY else settings.host
         addresses = (fixed,) if fixed else self._first_record.addresses
@@ -175,7 +172,7 @@ class ClusterNode:
             seeds,
             boot=self._boot,
             port=self._port,
-            host=self._host,
+            host=host,
             fixed=fixed,
             https=self._first_record.tls,
         )
@@ -207,31 +204,6 @@ class ClusterNode:
         await self.calls.close()
         await self._peers.close()
         self._datagrams.close()
-
-    async def _listen(self) -> None:
-        """TCP and UDP on the same port; on IPv4 alone where there is no IPv6."""
-        if self._host == "::":
-            try:
-                await self._listen_on("::")
-                return
-            except OSError as error:
-                if error.errno not in _NO_IPV6:
-                    raise
-                log.info("no IPv6 here (%s): other nodes reach this one over IPv4", error.strerror)
-                self._host = "0.0.0.0"
-        await self._listen_on(self._host)
-
-    async def _listen_on(self, host: str) -> None:
-        port = self._settings.port
-        for attempt in range(_PORT_TRIES):
-            self._port = await self._peers.start(host, port)
-            try:
-                self._datagrams.start(host, self._port)
-                return
-            except PortTaken:
-                await self._peers.close()
-                if port or attempt == _PORT_TRIES - 1:
-                    raise
 
     # What the other rooms see
 

@@ -1,0 +1,49 @@
+"""Listening for other nodes: TCP and UDP on one port, IPv4 alone where there is no IPv6."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from sollold.cluster.net.datagrams import Datagrams
+from sollold.cluster.net.rpc_server import Peers, PortTaken
+
+log = logging.getLogger("sollold.cluster")
+
+_EVERYWHERE = "::"
+_NO_IPV6 = frozenset((errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT, errno.ENOPROTOOPT))
+_TRIES = 20
+"""For a port that is free for both, where the settings name none."""
+
+
+async def listen(peers: Peers, datagrams: Datagrams, host: str, port: int) -> tuple[str, int]:
+    """Start both; empty ``host``: on all addresses; ``port`` 0: on any. The host and port that it is.
+
+    Raises:
+        PortTaken: the port is in use.
+        OSError: the address can't be listened on.
+    """
+    host = host or _EVERYWHERE
+    if host == _EVERYWHERE:
+        try:
+            return host, await _listen_on(peers, datagrams, host, port)
+        except OSError as error:
+            if error.errno not in _NO_IPV6:
+                raise
+            log.info("no IPv6 here (%s): other nodes reach this one over IPv4", error.strerror)
+            host = "0.0.0.0"
+    return host, await _listen_on(peers, datagrams, host, port)
+
+
+async def _listen_on(peers: Peers, datagrams: Datagrams, host: str, port: int) -> int:
+    tries = _TRIES
+    while True:
+        tries -= 1
+        found = await peers.start(host, port)
+        try:
+            datagrams.start(host, found)
+            return found
+        except PortTaken:
+            await peers.close()
+            if port or not tries:
+                raise
