@@ -412,6 +412,7 @@ async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: S
     await page.until("document.querySelector('button.again')")
     assert await page.run("document.querySelectorAll('.bubble.user').length") == 1
     await page.open(f"{url}/#/chat")
+    await page.until("document.querySelector('#chat-model').value")
     await page.click("button.again")
     await until(lambda: len(service.asks) == 3)
     body = next(iter(service.asks[-1].calls.values())).body
