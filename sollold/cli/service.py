@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sollold.settings.location import home_folder
+from sollold.settings.location import own_settings
 
 
 def unit_file() -> Path:
     """Where this user's systemd reads the unit."""
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
-    return own / "systemd/user/sollold.service"
+    return own_settings() / "systemd/user/sollold.service"
 
 
 def systemctl() -> list[str]:

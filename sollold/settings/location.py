@@ -23,6 +23,11 @@ def home_folder() -> Path:
         return Path("/")
 
 
+def own_settings() -> Path:
+    """The folder of this user's own settings of all programs."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
+
+
 def expanded(path: str | Path) -> Path:
     """``path`` with ``~`` as the home folder; as it is where there is no such home."""
     try:
@@ -33,8 +38,7 @@ def expanded(path: str | Path) -> Path:
 
 def candidates() -> list[Path]:
     """Where the file is looked for when none is named; the first that exists is read."""
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or home_folder() / ".config")
-    places = [own / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
+    places = [own_settings() / "sollold" / "sollold.toml", Path("/etc/sollold/sollold.toml")]
     if folder := os.environ.get("CONFIGURATION_DIRECTORY"):
         places.insert(0, Path(folder.split(":")[0]) / "sollold.toml")
     return places
