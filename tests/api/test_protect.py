@@ -162,6 +162,16 @@ FOURFOLD = {f"l{n}": {"anyOf": [{"$ref": f"#/$defs/l{n + 1}"}] * 4} for n in ran
         (schema(properties={"a" * n: {} for n in range(480)}, additionalProperties=True), "names"),
         (schema(prefixItems=[{"type": "integer", "minimum": 1, "maximum": 10**15}] * 3000), "bounds more"),
         (schema(prefixItems=[{"type": "string", "maxLength": 1999}] * 1900), "lengths"),
+        # llama.cpp makes rules of these until no memory is left: 300 MB a second.
+        (schema(properties={"a": {"type": "string", "minLength": 5, "maxLength": 3}}), "more than maxLength"),
+        (schema(type="array", minItems=3, maxItems=1), "minItems is more than maxItems"),
+        (schema(type="string", minLength=5, maxLength=2**32 + 3), "maxLength is more than"),
+        (schema(type="integer", minimum=10**16), "the bound of an integer"),
+        (schema(type=["null", "integer"], exclusiveMaximum=-(10**16)), "the bound of an integer"),
+        (pattern("^a{5,3}$"), "ends before it begins"),
+        (pattern(f"^a{{{'9' * 5000}}}$"), "is repeated"),
+        ({"grammar": 'root ::= "a"{5,3}'}, "ends before it begins"),
+        ({"format": {"type": "string", "minLength": 5, "maxLength": 3}}, "more than maxLength"),
         ({"grammar": "".join(f"r{n} ::= r{n + 1}\n" for n in range(900))}, "refer to one another"),
     ],
 )
@@ -179,6 +189,10 @@ def test_what_an_engine_hangs_over(body: dict[str, Any], why: str) -> None:
         pattern(r"^[a-z0-9._%+-]{1,64}@(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,63}$"),
         pattern("^(a{0,20}){0,20}$"),
         schema(enum=[f"v{n}" for n in range(1500)]),
+        schema(type="integer", minimum=-(2**53) + 1, maximum=2**53 - 1),
+        schema(type="number", minimum=1e300),
+        schema(type="string", minLength=3, maxLength=3),
+        pattern("^a{3}b{0}c{,2}d{2,}$"),
         {
             "grammar": 'root ::= item+\nitem ::= "(" root? ")" | "x" item?\n'
             'list ::= "[" (root ("," root)*)? "]"\n'

@@ -17,6 +17,8 @@ _LONGEST_CHAIN = 200
 """Rules that refer to one another."""
 _MOST_REPEATS = 200_000
 """Of all parts of a grammar together: each becomes a rule."""
+_MOST_DIGITS = 9
+"""Of a number of repetitions."""
 _MOST_SYMBOLS = 20_000
 """Of a grammar: to look at so many takes some 50 ms."""
 
@@ -203,8 +205,13 @@ class _Sequence:
         self._solid -= not empty
         low = high = 1
         if token[1] is not None:
+            if max(len(token[1]), len(token[2])) > _MOST_DIGITS:
+                raise TooManyWays(f"a part is repeated {text[:20]}… times")
             low = int(token[1] or 0)
-            high = max(low, int(token[2] or low or 1))
+            high = int(token[2] or low or 1)
+            if high < low:
+                # An engine makes rules of it until no memory is left.
+                raise TooManyWays(f"the repetition {text} ends before it begins")
         if empty:
             # Each time may be nothing, so that all of them begin at once, and may end at any other.
             count *= high * _REPEATED if high > 1 else 1

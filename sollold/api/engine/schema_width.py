@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from sollold.api.engine.grammar_width import MOST_WAYS, TooManyWays, check_pattern
 
@@ -24,7 +24,12 @@ _CHOICES = ("anyOf", "oneOf", "allOf")
 _ROOTS = frozenset(("schema", "parameters", "input_schema"))
 """Fields whose value is a schema of its own, to which references in it refer."""
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
-_LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
+_SPANS = (("minLength", "maxLength"), ("minItems", "maxItems"))
+_LENGTHS = tuple(name for span in _SPANS for name in span)
+_LONGEST_LENGTH = 2**31 - 1
+"""Engines take the lower bits of longer ones."""
+_LARGEST_BOUND = 10**15
+"""Of an integer with one bound alone: of one beyond, llama.cpp makes a repetition that ends too early."""
 _MOST_STEPS = 50_000
 
 
@@ -60,6 +65,7 @@ def check_schema(value: object) -> None:
                     f"an object with additionalProperties has names of more than {_LONGEST_NAMES} characters"
                 )
         ranges += any(_is_number(one.get(name)) for name in _BOUNDS)
+        _check_spans(one)
         lengths = [one.get(name) for name in _LENGTHS]
         repeats += sum(
             length for length in lengths if isinstance(length, int) and 0 < length <= _MOST_REPEATS
@@ -88,7 +94,30 @@ def check_schema(value: object) -> None:
         raise TooWide("it has too many properties that may be left out; make more of them required")
 
 
-def _is_number(value: object) -> bool:
+def _check_spans(schema: dict[str, Any]) -> None:
+    """Refuse what becomes a repetition that ends before it begins: an engine makes rules of it until memory
+    is full.
+    """
+    for least, most in _SPANS:
+        low, high = schema.get(least), schema.get(most)
+        for name, count in ((least, low), (most, high)):
+            if _is_number(count) and count > _LONGEST_LENGTH:
+                raise TooWide(f"{name} is more than {_LONGEST_LENGTH}")
+        if _is_number(low) and _is_number(high) and low > high:
+            raise TooWide(f"{least} is more than {most}")
+    kinds = schema.get("type")
+    if kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds):
+        lows, highs = (
+            [value for name in names if _is_number(value := schema.get(name))]
+            for names in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum"))
+        )
+        if (lows and not highs and max(lows) >= _LARGEST_BOUND) or (
+            highs and not lows and min(highs) <= -_LARGEST_BOUND
+        ):
+            raise TooWide(f"the bound of an integer is beyond {_LARGEST_BOUND}, and it has no other")
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
