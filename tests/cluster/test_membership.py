@@ -152,6 +152,10 @@ def test_a_name_may_come_back_with_another_address() -> None:
     new = ("10.7.7.7", 11436)
     assert (Change.MOVED, B) in changes(says(gossip, C, alive(B, 2, where=new)))
     assert gossip.addresses(B)[0] == new
+    assert gossip.lost_hosts(B) == {at(B)[0]}
+    both = Alive(B, 1, 3, (new, ("10.7.7.8", 11436)))
+    assert (Change.MOVED, B) in changes(says(gossip, C, both))
+    assert not gossip.lost_hosts(B), "one more address is no loss"
 
 
 def test_the_address_that_a_peer_reached_us_from_is_preferred() -> None:

@@ -28,10 +28,11 @@ from sollold.cluster.admission.policy import Standing
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.gossip.record_check import printable_name
 from sollold.cluster.net.acceptor import is_loopback
-from sollold.cluster.net.dialer import Dialer, literal
+from sollold.cluster.net.dialer import Dialer
 from sollold.cluster.net.framing import FrameError, Unframer, frame
 from sollold.cluster.net.identity import JOIN, peer_key_of
 from sollold.cluster.net.node_key import NodeKey, id_of_key
+from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.push_pull_stream import FrameClient
 from sollold.cluster.net.rpc import PeerError
 

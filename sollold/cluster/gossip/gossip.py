@@ -385,6 +385,11 @@ class Gossip:
         member = self._membership.members.get(node)
         return member.everywhere() if member is not None else ()
 
+    def lost_hosts(self, node: str) -> frozenset[str]:
+        """What ``node``, which has just moved, no longer has of the addresses that it told before."""
+        member = self._membership.members.get(node)
+        return member.lost if member is not None else frozenset()
+
     def boot(self, node: str) -> int:
         """The boot id of ``node``; 0 when unknown."""
         member = self._membership.members.get(node)

@@ -34,6 +34,7 @@ class Member:
         "incarnation",
         "key",
         "late",
+        "lost",
         "node",
         "reached",
         "signature",
@@ -57,6 +58,8 @@ class Member:
         self.status = Status.ALIVE
         self.since = now
         self.suspicion: Suspicion | None = None
+        self.lost: frozenset[str] = frozenset()
+        """Of the hosts that it told before, those that it told no more when it last moved."""
         self.late = 0
         """How many times longer than others it gets to answer."""
 

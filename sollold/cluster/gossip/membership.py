@@ -121,6 +121,10 @@ class Membership:
             return
         restarted, moved = said.boot != member.boot, said.addresses != member.addresses
         before = member.status
+        if moved:
+            member.lost = frozenset(host for host, _ in member.addresses) - {
+                host for host, _ in said.addresses
+            }
         member.boot = said.boot
         member.incarnation = said.incarnation
         member.addresses = said.addresses

@@ -8,7 +8,8 @@ import socket
 from collections.abc import Callable
 
 from sollold.cluster.gossip.actions import Address
-from sollold.cluster.net.dialer import literal, socket_address
+from sollold.cluster.net.dialer import socket_address
+from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.packet_seal import OpenedPacket, Sealer
 from sollold.cluster.net.rpc_server import bound
 

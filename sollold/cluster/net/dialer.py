@@ -12,14 +12,13 @@ import contextlib
 import os
 import socket
 import ssl
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar, cast
 
 from sollold.cluster.gossip.actions import Address
 from sollold.cluster.net.identity import Identity, peer_of, tls_name
+from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError
 
 P = TypeVar("P", bound=asyncio.Protocol)
@@ -35,6 +34,9 @@ class Dialer:
         identity: this node's.
         addresses: where a node is, by its id; empty when unknown.
         name: a node's name for people, by its id.
+
+    Attributes:
+        sockets: connections of this node to others, of threads too.
     """
 
     def __init__(
@@ -49,8 +51,7 @@ class Dialer:
         self._addresses = addresses
         self._worked: dict[str, Address] = {}
         self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
-        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self.sockets = OpenSockets()
 
     def addresses(self, node: str) -> tuple[Address, ...]:
         """Addresses of ``node``, the one that last worked first."""
@@ -69,21 +70,6 @@ class Dialer:
     def forget_contexts(self) -> None:
         """The cluster's secret changed: connect with the new one from now on."""
         self._contexts.clear()
-
-    def watch(self, raw: socket.socket) -> None:
-        """``raw`` is a connection of this node to another: `cut` ends it. From any thread."""
-        with self._lock:
-            self._sockets.add(raw)
-
-    def cut(self, addresses: Sequence[Address]) -> None:
-        """End all connections of this node to the node at ``addresses``, at once, whoever uses them."""
-        with self._lock:
-            known = tuple(self._sockets)
-        for raw in known:
-            with contextlib.suppress(OSError):
-                if literal(raw.getpeername()) in addresses:
-                    # Not TLS's own farewell: a thread may be reading there.
-                    socket.socket.shutdown(raw, socket.SHUT_RDWR)
 
     def context(self, protocol: str, *, anyone: bool = False) -> ssl.SSLContext:
         """The TLS context for calling with ALPN ``protocol``, made once."""
@@ -124,7 +110,7 @@ class Dialer:
         try:
             while waiting or running:
                 if waiting:
-                    attempt = _attempt(waiting[0], context, tls_name(node or "member"), self.watch)
+                    attempt = _attempt(waiting[0], context, tls_name(node or "member"), self.sockets.watch)
                     running[asyncio.create_task(attempt)] = waiting.pop(0)
                 left = deadline - loop.time()
                 if left <= 0:
@@ -254,18 +240,6 @@ def _read_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, i
 @lru_cache(maxsize=4096)
 def _kept_ipv6(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int, int, int]]:
     return _read_ipv6(host, port)
-
-
-def literal(place: Sequence[object]) -> Address:
-    """The address of a socket's peer: IPv4 plain, link-local IPv6 with its interface."""
-    host, port = str(place[0]), int(str(place[1]))
-    if host.startswith("::ffff:") and "." in host:
-        host = host[7:]
-    scope = int(str(place[3])) if len(place) > 3 else 0
-    if scope and "%" not in host:
-        with contextlib.suppress(OSError):
-            host = f"{host}%{socket.if_indextoname(scope)}"
-    return host, port
 
 
 def keep_watch(transport: asyncio.BaseTransport, *, seconds: int = 8, always: bool = False) -> None:

@@ -116,17 +116,33 @@ def _passing_addresses(table: Path = Path("/proc/net/if_inet6")) -> frozenset[st
     )
 
 
+def _all_addresses() -> frozenset[str]:
+    """All that the machine has, those of interfaces whose cable is out too: they outlast that."""
+    families = (socket.AF_INET, socket.AF_INET6)
+    return frozenset(
+        one.address for all_ in psutil.net_if_addrs().values() for one in all_ if one.family in families
+    )
+
+
 class InterfaceWatch:
     """Tells of changes: at once where the system does (Linux), else by looking every half minute.
 
     Args:
         chosen: names of the interfaces that count; empty: all.
         changed: called on the loop with the interfaces, also the first time.
+        lost: called after that with addresses that the machine had and has no more, on whatever interface.
     """
 
-    def __init__(self, chosen: Sequence[str], changed: Callable[[tuple[Interface, ...]], None]) -> None:
+    def __init__(
+        self,
+        chosen: Sequence[str],
+        changed: Callable[[tuple[Interface, ...]], None],
+        lost: Callable[[frozenset[str]], None] = lambda _: None,
+    ) -> None:
         self._chosen = tuple(chosen)
         self._changed = changed
+        self._lost = lost
+        self._here: frozenset[str] = frozenset()
         self._known: tuple[Interface, ...] | None = None
         self._news = asyncio.Event()
         self._socket: socket.socket | None = None
@@ -185,9 +201,13 @@ class InterfaceWatch:
     async def _look(self) -> None:
         try:
             found = await asyncio.to_thread(interfaces, self._chosen)
+            here = await asyncio.to_thread(_all_addresses)
         except OSError as error:
             log.warning("the network interfaces can't be read: %s", error)
             return
         if found != self._known:
             self._known = found
             self._changed(found)
+        gone, self._here = self._here - here, here
+        if gone:
+            self._lost(gone)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 
 _LEAST_TRIP = 250e-6
 _LEAST_RATE = 1e6
+_RATES = 3
 _SHARE = 0.25
 """Smaller differences are noise: every change of a record goes to all nodes."""
 
@@ -38,6 +40,23 @@ class LinkStats:
     def told(self) -> tuple[tuple[str, float, float], ...]:
         """(node, round trip, rate) as a record tells them."""
         return tuple((node, round(trip, 6), rate) for node, (trip, rate) in sorted(self._known.items()))
+
+
+class BestRate:
+    """The best of the last few rates: whatever else is under way makes one slower, and nothing faster."""
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=_RATES)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there are as many as are kept."""
+        return len(self._rates) == _RATES
+
+    def add(self, rate: float) -> float:
+        """One more was measured; the best, in the same unit."""
+        self._rates.append(rate)
+        return max(self._rates)
 
 
 def _differs(before: float, now: float, least: float) -> bool:

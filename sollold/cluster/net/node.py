@@ -94,6 +94,7 @@ class ClusterNode:
             state,
             addresses=lambda: self.me.addresses,
             use_addresses=self._use_addresses,
+            lost=self._cut_own,
         )
         self._links = StandingLinks(
             self.reach, made=self._linked, lost=self._unlinked, measured=self._measured
@@ -303,6 +304,8 @@ class ClusterNode:
             self._cloned = True
         if change in (Change.JOINED, Change.MOVED):
             self._finder.remember()
+        if change is Change.MOVED and self._gossip is not None:
+            self._cut_moved(node, self._gossip.lost_hosts(node))
         if change in (Change.DIED, Change.LEFT, Change.RESTARTED):
             back = change is Change.RESTARTED and self._gossip is not None
             self._links.drop_node(node, now=self._gossip.boot(node) if back and self._gossip else 0)
@@ -364,6 +367,21 @@ class ClusterNode:
         if self._gossip is not None:
             self._runner.do(self._gossip.set_addresses(self._with_port(addresses), time.monotonic()))
             self.update_me(addresses=addresses)
+
+    def _cut_own(self, hosts: frozenset[str]) -> None:
+        """This machine no longer has the addresses ``hosts``."""
+        self._links.drop_hosts(own=hosts)
+        cut = self.reach.sockets.cut_hosts(own=hosts) + self._peers.sockets.cut_hosts(own=hosts)
+        if cut:
+            log.info("lost the address %s: closed its %d connections", ", ".join(sorted(hosts)), cut)
+
+    def _cut_moved(self, node: str, hosts: frozenset[str]) -> None:
+        """``node`` no longer has the addresses ``hosts``."""
+        self._links.drop_hosts(other=hosts)
+        cut = self.reach.sockets.cut_hosts(other=hosts) + self._peers.sockets.cut_hosts(other=hosts)
+        if cut:
+            name, lost = self._name(node), ", ".join(sorted(hosts))
+            log.info("node %s lost the address %s: closed %d connections with it", name, lost, cut)
 
     def _with_port(self, addresses: Sequence[str]) -> tuple[Address, ...]:
         return tuple((ip, self._port) for ip in addresses)
@@ -435,7 +453,7 @@ class ClusterNode:
         # Before the links say goodbye: connections that just break tell the evicted node at once.
         for node, addresses in where.items():
             self._peers.cut(node)
-            self.reach.cut(addresses)
+            self.reach.sockets.cut_peers(addresses)
         self._runner.do(self._gossip.evict(refused, now))
         self._finder.change_clusters(ring.tokens.clusters)
         self._peers.change_identity()

@@ -34,6 +34,7 @@ class PeerFinder:
         state: folder of the file with the peers of earlier runs.
         addresses: this node's own addresses now.
         use_addresses: called when the interfaces have other ones.
+        lost: called with addresses that this machine no longer has.
 
     Attributes:
         unheard: live nodes on this one's own network that mDNS did not show in two rounds.
@@ -48,6 +49,7 @@ class PeerFinder:
         *,
         addresses: Callable[[], tuple[str, ...]],
         use_addresses: Callable[[tuple[str, ...]], None],
+        lost: Callable[[frozenset[str]], None],
     ) -> None:
         self.unheard: frozenset[str] = frozenset()
         self._settings = settings
@@ -55,6 +57,7 @@ class PeerFinder:
         self._runner = runner
         self._addresses = addresses
         self._use_addresses = use_addresses
+        self._lost = lost
         self._remembered = RememberedPeers(state, self._contacts)
         self._earlier: tuple[Peer, ...] = ()
         self._seeds: dict[Seed, tuple[Address, ...]] = {}
@@ -101,7 +104,7 @@ class PeerFinder:
                 https=https,
             )
         if not fixed:
-            self._interfaces = InterfaceWatch(settings.interfaces, self._use_interfaces)
+            self._interfaces = InterfaceWatch(settings.interfaces, self._use_interfaces, self._lost)
             await self._interfaces.start()
         elif self._discovery is not None:
             self._discovery.use_interfaces(

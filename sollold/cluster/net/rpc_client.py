@@ -242,7 +242,7 @@ class Calls:
     def _socket(self, found: AddrInfoType) -> socket.socket:
         family, kind, protocol = found[:3]
         raw = socket.socket(family, kind, protocol)
-        self._reach.watch(raw)
+        self._reach.sockets.watch(raw)
         return raw
 
     def _opened(self) -> aiohttp.ClientSession:

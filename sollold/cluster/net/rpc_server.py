@@ -21,6 +21,7 @@ from sollold.cluster.net.acceptor import Acceptor, Spoken
 from sollold.cluster.net.dialer import keep_watch, socket_address
 from sollold.cluster.net.hang_up import quiet_hang_up
 from sollold.cluster.net.identity import STRANGERS, Identity, peer_of
+from sollold.cluster.net.open_sockets import OpenSockets
 from sollold.cluster.net.rpc import PeerError, Workers
 from sollold.cluster.net.tunnel_server import TunnelServer, WorkerTunnels
 from sollold.facts import dataclass
@@ -53,7 +54,11 @@ class CallRefusal:
 
 
 class Peers:
-    """The answering side. Register everything, then `start`."""
+    """The answering side. Register everything, then `start`.
+
+    Attributes:
+        sockets: connections that others have opened.
+    """
 
     def __init__(self, identity: Identity) -> None:
         self._identity = identity
@@ -70,6 +75,7 @@ class Peers:
         }
         self._tasks: set[asyncio.Task[object]] = set()
         self._connections: dict[str, list[asyncio.Transport]] = {}
+        self.sockets = OpenSockets()
         self.port = 0
         self.name: Callable[[str], str] = str
         """A node's name for people, by its id."""
@@ -124,6 +130,7 @@ class Peers:
         return self.port
 
     async def _chosen(self, connection: socket.socket, local: bool) -> Spoken:
+        self.sockets.watch(connection)
         return Spoken(self._context)
 
     def change_identity(self) -> None:

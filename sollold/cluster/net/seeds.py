@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 
 from sollold.cluster.gossip.actions import Address
-from sollold.cluster.net.dialer import literal
+from sollold.cluster.net.open_sockets import literal
 from sollold.facts import dataclass
 
 log = logging.getLogger("sollold.cluster")

@@ -15,15 +15,16 @@ import errno
 import logging
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import cast
 
 import msgspec
 
 from sollold.cluster.gossip.actions import Address
-from sollold.cluster.net.dialer import Dialer, keep_watch, literal
+from sollold.cluster.net.dialer import Dialer, keep_watch
 from sollold.cluster.net.framing import FrameError, Unframer, frame
+from sollold.cluster.net.link_stats import BestRate
+from sollold.cluster.net.open_sockets import literal
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_server import LINK
 
@@ -40,7 +41,6 @@ _LOAD_AFTER = 3.0
 _LOAD_SECONDS = 3600.0
 _LOAD_AGAIN = 60.0
 """Seconds between the first few measurements of the rate."""
-_RATES = 3
 _LOAD_PIECES = 16
 _LOAD_PIECE = 64 * 1024
 _LARGEST = _LOAD_PIECE + 1024
@@ -104,23 +104,6 @@ def neighbours(me: str, nodes: Iterable[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-class BestRate:
-    """The best of the last few rates: whatever else is under way makes one slower, and nothing faster."""
-
-    def __init__(self) -> None:
-        self._rates: deque[float] = deque(maxlen=_RATES)
-
-    @property
-    def settled(self) -> bool:
-        """Whether there are as many as are kept."""
-        return len(self._rates) == _RATES
-
-    def add(self, rate: float) -> float:
-        """One more was measured; the best, in the same unit."""
-        self._rates.append(rate)
-        return max(self._rates)
-
-
 class StandingLinks:
     """All standing links of this node.
 
@@ -182,6 +165,15 @@ class StandingLinks:
         if link is not None and link.boot != now:
             del self._links[node]
             link.bye()
+
+    def drop_hosts(self, *, own: Collection[str] = (), other: Collection[str] = ()) -> None:
+        """End the links by addresses that this machine (``own``) or another one no longer has: that is no
+        death, and new ones are opened by those that there are now."""
+        for node, link in tuple(self._links.items()):
+            here, there = link.hosts()
+            if here in own or there in other:
+                del self._links[node]
+                link.bye()
 
     async def close(self) -> None:
         """Say goodbye on every link and end it."""
@@ -299,6 +291,12 @@ class StandingLink(asyncio.Protocol):
         if not self.closed.done():
             self.closed.set_result(None)
         self._links.gone(self, silent=isinstance(exc, OSError) and exc.errno in _SILENCE)
+
+    def hosts(self) -> tuple[str, str]:
+        """The addresses that it goes by: this machine's and the other's."""
+        ends = (self._transport.get_extra_info(end) for end in ("sockname", "peername"))
+        own, other = (literal(end)[0] if end else "" for end in ends)
+        return own, other
 
     def bye(self) -> None:
         """End this link on purpose, for whatever reason: the other side shall not take it for a death."""

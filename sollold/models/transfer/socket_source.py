@@ -33,7 +33,6 @@ class DirectSource:
         self._node = node
         self._digest = digest
         self._piece = piece
-        self._addresses = reach.addresses(node)
         self._reach = reach
         self._lock = threading.Lock()
         self._idle: list[ssl.SSLSocket] = []
@@ -81,14 +80,15 @@ class DirectSource:
 
     def _connect(self) -> ssl.SSLSocket:
         failure: OSError = OSError("no address of it is known")
-        for address in self._addresses:
+        # Anew each time: a machine may get another address while hours of bytes come.
+        for address in self._reach.addresses(self._node):
             plain: socket.socket | None = None
             try:
                 plain = socket.create_connection(address, timeout=_CONNECT)
                 plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 context = self._reach.context(HTTP)
                 secured = context.wrap_socket(plain, server_hostname=tls_name(self._node))
-                self._reach.watch(secured)
+                self._reach.sockets.watch(secured)
                 secured.settimeout(_IDLE)
                 return secured
             except OSError as error:

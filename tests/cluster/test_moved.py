@@ -1,0 +1,117 @@
+"""A machine that gets another address: nothing waits for what was under way by the old one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from sollold.cluster.net.interfaces import InterfaceWatch
+from sollold.cluster.net.open_sockets import OpenSockets
+from sollold.engines.install.find import Llama
+from sollold.models.gguf.demo_model import Recital, counting, write
+from tests import doubles, netns
+from tests.daemons import Cluster, Node, until
+
+LONGEST = 10.0
+"""Seconds for an answer after a move, on a busy machine; an engine that hangs is found out after 17."""
+
+needs_network = pytest.mark.skipif(bool(netns.available()), reason=netns.available())
+
+
+def ask(node: Node, text: str) -> None:
+    body = {"model": "count", "messages": [{"role": "user", "content": text}], "max_tokens": 4}
+    reply = node.ask("POST", "/v1/chat/completions", body)
+    assert reply.status == 200, reply.body
+
+
+@pytest.mark.llama
+@pytest.mark.cluster
+@needs_network
+def test_a_request_after_a_node_has_moved_does_not_wait_for_the_old_address(
+    tmp_path: Path, llama: Llama
+) -> None:
+    model = Recital(counting(320), name="count", layers=3, width=256, hidden=40_960, heavy=True)
+    settings = {"placement.context": 1024, "placement.slots": 2, "placement.ubatch": 32}
+    with Cluster(2, tmp_path, llama, memory="125 MiB", settings=settings, start=False) as made:
+        write(made[0].models / "count.gguf", model)
+        for node in made:
+            assert node.machine is not None
+            # One way alone, or chance decides whether it is the one that is lost.
+            node.machine.remove_address(f"{node.machine.address6}/64")
+            node.start()
+        made.together()
+        until(lambda: b"count" in made[1].ask("GET", "/api/tags").body, "the model is known")
+        ask(made[0], "one")
+        (loaded,) = made.deployments()
+        head = next(node for node in made if node.name == loaded["node_name"])
+        for turn, moved in enumerate((made[1 - head.index], head)):
+            assert made.lan is not None and moved.machine is not None
+            before, moved.address = moved.address, f"{made.lan.network}.{77 + turn}"
+            moved.machine.remove_address(f"{before}/24")
+            moved.machine.add_address(f"{moved.address}/24")
+            for node in made:
+                until(
+                    lambda log=node.log, at=before: f"lost the address {at}" in log(), "the move is noticed"
+                )
+            began = time.monotonic()
+            ask(made[1 - moved.index], "two")
+            assert time.monotonic() - began < LONGEST
+            assert all("produced no token" not in node.log() for node in made)
+
+
+async def test_connections_end_by_either_end_s_address_alone() -> None:
+    sockets, ended = OpenSockets(), []
+
+    async def serve(name: str) -> tuple[str, int]:
+        async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        server = await asyncio.start_server(hold, name, 0)
+        return name, int(server.sockets[0].getsockname()[1])
+
+    async def connect(name: str, own: str) -> None:
+        host, port = await serve(name)
+        reader, writer = await asyncio.open_connection(host, port, local_addr=(own, 0))
+        raw = writer.get_extra_info("socket")._sock  # the loop hands out a view of it
+        sockets.watch(raw)
+        await reader.read()
+        ended.append((own, host))
+        writer.close()
+
+    waiting = [
+        asyncio.create_task(connect(name, own))
+        for name, own in (("127.0.0.2", "127.0.0.1"), ("127.0.0.3", "127.0.0.1"), ("127.0.0.4", "127.0.0.9"))
+    ]
+    await asyncio.sleep(0.2)
+    assert sockets.cut_hosts(other={"127.0.0.1", "127.0.0.9"}, own={"127.0.0.2", "127.0.0.3"}) == 0
+    assert sockets.cut_hosts(other={"127.0.0.2"}) == 1
+    await waiting[0]
+    assert sockets.cut_hosts(own={"127.0.0.9"}) == 1
+    await waiting[2]
+    assert ended == [("127.0.0.1", "127.0.0.2"), ("127.0.0.9", "127.0.0.4")]
+    waiting[1].cancel()
+
+
+@pytest.mark.cluster
+@needs_network
+def test_a_cable_that_is_out_loses_no_address() -> None:
+    lost: list[frozenset[str]] = []
+
+    async def watch(machine: netns.Machine) -> None:
+        watched = InterfaceWatch((), lambda _: None, lost.append)
+        await watched.start()
+        machine.cut()
+        await asyncio.sleep(1.0)
+        assert not lost
+        machine.restore()
+        machine.remove_address(f"{machine.address}/24")
+        await doubles.until(lambda: bool(lost))
+        await watched.close()
+
+    with netns.Lan(1) as lan:
+        lan[0].call(lambda: asyncio.run(watch(lan[0])))
+        assert lost == [frozenset({lan[0].address})]
