@@ -161,6 +161,7 @@ def _placement_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--kv", default="", metavar="TYPE", help="KV cache type: f16, q8_0, q4_0 …")
     sub.add_argument(
         "--policy",
+        type=str.lower,
         default="",
         choices=["fastest", "memory_aware", "even", "spread"],
         metavar="POLICY",

@@ -62,9 +62,16 @@ def unload(options: argparse.Namespace) -> int:
     if options.json:
         print_json(answer)
     else:
-        count = answer["unloaded"]
-        print(f"{options.model}: {count} unloaded" if count else f"{options.model} was not loaded")
+        print(harmless(f"{options.model}{_ended(answer['unloaded'], answer.get('forgotten', False))}"))
     return Exit.DONE
+
+
+def _ended(count: int, forgotten: bool) -> str:
+    """What became of a model that was to be unloaded, after its name."""
+    if forgotten:
+        was = f": {count} unloaded" if count else " was lost"
+        return f"{was}; it is not loaded again"
+    return f": {count} unloaded" if count else " was not loaded"
 
 
 def drain(options: argparse.Namespace) -> int:

@@ -22,14 +22,14 @@ from sollold.engines.commands import Done
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
-from sollold.leader.draft_models import with_drafter_named
 from sollold.leader.leader import Leader
-from sollold.leader.messages import Drop, Ensure
+from sollold.leader.messages import Drop, Dropped, Ensure
 from sollold.leader.snapshot import loaded_of
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.library import Library
 from sollold.models.names import resolve
 from sollold.models.transfer.remote_header import RemoteError, RemoteHeaders, on_hub
+from sollold.placement.request import names_drafter
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.draft_warnings import undrafted_warning
 from sollold.serving.loader import Loader, Need
@@ -167,6 +167,7 @@ class ClusterService:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS.
         """
+        ask = await self._with_drafter(ask)
         try:
             ask = await self._resolved(ask)
         except Refusal as refusal:
@@ -202,7 +203,7 @@ class ClusterService:
         Raises:
             Refusal: NOT_FOUND, AMBIGUOUS, TOO_BIG with the arithmetic, UNAVAILABLE, TIMEOUT, ENGINE.
         """
-        ask = await self._resolved(ask)
+        ask = await self._resolved(await self._with_drafter(ask))
         loop = asyncio.get_running_loop()
         limit = self.limit
         end = loop.time() + limit
@@ -282,8 +283,8 @@ class ClusterService:
             why = f"loaded, but keep_alive could not be set: {error}"
             raise Refusal(Fault.UNAVAILABLE, why, retry_after=2.0) from None
 
-    async def unload(self, model: str, *, force: bool) -> int:
-        """End what is loaded of ``model`` (a name or a deployment's id) and say how many were.
+    async def unload(self, model: str, *, force: bool) -> Dropped:
+        """End what is loaded of ``model`` (a name or a deployment's id) and say what was.
 
         Raises:
             Refusal: NOT_FOUND; UNAVAILABLE while requests are in it and not ``force``.
@@ -295,7 +296,7 @@ class ClusterService:
         if dropped.refused:
             why = "; ".join(reason for _, reason in dropped.refused)
             raise Refusal(Fault.UNAVAILABLE, f"{why}; use --force to end them", retry_after=10.0)
-        return len(dropped.ended)
+        return dropped
 
     async def _loaded_name(self, model: str, live: Sequence[Record]) -> str:
         """The model, or the deployment, that is to be unloaded.
@@ -385,8 +386,21 @@ class ClusterService:
         """
         meant = await self._library.named(ask.model)
         name, digest = meant.model.name, meant.model.digest
-        placement = with_drafter_named(self._library, ask.placement)
-        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama, placement=placement)
+        return replace(ask, model=name, digest=digest, in_ollama=meant.in_ollama)
+
+    async def _with_drafter(self, ask: Ensure) -> Ensure:
+        """The same with the own name of the model that shall draft, where one is named.
+
+        Raises:
+            Refusal: as `Library.named` does: a name that is mistyped would draft nothing.
+        """
+        if not names_drafter(ask.placement.speculation):
+            return ask
+        try:
+            drafter = await self._library.named(ask.placement.speculation)
+        except Refusal as refusal:
+            raise Refusal(refusal.fault, f"invalid speculation: {refusal.message}") from None
+        return replace(ask, placement=replace(ask.placement, speculation=drafter.model.name))
 
 
 def _ignore_progress(waiting: Waiting) -> None:

@@ -339,7 +339,8 @@ def _place_on(
     if chosen.candidate is None and larger is not None and not lacking(ask, larger[1], snapshot):
         return Refuse(Fault.TOO_BIG, f"{model.name}: {_no_room_for(ask, snapshot)}.")
     if chosen.candidate is None:
-        roomiest = snapshot.fleet(build, [*must, *idle])
+        # With what is being given back: it was weighed as well, and in a moment it is there.
+        roomiest = snapshot.fleet(build, [*must, *idle], later=snapshot.ending())
         others = busy, snapshot.correction, snapshot.away(build)
         reckon = partial(explain, request, roomiest, footprint_with, chosen, *others)
         message = f"{model.name} does not fit."

@@ -135,15 +135,15 @@ def with_options_of(ask: Ensure, asked: Asked) -> Ensure:
 
 
 def lost_lately(ask: Ensure, snapshot: ClusterSnapshot) -> Endpoint | None:
-    """A deployment of this content that answered until a part of it ended by itself, a moment ago."""
+    """A deployment of this content that answered until a part of it ended by itself, or its head's machine
+    went, a moment ago."""
     model = snapshot.holders[0][1]
     embedding = for_embedding(ask, model)
+    broken = [one for _, one in snapshot.endpoints() if one.state is State.FAILED and one.answered]
     lost = [
         endpoint
-        for _, endpoint in snapshot.endpoints()
-        if endpoint.state is State.FAILED
-        and endpoint.answered
-        and endpoint.embedding == embedding
+        for endpoint in (*snapshot.lost, *broken)
+        if endpoint.embedding == embedding
         and endpoint.backend is not Backend.OLLAMA
         and endpoint.is_of(model.name, model.digest, ask.in_ollama)
     ]

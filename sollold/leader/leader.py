@@ -364,6 +364,7 @@ class Leader:
         term = self._view.leader()
         name = self._library.resolve(drop.model).name or drop.model
         forgotten = self._pinned.forget(drop.model, name)
+        self._observations.forget(drop.model, name)
         if not self._leads:
             return Dropped(leader=term.leader)
         if forgotten:
@@ -380,6 +381,7 @@ class Leader:
         return Dropped(
             ended=tuple(deployment for deployment, one in told if one.ok),
             refused=tuple((deployment, one.reason) for deployment, one in told if not one.ok),
+            forgotten=forgotten,
         )
 
     # Inside

@@ -91,9 +91,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """``ended``: deployments that are gone; ``refused``: (deployment, why)."""
+    """``ended``: deployments that are gone; ``refused``: (deployment, why); ``forgotten``: one was lost that
+    was to stay loaded, and is not loaded again."""
 
     ended: tuple[str, ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+    forgotten: bool = False
     leader: str = ""
     """Who to ask instead; then nothing was done."""

@@ -63,6 +63,10 @@ class Observations:
         self._departed: frozenset[str] = frozenset()
         self._ready: dict[str, float] = {}
         """Since when."""
+        self._answering: dict[str, tuple[Endpoint, ...]] = {}
+        """Node → what it was the head of when it was seen last, and did not drain."""
+        self._lost: dict[str, tuple[Endpoint, float]] = {}
+        """Deployment → how it was when its head went, and until when that counts."""
 
     # What is told
 
@@ -100,6 +104,7 @@ class Observations:
         self._here = {node: at for node, at in self._here.items() if now - at < BACK_WITHIN}
         self._here |= dict.fromkeys(live, now)
         self._departed = frozenset(self._here.keys() - live)
+        self._note_lost(records, now)
         present: set[str] = set()
         for record in records:
             for grant in record.grants:
@@ -147,6 +152,25 @@ class Observations:
             for node in nodes:
                 self.crashes.succeeded(node)
 
+    def _note_lost(self, records: Sequence[Record], now: float) -> None:
+        """What went with its head, however soon that is back, without it."""
+        for node in self._departed & self._answering.keys():
+            for endpoint in self._answering.pop(node):
+                self._lost[endpoint.id] = endpoint, now + BACK_WITHIN
+        there = {(e.digest, e.template) for r in records for e in r.endpoints if e.state is State.READY}
+        self._lost = {
+            key: (one, until)
+            for key, (one, until) in self._lost.items()
+            if now < until and key not in self._gone and (one.digest, one.template) not in there
+        }
+        for record in records:
+            if not record.draining:
+                self._answering[record.node] = tuple(
+                    one
+                    for one in record.endpoints
+                    if one.backend is not Backend.OLLAMA and one.state is State.READY and not one.closing
+                )
+
     def _note_ends(self, records: Sequence[Record], now: float) -> None:
         """Since when deployments hold memory that are no more."""
         alive = {e.id for record in records for e in record.endpoints if e.state is not State.FAILED}
@@ -163,6 +187,14 @@ class Observations:
         self._truth = {key: value for key, value in self._truth.items() if now < value[1]}
         self._pooled = {key: until for key, until in self._pooled.items() if now < until}
         self._unasked = {key: until for key, until in self._unasked.items() if now < until}
+
+    def forget(self, *names: str) -> None:
+        """Somebody unloads the model, or the deployment, of this name: how it ran does not count any more."""
+        self._lost = {
+            key: (one, until)
+            for key, (one, until) in self._lost.items()
+            if not {one.model, one.id} & set(names)
+        }
 
     # What is known
 
@@ -209,6 +241,10 @@ class Observations:
     def departed(self) -> frozenset[str]:
         """Nodes that were there and have left or died. One whose record has not come yet is none of them."""
         return self._departed
+
+    def lost(self) -> tuple[Endpoint, ...]:
+        """What answered until its head went, a moment ago."""
+        return tuple(endpoint for endpoint, _ in self._lost.values())
 
     def passing(self, records: Iterable[Record], now: float) -> frozenset[str]:
         """Nodes that take no part at present and will be asked again within a minute."""

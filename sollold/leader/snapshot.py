@@ -56,6 +56,7 @@ class ClusterSnapshot:
         expected: nodes that have just gone and should be back, as they will be.
         absent: nodes that are gone for longer, as they would be, and for how many seconds.
         departed: nodes that were there and have left or died.
+        lost: what answered until its head went, a moment ago.
         unfetched: nodes that could not get its file lately.
         drafters: for the speculation that is wanted, as in the settings: the models that could draft for it,
             and why the one that is named is not among them.
@@ -81,6 +82,7 @@ class ClusterSnapshot:
     expected: tuple[Record, ...] = ()
     absent: tuple[tuple[Record, float], ...] = ()
     departed: frozenset[str] = frozenset()
+    lost: tuple[Endpoint, ...] = ()
     unfetched: frozenset[str] = frozenset()
     correction: cost_model.Correction = cost_model.uncorrected
     drafters: Mapping[str, tuple[tuple[Drafter, ...], str]] = field(default_factory=dict)

@@ -137,6 +137,7 @@ class SnapshotMaker:
             expected=self._observations.expected(now),
             absent=self._observations.absent(now),
             departed=self._observations.departed(),
+            lost=self._observations.lost(),
             unfetched=frozenset(
                 record.node
                 for record in records

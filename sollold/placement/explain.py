@@ -21,6 +21,7 @@ LEAST_HELD_BACK = 64 * 1024**2
 """Bytes that a node's limits must hold back to be worth a word."""
 LEAST_BITS = 1.8
 """Bits a weight of the smallest quantization that people use (IQ1_M)."""
+_WIDER_THAN_Q8 = {"f32", "f16", "bf16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +197,8 @@ def _by_settings(
     changes: list[dict[str, object]] = []
     if request.context > context.LEAST:
         changes.append({"context": 0, "usual": request.context})
-    if request.type_k == "f16" or request.type_v == "f16":
-        changes.append({"type_k": "q8_0", "type_v": "q8_0"})
+    if {request.type_k, request.type_v} & _WIDER_THAN_Q8:
+        changes.append(dict.fromkeys(("type_k", "type_v"), "q8_0"))
     if not request.distributed:
         changes.append({"distributed": True})
     if request.fixed:
@@ -220,7 +221,7 @@ def _setting(change: dict[str, object], request: PlacementRequest, made: Candida
     if "context" in change:
         return f"a context of {made.run.request_context} tokens instead of {request.context}"
     if "type_k" in change:
-        return "keys and values in q8_0 (type_k and type_v in the settings)"
+        return "keys and values in q8_0 (`--kv q8_0`, or type_k and type_v in the settings)"
     if "policy" in change:
         return f"the policy {Policy.FASTEST.value} instead of {request.policy.value}"
     if "fixed" in change:

@@ -26,6 +26,7 @@ from sollold.did_you_mean import did_you_mean
 from sollold.facts import dataclass
 from sollold.settings.fault import SettingsError
 from sollold.settings.location import FILE_VARIABLE, candidates
+from sollold.settings.read_file import read_file
 from sollold.settings.schema import Settings
 from sollold.settings.wrong_value import in_words
 from sollold.units import parse_bytes, parse_seconds
@@ -166,7 +167,7 @@ def _hint(error: OSError) -> str:
 def _from_file(file: Path) -> Iterator[tuple[str, object, str]]:
     try:
         # Editors of Windows begin a file with a mark of its encoding.
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_file(file).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsError(f"{file}: can't be read: it is not in UTF-8") from None
     except OSError as error:
@@ -300,7 +301,7 @@ def _checked(setting: Setting, value: object, place: str) -> object:
                 value = {name: _measured(item, part) for name, part in value.items()}
             elif dataclasses.is_dataclass(item) and isinstance(item, type):
                 value = {name: _entry(item, name, part) for name, part in value.items()}
-        made: object = msgspec.convert(value, kind)
+        made: object = msgspec.convert(_as_listed(kind, value), kind)
         if isinstance(made, float) and not math.isfinite(made):
             raise ValueError(f"{made} is not a usable number")
         if isinstance(made, tuple) and typing.get_args(kind):
@@ -318,6 +319,12 @@ def _checked(setting: Setting, value: object, place: str) -> object:
         else:
             text = in_words(text, value, secret=setting.key in SECRETS)
         raise SettingsError(f"{place}: {setting.key}: {text}") from None
+
+
+def _as_listed(kind: object, value: object) -> object:
+    """A word of a list of choices as the list has it, however it was written."""
+    choices = typing.get_args(_bare(kind)) if typing.get_origin(_bare(kind)) is typing.Literal else ()
+    return next((one for one in choices if isinstance(value, str) and one == value.strip().lower()), value)
 
 
 def _check_networks(kind: object, texts: tuple[object, ...]) -> None:

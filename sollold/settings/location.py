@@ -10,6 +10,8 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
+from sollold.settings.read_file import read_file
+
 HTTP_PORT = 11435
 """Where people and programs reach a node, if nothing else is set."""
 FILE_VARIABLE = "SOLLOLD_CONFIG"
@@ -55,7 +57,7 @@ def local_address(environment: Mapping[str, str] | None = None) -> tuple[str, in
     for file in [Path(named)] if named else candidates():
         try:
             # Editors of Windows begin a file with a mark of its encoding.
-            http = tomllib.loads(file.read_text(encoding="utf-8-sig")).get("http", {})
+            http = tomllib.loads(read_file(file).decode("utf-8-sig")).get("http", {})
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             if named:
                 return None

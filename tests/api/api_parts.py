@@ -20,6 +20,7 @@ from sollold.control.logs import NodeLog
 from sollold.control.models import Running
 from sollold.control.monitor import Monitor
 from sollold.errors import Fault, Refusal
+from sollold.leader.messages import Dropped
 from sollold.machine.device import Device, Kind
 from sollold.machine.external_worker import ExternalState, ExternalWorker
 from sollold.models.listing import Listed
@@ -296,10 +297,10 @@ class PlainCluster:
         self._refuse()
         return self.records[0], self.records[0].endpoints[0]
 
-    async def unload(self, model: str, *, force: bool) -> int:
+    async def unload(self, model: str, *, force: bool) -> Dropped:
         self.asked.append(("unload", model, force))
         self._refuse()
-        return 1
+        return Dropped(ended=("d1",), forgotten=force)
 
     def _refuse(self) -> None:
         if self.refusal is not None:

@@ -67,7 +67,7 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
     cluster = PlainCluster()
     url = await serve(parts(cluster=cluster))
     async with http.post(
-        f"{url}/api/cluster/plan", json={"model": "demo", "context": 4096, "kv": "q8_0"}
+        f"{url}/api/cluster/plan", json={"model": "demo", "context": 4096, "kv": "Q8_0", "policy": "Even"}
     ) as answer:
         assert (await answer.json())["ok"] is True
     assert (cluster.asked[-1].context, cluster.asked[-1].type_k, cluster.asked[-1].type_v) == (
@@ -75,11 +75,12 @@ async def test_the_cluster_is_commanded(serve: Serve, http: ClientSession) -> No
         "q8_0",
         "q8_0",
     )
+    assert cluster.asked[-1].placement.policy == "even"
     async with http.post(f"{url}/api/cluster/load", json={"model": "demo", "keep_alive": "-1"}) as answer:
         assert (await answer.json())["deployment"] == "d1"
     assert cluster.asked[-1].keep_alive == -1
     async with http.post(f"{url}/api/cluster/unload", json={"model": "demo", "force": True}) as answer:
-        assert await answer.json() == {"unloaded": 1}
+        assert await answer.json() == {"unloaded": 1, "forgotten": True}
     async with http.post(f"{url}/api/cluster/drain", json={"on": False}) as answer:
         assert (await answer.json())["draining"] is False
     assert cluster.asked[-2:] == [("unload", "demo", True), ("drain", "", False)]

@@ -119,7 +119,8 @@ async def answer(request: web.Request) -> web.StreamResponse:
         busy = {**found, "address": "tv:50052", "state": "busy", "reason": "it serves another client"}
         return web.json_response({"workers": [free, busy]})
     if path == "/api/cluster/unload":
-        return web.json_response({"unloaded": 2})
+        lost = {"unloaded": 0, "forgotten": True}
+        return web.json_response(lost if asked["model"] == "lost" else {"unloaded": 2})
     if path == "/api/copy" and asked == {"source": "big", "destination": "mine", "nodes": ["anna", "bert"]}:
         return web.Response()
     if path == "/api/delete" and request.method == "DELETE" and asked == {"model": "mine", "nodes": []}:
@@ -506,6 +507,7 @@ def test_a_time_that_is_none_is_a_wrong_word(capsys: pytest.CaptureFixture[str])
 
 async def test_unload_models_and_ps(url: str) -> None:
     assert "2 unloaded" in (await sollold(url, "unload", "big")).stdout
+    assert "lost was lost; it is not loaded again" in (await sollold(url, "unload", "lost")).stdout
     assert "big:latest" in (await sollold(url, "models")).stdout
     assert "big:latest" in (await sollold(url, "ps")).stdout
     assert "big:latest" in (await sollold(url, "ps", "--quiet")).stdout.splitlines()

@@ -146,6 +146,19 @@ async def test_a_refusal_of_the_leader_is_the_callers() -> None:
     assert around.asked[0].slots == 2
 
 
+async def test_a_draft_model_that_nobody_knows_is_no_wish_to_be_passed_over() -> None:
+    around = Around(unnamed=Refusal(Fault.NOT_FOUND, "model 'smal' not found; did you mean small?"))
+    named = Ensure("demo:latest", placement=PlacementWish(speculation="smal"))
+    for order in (around.here().load, around.here().plan):
+        with pytest.raises(Refusal, match="invalid speculation: model 'smal' not found; did you") as refused:
+            await order(named)
+        assert refused.value.fault is Fault.NOT_FOUND
+    assert around.asked == []
+    around.unnamed = None
+    await around.here().load(named)
+    assert around.asked[0].placement.speculation == "demo:latest", "as the library names it"
+
+
 IN_OLLAMA = Endpoint("ollama:demo:latest", "demo:latest", "d1", Backend.OLLAMA, State.READY, loaded=False)
 
 
@@ -196,7 +209,7 @@ def test_what_is_less_than_was_asked_for_is_told() -> None:
 @pytest.mark.parametrize("fault", [Fault.NOT_FOUND, Fault.UNAVAILABLE])
 async def test_what_runs_can_be_unloaded_though_its_file_is_gone(fault: Fault) -> None:
     around = Around(unnamed=Refusal(fault, "nobody has it"))
-    assert await around.here().unload("demo", force=False) == 2
+    assert len((await around.here().unload("demo", force=False)).ended) == 2
     ((_, drop),) = around.called
     assert isinstance(drop, Drop) and drop.model == "demo:latest"
     with pytest.raises(Refusal, match="nobody has it"):

@@ -40,6 +40,19 @@ async def test_an_idle_deployment_makes_room_and_a_busy_one_never(cluster: Clust
     assert any("makes room" in reason for reason in answer.reasons)
 
 
+async def test_memory_that_is_being_given_back_counts_as_there_in_the_arithmetic(cluster: Cluster) -> None:
+    cluster.nodes["a"].models.append(model("other:latest", "d2"))
+    cluster.shapes["d2"] = shape()
+    deployment = await placed(cluster)
+    huge = replace(ASK, model="other", context=32768)
+    told = (await cluster.planner.preview(huge)).message
+    # It has ended, and its owners still show its grants.
+    cluster.nodes["a"].endpoints.pop(deployment)
+    cluster.changed()
+    assert cluster.granted() > GIB // 2
+    assert (await cluster.planner.preview(huge)).message == told
+
+
 async def test_pinned_and_waiting_ones_stay(cluster: Cluster) -> None:
     cluster.nodes["a"].models.append(model("other:latest", "d2"))
     cluster.shapes["d2"] = shape()

@@ -13,7 +13,7 @@ from sollold.engines.commands import Commit, Deploy, Reserve, Reserved, Unload
 from sollold.leader import snapshot_maker
 from sollold.leader.absent_nodes import BACK_WITHIN, DRAINED, GONE_WITHIN, REMEMBERED
 from sollold.leader.leader import Leader
-from sollold.leader.messages import Ensure, Verdict
+from sollold.leader.messages import Drop, Ensure, Verdict
 from sollold.leader.observations import GOOD_SERVICE, LAST_RESORT
 from sollold.leader.wish import PlacementWish
 from sollold.models.footprint.shape import Shape
@@ -80,6 +80,53 @@ async def test_what_breaks_is_placed_again_as_it_ran() -> None:
     run = order.plan.run
     assert (run.slots, run.type_k, run.request_context) == (3, "q8_0", 1024)
     assert order.plan.drafts_by == "ngram"
+    await cluster.planner.close()
+
+
+async def head_lost(cluster: Cluster, options: Ensure) -> None:
+    """What was loaded so on ``b`` is gone with it."""
+    cluster.nodes["a"].draining = True
+    await placed(cluster, options)
+    cluster.nodes["a"].draining = False
+    cluster.changed()
+    del cluster.nodes["b"]
+    cluster.changed()
+
+
+@pytest.mark.parametrize("end", ["", "unloaded", "late"])
+async def test_what_went_with_its_head_is_placed_again_as_it_ran(end: str) -> None:
+    cluster = Cluster(SETTINGS)
+    for node in "ab":
+        cluster.add(node, 2 * GIB, model())
+    await cluster.planner.start()
+    await head_lost(cluster, replace(ASK, slots=3, type_k="q8_0", context=1024))
+    if end == "unloaded":
+        await cluster.planner.unload(Drop("demo"))
+    cluster.now += BACK_WITHIN if end == "late" else 1.0
+    # That its machine is back without it changes nothing.
+    cluster.add("b", 2 * GIB, model())
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    order = cluster.asked("deploy")[-1][1]
+    assert isinstance(order, Deploy)
+    assert (order.plan.run.slots, order.plan.run.type_k) == ((1, "f16") if end else (3, "q8_0"))
+    await cluster.planner.close()
+
+
+async def test_what_was_loaded_anew_since_its_head_went_is_the_last_that_ran() -> None:
+    cluster = Cluster(SETTINGS)
+    for node in "ab":
+        cluster.add(node, 2 * GIB, model())
+    await cluster.planner.start()
+    await head_lost(cluster, replace(ASK, slots=3))
+    again = await placed(cluster, replace(ASK, slots=2))
+    del cluster.nodes["a"].endpoints[again]
+    cluster.nodes["a"].ledger.end_deployment(again, "idle")
+    cluster.nodes["a"].ledger.ended(again)
+    cluster.changed()
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    order = cluster.asked("deploy")[-1][1]
+    assert isinstance(order, Deploy) and order.plan.run.slots == 1
     await cluster.planner.close()
 
 

@@ -266,12 +266,12 @@ async def test_who_may_lead_next_does_not_load_what_was_unloaded_while_it_was_lo
         del cluster.nodes[orders(cluster)[0].plan.head]
         cluster.changed()
         assert [one.model for one in other.lost()] == ["demo:latest"]
-        await cluster.planner.unload(Drop("demo"))
+        assert (await cluster.planner.unload(Drop("demo"))).forgotten
         told = [(node, drop) for node, drop in cluster.asked("drop")]
         assert told == [(node, Drop("demo")) for node in cluster.nodes if node != "a"]
         assert (await other.unload(Drop("demo"))).leader == "a" and other.lost() == ()
         cluster.calls_made.clear()
-        await cluster.planner.unload(Drop("demo"))
+        assert not (await cluster.planner.unload(Drop("demo"))).forgotten
         assert not cluster.asked("drop")
     finally:
         await other.close()

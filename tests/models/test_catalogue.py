@@ -167,6 +167,20 @@ async def test_corrupt_file_is_listed_with_the_reason(make: Make, tmp_path: Path
         await catalogue.shape("cut:latest")
 
 
+@pytest.mark.parametrize("damage", [b"", b"this is no model", None])
+async def test_of_several_files_the_one_that_is_damaged_is_named(
+    make: Make, tmp_path: Path, damage: bytes | None
+) -> None:
+    for number, tensor in enumerate(("token_embd.weight", "output.weight"), 1):
+        split = {"split.no": number - 1, "split.count": 2, "split.tensors.count": 2}
+        path = tmp_path / "folder" / f"big-{number:05}-of-00002.gguf"
+        write_gguf(path, metadata=split, tensors=(tensor,))
+    path.write_bytes(path.read_bytes()[:-500] if damage is None else damage)
+    catalogue = make()
+    await catalogue.start()
+    assert str(path) in named(catalogue)["big:latest"].unusable
+
+
 async def test_a_header_of_odd_types_does_not_hide_the_others(make: Make, tmp_path: Path) -> None:
     write_gguf(tmp_path / "folder" / "odd.gguf", metadata={"llama.block_count": True})
     write_gguf(tmp_path / "folder" / "long.gguf", metadata={"llama.context_length": True}, seed=1)

@@ -187,3 +187,12 @@ def test_whose_free_memory_it_is_follows_from_what_binds() -> None:
     assert kept(20 * GIB, 18 * GIB, 20 * GIB) == (0, 18, 4)  # The reserve binds, and not the limit.
     assert kept(4 * GIB, 2 * GIB, 20 * GIB) == (14, 0, 0)  # The limit binds: what others have would not help.
     assert kept(24 * GIB, 2 * GIB, 10 * GIB, granted=10 * GIB) == (0, 2, 4)
+
+
+def test_smaller_keys_and_values_are_named_for_all_types_that_are_wider() -> None:
+    on = fleet(machine(cpu("a", 1600 * MIB), holds=True))
+    for wide in ({"type_k": "f32", "type_v": "f32"}, {"type_v": "bf16"}):
+        remedies = told(replace(WISH, context=50_000, **wide), on).remedies
+        assert any(one.startswith("keys and values in q8_0 (`--kv q8_0`") for one in remedies), wide
+    remedies = told(replace(WISH, context=131_000, type_k="q8_0", type_v="q5_1"), on).remedies
+    assert not any("keys and values" in one for one in remedies)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from sollold.settings import load as settings_load
+from sollold.settings import read_file
 from sollold.settings.document import documentation, example, in_force
 from sollold.settings.fault import SettingsError
 from sollold.settings.live import LIVE_KEYS
@@ -152,10 +155,10 @@ def test_who_has_no_home_has_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_only_the_service_may_read_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(self: Path, **_: object) -> str:
-        raise PermissionError(13, "Permission denied", str(self))
+    def refuse(file: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(Path, "read_text", refuse)
+    monkeypatch.setattr(settings_load, "read_file", refuse)
     with pytest.raises(SettingsError, match=r"can't be read: Permission denied; .* try with sudo"):
         load(tmp_path / "sollold.toml", {})
 
@@ -304,20 +307,20 @@ def test_a_file_for_the_service_alone_is_passed_over_by_those_who_ask(
     secret.write_text("[http]\nport = 2000\n")
     monkeypatch.setattr("sollold.settings.load.candidates", lambda: [secret, own])
     # As for an ordinary user, also where the tests are run by root.
-    real_is_file, real_read = Path.is_file, Path.read_text
+    real_is_file, real_read = Path.is_file, settings_load.read_file
 
     def is_file(path: Path) -> bool:
         if path == secret and what == "folder":
             raise PermissionError(13, "Permission denied", str(path))
         return real_is_file(path)
 
-    def read(path: Path, **more: str) -> str:
+    def read(path: Path) -> bytes:
         if path == secret:
             raise PermissionError(13, "Permission denied", str(path))
-        return real_read(path, **more)
+        return real_read(path)
 
     monkeypatch.setattr(Path, "is_file", is_file)
-    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(settings_load, "read_file", read)
     monkeypatch.setattr(os, "access", lambda path, mode: path != secret)
     assert load(environment={}, skip_unreadable=True).settings.http.port == 1000
     with pytest.raises(SettingsError, match=f"{secret}: can't be read: .*Permission denied"):
@@ -339,3 +342,42 @@ def test_what_an_older_version_left_open_in_the_state_folder_is_closed(tmp_path:
     places.make()
     modes = {one.name: one.stat().st_mode & 0o777 for one in places.state.iterdir()}
     assert modes == {"logs": 0o700, "models": 0o755, "speed.json": 0o600}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "means"),
+    [
+        ("placement.type_k", "Q8_0", "q8_0"),
+        ("placement.policy", " Even", "even"),
+        ("http.tls", "OFF", "off"),
+    ],
+)
+def test_a_word_of_a_few_is_taken_in_any_case(tmp_path: Path, key: str, text: str, means: str) -> None:
+    section, name = key.split(".")
+    for loaded in (
+        load(write(tmp_path, f'[{section}]\n{name} = "{text}"\n'), {}),
+        load(write(tmp_path, ""), {}, [(key, text, "--set")]),
+    ):
+        assert getattr(getattr(loaded.settings, section), name) == means
+
+
+def test_a_pipe_is_read_when_somebody_writes_it_and_else_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(read_file, "_PIPE_SECONDS", 0.05)
+    with pytest.raises(SettingsError, match="it is a pipe into which nothing was written"):
+        load(pipe, {})
+    assert local_address({"SOLLOLD_CONFIG": str(pipe)}) is None
+    monkeypatch.undo()
+    text = "[http]\nport = 1000\n" + "# more\n" * 40_000
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(pipe.write_text, text)
+        assert load(pipe, {}).settings.http.port == 1000
+        assert written.result(10) == len(text)
+
+
+def test_what_has_no_end_is_no_settings_file() -> None:
+    with pytest.raises(SettingsError, match="more than 16 MiB"):
+        load(Path("/dev/zero"), {})

@@ -31,6 +31,8 @@ from sollold.leader.messages import Ensure
 from sollold.settings.schema import MOST_SLOTS, KvType, Speculate
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_WORDS = ("kv", "type_k", "type_v", "policy")
+"""Fields of a plan that take one word of a few."""
 _Slots = Annotated[int, msgspec.Meta(ge=1, le=MOST_SLOTS)]
 
 
@@ -156,7 +158,10 @@ class ClusterRoutes:
         Raises:
             Refusal: BAD_REQUEST.
         """
-        body = as_type(await read_object(request), PlanBody)
+        fields = await read_object(request)
+        # As for a model's name and the way of drafting, case does not count.
+        fields |= {name: text.lower() for name in _WORDS if isinstance(text := fields.get(name), str)}
+        body = as_type(fields, PlanBody)
         body.model = await prepare_placement(request, self._services, body.placement) or body.model
         return body
 
@@ -189,8 +194,9 @@ class ClusterRoutes:
     async def unload(self, request: web.Request) -> web.Response:
         """``POST /api/cluster/unload``."""
         body = as_type(await read_object(request), UnloadBody)
-        count = await self._services.cluster.unload(require_model(body.model), force=body.force)
-        return json_response({"unloaded": count})
+        dropped = await self._services.cluster.unload(require_model(body.model), force=body.force)
+        forgotten = {"forgotten": True} if dropped.forgotten else {}
+        return json_response({"unloaded": len(dropped.ended)} | forgotten)
 
     async def doctor(self, request: web.Request) -> web.Response:
         """``GET /api/doctor``."""

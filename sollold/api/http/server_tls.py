@@ -15,6 +15,7 @@ from cryptography import x509
 from sollold.cluster.net.certificate_authority import LIFE, Subject, issue
 from sollold.cluster.net.identity import Identity, MemoryFile
 from sollold.settings.location import expanded
+from sollold.settings.read_file import read_file
 from sollold.settings.schema import HttpSettings
 
 log = logging.getLogger("sollold.http")
@@ -104,7 +105,7 @@ def _read(file: Path, setting: str) -> bytes:
     if file == Path():
         raise CertificateError(f'http.tls = "own" needs {setting}')
     try:
-        return file.read_bytes()
+        return read_file(file)
     except OSError as error:
         raise CertificateError(f"{setting} = {file} can't be read: {error.strerror or error}") from None
 

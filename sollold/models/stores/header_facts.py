@@ -23,7 +23,7 @@ from sollold.settings.state_file import write_whole
 
 log = logging.getLogger("sollold.models")
 
-_EDITION = 7
+_EDITION = 8
 """Raised when facts change their meaning, so that older ones on disk are read anew."""
 
 _FILE_TYPES = {
@@ -112,8 +112,11 @@ def read_facts(files: tuple[str, ...]) -> HeaderFacts:
     try:
         header = gguf.read_files(_of_one_model(files))
     except GgufError as error:
-        # The path is not told twice: the caller shows the model, and its files may be links.
-        return HeaderFacts(files=files, unusable=_sentence(f"{error.reason} (at byte {error.offset})"))
+        reason = _sentence(f"{error.reason} (at byte {error.offset})")
+        if len(files) > 1:
+            # Of several only this tells which it is; of one the caller shows it, which may be a link.
+            reason = f"{error.path}: {reason}"
+        return HeaderFacts(files=files, unusable=reason)
     return facts_of(header)
 
 

@@ -1,0 +1,38 @@
+"""A file that the settings are, or name: read so that whatever lies there holds nobody up for ever."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from pathlib import Path
+
+_PIPE_SECONDS = 5.0
+_LONGEST = 16 << 20
+
+
+def read_file(path: Path) -> bytes:
+    """What is in it. It may be a pipe, as shells make for ``<(…)``, if somebody writes into that.
+
+    Raises:
+        OSError: it can't be read, or is longer than any such file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        pipe = stat.S_ISFIFO(os.fstat(handle).st_mode)
+        read = bytearray()
+        while True:
+            if pipe and not poll.poll(_PIPE_SECONDS * 1000):
+                why = f"it is a pipe into which nothing was written for {_PIPE_SECONDS:g} s"
+                raise OSError(errno.ETIMEDOUT, why)
+            piece = os.read(handle, 1 << 16)
+            if not piece:
+                return bytes(read)
+            read += piece
+            if len(read) > _LONGEST:
+                raise OSError(errno.EFBIG, f"it has more than {_LONGEST >> 20} MiB")
+    finally:
+        os.close(handle)
