@@ -23,6 +23,10 @@ log = logging.getLogger("sollold.serving")
 
 _AGAIN = 0.3
 """Seconds before endpoints that failed just now are asked again."""
+_MEMORY_SECONDS = 20.0
+"""After an engine was lost, so long memory that lacks for another may take to come back: what took it may be
+a program that is at its peak just now, and ends or is ended by the system like the engine."""
+_MEMORY_LOOK = 1.0
 
 
 @dataclass(slots=True)
@@ -39,6 +43,8 @@ class _Search:
         refusal: an endpoint's; raised when no other takes the request.
         full: why the last queue took no more.
         too_long: an engine refused the prompt as too long, and one with more context is looked for.
+        lost: an engine that had the request was lost.
+        short_since: when memory first lacked for another one; 0.0: it did not.
     """
 
     query: EndpointQuery
@@ -53,6 +59,8 @@ class _Search:
     refusal: Refusal | None = None
     full: str = ""
     too_long: Refusal | None = None
+    lost: bool = False
+    short_since: float = 0.0
 
 
 class Dispatcher:
@@ -96,7 +104,7 @@ class Dispatcher:
         query, engines = self._query, frozenset(calls)
         if query.engines != engines:
             query = replace(query, engines=engines)
-        search = _Search(query, calls, limit, self._loop.time(), stage, set(without))
+        search = _Search(query, calls, limit, self._loop.time(), stage, set(without), lost=bool(without))
         self._furthest = 0.0
         while True:
             self.attempts.deaths.check()
@@ -130,6 +138,7 @@ class Dispatcher:
             answer = await self.attempts.begin(choice, call, search.query, search.stage)
         except StreamError as error:
             search.tried.add(candidate.key)
+            search.lost = True
             if call.path not in BYPASS_PATHS:
                 self.attempts.deaths.add(candidate.key, error)
         except EndpointRefusal as refusal:
@@ -180,6 +189,22 @@ class Dispatcher:
         search.query, search.loaded = replace(query, context=least, told=("", "")), False
         return True
 
+    def _waits_for_memory(self, search: _Search, refusal: Refusal) -> bool:
+        """Whether the model fitted a moment ago: the memory that lacks now may soon be there again."""
+        if refusal.fault is not Fault.TOO_BIG or not search.lost or search.too_long is not None:
+            return False
+        now = self._loop.time()
+        if not search.short_since:
+            search.short_since = now
+            log.warning(
+                "no memory to load %s again, waiting up to %g s for it: %s",
+                search.query.model, _MEMORY_SECONDS, refusal.message, extra=self._extra,
+            )  # fmt: skip
+        if now - search.short_since >= _MEMORY_SECONDS or now + _MEMORY_LOOK - search.began > search.limit:
+            return False
+        self._on_wait(Waiting(search.stage or "planning", message=refusal.message))
+        return True
+
     async def _get_endpoint(self, search: _Search) -> None:
         """No endpoint can be asked: have one loaded, or wait until those that failed may be asked again.
 
@@ -205,6 +230,9 @@ class Dispatcher:
         try:
             search.ready = ready = await self._load(search)
         except Refusal as refusal:
+            if self._waits_for_memory(search, refusal):
+                await next_change(view, _MEMORY_LOOK)
+                return
             if search.too_long is None or refusal.fault is not Fault.TOO_BIG:
                 raise
             if self._settles_for_less(search, search.too_long):

@@ -15,12 +15,12 @@ from sollold.cluster.net.http_connection import HttpConnection
 from sollold.cluster.net.pour import pulled
 from sollold.engines.llamacpp.deployment import Work
 from sollold.errors import Fault, Refusal
-from sollold.serving import attempts, peer_handler, recovery
+from sollold.serving import attempts, dispatch, peer_handler, recovery
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.drain import drain
 from sollold.serving.local_stream import LocalStream
 from sollold.serving.protocol import EngineRequest
-from sollold.serving.request import Answer, Call, Engine
+from sollold.serving.request import Answer, Call, Engine, Waiting
 from sollold.settings.schema import ServingSettings
 from tests.doubles import until
 from tests.serving.cluster_double import MODEL, Cluster, Node, ask, said
@@ -271,6 +271,48 @@ async def test_gives_up_when_it_does_not_come_back(cluster: Cluster) -> None:
     assert refusal.value.fault is Fault.INTERRUPTED
     assert "needs 9 GiB" in refusal.value.message
     assert a.serving.under_way == 0
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+async def test_waits_a_moment_for_memory_that_another_program_took(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cut: int
+) -> None:
+    monkeypatch.setattr(dispatch, "_MEMORY_LOOK", 0.05)
+    a = await cluster.node("a")
+    one, other = await cluster.reciter(), await cluster.reciter()
+    a.engines.serve("d1", one)
+    one.die_after = cut
+    waits: list[Waiting] = []
+
+    async def at_its_peak() -> None:
+        if a.loader.loads < 4:
+            raise Refusal(Fault.TOO_BIG, "needs 9 GiB, there are 3")
+        a.engines.serve("d2", other)
+
+    a.loader.load = at_its_peak
+    opening = asyncio.create_task(a.serving.open(ask(), waits.append))
+    if not cut:
+        await until(lambda: a.engines.failed or one.requests)
+        a.engines.drop("d1")
+    answer = await opening
+    if cut:
+        a.engines.drop("d1")
+    assert said(await read(answer)) == TEXT
+    assert a.loader.loads == 4
+    assert caplog.text.count("no memory to load") == 1 and "needs 9 GiB" in caplog.text
+    assert any(wait.message == "needs 9 GiB, there are 3" for wait in waits)
+
+
+async def test_a_model_that_was_not_there_before_waits_for_no_memory(cluster: Cluster) -> None:
+    a = await cluster.node("a")
+
+    async def never() -> None:
+        raise Refusal(Fault.TOO_BIG, "needs 9 GiB, there are 3")
+
+    a.loader.load = never
+    with pytest.raises(Refusal, match="needs 9 GiB"):
+        await a.serving.open(ask(), lambda _: None)
+    assert a.loader.loads == 1
 
 
 @pytest.mark.parametrize("more", [{"logprobs": True}, {"n": 2}])
