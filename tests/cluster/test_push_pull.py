@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from sollold.cluster.gossip import push_pull as exchange_module
 from sollold.cluster.gossip.actions import Action, Change, Kept, PushPullWith
+from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.packet import Ack, Ping
 from tests.cluster.gossip_core import (
     BOOT,
@@ -21,6 +23,7 @@ from tests.cluster.gossip_core import (
     core,
     exchange,
     know,
+    of,
     play,
     says,
     sent,
@@ -116,3 +119,42 @@ def test_a_failed_push_pull_is_tried_with_another() -> None:
     play(gossip, 1.0, 2.0)
     actions = gossip.push_pull_done(B, False, 2.0) + play(gossip, 2.0, 3.0)
     assert PushPullWith(C, (at(C),)) in actions
+
+
+def exchanges(gossip: Gossip, digest: Callable[[], int], *, until: float) -> list[float]:
+    """When ``gossip`` asks for an exchange with B, which answers each ping with that digest."""
+    found, now = [], 1.0
+    while (now := max(now, gossip.next_wake())) < until:
+        actions = gossip.tick(now)
+        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
+            actions += says(gossip, B, Ack(ping.sequence, digest()), now=now)
+        found += [now for _ in of(PushPullWith, actions)]
+    return found
+
+
+def test_a_peer_that_knows_the_same_is_seldom_asked() -> None:
+    gossip = know(core(), B)
+    regular = exchanges(gossip, lambda: gossip._anti_entropy.digest, until=1200.0)
+    assert 3 <= len(regular) <= 6  # each tenth of about 40
+
+
+def test_a_peer_that_tells_no_digest_is_asked_as_often_as_ever() -> None:
+    gossip, found, now = know(core(), B), [], 1.0
+    while (now := max(now, gossip.next_wake())) < 300.0:
+        actions = gossip.tick(now)
+        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
+            actions += gossip.tcp_pong(ping.sequence, now)
+        found += of(PushPullWith, actions)
+    assert 7 <= len(found) <= 13
+
+
+def test_nothing_is_due_for_a_probe_that_was_answered() -> None:
+    gossip, now = know(core(), B), 1.0
+    wakes = []
+    while (now := max(now, gossip.next_wake())) < 21.0:
+        wakes.append(now)
+        actions = gossip.tick(now)
+        for ping in [message for message in sent(actions, at(B)) if isinstance(message, Ping)]:
+            says(gossip, B, Ack(ping.sequence, gossip._anti_entropy.digest), now=now)
+    # Two turns a second, one try in five seconds to reach the dead, and few others: none for a ping.
+    assert len(wakes) <= 40 + 4 + 6

@@ -160,6 +160,28 @@ def test_timers_run_in_order_with_what_they_add() -> None:
     assert timers.next() == 11.0
 
 
+def test_a_cancelled_timer_wakes_nobody() -> None:
+    timers = Timers()
+    calls: list[str] = []
+
+    def call(name: str, now: float) -> None:
+        calls.append(name)
+
+    first, second, third = (
+        timers.at(when, call, name) for when, name in ((1.0, "a"), (2.0, "b"), (3.0, "c"))
+    )
+    first.cancel()
+    assert timers.next() == 2.0
+    third.cancel()
+    timers.run(3.0)
+    assert calls == ["b"]
+    assert timers.next() == float("inf")
+    second.cancel()  # made long ago
+    timers.at(4.0, call, "d")
+    timers.run(4.0)
+    assert calls == ["b", "d"]
+
+
 @pytest.mark.parametrize(("nodes", "times"), [(1, 4), (8, 4), (9, 4), (10, 8), (100, 12), (1000, 16)])
 def test_news_are_sent_more_often_in_big_clusters(nodes: int, times: int) -> None:
     assert LAN.retransmits(nodes) == times

@@ -1,4 +1,7 @@
-"""Notices that a peer knows more, and asks it: by digests, by hearsay, and now and then without cause."""
+"""Notices that a peer knows more, and asks it: by digests, by hearsay, and now and then without cause.
+
+Where digests agree, nearly all exchanges without cause are left out.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from sollold.cluster.gossip.timers import Timers
 
 _DIFFERENT = 2
 """Digests in a row that differ before a peer is asked: news may be on its way."""
+_SPARED = 9
+"""Exchanges in a row that are left out at most, since digests agree. They don't tell of the dead."""
 
 
 class AntiEntropy:
@@ -45,6 +50,7 @@ class AntiEntropy:
         self._actions = actions
         self._marks: dict[str, int] = {}
         self._differing = 0
+        self._spared = 0
         self._compare_at = now
         self._compare_pause = tuning.sync_interval
         self._fetch_at = now
@@ -70,12 +76,14 @@ class AntiEntropy:
 
     def compare(self, sender: str, digest: int, now: float) -> None:
         """A peer told its digest. If they go on to differ, exchange; ever less often if that is no use."""
+        member = self._membership.members.get(sender)
         if digest == self.digest:
             self._differing = 0
             self._compare_pause = self._tuning.sync_interval
+            if member is not None:
+                member.agreed = now
             return
         self._differing += 1
-        member = self._membership.members.get(sender)
         if member is not None and self._differing >= _DIFFERENT and now >= self._compare_at:
             self._differing = 0
             self._compare_at = now + self._compare_pause * (0.5 + self._random.random())
@@ -108,6 +116,13 @@ class AntiEntropy:
     def _turn(self, now: float) -> None:
         pause = self._tuning.push_pull_every(self._membership.size)
         self._timers.at(now + pause * (0.75 + self._random.random() / 2), self._turn)
-        if not self._membership.own.leaving:
-            for member in self._membership.sample(1):
+        if self._membership.own.leaving:
+            return
+        for member in self._membership.sample(1):
+            if now - member.agreed < pause and self._spared < _SPARED:
+                self._spared += (
+                    1  # an exchange is a connection with TLS, which costs more than a minute's pings
+                )
+            else:
+                self._spared = 0
                 self._actions.append(PushPullWith(member.node, member.everywhere()))

@@ -28,6 +28,7 @@ class Member:
 
     __slots__ = (
         "addresses",
+        "agreed",
         "boot",
         "farewell",
         "heard",
@@ -55,6 +56,8 @@ class Member:
         """Where its last datagram came from."""
         self.heard = float("-inf")
         """When that was."""
+        self.agreed = float("-inf")
+        """When it last knew the same as this node."""
         self.status = Status.ALIVE
         self.since = now
         self.suspicion: Suspicion | None = None

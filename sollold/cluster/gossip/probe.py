@@ -7,6 +7,7 @@ when these nacks are missing too, the fault is likely ours.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from sollold.cluster.gossip.actions import Action, Address, TcpPing
 from sollold.cluster.gossip.awareness import Awareness
@@ -14,7 +15,7 @@ from sollold.cluster.gossip.config import Tuning
 from sollold.cluster.gossip.member import Member, Status, literal
 from sollold.cluster.gossip.membership import Membership
 from sollold.cluster.gossip.packet import Ack, Addresses, Nack, Ping, PingReq, Suspect, encode
-from sollold.cluster.gossip.timers import Timers
+from sollold.cluster.gossip.timers import Timer, Timers
 
 _RELAYED = 1024
 """Pings for others under way at most."""
@@ -25,7 +26,7 @@ _NACK_AT = 0.8
 
 
 class _Probe:
-    __slots__ = ("began", "node", "quick", "relays", "silent")
+    __slots__ = ("began", "node", "quick", "relays", "silent", "timers")
 
     def __init__(self, node: str, began: float, quick: bool) -> None:
         self.node = node
@@ -34,6 +35,8 @@ class _Probe:
         self.relays: tuple[str, ...] = ()
         self.silent: set[str] = set()
         """Relays that have not even sent a nack."""
+        self.timers: list[Timer] = []
+        """What else is done for this probe; nothing once it is closed."""
 
 
 class Prober:
@@ -99,8 +102,16 @@ class Prober:
 
     def _close(self, sequence: int) -> None:
         probe = self._probes.pop(sequence, None)
-        if probe is not None and self._probed.get(probe.node) == sequence:
+        if probe is None:
+            return
+        for timer in probe.timers:
+            timer.cancel()
+        if self._probed.get(probe.node) == sequence:
             del self._probed[probe.node]
+
+    def _then(self, when: float, call: Callable[..., None], sequence: int, *args: Any) -> None:
+        """``call(sequence, *args, now)`` at ``when``, unless the probe is closed by then."""
+        self._probes[sequence].timers.append(self._timers.at(when, call, sequence, *args))
 
     def _probe(self, member: Member, now: float) -> None:
         sequence = self._open(member.node, now, quick=False)
@@ -108,8 +119,8 @@ class Prober:
         if address is not None:
             self._send(address, self._ping(sequence, member))
         stretch = self._awareness.stretch(1.0 + member.late)
-        self._timers.at(now + stretch * self._tuning.probe_timeout, self._indirect, sequence)
-        self._timers.at(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
+        self._then(now + stretch * self._tuning.probe_timeout, self._indirect, sequence)
+        self._then(now + stretch * self._tuning.probe_interval, self._verdict, sequence)
 
     def _ping(self, sequence: int, member: Member) -> list[bytes]:
         """A ping; to a suspect it carries the suspicion, before it, so that the ack refutes it."""
@@ -172,8 +183,8 @@ class Prober:
         stretch = self._awareness.stretch(1.0 + member.late)
         within = stretch * (tuning.silent_probe if silent else tuning.quick_probe)
         suspected = stretch * (tuning.silent_suspicion if silent else tuning.quick_suspicion)
-        self._timers.at(now + within / 2, self._again, sequence)
-        self._timers.at(now + within, self._quick_verdict, sequence, suspected)
+        self._then(now + within / 2, self._again, sequence)
+        self._then(now + within, self._quick_verdict, sequence, suspected)
 
     def _again(self, sequence: int, now: float) -> None:
         probe = self._probes.get(sequence)
@@ -190,8 +201,8 @@ class Prober:
         # Last tries, which tell it of the suspicion. An answer even to an earlier one shows that the process
         # outlived its link: then the suspicion is one like any other.
         self._again(sequence, now)
-        self._timers.at(now + within / 2, self._again, sequence)
-        self._timers.at(now + within, self._forget, sequence)
+        self._then(now + within / 2, self._again, sequence)
+        self._then(now + within, self._forget, sequence)
 
     def _forget(self, sequence: int, now: float) -> None:
         self._close(sequence)

@@ -110,7 +110,7 @@ class GossipRunner:
             self._execute(action)
         assert self.gossip is not None
         wake = self.gossip.next_wake()
-        if wake < self._timer_at - _EXACT_SECONDS:
+        if abs(wake - self._timer_at) > _EXACT_SECONDS:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_at = wake

@@ -29,6 +29,7 @@ from sollold.models.stores.store_watcher import Store, unchanged
 from sollold.settings.location import expanded, home_folder
 from sollold.settings.schema import ModelSettings
 from sollold.subscribers import Subscribers
+from sollold.turns import next_turn
 
 log = logging.getLogger("sollold.models")
 
@@ -240,7 +241,7 @@ class Catalogue:
         await self._try(self._look_first)
         first.set()
         while True:
-            await asyncio.sleep(self._interval)
+            await next_turn(self._interval)
             again = self._problems or self._some_unread()
             if again and loop.time() - tried >= _RETRY:
                 tried = loop.time()
