@@ -46,10 +46,11 @@ class Backoff:
         self._free, self._first = free, first
         self._stories: OrderedDict[str, _Story] = OrderedDict()
 
-    def failed(self, key: str, reason: str, now: float) -> None:
-        """It failed once more."""
+    def failed(self, key: str, reason: str, now: float, *, least: int = 1) -> None:
+        """It failed once more. ``least``: as how many failures it counts at the least."""
         story = self._stories.pop(key, None)
         failures = story.failures + 1 if story is not None and now - story.last < FORGET else 1
+        failures = max(failures, least)
         self._stories[key] = _Story(failures, now, reason)
         while len(self._stories) > MOST:
             self._stories.popitem(last=False)

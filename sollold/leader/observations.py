@@ -23,6 +23,9 @@ GOOD_SERVICE = 180.0
 """Seconds of answering after which earlier faults of a deployment's nodes are forgotten."""
 LAST_RESORT = 5.0
 """Seconds after a node's last failure from which it is tried where nothing else can do it."""
+HUNG_COUNTS = 6
+"""A load that hung counts as so many failures of its node: another try that hangs costs a minute again. It is
+left out for 40 seconds, where others can do it."""
 TRUE_FOR = 3.0
 """Seconds for which an owner's own word on its memory goes before its record."""
 
@@ -136,7 +139,7 @@ class Observations:
             if endpoint.culprit:
                 self.crashes.failed(endpoint.culprit, reason, now)
             return
-        self.nodes.failed(endpoint.culprit or head, reason, now)
+        self.nodes.failed(endpoint.culprit or head, reason, now, least=HUNG_COUNTS if endpoint.hung else 1)
         if endpoint.culprit in ("", head):
             # What another node did is no fault of the model's.
             self.models.failed(endpoint.digest, endpoint.reason or "it did not start", now)

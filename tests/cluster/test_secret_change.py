@@ -208,7 +208,7 @@ def leader(lan: Lan, *numbers: int) -> int:
 def connected(lan: Lan, number: int, host: str) -> list[object]:
     """The connections of a node to ``host``, made by either."""
     node = lan.running[number]
-    mine = [raw for raw in node.reach._sockets if raw.fileno() >= 0 and raw.getpeername()[0] == host]
+    mine = [raw for raw in node.reach.sockets._all if raw.fileno() >= 0 and raw.getpeername()[0] == host]
     theirs = [
         one
         for all_ in node._peers._connections.values()

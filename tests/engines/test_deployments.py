@@ -361,6 +361,58 @@ async def test_a_load_that_stands_still_is_given_up(
         await until(lambda: children() == [])
 
 
+async def test_a_llama_server_that_hangs_before_its_first_word_is_given_up(
+    folder: Path, llama: Llama, tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(load_progress, "FIRST_WORD_SECONDS", 3.0)
+    hangs = folder / "llama-server"
+    hangs.write_text(f'#!/bin/sh\ncase "$*" in *--port*) exec sleep 600;; esac\nexec {llama.server} "$@"\n')
+    hangs.chmod(0o755)
+    async with running_agents(folder, replace(llama, server=hangs), "a") as cluster:
+        cluster.models[tiny.digest] = tiny
+        await cluster.deploy("d", plan(tiny, "a"))
+        failed = await cluster.until("a", "d", State.FAILED)
+        assert failed.reason.startswith("llama-server hangs at its start: it did nothing for")
+        assert failed.hung
+        await until(lambda: children() == [])
+
+
+def test_time_in_which_the_daemon_was_stopped_is_no_standstill(tiny: Model, monkeypatch: pytest.MonkeyPatch):
+    now = 1000.0
+    monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
+    for told in (False, True):
+        progress = load_progress.LoadProgress(tiny)
+        if told:
+            progress.advance(0.5)
+        assert not progress.stalled(7, False)
+        now += 180.0  # both were stopped
+        assert not progress.stalled(7, False)
+        for _ in range(50):
+            now += 1.0
+            assert not progress.stalled(7, False)
+        for _ in range(20):
+            now += 1.0
+            still = progress.stalled(7, False)
+        assert 60.0 < still < 80.0
+
+
+def test_a_start_that_works_or_waits_for_a_disk_is_no_standstill(
+    tiny: Model, monkeypatch: pytest.MonkeyPatch
+):
+    now = 1000.0
+    monkeypatch.setattr(load_progress.time, "monotonic", lambda: now)
+    working, disk, unknown = (load_progress.LoadProgress(tiny) for _ in range(3))
+    for work in range(170):
+        now += 1.0
+        assert not working.stalled(work // 30, False)
+        assert not disk.stalled(1, True)
+        assert not unknown.stalled(None, False)
+    for _ in range(20):
+        now += 1.0
+        still = disk.stalled(1, True)
+    assert still
+
+
 class Contested(Ports):
     """Gives first a port that another program has taken in the meantime."""
 

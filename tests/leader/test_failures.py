@@ -384,6 +384,18 @@ async def test_the_node_whose_part_of_loads_fails_is_left_out_and_not_the_head(c
     assert set(plan.bytes_by_owner()) == {"a", "c", "d"}
 
 
+async def test_a_head_that_hung_is_not_tried_twice_where_another_can_do_it(cluster: Cluster) -> None:
+    cluster.add("d", 450 * MIB)
+    for name in ("b", "c"):
+        cluster.nodes[name].models.append(model())
+    answer = await cluster.planner.ensure(ASK)
+    first = answer.node
+    break_off(cluster, answer.deployment, hung=True)
+    answer = await cluster.planner.ensure(ASK)
+    assert answer.verdict is Verdict.WAIT
+    assert answer.node != first
+
+
 async def test_a_node_whose_loads_fail_again_and_again_is_tried_where_nothing_else_can_do_it(
     cluster: Cluster,
 ) -> None:

@@ -206,6 +206,8 @@ class Endpoint:
     """Of FAILED: the node whose part failed; empty when that is not known."""
     crashed: bool = False
     """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
+    hung: bool = False
+    """Of FAILED: its load stood still until somebody lost patience: a minute or more of the callers' time."""
     cpu_moe: int = 0
     ready_since: float = 0.0
     """Of a deployment of llama.cpp: when it got READY, as a Unix time of its node; 0.0: it is not."""

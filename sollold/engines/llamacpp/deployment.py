@@ -63,7 +63,8 @@ class Deployment:
         busy: requests in it now, as `serving` counts them.
         active, waiting: of those, in the engine and in line.
         speed: tokens per second of a single stream, and ``drafts``, are measured by `serving`.
-        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault.
+        culprit: the node whose part failed, where that is known; ``crashed``: by a process' own fault;
+            ``hung``: its load stood still.
         closing: why it takes no new work; empty while it does.
         closes_at: when it ends at the latest, whatever is in it, on the monotonic clock.
     """
@@ -87,6 +88,7 @@ class Deployment:
         self.reason = ""
         self.culprit = ""
         self.crashed = False
+        self.hung = False
         self.busy = 0
         self.active = 0
         self.waiting = 0
@@ -233,6 +235,7 @@ class Deployment:
             closing=bool(self.closing),
             culprit=self.culprit,
             crashed=self.crashed,
+            hung=self.hung,
             ready_since=round(self._ready_since, 1) if self.state is State.READY else 0.0,
             cpu_moe=plan.cpu_moe,
             template=fixed.template,
@@ -345,11 +348,24 @@ class Deployment:
         """End a load that stands still."""
         while not self._fault.done():
             await asyncio.sleep(1.0)
-            if still := self.progress.stalled():
-                why = f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s"
-                if self.head is not None and self.head.process.waits_for_disk():
+            process = self.head.process if self.head is not None else None
+            on_disk = process is not None and process.waits_for_disk()
+            if still := self.progress.stalled(self._load_work(), on_disk):
+                if self.progress.begun:
+                    why = f"loading stalled at {self.progress.value:.0%}: no progress for {still:.0f} s"
+                else:
+                    why = f"llama-server hangs at its start: it did nothing for {still:.0f} s"
+                if on_disk:
                     why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
+                self.hung = True
                 self.end(why)
+
+    def _load_work(self) -> int | None:
+        """What its processes have done so far; None where that of llama-server can't be told."""
+        head = self.head.process.work() if self.head is not None else None
+        return (
+            None if head is None else head + (self._participants.work() or 0) + self._participants.traffic()
+        )
 
     async def _end_all(self) -> None:
         """Every process dead, every byte given back. Nothing that fails here stops the rest."""
