@@ -61,6 +61,9 @@ class BlockingClient:
         self._port = port or (443 if self._secure else 80)
         self._base = parts.path
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
     def get(self, path: str) -> Any:
         """The JSON object at ``path``.
 

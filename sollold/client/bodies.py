@@ -7,32 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sollold.client.arguments import check_model
-
-OPTIONS = frozenset(
-    {
-        *(
-            "num_ctx",
-            "num_predict",
-            "num_keep",
-            "seed",
-            "temperature",
-            "top_k",
-            "top_p",
-            "min_p",
-            "typical_p",
-        ),
-        *("typical_p", "repeat_last_n", "repeat_penalty", "presence_penalty", "frequency_penalty"),
-        *("mirostat", "mirostat_tau", "mirostat_eta", "stop"),
-    }
-)
-"""Ollama's options, which may be given as arguments of their own."""
-FIELDS = frozenset(
-    {
-        *("format", "keep_alive", "think", "tools", "logprobs", "top_logprobs", "truncate", "shift"),
-        *("suffix", "system", "template", "context", "raw", "images", "dimensions"),
-    }
-)
-"""Fields of the bodies, beside the options."""
+from sollold.client.request_arguments import OPTIONS, GenerateArguments, fields_of
 
 
 def request_body(
@@ -42,6 +17,7 @@ def request_body(
     max_tokens: int | None = None,
     placement: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] = {},
+    arguments: type[Any] = GenerateArguments,
     **fields: Any,
 ) -> dict[str, Any]:
     """A body for ``/api/chat``, ``/api/generate`` or ``/api/embed``.
@@ -52,12 +28,14 @@ def request_body(
         max_tokens: of the answer at most (``num_predict``).
         placement: what the router wants of a load.
         more: other arguments: options and fields by their names; ``options``: a mapping of options.
+        arguments: what the request may name, of `sollold.client.request_arguments`.
         fields: of the body; None is left out.
 
     Raises:
         TypeError: an argument is neither an option nor a field.
     """
     check_model(model)
+    known = fields_of(arguments)
     given = dict(more.get("options") or {})
     body: dict[str, Any] = {"model": model}
     for name, value in more.items():
@@ -65,12 +43,12 @@ def request_body(
             continue
         if name in OPTIONS:
             given[name] = value
-        elif name in FIELDS:
+        elif name in known:
             fields[name] = value
         else:
             raise TypeError(
                 f"unexpected argument {name!r}: neither an option ({', '.join(sorted(OPTIONS))}) "
-                f"nor a field ({', '.join(sorted(FIELDS))})"
+                f"nor a field ({', '.join(sorted(known))})"
             )
     if max_tokens is not None:
         given["num_predict"] = max_tokens

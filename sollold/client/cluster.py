@@ -82,6 +82,9 @@ class ClusterClient:
             other.nodes.add([known.url], trusted=known.trusted)
         return other
 
+    def __repr__(self) -> str:
+        return self.nodes.asked_by(self)
+
     async def close(self) -> None:
         """Close the connections. The client can be used again afterwards."""
         tasks, self._tasks = list(self._tasks.values()), {}

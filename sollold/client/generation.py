@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from sollold.client.arguments import check_seconds
 from sollold.client.bodies import request_body
+from sollold.client.request_arguments import GenerateArguments
 
 Record = dict[str, Any]
 
@@ -16,8 +17,8 @@ class Generation(ABC):
     """`generate`, and how the answer to a body is asked for."""
 
     @abstractmethod
-    def _placement(self, model: str, more: dict[str, Any]) -> Mapping[str, Any] | None:
-        """What a load for the request is asked for; arguments in ``more`` that are for it are taken out."""
+    def _placement(self, model: str) -> Mapping[str, Any] | None:
+        """What a load for the request is asked for."""
 
     @abstractmethod
     async def _records(
@@ -27,11 +28,11 @@ class Generation(ABC):
 
     @overload
     async def generate(
-        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Unpack[GenerateArguments]
     ) -> AsyncGenerator[Record, None]: ...
     @overload
     async def generate(
-        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Unpack[GenerateArguments]
     ) -> Record: ...
     async def generate(
         self,
@@ -44,8 +45,23 @@ class Generation(ABC):
         timeout: float | None = None,
         **more: Any,
     ) -> Record | AsyncGenerator[Record, None]:
-        """Let a model go on from a prompt. Arguments and errors are those of a chat."""
-        body = self._body(model, priority, max_tokens, more, prompt=prompt)
+        """Let a model go on from a prompt: Ollama's answer; with ``stream`` its records as they come.
+
+        Args:
+            model: its name.
+            prompt: the text.
+            stream: whether to get the records as they come.
+            priority: 1 to 10, or a name such as ``"HIGH"``.
+            max_tokens: of the answer at most.
+            timeout: seconds for the whole answer; the engine is stopped then, too.
+            more: Ollama's options (``temperature``, ``seed`` …, or ``options={…}``) and fields (``system``,
+                ``images``, ``format``, ``keep_alive`` …); `GenerateArguments` has them all.
+
+        Raises:
+            TimeoutError: after ``timeout``.
+            ClientError: the daemon refused, or none could be reached.
+        """
+        body = self._body(model, priority, max_tokens, more, GenerateArguments, prompt=prompt)
         return await self._answer("/api/generate", body, stream, timeout)
 
     def _body(
@@ -53,12 +69,18 @@ class Generation(ABC):
         model: str,
         priority: int | str | None,
         max_tokens: int | None,
-        more: dict[str, Any],
+        more: Mapping[str, Any],
+        arguments: type[Any],
         **fields: Any,
     ) -> Record:
-        placement = self._placement(model, more)
         return request_body(
-            model, priority=priority, max_tokens=max_tokens, placement=placement, more=more, **fields
+            model,
+            priority=priority,
+            max_tokens=max_tokens,
+            placement=self._placement(model),
+            more=more,
+            arguments=arguments,
+            **fields,
         )
 
     async def _answer(

@@ -57,6 +57,9 @@ class Client:
         self._session = session
         self._owned = False
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r})"
+
     async def __aenter__(self) -> Self:
         if self._session is None:
             self._session = new_session()

@@ -19,8 +19,9 @@ from sollold.client.errors import ClientError, InsufficientMemory
 from sollold.client.events import Events
 from sollold.client.generation import Generation, Record
 from sollold.client.http import api_key_of
-from sollold.client.pool import OllamaPool
+from sollold.client.pool import OllamaPool, Vectors
 from sollold.client.profiles import MODEL_PROFILES, plain_name, profile_of, wanted_by_user
+from sollold.client.request_arguments import ChatArguments, EmbedArguments
 from sollold.client.router_options import RouterOptions, checked_options
 from sollold.client.stats import Stats
 from sollold.client.time_limits import TimeLimits
@@ -95,6 +96,9 @@ class HybridRouter(Generation):
     ) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        return self.ollama_pool.client.nodes.asked_by(self)
+
     async def close(self) -> None:
         """Close the connections; a daemon that this router started ends."""
         await self.ollama_pool.close()
@@ -106,7 +110,12 @@ class HybridRouter(Generation):
 
     @overload
     async def route_request(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **more: Unpack[ChatArguments],
     ) -> AsyncGenerator[Record, None]: ...
     @overload
     async def route_request(
@@ -115,7 +124,7 @@ class HybridRouter(Generation):
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **more: Any,
+        **more: Unpack[ChatArguments],
     ) -> Record: ...
     async def route_request(
         self,
@@ -139,21 +148,42 @@ class HybridRouter(Generation):
             InsufficientMemory: the model does not fit.
             ClientError: the daemon refused otherwise, or none could be reached.
         """
-        body = self._body(model, priority, max_tokens, more, messages=checked_messages(messages))
+        body = self._body(
+            model, priority, max_tokens, more, ChatArguments, messages=checked_messages(messages)
+        )
         return await self._answer("/api/chat", body, stream, timeout)
 
-    def _placement(self, model: str, more: dict[str, Any]) -> Mapping[str, Any]:
+    def _placement(self, model: str) -> Mapping[str, Any]:
         return self.placement(model)
 
-    async def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
+    async def embed(
+        self,
+        model: str,
+        input: str | Iterable[str],
+        *,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Unpack[EmbedArguments],
+    ) -> Record:
         """The vectors of one text or several; see `OllamaPool.embed`."""
-        left = await self._connect_within(more.get("timeout"))
-        return await self.ollama_pool.embed(model, input, **{**more, "timeout": left})
+        timeout = await self._connect_within(timeout)
+        return await self.ollama_pool.embed(model, input, priority=priority, timeout=timeout, **more)
 
-    async def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> list[list[float]]:
+    async def batch_embed(
+        self,
+        model: str,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 4,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Unpack[EmbedArguments],
+    ) -> Vectors:
         """The vectors of many texts, in their order; see `OllamaPool.batch_embed`."""
-        left = await self._connect_within(more.get("timeout"))
-        return await self.ollama_pool.batch_embed(model, inputs, **{**more, "timeout": left})
+        timeout = await self._connect_within(timeout)
+        return await self.ollama_pool.batch_embed(
+            model, inputs, concurrency=concurrency, priority=priority, timeout=timeout, **more
+        )
 
     async def _records(
         self, path: str, body: Record, whole: bool, timeout: float | None

@@ -47,6 +47,11 @@ class NodeList:
     def __iter__(self) -> Iterator[KnownNode]:
         return iter(tuple(self._nodes))
 
+    def asked_by(self, owner: object) -> str:
+        """``owner``, who asks these nodes, for people; no key is in it."""
+        urls = ", ".join(repr(known.url) for known in self._nodes) or "nodes yet to be found"
+        return f"<{type(owner).__module__}.{type(owner).__qualname__} of {urls}>"
+
     def add(self, urls: Iterable[str], *, trusted: bool = True) -> None:
         """More addresses, behind those that are known. ``trusted``: as in `KnownNode`."""
         for url in urls:

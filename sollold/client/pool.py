@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, Unpack, overload
 
 from sollold.client.arguments import check_count, check_seconds
 from sollold.client.bodies import checked_messages, request_body
@@ -13,6 +13,7 @@ from sollold.client.cluster import ClusterClient
 from sollold.client.discovery import urls_of
 from sollold.client.errors import NodeSilent, RequestTimeout
 from sollold.client.generation import Generation, Record
+from sollold.client.request_arguments import ChatArguments, EmbedArguments
 from sollold.client.stats import cluster_stats
 
 NodeNames = str | Mapping[str, object] | Iterable[str | Mapping[str, object]]
@@ -59,13 +60,21 @@ class OllamaPool(Generation):
     ) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        return self.client.nodes.asked_by(self)
+
     async def close(self) -> None:
         """Close the connections."""
         await self.client.close()
 
     @overload
     async def chat(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **more: Unpack[ChatArguments],
     ) -> AsyncGenerator[Record, None]: ...
     @overload
     async def chat(
@@ -74,7 +83,7 @@ class OllamaPool(Generation):
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **more: Any,
+        **more: Unpack[ChatArguments],
     ) -> Record: ...
     async def chat(
         self,
@@ -103,12 +112,13 @@ class OllamaPool(Generation):
             TimeoutError: after ``timeout``.
             ClientError: the daemon refused, or none could be reached.
         """
-        body = self._body(model, priority, max_tokens, more, messages=checked_messages(messages))
+        body = self._body(
+            model, priority, max_tokens, more, ChatArguments, messages=checked_messages(messages)
+        )
         return await self._answer("/api/chat", body, stream, timeout)
 
-    def _placement(self, model: str, more: dict[str, Any]) -> Mapping[str, Any] | None:
-        placement: Mapping[str, Any] | None = more.pop("placement", None)
-        return placement
+    def _placement(self, model: str) -> None:
+        return None
 
     async def _records(
         self, path: str, body: Record, whole: bool, timeout: float | None
@@ -122,9 +132,16 @@ class OllamaPool(Generation):
         *,
         priority: int | str | None = None,
         timeout: float | None = None,
-        **more: Any,
+        **more: Unpack[EmbedArguments],
     ) -> Record:
         """The vectors of one text or several (``embeddings``).
+
+        Args:
+            model: its name.
+            input: the text or texts.
+            priority: 1 to 10, or a name such as ``"HIGH"``.
+            timeout: seconds for all of it.
+            more: Ollama's fields (``dimensions``, ``truncate``, ``keep_alive``, ``options``).
 
         Raises:
             TimeoutError: after ``timeout`` seconds.
@@ -134,8 +151,8 @@ class OllamaPool(Generation):
         body = request_body(
             model,
             priority=priority,
-            placement=more.pop("placement", None),
             more=more,
+            arguments=EmbedArguments,
             input=input if isinstance(input, str) else list(input),
         )
         if timeout is not None:
@@ -156,7 +173,7 @@ class OllamaPool(Generation):
         concurrency: int = 4,
         priority: int | str | None = None,
         timeout: float | None = None,
-        **more: Any,
+        **more: Unpack[EmbedArguments],
     ) -> Vectors:
         """The vectors of many texts, in their order.
 

@@ -19,7 +19,9 @@ from sollold.client.background import iterate, run
 from sollold.client.coordinator import Coordinator, coordinators_in
 from sollold.client.errors import ClientError
 from sollold.client.generation import Record
+from sollold.client.node_list import NodeList
 from sollold.client.pool import NodeNames, Records, Vectors
+from sollold.client.request_arguments import ChatArguments, EmbedArguments, GenerateArguments
 from sollold.client.router_options import RouterOptions
 
 __all__ = ["HybridRouter", "OllamaPool"]
@@ -29,6 +31,7 @@ class _Blocking:
     """What both have: a context manager, generation and embeddings."""
 
     asynchronous: pool.OllamaPool | hybrid_router.HybridRouter
+    _nodes: NodeList
 
     def __enter__(self) -> Self:
         return self
@@ -38,31 +41,69 @@ class _Blocking:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return self._nodes.asked_by(self)
+
     def close(self) -> None:
         """Close the connections."""
         run(self.asynchronous.close())
 
     @overload
     def generate(
-        self, model: str, prompt: str, *, stream: Literal[True], **more: Any
+        self, model: str, prompt: str, *, stream: Literal[True], **more: Unpack[GenerateArguments]
     ) -> Generator[Record, None, None]: ...
     @overload
-    def generate(self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Any) -> Record: ...
     def generate(
-        self, model: str, prompt: str, *, stream: bool = False, **more: Any
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **more: Unpack[GenerateArguments]
+    ) -> Record: ...
+    def generate(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Let a model go on from a prompt; see `sollold.client.OllamaPool.generate`."""
+        """Let a model go on from a prompt: Ollama's answer; with ``stream`` its records as they come.
+
+        Arguments and errors are those of `sollold.client.OllamaPool.generate`.
+        """
+        more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.generate(model, prompt, stream=True, **more)))
         return run(self.asynchronous.generate(model, prompt, stream=False, **more))
 
-    def embed(self, model: str, input: str | Iterable[str], **more: Any) -> Record:
-        """The vectors of one text or several; see `sollold.client.OllamaPool.embed`."""
-        return run(self.asynchronous.embed(model, input, **more))
+    def embed(
+        self,
+        model: str,
+        input: str | Iterable[str],
+        *,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Unpack[EmbedArguments],
+    ) -> Record:
+        """The vectors of one text or several (``embeddings``); see `sollold.client.OllamaPool.embed`."""
+        return run(self.asynchronous.embed(model, input, priority=priority, timeout=timeout, **more))
 
-    def batch_embed(self, model: str, inputs: Iterable[str], **more: Any) -> Vectors:
+    def batch_embed(
+        self,
+        model: str,
+        inputs: Iterable[str],
+        *,
+        concurrency: int = 4,
+        priority: int | str | None = None,
+        timeout: float | None = None,
+        **more: Unpack[EmbedArguments],
+    ) -> Vectors:
         """The vectors of many texts, in their order; see `sollold.client.OllamaPool.batch_embed`."""
-        return run(self.asynchronous.batch_embed(model, inputs, **more))
+        return run(
+            self.asynchronous.batch_embed(
+                model, inputs, concurrency=concurrency, priority=priority, timeout=timeout, **more
+            )
+        )
 
 
 class OllamaPool(_Blocking):
@@ -72,6 +113,7 @@ class OllamaPool(_Blocking):
         self, nodes: NodeNames | None = None, *, timeout: float = 30.0, api_key: str | None = None
     ) -> None:
         self.asynchronous: pool.OllamaPool = pool.OllamaPool(nodes, timeout=timeout, api_key=api_key)
+        self._nodes = self.asynchronous.client.nodes
 
     @classmethod
     def auto_configure(
@@ -82,7 +124,12 @@ class OllamaPool(_Blocking):
 
     @overload
     def chat(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **more: Unpack[ChatArguments],
     ) -> Generator[Record, None, None]: ...
     @overload
     def chat(
@@ -91,12 +138,24 @@ class OllamaPool(_Blocking):
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **more: Any,
+        **more: Unpack[ChatArguments],
     ) -> Record: ...
     def chat(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Chat with a model; arguments and errors are those of `sollold.client.OllamaPool.chat`."""
+        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+
+        Arguments and errors are those of `sollold.client.OllamaPool.chat`.
+        """
+        more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.chat(model, messages, stream=True, **more)))
         return run(self.asynchronous.chat(model, messages, stream=False, **more))
@@ -119,6 +178,7 @@ class HybridRouter(_Blocking):
         self.asynchronous: hybrid_router.HybridRouter = hybrid_router.HybridRouter(
             None if ollama_pool is None else ollama_pool.asynchronous, **options
         )
+        self._nodes = self.asynchronous.ollama_pool.client.nodes
         if options.get("auto_setup_rpc"):
             _with_daemons.add(self)
 
@@ -128,7 +188,12 @@ class HybridRouter(_Blocking):
 
     @overload
     def route_request(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: Literal[True], **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: Literal[True],
+        **more: Unpack[ChatArguments],
     ) -> Generator[Record, None, None]: ...
     @overload
     def route_request(
@@ -137,12 +202,24 @@ class HybridRouter(_Blocking):
         messages: Iterable[Mapping[str, Any]],
         *,
         stream: Literal[False] = False,
-        **more: Any,
+        **more: Unpack[ChatArguments],
     ) -> Record: ...
     def route_request(
-        self, model: str, messages: Iterable[Mapping[str, Any]], *, stream: bool = False, **more: Any
+        self,
+        model: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        priority: int | str | None = None,
+        max_tokens: int | None = None,
+        timeout: float | None = None,
+        **more: Any,
     ) -> Record | Generator[Record, None, None]:
-        """Chat with a model; see `sollold.client.HybridRouter.route_request`."""
+        """Chat with a model: Ollama's answer with ``_routing``; with ``stream`` its records as they come.
+
+        Arguments and errors are those of `sollold.client.HybridRouter.route_request`.
+        """
+        more |= {"priority": priority, "max_tokens": max_tokens, "timeout": timeout}
         if stream:
             return iterate(run(self.asynchronous.route_request(model, messages, stream=True, **more)))
         return run(self.asynchronous.route_request(model, messages, stream=False, **more))
@@ -209,6 +286,10 @@ class HybridRouter(_Blocking):
             return await self.asynchronous.get_stats()
 
         return run(ask())
+
+
+# `help` shows the arguments themselves; both take the same.
+OllamaPool.__doc__, HybridRouter.__doc__ = pool.OllamaPool.__doc__, hybrid_router.HybridRouter.__doc__
 
 
 def _looking(coordinator: Coordinator, look: Callable[[str], bool]) -> Coordinator:
