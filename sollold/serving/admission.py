@@ -201,7 +201,8 @@ class AdmissionQueue:
     ) -> None:
         """Wait for a slot. `leave` must be called in any case, also after a cancellation.
 
-        ``on_position`` is called with the position (1 is next), first when there is waiting at all.
+        ``on_position`` is called with the position (1 is next), first when there is waiting at all; with 0
+        when that is over.
 
         Raises:
             QueueFull: there is no room.
@@ -223,6 +224,7 @@ class AdmissionQueue:
         self._wake(admitted)
         self._tell()
         await waiter
+        on_position(0)
 
     def leave(self, id: str) -> None:
         """The request is done, or its caller hung up. Unknown ids are ignored."""

@@ -90,6 +90,7 @@ class Attempts:
         began = self._loop.time()
         router.sent(candidate.key, query, began)
         opening = StreamOpening(self._context, candidate, request, self._on_wait, stage or "queued")
+        opening.tell_start()
         ok: bool | None = None
         try:
             stream = await self._opened(opening, query)

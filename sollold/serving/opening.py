@@ -114,7 +114,15 @@ class StreamOpening:
         await remote.open(self._on_position)
         return remote
 
+    def tell_start(self) -> None:
+        """The engine may work on it: of an answer that is not streamed nothing is heard until its end."""
+        if self._stage == "queued":
+            self._on_wait(Waiting("answering", node=self.candidate.record.name))
+
     def _on_position(self, position: int) -> None:
+        if not position:
+            self.tell_start()
+            return
         self._nudge = self._nudge or self._waiters.add(self.candidate.key)
         self._on_wait(Waiting(self._stage, position=position))
 

@@ -137,10 +137,12 @@ class Waiting:
     """What a caller is waiting for, as it changes: shown in headers and messages."""
 
     stage: str
-    """``planning``, ``loading``, ``queued``, ``recovering``."""
+    """``planning``, ``loading``, ``queued``, ``answering`` (an engine has the request), ``recovering``."""
     progress: float = 0.0
     position: int = 0
     message: str = ""
+    node: str = ""
+    """The name of the node whose engine has the request; empty: none has it."""
 
 
 @dataclass(slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
 from typing import Any
 
+import anthropic
 import pytest
 from aiohttp import ClientSession
 
@@ -13,6 +15,7 @@ from sollold.api.http.response import KeepAlive
 from sollold.serving.request import Engine, Waiting
 from tests.api.api_parts import (
     CHAT,
+    PlainLibrary,
     ScriptedPuller,
     ScriptedService,
     call_of,
@@ -292,6 +295,37 @@ async def test_models_have_the_form_of_the_client_that_asks(serve: Serve, http: 
     async with http.get(f"{url}/v1/models/demo", headers=headers) as answer:
         one = await answer.json()
     assert one["display_name"] == "demo:latest" and one["created_at"].endswith("Z")
+
+
+async def test_anthropics_clients_read_the_models_in_pages_and_errors_in_their_own_form(serve: Serve) -> None:
+    names = [f"m{number}:latest" for number in range(7)]
+    url = await serve(parts(library=PlainLibrary(*(model(name) for name in names))))
+    async with anthropic.AsyncAnthropic(base_url=url, api_key="sk-mine", max_retries=0) as client:
+
+        async def ids(**query: Any) -> tuple[list[str], bool]:
+            page = await client.models.list(**query)
+            return [one.id for one in page.data], bool(page.has_more)
+
+        assert await ids() == (names, False)
+        assert await ids(limit=3) == (names[:3], True)
+        assert await ids(limit=3, after_id=names[2]) == (names[3:6], True)
+        assert await ids(limit=3, after_id=names[5]) == (names[6:], False)
+        assert await ids(limit=2, before_id=names[3]) == (names[1:3], True)
+        assert await ids(limit=9, before_id=names[3]) == (names[:3], False)
+        assert [one.id async for one in client.models.list(limit=2)] == names
+        with pytest.raises(anthropic.BadRequestError, match="after_id: there is no model 'none'"):
+            await ids(after_id="none")
+        for wrong in (0, 1001):
+            with pytest.raises(anthropic.BadRequestError, match="limit must be"):
+                await ids(limit=wrong)
+        asked: list[Awaitable[Any]] = [
+            client.models.retrieve("none"),
+            client.get("/v1/files", cast_to=object),
+        ]
+        for one in asked:
+            with pytest.raises(anthropic.NotFoundError) as refused:
+                await one
+            assert isinstance(refused.value.body, dict) and refused.value.body["type"] == "error"
 
 
 async def test_what_is_older_or_not_here_works_or_says_so(serve: Serve, http: ClientSession) -> None:

@@ -181,6 +181,21 @@ async def test_what_needs_an_ollama_says_so(serve: Serve, http: ClientSession) -
         assert answer.status == 400
 
 
+async def test_what_an_ollama_does_not_know_and_the_cluster_does_is_not_called_unknown(
+    serve: Serve, http: ClientSession
+) -> None:
+    answer = PlainRelayed(b'{"error":"model not found"}', status=404)
+    url = await serve(parts(relay=ScriptedRelay(answer)))
+    asked: dict[str, Any] = {"model": "mine", "from": "demo", "quantize": "q4_K_M"}
+    for path, body in (("/api/push", {"model": "demo"}), ("/api/create", asked)):
+        async with http.post(url + path, json=body) as response:
+            assert response.status == 404
+            assert "none has demo:latest: create it there" in (await response.json())["error"]
+    async with http.post(f"{url}/api/push", json={"model": "nowhere"}) as response:
+        assert await response.json() == {"error": "model not found"}
+    assert answer.closed == 3
+
+
 async def test_a_relayed_answer_that_breaks_off_ends_in_an_error_line(
     serve: Serve, http: ClientSession
 ) -> None:

@@ -31,6 +31,7 @@ from sollold.client.priority_helpers import (
     list_available_roles,
     list_available_tasks,
 )
+from sollold.client.request_arguments import ChatArguments
 from sollold.client.rpc_discovery import test_rpc_backend as rpc_backend_answers
 from sollold.priority import NAMES
 from tests.models.stores import OllamaStore
@@ -124,6 +125,7 @@ def test_arguments_become_the_body_of_the_request() -> None:
         "m",
         max_tokens=5,
         more={"options": {"seed": 1}, "temperature": 0, "think": True, "tools": None},
+        arguments=ChatArguments,
         messages=checked_messages([{"role": "user", "content": "hi"}]),
     )
     assert body == {

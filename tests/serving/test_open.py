@@ -255,6 +255,25 @@ async def test_line_is_told_and_kept(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("asked", ["a", "b"])
+async def test_a_request_that_an_engine_has_is_said_to_be_answered_before_the_engine_says_a_word(
+    cluster: Cluster, asked: str
+) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    node = a if asked == "a" else b
+    reciter.gate.clear()
+    first, second = list[Waiting](), list[Waiting]()
+    one = asyncio.create_task(give(node, id="first", stream=False, waits=first))
+    await until(lambda: reciter.running == 1)
+    assert (first[-1].stage, first[-1].node) == ("answering", "host-b")
+    other = asyncio.create_task(give(node, id="second", stream=False, waits=second))
+    await until(lambda: second and second[-1].stage == "queued")
+    assert second[-1].node == ""
+    reciter.gate.set()
+    await asyncio.gather(one, other)
+    assert (second[-1].stage, second[-1].node) == ("answering", "host-b")
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
 async def test_hang_up_in_queue_leaves_it(cluster: Cluster, asked: str) -> None:
     a, b, reciter = await two(cluster, slots=1)
     node = a if asked == "a" else b

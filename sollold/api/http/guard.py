@@ -74,7 +74,13 @@ def dialect_of(path: str) -> Dialect:
 def _dialect(request: web.Request) -> Dialect:
     """The dialect in whose format a request gets its errors."""
     resource = request.match_info.route.resource
-    return dialect_of(usual_path(request.path) if resource is None else resource.canonical)
+    path = usual_path(request.path) if resource is None else resource.canonical
+    dialect = dialect_of(path)
+    # Of what Anthropic's clients ask under OpenAI's paths, and of what neither is answered here.
+    shared = resource is None or path.startswith("/v1/models")
+    if dialect is Dialect.OPENAI and shared and "anthropic-version" in request.headers:
+        return Dialect.ANTHROPIC
+    return dialect
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class InflightRequest:
 
     def waits(self, waiting: Waiting) -> None:
         """Note what it waits for."""
-        self.stage = waiting.stage
+        self.stage, self.node = waiting.stage, waiting.node
 
     def answers(self, routing: Routing) -> None:
         """Note that an engine answers."""

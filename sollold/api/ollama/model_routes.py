@@ -31,6 +31,10 @@ log = logging.getLogger("sollold.api")
 
 _SHOW_SECONDS = 10.0
 
+_NOT_AT_OLLAMA = (
+    "only an Ollama can do this, and none has {name}: create it there first, with its file's path as FROM in "
+    "a Modelfile (ollama create)"
+)
 _NO_RELAY = (
     "{what} needs an Ollama, and no node of this cluster has a reachable one; start Ollama on a node, or "
     "put the GGUF file into a model folder (sollold.toml, [models] folders)"
@@ -184,6 +188,8 @@ class OllamaModelRoutes:
         if answer is None:
             raise Refusal(Fault.BAD_REQUEST, _NO_RELAY.format(what=path), status=501)
         try:
+            if answer.status == 404 and model:
+                await self._must_be_unknown(model)
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": answer.kind or JSON})
             await response.prepare(request)
             try:
@@ -198,6 +204,18 @@ class OllamaModelRoutes:
             return response
         finally:
             await answer.close()
+
+    async def _must_be_unknown(self, model: str) -> None:
+        """An Ollama's "not found" is the answer, unless ``model`` is elsewhere in the cluster.
+
+        Raises:
+            Refusal: NOT_FOUND, it is.
+        """
+        try:
+            name = (await self._services.library.find(model)).model.name
+        except Refusal:
+            return
+        raise Refusal(Fault.NOT_FOUND, _NOT_AT_OLLAMA.format(name=name))
 
     async def create(self, request: web.Request) -> web.StreamResponse:
         """``/api/create``: forwarded to an Ollama; from a model that none has, a second name."""

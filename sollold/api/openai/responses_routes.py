@@ -178,6 +178,10 @@ class ResponsesRoutes:
 
     async def show(self, request: web.Request) -> web.Response:
         """``GET /v1/responses/{id}``."""
+        if request.query.get("stream", "false").lower() not in ("false", "0"):
+            raise Refusal(
+                Fault.BAD_REQUEST, "stream is not supported here: the response is complete, ask for it whole"
+            )
         return json_response((await self._stored(request)).response)
 
     async def delete(self, request: web.Request) -> web.Response:

@@ -36,6 +36,7 @@ from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
 from sollold.api.openai.gathered_choices import GatheredChoices
 from sollold.api.openai.infill import InfillEncoder, infill_of
 from sollold.api.openai.input_as_chat import input_as_chat
+from sollold.api.openai.model_page import model_page
 from sollold.api.openai.raw_completion import RawCompletionEncoder, raw_generate
 from sollold.api.openai.request import (
     ApplyTemplate,
@@ -61,6 +62,12 @@ from sollold.errors import Fault, Refusal
 from sollold.models.listing import Listed
 from sollold.serving.request import Call, Engine
 from sollold.units import timestamp_text
+
+_PAGES = (
+    ("limit", "With Anthropic's header: how many models, up to 1000; all when left out"),
+    ("after_id", "With it: the id of the model after which the page begins"),
+    ("before_id", "With it: the id of the model before which the page ends"),
+)
 
 
 def model_object(listed: Listed, names: NodeNames) -> dict[str, Any]:
@@ -99,7 +106,7 @@ class OpenAiRoutes:
             stream("POST", "/v1/chat/completions", self.chat, "Chat completion", ChatCompletion),
             stream("POST", "/v1/completions", self.completions, "Continue a prompt", Completion),
             ask("POST", "/v1/embeddings", self.embeddings, "Embeddings", EmbeddingAsk),
-            show("GET", "/v1/models", self.models, "The models of the whole cluster"),
+            show("GET", "/v1/models", self.models, "The models of the whole cluster", query=_PAGES),
             show("GET", "/v1/models/{model:.+}", self.model, "One model"),
             ask("POST", "/v1/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
             ask("POST", "/rerank", self.rerank, "Rank documents by relevance to a query", Rerank),
@@ -269,9 +276,7 @@ class OpenAiRoutes:
         """``/v1/models``."""
         models = [one for one in await self._services.library.models() if not one.model.unusable]
         if "anthropic-version" in request.headers:
-            shown = [anthropic_model_object(one) for one in models]
-            first, last = (shown[0]["id"], shown[-1]["id"]) if shown else (None, None)
-            return json_response({"data": shown, "has_more": False, "first_id": first, "last_id": last})
+            return json_response(model_page([anthropic_model_object(one) for one in models], request.query))
         names = self._services.library.node_names
         return json_response({"object": "list", "data": [model_object(one, names) for one in models]})
 
