@@ -326,6 +326,7 @@ class Leader:
     async def _carry_out(self, ask: Ensure) -> Ensured:
         """Place a model. Placements go one after the other, so that no byte is planned for twice."""
         out: dict[str, str] = {}
+        fetch: FetchFirst | None = None
         usual = self._settings.placement.keep_alive
         async with self._one_at_a_time:
             for _ in range(ATTEMPTS):
@@ -336,6 +337,10 @@ class Leader:
                 if not isinstance(snapshot, ClusterSnapshot):
                     return answer(snapshot)
                 decision = await asyncio.to_thread(decide, ask, snapshot)
+                if isinstance(decision, FetchFirst):
+                    # Who has the file has just refused.
+                    fetch = decision
+                    break
                 if not isinstance(decision, Place):
                     return answer(decision)
                 keep_alive = ask.keep_alive
@@ -351,6 +356,8 @@ class Leader:
                     return Ensured(
                         Verdict.WAIT, deployment, decision.plan.head, reasons=decision.plan.reasons
                     )
+        if fetch is not None:
+            return await self._have_fetched(fetch)
         why = self._story(out) or "memory changed while planning"
         return Ensured(
             Verdict.REFUSED,

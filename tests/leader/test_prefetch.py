@@ -10,7 +10,7 @@ from sollold.engines.commands import Deploy, Fetch, Fetched
 from sollold.leader import leader
 from sollold.leader.messages import Ensure, Verdict
 from sollold.settings.schema import ModelSettings, PlacementSettings, Settings
-from tests.leader.cluster import Cluster, cpu_device, model
+from tests.leader.cluster import Cluster, cpu_device, model, refuse
 from tests.placement.fleets import GIB, MIB
 
 SETTINGS = Settings(placement=PlacementSettings(context=2048, slots=1))
@@ -76,6 +76,17 @@ async def test_a_machine_that_can_not_fetch_is_done_without() -> None:
     cluster.add("d", 4 * GIB)
     assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING, "d knows no such command"
     assert (await cluster.planner.ensure(ASK)).node == "a"
+
+
+async def test_where_the_only_machine_with_the_file_refuses_another_gets_it() -> None:
+    cluster = Cluster(SETTINGS)
+    cluster.add("a", 4 * GIB, model()).hook = refuse("the term can't be written")
+    cluster.add("b", 4 * GIB)
+    fetches(cluster, "b", Fetched(completed=1, total=4), Fetched(done=True))
+    assert "25% of it has come" in (await cluster.planner.ensure(ASK)).message
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.PLANNING
+    placed = await cluster.planner.ensure(ASK)
+    assert (placed.verdict, placed.node) == (Verdict.WAIT, "b")
 
 
 @pytest.mark.parametrize(
