@@ -154,7 +154,7 @@ class SnapshotMaker:
             if holders or not ask.digest:
                 return holders
             await asyncio.sleep(_LOOK)
-        return ()
+        return self._library.find(ask.model)
 
     async def _shape(self, holders: tuple[tuple[str, Model], ...]) -> tuple[Shape | None, str]:
         """The header as the first node that answers has it; every node has the same content. Without one

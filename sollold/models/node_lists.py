@@ -70,6 +70,7 @@ class NodeLists:
         self._changed = changed
         self.sources: list[Callable[[], Awaitable[None]]] = []
         self._lists: dict[str, ModelList] = {}
+        self._live: frozenset[str] = frozenset()
         self._wanted = asyncio.Event()
         self._fetches: dict[str, asyncio.Task[None]] = {}
         self._retry_at: dict[str, float] = {}
@@ -79,7 +80,7 @@ class NodeLists:
 
     async def start(self) -> None:
         """Publish our list's digest and begin to fetch the others'. The catalogue must have started."""
-        self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._wanted.set)]
+        self._undo = [self._catalogue.subscribe(self._publish), self._view.subscribe(self._look)]
         self._publish()
         self._wanted.set()
         self._task = asyncio.create_task(self._run(), name="models of all nodes")
@@ -141,6 +142,15 @@ class NodeLists:
         self._view.update_me(models=self._catalogue.digest)
         self._changed()
 
+    def _look(self) -> None:
+        """The view changed. Who comes back brings the models with them that they had, at once: a moment
+        later somebody may have been told that nobody has them."""
+        live = frozenset(record.node for record in self._view.live())
+        if live != self._live:
+            self._live = live
+            self._changed()
+        self._wanted.set()
+
     async def _run(self) -> None:
         """Keep a list of every live node."""
         loop = asyncio.get_running_loop()
@@ -153,7 +163,6 @@ class NodeLists:
                 for node in [node for node in self._lists if self._view.record(node) is None]:
                     del self._lists[node]
                 self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
-                self._changed()
             now, delay = loop.time(), None
             for node, digest in live.items():
                 mine = node == self._view.me.node

@@ -96,6 +96,19 @@ async def test_all_models_once_on_all_nodes(three: ThreeNodes, tmp_path: Path) -
         assert node.library.get("gpt-4") == node.library.get("alpha:f16")
 
 
+async def test_who_is_back_has_its_models_at_once(three: ThreeNodes, tmp_path: Path) -> None:
+    a, _, c = three.nodes
+    write_gguf(c.folder / "m" / "gamma-F16.gguf", seed=3)
+    await three.start()
+    await until(lambda: a.names() == ["gamma:F16"])
+    a.calls.cut.add("c")
+    three.spread()
+    assert a.library.find("gamma") == () and a.library.resolve("gamma").away == ("name-c",)
+    a.calls.cut.clear()
+    three.spread()
+    assert [node for node, _ in a.library.find("gamma")] == ["c"], "in the moment in which it is away no more"
+
+
 async def test_a_callers_name_is_looked_up_once_until_models_or_aliases_change(
     three: ThreeNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
