@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from sollold.cli.asking import client
 from sollold.cli.exit import Exit
-from sollold.cli.following import Follower
+from sollold.cli.following import Follower, end_without_reader
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
 from sollold.client.errors import ClientError
@@ -34,6 +34,7 @@ def events(options: argparse.Namespace) -> int:
 
 
 def _follow(daemon: BlockingClient, *, as_json: bool) -> NoReturn:
+    end_without_reader()
     follower = Follower()
     seen = ""
     while True:

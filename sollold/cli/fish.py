@@ -23,7 +23,9 @@ def fish_script() -> str:
         if action.option_strings:
             lines += _of_action("", action, "__fish_use_subcommand")
     for name, sub in subcommands(top).items():
-        about = helps.get(name) or sub.description or ""
+        # Another name of a command has its description, which is a sentence.
+        whole = (sub.description or "").rstrip(".")
+        about = helps.get(name) or whole[:1].lower() + whole[1:]
         lines.append(f"complete -c sollold -n __fish_use_subcommand -a {name} -d {_quoted(about)}")
         for action in sub._actions:
             lines += _of_action(name, action, f"__fish_seen_subcommand_from {name}")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +18,31 @@ from sollold.client.errors import ClientError
 PAUSE = 2.0
 """Seconds between two tries to reach a node that is away."""
 _T = TypeVar("_T")
+
+
+def end_without_reader() -> None:
+    """From now on the command ends as by Ctrl-C when nobody reads its output any more (``… | head -1``).
+
+    Without this it would be told by its next line, for which it may wait for hours.
+    """
+    try:
+        output = sys.stdout.fileno()
+        kind = os.fstat(output).st_mode
+        if not (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind)):
+            return
+        # Not Ctrl-C's own signal, which a shell lets its background jobs ignore.
+        signal.signal(signal.SIGURG, signal.default_int_handler)
+    except (OSError, ValueError):
+        return
+    watched = (output, threading.get_ident())
+    threading.Thread(target=_wait_for_no_reader, args=watched, daemon=True).start()
+
+
+def _wait_for_no_reader(output: int, caller: int) -> None:
+    poll = select.poll()
+    poll.register(output, 0)
+    poll.poll()
+    signal.pthread_kill(caller, signal.SIGURG)
 
 
 class Follower:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
-from sollold.cli.following import Follower
+from sollold.cli.following import Follower, end_without_reader
 from sollold.cli.service import journalctl
 from sollold.cli.streams import harmless
 from sollold.client.blocking import BlockingClient
@@ -48,6 +48,7 @@ def _follow(daemon: BlockingClient, path: str, options: argparse.Namespace) -> i
     known: dict[tuple[str, str, str], list[str]] = {}
     last = None
     follower = Follower()
+    end_without_reader()
     try:
         while True:
             for log in follower.ask(lambda: daemon.get(f"{path}{_MOST}"))["logs"]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +98,47 @@ async def test_a_node_that_was_away_is_followed_on(
     assert "trying again until Ctrl-C" in said.err and "the node answers again" in said.err
     if command is events:
         assert [query for query in node.asked if query][:2] == ["follow=1", "follow=1&after=2"]
+
+
+@pytest.mark.parametrize("words", [("events", "--follow"), ("logs", "m", "--follow")])
+async def test_it_ends_with_its_reader_though_nothing_more_happens(words: tuple[str, ...]) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path.startswith("/api/cluster/logs"):
+            log = {"deployment": "d", "node": "n", "process": "p", "reason": "", "text": "one"}
+            return web.json_response({"logs": [log]})
+        if request.path == "/health":
+            return web.json_response({"status": "ok"})
+        events = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await events.prepare(request)
+        item = {"id": 1, "time": 0, "kind": "node.joined", "message": "one"}
+        await events.write(f"id: 1\ndata: {json.dumps(item)}\n\n".encode())
+        await asyncio.Event().wait()
+        return events
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    reader, writer = os.pipe()
+    command = None
+    try:
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "sollold", *words, "--node", url),
+            stdout=writer,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        os.close(writer)
+        assert await asyncio.to_thread(os.read, reader, 3)
+        os.close(reader)
+        _, said = await asyncio.wait_for(command.communicate(), 60)
+        assert (command.returncode, said) == (0, b"")
+    finally:
+        if command is not None and command.returncode is None:
+            command.kill()
+        await runner.cleanup()
 
 
 def test_a_node_that_never_answered_is_not_waited_for() -> None:
