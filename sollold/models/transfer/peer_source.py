@@ -8,11 +8,11 @@ gives bytes of one, by a ``Range`` header.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from aiohttp import web
@@ -23,7 +23,7 @@ from sollold.cluster.net.rpc_server import Peers
 from sollold.facts import dataclass
 from sollold.models.model import Model
 from sollold.models.stores.catalogue import Catalogue
-from sollold.models.stores.threads import in_thread
+from sollold.models.stores.patient_threads import PatientThreads
 from sollold.models.transfer.part_check import LARGEST, PartDigestRequest, PartHash
 from sollold.models.transfer.partial_file import Item, sha256_between
 from sollold.models.transfer.rate_limit import RateLimit
@@ -91,11 +91,35 @@ def _sha256_in_name(path: str) -> str:
     return real.name if real.parent.name == "blobs" and _HUB_BLOB.fullmatch(real.name) else ""
 
 
+_Stamp = tuple[int, ...]
+"""A file's size and what else tells it from another that was put in its place."""
+
+
+def _stamp(found: os.stat_result) -> _Stamp:
+    return found.st_size, found.st_mtime_ns, found.st_dev, found.st_ino
+
+
+def _read(path: str, stamp: _Stamp, count: int, start: int) -> bytes:
+    """Bytes of a file, opened for them alone: a read that hangs keeps nobody else's descriptor. Blocks.
+
+    Raises:
+        OSError: it can't be read, or is another one meanwhile.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        piece = os.pread(handle, count, start)
+        if not piece or _stamp(os.fstat(handle)) != stamp:
+            raise OSError(errno.ESTALE, "it was changed while it was read", path)
+        return piece
+    finally:
+        os.close(handle)
+
+
 class Sender:
     """The side that has the files. Registers its methods and its route with ``server``; `close` it."""
 
     def __init__(self, catalogue: Catalogue, server: Peers, node: str, pace: RateLimit) -> None:
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="send")
+        self._threads = PatientThreads(_THREADS, "send")
         self._catalogue = catalogue
         self._node = node
         self._pace = pace
@@ -105,16 +129,18 @@ class Sender:
 
     def close(self) -> None:
         """End the threads; what is being sent breaks off."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     async def _parcel(self, caller: str, request: ReadPartRequest) -> ModelFiles:
         model = self._catalogue.with_digest(request.digest)
         if model is None or model.unusable:
             raise PeerError(self._node, "the model is no longer on this node", transport=False)
         try:
-            return ModelFiles(model, await in_thread(self._threads, items_of, model), hashes=True)
+            return ModelFiles(model, await self._threads.run(model.files[0], items_of, model), hashes=True)
         except OSError as error:
             raise PeerError(self._node, f"{error.filename}: {error.strerror}", transport=False) from None
+        except LookupError as error:
+            raise PeerError(self._node, str(error), transport=False) from None
 
     async def _part(self, caller: str, request: PartDigestRequest) -> PartHash:
         model = self._catalogue.with_digest(request.digest)
@@ -132,9 +158,11 @@ class Sender:
                 os.close(handle)
 
         try:
-            return PartHash(await in_thread(self._threads, read))
+            return PartHash(await self._threads.run(path, read))
         except OSError as error:
             raise PeerError(self._node, f"{path}: {error.strerror}", transport=False) from None
+        except LookupError as error:
+            raise PeerError(self._node, str(error), transport=False) from None
 
     async def _bytes(self, request: web.Request) -> web.StreamResponse:
         model = self._catalogue.with_digest(request.match_info["digest"])
@@ -143,31 +171,34 @@ class Sender:
         wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
         if not re.fullmatch(r"[0-9]{1,6}", index) or int(index) >= len(paths):
             raise web.HTTPNotFound(text="the model is no longer on this node")
+        path = paths[int(index)]
         try:
-            flags = os.O_RDONLY | os.O_CLOEXEC
-            handle = await in_thread(self._threads, os.open, paths[int(index)], flags)
+            stamp = await self._threads.run(path, lambda: _stamp(Path(path).stat()))
         except OSError as error:
-            raise web.HTTPNotFound(text=f"{paths[int(index)]}: {error.strerror}") from None
-        try:
-            size = os.fstat(handle).st_size
-            start, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, size)
-            if not 0 <= start < end <= size:
-                raise web.HTTPRequestRangeNotSatisfiable(text=f"the file has {size} bytes")
-            response = web.StreamResponse(status=206, headers={"Content-Type": "application/octet-stream"})
-            response.content_length = end - start
-            await response.prepare(request)
-            await self._send(response, handle, start, end)
-        finally:
-            os.close(handle)
+            raise web.HTTPNotFound(text=f"{path}: {error.strerror}") from None
+        except LookupError as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+        size = stamp[0]
+        start, end = (int(wanted[1]), int(wanted[2]) + 1) if wanted else (0, size)
+        if not 0 <= start < end <= size:
+            raise web.HTTPRequestRangeNotSatisfiable(text=f"the file has {size} bytes")
+        response = web.StreamResponse(status=206, headers={"Content-Type": "application/octet-stream"})
+        response.content_length = end - start
+        await response.prepare(request)
+        await self._send(response, path, stamp, start, end)
         return response
 
-    async def _send(self, response: web.StreamResponse, handle: int, start: int, end: int) -> None:
+    async def _send(
+        self, response: web.StreamResponse, path: str, stamp: _Stamp, start: int, end: int
+    ) -> None:
         loop = asyncio.get_running_loop()
         most = self._pace.piece(_PIECE)
         while start < end:
-            piece = await in_thread(self._threads, os.pread, handle, min(most, end - start), start)
-            if not piece:
-                raise ConnectionResetError("the file became shorter while it was read")
+            try:
+                piece = await self._threads.run(path, _read, path, stamp, min(most, end - start), start)
+            except (OSError, LookupError) as error:
+                log.warning("sending %s broke off: %s", path, error)
+                raise ConnectionResetError(str(error)) from None
             if delay := self._pace.wait(len(piece), loop.time()):
                 await asyncio.sleep(delay)
             await response.write(piece)
