@@ -112,6 +112,17 @@ def test_what_a_child_of_a_killed_daemon_has_started_is_ended(folder: Path):
             one.wait(10)
 
 
+def test_another_folder_of_the_same_name_has_another_mark(folder: Path):
+    """As in two containers that share the numbers of processes."""
+    path = folder / "state" / "children.json"
+    path.parent.mkdir()
+    first = Journal(path).mark
+    assert Journal(path).mark == first
+    path.parent.rename(folder / "other")
+    path.parent.mkdir()
+    assert Journal(path).mark != first
+
+
 async def test_it_gets_no_secret_and_no_hidden_option(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("SOLLOLD_CLUSTER_TOKEN", "hush hush")
     monkeypatch.setenv("LLAMA_ARG_CTX_SIZE", "7")

@@ -48,8 +48,16 @@ class Journal:
 
     @property
     def mark(self) -> str:
-        """The value of `MARK` for this node's children, in every run of its daemon."""
-        return str(self._path.absolute())
+        """The value of `MARK` for this node's children, in every run of its daemon.
+
+        With the folder's own number: daemons in containers have folders of one name each, and see each
+        other's processes where they share the numbers of the host's.
+        """
+        try:
+            folder = self._path.parent.stat()
+        except OSError:
+            return str(self._path.absolute())
+        return f"{folder.st_dev}:{folder.st_ino} {self._path.absolute()}"
 
     def add(self, pid: int, name: str, deployment: str) -> None:
         """Note a child that was just started.
