@@ -228,11 +228,27 @@ def _network(facts: Facts) -> list[Finding]:
     if mdns is not None and not mdns.working:
         what = f"multicast DNS does not work ({mdns.reason}): only seeds and remembered addresses are tried"
         found.append(Finding(Grade.PROBLEM, what, _SEED))
+    names = {record.node: record.name for record in facts.live}
+    for double in status.doubles:
+        if double.node != facts.me.node:
+            name = names.get(double.node, double.node)
+            what = (
+                f"two machines use the node id of {name}: {double.kept}, which takes part in the cluster, "
+                f"and {double.other}, which does not. The state folder of one is a copy of the other's"
+            )
+            fix = (
+                "on one of the two: delete the file node-key in its state folder, then "
+                "`sudo systemctl restart sollold`"
+            )
+            found.append(Finding(Grade.PROBLEM, what, fix))
     if status.cloned:
         what = (
             "another machine uses the same node id: one's state "
             "folder is a copy of the other's, so they can't find each other"
         )
+        for double in status.doubles:
+            if double.node == facts.me.node and double.kept and double.other:
+                what += f". {double.kept} takes part in the cluster, {double.other} does not"
         file = shlex.quote(facts.id_file)
         fix = f"on one of the two: `sudo rm {file}`, then on both: `sudo systemctl restart sollold`"
         found.append(Finding(Grade.PROBLEM, what, fix))

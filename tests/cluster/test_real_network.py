@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,6 +261,39 @@ def test_a_machine_that_is_a_copy_of_another_is_told_of_by_both(tmp_path: Path) 
             member.start()
         said = [tmp_path / f"{member.name}.out" for member in cluster.members]
         cluster.until(lambda: all("another machine uses the node id" in one.read_text() for one in said), 15)
+
+
+def test_a_copied_node_parts_no_others_and_they_tell_of_it(tmp_path: Path) -> None:
+    with netns.Lan(4) as lan:
+        cluster = Cluster(lan, tmp_path)
+        for member in cluster.members[:3]:
+            member.start()
+        first = cluster.members[:3]
+        cluster.until(lambda: all(len(one.live()) == 3 and one.leader()[0] for one in first), 20)
+        cluster.until(lambda: len({one.leader() for one in first}) == 1, 20)
+        name, _ = cluster[0].leader()
+        copied = next(member for member in first if member.name == name)
+        others = [member for member in first if member is not copied]
+        shutil.copytree(copied.folder / copied.name, tmp_path / "m3")
+        copy = cluster[3]
+        copy.start()
+        said = [tmp_path / f"{member.name}.out" for member in (*others, copied, copy)]
+        cluster.until(lambda: all("two machines use the id" in one.read_text() for one in said[:2]), 30)
+        cluster.until(
+            lambda: all("another machine uses the node id" in one.read_text() for one in said[2:]), 30
+        )
+        time.sleep(SETTLED)
+        marks = [len(member.history()) for member in others]
+        time.sleep(2 * SETTLED)
+        for member, mark in zip(others, marks, strict=True):
+            leaders = {(line.leader, line.term) for line in member.history()[mark:]} | {member.leader()}
+            assert len(leaders) == 1, leaders
+        for one in said[:2]:
+            (line,) = [line for line in one.read_text().splitlines() if "two machines use the id" in line]
+            assert all(
+                machine.address in line or machine.address6 in line
+                for machine in (copied.machine, copy.machine)
+            )
 
 
 def test_an_address_that_comes_later_is_noticed(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ class Change(StrEnum):
     """Another term holds, or none (``term.leader`` empty)."""
     CLONED = "cloned"
     """Another machine that lives uses our node id."""
+    DOUBLED = "doubled"
+    """Two machines that live use the node's id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from sollold.cluster.gossip.anti_entropy import AntiEntropy
 from sollold.cluster.gossip.awareness import Awareness
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
 from sollold.cluster.gossip.config import LAN, Tuning
+from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.join import Joins
 from sollold.cluster.gossip.leadership import Leadership
 from sollold.cluster.gossip.member import Status
@@ -90,6 +91,7 @@ class Gossip:
             signer=signer,
             key_of=lambda node: self._membership.key_of(node),
             highest=kept.term,
+            barred=lambda node, boot: self._membership.barred(node, boot),
         )
         own = OwnState(
             record.node,
@@ -385,6 +387,26 @@ class Gossip:
         member = self._membership.members.get(node)
         return member.everywhere() if member is not None else ()
 
+    def barred(self, node: str, boot: int) -> bool:
+        """Whether this process uses the id of another that lives, and is not listened to."""
+        return self._membership.barred(node, boot)
+
+    def doubles(self, now: float) -> tuple[Double, ...]:
+        """The node ids, this one's too, that two machines use at present."""
+        found = []
+        own = self._membership.own
+        if own.double:
+            here = own.addresses[0][0] if own.addresses else ""
+            kept, other = (own.double, here) if own.withdrawn else (here, own.double)
+            found.append(Double(self._me, kept, other))
+        for node in self._membership.live:
+            member = self._membership.members[node]
+            other_host = member.processes.other(now)
+            if other_host is not None:
+                host = member.addresses[0][0] if member.addresses else ""
+                found.append(Double(node, host, other_host))
+        return tuple(found)
+
     def lost_hosts(self, node: str) -> frozenset[str]:
         """What ``node``, which has just moved, no longer has of the addresses that it told before."""
         member = self._membership.members.get(node)
@@ -428,6 +450,8 @@ class Gossip:
     # Records
 
     def _say_record(self) -> None:
+        if self._membership.own.withdrawn:
+            return
         self._news.add("record", self._me, self._registry.delta(self._outbox.room, self._outbox.room // 3))
 
     def _own_changed(self) -> None:
@@ -463,6 +487,8 @@ class Gossip:
         self._anti_entropy.note(node)
         if node == self._me:
             self._persist()
+        elif change is Change.DOUBLED:
+            self._registry.forget_barred(node)
         if change is not Change.SUSPECTED:
             self._leadership.due = True
         self._tell(change, node)

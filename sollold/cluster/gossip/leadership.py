@@ -73,6 +73,13 @@ class Leadership:
         self.due = False
         if self._membership.own.leaving:
             return
+        if self._membership.own.withdrawn:
+            # The other process leads by this id, or may: two would give orders in one name.
+            self.claiming = None
+            if self.term != Term():
+                self.term = Term()
+                self._elected(self.term)
+            return
         if self.claiming is not None and self.claiming == self.highest:
             return
         verdict = self._election.decide(self._standings(), now)

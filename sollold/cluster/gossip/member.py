@@ -6,6 +6,7 @@ from enum import IntEnum
 from functools import lru_cache
 
 from sollold.cluster.gossip.actions import Address
+from sollold.cluster.gossip.double import Processes
 from sollold.cluster.gossip.packet import Alive, Dead, Left, MemberState, encode
 from sollold.cluster.gossip.record_check import is_ip
 from sollold.cluster.gossip.suspicion import Suspicion
@@ -37,6 +38,7 @@ class Member:
         "late",
         "lost",
         "node",
+        "processes",
         "reached",
         "signature",
         "since",
@@ -63,6 +65,7 @@ class Member:
         self.suspicion: Suspicion | None = None
         self.lost: frozenset[str] = frozenset()
         """Of the hosts that it told before, those that it told no more when it last moved."""
+        self.processes = Processes()
         self.late = 0
         """How many times longer than others it gets to answer."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from sollold.cluster.gossip.actions import Change
+from sollold.cluster.gossip.actions import Address, Change
 from sollold.cluster.gossip.broadcast_queue import BroadcastQueue
 from sollold.cluster.gossip.config import Tuning
 from sollold.cluster.gossip.member import Member, Status, literal, plausible
@@ -120,6 +120,8 @@ class Membership:
         if said.incarnation <= member.incarnation or not plausible(said) or not self._signed(said):
             return
         restarted, moved = said.boot != member.boot, said.addresses != member.addresses
+        if restarted and not self._succeeds(member, said, now):
+            return
         before = member.status
         if moved:
             member.lost = frozenset(host for host, _ in member.addresses) - {
@@ -145,6 +147,31 @@ class Membership:
         elif before is Status.SUSPECT:
             self._changed(Change.CLEARED, member.node)
 
+    def _succeeds(self, member: Member, said: Alive, now: float) -> bool:
+        """Whether another process takes this member's place: not where both live."""
+        processes = member.processes
+        if not member.live:
+            processes.forget(said.boot)
+            return True
+        if processes.barred(said.boot):
+            processes.hear(member.boot, said.boot, None, member.addresses, member.heard, now)
+            return False
+        before = processes.other(now)
+        follows = processes.follows(member.boot, said.boot, member.addresses, said.addresses, now)
+        if before is None and processes.other(now) is not None:
+            self._changed(Change.DOUBLED, member.node)
+        return follows
+
+    def hear_other(self, member: Member, boot: int, source: Address, now: float) -> None:
+        """A datagram of another process of this live node came than of the one that counts."""
+        if member.processes.hear(member.boot, boot, source, member.addresses, member.heard, now):
+            self._changed(Change.DOUBLED, member.node)
+
+    def barred(self, node: str, boot: int) -> bool:
+        """Whether this process uses the id of another that lives, and is not listened to."""
+        member = self.members.get(node)
+        return member is not None and member.live and member.processes.barred(boot)
+
     def hear_suspect(self, node: str, incarnation: int, by: str, now: float) -> None:
         """``by`` heard nothing of ``node``."""
         if node == self.me:
@@ -163,6 +190,7 @@ class Membership:
         must not part.
         """
         if node == self.me:
+            self.own.take_part()
             self.own.hear_accusation(incarnation)
             return
         member = self.members.get(node)
@@ -183,6 +211,7 @@ class Membership:
         member = self.members.get(node)
         if node == self.me:
             if incarnation >= self.own.incarnation and self._signed_farewell(node, incarnation, farewell):
+                self.own.take_part()
                 self.own.refute(incarnation)
             return
         if member is None or incarnation < member.incarnation or member.status is Status.LEFT:

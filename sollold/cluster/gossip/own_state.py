@@ -29,6 +29,8 @@ class OwnState:
 
     Attributes:
         refused: accusations that name a count that nobody reaches.
+        withdrawn: another process that started earlier uses our node id: this one says no more of itself.
+        double: the host of another process that uses our node id; empty: none is known.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class OwnState:
         self.addresses = addresses
         self.leaving = False
         self.refused = 0
+        self.withdrawn = False
+        self.double = ""
         self._news = news
         self._awareness = awareness
         self._signer = signer
@@ -95,6 +99,8 @@ class OwnState:
 
     def announce(self) -> None:
         """Spread that this node lives."""
+        if self.withdrawn:
+            return
         self._news.add("member", self.node, self.alive())
 
     def move(self, addresses: tuple[Address, ...]) -> None:
@@ -123,16 +129,29 @@ class OwnState:
             if now < self._refute_after:
                 return
             self._refute_after = now + _REFUTE_PAUSE
-            self.hear_double(now)
+            self.hear_double(said.boot, said.addresses[0][0] if said.addresses else "", now)
         self.refute(said.incarnation)
 
-    def hear_double(self, now: float) -> bool:
-        """Another process sends in our own name: a clone. False when that was told just now."""
-        if now < self._double_after:
+    def hear_double(self, boot: int, host: str, now: float) -> bool:
+        """Another process sends in our own name: a clone. False when that was told just now.
+
+        The one that started first stays, as all others hold it.
+        """
+        self.double = host or self.double
+        withdraws = boot < self.boot and not self.withdrawn
+        if withdraws:
+            self.withdrawn = True
+            self._news.withdraw("member", self.node)
+        if now < self._double_after and not withdraws:
             return False
         self._double_after = now + _CLONE_PAUSE
         self._changed(Change.CLONED, self.node)
         return True
+
+    def take_part(self) -> None:
+        """Nobody else lives in our name any more."""
+        self.withdrawn = False
+        self.double = ""
 
     def hear_accusation(self, incarnation: int) -> None:
         """Somebody suspects this node, or holds it dead."""
@@ -144,7 +163,7 @@ class OwnState:
 
     def refute(self, incarnation: int, *, accused: bool = False) -> None:
         """Say with a higher incarnation that this node lives, where ``incarnation`` counts at all."""
-        if self.leaving or incarnation < self.incarnation:
+        if self.leaving or self.withdrawn or incarnation < self.incarnation:
             return
         self.incarnation = incarnation + 1
         if accused:

@@ -59,7 +59,8 @@ class PacketHandler:
         """A packet came from ``source``."""
         membership, sender = self._membership, packet.sender
         if sender == membership.me:
-            if packet.boot != membership.own.boot and membership.own.hear_double(now):
+            own = membership.own
+            if packet.boot != own.boot and own.hear_double(packet.boot, source[0], now):
                 self._outbox.send_alone(source, [membership.own.alive()])  # so that it knows as well
             return
         incarnation = membership.own.incarnation
@@ -103,6 +104,8 @@ class PacketHandler:
         if member is None:
             self._anti_entropy.want(sender, (source,), now)
         elif member.boot != boot or not member.live:
+            if member.live:
+                self._membership.hear_other(member, boot, source, now)
             self._outbox.send(source, member.state())
         else:
             member.reached, member.heard = source, now
@@ -112,6 +115,10 @@ class PacketHandler:
         member = members.get(said.node)
         was_gone = member is not None and not member.live
         self._membership.hear_alive(said, now)
+        if member is not None and member.live and member.processes.tells(said.boot, now):
+            where = member.address()
+            if where is not None:
+                self._outbox.send(where, [encode(said)])
         if was_gone and said.node == sender and members[sender].live:
             # The other side of a healed partition has news of more than itself.
             self._anti_entropy.want(sender, (source,), now)

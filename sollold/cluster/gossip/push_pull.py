@@ -33,7 +33,8 @@ class PushPullExchange:
         return encode(PushPull(FORMAT, stage, own.node, own.boot, held, wanted, records))
 
     def _held(self) -> list[MemberState]:
-        held = [self._membership.own.state(self._registry.me.version)]
+        own = self._membership.own
+        held = [] if own.withdrawn else [own.state(self._registry.me.version)]
         for member in self._membership.members.values():
             register = self._registry.get(member.node)
             version, boot = (register.version, register.boot) if register is not None else (0, 0)
@@ -78,7 +79,7 @@ class PushPullExchange:
                 return
 
     def _wholes(self) -> list[Whole]:
-        nodes = [self._membership.me, *self._membership.live]
+        nodes = [*([] if self._membership.own.withdrawn else [self._membership.me]), *self._membership.live]
         wholes = [self._registry.whole(node) for node in nodes]
         return [whole for whole in wholes if whole is not None]
 

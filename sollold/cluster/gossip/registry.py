@@ -88,6 +88,7 @@ class Registry:
         boot: of this process.
         version: the greatest that an earlier process may have used.
         highest: the highest term seen by an earlier process.
+        barred: (node, boot) → whether what this process says of the node does not count.
         key_of: the public key of a known node; None when it is not known.
     """
 
@@ -100,10 +101,12 @@ class Registry:
         signer: Signer,
         key_of: Callable[[str], bytes | None],
         highest: Term | None = None,
+        barred: Callable[[str, int], bool] = lambda node, boot: False,
     ) -> None:
         self._me = record.node
         self._signer = signer
         self._key_of = key_of
+        self._barred = barred
         self._parts: dict[str, bytes] = {name: encode(getattr(record, name)) for name in _names}
         own = Register(boot, version + 1, replace(record, version=version + 1), self._parts, b"")
         self._registers = {self._me: own}
@@ -142,6 +145,12 @@ class Registry:
         key = self._key_of(node)
         content = record_content(node, boot, version, parts)
         return key is not None and self._signer.verify(node, key, by, content)
+
+    def forget_barred(self, node: str) -> None:
+        """Drop the record of a node if a process made it that does not count."""
+        held = self._registers.get(node)
+        if held is not None and node != self._me and self._barred(node, held.boot):
+            del self._registers[node]
 
     def forget_all_but(self, nodes: Collection[str]) -> None:
         """Drop the records of nodes that are gone for good."""
@@ -209,6 +218,8 @@ class Registry:
         held = self._registers.get(node)
         if node == self._me:
             return self.is_ahead(version, boot)
+        if self._barred(node, boot):
+            return False
         return held is None or (version, boot) > (held.version, held.boot)
 
     def merge_delta(self, delta: Delta) -> Merge:

@@ -6,16 +6,32 @@ import logging
 from collections.abc import Callable
 
 from sollold.cluster.gossip.actions import Change, NodeEvent
+from sollold.cluster.gossip.double import Double
 
 log = logging.getLogger("sollold.cluster")
 
 
-def log_change(event: NodeEvent, me: str, name_of: Callable[[str], str]) -> None:
+_COPIED = (
+    "the state folder of one is a copy of the other's; delete the file node-key in one of them and restart "
+    "that daemon"
+)
+
+
+def _which(double: Double | None) -> str:
+    if double is None or not double.kept or not double.other:
+        return ""
+    return f"{double.kept}, which takes part in the cluster, and {double.other}, which does not; "
+
+
+def log_change(
+    event: NodeEvent, me: str, name_of: Callable[[str], str], double: Double | None = None
+) -> None:
     """Log what happened to a node, or who leads now.
 
     Args:
         me: this node's id.
         name_of: a node's name for people, by its id.
+        double: of a node id that two machines use, where they are.
     """
     change, term = event.change, event.term
     name = name_of(event.node)
@@ -35,9 +51,8 @@ def log_change(event: NodeEvent, me: str, name_of: Callable[[str], str]) -> None
     elif change is Change.LEADER:
         log.info("no leader")
     elif change is Change.CLONED:
-        log.error(
-            "another machine uses the node id %s: its state folder is a copy of ours; "
-            "delete the file node-key in one of them and restart that daemon", event.node,
-        )  # fmt: skip
+        log.error("another machine uses the node id %s: %s%s", event.node, _which(double), _COPIED)
+    elif change is Change.DOUBLED:
+        log.error("two machines use the id of the node %s: %s%s", name, _which(double), _COPIED)
     else:
         log.debug("node %s: %s", name, change)

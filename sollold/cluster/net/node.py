@@ -19,6 +19,7 @@ from sollold.cluster.admission.invitation import Invited
 from sollold.cluster.admission.keyring import Keyring, KeyringFile
 from sollold.cluster.admission.orders import door_seconds
 from sollold.cluster.gossip.actions import Address, Change, NodeEvent
+from sollold.cluster.gossip.double import boot_number
 from sollold.cluster.gossip.gossip import Gossip
 from sollold.cluster.gossip.record import Record
 from sollold.cluster.gossip.record_check import objection
@@ -80,7 +81,7 @@ class ClusterNode:
         self._identity = identity
         self._peers = peers
         self._first_record = record
-        self._boot = secrets.randbits(62) | 1
+        self._boot = boot_number(time.time(), secrets.randbits(62))
         self.reach = Dialer(identity, self._addresses_of, partial(name_of, self))
         self.calls = Calls(self.reach, peers)
         peers.name = self.reach.name
@@ -97,7 +98,11 @@ class ClusterNode:
             lost=self._cut_own,
         )
         self._links = StandingLinks(
-            self.reach, made=self._linked, lost=self._unlinked, measured=self._measured
+            self.reach,
+            made=self._linked,
+            lost=self._unlinked,
+            measured=self._measured,
+            barred=lambda node, boot: self._gossip is not None and self._gossip.barred(node, boot),
         )
         self._measures = LinkStats()
         self._objection = ""
@@ -288,6 +293,7 @@ class ClusterNode:
             tuple(sorted(one.name for one in self.live() if one.node in self._finder.unheard)),
             self._cloned,
             gossip.refused if gossip is not None else {},
+            gossip.doubles(time.monotonic()) if gossip is not None else (),
         )
 
     def dropped(self) -> dict[str, int]:
@@ -299,7 +305,9 @@ class ClusterNode:
 
     def _note_change(self, event: NodeEvent) -> None:
         change, node = event.change, event.node
-        log_change(event, self._identity.node, self._name)
+        doubles = self.status().doubles if change in (Change.CLONED, Change.DOUBLED) else ()
+        double = next((one for one in doubles if one.node == node), None)
+        log_change(event, self._identity.node, self._name, double)
         if change is Change.CLONED:
             self._cloned = True
         if change in (Change.JOINED, Change.MOVED):

@@ -113,6 +113,7 @@ class StandingLinks:
         lost: a link broke without goodbye; True: because nothing came from the other side any more, False:
             because the other side's system ended it.
         measured: (node, round trip in seconds, bytes per second or 0.0).
+        barred: (node, boot) → whether this process is not that node, though it has its key.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class StandingLinks:
         made: Callable[[str, Address], None],
         lost: Callable[[str, bool], None],
         measured: Callable[[str, float, float], None],
+        barred: Callable[[str, int], bool] = lambda node, boot: False,
     ) -> None:
         self.port = 0
         self.boot = 0
@@ -130,6 +132,7 @@ class StandingLinks:
         self._made = made
         self._lost = lost
         self._measured = measured
+        self._barred = barred
         self._wanted: frozenset[str] = frozenset()
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._links: dict[str, StandingLink] = {}
@@ -188,12 +191,12 @@ class StandingLinks:
 
     def stands(self, link: StandingLink, address: Address) -> None:
         """``link`` has said hello."""
+        if self._closed or self._barred(link.node, link.boot):
+            link.bye()
+            return
         before = self._links.get(link.node)
         if before is not None and before is not link:
             before.bye()
-        if self._closed:
-            link.bye()
-            return
         self._links[link.node] = link
         self._made(link.node, address)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 
+from sollold.cluster.gossip.double import Double
 from sollold.cluster.net.mdns import DiscoveryStatus
 from sollold.facts import dataclass
 
@@ -21,6 +22,7 @@ class ClusterStatus:
         unsent: datagrams the system did not take.
         unheard: names of live nodes on this one's own network that mDNS, which works, has never shown.
         cloned: another machine that uses our node id was heard since the start.
+        doubles: node ids that two machines use at present.
         disbelieved: statements of members that were dropped, by reason (`Gossip.refused`).
     """
 
@@ -33,3 +35,4 @@ class ClusterStatus:
     unheard: tuple[str, ...]
     cloned: bool
     disbelieved: dict[str, int] = field(default_factory=dict)
+    doubles: tuple[Double, ...] = ()
