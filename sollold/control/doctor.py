@@ -20,6 +20,8 @@ from sollold.models.model import Model
 from sollold.units import bytes_text, seconds_text
 
 LOW_DISK = 5 * 1024**3
+_MOST_MODELS = 20
+"""Models that are named which can't be used: a folder may hold thousands of other files."""
 _PROCESSOR = "models run on the processor"
 _GPU_ACCESS = (
     "if there is one, see that its driver is loaded, and that the daemon's user may open its files in /dev; "
@@ -284,12 +286,15 @@ def _network(facts: Facts) -> list[Finding]:
 
 def _models(models: Sequence[Model]) -> list[Finding]:
     found = []
-    for model in models:
-        if model.unusable:
-            where = f"{model.source}, {model.files[0]}" if model.files else model.source
-            what = f"{model.name} ({where}) can't be used: {model.unusable}"
-            fix = "pull or copy it again, or remove the file" if "truncated" in model.unusable else ""
-            found.append(Finding(Grade.PROBLEM, what, fix))
+    unusable = [model for model in models if model.unusable]
+    for model in unusable[:_MOST_MODELS]:
+        where = f"{model.source}, {model.files[0]}" if model.files else model.source
+        what = f"{model.name} ({where}) can't be used: {model.unusable}"
+        fix = "pull or copy it again, or remove the file" if "truncated" in model.unusable else ""
+        found.append(Finding(Grade.PROBLEM, what, fix))
+    if more := unusable[_MOST_MODELS:]:
+        what = f"{len(more)} more model{'s' if len(more) > 1 else ''} can't be used"
+        found.append(Finding(Grade.PROBLEM, what, "sollold models --all"))
     return found
 
 

@@ -79,6 +79,17 @@ def test_a_file_that_was_cut_off_is_named_with_its_path_and_what_to_do() -> None
     assert not finding.fix
 
 
+def test_a_folder_full_of_other_files_is_no_list_of_thousands() -> None:
+    many = tuple(
+        Model(f"m{k}:latest", f"{k}", "folder", (), 1, 0.0, unusable="no model") for k in range(5000)
+    )
+    found = examine(replace(WELL, models=many))
+    assert len(found) < 50
+    assert found[-1].what.endswith(" more models can't be used") and found[-1].fix == "sollold models --all"
+    named = sum("m" in one.what and "no model" in one.what for one in found)
+    assert found[-1].what.startswith(str(5000 - named))
+
+
 def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:
     (finding,) = examine(replace(WELL, state="/state", unwritable="No space left on device"))
     assert finding.grade is Grade.PROBLEM and "/state: No space left on device." in finding.what
