@@ -161,7 +161,13 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
         return []
     words = "; ".join(f"{build} on {', '.join(names)}" for build, names in sorted(builds.items()))
     what = f"the nodes run different builds of llama.cpp, which can't share a model: {words}"
-    return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
+    if len({record.release for record in live if record.build}) > 1:
+        return [Finding(Grade.PROBLEM, what, "upgrade sollold on all nodes to the same version")]
+    fix = (
+        "have all use the same: one that is not sollold's own is named by llama.server in the settings, or a "
+        "llama-server in the PATH was found first (`sollold setup` there shows which)"
+    )
+    return [Finding(Grade.PROBLEM, what, fix)]
 
 
 def _failed(live: Sequence[Record]) -> list[Finding]:

@@ -222,6 +222,9 @@ class ClusterSnapshot:
             if record.draining and record.build == build:
                 how = f"`sollold undrain {shlex.quote(record.name)}`: it is draining"
                 found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
+            elif record.build and record.build != build:
+                how = f"llama.cpp {build} on {record.name}, as on the others: it has {record.build}"
+                found.append(Away(machine_of(record, holds=record.node in have, spare=spare), how))
         for record, seconds in self.absent:
             if record.build == build:
                 how = f"starting {record.name} again: it has been offline for {seconds_text(seconds)}"

@@ -90,6 +90,15 @@ def test_a_folder_full_of_other_files_is_no_list_of_thousands() -> None:
     assert found[-1].what.startswith(str(5000 - named))
 
 
+def test_nodes_of_one_release_are_not_told_to_upgrade_for_the_same_llama_cpp() -> None:
+    new = replace(BERT, build="b9")
+    (finding,) = [one for one in examine(replace(WELL, live=(ANNA, new))) if "different builds" in one.what]
+    assert "llama.server" in finding.fix and "upgrade" not in finding.fix
+    new = replace(new, release="9.9")
+    (finding,) = [one for one in examine(replace(WELL, live=(ANNA, new))) if "different builds" in one.what]
+    assert "upgrade sollold" in finding.fix
+
+
 def test_a_state_folder_that_takes_nothing_is_a_problem() -> None:
     (finding,) = examine(replace(WELL, state="/state", unwritable="No space left on device"))
     assert finding.grade is Grade.PROBLEM and "/state: No space left on device." in finding.what

@@ -324,6 +324,19 @@ async def test_what_is_missing_is_reckoned_for_those_alone_who_are_told(
     assert told == [answer.message]
 
 
+async def test_another_build_is_named_where_the_same_would_do(cluster: Cluster) -> None:
+    cluster.nodes["b"].build = "b2"
+    refused = await cluster.planner.ensure(ASK)
+    assert refused.fault == "too_big"
+    assert "llama.cpp b1 on host-b, as on the others: it has b2" in refused.message
+    cluster.nodes["b"].build = "b1"
+    assert (await cluster.planner.ensure(ASK)).verdict is Verdict.WAIT
+    cluster.nodes["c"].build = "b2"
+    # Where the others would do without it, it is no way out.
+    huge = await cluster.planner.ensure(replace(ASK, context=32768, slots=8))
+    assert "as on the others" not in huge.message
+
+
 async def test_a_node_that_stays_away_is_not_waited_for(cluster: Cluster) -> None:
     del cluster.nodes["b"]
     cluster.changed()
