@@ -419,6 +419,30 @@ async def test_a_question_whose_answer_failed_is_asked_again(page: Page, show: S
     assert [one["content"] for one in body["messages"]] == ["refuse this"]
 
 
+async def test_what_needs_a_model_can_be_clicked_when_there_is_one_and_no_answer_under_way(
+    page: Page, show: Show
+) -> None:
+    given, url = await show(service=TalkingService())
+    send = "document.querySelector('.composer [type=submit]').disabled"
+    await open_and_ask(page, url, "refuse this")
+    await page.until("document.querySelector('button.again')")
+    models = dict(given.library.all)  # type: ignore[attr-defined]
+    given.library.all.clear()  # type: ignore[attr-defined]
+    await page.open(f"{url}/?again#/chat")
+    await page.until("document.querySelector('button.again')")
+    assert await page.run(f"document.querySelector('button.again').disabled && {send}")
+    given.library.all.update(models)  # type: ignore[attr-defined]
+    await page.open(f"{url}/?and-again#/chat")
+    await page.until(f"document.querySelector('#chat-model').value && !{send}")
+    assert not await page.run("document.querySelector('button.again').disabled")
+    await page.write("#message", "wait for ever")
+    await page.press("Enter")
+    await page.until("document.querySelector('.said')?.innerText.includes('answer that')")
+    # News of the models come meanwhile.
+    await page.run("document.querySelector('#chat-model').dispatchEvent(new Event('change')); 0")
+    assert await page.run(send)
+
+
 async def test_what_was_answered_is_there_after_a_reload_in_the_middle(page: Page, show: Show) -> None:
     service = TalkingService()
     _, url = await show(service=service)

@@ -80,7 +80,8 @@ export function chatView(place, wanted) {
     absent.hidden = !wanted || !asked || !able.length || Boolean(named);
     keyed(model, able, (one) => one.name, (one) => el("option", { value: one.name, text: shortModel(one.name) }));
     if (able.some((one) => one.name === chosen)) model.value = chosen;
-    sendButton.disabled = !able.length;
+    sendButton.disabled = Boolean(asking) || !able.length;
+    for (const button of talk.querySelectorAll("button.again")) button.disabled = !able.length;
     const nothing = asked && !able.length;
     none.hidden = !nothing;
     model.hidden = nothing;
@@ -153,7 +154,7 @@ export function chatView(place, wanted) {
 
   /** Asks the last question once more. */
   function againButton(text) {
-    return el("button", { type: "button", class: "quiet small again", text, on: { click: () => {
+    return el("button", { type: "button", class: "quiet small again", text, disabled: !model.value, on: { click: () => {
       if (asking || !model.value) return;
       if (chat.messages.at(-1)?.role === "assistant") chat.messages.pop();
       show(chat);
