@@ -6,7 +6,11 @@ from typing import Any
 
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
-from sollold.api.engine.schema import SchemaProblem, convert_schema, unenforced
+from sollold.api.engine.schema import convert_schema
+from sollold.api.engine.schema_problem import SchemaProblem
+from sollold.api.engine.schema_unenforced import unenforced
+from sollold.api.engine.schema_values import Effort
+from sollold.api.engine.tool_arguments import as_one_object
 from sollold.api.engine.tools import normalize_history, normalize_tools
 from sollold.errors import Fault, Refusal
 from sollold.facts import dataclass
@@ -55,7 +59,8 @@ def prepare_chat(body: dict[str, Any]) -> Prepared:
         body["reasoning_effort"] = _EFFORTS[effort]
     warnings: list[str] = []
     if body.get("tools"):
-        body["tools"] = [_convert_tool(tool, warnings) for tool in body["tools"]]
+        effort = Effort()
+        body["tools"] = [_convert_tool(tool, warnings, effort) for tool in body["tools"]]
     return Prepared(continue_last_message(body), (*warnings, *prepare_format(body)))
 
 
@@ -90,17 +95,18 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
             Fault.BAD_REQUEST,
             f"strict: the format's schema can't be converted to a grammar: {converted.problems[0]}",
         )
-    problems = [*converted.problems, *unenforced(converted.schema)]
+    problems = [*converted.problems, *converted.notes, *unenforced(converted.schema)]
     return converted.schema, tuple(f"format: not enforced: {problem}" for problem in problems)
 
 
-def _convert_tool(tool: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:
     """``tool`` with a schema that has a grammar; what is not enforced goes to ``warnings``."""
     function = tool["function"]
     if function.get("parameters") is None:
         return tool
-    converted = convert_schema(function["parameters"])
-    schema, problems = converted.schema, [*converted.problems, *unenforced(converted.schema)]
+    converted = convert_schema(function["parameters"], effort)
+    schema, further = as_one_object(function["parameters"], converted.schema)
+    problems = [*converted.problems, *converted.notes, *unenforced(converted.schema), *further]
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:
         problems = [SchemaProblem("", "type", "the arguments of a tool are an object")]

@@ -7,13 +7,15 @@ none is left free at its place, and reported: the caller decides whether that is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import field
 from typing import Any
 
 from sollold.api.engine.pattern import Unsupported, convertible_pattern
-from sollold.api.engine.schema_all_of import without_all_of
+from sollold.api.engine.schema_keywords import DEFINITIONS
 from sollold.api.engine.schema_pointer import anchors_in, at_pointer
+from sollold.api.engine.schema_problem import SchemaProblem, escaped
+from sollold.api.engine.schema_rewrite import Rewriter, TooLarge
+from sollold.api.engine.schema_values import Effort
 from sollold.facts import dataclass
 
 Schema = dict[str, Any]
@@ -33,24 +35,13 @@ _TYPES = {
 _TYPE_OF = {word: name for name, words in _TYPES.items() for word in (name, *words)}
 _ANY_TYPE = ("any", "", "mixed", "unknown", "variant")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_SINGLES = ("items", "additionalProperties", "not", "if", "then", "else", "contains", "propertyNames")
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")
+_MAY_BE_BOOL = ("additionalProperties", "additionalItems", "unevaluatedProperties", "unevaluatedItems")
+_SINGLES = ("items", *_MAY_BE_BOOL, "not", "if", "then", "else", "contains", "propertyNames")
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _ROOT = "root"
 _DEEPEST = 64
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaProblem:
-    """A keyword that can't be enforced. ``pointer``: a JSON pointer to its place, empty for the root."""
-
-    pointer: str
-    keyword: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f'"{self.keyword}" at {self.pointer or "/"}: {self.reason}'
 
 
 @dataclass(slots=True)
@@ -59,27 +50,44 @@ class ConvertedSchema:
 
     schema: Schema
     problems: list[SchemaProblem] = field(default_factory=list)
+    notes: list[SchemaProblem] = field(default_factory=list)
+    """What is enforced in part."""
 
 
-def convert_schema(given: Any) -> ConvertedSchema:
-    """``given`` rewritten; it is not changed."""
+def convert_schema(given: Any, effort: Effort | None = None) -> ConvertedSchema:
+    """``given`` rewritten; it is not changed. ``effort``: what may be done for it, less what is."""
+    effort = effort or Effort()
     converter = _Converter(given)
-    schema = converter.node(given, "", 0)
-    defs = converter.further_definitions()
-    if converter.refers_to_root:
-        defs[converter.root_name] = {
-            key: value for key, value in schema.items() if key not in ("$defs", "definitions")
-        }
-    if defs:
-        schema = {**schema, "$defs": {**schema.get("$defs", {}), **defs}}
-    return ConvertedSchema(schema, converter.problems)
+    schema = converter.document()
+    rewritten = _rewritten(schema, effort)
+    if rewritten is None:
+        note = SchemaProblem(
+            "", "schema", "it is too large for what stands beside its choices to be enforced"
+        )
+        return ConvertedSchema(schema, converter.problems, [note])
+    if rewritten.schema != schema and converter.refers_to_places:
+        # They may be elsewhere now.
+        converter = _Converter(given, name_places=True)
+        rewritten = _rewritten(converter.document(), effort) or rewritten
+    return ConvertedSchema(rewritten.schema, [*converter.problems, *rewritten.problems], rewritten.notes)
+
+
+def _rewritten(schema: Schema, effort: Effort) -> ConvertedSchema | None:
+    rewriter = Rewriter(schema, effort)
+    try:
+        return ConvertedSchema(rewriter.document(), rewriter.problems, rewriter.notes)
+    except TooLarge:
+        return None
 
 
 class _Converter:
     """One pass over a schema."""
 
-    def __init__(self, document: Any) -> None:
+    def __init__(self, document: Any, *, name_places: bool = False) -> None:
+        """``name_places``: what is referred to gets a name where it has none."""
         self._document = document
+        self._name_places = name_places
+        self.refers_to_places = False
         self.problems: list[SchemaProblem] = []
         self.refers_to_root = False
         defs = document.get("$defs") if isinstance(document, dict) else None
@@ -90,6 +98,14 @@ class _Converter:
         """What is referred to in a form that llama.cpp does not follow: by its identity (a name for it, the
         reference, it)."""
         self._anchors: dict[str, Schema] | None = None
+
+    def document(self) -> Schema:
+        """All of it."""
+        schema = self.node(self._document, "", 0)
+        defs = self.further_definitions()
+        if self.refers_to_root:
+            defs[self.root_name] = {key: value for key, value in schema.items() if key not in DEFINITIONS}
+        return {**schema, "$defs": {**schema.get("$defs", {}), **defs}} if defs else schema
 
     def further_definitions(self) -> dict[str, Schema]:
         """The targets of such references, by their names."""
@@ -125,12 +141,7 @@ class _Converter:
         self._pattern(out, pointer)
         self._children(out, pointer, depth)
         self._required(out, given)
-        if "allOf" not in out:
-            return out
-        merged = without_all_of(out)
-        if merged is None and not all(_is_object(member) for member in out["allOf"]):
-            self._problem(pointer, "allOf", "only objects and simple constraints can be joined")
-        return out if merged is None else merged
+        return out
 
     def _type(self, out: Schema, pointer: str) -> None:
         kinds = out.get("type")
@@ -201,6 +212,10 @@ class _Converter:
             del out["pattern"]
 
     def _reference(self, out: Schema, pointer: str) -> None:
+        for dynamic in ("$dynamicRef", "$recursiveRef"):
+            # Within one document they lead where a plain one does.
+            if dynamic in out:
+                out.setdefault("$ref", out.pop(dynamic))
         if "$ref" not in out:
             return
         target = out["$ref"]
@@ -223,7 +238,10 @@ class _Converter:
             place = at_pointer(self._document, target)
             if place is None:
                 return None
-            return self._under_a_name(target, place) if {"~", "%"} & {*target} else target
+            is_place = target.count("/") != 2 or target.split("/")[1] not in DEFINITIONS
+            self.refers_to_places |= is_place
+            unnamed = {"~", "%"} & {*target} or (is_place and self._name_places)
+            return self._under_a_name(target, place) if unnamed else target
         if target.startswith("#"):
             if self._anchors is None:
                 self._anchors = anchors_in(self._document)
@@ -252,10 +270,15 @@ class _Converter:
                 del out[keyword]
                 continue
             out[keyword] = {
-                name: self.node(child, f"{pointer}/{keyword}/{_escaped(name)}", depth + 1)
+                name: child
+                if keyword == "dependencies" and isinstance(child, list)
+                else self.node(child, f"{pointer}/{keyword}/{escaped(name)}", depth + 1)
                 for name, child in children.items()
                 if child is not False
             }
+            rest = out.get("additionalProperties")
+            if keyword == "properties" and rest not in (None, False) and False in children.values():
+                self._problem(pointer, keyword, "false can't be enforced beside additionalProperties")
         for keyword in _LISTS:
             if keyword in out:
                 self._list(out, keyword, pointer, depth)
@@ -263,13 +286,15 @@ class _Converter:
             if keyword not in out:
                 continue
             child, place = out[keyword], f"{pointer}/{keyword}"
-            if keyword == "additionalProperties" and isinstance(child, bool):
+            if keyword in _MAY_BE_BOOL and isinstance(child, bool):
                 continue
             if keyword == "items" and isinstance(child, list):
                 out[keyword] = [self.node(one, f"{place}/{n}", depth + 1) for n, one in enumerate(child)]
             elif child is False and keyword == "items":
                 out.pop("items")
-                out["maxItems"] = 0
+                prefix = out.get("prefixItems")
+                most = len(prefix) if isinstance(prefix, list) else 0
+                out["maxItems"] = min(most, out.get("maxItems", most))
             elif child is False:
                 self._problem(pointer, keyword, "false can't be enforced")
                 del out[keyword]
@@ -299,7 +324,8 @@ class _Converter:
         if isinstance(children, dict):
             own = (name for name, child in children.items() if isinstance(child, dict))
             names += [name for name in own if children[name].get("required") is True and name not in names]
-        if isinstance(out.get("properties"), dict) and out.get("additionalProperties") is not False:
+        rest = out.get("additionalProperties", out.get("unevaluatedProperties"))
+        if isinstance(out.get("properties"), dict) and rest in (None, True):
             # llama.cpp overlooks those that have no schema.
             out["properties"] |= {name: {} for name in names if name not in out["properties"]}
         if names:
@@ -319,42 +345,3 @@ def _number(value: Any) -> float | int | None:
     if not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
         return None
     return value
-
-
-def _is_object(schema: Schema) -> bool:
-    return "$ref" in schema or "properties" in schema or "enum" in schema
-
-
-def _escaped(name: str) -> str:
-    return name.replace("~", "~0").replace("/", "~1")
-
-
-def unenforced(schema: Schema, pointer: str = "") -> Iterator[SchemaProblem]:
-    """The keywords of a converted schema that llama.cpp does not enforce."""
-    for keyword in _IGNORED:
-        if keyword in schema:
-            yield SchemaProblem(pointer, keyword, "it is not enforced")
-    if "pattern" in schema:
-        for keyword in ("minLength", "maxLength", "format"):
-            if keyword in schema:
-                yield SchemaProblem(pointer, keyword, "it is not enforced beside a pattern")
-    if schema.get("type") == "number":
-        for keyword in _BOUNDS[:4]:
-            if keyword in schema:
-                yield SchemaProblem(pointer, keyword, "it is not enforced for numbers with a fraction")
-    for keyword in _MAPS:
-        for name, child in schema.get(keyword, {}).items():
-            yield from unenforced(child, f"{pointer}/{keyword}/{_escaped(name)}")
-    for keyword in _LISTS:
-        for place, child in enumerate(schema.get(keyword, ())):
-            yield from unenforced(child, f"{pointer}/{keyword}/{place}")
-    for keyword in ("items", "additionalProperties"):
-        child = schema.get(keyword)
-        if isinstance(child, dict):
-            yield from unenforced(child, f"{pointer}/{keyword}")
-
-
-_IGNORED = (
-    *("not", "if", "contains", "uniqueItems", "patternProperties", "propertyNames", "multipleOf"),
-    *("dependentRequired", "dependentSchemas", "minProperties", "maxProperties"),
-)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeGuard
 
 from sollold.api.engine.grammar_width import MOST_WAYS, TooManyWays, check_pattern
+from sollold.api.engine.schema_formats import FORMATS
 
 _MOST_VALUES = MOST_WAYS
 """Of all lists of values together."""
@@ -14,6 +15,9 @@ _MOST_OPTIONAL_SQUARED = 250_000
 """Properties of an object that may be left out become a grammar of the square of their number."""
 _LONGEST_PATTERNS = 16 * 1024
 """Characters of all patterns together."""
+_OF_FORMATS = frozenset(FORMATS.values())
+_SHARE_OF_FORMATS = 8
+"""Patterns of formats are known to go on in few ways: an engine takes hundreds of them."""
 _LONGEST_NAMES = 16 * 1024
 """Characters of the names of an object that may have others besides: each letter is told from all others."""
 _MOST_RANGES = 1000
@@ -72,7 +76,7 @@ def check_schema(value: object) -> None:
         )
         pattern = one.get("pattern")
         if isinstance(pattern, str):
-            letters += len(pattern)
+            letters += len(pattern) // _SHARE_OF_FORMATS if pattern in _OF_FORMATS else len(pattern)
             if letters > _LONGEST_PATTERNS:
                 raise TooWide(f"its patterns have more than {_LONGEST_PATTERNS} characters")
             try:

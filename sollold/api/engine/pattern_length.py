@@ -1,0 +1,104 @@
+"""How long the texts are that a pattern matches, and the pattern with its length bounded. Pure.
+
+Of patterns in the form that `convertible_pattern` gives them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+_ATOM = r"(?:\[(?:[^\]\\]|\\.)*+\]|\\.|[^\\()\[\]|*+?{}^$])"
+_TIMES = r"(?:[*+?]|\{\d+(?:,\d*)?\})?"
+_TOKEN = re.compile(
+    rf"(?:(?P<atom>{_ATOM})|(?P<open>\()|(?P<bar>\|)|(?P<close>\)))(?P<times>{_TIMES})", re.DOTALL
+)
+_SIMPLE = re.compile(rf"\^(?:{_ATOM}{_TIMES})*+\$", re.DOTALL)
+_PART = re.compile(rf"({_ATOM})({_TIMES})", re.DOTALL)
+MOST_REPEATS = 2000
+"""llama.cpp takes a larger bound for none."""
+
+Lengths = tuple[float, float]
+
+
+def lengths(pattern: str) -> Lengths:
+    """The fewest and the most characters of a text that the pattern matches; none and without bound, where
+    that is not known.
+    """
+    stack: list[_Group] = [_Group()]
+    place, text = 0, pattern[1:-1]
+    while place < len(text):
+        token = _TOKEN.match(text, place)
+        if token is None:
+            return 0, math.inf
+        place = token.end()
+        if token["open"]:
+            stack.append(_Group())
+        elif token["bar"]:
+            stack[-1].end_alternative()
+        elif token["close"]:
+            if len(stack) == 1:
+                return 0, math.inf
+            found = stack.pop().lengths()
+            stack[-1].add(found, _times(token["times"]))
+        else:
+            stack[-1].add((1, 1), _times(token["times"]))
+    return stack[0].lengths() if len(stack) == 1 else (0, math.inf)
+
+
+def with_length(pattern: str, least: float, most: float) -> str | None:
+    """The pattern, of whose texts only those of such a length match; None: that has no such form."""
+    fewest, longest = lengths(pattern)
+    if least <= fewest and longest <= most:
+        return pattern
+    if fewest > most or longest < least or not _SIMPLE.fullmatch(pattern):
+        return None
+    parts = [(atom, *_times(times)) for atom, times in _PART.findall(pattern[1:-1])]
+    free = [place for place, (_, low, high) in enumerate(parts) if low != high]
+    if len(free) != 1:
+        return None
+    atom, low, high = parts[free[0]]
+    fixed = fewest - low
+    low, high = max(low, least - fixed), min(high, most - fixed)
+    if low > MOST_REPEATS or MOST_REPEATS < high < math.inf:
+        return None
+    parts[free[0]] = (atom, low, high)
+    return "^" + "".join(one + _written(*times) for one, *times in parts) + "$"
+
+
+class _Group:
+    """What stands between two brackets."""
+
+    def __init__(self) -> None:
+        self._low = self._high = 0.0
+        self._ended: list[Lengths] = []
+
+    def add(self, found: Lengths, times: Lengths) -> None:
+        """A further part, repeated."""
+        self._low += found[0] * times[0]
+        self._high += found[1] * times[1] if found[1] and times[1] else 0
+
+    def end_alternative(self) -> None:
+        """A bar."""
+        self._ended.append((self._low, self._high))
+        self._low = self._high = 0.0
+
+    def lengths(self) -> Lengths:
+        """Of all of it, which has come to its end."""
+        self.end_alternative()
+        return min(low for low, _ in self._ended), max(high for _, high in self._ended)
+
+
+def _times(text: str) -> Lengths:
+    if not text:
+        return 1, 1
+    if text in "*+?":
+        return float(text == "+"), 1 if text == "?" else math.inf
+    low, comma, high = text[1:-1].partition(",")
+    return int(low), math.inf if comma and not high else int(high or low)
+
+
+def _written(low: float, high: float) -> str:
+    if low == high:
+        return "" if low == 1 else f"{{{int(low)}}}"
+    return f"{{{int(low)},{'' if high == math.inf else int(high)}}}"

@@ -1,0 +1,181 @@
+"""Two JSON schemas as one that demands what both do. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sollold.api.engine.schema_keywords import CONDITIONS, CONSTRAINTS, JOINS, Schema, is_among, same
+
+_LARGER = ("minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties", "minContains")
+_SMALLER = ("maximum", "exclusiveMaximum", "maxLength", "maxItems", "maxProperties", "maxContains")
+_MOST_NAMES = 64
+"""Of types and the like that are compared each with each."""
+
+
+class Unjoinable(Exception):
+    """No keyword means what two do together; the message names it."""
+
+
+class Impossible(Exception):
+    """No value meets what is demanded.
+
+    Attributes:
+        keyword: which demands it.
+        reason: why there is none.
+    """
+
+    def __init__(self, keyword: str, reason: str) -> None:
+        super().__init__(keyword, reason)
+        self.keyword, self.reason = keyword, reason
+
+
+def joined(one: Schema, other: Schema) -> Schema:
+    """What meets both, of schemas without `JOINS`; within their parts both stand in an ``allOf``.
+
+    Raises:
+        Unjoinable: see there.
+        Impossible: see there.
+    """
+    out = dict(one)
+    if one.keys() & _OF_OBJECTS and other.keys() & _OF_OBJECTS:
+        _join_properties(out, one, other)
+    if one.keys() & _OF_ITEMS and other.keys() & _OF_ITEMS:
+        _join_items(out, one, other)
+    for key, value in other.items():
+        if key in _APART and one.keys() & (_OF_OBJECTS if key in _OF_OBJECTS else _OF_ITEMS):
+            continue
+        if key not in out or same(out[key], value):
+            out[key] = value
+        elif key in CONSTRAINTS:
+            if (join := _JOINS.get(key)) is None:
+                raise Unjoinable(key)
+            out[key] = join(out[key], value)
+    return out
+
+
+def both(one: Any, other: Any) -> Any:
+    """A schema that demands what both do, not yet joined."""
+    if one is False or other is False:
+        return False
+    parts: list[Any] = []
+    for schema in (one, other):
+        if not isinstance(schema, dict) or not schema.keys() & (CONSTRAINTS | JOINS):
+            continue
+        members = schema["allOf"] if schema.keys() == {"allOf"} else [schema]
+        parts += [member for member in members if member not in parts]
+    if len(parts) > 1:
+        return {"allOf": parts}
+    return parts[0] if parts else one if isinstance(one, dict) else other
+
+
+_OF_OBJECTS = frozenset(("properties", "additionalProperties", "patternProperties"))
+_OF_ITEMS = frozenset(("items", "prefixItems", "additionalItems"))
+_APART = _OF_OBJECTS | _OF_ITEMS
+
+
+def _join_properties(out: Schema, one: Schema, other: Schema) -> None:
+    """Those of both; false for one that must not be there."""
+    found: dict[str, Any] = {}
+    for mine, theirs in ((one, other), (other, one)):
+        for name, schema in mine.get("properties", {}).items():
+            if name not in found:
+                rest = True if "patternProperties" in theirs else theirs.get("additionalProperties", True)
+                found[name] = both(schema, theirs.get("properties", {}).get(name, rest))
+    if "properties" in one or "properties" in other:
+        out["properties"] = found
+    if "additionalProperties" in one or "additionalProperties" in other:
+        out["additionalProperties"] = both(
+            one.get("additionalProperties", True), other.get("additionalProperties", True)
+        )
+    patterns, further = one.get("patternProperties", {}), other.get("patternProperties", {})
+    if patterns or further:
+        shared = {name: both(patterns[name], further[name]) for name in patterns.keys() & further.keys()}
+        out["patternProperties"] = {**patterns, **further, **shared}
+
+
+def _join_items(out: Schema, one: Schema, other: Schema) -> None:
+    first, second = tuple_of(one), tuple_of(other)
+    longest = max(len(first[0]), len(second[0]))
+    prefix = [both(*(_item(place, side) for side in (first, second))) for place in range(longest)]
+    rest = both(first[1], second[1])
+    if False in prefix:
+        prefix, rest = prefix[: prefix.index(False)], False
+    for key in _OF_ITEMS:
+        out.pop(key, None)
+    if prefix:
+        out["prefixItems"] = prefix
+    if rest is not True:
+        out["items"] = rest
+
+
+def tuple_of(schema: Schema) -> tuple[list[Any], Any]:
+    """The schemas of an array's first items, and of all further ones (or whether there may be any)."""
+    items = schema.get("items", True)
+    if isinstance(items, list):
+        return items, schema.get("additionalItems", True)
+    return schema.get("prefixItems", []), items
+
+
+def _item(place: int, side: tuple[list[Any], Any]) -> Any:
+    prefix, rest = side
+    return prefix[place] if place < len(prefix) else rest
+
+
+def _types(one: Any, other: Any) -> Any:
+    mine, theirs = ([kinds] if isinstance(kinds, str) else kinds for kinds in (one, other))
+    found = [kind for kind in mine if kind in theirs or (kind == "integer" and "number" in theirs)]
+    found += [kind for kind in theirs if kind == "integer" and "number" in mine and kind not in found]
+    if not found:
+        raise Impossible("type", "no type is allowed by all")
+    return found[0] if len(found) == 1 else found
+
+
+def _listed(one: Any, other: Any) -> Any:
+    if len(one) > _MOST_NAMES and len(other) > _MOST_NAMES:
+        raise Unjoinable("enum")
+    if found := [value for value in one if is_among(value, other)]:
+        return found
+    raise Impossible("enum", "no value is in all of them")
+
+
+def _consts(one: Any, other: Any) -> Any:
+    if is_among(one, [other]):
+        return one
+    raise Impossible("const", "no value is all of them")
+
+
+def _multiples(one: Any, other: Any) -> Any:
+    if isinstance(one, int) and isinstance(other, int) and one and other:
+        return math.lcm(one, other)
+    raise Unjoinable("multipleOf")
+
+
+def _dependents(one: Any, other: Any) -> Any:
+    shared: dict[str, Any] = {}
+    for name in one.keys() & other.keys():
+        mine, theirs = one[name], other[name]
+        if isinstance(mine, list) and isinstance(theirs, list):
+            shared[name] = list(dict.fromkeys([*mine, *theirs]))
+        elif isinstance(mine, list) or isinstance(theirs, list):
+            raise Unjoinable("dependencies")
+        else:
+            shared[name] = both(mine, theirs)
+    return {**one, **other, **shared}
+
+
+_JOINS: dict[str, Callable[[Any, Any], Any]] = {
+    "required": lambda one, other: list(dict.fromkeys([*one, *other])),
+    "type": _types,
+    "enum": _listed,
+    "const": _consts,
+    "multipleOf": _multiples,
+    "uniqueItems": lambda one, other: bool(one or other),
+    "not": lambda one, other: {"anyOf": [one, other]},
+    CONDITIONS: lambda one, other: [*one, *(each for each in other if each not in one)],
+    **dict.fromkeys(("propertyNames", "unevaluatedProperties", "unevaluatedItems"), both),
+    **dict.fromkeys(("dependencies", "dependentRequired", "dependentSchemas"), _dependents),
+    **dict.fromkeys(_LARGER, max),
+    **dict.fromkeys(_SMALLER, min),
+}

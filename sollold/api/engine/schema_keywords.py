@@ -1,0 +1,99 @@
+"""The keywords of JSON schema by the values that they speak of, and values as JSON tells them apart. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+Schema = dict[str, Any]
+
+KINDS = ("object", "array", "string", "integer", "number", "boolean", "null")
+BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+CHOICES = ("anyOf", "oneOf")
+DEFINITIONS = ("$defs", "definitions")
+CONDITIONS = "if/then/else"
+"""Within a schema that is being rewritten: its conditions and those of what was joined with it."""
+_SPEAKS_OF: dict[str, tuple[str, ...]] = {
+    "string": ("minLength", "maxLength", "pattern", "format"),
+    "number": (*BOUNDS, "multipleOf", "divisibleBy"),
+    "array": (
+        *("items", "prefixItems", "additionalItems", "unevaluatedItems", "minItems", "maxItems"),
+        *("uniqueItems", "contains", "minContains", "maxContains"),
+    ),
+    "object": (
+        *("properties", "required", "additionalProperties", "unevaluatedProperties", "patternProperties"),
+        *("propertyNames", "minProperties", "maxProperties"),
+        *("dependencies", "dependentRequired", "dependentSchemas"),
+    ),
+}
+KIND_OF = {keyword: kind for kind, keywords in _SPEAKS_OF.items() for keyword in keywords}
+CONSTRAINTS = frozenset((*KIND_OF, "type", "enum", "const", "not", "if", CONDITIONS, "disallow", "extends"))
+"""Keywords that forbid something and lead to no other schema of the same value."""
+JOINS = frozenset(("$ref", "allOf", *CHOICES))
+"""Keywords that lead to such."""
+
+
+def kinds_of(schema: Schema) -> list[str] | None:
+    """The types that a converted schema names; None: any."""
+    kinds = schema.get("type")
+    return [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else None
+
+
+def speaks_of(keyword: str, kinds: Iterable[str] | None) -> bool:
+    """Whether the keyword forbids anything of values of these types; None: any."""
+    if kinds is None or (kind := KIND_OF.get(keyword)) is None:
+        return True
+    return kind in kinds or (kind == "number" and "integer" in kinds)
+
+
+def constraints_of(schema: Schema) -> Schema:
+    """What of the schema forbids something of the types that it names."""
+    kinds = kinds_of(schema)
+    return {key: value for key, value in schema.items() if key in CONSTRAINTS and speaks_of(key, kinds)}
+
+
+def kind_of_value(value: Any) -> str:
+    """The type of a value; a number without a fraction is an integer."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        return "integer"
+    if isinstance(value, float):
+        return "number"
+    return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
+
+
+def exact(number: float) -> Fraction:
+    """A number as it is written: 0.1 is a tenth."""
+    return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal as JSON has it: true is not 1."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(value, other[key]) for key, value in one.items())
+    return bool(one == other)
+
+
+def is_among(value: Any, values: Iterable[Any]) -> bool:
+    """Whether an equal one is in ``values``."""
+    return any(same(value, one) for one in values)
+
+
+def values_of(schema: Schema) -> list[Any] | None:
+    """The only values that there may be; None: the schema does not list them."""
+    if "const" in schema:
+        return [schema["const"]]
+    values = schema.get("enum")
+    if isinstance(values, list):
+        return values
+    return (
+        [True, False] if schema.get("type") == "boolean" else [None] if schema.get("type") == "null" else None
+    )

@@ -1,0 +1,61 @@
+"""The parts of a JSON schema that llama.cpp reads as they are, found quickly: most have no others. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sollold.api.engine.schema_keywords import CONSTRAINTS, DEFINITIONS, JOINS, Schema, kind_of_value
+
+_READ = frozenset(
+    ("type", "properties", "required", "additionalProperties", "items", "enum", "$ref", "anyOf")
+)
+_NOTABLE = (CONSTRAINTS | JOINS | {*DEFINITIONS}) - _READ
+_BESIDE_JOINS = CONSTRAINTS | JOINS
+_KINDS = frozenset(("string", "integer", "number", "boolean", "null", "object", "array"))
+_MOST_VALUES = 100
+
+
+def plain_parts(document: Schema) -> set[int]:
+    """The identities of the schemas in a converted one that have such keywords and such parts alone."""
+    found: set[int] = set()
+    _is_plain(document, found)
+    return found
+
+
+def _is_plain(schema: Any, found: set[int]) -> bool:
+    keys = schema.keys()
+    plain = _is_read(schema) if keys.isdisjoint(_NOTABLE) else False
+    for keyword in ("properties", *DEFINITIONS):
+        if keyword in keys:
+            for child in schema[keyword].values():
+                plain = _is_plain(child, found) and plain
+    for keyword in ("anyOf", "oneOf", "allOf", "prefixItems", "items"):
+        if keyword in keys and isinstance(schema[keyword], list):
+            for child in schema[keyword]:
+                plain = _is_plain(child, found) and plain
+    for keyword in ("items", "additionalProperties"):
+        if keyword in keys and isinstance(schema[keyword], dict):
+            plain = _is_plain(schema[keyword], found) and plain
+    if plain:
+        found.add(id(schema))
+    return plain
+
+
+def _is_read(schema: Schema) -> bool:
+    """Of keywords that llama.cpp may read: whether it reads all of these."""
+    keys = schema.keys()
+    if "$ref" in keys or "anyOf" in keys:
+        return len(keys & _BESIDE_JOINS) == 1
+    kind = schema.get("type")
+    if kind.__class__ is not str:
+        return not keys & CONSTRAINTS
+    if "enum" in keys:
+        values = schema["enum"]
+        listed = len(values) <= _MOST_VALUES and all(kind_of_value(value) == kind for value in values)
+        return listed and len(keys & CONSTRAINTS) == 2
+    if kind == "array":
+        return not isinstance(schema.get("items"), list)
+    if "required" in keys and kind == "object":
+        properties = schema.get("properties", ())
+        return all(name in properties for name in schema["required"])
+    return kind in _KINDS

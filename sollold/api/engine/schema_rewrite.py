@@ -1,0 +1,322 @@
+"""A JSON schema as an equal one whose keywords llama.cpp reads. Pure.
+
+llama.cpp reads one keyword of a schema and overlooks the others: ``$ref``, else at ``oneOf``, ``anyOf``,
+``const`` or ``enum``. What stands beside them is joined with what they lead to; what is left gets a form of
+its own (`schema_values`, `schema_settle`). What llama.cpp reads as it is stays as it is.
+"""
+
+from __future__ import annotations
+
+from sollold.api.engine.schema_join import Impossible, Unjoinable, joined
+from sollold.api.engine.schema_keywords import (
+    CHOICES,
+    CONDITIONS,
+    CONSTRAINTS,
+    DEFINITIONS,
+    JOINS,
+    Schema,
+    constraints_of,
+    kinds_of,
+)
+from sollold.api.engine.schema_overlap import may_overlap
+from sollold.api.engine.schema_plain import plain_parts
+from sollold.api.engine.schema_pointer import at_pointer
+from sollold.api.engine.schema_problem import SchemaProblem, escaped
+from sollold.api.engine.schema_settle import settle, without_kind
+from sollold.api.engine.schema_values import Effort, ValueCheck, filter_values
+
+MOST_ALTERNATIVES = 64
+"""Of one schema, once all that stands beside a choice is in each of what is chosen from."""
+_DEEPEST = 40
+_MAPS = ("properties", "patternProperties")
+_LISTS = ("prefixItems", "items")
+_SINGLES = ("items", "additionalProperties")
+
+
+_FORBIDDING = JOINS | CONSTRAINTS | {"then", "else"}
+_BY_NAME = ("allOf", "anyOf", "oneOf", "$ref")
+_APART = JOINS | {*DEFINITIONS}
+
+
+class TooLarge(Exception):
+    """The schema would become too large."""
+
+
+class Rewriter:
+    """One pass over a converted schema.
+
+    Attributes:
+        problems: what has no such form.
+        notes: what is enforced in part.
+    """
+
+    def __init__(self, document: Schema, effort: Effort) -> None:
+        self._document = document
+        self.problems: list[SchemaProblem] = []
+        self.notes: list[SchemaProblem] = []
+        self._plain = plain_parts(document)
+        self._check = ValueCheck(self._at, effort)
+        self._effort = effort
+        self._joined = self._choosing = 0
+        self._only_one = False
+
+    def document(self) -> Schema:
+        """All of it.
+
+        Raises:
+            TooLarge: see there.
+        """
+        return self._child(self._document, "", 0)
+
+    def _at(self, reference: str) -> Schema | None:
+        return at_pointer(self._document, reference)
+
+    def _child(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        """The schema at ``pointer``; as it was where nothing meets it."""
+        if id(schema) in self._plain:
+            return schema
+        try:
+            return self._visit(schema, pointer, depth)
+        except Impossible as error:
+            self.problems.append(SchemaProblem(pointer, error.keyword, error.reason))
+            free = {"const", "enum"} if schema.keys() & {"const", "enum"} else {"type"}
+            return {key: value for key, value in schema.items() if key in free or key not in _FORBIDDING}
+
+    def _visit(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        self._effort.visits -= self._joined > 0
+        if depth > _DEEPEST or self._effort.visits < 0:
+            raise TooLarge
+        schema = self._with_definitions(schema, pointer, depth)
+        schema = self._without_known_types(schema)
+        joins = [key for key in JOINS if key in schema]
+        if not joins:
+            return self._leaf(schema, pointer, depth)
+        if len(joins) == 1 and not constraints_of(schema):
+            (join,) = joins
+            if join == "$ref":
+                return schema
+            if join in CHOICES:
+                return self._choice(schema, join, schema[join], pointer, depth)
+            members = [one for one in schema["allOf"] if one.keys() & JOINS or constraints_of(one)]
+            if len(members) == 1 and members[0].keys() & JOINS == {"$ref"} and not constraints_of(members[0]):
+                return {**members[0], **{key: value for key, value in schema.items() if key != "allOf"}}
+        return self._flattened(schema, schema, pointer, depth)
+
+    def _flattened(self, schema: Schema, otherwise: Schema, pointer: str, depth: int) -> Schema:
+        """With what stands beside each other joined; ``otherwise`` where that can't be."""
+        self._joined += 1
+        self._only_one = False
+        said = {key: value for key, value in schema.items() if key not in _FORBIDDING}
+        try:
+            found = self._alternatives(
+                {key: value for key, value in schema.items() if key in _FORBIDDING}, pointer, ()
+            )
+        except Unjoinable as error:
+            keyword = min(schema.keys() & JOINS, key=_BY_NAME.index)
+            reason = f'"{error}" of one part can\'t be joined with that of another'
+            self.problems.append(SchemaProblem(pointer, keyword, reason))
+            return {key: value for key, value in otherwise.items() if key != CONDITIONS}
+        finally:
+            self._joined -= 1
+        keyword = "oneOf" if self._only_one else "anyOf"
+        self._joined += 1
+        try:
+            if len(found) == 1:
+                return {**self._visit({**found[0], **said}, pointer, depth + 1), **said}
+            return self._choice(said, keyword, found, pointer, depth)
+        finally:
+            self._joined -= 1
+
+    def _choice(self, schema: Schema, keyword: str, found: list[Schema], pointer: str, depth: int) -> Schema:
+        """``schema``, which has no constraints, with what can be chosen from."""
+        kept: list[Schema] = []
+        problem = Impossible(keyword, "nothing can meet any of them")
+        for place, one in enumerate(found):
+            self._choosing += 1
+            try:
+                kept.append(self._visit(one, f"{pointer}/{keyword}/{place}", depth + 1))
+            except Impossible as error:
+                problem = error if len(found) == 1 else problem
+            finally:
+                self._choosing -= 1
+        if not kept:
+            raise problem
+        if keyword == "oneOf" and may_overlap(kept, self._at):
+            reason = "it is not enforced that only one of them is met"
+            self.notes.append(SchemaProblem(pointer, keyword, reason))
+        return {**schema, keyword: kept}
+
+    def _alternatives(self, schema: Schema, pointer: str, seen: tuple[str, ...]) -> list[Schema]:
+        """What can be chosen from, each without `JOINS`: all that stands together in ``schema`` is in each.
+
+        Raises:
+            Unjoinable: some keywords have no common meaning.
+            Impossible: nothing meets it.
+        """
+        own = _with_conditions({key: value for key, value in schema.items() if key not in _APART})
+        forbids = constraints_of(own)
+        found = [{key: value for key, value in own.items() if key in forbids or key not in CONSTRAINTS}]
+        if (reference := schema.get("$ref")) is not None:
+            target = self._at(reference)
+            if target is None or reference in seen:
+                raise Unjoinable("$ref")
+            found = self._product(found, self._alternatives(target, pointer, (*seen, reference)))
+        for member in schema.get("allOf", ()):
+            if not (member.keys() & JOINS or constraints_of(member)):
+                continue
+            found = self._product(found, self._alternatives(member, pointer, seen))
+        for keyword in CHOICES:
+            if keyword not in schema:
+                continue
+            choices = schema[keyword]
+            if keyword == "oneOf" and len(choices) > 1:
+                choices = _exclusive(choices)
+                self._only_one |= choices is schema[keyword]
+            listed: list[Schema] = []
+            for one in choices:
+                try:
+                    listed += self._alternatives(one, pointer, seen)
+                except Impossible:
+                    continue
+                if len(listed) > MOST_ALTERNATIVES:
+                    raise TooLarge
+            found = self._product(found, listed)
+        return found
+
+    def _product(self, some: list[Schema], others: list[Schema]) -> list[Schema]:
+        self._effort.visits -= len(some) * len(others)
+        if len(some) * len(others) > MOST_ALTERNATIVES or self._effort.visits < 0:
+            raise TooLarge
+        found: list[Schema] = []
+        problem = Impossible("anyOf", "nothing can meet any of them")
+        for one in some:
+            for other in others:
+                try:
+                    found.append(joined(one, other))
+                except Impossible as error:
+                    problem = error
+        if not found:
+            raise problem
+        return found
+
+    def _leaf(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        """One without `JOINS`."""
+        schema = filter_values(_with_conditions(schema), self._check)
+        if "enum" not in schema and "const" not in schema:
+            settled = settle(schema, self._at, self._check)
+            self.problems += [SchemaProblem(pointer, *one) for one in settled.problems]
+            self.notes += [SchemaProblem(pointer, *one) for one in settled.notes]
+            if settled.alternatives is not None:
+                chosen = {"anyOf": settled.alternatives, **settled.schema}
+                return self._flattened(chosen, settled.schema, pointer, depth)
+            schema = settled.schema
+        if schema.pop(CONDITIONS, None):
+            self.notes.append(SchemaProblem(pointer, "if", "it is not enforced"))
+        return self._with_parts(schema, pointer, depth)
+
+    def _with_parts(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        out = dict(schema)
+        try:
+            for keyword in _MAPS:
+                if isinstance(out.get(keyword), dict):
+                    out[keyword] = self._properties(out, keyword, f"{pointer}/{keyword}", depth)
+        except Impossible:
+            if (left := without_kind(schema, "object")) is None:
+                raise
+            out = left
+        for keyword in _LISTS:
+            if isinstance(out.get(keyword), list):
+                out[keyword] = [
+                    self._child(one, f"{pointer}/{keyword}/{place}", depth + 1)
+                    for place, one in enumerate(out[keyword])
+                ]
+        for keyword in _SINGLES:
+            if isinstance(out.get(keyword), dict):
+                out[keyword] = self._child(out[keyword], f"{pointer}/{keyword}", depth + 1)
+        return out
+
+    def _properties(self, schema: Schema, keyword: str, pointer: str, depth: int) -> dict[str, Schema]:
+        found: dict[str, Schema] = {}
+        for name, one in schema[keyword].items():
+            if id(one) in self._plain:
+                found[name] = one
+                continue
+            if one is False:
+                continue
+            place = f"{pointer}/{escaped(name)}"
+            is_required = name in schema.get("required", ())
+            is_closed = schema.get("additionalProperties", False) is False
+            if not (self._choosing and keyword == "properties" and (is_required or is_closed)):
+                found[name] = self._child(one, place, depth + 1)
+                continue
+            try:
+                found[name] = self._visit(one, place, depth + 1)
+            except Impossible:
+                if is_required:
+                    raise
+        return found
+
+    def _with_definitions(self, schema: Schema, pointer: str, depth: int) -> Schema:
+        for keyword in DEFINITIONS:
+            if isinstance(schema.get(keyword), dict):
+                visited = {
+                    name: self._child(one, f"{pointer}/{keyword}/{escaped(name)}", depth + 1)
+                    for name, one in schema[keyword].items()
+                }
+                schema = {**schema, keyword: visited}
+        return schema
+
+    def _without_known_types(self, schema: Schema) -> Schema:
+        """Without a ``type`` beside a choice or a reference that only leads to values of such types."""
+        if (
+            "type" not in schema
+            or len(schema.keys() & JOINS) != 1
+            or constraints_of(schema).keys() != {"type"}
+        ):
+            return schema
+        rest = {key: value for key, value in schema.items() if key != "type"}
+        found = self._kinds(rest, 0)
+        return rest if found is not None and found <= {*(kinds_of(schema) or ())} else schema
+
+    def _kinds(self, schema: Schema, depth: int) -> set[str] | None:
+        """The types of all values that it lets through; None: it may be any."""
+        if (kinds := kinds_of(schema)) is not None:
+            return {*kinds}
+        if depth > _DEEPEST // 4:
+            return None
+        if "$ref" in schema:
+            target = self._at(schema["$ref"])
+            return None if target is None else self._kinds(target, depth + 1)
+        for keyword in CHOICES:
+            if keyword in schema:
+                found = [self._kinds(one, depth + 1) for one in schema[keyword][:MOST_ALTERNATIVES]]
+                known = [one for one in found if one is not None]
+                complete = len(known) == len(schema[keyword])
+                return {kind for one in known for kind in one} if complete else None
+        return None
+
+
+def _with_conditions(schema: Schema) -> Schema:
+    """With its ``if``, ``then`` and ``else`` as one keyword, so that those of several can be told apart."""
+    if "if" not in schema:
+        return schema
+    parts = [schema.get(key, True) for key in ("if", "then", "else")]
+    rest = {key: value for key, value in schema.items() if key not in ("if", "then", "else")}
+    return {**rest, CONDITIONS: [*rest.get(CONDITIONS, ()), parts]} if parts[1:] != [True, True] else rest
+
+
+def _exclusive(choices: list[Schema]) -> list[Schema]:
+    """Of choices that each demand one property: none of the others may be there."""
+    names = [
+        one["required"]
+        for one in choices
+        if {*constraints_of(one)} <= {"required", "type"} and "required" in one
+    ]
+    if len(names) != len(choices) or any(len(name) != 1 for name in names):
+        return choices
+    if any(one.keys() & JOINS for one in choices):
+        return choices
+    return [
+        {**one, "not": {"anyOf": [{"required": other} for other in names if other != one["required"]]}}
+        for one in choices
+    ]

@@ -1,0 +1,125 @@
+"""A JSON schema without choices, in the keywords that llama.cpp reads. Pure.
+
+llama.cpp reads the bounds of integers but not of numbers, a pattern but no length beside it, either
+``prefixItems`` or ``items``, and of objects ``properties``, ``required`` and ``additionalProperties``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from sollold.api.engine.schema_join import Impossible
+from sollold.api.engine.schema_keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
+from sollold.api.engine.schema_settle_arrays import settle_array
+from sollold.api.engine.schema_settle_objects import settle_object
+from sollold.api.engine.schema_settle_scalars import settle_number, settle_text
+from sollold.api.engine.schema_settled import Settled
+from sollold.api.engine.schema_values import Resolve, ValueCheck
+
+
+def settle(schema: Schema, resolve: Resolve, check: ValueCheck) -> Settled:
+    """``schema`` in such keywords, as far as they go.
+
+    Raises:
+        Impossible: nothing meets it.
+    """
+    if not _may_need(schema):
+        return Settled(schema)
+    settled = Settled(_without_denied_types(_with_type(schema)))
+    for kind, step in (("number", settle_number), ("string", settle_text), ("array", settle_array)):
+        if _may_be(kind, settled.schema):
+            _settle_kind(settled, kind, step)
+    if _may_be("object", settled.schema) and settled.alternatives is None:
+        _settle_kind(settled, "object", lambda one: settle_object(one, resolve, check))
+    if settled.alternatives is None and "type" not in schema and schema.keys() & _STRUCTURE:
+        rest = {key: value for key, value in settled.schema.items() if key != "type"}
+        settled.schema = schema if rest == schema else settled.schema
+    return settled
+
+
+_STRUCTURE = frozenset(("properties", "items", "prefixItems"))
+"""Of what has one of these llama.cpp takes the type from it."""
+
+
+_PLAIN = frozenset(("properties", "required", "additionalProperties", "items", "minItems", "maxItems"))
+
+
+def _may_need(schema: Schema) -> bool:
+    """Whether it has more than llama.cpp reads; most have not. Quick."""
+    if not isinstance(kind := schema.get("type"), str):
+        return "type" in schema or not schema.keys().isdisjoint(CONSTRAINTS)
+    found = schema.keys() & CONSTRAINTS
+    found.discard("type")
+    if kind == "object" and found <= _PLAIN:
+        properties = schema.get("properties", _NOTHING)
+        return (
+            any(name not in properties for name in schema.get("required", ())) or False in properties.values()
+        )
+    if kind == "array" and found <= _PLAIN:
+        return isinstance(schema.get("items"), list | bool) or schema.get("minItems", 0) > schema.get(
+            "maxItems", math.inf
+        )
+    return bool(found)
+
+
+_NOTHING: Schema = {}
+
+
+def _settle_kind(settled: Settled, kind: str, step: Callable[[Settled], None]) -> None:
+    """Take a step over the values of one type; there are none of it where nothing meets it and others are
+    allowed.
+    """
+    before, problems, notes = settled.schema, len(settled.problems), len(settled.notes)
+    try:
+        step(settled)
+    except Impossible:
+        if (left := without_kind(before, kind)) is None:
+            raise
+        settled.schema, settled.alternatives = left, None
+        del settled.problems[problems:], settled.notes[notes:]
+
+
+def without_kind(schema: Schema, kind: str) -> Schema | None:
+    """The schema for values of its other types; None: it names none."""
+    named = kinds_of(schema) or []
+    gone = ("number", "integer") if kind == "number" else (kind,)
+    left = [one for one in named if one not in gone]
+    if not left or len(left) == len(named):
+        return None
+    out = {**schema, "type": left[0] if len(left) == 1 else left}
+    return {key: value for key, value in out.items() if key not in KIND_OF or speaks_of(key, left)}
+
+
+def _with_type(schema: Schema) -> Schema:
+    """With the type that its keywords speak of where it names none: llama.cpp takes it from some of them."""
+    if "type" in schema:
+        return schema
+    spoken = {KIND_OF[key] for key in schema if key in KIND_OF and key not in _OF_NO_TYPE}
+    if len(spoken) == 1 and (kind := spoken.pop()) in ("array", "object"):
+        return {"type": kind, **schema}
+    return schema
+
+
+_OF_NO_TYPE = frozenset(("format",))
+
+
+def _may_be(kind: str, schema: Schema) -> bool:
+    kinds = kinds_of(schema)
+    return kinds is None or kind in kinds or (kind == "number" and "integer" in kinds)
+
+
+def _without_denied_types(schema: Schema) -> Schema:
+    """Without a ``not`` of types."""
+    denied: Any = schema.get("not")
+    if not isinstance(denied, dict) or {*denied} - {"type", "title", "description"} or "type" not in denied:
+        return schema
+    kinds, without = kinds_of(schema), kinds_of(denied) or []
+    if kinds is None or ("integer" in without and "number" in kinds):
+        return schema
+    left = [kind for kind in kinds if kind not in without and not (kind == "integer" and "number" in without)]
+    rest = {key: value for key, value in schema.items() if key not in ("not", "type")}
+    if not left:
+        raise Impossible("not", "it denies all types")
+    return {"type": left[0] if len(left) == 1 else left, **rest}

@@ -1,0 +1,130 @@
+"""Numbers and texts of a JSON schema in the keywords that llama.cpp reads. Pure."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from sollold.api.engine.pattern_length import with_length
+from sollold.api.engine.schema_formats import FORMATS
+from sollold.api.engine.schema_join import Impossible
+from sollold.api.engine.schema_keywords import BOUNDS, exact, kinds_of
+from sollold.api.engine.schema_settled import Settled
+
+_MOST_VALUES = 256
+"""Numbers that are listed one by one."""
+_LARGEST = 10**15
+"""llama.cpp reads single bounds up to here, and two of them up to the next."""
+_LARGEST_OF_TWO = 10**18
+
+
+def settle_number(settled: Settled) -> None:
+    """Bounds of integers, and multiples: within bounds they are listed.
+
+    Raises:
+        Impossible: the bounds leave nothing.
+    """
+    kinds = kinds_of(settled.schema) or []
+    step = settled.schema.get("multipleOf")
+    if step and step > 0 and step == int(step) and "number" in kinds:
+        settled.set(type=_with_integers(kinds))
+        kinds = kinds_of(settled.schema) or []
+    if step and step == 1 and "number" not in kinds and kinds:
+        settled.set(multipleOf=None)
+        step = None
+    if step and step > 0 and {"integer", "number"} & {*kinds} and _list_multiples(settled, step, kinds):
+        return
+    if "integer" in kinds and "number" not in kinds:
+        _bound_integer(settled)
+
+
+def _with_integers(kinds: list[str]) -> Any:
+    found = list(dict.fromkeys("integer" if kind == "number" else kind for kind in kinds))
+    return found[0] if len(found) == 1 else found
+
+
+def _range(settled: Settled) -> tuple[Fraction | None, bool, Fraction | None, bool]:
+    """The lower bound and whether it is allowed itself, and the upper one likewise."""
+    schema = settled.schema
+    low, over = schema.get("minimum"), schema.get("exclusiveMinimum")
+    high, under = schema.get("maximum"), schema.get("exclusiveMaximum")
+    with_low = over is None or (low is not None and low > over)
+    with_high = under is None or (high is not None and high < under)
+    lower, upper = (low if with_low else over), (high if with_high else under)
+    return (
+        None if lower is None else exact(lower),
+        with_low,
+        None if upper is None else exact(upper),
+        with_high,
+    )
+
+
+def _list_multiples(settled: Settled, step: float, kinds: list[str]) -> bool:
+    """List the multiples between two bounds, where they are few."""
+    low, with_low, high, with_high = _range(settled)
+    if low is None or high is None:
+        return False
+    size = exact(step)
+    first, last = math.ceil(low / size), math.floor(high / size)
+    first += not with_low and first * size == low
+    last -= not with_high and last * size == high
+    if last - first >= _MOST_VALUES:
+        return False
+    whole = "number" not in kinds
+    values = [each * size for each in range(first, last + 1) if not whole or (each * size).denominator == 1]
+    others = [kind for kind in kinds if kind not in ("integer", "number")]
+    if not values and not others:
+        raise Impossible("multipleOf", "no multiple is within the bounds")
+    settled.set(**dict.fromkeys((*BOUNDS, "multipleOf", "type")))
+    listed = {"enum": [int(one) if one.denominator == 1 else float(one) for one in values]}
+    if others:
+        further = {"type": others[0] if len(others) == 1 else others}
+        settled.alternatives = [further, listed] if values else [further]
+    else:
+        settled.set(**listed)
+    return True
+
+
+def _bound_integer(settled: Settled) -> None:
+    schema = settled.schema
+    low, with_low, high, with_high = _range(settled)
+    least = None if low is None else math.ceil(low) if with_low else math.floor(low) + 1
+    most = None if high is None else math.floor(high) if with_high else math.ceil(high) - 1
+    if least is not None and most is not None and least > most:
+        raise Impossible("minimum", "no integer is within the bounds")
+    if len(schema.keys() & {*BOUNDS}) == (least is not None) + (most is not None) and all(
+        abs(schema[key]) < _LARGEST for key in BOUNDS if key in schema
+    ):
+        return  # llama.cpp reads them as they are
+    if (least or 0) > _LARGEST_OF_TWO or (most or 0) < -_LARGEST_OF_TWO:
+        settled.problems.append(("minimum" if least else "maximum", "it is too large"))
+        settled.set(**dict.fromkeys(BOUNDS))
+        return
+    # llama.cpp writes no integers of so many digits.
+    least = None if least is not None and least < -_LARGEST_OF_TWO else least
+    most = None if most is not None and most > _LARGEST_OF_TWO else most
+    if least is not None and least >= _LARGEST and most is None:
+        most = _LARGEST_OF_TWO
+    if most is not None and most <= -_LARGEST and least is None:
+        least = -_LARGEST_OF_TWO
+    settled.set(minimum=least, maximum=most, exclusiveMinimum=None, exclusiveMaximum=None)
+
+
+def settle_text(settled: Settled) -> None:
+    """Formats, and lengths beside patterns. They stay where the pattern does what they demand.
+
+    Raises:
+        Impossible: the lengths leave nothing.
+    """
+    schema = settled.schema
+    if schema.get("minLength", 0) > schema.get("maxLength", math.inf):
+        raise Impossible("minLength", "it is more than maxLength")
+    pattern = schema.get("pattern")
+    if pattern is None and isinstance(form := schema.get("format"), str) and form in FORMATS:
+        pattern = FORMATS[form]
+        settled.set(pattern=pattern)
+    if pattern is not None and ("minLength" in schema or "maxLength" in schema):
+        bounded = with_length(pattern, schema.get("minLength", 0), schema.get("maxLength", math.inf))
+        if bounded is not None:
+            settled.set(pattern=bounded)

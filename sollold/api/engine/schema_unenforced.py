@@ -1,0 +1,146 @@
+"""What of a JSON schema llama.cpp overlooks while it makes a grammar of it. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from sollold.api.engine.pattern_length import MOST_REPEATS, lengths
+from sollold.api.engine.schema_formats import FORMATS, NATIVE, OTHER_FORMATS
+from sollold.api.engine.schema_join import tuple_of
+from sollold.api.engine.schema_keywords import (
+    BOUNDS,
+    CHOICES,
+    DEFINITIONS,
+    Schema,
+    constraints_of,
+    kinds_of,
+    speaks_of,
+)
+from sollold.api.engine.schema_plain import plain_parts
+from sollold.api.engine.schema_problem import SchemaProblem, escaped
+
+_NEVER = (
+    *("not", "if", "disallow", "extends"),
+    *("contains", "uniqueItems", "unevaluatedItems"),
+    *("patternProperties", "propertyNames", "minProperties", "maxProperties", "unevaluatedProperties"),
+    *("dependencies", "dependentRequired", "dependentSchemas"),
+    *("multipleOf", "divisibleBy"),
+)
+
+_Found = tuple[str, str]
+
+
+def unenforced(document: Schema) -> Iterator[SchemaProblem]:
+    """The keywords of a converted schema that llama.cpp does not enforce."""
+    return _unenforced(document, "", plain_parts(document))
+
+
+def _unenforced(schema: Schema, pointer: str, plain: set[int]) -> Iterator[SchemaProblem]:
+    if id(schema) in plain:
+        return
+    for keyword in DEFINITIONS:
+        for name, child in schema.get(keyword, {}).items():
+            yield from _unenforced(child, f"{pointer}/{keyword}/{escaped(name)}", plain)
+    constraints = constraints_of(schema)
+    for join in ("$ref", "oneOf", "anyOf"):
+        if join in schema:
+            beside = [*constraints, *(key for key in ("allOf", *CHOICES) if key in schema and key != join)]
+            for keyword in beside:
+                yield SchemaProblem(pointer, keyword, f'it is not enforced beside "{join}"')
+            for place, child in enumerate(schema[join] if join != "$ref" else ()):
+                yield from _unenforced(child, f"{pointer}/{join}/{place}", plain)
+            return
+    listed = next((key for key in ("const", "enum") if key in schema), None)
+    if listed is not None:
+        for keyword in constraints:
+            if keyword not in (listed, "type"):
+                yield SchemaProblem(pointer, keyword, f'it is not enforced beside "{listed}"')
+        return
+    kinds = kinds_of(schema)
+    for keyword, reason in _of_keywords(schema, kinds):
+        yield SchemaProblem(pointer, keyword, reason)
+    yield from _of_parts(schema, pointer, plain)
+
+
+def _of_keywords(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
+    for keyword in _NEVER:
+        if keyword in schema and speaks_of(keyword, kinds) and schema[keyword] is not False:
+            yield keyword, "it is not enforced"
+    if kinds is None or "number" in kinds:
+        for keyword in BOUNDS:
+            if keyword in schema:
+                why = "without a type" if kinds is None else "for numbers with a fraction"
+                yield keyword, f"it is not enforced {why}"
+    if kinds is None or "string" in kinds:
+        yield from _of_text(schema)
+    if kinds is None or "array" in kinds:
+        yield from _of_array(schema, kinds)
+    if kinds is None or "object" in kinds:
+        yield from _of_object(schema)
+    if "allOf" in schema and (constraints_of(schema).keys() - {"type"} or kinds not in (None, ["object"])):
+        yield "allOf", "it is not enforced beside other keywords"
+
+
+def _of_text(schema: Schema) -> Iterator[_Found]:
+    least, most = schema.get("minLength", 0), schema.get("maxLength", math.inf)
+    form = schema.get("format")
+    form = form if isinstance(form, str) else ""
+    pattern = schema.get("pattern")
+    if pattern is not None:
+        fewest, longest = lengths(pattern)
+        # A bound of the format's own pattern comes of the lengths that stand beside it.
+        if form in (*NATIVE, *OTHER_FORMATS) or (form in FORMATS and pattern != FORMATS[form]):
+            yield "format", "it is not enforced beside a pattern"
+    elif form in NATIVE:
+        fewest, longest = NATIVE[form]
+    else:
+        if form in OTHER_FORMATS:
+            yield "format", "it is not enforced"
+        if MOST_REPEATS < most < math.inf:
+            yield "maxLength", f"it is not enforced above {MOST_REPEATS}"
+        return
+    beside = "a pattern" if pattern is not None else "such a format"
+    if least > fewest:
+        yield "minLength", f"it is not enforced beside {beside}"
+    if most < longest:
+        yield "maxLength", f"it is not enforced beside {beside}"
+
+
+def _of_array(schema: Schema, kinds: list[str] | None) -> Iterator[_Found]:
+    prefix, rest = tuple_of(schema)
+    if prefix:
+        if isinstance(schema.get("items"), dict | bool):
+            yield "prefixItems", 'it is not enforced beside "items"'
+        elif isinstance(rest, dict):
+            return
+        if not schema.get("minItems", 0) <= len(prefix) <= schema.get("maxItems", math.inf):
+            yield "minItems" if "minItems" in schema else "maxItems", "it is not enforced beside single items"
+        return
+    if schema.get("maxItems", 0) > MOST_REPEATS:
+        yield "maxItems", f"it is not enforced above {MOST_REPEATS}"
+    if kinds is None and "items" not in schema:
+        for keyword in ("minItems", "maxItems"):
+            if keyword in schema:
+                yield keyword, "it is not enforced without a type"
+
+
+def _of_object(schema: Schema) -> Iterator[_Found]:
+    properties = schema.get("properties", {})
+    missing = [name for name in schema.get("required", ()) if name not in properties]
+    if missing:
+        yield "required", f"{missing[0][:40]!r} has no schema"
+
+
+def _of_parts(schema: Schema, pointer: str, plain: set[int]) -> Iterator[SchemaProblem]:
+    for name, child in schema.get("properties", {}).items():
+        yield from _unenforced(child, f"{pointer}/properties/{escaped(name)}", plain)
+    for keyword in ("allOf", "prefixItems", "items"):
+        children: Any = schema.get(keyword)
+        for place, child in enumerate(children if isinstance(children, list) else ()):
+            yield from _unenforced(child, f"{pointer}/{keyword}/{place}", plain)
+    for keyword in ("items", "additionalProperties"):
+        child = schema.get(keyword)
+        if isinstance(child, dict):
+            yield from _unenforced(child, f"{pointer}/{keyword}", plain)
