@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from sollold.cluster.gossip.record_check import bad_values
+from sollold.cluster.gossip.record_check import bad_value
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.rpc_server import Peers
@@ -204,7 +204,7 @@ class Library:
             shape = await self._calls.call(node, "shape", ShapeRequest(name), Shape, timeout=_TIMEOUT)
         except PeerError as error:
             raise LookupError(str(error)) from None
-        if why := next(bad_values(shape), ""):
+        if why := bad_value(shape):
             raise LookupError(f"{name_of(self._view, node)} sent a bad header of {model.name!r}: {why}")
         return shape
 

@@ -164,10 +164,10 @@ class NodeLists:
                     del self._lists[node]
                 self._retry_at = {node: at for node, at in self._retry_at.items() if node in live}
             now, delay = loop.time(), None
+            me = self._view.me.node
             for node, digest in live.items():
-                mine = node == self._view.me.node
                 have = self._lists.get(node)
-                if mine or not digest or node in self._fetches or (have and have.digest == digest):
+                if node == me or not digest or node in self._fetches or (have and have.digest == digest):
                     continue
                 left = self._retry_at.get(node, 0.0) - now
                 if left <= 0:

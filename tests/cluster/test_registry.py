@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Collection
 from dataclasses import replace
 from random import Random
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sollold.cluster.gossip import registry as registry_module
 from sollold.cluster.gossip.packet import RECORD_LIMIT, Delta, Whole, encode
 from sollold.cluster.gossip.record import Backend, Endpoint, Grant, GrantState, Record, State
+from sollold.cluster.gossip.record_check import objection
 from sollold.cluster.gossip.registry import AHEAD, Merge, Registry
 from sollold.cluster.gossip.term import Term
 from tests.keys import Unsigned
@@ -211,3 +215,22 @@ def _whole(one: Registry) -> Whole:
 
 def _zip(data: bytes) -> bytes:
     return zlib.compress(data)
+
+
+def test_what_was_right_before_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[Collection[str]] = []
+
+    def noting(one: Record, highest: Term, known: Collection[str] = ()) -> str:
+        checked.append(known)
+        return objection(one, highest, known)
+
+    monkeypatch.setattr(registry_module, "objection", noting)
+    one, other = registry(A), registry(B)
+    assert other.merge_delta(delta(one)) is Merge.NEWER
+    change(one, links=((B, 0.001, 1e8),))
+    assert other.merge_delta(delta(one)) is Merge.NEWER
+    assert not checked[0]
+    assert "links" not in checked[1]
+    assert {"devices", "addresses"} <= set(checked[1])
+    change(one, links=((B, float("nan"), 1e8),))
+    assert other.merge_delta(delta(one)) is Merge.IMPOSSIBLE

@@ -417,6 +417,10 @@ class Gossip:
         member = self._membership.members.get(node)
         return member.boot if member is not None else 0
 
+    def others(self) -> tuple[str, ...]:
+        """Every other node that is held alive."""
+        return tuple(self._membership.live)
+
     def contacts(self) -> tuple[tuple[str, tuple[Address, ...]], ...]:
         """Every other node held alive with its addresses: what to remember on disk."""
         return tuple((node, self.addresses(node)) for node in sorted(self._membership.live))

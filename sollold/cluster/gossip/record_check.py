@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import fields
 from functools import lru_cache
 from ipaddress import ip_address
@@ -29,11 +29,12 @@ def printable_name(name: str) -> str:
     return "".join(letter for letter in name if letter.isprintable())[:MAX_NAME]
 
 
-def objection(record: Record, highest: Term) -> str:
+def objection(record: Record, highest: Term, known: Collection[str] = ()) -> str:
     """Why no honest node has such a record; empty when it may be one.
 
     Args:
         highest: the highest term seen so far: claims go up by few at a time.
+        known: fields that are as they were in a record that was found right.
     """
     claim = record.claim
     if claim.leader not in ("", record.node) or (claim.counter and not claim.leader):
@@ -49,36 +50,52 @@ def objection(record: Record, highest: Term) -> str:
     for port in (record.http_port, record.peer_port):
         if not 0 <= port <= 65535:
             return f"{port} is not a port"
-    return next(bad_values(record), "")
+    return _bad_field(record, known)
 
 
-def bad_values(value: Any, name: str = "", least: int = 0) -> Iterator[str]:
-    """What is wrong with the numbers and texts in a record, or in another dataclass of a node's.
+def bad_value(value: Any, name: str = "", least: int = 0) -> str:
+    """What is wrong with a value of a node's, or with one that a tuple or a dataclass holds; empty: nothing.
 
     ``least``: what a whole number may be.
     """
-    if value is None or isinstance(value, bool) or name in ("version", "claim"):
-        return
-    if isinstance(value, int):
+    if value is None or value is True or value is False or name in ("version", "claim"):
+        return ""
+    if isinstance(value, str):
+        if len(value) > _MAX_TEXT:
+            return f"{name} has {len(value)} characters"
+    elif isinstance(value, int):
         if not least <= value <= (_MAX_LIMIT if name == "limit" else MAX_BYTES):
-            yield f"{name} is {value}"
+            return f"{name} is {value}"
     elif isinstance(value, float):
         if not math.isfinite(value) or abs(value) > _MAX_FLOAT:
-            yield f"{name} is {value}"
-    elif isinstance(value, str):
-        if len(value) > _MAX_TEXT:
-            yield f"{name} has {len(value)} characters"
+            return f"{name} is {value}"
     elif isinstance(value, tuple):
         if len(value) > _MAX_ITEMS:
-            yield f"{name} has {len(value)} entries"
-            return
+            return f"{name} has {len(value)} entries"
         for item in value:
-            yield from bad_values(item, name)
+            if why := bad_value(item, name):
+                return why
     else:
-        for field in fields(value):
-            # A default below zero stands for "not known".
-            unknown = field.default if isinstance(field.default, int) else 0
-            yield from bad_values(getattr(value, field.name), field.name, min(0, unknown))
+        return _bad_field(value)
+    return ""
+
+
+def _bad_field(value: Any, known: Collection[str] = ()) -> str:
+    kind: Any = type(value)
+    for name, least in _checked_fields(kind):
+        if name not in known and (why := bad_value(getattr(value, name), name, least)):
+            return why
+    return ""
+
+
+@lru_cache
+def _checked_fields(kind: Any) -> tuple[tuple[str, int], ...]:
+    """The fields of a dataclass, each with what it may be at least if it is a whole number."""
+    return tuple(
+        # A default below zero stands for "not known".
+        (field.name, min(0, field.default if isinstance(field.default, int) else 0))
+        for field in fields(kind)
+    )
 
 
 @lru_cache(4096)

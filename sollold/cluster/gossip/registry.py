@@ -275,7 +275,9 @@ class Registry:
             record = _whole.decode(encode(fields))
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return Merge.BROKEN
-        if objection(record, self.highest):
+        held = self._registers.get(node)
+        known = [] if held is None else [name for name in parts if held.parts.get(name) == parts[name]]
+        if objection(record, self.highest, known):
             return Merge.IMPOSSIBLE
         self._store(Register(boot, version, record, parts, signature))
         return Merge.NEWER

@@ -10,6 +10,8 @@ _LEAST_RATE = 1e6
 _RATES = 3
 _SHARE = 0.25
 """Smaller differences are noise: every change of a record goes to all nodes."""
+_TELL_SECONDS = 15.0
+"""Changes of links that are known already are told together, no more often than this."""
 
 
 class LinkStats:
@@ -17,17 +19,23 @@ class LinkStats:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[float, float]] = {}
+        self._untold = False
+        self._told_at = float("-inf")
 
-    def note(self, node: str, trip: float, rate: float) -> bool:
-        """A link's round trip in seconds and its bytes per second; whether that is worth telling."""
+    def note(self, node: str, trip: float, rate: float, now: float) -> bool:
+        """A link's round trip in seconds and its bytes per second; whether to tell now what `told` has.
+
+        A change that waits is told with a later one's measurement: each link is measured again and again.
+        """
         before = self._known.get(node)
-        if (
-            before is not None
-            and not _differs(before[0], trip, _LEAST_TRIP)
-            and not _differs(before[1], rate, _LEAST_RATE)
-        ):
+        first = before is None or (rate > 0.0 and before[1] == 0.0)
+        if before is None or _differs(before[0], trip, _LEAST_TRIP) or _differs(before[1], rate, _LEAST_RATE):
+            self._known[node] = (trip, rate)
+            self._untold = True
+        if not self._untold or not (first or now - self._told_at >= _TELL_SECONDS):
             return False
-        self._known[node] = (trip, rate)
+        self._untold = False
+        self._told_at = now
         return True
 
     def keep(self, alive: Collection[str]) -> bool:

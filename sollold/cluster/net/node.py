@@ -336,7 +336,7 @@ class ClusterNode:
         if self._admission is not None and not self._leaving:
             self._admission.saw((one.node, one.name) for one in self.live())
         if self._gossip is not None and not self._leaving:
-            alive = [node for node, _ in self._gossip.contacts()]
+            alive = self._gossip.others()
             self._links.want(neighbours(self._identity.node, alive))
             if self._measures.keep(alive):
                 self.update_me(links=self._measures.told())
@@ -359,7 +359,7 @@ class ClusterNode:
             self._runner.do(self._gossip.link_lost(node, time.monotonic(), silent=silent))
 
     def _measured(self, node: str, trip: float, rate: float) -> None:
-        if self._measures.note(node, trip, rate):
+        if self._measures.note(node, trip, rate, time.monotonic()):
             self.update_me(links=self._measures.told())
 
     # Addresses
