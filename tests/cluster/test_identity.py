@@ -10,16 +10,30 @@ from typing import Any
 
 import pytest
 
+from sollold.cluster.net import identity
 from sollold.cluster.net.dialer import Dialer, in_words, socket_address
 from sollold.cluster.net.identity import OPEN_TOKEN, BadToken, Identity, Tokens
 from sollold.cluster.net.node_key import NodeKey
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
-from sollold.cluster.net.rpc_server import Peers
+from sollold.cluster.net.rpc_server import HTTP, Peers
 from tests.cluster.shells import IDS, Pair
 from tests.keys import key
 
 OTHER, THIRD = "ab" * 32, "cd" * 32
+
+
+async def test_a_clock_before_every_certificate_parts_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identity, "_SINCE", identity._UNTIL.replace(year=9998))
+    late = Pair()
+    try:
+        await late.start()
+        made, node, _ = await late.reach[0].connect(IDS[1], HTTP, asyncio.Protocol, timeout=5)
+        assert node == IDS[1] and made is not None
+    finally:
+        await late.close()
 
 
 def test_the_node_id_is_kept(tmp_path: Path) -> None:
