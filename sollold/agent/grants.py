@@ -39,6 +39,9 @@ from sollold.settings.schema import Settings
 
 log = logging.getLogger("sollold.agent")
 
+_PAUSED_SECONDS = 2 * MEASURE_SECONDS
+"""Between two looks at the clock, while something is granted, from which this daemon did not run."""
+
 _TELL_SECONDS = 3.0
 
 
@@ -98,6 +101,7 @@ class GrantManager:
         self._telling: set[asyncio.Task[None]] = set()
         self._reserved = asyncio.Event()
         """Something may be reserved, which will expire."""
+        self._looked = time.monotonic()
         self._term_file = TermFile(places.state)
         self.ledger = Ledger(node_limit=settings.node.memory_limit, name=name)
         self.external = ExternalWorkers(
@@ -140,7 +144,16 @@ class GrantManager:
                 continue
             await asyncio.sleep(max(min(deadline - time.monotonic(), MEASURE_SECONDS), 0.05))
             with retrying:
-                self._apply(self.ledger.expire(time.monotonic()))
+                self._apply(self.ledger.expire(self._now()))
+
+    def _now(self) -> float:
+        """Monotonic seconds. While this daemon did not run (stopped, frozen with its machine) no head was
+        silent: it gets that time back."""
+        now = time.monotonic()
+        paused, self._looked = now - self._looked, now
+        if paused > _PAUSED_SECONDS:
+            self.ledger.postpone(paused)
+        return now
 
     async def close(self) -> None:
         """End every worker."""
@@ -201,7 +214,7 @@ class GrantManager:
             return Reserved(False, refusal)
         if not await self.memory.refresh():
             return Reserved(False, NO_MEASURE)
-        reserved, actions = self.ledger.reserve(request, time.monotonic())
+        reserved, actions = self.ledger.reserve(request, self._now())
         self._reserved.set()
         refusal = await self._apply_before_answer(actions)
         if refusal:
@@ -221,7 +234,7 @@ class GrantManager:
                 False,
                 f"this node has llama.cpp {llama.build}, the head {request.build}: builds must match",
             )
-        done, actions = self.ledger.commit(request, time.monotonic())
+        done, actions = self.ledger.commit(request, self._now())
         self._apply(actions)
         if not done.ok or self._has_workers(request):
             return done
@@ -250,7 +263,7 @@ class GrantManager:
         """The peer call ``renew``: its head still needs a grant, which else runs out."""
         if caller != request.head:
             return Done(False, f"{self._name(caller)} may not renew for head {self._name(request.head)}")
-        done, actions = self.ledger.renew(request, time.monotonic())
+        done, actions = self.ledger.renew(request, self._now())
         self._apply(actions)
         if done.ok and request.loaded:
             worker = self.workers.get(request.deployment)
@@ -265,7 +278,7 @@ class GrantManager:
         if head != caller and (refusal := self._no_order(caller, request.term)):
             # What is not here needs no order to be gone.
             return Done(not head, refusal if head else "")
-        done, actions = self.ledger.release(request, caller, time.monotonic())
+        done, actions = self.ledger.release(request, caller, self._now())
         refusal = await self._apply_before_answer(actions)
         if refusal:
             return Done(False, refusal)

@@ -279,6 +279,11 @@ class Ledger:
                 self._end(deployment, f"its head {self._name(entry.head)} did not renew it in time", actions)
         return tuple(actions)
 
+    def postpone(self, seconds: float) -> None:
+        """The daemon itself did not run for so long: nobody could commit or renew meanwhile."""
+        for entry in self._entries.values():
+            entry.deadline += seconds
+
     def end_deployment(self, deployment: str, reason: str) -> tuple[Action, ...]:
         """Its worker died, or this node wants it gone: end what ``deployment`` has here."""
         actions: list[Action] = []

@@ -66,6 +66,21 @@ async def test_no_command_of_a_new_term_is_answered_before_the_term_is_on_disk(
         assert TermFile(folder / "a" / "state").read() == Term(9, "l")
 
 
+async def test_time_in_which_the_daemon_was_stopped_ends_no_grant(folder: Path):
+    async with running_agents(folder, NOBODY, "a") as cluster:
+        assert (await reserve(cluster, Term(9, "l"), "d")).ok
+        held = cluster.agents["a"].grants
+        # Ten minutes went by since it last looked at the clock.
+        held._looked -= 600.0
+        held.ledger.postpone(-600.0)
+        held._apply(held.ledger.expire(held._now()))
+        assert held.ledger.holds("d")
+        # It ran all the while, and nobody committed.
+        held.ledger.postpone(-600.0)
+        held._apply(held.ledger.expire(held._now()))
+        assert not held.ledger.holds("d")
+
+
 async def test_who_gives_up_does_not_end_the_write_that_others_wait_for(
     folder: Path, slow_disk: threading.Event
 ):
