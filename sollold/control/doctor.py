@@ -105,6 +105,7 @@ def examine(facts: Facts) -> list[Finding]:
         *_settings(facts),
         *_llama(facts),
         *_builds(facts.live),
+        *_names(facts.live),
         *_failed(facts.live),
         *_lost(facts.lost),
         *_offline(facts.offline),
@@ -168,6 +169,24 @@ def _builds(live: Sequence[Record]) -> list[Finding]:
         "llama-server in the PATH was found first (`sollold setup` there shows which)"
     )
     return [Finding(Grade.PROBLEM, what, fix)]
+
+
+def _names(live: Sequence[Record]) -> list[Finding]:
+    """Images of machines are often copied with their host name."""
+    where: dict[str, list[str]] = {}
+    for record in live:
+        where.setdefault(record.name.lower(), []).append(record.addresses[0] if record.addresses else "?")
+    return [
+        Finding(
+            Grade.NOTICE,
+            f"{len(hosts)} nodes are called {name} ({', '.join(sorted(hosts))}): messages and commands that "
+            "name one can't tell them apart",
+            "give each machine its own host name (`sudo hostnamectl hostname NAME`) or set node.name in its "
+            "sollold.toml, then `sudo systemctl restart sollold` there",
+        )
+        for name, hosts in sorted(where.items())
+        if len(hosts) > 1
+    ]
 
 
 def _failed(live: Sequence[Record]) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sollold.cluster.gossip.double import Double
 from sollold.cluster.gossip.record import Backend, Endpoint, Record, State
 from sollold.cluster.net.mdns import DiscoveryStatus
 from sollold.cluster.net.status import ClusterStatus
@@ -150,6 +151,19 @@ def test_what_works_less_well_than_it_could_is_a_notice() -> None:
     (finding,) = examine(replace(WELL, network=replace(NETWORK, unheard=("bert",))))
     assert finding.grade is Grade.NOTICE and finding.what.startswith("bert: alive on this network")
     assert "seeds" in finding.fix
+
+
+def test_nodes_of_one_name_are_told_apart_by_their_addresses() -> None:
+    (finding,) = examine(replace(WELL, live=(ANNA, replace(BERT, name="Anna", addresses=("10.0.0.2",)))))
+    assert finding.grade is Grade.NOTICE and "2 nodes are called anna (10.0.0.1, 10.0.0.2)" in finding.what
+    assert "node.name" in finding.fix
+
+
+def test_two_machines_with_one_id_are_told_of_on_the_other_nodes() -> None:
+    double = Double("bb", "10.0.0.2", "10.0.0.9")
+    (finding,) = examine(replace(WELL, network=replace(NETWORK, doubles=(double,))))
+    assert finding.grade is Grade.PROBLEM and "node-key" in finding.fix
+    assert "id of bert: 10.0.0.2, which takes part in the cluster, and 10.0.0.9, which does" in finding.what
 
 
 def test_a_node_alone_is_told_what_to_look_at() -> None:
