@@ -19,6 +19,7 @@ from sollold.api.http.services import AppServices
 from sollold.control.events import Event, as_object
 from sollold.control.history import FIRST_TOKEN, TOTALS, NodeHistory, regular, totals
 from sollold.errors import Fault, Refusal
+from sollold.natural_order import natural
 
 _REPLAYED = 100
 _PING = 15.0
@@ -167,7 +168,9 @@ class MonitorRoutes:
             "step": wanted.step,
             "series": sorted((*TOTALS, FIRST_TOKEN)),
             "total": {name: _rounded(line) for name, line in totals(nodes, points).items()},
-            "nodes": [_node_object(node) for node in sorted(nodes, key=lambda one: (one.name, one.node))],
+            "nodes": [
+                _node_object(node) for node in sorted(nodes, key=lambda one: (natural(one.name), one.node))
+            ],
         }
         # A day of twenty nodes takes some ten milliseconds to encode.
         return web.Response(
@@ -213,7 +216,7 @@ class MonitorRoutes:
                     **({"__scheme__": "https"} if record.tls else {}),
                 },
             }
-            for record in sorted((*cluster.live(), *missing), key=lambda one: (one.name, one.node))
+            for record in sorted((*cluster.live(), *missing), key=lambda one: (natural(one.name), one.node))
         ]
         return json_response(found)
 

@@ -12,6 +12,7 @@ from sollold.cluster.gossip.term import Term
 from sollold.control.events import OfflineNode
 from sollold.machine.device import Device, Kind, one_a_memory
 from sollold.machine.external_worker import ExternalWorker
+from sollold.natural_order import natural
 from sollold.serving.counters import Counters
 
 
@@ -161,6 +162,7 @@ def cluster_object(
     """``GET /api/cluster``."""
     names = names_of(records, offline)
     leads = next((record for record in records if record.node == leader.leader), None)
+    ordered = sorted(records, key=lambda record: (natural(record.name), record.node))
     return {
         "me": me.node,
         "name": me.name,
@@ -169,13 +171,10 @@ def cluster_object(
         "leader_name": names.get(leader.leader, ""),
         "leader_url": leads.url if leads is not None else "",
         "term": leader.counter,
-        "nodes": [
-            node_object(record, me.node, leader.leader)
-            for record in sorted(records, key=lambda record: (record.name, record.node))
-        ],
+        "nodes": [node_object(record, me.node, leader.leader) for record in ordered],
         "deployments": [
             deployment_object(record, endpoint, names)
-            for record in sorted(records, key=lambda record: (record.name, record.node))
+            for record in ordered
             for endpoint in record.endpoints
             if shown(endpoint)
         ],
