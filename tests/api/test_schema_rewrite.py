@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -59,7 +59,12 @@ REWRITTEN = {
     ),
     "one of two names": (
         {**of(a=STRING, b=INTEGER), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
-        {"anyOf": [{**of(a=STRING), "required": ["a"]}, {**of(b=INTEGER), "required": ["b"]}]},
+        {
+            "anyOf": [
+                {**of(a=STRING), "required": ["a"], "additionalProperties": False},
+                {**of(b=INTEGER), "required": ["b"], "additionalProperties": False},
+            ]
+        },
     ),
     "a type that says nothing more": (
         {
@@ -148,11 +153,20 @@ REWRITTEN = {
     ),
     "what depends on a name": (
         {**of(a=STRING, b=STRING), "dependentRequired": {"a": ["b"]}},
-        {"anyOf": [of(b=STRING), {**of(a=STRING, b=STRING), "required": ["a", "b"]}]},
+        {
+            "anyOf": [
+                {**of(b=STRING), "additionalProperties": False},
+                {**of(a=STRING, b=STRING), "required": ["a", "b"]},
+            ]
+        },
     ),
     "what depends on a name, in draft 7": (
         {**of(a=STRING, b={}), "required": ["a"], "dependencies": {"a": {"properties": {"b": INTEGER}}}},
         {**of(a=STRING, b=INTEGER), "required": ["a"]},
+    ),
+    "what depends on a name brings another": (
+        {**of(a=STRING), "maxProperties": 1, "dependentRequired": {"a": ["b"]}},
+        {"anyOf": [{**of(b={}), "additionalProperties": False}]},
     ),
     "what is not evaluated": (
         {"allOf": [of(a=STRING), of(b=STRING)], "unevaluatedProperties": False},
@@ -306,6 +320,7 @@ def test_what_nothing_meets_is_left_free_and_named(schema: Schema, keyword: str)
     Grammar(converted.schema).write()
 
 
+@settings(derandomize=True)
 @given(st.integers(0, 2**32))
 def test_what_is_not_named_is_enforced(seed: int) -> None:
     chance = random.Random(seed)
@@ -322,12 +337,14 @@ def test_what_is_not_named_is_enforced(seed: int) -> None:
             return
 
 
+@settings(derandomize=True)
 @given(st.integers(0, 2**32))
 def test_what_is_allowed_stays_allowed(seed: int) -> None:
     chance = random.Random(seed)
     schema = Schemas(chance, typed=True).document()
     converted = convert_schema(schema)
-    if converted.problems or converted.notes:
+    if converted.problems or converted.notes or '"prefixItems"' in json.dumps(schema):
+        # Of single items llama.cpp writes all, though there may be fewer.
         return
     before, after, valid = Grammar(schema, chance), Grammar(converted.schema), validator(schema)
     for _ in range(8):

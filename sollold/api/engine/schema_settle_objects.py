@@ -17,6 +17,9 @@ from sollold.api.engine.schema_values import Resolve, ValueCheck
 _ANY_NAME = frozenset(("", ".*", "^.*", ".*$", "^.*$", "^", "$"))
 _MOST_CHOICES = 16
 _MOST_NAMES = 256
+_DEEPEST_DEMAND = 8
+_LATER = ("dependentRequired", "dependentSchemas", "dependencies", CONDITIONS)
+_SAME_OBJECT = frozenset(("required", "properties", "allOf", "anyOf", "oneOf", "then", "else", *_LATER[:3]))
 
 
 def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
@@ -28,6 +31,7 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
     _leave_out(settled, [name for name, one in _properties(settled.schema).items() if one is False])
     _all_names(settled)
     _names(settled, resolve, check)
+    _foreseen(settled, resolve)
     for step in (_rest, _required, _forbidden, _counts, _dependents):
         step(settled)
         if settled.alternatives is not None:
@@ -97,6 +101,36 @@ def _rest(settled: Settled) -> None:
         settled.set(additionalProperties=rest)
 
 
+def _foreseen(settled: Settled, resolve: Resolve) -> None:
+    """Names that something may demand later have a schema from the beginning, so that what is decided by the
+    names that there are holds.
+    """
+    schema = settled.schema
+    if "properties" not in schema or schema.get("additionalProperties") is False:
+        return
+    waiting: list[tuple[Any, int]] = [(schema.get(keyword), 0) for keyword in _LATER]
+    rest = schema.get("additionalProperties", True)
+    names: dict[str, Any] = {}
+    while waiting and len(waiting) < _MOST_NAMES:
+        one, depth = waiting.pop()
+        if isinstance(one, list):
+            names |= dict.fromkeys(name for name in one if isinstance(name, str))
+            waiting += [(inner, depth + 1) for inner in one if not isinstance(inner, str)]
+        elif isinstance(one, dict) and depth < _DEEPEST_DEMAND:
+            # Of a map of schemas or lists all are looked at, of a schema what speaks of the same object.
+            inner = one if depth == 0 else {key: value for key, value in one.items() if key in _SAME_OBJECT}
+            names |= dict.fromkeys(inner.get("properties", ()) if depth else ())
+            waiting += [
+                (value, depth + 1) for key, value in inner.items() if not depth or key != "properties"
+            ]
+            if depth and isinstance(reference := one.get("$ref"), str):
+                waiting.append((resolve(reference), depth + 1))
+    further = rest if isinstance(rest, dict) else {}
+    missing = {name: further for name in names if name not in schema["properties"]}
+    if missing:
+        settled.set(properties={**schema["properties"], **missing})
+
+
 def _required(settled: Settled) -> None:
     """Required properties need a schema of their own."""
     schema = settled.schema
@@ -144,6 +178,9 @@ def _leave_out(settled: Settled, names: list[str]) -> None:
         if name in schema.get("required", ()):
             raise Impossible("required", f"{name[:40]!r} is not allowed")
     settled.set(properties={key: one for key, one in _properties(schema).items() if key not in names})
+    if "additionalProperties" not in schema:
+        # Nothing that is joined later brings them back.
+        settled.set(additionalProperties=False)
 
 
 def _counts(settled: Settled) -> None:
