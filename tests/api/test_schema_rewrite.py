@@ -172,6 +172,15 @@ REWRITTEN = {
         {"allOf": [of(a=STRING), of(b=STRING)], "unevaluatedProperties": False},
         {**of(a=STRING, b=STRING), "additionalProperties": False},
     ),
+    "what is not evaluated within": (
+        {**of(a=STRING, b=STRING), "anyOf": [{"unevaluatedProperties": False}, {"required": ["b"]}]},
+        {
+            "anyOf": [
+                {**of(), "additionalProperties": False},
+                {**of(a=STRING, b=STRING), "required": ["b"]},
+            ]
+        },
+    ),
     "a condition": (
         {**KIND, "if": {"properties": {"kind": {"const": "a"}}}, "then": {"required": ["x"]}},
         {

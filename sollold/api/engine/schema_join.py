@@ -55,6 +55,20 @@ def joined(one: Schema, other: Schema) -> Schema:
     return out
 
 
+def with_rest(schema: Schema) -> Schema:
+    """With what is demanded of all that is not evaluated as demanded of the rest, once all is joined."""
+    for unevaluated, further in _RESTS:
+        rest = schema.get(unevaluated)
+        if isinstance(rest, dict | bool):
+            schema = {key: value for key, value in schema.items() if key != unevaluated}
+            if further not in schema and rest is not True:
+                schema[further] = rest
+    return schema
+
+
+_RESTS = (("unevaluatedProperties", "additionalProperties"), ("unevaluatedItems", "items"))
+
+
 def both(one: Any, other: Any) -> Any:
     """A schema that demands what both do, not yet joined."""
     if one is False or other is False:

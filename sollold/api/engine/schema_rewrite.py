@@ -7,7 +7,7 @@ its own (`schema_values`, `schema_settle`). What llama.cpp reads as it is stays 
 
 from __future__ import annotations
 
-from sollold.api.engine.schema_join import Impossible, Unjoinable, joined
+from sollold.api.engine.schema_join import Impossible, Unjoinable, joined, with_rest
 from sollold.api.engine.schema_keywords import (
     CHOICES,
     CONDITIONS,
@@ -181,7 +181,7 @@ class Rewriter:
                 if len(listed) > MOST_ALTERNATIVES:
                     raise TooLarge
             found = self._product(found, listed)
-        return found
+        return [with_rest(one) for one in found]
 
     def _product(self, some: list[Schema], others: list[Schema]) -> list[Schema]:
         self._effort.visits -= len(some) * len(others)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sollold.api.engine.schema_join import Impossible
+from sollold.api.engine.schema_join import Impossible, with_rest
 from sollold.api.engine.schema_keywords import CONSTRAINTS, KIND_OF, Schema, kinds_of, speaks_of
 from sollold.api.engine.schema_settle_arrays import settle_array
 from sollold.api.engine.schema_settle_objects import settle_object
@@ -27,7 +27,7 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck) -> Settled:
     """
     if not _may_need(schema):
         return Settled(schema)
-    settled = Settled(_without_denied_types(_with_type(schema)))
+    settled = Settled(_without_denied_types(_with_type(with_rest(schema))))
     for kind, step in (("number", settle_number), ("string", settle_text), ("array", settle_array)):
         if _may_be(kind, settled.schema):
             _settle_kind(settled, kind, step)

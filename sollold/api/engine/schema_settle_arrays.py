@@ -27,10 +27,6 @@ def settle_array(settled: Settled) -> None:
         raise Impossible("minItems", "it is more than maxItems")
     if schema.get("uniqueItems") is False or (most <= 1 and "uniqueItems" in schema):
         settled.set(uniqueItems=None)
-    if isinstance(rest := schema.get("unevaluatedItems"), dict | bool):
-        settled.set(unevaluatedItems=None)
-        if "items" not in schema and rest is not True:
-            settled.set(items=rest)
     prefix, rest = tuple_of(settled.schema)
     if not prefix:
         if settled.schema.get("items") is False:

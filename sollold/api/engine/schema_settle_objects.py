@@ -32,7 +32,7 @@ def settle_object(settled: Settled, resolve: Resolve, check: ValueCheck) -> None
     _all_names(settled)
     _names(settled, resolve, check)
     _foreseen(settled, resolve)
-    for step in (_rest, _required, _forbidden, _counts, _dependents):
+    for step in (_required, _forbidden, _counts, _dependents):
         step(settled)
         if settled.alternatives is not None:
             return
@@ -88,17 +88,6 @@ def _names(settled: Settled, resolve: Resolve, check: ValueCheck) -> None:
         if None not in verdicts.values():
             kept = {name: one for name, one in properties.items() if verdicts[name]}
             settled.set(properties=kept, propertyNames=None)
-
-
-def _rest(settled: Settled) -> None:
-    """All that stood beside each other is joined: what is not evaluated is what is additional."""
-    schema = settled.schema
-    rest = schema.get("unevaluatedProperties")
-    if not isinstance(rest, dict | bool):
-        return
-    settled.set(unevaluatedProperties=None)
-    if "additionalProperties" not in schema and rest is not True:
-        settled.set(additionalProperties=rest)
 
 
 def _foreseen(settled: Settled, resolve: Resolve) -> None:
