@@ -9,6 +9,7 @@ from typing import Any
 from sollold import __version__
 from sollold.cli.asking import client, console, named, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.own_version import own_commit, own_version
 from sollold.cli.streams import harmless
 from sollold.cli.table import columns, print_table
 from sollold.client.errors import ClientError
@@ -99,6 +100,7 @@ def version(options: argparse.Namespace) -> int:
         print_json(
             {
                 "version": __version__,
+                "commit": own_commit(),
                 "nodes": [
                     {"name": node["name"], "release": node["release"], "build": node["build"]}
                     for node in found
@@ -107,7 +109,7 @@ def version(options: argparse.Namespace) -> int:
         )
         return Exit.DONE
     out = console()
-    out.print(f"sollold {__version__}")
+    out.print(f"sollold {own_version()}")
     if not found:
         where = named(options)
         out.print(f"no daemon answers {f'at {where}' if where else 'on this machine'}", style="dim")

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sollold import __version__
 from sollold.cli.commands import JSON, NODE, add_commands, settings_options
 from sollold.did_you_mean import did_you_mean
 
@@ -122,6 +121,16 @@ def subcommands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
     return {}
 
 
+class _Version(argparse.Action):
+    """Asks for the version only when it is wanted: a checkout has to ask git."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from sollold.cli.own_version import own_version
+
+        print(f"sollold {own_version()}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands with their options."""
     top = _Parser(
@@ -130,7 +139,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("-v", "--version", action="version", version=f"sollold {__version__}")
+    top.add_argument(
+        "-v", "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
     # They may stand before the command or after it; there, what is not given changes nothing.
     top.add_argument("--node", metavar="NODE", default="", help=NODE)
     top.add_argument("--json", action="store_true", help=JSON)

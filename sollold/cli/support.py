@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sollold import __version__
 from sollold.cli.asking import client, print_json
 from sollold.cli.exit import Exit
+from sollold.cli.own_version import own_version
 from sollold.cli.service import journalctl
 from sollold.client.errors import ClientError
 from sollold.settings.document import in_force
@@ -73,7 +73,7 @@ def _json(item: Any) -> str:
 
 def _versions() -> str:
     lines = [
-        f"sollold {__version__}",
+        f"sollold {own_version()}",
         f"Python {platform.python_version()}",
         f"{platform.system()} {platform.release()} {platform.machine()}",
     ]
