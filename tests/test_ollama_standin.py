@@ -51,7 +51,11 @@ async def test_each_name_has_its_own_layers_over_one_runner(standin: Standin) ->
 
 async def test_what_is_created_of_a_model_has_its_weights_and_its_own_layers(standin: Standin) -> None:
     made = {"model": "mine", "from": "told", "system": "Be kind.", "parameters": {"temperature": 0.1}}
-    await asked(standin, "/api/create", made)
+    _, text, _ = await asked(standin, "/api/create", made)
+    assert [json.loads(line)["status"] for line in text.splitlines()][-1] == "success" and "layer" in text
+    for path in ("/api/create", "/api/push"):
+        _, text, _ = await asked(standin, path, {**made, "stream": False})
+        assert json.loads(text) == {"status": "success"}
     mine = standin.models["mine:latest"]
     assert (mine.weights, mine.system, mine.parent) == ("base:7b", "Be kind.", "told:latest")
     assert mine.messages == standin.models["told:latest"].messages

@@ -305,13 +305,18 @@ class Standin:
             or (base.messages if base else ()),
             parent=base.name if base else "",
         )
-        return await self._statuses(request, "creating new layer", "writing manifest", "success")
+        return await self._statuses(request, body, "creating new layer", "writing manifest", "success")
 
     async def _push(self, request: web.Request) -> web.StreamResponse:
-        self._known(await _json(request))
-        return await self._statuses(request, "retrieving manifest", "pushing manifest", "success")
+        body = await _json(request)
+        self._known(body)
+        return await self._statuses(request, body, "retrieving manifest", "pushing manifest", "success")
 
-    async def _statuses(self, request: web.Request, *statuses: str) -> web.StreamResponse:
+    async def _statuses(
+        self, request: web.Request, body: dict[str, Any], *statuses: str
+    ) -> web.StreamResponse:
+        if body.get("stream") is False:
+            return web.json_response({"status": statuses[-1]})
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         for status in statuses:
