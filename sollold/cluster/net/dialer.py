@@ -168,7 +168,8 @@ async def _attempt(
     try:
         raw.setblocking(False)
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(raw, place)
+        # With its scope in the name of the host: uvloop leaves out what follows the port.
+        await loop.sock_connect(raw, address if "%" in address[0] else place)
     except BaseException:
         raw.close()
         raise

@@ -150,7 +150,7 @@ class Discovery:
             wanted = self._wanted or ()
             if not wanted:
                 which = f"none of {', '.join(self._named)} (cluster.interfaces)" if self._named else ""
-                address = "address" if self._ipv6 else "IPv4 address"
+                address = "address that others can be told (fe80:: is none)" if self._ipv6 else "IPv4 address"
                 self._reason = f"{which or 'no network interface'} has an {address}"
                 await self._changed.wait()
                 continue
