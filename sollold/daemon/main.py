@@ -20,7 +20,7 @@ import uvloop
 from sollold.api.http.connections import raise_descriptor_limit
 from sollold.cluster.net.identity import BadToken
 from sollold.cluster.net.seeds import BadSeed
-from sollold.daemon import systemd
+from sollold.daemon import loop_errors, systemd
 from sollold.daemon.app import Daemon
 from sollold.daemon.heap import use_one_arena
 from sollold.daemon.stuck_threads import StuckThreads
@@ -88,6 +88,7 @@ async def _serve(
 ) -> None:
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(loop_errors.handle)
     # Closing the terminal is no request to reload the settings.
     closed = (signal.SIGHUP,) if _has_terminal() else ()
     for number in (signal.SIGTERM, signal.SIGINT, *closed):
