@@ -36,7 +36,7 @@ _WORDS = ("kv", "type_k", "type_v", "policy")
 _Slots = Annotated[int, msgspec.Meta(ge=1, le=MOST_SLOTS)]
 
 
-class PlanBody(msgspec.Struct, kw_only=True):
+class PlanBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What ``plan`` and ``load`` take.
 
     ``online``: a plan may look up a model that no node has in Ollama's registry.
@@ -91,7 +91,7 @@ class DrainBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     on: bool = True
 
 
-class RouteBody(msgspec.Struct, kw_only=True):
+class RouteBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """``POST /api/cluster/route``."""
 
     model: str = ""

@@ -288,6 +288,17 @@ def check_tokens(prompt: str | list[Any], what: str) -> None:
         raise Refusal(Fault.BAD_REQUEST, f"{what} is a text, a list of texts, or tokens")
 
 
+def check_in_vocabulary(tokens: list[int], model: Model) -> None:
+    """Refuse tokens that the model does not have, where it is known how many it has.
+
+    Raises:
+        Refusal: BAD_REQUEST.
+    """
+    count = model.vocabulary.partition(":")[0]
+    if count and tokens and max(tokens) >= int(count):
+        raise Refusal(Fault.BAD_REQUEST, f"{max(tokens)} is no token of the model: it has {count}")
+
+
 def check_pieces(content: str | list[Any]) -> None:
     """Refuse a text that is too long to be shown token by token: each byte may become twenty of the answer.
 

@@ -250,7 +250,11 @@ def _result(item: dict[str, Any], model: Model) -> dict[str, Any]:
     if not isinstance(id_, str):
         raise Refusal(Fault.BAD_REQUEST, f"a {item.get('type')} needs a call_id")
     output = item.get("output") or ""
-    if not isinstance(output, (str, list)):
+    parts = output if isinstance(output, list) else ()
+    if not isinstance(output, (str, list)) or any(
+        not isinstance(part, dict) or "type" not in part for part in parts
+    ):
+        # As of a shell: what it wrote and how each command ended.
         output = msgspec.json.encode(output).decode()
     return {"role": "tool", "tool_call_id": id_, "content": _content(output, model, result=True)}
 

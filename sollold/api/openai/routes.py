@@ -32,6 +32,7 @@ from sollold.api.http.errors import Dialect
 from sollold.api.http.response import Reply, ResponseContext, json_response
 from sollold.api.http.route import Route
 from sollold.api.http.services import AppServices
+from sollold.api.openai.constraints import with_own_constraints
 from sollold.api.openai.embeddings import EmbeddingAsk, as_asked, embedding_body
 from sollold.api.openai.gathered_choices import GatheredChoices
 from sollold.api.openai.infill import InfillEncoder, infill_of
@@ -47,6 +48,7 @@ from sollold.api.openai.request import (
     Tokenize,
     chat_completion_body,
     chat_warnings,
+    check_in_vocabulary,
     check_pieces,
     check_tokens,
     checked_chat,
@@ -172,7 +174,7 @@ class OpenAiRoutes:
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         """``/v1/chat/completions``."""
-        body = await read_object(request)
+        body, unread = with_own_constraints(await read_object(request), chat=True)
         chat = as_type(body, ChatCompletion)
         listed = await self._find_placed(request, body, chat.model)
         can_answer(listed.model, "chat")
@@ -188,7 +190,7 @@ class OpenAiRoutes:
         checked = checked_chat(body, chat, listed.model)
         own = native_chat_body(checked, chat, listed.model)
         said = own["messages"]
-        lacking = (*chat_warnings(chat), *unseen_warnings(said), *unread_warnings(said))
+        lacking = (*unread, *chat_warnings(chat), *unseen_warnings(said), *unread_warnings(said))
         calls, prepared = chat_calls(
             listed.model,
             llama=lambda: chat_completion_body(checked, chat, listed.model),
@@ -216,7 +218,7 @@ class OpenAiRoutes:
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """``/v1/completions``."""
-        body = await read_object(request)
+        body, unread = with_own_constraints(await read_object(request), chat=False)
         ask = as_type(body, Completion)
         listed = await self._find_placed(request, body, ask.model)
         can_answer(listed.model, "completions")
@@ -225,7 +227,7 @@ class OpenAiRoutes:
             body = streamed(body)
             ask = as_type(body, Completion)
         engine = completion_body(body, ask, listed.model)
-        warnings = prepare_format(engine)
+        warnings = (*unread, *prepare_format(engine))
         call = Call("/v1/completions", engine)
         name = ask.model or listed.model.name
         native = raw_generate(engine, ask)
@@ -319,7 +321,9 @@ class OpenAiRoutes:
         if ask.tokens is None:
             raise Refusal(Fault.BAD_REQUEST, "tokens is required")
         check_tokens(list(ask.tokens), "tokens")
-        return await self._llama_only(request, body, await self._find(ask.model), "/detokenize")
+        listed = await self._find(ask.model)
+        check_in_vocabulary(ask.tokens, listed.model)
+        return await self._llama_only(request, body, listed, "/detokenize")
 
     async def infill(self, request: web.Request) -> web.StreamResponse:
         """``/infill``."""
