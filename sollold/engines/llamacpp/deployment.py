@@ -357,7 +357,8 @@ class Deployment:
                     why = f"llama-server hangs at its start: it did nothing for {still:.0f} s"
                 if on_disk:
                     why += f". llama-server waits for a file: {no_answer(Path(self.model.files[0]).parent)}"
-                self.hung = True
+                # Where others hold a part of it, it may be theirs that hangs.
+                self.hung = self.participants == (self._context.node,)
                 self.end(why)
 
     def _load_work(self) -> int | None:
