@@ -517,6 +517,27 @@ def test_many_tools_share_what_may_be_done() -> None:
     assert time.thread_time() - began < 1 and any("too large" in one for one in warnings)
 
 
+def test_the_schema_of_a_tool_does_not_make_the_prompt_much_longer() -> None:
+    many = {f"p{n}": {"type": "string", "description": "Something."} for n in range(40)}
+    for inner, keyword in (
+        (
+            {**of(**many), "minProperties": 1, "dependentRequired": {"p1": ["p2"], "p3": ["p4"]}},
+            "minProperties",
+        ),
+        ({"type": "string", "format": "uri"}, "format"),
+    ):
+        schema = of(a=inner)
+        function = {"name": "f", "parameters": schema}
+        body = {
+            "messages": [{"role": "user", "content": "a"}],
+            "tools": [{"type": "function", "function": function}],
+        }
+        warnings = prepare_chat(body).warnings
+        sent = body["tools"][0]["function"]["parameters"]  # type: ignore[index]
+        assert len(json.dumps(sent)) < 3 * len(json.dumps(schema)) + 1000
+        assert any(f'"{keyword}" at /properties/a' in one for one in warnings)
+
+
 def test_the_arguments_of_a_tool_stay_one_object() -> None:
     given_schema = {**of(a=STRING, b=INTEGER), "anyOf": [{"required": ["a"]}, {"required": ["b"]}]}
     referred = {"$ref": "#/$defs/A", "$defs": {"A": of(a=STRING)}}

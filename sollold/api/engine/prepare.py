@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from sollold.api.engine.continue_message import NO_PREFIX, AnswerPrefix, continue_last_message
 from sollold.api.engine.conversation import merge_answers
-from sollold.api.engine.schema import convert_schema
+from sollold.api.engine.schema import ConvertedSchema, convert_schema
+from sollold.api.engine.schema_keywords import Schema
 from sollold.api.engine.schema_problem import SchemaProblem
 from sollold.api.engine.schema_unenforced import unenforced
 from sollold.api.engine.schema_values import Effort
@@ -45,6 +48,10 @@ def normalize_chat(body: dict[str, Any]) -> dict[str, Any]:
 
 _EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
 """Efforts that templates do not know → the nearest that they do."""
+
+_MOST_GROWTH = 1000
+"""Characters by which the schema of a tool may become longer than twice what it was."""
+_ENCODER = msgspec.json.Encoder()
 
 
 def prepare_chat(body: dict[str, Any]) -> Prepared:
@@ -99,13 +106,25 @@ def _convert_format(given: Any, *, strict: bool) -> tuple[dict[str, Any], tuple[
     return converted.schema, tuple(f"format: not enforced: {problem}" for problem in problems)
 
 
+def _convert_arguments(given: Any, effort: Effort) -> tuple[ConvertedSchema, Schema, list[SchemaProblem]]:
+    """The schema of a tool converted, it as one object, and what is not enforced for that.
+
+    Templates write it into the prompt, where it must not become much longer.
+    """
+    converted = convert_schema(given, effort, formats=False)
+    schema, further = as_one_object(given, converted.schema)
+    if schema != given and len(_ENCODER.encode(schema)) > 2 * len(_ENCODER.encode(given)) + _MOST_GROWTH:
+        converted = convert_schema(given, Effort(visits=0), formats=False)
+        schema, further = as_one_object(given, converted.schema)
+    return converted, schema, further
+
+
 def _convert_tool(tool: dict[str, Any], warnings: list[str], effort: Effort) -> dict[str, Any]:
     """``tool`` with a schema that has a grammar; what is not enforced goes to ``warnings``."""
     function = tool["function"]
     if function.get("parameters") is None:
         return tool
-    converted = convert_schema(function["parameters"], effort)
-    schema, further = as_one_object(function["parameters"], converted.schema)
+    converted, schema, further = _convert_arguments(function["parameters"], effort)
     problems = [*converted.problems, *converted.notes, *unenforced(converted.schema), *further]
     kinds = schema.get("type", "object")
     if kinds != "object" and "object" not in kinds:

@@ -54,26 +54,27 @@ class ConvertedSchema:
     """What is enforced in part."""
 
 
-def convert_schema(given: Any, effort: Effort | None = None) -> ConvertedSchema:
-    """``given`` rewritten; it is not changed. ``effort``: what may be done for it, less what is."""
+def convert_schema(given: Any, effort: Effort | None = None, *, formats: bool = True) -> ConvertedSchema:
+    """``given`` rewritten; it is not changed.
+
+    ``effort``: what may be done for it, less what is. ``formats``: with their patterns, which are long.
+    """
     effort = effort or Effort()
     converter = _Converter(given)
     schema = converter.document()
-    rewritten = _rewritten(schema, effort)
-    if rewritten is None:
-        note = SchemaProblem(
-            "", "schema", "it is too large for what stands beside its choices to be enforced"
-        )
-        return ConvertedSchema(schema, converter.problems, [note])
-    if rewritten.schema != schema and converter.refers_to_places:
+    rewritten = _rewritten(schema, effort, formats)
+    if rewritten is not None and rewritten.schema != schema and converter.refers_to_places:
         # They may be elsewhere now.
-        converter = _Converter(given, name_places=True)
-        rewritten = _rewritten(converter.document(), effort) or rewritten
+        named = _Converter(given, name_places=True)
+        rewritten = _rewritten(named.document(), effort, formats)
+    if rewritten is None:
+        why = "it is too large for what stands beside its choices to be enforced"
+        return ConvertedSchema(schema, converter.problems, [SchemaProblem("", "schema", why)])
     return ConvertedSchema(rewritten.schema, [*converter.problems, *rewritten.problems], rewritten.notes)
 
 
-def _rewritten(schema: Schema, effort: Effort) -> ConvertedSchema | None:
-    rewriter = Rewriter(schema, effort)
+def _rewritten(schema: Schema, effort: Effort, formats: bool) -> ConvertedSchema | None:
+    rewriter = Rewriter(schema, effort, formats=formats)
     try:
         return ConvertedSchema(rewriter.document(), rewriter.problems, rewriter.notes)
     except TooLarge:

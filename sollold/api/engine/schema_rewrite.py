@@ -50,13 +50,15 @@ class Rewriter:
         notes: what is enforced in part.
     """
 
-    def __init__(self, document: Schema, effort: Effort) -> None:
+    def __init__(self, document: Schema, effort: Effort, *, formats: bool = True) -> None:
+        """``formats``: their patterns are set."""
         self._document = document
         self.problems: list[SchemaProblem] = []
         self.notes: list[SchemaProblem] = []
         self._plain = plain_parts(document)
         self._check = ValueCheck(self._at, effort)
         self._effort = effort
+        self._formats = formats
         self._joined = self._choosing = 0
         self._only_one = False
 
@@ -203,7 +205,7 @@ class Rewriter:
         """One without `JOINS`."""
         schema = filter_values(_with_conditions(schema), self._check)
         if "enum" not in schema and "const" not in schema:
-            settled = settle(schema, self._at, self._check)
+            settled = settle(schema, self._at, self._check, formats=self._formats)
             self.problems += [SchemaProblem(pointer, *one) for one in settled.problems]
             self.notes += [SchemaProblem(pointer, *one) for one in settled.notes]
             if settled.alternatives is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sollold.api.engine.schema_join import Impossible, with_rest
@@ -19,8 +20,8 @@ from sollold.api.engine.schema_settled import Settled
 from sollold.api.engine.schema_values import Resolve, ValueCheck
 
 
-def settle(schema: Schema, resolve: Resolve, check: ValueCheck) -> Settled:
-    """``schema`` in such keywords, as far as they go.
+def settle(schema: Schema, resolve: Resolve, check: ValueCheck, *, formats: bool = True) -> Settled:
+    """``schema`` in such keywords, as far as they go; ``formats``: with their patterns.
 
     Raises:
         Impossible: nothing meets it.
@@ -28,11 +29,15 @@ def settle(schema: Schema, resolve: Resolve, check: ValueCheck) -> Settled:
     if not _may_need(schema):
         return Settled(schema)
     settled = Settled(_without_denied_types(_with_type(with_rest(schema))))
-    for kind, step in (("number", settle_number), ("string", settle_text), ("array", settle_array)):
+    for kind, step in (
+        ("number", settle_number),
+        ("string", partial(settle_text, formats=formats)),
+        ("array", settle_array),
+    ):
         if _may_be(kind, settled.schema):
             _settle_kind(settled, kind, step)
     if _may_be("object", settled.schema) and settled.alternatives is None:
-        _settle_kind(settled, "object", lambda one: settle_object(one, resolve, check))
+        _settle_kind(settled, "object", partial(settle_object, resolve=resolve, check=check))
     if settled.alternatives is None and "type" not in schema and schema.keys() & _STRUCTURE:
         rest = {key: value for key, value in settled.schema.items() if key != "type"}
         settled.schema = schema if rest == schema else settled.schema

@@ -111,7 +111,7 @@ def _bound_integer(settled: Settled) -> None:
     settled.set(minimum=least, maximum=most, exclusiveMinimum=None, exclusiveMaximum=None)
 
 
-def settle_text(settled: Settled) -> None:
+def settle_text(settled: Settled, *, formats: bool = True) -> None:
     """Formats, and lengths beside patterns. They stay where the pattern does what they demand.
 
     Raises:
@@ -121,7 +121,8 @@ def settle_text(settled: Settled) -> None:
     if schema.get("minLength", 0) > schema.get("maxLength", math.inf):
         raise Impossible("minLength", "it is more than maxLength")
     pattern = schema.get("pattern")
-    if pattern is None and isinstance(form := schema.get("format"), str) and form in FORMATS:
+    form = schema.get("format") if formats else None
+    if pattern is None and isinstance(form, str) and form in FORMATS:
         pattern = FORMATS[form]
         settled.set(pattern=pattern)
     if pattern is not None and ("minLength" in schema or "maxLength" in schema):

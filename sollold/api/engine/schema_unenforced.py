@@ -96,7 +96,7 @@ def _of_text(schema: Schema) -> Iterator[_Found]:
     elif form in NATIVE:
         fewest, longest = NATIVE[form]
     else:
-        if form in OTHER_FORMATS:
+        if form in OTHER_FORMATS or form in FORMATS:
             yield "format", "it is not enforced"
         if MOST_REPEATS < most < math.inf:
             yield "maxLength", f"it is not enforced above {MOST_REPEATS}"
