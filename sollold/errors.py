@@ -37,3 +37,10 @@ class Refusal(Exception):
         self.message = message
         self.retry_after = retry_after
         self.status = status
+
+
+def unloaded_by_force(model: str) -> Refusal:
+    """What a request is told that was in a model, or waited for it, when somebody unloaded it by force."""
+    return Refusal(
+        Fault.INTERRUPTED, f"{model} was unloaded by order, with the requests in it (unload --force)"
+    )

@@ -142,7 +142,7 @@ class Deployments:
             return Done(False, f"{one.plan.model} has running requests")
         if not force and one.state in (State.STARTING, State.LOADING):
             return Done(False, f"{one.plan.model} is being loaded for a request that waits")
-        one.end(reason, state=State.DRAINING)
+        one.end(reason, state=State.DRAINING, forced=force)
         task = self._running.get(deployment)
         if task is not None:
             await asyncio.shield(task)

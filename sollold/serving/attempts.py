@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 
 from sollold import tracing
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.facts import dataclass
 from sollold.serving.candidate import EndpointCandidate, EndpointQuery, ScoredCandidate
 from sollold.serving.engine_deaths import EngineDeaths
@@ -184,6 +184,8 @@ class Attempts:
             return EndpointRefusal(Fault.UNAVAILABLE, error.message, retry_after=retry_after)
         if error.kind is ErrorKind.DEADLINE:
             return Refusal(Fault.TIMEOUT, error.message)
+        if error.forced:
+            return unloaded_by_force(self._ask.model)
         log.info("an endpoint did not answer: %s", error, extra=self._extra)
         return error
 

@@ -260,8 +260,9 @@ class EndpointServer:
             kind = ErrorKind.ENGINE if failed else ErrorKind.MOVED
             blamed = state.newest_unanswered() if endpoint is not None and has_crashed(endpoint) else None
             message = f"the engine was ended{f': {why}' if why else ''}"
+            forced = endpoint is not None and endpoint.forced
             for stream in tuple(state.streams):
-                stream.abort(StreamError(kind, message, crashed=stream is blamed))
+                stream.abort(StreamError(kind, message, crashed=stream is blamed, forced=forced))
             if endpoint is None and not state.streams:
                 del self._states[id]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from sollold import tracing
 from sollold.cluster.gossip.record import Backend
 from sollold.cluster.net.pour import Pour, Receiver, pulled
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.serving.attempts import BYPASS_LIMIT, BYPASS_PATHS, Attempt, Attempts
 from sollold.serving.candidate import EndpointQuery
 from sollold.serving.dispatch import Dispatcher
@@ -369,6 +369,8 @@ class RequestExecutor:
         await self._attempts.release_failed(attempt, error)
         if self._stopped is not None:
             raise self._stopped
+        if error.forced:
+            raise unloaded_by_force(self._ask.model)
         if routing.resumed >= _RESUMES:
             raise Refusal(Fault.INTERRUPTED, f"the response was interrupted {_RESUMES} times, last: {error}")
         anew = must_begin_anew(error, continuation, gathered=self._ask.gathered)

@@ -15,7 +15,7 @@ from sollold.cluster.gossip.record import Endpoint, Record, State
 from sollold.cluster.net.rpc import PeerError
 from sollold.cluster.net.rpc_client import Calls
 from sollold.cluster.net.view import View, name_of, next_change
-from sollold.errors import Fault, Refusal
+from sollold.errors import Fault, Refusal, unloaded_by_force
 from sollold.facts import dataclass
 from sollold.leader.client import LeaderClient
 from sollold.leader.messages import Drop, Ensure, Ensured, Verdict
@@ -207,6 +207,8 @@ class Loader:
             ended = await self._watch(answer.node, answer.deployment, load)
             if ended is not None and ended.state is State.READY:
                 return Ready(answer.node, ended, answer.reasons)
+            if ended is not None and ended.forced:
+                raise unloaded_by_force(ask.model)
             if ended is not None and ended.state is State.FAILED:
                 failures += 1
                 if failures >= _FAILURES:

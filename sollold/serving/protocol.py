@@ -119,7 +119,8 @@ class StreamError(Exception):
 
     ``transport``: the node or the engine could not be reached or the connection broke, which a circuit
     breaker counts. ``taken``: the engine had the request in it when it failed. ``crashed``: a process of the
-    engine ended by a fault of its own, before anything came of this request, the newest in it.
+    engine ended by a fault of its own, before anything came of this request, the newest in it. ``forced``:
+    somebody ended the engine with all requests in it: no other is to be found or loaded for this one.
     """
 
     kind: ErrorKind
@@ -128,6 +129,7 @@ class StreamError(Exception):
     transport: bool = False
     taken: bool = False
     crashed: bool = False
+    forced: bool = False
 
     def __post_init__(self) -> None:
         super().__init__(self.message)

@@ -302,7 +302,9 @@ async def test_a_load_is_ended_only_by_force(folder: Path, llama: Llama, tiny: M
         await cluster.deploy("d", plan(tiny, "a"))
         refused = await cluster.call("l", "a", "unload", Unload(TERM, "d"))
         assert refused == Done(False, "tiny:latest is being loaded for a request that waits")
+        one = cluster.agents["a"].deployments.all["d"]
         assert await cluster.call("l", "a", "unload", Unload(TERM, "d", force=True)) == Done(True)
+        assert one.endpoint().forced, "who waits for it is not to have it loaded anew"
         assert cluster.agents["a"].deployments.endpoint("d") is None
         assert cluster.agents["a"].grants.ledger.grants() == ()
 

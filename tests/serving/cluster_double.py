@@ -90,6 +90,12 @@ class FakeEngines:
         endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]
         self._view.update_me(endpoints=tuple(endpoints))
 
+    def force_out(self, id: str) -> None:
+        """Somebody unloads it with the requests in it."""
+        ended = {"state": State.DRAINING, "forced": True, "reason": "asked for"}
+        endpoints = [replace(one, **ended) if one.id == id else one for one in self._view.me.endpoints]
+        self._view.update_me(endpoints=tuple(endpoints))
+
     def drop(self, id: str) -> None:
         self.urls.pop(id, None)
         self._view.update_me(endpoints=tuple(e for e in self._view.me.endpoints if e.id != id))

@@ -174,6 +174,17 @@ async def test_failed_load_is_planned_anew_and_given_up_at_last(scene: Scene) ->
     assert 1 < len(scene.asked) < 10
 
 
+async def test_a_load_that_was_ended_by_force_is_not_begun_anew(scene: Scene) -> None:
+    scene.answers = [WAIT]
+    asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))
+    await until(lambda: scene.asked)
+    scene.tell(replace(LOADING, state=State.DRAINING, forced=True))
+    with pytest.raises(Refusal, match="was unloaded by order") as refusal:
+        await asking
+    assert refusal.value.fault is Fault.INTERRUPTED
+    assert len(scene.asked) == 1
+
+
 async def test_dead_head_is_planned_anew(scene: Scene) -> None:
     scene.answers = [WAIT, Ensured(Verdict.USE, node="a", deployment="d2")]
     asking = asyncio.create_task(scene.loader.ready(need(), lambda _: None))

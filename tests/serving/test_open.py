@@ -687,3 +687,21 @@ async def test_hang_up_while_an_endpoint_with_a_free_slot_is_asked_frees_it(clus
         await until(lambda: reciter.running == 0 and not b.server.under_way)
     reciter.gate.set()
     assert await give(b, id="stays")
+
+
+@pytest.mark.parametrize("asked", ["a", "b"])
+async def test_what_is_unloaded_by_force_ends_with_the_requests_in_it(cluster: Cluster, asked: str) -> None:
+    a, b, reciter = await two(cluster, slots=1)
+    reciter.pause = 0.01
+    node = a if asked == "a" else b
+    answer = await node.serving.open(ask(id="first"), lambda _: None)
+    assert await anext(answer.events)
+    waits: list[Waiting] = []
+    queued = asyncio.create_task(give(node, id="second", waits=waits))
+    await until(lambda: Waiting("queued", position=1) in waits)
+    b.engines.force_out("d1")
+    for ended in (read(answer), queued):
+        with pytest.raises(Refusal, match="was unloaded by order") as refusal:
+            await ended
+        assert refusal.value.fault is Fault.INTERRUPTED
+    assert answer.routing.resumed == 0

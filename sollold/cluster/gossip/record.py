@@ -208,6 +208,8 @@ class Endpoint:
     """Of FAILED: a process of it ended by a fault of its own, not since somebody or the system killed it."""
     hung: bool = False
     """Of FAILED: its load, which was its head's alone, stood still, a minute of the callers' time."""
+    forced: bool = False
+    """Of DRAINING: somebody ends it with the requests in it, which are not to go on elsewhere."""
     cpu_moe: int = 0
     ready_since: float = 0.0
     """Of a deployment of llama.cpp: when it got READY, as a Unix time of its node; 0.0: it is not."""

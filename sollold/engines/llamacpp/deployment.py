@@ -89,6 +89,7 @@ class Deployment:
         self.culprit = ""
         self.crashed = False
         self.hung = False
+        self.forced = False
         self.busy = 0
         self.active = 0
         self.waiting = 0
@@ -164,15 +165,22 @@ class Deployment:
         self._last_used = time.monotonic()
 
     def end(
-        self, reason: str, *, state: State = State.FAILED, culprit: str = "", crashed: bool = False
+        self,
+        reason: str,
+        *,
+        state: State = State.FAILED,
+        culprit: str = "",
+        crashed: bool = False,
+        forced: bool = False,
     ) -> None:
         """End it, with ``reason`` for people; DRAINING for an end that somebody wanted.
 
-        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own.
+        ``culprit``: the node whose part failed; ``crashed``: a process there, by a fault of its own;
+        ``forced``: the requests in it end, too.
         """
         if self._fault.done():
             return
-        self.culprit, self.crashed = culprit, crashed
+        self.culprit, self.crashed, self.forced = culprit, crashed, forced
         self._fault.set_result(reason)
         self._become(state, reason=reason)
 
@@ -236,6 +244,7 @@ class Deployment:
             culprit=self.culprit,
             crashed=self.crashed,
             hung=self.hung,
+            forced=self.forced,
             ready_since=round(self._ready_since, 1) if self.state is State.READY else 0.0,
             cpu_moe=plan.cpu_moe,
             template=fixed.template,
