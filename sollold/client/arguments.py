@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from numbers import Integral, Real
 
@@ -77,6 +77,21 @@ def check_text(name: str, value: object) -> None:
     """
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be a text, not {type(value).__name__}")
+
+
+def texts_in(name: str, value: object) -> list[str]:
+    """Several texts. A single one would be taken for its letters.
+
+    Raises:
+        TypeError: they are none.
+    """
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of texts, not {value!r}")
+    texts = list(value)
+    for place, one in enumerate(texts):
+        if not isinstance(one, str):
+            raise TypeError(f"{name}[{place}] must be a text, not {one!r}")
+    return texts
 
 
 def names_in(name: str, value: object) -> tuple[str, ...] | None:

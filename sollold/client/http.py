@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sollold.client.arguments import check_seconds, check_text
+from sollold.client.discovery import url_of
 from sollold.client.errors import (
     ClientError,
     NodeLost,
@@ -36,10 +37,13 @@ class Client:
     """Asks one node. Use it as an asynchronous context manager.
 
     Args:
-        url: of the node (``http://pc2:11435``).
+        url: of the node (``http://pc2:11435``, ``pc2``).
         timeout: seconds for an answer that is not streamed.
         session: to share connections with other clients; without one the client opens its own.
         api_key: where the node wants one; None: ``$SOLLOLD_API_KEY``, empty: none.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it must be.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Client:
         api_key: str | None = None,
     ) -> None:
         check_seconds("timeout", timeout)
-        self.url = url.rstrip("/")
+        self.url = url_of(url)
         self._timeout = timeout
         self._key = api_key_of(api_key)
         self._session = session
@@ -273,7 +277,8 @@ class _Exchange:
         import aiohttp
 
         await self._pending.__aexit__(kind, error, trace)
-        if isinstance(error, aiohttp.ClientError | TimeoutError):
+        # What the node itself said, such as that the time is up, is no loss of the node.
+        if isinstance(error, aiohttp.ClientError | TimeoutError) and not isinstance(error, ClientError):
             raise NodeLost(f"the answer of {self._url} broke off: {type(error).__name__} {error}") from error
 
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
-from sollold.client.arguments import check_count, check_seconds
+from sollold.client.arguments import check_count, check_seconds, texts_in
 from sollold.client.bodies import checked_messages, request_body
 from sollold.client.cluster import ClusterClient
 from sollold.client.discovery import urls_of
@@ -153,7 +153,7 @@ class OllamaPool(Generation):
             priority=priority,
             more=more,
             arguments=EmbedArguments,
-            input=input if isinstance(input, str) else list(input),
+            input=input if isinstance(input, str) else texts_in("input", input),
         )
         if timeout is not None:
             body["timeout"] = timeout
@@ -190,7 +190,7 @@ class OllamaPool(Generation):
         """
         check_seconds("timeout", timeout)
         check_count("concurrency", concurrency, "1 is one request after the other")
-        texts = list(inputs)
+        texts = texts_in("inputs", inputs)
         slots = asyncio.Semaphore(concurrency)
 
         async def part(start: int) -> Vectors:

@@ -50,6 +50,22 @@ def test_a_router_names_the_argument_that_is_wrong(
         router(**options)
 
 
+def test_texts_are_told_from_one_text_and_from_what_is_none() -> None:
+    pool = sync_wrapper.OllamaPool("http://127.0.0.1:9")
+    with pytest.raises(TypeError, match=r"^inputs must be a list of texts, not 'one text'$"):
+        pool.batch_embed("m", "one text")
+    with pytest.raises(TypeError, match=r"^inputs\[1\] must be a text, not 2$"):
+        pool.batch_embed("m", ["a", 2])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match=r"^input must be a list of texts, not None$"):
+        pool.embed("m", None)  # type: ignore[arg-type]
+
+
+def test_a_client_takes_the_address_of_a_node_as_a_pool_does() -> None:
+    assert Client("pc2").url == "http://pc2:11435" and Client("https://pc2:1/a/").url == "https://pc2:1/a"
+    with pytest.raises(ValueError, match="ftp://pc2 is no URL of a node"):
+        Client("ftp://pc2")
+
+
 @pytest.mark.parametrize("pool", [OllamaPool, sync_wrapper.OllamaPool])
 def test_so_does_a_pool(pool: Any) -> None:
     for options, error in (({"timeout": "5s"}, TypeError), ({"timeout": -1}, ValueError)):

@@ -5,9 +5,36 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from aiohttp import web
 
+from sollold.client import OllamaPool, RequestTimeout
 from sollold.client.errors import ClientError
 from sollold.client.http import Client
+
+
+async def test_a_node_that_says_that_the_time_is_up_is_not_lost(caplog: pytest.LogCaptureFixture) -> None:
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        await response.write(b'{"error": "not complete within the deadline", "code": 504}\n')
+        return response
+
+    app = web.Application()
+    app.router.add_post("/api/chat", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        async with OllamaPool(f"http://127.0.0.1:{runner.addresses[0][1]}") as pool:
+            with pytest.raises(RequestTimeout, match=r"^not complete within the deadline$"):
+                await pool.chat("m", [{"role": "user", "content": "hi"}], timeout=30)
+    finally:
+        await runner.cleanup()
+    assert asked == ["/api/chat"] and "lost" not in caplog.text
 
 
 async def test_who_listens_and_does_not_answer_is_not_called_absent() -> None:
